@@ -1,0 +1,70 @@
+"""Fixtures for every test: a real PostgreSQL, and a database of its own for each test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+from sqlalchemy import Engine, create_engine
+
+from support.databases import (
+    TestServer,
+    chosen_server,
+    private_server,
+    running_server,
+    with_driver,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+
+
+class UrlFor(Protocol):
+    """The test's database through one driver."""
+
+    def __call__(self, driver: str) -> str: ...
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
+    """The server of this run; its version and where it comes from are printed once."""
+    with running_server(chosen_server()) as server:
+        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.write_line(f"PostgreSQL {server.version()}: {server.description}")
+        yield server
+
+
+@pytest.fixture
+def database_url(server: TestServer, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A new, empty database for this test alone, with psycopg as the driver."""
+    url = server.create_database(request.node.name)
+    try:
+        yield url
+    finally:
+        server.drop_database(url)
+
+
+@pytest.fixture
+def url_for(database_url: str) -> UrlFor:
+    """The URL of this test's database for a driver: psycopg, asyncpg or psycopg2."""
+    return lambda driver: with_driver(database_url, driver)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine on psycopg for this test's database; disposed of before the database goes."""
+    engine = create_engine(database_url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def own_server() -> Iterator[EmbeddedPostgres]:
+    """A server that this test has for itself, to stop, kill and restart."""
+    with private_server() as server:
+        yield server

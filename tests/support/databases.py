@@ -1,0 +1,136 @@
+"""The server that the tests run against, and databases on it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import re
+import secrets
+import warnings
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import URL, make_url
+
+from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+from support.choice import Choice, ContainerServer, GivenServer, choose_server, programs_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DISPOSABLE: Mapping[str, str] = {
+    # Safe as long as the machine itself does not crash: then the tests start again anyway.
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "max_prepared_transactions": "10",
+    # Nothing in the tests may depend on the server's zone being UTC.
+    "timezone": "Asia/Kathmandu",
+}
+
+
+def with_driver(url: str | URL, driver: str) -> str:
+    """Return the URL for ``psycopg``, ``asyncpg`` or ``psycopg2``."""
+    changed = make_url(url).set(drivername=f"postgresql+{driver}")
+    return changed.render_as_string(hide_password=False)
+
+
+class TestServer:
+    """A server whose databases the tests make and drop."""
+
+    __test__ = False  # not a test class, whatever its name says
+
+    def __init__(self, url: str, description: str) -> None:
+        self.url = with_driver(url, "psycopg")
+        self.description = description
+
+    def create_database(self, name: str = "test", *, template: str = "template0") -> str:
+        """Make a database named after *name* and return its URL, with psycopg as the driver."""
+        slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40]
+        database = f"bgjob_{slug}_{secrets.token_hex(4)}"
+        self._execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                sql.Identifier(database), sql.Identifier(template)
+            )
+        )
+        changed = make_url(self.url).set(database=database)
+        return changed.render_as_string(hide_password=False)
+
+    def drop_database(self, url: str) -> None:
+        """Drop a database with all connections to it; one that is gone is fine."""
+        database = make_url(url).database
+        assert database is not None
+        self._execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database))
+        )
+
+    def version(self) -> str:
+        """Return the server's version in its own words."""
+        with self._connect() as connection:
+            row = connection.execute("SHOW server_version").fetchone()
+            assert row is not None
+            return str(row[0])
+
+    def _execute(self, statement: sql.Composed) -> None:
+        with self._connect() as connection:
+            connection.execute(statement)
+
+    def _connect(self) -> psycopg.Connection:
+        plain = make_url(self.url).set(drivername="postgresql")
+        return psycopg.connect(plain.render_as_string(hide_password=False), autocommit=True)
+
+
+def docker_answers() -> bool:
+    """Whether a Docker daemon is there and answers within two seconds."""
+    import docker
+    from docker.errors import DockerException
+
+    with warnings.catch_warnings():
+        # The client leaves its socket open when nobody answers.
+        warnings.simplefilter("ignore", ResourceWarning)
+        try:
+            client = docker.from_env(timeout=2)
+            try:
+                return bool(client.ping())
+            finally:
+                client.close()
+        except (DockerException, OSError):
+            return False
+        finally:
+            gc.collect()
+
+
+@contextlib.contextmanager
+def running_server(choice: Choice) -> Iterator[TestServer]:
+    """Start what was chosen, and stop it."""
+    if isinstance(choice, GivenServer):
+        yield TestServer(choice.url, "the server in BGJOB_TEST_DATABASE_URL")
+    elif isinstance(choice, ContainerServer):
+        from testcontainers.postgres import PostgresContainer
+
+        command = " ".join(f"-c {name}={value}" for name, value in DISPOSABLE.items())
+        with PostgresContainer(choice.image).with_command(f"postgres {command}") as container:
+            yield TestServer(container.get_connection_url(), f"a container of {choice.image}")
+    else:
+        origin = "the embedded server" if choice.bin_dir is None else str(choice.bin_dir)
+        with EmbeddedPostgres.start(settings=DISPOSABLE, bin_dir=choice.bin_dir) as server:
+            yield TestServer(server.url, origin)
+
+
+@contextlib.contextmanager
+def private_server(**settings: str) -> Iterator[EmbeddedPostgres]:
+    """Run a server that one test has for itself, to stop, kill and restart.
+
+    It is of the version that ``BGJOB_TEST_PG`` names, else the embedded one.
+    """
+    version = os.environ.get("BGJOB_TEST_PG")
+    bin_dir = programs_of(version) if version else None
+    with EmbeddedPostgres.start(settings={**DISPOSABLE, **settings}, bin_dir=bin_dir) as server:
+        yield server
+
+
+def chosen_server() -> Choice:
+    """Choose for this process, its environment and its machine."""
+    return choose_server(os.environ, docker_answers=docker_answers)

@@ -1,0 +1,173 @@
+"""The tests' own frame: the choice of a server, databases, and waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import Engine, create_engine, inspect, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from support import wait_until, wait_until_async
+from support.choice import ContainerServer, GivenServer, LocalServer, choose_server
+from support.databases import with_driver
+
+if TYPE_CHECKING:
+    from conftest import UrlFor
+    from support import TestServer
+
+
+def never_asked() -> bool:
+    raise AssertionError("Docker must not be asked when the environment decides")
+
+
+def test_a_given_url_wins():
+    choice = choose_server(
+        {"BGJOB_TEST_DATABASE_URL": "postgresql://h/d"}, docker_answers=never_asked
+    )
+
+    assert choice == GivenServer("postgresql://h/d")
+
+
+def test_a_container_is_next_when_docker_answers():
+    assert choose_server({}, docker_answers=lambda: True) == ContainerServer("postgres:18")
+
+
+def test_the_embedded_server_is_there_in_any_case():
+    assert choose_server({}, docker_answers=lambda: False) == LocalServer(None)
+
+
+def test_an_empty_variable_is_no_choice():
+    """CI systems set variables to nothing when they mean not to set them."""
+    environment = {"BGJOB_TEST_DATABASE_URL": "", "BGJOB_TEST_PG": ""}
+
+    assert choose_server(environment, docker_answers=lambda: False) == LocalServer(None)
+
+
+@pytest.mark.parametrize(
+    ("version", "folder"),
+    [("15", "/usr/lib/postgresql/15/bin"), ("/opt/pg17/bin", "/opt/pg17/bin")],
+)
+def test_a_version_means_its_programs(version: str, folder: str):
+    choice = choose_server(
+        {"BGJOB_TEST_PG": version}, docker_answers=never_asked, is_folder=lambda path: True
+    )
+
+    assert choice == LocalServer(Path(folder))
+
+
+def test_a_version_that_is_not_installed_is_no_reason_to_take_another():
+    with pytest.raises(ValueError, match="apt-get install postgresql-15"):
+        choose_server(
+            {"BGJOB_TEST_PG": "15"}, docker_answers=lambda: True, is_folder=lambda path: False
+        )
+
+
+def test_two_choices_are_refused():
+    with pytest.raises(ValueError, match="not both"):
+        choose_server(
+            {"BGJOB_TEST_DATABASE_URL": "postgresql://h/d", "BGJOB_TEST_PG": "15"},
+            docker_answers=never_asked,
+        )
+
+
+def test_a_url_keeps_its_password_and_query_with_another_driver():
+    url = "postgresql+psycopg://me:s%40fe@h:5433/d?application_name=x"
+
+    changed = with_driver(url, "asyncpg")
+
+    assert changed == "postgresql+asyncpg://me:s%40fe@h:5433/d?application_name=x"
+
+
+@pytest.mark.core
+def test_each_test_has_an_empty_database_named_after_it(engine: Engine):
+    database = engine.url.database or ""
+
+    assert database.startswith("bgjob_test_each_test_has_an_empty_database")
+    assert inspect(engine).get_table_names() == []
+
+
+@pytest.mark.core
+def test_the_version_asked_for_is_the_one_that_runs(server: TestServer):
+    """Else the run on PostgreSQL 15 could be one on 18 without anyone seeing it."""
+    major = server.version().split(".")[0]
+    bin_dir = choose_bin_dir(server)
+
+    assert bin_dir is None or f"/{major}/" in bin_dir
+
+
+def choose_bin_dir(server: TestServer) -> str | None:
+    return server.description if server.description.startswith("/usr/lib/postgresql/") else None
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_the_database_is_reached_through_each_sync_driver(
+    url_for: UrlFor, database_url: str, driver: str
+):
+    engine = create_engine(url_for(driver))
+    with engine.connect() as connection:
+        database = connection.scalar(text("SELECT current_database()"))
+    engine.dispose()
+
+    assert database == make_url(database_url).database
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_the_database_is_reached_through_each_async_driver(
+    url_for: UrlFor, database_url: str, driver: str
+):
+    async def current_database() -> str | None:
+        engine = create_async_engine(url_for(driver))
+        async with engine.connect() as connection:
+            database = await connection.scalar(text("SELECT current_database()"))
+        await engine.dispose()
+        return database
+
+    assert asyncio.run(current_database()) == make_url(database_url).database
+
+
+@pytest.mark.core
+def test_a_database_with_open_connections_is_dropped(server: TestServer):
+    """A worker that a failed test leaves behind must not keep its database."""
+    url = server.create_database("left behind")
+    engine = create_engine(url)
+    with engine.connect():
+        server.drop_database(url)
+    engine.dispose()
+
+    admin = create_engine(server.url)
+    with admin.connect() as connection:
+        names = connection.scalars(text("SELECT datname FROM pg_database")).all()
+    admin.dispose()
+    assert make_url(url).database not in names
+
+
+def test_waiting_returns_the_first_true_value():
+    values = iter([0, None, "there", "too late"])
+
+    assert wait_until(lambda: next(values)) == "there"
+
+
+def test_waiting_in_vain_fails_and_tells_the_last_value():
+    with pytest.raises(AssertionError, match=r"not within 0 s: three jobs \(last value: \[\]\)"):
+        wait_until(list, 0, what="three jobs")
+
+
+def test_waiting_in_an_event_loop_takes_functions_and_coroutines():
+    async def scenario() -> tuple[str, str]:
+        plain, awaited = iter(["", "plain"]), iter(["", "awaited"])
+
+        async def condition() -> str:
+            return next(awaited)
+
+        first = await wait_until_async(lambda: next(plain))
+        second = await wait_until_async(condition)
+        with pytest.raises(AssertionError, match="not within 0 s"):
+            await wait_until_async(list, 0)
+        return first, second
+
+    assert asyncio.run(scenario()) == ("plain", "awaited")
