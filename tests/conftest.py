@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 from sqlalchemy import Engine, create_engine
 
+from support.choice import Choice
 from support.databases import (
     TestServer,
     chosen_server,
+    describe,
     private_server,
     running_server,
     with_driver,
@@ -27,13 +29,23 @@ class UrlFor(Protocol):
     def __call__(self, driver: str) -> str: ...
 
 
+CHOICE = pytest.StashKey[Choice]()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say at the top which server it is, and fail there if it cannot be had."""
+    try:
+        config.stash[CHOICE] = chosen_server()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    return f"PostgreSQL: {describe(config.stash[CHOICE])}"
+
+
 @pytest.fixture(scope="session")
 def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
-    """The server of this run; its version and where it comes from are printed once."""
-    with running_server(chosen_server()) as server:
-        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter.write_line(f"PostgreSQL {server.version()}: {server.description}")
+    """The server of this run."""
+    choice = request.config.stash.get(CHOICE, None) or chosen_server()
+    with running_server(choice) as server:
         yield server
 
 

