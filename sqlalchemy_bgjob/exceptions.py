@@ -4,6 +4,8 @@
 pickling. No sentence holds a value of a job's arg: messages end up in logs.
 """
 
+import shlex
+
 
 class BGJobError(Exception):
     """The root of all errors of this library."""
@@ -18,3 +20,62 @@ class InvalidArg(BGJobError, ValueError):  # noqa: N818 - names say what is wron
 
     def __str__(self) -> str:
         return f"invalid arg at {self.path}: {self.reason}"
+
+
+class SchemaOutOfDate(BGJobError):
+    """The tables are missing, or of a version that this release's workers cannot run on."""
+
+    def __init__(
+        self, found: int | None, needed: int, schema: str | None, table_prefix: str
+    ) -> None:
+        super().__init__(found, needed, schema, table_prefix)
+        self.found, self.needed = found, needed
+        self.schema, self.table_prefix = schema, table_prefix
+
+    def __str__(self) -> str:
+        table = f"{self.table_prefix}job"
+        where = f"table {table!r}" + (f" in schema {self.schema!r}" if self.schema else "")
+        if self.found is not None and self.found > self.needed:
+            return (
+                f"{where} is of version {self.found}, and the workers of this release need "
+                f"{self.needed}; install a newer release of sqlalchemy-bgjob"
+            )
+        problem = f"is of version {self.found}" if self.found else "does not exist"
+        options = "".join(
+            f" {flag} {shlex.quote(value)}"
+            for flag, value, default in (
+                ("--schema", self.schema, None),
+                ("--table-prefix", self.table_prefix, "bgjob_"),
+            )
+            if value != default and value is not None
+        )
+        return (
+            f"{where} {problem}, and the workers of this release need version {self.needed}; run "
+            f"`sqlalchemy-bgjob migrate{options}`, or with Alembic `alembic revision "
+            f"--autogenerate` and `alembic upgrade head`"
+        )
+
+
+class SchemaUnknown(SchemaOutOfDate):
+    """There is a table of the job table's name, but it does not say that it is ours."""
+
+    def __init__(
+        self,
+        table: str,
+        comment: str | None,
+        needed: int,
+        schema: str | None,
+        table_prefix: str,
+    ) -> None:
+        super().__init__(None, needed, schema, table_prefix)
+        self.args = (table, comment, needed, schema, table_prefix)
+        self.table, self.comment = table, comment
+
+    def __str__(self) -> str:
+        says = "has no comment" if self.comment is None else f"has the comment {self.comment!r}"
+        expected = f"sqlalchemy-bgjob schema {self.needed} (workers since {self.needed})"
+        return (
+            f"table {self.table} {says}, so its version is not known; if it is another program's, "
+            f"choose another table_prefix= or schema=; if it is the queue's, give it its comment "
+            f"back, for example: COMMENT ON TABLE {self.table} IS '{expected}'"
+        )

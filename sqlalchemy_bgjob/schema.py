@@ -1,0 +1,646 @@
+"""Versions of the tables: frozen DDL, migration without Alembic, and a worker's first checks.
+
+One pair of functions serves every way to the tables: a revision of the user's own Alembic history
+calls :func:`upgrade` and :func:`downgrade`, so do the revisions in ``alembic_migrations/``, and
+``sqlalchemy-bgjob migrate`` calls :func:`migrate`, which needs no Alembic at all.
+
+* A released version never changes, so nothing here imports the models: a revision that was written
+  for version 1 must build version 1 for ever.
+* Changes are additive. New columns come last and have a server default, so that what was released
+  before goes on enqueuing. A changed index or check gets a new name: Alembic compares names only.
+* The version stands in the job table's comment, where Alembic's autogenerate compares it. A table
+  of versions would be one that the user's own autogenerate wants to drop.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Connection,
+    DateTime,
+    Dialect,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import (
+    CreateIndex,
+    CreateTable,
+    DropTable,
+    ExecutableDDLElement,
+    SetTableComment,
+)
+
+from .exceptions import SchemaOutOfDate, SchemaUnknown
+
+LATEST: Final = 1
+"""The newest version that this release can build, and the one that its workers need."""
+
+WORKERS_SINCE: Final[Mapping[int, int]] = {1: 1}
+"""For each version: the oldest version whose workers can run on it."""
+
+DEFAULT_PREFIX: Final = "bgjob_"
+
+# Two of them at once wait for each other; the number is "bgjob" in ASCII.
+_MIGRATION_LOCK: Final = 0x62676A6F62
+
+_COMMENT = re.compile(r"sqlalchemy-bgjob schema (\d+) \(workers since (\d+)\)")
+
+
+class Operations(Protocol):
+    """What runs a statement: ``alembic.op``, a SQLAlchemy ``Connection``, or one that prints it."""
+
+    def execute(self, statement: Any, /) -> Any:
+        """Run one statement."""
+
+
+class Version(NamedTuple):
+    """What the database says: its version, and the oldest one whose workers it bears."""
+
+    number: int
+    workers_since: int
+
+    @property
+    def comment(self) -> str:
+        """The job table's comment."""
+        return f"sqlalchemy-bgjob schema {self.number} (workers since {self.workers_since})"
+
+
+# --- The frozen versions -------------------------------------------------------------------------
+
+_STORAGE_1: Final[dict[str, Mapping[str, str]]] = {
+    "job": {
+        "fillfactor": "50",
+        "autovacuum_vacuum_scale_factor": "0.02",
+        "autovacuum_vacuum_threshold": "1000",
+    },
+    "dead_job": {},
+    "worker": {"fillfactor": "50"},
+}
+
+
+def _tables_1(schema: str | None, prefix: str) -> MetaData:
+    metadata = MetaData()
+    moment = DateTime(timezone=True)
+    json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+    def text_column(name: str, *, nullable: bool = False) -> Column[Any]:
+        return Column(name, Text, nullable=nullable)
+
+    def counter(name: str, type_: type[Integer] = Integer) -> Column[Any]:
+        return Column(name, type_, nullable=False, server_default=text("'0'"))
+
+    def time(name: str, *, default: bool = False, nullable: bool = False) -> Column[Any]:
+        server_default = func.now() if default else None
+        return Column(name, moment, nullable=nullable, server_default=server_default)
+
+    def check(table: str, name: str, condition: str) -> CheckConstraint:
+        return CheckConstraint(text(condition), name=f"{prefix}{table}_{name}_check")
+
+    earliest, latest = "'1970-01-01 00:00:00+00:00'", "'9999-01-01 00:00:00+00:00'"
+    times = " AND ".join(
+        f"{name} BETWEEN {earliest} AND {latest}"
+        for name in ("next_run_at", "created_at", "updated_at")
+    ).replace(":", "\\:")
+    job = Table(
+        f"{prefix}job",
+        metadata,
+        text_column("id"),
+        text_column("queue"),
+        text_column("type"),
+        Column("arg", LargeBinary),
+        counter("priority", SmallInteger),
+        counter("attempt"),
+        counter("crashes"),
+        Column(
+            "lease",
+            BigInteger,
+            nullable=False,
+            server_default=text(
+                "(CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT))"
+            ),
+        ),
+        Column("claimed_by", BigInteger),
+        text_column("last_error", nullable=True),
+        Column("headers", json),
+        time("next_run_at", default=True),
+        time("created_at", default=True),
+        time("updated_at", default=True),
+        time("unknown_since", nullable=True),
+        PrimaryKeyConstraint("id", name=f"{prefix}job_pkey"),
+        check("job", "queue", "length(queue) BETWEEN 1 AND 128"),
+        check("job", "type", "length(type) BETWEEN 1 AND 128"),
+        check("job", "id", "length(id) BETWEEN 1 AND 255"),
+        check("job", "attempt", "attempt >= 0"),
+        check("job", "crashes", "crashes >= 0"),
+        check("job", "times", times),
+        schema=schema,
+    )
+    Index(f"{prefix}job_claim_idx", job.c.queue, job.c.priority, job.c.next_run_at, job.c.id)
+
+    dead_job = Table(
+        f"{prefix}dead_job",
+        metadata,
+        text_column("id"),
+        text_column("job_id"),
+        text_column("queue"),
+        text_column("type"),
+        Column("arg", LargeBinary),
+        counter("priority", SmallInteger),
+        counter("attempt"),
+        counter("crashes"),
+        Column("lease", BigInteger, nullable=False),
+        text_column("last_error", nullable=True),
+        Column("headers", json),
+        time("next_run_at"),
+        time("job_created_at"),
+        time("job_updated_at"),
+        time("moved_at", default=True),
+        PrimaryKeyConstraint("id", name=f"{prefix}dead_job_pkey"),
+        schema=schema,
+    )
+    Index(f"{prefix}dead_job_moved_at_idx", dead_job.c.moved_at)
+    Index(f"{prefix}dead_job_job_id_idx", dead_job.c.job_id)
+
+    Table(
+        f"{prefix}worker",
+        metadata,
+        Column("id", BigInteger, autoincrement=False),
+        text_column("hostname"),
+        Column("pid", Integer, nullable=False),
+        text_column("version"),
+        Column("queues", json, nullable=False),
+        Column("lease_timeout", Float(53), nullable=False),
+        time("started_at", default=True),
+        time("beat_at", default=True),
+        time("lost_at", nullable=True),
+        Column("listener_pid", Integer),
+        time("listener_started_at", nullable=True),
+        PrimaryKeyConstraint("id", name=f"{prefix}worker_pkey"),
+        schema=schema,
+    )
+    return metadata
+
+
+def _upgrade_to_1(op: Operations, schema: str | None, prefix: str) -> None:
+    if schema is not None:
+        op.execute(_CreateSchemaIfMissing(schema))
+    tables = _tables_1(schema, prefix)
+    for kind, storage in _STORAGE_1.items():
+        table = _table(tables, kind, schema, prefix)
+        op.execute(CreateTable(table))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            op.execute(CreateIndex(index))
+        if storage:
+            op.execute(_SetStorage(table, storage))
+
+
+def _downgrade_from_1(op: Operations, schema: str | None, prefix: str) -> None:
+    tables = _tables_1(schema, prefix)
+    for kind in reversed(_STORAGE_1):
+        op.execute(DropTable(_table(tables, kind, schema, prefix)))
+
+
+class _Step(NamedTuple):
+    """One version: how to reach and to leave it, and what is there when it is reached."""
+
+    tables: Any
+    storage: Mapping[str, Mapping[str, str]]
+    upgrade: Any
+    downgrade: Any
+
+
+_STEPS: Final[Mapping[int, _Step]] = {
+    1: _Step(_tables_1, _STORAGE_1, _upgrade_to_1, _downgrade_from_1),
+}
+
+
+def _table(tables: MetaData, kind: str, schema: str | None, prefix: str) -> Table:
+    name = f"{prefix}{kind}"
+    return tables.tables[name if schema is None else f"{schema}.{name}"]
+
+
+class _SetStorage(ExecutableDDLElement):
+    """``ALTER TABLE ... SET (...)``. SQLAlchemy 2.0 has no such option of a Table."""
+
+    inherit_cache = False
+
+    def __init__(self, table: Table, storage: Mapping[str, str]) -> None:
+        self.table, self.storage = table, storage
+
+
+@compiles(_SetStorage)
+def _compile_set_storage(element: _SetStorage, compiler: Any, **_: Any) -> str:
+    items = ", ".join(f"{name} = {value}" for name, value in element.storage.items())
+    return f"ALTER TABLE {compiler.preparer.format_table(element.table)} SET ({items})"
+
+
+class _CreateSchemaIfMissing(ExecutableDDLElement):
+    """``CREATE SCHEMA IF NOT EXISTS`` asks for the right to create one even if it exists."""
+
+    inherit_cache = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@compiles(_CreateSchemaIfMissing)
+def _compile_create_schema(element: _CreateSchemaIfMissing, compiler: Any, **_: Any) -> str:
+    def literal(value: str) -> str:
+        escaped = value.replace("'", "''")
+        return f"'{escaped}'"
+
+    create = literal(f"CREATE SCHEMA {_quoted(element.name)}")
+    block = (
+        f"BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal(element.name)}) "
+        f"THEN EXECUTE {create}; END IF; END"
+    )
+    sql = f"DO {literal(block)}"
+    return sql.replace("%", "%%") if "format" in compiler.dialect.paramstyle else sql
+
+
+# --- Migration -----------------------------------------------------------------------------------
+
+
+def upgrade(
+    op: Operations,
+    *,
+    from_version: int = 0,
+    to_version: int = LATEST,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> None:
+    """Bring the tables from one version to a newer one; the caller commits.
+
+    Args:
+        op: ``alembic.op``, an Alembic ``Operations``, or a SQLAlchemy ``Connection``.
+        from_version: What is there; 0 is nothing.
+        to_version: What shall be there. A revision names it, or it would change its meaning with
+            the next release of this library.
+        schema: Where the tables are. It is created when it is missing.
+        table_prefix: How the tables' names begin.
+
+    Raises:
+        ValueError: The versions do not go up, or this release does not know them.
+    """
+    _check_versions("upgrade", from_version, to_version)
+    for version in range(from_version + 1, to_version + 1):
+        _STEPS[version].upgrade(op, schema, table_prefix)
+        _set_comment(op, version, schema, table_prefix)
+
+
+def downgrade(
+    op: Operations,
+    *,
+    from_version: int,
+    to_version: int = 0,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> None:
+    """Bring the tables from one version to an older one; the caller commits.
+
+    Version 0 is without tables, and so without jobs. The schema stays: it may hold other things.
+
+    Raises:
+        ValueError: The versions do not go down, or this release does not know them.
+    """
+    _check_versions("downgrade", to_version, from_version)
+    for version in range(from_version, to_version, -1):
+        _STEPS[version].downgrade(op, schema, table_prefix)
+        if version > 1:  # pragma: no cover - there is one version so far
+            _set_comment(op, version - 1, schema, table_prefix)
+
+
+def _check_versions(verb: str, lower: int, higher: int) -> None:
+    if not 0 <= lower <= higher <= LATEST:
+        start, end = (lower, higher) if verb == "upgrade" else (higher, lower)
+        raise ValueError(
+            f"cannot {verb} from version {start!r} to {end!r}: this release of sqlalchemy-bgjob "
+            f"knows the versions 0 to {LATEST}"
+        )
+
+
+def _set_comment(op: Operations, version: int, schema: str | None, prefix: str) -> None:
+    table = _table(_STEPS[version].tables(schema, prefix), "job", schema, prefix)
+    table.comment = Version(version, WORKERS_SINCE[version]).comment
+    op.execute(SetTableComment(table))
+
+
+def migrate(
+    connection: Connection,
+    *,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> int:
+    """Bring the tables to the latest version, without Alembic; the caller commits.
+
+    It waits for others that do the same, so every process of a deployment may call it. Newer
+    tables that this release's workers can run on are left as they are.
+
+    Returns:
+        The version that was there before; 0 is none.
+
+    Raises:
+        SchemaOutOfDate: The tables are newer than this release can run on.
+        SchemaUnknown: There is a table of that name, and it does not say its version.
+        ValueError: The connection is not to PostgreSQL, or not in a READ COMMITTED transaction:
+            without one the lock would not hold, or what others did would not be seen.
+    """
+    _require_postgresql(connection)
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    _require_read_committed(connection)
+    found = read_version(connection, schema=schema, table_prefix=table_prefix)
+    if found.number >= LATEST:
+        _check(found, schema, table_prefix)
+    else:
+        upgrade(connection, from_version=found.number, schema=schema, table_prefix=table_prefix)
+    return found.number
+
+
+def _require_postgresql(connection: Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        raise ValueError(
+            f"the queue needs PostgreSQL, and this connection is to {connection.dialect.name!r}; "
+            f"give the URL of a PostgreSQL database"
+        )
+
+
+def _require_read_committed(connection: Connection) -> None:
+    in_transaction, isolation = connection.execute(
+        text(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND granted"
+            " AND locktype = 'advisory' AND classid = :high AND objid = :low),"
+            " current_setting('transaction_isolation')"
+        ),
+        {"high": _MIGRATION_LOCK >> 32, "low": _MIGRATION_LOCK & 0xFFFF_FFFF},
+    ).one()
+    if not in_transaction or isolation != "read committed":
+        raise ValueError(
+            f"the migration needs a transaction in READ COMMITTED, and this connection is in "
+            f"{isolation.upper() if in_transaction else 'AUTOCOMMIT'}; use "
+            f'connection.execution_options(isolation_level="READ COMMITTED") before its first '
+            f"statement"
+        )
+
+
+def migration_sql(
+    *,
+    from_version: int = 0,
+    to_version: int = LATEST,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> str:
+    """The same migration as SQL for ``psql``: one transaction, up or down.
+
+    Raises:
+        ValueError: This release does not know the versions.
+    """
+    script = _Script()
+    move = upgrade if from_version <= to_version else downgrade
+    move(
+        script,
+        from_version=from_version,
+        to_version=to_version,
+        schema=schema,
+        table_prefix=table_prefix,
+    )
+    return "\n\n".join(["BEGIN;", *script.statements, "COMMIT;", ""])
+
+
+class _Script:
+    """Writes statements down instead of running them."""
+
+    def __init__(self) -> None:
+        # By name, since the drivers' own styles double every percent sign.
+        self.dialect: Dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+        self.statements: list[str] = []
+
+    def execute(self, statement: ExecutableDDLElement, /) -> None:
+        sql = str(statement.compile(dialect=self.dialect))
+        lines = (line.replace("\t", "    ").rstrip() for line in sql.strip().splitlines())
+        self.statements.append("\n".join(lines) + ";")
+
+
+# --- What is there -------------------------------------------------------------------------------
+
+
+def db_version(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> int:
+    """The version of the tables in the database; 0 if there are none.
+
+    Raises:
+        SchemaUnknown: There is a table of that name, and it does not say its version.
+    """
+    return read_version(connection, schema=schema, table_prefix=table_prefix).number
+
+
+def read_version(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> Version:
+    """As :func:`db_version`, with the oldest version whose workers can run on these tables."""
+    name = _qualified(schema, f"{table_prefix}job")
+    row = connection.execute(
+        text(
+            "SELECT obj_description(oid, 'pg_class') FROM pg_catalog.pg_class"
+            " WHERE oid = to_regclass(CAST(:name AS TEXT))"
+        ),
+        {"name": name},
+    ).one_or_none()
+    if row is None:
+        return Version(0, 0)
+    comment: str | None = row[0]
+    version = version_in(comment)
+    if version is None:
+        raise SchemaUnknown(name, comment, LATEST, schema, table_prefix)
+    return version
+
+
+def version_in(comment: str | None) -> Version | None:
+    """The version that a table's comment says; None if it says none."""
+    match = _COMMENT.match(comment or "")
+    return Version(int(match[1]), int(match[2])) if match else None
+
+
+def check(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> None:
+    """Refuse tables that this release's workers cannot run on; nothing is modified.
+
+    Raises:
+        SchemaOutOfDate: They are missing, older, or newer and say that it is too old for them.
+        SchemaUnknown: There is a table of that name, and it does not say its version.
+    """
+    _check(read_version(connection, schema=schema, table_prefix=table_prefix), schema, table_prefix)
+
+
+def _check(found: Version, schema: str | None, table_prefix: str) -> None:
+    if found.number < LATEST or found.workers_since > LATEST:
+        raise SchemaOutOfDate(found.number, LATEST, schema, table_prefix)
+
+
+def storage_drift(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> list[str]:
+    """The ``ALTER TABLE`` statements that would set the storage parameters as designed.
+
+    Alembic does not see these: a table made by plain autogenerate on SQLAlchemy 2.0 lacks them,
+    and its updates are slower for it, not wrong.
+    """
+    script = _Script()
+    tables = _STEPS[LATEST].tables(schema, table_prefix)
+    for kind, designed in _STEPS[LATEST].storage.items():
+        options = connection.execute(
+            text(
+                "SELECT reloptions FROM pg_catalog.pg_class"
+                " WHERE oid = to_regclass(CAST(:name AS TEXT))"
+            ),
+            {"name": _qualified(schema, f"{table_prefix}{kind}")},
+        ).scalar_one_or_none()
+        found = dict(option.split("=", 1) for option in options or ())
+        missing = {name: value for name, value in designed.items() if found.get(name) != value}
+        if missing:
+            element = _SetStorage(_table(tables, kind, schema, table_prefix), missing)
+            script.execute(element)
+    return script.statements
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKeyProblem:
+    """A foreign key to our tables that stops or slows the end of a job."""
+
+    name: str
+    table: str
+    """Its table, quoted and with its schema where that is needed."""
+    columns: tuple[str, ...]
+    blocks: bool
+    """Whether deleting the row is refused while somebody refers to it."""
+    unindexed: bool
+    """Whether each deletion reads the whole referring table."""
+
+    def __str__(self) -> str:
+        columns = ", ".join(self.columns)
+        problems = []
+        if self.blocks:
+            problems.append(
+                "a job that it refers to cannot end; "
+                "make it ON DELETE SET NULL or ON DELETE CASCADE"
+            )
+        if self.unindexed:
+            problems.append(
+                f"every job's end reads the whole table; create an index on ({columns})"
+            )
+        return f"foreign key {self.name!r} of {self.table} ({columns}): {'; and '.join(problems)}"
+
+
+def foreign_key_problems(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> list[ForeignKeyProblem]:
+    """The foreign keys to the job and dead job tables that block or lack an index."""
+    rows = connection.execute(
+        _FOREIGN_KEYS,
+        {
+            "job": _qualified(schema, f"{table_prefix}job"),
+            "dead_job": _qualified(schema, f"{table_prefix}dead_job"),
+        },
+    )
+    problems = (
+        ForeignKeyProblem(row.name, row.table, tuple(row.columns), row.blocks, not row.indexed)
+        for row in rows
+    )
+    return [problem for problem in problems if problem.blocks or problem.unindexed]
+
+
+# An index serves if it begins with the key's columns in any order, and leaves out at most nulls.
+_FOREIGN_KEYS = text(
+    """
+    SELECT c.conname AS name,
+           CAST(CAST(c.conrelid AS regclass) AS TEXT) AS "table",
+           ARRAY(
+               SELECT CAST(a.attname AS TEXT)
+               FROM unnest(c.conkey) WITH ORDINALITY AS k (attnum, place)
+               JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum
+               ORDER BY k.place
+           ) AS columns,
+           c.confdeltype IN ('a', 'r') AS blocks,
+           EXISTS (
+               SELECT FROM pg_catalog.pg_index i
+               WHERE i.indrelid = c.conrelid AND i.indisvalid
+                 AND CAST(string_to_array(CAST(i.indkey AS TEXT), ' ') AS smallint[])
+                     [1:cardinality(c.conkey)] @> c.conkey
+                 AND (i.indpred IS NULL
+                      OR pg_get_expr(i.indpred, i.indrelid) ~ '^\\([^()]+ IS NOT NULL\\)$')
+           ) AS indexed
+    FROM pg_catalog.pg_constraint c
+    WHERE c.contype = 'f' AND c.conparentid = 0
+      AND c.confrelid IN (to_regclass(CAST(:job AS TEXT)), to_regclass(CAST(:dead_job AS TEXT)))
+    ORDER BY 2, 1
+    """
+)
+
+
+def _qualified(schema: str | None, table: str) -> str:
+    return _quoted(table) if schema is None else f"{_quoted(schema)}.{_quoted(table)}"
+
+
+def _quoted(name: str) -> str:
+    # Not the dialect's own quoting, which doubles percent signs for some drivers.
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
+
+
+# --- For Alembic ---------------------------------------------------------------------------------
+
+
+def frozen_tables(
+    version: int, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> Iterator[Table]:
+    """The tables as they are at a version, to tell what belongs to it; none at version 0."""
+    if version:
+        yield from _STEPS[version].tables(schema, table_prefix).tables.values()
+
+
+def migrations_path() -> Path:
+    """The folder of ``env.py`` and ``versions/``, in a checkout as in an installed package.
+
+    For projects that live with branches: ``version_locations`` takes
+    ``sqlalchemy_bgjob:alembic_migrations/versions``, or ``migrations_path() / "versions"``.
+    """
+    inside = Path(__file__).with_name("alembic_migrations")
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "alembic_migrations"
+
+
+def revision_options(op: Any) -> dict[str, Any]:
+    """Schema and prefix for the shipped revisions, which cannot hold them.
+
+    From ``context.configure(bgjob_schema=..., bgjob_table_prefix=...)`` in ``env.py``, else from
+    the options of the same names in ``alembic.ini``.
+    """
+    context = op.get_context()
+    options = {}
+    for name in ("schema", "table_prefix"):
+        key = f"bgjob_{name}"
+        value = context.opts.get(key)
+        if value is None and context.config is not None:
+            value = context.config.get_main_option(key)
+        if value:
+            options[name] = value
+    return options
