@@ -1,0 +1,35 @@
+"""The Alembic plugin: ``alembic revision --autogenerate`` writes one line for the queue's tables.
+
+Alembic 1.18 or newer finds it by its entry point; ``env.py`` switches it on by name::
+
+    context.configure(..., autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"])
+
+Without it autogenerate still works, and writes the tables out in full; on SQLAlchemy 2.0 they
+then lack their storage parameters, and the worker's start prints the statement that sets them.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.operations.ops import UpgradeOps
+    from alembic.runtime.plugins import Plugin
+    from alembic.util import PriorityDispatchResult
+
+
+def setup(plugin: "Plugin") -> None:
+    """Register with Alembic, which calls this while it is being imported itself."""
+    from alembic.util import DispatchPriority  # noqa: PLC0415
+
+    plugin.add_autogenerate_comparator(
+        _compare, "schema", "sqlalchemy_bgjob", priority=DispatchPriority.LAST
+    )
+
+
+def _compare(
+    autogen_context: "AutogenContext", upgrade_ops: "UpgradeOps", schemas: set[str | None]
+) -> "PriorityDispatchResult":
+    # Late, since it needs an Alembic that is complete.
+    from ._autogenerate import compare  # noqa: PLC0415
+
+    return compare(autogen_context, upgrade_ops, schemas)
