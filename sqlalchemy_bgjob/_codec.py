@@ -224,7 +224,7 @@ _kinds = dict(_BUILTIN_KINDS)
 _getters: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 
 
-def check(value: Any, *, max_size: int = MAX_ARG_SIZE) -> None:  # noqa: C901, PLR0912, PLR0915
+def check(value: Any, *, max_size: int = MAX_ARG_SIZE) -> None:  # noqa: C901
     """Refuse what would not survive the way through JSON and PostgreSQL, naming its path.
 
     Iterative, so that depth is a matter of MAX_DEPTH and not of how deep the caller's stack is;
@@ -303,7 +303,7 @@ _NOT_FINITE = "NaN and infinities have no JSON form; use None or a string"
 _INT_PROBLEM = f"an int beyond 64 bits ({MIN_INT} to {MAX_INT}); use a string"
 
 
-def _classify(item: Any) -> int:  # noqa: C901, PLR0912
+def _classify(item: Any) -> int:  # noqa: C901
     """The kind of a type that was not met before."""
     cls = type(item)
     if _sqlalchemy_inspect(item) is not None:
@@ -403,6 +403,9 @@ def _check_keys(frames: list[tuple[Any, Iterator[Any]]], mapping: dict[Any, Any]
 
 
 def _printable(key: Any) -> str:
+    # Not every int can be printed: from 4,300 digits on that is an error of its own.
+    if isinstance(key, int) and not MIN_INT <= key <= MAX_INT:
+        return "int"
     return str(key) if isinstance(key, (str, int, UUID)) else type(key).__name__
 
 
@@ -498,35 +501,53 @@ def _dump(item: Any, path: "str | Callable[[], str]") -> Any:
             dumped = item.model_dump(**options)
         else:
             dumped = type(item).__pydantic_serializer__.to_python(item, by_alias=True, **options)
-        masked = _holds_mask(dumped)
+        problem = _lost_in_dump(item, dumped)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - serializers are code of the user's
-        failure: str | None = type(error).__name__
-    else:
-        failure = None
-    if failure is None and not masked:
+        problem = f"can't be dumped as JSON ({type(error).__name__})"
+    if problem is None:
         return dumped
-    where = path if isinstance(path, str) else path()
-    name = type(item).__name__
-    if failure is None:
-        reason = f"{name} holds a secret that pydantic masks; pass a reference to it"
-        raise InvalidArg(where, reason)
-    raise InvalidArg(where, f"{name} can't be dumped as JSON ({failure})")
+    raise InvalidArg(path if isinstance(path, str) else path(), f"{type(item).__name__} {problem}")
 
 
-def _holds_mask(dumped: Any) -> bool:
-    # What SecretStr and SecretBytes become: stored like this, the secret would be lost for good.
-    stack = [dumped]
+def _lost_in_dump(item: Any, dumped: Any) -> str | None:
+    """What pydantic drops without a word, so that the handler would get something else."""
+    leaves = list(_leaves(dumped))
+    if "**********" in leaves:
+        return "holds a secret that pydantic masks; pass a reference to it"
+    # In a field without a type, NaN becomes None. (In one of float it stays; the walk finds it.)
+    if (
+        None in leaves
+        and not any(map(_not_finite, leaves))
+        and any(map(_not_finite, _leaves(item)))
+    ):
+        return f"holds NaN or an infinity; {_NOT_FINITE}"
+    return None
+
+
+def _not_finite(item: Any) -> bool:
+    return isinstance(item, float) and item - item != 0.0
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    stack = [value]
+    met: set[int] = set()
     while stack:
         item = stack.pop()
-        if type(item) is dict:
-            stack.extend(item.values())
-        elif type(item) is list:
-            stack.extend(item)
-        elif item == "**********":
-            return True
-    return False
+        if isinstance(item, dict):
+            inner: Iterable[Any] = item.values()
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            inner = item
+        elif hasattr(type(item), "__pydantic_serializer__"):
+            inner = (getattr(item, "__dict__", None), getattr(item, "__pydantic_extra__", None))
+        else:
+            yield item
+            continue
+        # Fields that are excluded from dumps may point back.
+        if id(item) not in met:
+            met.add(id(item))
+            stack.extend(inner)
 
 
 def _pydantic_fields(model: Any) -> Fields:
@@ -635,9 +656,8 @@ def _adapter(annotation: Any) -> Callable[[bytes], Any]:
     validate: Callable[[bytes], Any] = adapter.validate_json
 
     def load(data: bytes) -> Any:
-        # Pydantic reads these words as numbers; they are not JSON.
-        if b"NaN" in data or b"Infinity" in data:
-            msgspec.json.decode(data)
+        # Pydantic's own parser takes NaN, Infinity and 1e400, which are no JSON numbers.
+        msgspec.json.decode(data)
         return validate(data)
 
     return load
@@ -809,7 +829,10 @@ def _resolve(
     if None not in steps:
         return steps
     expected = _split(error)[1:]
-    document = msgspec.json.decode(data)
+    try:
+        document = msgspec.json.decode(data)
+    except ValueError:
+        return steps
     for index, step in enumerate(steps):
         if step is not None:
             continue
