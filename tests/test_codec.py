@@ -29,6 +29,7 @@ from sqlalchemy.orm import (
     registry,
     relationship,
 )
+from sqlmodel import Field, SQLModel
 
 from sqlalchemy_bgjob._codec import Codec, Encoded, Fields, fields
 from sqlalchemy_bgjob.exceptions import BGJobError, InvalidArg
@@ -489,6 +490,26 @@ def test_relationships_are_refused() -> None:
     user = User(id=1, name=SECRET, letters=[Letter(id=1, user_id=1)])
 
     refused(user.letters, "$[0]", "pass the primary key")
+
+
+class Hero(SQLModel, table=True):
+    id: int | None = Field(default=None, primary_key=True)
+
+
+class HeroName(SQLModel):
+    name: str
+
+
+def test_sqlmodel_tables_are_refused_and_its_other_models_taken() -> None:
+    class Open(pydantic.BaseModel):
+        value: Any
+
+    refused(Hero(id=1), "$", "Hero is an ORM instance; pass the primary key")
+    refused([Hero(id=1)], "$[0]", "Hero is an ORM instance; pass the primary key")
+    refused(Open(value=[Hero(id=1)]), "$", "Open holds an ORM instance", codec=Codec(Open))
+    assert round_trip(Codec(HeroName), HeroName(name="a")) == HeroName(name="a")
+    with pytest.raises(TypeError, match="Hero is an ORM class"):
+        Codec(Hero)
 
 
 @pytest.mark.parametrize(
