@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import threading
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from socketserver import ThreadingUnixStreamServer
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from support import wait_until, wait_until_async
 from support.choice import ContainerServer, GivenServer, LocalServer, choose_server
-from support.databases import describe, with_driver
+from support.databases import describe, docker_answers, with_driver
 
 if TYPE_CHECKING:
     from conftest import UrlFor
@@ -72,6 +75,42 @@ def test_two_choices_are_refused():
             {"BGJOB_TEST_DATABASE_URL": "postgresql://h/d", "BGJOB_TEST_PG": "15"},
             docker_answers=never_asked,
         )
+
+
+class FakeDocker(BaseHTTPRequestHandler):
+    """As much of a Docker daemon as its client needs for a ping."""
+
+    def do_GET(self) -> None:
+        body = b"OK" if self.path.endswith("/_ping") else b'{"ApiVersion": "1.47"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def address_string(self) -> str:
+        return "a Unix socket has no address"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_daemon_that_answers_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    with ThreadingUnixStreamServer(str(path), FakeDocker) as daemon:
+        thread = threading.Thread(target=daemon.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            assert docker_answers()
+        finally:
+            daemon.shutdown()
+            thread.join()
+
+
+def test_a_daemon_that_is_not_there_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'docker.sock'}")
+
+    assert not docker_answers()
 
 
 def test_a_url_keeps_its_password_and_query_with_another_driver():
