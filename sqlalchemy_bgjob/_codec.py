@@ -23,7 +23,7 @@ from typing import Annotated, Any, NamedTuple, Union
 import msgspec
 import msgspec.inspect
 
-from ._walk import MAX_DEPTH, check, dump, is_model, join, refuse_foreign, size_problem
+from ._walk import MAX_DEPTH, check, dump, is_model, join, size_problem
 from .exceptions import InvalidArg
 from .settings import MAX_ARG_SIZE
 
@@ -97,7 +97,6 @@ class Codec:
             got = type(arg).__name__
             raise InvalidArg("$", f"{got} given, but the handler takes {self._name}; encode it")
         if hasattr(type(arg), "__pydantic_serializer__"):
-            refuse_foreign(arg, "$")
             arg = dump(arg, "$")
         check(arg, max_size=max_size)
         data = _encode(arg)

@@ -84,9 +84,7 @@ def check(value: Any, *, max_size: int = MAX_ARG_SIZE) -> None:  # noqa: C901
                     _refuse(frames, "an Enum whose value is neither a str nor a number")
             elif kind == _PYDANTIC:
                 item = dump(item, lambda: _path(frames))  # noqa: PLW2901
-                kind = kinds.get(type(item))
-                if kind is None:
-                    kind = _classify(item)
+                kind = _kind(item)
             if kind == _STR:
                 budget -= len(item)
                 if "\0" in item or not (item.isascii() or _is_utf8(item)):
@@ -128,7 +126,7 @@ def check(value: Any, *, max_size: int = MAX_ARG_SIZE) -> None:  # noqa: C901
                 if not hasattr(type(frames[-1][0]), "__struct_fields__"):
                     _refuse(frames, "UNSET outside of a struct; leave the key out")
             else:
-                refuse_foreign(item, lambda: _path(frames))
+                _refuse_foreign(item, lambda: _path(frames))
                 _refuse(frames, f"{type(item).__name__} has no JSON form; pass plain data")
             if budget < 0:
                 raise InvalidArg("$", size_problem(max_size))
@@ -143,6 +141,11 @@ _INT_PROBLEM = f"an int beyond 64 bits ({MIN_INT} to {MAX_INT}); use a string"
 def size_problem(max_size: int) -> str:
     """The end of a sentence that begins with a size."""
     return f"more than the {max_size} bytes allowed; store it elsewhere and pass a reference"
+
+
+def _kind(item: Any) -> int:
+    kind = _kinds.get(type(item))
+    return _classify(item) if kind is None else kind
 
 
 def _classify(item: Any) -> int:  # noqa: C901
@@ -316,7 +319,7 @@ def _sqlalchemy_inspect(item: Any) -> Any:
     return inspect(item, raiseerr=False)
 
 
-def refuse_foreign(item: Any, path: "str | Callable[[], str]") -> None:
+def _refuse_foreign(item: Any, path: "str | Callable[[], str]") -> None:
     """Refuse what belongs to SQLAlchemy, with what to pass instead."""
     known = _sqlalchemy_inspect(item)
     if known is None:
@@ -338,6 +341,8 @@ def is_model(cls: Any) -> bool:
 
 def dump(item: Any, path: "str | Callable[[], str]") -> Any:
     """A pydantic object as JSON values, named and shaped so that validation takes them back."""
+    if _kind(item) == _UNSUPPORTED:
+        _refuse_foreign(item, path)
     options: dict[str, Any] = {"mode": "json", "round_trip": True, "warnings": False}
     try:
         if is_model(type(item)):
@@ -362,7 +367,7 @@ def _lost_in_dump(item: Any, dumped: Any) -> str | None:
     if "**********" in leaves:
         return "holds a secret that pydantic masks; pass a reference to it"
     # SQLModel's tables are models, too, and would be dumped like any other.
-    if any(_is_object(part) and _sqlalchemy_inspect(part) is not None for part in held):
+    if any(_is_object(part) and _kind(part) == _UNSUPPORTED for part in held):
         return "holds an ORM instance; pass the primary key"
     # In a field without a type, NaN becomes None. (In one of float it stays; the walk finds it.)
     if None in leaves and any(map(_not_finite, held)) and not any(map(_not_finite, leaves)):
