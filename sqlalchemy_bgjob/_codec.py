@@ -17,6 +17,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from inspect import Parameter
 from typing import Annotated, Any, NamedTuple, Union
 
@@ -238,7 +239,7 @@ def _dec_hook(cls: type, item: Any) -> Any:
     if cls is object:
         return item
     # From JSON once more: a strict model takes a datetime from a JSON string, not from a str.
-    return _adapter(cls)(msgspec.json.encode(item))
+    return _nested_adapter(cls)(msgspec.json.encode(item))
 
 
 def _decoder(annotation: Any) -> Callable[[bytes], Any]:
@@ -290,6 +291,10 @@ def _adapter(annotation: Any) -> Callable[[bytes], Any]:
         return validate(data)
 
     return load
+
+
+# Building an adapter costs far more than using it, and the hook gets no more than the class.
+_nested_adapter = lru_cache(maxsize=256)(_adapter)
 
 
 def _classes(info: msgspec.inspect.Type, *, custom: bool = False) -> Iterator[type]:

@@ -390,6 +390,9 @@ def _leaves(value: Any) -> Iterator[Any]:
     met: set[int] = set()
     while stack:
         item = stack.pop()
+        if _BUILTIN_KINDS.get(type(item), _UNSUPPORTED) < _PYDANTIC:
+            yield item
+            continue
         if isinstance(item, (dict, list, tuple, set, frozenset)) or _is_object(item):
             # Fields that are excluded from dumps may point back.
             if id(item) in met:
