@@ -13,7 +13,7 @@ calls :func:`upgrade` and :func:`downgrade`, so do the revisions in ``alembic_mi
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -222,10 +222,10 @@ def _downgrade_from_1(op: Operations, schema: str | None, prefix: str) -> None:
 class _Step(NamedTuple):
     """One version: how to reach and to leave it, and what is there when it is reached."""
 
-    tables: Any
+    tables: Callable[[str | None, str], MetaData]
     storage: Mapping[str, Mapping[str, str]]
-    upgrade: Any
-    downgrade: Any
+    upgrade: Callable[[Operations, str | None, str], None]
+    downgrade: Callable[[Operations, str | None, str], None]
 
 
 _STEPS: Final[Mapping[int, _Step]] = {
@@ -325,7 +325,7 @@ def downgrade(
     _check_versions("downgrade", to_version, from_version)
     for version in range(from_version, to_version, -1):
         _STEPS[version].downgrade(op, schema, table_prefix)
-        if version > 1:  # pragma: no cover - there is one version so far
+        if version > 1:
             _set_comment(op, version - 1, schema, table_prefix)
 
 
@@ -371,7 +371,13 @@ def migrate(
     if found.number >= LATEST:
         _check(found, schema, table_prefix)
     else:
-        upgrade(connection, from_version=found.number, schema=schema, table_prefix=table_prefix)
+        upgrade(
+            connection,
+            from_version=found.number,
+            to_version=LATEST,
+            schema=schema,
+            table_prefix=table_prefix,
+        )
     return found.number
 
 
@@ -584,8 +590,8 @@ _FOREIGN_KEYS = text(
            EXISTS (
                SELECT FROM pg_catalog.pg_index i
                WHERE i.indrelid = c.conrelid AND i.indisvalid
-                 AND CAST(string_to_array(CAST(i.indkey AS TEXT), ' ') AS smallint[])
-                     [1:cardinality(c.conkey)] @> c.conkey
+                 AND (CAST(string_to_array(CAST(i.indkey AS TEXT), ' ') AS smallint[]))
+                     [1 : cardinality(c.conkey)] @> c.conkey
                  AND (i.indpred IS NULL
                       OR pg_get_expr(i.indpred, i.indrelid) ~ '^\\([^()]+ IS NOT NULL\\)$')
            ) AS indexed

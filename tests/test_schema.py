@@ -1,0 +1,595 @@
+"""The frozen functions, migration without Alembic, and what a worker asks at its start."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import pickle
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    ForeignKey,
+    Index,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    text,
+)
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from sqlalchemy_bgjob import models, schema
+from sqlalchemy_bgjob.exceptions import SchemaOutOfDate, SchemaUnknown
+from support.catalog import catalog, leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import UrlFor
+    from support import TestServer
+
+CONVENTION = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+@dataclass(frozen=True)
+class Names:
+    """Where the tables are and how they are called."""
+
+    schema: str | None = None
+    prefix: str = "bgjob_"
+    convention: bool = False
+
+    @property
+    def where(self) -> dict[str, Any]:
+        return {"schema": self.schema, "table_prefix": self.prefix}
+
+    def without_convention(self) -> Names:
+        return replace(self, convention=False)
+
+    def metadata(self) -> MetaData:
+        metadata = MetaData(naming_convention=CONVENTION if self.convention else None)
+        models.build_models(metadata, **self.where)
+        return metadata
+
+
+NAMES = {
+    "plain": Names(),
+    "convention": Names(convention=True),
+    "schema": Names(schema="app"),
+    "weird": Names(schema='We"ird 100% Schema', prefix='It\'s 5% "x":y_'),
+    "prefix": Names(prefix="shop_"),
+    "no_prefix": Names(prefix=""),
+}
+every_name = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+
+
+def by_create_all(connection: Connection, names: Names) -> None:
+    if names.schema:
+        quoted = connection.dialect.identifier_preparer.quote_schema(names.schema)
+        connection.exec_driver_sql(f"CREATE SCHEMA {quoted}", execution_options={})
+    names.metadata().create_all(connection)
+
+
+def by_upgrade(connection: Connection, names: Names) -> None:
+    op = Operations(MigrationContext.configure(connection))
+    schema.upgrade(op, from_version=0, to_version=1, **names.where)
+
+
+def by_upgrade_on_connection(connection: Connection, names: Names) -> None:
+    schema.upgrade(connection, from_version=0, to_version=1, **names.where)
+
+
+def by_migrate(connection: Connection, names: Names) -> None:
+    assert schema.migrate(connection, **names.where) == 0
+
+
+def run_script(connection: Connection, script: str) -> None:
+    """Run it as psql would, with its own BEGIN and COMMIT."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute(script)
+
+
+@contextmanager
+def new_engine(server: TestServer) -> Iterator[Engine]:
+    url = server.create_database("test_schema")
+    engine = create_engine(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+        server.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def module_engine(server: TestServer) -> Iterator[Engine]:
+    with new_engine(server) as engine:
+        yield engine
+
+
+@pytest.fixture
+def connection(module_engine: Engine) -> Iterator[Connection]:
+    """A transaction that is rolled back: DDL too is transactional."""
+    with module_engine.connect() as connection:
+        yield connection
+        connection.rollback()
+
+
+@pytest.fixture(scope="module")
+def expected(server: TestServer) -> Iterator[Callable[[Names], Any]]:
+    """What ``create_all()`` makes of the models, which are the truth."""
+    # In a database of its own: a name that an open transaction creates would be waited for.
+    with new_engine(server) as engine:
+
+        @functools.cache
+        def expect(names: Names) -> Any:
+            with engine.connect() as connection:
+                by_create_all(connection, names.without_convention())
+                return catalog(connection, names.schema, names.prefix)
+
+        yield expect
+
+
+WAYS = [by_create_all, by_upgrade, by_upgrade_on_connection, by_migrate]
+
+
+@pytest.mark.core
+@every_name
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_makes_the_same_tables(
+    connection: Connection, way: Any, names: Names, expected: Any
+) -> None:
+    way(connection, names)
+
+    assert catalog(connection, names.schema, names.prefix) == expected(names)
+
+
+@pytest.mark.parametrize("names", [NAMES["plain"], NAMES["weird"]], ids=["plain", "weird"])
+def test_the_sql_text_makes_the_same_tables_and_drops_them(
+    engine: Engine, names: Names, expected: Any
+) -> None:
+    with engine.connect() as connection:
+        before = leftovers(connection)
+
+        run_script(connection, schema.migration_sql(**names.where))
+        assert catalog(connection, names.schema, names.prefix) == expected(names)
+        run_script(connection, schema.migration_sql(from_version=1, to_version=0, **names.where))
+
+        assert leftovers(connection) == before
+        assert names.schema is None or leftovers(connection, names.schema) == []
+
+
+def test_the_models_are_what_was_designed(expected: Any) -> None:
+    """The other tests compare with this; here it is compared with words."""
+    tables = expected(Names())
+
+    assert list(tables) == ["bgjob_dead_job", "bgjob_job", "bgjob_worker"]
+    job = tables["bgjob_job"]
+    assert job["comment"] == "sqlalchemy-bgjob schema 1 (workers since 1)"
+    assert job["storage"] == [
+        "autovacuum_vacuum_scale_factor=0.02",
+        "autovacuum_vacuum_threshold=1000",
+        "fillfactor=50",
+    ]
+    assert [index[0].partition(" USING ")[2] for index in job["indexes"]] == [
+        "btree (queue, priority, next_run_at, id)",
+        "btree (id)",
+    ]
+    assert [constraint[0] for constraint in job["constraints"]] == [
+        "bgjob_job_attempt_check",
+        "bgjob_job_crashes_check",
+        "bgjob_job_id_check",
+        "bgjob_job_pkey",
+        "bgjob_job_queue_check",
+        "bgjob_job_times_check",
+        "bgjob_job_type_check",
+    ]
+
+
+@every_name
+def test_downgrade_leaves_nothing(connection: Connection, names: Names) -> None:
+    before = leftovers(connection)
+    schema.upgrade(connection, **names.where)
+    assert leftovers(connection, names.schema)
+
+    schema.downgrade(connection, from_version=1, to_version=0, **names.where)
+
+    assert leftovers(connection) == before
+    if names.schema:
+        assert leftovers(connection, names.schema) == []
+
+
+def test_a_released_version_never_changes() -> None:
+    """Whoever changes this file's counterpart changes what users' old revisions build."""
+    golden = Path(__file__).with_name("data") / "schema_1.sql"
+
+    assert schema.migration_sql(from_version=0, to_version=1) == golden.read_text()
+
+
+def test_the_models_and_the_functions_agree_on_the_version() -> None:
+    assert schema.LATEST == models.SCHEMA_VERSION
+    assert schema.WORKERS_SINCE[schema.LATEST] == models.WORKERS_SINCE
+    assert schema.DEFAULT_PREFIX == models.DEFAULT_PREFIX
+    assert schema.Version(1, 1).comment == models.schema_comment(1, 1)
+
+
+def test_sql_needs_no_names_of_psycopg() -> None:
+    """The script is for psql: a percent sign stands once."""
+    script = schema.migration_sql(**NAMES["weird"].where)
+
+    assert '"We""ird 100% Schema"' in script
+    assert "%%" not in script
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(1, 0), (0, 2), (-1, 1), (2, 3)], ids=["down", "new", "negative", "both"]
+)
+def test_upgrade_refuses_versions_it_does_not_know(start: int, end: int) -> None:
+    with pytest.raises(ValueError, match=f"from version {start} to {end}: .* 0 to 1"):
+        schema.upgrade(None, from_version=start, to_version=end)  # type: ignore[arg-type]
+
+
+def test_downgrade_refuses_to_go_up() -> None:
+    with pytest.raises(ValueError, match="cannot downgrade from version 0 to 1"):
+        schema.downgrade(None, from_version=0, to_version=1)  # type: ignore[arg-type]
+
+
+def test_upgrade_needs_no_right_to_create_a_schema_that_exists(
+    connection: Connection,
+) -> None:
+    connection.execute(text("CREATE ROLE plain_user"))  # gone with the rollback
+    connection.execute(text("CREATE SCHEMA app AUTHORIZATION plain_user"))
+    connection.execute(text("SET LOCAL ROLE plain_user"))
+
+    schema.upgrade(connection, schema="app")
+
+    assert schema.db_version(connection, schema="app") == 1
+
+
+# --- migrate() -----------------------------------------------------------------------------------
+
+
+@pytest.mark.core
+def test_migrate_twice_changes_nothing(engine: Engine) -> None:
+    with engine.begin() as connection:
+        assert schema.migrate(connection) == 0
+    with engine.begin() as connection:
+        before = catalog(connection)
+        assert schema.migrate(connection) == 1
+        assert catalog(connection) == before
+
+
+def test_migrate_commits_nothing(engine: Engine) -> None:
+    with engine.connect() as connection:
+        schema.migrate(connection)
+        connection.rollback()
+
+        assert schema.db_version(connection) == 0
+
+
+MIGRATE = """
+import sys
+from sqlalchemy import create_engine
+from sqlalchemy_bgjob import schema
+
+with create_engine(sys.argv[1]).connect() as connection:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(schema.migrate(connection, schema="app"), flush=True)
+    connection.commit()
+"""
+
+
+def test_eight_processes_migrate_at_once_and_one_does_it(
+    engine: Engine, database_url: str, expected: Any
+) -> None:
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", MIGRATE, database_url],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(8)
+        ]
+        ready = [process.stdout.readline() for process in processes if process.stdout]
+        assert ready == ["ready\n"] * 8
+
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+
+        found = sorted(process.communicate(timeout=60)[0] for process in processes)
+
+    assert found == ["0\n", *["1\n"] * 7]
+    assert [process.returncode for process in processes] == [0] * 8
+    with engine.connect() as connection:
+        assert catalog(connection, "app") == expected(NAMES["schema"])
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_migrate_on_every_driver(url_for: UrlFor, driver: str, expected: Any) -> None:
+    names = NAMES["weird"]
+    engine = create_engine(url_for(driver))
+    with engine.begin() as connection:
+        schema.migrate(connection, **names.where)
+        schema.check(connection, **names.where)
+        assert schema.storage_drift(connection, **names.where) == []
+        assert schema.foreign_key_problems(connection, **names.where) == []
+        assert catalog(connection, names.schema, names.prefix) == expected(names)
+    engine.dispose()
+
+
+async def on_async_engine(url: str, names: Names) -> Any:
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(lambda c: schema.migrate(c, **names.where))
+        await connection.run_sync(lambda c: schema.check(c, **names.where))
+        assert await connection.run_sync(lambda c: schema.storage_drift(c, **names.where)) == []
+        found = await connection.run_sync(lambda c: schema.foreign_key_problems(c, **names.where))
+        assert found == []
+        made = await connection.run_sync(lambda c: catalog(c, names.schema, names.prefix))
+    await engine.dispose()
+    return made
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_migrate_over_an_async_engine(url_for: UrlFor, driver: str, expected: Any) -> None:
+    names = NAMES["weird"]
+
+    made = asyncio.run(on_async_engine(url_for(driver), names))
+
+    assert made == expected(names)
+
+
+@pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
+def test_migrate_refuses_a_connection_on_which_its_lock_is_worth_nothing(
+    engine: Engine, isolation: Any
+) -> None:
+    with (
+        engine.connect().execution_options(isolation_level=isolation) as connection,
+        pytest.raises(ValueError, match=f"READ COMMITTED, and this connection is in {isolation}"),
+    ):
+        schema.migrate(connection)
+
+
+def test_migrate_refuses_another_database() -> None:
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection, pytest.raises(ValueError, match=r"PostgreSQL.*'sqlite'"):
+        schema.migrate(connection)
+    engine.dispose()
+
+
+# --- The version ---------------------------------------------------------------------------------
+
+
+def comment(connection: Connection, value: str | None) -> None:
+    literal = "NULL" if value is None else f"'{value}'"
+    connection.execute(text(f"COMMENT ON TABLE bgjob_job IS {literal}"))
+
+
+@pytest.mark.core
+def test_no_tables_are_version_0_and_refused_with_the_command(connection: Connection) -> None:
+    assert schema.db_version(connection) == 0
+    assert schema.db_version(connection, schema="no such schema") == 0
+
+    with pytest.raises(SchemaOutOfDate) as caught:
+        schema.check(connection, schema="my app", table_prefix="x_")
+
+    assert (caught.value.found, caught.value.needed) == (0, 1)
+    told = str(pickle.loads(pickle.dumps(caught.value)))
+    assert "table 'x_job' in schema 'my app' does not exist" in told
+    assert "`sqlalchemy-bgjob migrate --schema 'my app' --table-prefix x_`" in told
+    assert "alembic upgrade head" in told
+
+
+def test_the_latest_version_is_accepted(connection: Connection) -> None:
+    schema.migrate(connection)
+    assert schema.db_version(connection) == 1
+    schema.check(connection)
+
+
+def test_an_older_version_is_refused_and_migrated(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema.migrate(connection)
+    version_2(monkeypatch)
+
+    with pytest.raises(
+        SchemaOutOfDate, match=r"is of version 1, .* need version 2; run `sqlalchemy-bgjob migr"
+    ):
+        schema.check(connection)
+    assert schema.migrate(connection) == 1
+
+    schema.check(connection)
+    assert schema.db_version(connection) == 2
+
+
+def test_a_newer_version_that_bears_our_workers_is_accepted_and_not_modified(
+    connection: Connection,
+) -> None:
+    schema.migrate(connection)
+    comment(connection, "sqlalchemy-bgjob schema 7 (workers since 1)")
+    before = catalog(connection)
+
+    schema.check(connection)
+    assert schema.migrate(connection) == 7
+
+    assert catalog(connection) == before
+
+
+def test_a_newer_version_that_does_not_bear_our_workers_is_refused(connection: Connection) -> None:
+    schema.migrate(connection)
+    comment(connection, "sqlalchemy-bgjob schema 7 (workers since 2)")
+    before = catalog(connection)
+
+    for refuse in (schema.check, schema.migrate):
+        with pytest.raises(SchemaOutOfDate, match=r"of version 7.*install a newer release"):
+            refuse(connection)
+
+    assert catalog(connection) == before
+
+
+@pytest.mark.parametrize("value", [None, "", "jobs of the shop", "sqlalchemy-bgjob schema x"])
+def test_a_table_that_does_not_say_its_version_is_refused(
+    connection: Connection, value: str | None
+) -> None:
+    schema.migrate(connection)
+    comment(connection, value)
+
+    for refuse in (schema.db_version, schema.check, schema.migrate):
+        with pytest.raises(SchemaUnknown) as caught:
+            refuse(connection)
+
+    told = str(pickle.loads(pickle.dumps(caught.value)))
+    assert isinstance(caught.value, SchemaOutOfDate)
+    assert "another table_prefix= or schema=" in told
+    remedy = told.partition("for example: ")[2]
+    assert remedy.startswith("COMMENT ON TABLE")
+    connection.execute(text(remedy))
+    schema.check(connection)
+
+
+def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that there is a second version, with one more column and index."""
+
+    def tables(where: str | None, prefix: str) -> MetaData:
+        metadata = schema._tables_1(where, prefix)
+        job = schema._table(metadata, "job", where, prefix)
+        job.append_column(Column("tag", Text, server_default=text("''")))
+        Index(f"{prefix}job_tag_idx", job.c.tag)
+        return metadata
+
+    def upgrade(op: Any, where: str | None, prefix: str) -> None:
+        table = schema._qualified(where, f"{prefix}job")
+        op.execute(text(f"ALTER TABLE {table} ADD COLUMN tag TEXT DEFAULT ''"))
+        op.execute(text(f"CREATE INDEX {prefix}job_tag_idx ON {table} (tag)"))
+
+    def downgrade(op: Any, where: str | None, prefix: str) -> None:
+        table = schema._qualified(where, f"{prefix}job")
+        op.execute(text(f"ALTER TABLE {table} DROP COLUMN tag"))
+
+    step = schema._Step(tables, schema._STORAGE_1, upgrade, downgrade)
+    monkeypatch.setattr(schema, "_STEPS", {**schema._STEPS, 2: step})
+    monkeypatch.setattr(schema, "WORKERS_SINCE", {1: 1, 2: 1})
+    monkeypatch.setattr(schema, "LATEST", 2)
+
+
+def test_steps_between_versions_carry_the_comment(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version_2(monkeypatch)
+    schema.upgrade(connection, from_version=0, to_version=1)
+    first = catalog(connection)
+    assert schema.db_version(connection) == 1
+
+    schema.upgrade(connection, from_version=1, to_version=2)
+    assert schema.db_version(connection) == 2
+    schema.downgrade(connection, from_version=2, to_version=1)
+
+    assert catalog(connection) == first
+
+
+# --- What Alembic does not see -------------------------------------------------------------------
+
+
+@pytest.mark.core
+def test_missing_storage_parameters_are_told_with_the_statement_that_sets_them(
+    connection: Connection, expected: Any
+) -> None:
+    names = NAMES["schema"]
+    schema.migrate(connection, **names.where)
+    assert schema.storage_drift(connection, **names.where) == []
+    connection.execute(text("ALTER TABLE app.bgjob_job RESET (autovacuum_vacuum_threshold)"))
+    connection.execute(text("ALTER TABLE app.bgjob_job SET (fillfactor = 90)"))
+    connection.execute(text("ALTER TABLE app.bgjob_worker RESET (fillfactor)"))
+
+    statements = schema.storage_drift(connection, **names.where)
+
+    assert statements == [
+        "ALTER TABLE app.bgjob_job SET (fillfactor = 50, autovacuum_vacuum_threshold = 1000);",
+        "ALTER TABLE app.bgjob_worker SET (fillfactor = 50);",
+    ]
+    for statement in statements:
+        connection.execute(text(statement))
+    assert schema.storage_drift(connection, **names.where) == []
+    assert catalog(connection, "app") == expected(names)
+
+
+def test_storage_parameters_of_an_administrator_are_no_drift(
+    connection: Connection,
+) -> None:
+    schema.migrate(connection)
+    connection.execute(text("ALTER TABLE bgjob_dead_job SET (fillfactor = 80)"))
+    connection.execute(text("ALTER TABLE bgjob_job SET (autovacuum_enabled = true)"))
+
+    assert schema.storage_drift(connection) == []
+
+
+@pytest.mark.core
+def test_foreign_keys_that_block_or_slow_the_end_of_a_job_are_named(connection: Connection) -> None:
+    metadata = MetaData()
+    models.build_models(metadata)
+
+    def referring(name: str, on_delete: str | None, target: str = "bgjob_job.id") -> Table:
+        return Table(
+            name,
+            metadata,
+            Column("job_id", Text, ForeignKey(target, ondelete=on_delete, name=f"{name}_fk")),
+            Column("note", Text),
+        )
+
+    good = referring("good", "SET NULL")
+    Index("good_idx", good.c.job_id, good.c.note)
+    partial = referring("good partial", "CASCADE")
+    Index("partial_idx", partial.c.job_id, postgresql_where=partial.c.job_id.is_not(None))
+    blocking = referring("blocking", None)
+    Index("blocking_idx", blocking.c.job_id)
+    referring("Both", "RESTRICT")
+    slow = referring("slow", "CASCADE")
+    Index("slow_idx", slow.c.note, slow.c.job_id)
+    other = referring("slow partial", "SET NULL")
+    Index("other_idx", other.c.job_id, postgresql_where=other.c.note == "x")
+    referring("dead", None, "bgjob_dead_job.id")
+    metadata.create_all(connection)
+
+    problems = schema.foreign_key_problems(connection)
+
+    found = {problem.name: (problem.blocks, problem.unindexed) for problem in problems}
+    assert found == {
+        "Both_fk": (True, True),
+        "blocking_fk": (True, False),
+        "dead_fk": (True, True),
+        "slow partial_fk": (False, True),
+        "slow_fk": (False, True),
+    }
+    told = {problem.name: str(problem) for problem in problems}
+    assert told["Both_fk"] == (
+        "foreign key 'Both_fk' of \"Both\" (job_id): a job that it refers to cannot end; make it "
+        "ON DELETE SET NULL or ON DELETE CASCADE; and every job's end reads the whole table; "
+        "create an index on (job_id)"
+    )
+    assert told["blocking_fk"] == (
+        "foreign key 'blocking_fk' of blocking (job_id): a job that it refers to cannot end; "
+        "make it ON DELETE SET NULL or ON DELETE CASCADE"
+    )
