@@ -79,3 +79,56 @@ class SchemaUnknown(SchemaOutOfDate):
             f"choose another table_prefix= or schema=; if it is the queue's, give it its comment "
             f"back, for example: COMMENT ON TABLE {self.table} IS '{expected}'"
         )
+
+
+class JobAlreadyExists(BGJobError):  # noqa: N818 - names say what is wrong
+    """A live job has one of these ids. The caller's transaction is as usable as before."""
+
+    def __init__(self, ids: tuple[str, ...]) -> None:
+        super().__init__(ids)
+        self.ids = ids
+
+    def __str__(self) -> str:
+        shown = ", ".join(repr(id) for id in self.ids[:3])
+        more = f" and {len(self.ids) - 3} more" if len(self.ids) > 3 else ""
+        return (
+            f"a live job has the id {shown}{more}; nothing was enqueued "
+            f"(on_conflict='ignore' leaves the existing job and goes on)"
+        )
+
+
+class UnknownType(BGJobError):  # noqa: N818 - names say what is wrong
+    """No handler is registered under a job's type."""
+
+    def __init__(self, type: str, known: tuple[str, ...]) -> None:
+        super().__init__(type, known)
+        self.type, self.known = type, known
+
+    def __str__(self) -> str:
+        known = ", ".join(sorted(self.known)) or "none"
+        return (
+            f"no handler for job type {self.type!r} (registered: {known}); "
+            f"import the module that defines it first"
+        )
+
+
+class LeaseLost(BGJobError):  # noqa: N818 - names say what is wrong
+    """The job was taken from this worker; whatever it did will not be committed."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"the lease of job {self.job_id!r} was lost: the job runs elsewhere, stop here"
+
+
+class WorkerRefused(BGJobError):
+    """This database can't be worked on, however long one waits."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem, self.remedy = problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}"

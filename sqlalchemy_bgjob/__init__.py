@@ -1,0 +1,102 @@
+"""Background jobs in PostgreSQL that live in your own SQLAlchemy metadata and transactions.
+
+Names are imported when they are first used, so that the command line starts at once, and asyncio
+is needed only by those who use ``AsyncWorker``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._enqueue import BulkResult, JobRef, enqueue, enqueue_from, enqueue_many
+    from ._execution import Context
+    from ._outcomes import Complete, MoveToDlq, Outcome, Reschedule, Retry
+    from ._registry import JobType
+    from .aio import AsyncWorker
+    from .bgjob import BGJob
+    from .exceptions import (
+        BGJobError,
+        InvalidArg,
+        JobAlreadyExists,
+        LeaseLost,
+        SchemaOutOfDate,
+        UnknownType,
+        WorkerRefused,
+    )
+    from .models import DeadJobMixin, JobMixin
+    from .retry import constant, exponential
+    from .settings import WorkerSettings
+    from .telemetry import JobInfo, Observer
+    from .worker import Worker
+
+__all__ = [
+    "AsyncWorker",
+    "BGJob",
+    "BGJobError",
+    "BulkResult",
+    "Complete",
+    "Context",
+    "DeadJobMixin",
+    "InvalidArg",
+    "JobAlreadyExists",
+    "JobInfo",
+    "JobMixin",
+    "JobRef",
+    "JobType",
+    "LeaseLost",
+    "MoveToDlq",
+    "Observer",
+    "Outcome",
+    "Reschedule",
+    "Retry",
+    "SchemaOutOfDate",
+    "UnknownType",
+    "Worker",
+    "WorkerRefused",
+    "WorkerSettings",
+    "__version__",
+    "constant",
+    "enqueue",
+    "enqueue_from",
+    "enqueue_many",
+    "exponential",
+]
+
+_HOMES = {
+    "_enqueue": ("BulkResult", "JobRef", "enqueue", "enqueue_from", "enqueue_many"),
+    "_execution": ("Context",),
+    "_outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),
+    "_registry": ("JobType",),
+    "aio": ("AsyncWorker",),
+    "bgjob": ("BGJob",),
+    "exceptions": (
+        "BGJobError",
+        "InvalidArg",
+        "JobAlreadyExists",
+        "LeaseLost",
+        "SchemaOutOfDate",
+        "UnknownType",
+        "WorkerRefused",
+    ),
+    "models": ("DeadJobMixin", "JobMixin"),
+    "retry": ("constant", "exponential"),
+    "settings": ("WorkerSettings",),
+    "telemetry": ("JobInfo", "Observer"),
+    "worker": ("Worker",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

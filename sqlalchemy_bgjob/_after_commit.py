@@ -1,0 +1,70 @@
+"""Calls that wait for the COMMIT of a connection's outermost transaction.
+
+SQLAlchemy's own hooks fire too early for this: a session's ``after_commit`` also fires when a
+savepoint is released, and a connection's ``commit`` before the COMMIT is sent. So the ``commit``
+event only remembers; the calls are made at the connection's next event, which comes after the COMMIT
+has returned: its next BEGIN, or its way back to the pool. A COMMIT that fails makes none.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
+
+Call = Callable[[], None]
+
+_WAITING: Final = "bgjob_after_commit"  # until the transaction's COMMIT
+_COMMITTED: Final = "bgjob_committed"  # until that COMMIT has returned
+
+
+def after_commit(connection: Connection, call: Call) -> None:
+    """Make *call* once this transaction's COMMIT has returned; a rollback forgets it.
+
+    A rollback to a savepoint forgets only what was asked for inside it, which is the caller's to
+    arrange: calls are tied to the outermost transaction.
+    """
+    _listen(connection.engine)
+    connection.info.setdefault(_WAITING, []).append(call)
+
+
+def _listen(engine: Engine) -> None:
+    for target, name, listener in (
+        (engine, "commit", _on_commit),
+        (engine, "rollback", _on_rollback),
+        (engine, "begin", _on_next_event),
+        (engine, "handle_error", _on_error),
+        (engine.pool, "reset", _on_reset),
+    ):
+        if not event.contains(target, name, listener):
+            event.listen(target, name, listener)
+
+
+def _on_commit(connection: Connection) -> None:
+    calls = connection.info.pop(_WAITING, None)
+    if calls:
+        connection.info[_COMMITTED] = calls
+
+
+def _on_rollback(connection: Connection) -> None:
+    connection.info.pop(_WAITING, None)
+
+
+def _on_next_event(connection: Connection) -> None:
+    _make(connection.info)
+
+
+def _on_error(context: ExceptionContext) -> None:
+    # After the commit event and before the next one, only the COMMIT itself can have failed.
+    if context.connection is not None and not context.connection.closed:
+        context.connection.info.pop(_COMMITTED, None)
+
+
+def _on_reset(dbapi_connection: Any, record: Any, state: Any) -> None:
+    record.info.pop(_WAITING, None)
+    _make(record.info)
+
+
+def _make(info: dict[str, Any]) -> None:
+    for call in info.pop(_COMMITTED, ()):
+        call()

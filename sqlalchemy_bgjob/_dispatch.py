@@ -1,0 +1,440 @@
+"""The worker's one loop, for threads and for asyncio alike.
+
+It asks :mod:`._core` what to do next and does it: claims, starts, settles, hands back, waits. It is
+plain synchronous code; ``AsyncWorker`` runs it in a greenlet, where a wait or a statement lets the
+event loop go on. What differs between the two is a :class:`~._side.Runtime`.
+
+Nothing that goes wrong ends the loop: it is reported, and tried again with backoff. Only a stop does,
+or a refusal at the start.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from . import _lifecycle as lifecycle
+from ._core import Claim, Core, Finished, HandBack, Settle, Start, Wait
+from ._errors import describe, lost_connection, sqlstate
+from ._execution import Environment, Run, execute, job_info
+from ._heart import Heart
+from ._lifecycle import ClaimedJob, Fate, Pending
+from ._notify import Listener
+from ._outcomes import HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
+from ._registry import JobType, Registry
+from ._side import Backoff, Runtime, own
+from ._start import check_database
+from ._statements import Statements
+from .models import Models
+from .settings import WorkerSettings
+from .telemetry import Events, Observer, announce
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+RECONCILE_AFTER: Final = (0.0, 2.0, 10.0)
+"""Seconds after a lost answer at which unknown claims are handed back: the server may take a while
+to commit what it had been sent."""
+_RETRY_LOCKED: Final = (0.05, 5.0)
+_RETRY_REFUSED: Final = (1.0, 60.0)
+_FINAL: Final = frozenset({"28P01", "28000", "3D000"})
+"""No password, no such role, no such database: waiting does not help."""
+
+
+class Dispatcher:
+    """One worker's loop and the state it shares with its runs."""
+
+    def __init__(
+        self,
+        models: Models,
+        registry: Registry,
+        runtime: Runtime,
+        statements: Statements,
+        environment: Callable[[JobType[Any]], Environment],
+        *,
+        queues: Mapping[str, int],
+        settings: WorkerSettings,
+        observers: Iterable[Observer],
+        can_run: Callable[[JobType[Any]], bool],
+    ) -> None:
+        self._models, self._registry, self._runtime = models, registry, runtime
+        self._environment, self._settings, self._can_run = environment, settings, can_run
+        self._statements = statements
+        self._core = Core(queues, settings)
+        self._lock = threading.RLock()
+        self._events = Events(observers)
+        self._runs: set[Run] = set()
+        self._connection: Connection | None = None
+        self._backoff = Backoff()
+        self._retry_at = 0.0
+        self._reconcile_at: list[tuple[float, int]] = []
+        self._deadline: float | None = None
+        self._empty: set[str] = set()
+        self._heart = Heart(
+            runtime,
+            self._statements,
+            settings,
+            queues,
+            on_change=runtime.wake,
+            on_lost=self._lost,
+            on_error=self._report,
+        )
+        self._listener = Listener(
+            runtime,
+            self._statements,
+            on_wake=self._wake,
+            on_session=self._heart.set_listener,
+            on_error=self._report,
+        )
+
+    # ---- from other threads -----------------------------------------------------------------
+
+    def stop(self, timeout: float) -> None:
+        """Claim no more, hand back what was not started, and finish what runs.
+
+        After *timeout* seconds what still runs is released, its attempt given back. May be called
+        again with a shorter timeout.
+        """
+        with self._lock:
+            deadline = time.monotonic() + timeout
+            self._deadline = min(self._deadline or deadline, deadline)
+            self._core.draining = True
+        self._runtime.wake()
+
+    def _wake(self, queue: str | None) -> None:
+        with self._lock:
+            self._core.wake(queue, time.monotonic())
+        self._runtime.wake()
+
+    def _lost(self) -> None:
+        """The heart found that all jobs were taken from this worker."""
+        with self._lock:
+            self._core.forget_ready()
+            for run in self._runs:
+                run.lease_lost = True
+        self._runtime.wake()
+
+    def _report(self, error: BaseException) -> None:
+        self._events.emit("worker_error", error)
+
+    # ---- the loop ---------------------------------------------------------------------------
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Work until stopped and drained. *ready* is called once the worker has begun.
+
+        Raises:
+            SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
+            OperationalError: The password, role or database is wrong.
+        """
+        self._events.start()
+        threads: list[threading.Thread] = []
+        try:
+            if not self._begin():
+                return
+            threads.append(self._runtime.spawn("bgjob-heart", self._heart.run))
+            if self._settings.listen:
+                threads.append(self._runtime.spawn("bgjob-listener", self._listener.run))
+            ready()
+            while not self._finished():
+                self._step()
+        finally:
+            self._end(threads)
+
+    def _begin(self) -> bool:
+        """Wait for the database and check it; False if the worker was stopped meanwhile."""
+        while self._deadline is None:
+            try:
+                connection = self._control()
+                check_database(connection, self._models)
+                return True
+            except (SQLAlchemyError, OSError) as error:
+                if sqlstate(error) in _FINAL:
+                    raise
+                if not lost_connection(error) and not _cannot_connect(error):
+                    raise
+                self._lost_control(error)
+                self._runtime.wait(max(self._retry_at - time.monotonic(), 0.0))
+        return False
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        worker_id = self._heart.worker_id
+        may_claim = worker_id is not None and now >= self._retry_at
+        may_start = self._heart.fresh(now)
+        if worker_id is not None and not may_start:
+            self._heart.beat_soon()
+        if may_claim and self._reconcile_at and self._reconcile_at[0][0] <= now:
+            self._guarded(self._reconcile, ())
+            return
+        with self._lock:
+            step = self._core.next_step(now, may_start=may_start, may_claim=may_claim)
+            if isinstance(step, Claim):
+                self._core.claim_sent(step.queue)
+        match step:
+            case Wait():
+                seconds = step.seconds
+                if self._deadline is not None:
+                    seconds = min(seconds, max(self._deadline - now, 0.0))
+                if self._reconcile_at:
+                    seconds = min(seconds, max(self._reconcile_at[0][0] - now, 0.0))
+                if not may_claim and worker_id is not None:
+                    seconds = min(seconds, max(self._retry_at - now, 0.0))
+                self._runtime.wait(seconds)
+            case Start():
+                self._start(step.job)
+            case Claim():
+                assert worker_id is not None
+                self._guarded(lambda: self._claim(step, worker_id), ())
+            case Settle():
+                self._guarded(lambda: self._settle(step.items), step.items)
+            case HandBack():
+                items = tuple(Pending(job, HAND_BACK) for job in step.jobs)
+                self._guarded(lambda: self._settle(items), items)
+            case Finished():
+                pass
+
+    def _finished(self) -> bool:
+        with self._lock:
+            if self._deadline is None:
+                return False
+            if not self._core.busy:
+                return True
+            if time.monotonic() < self._deadline:
+                return False
+            self._interrupt()
+            return not self._core.busy
+
+    def _interrupt(self) -> None:
+        """The time to drain is over: release what runs, attempt given back."""
+        self._deadline = time.monotonic() + 5.0  # for the releases themselves
+        runs, self._runs = self._runs, set()
+        if not runs:
+            # Not even the releases could be written: rescue has to do it.
+            for item in self._core.unsettled():
+                logger.warning("job %s: left unsettled at shutdown", item.job.id)
+            self._core = Core({}, self._settings)
+            self._core.draining = True
+            return
+        for run in runs:
+            run.cancelled = True
+            self._core.finished(run.job, 0.0)
+            self._core.settle_later(Pending(run.job, INTERRUPTED), 0.0)
+            self._runtime.cancel(run)
+
+    def _guarded(self, action: Callable[[], None], items: Iterable[Pending]) -> None:
+        """Do what needs the database; what fails is reported, and its items are kept."""
+        try:
+            action()
+            self._backoff.reset()
+        except Exception as error:
+            with self._lock:
+                for item in items:
+                    self._core.settle_later(item, 0.0)
+            self._lost_control(error)
+
+    # ---- the control connection -------------------------------------------------------------
+
+    def _control(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._runtime.engine.connect()
+        return own(self._connection, self._heart.worker_id)
+
+    def _lost_control(self, error: BaseException) -> None:
+        self._report(error)
+        logger.info("worker interrupted: %s", describe(error).splitlines()[0])
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                if not connection.invalidated:
+                    connection.invalidate()
+                connection.close()
+            except Exception as second:
+                logger.debug("closing a lost connection: %s", describe(second).splitlines()[0])
+        now = time.monotonic()
+        self._retry_at = now + self._backoff.pause()
+
+    def _reconcile(self) -> None:
+        """Hand back what a claim without an answer may have given us."""
+        _, worker_id = self._reconcile_at[0]
+        with self._lock:
+            known = {job.id for job in self._core.ready()}
+            known |= {run.job.id for run in self._runs}
+            known |= {item.job.id for item in self._core.unsettled()}
+        count = lifecycle.hand_back_others(
+            self._control(), self._statements, worker_id=worker_id, known=known
+        )
+        self._reconcile_at.pop(0)
+        if count:
+            logger.info("handed back %d jobs whose claim was not answered", count)
+            self._wake(None)
+
+    # ---- claim ------------------------------------------------------------------------------
+
+    def _claim(self, step: Claim, worker_id: int) -> None:
+        connection = self._control()
+        due_in: float | None = None
+        try:
+            with connection.begin():
+                jobs = lifecycle.claim(
+                    connection,
+                    self._statements,
+                    queue=step.queue,
+                    limit=step.limit,
+                    worker_id=worker_id,
+                )
+                if not jobs:
+                    due_in = lifecycle.next_due(connection, self._statements, queue=step.queue)
+        except BaseException:
+            now = time.monotonic()
+            self._reconcile_at = [(now + after, worker_id) for after in RECONCILE_AFTER]
+            raise
+        self._tell_if_empty(step.queue, bool(jobs))
+        now = time.monotonic()
+        with self._lock:
+            runnable = [job for job in jobs if self._admit(job)]
+            if worker_id == self._heart.worker_id:
+                self._core.claimed(step.queue, runnable, now)
+            else:  # found lost meanwhile; under the old id they can still be handed back
+                for job in runnable:
+                    self._core.settle_later(Pending(job, HAND_BACK), now)
+            self._core.polled(
+                step.queue, step.limit, len(jobs), due_in, now, listening=self._listener.listening
+            )
+
+    def _admit(self, job: ClaimedJob) -> bool:
+        """Whether a claimed job is to be run; otherwise its settlement is on its way."""
+        handler = self._find(job)
+        if handler is None:
+            settlement = unknown_type(
+                job.type, job.unknown_for or 0.0, self._settings.unknown_type_grace
+            )
+            if job.unknown_for is None:
+                logger.warning("no handler for job type %r in queue %r", job.type, job.queue)
+            self._core.settle_later(Pending(job, settlement), 0.0)
+            return False
+        limit = handler.options.max_attempts
+        if limit is not None and job.attempt > limit:
+            settlement = crashed_too_often(job.attempt, job.last_error)
+            self._core.settle_later(Pending(job, settlement), 0.0)
+            return False
+        job.careful = job.crashes > 0 or job.attempt == limit
+        return True
+
+    def _find(self, job: ClaimedJob) -> JobType[Any] | None:
+        handler = self._registry.find(job.type, job.queue)
+        return handler if handler is not None and self._can_run(handler) else None
+
+    def _tell_if_empty(self, queue: str, found: bool) -> None:
+        if found:
+            self._empty.discard(queue)
+        elif queue not in self._empty:
+            self._empty.add(queue)
+            self._events.emit("queue_is_empty", queue)
+
+    # ---- run --------------------------------------------------------------------------------
+
+    def _start(self, job: ClaimedJob) -> None:
+        run = self._prepare(job)
+        self._runtime.start(run, partial(self._work, run))
+
+    def _prepare(self, job: ClaimedJob) -> Run:
+        handler = self._find(job)
+        assert handler is not None, "only jobs with a handler are admitted"
+        run = Run(job, handler)
+        with self._lock:
+            self._runs.add(run)
+        self._events.emit("job_started", run.info)
+        return run
+
+    def _work(self, run: Run) -> None:
+        """Run a job, and after it the next one of its queue for as long as there is one."""
+        while True:
+            following = self._ended(run, *execute(self._environment(run.handler), run))
+            if following is None:
+                return
+            if following.handler.is_coroutine != run.handler.is_coroutine:
+                self._runtime.start(following, partial(self._work, following))
+                return
+            run = following
+
+    def _ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
+        now = time.monotonic()
+        pending.seconds = now - run.started_at
+        job: ClaimedJob | None = None
+        with self._lock:
+            if run not in self._runs:
+                return None  # released at shutdown: the lease has grown, and this settles nothing
+            self._runs.discard(run)
+            self._core.finished(run.job, pending.seconds)
+            if fate is None:
+                self._core.settle_later(pending, now)
+            if self._heart.fresh(now):
+                job = self._core.next_start(run.job.queue)
+        if fate is not None:
+            self._tell(pending, fate, run)
+        self._runtime.wake()
+        return self._prepare(job) if job is not None else None
+
+    # ---- settle -----------------------------------------------------------------------------
+
+    def _settle(self, items: tuple[Pending, ...]) -> None:
+        fates = lifecycle.settle(self._control(), self._statements, items)
+        now = time.monotonic()
+        for item, fate in fates:
+            if fate in (Fate.LOCKED, Fate.FAILED):
+                first, last = _RETRY_LOCKED if fate is Fate.LOCKED else _RETRY_REFUSED
+                pause = min(first * 2.0**item.tries, last)
+                item.tries += 1
+                if fate is Fate.FAILED and item.tries == 1 and item.error is not None:
+                    self._report(item.error)
+                    logger.warning(
+                        "job %s can't be settled, it will be tried again: %s",
+                        item.job.id,
+                        describe(item.error).splitlines()[0],
+                    )
+                with self._lock:
+                    self._core.settle_later(item, now + pause)
+            else:
+                self._tell(item, fate, None)
+
+    def _tell(self, item: Pending, fate: Fate, run: Run | None) -> None:
+        """Observers hear what was committed, and nothing else."""
+        info = run.info if run else job_info(item.job)
+        if fate is Fate.STALE:
+            self._events.emit("job_lease_lost", info)
+        else:
+            announce(self._events.emit, info, item.settlement, item.seconds)
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def _end(self, threads: list[threading.Thread]) -> None:
+        with self._lock:
+            self._core.draining = True
+        self._listener.stop()
+        self._heart.stop()
+        for thread in threads:
+            thread.join(timeout=5.0)
+        worker_id = self._heart.worker_id
+        try:
+            if worker_id is not None:
+                lifecycle.unregister(self._control(), self._statements, worker_id=worker_id)
+        except Exception as error:  # others will find this worker silent, and clean up
+            self._report(error)
+            logger.info("worker not unregistered: %s", describe(error).splitlines()[0])
+        finally:
+            if self._connection is not None:
+                connection, self._connection = self._connection, None
+                try:
+                    connection.close()
+                except Exception as error:
+                    logger.debug("closing: %s", describe(error).splitlines()[0])
+            self._events.stop(timeout=5.0)
+
+
+def _cannot_connect(error: BaseException) -> bool:
+    # Drivers give no SQLSTATE when nobody answers; SQLAlchemy calls it OperationalError.
+    return sqlstate(error) is None

@@ -1,0 +1,570 @@
+"""enqueue, enqueue_many, enqueue_from: jobs in the caller's own transaction.
+
+Nothing is committed or closed here, except when the target is an Engine. Everything is checked
+and encoded before the first statement, and a duplicate never aborts the transaction: ON CONFLICT
+DO NOTHING neither waits for a running job nor raises.
+"""
+
+import json
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Select, event, inspect
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Mapper, SessionTransaction, object_session
+
+from . import _codec, _validation
+from ._errors import sqlstate
+from ._registry import UNTYPED, JobType, NewJob, new_job
+from ._statements import Statements, channel_name, wake_up
+from ._targets import SyncTarget, Unit, run_in
+from .exceptions import InvalidArg, JobAlreadyExists
+from .models import JobMixin, Models
+
+if TYPE_CHECKING:
+    from ._targets import AsyncTarget
+
+A = TypeVar("A")
+
+OnConflict = Literal["raise", "ignore"]
+
+_CHUNK_JOBS: Final = 5_000
+_CHUNK_BYTES: Final = 8 * 1_048_576
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """A job that was enqueued: plain data, valid after the commit."""
+
+    id: str
+    inserted: bool
+    """False if a live job had this id, and was left as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkResult:
+    """What a bulk enqueue did."""
+
+    inserted: int
+    """How many jobs are new."""
+    duplicates: tuple[str, ...]
+    """The own ids that live jobs had already, sorted."""
+
+
+@overload
+def enqueue(
+    target: SyncTarget,
+    handler: JobType[A],
+    arg: A | None = None,
+    *,
+    id: str | None = None,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> JobRef: ...
+@overload
+def enqueue(
+    target: "AsyncTarget",
+    handler: JobType[A],
+    arg: A | None = None,
+    *,
+    id: str | None = None,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> Coroutine[Any, Any, JobRef]: ...
+def enqueue(
+    target: Any,
+    handler: JobType[Any],
+    arg: Any = None,
+    *,
+    id: str | None = None,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> Any:
+    """Add one job to the caller's transaction; its commit hands the job to the workers.
+
+    Nothing is committed or closed here, and a rollback leaves no job behind. An Engine is the
+    exception: it is a transaction of its own.
+
+    Args:
+        target: The unit of work that owns the job: a Session, scoped_session, Connection or Engine,
+            or one of their asyncio twins (then await the result).
+        handler: A function registered with ``@jobs.handler``.
+        arg: What the handler gets; at most 1 MiB once encoded.
+        id: An own id, at most 255 characters: only one live job can have it.
+        queue: Another queue than the handler's.
+        delay: Seconds, or a timedelta, before the first attempt; counted by the database's clock
+            from the start of the caller's transaction.
+        run_at: An aware datetime instead of a delay.
+        priority: -32768 to 32767. Lower runs first; equals run in the order in which they are due,
+            as far as concurrent workers allow.
+        on_conflict: With ``"ignore"`` a live job of this id is left as it is.
+        headers: A JSON object that travels with the job.
+
+    Raises:
+        JobAlreadyExists: A live job has this id; the transaction stays usable.
+        InvalidArg: The arg, or a header, can't be stored or decoded again; the error names its
+            path. Raised before any SQL, as are TypeError and ValueError for the other arguments.
+    """
+    job = _of(handler).new_job(arg, id, queue, delay, run_at, priority, headers)
+    _check_on_conflict(on_conflict)
+    return run_in(
+        target, handler.models, lambda unit: _insert_one(unit, handler.models, job, on_conflict)
+    )
+
+
+def enqueue_type(
+    target: Any,
+    models: Models,
+    handler: JobType[Any] | None,
+    type: str,
+    arg: Any,
+    *,
+    id: str | None,
+    queue: str,
+    delay: float | timedelta | None,
+    run_at: datetime | None,
+    priority: int,
+    on_conflict: OnConflict,
+    headers: Mapping[str, Any] | None,
+) -> Any:
+    """As :func:`enqueue`, for a producer that knows only the type's name."""
+    codec = handler.codec if handler is not None else UNTYPED
+    job = new_job(codec, type, queue, arg, id, delay, run_at, priority, headers)
+    _check_on_conflict(on_conflict)
+    return run_in(target, models, lambda unit: _insert_one(unit, models, job, on_conflict))
+
+
+def _insert_one(unit: Unit, models: Models, job: NewJob, on_conflict: OnConflict) -> JobRef:
+    parameters = {
+        "id": job.id,
+        "queue": job.queue,
+        "type": job.type,
+        "arg": job.arg.data,
+        "priority": job.priority,
+        "headers": job.headers,
+        "delay": None if job.delay is None else timedelta(seconds=job.delay),
+        "run_at": job.run_at,
+    }
+    statement = statements_of(models).insert_job(notify=unit.can_notify)
+    inserted = unit.execute(statement, parameters).first() is not None
+    if not inserted and on_conflict == "raise":
+        raise JobAlreadyExists((job.id,))
+    return JobRef(job.id, inserted)
+
+
+# ---- many -----------------------------------------------------------------------------------------
+
+
+@overload
+def enqueue_many(
+    target: SyncTarget,
+    handler: JobType[A],
+    args: Iterable[A],
+    *,
+    ids: Iterable[str] | None = None,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> BulkResult: ...
+@overload
+def enqueue_many(
+    target: "AsyncTarget",
+    handler: JobType[A],
+    args: Iterable[A],
+    *,
+    ids: Iterable[str] | None = None,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> Coroutine[Any, Any, BulkResult]: ...
+@overload
+def enqueue_many(
+    target: SyncTarget, handler: Iterable[JobMixin], *, on_conflict: OnConflict = "raise"
+) -> BulkResult: ...
+@overload
+def enqueue_many(
+    target: "AsyncTarget", handler: Iterable[JobMixin], *, on_conflict: OnConflict = "raise"
+) -> Coroutine[Any, Any, BulkResult]: ...
+def enqueue_many(
+    target: Any,
+    handler: Any,
+    args: Iterable[Any] | None = None,
+    *,
+    ids: Iterable[str] | None = None,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> Any:
+    """Add many jobs to the caller's transaction, set by set: one statement for each 5,000 jobs.
+
+    Either one handler and its args, or a list of jobs of any handlers: ``[a.job(x), b.job(y)]``.
+    All of them are checked and encoded before the first statement.
+
+    Args:
+        target: As for :func:`enqueue`.
+        handler: A registered handler, or jobs made by ``handler.job(...)``.
+        args: An arg for each job.
+        ids: An own id for each job, as many as args.
+        queue, delay, run_at, priority, headers: As for :func:`enqueue`; the same for all.
+        on_conflict: ``"raise"`` is all or nothing: with a duplicate no job is added.
+            ``"ignore"`` adds the others, and tells which they were.
+
+    Raises:
+        JobAlreadyExists: Live jobs have some of these ids; the transaction stays usable.
+        InvalidArg: As for :func:`enqueue`; the path begins with the job's index.
+    """
+    _check_on_conflict(on_conflict)
+    if isinstance(handler, JobType):
+        if args is None:
+            raise TypeError("enqueue_many(target, handler, args) needs args, one for each job")
+        models = handler.models
+        jobs = _jobs_of(handler, args, ids, queue, delay, run_at, priority, headers)
+        own_ids = ids is not None
+    else:
+        given = {"args": args, "ids": ids, "queue": queue, "delay": delay, "run_at": run_at}
+        extra = [name for name, value in given.items() if value is not None]
+        if extra or priority or headers:
+            raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")
+        jobs, models = _taken_from(handler)
+        own_ids = True
+    return run_in(
+        target, models, lambda unit: _insert_many(unit, models, jobs, on_conflict, own_ids)
+    )
+
+
+def _jobs_of(
+    handler: JobType[Any],
+    args: Iterable[Any],
+    ids: Iterable[str] | None,
+    queue: str | None,
+    delay: float | timedelta | None,
+    run_at: datetime | None,
+    priority: int,
+    headers: Mapping[str, Any] | None,
+) -> list[NewJob]:
+    args = list(args)
+    own = list(ids) if ids is not None else [None] * len(args)
+    if len(own) != len(args):
+        raise ValueError(f"{len(own)} ids for {len(args)} args; give an id for each, or none")
+    jobs = []
+    for index, (arg, id) in enumerate(zip(args, own, strict=True)):
+        try:
+            jobs.append(handler.new_job(arg, id, queue, delay, run_at, priority, headers))
+        except InvalidArg as error:
+            raise InvalidArg(f"[{index}]{error.path[1:]}", error.reason) from None
+    return jobs
+
+
+def _taken_from(jobs: object) -> tuple[list[NewJob], Models]:
+    if not isinstance(jobs, Iterable):
+        raise TypeError(f"enqueue_many takes a handler or jobs, not {type(jobs).__name__}")
+    taken: list[NewJob] = []
+    models: Models | None = None
+    for job in jobs:
+        if not isinstance(job, JobMixin) or "_bgjob" not in job.__dict__:
+            raise TypeError(
+                f"enqueue_many takes jobs made by handler.job(...), not {type(job).__name__}; "
+                f"other rows go by session.add_all()"
+            )
+        if inspect(job).session is not None:
+            raise ValueError(f"job {job.id!r} is in a session already, which will insert it")
+        new, its_models = job.__dict__["_bgjob"]
+        if models is not None and its_models is not models:
+            raise ValueError("the jobs are of different BGJob() instances")
+        models = its_models
+        taken.append(new)
+    if models is None:
+        return [], _NO_MODELS
+    return taken, models
+
+
+_NO_MODELS: Any = None
+
+
+def _insert_many(
+    unit: Unit, models: Models, jobs: Sequence[NewJob], on_conflict: OnConflict, own_ids: bool
+) -> BulkResult:
+    if not jobs:
+        return BulkResult(0, ())
+    statement = statements_of(models).insert_jobs(notify=unit.can_notify)
+
+    def insert() -> set[str]:
+        inserted: set[str] = set()
+        # Sorted, so that two producers with the same ids wait for each other in one order.
+        for chunk in _chunks(sorted(jobs, key=lambda job: job.id)):
+            inserted.update(unit.execute(statement, chunk).scalars())
+        return inserted
+
+    if not own_ids:
+        return BulkResult(len(insert()), ())
+    if on_conflict == "ignore":
+        inserted = insert()
+        return BulkResult(len(inserted), _missing(jobs, inserted))
+    with _Undo(unit) as undo:
+        inserted = insert()
+        duplicates = _missing(jobs, inserted)
+        if duplicates:
+            undo.now()
+            raise JobAlreadyExists(duplicates)
+    return BulkResult(len(inserted), ())
+
+
+def _missing(jobs: Iterable[NewJob], inserted: set[str]) -> tuple[str, ...]:
+    seen: set[str] = set()
+    missing: set[str] = set()
+    for job in jobs:
+        if job.id not in inserted or job.id in seen:
+            missing.add(job.id)
+        seen.add(job.id)
+    return tuple(sorted(missing))
+
+
+class _Undo:
+    """A savepoint around a bulk statement, so that all or nothing costs the caller nothing."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+
+    def __enter__(self) -> "_Undo":
+        self._savepoint = self._unit.target.begin_nested()
+        return self
+
+    def now(self) -> None:
+        self._savepoint.rollback()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._savepoint.is_active:
+            if kind is None:
+                self._savepoint.commit()
+            else:
+                self._savepoint.rollback()
+
+
+def _chunks(jobs: Iterable[NewJob]) -> Iterator[dict[str, Any]]:
+    chunk: list[NewJob] = []
+    size = 0
+    for job in jobs:
+        size += len(job.arg.data or b"")
+        if chunk and (len(chunk) == _CHUNK_JOBS or size > _CHUNK_BYTES):
+            yield _columns(chunk)
+            chunk, size = [], len(job.arg.data or b"")
+        chunk.append(job)
+    yield _columns(chunk)
+
+
+def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
+    return {
+        "ids": [job.id for job in jobs],
+        "queues": [job.queue for job in jobs],
+        "types": [job.type for job in jobs],
+        "args": [job.arg.data for job in jobs],
+        "priorities": [job.priority for job in jobs],
+        "headers": [json.dumps(job.headers) if job.headers else None for job in jobs],
+        "delays": [job.delay for job in jobs],
+        "run_ats": [job.run_at for job in jobs],
+    }
+
+
+# ---- from a query ---------------------------------------------------------------------------------
+
+
+@overload
+def enqueue_from(
+    target: SyncTarget,
+    handler: JobType[Any],
+    select: Select[Any],
+    *,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> int: ...
+@overload
+def enqueue_from(
+    target: "AsyncTarget",
+    handler: JobType[Any],
+    select: Select[Any],
+    *,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> Coroutine[Any, Any, int]: ...
+def enqueue_from(
+    target: Any,
+    handler: JobType[Any],
+    select: Select[Any],
+    *,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> Any:
+    """One job for each row of a query, without the rows leaving the database; returns how many.
+
+    The labels ``id``, ``delay`` (seconds) and ``priority`` are the job's own; all other columns
+    become the fields of the arg, a JSON object as PostgreSQL's ``to_jsonb`` makes it.
+
+    Args:
+        target: As for :func:`enqueue`.
+        handler: A registered handler whose arg is an object of these fields.
+        select: A query over your own tables; every column has a name or a label.
+        queue, delay, run_at, priority, headers: As for :func:`enqueue`, for what is no label.
+        on_conflict: With ``"raise"`` an id that a live job has, or that comes twice, adds no job at
+            all; with ``"ignore"`` those rows are left out.
+
+    Raises:
+        JobAlreadyExists: As above; the transaction stays usable, and the ids are not known.
+        ValueError: The labels are not the fields of the handler's arg.
+    """
+    _check_on_conflict(on_conflict)
+    models = _of(handler).models
+    labels = _check_labels(handler, select)
+    start, moment = _validation.start(delay, run_at)
+    parameters = {
+        "queue": _validation.name("queue", handler.queue if queue is None else queue),
+        "type": handler.type,
+        "headers": _validation.headers(headers),
+        "priority": _validation.priority(priority),
+        "delay": None if start is None else timedelta(seconds=start),
+        "run_at": moment,
+    }
+    for label, argument in (("delay", delay), ("priority", priority or None)):
+        if label in labels:
+            if argument is not None:
+                raise ValueError(f"{label} is given twice: as an argument and as a label")
+            parameters.pop(label)
+    if "delay" in labels and run_at is not None:
+        raise ValueError("give either run_at= or a label delay, not both")
+
+    def insert(unit: Unit) -> int:
+        ignore = on_conflict == "ignore" or "id" not in labels
+        statement = statements_of(models).insert_from(
+            select, notify=unit.can_notify, ignore_duplicates=ignore
+        )
+        if ignore:
+            return len(unit.execute(statement, parameters).all())
+        with _Undo(unit) as undo:
+            try:
+                return len(unit.execute(statement, parameters).all())
+            except IntegrityError as error:
+                undo.now()
+                if sqlstate(error) == "23505":
+                    raise JobAlreadyExists(()) from None
+                raise
+
+    return run_in(target, models, insert)
+
+
+def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
+    if not isinstance(select, Select):
+        raise TypeError(f"enqueue_from takes a select(), not {type(select).__name__}")
+    names = [getattr(c, "name", None) for c in select.selected_columns]
+    unnamed = [name for name in names if not isinstance(name, str) or name.startswith("%(")]
+    labels = {name for name in names if isinstance(name, str)}
+    if unnamed or len(labels) < len(names):
+        raise ValueError("every column of the select needs a name of its own: use .label()")
+    arg_labels = labels - {"id", "delay", "priority"}
+    if not handler.takes_arg:
+        if arg_labels:
+            raise ValueError(
+                f"the handler of {handler.type!r} takes no arg, but the select has the columns "
+                f"{', '.join(sorted(arg_labels))}"
+            )
+        return labels
+    fields = _codec.fields(handler.annotation)
+    if fields is not None:
+        missing, unknown = fields.required - arg_labels, arg_labels - fields.known
+        if missing or unknown:
+            problem = "; ".join(
+                f"{what} {', '.join(sorted(which))}"
+                for what, which in (("missing:", missing), ("not a field:", unknown))
+                if which
+            )
+            raise ValueError(
+                f"the select's labels are not the fields of the arg of {handler.type!r} ({problem})"
+            )
+    return labels
+
+
+# ---- what they share ------------------------------------------------------------------------------
+
+
+def _of(handler: object) -> JobType[Any]:
+    if not isinstance(handler, JobType):
+        name = getattr(handler, "__name__", type(handler).__name__)
+        raise TypeError(
+            f"{name} is not a registered handler; decorate it with @jobs.handler(...), or use "
+            f"jobs.enqueue(target, 'type', arg, queue=...) where the handler can't be imported"
+        )
+    return handler
+
+
+def _check_on_conflict(on_conflict: str) -> None:
+    if on_conflict not in ("raise", "ignore"):
+        raise ValueError(f"on_conflict={on_conflict!r} is neither 'raise' nor 'ignore'")
+
+
+_statements: WeakKeyDictionary[Models, Statements] = WeakKeyDictionary()
+
+
+def statements_of(models: Models) -> Statements:
+    """The statements of a set of tables, built once."""
+    found = _statements.get(models)
+    if found is None:
+        found = _statements[models] = Statements(models)
+    return found
+
+
+_woken: WeakKeyDictionary[SessionTransaction, set[tuple[str, str]]] = WeakKeyDictionary()
+
+
+@event.listens_for(JobMixin, "after_insert", propagate=True)
+def _wake_after_insert(mapper: Mapper[Any], connection: Connection, job: JobMixin) -> None:
+    """The wake-up of ``session.add(Job(...))``: once for each queue and (sub)transaction.
+
+    Within a savepoint that is rolled back the notification goes with it, so what was said there
+    does not count for the transaction around it.
+    """
+    session = object_session(job)
+    if session is None or session.twophase or connection.dialect.name != "postgresql":
+        return
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is None:
+        return
+    table = mapper.local_table
+    channel = channel_name(table.schema, table.name.removesuffix("job"))  # type: ignore[attr-defined]
+    woken = _woken.setdefault(transaction, set())
+    if (channel, job.queue) not in woken:
+        woken.add((channel, job.queue))
+        connection.execute(wake_up(channel), {"queue": job.queue})

@@ -1,0 +1,94 @@
+"""What an exception means, and what of it may be stored. Pure.
+
+Database errors are told apart by SQLSTATE and by ``connection_invalidated``, never by message:
+messages are translated, and hold the values of rows.
+"""
+
+import traceback
+from typing import Any, Final
+
+from sqlalchemy.exc import DBAPIError, StatementError
+
+from .settings import MAX_ERROR_LENGTH
+
+RETRY_AT_ONCE: Final = frozenset({"40001", "40P01"})
+"""Serialization failure and deadlock: the same attempt would likely pass now."""
+
+_MAX_FRAMES = 12
+
+
+def sqlstate(error: BaseException | None) -> str | None:
+    """The SQLSTATE of a driver's or SQLAlchemy's error; None when there is none."""
+    if isinstance(error, StatementError):
+        error = error.orig
+    for name in ("sqlstate", "pgcode"):
+        code = getattr(error, name, None)
+        if isinstance(code, str) and len(code) == 5:
+            return code
+    return None
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether the connection is of no more use, so that a COMMIT's outcome may be unknown."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if isinstance(error, OSError | EOFError):  # asyncpg's connect raises these bare
+        return True
+    code = sqlstate(error)
+    # 08: connection; 57P01-57P03: shut down, crashed, starting up; 53300: too many clients.
+    return code is not None and (code[:2] == "08" or code in _UNAVAILABLE)
+
+
+_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
+
+
+def describe(error: BaseException) -> str:
+    """An error as text for ``last_error``: type, message, and where it was raised.
+
+    A database error gives its SQLSTATE and constraint instead of its message, which would hold
+    parameters and the values of rows.
+    """
+    lines = [_headline(error)]
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    seen = {id(error)}
+    while cause is not None and id(cause) not in seen and len(lines) < 5:
+        seen.add(id(cause))
+        lines.append(f"caused by {_headline(cause)}")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
+    lines += [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
+    return clean("\n".join(lines))
+
+
+def _headline(error: BaseException) -> str:
+    name = type(error).__name__
+    if isinstance(error, StatementError) or sqlstate(error) is not None:
+        orig = error.orig if isinstance(error, StatementError) else error
+        parts = [type(orig).__name__, sqlstate(error), _constraint(orig)]
+        return f"{name}: " + " ".join(part for part in parts if part)
+    try:
+        message = str(error)
+    except Exception:  # a broken __str__ must not hide the failure
+        message = "(its message could not be built)"
+    return f"{name}: {message}" if message else name
+
+
+def _constraint(error: Any) -> str | None:
+    diag = getattr(error, "diag", None)
+    for source in (diag, error, getattr(error, "__cause__", None)):
+        name = getattr(source, "constraint_name", None)
+        if isinstance(name, str):
+            return name
+    return None
+
+
+def clean(text: str) -> str:
+    """Text that PostgreSQL can store: no NUL, no lone surrogates, at most 8,192 characters.
+
+    Without this the very statement that records a failure would fail, and the job run for ever.
+    """
+    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+    if len(text) > MAX_ERROR_LENGTH:
+        half = (MAX_ERROR_LENGTH - 20) // 2
+        text = f"{text[:half]}\n... cut ...\n{text[-half:]}"
+    return text

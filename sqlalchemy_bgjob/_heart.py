@@ -1,0 +1,196 @@
+"""The heart of a worker: it says that the worker lives, and looks whether the others do.
+
+A thread and a connection of its own, so that neither a busy event loop nor an exhausted pool nor
+a slow claim can make a worker look dead. The rules, and what each is for:
+
+* A worker is judged silent only by one that has itself beaten without a gap for ``lease_timeout``,
+  by both clocks: after an outage, a frozen machine or a jump of the server's clock, everyone
+  looks silent, and nobody is.
+* A beat that finds its row taken means that the jobs were given to others. All that runs is told,
+  and the worker goes on under a new id; an id is never taken up again.
+* No job is started on an old beat: see :meth:`Heart.fresh`.
+* Nothing depends on a leader: every worker looks, and whoever locks the row first judges.
+"""
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection
+
+from . import _lifecycle as lifecycle
+from ._errors import describe
+from ._ids import new_worker_id
+from ._lifecycle import Rescued
+from ._side import Backoff, Runtime, own, side_engine
+from ._statements import Statements
+from ._version import __version__
+from .settings import WorkerSettings
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+_ORPHAN_SHARE: Final = 100
+"""The search for orphans reads the table: it takes at most this part of a worker's time."""
+
+
+class Heart:
+    """Beats for one worker until it is stopped.
+
+    Args:
+        runtime: Where to connect.
+        statements: Those of the tables.
+        settings: The worker's.
+        queues: What the worker serves, for its row.
+        on_change: Called when the worker was registered, and after each beat that was overdue.
+        on_lost: Called when the worker's jobs were taken from it, before it has a new id.
+        on_error: Called with what went wrong.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        statements: Statements,
+        settings: WorkerSettings,
+        queues: Mapping[str, int],
+        *,
+        on_change: Callable[[], None],
+        on_lost: Callable[[], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._runtime, self._statements, self._settings = runtime, statements, settings
+        self._queues = dict(queues)
+        self._on_change, self._on_lost, self._on_error = on_change, on_lost, on_error
+        self._stopping = threading.Event()
+        self._urgent = threading.Event()
+        self._listener: tuple[int, datetime] | None = None
+        self._last_beat = float("-inf")
+        self._seen: dict[int, datetime] = {}
+        self.worker_id: int | None = None
+        """The id under which this worker is registered now."""
+
+    def fresh(self, now: float) -> bool:
+        """Whether a job may be started: nobody can have judged this worker silent yet.
+
+        A process that was frozen finds its last beat old by the monotonic clock, and beats first.
+        """
+        limit = self._settings.lease_timeout - self._settings.heartbeat_interval
+        return self.worker_id is not None and now - self._last_beat < limit
+
+    def set_listener(self, session: tuple[int, datetime] | None) -> None:
+        """The session that listens has changed: others must hear of it at once."""
+        self._listener = session
+        self._urgent.set()
+
+    def beat_soon(self) -> None:
+        """Beat as soon as possible."""
+        self._urgent.set()
+
+    def stop(self) -> None:
+        """Ask the thread to end."""
+        self._stopping.set()
+        self._urgent.set()
+
+    def run(self) -> None:
+        """Beat and look, and connect again whenever the connection is lost."""
+        engine = side_engine(self._runtime.engine)
+        backoff = Backoff()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    with engine.connect() as connection:
+                        self._live(own(connection), backoff)
+                except Exception as error:
+                    self._on_error(error)
+                    if not self._stopping.is_set():
+                        logger.info("heartbeat interrupted: %s", describe(error).splitlines()[0])
+                self._stopping.wait(backoff.pause())
+        finally:
+            engine.dispose()
+
+    def _live(self, connection: Connection, backoff: Backoff) -> None:
+        settings = self._settings
+        unbroken_since = time.monotonic()
+        next_beat = next_look = 0.0
+        next_sweep = unbroken_since + settings.rescue_interval * random.random()
+        next_orphans = unbroken_since + settings.orphan_interval * random.random()
+        self._seen = {}
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if now >= next_beat or self._urgent.is_set():
+                self._urgent.clear()
+                if self._beat(connection) > settings.lease_timeout / 2:
+                    unbroken_since = now
+                backoff.reset()
+                next_beat = now + settings.heartbeat_interval
+            if now >= next_look:
+                rescued, self._seen = lifecycle.rescue_ended(
+                    connection, self._statements, self._seen
+                )
+                self._report(rescued, "whose process has ended")
+                next_look = now + settings.death_check_interval
+            if now >= next_sweep:
+                if now - unbroken_since >= settings.lease_timeout:
+                    silent = lifecycle.rescue_silent(connection, self._statements)
+                    self._report(silent, "that fell silent")
+                rest = lifecycle.rescue_rest(connection, self._statements)
+                self._report([worker for worker in rest if worker.jobs], "that was lost")
+                next_sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
+            if now >= next_orphans:
+                found = lifecycle.rescue_orphans(connection, self._statements)
+                if found:
+                    logger.warning("gave back %d jobs that no known worker held", found)
+                took = time.monotonic() - now
+                pause = max(settings.orphan_interval, took * _ORPHAN_SHARE)
+                next_orphans = now + pause * random.uniform(0.9, 1.1)
+            self._urgent.wait(
+                max(min(next_beat, next_look, next_sweep, next_orphans) - time.monotonic(), 0.0)
+            )
+
+    def _beat(self, connection: Connection) -> float:
+        """Beat, or register; the seconds since the last beat by the server's clock."""
+        sent = time.monotonic()
+        gap: float | None = None
+        if self.worker_id is not None:
+            gap = lifecycle.beat(
+                connection, self._statements, worker_id=self.worker_id, listener=self._listener
+            )
+            if gap is None:
+                logger.warning("worker %d was found lost: its jobs run elsewhere", self.worker_id)
+                self.worker_id = None
+                self._on_lost()
+                gap = float("inf")
+        if self.worker_id is None:
+            self._register(connection)
+            sent = time.monotonic()
+        overdue = not self.fresh(sent)
+        self._last_beat = sent
+        if overdue:
+            self._on_change()
+        return gap or 0.0
+
+    def _register(self, connection: Connection) -> None:
+        worker_id = new_worker_id()
+        # Before the first claim: sessions are found by this name when the worker is lost.
+        lifecycle.name_session(connection, worker_id)
+        lifecycle.register(
+            connection,
+            self._statements,
+            worker_id=worker_id,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            queues=self._queues,
+            lease_timeout=self._settings.lease_timeout,
+        )
+        lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=self._listener)
+        self.worker_id = worker_id
+
+    def _report(self, rescued: list[Rescued], how: str) -> None:
+        for worker in rescued:
+            logger.warning("took %d jobs from worker %d, %s", worker.jobs, worker.worker_id, how)

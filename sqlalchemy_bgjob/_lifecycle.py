@@ -1,0 +1,447 @@
+"""The state machine of a job: every transition between queued, running, dead and gone.
+
+Written once, over a plain ``Connection``: the asyncio side calls the same functions from within a
+greenlet. Each docstring says who commits.
+
+A settlement is tried as one batch; what fails for a reason of its own is tried row by row, so
+that one row cannot harm its neighbours. Whether a COMMIT whose answer was lost took place is
+asked of the server by the transaction's id.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from itertools import groupby
+from typing import Any
+
+from sqlalchemy import Connection, Executable
+from sqlalchemy.exc import DBAPIError
+
+from ._errors import describe, lost_connection
+from ._ids import new_id
+from ._outcomes import Kind, Settlement
+from ._statements import Statements, application_name
+from ._validation import CONTENT_TYPE
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+@dataclass(slots=True, eq=False)
+class ClaimedJob:
+    """A row as the claim returned it, and by whom it was claimed."""
+
+    id: str
+    type: str
+    arg: bytes | None
+    priority: int
+    attempt: int
+    crashes: int
+    lease: int
+    last_error: str | None
+    headers: dict[str, Any] | None
+    next_run_at: datetime
+    created_at: datetime
+    updated_at: datetime
+    unknown_for: float | None
+    queue: str
+    worker_id: int
+    # Whether this run may be the one that takes the worker, or the job, down: never held ahead.
+    careful: bool = False
+
+
+class Fate(Enum):
+    """What became of a settlement."""
+
+    SETTLED = "settled"
+    STALE = "stale"  # the lease is not ours any more; nothing was changed
+    LOCKED = "locked"  # somebody holds a lock on the row; to be tried again
+    FAILED = "failed"  # the database refused; to be tried again
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A settlement on its way into the database.
+
+    Attributes:
+        xid: The transaction whose COMMIT was not answered, if there was one.
+        if_committed: What that transaction settled; *settlement* is written if it was aborted.
+        seconds: How long the handler took.
+    """
+
+    job: ClaimedJob
+    settlement: Settlement
+    xid: str | None = None
+    if_committed: Settlement | None = None
+    error: BaseException | None = None
+    tries: int = 0
+    seconds: float = 0.0
+
+
+def claim(
+    connection: Connection, statements: Statements, *, queue: str, limit: int, worker_id: int
+) -> list[ClaimedJob]:
+    """Take up to *limit* due jobs of one queue, in order. The caller commits."""
+    parameters = {"queue": queue, "limit": limit, "worker": worker_id}
+    rows = connection.execute(statements.claim, parameters).all()
+    jobs = [ClaimedJob(*row, queue, worker_id) for row in rows]
+    jobs.sort(key=lambda job: (job.priority, job.next_run_at, job.id))
+    return jobs
+
+
+def next_due(connection: Connection, statements: Statements, *, queue: str) -> float | None:
+    """Seconds until the next scheduled job of a queue."""
+    delay = connection.execute(statements.next_due, {"queue": queue}).scalar()
+    return None if delay is None else float(delay)
+
+
+def write(
+    connection: Connection,
+    statements: Statements,
+    items: Sequence[Pending],
+    *,
+    wait: bool = False,
+) -> tuple[set[str], str | None]:
+    """Write settlements of one queue and worker; returns whose lease held, and the transaction's id.
+
+    The caller commits. With *wait*, a row that somebody else has locked is waited for.
+    """
+    if not items:
+        return set(), None
+    fence: dict[str, Any] = {"queue": items[0].job.queue, "worker": items[0].job.worker_id}
+    completed = [item for item in items if item.settlement.kind is Kind.COMPLETED]
+    dead = [item for item in items if item.settlement.kind is Kind.DEAD]
+    released = [item for item in items if item.settlement.kind not in (Kind.COMPLETED, Kind.DEAD)]
+    held: set[str] = set()
+    xid: str | None = None
+    for group, statement, columns in (
+        (completed, statements.complete, _no_columns),
+        (released, statements.release, _release_columns),
+        (dead, statements.bury, _bury_columns),
+    ):
+        if group:
+            # Ids sorted, so that two workers never lock the same rows in opposite orders.
+            group.sort(key=lambda item: item.job.id)
+            parameters = fence | _fence_columns(group) | columns(group)
+            for row in connection.execute(statement(wait=wait), parameters):
+                held.add(row[0])
+                xid = row[1]
+    return held, xid
+
+
+def _fence_columns(items: Sequence[Pending]) -> dict[str, Any]:
+    return {
+        "ids": [item.job.id for item in items],
+        "leases": [item.job.lease for item in items],
+    }
+
+
+def _no_columns(items: Sequence[Pending]) -> dict[str, Any]:
+    return {}
+
+
+def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
+    settlements = [item.settlement for item in items]
+    return {
+        "give_backs": [int(s.give_back) for s in settlements],
+        "delays": [s.delay for s in settlements],
+        "errors": [s.error for s in settlements],
+        "keep_errors": [s.keep_error for s in settlements],
+        "args": [s.arg.data if s.arg else None for s in settlements],
+        "new_args": [s.arg is not None for s in settlements],
+        "headers": [_new_headers(item) for item in items],
+        "unknowns": [s.kind is Kind.UNKNOWN_TYPE for s in settlements],
+    }
+
+
+def _bury_columns(items: Sequence[Pending]) -> dict[str, Any]:
+    return {
+        "dead_ids": [new_id() for _ in items],
+        "give_backs": [int(item.settlement.give_back) for item in items],
+        "errors": [item.settlement.error for item in items],
+    }
+
+
+def _new_headers(item: Pending) -> str | None:
+    arg = item.settlement.arg
+    if arg is None:
+        return None
+    headers = {k: v for k, v in (item.job.headers or {}).items() if k != CONTENT_TYPE}
+    if arg.content_type:
+        headers[CONTENT_TYPE] = arg.content_type
+    return json.dumps(headers) if headers else None
+
+
+def settle(
+    connection: Connection, statements: Statements, items: Iterable[Pending]
+) -> list[tuple[Pending, Fate]]:
+    """Settle jobs and commit: one transaction for each queue and worker.
+
+    Each item keeps the id of the transaction that wrote it, so that after a lost connection the
+    next call can ask what became of it.
+
+    Raises:
+        DBAPIError: The connection was lost; call again with the same items on a new one.
+    """
+    fates: list[tuple[Pending, Fate]] = []
+
+    def key(item: Pending) -> tuple[str, int]:
+        return item.job.queue, item.job.worker_id
+
+    for _, group in groupby(sorted(items, key=key), key=key):
+        fates += _settle_group(connection, statements, list(group))
+    return fates
+
+
+def _settle_group(
+    connection: Connection, statements: Statements, items: list[Pending]
+) -> list[tuple[Pending, Fate]]:
+    fates = [
+        (item, fate)
+        for item in items
+        if item.xid and (fate := _look_up(connection, statements, item))
+    ]
+    decided = {id(item) for item, _ in fates}
+    items = [item for item in items if id(item) not in decided]
+    if not items:
+        return fates
+    try:
+        with connection.begin():
+            held, xid = write(connection, statements, items)
+            for item in items:
+                if item.job.id in held:
+                    item.xid, item.if_committed = xid, item.settlement
+    except Exception as error:
+        if lost_connection(error):
+            raise
+        if len(items) > 1:
+            for item in items:
+                item.xid = None
+                fates += _settle_group(connection, statements, [item])
+            return fates
+        return [*fates, (items[0], _record_failure(connection, statements, items[0], error))]
+    missing = []
+    for item in items:
+        if item.job.id in held:
+            fates.append((item, Fate.SETTLED))
+        else:
+            missing.append(item)
+    if missing:
+        fates += _explain(connection, statements, missing)
+    return fates
+
+
+def _look_up(connection: Connection, statements: Statements, item: Pending) -> Fate | None:
+    """What the transaction of an unanswered COMMIT came to; None if the item is to be written."""
+    with connection.begin():
+        parameters = {"xid": item.xid}
+        status = connection.execute(statements.transaction_status, parameters).scalar()
+    if status == "in progress":
+        return Fate.LOCKED
+    item.xid = None
+    if status != "committed":
+        return None
+    if item.if_committed is not None:
+        item.settlement = item.if_committed
+    return Fate.SETTLED
+
+
+def _explain(
+    connection: Connection, statements: Statements, items: list[Pending]
+) -> list[tuple[Pending, Fate]]:
+    """Rows that a settlement did not find are locked by somebody, or not ours any more."""
+    fence = {"queue": items[0].job.queue, "worker": items[0].job.worker_id}
+    with connection.begin():
+        rows = connection.execute(statements.still_held, fence | _fence_columns(items))
+        held = set(rows.scalars())
+    return [(item, Fate.LOCKED if item.job.id in held else Fate.STALE) for item in items]
+
+
+def _record_failure(
+    connection: Connection, statements: Statements, item: Pending, error: Exception
+) -> Fate:
+    """A row that refuses its settlement stays ours, with the reason in last_error."""
+    item.xid, item.error = None, error
+    fence = {"queue": item.job.queue, "worker": item.job.worker_id}
+    text = f"the settlement ({item.settlement.kind.value}) was refused: {describe(error)}"
+    try:
+        with connection.begin():
+            connection.execute(
+                statements.note_error, fence | _fence_columns([item]) | {"error": text}
+            )
+    except Exception as second:
+        if lost_connection(second):
+            raise
+        logger.warning("job %s: its error could not be noted: %s", item.job.id, describe(second))
+    return Fate.FAILED
+
+
+def hand_back_others(
+    connection: Connection, statements: Statements, *, worker_id: int, known: Iterable[str]
+) -> int:
+    """Queue again what a worker has claimed without knowing it; commits. Returns how many.
+
+    For after a claim whose answer was lost: the server may have given jobs that never arrived.
+    """
+    with connection.begin():
+        parameters = {"worker": worker_id, "ids": sorted(known)}
+        queues = connection.execute(statements.hand_back_others, parameters).scalars().all()
+        _wake(connection, statements, queues)
+    return len(queues)
+
+
+def beat(
+    connection: Connection,
+    statements: Statements,
+    *,
+    worker_id: int,
+    listener: tuple[int, datetime] | None,
+) -> float | None:
+    """Say that a worker lives: seconds since its last beat, None if it was found lost. Commits."""
+    pid, started_at = listener or (None, None)
+    parameters = {"worker": worker_id, "listener_pid": pid, "listener_started_at": started_at}
+    with connection.begin():
+        gap = connection.execute(statements.beat, parameters).scalar()
+    return None if gap is None else float(gap)
+
+
+def register(
+    connection: Connection,
+    statements: Statements,
+    *,
+    worker_id: int,
+    hostname: str,
+    pid: int,
+    version: str,
+    queues: dict[str, int],
+    lease_timeout: float,
+) -> None:
+    """Add a worker's row. Commits."""
+    with connection.begin():
+        connection.execute(
+            statements.register,
+            {
+                "id": worker_id,
+                "hostname": hostname,
+                "pid": pid,
+                "version": version,
+                "queues": queues,
+                "lease_timeout": lease_timeout,
+            },
+        )
+
+
+def unregister(connection: Connection, statements: Statements, *, worker_id: int) -> None:
+    """Remove a worker's row, and give back what it may still hold. Commits."""
+    with connection.begin():
+        queues = (
+            connection.execute(statements.hand_back_others, {"worker": worker_id, "ids": []})
+            .scalars()
+            .all()
+        )
+        connection.execute(statements.unregister, {"worker": worker_id})
+        _wake(connection, statements, queues)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """A lost worker, and how many jobs were taken from it."""
+
+    worker_id: int
+    jobs: int
+
+
+def rescue_silent(connection: Connection, statements: Statements) -> list[Rescued]:
+    """Take the jobs of workers that have not beaten for their own lease_timeout. Commits.
+
+    To be called only by a worker that was itself connected for as long: after an outage everyone
+    is silent.
+    """
+    return _rescue(connection, statements, statements.silent_workers, {})
+
+
+def rescue_rest(connection: Connection, statements: Statements) -> list[Rescued]:
+    """Take the jobs of lost workers that were locked when the others were taken. Commits."""
+    return _rescue(connection, statements, statements.lost_workers, {})
+
+
+def rescue_ended(
+    connection: Connection, statements: Statements, seen: dict[int, datetime]
+) -> tuple[list[Rescued], dict[int, datetime]]:
+    """Take the jobs of workers whose process has ended, at the second look. Commits.
+
+    Args:
+        connection: Idle, outside a transaction.
+        statements: Those of the tables.
+        seen: What the look before returned: worker and its last beat.
+
+    Returns:
+        What was rescued, and what to pass at the next look.
+    """
+    with connection.begin():
+        now = {row[0]: row[1] for row in connection.execute(statements.ended_workers)}
+    rescued: list[Rescued] = []
+    for worker_id, beat_at in now.items():
+        if seen.get(worker_id) == beat_at:
+            parameters = {"worker": worker_id, "beat_at": beat_at}
+            rescued += _rescue(connection, statements, statements.ended_again, parameters)
+    return rescued, now
+
+
+def _rescue(
+    connection: Connection,
+    statements: Statements,
+    locking: Executable,
+    parameters: dict[str, Any],
+) -> list[Rescued]:
+    rescued: list[Rescued] = []
+    # One transaction judges, marks and takes: a beat meanwhile waits, and finds its row lost.
+    with connection.begin():
+        for worker_id in connection.execute(locking, parameters).scalars().all():
+            _end_sessions(connection, statements, worker_id)
+            me = {"worker": worker_id}
+            connection.execute(statements.mark_lost, me)
+            queues = connection.execute(statements.give_back, me).scalars().all()
+            if not connection.execute(statements.holds_any, me).scalar():
+                connection.execute(statements.unregister, me)
+            _wake(connection, statements, queues)
+            rescued.append(Rescued(worker_id, len(queues)))
+    return rescued
+
+
+def _end_sessions(connection: Connection, statements: Statements, worker_id: int) -> None:
+    savepoint = connection.begin_nested()
+    try:
+        connection.execute(statements.end_sessions, {"name": application_name(worker_id)})
+        savepoint.commit()
+    except DBAPIError as error:
+        if lost_connection(error):
+            raise
+        savepoint.rollback()  # no right to end them: locked rows are taken by a later sweep
+
+
+def rescue_orphans(connection: Connection, statements: Statements) -> int:
+    """Queue jobs again whose claim names no worker that exists. Commits. Returns how many.
+
+    Reads the whole table. A claim that was committed after its worker had been found lost ends so.
+    """
+    with connection.begin():
+        queues = connection.execute(statements.give_back_orphans).scalars().all()
+        _wake(connection, statements, queues)
+    return len(queues)
+
+
+def _wake(connection: Connection, statements: Statements, queues: Iterable[str]) -> None:
+    for queue in sorted(set(queues)):
+        connection.execute(statements.notify, {"queue": queue})
+
+
+def name_session(connection: Connection, worker_id: int) -> None:
+    """Name this session after its worker, once; see ``application_name``. Commits."""
+    if connection.info.get("bgjob_worker") == worker_id:
+        return
+    with connection.begin():
+        connection.exec_driver_sql(f"SET application_name = '{application_name(worker_id)}'")
+    connection.info["bgjob_worker"] = worker_id

@@ -1,0 +1,187 @@
+"""LISTEN: a hint that there is work. Polling stays the truth.
+
+A thread and a connection of its own, outside the user's pool. Before it is believed, a
+notification is sent to it from another connection: a pooler in transaction mode accepts LISTEN
+and then delivers nothing. Whenever listening begins again, everything is looked at once, so that
+no wake-up is lost in between.
+"""
+
+import logging
+import secrets
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, func
+from sqlalchemy import select as sql_select
+
+from ._errors import describe
+from ._side import Backoff, Runtime, side_engine
+from ._statements import Statements
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+SELF_TEST_TIMEOUT: Final = 3.0
+AFTER_FAILED_TEST: Final = 300.0
+_STOP_WITHIN: Final = 0.25
+
+Notification = tuple[str, str]
+Wait = Callable[[float], list[Notification]]
+
+
+class Listener:
+    """Listens for one worker until it is stopped.
+
+    Args:
+        runtime: Where to connect, and how to await.
+        statements: Those of the tables; they name the channel.
+        on_wake: Called with a queue's name, or with None for all queues.
+        on_session: Called with (pid, backend_start) once listening works, with None when it ends.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        statements: Statements,
+        *,
+        on_wake: Callable[[str | None], None],
+        on_session: Callable[[tuple[int, datetime] | None], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._runtime = runtime
+        self._statements = statements
+        self._on_wake, self._on_session, self._on_error = on_wake, on_session, on_error
+        self._stopping = threading.Event()
+        self._warned = False
+        self.listening = False
+
+    def stop(self) -> None:
+        """Ask the thread to end; it does within a quarter of a second."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Listen, and begin again whenever the connection is lost."""
+        engine = side_engine(self._runtime.engine)
+        backoff = Backoff()
+        try:
+            while not self._stopping.is_set():
+                pause = AFTER_FAILED_TEST
+                try:
+                    with engine.connect() as connection:
+                        if self._listen(engine, connection, backoff):
+                            pause = backoff.pause()
+                        connection.invalidate()  # a session that listens must not be used again
+                except Exception as error:
+                    pause = backoff.pause()
+                    if not self._stopping.is_set():
+                        self._on_error(error)
+                        logger.info("not listening: %s", describe(error).splitlines()[0])
+                finally:
+                    if self.listening:
+                        self.listening = False
+                        self._on_session(None)
+                self._stopping.wait(pause)
+        finally:
+            engine.dispose()
+
+    def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
+        """Listen until stopped; False if notifications do not arrive here."""
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        # A side channel makes the test independent of what queues are called.
+        test = f"{self._statements.channel}_{secrets.token_hex(8)}"
+        row = connection.execute(self._statements.listener_session).one_or_none()
+        wait = _listen_on(connection, (self._statements.channel, test), self._runtime)
+        if not self._hears(engine, wait, test):
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "notifications do not arrive (a connection pooler in transaction mode?): "
+                    "falling back to polling; give the worker a direct connection, or turn "
+                    "listening off (listen=False, --no-listen)"
+                )
+            return False
+        backoff.reset()
+        self.listening = True
+        session = (row[0], row[1]) if row is not None and row[1] is not None else None
+        self._on_session(session)
+        self._on_wake(None)
+        while not self._stopping.is_set():
+            for channel, queue in wait(_STOP_WITHIN):
+                if channel == self._statements.channel:
+                    self._on_wake(queue)
+        return True
+
+    def _hears(self, engine: Engine, wait: Wait, test: str) -> bool:
+        with engine.connect() as other, other.begin():
+            other.execute(sql_select(func.pg_notify(test, "")))
+        deadline = time.monotonic() + SELF_TEST_TIMEOUT
+        while time.monotonic() < deadline and not self._stopping.is_set():
+            if any(channel == test for channel, _ in wait(_STOP_WITHIN)):
+                return True
+        return self._stopping.is_set()
+
+
+def _listen_on(connection: Connection, channels: tuple[str, ...], runtime: Runtime) -> Wait:
+    """LISTEN, and how to wait for notifications, in the driver's own way."""
+    driver: Any = connection.connection.driver_connection
+    name = connection.dialect.driver
+    if name == "asyncpg":
+        return _listen_on_asyncpg(driver, channels, runtime)
+    for channel in channels:
+        connection.exec_driver_sql(f'LISTEN "{channel}"')
+    if name == "psycopg2":
+        return lambda seconds: list(_wait_psycopg2(driver, seconds))
+    if connection.dialect.is_async:
+        return lambda seconds: list(runtime.await_(_wait_psycopg_async(driver, seconds)))
+    return lambda seconds: [
+        (n.channel, n.payload) for n in driver.notifies(timeout=seconds, stop_after=1)
+    ]
+
+
+def _wait_psycopg2(driver: Any, seconds: float) -> Iterator[Notification]:
+    if not driver.notifies:
+        select.select([driver], [], [], seconds)
+        driver.poll()
+    while driver.notifies:
+        notification = driver.notifies.pop(0)
+        yield notification.channel, notification.payload
+
+
+async def _wait_psycopg_async(driver: Any, seconds: float) -> list[Notification]:
+    return [(n.channel, n.payload) async for n in driver.notifies(timeout=seconds, stop_after=1)]
+
+
+def _listen_on_asyncpg(driver: Any, channels: tuple[str, ...], runtime: Runtime) -> Wait:
+    import asyncio
+
+    arrived: list[Notification] = []
+    changed = asyncio.Event()
+
+    def on_notification(_: Any, pid: int, channel: str, payload: str) -> None:
+        arrived.append((channel, payload))
+        changed.set()
+
+    driver.add_termination_listener(lambda _: changed.set())
+
+    async def listen() -> None:
+        for channel in channels:
+            await driver.add_listener(channel, on_notification)
+
+    async def wait(seconds: float) -> list[Notification]:
+        if not arrived and not driver.is_closed():
+            changed.clear()
+            try:
+                await asyncio.wait_for(changed.wait(), seconds)
+            except TimeoutError:
+                pass
+        if not arrived and driver.is_closed():
+            raise ConnectionError("the listening connection was closed")
+        result = list(arrived)
+        arrived.clear()
+        return result
+
+    runtime.await_(listen())
+    return lambda seconds: list(runtime.await_(wait(seconds)))

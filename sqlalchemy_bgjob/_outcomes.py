@@ -1,0 +1,221 @@
+"""What one attempt led to, and what follows from it for the row. Pure.
+
+A handler *returns* an outcome to keep its writes, or *raises* one to undo them first; any other
+exception is a failed attempt. :func:`decide` turns either into a :class:`Settlement`, the one
+description of a row's next state that :mod:`._lifecycle` writes.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import Enum
+from math import isfinite
+from typing import Any, Final
+
+from . import _validation, retry
+from ._codec import Encoded
+from ._errors import RETRY_AT_ONCE, clean, describe, sqlstate
+
+
+class Unchanged(Enum):
+    """The type of :data:`UNCHANGED`."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
+"""Reschedule with the arg as it is; None would mean no arg."""
+
+
+class Outcome(Exception):  # noqa: N818 - returned as often as raised
+    """Base of the four outcomes. Return one to keep the handler's writes, raise it to undo them."""
+
+
+class Complete(Outcome):
+    """The job is done and its row is deleted. Returning None means the same."""
+
+
+class Retry(Outcome):
+    """The attempt failed; run again, or move to the DLQ when ``max_attempts`` is reached.
+
+    Args:
+        after: Seconds or a timedelta, by the database's clock from the settlement;
+            None leaves it to the handler's retry policy.
+        error: An exception or text, kept as ``last_error``.
+    """
+
+    def __init__(
+        self,
+        after: float | timedelta | None = None,
+        error: BaseException | str | None = None,
+    ) -> None:
+        super().__init__(after, error)
+        self.after = None if after is None else _validation.seconds("after", after)
+        self.error = error
+
+
+class Reschedule(Outcome):
+    """Run again later, with the attempt given back; nothing has failed.
+
+    Args:
+        after: Seconds or a timedelta, by the database's clock from the settlement.
+        arg: A new arg for the next run; left out, the arg stays.
+    """
+
+    def __init__(self, after: float | timedelta, *, arg: Any = UNCHANGED) -> None:
+        super().__init__(after)
+        self.after = _validation.seconds("after", after)
+        self.arg = arg
+
+
+class MoveToDlq(Outcome):
+    """Give the job up: it moves to the dead table with *error* as its ``last_error``."""
+
+    def __init__(self, error: BaseException | str | None = None) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Kind(Enum):
+    """What happened to the job, as observers are told."""
+
+    COMPLETED = "completed"
+    RETRY = "retry"
+    RESCHEDULED = "rescheduled"
+    DEAD = "dead"
+    HANDED_BACK = "handed_back"
+    UNKNOWN_TYPE = "unknown_type"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The next state of a row.
+
+    Attributes:
+        kind: COMPLETED deletes, DEAD moves to the dead table, the others queue the row again.
+        delay: Seconds until it is due; None leaves ``next_run_at`` as it is.
+        error: The new ``last_error``; with *keep_error* the old one stays.
+        give_back: Whether the claim's attempt is not counted.
+        arg: A new arg, or None to leave it.
+    """
+
+    kind: Kind
+    delay: float | None = None
+    error: str | None = None
+    keep_error: bool = False
+    give_back: bool = False
+    arg: Encoded | None = None
+
+
+COMPLETED: Final = Settlement(Kind.COMPLETED)
+HAND_BACK: Final = Settlement(Kind.HANDED_BACK, keep_error=True, give_back=True)
+INTERRUPTED: Final = Settlement(Kind.HANDED_BACK, error="interrupted by shutdown", give_back=True)
+
+UNKNOWN_TYPE_FIRST_DELAY: Final = 1.0
+UNKNOWN_TYPE_MAX_DELAY: Final = 30.0
+
+
+def as_outcome(returned: object, type: str) -> Outcome:
+    """The outcome of a handler that returned.
+
+    Raises:
+        TypeError: The value is neither None nor an outcome: a result that would be lost.
+    """
+    if returned is None:
+        return COMPLETE
+    if isinstance(returned, Outcome):
+        return returned
+    raise TypeError(
+        f"handler of {type!r} returned a {_type_name(returned)}; it must return None, "
+        f"Complete(), Retry(...), Reschedule(...) or MoveToDlq(...)"
+    )
+
+
+COMPLETE: Final = Complete()
+
+
+def _type_name(value: object) -> str:
+    return f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def failed(error: BaseException) -> Outcome:
+    """The outcome of a handler that raised: the outcome itself, or a retry."""
+    if isinstance(error, Outcome):
+        return error
+    after = 0.0 if sqlstate(error) in RETRY_AT_ONCE else None
+    return Retry(after, error)
+
+
+def decide(
+    outcome: Outcome,
+    *,
+    attempt: int,
+    max_attempts: int | None,
+    policy: retry.RetryPolicy,
+    arg: Encoded | None = None,
+) -> Settlement:
+    """What becomes of the row.
+
+    Args:
+        outcome: What the handler returned or raised.
+        attempt: Which attempt this was, from 1.
+        max_attempts: After how many the job is dead; None for never.
+        policy: Seconds until the next attempt, if the outcome does not say.
+        arg: The encoded new arg of a Reschedule.
+    """
+    match outcome:
+        case Complete():
+            return COMPLETED
+        case Reschedule():
+            return Settlement(Kind.RESCHEDULED, delay=outcome.after, give_back=True, arg=arg)
+        case MoveToDlq():
+            return Settlement(Kind.DEAD, error=error_text(outcome.error))
+        case Retry():
+            settlement = Settlement(Kind.RETRY, error=error_text(outcome.error))
+            if max_attempts is not None and attempt >= max_attempts:
+                return replace(settlement, kind=Kind.DEAD)
+            delay = outcome.after
+            if delay is None:
+                raised = outcome.error if isinstance(outcome.error, BaseException) else None
+                delay = _backoff(policy, attempt, raised)
+            return replace(settlement, delay=delay)
+        case _:
+            raise TypeError(f"{type(outcome).__name__} is not an outcome that can be settled")
+
+
+def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
+    """A job whose type this worker does not know, *unknown_for* seconds after one first met it.
+
+    It waits a second, then as long again as it has waited, up to 30 s; a rolling deploy brings
+    the worker that knows it. After *grace* seconds it is dead.
+    """
+    if unknown_for >= grace:
+        error = f"no worker knew the job type {clean(type)!r} for {grace:g} s"
+        return Settlement(Kind.DEAD, error=error, give_back=True)
+    delay = min(max(unknown_for, UNKNOWN_TYPE_FIRST_DELAY), UNKNOWN_TYPE_MAX_DELAY)
+    delay = min(delay, max(grace - unknown_for, 0.0))
+    return Settlement(Kind.UNKNOWN_TYPE, delay=delay, keep_error=True, give_back=True)
+
+
+def crashed_too_often(attempt: int, last_error: str | None) -> Settlement:
+    """A job whose every allowed attempt has been started, the last of them by a lost worker."""
+    error = f"WorkerLost: attempt {attempt - 1} ended with the worker that ran it"
+    if last_error:
+        error = clean(f"{error}\n{last_error}")
+    return Settlement(Kind.DEAD, error=error, give_back=True)
+
+
+def error_text(error: BaseException | str | None) -> str | None:
+    """An error as it is stored."""
+    if error is None:
+        return None
+    return clean(error) if isinstance(error, str) else describe(error)
+
+
+def _backoff(policy: retry.RetryPolicy, attempt: int, error: BaseException | None) -> float:
+    try:
+        delay = float(policy(attempt, error))
+    except Exception:  # a bug in the user's policy must not keep the failure from being recorded
+        return retry.DEFAULT(attempt, error)
+    if not isfinite(delay) or delay < 0:
+        return retry.DEFAULT(attempt, error)
+    return min(delay, retry.MAX_BACKOFF)

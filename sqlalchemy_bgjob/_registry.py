@@ -1,0 +1,278 @@
+"""Handlers by type: what ``@jobs.handler`` makes of a function, and how a job finds it again.
+
+A job is only ever dispatched to a function that was registered here. Nothing is imported by a
+name that comes from the database.
+"""
+
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import update_wrapper
+from typing import Any, Final, Generic, TypeVar
+
+from sqlalchemy import func
+
+from . import _validation
+from ._codec import Codec, Encoded
+from ._ids import new_id
+from .models import Models
+from .retry import RetryPolicy
+
+A = TypeVar("A")
+
+ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job that is checked and encoded, ready for an INSERT."""
+
+    id: str
+    queue: str
+    type: str
+    arg: Encoded
+    priority: int
+    delay: float | None
+    run_at: datetime | None
+    headers: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerOptions:
+    """How one handler's jobs are run and retried."""
+
+    max_attempts: int | None
+    retry: RetryPolicy
+    timeout: float | None
+    isolation_level: str | None
+    session: bool
+
+    def __post_init__(self) -> None:
+        attempts = self.max_attempts
+        if attempts is not None and (
+            isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1
+        ):
+            raise ValueError(
+                f"max_attempts={attempts!r} is not a number from 1, nor None for without end"
+            )
+        if attempts is not None and attempts > 1_000_000:
+            raise ValueError(f"max_attempts={attempts!r} is above 1000000; None is without end")
+        if not callable(self.retry):
+            raise TypeError(f"retry={self.retry!r} is not callable; see sqlalchemy_bgjob.retry")
+        if self.timeout is not None and _validation.seconds("timeout", self.timeout) == 0:
+            raise ValueError("timeout=0 would end every run at once; None is without a limit")
+        if self.isolation_level not in (None, *ISOLATION_LEVELS):
+            raise ValueError(
+                f"isolation_level={self.isolation_level!r} is not one of "
+                f"{', '.join(ISOLATION_LEVELS)}"
+            )
+
+
+class JobType(Generic[A]):
+    """A registered handler: still callable as the function it was, and able to make jobs."""
+
+    def __init__(
+        self,
+        models: Models,
+        type: str,
+        queue: str,
+        function: Callable[..., Any],
+        options: HandlerOptions,
+    ) -> None:
+        self.models: Final = models
+        self.type: Final = type
+        self.queue: Final = queue
+        self.function: Final = function
+        self.options: Final = options
+        self.takes_arg, self.annotation = _signature(function)
+        self.codec: Final = Codec(self.annotation)
+        self.is_coroutine: Final = inspect.iscoroutinefunction(
+            function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+        )
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the decorated function itself, as a unit test does."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<handler {self.type!r} on queue {self.queue!r}>"
+
+    def decode(self, arg: bytes | None, headers: Mapping[str, Any] | None) -> A:
+        """A row's arg as the handler takes it.
+
+        Raises:
+            InvalidArg: No attempt will ever decode it.
+        """
+        value: A = self.codec.decode(arg, (headers or {}).get(_validation.CONTENT_TYPE))
+        return value
+
+    def job(
+        self,
+        arg: A | None = None,
+        *,
+        queue: str | None = None,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+        priority: int = 0,
+        headers: Mapping[str, Any] | None = None,
+        **refused: Any,
+    ) -> Any:
+        """A ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
+
+        Raises:
+            TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an own id is
+                for ``enqueue(session, handler, arg, id=...)`` only.
+            InvalidArg, ValueError: As for ``enqueue``.
+        """
+        if "id" in refused:
+            raise TypeError(
+                "job() takes no id=: a duplicate would abort the flush; "
+                "use enqueue(session, handler, arg, id=...)"
+            )
+        if refused:
+            raise TypeError(f"job() got an unexpected keyword argument {next(iter(refused))!r}")
+        new = self.new_job(arg, None, queue, delay, run_at, priority, headers)
+        job = self.models.Job(
+            id=new.id,
+            queue=new.queue,
+            type=new.type,
+            headers=new.headers,
+            arg=new.arg,
+            priority=new.priority,
+        )
+        if new.run_at is not None:
+            job.next_run_at = new.run_at
+        elif new.delay:
+            job.next_run_at = func.now() + timedelta(seconds=new.delay)
+        job._bgjob = (new, self.models)  # for enqueue_many
+        return job
+
+    def new_job(
+        self,
+        arg: Any,
+        id: str | None,
+        queue: str | None,
+        delay: float | timedelta | None,
+        run_at: datetime | None,
+        priority: int,
+        headers: Mapping[str, Any] | None,
+    ) -> NewJob:
+        """Check and encode one job."""
+        if not self.takes_arg and arg is not None:
+            raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
+        queue = self.queue if queue is None else queue
+        return new_job(self.codec, self.type, queue, arg, id, delay, run_at, priority, headers)
+
+
+def new_job(
+    codec: Codec,
+    type: str,
+    queue: str,
+    arg: Any,
+    id: str | None,
+    delay: float | timedelta | None,
+    run_at: datetime | None,
+    priority: int,
+    headers: Mapping[str, Any] | None,
+) -> NewJob:
+    """Check and encode one job of any type."""
+    encoded = codec.encode(arg)
+    seconds, moment = _validation.start(delay, run_at)
+    return NewJob(
+        new_id() if id is None else _validation.job_id(id),
+        _validation.name("queue", queue),
+        _validation.name("type", type),
+        encoded,
+        _validation.priority(priority),
+        seconds,
+        moment,
+        _validation.headers(headers, encoded.content_type),
+    )
+
+
+UNTYPED: Final = Codec(Any)
+"""For producers that know only the type's name."""
+
+
+class Registry:
+    """The handlers of one :class:`~sqlalchemy_bgjob.BGJob`."""
+
+    def __init__(self) -> None:
+        self._by_type: dict[str, JobType[Any]] = {}
+        self._by_queue: dict[str, JobType[Any]] = {}
+
+    def add(self, handler: JobType[Any]) -> None:
+        """Register a handler under its type.
+
+        Raises:
+            ValueError: The type has a handler already.
+        """
+        existing = self._by_type.get(handler.type)
+        if existing is not None:
+            raise ValueError(
+                f"the type {handler.type!r} is registered already, by "
+                f"{existing.function.__module__}.{existing.function.__qualname__}"
+            )
+        self._by_type[handler.type] = handler
+
+    def add_default(self, handler: JobType[Any]) -> None:
+        """Register the handler of all types of a queue that have none of their own."""
+        if handler.queue in self._by_queue:
+            raise ValueError(f"queue {handler.queue!r} has a default handler already")
+        self._by_queue[handler.queue] = handler
+
+    def find(self, type: str, queue: str) -> JobType[Any] | None:
+        """The handler for a job, or None if this process knows none."""
+        return self._by_type.get(type) or self._by_queue.get(queue)
+
+    def find_type(self, type: str) -> JobType[Any] | None:
+        """The handler registered for a type itself."""
+        return self._by_type.get(type)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The registered types, sorted."""
+        return tuple(sorted(self._by_type))
+
+    def queues(self) -> set[str]:
+        """The queues that registered handlers name."""
+        return {handler.queue for handler in self}
+
+    def __iter__(self) -> Iterator[JobType[Any]]:
+        yield from self._by_type.values()
+        yield from self._by_queue.values()
+
+
+def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
+    """Whether a handler takes an arg, and its annotation (Any when there is none)."""
+    where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required_rest = [
+        p.name
+        for p in parameters
+        if p not in positional[:2] and p.default is p.empty and p.kind not in _VARIADIC
+    ]
+    if not positional or required_rest:
+        raise TypeError(
+            f"handler {where} must be f(ctx) or f(ctx, arg), not f{inspect.signature(function)}"
+        )
+    if len(positional) == 1:
+        return False, None
+    if positional[1].annotation is inspect.Parameter.empty:
+        return True, Any
+    target = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+    except NameError as error:
+        raise TypeError(
+            f"the annotation {positional[1].annotation!r} of {where} can't be resolved ({error}); "
+            f"define the arg's type at the top level of its module"
+        ) from None
+    return True, hints[positional[1].name]
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

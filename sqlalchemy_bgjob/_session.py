@@ -1,0 +1,236 @@
+"""The handler's session: opened when it is used, contained, and settled in its own transaction.
+
+The session joins a transaction that belongs to the worker. Whatever the handler calls on it, the
+one COMMIT comes after the settlement, so the handler's writes and the job's end are one step:
+
+* ``session.commit()`` keeps what was written so far against a later ``rollback()``, and commits
+  nothing yet. Only from then on is a savepoint spent; the common path needs none.
+* ``session.rollback()`` and ``session.close()`` undo what was not kept, as they always do.
+* A handler that ends the transaction behind the session's back is found out, and has failed.
+
+Nothing is locked while a handler runs, so there is no lock that it could give away.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import URL, Connection, Transaction, event
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from ._errors import describe, sqlstate
+from ._lifecycle import Fate, Pending, write
+from ._statements import Statements
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+class TransactionEnded(RuntimeError):
+    """A handler ended the transaction that its session is part of."""
+
+    def __str__(self) -> str:
+        return (
+            "the handler ended the transaction of its session through the connection; "
+            "use ctx.session.commit() and ctx.session.rollback()"
+        )
+
+
+class HandlerSession:
+    """The session of one run, and the transaction it lives in.
+
+    Args:
+        connect: Takes a connection for this run; called at the first statement.
+        disconnect: Gives it back.
+        factory: Makes the user's session: a class, a sessionmaker, or a scoped_session, which is
+            then this session for the length of the run.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        disconnect: Callable[[Connection], None],
+        factory: Callable[[], Any],
+        url: URL,
+    ) -> None:
+        self._connect, self._disconnect = connect, disconnect
+        self._factory = factory
+        self._url = url
+        self._outer: Any = None
+        self._session: Session | None = None
+        self._connection: Connection | None = None
+        self._root: Transaction | None = None
+        self._kept = False  # the handler has called commit()
+        self._ended_in_order = False  # by commit() or rollback(), not by close()
+        self._settling = False
+
+    @property
+    def session(self) -> Any:
+        """What the handler gets: a Session or an AsyncSession."""
+        if self._outer is None:
+            self._outer = self._make()
+            session: Session = getattr(self._outer, "sync_session", self._outer)
+            self._session = session
+            session.join_transaction_mode = "rollback_only"
+            session.twophase = False  # it is part of the worker's transaction
+            # On the instance, so that a session class with a get_bind of its own joins too.
+            self._original_get_bind = session.get_bind
+            session.get_bind = self._get_bind  # type: ignore[method-assign]
+            event.listen(session, "after_commit", self._after_commit)
+            event.listen(session, "after_rollback", self._after_rollback)
+            event.listen(session, "after_transaction_end", self._after_transaction_end)
+        return self._outer
+
+    def _make(self) -> Any:
+        registry = getattr(self._factory, "registry", None)
+        if registry is None:
+            return self._factory()
+        session = self._factory.session_factory()  # type: ignore[attr-defined]
+        registry.set(session)
+        return session
+
+    # ---- the session's side -------------------------------------------------------------------
+
+    def _get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            bind = self._original_get_bind(*args, **kwargs)
+        except UnboundExecutionError:
+            return self._joined()
+        url = bind.engine.url
+        mine = (self._url.host, self._url.port, self._url.database)
+        # Another database keeps its own engine; its commit follows ours.
+        return self._joined() if (url.host, url.port, url.database) == mine else bind
+
+    def _joined(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._connect()
+        connection = self._connection
+        if self._root is None:
+            self._root = connection.begin()
+        elif not self._intact():
+            raise TransactionEnded
+        if self._kept and not connection.in_nested_transaction():
+            connection.begin_nested()
+        return connection
+
+    def _intact(self) -> bool:
+        connection = self._connection
+        return (
+            connection is not None
+            and not connection.invalidated
+            and self._root is not None
+            and self._root.is_active
+            and connection.get_transaction() is self._root
+        )
+
+    def _after_commit(self, session: Session) -> None:
+        # It also fires when a savepoint of the handler's own is released.
+        if self._settling or session.in_nested_transaction():
+            return
+        self._kept = self._ended_in_order = True
+        nested = self._connection.get_nested_transaction() if self._connection else None
+        if nested is not None:
+            nested.commit()
+
+    def _after_rollback(self, session: Session) -> None:
+        if not session.in_nested_transaction():
+            self._ended_in_order = True
+
+    def _after_transaction_end(self, session: Session, ended: SessionTransaction) -> None:
+        if self._settling or ended.parent is not None:
+            return
+        in_order, self._ended_in_order = self._ended_in_order, False
+        if self._connection is None or self._root is None:
+            return
+        if not in_order and self._intact():
+            # close() leaves a joined transaction alone; what was not kept is to go all the same.
+            nested = self._connection.get_nested_transaction()
+            if nested is not None:
+                nested.rollback()
+            elif not self._kept:
+                self._root.rollback()
+        if in_order and not self._root.is_active or not in_order and not self._kept:
+            self._root = None
+            self._kept = False
+
+    # ---- the worker's side --------------------------------------------------------------------
+
+    def commit(self, statements: Statements, pending: Pending) -> Fate | None:
+        """Flush, settle and commit in one transaction; None if no statement ever ran.
+
+        Raises:
+            Exception: Nothing was committed, but for a COMMIT without an answer: then *pending*
+                has the transaction's id.
+        """
+        session = self._session
+        if session is None:
+            return None
+        transaction = session.get_transaction()
+        if transaction is not None:
+            # What commit() does first: the before_commit hooks, and the flush. The rest of it
+            # follows the real COMMIT, so that after_commit hooks tell the truth.
+            transaction._prepare_impl()
+        connection = self._connection
+        if connection is None or (self._root is None and not connection.in_transaction()):
+            self._settling = True
+            if transaction is not None:
+                session.commit()  # for its hooks; no statement ran here
+            self._release()
+            return None
+        if not self._intact():
+            raise TransactionEnded
+        self._settling = True
+        nested = connection.get_nested_transaction()
+        if nested is not None:
+            nested.commit()
+        held, xid = write(connection, statements, [pending], wait=True)
+        if not held:
+            self.discard()
+            return Fate.STALE
+        pending.xid, pending.if_committed = xid, pending.settlement
+        connection.commit()
+        pending.xid = None
+        if transaction is not None:
+            try:
+                session.commit()
+            except Exception as error:  # a hook's own failure; the job is settled
+                logger.error("job %s: after the commit: %s", pending.job.id, describe(error))
+        self._release()
+        return Fate.SETTLED
+
+    def discard(self) -> None:
+        """Undo everything and give the connection back, whatever state they are in."""
+        self._settling = True
+        connection = self._connection
+        if self._session is not None:
+            with suppress(Exception):
+                self._session.close()
+        if connection is not None:
+            try:
+                connection.rollback()
+            except Exception:
+                with suppress(Exception):
+                    connection.invalidate()
+        self._release()
+
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        if self._session is not None:
+            with suppress(Exception):
+                self._session.close()
+        registry = getattr(self._factory, "registry", None)
+        if registry is not None and self._session is not None:
+            registry.clear()
+        if connection is not None:
+            self._disconnect(connection)
+
+
+def refused(error: BaseException) -> BaseException:
+    """The error of a commit, put so that it says what the handler did."""
+    if sqlstate(error) == "25P02":
+        return RuntimeError(
+            "the handler swallowed a database error, so its transaction can't be committed; "
+            "let the error out, or run the statement in session.begin_nested()"
+        )
+    return error

@@ -1,0 +1,75 @@
+"""Connections of a worker's own: how it opens them, and how long it waits to try again.
+
+A side engine connects exactly as the user's engine does (its URL, ``connect_args``, hooks and
+token providers), but through a pool of its own: a listener and a heart must not take part in the
+application's pool, nor wait for it.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from sqlalchemy import Connection, Engine
+
+from ._lifecycle import name_session
+
+
+class Runtime(Protocol):
+    """What differs between threads and asyncio: how to wait, and how to start a handler."""
+
+    engine: Engine
+    """Connects when used from the worker's loop; for asyncio, from within a greenlet."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait for :meth:`wake`, at most so long; from the worker's loop."""
+
+    def wake(self) -> None:
+        """End the wait, or the next one; from any thread."""
+
+    def start(self, run: Any, work: Callable[[], None]) -> None:
+        """Run *work* in a slot of its own; *run* identifies it for :meth:`cancel`."""
+
+    def cancel(self, run: Any) -> None:
+        """Cancel what can be cancelled of a run: a coroutine."""
+
+    def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
+        """Run *target* in a daemon thread in which a side engine of :attr:`engine` works."""
+
+    def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine; TypeError where coroutines can't be run."""
+
+
+def side_engine(engine: Engine) -> Engine:
+    """An engine that connects like the given one, through a pool of its own."""
+    return Engine(engine.pool.recreate(), engine.dialect, engine.url)
+
+
+def own(connection: Connection, worker_id: int | None = None) -> Connection:
+    """Prepare a connection for the worker's own statements: READ COMMITTED, and named.
+
+    Whatever the user's engine says: under AUTOCOMMIT a settlement would not be one step, and under
+    REPEATABLE READ claims would fail by serialization errors.
+    """
+    connection = connection.execution_options(isolation_level="READ COMMITTED")
+    if worker_id is not None:
+        name_session(connection, worker_id)
+    return connection
+
+
+class Backoff:
+    """Waits between attempts to reach the database: 50 ms, doubling, up to 5 s, with jitter."""
+
+    FIRST, LAST = 0.05, 5.0
+
+    def __init__(self) -> None:
+        self._next = self.FIRST
+
+    def reset(self) -> None:
+        """It worked: begin anew at the next failure."""
+        self._next = self.FIRST
+
+    def pause(self) -> float:
+        """Seconds to wait before the next attempt."""
+        pause, self._next = self._next, min(self._next * 2, self.LAST)
+        return pause * random.uniform(0.5, 1.0)

@@ -1,0 +1,104 @@
+"""What a worker looks at before it begins: is this a database and a setup it can work on?"""
+
+import logging
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, Engine, Pool, text
+from sqlalchemy.pool import NullPool, QueuePool
+
+from . import schema
+from ._registry import Registry
+from ._validation import name
+from .exceptions import WorkerRefused
+from .models import Models
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+SPARE_CONNECTIONS = 2
+"""The worker's own: one to claim and settle on, one that handlers never wait for."""
+MIN_POOL = 3
+
+
+def check_queues(queues: Mapping[str, int]) -> dict[str, int]:
+    """The served queues: names, and a concurrency from 1 to 10,000 for each."""
+    if not queues:
+        raise ValueError("queues= is empty; name at least one, for example {'default': 10}")
+    for queue, slots in queues.items():
+        name("queue", queue)
+        if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= 10_000:
+            raise ValueError(f"the concurrency {slots!r} of queue {queue!r} is not 1 to 10000")
+    return dict(queues)
+
+
+def check_dialect(engine: Engine) -> None:
+    """Only PostgreSQL has the locks that a claim needs; SQLite ignores them without a word."""
+    if engine.dialect.name != "postgresql":
+        raise ValueError(
+            f"a worker needs PostgreSQL, and this engine is for {engine.dialect.name!r}; "
+            f"use a URL such as postgresql+psycopg://user:password@host/database"
+        )
+
+
+def pool_permits(engine: Engine, slots: int) -> int | None:
+    """How many handlers may use a session at once; None is no limit.
+
+    Raises:
+        ValueError: The pool holds fewer than three connections.
+    """
+    capacity = _capacity(engine.pool)
+    if capacity is None:
+        return None
+    if capacity < MIN_POOL:
+        raise ValueError(
+            f"the engine's pool holds {capacity} connections, and a worker needs at least "
+            f"{MIN_POOL}; {slots + SPARE_CONNECTIONS} let all {slots} slots use a session at once: "
+            f"create_engine(..., pool_size={slots + SPARE_CONNECTIONS})"
+        )
+    permits = capacity - SPARE_CONNECTIONS
+    if permits < slots:
+        logger.warning(
+            "%d slots share %d connections for ctx.session; for all at once give the engine "
+            "pool_size=%d",
+            slots,
+            permits,
+            slots + SPARE_CONNECTIONS,
+        )
+    return permits
+
+
+def _capacity(pool: Pool) -> int | None:
+    if isinstance(pool, NullPool):
+        return None
+    if isinstance(pool, QueuePool):
+        overflow = pool._max_overflow
+        # pool_size=0 means no limit, and so does a negative max_overflow.
+        return None if pool.size() == 0 or overflow < 0 else pool.size() + overflow
+    return 1  # StaticPool, SingletonThreadPool: one connection at a time
+
+
+def check_database(connection: Connection, models: Models) -> None:
+    """Refuse a database that can't be worked on; warn of what will get in the way. Commits.
+
+    Raises:
+        WorkerRefused: It is a standby.
+        SchemaOutOfDate: The tables are missing or of another version.
+    """
+    with connection.begin():
+        if connection.execute(text("SELECT pg_is_in_recovery()")).scalar():
+            raise WorkerRefused(
+                "this server is a standby (pg_is_in_recovery), where nothing can be claimed",
+                "connect to the primary, for example with target_session_attrs=read-write",
+            )
+        place = {"schema": models.schema, "table_prefix": models.table_prefix}
+        schema.check(connection, **place)
+        for statement in schema.storage_drift(connection, **place):
+            logger.warning("a storage parameter is not as designed; run: %s", statement)
+        for problem in schema.foreign_key_problems(connection, **place):
+            logger.warning("%s", problem)
+
+
+def serve(registry: Registry, queues: Mapping[str, int]) -> None:
+    """Warn when handlers are registered for queues that this worker does not serve."""
+    unserved = sorted(registry.queues() - set(queues))
+    if unserved:
+        logger.info("not served by this worker: queues %s", ", ".join(map(repr, unserved)))

@@ -1,0 +1,693 @@
+"""Every SQL statement of the queue, as SQLAlchemy Core constructs.
+
+Nothing here executes: a :class:`Statements` builds each statement of one set of tables once, with
+named parameters, and hands it out. The threaded and the asyncio worker therefore send the same SQL.
+
+* Rows are locked inside an ``ARRAY(SELECT ctid ... SKIP LOCKED)``, which is evaluated once: the
+  LIMIT holds whichever plan is chosen, and the rows are then fetched by address, so no statistics
+  can turn the join into a scan of the table. A locked row cannot move.
+* A settlement names the id, the lease and the worker. If anyone has claimed the job since, it
+  matches no row, and the late result is dropped.
+* Hot statements name their queue and touch one queue only, so that a cluster can route them.
+"""
+
+from functools import cached_property
+from hashlib import sha1
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    DateTime,
+    Executable,
+    Float,
+    Integer,
+    Interval,
+    LargeBinary,
+    Select,
+    SmallInteger,
+    Table,
+    TableValuedAlias,
+    Text,
+    and_,
+    any_,
+    bindparam,
+    case,
+    cast,
+    column,
+    delete,
+    extract,
+    func,
+    insert,
+    literal,
+    literal_column,
+    not_,
+    or_,
+    select,
+    table,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+from sqlalchemy.sql.selectable import CTE
+
+from .models import Models
+
+_CTID: ColumnElement[Any] = literal_column("ctid")
+_SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
+
+APPLICATION_NAME_PREFIX = "bgjob/"
+
+_activity = table(
+    "pg_stat_activity",
+    column("pid", Integer),
+    column("backend_start", DateTime(timezone=True)),
+    column("application_name", Text),
+    column("usename", Text),
+    column("datname", Text),
+    column("state", Text),
+    schema="pg_catalog",
+)
+
+
+def application_name(worker_id: int) -> str:
+    """The name that all sessions of a worker carry, so that others can tell them."""
+    return f"{APPLICATION_NAME_PREFIX}{worker_id}"
+
+
+def channel_name(schema: str | None, table_prefix: str) -> str:
+    """The name on which workers LISTEN: one for each set of tables, at most 63 bytes."""
+    full_name = f"{schema or ''}.{table_prefix}"
+    return f"bgjob_{sha1(full_name.encode(), usedforsecurity=False).hexdigest()[:12]}"
+
+
+def wake_up(channel: str) -> Executable:
+    """Wake the workers of a queue at this transaction's commit. Parameter: queue."""
+    return select(cast(func.pg_notify(channel, bindparam("queue", type_=Text)), Text))
+
+
+def _array(name: str, item: Any) -> ColumnElement[Any]:
+    # The cast types an empty list, and spares drivers that send text from guessing.
+    return cast(bindparam(name, type_=ARRAY(item)), ARRAY(item))
+
+
+def _unnest(**columns: Any) -> TableValuedAlias:
+    """Rows made of parallel array parameters: ``unnest(ids, leases, ...)``."""
+    arrays = [_array(name, item) for name, item in columns.items()]
+    return (
+        func.unnest(*arrays)
+        .table_valued(*(column(name, item) for name, item in columns.items()), name="given")
+        .render_derived()
+    )
+
+
+def _at(locked: Select[Any]) -> ColumnElement[bool]:
+    """Rows at the addresses that a locking SELECT of one ctid column returns."""
+    return _CTID == any_(func.array(locked.scalar_subquery()))
+
+
+def _seconds(interval: ColumnElement[Any]) -> ColumnElement[float]:
+    return cast(extract("epoch", interval), Float(53))
+
+
+class Statements:
+    """The statements of one set of tables. Their parameters are named in each docstring."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._job: Table = models.job
+        self._dead: Table = models.dead_job
+        self._worker: Table = models.worker
+        self.channel = channel_name(models.schema, models.table_prefix)
+
+    # ---- enqueue ---------------------------------------------------------------------------
+
+    def insert_job(self, *, notify: bool) -> Executable:
+        """One job, with its wake-up in the same statement. Returns its id, or nothing if it exists.
+
+        Parameters: id, queue, type, arg, priority, headers, delay (timedelta) or null, run_at or null.
+        """
+        job = self._job
+        inserted = (
+            pg_insert(job)
+            .values(
+                id=bindparam("id", type_=Text),
+                queue=bindparam("queue", type_=Text),
+                type=bindparam("type", type_=Text),
+                arg=bindparam("arg", type_=LargeBinary),
+                priority=bindparam("priority", type_=SmallInteger),
+                headers=bindparam("headers", type_=JSONB(none_as_null=True)),
+                next_run_at=_start(bindparam("delay", type_=Interval), _run_at_parameter()),
+            )
+            .on_conflict_do_nothing(index_elements=[job.c.id])
+            .returning(job.c.id)
+        )
+        return self._with_wake_up(inserted.cte("inserted")) if notify else inserted
+
+    def insert_jobs(self, *, notify: bool) -> Executable:
+        """Many jobs in one statement, one row for each that did not exist: its id.
+
+        Parameters: lists ids, queues, types, args, priorities, headers (JSON text), delays
+        (seconds or null), and run_ats; all of the same length.
+        """
+        given = _unnest(
+            ids=Text(),
+            queues=Text(),
+            types=Text(),
+            args=LargeBinary(),
+            priorities=SmallInteger(),
+            headers=Text(),
+            delays=Float(53),
+            run_ats=DateTime(timezone=True),
+        )
+        rows = select(
+            given.c.ids,
+            given.c.queues,
+            given.c.types,
+            given.c.args,
+            given.c.priorities,
+            cast(given.c.headers, JSONB),
+            _start(given.c.delays * _SECOND, given.c.run_ats),
+        )
+        return self._insert_from(rows, notify=notify)
+
+    def insert_from(
+        self, source: Select[Any], *, notify: bool, ignore_duplicates: bool
+    ) -> Executable:
+        """``INSERT ... SELECT`` from the user's own query; one row for each new job: its id.
+
+        The labels id, delay (seconds) and priority are the job's own; all others become the JSON
+        object of the arg. Parameters: queue, type, headers, run_at, and delay (timedelta) and
+        priority unless they are labels.
+        """
+        rows = source.subquery("source")
+        reserved = {"id", "delay", "priority"}
+        arg = func.to_jsonb(literal_column("source"), type_=JSONB)
+        for name in sorted(reserved & set(rows.c.keys())):
+            arg = arg.op("-", return_type=JSONB())(literal(name, Text))
+        one = select(
+            cast(rows.c.id, Text) if "id" in rows.c else _uuid7(),
+            cast(bindparam("queue", type_=Text), Text),
+            cast(bindparam("type", type_=Text), Text),
+            func.convert_to(cast(arg, Text), "UTF8"),
+            cast(rows.c.priority, SmallInteger)
+            if "priority" in rows.c
+            else cast(bindparam("priority", type_=SmallInteger), SmallInteger),
+            cast(bindparam("headers", type_=JSONB(none_as_null=True)), JSONB),
+            _start(
+                rows.c.delay * _SECOND
+                if "delay" in rows.c
+                else cast(bindparam("delay", type_=Interval), Interval),
+                cast(bindparam("run_at", type_=DateTime(timezone=True)), DateTime(timezone=True)),
+            ),
+        ).select_from(rows)
+        return self._insert_from(one, notify=notify, ignore_duplicates=ignore_duplicates)
+
+    def _insert_from(
+        self, rows: Select[Any], *, notify: bool, ignore_duplicates: bool = True
+    ) -> Executable:
+        job = self._job
+        names = ["id", "queue", "type", "arg", "priority", "headers", "next_run_at"]
+        inserted = pg_insert(job).from_select(names, rows)
+        if ignore_duplicates:
+            inserted = inserted.on_conflict_do_nothing(index_elements=[job.c.id])
+        if not notify:
+            return inserted.returning(job.c.id)
+        done = inserted.returning(job.c.id, job.c.queue).cte("inserted")
+        # One notification for each queue, not for each job.
+        queues = select(done.c.queue).distinct().subquery("queues")
+        woken = select(
+            func.count(func.pg_notify(self.channel, queues.c.queue)).label("count")
+        ).subquery("woken")
+        return select(done.c.id).select_from(done.join(woken, true()))
+
+    def _with_wake_up(self, inserted: CTE) -> Executable:
+        wake_up = func.pg_notify(self.channel, bindparam("queue", type_=Text))
+        return select(inserted.c.id, cast(wake_up, Text))
+
+    @cached_property
+    def notify(self) -> Executable:
+        """See :func:`wake_up`."""
+        return wake_up(self.channel)
+
+    # ---- claim -----------------------------------------------------------------------------
+
+    def _lanes(self) -> CTE:
+        """The queue's priorities, ascending, by one index probe each; the last row is null."""
+        job = self._job.alias("first_job")
+        following = self._job.alias("following_job")
+        queue = bindparam("queue", type_=Text)
+        first = (
+            select(job.c.priority)
+            .where(job.c.queue == queue)
+            .order_by(job.c.priority)
+            .limit(1)
+            .subquery("first")
+        )
+        lanes = select(first.c.priority).cte("lanes", recursive=True)
+        next_priority = (
+            select(func.min(following.c.priority))
+            .where(following.c.queue == queue, following.c.priority > lanes.c.priority)
+            .scalar_subquery()
+        )
+        return lanes.union_all(select(next_priority).where(lanes.c.priority.is_not(None)))
+
+    @cached_property
+    def claim(self) -> Executable:
+        """Give due jobs of one queue to a worker; RETURNING has no order: sort.
+
+        Parameters: queue, limit, worker. Each (queue, priority) is read by itself, in the index's
+        own order: one range over all priorities would walk every scheduled row of the lower ones.
+        """
+        job = self._job
+        lanes = self._lanes()
+        due = job.alias("due")
+        limit = bindparam("limit", type_=Integer)
+        lane = (
+            select(literal_column("due.ctid").label("address"))
+            .select_from(due)
+            .where(
+                due.c.queue == bindparam("queue", type_=Text),
+                due.c.priority == lanes.c.priority,
+                due.c.next_run_at <= func.now(),
+                due.c.claimed_by.is_(None),
+            )
+            .order_by(due.c.next_run_at, due.c.id)
+            .limit(limit)
+            # NO KEY: a user's row that refers to the job must not hide it.
+            .with_for_update(of=due, skip_locked=True, key_share=True)
+            .lateral("lane")
+        )
+        # No ORDER BY here: lanes come in ascending order, and the LIMIT stops reading them.
+        locked = select(lane.c.address).select_from(lanes.join(lane, true())).limit(limit)
+        return (
+            update(job)
+            .where(_at(locked))
+            .values(
+                claimed_by=bindparam("worker", type_=BigInteger),
+                lease=job.c.lease + 1,
+                attempt=job.c.attempt + 1,
+                updated_at=func.now(),
+            )
+            .returning(
+                job.c.id,
+                job.c.type,
+                job.c.arg,
+                job.c.priority,
+                job.c.attempt,
+                job.c.crashes,
+                job.c.lease,
+                job.c.last_error,
+                job.c.headers,
+                job.c.next_run_at,
+                job.c.created_at,
+                job.c.updated_at,
+                _seconds(func.now() - job.c.unknown_since).label("unknown_for"),
+            )
+        )
+
+    @cached_property
+    def next_due(self) -> Executable:
+        """Seconds until the queue's next scheduled job; null when there is none. Parameter: queue."""
+        lanes = self._lanes()
+        job = self._job.alias("scheduled")
+        earliest = (
+            select(func.min(job.c.next_run_at))
+            .where(
+                job.c.queue == bindparam("queue", type_=Text),
+                job.c.priority == lanes.c.priority,
+                job.c.next_run_at > func.now(),
+            )
+            .correlate(lanes)
+            .scalar_subquery()
+        )
+        times = select(earliest.label("earliest")).select_from(lanes).subquery("times")
+        return select(_seconds(func.min(times.c.earliest) - func.clock_timestamp()))
+
+    # ---- settle ----------------------------------------------------------------------------
+
+    def _held(self, given: TableValuedAlias, *, wait: bool) -> Select[Any]:
+        """The addresses of the given jobs that this worker still holds, locked.
+
+        Not `attempt`: reschedule and redrive give attempts back, so a value can recur. A batch does
+        not wait for a row that somebody else has locked; a handler's own transaction does.
+        """
+        held = self._job.alias("held")
+        return (
+            select(literal_column("held.ctid"))
+            .select_from(held.join(given, self._fence(held, given)))
+            .with_for_update(of=held, skip_locked=not wait)
+        )
+
+    def _fence(self, held: Any, given: TableValuedAlias) -> ColumnElement[bool]:
+        return and_(
+            held.c.queue == bindparam("queue", type_=Text),
+            # Redundant with the join, and the reason that the join never scans the table.
+            held.c.id == any_(_array("ids", Text())),
+            held.c.id == given.c.ids,
+            held.c.lease == given.c.leases,
+            held.c.claimed_by == bindparam("worker", type_=BigInteger),
+        )
+
+    def complete(self, *, wait: bool) -> Executable:
+        """Delete jobs that are done. Parameters: queue, worker, ids, leases; returns id, xid of each."""
+        given = _unnest(ids=Text(), leases=BigInteger())
+        job = self._job
+        return delete(job).where(_at(self._held(given, wait=wait))).returning(job.c.id, _xid())
+
+    def release(self, *, wait: bool) -> Executable:
+        """Queue jobs again; returns id and xid of each.
+
+        Parameters: queue, worker, and lists ids, leases, give_backs, delays (seconds; null keeps
+        next_run_at), errors, keep_errors, args, new_args, headers (JSON text), unknowns.
+        """
+        job = self._job
+        given = _unnest(
+            ids=Text(),
+            leases=BigInteger(),
+            give_backs=Integer(),
+            delays=Float(53),
+            errors=Text(),
+            keep_errors=Boolean(),
+            args=LargeBinary(),
+            new_args=Boolean(),
+            headers=Text(),
+            unknowns=Boolean(),
+        )
+        again = func.clock_timestamp() + given.c.delays * _SECOND
+        return (
+            update(job)
+            .where(_at(self._held(given, wait=wait)), job.c.id == given.c.ids)
+            .values(
+                claimed_by=None,
+                lease=job.c.lease + 1,
+                attempt=func.greatest(job.c.attempt - given.c.give_backs, 0),
+                next_run_at=func.coalesce(again, job.c.next_run_at),
+                last_error=case((given.c.keep_errors, job.c.last_error), else_=given.c.errors),
+                arg=case((given.c.new_args, given.c.args), else_=job.c.arg),
+                headers=case((given.c.new_args, cast(given.c.headers, JSONB)), else_=job.c.headers),
+                unknown_since=case(
+                    (given.c.unknowns, func.coalesce(job.c.unknown_since, func.now()))
+                ),
+                updated_at=func.now(),
+            )
+            .returning(job.c.id, _xid())
+        )
+
+    def bury(self, *, wait: bool) -> Executable:
+        """Move jobs to the dead table; returns id and xid of each.
+
+        Parameters: queue, worker, and lists ids, leases, dead_ids, give_backs, errors.
+        """
+        job, dead = self._job, self._dead
+        given = _unnest(
+            ids=Text(), leases=BigInteger(), dead_ids=Text(), give_backs=Integer(), errors=Text()
+        )
+        moved = delete(job).where(_at(self._held(given, wait=wait))).returning(*job.c).cte("moved")
+        values: dict[str, Any] = {
+            "id": given.c.dead_ids,
+            "job_id": moved.c.id,
+            "job_created_at": moved.c.created_at,
+            "job_updated_at": moved.c.updated_at,
+            "moved_at": func.clock_timestamp(),
+            "attempt": func.greatest(moved.c.attempt - given.c.give_backs, 0),
+            "last_error": func.coalesce(given.c.errors, moved.c.last_error),
+        }
+        # The rest by name, the user's own columns among them where both tables have them.
+        values |= {
+            c.name: moved.c[c.name] for c in dead.c if c.name not in values and c.name in moved.c
+        }
+        rows = select(*values.values()).select_from(moved.join(given, moved.c.id == given.c.ids))
+        return insert(dead).from_select(list(values), rows).returning(dead.c.job_id, _xid())
+
+    @cached_property
+    def still_held(self) -> Executable:
+        """Which of the given jobs this worker holds, locked or not. Parameters as in complete."""
+        given = _unnest(ids=Text(), leases=BigInteger())
+        held = self._job.alias("held")
+        return select(held.c.id).select_from(held.join(given, self._fence(held, given)))
+
+    @cached_property
+    def note_error(self) -> Executable:
+        """Write last_error of a job that can't be settled. Parameters: as complete, and error."""
+        given = _unnest(ids=Text(), leases=BigInteger())
+        job = self._job
+        return (
+            update(job)
+            .where(_at(self._held(given, wait=False)))
+            .values(last_error=bindparam("error", type_=Text), updated_at=func.now())
+        )
+
+    @cached_property
+    def transaction_status(self) -> Executable:
+        """committed, aborted or in progress. Parameter: xid, as text."""
+        xid = cast(bindparam("xid", type_=Text), Text).op("::")(literal_column("xid8"))
+        return select(cast(func.pg_xact_status(xid), Text))
+
+    @cached_property
+    def hand_back_others(self) -> Executable:
+        """Queue again, attempt unspent, all that a worker has claimed but for the jobs it knows of.
+
+        Parameters: worker, ids (those it knows of). Reads the whole table: for after an outage.
+        """
+        job = self._job
+        held = job.alias("held")
+        locked = (
+            select(literal_column("held.ctid"))
+            .select_from(held)
+            .where(
+                held.c.claimed_by == bindparam("worker", type_=BigInteger),
+                not_(held.c.id == any_(_array("ids", Text()))),
+            )
+            .with_for_update(of=held, skip_locked=True, key_share=True)
+        )
+        return (
+            update(job)
+            .where(_at(locked))
+            .values(
+                claimed_by=None,
+                lease=job.c.lease + 1,
+                attempt=func.greatest(job.c.attempt - 1, 0),
+                updated_at=func.now(),
+            )
+            .returning(job.c.queue)
+        )
+
+    # ---- workers ---------------------------------------------------------------------------
+
+    @cached_property
+    def register(self) -> Executable:
+        """A new worker's row. Parameters: id, hostname, pid, version, queues, lease_timeout."""
+        return insert(self._worker).values(
+            id=bindparam("id", type_=BigInteger),
+            hostname=bindparam("hostname", type_=Text),
+            pid=bindparam("pid", type_=Integer),
+            version=bindparam("version", type_=Text),
+            queues=bindparam("queues", type_=JSONB),
+            lease_timeout=bindparam("lease_timeout", type_=Float(53)),
+            started_at=func.clock_timestamp(),
+            beat_at=func.clock_timestamp(),
+        )
+
+    @cached_property
+    def unregister(self) -> Executable:
+        """Remove a worker's row. Parameter: worker."""
+        return delete(self._worker).where(self._worker.c.id == bindparam("worker", BigInteger))
+
+    @cached_property
+    def beat(self) -> Executable:
+        """Say that a worker lives; no row comes back once its jobs were taken from it.
+
+        Returns the seconds since its last beat. Parameters: worker, listener_pid, listener_started_at.
+        """
+        worker = self._worker
+        me = bindparam("worker", type_=BigInteger)
+        before = select(worker.c.beat_at).where(worker.c.id == me).subquery("before")
+        return (
+            update(worker)
+            .where(worker.c.id == me, worker.c.lost_at.is_(None), before.c.beat_at.is_not(None))
+            .values(
+                beat_at=func.clock_timestamp(),
+                listener_pid=bindparam("listener_pid", type_=Integer),
+                listener_started_at=bindparam("listener_started_at", type_=DateTime(timezone=True)),
+            )
+            .returning(_seconds(func.clock_timestamp() - before.c.beat_at))
+        )
+
+    @cached_property
+    def listener_session(self) -> Executable:
+        """pid and start of this very session; the start is null where it is hidden."""
+        return select(_activity.c.pid, _activity.c.backend_start).where(
+            _activity.c.pid == func.pg_backend_pid()
+        )
+
+    @cached_property
+    def silent_workers(self) -> Executable:
+        """Lock the rows of workers whose last beat is older than their own lease_timeout."""
+        worker = self._worker
+        silence = func.clock_timestamp() - worker.c.beat_at
+        return self._lock_workers(silence > worker.c.lease_timeout * _SECOND)
+
+    @cached_property
+    def lost_workers(self) -> Executable:
+        """Lock the rows of workers that were found lost, while some job of theirs was locked."""
+        worker = self._worker
+        return (
+            select(worker.c.id)
+            .where(worker.c.lost_at.is_not(None))
+            .with_for_update(skip_locked=True)
+        )
+
+    @cached_property
+    def ended_workers(self) -> Executable:
+        """Workers whose listening session is gone: id and the last beat, to be looked at twice.
+
+        A session that is idle, in a transaction or not, ends at once with its process, so one that
+        exists proves that the process lives. A restart of the server ends sessions of the living,
+        so sessions from before it prove nothing.
+        """
+        worker = self._worker
+        return select(worker.c.id, worker.c.beat_at).where(self._ended())
+
+    @cached_property
+    def ended_again(self) -> Executable:
+        """Lock a worker's row if its session is still gone and it has not beaten. Parameters: worker, beat_at."""
+        worker = self._worker
+        return self._lock_workers(
+            and_(
+                worker.c.id == bindparam("worker", type_=BigInteger),
+                worker.c.beat_at == bindparam("beat_at", type_=DateTime(timezone=True)),
+                self._ended(),
+            )
+        )
+
+    def _ended(self) -> ColumnElement[bool]:
+        worker = self._worker
+        session = _activity.alias("session")
+        exists = (
+            select(session.c.pid)
+            .where(
+                or_(
+                    and_(
+                        session.c.pid == worker.c.listener_pid,
+                        session.c.backend_start == worker.c.listener_started_at,
+                    ),
+                    and_(
+                        session.c.application_name
+                        == literal(APPLICATION_NAME_PREFIX, Text) + cast(worker.c.id, Text),
+                        session.c.state != "active",
+                    ),
+                )
+            )
+            .exists()
+        )
+        return and_(
+            worker.c.lost_at.is_(None),
+            worker.c.listener_pid.is_not(None),
+            worker.c.listener_started_at > func.pg_postmaster_start_time(),
+            not_(exists),
+        )
+
+    def _lock_workers(self, condition: ColumnElement[bool]) -> Select[Any]:
+        worker = self._worker
+        return (
+            select(worker.c.id)
+            .where(worker.c.lost_at.is_(None), condition)
+            .with_for_update(skip_locked=True)
+        )
+
+    @cached_property
+    def end_sessions(self) -> Executable:
+        """End a lost worker's sessions, so that row locks of a frozen handler block nobody.
+
+        Waits up to a second for each. Parameters: name (see application_name).
+        """
+        return select(func.count(func.pg_terminate_backend(_activity.c.pid, 1000))).where(
+            _activity.c.application_name == bindparam("name", type_=Text),
+            _activity.c.usename == func.current_user(),
+            _activity.c.datname == func.current_database(),
+            _activity.c.pid != func.pg_backend_pid(),
+        )
+
+    @cached_property
+    def mark_lost(self) -> Executable:
+        """Parameter: worker."""
+        worker = self._worker
+        return (
+            update(worker)
+            .where(worker.c.id == bindparam("worker", type_=BigInteger), worker.c.lost_at.is_(None))
+            .values(lost_at=func.clock_timestamp())
+        )
+
+    @cached_property
+    def give_back(self) -> Executable:
+        """Queue a lost worker's jobs again; returns the queue of each. Parameter: worker."""
+        held = self._job.alias("held")
+        return self._rescue(held, held.c.claimed_by == bindparam("worker", type_=BigInteger))
+
+    @cached_property
+    def give_back_orphans(self) -> Executable:
+        """Queue jobs again whose claim names no worker that exists; returns the queue of each."""
+        held = self._job.alias("held")
+        known = select(self._worker.c.id).where(self._worker.c.id == held.c.claimed_by).exists()
+        return self._rescue(held, and_(held.c.claimed_by.is_not(None), not_(known)))
+
+    def _rescue(self, held: Any, condition: ColumnElement[bool]) -> Executable:
+        job = self._job
+        locked = (
+            select(literal_column("held.ctid"))
+            .select_from(held)
+            .where(condition)
+            .with_for_update(of=held, skip_locked=True, key_share=True)
+        )
+        # The first time at once; then after a random wait, so that the jobs of one crash part
+        # company, and the one that kills its workers is soon alone with the blame.
+        wait = func.random() * func.least(60, func.power(2, job.c.crashes)) * _SECOND
+        return (
+            update(job)
+            .where(_at(locked))
+            .values(
+                claimed_by=None,
+                lease=job.c.lease + 1,
+                crashes=job.c.crashes + 1,
+                next_run_at=case(
+                    (job.c.crashes > 0, func.clock_timestamp() + wait), else_=job.c.next_run_at
+                ),
+                last_error=literal("WorkerLost: the worker that ran the job was lost", Text),
+                updated_at=func.now(),
+            )
+            .returning(job.c.queue)
+        )
+
+    @cached_property
+    def holds_any(self) -> Executable:
+        """Whether a worker still holds a job. Parameter: worker."""
+        held = select(self._job.c.id).where(
+            self._job.c.claimed_by == bindparam("worker", type_=BigInteger)
+        )
+        return select(held.exists())
+
+
+def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnElement[Any]:
+    """When a new job is due: run_at, or so long after the caller's transaction began."""
+    return func.coalesce(run_at, func.now() + delay, func.now())
+
+
+def _run_at_parameter() -> ColumnElement[Any]:
+    return bindparam("run_at", type_=DateTime(timezone=True))
+
+
+def _uuid7() -> ColumnElement[str]:
+    """A UUIDv7 as text, made by a server that may not have ``uuidv7()`` yet (it came with 18)."""
+    milliseconds = cast(extract("epoch", func.clock_timestamp()) * 1000, BigInteger)
+    time = func.lpad(func.to_hex(milliseconds), 12, "0")
+    rest = func.substr(cast(func.gen_random_uuid(), Text), 16)  # after the version digit
+    return func.concat(func.substr(time, 1, 8), "-", func.substr(time, 9, 4), "-7", rest)
+
+
+def _xid() -> ColumnElement[str]:
+    """This transaction's id, by which a COMMIT whose answer was lost can be looked up."""
+    return cast(func.pg_current_xact_id(), Text).label("xid")

@@ -1,0 +1,204 @@
+"""work_one: one job, run and settled in a transaction that belongs to the caller."""
+
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from . import _lifecycle as lifecycle
+from . import _validation
+from ._after_commit import after_commit
+from ._codec import Encoded
+from ._execution import Context, Run, job_info
+from ._ids import new_worker_id
+from ._lifecycle import ClaimedJob, Pending
+from ._outcomes import (
+    UNCHANGED,
+    Kind,
+    MoveToDlq,
+    Outcome,
+    Reschedule,
+    Settlement,
+    as_outcome,
+    decide,
+    failed,
+    unknown_type,
+)
+from ._pool import is_autocommit
+from ._registry import HandlerOptions, JobType, Registry
+from ._statements import Statements
+from ._targets import Unit, run_in
+from .exceptions import InvalidArg, LeaseLost
+from .models import Models
+from .retry import DEFAULT
+from .settings import DEFAULT_MAX_ATTEMPTS, WorkerSettings
+from .telemetry import JobInfo, Observer, announce, tell
+
+_GRACE = WorkerSettings().unknown_type_grace
+
+
+def work_one(
+    models: Models,
+    registry: Registry,
+    target: Any,
+    queue: str,
+    handler: Callable[..., Any] | None,
+    session_factory: Callable[[], Any] | None,
+    observers: Iterable[Observer],
+) -> Any:
+    """See :meth:`sqlalchemy_bgjob.BGJob.work_one`."""
+    queue = _validation.name("queue", queue)
+    given = None if handler is None else _as_job_type(models, queue, handler)
+
+    def work(unit: Unit) -> Outcome | None:
+        one = _WorkOne(unit.connection, models, registry, session_factory, tuple(observers))
+        return one.run(queue, given)
+
+    return run_in(target, models, work)
+
+
+def _as_job_type(models: Models, queue: str, handler: Callable[..., Any]) -> JobType[Any]:
+    if isinstance(handler, JobType):
+        return handler
+    options = HandlerOptions(
+        max_attempts=DEFAULT_MAX_ATTEMPTS,
+        retry=DEFAULT,
+        timeout=None,
+        isolation_level=None,
+        session=True,
+    )
+    return JobType(models, "*", queue, handler, options)
+
+
+class _WorkOne:
+    """One job in one caller's transaction."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        models: Models,
+        registry: Registry,
+        session_factory: Callable[[], Any] | None,
+        observers: tuple[Observer, ...],
+    ) -> None:
+        self._connection, self._registry = connection, registry
+        self._statements = Statements(models)
+        self._session_factory, self._observers = session_factory, observers
+
+    def run(self, queue: str, given: JobType[Any] | None) -> Outcome | None:
+        connection = self._connection
+        if is_autocommit(connection):
+            raise ValueError(
+                "work_one needs a transaction, and this connection is in AUTOCOMMIT; "
+                "use execution_options(isolation_level='READ COMMITTED')"
+            )
+        claimed = lifecycle.claim(
+            connection, self._statements, queue=queue, limit=1, worker_id=new_worker_id()
+        )
+        if not claimed:
+            after_commit(connection, lambda: tell(self._observers, "queue_is_empty", (queue,)))
+            return None
+        job = claimed[0]
+        handler = given or self._registry.find(job.type, queue)
+        if handler is None:
+            settlement = unknown_type(job.type, job.unknown_for or 0.0, _GRACE)
+            dead = settlement.kind is Kind.DEAD
+            self._settle(job, settlement)
+            return MoveToDlq(settlement.error) if dead else Reschedule(settlement.delay or 0.0)
+        outcome, arg = self._call(handler, job)
+        options = handler.options
+        self._settle(
+            job,
+            decide(
+                outcome,
+                attempt=job.attempt,
+                max_attempts=options.max_attempts,
+                policy=options.retry,
+                arg=arg,
+            ),
+        )
+        return outcome
+
+    def _call(self, handler: JobType[Any], job: ClaimedJob) -> tuple[Outcome, Encoded | None]:
+        """Run the handler inside a savepoint, which is released when its writes are to be kept."""
+        connection = self._connection
+        run = Run(job, handler)
+        self._tell_later("job_started", run.info)
+        savepoint = connection.begin_nested()
+        session: Any = None
+
+        def make_session() -> Any:
+            nonlocal session
+            if session is None:
+                session = self._make_session()
+            return session
+
+        try:
+            try:
+                args = (handler.decode(job.arg, job.headers),) if handler.takes_arg else ()
+            except InvalidArg as error:
+                raise MoveToDlq(error) from error
+            returned = handler.function(Context(run, make_session), *args)
+            if handler.is_coroutine:
+                returned = _await(returned)
+            outcome = as_outcome(returned, handler.type)
+            arg = None
+            if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
+                arg = handler.codec.encode(outcome.arg)
+            if session is not None:
+                _sync(session).commit()
+                _sync(session).close()
+            savepoint.commit()
+            return outcome, arg
+        except Exception as error:
+            if session is not None:
+                _sync(session).close()
+            savepoint.rollback()
+            outcome = failed(error)
+            arg = None
+            if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
+                arg = handler.codec.encode(outcome.arg)
+            return outcome, arg
+
+    def _make_session(self) -> Any:
+        connection = self._connection
+        is_async = connection.dialect.is_async
+        factory = self._session_factory
+        if factory is None:
+            factory = sys.modules["sqlalchemy.ext.asyncio"].AsyncSession if is_async else Session
+        outer = factory()
+        session = _sync(outer)
+        session.join_transaction_mode = "create_savepoint"
+        session.twophase = False
+        session.get_bind = lambda *args, **kwargs: connection  # type: ignore[method-assign]
+        return outer
+
+    def _settle(self, job: ClaimedJob, settlement: Settlement) -> None:
+        held, _ = lifecycle.write(
+            self._connection, self._statements, [Pending(job, settlement)], wait=True
+        )
+        if not held:  # the row is locked by this very transaction; only the handler can have gone
+            raise LeaseLost(job.id)
+        info = job_info(job)
+        after_commit(
+            self._connection,
+            lambda: announce(
+                lambda name, *args: tell(self._observers, name, args), info, settlement, 0.0
+            ),
+        )
+
+    def _tell_later(self, name: str, info: JobInfo) -> None:
+        after_commit(self._connection, lambda: tell(self._observers, name, (info,)))
+
+
+def _sync(session: Any) -> Session:
+    result: Session = getattr(session, "sync_session", session)
+    return result
+
+
+def _await(awaitable: Any) -> Any:
+    from sqlalchemy.util import await_only
+
+    return await_only(awaitable)

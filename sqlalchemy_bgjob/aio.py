@@ -1,0 +1,325 @@
+"""AsyncWorker: runs coroutines as tasks, and functions in threads.
+
+The loop of the worker is the one that ``Worker`` has, run in a greenlet: where it waits, the event
+loop goes on. The heart and the listener have threads and event loops of their own, so that a
+handler that blocks this one cannot make the worker look dead.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from ._dispatch import Dispatcher
+from ._execution import Environment, Run
+from ._pool import HandlerConnections
+from ._registry import JobType
+from ._start import check_dialect, pool_permits
+from ._statements import Statements
+from .bgjob import BGJob
+from .settings import WorkerSettings
+from .telemetry import Observer
+from .worker import (
+    SettingOptions,
+    ThreadRuntime,
+    make_settings,
+    served_handlers,
+    served_queues,
+    thread_environment,
+)
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+class AsyncRuntime:
+    """Waits on the event loop; coroutines run as tasks, functions in threads."""
+
+    def __init__(self, engine: Engine, threads: ThreadRuntime) -> None:
+        self.engine = engine
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._event = asyncio.Event()
+        self._tasks: dict[Run, asyncio.Task[None]] = {}
+
+    def wait(self, seconds: float) -> None:
+        """Wait for wake(), at most so long; the event loop goes on."""
+        await_only(self._wait(seconds))
+
+    async def _wait(self, seconds: float) -> None:
+        if self._event.is_set():
+            await asyncio.sleep(0)  # never hog the loop, however often we are woken
+        else:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._event.wait()
+            except TimeoutError:
+                pass
+        self._event.clear()
+
+    def wake(self) -> None:
+        """End the wait, or the next one."""
+        self._call(self._event.set)
+
+    def start(self, run: Run, work: Callable[[], None]) -> None:
+        """Run *work* as a task, or in a thread if its handler is a function."""
+        if run.handler.is_coroutine:
+            self._call(lambda: self._start_task(run, work))
+        else:
+            self._threads.start(run, work)
+
+    def _start_task(self, run: Run, work: Callable[[], None]) -> None:
+        task = self._loop.create_task(greenlet_spawn(work), name=f"bgjob {run.handler.type}")
+        self._tasks[run] = task
+        task.add_done_callback(lambda done: self._task_ended(run, done))
+
+    def _task_ended(self, run: Run, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(run, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a run ended without a settlement", exc_info=error)
+
+    def cancel(self, run: Run) -> None:
+        """Cancel a coroutine."""
+        for task_run, task in list(self._tasks.items()):
+            if task_run is run:
+                self._call(task.cancel)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        if threading.get_ident() == self._loop_thread:
+            function()
+        else:
+            try:
+                self._loop.call_soon_threadsafe(function)
+            except RuntimeError:
+                logger.debug("the event loop is closed")
+
+    def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
+        """Run *target* in a daemon thread, in a greenlet of an event loop of its own."""
+
+        def run() -> None:
+            asyncio.run(greenlet_spawn(target))
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine, awaited in the loop of the calling thread."""
+        return await_only(awaitable)
+
+    async def close(self) -> None:
+        """Wait for cancelled tasks, and end the idle threads."""
+        tasks = [task for task in self._tasks.values() if task is not asyncio.current_task()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=5.0)
+        self._threads.close()
+
+
+class _AsyncPermits:
+    """An asyncio semaphore, waited for from within a greenlet."""
+
+    def __init__(self, permits: int) -> None:
+        self._semaphore = asyncio.Semaphore(permits)
+
+    def acquire(self) -> None:
+        await_only(self._semaphore.acquire())
+
+    def release(self) -> None:
+        self._semaphore.release()
+
+
+class AsyncWorker:
+    """Claims jobs and runs their handlers: coroutines on the event loop, functions in threads.
+
+    Args:
+        jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
+        engine: On PostgreSQL, with psycopg or asyncpg. Two of its connections are the worker's own.
+        sync_engine: For ``ctx.session`` of functions; on psycopg made from the URL if left out.
+        queues: Concurrency by queue; by default 10 for each queue that a handler names.
+        session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an
+            async_sessionmaker. By default ``AsyncSession``.
+        sync_session_factory: The same for functions. By default ``Session``.
+        observers: Told of every event, from a thread of their own.
+        settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
+
+    Raises:
+        ValueError: A function that is served may use ``ctx.session`` and there is no sync engine,
+            the pool is too small, or the engine is not for PostgreSQL.
+    """
+
+    def __init__(
+        self,
+        jobs: BGJob[Any, Any],
+        engine: AsyncEngine,
+        *,
+        sync_engine: Engine | None = None,
+        queues: Mapping[str, int] | None = None,
+        session_factory: Callable[[], Any] | None = None,
+        sync_session_factory: Callable[[], Any] | None = None,
+        observers: Iterable[Observer] = (),
+        settings: WorkerSettings | None = None,
+        **options: Unpack[SettingOptions],
+    ) -> None:
+        if not isinstance(engine, AsyncEngine):
+            raise TypeError(f"AsyncWorker takes an AsyncEngine, not {type(engine).__name__}")
+        check_dialect(engine.sync_engine)
+        self.settings = make_settings(settings, options)
+        self.queues = served_queues(jobs, queues)
+        self._jobs, self._engine = jobs, engine.sync_engine
+        self._observers = tuple(observers)
+        self._session_factory = session_factory or AsyncSession
+        self._sync_session_factory = sync_session_factory or Session
+        slots = sum(self.queues.values())
+        self._permits = pool_permits(self._engine, slots)
+        self._own_sync_engine: Engine | None = None
+        functions = [h for h in served_handlers(jobs, self.queues) if not h.is_coroutine]
+        if sync_engine is None and functions:
+            sync_engine = self._make_sync_engine(functions, slots)
+        self._sync_engine = sync_engine
+        self._dispatcher: Dispatcher | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stop_timeout: float | None = None
+
+    def _make_sync_engine(self, functions: list[JobType[Any]], slots: int) -> Engine | None:
+        if self._engine.dialect.driver.startswith("psycopg"):
+            self._own_sync_engine = create_engine(self._engine.url, pool_size=slots + 2)
+            return self._own_sync_engine
+        with_session = [h.type for h in functions if h.options.session]
+        if with_session:
+            raise ValueError(
+                f"the handlers of {', '.join(map(repr, with_session))} are functions, and "
+                f"ctx.session of a function needs a synchronous engine; pass sync_engine=, "
+                f"or register them with session=False"
+            )
+        return None
+
+    async def run(self) -> None:
+        """Work until :meth:`stop` is called, and everything is drained.
+
+        When this is cancelled, running jobs are released at once, their attempt given back.
+
+        Raises:
+            SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
+            OperationalError: The password, role or database is wrong.
+        """
+        await self._run(lambda: None)
+
+    async def start(self) -> None:
+        """Work in a task; returns when it has begun, raising what :meth:`run` would.
+
+        A database that is not up yet is waited for in the background.
+        """
+        if self._task is not None:
+            raise RuntimeError("this worker was started already; make a new one")
+        begun = asyncio.Event()
+        self._task = asyncio.create_task(self._run(begun.set), name="bgjob-worker")
+        waiting = asyncio.create_task(begun.wait())
+        try:
+            await asyncio.wait(
+                {self._task, waiting}, timeout=10.0, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
+        if self._task.done():
+            await self._task
+
+    async def stop(self, timeout: float | None = None) -> None:
+        """Claim no more, hand back what was not started, finish what runs; then return.
+
+        Args:
+            timeout: Seconds until coroutines are cancelled and running jobs released, attempt given
+                back; by default the ``shutdown_timeout`` of the settings.
+        """
+        self.request_stop(timeout)
+        if self._task is not None:
+            await asyncio.wait({self._task})
+            await self._task
+
+    def request_stop(self, timeout: float | None = None) -> None:
+        """As :meth:`stop`, without waiting. May be called again with a shorter timeout."""
+        timeout = self.settings.shutdown_timeout if timeout is None else timeout
+        if self._dispatcher is None:
+            self._stop_timeout = timeout
+        else:
+            self._dispatcher.stop(timeout)
+
+    async def _run(self, ready: Callable[[], None]) -> None:
+        threads = ThreadRuntime(self._sync_engine or self._engine)
+        runtime = AsyncRuntime(self._engine, threads)
+        self._dispatcher = dispatcher = self._make_dispatcher(runtime, threads)
+        if self._stop_timeout is not None:
+            dispatcher.stop(self._stop_timeout)
+        loop = asyncio.ensure_future(greenlet_spawn(dispatcher.run, ready))
+        try:
+            await asyncio.shield(loop)
+        except asyncio.CancelledError:
+            dispatcher.stop(0.0)
+            await asyncio.wait({loop})
+            raise
+        finally:
+            await runtime.close()
+            if self._own_sync_engine is not None:
+                self._own_sync_engine.dispose()
+
+    def _make_dispatcher(self, runtime: AsyncRuntime, threads: ThreadRuntime) -> Dispatcher:
+        statements = Statements(self._jobs.models)
+        permits = _AsyncPermits(self._permits) if self._permits is not None else None
+        connections = HandlerConnections(self._engine, permits)
+        on_loop = Environment(
+            statements=statements,
+            url=self._engine.url,
+            session_factory=self._session_factory,
+            connect=connections.connect,
+            disconnect=connections.disconnect,
+            await_=_await_within,
+        )
+        sync_engine = self._sync_engine
+        in_threads = on_loop
+        if sync_engine is not None:
+            sync_permits = pool_permits(sync_engine, sum(self.queues.values()))
+            in_threads = thread_environment(
+                sync_engine, statements, self._sync_session_factory, sync_permits, threads
+            )
+        return Dispatcher(
+            self._jobs.models,
+            self._jobs.registry,
+            runtime,
+            statements,
+            lambda handler: on_loop if handler.is_coroutine else in_threads,
+            queues=self.queues,
+            settings=self.settings,
+            observers=self._observers,
+            can_run=lambda handler: (
+                handler.is_coroutine or sync_engine is not None or not handler.options.session
+            ),
+        )
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+
+def _await_within(awaitable: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+    if timeout is None:
+        return await_only(awaitable)
+    return await_only(_limited(awaitable, timeout))
+
+
+async def _limited(awaitable: Coroutine[Any, Any, Any], timeout: float) -> Any:
+    async with asyncio.timeout(timeout):
+        return await awaitable

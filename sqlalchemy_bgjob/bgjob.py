@@ -1,0 +1,339 @@
+"""BGJob: the queue of one application. Its models, its handlers, and its ways to enqueue."""
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
+
+from sqlalchemy import MetaData
+from sqlalchemy.orm import DeclarativeBase
+from typing_extensions import TypeVar
+
+from . import _validation
+from ._enqueue import JobRef, OnConflict, enqueue_type
+from ._execution import Context
+from ._outcomes import Outcome
+from ._registry import HandlerOptions, JobType, Registry
+from ._targets import SyncTarget
+from ._work_one import work_one
+from .models import DEFAULT_PREFIX, DeadJobMixin, JobMixin, Models, WorkerMixin, build_models
+from .retry import DEFAULT, RetryPolicy
+from .settings import DEFAULT_MAX_ATTEMPTS
+from .telemetry import Observer
+
+if TYPE_CHECKING:
+    from ._targets import AsyncTarget
+
+J = TypeVar("J", bound=JobMixin, default=JobMixin)
+D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
+A = TypeVar("A")
+
+
+class Decorator(Protocol):
+    """What ``@jobs.handler(...)`` returns."""
+
+    @overload
+    def __call__(self, function: Callable[[Context[Any], A], Any]) -> JobType[A]: ...
+    @overload
+    def __call__(self, function: Callable[[Context[Any]], Any]) -> JobType[None]: ...
+
+
+class BGJob(Generic[J, D]):
+    """The models, handlers and producers of one set of tables.
+
+    Args:
+        target: What the tables join: a declarative base, a registry, a MetaData, a Flask-SQLAlchemy
+            ``db`` or ``SQLModel``. May be left out with *models*.
+        schema: The tables' schema; by default that of the MetaData.
+        table_prefix: Begins the tables' names, at most 32 bytes.
+        models: The user's own ``(Job, DeadJob)``, built on JobMixin and DeadJobMixin.
+
+    Attributes:
+        Job: The mapped class of live jobs.
+        DeadJob: The mapped class of dead jobs.
+        WorkerRow: The mapped class of workers.
+        Base: The declarative base of these, for ``Session(binds={jobs.Base: engine})``.
+
+    Raises:
+        TypeError: *target* has no MetaData.
+        ValueError: The MetaData has such tables already, or a name is too long.
+    """
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __new__(
+            cls,
+            target: object,
+            *,
+            schema: str | None = None,
+            table_prefix: str = DEFAULT_PREFIX,
+        ) -> "BGJob[JobMixin, DeadJobMixin]": ...
+        @overload
+        def __new__(
+            cls,
+            target: object = None,
+            *,
+            schema: str | None = None,
+            table_prefix: str = DEFAULT_PREFIX,
+            models: tuple[type[J], type[D]],
+        ) -> "BGJob[J, D]": ...
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any: ...
+
+    def __init__(
+        self,
+        target: object = None,
+        *,
+        schema: str | None = None,
+        table_prefix: str = DEFAULT_PREFIX,
+        models: tuple[type[J], type[D]] | None = None,
+    ) -> None:
+        self.models: Models = build_models(
+            target, schema=schema, table_prefix=table_prefix, models=models
+        )
+        self.registry = Registry()
+
+    @property
+    def Job(self) -> type[J]:  # noqa: N802 - it is a class
+        """The mapped class of live jobs: select it, relate to it, show it."""
+        return cast(type[J], self.models.Job)
+
+    @property
+    def DeadJob(self) -> type[D]:  # noqa: N802
+        """The mapped class of dead jobs."""
+        return cast(type[D], self.models.DeadJob)
+
+    @property
+    def WorkerRow(self) -> type[WorkerMixin]:  # noqa: N802
+        """The mapped class of worker processes."""
+        return cast(type[WorkerMixin], self.models.WorkerRow)
+
+    @property
+    def Base(self) -> type[DeclarativeBase]:  # noqa: N802
+        """The base of these classes, for sessions with several binds."""
+        return self.models.Base
+
+    @property
+    def metadata(self) -> MetaData:
+        """The MetaData that the tables joined."""
+        return self.models.metadata
+
+    # ---- handlers ---------------------------------------------------------------------------
+
+    def handler(
+        self,
+        type: str,
+        *,
+        queue: str = "default",
+        max_attempts: int | None = DEFAULT_MAX_ATTEMPTS,
+        retry: RetryPolicy = DEFAULT,
+        timeout: float | timedelta | None = None,
+        isolation_level: str | None = None,
+        session: bool = True,
+    ) -> Decorator:
+        """Register a function ``f(ctx)`` or ``f(ctx, arg)``, or a coroutine, as a type's handler.
+
+        The annotation of *arg* is the type that args are checked against when they are enqueued,
+        and decoded to when they run. The function stays callable as it was.
+
+        Args:
+            type: The name that is stored with each job, at most 128 characters.
+            queue: Where its jobs go unless enqueue says otherwise.
+            max_attempts: After how many failed attempts a job is moved to the DLQ; None for never.
+            retry: Seconds until the next attempt, from the number of the failed one.
+            timeout: Seconds or a timedelta. A coroutine is cancelled then, and has failed; a
+                function can only be told, by ``ctx.cancelled``.
+            isolation_level: Of the handler's transaction; by default the engine's.
+            session: False for a handler that never uses ``ctx.session``.
+
+        Raises:
+            ValueError: The type has a handler already, or a value is out of its range.
+            TypeError: The function does not take (ctx) or (ctx, arg), or its arg can't be JSON.
+        """
+
+        def register(function: Callable[..., Any]) -> JobType[Any]:
+            made = self._make(
+                function, type, queue, max_attempts, retry, timeout, isolation_level, session
+            )
+            self.registry.add(made)
+            return made
+
+        return cast(Decorator, register)
+
+    def default_handler(
+        self,
+        queue: str = "default",
+        *,
+        max_attempts: int | None = DEFAULT_MAX_ATTEMPTS,
+        retry: RetryPolicy = DEFAULT,
+        timeout: float | timedelta | None = None,
+        isolation_level: str | None = None,
+        session: bool = True,
+    ) -> Decorator:
+        """Register the handler of all jobs of a queue whose type has none of its own.
+
+        It finds the type in ``ctx.job.type``. Arguments as for :meth:`handler`.
+        """
+
+        def register(function: Callable[..., Any]) -> JobType[Any]:
+            made = self._make(
+                function, "*", queue, max_attempts, retry, timeout, isolation_level, session
+            )
+            self.registry.add_default(made)
+            return made
+
+        return cast(Decorator, register)
+
+    def _make(
+        self,
+        function: Callable[..., Any],
+        type: str,
+        queue: str,
+        max_attempts: int | None,
+        retry: RetryPolicy,
+        timeout: float | timedelta | None,
+        isolation_level: str | None,
+        session: bool,
+    ) -> JobType[Any]:
+        if isinstance(function, JobType):
+            function = function.function  # one function may serve several types
+        options = HandlerOptions(
+            max_attempts=max_attempts,
+            retry=retry,
+            timeout=None if timeout is None else _validation.seconds("timeout", timeout),
+            isolation_level=isolation_level,
+            session=session,
+        )
+        type, queue = _validation.name("type", type), _validation.name("queue", queue)
+        return JobType(self.models, type, queue, function, options)
+
+    # ---- producers --------------------------------------------------------------------------
+
+    @overload
+    def enqueue(
+        self,
+        target: SyncTarget,
+        type: str,
+        arg: Any = None,
+        *,
+        queue: str | None = None,
+        id: str | None = None,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+        priority: int = 0,
+        on_conflict: OnConflict = "raise",
+        headers: Mapping[str, Any] | None = None,
+    ) -> JobRef: ...
+    @overload
+    def enqueue(
+        self,
+        target: "AsyncTarget",
+        type: str,
+        arg: Any = None,
+        *,
+        queue: str | None = None,
+        id: str | None = None,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+        priority: int = 0,
+        on_conflict: OnConflict = "raise",
+        headers: Mapping[str, Any] | None = None,
+    ) -> Coroutine[Any, Any, JobRef]: ...
+    def enqueue(
+        self,
+        target: Any,
+        type: str,
+        arg: Any = None,
+        *,
+        queue: str | None = None,
+        id: str | None = None,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+        priority: int = 0,
+        on_conflict: OnConflict = "raise",
+        headers: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Add a job by its type's name, for producers that do not import the handler.
+
+        As :func:`sqlalchemy_bgjob.enqueue`. If the type is registered in this process, the arg is
+        checked against its handler, and the queue is the handler's; otherwise any JSON value or
+        bytes will do, and the queue must be named.
+
+        Raises:
+            ValueError: The type is not registered here, and no queue is given.
+        """
+        handler = self.registry.find_type(type)
+        if queue is None:
+            if handler is None:
+                raise ValueError(
+                    f"the type {type!r} is not registered in this process, so its queue is not "
+                    f"known; give queue="
+                )
+            queue = handler.queue
+        return enqueue_type(
+            target,
+            self.models,
+            handler,
+            type,
+            arg,
+            id=id,
+            queue=queue,
+            delay=delay,
+            run_at=run_at,
+            priority=priority,
+            on_conflict=on_conflict,
+            headers=headers,
+        )
+
+    @overload
+    def work_one(
+        self,
+        target: SyncTarget,
+        queue: str,
+        handler: Callable[..., Any] | None = None,
+        *,
+        session_factory: Callable[[], Any] | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> Outcome | None: ...
+    @overload
+    def work_one(
+        self,
+        target: "AsyncTarget",
+        queue: str,
+        handler: Callable[..., Any] | None = None,
+        *,
+        session_factory: Callable[[], Any] | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> Coroutine[Any, Any, Outcome | None]: ...
+    def work_one(
+        self,
+        target: Any,
+        queue: str,
+        handler: Callable[..., Any] | None = None,
+        *,
+        session_factory: Callable[[], Any] | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> Any:
+        """Run one due job of a queue within the caller's own transaction; None if none is due.
+
+        The job is locked, run and settled in that transaction, and the caller's commit decides: if
+        it rolls back or dies, the job is queued as before, its attempt not spent. So a job that
+        takes the process down is tried for ever here, unlike in a worker.
+
+        Args:
+            target: A Session or Connection, or an asyncio twin (then await the result, and the
+                handler may be a coroutine). An Engine is a transaction of its own.
+            queue: Where to look.
+            handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for whatever type the job has;
+                by default the registered handler of its type.
+            session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``.
+            observers: Told after the caller's COMMIT, and not at all if it rolls back.
+
+        Returns:
+            The outcome that was settled: of the handler, or a Retry for what it raised.
+
+        Raises:
+            ValueError: The connection is in AUTOCOMMIT, where nothing would be one step.
+        """
+        return work_one(
+            self.models, self.registry, target, queue, handler, session_factory, observers
+        )

@@ -1,0 +1,137 @@
+"""Observers: what a worker tells about its jobs, after the COMMIT that made it true.
+
+Observers run on a thread of their own, one event after the other. Whatever they raise is logged,
+and however long they take, the worker goes on.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from ._outcomes import Kind, Settlement
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+MAX_WAITING_EVENTS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """A job as it was claimed: plain data, safe after its row is gone."""
+
+    id: str
+    queue: str
+    type: str
+    attempt: int
+    """Which run this is, from 1."""
+    lease: int
+    priority: int
+    crashes: int
+    last_error: str | None
+    """The error of the attempt before."""
+    headers: Mapping[str, Any]
+    next_run_at: datetime
+    created_at: datetime
+    updated_at: datetime
+
+
+class Observer:
+    """Override what you want to hear of. Calls come from one thread, in the order of the commits."""
+
+    def job_started(self, job: JobInfo) -> None:
+        """A handler is about to run."""
+
+    def job_completed(self, job: JobInfo, seconds: float) -> None:
+        """The job is done and gone; its handler took so many seconds."""
+
+    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+        """The job runs again after *delay* seconds; nothing has failed."""
+
+    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+        """The attempt failed; the next one is due after *delay* seconds."""
+
+    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+        """The job was given up and is in the dead table."""
+
+    def job_lease_lost(self, job: JobInfo) -> None:
+        """The job had been taken from this worker; what it did is not settled by it."""
+
+    def queue_is_empty(self, queue: str) -> None:
+        """The worker has caught up: nothing is due in this queue."""
+
+    def worker_error(self, error: BaseException) -> None:
+        """Something failed that is not a handler: the connection, a settlement, the listener."""
+
+
+class Events:
+    """Hands events over to the observers' thread."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = tuple(observers)
+        self._queue: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(
+            MAX_WAITING_EVENTS
+        )
+        self._thread: threading.Thread | None = None
+        self._dropped = False
+
+    def start(self) -> None:
+        """Start the thread, if there is anyone to tell."""
+        if self._observers:
+            self._thread = threading.Thread(target=self._run, name="bgjob-observers", daemon=True)
+            self._thread.start()
+
+    def emit(self, name: str, *args: Any) -> None:
+        """Tell of an event; never blocks. With 100,000 untold events, new ones are dropped."""
+        if self._thread is None:
+            return
+        try:
+            self._queue.put_nowait((name, args))
+        except queue.Full:
+            if not self._dropped:
+                self._dropped = True
+                logger.warning("observers are %d events behind: dropping", MAX_WAITING_EVENTS)
+
+    def stop(self, timeout: float) -> None:
+        """Tell what is left, for at most *timeout* seconds, and end the thread."""
+        if self._thread is not None:
+            try:
+                self._queue.put(None, timeout=timeout)
+            except queue.Full:
+                return
+            self._thread.join(timeout)
+            self._thread = None
+
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            tell(self._observers, *event)
+
+
+def announce(
+    emit: Callable[..., None], job: JobInfo, settlement: Settlement, seconds: float
+) -> None:
+    """Emit the event of a settlement that was committed."""
+    match settlement.kind:
+        case Kind.COMPLETED:
+            emit("job_completed", job, seconds)
+        case Kind.RESCHEDULED:
+            emit("job_rescheduled", job, settlement.delay)
+        case Kind.RETRY:
+            emit("job_will_be_retried", job, settlement.error, settlement.delay)
+        case Kind.DEAD:
+            attempt = job.attempt - settlement.give_back
+            emit("job_moved_to_dlq", replace(job, attempt=attempt), settlement.error)
+        case Kind.HANDED_BACK | Kind.UNKNOWN_TYPE:
+            pass  # nothing happened to the job that anyone waits for
+
+
+def tell(observers: Iterable[Observer], name: str, args: tuple[Any, ...]) -> None:
+    """Call one method of each observer; what they raise is logged and goes no further."""
+    for observer in observers:
+        try:
+            getattr(observer, name)(*args)
+        except Exception:
+            logger.exception("observer %r failed in %s", type(observer).__name__, name)

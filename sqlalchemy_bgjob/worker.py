@@ -1,0 +1,307 @@
+"""Worker: runs handlers in threads."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from ._dispatch import Dispatcher
+from ._execution import Environment, Run
+from ._pool import HandlerConnections
+from ._registry import JobType
+from ._start import check_dialect, check_queues, pool_permits, serve
+from ._statements import Statements
+from .bgjob import BGJob
+from .settings import WorkerSettings
+from .telemetry import Observer
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+DEFAULT_CONCURRENCY = 10
+_START_TIMEOUT = 10.0
+
+
+class SettingOptions(TypedDict, total=False):
+    """The fields of WorkerSettings, as keywords of a worker."""
+
+    heartbeat_interval: float
+    lease_timeout: float
+    rescue_interval: float
+    death_check_interval: float
+    orphan_interval: float
+    poll_interval: float
+    shutdown_timeout: float
+    unknown_type_grace: float
+    max_claim: int
+    hold_timeout: float
+    listen: bool
+
+
+def make_settings(settings: WorkerSettings | None, options: SettingOptions) -> WorkerSettings:
+    """The settings object, or one made of keywords."""
+    if settings is None:
+        return WorkerSettings(**options)
+    if options:
+        raise TypeError(f"give settings= or single settings, not both: {', '.join(options)}")
+    return settings
+
+
+class ThreadRuntime:
+    """Waits on an event, and runs handlers in daemon threads that are used again."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._event = threading.Event()
+        self._threads = Threads()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for wake(), at most so long."""
+        self._event.wait(seconds)
+        self._event.clear()
+
+    def wake(self) -> None:
+        """End the wait, or the next one."""
+        self._event.set()
+
+    def start(self, run: Run, work: Callable[[], None]) -> None:
+        """Run *work* in a thread."""
+        self._threads.start(work)
+
+    def cancel(self, run: Run) -> None:
+        """A thread can't be cancelled; the handler sees ``ctx.cancelled``."""
+
+    def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
+        """Run *target* in a daemon thread."""
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
+        """Threads await nothing."""
+        awaitable.close()
+        raise TypeError("a coroutine handler needs AsyncWorker")
+
+    def close(self) -> None:
+        """End the idle threads."""
+        self._threads.close()
+
+
+class Threads:
+    """Daemon threads for handlers: as many as run at once, used again, never waited for at exit."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._work: deque[Callable[[], None]] = deque()
+        self._idle = 0
+        self._count = 0
+        self._closed = False
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Run *work* at once: in an idle thread if there is one."""
+        with self._changed:
+            self._work.append(work)
+            if self._idle >= len(self._work):
+                self._changed.notify()
+                return
+            self._count += 1
+            name = f"bgjob-handler-{self._count}"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def close(self) -> None:
+        """Let idle threads end; those that run end after it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._idle += 1
+                while not self._work and not self._closed:
+                    self._changed.wait()
+                self._idle -= 1
+                if not self._work:
+                    return
+                work = self._work.popleft()
+            try:
+                work()
+            except Exception:  # a handler can't raise to here: this is a mistake of ours
+                logger.exception("a run ended without a settlement")
+            del work
+
+
+class Worker:
+    """Claims jobs and runs their handlers in threads of this process.
+
+    Args:
+        jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
+        engine: On PostgreSQL, with psycopg or psycopg2. Two of its connections are the worker's own.
+        queues: Concurrency by queue; by default 10 for each queue that a handler names.
+        session_factory: Makes ``ctx.session``: a Session class, a sessionmaker, or a
+            scoped_session, which is then the handler's session. By default ``Session``.
+        observers: Told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
+        settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
+
+    Raises:
+        ValueError: A queue that is served has coroutine handlers (use ``AsyncWorker``), the pool is
+            too small, or the engine is not for PostgreSQL.
+    """
+
+    def __init__(
+        self,
+        jobs: BGJob[Any, Any],
+        engine: Engine,
+        *,
+        queues: Mapping[str, int] | None = None,
+        session_factory: Callable[[], Any] | None = None,
+        observers: Iterable[Observer] = (),
+        settings: WorkerSettings | None = None,
+        **options: Unpack[SettingOptions],
+    ) -> None:
+        if not isinstance(engine, Engine):
+            raise TypeError(f"Worker takes an Engine, not {type(engine).__name__}")
+        check_dialect(engine)
+        if engine.dialect.is_async:
+            raise TypeError("Worker takes a synchronous engine; use AsyncWorker for this one")
+        self.settings = make_settings(settings, options)
+        self.queues = served_queues(jobs, queues)
+        refuse_coroutines(jobs, self.queues)
+        permits = pool_permits(engine, sum(self.queues.values()))
+        self._runtime = ThreadRuntime(engine)
+        statements = Statements(jobs.models)
+        environment = thread_environment(
+            engine, statements, session_factory or Session, permits, self._runtime
+        )
+        self._dispatcher = Dispatcher(
+            jobs.models,
+            jobs.registry,
+            self._runtime,
+            statements,
+            lambda handler: environment,
+            queues=self.queues,
+            settings=self.settings,
+            observers=observers,
+            can_run=lambda handler: not handler.is_coroutine,
+        )
+        self._begun = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Work until :meth:`stop` is called from another thread, and everything is drained.
+
+        Raises:
+            SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
+            OperationalError: The password, role or database is wrong.
+        """
+        try:
+            self._dispatcher.run(self._begun.set)
+        finally:
+            self._runtime.close()
+            self._ended.set()
+
+    def start(self) -> None:
+        """Work in a thread of its own; returns when it has begun, raising what :meth:`run` would.
+
+        A database that is not up yet is waited for in the background.
+        """
+        if self._thread is not None:
+            raise RuntimeError("this worker was started already; make a new one")
+        self._thread = threading.Thread(target=self._run, name="bgjob-worker", daemon=True)
+        self._thread.start()
+        self._begun.wait(_START_TIMEOUT)
+        self._raise()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Claim no more, hand back what was not started, finish what runs; then return.
+
+        Args:
+            timeout: Seconds until running jobs are released, attempt given back; by default the
+                ``shutdown_timeout`` of the settings.
+        """
+        self.request_stop(timeout)
+        if self._thread is not None:
+            self._thread.join()
+            self._raise()
+
+    def request_stop(self, timeout: float | None = None) -> None:
+        """As :meth:`stop`, without waiting. May be called again with a shorter timeout."""
+        self._dispatcher.stop(self.settings.shutdown_timeout if timeout is None else timeout)
+
+    def _run(self) -> None:
+        try:
+            self.run()
+        except BaseException as error:
+            self._error = error
+            logger.error("the worker could not run: %s", error)
+        finally:
+            self._begun.set()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def served_queues(jobs: BGJob[Any, Any], queues: Mapping[str, int] | None) -> dict[str, int]:
+    """The queues to serve, by default all that handlers name."""
+    if queues is None:
+        queues = dict.fromkeys(sorted(jobs.registry.queues()), DEFAULT_CONCURRENCY)
+        if not queues:
+            raise ValueError("no handler is registered; import their modules, or give queues=")
+    checked = check_queues(queues)
+    serve(jobs.registry, checked)
+    return checked
+
+
+def served_handlers(jobs: BGJob[Any, Any], queues: Mapping[str, int]) -> list[JobType[Any]]:
+    """The handlers of the queues that are served."""
+    return [handler for handler in jobs.registry if handler.queue in queues]
+
+
+def refuse_coroutines(jobs: BGJob[Any, Any], queues: Mapping[str, int]) -> None:
+    """A Worker can't run coroutines: better to say so than to leave their jobs lying."""
+    coroutines = [h.type for h in served_handlers(jobs, queues) if h.is_coroutine]
+    if coroutines:
+        raise ValueError(
+            f"the handlers of {', '.join(map(repr, coroutines))} are coroutines; "
+            f"use AsyncWorker, or do not serve their queues here"
+        )
+
+
+def thread_environment(
+    engine: Engine,
+    statements: Statements,
+    session_factory: Callable[[], Any],
+    permits: int | None,
+    runtime: ThreadRuntime,
+) -> Environment:
+    """Where functions run: in threads, with sessions of a synchronous engine."""
+    semaphore = threading.Semaphore(permits) if permits is not None else None
+    connections = HandlerConnections(engine, semaphore)
+    return Environment(
+        statements=statements,
+        url=engine.url,
+        session_factory=session_factory,
+        connect=connections.connect,
+        disconnect=connections.disconnect,
+        await_=lambda awaitable, timeout: runtime.await_(awaitable),
+    )
