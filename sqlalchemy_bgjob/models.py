@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from weakref import WeakSet
 
 from sqlalchemy import (
-    DDL,
     JSON,
     BigInteger,
     CheckConstraint,
@@ -59,6 +58,7 @@ from sqlalchemy.types import TypeEngine
 from . import _validation
 from ._codec import Codec, Encoded
 from ._ids import new_id
+from .schema import SetStorage
 
 SCHEMA_VERSION: Final = 1
 """The version of the tables that these models describe."""
@@ -89,7 +89,7 @@ def schema_comment(version: int = SCHEMA_VERSION, workers_since: int = WORKERS_S
 
 
 class lease_at_insert(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
-    """The server's clock in microseconds: a lease grows slower, so no later life of an id meets it."""
+    """The server's clock in microseconds; leases grow slower, so a later life never meets one."""
 
     type = BigInteger()
     inherit_cache = True
@@ -305,6 +305,17 @@ def _is_sql(value: object) -> bool:
     return hasattr(value, "__clause_element__") or isinstance(value, ColumnElement)
 
 
+def _table_takes_storage() -> bool:
+    """A keyword of Table since SQLAlchemy 2.1: plain autogenerate then renders it too."""
+    try:
+        # The constructor looks at the name, which dialect_kwargs does not.
+        Table("probe", MetaData(), postgresql_with={})
+    except ArgumentError:
+        return False
+    return True
+
+
+_TABLE_TAKES_STORAGE: Final = _table_takes_storage()
 _finished: WeakSet[Table] = WeakSet()
 
 
@@ -315,17 +326,11 @@ def _finish(table: Table, kind: str) -> bool:
     _finished.add(table)
     table.primary_key.name = conv(f"{table.name}_pkey")
     storage = dict(STORAGE[kind])
-    if storage:
-        try:
-            # A keyword of Table since SQLAlchemy 2.1: plain autogenerate then renders it too.
-            table.dialect_kwargs.update(postgresql_with=storage)
-        except ArgumentError:
-            items = ", ".join(f"{name} = {value}" for name, value in storage.items())
-            event.listen(
-                table,
-                "after_create",
-                DDL(f"ALTER TABLE %(fullname)s SET ({items})").execute_if(dialect="postgresql"),
-            )
+    if storage and _TABLE_TAKES_STORAGE:
+        table.dialect_kwargs.update(postgresql_with=storage)
+    elif storage:
+        statement = SetStorage(table, storage).execute_if(dialect="postgresql")
+        event.listen(table, "after_create", statement)
     return True
 
 
@@ -431,7 +436,8 @@ def _complete(
     target: object, models: tuple[type[Any], type[Any]], schema: str | None, table_prefix: str
 ) -> Models:
     job, dead_job = models
-    for cls, mixin in ((job, JobMixin), (dead_job, DeadJobMixin)):
+    pairs: tuple[tuple[Any, type], ...] = ((job, JobMixin), (dead_job, DeadJobMixin))
+    for cls, mixin in pairs:
         if not (isinstance(cls, type) and issubclass(cls, mixin) and hasattr(cls, "__table__")):
             raise TypeError(
                 f"models= takes mapped classes built on JobMixin and DeadJobMixin, in this order; "

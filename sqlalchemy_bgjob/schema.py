@@ -210,7 +210,7 @@ def _upgrade_to_1(op: Operations, schema: str | None, prefix: str) -> None:
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             op.execute(CreateIndex(index))
         if storage:
-            op.execute(_SetStorage(table, storage))
+            op.execute(SetStorage(table, storage))
 
 
 def _downgrade_from_1(op: Operations, schema: str | None, prefix: str) -> None:
@@ -238,7 +238,7 @@ def _table(tables: MetaData, kind: str, schema: str | None, prefix: str) -> Tabl
     return tables.tables[name if schema is None else f"{schema}.{name}"]
 
 
-class _SetStorage(ExecutableDDLElement):
+class SetStorage(ExecutableDDLElement):
     """``ALTER TABLE ... SET (...)``. SQLAlchemy 2.0 has no such option of a Table."""
 
     inherit_cache = False
@@ -247,8 +247,8 @@ class _SetStorage(ExecutableDDLElement):
         self.table, self.storage = table, storage
 
 
-@compiles(_SetStorage)
-def _compile_set_storage(element: _SetStorage, compiler: Any, **_: Any) -> str:
+@compiles(SetStorage)
+def _compile_set_storage(element: SetStorage, compiler: Any, **_: Any) -> str:
     items = ", ".join(f"{name} = {value}" for name, value in element.storage.items())
     return f"ALTER TABLE {compiler.preparer.format_table(element.table)} SET ({items})"
 
@@ -524,7 +524,7 @@ def storage_drift(
         found = dict(option.split("=", 1) for option in options or ())
         missing = {name: value for name, value in designed.items() if found.get(name) != value}
         if missing:
-            element = _SetStorage(_table(tables, kind, schema, table_prefix), missing)
+            element = SetStorage(_table(tables, kind, schema, table_prefix), missing)
             script.execute(element)
     return script.statements
 
