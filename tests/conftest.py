@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 
+from support.catalog import Catalog, catalog
 from support.choice import Choice
 from support.databases import (
     TestServer,
@@ -16,6 +18,7 @@ from support.databases import (
     running_server,
     with_driver,
 )
+from support.tables import Names, create_all, new_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +30,12 @@ class UrlFor(Protocol):
     """The test's database through one driver."""
 
     def __call__(self, driver: str) -> str: ...
+
+
+class ExpectedCatalog(Protocol):
+    """What ``create_all()`` makes of the models under these names."""
+
+    def __call__(self, names: Names) -> Catalog: ...
 
 
 CHOICE = pytest.StashKey[Choice]()
@@ -73,6 +82,36 @@ def engine(database_url: str) -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def module_engine(server: TestServer) -> Iterator[Engine]:
+    """An engine for a database that the tests of a module share."""
+    with new_engine(server) as engine:
+        yield engine
+
+
+@pytest.fixture
+def connection(module_engine: Engine) -> Iterator[Connection]:
+    """A transaction in the module's database that is rolled back: DDL too is transactional."""
+    with module_engine.connect() as connection:
+        yield connection
+        connection.rollback()
+
+
+@pytest.fixture(scope="session")
+def expected(server: TestServer) -> Iterator[ExpectedCatalog]:
+    """What ``create_all()`` makes of the models, which are the truth."""
+    # In a database of its own: a name that an open transaction creates would be waited for.
+    with new_engine(server) as engine:
+
+        @functools.cache
+        def expect(names: Names) -> Catalog:
+            with engine.connect() as connection:
+                create_all(connection, names.without_convention())
+                return catalog(connection, names.schema, names.prefix)
+
+        yield expect
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import pickle
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,59 +30,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy_bgjob import models, schema
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate, SchemaUnknown
 from support.catalog import catalog, leftovers
+from support.tables import NAMES, Names, create_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from conftest import ExpectedCatalog, UrlFor
 
-    from conftest import UrlFor
-    from support import TestServer
-
-CONVENTION = {
-    "ix": "ix_%(column_0_label)s",
-    "uq": "uq_%(table_name)s_%(column_0_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-@dataclass(frozen=True)
-class Names:
-    """Where the tables are and how they are called."""
-
-    schema: str | None = None
-    prefix: str = "bgjob_"
-    convention: bool = False
-
-    @property
-    def where(self) -> dict[str, Any]:
-        return {"schema": self.schema, "table_prefix": self.prefix}
-
-    def without_convention(self) -> Names:
-        return replace(self, convention=False)
-
-    def metadata(self) -> MetaData:
-        metadata = MetaData(naming_convention=CONVENTION if self.convention else None)
-        models.build_models(metadata, **self.where)
-        return metadata
-
-
-NAMES = {
-    "plain": Names(),
-    "convention": Names(convention=True),
-    "schema": Names(schema="app"),
-    "weird": Names(schema='We"ird 100% Schema', prefix='It\'s 5% "x":y_'),
-    "prefix": Names(prefix="shop_"),
-    "no_prefix": Names(prefix=""),
-}
 every_name = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-
-
-def by_create_all(connection: Connection, names: Names) -> None:
-    if names.schema:
-        quoted = connection.dialect.identifier_preparer.quote_schema(names.schema)
-        connection.exec_driver_sql(f"CREATE SCHEMA {quoted}", execution_options={})
-    names.metadata().create_all(connection)
 
 
 def by_upgrade(connection: Connection, names: Names) -> None:
@@ -106,54 +57,14 @@ def run_script(connection: Connection, script: str) -> None:
     driver.execute(script)
 
 
-@contextmanager
-def new_engine(server: TestServer) -> Iterator[Engine]:
-    url = server.create_database("test_schema")
-    engine = create_engine(url)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-        server.drop_database(url)
-
-
-@pytest.fixture(scope="module")
-def module_engine(server: TestServer) -> Iterator[Engine]:
-    with new_engine(server) as engine:
-        yield engine
-
-
-@pytest.fixture
-def connection(module_engine: Engine) -> Iterator[Connection]:
-    """A transaction that is rolled back: DDL too is transactional."""
-    with module_engine.connect() as connection:
-        yield connection
-        connection.rollback()
-
-
-@pytest.fixture(scope="module")
-def expected(server: TestServer) -> Iterator[Callable[[Names], Any]]:
-    """What ``create_all()`` makes of the models, which are the truth."""
-    # In a database of its own: a name that an open transaction creates would be waited for.
-    with new_engine(server) as engine:
-
-        @functools.cache
-        def expect(names: Names) -> Any:
-            with engine.connect() as connection:
-                by_create_all(connection, names.without_convention())
-                return catalog(connection, names.schema, names.prefix)
-
-        yield expect
-
-
-WAYS = [by_create_all, by_upgrade, by_upgrade_on_connection, by_migrate]
+WAYS = [create_all, by_upgrade, by_upgrade_on_connection, by_migrate]
 
 
 @pytest.mark.core
 @every_name
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_makes_the_same_tables(
-    connection: Connection, way: Any, names: Names, expected: Any
+    connection: Connection, way: Any, names: Names, expected: ExpectedCatalog
 ) -> None:
     way(connection, names)
 
@@ -162,7 +73,7 @@ def test_every_way_makes_the_same_tables(
 
 @pytest.mark.parametrize("names", [NAMES["plain"], NAMES["weird"]], ids=["plain", "weird"])
 def test_the_sql_text_makes_the_same_tables_and_drops_them(
-    engine: Engine, names: Names, expected: Any
+    engine: Engine, names: Names, expected: ExpectedCatalog
 ) -> None:
     with engine.connect() as connection:
         before = leftovers(connection)
@@ -175,7 +86,7 @@ def test_the_sql_text_makes_the_same_tables_and_drops_them(
         assert names.schema is None or leftovers(connection, names.schema) == []
 
 
-def test_the_models_are_what_was_designed(expected: Any) -> None:
+def test_the_models_are_what_was_designed(expected: ExpectedCatalog) -> None:
     """The other tests compare with this; here it is compared with words."""
     tables = expected(Names())
 
@@ -297,7 +208,7 @@ with create_engine(sys.argv[1]).connect() as connection:
 
 
 def test_eight_processes_migrate_at_once_and_one_does_it(
-    engine: Engine, database_url: str, expected: Any
+    engine: Engine, database_url: str, expected: ExpectedCatalog
 ) -> None:
     with ExitStack() as stack:
         processes = [
@@ -328,7 +239,7 @@ def test_eight_processes_migrate_at_once_and_one_does_it(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_migrate_on_every_driver(url_for: UrlFor, driver: str, expected: Any) -> None:
+def test_migrate_on_every_driver(url_for: UrlFor, driver: str, expected: ExpectedCatalog) -> None:
     names = NAMES["weird"]
     engine = create_engine(url_for(driver))
     with engine.begin() as connection:
@@ -354,7 +265,9 @@ async def on_async_engine(url: str, names: Names) -> Any:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_migrate_over_an_async_engine(url_for: UrlFor, driver: str, expected: Any) -> None:
+def test_migrate_over_an_async_engine(
+    url_for: UrlFor, driver: str, expected: ExpectedCatalog
+) -> None:
     names = NAMES["weird"]
 
     made = asyncio.run(on_async_engine(url_for(driver), names))
@@ -515,7 +428,7 @@ def test_steps_between_versions_carry_the_comment(
 
 @pytest.mark.core
 def test_missing_storage_parameters_are_told_with_the_statement_that_sets_them(
-    connection: Connection, expected: Any
+    connection: Connection, expected: ExpectedCatalog
 ) -> None:
     names = NAMES["schema"]
     schema.migrate(connection, **names.where)
