@@ -87,7 +87,7 @@ def compare(
 ) -> PriorityDispatchResult:
     """Rewrite Alembic's list of operations, queue by queue."""
     calls: list[ops.MigrateOperation] = []
-    for queue in _queues(autogen_context):
+    for queue in sorted(_queues(autogen_context), key=lambda q: (q.schema or "", q.prefix)):
         call = _rewrite(queue, autogen_context, upgrade_ops, schemas)
         if call is not None:
             calls.append(call)

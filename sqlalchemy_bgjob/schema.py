@@ -135,7 +135,7 @@ def _tables_1(schema: str | None, prefix: str) -> MetaData:
             BigInteger,
             nullable=False,
             server_default=text(
-                "(CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT))"
+                "((EXTRACT(epoch FROM clock_timestamp()) * (1000000)::numeric))::bigint"
             ),
         ),
         Column("claimed_by", BigInteger),
@@ -647,6 +647,7 @@ def revision_options(op: Any) -> dict[str, Any]:
         value = context.opts.get(key)
         if value is None and context.config is not None:
             value = context.config.get_main_option(key)
-        if value:
+        # An ini file cannot say None.
+        if value is not None and (value or name == "table_prefix"):
             options[name] = value
     return options

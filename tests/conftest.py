@@ -94,9 +94,9 @@ def module_engine(server: TestServer) -> Iterator[Engine]:
 @pytest.fixture
 def connection(module_engine: Engine) -> Iterator[Connection]:
     """A transaction in the module's database that is rolled back: DDL too is transactional."""
-    with module_engine.connect() as connection:
+    with module_engine.connect() as connection, connection.begin() as transaction:
         yield connection
-        connection.rollback()
+        transaction.rollback()
 
 
 @pytest.fixture(scope="session")

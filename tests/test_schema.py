@@ -383,6 +383,11 @@ def test_a_table_that_does_not_say_its_version_is_refused(
     schema.check(connection)
 
 
+def plain_text(sql: str) -> Any:
+    """Text whose colons are no parameters."""
+    return text(sql.replace(":", r"\:"))
+
+
 def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that there is a second version, with one more column and index."""
 
@@ -395,12 +400,13 @@ def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def upgrade(op: Any, where: str | None, prefix: str) -> None:
         table = schema._qualified(where, f"{prefix}job")
-        op.execute(text(f"ALTER TABLE {table} ADD COLUMN tag TEXT DEFAULT ''"))
-        op.execute(text(f"CREATE INDEX {prefix}job_tag_idx ON {table} (tag)"))
+        index = schema._quoted(f"{prefix}job_tag_idx")
+        op.execute(plain_text(f"ALTER TABLE {table} ADD COLUMN tag TEXT DEFAULT ''"))
+        op.execute(plain_text(f"CREATE INDEX {index} ON {table} (tag)"))
 
     def downgrade(op: Any, where: str | None, prefix: str) -> None:
         table = schema._qualified(where, f"{prefix}job")
-        op.execute(text(f"ALTER TABLE {table} DROP COLUMN tag"))
+        op.execute(plain_text(f"ALTER TABLE {table} DROP COLUMN tag"))
 
     step = schema._Step(tables, schema._STORAGE_1, upgrade, downgrade)
     monkeypatch.setattr(schema, "_STEPS", {**schema._STEPS, 2: step})

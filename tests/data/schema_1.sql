@@ -8,7 +8,7 @@ CREATE TABLE bgjob_job (
     priority SMALLINT DEFAULT '0' NOT NULL,
     attempt INTEGER DEFAULT '0' NOT NULL,
     crashes INTEGER DEFAULT '0' NOT NULL,
-    lease BIGINT DEFAULT (CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)) NOT NULL,
+    lease BIGINT DEFAULT ((EXTRACT(epoch FROM clock_timestamp()) * (1000000)::numeric))::bigint NOT NULL,
     claimed_by BIGINT,
     last_error TEXT,
     headers JSONB,
