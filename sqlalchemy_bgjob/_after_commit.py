@@ -2,8 +2,8 @@
 
 SQLAlchemy's own hooks fire too early for this: a session's ``after_commit`` also fires when a
 savepoint is released, and a connection's ``commit`` before the COMMIT is sent. So the ``commit``
-event only remembers; the calls are made at the connection's next event, which comes after the COMMIT
-has returned: its next BEGIN, or its way back to the pool. A COMMIT that fails makes none.
+event only remembers; the calls are made at the connection's next event, which comes after the
+COMMIT has returned: its next BEGIN, or its way back to the pool. A COMMIT that fails makes none.
 """
 
 from collections.abc import Callable

@@ -136,7 +136,7 @@ class Codec:
             return self._load(data)
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - validators are code of the user's
+        except Exception as error:
             failure = error
         # Outside the except block, so that no traceback shows the values which the cause may hold.
         path, reason = _explain(failure, data, self._load)
@@ -145,7 +145,7 @@ class Codec:
     def _loads_null(self) -> bool:
         try:
             self._load(b"null")
-        except Exception:  # noqa: BLE001 - whatever it is, null was not taken
+        except Exception:
             return False
         return True
 
@@ -230,7 +230,7 @@ def _encode(arg: Any) -> bytes:
         return _encoder.encode(arg)
     except (MemoryError, InvalidArg):
         raise
-    except Exception as error:  # noqa: BLE001 - subclasses may do anything
+    except Exception as error:
         failure = type(error).__name__
     raise InvalidArg("$", f"{type(arg).__name__} can't be encoded as JSON ({failure})")
 
@@ -258,7 +258,7 @@ def _decoder(annotation: Any) -> Callable[[bytes], Any]:
         # Unions of models are more than msgspec can tell apart.
         try:
             return _adapter(annotation)
-        except Exception:  # noqa: BLE001 - the first error is the one to show
+        except Exception:
             raise TypeError(f"arg annotation {_name(annotation)}: {error}") from error
     for cls in _classes(info):
         _refuse_mapped(cls, annotation)
@@ -482,7 +482,7 @@ def _resolve(
             try:
                 load(msgspec.json.encode(document))
                 failed = False
-            except Exception as again:  # noqa: BLE001 - any error is an answer here
+            except Exception as again:
                 failed = _split(again)[1:] == expected
             entries = half if failed else entries[len(half) :]
         target.clear()

@@ -237,9 +237,9 @@ class Core:
             return ()
         oldest = next(at for at, _ in self._outbox if at <= now)
         idle = not any(q.running or q.ready for q in self._queues.values())
-        if not (idle or self.draining or len(due) * 2 >= self._settings.max_claim):
-            if now - oldest < LINGER:
-                return ()
+        enough = idle or self.draining or len(due) * 2 >= self._settings.max_claim
+        if not enough and now - oldest < LINGER:
+            return ()
         due = due[: self._settings.max_claim * 2]
         taken = {id(item) for item in due}
         self._outbox = deque(entry for entry in self._outbox if id(entry[1]) not in taken)

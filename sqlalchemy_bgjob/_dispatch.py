@@ -4,8 +4,8 @@ It asks :mod:`._core` what to do next and does it: claims, starts, settles, hand
 plain synchronous code; ``AsyncWorker`` runs it in a greenlet, where a wait or a statement lets the
 event loop go on. What differs between the two is a :class:`~._side.Runtime`.
 
-Nothing that goes wrong ends the loop: it is reported, and tried again with backoff. Only a stop does,
-or a refusal at the start.
+Nothing that goes wrong ends the loop: it is reported, and tried again with backoff. Only a stop
+does, or a refusal at the start.
 """
 
 import logging
@@ -176,14 +176,7 @@ class Dispatcher:
                 self._core.claim_sent(step.queue)
         match step:
             case Wait():
-                seconds = step.seconds
-                if self._deadline is not None:
-                    seconds = min(seconds, max(self._deadline - now, 0.0))
-                if self._reconcile_at:
-                    seconds = min(seconds, max(self._reconcile_at[0][0] - now, 0.0))
-                if not may_claim and worker_id is not None:
-                    seconds = min(seconds, max(self._retry_at - now, 0.0))
-                self._runtime.wait(seconds)
+                self._wait(step.seconds, now)
             case Start():
                 self._start(step.job)
             case Claim():
@@ -196,6 +189,16 @@ class Dispatcher:
                 self._guarded(lambda: self._settle(items), items)
             case Finished():
                 pass
+
+    def _wait(self, seconds: float, now: float) -> None:
+        times = [now + seconds]
+        if self._deadline is not None:
+            times.append(self._deadline)
+        if self._reconcile_at:
+            times.append(self._reconcile_at[0][0])
+        if now < self._retry_at:
+            times.append(self._retry_at)
+        self._runtime.wait(max(min(times) - now, 0.0))
 
     def _finished(self) -> bool:
         with self._lock:

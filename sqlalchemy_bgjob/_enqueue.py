@@ -9,7 +9,7 @@ import json
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Select, event, inspect
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 from . import _codec, _validation
 from ._errors import sqlstate
 from ._registry import UNTYPED, JobType, NewJob, new_job
-from ._statements import Statements, channel_name, wake_up
+from ._statements import Statements, channel_name, parameters, wake_up
 from ._targets import SyncTarget, Unit, run_in
 from .exceptions import InvalidArg, JobAlreadyExists
 from .models import JobMixin, Models
@@ -150,24 +150,24 @@ def enqueue_type(
 
 
 def _insert_one(unit: Unit, models: Models, job: NewJob, on_conflict: OnConflict) -> JobRef:
-    parameters = {
-        "id": job.id,
-        "queue": job.queue,
-        "type": job.type,
-        "arg": job.arg.data,
-        "priority": job.priority,
-        "headers": job.headers,
-        "delay": None if job.delay is None else timedelta(seconds=job.delay),
-        "run_at": job.run_at,
-    }
-    statement = statements_of(models).insert_job(notify=unit.can_notify)
-    inserted = unit.execute(statement, parameters).first() is not None
+    values = parameters(
+        id=job.id,
+        queue=job.queue,
+        type=job.type,
+        arg=job.arg.data,
+        priority=job.priority,
+        headers=job.headers,
+        delay=None if job.delay is None else timedelta(seconds=job.delay),
+        run_at=job.run_at,
+    )
+    statement = statements_of(models).insert_job(unit.can_notify)
+    inserted = unit.execute(statement, values).first() is not None
     if not inserted and on_conflict == "raise":
         raise JobAlreadyExists((job.id,))
     return JobRef(job.id, inserted)
 
 
-# ---- many -----------------------------------------------------------------------------------------
+# ---- many ----------------------------------------------------------------------------------------
 
 
 @overload
@@ -310,7 +310,7 @@ def _insert_many(
 ) -> BulkResult:
     if not jobs:
         return BulkResult(0, ())
-    statement = statements_of(models).insert_jobs(notify=unit.can_notify)
+    statement = statements_of(models).insert_jobs(unit.can_notify)
 
     def insert() -> set[str]:
         inserted: set[str] = set()
@@ -349,7 +349,7 @@ class _Undo:
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
 
-    def __enter__(self) -> "_Undo":
+    def __enter__(self) -> Self:
         self._savepoint = self._unit.target.begin_nested()
         return self
 
@@ -377,19 +377,19 @@ def _chunks(jobs: Iterable[NewJob]) -> Iterator[dict[str, Any]]:
 
 
 def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
-    return {
-        "ids": [job.id for job in jobs],
-        "queues": [job.queue for job in jobs],
-        "types": [job.type for job in jobs],
-        "args": [job.arg.data for job in jobs],
-        "priorities": [job.priority for job in jobs],
-        "headers": [json.dumps(job.headers) if job.headers else None for job in jobs],
-        "delays": [job.delay for job in jobs],
-        "run_ats": [job.run_at for job in jobs],
-    }
+    return parameters(
+        ids=[job.id for job in jobs],
+        queues=[job.queue for job in jobs],
+        types=[job.type for job in jobs],
+        args=[job.arg.data for job in jobs],
+        priorities=[job.priority for job in jobs],
+        headers=[json.dumps(job.headers) if job.headers else None for job in jobs],
+        delays=[job.delay for job in jobs],
+        run_ats=[job.run_at for job in jobs],
+    )
 
 
-# ---- from a query ---------------------------------------------------------------------------------
+# ---- from a query --------------------------------------------------------------------------------
 
 
 @overload
@@ -451,7 +451,7 @@ def enqueue_from(
     models = _of(handler).models
     labels = _check_labels(handler, select)
     start, moment = _validation.start(delay, run_at)
-    parameters = {
+    values = {
         "queue": _validation.name("queue", handler.queue if queue is None else queue),
         "type": handler.type,
         "headers": _validation.headers(headers),
@@ -463,7 +463,7 @@ def enqueue_from(
         if label in labels:
             if argument is not None:
                 raise ValueError(f"{label} is given twice: as an argument and as a label")
-            parameters.pop(label)
+            values.pop(label)
     if "delay" in labels and run_at is not None:
         raise ValueError("give either run_at= or a label delay, not both")
 
@@ -473,10 +473,10 @@ def enqueue_from(
             select, notify=unit.can_notify, ignore_duplicates=ignore
         )
         if ignore:
-            return len(unit.execute(statement, parameters).all())
+            return len(unit.execute(statement, parameters(**values)).all())
         with _Undo(unit) as undo:
             try:
-                return len(unit.execute(statement, parameters).all())
+                return len(unit.execute(statement, parameters(**values)).all())
             except IntegrityError as error:
                 undo.now()
                 if sqlstate(error) == "23505":
@@ -517,7 +517,7 @@ def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
     return labels
 
 
-# ---- what they share ------------------------------------------------------------------------------
+# ---- what they share -----------------------------------------------------------------------------
 
 
 def _of(handler: object) -> JobType[Any]:
@@ -567,4 +567,4 @@ def _wake_after_insert(mapper: Mapper[Any], connection: Connection, job: JobMixi
     woken = _woken.setdefault(transaction, set())
     if (channel, job.queue) not in woken:
         woken.add((channel, job.queue))
-        connection.execute(wake_up(channel), {"queue": job.queue})
+        connection.execute(wake_up(channel), parameters(queue=job.queue))

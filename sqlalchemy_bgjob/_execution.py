@@ -64,7 +64,7 @@ class Context(Generic[S]):
 
     @property
     def lease_lost(self) -> bool:
-        """Whether the job was taken from this worker: whatever is done now will not be committed."""
+        """Whether the job was taken from this worker: nothing that is done now will be committed."""
         return self._run.lease_lost
 
     @property
@@ -76,7 +76,7 @@ class Context(Generic[S]):
 
     @property
     def deadline(self) -> float | None:
-        """When the handler's ``timeout`` ends, in seconds of ``time.monotonic()``; None for never."""
+        """When the handler's ``timeout`` ends, by ``time.monotonic()``; None for never."""
         return self._run.deadline
 
 
@@ -85,7 +85,7 @@ class Environment:
     """Where runs take place.
 
     Attributes:
-        connect: Takes a connection for an isolation level (None: the engine's own) and a worker.
+        connect: Takes a connection for an isolation level (None: the engine's) and a worker.
         disconnect: Gives it back, whatever state it is in.
         await_: The result of a coroutine, within a time limit in seconds.
     """
@@ -99,7 +99,7 @@ class Environment:
 
 
 def execute(environment: Environment, run: Run) -> tuple[Pending, Fate | None]:
-    """Run a job; returns its settlement, and its fate if it took place in the handler's own transaction.
+    """Run a job: its settlement, and its fate if the handler's own transaction wrote it.
 
     Never raises: whatever a handler does is an outcome.
     """

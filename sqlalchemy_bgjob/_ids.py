@@ -21,6 +21,10 @@ class _Monotonic:
     """The last value handed out, guarded by a lock."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew: a forked child must not repeat its parent, nor inherit a held lock."""
         self.lock = threading.Lock()
         self.last = 0
 
@@ -39,13 +43,8 @@ class _Monotonic:
 _state = _Monotonic()
 
 
-def _reset() -> None:
-    global _state
-    _state = _Monotonic()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset)  # a forked child must not repeat its parent
+    os.register_at_fork(after_in_child=_state.reset)
 
 
 def new_id() -> str:

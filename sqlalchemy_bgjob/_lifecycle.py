@@ -17,13 +17,13 @@ from enum import Enum
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, Executable, Result
 from sqlalchemy.exc import DBAPIError
 
 from ._errors import describe, lost_connection
 from ._ids import new_id
 from ._outcomes import Kind, Settlement
-from ._statements import Statements, application_name
+from ._statements import Statements, application_name, parameters
 from ._validation import CONTENT_TYPE
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -80,12 +80,15 @@ class Pending:
     seconds: float = 0.0
 
 
+def _run(connection: Connection, statement: Executable, **values: Any) -> Result[Any]:
+    return connection.execute(statement, parameters(**values))
+
+
 def claim(
     connection: Connection, statements: Statements, *, queue: str, limit: int, worker_id: int
 ) -> list[ClaimedJob]:
     """Take up to *limit* due jobs of one queue, in order. The caller commits."""
-    parameters = {"queue": queue, "limit": limit, "worker": worker_id}
-    rows = connection.execute(statements.claim, parameters).all()
+    rows: Any = _run(connection, statements.claim, queue=queue, limit=limit, worker=worker_id).all()
     jobs = [ClaimedJob(*row, queue, worker_id) for row in rows]
     jobs.sort(key=lambda job: (job.priority, job.next_run_at, job.id))
     return jobs
@@ -93,7 +96,7 @@ def claim(
 
 def next_due(connection: Connection, statements: Statements, *, queue: str) -> float | None:
     """Seconds until the next scheduled job of a queue."""
-    delay = connection.execute(statements.next_due, {"queue": queue}).scalar()
+    delay = _run(connection, statements.next_due, queue=queue).scalar()
     return None if delay is None else float(delay)
 
 
@@ -104,13 +107,12 @@ def write(
     *,
     wait: bool = False,
 ) -> tuple[set[str], str | None]:
-    """Write settlements of one queue and worker; returns whose lease held, and the transaction's id.
+    """Write settlements of one queue and worker: whose lease held, and the transaction's id.
 
     The caller commits. With *wait*, a row that somebody else has locked is waited for.
     """
     if not items:
         return set(), None
-    fence: dict[str, Any] = {"queue": items[0].job.queue, "worker": items[0].job.worker_id}
     completed = [item for item in items if item.settlement.kind is Kind.COMPLETED]
     dead = [item for item in items if item.settlement.kind is Kind.DEAD]
     released = [item for item in items if item.settlement.kind not in (Kind.COMPLETED, Kind.DEAD)]
@@ -124,15 +126,17 @@ def write(
         if group:
             # Ids sorted, so that two workers never lock the same rows in opposite orders.
             group.sort(key=lambda item: item.job.id)
-            parameters = fence | _fence_columns(group) | columns(group)
-            for row in connection.execute(statement(wait=wait), parameters):
-                held.add(row[0])
-                xid = row[1]
+            given = _fence(group) | columns(group)
+            rows: Any = _run(connection, statement(wait), **given)
+            for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
+                held.add(job_id)
     return held, xid
 
 
-def _fence_columns(items: Sequence[Pending]) -> dict[str, Any]:
+def _fence(items: Sequence[Pending]) -> dict[str, Any]:
     return {
+        "queue": items[0].job.queue,
+        "worker": items[0].job.worker_id,
         "ids": [item.job.id for item in items],
         "leases": [item.job.lease for item in items],
     }
@@ -236,8 +240,7 @@ def _settle_group(
 def _look_up(connection: Connection, statements: Statements, item: Pending) -> Fate | None:
     """What the transaction of an unanswered COMMIT came to; None if the item is to be written."""
     with connection.begin():
-        parameters = {"xid": item.xid}
-        status = connection.execute(statements.transaction_status, parameters).scalar()
+        status = _run(connection, statements.transaction_status, xid=item.xid).scalar()
     if status == "in progress":
         return Fate.LOCKED
     item.xid = None
@@ -252,10 +255,8 @@ def _explain(
     connection: Connection, statements: Statements, items: list[Pending]
 ) -> list[tuple[Pending, Fate]]:
     """Rows that a settlement did not find are locked by somebody, or not ours any more."""
-    fence = {"queue": items[0].job.queue, "worker": items[0].job.worker_id}
     with connection.begin():
-        rows = connection.execute(statements.still_held, fence | _fence_columns(items))
-        held = set(rows.scalars())
+        held = set(_run(connection, statements.still_held, **_fence(items)).scalars())
     return [(item, Fate.LOCKED if item.job.id in held else Fate.STALE) for item in items]
 
 
@@ -264,13 +265,10 @@ def _record_failure(
 ) -> Fate:
     """A row that refuses its settlement stays ours, with the reason in last_error."""
     item.xid, item.error = None, error
-    fence = {"queue": item.job.queue, "worker": item.job.worker_id}
     text = f"the settlement ({item.settlement.kind.value}) was refused: {describe(error)}"
     try:
         with connection.begin():
-            connection.execute(
-                statements.note_error, fence | _fence_columns([item]) | {"error": text}
-            )
+            _run(connection, statements.note_error, error=text, **_fence([item]))
     except Exception as second:
         if lost_connection(second):
             raise
@@ -286,8 +284,8 @@ def hand_back_others(
     For after a claim whose answer was lost: the server may have given jobs that never arrived.
     """
     with connection.begin():
-        parameters = {"worker": worker_id, "ids": sorted(known)}
-        queues = connection.execute(statements.hand_back_others, parameters).scalars().all()
+        given = {"worker": worker_id, "ids": sorted(known)}
+        queues = _run(connection, statements.hand_back_others, **given).scalars().all()
         _wake(connection, statements, queues)
     return len(queues)
 
@@ -301,9 +299,9 @@ def beat(
 ) -> float | None:
     """Say that a worker lives: seconds since its last beat, None if it was found lost. Commits."""
     pid, started_at = listener or (None, None)
-    parameters = {"worker": worker_id, "listener_pid": pid, "listener_started_at": started_at}
+    given = {"worker": worker_id, "listener_pid": pid, "listener_started_at": started_at}
     with connection.begin():
-        gap = connection.execute(statements.beat, parameters).scalar()
+        gap = _run(connection, statements.beat, **given).scalar()
     return None if gap is None else float(gap)
 
 
@@ -320,16 +318,15 @@ def register(
 ) -> None:
     """Add a worker's row. Commits."""
     with connection.begin():
-        connection.execute(
+        _run(
+            connection,
             statements.register,
-            {
-                "id": worker_id,
-                "hostname": hostname,
-                "pid": pid,
-                "version": version,
-                "queues": queues,
-                "lease_timeout": lease_timeout,
-            },
+            id=worker_id,
+            hostname=hostname,
+            pid=pid,
+            version=version,
+            queues=queues,
+            lease_timeout=lease_timeout,
         )
 
 
@@ -337,11 +334,9 @@ def unregister(connection: Connection, statements: Statements, *, worker_id: int
     """Remove a worker's row, and give back what it may still hold. Commits."""
     with connection.begin():
         queues = (
-            connection.execute(statements.hand_back_others, {"worker": worker_id, "ids": []})
-            .scalars()
-            .all()
+            _run(connection, statements.hand_back_others, worker=worker_id, ids=[]).scalars().all()
         )
-        connection.execute(statements.unregister, {"worker": worker_id})
+        _run(connection, statements.unregister, worker=worker_id)
         _wake(connection, statements, queues)
 
 
@@ -385,8 +380,8 @@ def rescue_ended(
     rescued: list[Rescued] = []
     for worker_id, beat_at in now.items():
         if seen.get(worker_id) == beat_at:
-            parameters = {"worker": worker_id, "beat_at": beat_at}
-            rescued += _rescue(connection, statements, statements.ended_again, parameters)
+            given = {"worker": worker_id, "beat_at": beat_at}
+            rescued += _rescue(connection, statements, statements.ended_again, given)
     return rescued, now
 
 
@@ -394,18 +389,17 @@ def _rescue(
     connection: Connection,
     statements: Statements,
     locking: Executable,
-    parameters: dict[str, Any],
+    given: dict[str, Any],
 ) -> list[Rescued]:
     rescued: list[Rescued] = []
     # One transaction judges, marks and takes: a beat meanwhile waits, and finds its row lost.
     with connection.begin():
-        for worker_id in connection.execute(locking, parameters).scalars().all():
+        for worker_id in _run(connection, locking, **given).scalars().all():
             _end_sessions(connection, statements, worker_id)
-            me = {"worker": worker_id}
-            connection.execute(statements.mark_lost, me)
-            queues = connection.execute(statements.give_back, me).scalars().all()
-            if not connection.execute(statements.holds_any, me).scalar():
-                connection.execute(statements.unregister, me)
+            _run(connection, statements.mark_lost, worker=worker_id)
+            queues = _run(connection, statements.give_back, worker=worker_id).scalars().all()
+            if not _run(connection, statements.holds_any, worker=worker_id).scalar():
+                _run(connection, statements.unregister, worker=worker_id)
             _wake(connection, statements, queues)
             rescued.append(Rescued(worker_id, len(queues)))
     return rescued
@@ -414,7 +408,7 @@ def _rescue(
 def _end_sessions(connection: Connection, statements: Statements, worker_id: int) -> None:
     savepoint = connection.begin_nested()
     try:
-        connection.execute(statements.end_sessions, {"name": application_name(worker_id)})
+        _run(connection, statements.end_sessions, name=application_name(worker_id))
         savepoint.commit()
     except DBAPIError as error:
         if lost_connection(error):
@@ -435,7 +429,7 @@ def rescue_orphans(connection: Connection, statements: Statements) -> int:
 
 def _wake(connection: Connection, statements: Statements, queues: Iterable[str]) -> None:
     for queue in sorted(set(queues)):
-        connection.execute(statements.notify, {"queue": queue})
+        _run(connection, statements.notify, queue=queue)
 
 
 def name_session(connection: Connection, worker_id: int) -> None:

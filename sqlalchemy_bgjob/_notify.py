@@ -6,12 +6,14 @@ and then delivers nothing. Whenever listening begins again, everything is looked
 no wake-up is lost in between.
 """
 
+import asyncio
 import logging
 import secrets
 import select
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -155,8 +157,6 @@ async def _wait_psycopg_async(driver: Any, seconds: float) -> list[Notification]
 
 
 def _listen_on_asyncpg(driver: Any, channels: tuple[str, ...], runtime: Runtime) -> Wait:
-    import asyncio
-
     arrived: list[Notification] = []
     changed = asyncio.Event()
 
@@ -173,10 +173,8 @@ def _listen_on_asyncpg(driver: Any, channels: tuple[str, ...], runtime: Runtime)
     async def wait(seconds: float) -> list[Notification]:
         if not arrived and not driver.is_closed():
             changed.clear()
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), seconds)
-            except TimeoutError:
-                pass
         if not arrived and driver.is_closed():
             raise ConnectionError("the listening connection was closed")
         result = list(arrived)

@@ -26,7 +26,7 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 """Reschedule with the arg as it is; None would mean no arg."""
 
 
-class Outcome(Exception):  # noqa: N818 - returned as often as raised
+class Outcome(Exception):
     """Base of the four outcomes. Return one to keep the handler's writes, raise it to undo them."""
 
 

@@ -4,7 +4,6 @@ Never more than the pool can give: a handler waits for a permit, and does not fa
 a connection.
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 

@@ -51,9 +51,7 @@ class HandlerOptions:
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
-        if attempts is not None and (
-            isinstance(attempts, bool) or not isinstance(attempts, int) or attempts < 1
-        ):
+        if attempts is not None and (not _validation.is_int(attempts) or attempts < 1):
             raise ValueError(
                 f"max_attempts={attempts!r} is not a number from 1, nor None for without end"
             )
@@ -147,7 +145,7 @@ class JobType(Generic[A]):
             job.next_run_at = new.run_at
         elif new.delay:
             job.next_run_at = func.now() + timedelta(seconds=new.delay)
-        job._bgjob = (new, self.models)  # for enqueue_many
+        job.__dict__["_bgjob"] = (new, self.models)  # for enqueue_many
         return job
 
     def new_job(

@@ -150,7 +150,7 @@ class HandlerSession:
                 nested.rollback()
             elif not self._kept:
                 self._root.rollback()
-        if in_order and not self._root.is_active or not in_order and not self._kept:
+        if (in_order and not self._root.is_active) or (not in_order and not self._kept):
             self._root = None
             self._kept = False
 
@@ -170,7 +170,7 @@ class HandlerSession:
         if transaction is not None:
             # What commit() does first: the before_commit hooks, and the flush. The rest of it
             # follows the real COMMIT, so that after_commit hooks tell the truth.
-            transaction._prepare_impl()
+            transaction._prepare_impl()  # noqa: SLF001 - there is no public way
         connection = self._connection
         if connection is None or (self._root is None and not connection.in_transaction()):
             self._settling = True

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from sqlalchemy import Connection, Engine, Pool, text
 from sqlalchemy.pool import NullPool, QueuePool
 
-from . import schema
+from . import _validation, schema
 from ._registry import Registry
-from ._validation import name
 from .exceptions import WorkerRefused
 from .models import Models
 
@@ -24,8 +23,8 @@ def check_queues(queues: Mapping[str, int]) -> dict[str, int]:
     if not queues:
         raise ValueError("queues= is empty; name at least one, for example {'default': 10}")
     for queue, slots in queues.items():
-        name("queue", queue)
-        if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= 10_000:
+        _validation.name("queue", queue)
+        if not _validation.is_int(slots) or not 1 <= slots <= 10_000:
             raise ValueError(f"the concurrency {slots!r} of queue {queue!r} is not 1 to 10000")
     return dict(queues)
 
@@ -70,7 +69,7 @@ def _capacity(pool: Pool) -> int | None:
     if isinstance(pool, NullPool):
         return None
     if isinstance(pool, QueuePool):
-        overflow = pool._max_overflow
+        overflow = pool._max_overflow  # noqa: SLF001 - there is no public way
         # pool_size=0 means no limit, and so does a negative max_overflow.
         return None if pool.size() == 0 or overflow < 0 else pool.size() + overflow
     return 1  # StaticPool, SingletonThreadPool: one connection at a time
@@ -89,11 +88,11 @@ def check_database(connection: Connection, models: Models) -> None:
                 "this server is a standby (pg_is_in_recovery), where nothing can be claimed",
                 "connect to the primary, for example with target_session_attrs=read-write",
             )
-        place = {"schema": models.schema, "table_prefix": models.table_prefix}
-        schema.check(connection, **place)
-        for statement in schema.storage_drift(connection, **place):
+        name, prefix = models.schema, models.table_prefix
+        schema.check(connection, schema=name, table_prefix=prefix)
+        for statement in schema.storage_drift(connection, schema=name, table_prefix=prefix):
             logger.warning("a storage parameter is not as designed; run: %s", statement)
-        for problem in schema.foreign_key_problems(connection, **place):
+        for problem in schema.foreign_key_problems(connection, schema=name, table_prefix=prefix):
             logger.warning("%s", problem)
 
 

@@ -11,13 +11,14 @@ named parameters, and hands it out. The threaded and the asyncio worker therefor
 * Hot statements name their queue and touch one queue only, so that a cluster can route them.
 """
 
-from functools import cached_property
+from functools import cache, cached_property
 from hashlib import sha1
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    BindParameter,
     Boolean,
     ColumnElement,
     DateTime,
@@ -56,10 +57,14 @@ from sqlalchemy.sql.selectable import CTE
 
 from .models import Models
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _CTID: ColumnElement[Any] = literal_column("ctid")
 _SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
 
 APPLICATION_NAME_PREFIX = "bgjob/"
+PARAMETER_PREFIX = "given_"
 
 _activity = table(
     "pg_stat_activity",
@@ -78,6 +83,16 @@ def application_name(worker_id: int) -> str:
     return f"{APPLICATION_NAME_PREFIX}{worker_id}"
 
 
+def _given(name: str, type_: Any) -> BindParameter[Any]:
+    # Prefixed: SQLAlchemy keeps the columns' own names for the values of an INSERT or UPDATE.
+    return bindparam(f"{PARAMETER_PREFIX}{name}", type_=type_)
+
+
+def parameters(**values: Any) -> dict[str, Any]:
+    """Values for the parameters that the statements' docstrings name."""
+    return {f"{PARAMETER_PREFIX}{name}": value for name, value in values.items()}
+
+
 def channel_name(schema: str | None, table_prefix: str) -> str:
     """The name on which workers LISTEN: one for each set of tables, at most 63 bytes."""
     full_name = f"{schema or ''}.{table_prefix}"
@@ -86,12 +101,12 @@ def channel_name(schema: str | None, table_prefix: str) -> str:
 
 def wake_up(channel: str) -> Executable:
     """Wake the workers of a queue at this transaction's commit. Parameter: queue."""
-    return select(cast(func.pg_notify(channel, bindparam("queue", type_=Text)), Text))
+    return select(cast(func.pg_notify(channel, _given("queue", Text)), Text))
 
 
 def _array(name: str, item: Any) -> ColumnElement[Any]:
     # The cast types an empty list, and spares drivers that send text from guessing.
-    return cast(bindparam(name, type_=ARRAY(item)), ARRAY(item))
+    return cast(_given(name, ARRAY(item)), ARRAY(item))
 
 
 def _unnest(**columns: Any) -> TableValuedAlias:
@@ -106,7 +121,7 @@ def _unnest(**columns: Any) -> TableValuedAlias:
 
 def _at(locked: Select[Any]) -> ColumnElement[bool]:
     """Rows at the addresses that a locking SELECT of one ctid column returns."""
-    return _CTID == any_(func.array(locked.scalar_subquery()))
+    return any_(func.array(locked.scalar_subquery())) == _CTID
 
 
 def _seconds(interval: ColumnElement[Any]) -> ColumnElement[float]:
@@ -122,32 +137,39 @@ class Statements:
         self._dead: Table = models.dead_job
         self._worker: Table = models.worker
         self.channel = channel_name(models.schema, models.table_prefix)
+        # Built once for each combination of flags: building costs more than sending.
+        self.insert_job: Callable[[bool], Executable] = cache(self._insert_job)
+        self.insert_jobs: Callable[[bool], Executable] = cache(self._insert_jobs)
+        self.complete: Callable[[bool], Executable] = cache(self._complete)
+        self.release: Callable[[bool], Executable] = cache(self._release)
+        self.bury: Callable[[bool], Executable] = cache(self._bury)
 
     # ---- enqueue ---------------------------------------------------------------------------
 
-    def insert_job(self, *, notify: bool) -> Executable:
-        """One job, with its wake-up in the same statement. Returns its id, or nothing if it exists.
+    def _insert_job(self, notify: bool) -> Executable:
+        """One job, and with *notify* its wake-up in the same statement.
 
-        Parameters: id, queue, type, arg, priority, headers, delay (timedelta) or null, run_at or null.
+        Returns its id, or nothing if it exists. Parameters: id, queue, type, arg,
+        priority, headers, delay (timedelta) or null, run_at or null.
         """
         job = self._job
         inserted = (
             pg_insert(job)
             .values(
-                id=bindparam("id", type_=Text),
-                queue=bindparam("queue", type_=Text),
-                type=bindparam("type", type_=Text),
-                arg=bindparam("arg", type_=LargeBinary),
-                priority=bindparam("priority", type_=SmallInteger),
-                headers=bindparam("headers", type_=JSONB(none_as_null=True)),
-                next_run_at=_start(bindparam("delay", type_=Interval), _run_at_parameter()),
+                id=_given("id", Text),
+                queue=_given("queue", Text),
+                type=_given("type", Text),
+                arg=_given("arg", LargeBinary),
+                priority=_given("priority", SmallInteger),
+                headers=_given("headers", JSONB(none_as_null=True)),
+                next_run_at=_start(_given("delay", Interval), _run_at_parameter()),
             )
             .on_conflict_do_nothing(index_elements=[job.c.id])
             .returning(job.c.id)
         )
         return self._with_wake_up(inserted.cte("inserted")) if notify else inserted
 
-    def insert_jobs(self, *, notify: bool) -> Executable:
+    def _insert_jobs(self, notify: bool) -> Executable:
         """Many jobs in one statement, one row for each that did not exist: its id.
 
         Parameters: lists ids, queues, types, args, priorities, headers (JSON text), delays
@@ -185,23 +207,23 @@ class Statements:
         """
         rows = source.subquery("source")
         reserved = {"id", "delay", "priority"}
-        arg = func.to_jsonb(literal_column("source"), type_=JSONB)
+        arg: ColumnElement[Any] = func.to_jsonb(literal_column("source"), type_=JSONB)
         for name in sorted(reserved & set(rows.c.keys())):
             arg = arg.op("-", return_type=JSONB())(literal(name, Text))
         one = select(
             cast(rows.c.id, Text) if "id" in rows.c else _uuid7(),
-            cast(bindparam("queue", type_=Text), Text),
-            cast(bindparam("type", type_=Text), Text),
+            cast(_given("queue", Text), Text),
+            cast(_given("type", Text), Text),
             func.convert_to(cast(arg, Text), "UTF8"),
             cast(rows.c.priority, SmallInteger)
             if "priority" in rows.c
-            else cast(bindparam("priority", type_=SmallInteger), SmallInteger),
-            cast(bindparam("headers", type_=JSONB(none_as_null=True)), JSONB),
+            else cast(_given("priority", SmallInteger), SmallInteger),
+            cast(_given("headers", JSONB(none_as_null=True)), JSONB),
             _start(
                 rows.c.delay * _SECOND
                 if "delay" in rows.c
-                else cast(bindparam("delay", type_=Interval), Interval),
-                cast(bindparam("run_at", type_=DateTime(timezone=True)), DateTime(timezone=True)),
+                else cast(_given("delay", Interval), Interval),
+                cast(_given("run_at", DateTime(timezone=True)), DateTime(timezone=True)),
             ),
         ).select_from(rows)
         return self._insert_from(one, notify=notify, ignore_duplicates=ignore_duplicates)
@@ -225,7 +247,7 @@ class Statements:
         return select(done.c.id).select_from(done.join(woken, true()))
 
     def _with_wake_up(self, inserted: CTE) -> Executable:
-        wake_up = func.pg_notify(self.channel, bindparam("queue", type_=Text))
+        wake_up = func.pg_notify(self.channel, _given("queue", Text))
         return select(inserted.c.id, cast(wake_up, Text))
 
     @cached_property
@@ -239,7 +261,7 @@ class Statements:
         """The queue's priorities, ascending, by one index probe each; the last row is null."""
         job = self._job.alias("first_job")
         following = self._job.alias("following_job")
-        queue = bindparam("queue", type_=Text)
+        queue = _given("queue", Text)
         first = (
             select(job.c.priority)
             .where(job.c.queue == queue)
@@ -265,12 +287,12 @@ class Statements:
         job = self._job
         lanes = self._lanes()
         due = job.alias("due")
-        limit = bindparam("limit", type_=Integer)
+        limit = _given("limit", Integer)
         lane = (
             select(literal_column("due.ctid").label("address"))
             .select_from(due)
             .where(
-                due.c.queue == bindparam("queue", type_=Text),
+                due.c.queue == _given("queue", Text),
                 due.c.priority == lanes.c.priority,
                 due.c.next_run_at <= func.now(),
                 due.c.claimed_by.is_(None),
@@ -282,12 +304,14 @@ class Statements:
             .lateral("lane")
         )
         # No ORDER BY here: lanes come in ascending order, and the LIMIT stops reading them.
-        locked = select(lane.c.address).select_from(lanes.join(lane, true())).limit(limit)
+        locked: Select[Any] = (
+            select(lane.c.address).select_from(lanes.join(lane, true())).limit(limit)
+        )
         return (
             update(job)
             .where(_at(locked))
             .values(
-                claimed_by=bindparam("worker", type_=BigInteger),
+                claimed_by=_given("worker", BigInteger),
                 lease=job.c.lease + 1,
                 attempt=job.c.attempt + 1,
                 updated_at=func.now(),
@@ -311,13 +335,13 @@ class Statements:
 
     @cached_property
     def next_due(self) -> Executable:
-        """Seconds until the queue's next scheduled job; null when there is none. Parameter: queue."""
+        """Seconds until the queue's next scheduled job; null if there is none. Parameter: queue."""
         lanes = self._lanes()
         job = self._job.alias("scheduled")
         earliest = (
             select(func.min(job.c.next_run_at))
             .where(
-                job.c.queue == bindparam("queue", type_=Text),
+                job.c.queue == _given("queue", Text),
                 job.c.priority == lanes.c.priority,
                 job.c.next_run_at > func.now(),
             )
@@ -344,21 +368,24 @@ class Statements:
 
     def _fence(self, held: Any, given: TableValuedAlias) -> ColumnElement[bool]:
         return and_(
-            held.c.queue == bindparam("queue", type_=Text),
+            held.c.queue == _given("queue", Text),
             # Redundant with the join, and the reason that the join never scans the table.
             held.c.id == any_(_array("ids", Text())),
             held.c.id == given.c.ids,
             held.c.lease == given.c.leases,
-            held.c.claimed_by == bindparam("worker", type_=BigInteger),
+            held.c.claimed_by == _given("worker", BigInteger),
         )
 
-    def complete(self, *, wait: bool) -> Executable:
-        """Delete jobs that are done. Parameters: queue, worker, ids, leases; returns id, xid of each."""
+    def _complete(self, wait: bool) -> Executable:
+        """Delete jobs that are done; returns id and xid of each.
+
+        Parameters: queue, worker, and lists ids, leases. With *wait*, wait for locked rows.
+        """
         given = _unnest(ids=Text(), leases=BigInteger())
         job = self._job
         return delete(job).where(_at(self._held(given, wait=wait))).returning(job.c.id, _xid())
 
-    def release(self, *, wait: bool) -> Executable:
+    def _release(self, wait: bool) -> Executable:
         """Queue jobs again; returns id and xid of each.
 
         Parameters: queue, worker, and lists ids, leases, give_backs, delays (seconds; null keeps
@@ -397,7 +424,7 @@ class Statements:
             .returning(job.c.id, _xid())
         )
 
-    def bury(self, *, wait: bool) -> Executable:
+    def _bury(self, wait: bool) -> Executable:
         """Move jobs to the dead table; returns id and xid of each.
 
         Parameters: queue, worker, and lists ids, leases, dead_ids, give_backs, errors.
@@ -438,13 +465,13 @@ class Statements:
         return (
             update(job)
             .where(_at(self._held(given, wait=False)))
-            .values(last_error=bindparam("error", type_=Text), updated_at=func.now())
+            .values(last_error=_given("error", Text), updated_at=func.now())
         )
 
     @cached_property
     def transaction_status(self) -> Executable:
         """committed, aborted or in progress. Parameter: xid, as text."""
-        xid = cast(bindparam("xid", type_=Text), Text).op("::")(literal_column("xid8"))
+        xid = cast(_given("xid", Text), Text).op("::")(literal_column("xid8"))
         return select(cast(func.pg_xact_status(xid), Text))
 
     @cached_property
@@ -455,11 +482,11 @@ class Statements:
         """
         job = self._job
         held = job.alias("held")
-        locked = (
+        locked: Select[Any] = (
             select(literal_column("held.ctid"))
             .select_from(held)
             .where(
-                held.c.claimed_by == bindparam("worker", type_=BigInteger),
+                held.c.claimed_by == _given("worker", BigInteger),
                 not_(held.c.id == any_(_array("ids", Text()))),
             )
             .with_for_update(of=held, skip_locked=True, key_share=True)
@@ -482,12 +509,12 @@ class Statements:
     def register(self) -> Executable:
         """A new worker's row. Parameters: id, hostname, pid, version, queues, lease_timeout."""
         return insert(self._worker).values(
-            id=bindparam("id", type_=BigInteger),
-            hostname=bindparam("hostname", type_=Text),
-            pid=bindparam("pid", type_=Integer),
-            version=bindparam("version", type_=Text),
-            queues=bindparam("queues", type_=JSONB),
-            lease_timeout=bindparam("lease_timeout", type_=Float(53)),
+            id=_given("id", BigInteger),
+            hostname=_given("hostname", Text),
+            pid=_given("pid", Integer),
+            version=_given("version", Text),
+            queues=_given("queues", JSONB),
+            lease_timeout=_given("lease_timeout", Float(53)),
             started_at=func.clock_timestamp(),
             beat_at=func.clock_timestamp(),
         )
@@ -495,31 +522,32 @@ class Statements:
     @cached_property
     def unregister(self) -> Executable:
         """Remove a worker's row. Parameter: worker."""
-        return delete(self._worker).where(self._worker.c.id == bindparam("worker", BigInteger))
+        return delete(self._worker).where(self._worker.c.id == _given("worker", BigInteger))
 
     @cached_property
     def beat(self) -> Executable:
         """Say that a worker lives; no row comes back once its jobs were taken from it.
 
-        Returns the seconds since its last beat. Parameters: worker, listener_pid, listener_started_at.
+        Returns the seconds since its last beat.
+        Parameters: worker, listener_pid, listener_started_at.
         """
         worker = self._worker
-        me = bindparam("worker", type_=BigInteger)
-        before = select(worker.c.beat_at).where(worker.c.id == me).subquery("before")
+        me = _given("worker", BigInteger)
+        before = select(worker.c.id, worker.c.beat_at).where(worker.c.id == me).subquery("before")
         return (
             update(worker)
-            .where(worker.c.id == me, worker.c.lost_at.is_(None), before.c.beat_at.is_not(None))
+            .where(worker.c.id == me, worker.c.lost_at.is_(None), before.c.id == worker.c.id)
             .values(
                 beat_at=func.clock_timestamp(),
-                listener_pid=bindparam("listener_pid", type_=Integer),
-                listener_started_at=bindparam("listener_started_at", type_=DateTime(timezone=True)),
+                listener_pid=_given("listener_pid", Integer),
+                listener_started_at=_given("listener_started_at", DateTime(timezone=True)),
             )
             .returning(_seconds(func.clock_timestamp() - before.c.beat_at))
         )
 
     @cached_property
     def listener_session(self) -> Executable:
-        """pid and start of this very session; the start is null where it is hidden."""
+        """Pid and start of this very session; the start is null where it is hidden."""
         return select(_activity.c.pid, _activity.c.backend_start).where(
             _activity.c.pid == func.pg_backend_pid()
         )
@@ -554,12 +582,15 @@ class Statements:
 
     @cached_property
     def ended_again(self) -> Executable:
-        """Lock a worker's row if its session is still gone and it has not beaten. Parameters: worker, beat_at."""
+        """Lock a worker's row if its session is still gone and it has not beaten.
+
+        Parameters: worker, beat_at.
+        """
         worker = self._worker
         return self._lock_workers(
             and_(
-                worker.c.id == bindparam("worker", type_=BigInteger),
-                worker.c.beat_at == bindparam("beat_at", type_=DateTime(timezone=True)),
+                worker.c.id == _given("worker", BigInteger),
+                worker.c.beat_at == _given("beat_at", DateTime(timezone=True)),
                 self._ended(),
             )
         )
@@ -606,7 +637,7 @@ class Statements:
         Waits up to a second for each. Parameters: name (see application_name).
         """
         return select(func.count(func.pg_terminate_backend(_activity.c.pid, 1000))).where(
-            _activity.c.application_name == bindparam("name", type_=Text),
+            _activity.c.application_name == _given("name", Text),
             _activity.c.usename == func.current_user(),
             _activity.c.datname == func.current_database(),
             _activity.c.pid != func.pg_backend_pid(),
@@ -618,7 +649,7 @@ class Statements:
         worker = self._worker
         return (
             update(worker)
-            .where(worker.c.id == bindparam("worker", type_=BigInteger), worker.c.lost_at.is_(None))
+            .where(worker.c.id == _given("worker", BigInteger), worker.c.lost_at.is_(None))
             .values(lost_at=func.clock_timestamp())
         )
 
@@ -626,7 +657,7 @@ class Statements:
     def give_back(self) -> Executable:
         """Queue a lost worker's jobs again; returns the queue of each. Parameter: worker."""
         held = self._job.alias("held")
-        return self._rescue(held, held.c.claimed_by == bindparam("worker", type_=BigInteger))
+        return self._rescue(held, held.c.claimed_by == _given("worker", BigInteger))
 
     @cached_property
     def give_back_orphans(self) -> Executable:
@@ -637,7 +668,7 @@ class Statements:
 
     def _rescue(self, held: Any, condition: ColumnElement[bool]) -> Executable:
         job = self._job
-        locked = (
+        locked: Select[Any] = (
             select(literal_column("held.ctid"))
             .select_from(held)
             .where(condition)
@@ -665,9 +696,7 @@ class Statements:
     @cached_property
     def holds_any(self) -> Executable:
         """Whether a worker still holds a job. Parameter: worker."""
-        held = select(self._job.c.id).where(
-            self._job.c.claimed_by == bindparam("worker", type_=BigInteger)
-        )
+        held = select(self._job.c.id).where(self._job.c.claimed_by == _given("worker", BigInteger))
         return select(held.exists())
 
 
@@ -677,7 +706,7 @@ def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnEleme
 
 
 def _run_at_parameter() -> ColumnElement[Any]:
-    return bindparam("run_at", type_=DateTime(timezone=True))
+    return _given("run_at", DateTime(timezone=True))
 
 
 def _uuid7() -> ColumnElement[str]:

@@ -50,6 +50,11 @@ def _text(what: str, value: object, limit: int) -> str:
     return value
 
 
+def is_int(value: object) -> bool:
+    """Whether a value is an int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def priority(value: object) -> int:
     """-32768 to 32767; lower runs first."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -354,7 +354,7 @@ def dump(item: Any, path: "str | Callable[[], str]") -> Any:
         problem = _lost_in_dump(item, dumped)
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - serializers are code of the user's
+    except Exception as error:
         problem = f"can't be dumped as JSON ({type(error).__name__})"
     if problem is None:
         return dumped

@@ -199,6 +199,6 @@ def _sync(session: Any) -> Session:
 
 
 def _await(awaitable: Any) -> Any:
-    from sqlalchemy.util import await_only
+    from sqlalchemy.util import await_only  # noqa: PLC0415 - needs greenlet, as this caller does
 
     return await_only(awaitable)

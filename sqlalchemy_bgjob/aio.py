@@ -140,7 +140,7 @@ class AsyncWorker:
 
     Args:
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
-        engine: On PostgreSQL, with psycopg or asyncpg. Two of its connections are the worker's own.
+        engine: On PostgreSQL, with psycopg or asyncpg; two of its connections are the worker's.
         sync_engine: For ``ctx.session`` of functions; on psycopg made from the URL if left out.
         queues: Concurrency by queue; by default 10 for each queue that a handler names.
         session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an

@@ -77,7 +77,7 @@ class BGJob(Generic[J, D]):
             table_prefix: str = DEFAULT_PREFIX,
             models: tuple[type[J], type[D]],
         ) -> "BGJob[J, D]": ...
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any: ...
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
 
     def __init__(
         self,

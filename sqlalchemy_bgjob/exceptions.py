@@ -11,7 +11,7 @@ class BGJobError(Exception):
     """The root of all errors of this library."""
 
 
-class InvalidArg(BGJobError, ValueError):  # noqa: N818 - names say what is wrong
+class InvalidArg(BGJobError, ValueError):
     """An arg can't be stored, or what is stored is not what the handler takes."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -81,7 +81,7 @@ class SchemaUnknown(SchemaOutOfDate):
         )
 
 
-class JobAlreadyExists(BGJobError):  # noqa: N818 - names say what is wrong
+class JobAlreadyExists(BGJobError):
     """A live job has one of these ids. The caller's transaction is as usable as before."""
 
     def __init__(self, ids: tuple[str, ...]) -> None:
@@ -97,7 +97,7 @@ class JobAlreadyExists(BGJobError):  # noqa: N818 - names say what is wrong
         )
 
 
-class UnknownType(BGJobError):  # noqa: N818 - names say what is wrong
+class UnknownType(BGJobError):
     """No handler is registered under a job's type."""
 
     def __init__(self, type: str, known: tuple[str, ...]) -> None:
@@ -112,7 +112,7 @@ class UnknownType(BGJobError):  # noqa: N818 - names say what is wrong
         )
 
 
-class LeaseLost(BGJobError):  # noqa: N818 - names say what is wrong
+class LeaseLost(BGJobError):
     """The job was taken from this worker; whatever it did will not be committed."""
 
     def __init__(self, job_id: str) -> None:

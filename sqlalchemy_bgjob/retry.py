@@ -1,7 +1,7 @@
 """Backoff policies: which attempt failed -> seconds until the next one.
 
-A policy is any callable that takes the number of the failed attempt (from 1) and the exception, if there
-was one, and returns seconds as a float. An unusable answer is treated as :data:`DEFAULT`.
+A policy is any callable that takes the number of the failed attempt (from 1) and the exception, if
+there was one, and returns seconds as a float. An unusable answer is treated as :data:`DEFAULT`.
 """
 
 import random

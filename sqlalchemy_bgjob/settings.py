@@ -71,7 +71,7 @@ class WorkerSettings:
     def _check(self, name: str, minimum: float) -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{name}={value!r} is not a number of seconds")
+            raise TypeError(f"{name}={value!r} is not a number of seconds")
         if not isfinite(value) or not minimum <= value <= 86_400:
             raise ValueError(f"{name}={value!r} is not between {minimum:g} and 86400 seconds")
 

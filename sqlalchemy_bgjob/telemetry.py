@@ -40,7 +40,7 @@ class JobInfo:
 
 
 class Observer:
-    """Override what you want to hear of. Calls come from one thread, in the order of the commits."""
+    """Override what you want to hear of. Calls come from one thread, in order."""
 
     def job_started(self, job: JobInfo) -> None:
         """A handler is about to run."""

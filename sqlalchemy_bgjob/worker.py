@@ -140,7 +140,7 @@ class Worker:
 
     Args:
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
-        engine: On PostgreSQL, with psycopg or psycopg2. Two of its connections are the worker's own.
+        engine: On PostgreSQL, with psycopg or psycopg2; two of its connections are the worker's.
         queues: Concurrency by queue; by default 10 for each queue that a handler names.
         session_factory: Makes ``ctx.session``: a Session class, a sessionmaker, or a
             scoped_session, which is then the handler's session. By default ``Session``.
