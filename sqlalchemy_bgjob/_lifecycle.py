@@ -33,6 +33,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 class ClaimedJob:
     """A row as the claim returned it, and by whom it was claimed."""
 
+    queue: str
+    worker_id: int
     id: str
     type: str
     arg: bytes | None
@@ -46,8 +48,6 @@ class ClaimedJob:
     created_at: datetime
     updated_at: datetime
     unknown_for: float | None
-    queue: str
-    worker_id: int
     # Whether this run may be the one that takes the worker, or the job, down: never held ahead.
     careful: bool = False
 
@@ -89,7 +89,7 @@ def claim(
 ) -> list[ClaimedJob]:
     """Take up to *limit* due jobs of one queue, in order. The caller commits."""
     rows: Any = _run(connection, statements.claim, queue=queue, limit=limit, worker=worker_id).all()
-    jobs = [ClaimedJob(*row, queue, worker_id) for row in rows]
+    jobs = [ClaimedJob(queue, worker_id, *row) for row in rows]
     jobs.sort(key=lambda job: (job.priority, job.next_run_at, job.id))
     return jobs
 
