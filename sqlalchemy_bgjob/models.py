@@ -57,8 +57,8 @@ from sqlalchemy.types import TypeEngine
 
 from . import _validation
 from ._codec import Codec, Encoded
+from ._frozen import SetStorage
 from ._ids import new_id
-from .schema import SetStorage
 
 SCHEMA_VERSION: Final = 1
 """The version of the tables that these models describe."""

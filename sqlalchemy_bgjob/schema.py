@@ -1,4 +1,4 @@
-"""Versions of the tables: frozen DDL, migration without Alembic, and a worker's first checks.
+"""Versions of the tables: how to move between them, and a worker's first checks.
 
 One pair of functions serves every way to the tables: a revision of the user's own Alembic history
 calls :func:`upgrade` and :func:`downgrade`, so do the revisions in ``alembic_migrations/``, and
@@ -13,42 +13,16 @@ calls :func:`upgrade` and :func:`downgrade`, so do the revisions in ``alembic_mi
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    CheckConstraint,
-    Column,
-    Connection,
-    DateTime,
-    Dialect,
-    Float,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    PrimaryKeyConstraint,
-    SmallInteger,
-    Table,
-    Text,
-    func,
-    text,
-)
+from sqlalchemy import Connection, Dialect, Table, text
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.schema import (
-    CreateIndex,
-    CreateTable,
-    DropTable,
-    ExecutableDDLElement,
-    SetTableComment,
-)
+from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
 
+from ._frozen import STEPS, Operations, SetStorage, quoted, table_of
 from .exceptions import SchemaOutOfDate, SchemaUnknown
 
 LATEST: Final = 1
@@ -65,13 +39,6 @@ _MIGRATION_LOCK: Final = 0x62676A6F62
 _COMMENT = re.compile(r"sqlalchemy-bgjob schema (\d+) \(workers since (\d+)\)")
 
 
-class Operations(Protocol):
-    """What runs a statement: ``alembic.op``, a SQLAlchemy ``Connection``, or one that prints it."""
-
-    def execute(self, statement: Any, /) -> Any:
-        """Run one statement."""
-
-
 class Version(NamedTuple):
     """What the database says: its version, and the oldest one whose workers it bears."""
 
@@ -82,199 +49,6 @@ class Version(NamedTuple):
     def comment(self) -> str:
         """The job table's comment."""
         return f"sqlalchemy-bgjob schema {self.number} (workers since {self.workers_since})"
-
-
-# --- The frozen versions -------------------------------------------------------------------------
-
-_STORAGE_1: Final[dict[str, Mapping[str, str]]] = {
-    "job": {
-        "fillfactor": "50",
-        "autovacuum_vacuum_scale_factor": "0.02",
-        "autovacuum_vacuum_threshold": "1000",
-    },
-    "dead_job": {},
-    "worker": {"fillfactor": "50"},
-}
-
-
-def _tables_1(schema: str | None, prefix: str) -> MetaData:
-    metadata = MetaData()
-    moment = DateTime(timezone=True)
-    json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-
-    def text_column(name: str, *, nullable: bool = False) -> Column[Any]:
-        return Column(name, Text, nullable=nullable)
-
-    def counter(name: str, type_: type[Integer] = Integer) -> Column[Any]:
-        return Column(name, type_, nullable=False, server_default=text("'0'"))
-
-    def time(name: str, *, default: bool = False, nullable: bool = False) -> Column[Any]:
-        server_default = func.now() if default else None
-        return Column(name, moment, nullable=nullable, server_default=server_default)
-
-    def check(table: str, name: str, condition: str) -> CheckConstraint:
-        return CheckConstraint(text(condition), name=f"{prefix}{table}_{name}_check")
-
-    earliest, latest = "'1970-01-01 00:00:00+00:00'", "'9999-01-01 00:00:00+00:00'"
-    times = " AND ".join(
-        f"{name} BETWEEN {earliest} AND {latest}"
-        for name in ("next_run_at", "created_at", "updated_at")
-    ).replace(":", "\\:")
-    job = Table(
-        f"{prefix}job",
-        metadata,
-        text_column("id"),
-        text_column("queue"),
-        text_column("type"),
-        Column("arg", LargeBinary),
-        counter("priority", SmallInteger),
-        counter("attempt"),
-        counter("crashes"),
-        Column(
-            "lease",
-            BigInteger,
-            nullable=False,
-            server_default=text(
-                "((EXTRACT(epoch FROM clock_timestamp()) * (1000000)::numeric))::bigint"
-            ),
-        ),
-        Column("claimed_by", BigInteger),
-        text_column("last_error", nullable=True),
-        Column("headers", json),
-        time("next_run_at", default=True),
-        time("created_at", default=True),
-        time("updated_at", default=True),
-        time("unknown_since", nullable=True),
-        PrimaryKeyConstraint("id", name=f"{prefix}job_pkey"),
-        check("job", "queue", "length(queue) BETWEEN 1 AND 128"),
-        check("job", "type", "length(type) BETWEEN 1 AND 128"),
-        check("job", "id", "length(id) BETWEEN 1 AND 255"),
-        check("job", "attempt", "attempt >= 0"),
-        check("job", "crashes", "crashes >= 0"),
-        check("job", "times", times),
-        schema=schema,
-    )
-    Index(f"{prefix}job_claim_idx", job.c.queue, job.c.priority, job.c.next_run_at, job.c.id)
-
-    dead_job = Table(
-        f"{prefix}dead_job",
-        metadata,
-        text_column("id"),
-        text_column("job_id"),
-        text_column("queue"),
-        text_column("type"),
-        Column("arg", LargeBinary),
-        counter("priority", SmallInteger),
-        counter("attempt"),
-        counter("crashes"),
-        Column("lease", BigInteger, nullable=False),
-        text_column("last_error", nullable=True),
-        Column("headers", json),
-        time("next_run_at"),
-        time("job_created_at"),
-        time("job_updated_at"),
-        time("moved_at", default=True),
-        PrimaryKeyConstraint("id", name=f"{prefix}dead_job_pkey"),
-        schema=schema,
-    )
-    Index(f"{prefix}dead_job_moved_at_idx", dead_job.c.moved_at)
-    Index(f"{prefix}dead_job_job_id_idx", dead_job.c.job_id)
-
-    Table(
-        f"{prefix}worker",
-        metadata,
-        Column("id", BigInteger, autoincrement=False),
-        text_column("hostname"),
-        Column("pid", Integer, nullable=False),
-        text_column("version"),
-        Column("queues", json, nullable=False),
-        Column("lease_timeout", Float(53), nullable=False),
-        time("started_at", default=True),
-        time("beat_at", default=True),
-        time("lost_at", nullable=True),
-        Column("listener_pid", Integer),
-        time("listener_started_at", nullable=True),
-        PrimaryKeyConstraint("id", name=f"{prefix}worker_pkey"),
-        schema=schema,
-    )
-    return metadata
-
-
-def _upgrade_to_1(op: Operations, schema: str | None, prefix: str) -> None:
-    if schema is not None:
-        op.execute(_CreateSchemaIfMissing(schema))
-    tables = _tables_1(schema, prefix)
-    for kind, storage in _STORAGE_1.items():
-        table = _table(tables, kind, schema, prefix)
-        op.execute(CreateTable(table))
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            op.execute(CreateIndex(index))
-        if storage:
-            op.execute(SetStorage(table, storage))
-
-
-def _downgrade_from_1(op: Operations, schema: str | None, prefix: str) -> None:
-    tables = _tables_1(schema, prefix)
-    for kind in reversed(_STORAGE_1):
-        op.execute(DropTable(_table(tables, kind, schema, prefix)))
-
-
-class _Step(NamedTuple):
-    """One version: how to reach and to leave it, and what is there when it is reached."""
-
-    tables: Callable[[str | None, str], MetaData]
-    storage: Mapping[str, Mapping[str, str]]
-    upgrade: Callable[[Operations, str | None, str], None]
-    downgrade: Callable[[Operations, str | None, str], None]
-
-
-_STEPS: Final[Mapping[int, _Step]] = {
-    1: _Step(_tables_1, _STORAGE_1, _upgrade_to_1, _downgrade_from_1),
-}
-
-
-def _table(tables: MetaData, kind: str, schema: str | None, prefix: str) -> Table:
-    name = f"{prefix}{kind}"
-    return tables.tables[name if schema is None else f"{schema}.{name}"]
-
-
-class SetStorage(ExecutableDDLElement):
-    """``ALTER TABLE ... SET (...)``. SQLAlchemy 2.0 has no such option of a Table."""
-
-    inherit_cache = False
-
-    def __init__(self, table: Table, storage: Mapping[str, str]) -> None:
-        self.table, self.storage = table, storage
-
-
-@compiles(SetStorage)
-def _compile_set_storage(element: SetStorage, compiler: Any, **_: Any) -> str:
-    items = ", ".join(f"{name} = {value}" for name, value in element.storage.items())
-    return f"ALTER TABLE {compiler.preparer.format_table(element.table)} SET ({items})"
-
-
-class _CreateSchemaIfMissing(ExecutableDDLElement):
-    """``CREATE SCHEMA IF NOT EXISTS`` asks for the right to create one even if it exists."""
-
-    inherit_cache = False
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-@compiles(_CreateSchemaIfMissing)
-def _compile_create_schema(element: _CreateSchemaIfMissing, compiler: Any, **_: Any) -> str:
-    def literal(value: str) -> str:
-        escaped = value.replace("'", "''")
-        return f"'{escaped}'"
-
-    create = literal(f"CREATE SCHEMA {_quoted(element.name)}")
-    block = (
-        f"BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal(element.name)}) "
-        f"THEN EXECUTE {create}; END IF; END"
-    )
-    sql = f"DO {literal(block)}"
-    return sql.replace("%", "%%") if "format" in compiler.dialect.paramstyle else sql
 
 
 # --- Migration -----------------------------------------------------------------------------------
@@ -303,7 +77,7 @@ def upgrade(
     """
     _check_versions("upgrade", from_version, to_version)
     for version in range(from_version + 1, to_version + 1):
-        _STEPS[version].upgrade(op, schema, table_prefix)
+        STEPS[version].upgrade(op, schema, table_prefix)
         _set_comment(op, version, schema, table_prefix)
 
 
@@ -324,7 +98,7 @@ def downgrade(
     """
     _check_versions("downgrade", to_version, from_version)
     for version in range(from_version, to_version, -1):
-        _STEPS[version].downgrade(op, schema, table_prefix)
+        STEPS[version].downgrade(op, schema, table_prefix)
         if version > 1:
             _set_comment(op, version - 1, schema, table_prefix)
 
@@ -339,7 +113,7 @@ def _check_versions(verb: str, lower: int, higher: int) -> None:
 
 
 def _set_comment(op: Operations, version: int, schema: str | None, prefix: str) -> None:
-    table = _table(_STEPS[version].tables(schema, prefix), "job", schema, prefix)
+    table = table_of(STEPS[version].tables(schema, prefix), "job", schema, prefix)
     table.comment = Version(version, WORKERS_SINCE[version]).comment
     op.execute(SetTableComment(table))
 
@@ -512,8 +286,8 @@ def storage_drift(
     and its updates are slower for it, not wrong.
     """
     script = _Script()
-    tables = _STEPS[LATEST].tables(schema, table_prefix)
-    for kind, designed in _STEPS[LATEST].storage.items():
+    tables = STEPS[LATEST].tables(schema, table_prefix)
+    for kind, designed in STEPS[LATEST].storage.items():
         options = connection.execute(
             text(
                 "SELECT reloptions FROM pg_catalog.pg_class"
@@ -524,7 +298,7 @@ def storage_drift(
         found = dict(option.split("=", 1) for option in options or ())
         missing = {name: value for name, value in designed.items() if found.get(name) != value}
         if missing:
-            element = SetStorage(_table(tables, kind, schema, table_prefix), missing)
+            element = SetStorage(table_of(tables, kind, schema, table_prefix), missing)
             script.execute(element)
     return script.statements
 
@@ -604,13 +378,7 @@ _FOREIGN_KEYS = text(
 
 
 def _qualified(schema: str | None, table: str) -> str:
-    return _quoted(table) if schema is None else f"{_quoted(schema)}.{_quoted(table)}"
-
-
-def _quoted(name: str) -> str:
-    # Not the dialect's own quoting, which doubles percent signs for some drivers.
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
+    return quoted(table) if schema is None else f"{quoted(schema)}.{quoted(table)}"
 
 
 # --- For Alembic ---------------------------------------------------------------------------------
@@ -621,7 +389,7 @@ def frozen_tables(
 ) -> Iterator[Table]:
     """The tables as they are at a version, to tell what belongs to it; none at version 0."""
     if version:
-        yield from _STEPS[version].tables(schema, table_prefix).tables.values()
+        yield from STEPS[version].tables(schema, table_prefix).tables.values()
 
 
 def migrations_path() -> Path:

@@ -38,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from test_schema import comment, version_2
 
-from sqlalchemy_bgjob import models, schema
+from sqlalchemy_bgjob import _frozen, models, schema
 from sqlalchemy_bgjob._autogenerate import BGJobMigrateOp
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
@@ -242,7 +242,7 @@ def next_version(names: Names, monkeypatch: pytest.MonkeyPatch) -> MetaData:
         models, "schema_comment", lambda: schema.Version(2, schema.WORKERS_SINCE[2]).comment
     )
     metadata = names.metadata()
-    job = schema._table(metadata, "job", names.schema, names.prefix)
+    job = _frozen.table_of(metadata, "job", names.schema, names.prefix)
     job.append_column(Column("tag", Text, server_default=text("''")))
     Index(f"{names.prefix}job_tag_idx", job.c.tag)
     return metadata

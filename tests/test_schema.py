@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlalchemy_bgjob import models, schema
+from sqlalchemy_bgjob import _frozen, models, schema
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate, SchemaUnknown
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
@@ -392,15 +392,15 @@ def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that there is a second version, with one more column and index."""
 
     def tables(where: str | None, prefix: str) -> MetaData:
-        metadata = schema._tables_1(where, prefix)
-        job = schema._table(metadata, "job", where, prefix)
+        metadata = _frozen.tables_1(where, prefix)
+        job = _frozen.table_of(metadata, "job", where, prefix)
         job.append_column(Column("tag", Text, server_default=text("''")))
         Index(f"{prefix}job_tag_idx", job.c.tag)
         return metadata
 
     def upgrade(op: Any, where: str | None, prefix: str) -> None:
         table = schema._qualified(where, f"{prefix}job")
-        index = schema._quoted(f"{prefix}job_tag_idx")
+        index = _frozen.quoted(f"{prefix}job_tag_idx")
         op.execute(plain_text(f"ALTER TABLE {table} ADD COLUMN tag TEXT DEFAULT ''"))
         op.execute(plain_text(f"CREATE INDEX {index} ON {table} (tag)"))
 
@@ -408,8 +408,8 @@ def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
         table = schema._qualified(where, f"{prefix}job")
         op.execute(plain_text(f"ALTER TABLE {table} DROP COLUMN tag"))
 
-    step = schema._Step(tables, schema._STORAGE_1, upgrade, downgrade)
-    monkeypatch.setattr(schema, "_STEPS", {**schema._STEPS, 2: step})
+    step = _frozen.Step(tables, _frozen.STORAGE_1, upgrade, downgrade)
+    monkeypatch.setattr(schema, "STEPS", {**_frozen.STEPS, 2: step})
     monkeypatch.setattr(schema, "WORKERS_SINCE", {1: 1, 2: 1})
     monkeypatch.setattr(schema, "LATEST", 2)
 
