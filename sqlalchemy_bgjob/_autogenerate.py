@@ -188,10 +188,9 @@ class _Filter:
                     key[1] if operation.schema is None else f"{operation.schema}.{key[1]}"
                 ]
                 kept = list(self._own_parts(table, key))
-            elif isinstance(operation, ops.ModifyTableOps):
-                kept = [part for part in operation.ops if self._is_own(part, key)]
             else:
-                continue
+                assert isinstance(operation, ops.ModifyTableOps)  # no table of ours is dropped
+                kept = [part for part in operation.ops if self._is_own(part, key)]
             if kept:
                 container = own.setdefault(
                     key, ops.ModifyTableOps(key[1], [], schema=self.queue.schema)

@@ -135,7 +135,6 @@ def write(
 
 def _fence(items: Sequence[Pending]) -> dict[str, Any]:
     return {
-        "queue": items[0].job.queue,
         "worker": items[0].job.worker_id,
         "ids": [item.job.id for item in items],
         "leases": [item.job.lease for item in items],

@@ -8,7 +8,7 @@ named parameters, and hands it out. The threaded and the asyncio worker therefor
   can turn the join into a scan of the table. A locked row cannot move.
 * A settlement names the id, the lease and the worker. If anyone has claimed the job since, it
   matches no row, and the late result is dropped.
-* Hot statements name their queue and touch one queue only, so that a cluster can route them.
+* A hot statement touches one queue only.
 """
 
 from functools import cache, cached_property
@@ -359,27 +359,38 @@ class Statements:
         Not `attempt`: reschedule and redrive give attempts back, so a value can recur. A batch does
         not wait for a row that somebody else has locked; a handler's own transaction does.
         """
-        held = self._job.alias("held")
-        return (
-            select(literal_column("held.ctid"))
-            .select_from(held.join(given, self._fence(held, given)))
-            .with_for_update(of=held, skip_locked=not wait)
+        return self._one_by_one(
+            given,
+            literal_column("held.ctid"),
+            lambda held, one: one.with_for_update(of=held, skip_locked=not wait),
         )
 
-    def _fence(self, held: Any, given: TableValuedAlias) -> ColumnElement[bool]:
-        return and_(
-            held.c.queue == _given("queue", Text),
-            # Redundant with the join, and the reason that the join never scans the table.
-            held.c.id == any_(_array("ids", Text())),
+    def _one_by_one(
+        self,
+        given: TableValuedAlias,
+        value: ColumnElement[Any],
+        complete: "Callable[[Any, Select[Any]], Select[Any]]",
+    ) -> Select[Any]:
+        """A value of each given job that this worker still holds.
+
+        A LATERAL that can't be pulled up: one look into the primary key for each job, whatever
+        the statistics say. Joined in the open, the same was a nested loop over all pairs, or a
+        scan of the queue's part of the claim's index, see tests/test_plans.py. So the queue, which
+        would invite the latter, is not named.
+        """
+        held = self._job.alias("held")
+        one = select(value.label("value")).where(
             held.c.id == given.c.ids,
             held.c.lease == given.c.leases,
             held.c.claimed_by == _given("worker", BigInteger),
         )
+        found = complete(held, one.select_from(held)).lateral("found")
+        return select(found.c.value).select_from(given.join(found, true()))
 
     def _complete(self, wait: bool) -> Executable:
         """Delete jobs that are done; returns id and xid of each.
 
-        Parameters: queue, worker, and lists ids, leases. With *wait*, wait for locked rows.
+        Parameters: worker, and lists ids, leases. With *wait*, wait for locked rows.
         """
         given = _unnest(ids=Text(), leases=BigInteger())
         job = self._job
@@ -388,7 +399,7 @@ class Statements:
     def _release(self, wait: bool) -> Executable:
         """Queue jobs again; returns id and xid of each.
 
-        Parameters: queue, worker, and lists ids, leases, give_backs, delays (seconds; null keeps
+        Parameters: worker, and lists ids, leases, give_backs, delays (seconds; null keeps
         next_run_at), errors, keep_errors, args, new_args, headers (JSON text), unknowns.
         """
         job = self._job
@@ -427,7 +438,7 @@ class Statements:
     def _bury(self, wait: bool) -> Executable:
         """Move jobs to the dead table; returns id and xid of each.
 
-        Parameters: queue, worker, and lists ids, leases, dead_ids, give_backs, errors.
+        Parameters: worker, and lists ids, leases, dead_ids, give_backs, errors.
         """
         job, dead = self._job, self._dead
         given = _unnest(
@@ -454,8 +465,9 @@ class Statements:
     def still_held(self) -> Executable:
         """Which of the given jobs this worker holds, locked or not. Parameters as in complete."""
         given = _unnest(ids=Text(), leases=BigInteger())
-        held = self._job.alias("held")
-        return select(held.c.id).select_from(held.join(given, self._fence(held, given)))
+        return self._one_by_one(
+            given, literal_column("held.id", Text), lambda held, one: one.limit(1)
+        )
 
     @cached_property
     def note_error(self) -> Executable:

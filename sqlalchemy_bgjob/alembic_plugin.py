@@ -21,8 +21,13 @@ def setup(plugin: "Plugin") -> None:
     """Register with Alembic, which calls this while it is being imported itself."""
     from alembic.util import DispatchPriority  # noqa: PLC0415
 
+    # On another database, such as a test suite's SQLite, the tables are ordinary ones.
     plugin.add_autogenerate_comparator(
-        _compare, "schema", "sqlalchemy_bgjob", priority=DispatchPriority.LAST
+        _compare,
+        "schema",
+        "sqlalchemy_bgjob",
+        qualifier="postgresql",
+        priority=DispatchPriority.LAST,
     )
 
 
