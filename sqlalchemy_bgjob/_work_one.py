@@ -107,6 +107,11 @@ class _WorkOne:
             dead = settlement.kind is Kind.DEAD
             self._settle(job, settlement)
             return MoveToDlq(settlement.error) if dead else Reschedule(settlement.delay or 0.0)
+        if handler.is_coroutine and not connection.dialect.is_async:
+            raise TypeError(
+                f"the handler of {handler.type!r} is a coroutine; give work_one an AsyncSession or "
+                f"AsyncConnection"
+            )
         outcome, arg = self._call(handler, job)
         options = handler.options
         self._settle(

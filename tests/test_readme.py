@@ -1,0 +1,120 @@
+"""What the README says is what happens: its Python runs, its commands exist, its tables are true."""
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from sqlalchemy_bgjob.settings import WorkerSettings
+from support import wait_until, wait_until_async
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+CONSOLE = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+OF_ALEMBIC = ("context.configure(", "def upgrade()")
+
+
+@pytest.mark.core
+def test_python_of_the_readme_runs(database_url, url_for, capsys):
+    """Every block but Alembic's two, in order, in one program."""
+    imports = """
+import asyncio
+from datetime import UTC, datetime, timedelta
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy_bgjob import (
+    AsyncWorker, DeadJobMixin, JobMixin, Observer, Retry, enqueue_from, enqueue_many, exponential
+)
+"""
+    program = {"DATABASE_URL": database_url, "ASYNC_DATABASE_URL": url_for("asyncpg")}
+
+    class TenantBase(DeclarativeBase):
+        pass
+
+    def left():
+        with Session(program["engine"]) as session:
+            return session.scalar(
+                select(func.count())
+                .select_from(program["jobs"].Job)
+                .where(program["jobs"].Job.queue == "mail", program["jobs"].Job.state == "queued")
+            )
+
+    program |= {
+        "TenantBase": TenantBase,
+        "gateway_is_down": lambda: True,
+        "wait_until_mailed": lambda: wait_until(lambda: left() == 0, 30),
+        "wait_until_mailed_async": lambda: wait_until_async(lambda: left() == 0, 30),
+    }
+    exec(imports, program)
+    blocks = [block for block in PYTHON if not block.startswith(OF_ALEMBIC)]
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), program)
+        if "async def main" in block:
+            exec("asyncio.run(main())", program)
+    program["engine"].dispose()
+
+    assert len(blocks) >= 10
+    assert "mail to ada@example.com" in capsys.readouterr().out
+    with Session(program["engine"]) as session:
+        assert session.scalar(select(program["Order"].receipt_sent)) is True
+    program["engine"].dispose()
+    assert program["tenant_jobs"].DeadJob.__table__.c.tenant_id is not None
+
+
+def test_alembic_blocks_are_what_the_plugin_writes():
+    """The two blocks that need an Alembic project are run by tests/test_alembic.py."""
+    configure, upgrade = [block for block in PYTHON if block.startswith(OF_ALEMBIC)]
+    tests = (ROOT / "tests" / "test_alembic.py").read_text()
+
+    assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"]' in configure
+    assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"]' in tests
+    assert "bgjob.upgrade(op, from_version=0, to_version=1)" in upgrade
+    assert "bgjob.upgrade(op, from_version=0, to_version=1)" in tests
+
+
+def test_commands_of_the_readme_exist():
+    """Each command and flag is known to the command line."""
+    from sqlalchemy_bgjob.cli import main
+
+    commands = [shlex.split(part) for line in CONSOLE for part in re.split(r"&&|>", line)]
+    ours = [words for words in commands if words[0] == "sqlalchemy-bgjob"]
+
+    assert len(ours) >= 4
+    for words in ours:
+        command = main.commands[words[1]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words[2:] if word.startswith("--")} <= known
+
+
+def test_settings_table_is_complete():
+    """Name and default of every setting."""
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\| ([^|]+) \|", README, re.MULTILINE))
+
+    assert set(rows) == {field.name for field in fields(WorkerSettings)}
+    for field in fields(WorkerSettings):
+        shown = rows[field.name].strip()
+        assert shown == ("on" if field.default is True else f"{field.default:g}")
+
+
+def test_install_table_names_real_extras():
+    """Each extra exists."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = README.split("| extra |")[1].split("\n\n")[0]
+    named = {
+        name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+
+    assert named
+    assert named <= set(project["optional-dependencies"])
