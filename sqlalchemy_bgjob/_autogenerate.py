@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import alembic
 from alembic.autogenerate.api import AutogenContext
 from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations, ops
@@ -25,6 +26,9 @@ from . import schema as bgjob
 from .exceptions import SchemaUnknown
 
 _log = logging.getLogger(__name__)
+
+# Before 1.19 Alembic raises NotImplementedError for one that is not part of a CREATE TABLE.
+_RENDERS_CHECKS = tuple(map(int, alembic.__version__.split(".")[:2])) >= (1, 19)
 
 _Key = tuple[str | None, str]
 
@@ -217,8 +221,16 @@ class _Filter:
         for constraint in sorted(table.constraints, key=lambda item: str(item.name)):
             # The check of an Enum or Boolean comes with the column.
             is_own = isinstance(constraint, kinds) and str(constraint.name) not in self.names[key]
-            if is_own and not getattr(constraint, "_type_bound", False):
-                yield ops.AddConstraintOp.from_constraint(constraint)
+            if not is_own or getattr(constraint, "_type_bound", False):
+                continue
+            if isinstance(constraint, CheckConstraint) and not _RENDERS_CHECKS:
+                _log.warning(
+                    "this Alembic cannot write the check constraint %r of %r; add it by hand",
+                    constraint.name,
+                    table.name,
+                )
+                continue
+            yield ops.AddConstraintOp.from_constraint(constraint)
 
     def _is_own(self, part: MigrateOperation, key: _Key) -> bool:
         """Whether an operation concerns what the user added to one of our tables."""

@@ -8,6 +8,9 @@ Without it autogenerate still works, and writes the tables out in full; on SQLAl
 then lack their storage parameters, and the worker's start prints the statement that sets them.
 """
 
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,3 +41,16 @@ def _compare(
     from ._autogenerate import compare  # noqa: PLC0415
 
     return compare(autogen_context, upgrade_ops, schemas)
+
+
+class _IterableModule(ModuleType):
+    """Alembic 1.18.0 to 1.20.0 iterate over what the entry point names; 1.20.1 wants a module.
+
+    A plain module there makes ``import alembic`` fail for everybody who has this package.
+    """
+
+    def __iter__(self) -> Iterator[ModuleType]:
+        yield self
+
+
+sys.modules[__name__].__class__ = _IterableModule

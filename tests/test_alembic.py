@@ -10,7 +10,9 @@ import subprocess
 import sys
 import venv
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import alembic
@@ -39,7 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from test_schema import comment, version_2
 
-from sqlalchemy_bgjob import _frozen, models, schema
+from sqlalchemy_bgjob import _autogenerate, _frozen, models, schema
 from sqlalchemy_bgjob._autogenerate import BGJobMigrateOp
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
@@ -363,6 +365,21 @@ def test_own_columns_of_a_user_stay_ordinary_operations(project: Callable[..., P
     assert reference == made
 
 
+def test_own_checks_are_named_where_alembic_cannot_write_them(
+    project: Callable[..., Project],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metadata = MetaData()
+    own_columns(metadata)
+    monkeypatch.setattr(_autogenerate, "_RENDERS_CHECKS", False)
+
+    revision = project(metadata).revision()
+
+    assert "create_check_constraint" not in revision
+    assert "'bgjob_job_label_check' of 'bgjob_job'; add it by hand" in caplog.text
+
+
 def test_own_columns_are_left_alone_while_the_tables_move_on(
     project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -543,6 +560,15 @@ def test_the_module_prefix_of_the_project_is_used(connection: Connection) -> Non
     rendered = _render(autogen, BGJobMigrateOp(0, 1, None, "bgjob_"))
 
     assert rendered == "bgjob.upgrade(alembic_op, from_version=0, to_version=1)"
+
+
+def test_the_plugin_loads_on_older_alembics_too() -> None:
+    """Up to 1.20.0 they iterate over the module, and ``import alembic`` itself would fail."""
+    (entry_point,) = entry_points(group="alembic.plugins", name="sqlalchemy_bgjob")
+    module = entry_point.load()
+
+    assert isinstance(module, ModuleType)
+    assert list(module) == [module]
 
 
 @pytest.mark.parametrize(
