@@ -18,9 +18,9 @@ from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 
 from . import _codec, _validation
 from ._errors import sqlstate
-from ._registry import UNTYPED, JobType, NewJob, new_job
+from ._registry import UNTYPED, JobType, NewJob, column_values, new_job
 from ._statements import Statements, channel_name, parameters, wake_up
-from ._targets import SyncTarget, Unit, run_in
+from ._targets import SyncTarget, Unit, can_notify, run_in
 from .exceptions import InvalidArg, JobAlreadyExists
 from .models import JobMixin, Models
 
@@ -250,7 +250,7 @@ def enqueue_many(
         if extra or priority or headers:
             raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")
         jobs, models = _taken_from(handler)
-        own_ids = True
+        own_ids = len({job.id for job in jobs}) < len(jobs)  # the same job twice
     return run_in(
         target, models, lambda unit: _insert_many(unit, models, jobs, on_conflict, own_ids)
     )
@@ -275,6 +275,8 @@ def _jobs_of(
         try:
             jobs.append(handler.new_job(arg, id, queue, delay, run_at, priority, headers))
         except InvalidArg as error:
+            if not error.path.startswith("$"):
+                raise  # of the headers, which all jobs share
             raise InvalidArg(f"[{index}]{error.path[1:]}", error.reason) from None
     return jobs
 
@@ -292,7 +294,13 @@ def _taken_from(jobs: object) -> tuple[list[NewJob], Models]:
             )
         if inspect(job).session is not None:
             raise ValueError(f"job {job.id!r} is in a session already, which will insert it")
-        new, its_models = job.__dict__["_bgjob"]
+        new, its_models, was = job.__dict__["_bgjob"]
+        changed = [name for name, value in column_values(job).items() if was.get(name) is not value]
+        if changed:
+            raise ValueError(
+                f"{', '.join(sorted(changed))} of a job was set after handler.job(...), and a bulk "
+                f"statement would not know it; add such jobs by session.add_all()"
+            )
         if models is not None and its_models is not models:
             raise ValueError("the jobs are of different BGJob() instances")
         models = its_models
@@ -350,7 +358,7 @@ class _Undo:
         self._unit = unit
 
     def __enter__(self) -> Self:
-        self._savepoint = self._unit.target.begin_nested()
+        self._savepoint = self._unit.savepoint()
         return self
 
     def now(self) -> None:
@@ -489,10 +497,10 @@ def enqueue_from(
 def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
     if not isinstance(select, Select):
         raise TypeError(f"enqueue_from takes a select(), not {type(select).__name__}")
-    names = [getattr(c, "name", None) for c in select.selected_columns]
-    unnamed = [name for name in names if not isinstance(name, str) or name.startswith("%(")]
-    labels = {name for name in names if isinstance(name, str)}
-    if unnamed or len(labels) < len(names):
+    # Of the subquery that it will be: there func.lower(x), for one, has no name that it keeps.
+    names = [str(c.name) for c in select.subquery().c]
+    labels = set(names)
+    if len(labels) < len(names) or any(name.startswith("%(") for name in names):
         raise ValueError("every column of the select needs a name of its own: use .label()")
     arg_labels = labels - {"id", "delay", "priority"}
     if not handler.takes_arg:
@@ -557,12 +565,12 @@ def _wake_after_insert(mapper: Mapper[Any], connection: Connection, job: JobMixi
     does not count for the transaction around it.
     """
     session = object_session(job)
-    if session is None or session.twophase or connection.dialect.name != "postgresql":
+    if session is None or connection.dialect.name != "postgresql" or not can_notify(connection):
         return
     transaction = session.get_nested_transaction() or session.get_transaction()
     if transaction is None:
         return
-    table = mapper.local_table
+    table = mapper.base_mapper.local_table
     channel = channel_name(table.schema, table.name.removesuffix("job"))  # type: ignore[attr-defined]
     woken = _woken.setdefault(transaction, set())
     if (channel, job.queue) not in woken:

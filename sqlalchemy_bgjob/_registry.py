@@ -9,7 +9,8 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import update_wrapper
+from functools import partial, update_wrapper
+from types import SimpleNamespace
 from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import func
@@ -86,10 +87,8 @@ class JobType(Generic[A]):
         self.options: Final = options
         self.takes_arg, self.annotation = _signature(function)
         self.codec: Final = Codec(self.annotation)
-        self.is_coroutine: Final = inspect.iscoroutinefunction(
-            function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
-        )
-        update_wrapper(self, function)
+        self.is_coroutine: Final = inspect.iscoroutinefunction(_code_of(function))
+        update_wrapper(self, function, updated=())  # its attributes may be another JobType's
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function itself, as a unit test does."""
@@ -145,7 +144,7 @@ class JobType(Generic[A]):
             job.next_run_at = new.run_at
         elif new.delay:
             job.next_run_at = func.now() + timedelta(seconds=new.delay)
-        job.__dict__["_bgjob"] = (new, self.models)  # for enqueue_many
+        job.__dict__["_bgjob"] = (new, self.models, column_values(job))  # for enqueue_many
         return job
 
     def new_job(
@@ -163,6 +162,12 @@ class JobType(Generic[A]):
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
         queue = self.queue if queue is None else queue
         return new_job(self.codec, self.type, queue, arg, id, delay, run_at, priority, headers)
+
+
+def column_values(job: Any) -> dict[str, Any]:
+    """What was set on an ORM object, without what is kept there for ourselves."""
+    private = ("_sa_instance_state", "_bgjob")
+    return {name: value for name, value in job.__dict__.items() if name not in private}
 
 
 def new_job(
@@ -262,15 +267,26 @@ def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
         return False, None
     if positional[1].annotation is inspect.Parameter.empty:
         return True, Any
-    target = function if inspect.isroutine(function) else type(function).__call__
+    arg = positional[1]
+    code = inspect.unwrap(_code_of(function))
+    # Only the arg's: the names of the others may be imported for type checkers alone.
+    only_arg = SimpleNamespace(__annotations__={arg.name: arg.annotation})
+    names = getattr(code, "__globals__", {})
     try:
-        hints = typing.get_type_hints(target, include_extras=True)
+        hints = typing.get_type_hints(only_arg, globalns=names, include_extras=True)
     except NameError as error:
         raise TypeError(
-            f"the annotation {positional[1].annotation!r} of {where} can't be resolved ({error}); "
+            f"the annotation {arg.annotation!r} of {where} can't be resolved ({error}); "
             f"define the arg's type at the top level of its module"
         ) from None
-    return True, hints[positional[1].name]
+    return True, hints[arg.name]
+
+
+def _code_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function or method that runs when a partial or a callable object is called."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -8,7 +8,14 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, Result, TwoPhaseTransaction
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Executable,
+    NestedTransaction,
+    Result,
+    TwoPhaseTransaction,
+)
 from sqlalchemy.orm import Session, scoped_session
 
 from .models import Models
@@ -33,6 +40,15 @@ class Unit:
 
     def __init__(self, target: Session | Connection, models: Models) -> None:
         self.target, self._models = target, models
+        if isinstance(target, Connection):
+            dialect = target.dialect.name
+        else:
+            dialect = target.get_bind(mapper=models.Job.__mapper__).dialect.name
+        if dialect != "postgresql":
+            raise ValueError(
+                f"the queue is in PostgreSQL, and this target's database is {dialect!r}; give one "
+                f"of the database that has the tables"
+            )
 
     def execute(
         self, statement: Executable, parameters: dict[str, Any] | None = None
@@ -40,18 +56,29 @@ class Unit:
         """Run a statement in the caller's transaction; what the session holds is flushed first."""
         if isinstance(self.target, Connection):
             return self.target.execute(statement, parameters)
-        if self.target.autoflush:
-            # SQLAlchemy 2.0 flushes before some statements only; a job may refer to a new row.
-            self.target.flush()
+        self._flush(self.target)
         mapper = self._models.Job.__mapper__
         return self.target.execute(statement, parameters, bind_arguments={"mapper": mapper})
+
+    def savepoint(self) -> NestedTransaction:
+        """A savepoint of the connection.
+
+        One of the Session would flush whatever autoflush says, and its release would call the
+        user's ``after_commit`` hooks while nothing is committed.
+        """
+        if isinstance(self.target, Session):
+            self._flush(self.target)  # before it, or its undoing would take the user's rows along
+        return self.connection.begin_nested()
+
+    def _flush(self, session: Session) -> None:
+        # SQLAlchemy 2.0 flushes before some statements only; a job may refer to a new row.
+        if session.autoflush:
+            session.flush()
 
     @property
     def can_notify(self) -> bool:
         """NOTIFY is refused in a transaction that is to be prepared for two-phase commit."""
-        if isinstance(self.target, Session):
-            return not self.target.twophase
-        return not isinstance(self.target.get_transaction(), TwoPhaseTransaction)
+        return can_notify(self.connection)
 
     @property
     def connection(self) -> Connection:
@@ -59,6 +86,11 @@ class Unit:
         if isinstance(self.target, Connection):
             return self.target
         return self.target.connection(bind_arguments={"mapper": self._models.Job.__mapper__})
+
+
+def can_notify(connection: Connection) -> bool:
+    """Whether the connection's transaction may use NOTIFY."""
+    return not isinstance(connection.get_transaction(), TwoPhaseTransaction)
 
 
 def run_in(target: object, models: Models, work: Callable[[Unit], T]) -> Any:

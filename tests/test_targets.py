@@ -1,0 +1,404 @@
+"""Twenty jobs through every kind of session and connection: the caller's transaction decides."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import (
+    Engine,
+    Integer,
+    column,
+    create_engine,
+    delete,
+    event,
+    func,
+    literal,
+    select,
+    text,
+    values,
+)
+from sqlalchemy.exc import DBAPIError, InternalError, PendingRollbackError
+from sqlalchemy.orm import Session
+
+from sqlalchemy_bgjob import enqueue, enqueue_from, enqueue_many
+from support.producers import ASYNC, KINDS, UNITS, Producer, producer
+from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support import TestServer
+
+
+@pytest.fixture(scope="module")
+def shop(server: TestServer) -> Iterator[Engine]:
+    """The application's tables, in a database that the tests of this module share."""
+    url = server.create_database("targets")
+    engine = create_engine(url)
+    make_tables(engine)
+    yield engine
+    engine.dispose()
+    server.drop_database(url)
+
+
+@pytest.fixture
+def url(shop: Engine) -> str:
+    with shop.begin() as connection:
+        connection.execute(delete(Job))
+        connection.execute(delete(Order))
+    return shop.url.render_as_string(hide_password=False)
+
+
+def run(kind: str, url: str, body: Any) -> None:
+    async def main() -> None:
+        async with producer(kind, url) as made:
+            await body(made)
+
+    asyncio.run(main())
+
+
+def numbers(first: int, last: int) -> Any:
+    """The receipts from first to last, as a query."""
+    rows = [(number,) for number in range(first, last + 1)]
+    return select(values(column("order_id", Integer), name="given").data(rows))
+
+
+def stored(shop: Engine) -> list[int]:
+    """The order ids of all committed jobs."""
+    with shop.connect() as connection:
+        args = connection.execute(select(Job.arg_json)).scalars().all()
+    return sorted(arg["order_id"] for arg in args)
+
+
+async def twenty_jobs(made: Producer, first: int = 1) -> None:
+    """Add twenty jobs in every way that the target has, numbered from *first*."""
+    target = made.target
+    for number in range(first, first + 4):
+        ref = await made.do(enqueue(target, send_receipt, Receipt(number)))
+        assert ref.inserted
+    args = [Receipt(number) for number in range(first + 4, first + 8)]
+    assert (await made.do(enqueue_many(target, send_receipt, args))).inserted == 4
+    new = [send_receipt.job(Receipt(first + 8)), note.job({"order_id": first + 9})]
+    assert (await made.do(enqueue_many(target, new))).inserted == 2
+    await made.do(jobs.enqueue(target, "elsewhere", {"order_id": first + 10}, queue="other"))
+    await made.do(jobs.enqueue(target, "send_receipt", Receipt(first + 11)))
+    inserted = await made.do(enqueue_from(target, send_receipt, numbers(first + 12, first + 14)))
+    assert inserted == 3
+    if made.is_session:
+        target.add_all([send_receipt.job(Receipt(first + n)) for n in range(15, 18)])
+        arg = {"order_id": first + 18}
+        target.add(Job(queue="mail", type="send_receipt", arg=arg))
+        target.add(Job(queue="mail", type="send_receipt", arg={"order_id": first + 19}))
+    else:
+        rest = [Receipt(first + n) for n in range(15, 20)]
+        await made.do(enqueue_many(target, send_receipt, rest))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", KINDS)
+def test_committed_jobs_are_there(kind: str, shop: Engine, url: str) -> None:
+    """Twenty jobs, in every way that a target has; an Engine commits by itself."""
+
+    async def body(made: Producer) -> None:
+        await twenty_jobs(made)
+        if kind in UNITS:
+            assert stored(shop) == []
+            await made.commit()
+
+    run(kind, url, body)
+
+    assert stored(shop) == list(range(1, 21))
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_rolled_back_jobs_are_not(kind: str, shop: Engine, url: str) -> None:
+    async def body(made: Producer) -> None:
+        await twenty_jobs(made)
+        await made.rollback()
+        await twenty_jobs(made, first=101)
+        await made.commit()
+
+    run(kind, url, body)
+
+    assert stored(shop) == list(range(101, 121))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", UNITS)
+def test_a_savepoint_that_rolls_back_takes_exactly_its_own_jobs(
+    kind: str, shop: Engine, url: str
+) -> None:
+    async def body(made: Producer) -> None:
+        await twenty_jobs(made, first=1)
+        undone = await made.savepoint()
+        await twenty_jobs(made, first=101)
+        await made.do(undone.rollback())
+        kept = await made.savepoint()
+        await twenty_jobs(made, first=201)
+        await made.do(kept.commit())
+        await made.commit()
+
+    run(kind, url, body)
+
+    assert stored(shop) == [*range(1, 21), *range(201, 221)]
+
+
+BULK: dict[str, Callable[[Any], Any]] = {
+    "generated ids": lambda target: enqueue_many(
+        target, send_receipt, [Receipt(n) for n in range(50)]
+    ),
+    "own ids": lambda target: enqueue_many(
+        target, send_receipt, [Receipt(n) for n in range(50)], ids=[str(n) for n in range(50)]
+    ),
+    "jobs": lambda target: enqueue_many(target, [send_receipt.job(Receipt(n)) for n in range(50)]),
+    "a query": lambda target: enqueue_from(target, send_receipt, numbers(1, 50)),
+}
+
+
+@pytest.mark.parametrize("way", BULK)
+@pytest.mark.parametrize("kind", UNITS)
+def test_a_bulk_enqueue_as_the_first_operation_is_rolled_back(
+    kind: str, way: str, shop: Engine, url: str
+) -> None:
+    """Drivers send BEGIN late: a COPY before it, for example, would survive the rollback."""
+
+    async def body(made: Producer) -> None:
+        await made.do(BULK[way](made.target))
+        await made.rollback()
+        await made.begin()
+        await made.do(BULK[way](made.target))
+        await made.rollback()
+
+    run(kind, url, body)
+
+    assert stored(shop) == []
+
+
+@pytest.mark.parametrize("kind", ["Engine-psycopg", "AsyncEngine-psycopg", "AsyncEngine-asyncpg"])
+def test_an_engine_keeps_all_or_nothing(kind: str, shop: Engine, url: str) -> None:
+    async def body(made: Producer) -> None:
+        target = made.target
+        await made.do(enqueue(target, send_receipt, Receipt(1), id="one"))
+        for refused in (
+            lambda: enqueue(target, send_receipt, Receipt(2), id="one"),
+            lambda: enqueue_many(target, note, [{"order_id": 2}] * 2, ids=["two", "one"]),
+        ):
+            with pytest.raises(Exception, match="'one'"):
+                await made.do(refused())
+
+    run(kind, url, body)
+
+    assert stored(shop) == [1]
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_the_callers_settings_are_as_before(kind: str, shop: Engine, url: str) -> None:
+    """Enqueueing changes nothing of the session that the caller goes on to use."""
+    settings = {
+        "timezone": "Asia/Tokyo",
+        "lock_timeout": "77ms",
+        "statement_timeout": "55s",
+        "application_name": "shop",
+        "synchronous_commit": "off",
+    }
+
+    async def body(made: Producer) -> None:
+        await made.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        for name, value in settings.items():
+            await made.execute(text(f"SET LOCAL {name} = '{value}'"))
+        before = await shown(made)
+        await twenty_jobs(made)
+        assert await shown(made) == before
+        await made.commit()
+
+    async def shown(made: Producer) -> list[Any]:
+        found = await made.execute(text("SELECT name, setting FROM pg_settings ORDER BY name"))
+        return [tuple(row) for row in found]
+
+    run(kind, url, body)
+
+    assert stored(shop) == list(range(1, 21))
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_a_failed_transaction_is_the_callers_to_end(kind: str, shop: Engine, url: str) -> None:
+    """The error is the one that any other statement would raise there."""
+
+    async def body(made: Producer) -> None:
+        with pytest.raises(DBAPIError):
+            await made.execute(text("SELECT 1 / 0"))
+        with pytest.raises((DBAPIError, PendingRollbackError)) as refused:
+            await made.do(enqueue(made.target, send_receipt, Receipt(1)))
+        if isinstance(refused.value, DBAPIError):
+            code = getattr(refused.value.orig, "sqlstate", None) or refused.value.orig.pgcode
+            assert code == "25P02"
+        await made.rollback()
+        await made.do(enqueue(made.target, send_receipt, Receipt(2)))
+        await made.commit()
+
+    run(kind, url, body)
+
+    assert stored(shop) == [2]
+
+
+def test_a_failed_flush_is_the_callers_to_end(shop: Engine, url: str) -> None:
+    with Session(shop) as session:
+        session.add_all([Order(email="a"), Order(email="a")])
+        with pytest.raises(DBAPIError):
+            session.flush()
+
+        with pytest.raises(PendingRollbackError):
+            enqueue(session, send_receipt, Receipt(1))
+        with pytest.raises(PendingRollbackError):
+            enqueue_many(session, send_receipt, [Receipt(1)], ids=["one"])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("autoflush", [True, False])
+def test_what_the_session_holds_is_flushed_first_if_it_autoflushes(
+    autoflush: bool, shop: Engine, url: str
+) -> None:
+    """A job may refer to a row by a foreign key, or be made from it by a query."""
+    with Session(shop, autoflush=autoflush) as session:
+        order = Order(email="a")
+        session.add(order)
+
+        query = select(Order.id.label("order_id"))
+        inserted = enqueue_from(session, send_receipt, query)
+        enqueue_many(session, send_receipt, [Receipt(1)], ids=["one"])
+
+        assert inserted == (1 if autoflush else 0)
+        assert (order.id is not None) is autoflush
+        session.commit()
+
+
+def test_a_refused_bulk_enqueue_leaves_the_sessions_objects_alone(shop: Engine, url: str) -> None:
+    """All or nothing is about the jobs, not about what was flushed before them."""
+    with Session(shop) as session:
+        enqueue(session, send_receipt, Receipt(1), id="one")
+        changed = Order(email="changed")
+        session.add(changed)
+        session.flush()
+        changed.email = "later"
+        session.add(Order(email="new"))
+
+        with pytest.raises(Exception, match="'one'"):
+            enqueue_many(session, note, [None, None], ids=["zero", "one"])
+        session.commit()
+
+        assert set(session.scalars(select(Order.email))) == {"later", "new"}
+    assert stored(shop) == [1]
+
+
+def test_no_hook_of_the_callers_hears_of_a_commit(shop: Engine, url: str) -> None:
+    """A released savepoint fires after_commit of a Session: nothing is committed then."""
+    heard: list[str] = []
+    with Session(shop) as session:
+        for name in ("after_commit", "after_rollback", "after_soft_rollback"):
+            event.listen(session, name, lambda *_, name=name: heard.append(name))
+        enqueue_many(session, send_receipt, [Receipt(1)], ids=["one"])
+        enqueue_from(session, send_receipt, numbers(2, 2).add_columns(literal("two").label("id")))
+        with pytest.raises(Exception, match="'one'"):
+            enqueue_many(session, send_receipt, [Receipt(1)], ids=["one"])
+
+        assert heard == []
+        session.commit()
+
+    assert heard == ["after_commit"]
+
+
+@pytest.mark.parametrize("kind", [k for k in UNITS if k.split("-")[0] in (*ASYNC, "Session")])
+def test_an_enqueue_without_a_transaction_begins_one(kind: str, shop: Engine, url: str) -> None:
+    """As any statement does: never a silent transaction of its own."""
+
+    async def body(made: Producer) -> None:
+        await made.do(enqueue(made.target, send_receipt, Receipt(1)))
+        session = made.target() if "scoped" in kind else made.target
+        assert session.in_transaction()
+
+    run(kind, url, body)
+
+    assert stored(shop) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "postgresql://x", 7, object(), Session, send_receipt], ids=repr
+)
+def test_another_target_is_refused_by_name(wrong: Any) -> None:
+    for use in (
+        lambda: enqueue(wrong, send_receipt, Receipt(1)),
+        lambda: enqueue_many(wrong, send_receipt, [Receipt(1)]),
+        lambda: enqueue_from(wrong, send_receipt, numbers(1, 1)),
+        lambda: jobs.enqueue(wrong, "send_receipt", Receipt(1)),
+    ):
+        with pytest.raises(TypeError, match="Session, scoped_session, Connection or Engine"):
+            use()
+
+
+def test_a_sharded_session_is_refused(shop: Engine, url: str) -> None:
+    """It would send the INSERT to every shard."""
+    from sqlalchemy.ext.horizontal_shard import ShardedSession
+
+    session = ShardedSession(
+        shard_chooser=lambda *_, **__: "a",
+        identity_chooser=lambda *_, **__: ["a"],
+        execute_chooser=lambda *_, **__: ["a", "b"],
+        shards={"a": shop, "b": shop},
+    )
+    with session:
+        for use in (
+            lambda: enqueue(session, send_receipt, Receipt(1)),
+            lambda: enqueue_many(session, send_receipt, [Receipt(1)]),
+            lambda: enqueue_from(session, send_receipt, numbers(1, 1)),
+        ):
+            with pytest.raises(TypeError, match="shard_id"):
+                use()
+        shard = session.connection(bind_arguments={"shard_id": "a"})
+        enqueue(shard, send_receipt, Receipt(1))
+        session.commit()
+
+    assert stored(shop) == [1]
+
+
+def test_a_session_of_several_databases_uses_the_jobs_own(shop: Engine, url: str) -> None:
+    with Session(binds={jobs.Base: shop}) as session:
+        enqueue(session, send_receipt, Receipt(1))
+        enqueue_many(session, send_receipt, [Receipt(2)], ids=["two"])
+        session.add(send_receipt.job(Receipt(3)))
+        session.commit()
+
+    assert stored(shop) == [1, 2, 3]
+
+
+def test_another_database_is_refused_before_sql() -> None:
+    engine = create_engine("sqlite://")
+    with engine.connect() as connection:
+        for use in (
+            lambda: enqueue(connection, send_receipt, Receipt(1)),
+            lambda: enqueue_many(connection, send_receipt, [Receipt(1)]),
+            lambda: enqueue_from(connection, send_receipt, numbers(1, 1)),
+        ):
+            with pytest.raises(ValueError, match="sqlite"):
+                use()
+    with pytest.raises(ValueError, match="sqlite"):
+        enqueue(engine, send_receipt, Receipt(1))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_an_engine_in_autocommit_still_takes_jobs(driver: str, shop: Engine, url: str) -> None:
+    """Each statement is its own transaction there, so ids of one's own can't be all or nothing."""
+    engine = create_engine(url.replace("+psycopg:", f"+{driver}:"), isolation_level="AUTOCOMMIT")
+    enqueue(engine, send_receipt, Receipt(1), id="one")
+    enqueue_many(engine, send_receipt, [Receipt(2)])
+    enqueue_many(engine, [send_receipt.job(Receipt(3))])
+    enqueue_from(engine, send_receipt, numbers(4, 4))
+    enqueue_many(engine, note, [0, 0], ids=["one", "zero"], on_conflict="ignore")
+    with pytest.raises(InternalError if driver == "psycopg2" else DBAPIError):
+        enqueue_many(engine, note, [0], ids=["minus"])
+    engine.dispose()
+
+    with shop.connect() as connection:
+        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 5
