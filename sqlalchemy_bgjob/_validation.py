@@ -4,6 +4,7 @@ Every way into the table (enqueue, bulk, ``handler.job()``, a plain ``Job(...)``
 the rules are the same everywhere and a refusal leaves the caller's transaction as it was.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from math import isfinite
@@ -112,11 +113,12 @@ def headers(value: object, content_type: str | None = None) -> dict[str, Any] | 
         raise TypeError(f"headers must be a mapping, not {type(value).__name__}")
     if CONTENT_TYPE in value and value[CONTENT_TYPE] != content_type:
         raise ValueError(f"headers may not set {CONTENT_TYPE!r}: it is derived from the arg")
-    result = dict(value)
     try:
-        _headers_codec.encode(result, max_size=MAX_HEADERS_SIZE)
+        data = _headers_codec.encode(dict(value), max_size=MAX_HEADERS_SIZE).data
     except InvalidArg as error:
         raise InvalidArg(f"headers{error.path[1:]}", error.reason) from None
+    # As plain JSON values: the engine's own serializer knows no UUID or datetime.
+    result: dict[str, Any] = json.loads(data or b"{}")
     if content_type:
         result[CONTENT_TYPE] = content_type
     return result or None
