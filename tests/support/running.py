@@ -1,0 +1,345 @@
+"""Running jobs through a real worker, the same way for threads and for asyncio.
+
+A handler's body is written once, over a plain ``Session``: a coroutine gets it by ``run_sync``. A
+run ends when nothing is due or running any more; it then has checked that the worker gave back
+every connection and every permit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import (
+    Engine,
+    Row,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    func,
+    or_,
+    select,
+    text,
+)
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, JobType, Observer, Worker, enqueue
+from support.databases import with_driver
+from support.waiting import wait_until, wait_until_async
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy_bgjob import JobInfo
+
+
+@dataclass(frozen=True)
+class Flavor:
+    """A kind of worker on a driver."""
+
+    driver: str
+    is_async: bool
+
+    def __str__(self) -> str:
+        return f"{'asyncio' if self.is_async else 'threads'}-{self.driver}"
+
+
+FLAVORS = (
+    Flavor("psycopg", is_async=False),
+    Flavor("psycopg2", is_async=False),
+    Flavor("psycopg", is_async=True),
+    Flavor("asyncpg", is_async=True),
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One call of an observer."""
+
+    name: str
+    subject: str
+    job: JobInfo | None = None
+    rest: tuple[Any, ...] = ()
+
+
+class Recorder(Observer):
+    """Keeps every event, in order."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def job_started(self, job: JobInfo) -> None:
+        self._add("job_started", job)
+
+    def job_completed(self, job: JobInfo, seconds: float) -> None:
+        self._add("job_completed", job, seconds)
+
+    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+        self._add("job_rescheduled", job, delay)
+
+    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+        self._add("job_will_be_retried", job, error, delay)
+
+    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+        self._add("job_moved_to_dlq", job, error)
+
+    def job_lease_lost(self, job: JobInfo) -> None:
+        self._add("job_lease_lost", job)
+
+    def queue_is_empty(self, queue: str) -> None:
+        self.events.append(Event("queue_is_empty", queue))
+
+    def worker_error(self, error: BaseException) -> None:
+        self.events.append(Event("worker_error", type(error).__name__, rest=(error,)))
+
+    def _add(self, name: str, job: JobInfo, *rest: Any) -> None:
+        self.events.append(Event(name, job.id, job, rest))
+
+
+@dataclass
+class Ran:
+    """What a run showed to an observer."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def of(self, job_id: str) -> list[str]:
+        """The events of one job by name, without the prefix ``job_``."""
+        return [e.name.removeprefix("job_") for e in self.events if e.job and e.subject == job_id]
+
+    def last(self, job_id: str) -> Event:
+        return next(e for e in reversed(self.events) if e.job and e.subject == job_id)
+
+    def named(self, name: str) -> list[Event]:
+        return [event for event in self.events if event.name == name]
+
+
+class Bench:
+    """An application with jobs, a table of its own, and a worker of one flavor."""
+
+    def __init__(self, flavor: Flavor, url: str) -> None:
+        self.flavor, self.url = flavor, url
+
+        class Base(DeclarativeBase):
+            pass
+
+        class Note(Base):
+            """What handlers leave behind: ``late`` is checked at COMMIT, ``text`` at once."""
+
+            __tablename__ = "note"
+            __table_args__ = (
+                UniqueConstraint("late", deferrable=True, initially="DEFERRED", name="note_late"),
+            )
+            id: Mapped[int] = mapped_column(primary_key=True)
+            job_id: Mapped[str | None] = mapped_column(Text)
+            text: Mapped[str] = mapped_column(Text)
+            late: Mapped[int | None]
+
+        self.Base, self.Note = Base, Note
+        self.jobs = BGJob(Base)
+        # From outside: what another session sees.
+        self.outside: Engine = create_engine(url, isolation_level="AUTOCOMMIT")
+
+    def reset(self) -> None:
+        """Make the tables, and empty them."""
+        self.Base.metadata.create_all(self.outside)
+        names = ", ".join(table.fullname for table in self.Base.metadata.sorted_tables)
+        with self.outside.connect() as connection:
+            connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+
+    def close(self) -> None:
+        self.outside.dispose()
+
+    # ---- handlers ----
+
+    def handler(
+        self, type: str, body: Callable[..., Any], *, uses_session: bool = True, **options: Any
+    ) -> JobType[Any]:
+        """Register ``body(session, ctx)``, or without a session ``body(ctx)``.
+
+        If the type is a default's (``"*"``) it serves its queue's other types.
+        """
+        register: Any = self.jobs.handler
+        args: tuple[Any, ...] = (type,)
+        if type == "*":
+            register, args = self.jobs.default_handler, ()
+
+        if not self.flavor.is_async:
+
+            def function(ctx: Context[Session], arg: Any = None) -> Any:
+                return body(ctx.session, ctx) if uses_session else body(ctx)
+
+            return cast("JobType[Any]", register(*args, **options)(function))
+
+        async def coroutine(ctx: Context[AsyncSession], arg: Any = None) -> Any:
+            if uses_session:
+                return await ctx.session.run_sync(body, ctx)
+            return await greenlet_spawn(body, ctx)
+
+        return cast("JobType[Any]", register(*args, **options)(coroutine))
+
+    def pause(self, condition: Callable[[], Any]) -> None:
+        """Wait inside a handler's body, the event loop going on."""
+        if self.flavor.is_async:
+            await_only(wait_until_async(condition))
+        else:
+            wait_until(condition)
+
+    def note(self, session: Session, ctx: Context[Any], words: str = "written") -> None:
+        """Write a row through the handler's session, at once."""
+        session.add(self.Note(job_id=ctx.job.id, text=words))
+        session.flush()
+
+    # ---- the world outside ----
+
+    def enqueue(self, handler: JobType[Any], arg: Any = None, **options: Any) -> str:
+        return enqueue(self.outside, handler, arg, **options).id
+
+    def sql(self, statement: str, **values: Any) -> list[Row[Any]]:
+        with self.outside.connect() as connection:
+            result = connection.execute(text(statement), values)
+            return list(result) if result.returns_rows else []
+
+    def notes(self, job_id: str) -> list[str]:
+        note = self.Note.__table__.c
+        with self.outside.connect() as connection:
+            found = select(note.text).where(note.job_id == job_id).order_by(note.id)
+            return list(connection.scalars(found))
+
+    def job(self, job_id: str) -> Any:
+        """The live row, or None."""
+        with self.outside.connect() as connection:
+            job = self.jobs.models.job
+            due = func.extract("epoch", job.c.next_run_at - func.clock_timestamp())
+            return connection.execute(
+                select(job, due.label("due_in")).where(job.c.id == job_id)
+            ).one_or_none()
+
+    def dead(self, job_id: str) -> Any:
+        """The dead row, or None; more than one is an error."""
+        with self.outside.connect() as connection:
+            dead = self.jobs.models.dead_job
+            return connection.execute(select(dead).where(dead.c.job_id == job_id)).one_or_none()
+
+    def idle(self) -> bool:
+        """Whether nothing is due or running."""
+        job = self.jobs.models.job.c
+        busy = select(func.count()).where(
+            or_(job.claimed_by.is_not(None), job.next_run_at <= func.clock_timestamp())
+        )
+        with self.outside.connect() as connection:
+            return connection.scalar(busy) == 0
+
+    def steal(self, job_id: str, *, worker_id: int = 4711) -> None:
+        """Give a running job to another worker, as a rescue and a claim would."""
+        self.sql(
+            "UPDATE bgjob_job SET claimed_by = :worker, lease = lease + 2, attempt = attempt + 1"
+            " WHERE id = :id",
+            id=job_id,
+            worker=worker_id,
+        )
+
+    # ---- running ----
+
+    def run(
+        self,
+        *,
+        until: Callable[[], Any] | None = None,
+        during: Callable[[], Any] | None = None,
+        deadline: float = 20.0,
+        engine: dict[str, Any] | None = None,
+        execution: dict[str, Any] | None = None,
+        observers: tuple[Observer, ...] = (),
+        **options: Any,
+    ) -> Ran:
+        """Run a worker until *until* holds (by default until nothing is left to do).
+
+        Args:
+            until: What ends the run, asked again and again from outside.
+            during: Called once in a thread of its own, before *until* is asked.
+            deadline: Seconds for *until*.
+            engine: Options of ``create_engine``.
+            execution: Options of ``engine.execution_options``.
+            observers: More than the one that records.
+            options: Those of the worker.
+        """
+        recorder = Recorder()
+        options = {"queues": {"default": 4}, "poll_interval": 0.05, "listen": False} | options
+        options["observers"] = (recorder, *observers)
+        made = {"pool_size": 8, "max_overflow": 0} | (engine or {})
+
+        def drive() -> None:
+            if during is not None:
+                during()
+            wait_until(until or self.idle, deadline, what="the end of the run")
+
+        if self.flavor.is_async:
+            asyncio.run(self._run_async(drive, made, execution or {}, options))
+        else:
+            self._run_threads(drive, made, execution or {}, options)
+        return Ran(recorder.events)
+
+    def _run_threads(
+        self,
+        drive: Callable[[], None],
+        made: dict[str, Any],
+        execution: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        engine = create_engine(with_driver(self.url, self.flavor.driver), **made)
+        try:
+            worker = Worker(self.jobs, engine.execution_options(**execution), **options)
+            with worker:
+                drive()
+            self._check_given_back(worker._dispatcher, engine.pool)
+        finally:
+            engine.dispose()
+
+    async def _run_async(
+        self,
+        drive: Callable[[], None],
+        made: dict[str, Any],
+        execution: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        engine = create_async_engine(with_driver(self.url, self.flavor.driver), **made)
+        try:
+            worker = AsyncWorker(self.jobs, engine.execution_options(**execution), **options)
+            async with worker:
+                await asyncio.to_thread(drive)
+            self._check_given_back(worker._dispatcher, engine.pool)
+        finally:
+            await engine.dispose()
+
+    def _check_given_back(self, dispatcher: Any, pool: Any) -> None:
+        checked_out = getattr(pool, "checkedout", lambda: 0)()
+        assert checked_out == 0, f"{checked_out} connections were not given back"
+        for handler in self.jobs.registry:
+            permits = dispatcher._environment(handler).connect.__self__._permits
+            if permits is not None:
+                free = getattr(permits, "_semaphore", permits)._value
+                most = pool.size() + pool._max_overflow - 2
+                assert free == most, f"{most - free} of {most} permits were not given back"
+
+
+class Gate:
+    """Holds a handler until the test lets it go on; the test can see that it is there."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._reached, self._open = threading.Event(), threading.Event()
+
+    def hold(self) -> None:
+        """For the handler's body."""
+        self._reached.set()
+        self._bench.pause(self._open.is_set)
+
+    def wait(self) -> None:
+        """For the test: the handler is held now."""
+        assert self._reached.wait(10.0), "no handler came to the gate"
+
+    def open(self) -> None:
+        self._open.set()

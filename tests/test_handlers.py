@@ -1,0 +1,483 @@
+"""What a handler does to its session, and what of it lasts: the containment, on every driver.
+
+Whatever a handler does, its job is settled exactly once, its writes are all there or all gone,
+and the worker gets back its connection and its permit (``Bench.run`` checks that).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from sqlalchemy_bgjob import constant
+from support.running import FLAVORS, Bench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_bgjob import Context, JobType
+    from support import TestServer
+    from support.running import Ran
+
+
+SELECT_1 = text("SELECT 1")
+SLOW = constant(3600.0)
+
+
+class Handlers:
+    """What handlers do. Each gets its session, its context, and ``note(words)``, which writes."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def note(self, session: Session, ctx: Context[Any], words: str) -> None:
+        self.bench.note(session, ctx, words)
+
+    def ok(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+
+    def raises(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        raise ValueError("no")
+
+    def commit_then_more(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        self.note(s, ctx, "b")
+
+    def commit_then_raise(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        raise ValueError("no")
+
+    def commit_more_then_raise(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        self.note(s, ctx, "b")
+        raise ValueError("no")
+
+    def rollback_then_more(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.rollback()
+        self.note(s, ctx, "b")
+
+    def rollback_last(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.rollback()
+
+    def commit_more_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        self.note(s, ctx, "b")
+        s.rollback()
+
+    def commit_twice_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        self.note(s, ctx, "b")
+        s.commit()
+        self.note(s, ctx, "c")
+        s.rollback()
+        s.rollback()
+
+    def commit_rollback_commit(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        self.note(s, ctx, "b")
+        s.rollback()
+        self.note(s, ctx, "c")
+        s.commit()
+
+    def commit_nothing(self, s: Session, ctx: Context[Any]) -> None:
+        s.commit()
+        s.rollback()
+        s.commit()
+
+    def closes(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.close()
+
+    def closes_then_more(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.close()
+        self.note(s, ctx, "b")
+
+    def commits_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        self.note(s, ctx, "b")
+        s.close()
+
+    def with_session(self, s: Session, ctx: Context[Any]) -> None:
+        with s:
+            self.note(s, ctx, "a")
+            s.commit()
+
+    def with_begin(self, s: Session, ctx: Context[Any]) -> None:
+        with s.begin():
+            self.note(s, ctx, "a")
+
+    def with_begin_twice(self, s: Session, ctx: Context[Any]) -> None:
+        with s.begin():
+            self.note(s, ctx, "a")
+        with suppress(ZeroDivisionError), s.begin():
+            self.note(s, ctx, "b")
+            _ = 1 / 0
+        with s.begin():
+            self.note(s, ctx, "c")
+
+    def own_savepoint(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        with s.begin_nested():
+            self.note(s, ctx, "b")
+
+    def own_savepoint_rolled_back(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        savepoint = s.begin_nested()
+        self.note(s, ctx, "b")
+        savepoint.rollback()
+        self.note(s, ctx, "c")
+
+    def own_savepoint_left_open(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.begin_nested()
+        self.note(s, ctx, "b")
+
+    def own_savepoint_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.begin_nested()
+        self.note(s, ctx, "b")
+        s.rollback()
+        self.note(s, ctx, "c")
+
+    def savepoint_after_commit_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        s.begin_nested()
+        self.note(s, ctx, "b")
+        s.rollback()
+        self.note(s, ctx, "c")
+
+    def commit_with_open_savepoint(self, s: Session, ctx: Context[Any]) -> None:
+        s.begin_nested()
+        self.note(s, ctx, "a")
+        s.commit()
+        self.note(s, ctx, "b")
+        s.rollback()
+
+    def core_savepoint(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        with s.connection().begin_nested():
+            self.note(s, ctx, "b")
+
+    def db_error(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.execute(text("SELECT 1/0"))
+
+    def db_error_in_savepoint(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        try:
+            with s.begin_nested():
+                s.execute(text("SELECT 1/0"))
+        except Exception:
+            self.note(s, ctx, "b")
+
+    def db_error_swallowed(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        with suppress(Exception):
+            s.execute(text("SELECT 1/0"))
+
+    def db_error_swallowed_after_commit(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        with suppress(Exception):
+            s.execute(text("SELECT 1/0"))
+
+    def db_error_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        try:
+            s.execute(text("SELECT 1/0"))
+        except Exception:
+            s.rollback()
+        self.note(s, ctx, "b")
+
+    def commit_then_db_error_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        try:
+            s.execute(text("SELECT 1/0"))
+        except Exception:
+            s.rollback()
+        self.note(s, ctx, "b")
+
+    def flush_error_at_the_end(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.add(self.bench.Note(job_id=ctx.job.id))
+
+    def flush_error_swallowed(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.add(self.bench.Note(job_id=ctx.job.id))
+        with suppress(Exception):
+            s.flush()
+
+    def flush_error_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.add(self.bench.Note(job_id=ctx.job.id))
+        try:
+            s.flush()
+        except Exception:
+            s.rollback()
+        self.note(s, ctx, "b")
+
+    def flush_error_then_close(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.add(self.bench.Note(job_id=ctx.job.id))
+        try:
+            s.flush()
+        except Exception:
+            s.close()
+        self.note(s, ctx, "b")
+
+    def commit_then_flush_error_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        s.add(self.bench.Note(job_id=ctx.job.id))
+        try:
+            s.flush()
+        except Exception:
+            s.rollback()
+        self.note(s, ctx, "b")
+
+    def adds_only(self, s: Session, ctx: Context[Any]) -> None:
+        s.add(self.bench.Note(job_id=ctx.job.id, text="a"))
+
+    def adds_then_commits(self, s: Session, ctx: Context[Any]) -> None:
+        s.add(self.bench.Note(job_id=ctx.job.id, text="a"))
+        s.commit()
+
+    def reads_only(self, s: Session, ctx: Context[Any]) -> None:
+        assert s.scalar(SELECT_1) == 1
+
+    def deferred_constraint(self, s: Session, ctx: Context[Any]) -> None:
+        s.add_all(self.bench.Note(job_id=ctx.job.id, text="a", late=1) for _ in range(2))
+
+    def root_rolled_back(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().get_transaction().rollback()
+
+    def root_rolled_back_then_more(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().get_transaction().rollback()
+        self.note(s, ctx, "b")
+
+    def root_rolled_back_behind_a_savepoint(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        self.note(s, ctx, "b")
+        connection = s.connection()
+        connection.get_transaction().rollback()
+        s.close()
+        self.note(s, ctx, "c")
+
+    def core_left_in_a_transaction(self, s: Session, ctx: Context[Any]) -> None:
+        connection = s.connection()
+        s.rollback()
+        connection.execute(SELECT_1)
+
+    def raw_commit(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().exec_driver_sql("COMMIT")
+        self.note(s, ctx, "b")
+
+    def raw_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().exec_driver_sql("ROLLBACK")
+
+    def raw_commit_then_raise(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().exec_driver_sql("COMMIT")
+        raise ValueError("no")
+
+    def system_exit(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        raise SystemExit(3)
+
+    def ended_session(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        self.end_session(s)
+        s.execute(SELECT_1)
+
+    def ended_session_swallowed(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        self.end_session(s)
+        with suppress(Exception):
+            s.execute(SELECT_1)
+
+    def ended_session_unnoticed(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        self.end_session(s)
+
+    def ended_session_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        self.end_session(s)
+        try:
+            s.execute(SELECT_1)
+        except Exception:
+            s.rollback()
+        self.note(s, ctx, "b")
+
+    def commit_then_ended_session_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.commit()
+        self.end_session(s)
+        try:
+            s.execute(SELECT_1)
+        except Exception:
+            s.rollback()
+        self.note(s, ctx, "b")
+
+    def idle_too_long(self, s: Session, ctx: Context[Any]) -> None:
+        s.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
+        pid = s.scalar(text("SELECT pg_backend_pid()"))
+        self.note(s, ctx, "a")
+        self.bench.pause(lambda: not self.exists(pid))
+
+    def end_session(self, s: Session) -> None:
+        pid = s.scalar(text("SELECT pg_backend_pid()"))
+        self.bench.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
+        self.bench.pause(lambda: not self.exists(pid))
+
+    def exists(self, pid: int | None) -> bool:
+        return bool(self.bench.sql("SELECT FROM pg_stat_activity WHERE pid = :pid", pid=pid))
+
+
+COMPLETED: dict[Callable[..., Any], list[str]] = {
+    Handlers.ok: ["a"],
+    Handlers.commit_then_more: ["a", "b"],
+    Handlers.rollback_then_more: ["b"],
+    Handlers.rollback_last: [],
+    Handlers.commit_more_rollback: ["a"],
+    Handlers.commit_twice_then_rollback: ["a", "b"],
+    Handlers.commit_rollback_commit: ["a", "c"],
+    Handlers.commit_nothing: [],
+    Handlers.closes: [],
+    Handlers.closes_then_more: ["b"],
+    Handlers.commits_then_closes: ["a"],
+    Handlers.with_session: ["a"],
+    Handlers.with_begin: ["a"],
+    Handlers.with_begin_twice: ["a", "c"],
+    Handlers.own_savepoint: ["a", "b"],
+    Handlers.own_savepoint_rolled_back: ["a", "c"],
+    Handlers.own_savepoint_left_open: ["a", "b"],
+    Handlers.own_savepoint_then_rollback: ["c"],
+    Handlers.savepoint_after_commit_then_rollback: ["a", "c"],
+    Handlers.commit_with_open_savepoint: ["a"],
+    Handlers.core_savepoint: ["a", "b"],
+    Handlers.db_error_in_savepoint: ["a", "b"],
+    Handlers.db_error_then_rollback: ["b"],
+    Handlers.commit_then_db_error_then_rollback: ["a", "b"],
+    Handlers.flush_error_then_rollback: ["b"],
+    Handlers.flush_error_then_close: ["b"],
+    Handlers.commit_then_flush_error_then_rollback: ["a", "b"],
+    Handlers.adds_only: ["a"],
+    Handlers.adds_then_commits: ["a"],
+    Handlers.reads_only: [],
+    Handlers.ended_session_then_rollback: ["b"],
+    # Behind SQLAlchemy's back, and so the first part is not undone by anything later.
+    Handlers.raw_commit: ["a", "b"],
+    Handlers.raw_rollback: [],
+}
+"""The job is completed, and these writes are there."""
+
+FAILED: dict[Callable[..., Any], str] = {
+    Handlers.raises: "ValueError: no",
+    Handlers.commit_then_raise: "ValueError: no",
+    Handlers.commit_more_then_raise: "ValueError: no",
+    Handlers.db_error: "22012",
+    Handlers.db_error_swallowed: "swallowed a database error",
+    Handlers.db_error_swallowed_after_commit: "swallowed a database error",
+    Handlers.flush_error_at_the_end: "23502",
+    Handlers.flush_error_swallowed: "PendingRollbackError",
+    Handlers.deferred_constraint: "23505 note_late",
+    Handlers.root_rolled_back: "TransactionEnded",
+    Handlers.root_rolled_back_then_more: "TransactionEnded",
+    Handlers.root_rolled_back_behind_a_savepoint: "TransactionEnded",
+    Handlers.core_left_in_a_transaction: "TransactionEnded",
+    Handlers.system_exit: "SystemExit: 3",
+    Handlers.ended_session: "Error",
+    Handlers.ended_session_swallowed: "TransactionEnded",
+    Handlers.ended_session_unnoticed: "Error",
+    Handlers.commit_then_ended_session_then_rollback: "TransactionEnded",
+    Handlers.idle_too_long: "Error",
+    Handlers.raw_commit_then_raise: "ValueError: no",
+}
+"""The attempt has failed with this error, and no write is left (but see LEAKED)."""
+
+LEAKED = {Handlers.raw_commit_then_raise: ["a"]}
+"""What the driver was told to commit, nobody can undo."""
+
+
+@dataclass
+class AllAtOnce:
+    """All of the handlers in one worker: none may harm its neighbours."""
+
+    bench: Bench
+    ran: Ran
+    ids: dict[str, str]
+
+
+@pytest.fixture(scope="module", params=FLAVORS, ids=str)
+def everything(request: pytest.FixtureRequest, server: TestServer) -> Iterator[AllAtOnce]:
+    url = server.create_database("handlers")
+    bench = Bench(request.param, url)
+    bench.reset()
+    handlers = Handlers(bench)
+
+    def register(body: Callable[..., Any]) -> JobType[Any]:
+        return bench.handler(body.__name__, lambda s, ctx: body(handlers, s, ctx), retry=SLOW)
+
+    ids = {body.__name__: bench.enqueue(register(body)) for body in (*COMPLETED, *FAILED)}
+    ran = bench.run(deadline=30.0)
+    yield AllAtOnce(bench, ran, ids)
+    bench.close()
+    server.drop_database(url)
+
+
+def names(cases: dict[Callable[..., Any], Any]) -> list[Any]:
+    return [pytest.param(body, id=body.__name__) for body in cases]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("body", names(COMPLETED))
+def test_completed_with_the_writes_that_were_kept(
+    everything: AllAtOnce, body: Callable[..., Any]
+) -> None:
+    bench, job_id = everything.bench, everything.ids[body.__name__]
+
+    assert everything.ran.of(job_id) == ["started", "completed"]
+    assert bench.notes(job_id) == COMPLETED[body]
+    assert bench.job(job_id) is None
+    assert bench.dead(job_id) is None
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("body", names(FAILED))
+def test_failed_without_a_trace(everything: AllAtOnce, body: Callable[..., Any]) -> None:
+    bench, job_id = everything.bench, everything.ids[body.__name__]
+
+    assert everything.ran.of(job_id) == ["started", "will_be_retried"]
+    assert bench.notes(job_id) == LEAKED.get(body, [])
+    job = bench.job(job_id)
+    assert (job.attempt, job.claimed_by) == (1, None)
+    assert FAILED[body] in job.last_error
+    assert 3500 < job.due_in <= 3600
+
+
+def test_the_worker_itself_met_no_error(everything: AllAtOnce) -> None:
+    assert everything.ran.named("worker_error") == []
