@@ -18,10 +18,12 @@ from support.databases import (
     running_server,
     with_driver,
 )
+from support.processes import THREADS, Fleet, Variant
 from support.tables import Names, create_all, new_engine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from sqlalchemy_bgjob._embedded import EmbeddedPostgres
 
@@ -119,3 +121,17 @@ def own_server() -> Iterator[EmbeddedPostgres]:
     """A server that this test has for itself, to stop, kill and restart."""
     with private_server() as server:
         yield server
+
+
+@pytest.fixture
+def variant() -> Variant:
+    """Which worker a fleet runs; parametrize a test by it for others."""
+    return THREADS
+
+
+@pytest.fixture
+def fleet(engine: Engine, tmp_path: Path, variant: Variant) -> Iterator[Fleet]:
+    """Worker processes on this test's database, with the tables made; killed at the end."""
+    with Fleet(engine, tmp_path, variant) as fleet:
+        fleet.create_tables()
+        yield fleet

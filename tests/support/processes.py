@@ -1,0 +1,235 @@
+"""Workers as real processes: start, look, signal, and always clean up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import Engine, func, select, text
+
+from support.databases import with_driver
+from support.waiting import wait_until
+from support.worker_app import App, Config, Journal, Kind, make_app
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+FAST: dict[str, Any] = {
+    "heartbeat_interval": 0.5,
+    "lease_timeout": 2.0,
+    "rescue_interval": 0.5,
+    "death_check_interval": 0.2,
+    "poll_interval": 0.2,
+    "orphan_interval": 1.0,
+}
+"""Settings under which a lost worker is found within seconds."""
+
+DRIVERS: dict[str, Kind] = {"psycopg": "sync", "psycopg2": "sync", "asyncpg": "async"}
+START_SECONDS = 30.0
+_TESTS = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which worker, on which driver."""
+
+    kind: Kind
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.driver}"
+
+
+THREADS = Variant("sync", "psycopg")
+VARIANTS = (THREADS, Variant("async", "psycopg"), Variant("async", "asyncpg"))
+ALL_DRIVERS = (*VARIANTS, Variant("sync", "psycopg2"))
+
+
+class WorkerProcess:
+    """One worker process."""
+
+    def __init__(self, config: Config, log: Path) -> None:
+        self.config = config
+        self.log_path = log
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "support.worker_app"],
+                cwd=_TESTS,
+                env={**os.environ, **config.environment()},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        self.pid = self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the process is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self, seconds: float = 30.0) -> int:
+        """The exit code; fails the test if the process does not end in time."""
+        wait_until(lambda: not self.alive, seconds, what=f"the end of process {self.pid}")
+        assert self.exit_code is not None
+        return self.exit_code
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def clean_up(self) -> None:
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+        self._process.wait()
+
+
+class Fleet:
+    """The processes of one test, their database and their journal.
+
+    Args:
+        engine: How the test itself looks at the database.
+        folder: Where the journal and the processes' output go.
+        variant: Which worker runs in them.
+    """
+
+    def __init__(self, engine: Engine, folder: Path, variant: Variant = THREADS) -> None:
+        self.engine = engine
+        self.variant = variant
+        self.journal = Journal(folder / "journal")
+        self.app: App = make_app(variant.kind, self.journal)
+        self._folder = folder
+        self._processes: list[WorkerProcess] = []
+
+    def create_tables(self) -> None:
+        self.app.jobs.metadata.create_all(self.engine)
+
+    def start(
+        self,
+        *,
+        url: str | None = None,
+        slots: int = 10,
+        crash_attempts: int = 4,
+        wait: bool = True,
+        **settings: Any,
+    ) -> WorkerProcess:
+        """Start a process; with *wait*, return when its worker is registered."""
+        url = url or self.engine.url.render_as_string(hide_password=False)
+        config = Config(
+            url=with_driver(url, self.variant.driver),
+            journal=str(self.journal.path),
+            kind=self.variant.kind,
+            slots=slots,
+            crash_attempts=crash_attempts,
+            settings=settings,
+        )
+        return self._add(config, wait=wait)
+
+    def start_again(self, process: WorkerProcess) -> WorkerProcess:
+        """Start another process like one that has ended."""
+        return self._add(replace(process.config), wait=False)
+
+    def _add(self, config: Config, *, wait: bool) -> WorkerProcess:
+        process = WorkerProcess(config, self._folder / f"log{len(self._processes)}")
+        self._processes.append(process)
+        if wait:
+            self.wait_for(process)
+        return process
+
+    def wait_for(self, process: WorkerProcess) -> int:
+        """The id of a process's worker, once it is registered and, if it may, listens."""
+        listens = process.config.settings.get("listen", True)
+
+        def registered() -> int | None:
+            assert process.alive, f"the worker ended:\n{process.log}"
+            row = self.app.jobs.WorkerRow
+            query = select(row.id).where(row.pid == process.pid, row.lost_at.is_(None))
+            if listens:
+                query = query.where(row.listener_pid.is_not(None))
+            with self.engine.connect() as connection:
+                return connection.execute(query).scalar()
+
+        found = wait_until(registered, START_SECONDS, what="the worker's registration")
+        assert found is not None
+        return found
+
+    # ---- what the database says ---------------------------------------------------------------
+
+    def scalar(self, sql: str, **values: Any) -> Any:
+        with self.engine.connect() as connection:
+            return connection.execute(text(sql), values).scalar()
+
+    def rows(self, sql: str, **values: Any) -> list[Any]:
+        with self.engine.connect() as connection:
+            return list(connection.execute(text(sql), values).all())
+
+    @property
+    def jobs_left(self) -> int:
+        with self.engine.connect() as connection:
+            job = self.app.jobs.models.job
+            return connection.execute(select(func.count()).select_from(job)).scalar_one()
+
+    @property
+    def workers(self) -> int:
+        return int(self.scalar("SELECT count(*) FROM bgjob_worker"))
+
+    def claimed_by(self, process: WorkerProcess) -> list[str]:
+        """The ids of the jobs that a process's workers have claimed."""
+        rows = self.rows(
+            "SELECT j.id FROM bgjob_job j JOIN bgjob_worker w ON w.id = j.claimed_by"
+            " WHERE w.pid = :pid ORDER BY j.id",
+            pid=process.pid,
+        )
+        return [row[0] for row in rows]
+
+    def started_by(self, process: WorkerProcess) -> list[str]:
+        """The ids of the jobs that a process has started, in order."""
+        return [line["id"] for line in self.journal.read("start") if line["pid"] == process.pid]
+
+    def wait_for_starts(self, count: int, process: WorkerProcess, seconds: float = 20.0) -> None:
+        """Wait until a process has been seen to start so many jobs."""
+        wait_until(
+            lambda: len(self.started_by(process)) >= count, seconds, what=f"{count} starts there"
+        )
+
+    def wait_until_done(self, seconds: float = 30.0) -> None:
+        """Wait until no job is left."""
+        wait_until(lambda: self.jobs_left == 0, seconds, what="the end of all jobs")
+
+    def effects(self) -> dict[str, int]:
+        """How often each job's writes were committed."""
+        rows = self.rows("SELECT job_id, count(*) FROM effect GROUP BY job_id")
+        return {row[0]: row[1] for row in rows}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        for process in self._processes:
+            process.clean_up()
+        if exc is not None:
+            for process in self._processes:
+                print(f"---- output of process {process.pid}:\n{process.log[-4000:]}")

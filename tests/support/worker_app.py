@@ -1,0 +1,276 @@
+"""The application that the tests of whole workers run, and the main of one worker process.
+
+Handlers note each start in a journal, a file that all processes append to, so that a start counts
+even if its process is killed in the next moment. What they do in the database they do through
+``ctx.session``, so that it can be counted against the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sqlalchemy import Column, MetaData, Table, Text, create_engine, text
+from sqlalchemy.engine import make_url
+
+from sqlalchemy_bgjob import BGJob, Context, JobInfo, JobType, Observer, Worker, constant
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Kind = Literal["sync", "async"]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Appends lines that survive the process; a line is one write, so lines never mix."""
+
+    path: Path
+
+    def note(self, event: str, **values: Any) -> None:
+        # The monotonic clock of Linux is one for all processes.
+        line = {"event": event, "pid": os.getpid(), "at": time.monotonic(), **values}
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, f"{json.dumps(line)}\n".encode())
+        finally:
+            os.close(file)
+
+    def read(self, event: str | None = None) -> list[dict[str, Any]]:
+        """All lines so far, or those of one event."""
+        if not self.path.exists():
+            return []
+        whole = self.path.read_text().rpartition("\n")[0]
+        lines = [json.loads(line) for line in whole.splitlines()]
+        return [line for line in lines if event in (None, line["event"])]
+
+    def count(self, event: str) -> int:
+        return len(self.read(event))
+
+    def starts(self) -> dict[str, list[dict[str, Any]]]:
+        """The starts of each job, in order."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for line in self.read("start"):
+            found.setdefault(line["id"], []).append(line)
+        return found
+
+
+class Notes(Observer):
+    """An observer that writes a worker's events into the journal."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def job_completed(self, job: JobInfo, seconds: float) -> None:
+        self._journal.note("completed", id=job.id, lease=job.lease)
+
+    def job_lease_lost(self, job: JobInfo) -> None:
+        self._journal.note("lease_lost", id=job.id, lease=job.lease)
+
+    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+        self._journal.note("dead", id=job.id)
+
+    def worker_error(self, error: BaseException) -> None:
+        self._journal.note("error", error=type(error).__name__)
+
+
+@dataclass(frozen=True)
+class App:
+    """The queue, the handlers and one table of the application's own."""
+
+    jobs: BGJob[Any, Any]
+    effects: Table
+    """One row for each time that a handler's writes were committed."""
+    quick: JobType[None]
+    """Does nothing."""
+    effect: JobType[None]
+    """Writes one effect."""
+    nap: JobType[float]
+    """Takes so many seconds at the first attempt, without a session."""
+    hold: JobType[float]
+    """Writes an effect and locks a row, then takes so many seconds at the first attempt."""
+    crash: JobType[None]
+    """Kills its process."""
+
+
+def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
+    """The application with functions as handlers, or with coroutines."""
+    metadata = MetaData()
+    jobs = BGJob(metadata)
+    effects = Table("effect", metadata, Column("job_id", Text, nullable=False))
+    Table("counter", metadata, Column("job_id", Text, primary_key=True))
+    handlers = _functions(journal) if kind == "sync" else _coroutines(journal)
+    again = constant(0.05)
+
+    def crash(ctx: Context[Any]) -> None:
+        _note_start(journal, ctx)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return App(
+        jobs=jobs,
+        effects=effects,
+        quick=jobs.handler("quick", session=False)(handlers["quick"]),
+        effect=jobs.handler("effect", retry=again)(handlers["effect"]),
+        nap=jobs.handler("nap", session=False, retry=again)(handlers["nap"]),
+        hold=jobs.handler("hold", retry=again)(handlers["hold"]),
+        crash=jobs.handler("crash", max_attempts=crash_attempts, session=False)(crash),
+    )
+
+
+_ADD_EFFECT = text("INSERT INTO effect (job_id) VALUES (:job_id)")
+_LOCK_ROW = text(
+    # The next attempt of the job has to wait for this one's lock, if it is still held.
+    "INSERT INTO counter (job_id) VALUES (:job_id)"
+    " ON CONFLICT (job_id) DO UPDATE SET job_id = excluded.job_id"
+)
+
+
+def _note_start(journal: Journal, ctx: Context[Any]) -> None:
+    job = ctx.job
+    journal.note("start", id=job.id, attempt=job.attempt, lease=job.lease)
+
+
+def _functions(journal: Journal) -> dict[str, Any]:
+    def quick(ctx: Context[Any]) -> None:
+        _note_start(journal, ctx)
+
+    def effect(ctx: Context[Any]) -> None:
+        _note_start(journal, ctx)
+        ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+
+    def nap(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        if ctx.job.attempt == 1:
+            time.sleep(seconds)
+
+    def hold(ctx: Context[Any], seconds: float) -> None:
+        ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+        ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
+        _note_start(journal, ctx)
+        if ctx.job.attempt == 1:
+            time.sleep(seconds)
+
+    return {"quick": quick, "effect": effect, "nap": nap, "hold": hold}
+
+
+def _coroutines(journal: Journal) -> dict[str, Any]:
+    async def quick(ctx: Context[Any]) -> None:
+        _note_start(journal, ctx)
+
+    async def effect(ctx: Context[Any]) -> None:
+        _note_start(journal, ctx)
+        await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+
+    async def nap(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        if ctx.job.attempt == 1:
+            await asyncio.sleep(seconds)
+
+    async def hold(ctx: Context[Any], seconds: float) -> None:
+        await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+        await ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
+        _note_start(journal, ctx)
+        if ctx.job.attempt == 1:
+            await asyncio.sleep(seconds)
+
+    return {"quick": quick, "effect": effect, "nap": nap, "hold": hold}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a worker process is told, as JSON in its environment."""
+
+    url: str
+    """With the driver that the worker uses."""
+    journal: str
+    kind: Kind = "sync"
+    slots: int = 10
+    crash_attempts: int = 4
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    VARIABLE = "BGJOB_TEST_WORKER"
+
+    def environment(self) -> dict[str, str]:
+        return {self.VARIABLE: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_environment(cls) -> Config:
+        return cls(**json.loads(os.environ[cls.VARIABLE]))
+
+
+def main() -> int:
+    """Run one worker until a signal, as the command line does: drain, release, leave."""
+    config = Config.from_environment()
+    journal = Journal(Path(config.journal))
+    app = make_app(config.kind, journal, crash_attempts=config.crash_attempts)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    if config.kind == "sync":
+        _run_threads(config, app, journal)
+    else:
+        asyncio.run(_run_asyncio(config, app, journal))
+    journal.note("left")
+    return 0
+
+
+def _run_threads(config: Config, app: App, journal: Journal) -> None:
+    engine = create_engine(make_url(config.url), pool_size=config.slots + 2)
+    worker = Worker(
+        app.jobs,
+        engine,
+        queues={"default": config.slots},
+        observers=[Notes(journal)],
+        **config.settings,
+    )
+    _obey_signals(worker)
+    worker.run()
+    engine.dispose()
+
+
+async def _run_asyncio(config: Config, app: App, journal: Journal) -> None:
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from sqlalchemy_bgjob import AsyncWorker
+
+    engine = create_async_engine(make_url(config.url), pool_size=config.slots + 2)
+    sync_engine = create_engine(
+        make_url(config.url).set(drivername="postgresql+psycopg"), pool_size=config.slots + 2
+    )
+    worker = AsyncWorker(
+        app.jobs,
+        engine,
+        sync_engine=sync_engine,
+        queues={"default": config.slots},
+        observers=[Notes(journal)],
+        **config.settings,
+    )
+    _obey_signals(worker)
+    await worker.run()
+    await engine.dispose()
+    sync_engine.dispose()
+
+
+def _obey_signals(worker: Any) -> None:
+    def obey() -> None:
+        stops = iter((None, 0.0))
+        while True:
+            number = signal.sigwait({signal.SIGTERM, signal.SIGINT})
+            timeout = next(stops, "third")
+            if timeout == "third":
+                os._exit(128 + number)
+            worker.request_stop(timeout)
+
+    threading.Thread(target=obey, name="signals", daemon=True).start()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())

@@ -1,0 +1,238 @@
+"""A worker process dies or freezes: its jobs run elsewhere, soon, and nothing runs twice for good.
+
+The tests at small settings run always; those at the defaults take minutes (``-m chaos``).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sqlalchemy_bgjob import enqueue, enqueue_many
+from support import wait_until
+from support.processes import FAST, THREADS, VARIANTS, Variant
+
+if TYPE_CHECKING:
+    from support.processes import Fleet, WorkerProcess
+
+STATE = (
+    "SELECT 'job', id, lease, attempt, crashes, claimed_by FROM bgjob_job"
+    " UNION ALL SELECT 'dead', job_id, lease, attempt, crashes, null FROM bgjob_dead_job"
+    " UNION ALL SELECT 'effect', job_id, count(*), null, null, null FROM effect GROUP BY job_id"
+    " ORDER BY 1, 2"
+)
+
+TWO = (THREADS, Variant("async", "asyncpg"))
+
+
+def ids_of(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}-{n:03}" for n in range(count)]
+
+
+def second_starts(fleet: Fleet, ids: list[str]) -> list[float]:
+    """When each of these jobs was started for the second time."""
+    starts = fleet.journal.starts()
+    return [starts[job_id][1]["at"] for job_id in ids if len(starts.get(job_id, [])) > 1]
+
+
+def kill_one_of_two(fleet: Fleet, count: int, within: float, **settings: Any) -> None:
+    """SIGKILL a process with *count* jobs running; all start in the other one in time."""
+    victim = fleet.start(slots=count, **settings)
+    killed = ids_of("killed", count)
+    enqueue_many(fleet.engine, fleet.app.hold, [60.0] * count, ids=killed)
+    fleet.wait_for_starts(count, victim)
+    other = fleet.start(slots=count, **settings)
+
+    at = time.monotonic()
+    victim.kill()
+    wait_until(lambda: len(second_starts(fleet, killed)) == count, 30, what="the second starts")
+    took = [start - at for start in second_starts(fleet, killed)]
+    fleet.wait_until_done()
+
+    print(f"{count} killed jobs started elsewhere after {min(took):.2f} to {max(took):.2f} s")
+    assert max(took) < within
+    assert sorted(set(fleet.started_by(other))) == killed
+    assert {len(lines) for lines in fleet.journal.starts().values()} == {2}
+    assert fleet.effects() == dict.fromkeys(killed, 1)
+    assert fleet.workers == 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_jobs_of_a_killed_process_start_elsewhere_within_five_seconds(fleet: Fleet) -> None:
+    """At the default settings: the listener's session ends with the process, and is missed."""
+    kill_one_of_two(fleet, 10, within=5.0)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_ten_thousand_jobs_then_a_kill_with_fifty_running(fleet: Fleet) -> None:
+    """The same with fifty running, by a process that has just shared in 10,000 jobs."""
+    count = 50
+    first, second = fleet.start(slots=count, wait=False), fleet.start(slots=count, wait=False)
+    fleet.wait_for(first)
+    fleet.wait_for(second)
+    enqueue_many(fleet.engine, fleet.app.quick, [None] * 10_000)
+    fleet.wait_until_done(120)
+    assert {len(lines) for lines in fleet.journal.starts().values()} == {1}
+    assert len(fleet.journal.starts()) == 10_000
+    second.signal(signal.SIGTERM)
+    assert second.wait() == 0
+
+    killed = ids_of("killed", count)
+    enqueue_many(fleet.engine, fleet.app.hold, [60.0] * count, ids=killed)
+    fleet.wait_for_starts(10_000 - len(fleet.started_by(second)) + count, first)
+    fleet.start(slots=count)
+    at = time.monotonic()
+    first.kill()
+    wait_until(lambda: len(second_starts(fleet, killed)) == count, 30, what="the second starts")
+    took = [start - at for start in second_starts(fleet, killed)]
+    fleet.wait_until_done()
+
+    print(f"{count} killed jobs started elsewhere after {min(took):.2f} to {max(took):.2f} s")
+    assert max(took) < 5.0
+    assert fleet.effects() == dict.fromkeys(killed, 1)
+
+
+def test_a_polling_worker_that_was_killed_is_found_silent(fleet: Fleet) -> None:
+    """Without a listening session the heartbeat alone tells, after lease_timeout."""
+    kill_one_of_two(fleet, 4, within=6.0, **FAST, listen=False)
+
+
+def freeze_one_of_two(
+    fleet: Fleet, *, seconds: float, settings: dict[str, Any], held: int = 5
+) -> tuple[WorkerProcess, WorkerProcess, list[str], float]:
+    """SIGSTOP a process while its jobs run, the other one beating on."""
+    frozen = fleet.start(slots=held * 2, **settings)
+    ids = ids_of("held", held) + ids_of("nap", held)
+    enqueue_many(fleet.engine, fleet.app.hold, [seconds] * held, ids=ids[:held])
+    enqueue_many(fleet.engine, fleet.app.nap, [seconds] * held, ids=ids[held:])
+    fleet.wait_for_starts(held * 2, frozen)
+    other = fleet.start(slots=held * 2, **settings)
+    frozen.signal(signal.SIGSTOP)
+    return frozen, other, ids, time.monotonic()
+
+
+def frozen_and_rescued(fleet: Fleet, *, settings: dict[str, Any], within: float) -> None:
+    """All jobs of a frozen process complete elsewhere; when it goes on, nothing changes."""
+    frozen, other, ids, at = freeze_one_of_two(fleet, seconds=10.0, settings=settings)
+
+    fleet.wait_until_done(within + 30)
+    took = time.monotonic() - at
+
+    print(f"jobs of a frozen process completed elsewhere after {took:.1f} s")
+    assert took < within
+    assert sorted(fleet.started_by(other)) == sorted(ids)
+    held = [job_id for job_id in ids if job_id.startswith("held")]
+    assert fleet.effects() == dict.fromkeys(held, 1)
+
+    # An own id lives again: the frozen process must not touch its second life.
+    enqueue(fleet.engine, fleet.app.nap, 600.0, id=ids[0])
+    wait_until(lambda: fleet.claimed_by(other) == [ids[0]], what="the claim of the second life")
+    before = fleet.rows(STATE)
+    workers = fleet.workers
+    frozen.signal(signal.SIGCONT)
+    lost = lambda: fleet.journal.count("lease_lost")  # noqa: E731
+    wait_until(lambda: lost() == len(ids), 30, what="lease_lost of each of its jobs")
+    fleet.wait_for(frozen)  # it is a worker again, under another id
+
+    assert fleet.rows(STATE) == before
+    assert fleet.workers == workers + 1
+    completed = [line["id"] for line in fleet.journal.read("completed")]
+    assert sorted(completed) == sorted(ids)
+    assert {line["pid"] for line in fleet.journal.read("completed")} == {other.pid}
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_jobs_of_a_frozen_process_complete_elsewhere(fleet: Fleet) -> None:
+    """Row locks of its handlers block nobody: the rescuer ends its sessions."""
+    frozen_and_rescued(fleet, settings=FAST, within=10.0)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_freeze_of_a_minute_at_default_settings(fleet: Fleet) -> None:
+    """The same at the defaults: within 40 seconds."""
+    frozen_and_rescued(fleet, settings={}, within=40.0)
+
+
+def frozen_and_kept(fleet: Fleet, *, seconds: float, settings: dict[str, Any]) -> None:
+    """A freeze shorter than the lease rescues nothing."""
+    frozen, other, ids, at = freeze_one_of_two(fleet, seconds=8.0, settings=settings)
+    beats = "SELECT beat_at FROM bgjob_worker WHERE pid = :pid"
+    last = fleet.scalar(beats, pid=frozen.pid)
+
+    wait_until(lambda: time.monotonic() - at >= seconds, seconds + 5, what="the freeze's end")
+    assert fleet.scalar(beats, pid=frozen.pid) == last, "it was not frozen"
+    assert fleet.claimed_by(frozen) == sorted(ids)
+    assert fleet.scalar("SELECT max(crashes) FROM bgjob_job") == 0
+    frozen.signal(signal.SIGCONT)
+    fleet.wait_until_done()
+
+    assert fleet.started_by(other) == []
+    assert {len(lines) for lines in fleet.journal.starts().values()} == {1}
+    assert fleet.journal.count("lease_lost") == 0
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_short_freeze_rescues_nothing(fleet: Fleet) -> None:
+    """Its sessions are there, and its last beat is younger than the lease."""
+    settings = {**FAST, "lease_timeout": 8.0, "heartbeat_interval": 0.5}
+    frozen_and_kept(fleet, seconds=3.0, settings=settings)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_freeze_of_fifteen_seconds_at_default_settings(fleet: Fleet) -> None:
+    """The same at the defaults."""
+    frozen_and_kept(fleet, seconds=15.0, settings={})
+
+
+def poisoned(fleet: Fleet, *, max_attempts: int, good: int, **settings: Any) -> None:
+    """One job kills its process; two processes are started again as often as they die."""
+    ids = ids_of("good", good)
+    enqueue_many(fleet.engine, fleet.app.effect, [None] * (good // 2), ids=ids[: good // 2])
+    enqueue(fleet.engine, fleet.app.crash, id="poison")
+    enqueue_many(fleet.engine, fleet.app.effect, [None] * (good - good // 2), ids=ids[good // 2 :])
+    began = time.monotonic()
+    fleet_of_two = [
+        fleet.start(crash_attempts=max_attempts, wait=False, **settings) for _ in range(2)
+    ]
+
+    def ended() -> bool:
+        for n, process in enumerate(fleet_of_two):
+            if not process.alive:
+                fleet_of_two[n] = fleet.start_again(process)
+        return fleet.jobs_left == 0
+
+    wait_until(ended, 60.0 * max_attempts, what="the end of all jobs, the poison one included")
+
+    print(f"poison job dead after {time.monotonic() - began:.1f} s and {max_attempts} starts")
+    starts = fleet.journal.starts()
+    assert [line["attempt"] for line in starts.pop("poison")] == list(range(1, max_attempts + 1))
+    assert sorted(starts) == ids
+    worst = max(line["attempt"] for lines in starts.values() for line in lines)
+    print(f"most attempts of a good job: {worst}")
+    assert worst <= 5
+    assert fleet.effects() == dict.fromkeys(ids, 1)
+    dead = fleet.rows("SELECT job_id, attempt, last_error FROM bgjob_dead_job")
+    assert [(row.job_id, row.attempt) for row in dead] == [("poison", max_attempts)]
+    assert dead[0].last_error.startswith(f"WorkerLost: attempt {max_attempts} ended")
+
+
+def test_a_job_that_kills_its_process_dies_alone(fleet: Fleet) -> None:
+    """It is dead after exactly max_attempts starts, and its neighbours complete."""
+    poisoned(fleet, max_attempts=4, good=100, **FAST)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_job_that_kills_its_process_twenty_times(fleet: Fleet) -> None:
+    """The same at the default settings and the default max_attempts."""
+    poisoned(fleet, max_attempts=20, good=100)
