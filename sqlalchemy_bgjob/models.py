@@ -158,6 +158,10 @@ class _Columns:
         return case((is_json, func.convert_from(cls.arg, "UTF8").cast(JSONB)))
 
 
+class _Checked(dict[str, Any]):
+    """Headers that hold the new arg's content type, in place of the one before."""
+
+
 class JobMixin(_Columns):
     """Columns of a live job; build ``class Job(JobMixin, Base)`` on it for columns of your own.
 
@@ -229,13 +233,15 @@ class JobMixin(_Columns):
         own = {k: v for k, v in (self.headers or {}).items() if k != _validation.CONTENT_TYPE}
         headers = _validation.headers(own or None, encoded.content_type)
         if headers != self.headers:
-            self.headers = headers
+            self.headers = _Checked(headers or {})
         return encoded.data
 
     @validates("headers")
     def _check_headers(self, key: str, value: object) -> object:
         if _is_sql(value):
             return value
+        if isinstance(value, _Checked):
+            return dict(value) or None
         if not isinstance(value, Mapping | None):
             raise TypeError(f"headers must be a mapping, not {type(value).__name__}")
         content_type = (self.headers or {}).get(_validation.CONTENT_TYPE)

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    func,
     inspect,
     select,
     text,
@@ -486,6 +487,53 @@ def test_hybrids_are_the_same_in_python_and_in_sql(connection: Connection, build
     }
     assert {job.id: arg_json for job, _, arg_json in rows}["bytes"] is None
     session.close()
+
+
+def test_values_may_be_sql_expressions(connection: Connection, build: Any) -> None:
+    """They are checked by the table, not in Python."""
+    made = build(plain())
+    create(connection, made)
+    session = Session(connection, join_transaction_mode="create_savepoint")
+    job = made.Job(
+        id=func.lower("A"),
+        queue=func.lower("MAIL"),
+        type=func.lower("SEND"),
+        priority=func.length("abc"),
+        arg=func.convert_to("[1]", "UTF8"),
+        headers=func.jsonb_build_object("a", "b"),
+        next_run_at=func.now() + timedelta(hours=1),
+    )
+
+    session.add(job)
+    session.commit()
+
+    assert (job.id, job.queue, job.type, job.priority) == ("a", "mail", "send", 3)
+    assert (job.arg_json, job.headers, job.state) == ([1], {"a": "b"}, "scheduled")
+    session.close()
+
+
+def test_an_arg_that_is_no_json_reads_as_none(build: Any) -> None:
+    """A row written by SQL may hold anything."""
+    job = build(plain()).Job(**a_job())
+    vars(job)["arg"] = b"{"
+
+    assert job.arg_json is None
+
+
+def test_an_arg_sets_its_content_type_whatever_the_order(build: Any) -> None:
+    made = build(plain())
+    job = made.Job(queue="q", type="t", headers={"a": 1}, arg=b"x")
+    assert job.headers == {"a": 1, "content-type": "application/octet-stream"}
+
+    job.headers = {"b": 2}
+    assert job.headers == {"b": 2, "content-type": "application/octet-stream"}
+    job.arg = {"json": True}
+    assert job.headers == {"b": 2}
+    job.headers = None
+    assert job.headers is None
+
+    with pytest.raises(TypeError, match="headers must be a mapping, not list"):
+        job.headers = ["a"]
 
 
 # --- Refusals ------------------------------------------------------------------------------------
