@@ -1,0 +1,111 @@
+"""Finds what ``module:object`` names: the application's BGJob, its engine, its session factory.
+
+Every way to get it wrong has a sentence of its own, with what was tried and the closest names. A
+traceback is part of it only when the application itself raised.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+from ._exits import USAGE, CommandError
+
+
+def load(target: str, *, example: str = "app:jobs") -> Any:
+    """Import ``module:object``, ``module:object.attribute`` or call ``module:factory()``.
+
+    Raises:
+        CommandError: There is no such thing, or the application raised.
+    """
+    module_name, colon, path = target.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        guess = ".".join(Path(module_name).with_suffix("").parts)
+        raise _refused(
+            f"{target!r} names a file; write the module's name: {guess}:{path or 'jobs'}"
+        )
+    if not colon or not module_name or not path:
+        raise _refused(f"{target!r} is not module:object; write it like {example}")
+    path, call = (path[:-2], True) if path.endswith("()") else (path, False)
+    names = [*module_name.split("."), *path.split(".")]
+    if not all(name.isidentifier() for name in names):
+        raise _refused(
+            f"{target!r} is not module:object, module:object.attribute or module:factory()"
+        )
+    found: Any = _import(module_name, target)
+    where = f"module {module_name!r}"
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise _refused(f"{where} has no {name!r}{_closest(name, _public(found))}") from None
+        except Exception as error:
+            raise _raised(f"reading {name!r} of {where}", error) from None
+        where = f"{where}'s {name!r}"
+    return _call(found, where, target) if call else found
+
+
+def _import(name: str, target: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        # Of the module or a package above it; another one is missing in the application's code.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _raised(f"importing {name!r}", error) from None
+        parent, _, missing = error.name.rpartition(".")
+        folder = f"package {parent!r}" if parent else f"{str(Path.cwd())!r} and Python's path"
+        problem = f"no module {error.name!r} in {folder}"
+        known = _modules(parent)
+        raise _refused(f"cannot load {target!r}: {problem}{_closest(missing, known)}") from None
+    except (Exception, SystemExit) as error:
+        raise _raised(f"importing {name!r}", error) from None
+
+
+def _call(factory: Callable[[], Any], where: str, target: str) -> Any:
+    if not callable(factory):
+        raise _refused(f"{where} is not callable; write {target[:-2]} without ()")
+    try:
+        return factory()
+    except (Exception, SystemExit) as error:
+        raise _raised(f"calling {where}", error) from None
+
+
+def _modules(package: str) -> list[str]:
+    """The modules that could have been meant: of the package, or of the working directory."""
+    if not package:
+        return [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
+    path: Iterable[str] = getattr(sys.modules.get(package), "__path__", ())
+    return [module.name for module in pkgutil.iter_modules(path)]
+
+
+def _public(found: object) -> list[str]:
+    return [name for name in dir(found) if not name.startswith("_")]
+
+
+def _closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def _refused(problem: str) -> CommandError:
+    return CommandError(USAGE, problem)
+
+
+def _raised(doing: str, error: BaseException) -> CommandError:
+    """The application raised: its traceback, from its own first line on."""
+    trace = error.__traceback__
+    while trace is not None and _is_machinery(trace):
+        trace = trace.tb_next
+    lines = traceback.format_exception(type(error), error, trace)
+    return CommandError(USAGE, f"{doing} failed: {type(error).__name__}: {error}", "".join(lines))
+
+
+def _is_machinery(trace: TracebackType) -> bool:
+    file = trace.tb_frame.f_code.co_filename
+    return file in (__file__, importlib.__file__) or file.startswith("<frozen importlib")

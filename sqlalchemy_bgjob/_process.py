@@ -1,0 +1,453 @@
+"""One worker process: finds the application, makes engine and worker, and obeys signals.
+
+The worker runs in a thread. The main thread only waits: for a signal, for the end of the worker,
+or for the end of the supervisor. So a handler that blocks, even an event loop, blocks no signal.
+
+The first SIGTERM or SIGINT drains; the second releases what runs at once; the third exits.
+"""
+
+import asyncio
+import logging
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+
+from . import _loader
+from ._errors import lost_connection, sqlstate
+from ._exits import (
+    DATABASE,
+    FAILED,
+    OK,
+    SCHEMA,
+    SIGNALLED,
+    USAGE,
+    CommandError,
+    exit_now,
+)
+from ._urls import ASYNC_DRIVERS, database_url, sync_url
+from .bgjob import BGJob
+from .exceptions import SchemaOutOfDate, WorkerRefused
+from .settings import WorkerSettings
+from .telemetry import JobInfo, Observer
+from .worker import Worker, served_queues
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+SPARE_CONNECTIONS: Final = 2
+STUCK_AFTER: Final = 15.0
+"""Seconds beyond ``shutdown_timeout`` after which a worker that does not end is given up."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What the command line says about a worker.
+
+    Attributes:
+        app: Names the BGJob, see :func:`._loader.load`.
+        database_url: Where the jobs are; not needed with *engine*.
+        engine: Names the application's own Engine or AsyncEngine.
+        session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
+        queues: Concurrency by queue; None for all queues that handlers name.
+        settings: The worker's.
+        parent_pipe: A file that ends when the supervisor does.
+    """
+
+    app: str
+    database_url: str | None = None
+    engine: str | None = None
+    session_factories: tuple[str, ...] = ()
+    queues: Mapping[str, int] | None = None
+    settings: WorkerSettings = WorkerSettings()  # noqa: RUF009 - it is frozen
+    parent_pipe: int | None = None
+
+
+def run_worker(options: WorkerOptions) -> int:
+    """Run a worker until it is told to stop; the exit code.
+
+    Raises:
+        CommandError: It can't run, for a reason that its user can mend.
+    """
+    process = _Process(options)
+    process.obey_signals()
+    worker = make_runner(options)
+    return process.run(worker)
+
+
+class Runner(Protocol):
+    """A worker, of threads or of asyncio, as this module runs it."""
+
+    def run(self, ended: Callable[[], None]) -> None:
+        """Work until stopped; calls *ended* when all is settled."""
+
+    def request_stop(self, timeout: float | None = None) -> None:
+        """Ask for the end, from another thread."""
+
+
+class _Process:
+    """The main thread of a worker process."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self._options = options
+        # Unlike queue.Queue, it may be put to from within a signal handler.
+        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._signals: list[int] = []
+        self._error: BaseException | None = None
+
+    def obey_signals(self) -> None:
+        """From now on signals are counted, whatever the main thread is doing."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        if len(self._signals) >= 3:
+            exit_now(SIGNALLED + number)
+        self._events.put("signal")
+
+    def run(self, worker: Runner) -> int:
+        """Wait for what comes, until the worker has ended; the exit code."""
+        thread = threading.Thread(target=self._work, args=(worker,), name="bgjob-main", daemon=True)
+        thread.start()
+        if self._options.parent_pipe is not None:
+            watcher = threading.Thread(
+                target=self._watch_parent, args=(self._options.parent_pipe,), daemon=True
+            )
+            watcher.start()
+        deadline: float | None = None
+        while True:
+            try:
+                event = self._events.get(
+                    timeout=None if deadline is None else max(deadline - time.monotonic(), 0.0)
+                )
+            except queue.Empty:
+                logger.error("the worker does not end: a handler blocks it; exiting")
+                exit_now(FAILED)
+            if event == "ended":
+                thread.join(timeout=2.0)  # an event loop may have a little to tidy up
+                break
+            if deadline is None:
+                deadline = time.monotonic() + self._options.settings.shutdown_timeout + STUCK_AFTER
+            self._stop(worker, event)
+        if self._error is not None:
+            return _failed(self._error)
+        return SIGNALLED + self._signals[-1] if len(self._signals) >= 2 else OK
+
+    def _stop(self, worker: Runner, event: str) -> None:
+        seconds = self._options.settings.shutdown_timeout
+        if event == "parent gone":
+            logger.warning("the supervisor is gone: draining for at most %g s", seconds)
+            worker.request_stop()
+        elif len(self._signals) == 1:
+            name = signal.Signals(self._signals[0]).name
+            logger.info("%s: draining for at most %g s; again to stop at once", name, seconds)
+            worker.request_stop()
+        else:
+            logger.warning("second signal: releasing what runs")
+            worker.request_stop(0.0)
+
+    def _work(self, worker: Runner) -> None:
+        try:
+            worker.run(lambda: self._events.put("ended"))
+        except BaseException as error:
+            self._error = error
+            self._events.put("ended")
+
+    def _watch_parent(self, pipe: int) -> None:
+        # Nothing is ever written: a read returns when the last writer, the supervisor, is gone.
+        while os.read(pipe, 1):
+            pass  # pragma: no cover
+        self._events.put("parent gone")
+
+
+def _failed(error: BaseException) -> int:
+    """What made a worker end by itself: raises it as what a user can read, or logs it."""
+    if isinstance(error, SchemaOutOfDate):
+        raise CommandError(SCHEMA, str(error)) from None
+    if isinstance(error, WorkerRefused):
+        raise CommandError(DATABASE, str(error)) from None
+    if isinstance(error, SQLAlchemyError) or sqlstate(error) is not None:
+        raise CommandError(DATABASE, f"the database refuses: {database_message(error)}") from None
+    logger.critical("the worker failed: %s", type(error).__name__, exc_info=error)
+    return FAILED
+
+
+def database_message(error: BaseException) -> str:
+    """The database's or driver's own words for why there is no connection.
+
+    Only for errors of connecting: others may hold the values of rows.
+    """
+    orig = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    lines = [line.strip() for line in str(orig).splitlines() if line.strip()]
+    return "; ".join(lines[:2]) or type(orig).__name__
+
+
+# ---- what to run ----------------------------------------------------------------------------
+
+
+def load_jobs(app: str) -> BGJob[Any, Any]:
+    """The application's BGJob.
+
+    Raises:
+        CommandError: It can't be found, or is something else.
+    """
+    found = _loader.load(app)
+    if isinstance(found, BGJob):
+        return found
+    what = f"{app!r} is of type {type(found).__name__!r}, not BGJob"
+    if callable(found) and not isinstance(found, type):
+        raise CommandError(USAGE, f"{what}; if it makes one, write {app}()")
+    holders = [name for name in dir(found) if isinstance(getattr(found, name, None), BGJob)]
+    hint = f"; did you mean {' or '.join(f'{app}.{name}' for name in holders)}?" if holders else ""
+    raise CommandError(USAGE, what + hint)
+
+
+def make_runner(options: WorkerOptions) -> Runner:
+    """The worker that suits the driver and the handlers.
+
+    Raises:
+        CommandError: The application or the options are not as they must be.
+    """
+    jobs = load_jobs(options.app)
+    engine = None if options.engine is None else _loader.load(options.engine, example="app:engine")
+    factories = [
+        _loader.load(target, example="app:SessionLocal") for target in options.session_factories
+    ]
+    try:
+        queues = served_queues(jobs, options.queues)
+        if engine is None:
+            return _for_url(jobs, database_url(options.database_url), queues, factories, options)
+        return _for_engine(jobs, engine, queues, factories, options)
+    except (TypeError, ValueError) as error:
+        raise CommandError(USAGE, str(error)) from None
+
+
+def _for_url(
+    jobs: BGJob[Any, Any],
+    url: URL,
+    queues: Mapping[str, int],
+    factories: list[Any],
+    options: WorkerOptions,
+) -> Runner:
+    pool_size = sum(queues.values()) + SPARE_CONNECTIONS
+    driver = url.get_driver_name()
+    coroutines = [h.type for h in jobs.registry if h.is_coroutine]
+    if driver != "asyncpg" and not (coroutines and driver in ASYNC_DRIVERS):
+        served = [h.type for h in jobs.registry if h.is_coroutine and h.queue in queues]
+        if served:
+            raise CommandError(
+                USAGE,
+                f"the handlers of {', '.join(map(repr, served))} are coroutines, and the driver "
+                f"{driver!r} has no asyncio; use postgresql+psycopg:// or postgresql+asyncpg://",
+            )
+        engine = create_engine(url, pool_size=pool_size, max_overflow=0)
+        return _ThreadRunner(jobs, engine, queues, factories, options.settings)
+    try:
+        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+
+        async_engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
+    except (ImportError, ValueError) as error:
+        if "greenlet" not in str(error):
+            raise
+        raise CommandError(
+            USAGE, 'asyncio needs greenlet; pip install "sqlalchemy-bgjob[asyncio]"'
+        ) from None
+    functions = any(not h.is_coroutine and h.options.session for h in jobs.registry)
+    for_threads = sync_url(url) if functions else None
+    sync_engine = (
+        create_engine(for_threads, pool_size=pool_size, max_overflow=0) if for_threads else None
+    )
+    return _AsyncRunner(jobs, async_engine, sync_engine, queues, factories, options.settings)
+
+
+def _for_engine(
+    jobs: BGJob[Any, Any],
+    engine: Any,
+    queues: Mapping[str, int],
+    factories: list[Any],
+    options: WorkerOptions,
+) -> Runner:
+    if isinstance(engine, Engine):
+        return _ThreadRunner(jobs, engine, queues, factories, options.settings)
+    if not hasattr(engine, "sync_engine"):
+        raise CommandError(
+            USAGE,
+            f"{options.engine!r} is of type {type(engine).__name__!r}, not Engine or AsyncEngine",
+        )
+    return _AsyncRunner(jobs, engine, None, queues, factories, options.settings)
+
+
+class _ThreadRunner:
+    """A Worker."""
+
+    def __init__(
+        self,
+        jobs: BGJob[Any, Any],
+        engine: Engine,
+        queues: Mapping[str, int],
+        factories: list[Any],
+        settings: WorkerSettings,
+    ) -> None:
+        if len(factories) > 1:
+            raise ValueError("all handlers are functions: give one session factory, not two")
+        self._engine = engine
+        self._worker = Worker(
+            jobs,
+            engine,
+            queues=queues,
+            session_factory=factories[0] if factories else None,
+            observers=[LogObserver()],
+            settings=settings,
+        )
+        self.request_stop = self._worker.request_stop
+
+    def run(self, ended: Callable[[], None]) -> None:
+        """Work until stopped."""
+        logger.info("worker of threads: %s", _describe(self._worker.queues))
+        try:
+            self._worker.run()
+        finally:
+            self._engine.dispose()
+        ended()
+
+
+class _AsyncRunner:
+    """An AsyncWorker, in an event loop of its own."""
+
+    def __init__(
+        self,
+        jobs: BGJob[Any, Any],
+        engine: "AsyncEngine",
+        sync_engine: Engine | None,
+        queues: Mapping[str, int],
+        factories: list[Any],
+        settings: WorkerSettings,
+    ) -> None:
+        from .aio import AsyncWorker  # noqa: PLC0415 - threads need no asyncio
+
+        for_coroutines = [factory for factory in factories if _is_async(factory)]
+        for_functions = [factory for factory in factories if not _is_async(factory)]
+        if len(for_coroutines) > 1 or len(for_functions) > 1:
+            raise ValueError(
+                "give at most one session factory for functions and one for coroutines"
+            )
+        self._engine, self._sync_engine = engine, sync_engine
+        self._worker = AsyncWorker(
+            jobs,
+            engine,
+            sync_engine=sync_engine,
+            queues=queues,
+            session_factory=for_coroutines[0] if for_coroutines else None,
+            sync_session_factory=for_functions[0] if for_functions else None,
+            observers=[LogObserver()],
+            settings=settings,
+        )
+        self.request_stop = self._worker.request_stop
+
+    def run(self, ended: Callable[[], None]) -> None:
+        """Work until stopped."""
+        logger.info("worker of asyncio: %s", _describe(self._worker.queues))
+        asyncio.run(self._run(ended))
+
+    async def _run(self, ended: Callable[[], None]) -> None:
+        try:
+            await self._worker.run()
+        finally:
+            await self._engine.dispose()
+            if self._sync_engine is not None:
+                self._sync_engine.dispose()
+        # Before asyncio.run() waits for the loop's executor, whose threads may never end.
+        ended()
+
+
+def _is_async(factory: Any) -> bool:
+    """Whether a session factory is an async_sessionmaker or a class of AsyncSession."""
+    from sqlalchemy.ext.asyncio import (  # noqa: PLC0415
+        AsyncSession,
+        async_scoped_session,
+        async_sessionmaker,
+    )
+
+    if isinstance(factory, type):
+        return issubclass(factory, AsyncSession)
+    return isinstance(factory, async_sessionmaker | async_scoped_session)
+
+
+def _describe(queues: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}:{slots}" for name, slots in sorted(queues.items()))
+
+
+class LogObserver(Observer):
+    """Logs what became of jobs: at debug what went well, as warnings what did not.
+
+    An error is logged by its type and place; its message may hold values of the arg, and is in the
+    row's ``last_error``.
+    """
+
+    def job_completed(self, job: JobInfo, seconds: float) -> None:
+        """A job is done."""
+        self._log(logging.DEBUG, job, "completed", seconds=round(seconds, 6))
+
+    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+        """It runs again, as its handler wished."""
+        self._log(logging.DEBUG, job, f"runs again in {delay:.1f} s")
+
+    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+        """It failed."""
+        self._log(logging.WARNING, job, f"failed, next attempt in {delay:.1f} s", error=error)
+
+    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+        """It was given up."""
+        self._log(logging.WARNING, job, "moved to the DLQ", error=error)
+
+    def job_lease_lost(self, job: JobInfo) -> None:
+        """It runs elsewhere."""
+        self._log(logging.WARNING, job, "lost its lease, it runs elsewhere")
+
+    def worker_error(self, error: BaseException) -> None:
+        """The database can't be reached: an operator wants its words."""
+        if isinstance(error, OperationalError | InterfaceError | OSError) and (
+            lost_connection(error) or sqlstate(error) is None
+        ):
+            logger.warning("no connection to the database: %s", database_message(error))
+
+    def _log(
+        self, level: int, job: JobInfo, what: str, *, error: str | None = None, **extra: Any
+    ) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        if error is not None:
+            extra["error"] = where = _place(error)
+            what = f"{what}: {where}"
+        fields = {
+            "job_id": job.id,
+            "job_type": job.type,
+            "queue": job.queue,
+            "attempt": job.attempt,
+            **extra,
+        }
+        logger.log(
+            level, "job %s (%s, attempt %d) %s", job.id, job.type, job.attempt, what, extra=fields
+        )
+
+
+def _place(error: str) -> str:
+    """The type of a described error, and where it was raised."""
+    headline, *rest = error.splitlines()
+    kind = headline.partition(":")[0]
+    frame = next((line.strip() for line in rest if line.startswith("  ")), None)
+    if not kind.isidentifier():
+        return "see last_error"  # the words of a Retry or MoveToDlq
+    return kind if frame is None else f"{kind} at {frame}"

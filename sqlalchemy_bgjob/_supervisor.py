@@ -1,0 +1,249 @@
+"""Several worker processes under one command: started, told to stop, started again.
+
+* Processes are spawned, never forked: no thread, lock or connection is shared by accident.
+* Each has a process group of its own, so that Ctrl-C reaches only the supervisor, which passes
+  it on, and counts.
+* Each holds the reading end of a pipe from the supervisor. When the supervisor is gone, even by
+  SIGKILL, the pipe ends, and the process drains and exits.
+* One that crashes is started again, with backoff. One that exits because of wrong arguments, a
+  database that refuses or a schema that is out of date would do so again: then all end.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import IO, Final
+
+from ._exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, exit_now
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+SUPERVISED: Final = "_BGJOB_SUPERVISED"
+"""Environment variable of a child: its name, and the number of the pipe's file."""
+HOPELESS: Final = frozenset({USAGE, DATABASE, SCHEMA})
+FIRST_BACKOFF: Final = 0.2
+LAST_BACKOFF: Final = 10.0
+HEALTHY_AFTER: Final = 10.0
+"""Seconds after which a process counts as well started: its next backoff is the first again."""
+STUCK_AFTER: Final = 20.0
+"""Seconds beyond ``shutdown_timeout``; a process gives itself up a little earlier."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+class Child:
+    """One spawned worker process, and the pipe that tells it that we live."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+        stderr: IO[bytes] | None = None,
+    ) -> None:
+        self.name = name
+        self.started_at = time.monotonic()
+        reader, self._writer = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sqlalchemy_bgjob", *arguments],
+                stdin=subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=[reader],
+                process_group=0,
+                env={
+                    **(os.environ if environment is None else environment),
+                    SUPERVISED: f"{reader}:{name}",
+                },
+            )
+        except BaseException:
+            os.close(self._writer)
+            raise
+        finally:
+            os.close(reader)
+
+    def send(self, number: int) -> None:
+        """Signal the process; one that has ended is fine."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it and whatever its handlers have started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close the pipe: a process that still runs drains and exits."""
+        with contextlib.suppress(OSError):
+            os.close(self._writer)
+
+
+def supervised() -> tuple[int, str] | None:
+    """In a child: the file that ends with the supervisor, and this process's name.
+
+    Nothing that the application starts inherits either.
+    """
+    value = os.environ.pop(SUPERVISED, None)
+    if value is None:
+        return None
+    number, _, name = value.partition(":")
+    os.set_inheritable(int(number), False)
+    return int(number), name
+
+
+def supervise(arguments: Sequence[str], *, processes: int, shutdown_timeout: float) -> int:
+    """Run so many processes until a signal ends them; the exit code of the whole.
+
+    Args:
+        arguments: Of the command line; each process gets the same.
+        processes: How many.
+        shutdown_timeout: Seconds that a process drains.
+    """
+    supervisor = Supervisor(arguments, processes, shutdown_timeout)
+    for number in SIGNALS:
+        signal.signal(number, supervisor.on_signal)
+    return supervisor.run()
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The place of one process: what runs there, or when the next is started."""
+
+    name: str
+    child: Child | None = None
+    start_at: float | None = 0.0
+    backoff: float = FIRST_BACKOFF
+
+
+class Supervisor:
+    """Keeps its slots filled until it is told to stop."""
+
+    def __init__(self, arguments: Sequence[str], processes: int, shutdown_timeout: float) -> None:
+        self._arguments = list(arguments)
+        self._shutdown_timeout = shutdown_timeout
+        self._slots = [_Slot(str(number)) for number in range(1, processes + 1)]
+        # None is a signal. SimpleQueue may be put to from within a signal handler.
+        self._events: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
+        self._signals: list[int] = []
+        self._passed_on = 0
+        self._deadline: float | None = None
+        self._hopeless: int | None = None
+        self._failed = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Count a signal; the third ends everything at once."""
+        self._signals.append(number)
+        if len(self._signals) >= 3:
+            for slot in self._slots:
+                if slot.child is not None:
+                    slot.child.kill()
+            exit_now(SIGNALLED + number)
+        self._events.put(None)
+
+    def run(self) -> int:
+        """Start, watch and restart; the exit code."""
+        while True:
+            if self._deadline is None:
+                self._start_due()
+            elif not any(slot.child for slot in self._slots):
+                return self._exit_code()
+            try:
+                slot = self._events.get(timeout=self._pause())
+            except queue.Empty:
+                self._kill_stuck()
+                continue
+            if slot is None:
+                self._pass_signals_on()
+            else:
+                self._ended(slot)
+
+    def _pause(self) -> float | None:
+        """Seconds until something is due by itself."""
+        times = [slot.start_at for slot in self._slots if slot.start_at is not None]
+        if self._deadline is not None:
+            times = [self._deadline]
+        return max(min(times) - time.monotonic(), 0.0) if times else None
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.start_at is not None and slot.start_at <= now:
+                slot.start_at = None
+                slot.child = Child(self._arguments, name=slot.name)
+                logger.info("process %s started: pid %d", slot.name, slot.child.process.pid)
+                threading.Thread(target=self._wait_for, args=(slot,), daemon=True).start()
+
+    def _wait_for(self, slot: _Slot) -> None:
+        if slot.child is not None:
+            slot.child.process.wait()
+            self._events.put(slot)
+
+    def _ended(self, slot: _Slot) -> None:
+        child, slot.child = slot.child, None
+        if child is None:  # pragma: no cover - each child ends once
+            return
+        child.close()
+        code = child.process.returncode
+        if self._deadline is not None:
+            self._failed |= code not in self._drained_codes()
+        elif code in HOPELESS:
+            logger.error("process %s exited with %d: stopping the others", slot.name, code)
+            self._hopeless = code
+            self._stop(signal.SIGTERM)
+        else:
+            now = time.monotonic()
+            if now - child.started_at >= HEALTHY_AFTER:
+                slot.backoff = FIRST_BACKOFF
+            slot.start_at = now + slot.backoff
+            logger.warning(
+                "process %s (pid %d) %s: starting another in %.1f s",
+                slot.name,
+                child.process.pid,
+                f"exited with {code}" if code >= 0 else f"was killed by signal {-code}",
+                slot.backoff,
+            )
+            slot.backoff = min(slot.backoff * 2, LAST_BACKOFF)
+
+    def _drained_codes(self) -> set[int]:
+        """How a process ends that was told to: also before it could install its handlers."""
+        numbers = set(self._signals) | ({signal.SIGTERM} if self._hopeless is not None else set())
+        return {OK} | {-number for number in numbers} | {SIGNALLED + number for number in numbers}
+
+    def _pass_signals_on(self) -> None:
+        for number in self._signals[self._passed_on :]:
+            self._passed_on += 1
+            logger.info("%s: passing it on", signal.Signals(number).name)
+            self._stop(number)
+
+    def _stop(self, number: int) -> None:
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._shutdown_timeout + STUCK_AFTER
+        for slot in self._slots:
+            slot.start_at = None
+            if slot.child is not None:
+                slot.child.send(number)
+
+    def _kill_stuck(self) -> None:
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        for slot in self._slots:
+            if slot.child is not None:
+                logger.error("process %s does not end: killing it", slot.name)
+                slot.child.kill()
+        self._failed = True
+        self._deadline = time.monotonic() + STUCK_AFTER
+
+    def _exit_code(self) -> int:
+        if len(self._signals) >= 2:
+            return SIGNALLED + self._signals[-1]
+        if self._hopeless is not None:
+            return self._hopeless
+        return FAILED if self._failed else OK

