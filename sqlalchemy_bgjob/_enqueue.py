@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Select, event, inspect
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import Mapper, SessionTransaction, object_session
+from sqlalchemy.types import TypeEngine
 
 from . import _codec, _validation
 from ._errors import sqlstate
@@ -498,10 +499,20 @@ def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
     if not isinstance(select, Select):
         raise TypeError(f"enqueue_from takes a select(), not {type(select).__name__}")
     # Of the subquery that it will be: there func.lower(x), for one, has no name that it keeps.
-    names = [str(c.name) for c in select.subquery().c]
+    try:
+        columns = list(select.subquery().c)
+    except InvalidRequestError:  # the same label twice
+        columns = []
+    names = [str(column.name) for column in columns]
     labels = set(names)
-    if len(labels) < len(names) or any(name.startswith("%(") for name in names):
+    if not names or len(labels) < len(names) or any(name.startswith("%(") for name in names):
         raise ValueError("every column of the select needs a name of its own: use .label()")
+    for column in columns:
+        if _python_type(column.type) in (bytes, timedelta):
+            raise ValueError(
+                f"to_jsonb does not write {column.name!r}, of type {column.type!r}, as a handler "
+                f"reads it; make it a number or text: extract('epoch', ...), func.encode(...)"
+            )
     arg_labels = labels - {"id", "delay", "priority"}
     if not handler.takes_arg:
         if arg_labels:
@@ -523,6 +534,13 @@ def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
                 f"the select's labels are not the fields of the arg of {handler.type!r} ({problem})"
             )
     return labels
+
+
+def _python_type(type_: TypeEngine[Any]) -> type | None:
+    try:
+        return type_.python_type
+    except NotImplementedError:
+        return None
 
 
 # ---- what they share -----------------------------------------------------------------------------

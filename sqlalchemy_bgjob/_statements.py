@@ -206,22 +206,24 @@ class Statements:
         priority unless they are labels.
         """
         rows = source.subquery("source")
-        reserved = {"id", "delay", "priority"}
-        arg: ColumnElement[Any] = func.to_jsonb(literal_column("source"), type_=JSONB)
-        for name in sorted(reserved & set(rows.c.keys())):
+        # By name and not by key: the names are what to_jsonb sees.
+        given = {column.name: column for column in rows.c}
+        # The star makes it the row, also where a column is called source.
+        arg: ColumnElement[Any] = func.to_jsonb(literal_column("source.*"), type_=JSONB)
+        for name in sorted({"id", "delay", "priority"} & set(given)):
             arg = arg.op("-", return_type=JSONB())(literal(name, Text))
         one = select(
-            cast(rows.c.id, Text) if "id" in rows.c else _uuid7(),
+            cast(given["id"], Text) if "id" in given else _uuid7(),
             cast(_given("queue", Text), Text),
             cast(_given("type", Text), Text),
             func.convert_to(cast(arg, Text), "UTF8"),
-            cast(rows.c.priority, SmallInteger)
-            if "priority" in rows.c
+            cast(given["priority"], SmallInteger)
+            if "priority" in given
             else cast(_given("priority", SmallInteger), SmallInteger),
             cast(_given("headers", JSONB(none_as_null=True)), JSONB),
             _start(
-                rows.c.delay * _SECOND
-                if "delay" in rows.c
+                given["delay"] * _SECOND
+                if "delay" in given
                 else cast(_given("delay", Interval), Interval),
                 cast(_given("run_at", DateTime(timezone=True)), DateTime(timezone=True)),
             ),
@@ -238,7 +240,8 @@ class Statements:
             inserted = inserted.on_conflict_do_nothing(index_elements=[job.c.id])
         if not notify:
             return inserted.returning(job.c.id)
-        done = inserted.returning(job.c.id, job.c.queue).cte("inserted")
+        # A user's own query may name a CTE or a table "inserted".
+        done = inserted.returning(job.c.id, job.c.queue).cte("bgjob_inserted")
         # One notification for each queue, not for each job.
         queues = select(done.c.queue).distinct().subquery("queues")
         woken = select(
@@ -722,11 +725,17 @@ def _run_at_parameter() -> ColumnElement[Any]:
 
 
 def _uuid7() -> ColumnElement[str]:
-    """A UUIDv7 as text, made by a server that may not have ``uuidv7()`` yet (it came with 18)."""
-    milliseconds = cast(extract("epoch", func.clock_timestamp()) * 1000, BigInteger)
-    time = func.lpad(func.to_hex(milliseconds), 12, "0")
-    rest = func.substr(cast(func.gen_random_uuid(), Text), 16)  # after the version digit
-    return func.concat(func.substr(time, 1, 8), "-", func.substr(time, 9, 4), "-7", rest)
+    """UUIDv7 text that grows from row to row; ``uuidv7()`` came only with PostgreSQL 18.
+
+    The time is the statement's; below it the 12 bits of rand_a count the rows, and what overflows
+    them adds to the milliseconds.
+    """
+    now = func.floor(extract("epoch", func.statement_timestamp()) * 1000)
+    counted = cast(now, BigInteger) * 4096 + func.row_number().over()
+    time = func.lpad(func.to_hex(counted), 15, "0")
+    rest = func.substr(cast(func.gen_random_uuid(), Text), 19)  # the dash, the variant, 62 bits
+    parts = (func.substr(time, 1, 8), "-", func.substr(time, 9, 4), "-7", func.substr(time, 13, 3))
+    return func.concat(*parts, rest)
 
 
 def _xid() -> ColumnElement[str]:
