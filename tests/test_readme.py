@@ -1,4 +1,4 @@
-"""What the README says is what happens: its Python runs, its commands exist, its tables are true."""
+"""What the README says is what happens: its Python runs, its commands exist."""
 
 import re
 import shlex
