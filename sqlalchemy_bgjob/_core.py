@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ._lifecycle import ClaimedJob, Pending
+from ._lifecycle import ClaimedJob, Fate, Pending
 from .settings import WorkerSettings
 
 AHEAD: Final = 0.05
@@ -23,6 +23,8 @@ FIRST_POLL: Final = 0.005
 """After work, a queue without notifications is looked at again this soon, then half as often."""
 AGAIN: Final = 0.1
 """Seconds until a worker that can't go on looks whether it can."""
+_RETRY_LOCKED: Final = (0.05, 5.0)
+_RETRY_REFUSED: Final = (1.0, 60.0)
 _SHORTEST_RUN: Final = 0.0001
 _MEMORY: Final = 0.1  # the weight of the newest run in the mean
 
@@ -81,10 +83,11 @@ class _Queue:
     poll_at: float = 0.0
     pause: float = FIRST_POLL
     no_ahead_until: float = 0.0
+    stuck: bool = False  # jobs were handed back, and no run has ended since
     woken: bool = False
 
     def ahead(self, now: float, most: int) -> int:
-        if self.mean is None or now < self.no_ahead_until:
+        if self.mean is None or self.stuck or now < self.no_ahead_until:
             return 0
         return min(most, int(self.slots * AHEAD / max(self.mean, _SHORTEST_RUN)))
 
@@ -144,6 +147,11 @@ class Core:
                 q.woken = True
                 q.poll_at = min(q.poll_at, now)
 
+    def expect(self, queue: str, at: float) -> None:
+        """A job will be due at that time: look at the queue then, if not before."""
+        if (q := self._queues.get(queue)) is not None:
+            q.poll_at = min(q.poll_at, at)
+
     def claim_sent(self, queue: str) -> None:
         """A claim is on its way: a notification from now on asks for another one."""
         self._queues[queue].woken = False
@@ -152,6 +160,7 @@ class Core:
         """A run ended and its slot is free."""
         q = self._queues[job.queue]
         q.running -= 1
+        q.stuck = False
         q.mean = seconds if q.mean is None else q.mean + _MEMORY * (seconds - q.mean)
 
     def settle_later(self, item: Pending, at: float) -> None:
@@ -235,10 +244,10 @@ class Core:
         due = [item for at, item in self._outbox if at <= now]
         if not due:
             return ()
-        oldest = next(at for at, _ in self._outbox if at <= now)
+        oldest = min(at for at, _ in self._outbox)
         idle = not any(q.running or q.ready for q in self._queues.values())
         enough = idle or self.draining or len(due) * 2 >= self._settings.max_claim
-        if not enough and now - oldest < LINGER:
+        if not enough and now < oldest + LINGER:
             return ()
         due = due[: self._settings.max_claim * 2]
         taken = {id(item) for item in due}
@@ -253,7 +262,7 @@ class Core:
             full = q.running >= q.slots
             keep: deque[tuple[float, ClaimedJob]] = deque()
             for since, job in q.ready:
-                held_too_long = now - since >= self._settings.hold_timeout and full
+                held_too_long = full and now >= since + self._settings.hold_timeout
                 # A job that may take the worker down with it must not drag others along, so it is
                 # not held: whoever has a free slot may have it.
                 if self.draining or held_too_long or (job.careful and full):
@@ -262,7 +271,8 @@ class Core:
                     keep.append((since, job))
             if len(keep) < len(q.ready):
                 q.ready = keep
-                q.no_ahead_until = now + self._settings.hold_timeout
+                # Or a long run makes its worker claim and hand back the same jobs all the time.
+                q.stuck, q.no_ahead_until = True, now + self._settings.hold_timeout
         return back
 
     def _until_next(self, now: float) -> float:
@@ -274,3 +284,9 @@ class Core:
             if not self.draining and self._room(q, now):
                 times.append(q.poll_at)
         return max(min(times) - now, 0.0)
+
+
+def settle_again_after(fate: Fate, tries: int) -> float:
+    """Seconds until a settlement that was not written is tried again, after so many tries."""
+    first, last = _RETRY_LOCKED if fate is Fate.LOCKED else _RETRY_REFUSED
+    return float(min(first * 2 ** min(tries, 10), last))  # a row may stay locked for days

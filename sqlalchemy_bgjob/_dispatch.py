@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import _lifecycle as lifecycle
-from ._core import Claim, Core, Finished, HandBack, Settle, Start, Wait
+from ._core import Claim, Core, Finished, HandBack, Settle, Start, Wait, settle_again_after
 from ._errors import describe, lost_connection, sqlstate
 from ._execution import Environment, Run, execute, job_info
 from ._heart import Heart
@@ -39,8 +39,6 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 RECONCILE_AFTER: Final = (0.0, 2.0, 10.0)
 """Seconds after a lost answer at which unknown claims are handed back: the server may take a while
 to commit what it had been sent."""
-_RETRY_LOCKED: Final = (0.05, 5.0)
-_RETRY_REFUSED: Final = (1.0, 60.0)
 _FINAL: Final = frozenset({"28P01", "28000", "3D000"})
 """No password, no such role, no such database: waiting does not help."""
 
@@ -389,8 +387,7 @@ class Dispatcher:
         now = time.monotonic()
         for item, fate in fates:
             if fate in (Fate.LOCKED, Fate.FAILED):
-                first, last = _RETRY_LOCKED if fate is Fate.LOCKED else _RETRY_REFUSED
-                pause = min(first * 2.0**item.tries, last)
+                pause = settle_again_after(fate, item.tries)
                 item.tries += 1
                 if fate is Fate.FAILED and item.tries == 1 and item.error is not None:
                     self._report(item.error)
@@ -409,8 +406,11 @@ class Dispatcher:
         info = run.info if run else job_info(item.job)
         if fate is Fate.STALE:
             self._events.emit("job_lease_lost", info)
-        else:
-            announce(self._events.emit, info, item.settlement, item.seconds)
+            return
+        if (delay := item.settlement.delay) is not None:
+            with self._lock:  # nobody notifies of a job that is put off
+                self._core.expect(item.job.queue, time.monotonic() + delay + 0.001)
+        announce(self._events.emit, info, item.settlement, item.seconds)
 
     # ---- the end ----------------------------------------------------------------------------
 

@@ -1,0 +1,813 @@
+"""The scheduling core: which step follows from which situation. No database, clock or threads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import count, pairwise
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sqlalchemy_bgjob._core import (
+    AGAIN,
+    FIRST_POLL,
+    LINGER,
+    Claim,
+    Core,
+    Finished,
+    HandBack,
+    Settle,
+    Start,
+    Step,
+    Wait,
+    settle_again_after,
+)
+from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
+from sqlalchemy_bgjob._outcomes import COMPLETED
+from sqlalchemy_bgjob.settings import WorkerSettings
+
+pytestmark = pytest.mark.core
+
+NOW = 1_000.0
+MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def job(id: str = "a", *, queue: str = "q", careful: bool = False) -> ClaimedJob:
+    return ClaimedJob(
+        id=id,
+        queue=queue,
+        type="t",
+        arg=None,
+        priority=0,
+        attempt=1,
+        crashes=0,
+        lease=1,
+        last_error=None,
+        headers=None,
+        next_run_at=MOMENT,
+        created_at=MOMENT,
+        updated_at=MOMENT,
+        unknown_for=None,
+        worker_id=7,
+        careful=careful,
+    )
+
+
+def jobs(number: int, *, queue: str = "q", careful: bool = False) -> list[ClaimedJob]:
+    return [job(f"job-{n}", queue=queue, careful=careful) for n in range(number)]
+
+
+def done(claimed: ClaimedJob) -> Pending:
+    return Pending(claimed, COMPLETED)
+
+
+def core(slots: int = 2, **options: Any) -> Core:
+    return Core({"q": slots}, WorkerSettings(**options))
+
+
+def step(core: Core, now: float = NOW, *, may_start: bool = True, may_claim: bool = True) -> Step:
+    return core.next_step(now, may_start=may_start, may_claim=may_claim)
+
+
+def claim_all(core: Core, given: list[ClaimedJob], now: float = NOW, queue: str = "q") -> None:
+    """What the worker does with the answer of a claim that found as much as it asked for."""
+    core.claim_sent(queue)
+    core.claimed(queue, given, now)
+    core.polled(queue, len(given), len(given), None, now, listening=True)
+
+
+def start_all(core: Core, now: float = NOW) -> list[ClaimedJob]:
+    started = []
+    while isinstance(following := step(core, now), Start):
+        started.append(following.job)
+    return started
+
+
+def busy(slots: int, *, now: float = NOW, **options: Any) -> tuple[Core, list[ClaimedJob]]:
+    """A core whose slots are all taken."""
+    full = core(slots, **options)
+    claim_all(full, [job(f"running-{n}") for n in range(slots)], now)
+    return full, start_all(full, now)
+
+
+def taught(slots: int, mean: float, **options: Any) -> Core:
+    """A core that has seen handlers take so long."""
+    core_ = core(slots, **options)
+    for one in jobs(1):
+        claim_all(core_, [one])
+        start_all(core_)
+        core_.finished(one, mean)
+    return core_
+
+
+# ---- a table of situations ------------------------------------------------------------------
+
+
+def test_the_first_step_claims_as_many_as_there_are_slots() -> None:
+    """Nothing is known of the handlers yet, so nothing is claimed ahead."""
+    assert step(core(3)) == Claim("q", 3)
+
+
+def test_what_was_claimed_is_started_in_its_order() -> None:
+    two = core(2)
+
+    claim_all(two, jobs(2))
+
+    assert [one.id for one in start_all(two)] == ["job-0", "job-1"]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 7])
+def test_never_more_run_than_there_are_slots(slots: int) -> None:
+    full = core(slots)
+    claim_all(full, jobs(slots + 5))
+
+    assert len(start_all(full)) == slots
+    assert full.running == slots
+    assert full.next_start("q") is None
+
+
+def test_a_slot_that_is_free_again_takes_the_next_job() -> None:
+    one = core(1)
+    claim_all(one, jobs(2))
+    (first,) = start_all(one)
+
+    one.finished(first, 0.01)
+
+    following = one.next_start("q")
+    assert following is not None
+    assert following.id == "job-1"
+    assert one.running == 1
+
+
+def test_no_beat_no_start() -> None:
+    """A worker that may have been found lost starts nothing, and looks again soon."""
+    late = core(2)
+    claim_all(late, jobs(2))
+
+    assert step(late, may_start=False) == Wait(AGAIN)
+    assert isinstance(step(late), Start)
+
+
+def test_without_a_connection_what_is_claimed_still_runs() -> None:
+    cut = core(2)
+    claim_all(cut, jobs(2))
+
+    assert isinstance(step(cut, may_claim=False), Start)
+    assert isinstance(step(cut, may_claim=False), Start)
+    assert step(cut, may_claim=False) == Wait(AGAIN)
+
+
+def test_a_full_worker_waits_and_does_not_claim() -> None:
+    full, _ = busy(2)
+
+    assert isinstance(step(full), Wait)
+
+
+def test_an_empty_queue_is_polled_at_the_poll_interval() -> None:
+    idle = core(2, poll_interval=1.0)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+
+    following = step(idle)
+
+    assert isinstance(following, Wait)
+    assert 0.9 <= following.seconds <= 1.0
+    assert step(idle, NOW + 1.0) == Claim("q", 2)
+
+
+def test_without_notifications_the_first_polls_come_soon_and_then_ever_later() -> None:
+    deaf = core(2, poll_interval=1.0)
+    now, waits = NOW, []
+
+    for _ in range(12):
+        deaf.polled("q", 2, 0, None, now, listening=False)
+        following = step(deaf, now)
+        assert isinstance(following, Wait)
+        waits.append(following.seconds)
+        now += following.seconds
+
+    assert 0.9 * FIRST_POLL <= waits[0] <= FIRST_POLL
+    assert all(0.9 <= wait <= 1.0 for wait in waits[-3:])
+    assert all(after > before for before, after in pairwise(waits[:7]))
+
+
+def test_work_makes_the_polls_frequent_again() -> None:
+    deaf = core(2, poll_interval=1.0)
+    for _ in range(12):
+        deaf.polled("q", 2, 0, None, NOW, listening=False)
+
+    deaf.polled("q", 2, 1, None, NOW, listening=False)
+
+    following = step(deaf)
+    assert isinstance(following, Wait)
+    assert following.seconds <= FIRST_POLL
+
+
+def test_a_scheduled_job_is_looked_for_when_it_is_due() -> None:
+    idle = core(2, poll_interval=1.0)
+    idle.polled("q", 2, 0, 0.2, NOW, listening=True)
+
+    following = step(idle)
+
+    assert isinstance(following, Wait)
+    assert 0.2 <= following.seconds <= 0.21
+    assert step(idle, NOW + 0.21) == Claim("q", 2)
+
+
+def test_a_job_that_was_due_before_the_answer_came_is_no_busy_loop() -> None:
+    idle = core(2)
+    idle.polled("q", 2, 0, -5.0, NOW, listening=True)
+
+    following = step(idle)
+
+    assert isinstance(following, Wait)
+    assert following.seconds > 0
+
+
+def test_a_job_that_this_worker_has_put_off_is_looked_for_when_it_is_due() -> None:
+    """Nobody notifies of a retry."""
+    idle = core(2, poll_interval=1.0)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+
+    idle.expect("q", NOW + 0.1)
+    idle.expect("q", NOW + 60)
+    idle.expect("another worker's", NOW)
+
+    following = step(idle)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.1)
+    assert step(idle, NOW + 0.1) == Claim("q", 2)
+
+
+def test_a_full_claim_is_followed_by_another_at_once() -> None:
+    many = core(2)
+    claim_all(many, jobs(2))
+    for one in start_all(many):
+        many.finished(one, 10.0)
+
+    assert step(many) == Claim("q", 2)
+
+
+@pytest.mark.parametrize("queue", ["q", None])
+def test_a_notification_ends_the_wait(queue: str | None) -> None:
+    idle = core(2)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+
+    idle.wake(queue, NOW)
+
+    assert step(idle) == Claim("q", 2)
+
+
+def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
+    two = Core({"a": 1, "b": 1}, WorkerSettings())
+    for name in "ab":
+        two.polled(name, 1, 0, None, NOW, listening=True)
+
+    two.wake("b", NOW)
+
+    assert step(two) == Claim("b", 1)
+    two.claim_sent("b")
+    two.polled("b", 1, 0, None, NOW, listening=True)
+    assert isinstance(step(two), Wait)
+
+
+def test_a_notification_during_a_claim_asks_for_another_one() -> None:
+    """The claim's snapshot may be older than the commit that notifies."""
+    idle = core(2)
+    assert step(idle) == Claim("q", 2)
+    idle.claim_sent("q")
+
+    idle.wake("q", NOW)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+
+    assert step(idle) == Claim("q", 2)
+
+
+def test_a_notification_before_a_claim_asks_for_one_only() -> None:
+    idle = core(2)
+    idle.wake("q", NOW)
+    idle.claim_sent("q")
+
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+
+    assert isinstance(step(idle), Wait)
+
+
+def test_queues_take_turns() -> None:
+    """A queue that is always full does not starve the others."""
+    three = Core({"a": 1, "b": 1, "c": 1}, WorkerSettings())
+    claimed = []
+
+    for n in range(9):
+        following = step(three)
+        assert isinstance(following, Claim)
+        claimed.append(following.queue)
+        one = job(f"{n}", queue=following.queue)
+        claim_all(three, [one], queue=following.queue)
+        start_all(three)
+        three.finished(one, 10.0)
+
+    assert Counter(claimed) == {"a": 3, "b": 3, "c": 3}
+    assert claimed[:3] == claimed[3:6] == claimed[6:]
+
+
+def test_each_queue_has_slots_of_its_own() -> None:
+    two = Core({"a": 1, "b": 2}, WorkerSettings())
+    claim_all(two, jobs(2, queue="a"), queue="a")
+    claim_all(two, jobs(2, queue="b"), queue="b")
+
+    assert Counter(one.queue for one in start_all(two)) == {"a": 1, "b": 2}
+
+
+# ---- claims follow the handlers' duration ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean", "limit"),
+    [
+        (60.0, 10),
+        (0.5, 10 + 1),  # 10 slots start 1 job within 50 ms
+        (0.05, 10 + 10),
+        (0.01, 10 + 50),
+        (0.000_001, 200),
+    ],
+)
+def test_a_claim_takes_as_much_as_starts_within_50_ms(mean: float, limit: int) -> None:
+    assert step(taught(10, mean)) == Claim("q", limit)
+
+
+def test_max_claim_limits_every_claim() -> None:
+    assert step(core(1_000, max_claim=50)) == Claim("q", 50)
+    assert step(taught(10, 0.000_1, max_claim=20)) == Claim("q", 20)
+
+
+def test_claims_shrink_when_the_handlers_become_slow() -> None:
+    slower = taught(10, 0.001)
+    limits = []
+
+    for n in range(40):
+        following = step(slower)
+        assert isinstance(following, Claim)
+        limits.append(following.limit)
+        one = job(f"{n}")
+        claim_all(slower, [one])
+        start_all(slower)
+        slower.finished(one, 5.0)
+
+    assert limits[0] == 200
+    assert limits[-1] == 10
+    assert limits == sorted(limits, reverse=True)
+
+
+def test_with_all_slots_taken_the_next_batch_is_half_of_what_may_be_held() -> None:
+    """Many small claims cost more than one."""
+    quick = taught(10, 0.01)  # 50 may be held ahead
+    claim_all(quick, jobs(60))
+    running = start_all(quick)
+    assert isinstance(step(quick), Wait)
+
+    for _ in range(24):
+        quick.finished(running.pop(), 0.01)
+        following = quick.next_start("q")
+        assert following is not None
+        running.append(following)
+    assert isinstance(step(quick), Wait)
+
+    for _ in range(2):
+        quick.finished(running.pop(), 0.01)
+        following = quick.next_start("q")
+        assert following is not None
+        running.append(following)
+    assert step(quick) == Claim("q", 26)
+
+
+# ---- what is held too long goes back --------------------------------------------------------
+
+
+def test_a_job_that_is_not_started_within_a_second_is_handed_back() -> None:
+    quick = taught(1, 0.001)
+    claim_all(quick, jobs(10))
+    start_all(quick)
+    quick.polled("q", 41, 0, None, NOW + 0.99, listening=True)
+
+    following = step(quick, NOW + 0.99)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.01)
+
+    back = step(quick, NOW + 1.0)
+    assert isinstance(back, HandBack)
+    assert [one.id for one in back.jobs] == [f"job-{n}" for n in range(1, 10)]
+    assert quick.ready() == []
+
+
+def test_what_was_handed_back_is_not_claimed_ahead_again_before_a_run_ends() -> None:
+    """Or a long handler makes its worker claim and hand back the same jobs all the time."""
+    quick = taught(1, 0.001)
+    claim_all(quick, jobs(10))
+    (first,) = start_all(quick)
+    assert isinstance(step(quick, NOW + 1.0), HandBack)
+
+    now = NOW + 1.0
+    while now < NOW + 60:
+        following = step(quick, now)
+        assert isinstance(following, Wait)
+        assert following.seconds > 0.5
+        now += following.seconds
+
+    quick.finished(first, 60.0)
+    assert step(quick, now) == Claim("q", 1)
+
+
+def test_once_a_run_ends_jobs_are_claimed_ahead_again() -> None:
+    """But not within the second in which they were handed back."""
+    quick = taught(1, 0.001)
+    claim_all(quick, jobs(10))
+    (first,) = start_all(quick)
+    assert isinstance(step(quick, NOW + 1.0), HandBack)
+
+    quick.finished(first, 0.001)
+
+    assert step(quick, NOW + 1.9) == Claim("q", 1)
+    assert step(quick, NOW + 2.1) == Claim("q", 1 + 50)
+
+
+def test_careful_jobs_are_started_first() -> None:
+    """Of those that came in one claim, in their own order."""
+    three = core(3)
+    first, second = job("x", careful=True), job("y", careful=True)
+
+    claim_all(three, [*jobs(2), first, second])
+
+    assert [one.id for one in start_all(three)] == ["x", "y", "job-0"]
+
+
+def test_careful_jobs_are_never_held_ahead() -> None:
+    quick = taught(2, 0.001)
+    claim_all(quick, [*jobs(2), *(job(f"c{n}", careful=True) for n in range(4))])
+
+    assert [one.id for one in start_all(quick)] == ["c0", "c1"]
+    assert [one.id for one in quick.ready()] == ["job-0", "job-1"]
+
+
+def test_the_careful_ones_that_find_no_slot_go_back_at_once() -> None:
+    quick = taught(2, 0.001)
+    claim_all(quick, [job(f"c{n}", careful=True) for n in range(4)])
+    assert isinstance(step(quick), Start)
+    assert isinstance(step(quick), Start)
+
+    back = step(quick)
+
+    assert isinstance(back, HandBack)
+    assert [one.id for one in back.jobs] == ["c2", "c3"]
+
+
+def test_careful_jobs_are_not_claimed_and_handed_back_over_and_over() -> None:
+    """While the slots are taken, the table is left alone."""
+    quick = taught(1, 0.001)
+    poison = [job(f"c{n}", careful=True) for n in range(5)]
+    now, handed_back = NOW, 0
+
+    # The table holds nothing else, so each claim brings these again.
+    while now < NOW + 30:
+        match step(quick, now):
+            case Claim(limit=limit):
+                claim_all(quick, poison[:limit], now)
+            case HandBack():
+                handed_back += 1
+            case Wait(seconds):
+                assert seconds > 0
+                now += seconds
+
+    assert handed_back == 1
+
+
+# ---- settlements ----------------------------------------------------------------------------
+
+
+def test_an_idle_worker_settles_at_once() -> None:
+    idle, running = busy(1)
+    idle.finished(running[0], 0.01)
+
+    idle.settle_later(item := done(running[0]), NOW)
+
+    assert step(idle) == Settle((item,))
+
+
+def test_a_busy_worker_waits_for_others_to_share_the_statement() -> None:
+    full, running = busy(2, max_claim=1_000)
+    full.finished(running[0], 60.0)
+    full.settle_later(first := done(running[0]), NOW)
+    full.polled("q", 1, 0, None, NOW, listening=True)
+
+    following = step(full)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(LINGER)
+
+    full.settle_later(second := done(job("b")), NOW + LINGER / 2)
+    assert step(full, NOW + LINGER) == Settle((first, second))
+
+
+def test_half_a_batch_is_enough_to_settle_at_once() -> None:
+    full, _ = busy(2, max_claim=10)
+    items = [done(one) for one in jobs(5)]
+    for item in items:
+        full.settle_later(item, NOW)
+
+    assert step(full) == Settle(tuple(items))
+
+
+def test_a_statement_takes_two_batches_at_the_most() -> None:
+    full, _ = busy(2, max_claim=10)
+    items = [done(one) for one in jobs(50)]
+    for item in items:
+        full.settle_later(item, NOW)
+
+    sizes = []
+    while isinstance(following := step(full), Settle):
+        sizes.append(len(following.items))
+
+    assert sizes == [20, 20, 10]
+
+
+def test_a_settlement_that_is_to_be_tried_later_waits_for_its_time() -> None:
+    idle = core(1)
+    idle.polled("q", 1, 0, None, NOW, listening=True)
+    idle.settle_later(item := done(job()), NOW + 0.5)
+
+    following = step(idle)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.5)
+    assert step(idle, NOW + 0.5) == Settle((item,))
+
+
+def test_what_is_to_be_written_at_once_does_not_wait_behind_what_came_before() -> None:
+    """An unknown type or a failed batch: its time has long passed."""
+    full, _ = busy(2)
+    full.settle_later(recent := done(job("recent")), NOW)
+    full.settle_later(urgent := done(job("urgent")), 0.0)
+
+    assert step(full, NOW + 0.001) == Settle((recent, urgent))
+
+
+@pytest.mark.parametrize(
+    ("fate", "seconds"),
+    [
+        (Fate.LOCKED, [0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]),
+        (Fate.FAILED, [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]),
+    ],
+)
+def test_a_settlement_is_tried_again_ever_later(fate: Fate, seconds: list[float]) -> None:
+    assert [settle_again_after(fate, tries) for tries in range(len(seconds))] == seconds
+
+
+def test_a_row_that_stays_locked_for_days_overflows_nothing() -> None:
+    assert settle_again_after(Fate.LOCKED, 1_000_000) == 5.0
+
+
+def test_without_a_connection_settlements_are_kept() -> None:
+    cut = core(1)
+    cut.settle_later(item := done(job()), NOW)
+
+    assert step(cut, may_claim=False) == Wait(AGAIN)
+    assert cut.unsettled() == [item]
+    assert step(cut) == Settle((item,))
+
+
+# ---- the end --------------------------------------------------------------------------------
+
+
+def test_draining_hands_back_then_waits_for_what_runs_then_settles_then_ends() -> None:
+    ending = core(1)
+    claim_all(ending, jobs(3))
+    (running,) = start_all(ending)
+
+    ending.draining = True
+
+    back = step(ending)
+    assert isinstance(back, HandBack)
+    assert [one.id for one in back.jobs] == ["job-1", "job-2"]
+    assert isinstance(step(ending), Wait)
+    assert ending.next_start("q") is None
+
+    ending.finished(running, 0.01)
+    ending.settle_later(item := done(running), NOW)
+    assert step(ending) == Settle((item,))
+    assert step(ending) == Finished()
+
+
+def test_a_draining_worker_settles_without_lingering() -> None:
+    ending, running = busy(2)
+    ending.draining = True
+    ending.finished(running[0], 0.01)
+    ending.settle_later(item := done(running[0]), NOW)
+
+    assert step(ending) == Settle((item,))
+
+
+def test_a_worker_that_stops_before_it_began_has_nothing_to_do() -> None:
+    ending = core(1)
+    ending.draining = True
+
+    assert step(ending) == Finished()
+    assert step(ending, may_start=False, may_claim=False) == Finished()
+
+
+def test_a_draining_worker_does_not_end_while_its_connection_is_down() -> None:
+    ending = core(1)
+    claim_all(ending, jobs(1))
+    ending.draining = True
+
+    assert step(ending, may_claim=False) == Wait(AGAIN)
+    assert isinstance(step(ending), HandBack)
+
+
+def test_lost_leases_are_forgotten() -> None:
+    lost = core(1)
+    claim_all(lost, jobs(3))
+    start_all(lost)
+
+    assert [one.id for one in lost.forget_ready()] == ["job-1", "job-2"]
+    assert lost.ready() == []
+    assert lost.running == 1
+
+
+# ---- any order of events --------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """The table and the handlers, as the core's driver sees them."""
+
+    due: list[str] = field(default_factory=list)
+    running: list[ClaimedJob] = field(default_factory=list)
+    settled: list[str] = field(default_factory=list)
+    careful: set[str] = field(default_factory=set)
+
+
+class Machine(RuleBasedStateMachine):
+    """A worker with two queues, whatever its handlers and its connection do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = WorkerSettings(max_claim=6)
+        self.slots = {"a": 1, "b": 3}
+        self.core = Core(self.slots, self.options)
+        self.world = {name: World() for name in self.slots}
+        self.now = NOW
+        self.numbers = count()
+        self.known: set[str] = set()
+        self.finished = False
+
+    # -- what the world does
+
+    @precondition(lambda self: not self.finished)
+    @rule(queue=st.sampled_from("ab"), number=st.integers(1, 12), careful=st.booleans())
+    def enqueue(self, queue: str, number: int, careful: bool) -> None:
+        new = [f"{queue}{next(self.numbers)}" for _ in range(number)]
+        self.known |= set(new)
+        self.world[queue].due += new
+        if careful:
+            self.world[queue].careful |= set(new)
+        self.core.wake(queue, self.now)
+
+    @precondition(lambda self: any(world.running for world in self.world.values()))
+    @rule(data=st.data(), seconds=st.sampled_from([0.0, 0.0001, 0.01, 1.0, 100.0]))
+    def a_handler_ends(self, data: st.DataObject, seconds: float) -> None:
+        queue = data.draw(st.sampled_from([q for q in self.world if self.world[q].running]))
+        running = self.world[queue].running
+        ended = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        self.core.finished(ended, seconds)
+        self.core.settle_later(done(ended), self.now)
+        if data.draw(st.booleans()) and (following := self.core.next_start(queue)):
+            running.append(following)
+
+    @rule(seconds=st.sampled_from([0.000_1, 0.005, 0.02, 0.5, 1.5]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def stop(self) -> None:
+        self.core.draining = True
+
+    @precondition(lambda self: not self.finished)
+    @rule(may_start=st.booleans(), may_claim=st.booleans(), answers=st.booleans())
+    def one_step(self, may_start: bool, may_claim: bool, answers: bool) -> None:
+        self.take(may_start, may_claim, answers)
+
+    @precondition(lambda self: not self.finished)
+    @rule()
+    def steps_until_it_waits(self) -> None:
+        """With all in order a wait must come, and must be a real one."""
+        for _ in range(1_000):
+            following = self.take(may_start=True, may_claim=True, answers=True)
+            if isinstance(following, Finished):
+                return
+            if isinstance(following, Wait):
+                assert following.seconds > 0, "a busy loop"
+                self.nothing_lingers()
+                return
+        raise AssertionError("1,000 steps without a wait")
+
+    # -- what the driver does
+
+    def take(self, may_start: bool, may_claim: bool, answers: bool) -> Step:
+        following = self.core.next_step(self.now, may_start=may_start, may_claim=may_claim)
+        match following:
+            case Start(started):
+                assert may_start
+                self.world[started.queue].running.append(started)
+            case Claim(queue, limit):
+                assert may_claim
+                assert may_start
+                assert not self.core.draining
+                assert 1 <= limit <= self.options.max_claim
+                self.core.claim_sent(queue)
+                if answers:
+                    self.answer(queue, limit)
+            case Settle(items):
+                assert may_claim
+                for item in items:
+                    if answers:
+                        self.world[item.job.queue].settled.append(item.job.id)
+                    else:
+                        self.core.settle_later(item, 0.0)
+            case HandBack(back):
+                assert may_claim
+                for one in back:
+                    self.world[one.queue].due.append(one.id)
+            case Wait(seconds):
+                assert 0 <= seconds <= self.options.poll_interval
+            case Finished():
+                assert self.core.draining
+                assert not any(world.running for world in self.world.values())
+                self.finished = True
+        return following
+
+    def answer(self, queue: str, limit: int) -> None:
+        world = self.world[queue]
+        got, world.due = world.due[:limit], world.due[limit:]
+        claimed = [job(id, queue=queue, careful=id in world.careful) for id in got]
+        self.core.claimed(queue, claimed, self.now)
+        self.core.polled(queue, limit, len(got), None, self.now, listening=True)
+
+    # -- what must hold
+
+    @invariant()
+    def no_more_run_than_slots(self) -> None:
+        for queue, slots in self.slots.items():
+            assert len(self.world[queue].running) <= slots
+        assert self.core.running == sum(len(world.running) for world in self.world.values())
+
+    @invariant()
+    def each_job_is_in_one_place(self) -> None:
+        places: list[str] = []
+        for world in self.world.values():
+            places += world.due + world.settled + [one.id for one in world.running]
+        places += [one.id for one in self.core.ready()]
+        places += [item.job.id for item in self.core.unsettled()]
+        assert sorted(places) == sorted(self.known)
+
+    def nothing_lingers(self) -> None:
+        """At a wait: nothing is due, no slot is idle beside a job, nothing careful is held."""
+        ready = Counter(one.queue for one in self.core.ready())
+        for queue, slots in self.slots.items():
+            if len(self.world[queue].running) < slots:
+                assert not ready[queue]
+        assert not any(one.careful for one in self.core.ready())
+        self.now += LINGER
+        ends = (Wait, Finished)
+        while not isinstance(self.take(may_start=True, may_claim=True, answers=True), ends):
+            pass
+        assert not self.core.unsettled()
+
+    def teardown(self) -> None:
+        """Whatever happened, a stop with time to spare ends."""
+        self.core.draining = True
+        for _ in range(1_000):
+            following = self.take(may_start=True, may_claim=True, answers=True)
+            if isinstance(following, Finished):
+                break
+            if isinstance(following, Wait):
+                self.now += max(following.seconds, 0.001)
+                for world in self.world.values():
+                    for ended in world.running:
+                        self.core.finished(ended, 0.01)
+                        self.core.settle_later(done(ended), self.now)
+                    world.running = []
+        assert self.finished
+        self.each_job_is_in_one_place()
+        assert not self.core.ready()
+        assert not self.core.unsettled()
+
+
+TestAnyOrder = Machine.TestCase
+TestAnyOrder.settings = settings(
+    max_examples=100,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
