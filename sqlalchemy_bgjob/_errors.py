@@ -5,9 +5,10 @@ messages are translated, and hold the values of rows.
 """
 
 import traceback
+from contextlib import suppress
 from typing import Any, Final
 
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
 
 from .settings import MAX_ERROR_LENGTH
 
@@ -22,7 +23,9 @@ def sqlstate(error: BaseException | None) -> str | None:
     if isinstance(error, StatementError):
         error = error.orig
     for name in ("sqlstate", "pgcode"):
-        code = getattr(error, name, None)
+        code: object = None
+        with suppress(Exception):  # it may be a property of the user's own error
+            code = getattr(error, name, None)
         if isinstance(code, str) and len(code) == 5:
             return code
     return None
@@ -46,23 +49,37 @@ def describe(error: BaseException) -> str:
     """An error as text for ``last_error``: type, message, and where it was raised.
 
     A database error gives its SQLSTATE and constraint instead of its message, which would hold
-    parameters and the values of rows.
+    parameters and the values of rows. An exception group names its first five members.
     """
     lines = [_headline(error)]
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     seen = {id(error)}
+    cause = _cause(error)
     while cause is not None and id(cause) not in seen and len(lines) < 5:
         seen.add(id(cause))
         lines.append(f"caused by {_headline(cause)}")
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+        cause = _cause(cause)
+    if isinstance(error, BaseExceptionGroup):
+        lines += [f"contains {_headline(member)}" for member in error.exceptions[:5]]
     frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
     lines += [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
     return clean("\n".join(lines))
 
 
+def _cause(error: BaseException) -> BaseException | None:
+    if _is_database_error(error):
+        return None  # the driver's own errors, whose messages hold what ours leave out
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_database_error(error: BaseException) -> bool:
+    return isinstance(error, StatementError | PendingRollbackError) or sqlstate(error) is not None
+
+
 def _headline(error: BaseException) -> str:
     name = type(error).__name__
-    if isinstance(error, StatementError) or sqlstate(error) is not None:
+    if isinstance(error, PendingRollbackError):  # its message quotes the error of the flush
+        return f"{name}: the session was used after a flush had failed; roll it back first"
+    if _is_database_error(error):
         orig = error.orig if isinstance(error, StatementError) else error
         parts = [type(orig).__name__, sqlstate(error), _constraint(orig)]
         return f"{name}: " + " ".join(part for part in parts if part)

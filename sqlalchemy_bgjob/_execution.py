@@ -14,7 +14,16 @@ from sqlalchemy import URL, Connection
 from ._codec import Encoded
 from ._errors import describe
 from ._lifecycle import ClaimedJob, Fate, Pending
-from ._outcomes import UNCHANGED, Kind, Reschedule, Settlement, as_outcome, decide, failed
+from ._outcomes import (
+    UNCHANGED,
+    Kind,
+    Reschedule,
+    Retry,
+    Settlement,
+    as_outcome,
+    decide,
+    failed,
+)
 from ._registry import JobType
 from ._session import HandlerSession, refused
 from ._statements import Statements
@@ -123,6 +132,9 @@ def execute(environment: Environment, run: Run) -> tuple[Pending, Fate | None]:
             except BaseException as error:
                 pending.settlement = _after(handler, job, refused(error))
         return pending, None
+    except BaseException as error:  # an exception that can't even be looked at
+        text = f"a {type(error).__name__} while the handler's end was recorded"
+        return Pending(job, _decide(handler, job, Retry(None, text), None)), None
     finally:
         unit.discard()
 
@@ -135,6 +147,8 @@ def _call(environment: Environment, run: Run, unit: HandlerSession) -> tuple[Set
     except InvalidArg as error:
         # No attempt will ever decode it.
         return Settlement(Kind.DEAD, error=describe(error)), False
+    except BaseException as error:
+        return _after(handler, job, error), False
 
     def session() -> Any:
         if not handler.options.session:

@@ -50,7 +50,7 @@ class Retry(Outcome):
     ) -> None:
         super().__init__(after, error)
         self.after = None if after is None else _validation.seconds("after", after)
-        self.error = error
+        self.error = _checked(error)
 
 
 class Reschedule(Outcome):
@@ -72,7 +72,13 @@ class MoveToDlq(Outcome):
 
     def __init__(self, error: BaseException | str | None = None) -> None:
         super().__init__(error)
-        self.error = error
+        self.error = _checked(error)
+
+
+def _checked(error: object) -> BaseException | str | None:
+    if error is None or isinstance(error, BaseException | str):
+        return error
+    raise TypeError(f"error must be an exception or a str, not {_type_name(error)}")
 
 
 class Kind(Enum):
@@ -122,7 +128,7 @@ def as_outcome(returned: object, type: str) -> Outcome:
     """
     if returned is None:
         return COMPLETE
-    if isinstance(returned, Outcome):
+    if isinstance(returned, _OUTCOMES):
         return returned
     raise TypeError(
         f"handler of {type!r} returned a {_type_name(returned)}; it must return None, "
@@ -131,6 +137,7 @@ def as_outcome(returned: object, type: str) -> Outcome:
 
 
 COMPLETE: Final = Complete()
+_OUTCOMES: Final = (Complete, Retry, Reschedule, MoveToDlq)
 
 
 def _type_name(value: object) -> str:
@@ -139,7 +146,7 @@ def _type_name(value: object) -> str:
 
 def failed(error: BaseException) -> Outcome:
     """The outcome of a handler that raised: the outcome itself, or a retry."""
-    if isinstance(error, Outcome):
+    if isinstance(error, _OUTCOMES):
         return error
     after = 0.0 if sqlstate(error) in RETRY_AT_ONCE else None
     return Retry(after, error)
