@@ -76,6 +76,9 @@ _activity = table(
     column("state", Text),
     schema="pg_catalog",
 )
+_bgwriter = table(
+    "pg_stat_bgwriter", column("stats_reset", DateTime(timezone=True)), schema="pg_catalog"
+)
 
 
 def application_name(worker_id: int) -> str:
@@ -302,8 +305,9 @@ class Statements:
             )
             .order_by(due.c.next_run_at, due.c.id)
             .limit(limit)
-            # NO KEY: a user's row that refers to the job must not hide it.
-            .with_for_update(of=due, skip_locked=True, key_share=True)
+            # NO KEY: a user's row that refers to the job must not hide it. No OF: nothing else is
+            # read here, and SQLAlchemy 2.0.30 can't compile it within a LATERAL.
+            .with_for_update(skip_locked=True, key_share=True)
             .lateral("lane")
         )
         # No ORDER BY here: lanes come in ascending order, and the LIMIT stops reading them.
@@ -365,7 +369,7 @@ class Statements:
         return self._one_by_one(
             given,
             literal_column("held.ctid"),
-            lambda held, one: one.with_for_update(of=held, skip_locked=not wait),
+            lambda held, one: one.with_for_update(skip_locked=not wait),
         )
 
     def _one_by_one(
@@ -569,10 +573,31 @@ class Statements:
 
     @cached_property
     def silent_workers(self) -> Executable:
-        """Lock the rows of workers whose last beat is older than their own lease_timeout."""
+        """Lock the rows of workers whose last beat is older than their own lease_timeout.
+
+        None, unless the judge has been connected for as long, and has itself beaten lately by the
+        clock that it judges by: after an outage or a jump of that clock everyone looks silent.
+        Parameters: judge, connected (seconds).
+        """
         worker = self._worker
+        judge = worker.alias("judge")
         silence = func.clock_timestamp() - worker.c.beat_at
-        return self._lock_workers(silence > worker.c.lease_timeout * _SECOND)
+        fit = (
+            select(judge.c.id)
+            .where(
+                judge.c.id == _given("judge", BigInteger),
+                judge.c.lost_at.is_(None),
+                func.clock_timestamp() - judge.c.beat_at < judge.c.lease_timeout / 2 * _SECOND,
+            )
+            .exists()
+        )
+        return self._lock_workers(
+            and_(
+                silence > worker.c.lease_timeout * _SECOND,
+                worker.c.lease_timeout <= _given("connected", Float(53)),
+                fit,
+            )
+        )
 
     @cached_property
     def lost_workers(self) -> Executable:
@@ -589,8 +614,8 @@ class Statements:
         """Workers whose listening session is gone: id and the last beat, to be looked at twice.
 
         A session that is idle, in a transaction or not, ends at once with its process, so one that
-        exists proves that the process lives. A restart of the server ends sessions of the living,
-        so sessions from before it prove nothing.
+        exists proves that the process lives; one that is hidden from this role may be it. A restart
+        of the server ends sessions of the living, so sessions from before it prove nothing.
         """
         worker = self._worker
         return select(worker.c.id, worker.c.beat_at).where(self._ended())
@@ -619,21 +644,31 @@ class Statements:
                 or_(
                     and_(
                         session.c.pid == worker.c.listener_pid,
-                        session.c.backend_start == worker.c.listener_started_at,
+                        func.coalesce(session.c.backend_start, worker.c.listener_started_at)
+                        == worker.c.listener_started_at,
                     ),
                     and_(
                         session.c.application_name
                         == literal(APPLICATION_NAME_PREFIX, Text) + cast(worker.c.id, Text),
-                        session.c.state != "active",
+                        # Whoever asks is active, and alive.
+                        or_(
+                            session.c.state.is_distinct_from("active"),
+                            session.c.pid == func.pg_backend_pid(),
+                        ),
                     ),
                 )
             )
             .exists()
         )
+        # After the crash of one session the server ends all others, and begins anew without being
+        # started anew; its statistics tell.
+        began = func.greatest(
+            func.pg_postmaster_start_time(), select(_bgwriter.c.stats_reset).scalar_subquery()
+        )
         return and_(
             worker.c.lost_at.is_(None),
             worker.c.listener_pid.is_not(None),
-            worker.c.listener_started_at > func.pg_postmaster_start_time(),
+            worker.c.listener_started_at > began,
             not_(exists),
         )
 
@@ -691,7 +726,9 @@ class Statements:
         )
         # The first time at once; then after a random wait, so that the jobs of one crash part
         # company, and the one that kills its workers is soon alone with the blame.
-        wait = func.random() * func.least(60, func.power(2, job.c.crashes)) * _SECOND
+        # The inner LEAST keeps the power from overflowing.
+        longest = func.least(60, func.power(2, func.least(job.c.crashes, 10)))
+        wait = func.random() * longest * _SECOND
         return (
             update(job)
             .where(_at(locked))
