@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
 
-from ._lifecycle import name_session
+from ._lifecycle import name_session, plan_anew
 
 
 class Permits(Protocol):
@@ -44,6 +44,7 @@ class HandlerConnections:
                 if isolation_level is not None:
                     connection = connection.execution_options(isolation_level=isolation_level)
                 name_session(connection, worker_id)
+                plan_anew(connection)
             except BaseException:
                 connection.close()
                 raise

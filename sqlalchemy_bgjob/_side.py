@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
 
-from ._lifecycle import name_session
+from ._lifecycle import name_session, plan_anew
 
 
 class Runtime(Protocol):
@@ -54,6 +54,7 @@ def own(connection: Connection, worker_id: int | None = None) -> Connection:
     connection = connection.execution_options(isolation_level="READ COMMITTED")
     if worker_id is not None:
         name_session(connection, worker_id)
+    plan_anew(connection)
     return connection
 
 

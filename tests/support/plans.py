@@ -1,0 +1,83 @@
+"""The plans by which the server ran a connection's statements, as ``auto_explain`` tells them.
+
+Not an EXPLAIN made for the test: these are the plans of what the driver prepared and sent.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+_SETTINGS = {
+    "auto_explain.log_min_duration": "0",
+    "auto_explain.log_analyze": "on",
+    "auto_explain.log_buffers": "on",
+    "auto_explain.log_timing": "off",
+    "auto_explain.log_format": "json",
+    "client_min_messages": "log",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One statement's plan and what it cost."""
+
+    query: str
+    root: dict[str, Any]
+
+    def nodes(self) -> Iterator[dict[str, Any]]:
+        todo = [self.root]
+        while todo:
+            node = todo.pop()
+            yield node
+            todo += node.get("Plans", ())
+
+    @property
+    def buffers(self) -> int:
+        """Pages that were looked at, cached or not."""
+        return int(self.root["Shared Hit Blocks"]) + int(self.root["Shared Read Blocks"])
+
+    def scans(self, table: str = "bgjob_job") -> set[str]:
+        """How the table was read: node type, and index if there is one."""
+        return {
+            f"{node['Node Type']} {node.get('Index Name', '')}".strip()
+            for node in self.nodes()
+            if node.get("Relation Name") == table and "Scan" in node["Node Type"]
+        }
+
+
+@contextmanager
+def recorded_plans(connection: Connection, mode: str = "auto") -> Iterator[list[Plan]]:
+    """Collect the plans of all statements that run meanwhile; *mode* is ``plan_cache_mode``.
+
+    Statements are prepared at their first use, so a forced generic plan is in force from then on.
+    """
+    plans: list[Plan] = []
+
+    def note(diagnostic: Any) -> None:
+        message = diagnostic.message_primary or ""
+        if "plan:" in message:
+            parsed = json.loads(message.split("plan:", 1)[1])
+            plans.append(Plan(parsed["Query Text"], parsed["Plan"]))
+
+    driver: Any = connection.connection.dbapi_connection
+    driver.prepare_threshold = 0
+    with connection.begin():
+        connection.exec_driver_sql("LOAD 'auto_explain'")
+        connection.exec_driver_sql(f"SET plan_cache_mode = {mode}")
+        for name, value in _SETTINGS.items():
+            connection.exec_driver_sql(f"SET {name} = '{value}'")
+    driver.add_notice_handler(note)
+    try:
+        yield plans
+    finally:
+        driver.remove_notice_handler(note)
+        if not connection.closed:
+            connection.invalidate()  # its settings go with it

@@ -1,0 +1,113 @@
+"""Rows of the queue's tables: many at once, claimed and settled without a worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import MetaData, text
+
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._lifecycle import ClaimedJob, Pending
+from sqlalchemy_bgjob.models import Models, build_models
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sqlalchemy import Connection, Engine, Row
+
+    from sqlalchemy_bgjob._outcomes import Settlement
+    from sqlalchemy_bgjob._statements import Statements
+
+ME, OTHER = 1001, 2002
+"""Two workers."""
+
+_FILL = text(
+    """
+    INSERT INTO bgjob_job (id, queue, type, priority, next_run_at)
+    SELECT :prefix || lpad(CAST(n AS text), 9, '0'), :queue, 't', :priority,
+           now() + make_interval(secs => :due_in) + n * interval '1 microsecond'
+    FROM generate_series(1, :count) AS n
+    """
+)
+
+
+def make_tables(engine: Engine) -> Models:
+    """Create the tables in a database that has none."""
+    metadata = MetaData()
+    models = build_models(metadata)
+    metadata.create_all(engine)
+    return models
+
+
+def fill(
+    connection: Connection,
+    count: int,
+    *,
+    queue: str = "q",
+    priority: int = 0,
+    due_in: float = -60.0,
+    prefix: str = "job-",
+) -> None:
+    """Insert *count* jobs whose ids and times ascend together."""
+    given = {
+        "prefix": prefix,
+        "queue": queue,
+        "priority": priority,
+        "due_in": due_in,
+        "count": count,
+    }
+    connection.execute(_FILL, given)
+
+
+def add(
+    connection: Connection,
+    id: str,
+    *,
+    queue: str = "q",
+    priority: int = 0,
+    due_in: float = -60.0,
+    **columns: Any,
+) -> None:
+    """Insert one job."""
+    values = {"id": id, "queue": queue, "type": "t", "priority": priority, **columns}
+    names, given = ", ".join(values), ", ".join(f":{name}" for name in values)
+    connection.execute(
+        text(
+            f"INSERT INTO bgjob_job ({names}, next_run_at) "
+            f"VALUES ({given}, now() + make_interval(secs => :due_in))"
+        ),
+        {**values, "due_in": due_in},
+    )
+
+
+def claim(
+    connection: Connection,
+    statements: Statements,
+    limit: int = 10,
+    *,
+    queue: str = "q",
+    worker_id: int = ME,
+) -> list[ClaimedJob]:
+    """Claim as a worker does, in a transaction of its own."""
+    with connection.begin():
+        return lifecycle.claim(
+            connection, statements, queue=queue, limit=limit, worker_id=worker_id
+        )
+
+
+def pending(jobs: Iterable[ClaimedJob], settlement: Settlement) -> list[Pending]:
+    """The same settlement for each job."""
+    return [Pending(job, settlement) for job in jobs]
+
+
+def rows(connection: Connection, table: str = "bgjob_job") -> dict[str, Row[Any]]:
+    """What the table holds, by the job's id."""
+    key = "id" if table == "bgjob_job" else "job_id"
+    with connection.begin():
+        found = connection.execute(text(f"SELECT * FROM {table} ORDER BY id")).all()
+    return {row._mapping[key]: row for row in found}
+
+
+def ids(jobs: Sequence[ClaimedJob]) -> list[str]:
+    """The ids, in the order in which the jobs came."""
+    return [job.id for job in jobs]

@@ -1,0 +1,298 @@
+"""Plans hold: on small and large tables, just filled and never analysed, prepared before and after.
+
+A plan that is right on the developer's table and reads the whole of the user's is the classic way
+in which a queue in PostgreSQL dies. Autovacuum is off here, as it is in effect for the first minute
+of a burst.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, text
+
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
+from sqlalchemy_bgjob._pool import HandlerConnections
+from sqlalchemy_bgjob._side import own
+from sqlalchemy_bgjob._statements import Statements
+from support.plans import Plan, recorded_plans
+from support.rows import ME, add, claim, fill, ids, make_tables, pending
+from support.tables import new_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy_bgjob._lifecycle import ClaimedJob
+    from support.databases import TestServer
+
+BATCH = 200
+MODES = ["auto", "force_custom_plan", "force_generic_plan"]
+WHEN = ["prepared early", "prepared late", "analysed"]
+CLAIM_INDEX, KEY = "bgjob_job_claim_idx", "bgjob_job_pkey"
+
+RETRY = Settlement(Kind.RETRY, delay=3_600.0, error="x")
+DEAD = Settlement(Kind.DEAD, error="x")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One statement of a worker: its plan, and how many jobs it was for."""
+
+    plan: Plan
+    jobs: int
+
+
+def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -> dict[str, Step]:
+    """All hot statements of a worker, on its own connection; the table keeps what it had."""
+    connection = own(connection)
+    steps = {}
+
+    def note(name: str, jobs: int) -> None:
+        # The settlements' own; what else ran looked the missing ones up.
+        steps[name] = Step(plans[-1], jobs)
+        plans.clear()
+
+    plans.clear()
+    jobs = claim(connection, statements, BATCH)
+    note("claim", len(jobs))
+    with connection.begin():
+        lifecycle.next_due(connection, statements, queue="q")
+    note("next_due", 1)
+    share = max(len(jobs) // 4, 1)
+    parts = [jobs[n * share : (n + 1) * share] for n in range(3)] + [jobs[3 * share :]]
+    for name, settlement, part in zip(
+        ("complete", "retry", "bury", "hand back"),
+        (COMPLETED, RETRY, DEAD, HAND_BACK),
+        parts,
+        strict=True,
+    ):
+        if part:
+            settle(connection, statements, part, settlement)
+            note(name, len(part))
+    lifecycle.beat(connection, statements, worker_id=ME, listener=None)
+    note("beat", 1)
+    return steps
+
+
+def settle(
+    connection: Connection, statements: Statements, jobs: list[ClaimedJob], settlement: Settlement
+) -> None:
+    with connection.begin():
+        held, _ = lifecycle.write(connection, statements, pending(jobs, settlement))
+    assert held == set(ids(jobs))
+
+
+def make_queue(engine: Engine) -> Statements:
+    statements = Statements(make_tables(engine))
+    with engine.begin() as connection:
+        for table in ("bgjob_job", "bgjob_dead_job", "bgjob_worker"):
+            connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
+    with engine.connect() as connection:
+        lifecycle.register(
+            connection,
+            statements,
+            worker_id=ME,
+            hostname="h",
+            pid=1,
+            version="0",
+            queues={"q": 1},
+            lease_timeout=30.0,
+        )
+    return statements
+
+
+def age_plans(connection: Connection) -> None:
+    connection.info["bgjob_planned_at"] = connection.info.get("bgjob_planned_at", 0.0) - 1.5
+
+
+SIZES = [100, 20_000, 200_000, pytest.param(1_000_000, marks=pytest.mark.chaos)]
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def rounds(
+    request: pytest.FixtureRequest, server: TestServer
+) -> Iterator[tuple[int, dict[tuple[str, str], dict[str, Step]]]]:
+    """The steps of a worker's round, by plan_cache_mode and when its statements were prepared."""
+    size = request.param
+    found = {}
+    with new_engine(server) as engine, ExitStack() as stack:
+        statements = make_queue(engine)
+
+        def connect(mode: str) -> tuple[Connection, list[Plan]]:
+            connection = stack.enter_context(engine.connect())
+            return connection, stack.enter_context(recorded_plans(connection, mode))
+
+        early = {mode: connect(mode) for mode in MODES}
+        for mode in MODES:
+            # Of itself PostgreSQL tries five custom plans before it makes a generic one.
+            for n in range(7 if mode == "auto" else 1):
+                with engine.begin() as connection:
+                    fill(connection, 4, prefix=f"early-{mode}-{n}-")
+                a_round(early[mode][0], statements, early[mode][1])
+        with engine.begin() as connection:
+            fill(connection, size)
+            add(connection, "later", due_in=3_600.0)
+        for mode in MODES:
+            age_plans(early[mode][0])
+            found[mode, "prepared early"] = a_round(early[mode][0], statements, early[mode][1])
+            refill(engine, size)
+            connection, plans = connect(mode)
+            found[mode, "prepared late"] = a_round(connection, statements, plans)
+            refill(engine, size)
+        with engine.begin() as connection:
+            connection.execute(text("ANALYZE bgjob_job"))
+        for mode in MODES:
+            connection, plans = connect(mode)
+            found[mode, "analysed"] = a_round(connection, statements, plans)
+            refill(engine, size)
+        yield size, found
+
+
+def refill(engine: Engine, size: int) -> None:
+    """Small tables run out of jobs."""
+    if size < 1_000:
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM bgjob_job WHERE id LIKE 'job-%'"))
+            fill(connection, size)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("when", WHEN)
+def test_no_hot_statement_reads_the_whole_table(
+    rounds: tuple[int, dict[tuple[str, str], dict[str, Step]]], mode: str, when: str
+) -> None:
+    size, found = rounds
+    steps = found[mode, when]
+
+    assert set(steps) == {"claim", "next_due", "complete", "retry", "bury", "hand back", "beat"}
+    for name, step in steps.items():
+        scans = step.plan.scans()
+        # On a table of a few pages, reading them all is the cheapest way to find rows by address.
+        if size > 1_000:
+            assert not any("Seq" in scan or "Bitmap" in scan for scan in scans), (name, scans)
+        # A row costs its page, its index pages, and for each new version their changes.
+        assert step.plan.buffers <= 20 * step.jobs + 60, (name, step.plan.buffers, step.jobs)
+    if size > 1_000:
+        assert steps["claim"].plan.scans() == {
+            f"Index Only Scan {CLAIM_INDEX}",
+            f"Index Scan {CLAIM_INDEX}",
+            "Tid Scan",
+        }
+        assert steps["next_due"].plan.scans() == {f"Index Only Scan {CLAIM_INDEX}"}
+        for name in ("complete", "retry", "bury", "hand back"):
+            assert steps[name].plan.scans() == {f"Index Scan {KEY}", "Tid Scan"}, name
+    assert not steps["beat"].plan.scans()
+
+
+@pytest.mark.core
+def test_the_claim_reads_what_it_takes(
+    rounds: tuple[int, dict[tuple[str, str], dict[str, Step]]],
+) -> None:
+    """Four pages a job and the way to the first one, however many there are."""
+    size, found = rounds
+
+    for key, steps in found.items():
+        claimed = steps["claim"]
+        assert min(size, BATCH) <= claimed.jobs <= BATCH, key
+        assert claimed.plan.buffers <= 5 * claimed.jobs + 60, (key, claimed.plan.buffers)
+
+
+@contextmanager
+def handler_connection(engine: Engine) -> Iterator[Connection]:
+    connections = HandlerConnections(engine, None)
+    connection = connections.connect(None, ME)
+    try:
+        yield connection
+    finally:
+        connections.disconnect(connection)
+
+
+def test_a_handler_s_own_connection_forgets_its_plans_too(server: TestServer) -> None:
+    """Its settlement was prepared on a table of one page, and runs on one of a thousand."""
+    with new_engine(server) as engine:
+        statements = make_queue(engine)
+        one = create_engine(engine.url, pool_size=1, max_overflow=0)
+        with engine.connect() as claimer, ExitStack() as stack:
+            for n in range(8):
+                with engine.begin() as connection:
+                    fill(connection, 1, prefix=f"early-{n}-")
+                with handler_connection(one) as connection:
+                    if not n:
+                        plans = stack.enter_context(recorded_plans(connection))
+                    settle(connection, statements, claim(claimer, statements), COMPLETED)
+                    age_plans(connection)
+            with engine.begin() as connection:
+                fill(connection, 20_000)
+            plans.clear()
+            with handler_connection(one) as connection:
+                settle(connection, statements, claim(claimer, statements, 1), COMPLETED)
+        one.dispose()
+
+    assert plans[-1].scans() == {f"Index Scan {KEY}", "Tid Scan"}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("mode", MODES)
+def test_an_idle_poll_reads_little_however_much_is_scheduled(
+    scheduled: tuple[Engine, Statements], mode: str
+) -> None:
+    """200,000 jobs for tomorrow, over five priorities; nothing is due."""
+    engine, statements = scheduled
+
+    with engine.connect() as connection, recorded_plans(connection, mode) as plans:
+        assert claim(connection, statements, BATCH) == []
+        with connection.begin():
+            delay = lifecycle.next_due(connection, statements, queue="q")
+
+    assert delay is not None
+    assert 80_000 < delay <= 86_400
+    poll, next_due = plans
+    assert poll.buffers <= 200, poll.buffers
+    assert next_due.buffers <= 200, next_due.buffers
+
+
+@pytest.fixture(scope="module")
+def scheduled(server: TestServer) -> Iterator[tuple[Engine, Statements]]:
+    with new_engine(server) as engine:
+        statements = make_queue(engine)
+        with engine.begin() as connection:
+            for priority in (-5, 0, 1, 7, 100):
+                fill(
+                    connection,
+                    40_000,
+                    priority=priority,
+                    due_in=86_400.0,
+                    prefix=f"p{priority}-",
+                )
+        yield engine, statements
+
+
+@pytest.mark.core
+def test_the_claim_s_update_is_hot(engine: Engine) -> None:
+    """No column of an index changes, and half of each page is free: no new index entries."""
+    statements = Statements(make_tables(engine))
+    with engine.begin() as connection:
+        fill(connection, 2_000)
+
+    with engine.connect() as connection, connection.begin():
+        before = updates(connection)
+        for _ in range(10):
+            given: Any = {"queue": "q", "limit": BATCH, "worker_id": ME}
+            assert len(lifecycle.claim(connection, statements, **given)) == BATCH
+        after = updates(connection)
+
+    assert after[0] - before[0] == 2_000
+    assert after[1] - before[1] >= 0.95 * 2_000
+
+
+def updates(connection: Connection) -> tuple[int, int]:
+    """Rows updated in this transaction, and how many of them by HOT."""
+    counts = "pg_stat_get_xact_tuples_updated(oid), pg_stat_get_xact_tuples_hot_updated(oid)"
+    row = connection.execute(text(f"SELECT {counts} FROM pg_class WHERE relname = 'bgjob_job'"))
+    found = row.one()
+    return found[0], found[1]
