@@ -239,6 +239,7 @@ def enqueue_many(
         InvalidArg: As for :func:`enqueue`; the path begins with the job's index.
     """
     _check_on_conflict(on_conflict)
+    models: Models | None
     if isinstance(handler, JobType):
         if args is None:
             raise TypeError("enqueue_many(target, handler, args) needs args, one for each job")
@@ -282,7 +283,7 @@ def _jobs_of(
     return jobs
 
 
-def _taken_from(jobs: object) -> tuple[list[NewJob], Models]:
+def _taken_from(jobs: object) -> tuple[list[NewJob], Models | None]:
     if not isinstance(jobs, Iterable):
         raise TypeError(f"enqueue_many takes a handler or jobs, not {type(jobs).__name__}")
     taken: list[NewJob] = []
@@ -306,18 +307,17 @@ def _taken_from(jobs: object) -> tuple[list[NewJob], Models]:
             raise ValueError("the jobs are of different BGJob() instances")
         models = its_models
         taken.append(new)
-    if models is None:
-        return [], _NO_MODELS
     return taken, models
 
 
-_NO_MODELS: Any = None
-
-
 def _insert_many(
-    unit: Unit, models: Models, jobs: Sequence[NewJob], on_conflict: OnConflict, own_ids: bool
+    unit: Unit,
+    models: Models | None,
+    jobs: Sequence[NewJob],
+    on_conflict: OnConflict,
+    own_ids: bool,
 ) -> BulkResult:
-    if not jobs:
+    if models is None or not jobs:
         return BulkResult(0, ())
     statement = statements_of(models).insert_jobs(unit.can_notify)
 

@@ -38,12 +38,13 @@ if TYPE_CHECKING:
 class Unit:
     """A Session or Connection in the caller's transaction, and how to run a statement in it."""
 
-    def __init__(self, target: Session | Connection, models: Models) -> None:
-        self.target, self._models = target, models
-        if isinstance(target, Connection):
-            dialect = target.dialect.name
-        else:
-            dialect = target.get_bind(mapper=models.Job.__mapper__).dialect.name
+    def __init__(self, target: Session | Connection, models: Models | None) -> None:
+        self.target = target
+        if models is None:
+            return  # an empty bulk, of which nothing is asked
+        self._mapper = models.Job.__mapper__
+        bind = target if isinstance(target, Connection) else target.get_bind(mapper=self._mapper)
+        dialect = bind.dialect.name
         if dialect != "postgresql":
             raise ValueError(
                 f"the queue is in PostgreSQL, and this target's database is {dialect!r}; give one "
@@ -57,8 +58,8 @@ class Unit:
         if isinstance(self.target, Connection):
             return self.target.execute(statement, parameters)
         self._flush(self.target)
-        mapper = self._models.Job.__mapper__
-        return self.target.execute(statement, parameters, bind_arguments={"mapper": mapper})
+        where = {"mapper": self._mapper}
+        return self.target.execute(statement, parameters, bind_arguments=where)
 
     def savepoint(self) -> NestedTransaction:
         """A savepoint of the connection.
@@ -85,7 +86,7 @@ class Unit:
         """The connection of the transaction."""
         if isinstance(self.target, Connection):
             return self.target
-        return self.target.connection(bind_arguments={"mapper": self._models.Job.__mapper__})
+        return self.target.connection(bind_arguments={"mapper": self._mapper})
 
 
 def can_notify(connection: Connection) -> bool:
@@ -93,7 +94,7 @@ def can_notify(connection: Connection) -> bool:
     return not isinstance(connection.get_transaction(), TwoPhaseTransaction)
 
 
-def run_in(target: object, models: Models, work: Callable[[Unit], T]) -> Any:
+def run_in(target: object, models: Models | None, work: Callable[[Unit], T]) -> Any:
     """Do *work* in the target's transaction: its result, or for asyncio a coroutine of it.
 
     An Engine is a transaction of its own, committed here.
@@ -123,7 +124,7 @@ def run_in(target: object, models: Models, work: Callable[[Unit], T]) -> Any:
 
 
 async def _in_own_transaction(
-    engine: "AsyncEngine", models: Models, work: Callable[[Unit], T]
+    engine: "AsyncEngine", models: Models | None, work: Callable[[Unit], T]
 ) -> T:
     async with engine.begin() as connection:
         return await connection.run_sync(lambda sync: work(Unit(sync, models)))
