@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from . import _lifecycle as lifecycle
 from ._core import Claim, Core, Finished, HandBack, Settle, Start, Wait, settle_again_after
-from ._errors import describe, lost_connection, sqlstate
+from ._errors import describe, lost_connection, refused_connection, sqlstate
 from ._execution import Environment, Run, execute, job_info
 from ._heart import Heart
 from ._lifecycle import ClaimedJob, Fate, Pending
@@ -39,8 +40,6 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 RECONCILE_AFTER: Final = (0.0, 2.0, 10.0)
 """Seconds after a lost answer at which unknown claims are handed back: the server may take a while
 to commit what it had been sent."""
-_FINAL: Final = frozenset({"28P01", "28000", "3D000"})
-"""No password, no such role, no such database: waiting does not help."""
 
 
 class Dispatcher:
@@ -149,8 +148,8 @@ class Dispatcher:
                 connection = self._control()
                 check_database(connection, self._models)
                 return True
-            except (SQLAlchemyError, OSError) as error:
-                if sqlstate(error) in _FINAL:
+            except Exception as error:  # asyncpg's own errors of connecting come as they are
+                if refused_connection(error):
                     raise
                 if not lost_connection(error) and not _cannot_connect(error):
                     raise
@@ -439,5 +438,6 @@ class Dispatcher:
 
 
 def _cannot_connect(error: BaseException) -> bool:
-    # Drivers give no SQLSTATE when nobody answers; SQLAlchemy calls it OperationalError.
-    return sqlstate(error) is None
+    # Drivers give no SQLSTATE when nobody answers. What else has none, will not pass by waiting.
+    unreachable = isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
+    return unreachable and sqlstate(error) is None

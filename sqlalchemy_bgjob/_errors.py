@@ -1,14 +1,15 @@
 """What an exception means, and what of it may be stored. Pure.
 
 Database errors are told apart by SQLSTATE and by ``connection_invalidated``, never by message:
-messages are translated, and hold the values of rows.
+messages are translated, and hold the values of rows. The one exception is a refused connection.
 """
 
+import re
 import traceback
 from contextlib import suppress
 from typing import Any, Final
 
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, StatementError
+from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError, StatementError
 
 from .settings import MAX_ERROR_LENGTH
 
@@ -43,6 +44,25 @@ def lost_connection(error: BaseException) -> bool:
 
 
 _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
+
+
+_FINAL: Final = frozenset({"28P01", "28000", "3D000"})
+"""No password, no such role, no such database."""
+# libpq keeps the SQLSTATE of a failed connection to itself, so psycopg and psycopg2 have only its
+# words. A server that does not speak English is waited for: the safe mistake of the two.
+_FINAL_WORDS: Final = re.compile(
+    r"authentication failed for user|no pg_hba\.conf entry|no password supplied|"
+    r'role ".*" (does not exist|is not permitted to log in)|database ".*" does not exist|'
+    r"permission denied for database"
+)
+
+
+def refused_connection(error: BaseException) -> bool:
+    """Whether the server will not let us in however long we wait: password, role or database."""
+    code = sqlstate(error)
+    if code is not None:
+        return code in _FINAL
+    return isinstance(error, OperationalError) and bool(_FINAL_WORDS.search(str(error.orig)))
 
 
 def describe(error: BaseException) -> str:
