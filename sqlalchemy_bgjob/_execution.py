@@ -156,6 +156,8 @@ def _call(environment: Environment, run: Run, unit: HandlerSession) -> tuple[Set
         return unit.session
 
     try:
+        if handler.options.session:
+            unit.enter_scope()
         returned = handler.function(Context(run, session), *args)
         if handler.is_coroutine:
             returned = environment.await_(returned, handler.options.timeout)

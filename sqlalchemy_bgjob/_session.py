@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import URL, Connection, Transaction, event
-from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._errors import describe, sqlstate
@@ -82,6 +81,13 @@ class HandlerSession:
             event.listen(session, "after_transaction_end", self._after_transaction_end)
         return self._outer
 
+    def enter_scope(self) -> None:
+        """Make a scoped_session this run's session before the handler first calls it."""
+        if getattr(self._factory, "registry", None) is not None:
+            # A scope that only the handler enters, as Flask's app context, is joined by ctx.session.
+            with suppress(Exception):
+                _ = self.session
+
     def _make(self) -> Any:
         registry = getattr(self._factory, "registry", None)
         if registry is None:
@@ -95,7 +101,8 @@ class HandlerSession:
     def _get_bind(self, *args: Any, **kwargs: Any) -> Any:
         try:
             bind = self._original_get_bind(*args, **kwargs)
-        except UnboundExecutionError:
+        except Exception:
+            # Unbound; or a get_bind that can't be asked any more, as Flask's after its app context.
             return self._joined()
         url = bind.engine.url
         mine = (self._url.host, self._url.port, self._url.database)
@@ -103,6 +110,10 @@ class HandlerSession:
         return self._joined() if (url.host, url.port, url.database) == mine else bind
 
     def _joined(self) -> Connection:
+        if self._connection is not None and self._root is None and self._connection.invalidated:
+            # Not the same one connected anew: that would be in the engine's isolation level.
+            connection, self._connection = self._connection, None
+            self._disconnect(connection)
         if self._connection is None:
             self._connection = self._connect()
         connection = self._connection
@@ -221,7 +232,8 @@ class HandlerSession:
                 self._session.close()
         registry = getattr(self._factory, "registry", None)
         if registry is not None and self._session is not None:
-            registry.clear()
+            with suppress(Exception):  # outside of its scope by now
+                registry.clear()
         if connection is not None:
             self._disconnect(connection)
 

@@ -19,6 +19,7 @@ from support.databases import (
     with_driver,
 )
 from support.processes import THREADS, Fleet, Variant
+from support.running import FLAVORS, Bench
 from support.tables import Names, create_all, new_engine
 
 if TYPE_CHECKING:
@@ -114,6 +115,23 @@ def expected(server: TestServer) -> Iterator[ExpectedCatalog]:
                 return catalog(connection, names.schema, names.prefix)
 
         yield expect
+
+
+@pytest.fixture(scope="module")
+def bench_url(server: TestServer) -> Iterator[str]:
+    """The database of a module's benches, emptied before each test."""
+    url = server.create_database("bench")
+    yield url
+    server.drop_database(url)
+
+
+@pytest.fixture(params=FLAVORS, ids=str)
+def bench(request: pytest.FixtureRequest, bench_url: str) -> Iterator[Bench]:
+    """An application and a worker, of each flavor."""
+    bench = Bench(request.param, bench_url)
+    bench.reset()
+    yield bench
+    bench.close()
 
 
 @pytest.fixture

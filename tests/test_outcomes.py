@@ -295,21 +295,6 @@ def test_matrix(matrix: Matrix, case: tuple[str, str, bool]) -> None:
     assert last.rest[-1] - 60 < job.due_in <= last.rest[-1]
 
 
-@pytest.fixture(scope="module")
-def url(server: TestServer) -> Iterator[str]:
-    url = server.create_database("outcomes")
-    yield url
-    server.drop_database(url)
-
-
-@pytest.fixture(params=FLAVORS, ids=str)
-def bench(request: pytest.FixtureRequest, url: str) -> Iterator[Bench]:
-    bench = Bench(request.param, url)
-    bench.reset()
-    yield bench
-    bench.close()
-
-
 Seen = list[tuple[int, str | None]]
 
 

@@ -1,0 +1,576 @@
+"""Whose session a handler gets: factories, hooks, binds, isolation levels, and lost leases."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlmodel
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, Text, create_engine, event, text
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from sqlalchemy_bgjob import BGJob, Context, Retry, Worker, constant, enqueue
+from support import wait_until
+from support.running import FLAVORS, Bench, Gate, Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from support import TestServer
+
+THREADS = [flavor for flavor in FLAVORS if not flavor.is_async]
+only_threads = pytest.mark.parametrize("bench", THREADS, ids=str, indirect=True)
+only_asyncio = pytest.mark.parametrize(
+    "bench", [flavor for flavor in FLAVORS if flavor.is_async], ids=str, indirect=True
+)
+SLOW = constant(3600.0)
+
+
+class OwnSession(Session):
+    """What a user's class may be: with hooks, and a get_bind of its own."""
+
+
+class StubbornSession(Session):
+    """Like Flask-SQLAlchemy's: ``bind=`` has no effect on it."""
+
+    engine: Engine
+
+    def get_bind(self, *args: Any, **kwargs: Any) -> Engine:  # type: ignore[override]
+        return self.engine
+
+
+def factory_for(bench: Bench, session_class: type[Session], **options: Any) -> Callable[[], Any]:
+    if bench.flavor.is_async:
+        return async_sessionmaker(sync_session_class=session_class, **options)
+    return sessionmaker(class_=session_class, **options)
+
+
+def write_and_fail_once(bench: Bench) -> tuple[Callable[..., Any], list[Any]]:
+    """A body that writes; its first attempt fails afterwards. And the sessions it got."""
+    sessions: list[Any] = []
+
+    def body(s: Session, ctx: Context[Any]) -> Any:
+        sessions.append(s)
+        bench.note(s, ctx, str(ctx.job.attempt))
+        return None if ctx.job.attempt > 1 else fail()
+
+    return body, sessions
+
+
+def fail() -> None:
+    raise ValueError("after the write")
+
+
+# ---- factories -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("session_class", [Session, OwnSession, StubbornSession, sqlmodel.Session])
+def test_a_factory_of_the_users_own(bench: Bench, session_class: type[Session]) -> None:
+    body, sessions = write_and_fail_once(bench)
+    job_id = bench.enqueue(bench.handler("t", body, retry=constant(0.0)))
+    outside = create_engine(bench.url)
+    StubbornSession.engine = outside
+    try:
+        bench.run(session_factory=factory_for(bench, session_class, expire_on_commit=False))
+    finally:
+        outside.dispose()
+
+    assert bench.notes(job_id) == ["2"]
+    assert all(isinstance(session, session_class) for session in sessions)
+    assert all(session.expire_on_commit is False for session in sessions)
+
+
+@only_threads
+def test_a_factory_bound_to_another_engine_of_the_same_database(bench: Bench) -> None:
+    """Its writes belong to the job's transaction all the same."""
+    body, _ = write_and_fail_once(bench)
+    job_id = bench.enqueue(bench.handler("t", body, retry=constant(0.0)))
+    other = create_engine(bench.url)
+    try:
+        bench.run(session_factory=factory_for(bench, Session, binds={bench.Note: other}))
+        assert other.pool.checkedin() == 0, "the other engine was used"  # type: ignore[attr-defined]
+    finally:
+        other.dispose()
+
+    assert bench.notes(job_id) == ["2"]
+
+
+@only_threads
+def test_a_session_class_as_factory(bench: Bench) -> None:
+    body, sessions = write_and_fail_once(bench)
+    job_id = bench.enqueue(bench.handler("t", body, retry=constant(0.0)))
+
+    bench.run(session_factory=OwnSession)
+
+    assert bench.notes(job_id) == ["2"]
+    assert {type(session) for session in sessions} == {OwnSession}
+
+
+@only_threads
+def test_an_applications_scoped_session_is_the_handlers(bench: Bench) -> None:
+    """Also for a handler that never asks for ``ctx.session``."""
+    engine = create_engine(bench.url)
+    app_session = scoped_session(sessionmaker(engine))
+    seen: list[bool] = []
+
+    def body(ctx: Context[Any]) -> None:
+        app_session.add(bench.Note(job_id=ctx.job.id, text=str(ctx.job.attempt)))
+        app_session.flush()
+        if ctx.job.type == "asks":
+            seen.append(ctx.session is app_session())
+        if ctx.job.attempt == 1:
+            fail()
+
+    handlers = [
+        bench.handler(name, body, uses_session=False, retry=constant(0.0))
+        for name in ("asks", "does not")
+    ]
+    ids = [bench.enqueue(handler) for handler in handlers for _ in range(10)]
+    try:
+        ran = bench.run(session_factory=app_session)
+        assert engine.pool.checkedin() == 0, "the application's own engine was used"
+    finally:
+        engine.dispose()
+
+    for job_id in ids:
+        assert bench.notes(job_id) == ["2"]
+        assert ran.of(job_id) == ["started", "will_be_retried", "started", "completed"]
+    assert seen == [True] * 20
+
+
+@only_threads
+def test_a_run_leaves_nothing_in_the_scope(bench: Bench) -> None:
+    app_session = scoped_session(sessionmaker())
+    left: list[bool] = []
+
+    def body(ctx: Context[Any]) -> None:
+        left.append(app_session.registry.has() and app_session() is not ctx.session)
+
+    handler = bench.handler("t", body, uses_session=False)
+    without = bench.handler(
+        "without", lambda ctx: left.append(app_session.registry.has()), uses_session=False,
+        session=False,
+    )  # fmt: skip
+    for _ in range(5):
+        bench.enqueue(handler)
+        bench.enqueue(without)
+
+    bench.run(session_factory=app_session, queues={"default": 1})
+
+    assert left == [False] * 10
+
+
+@only_asyncio
+def test_an_async_scoped_session_is_the_handlers(bench: Bench) -> None:
+    import asyncio
+
+    app_session = async_scoped_session(async_sessionmaker(), scopefunc=asyncio.current_task)
+
+    @bench.jobs.handler("t", retry=constant(0.0))
+    async def handler(ctx: Context[AsyncSession]) -> None:
+        app_session.add(bench.Note(job_id=ctx.job.id, text=str(ctx.job.attempt)))
+        await app_session.flush()
+        if ctx.job.attempt == 1:
+            fail()
+
+    ids = [bench.enqueue(handler) for _ in range(10)]
+    bench.run(session_factory=app_session)
+
+    assert [bench.notes(job_id) for job_id in ids] == [["2"]] * 10
+    assert app_session.registry.registry == {}
+
+
+# ---- Flask ---------------------------------------------------------------------------------------
+
+
+class FlaskShop:
+    def __init__(self, url: str) -> None:
+        self.app = Flask("shop")
+        self.app.config["SQLALCHEMY_DATABASE_URI"] = url
+        self.db = SQLAlchemy(self.app)
+        self.jobs = BGJob(self.db)
+
+        class Note(self.db.Model):  # type: ignore[name-defined, misc]
+            __tablename__ = "flask_note"
+            id = Column(Integer, primary_key=True)
+            text = Column(Text)
+
+        self.Note = Note
+        with self.app.app_context():
+            self.db.create_all()
+            self.engine = self.db.engine
+
+    def run(self, **options: Any) -> tuple[list[str], Recorder]:
+        engine, recorder = create_engine(self.engine.url), Recorder()
+        worker = Worker(
+            self.jobs, engine, listen=False, poll_interval=0.05, observers=[recorder], **options
+        )
+        with worker, engine.connect() as connection:
+            wait_until(lambda: not self._left(connection))
+        assert engine.pool.checkedout() == 0
+        with engine.connect() as connection:
+            notes = list(connection.scalars(text("SELECT text FROM flask_note ORDER BY id")))
+        engine.dispose()
+        return notes, recorder
+
+    def _left(self, connection: Any) -> int:
+        with connection.begin():
+            return int(connection.scalar(text("SELECT count(*) FROM bgjob_job")))
+
+
+@pytest.fixture
+def shop(database_url: str) -> Iterator[FlaskShop]:
+    shop = FlaskShop(database_url)
+    yield shop
+    shop.engine.dispose()
+
+
+def test_flasks_scoped_session_joins_within_its_app_context(shop: FlaskShop) -> None:
+    """As in a view, what was not committed goes with the app context."""
+
+    @shop.jobs.handler("t", retry=constant(0.0))
+    def handler(ctx: Context[Session], words: str) -> None:
+        with shop.app.app_context():
+            assert ctx.session is shop.db.session()
+            shop.db.session.add(shop.Note(text=words))
+            shop.db.session.commit()
+            shop.db.session.add(shop.Note(text="not committed"))
+            shop.db.session.flush()
+            if ctx.job.attempt == 1:
+                fail()
+
+    with shop.app.app_context():
+        enqueue(shop.db.session, handler, "kept")
+        shop.db.session.commit()
+
+    notes, recorder = shop.run(session_factory=shop.db.session)
+
+    assert notes == ["kept"]
+    assert [e.name for e in recorder.events if e.job] == [
+        "job_started",
+        "job_will_be_retried",
+        "job_started",
+        "job_completed",
+    ]
+
+
+def test_flasks_session_class_joins_although_its_get_bind_says_no(shop: FlaskShop) -> None:
+    """Its get_bind returns the engine, and outside of an app context it raises."""
+
+    @shop.jobs.handler("t", retry=constant(0.0))
+    def handler(ctx: Context[Session], words: str) -> None:
+        with shop.app.app_context():
+            ctx.session.add(shop.Note(text=words))
+            ctx.session.flush()
+        ctx.session.add(shop.Note(text="outside of the context"))
+        if ctx.job.attempt == 1:
+            fail()
+
+    enqueue(shop.engine, handler, "inside")
+
+    notes, _ = shop.run(session_factory=shop.db.session.session_factory)
+
+    assert notes == ["inside", "outside of the context"]
+
+
+# ---- hooks ---------------------------------------------------------------------------------------
+
+
+class Hooks:
+    """A session class of its own, with a user's hooks on it."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.calls = bench, list[str]()
+        self.fail_before, self.fail_after = False, False
+
+        class HookedSession(Session):
+            pass
+
+        event.listen(HookedSession, "before_commit", self.before)
+        event.listen(HookedSession, "after_commit", self.after)
+        self.factory = factory_for(bench, HookedSession)
+
+    def body(self, s: Session, ctx: Context[Any]) -> None:
+        s.info["job"] = ctx.job.id
+        self.bench.note(s, ctx, "handler")
+
+    def before(self, session: Session) -> None:
+        job_id = session.info["job"]
+        self.calls.append("before")
+        assert self.bench.notes(job_id) == [], "not committed yet"
+        session.add(self.bench.Note(job_id=job_id, text="hook"))
+        if self.fail_before:
+            raise ValueError("the hook says no")
+
+    def after(self, session: Session) -> None:
+        job_id = session.info["job"]
+        gone = self.bench.job(job_id) is None
+        self.calls.append(f"after {'the settlement' if gone else 'nothing'}")
+        assert self.bench.notes(job_id) == ["handler", "hook"]
+        if self.fail_after:
+            raise ValueError("too late")
+
+
+@pytest.mark.core
+def test_hooks_run_once_and_after_commit_tells_the_truth(bench: Bench) -> None:
+    hooks = Hooks(bench)
+    job_id = bench.enqueue(bench.handler("t", hooks.body))
+
+    bench.run(session_factory=hooks.factory)
+
+    assert hooks.calls == ["before", "after the settlement"]
+    assert bench.notes(job_id) == ["handler", "hook"]
+
+
+def test_no_after_commit_for_a_handler_that_failed(bench: Bench) -> None:
+    hooks = Hooks(bench)
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        hooks.body(s, ctx)
+        fail()
+
+    bench.enqueue(bench.handler("t", body, retry=SLOW))
+    bench.run(session_factory=hooks.factory)
+
+    assert hooks.calls == []
+
+
+def test_a_hook_that_refuses_the_commit_fails_the_attempt(bench: Bench) -> None:
+    hooks = Hooks(bench)
+    hooks.fail_before = True
+    job_id = bench.enqueue(bench.handler("t", hooks.body, retry=SLOW))
+
+    bench.run(session_factory=hooks.factory)
+
+    assert hooks.calls == ["before"]
+    assert "the hook says no" in bench.job(job_id).last_error
+    assert bench.notes(job_id) == []
+
+
+def test_a_hook_that_fails_after_the_commit_leaves_the_job_completed(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooks = Hooks(bench)
+    hooks.fail_after = True
+    job_id = bench.enqueue(bench.handler("t", hooks.body))
+
+    ran = bench.run(session_factory=hooks.factory)
+
+    assert hooks.calls == ["before", "after the settlement"]
+    assert ran.of(job_id) == ["started", "completed"]
+    assert bench.job(job_id) is None
+    assert bench.notes(job_id) == ["handler", "hook"]
+    assert f"job {job_id}: after the commit: ValueError: too late" in caplog.text
+
+
+# ---- another database ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other(server: TestServer) -> Iterator[tuple[Engine, Table]]:
+    url = server.create_database("other")
+    engine = create_engine(url)
+    table = Table("elsewhere", MetaData(), Column("job_id", Text))
+    table.create(engine)
+    yield engine, table
+    engine.dispose()
+    server.drop_database(url)
+
+
+@only_threads
+@pytest.mark.parametrize("end", ["return", "raise", "stolen"])
+def test_a_session_with_a_bind_to_another_database(
+    bench: Bench, other: tuple[Engine, Table], end: str
+) -> None:
+    """It keeps its own engine, and its commit follows the one of the job, or does not come."""
+    engine, table = other
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        s.execute(table.insert().values(job_id=ctx.job.id))
+        if end == "stolen":
+            bench.steal(ctx.job.id)
+        if end == "raise":
+            fail()
+
+    job_id = bench.enqueue(bench.handler("t", body, retry=SLOW))
+    factory = sessionmaker(binds={table: engine})
+    seen = Recorder()
+    bench.run(
+        session_factory=factory,
+        observers=(seen,),
+        until=lambda: any(e.job and e.name != "job_started" for e in seen.events),
+    )
+
+    with engine.connect() as connection:
+        elsewhere = list(connection.scalars(table.select()))
+    assert elsewhere == ([job_id] if end == "return" else [])
+    assert bench.notes(job_id) == (["written"] if end == "return" else [])
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+# ---- isolation -----------------------------------------------------------------------------------
+
+ENGINES = {
+    "autocommit engine": ({"isolation_level": "AUTOCOMMIT"}, {}),
+    "autocommit option": ({}, {"isolation_level": "AUTOCOMMIT"}),
+    "repeatable read engine": ({"isolation_level": "REPEATABLE READ"}, {}),
+    "serializable option": ({}, {"isolation_level": "SERIALIZABLE"}),
+}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ENGINES)
+def test_two_workers_on_an_engine_of_another_isolation_level(bench: Bench, kind: str) -> None:
+    """No job runs twice, and a handler's writes are all there or all gone."""
+    engine, execution = ENGINES[kind]
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        level = s.scalar(text("SHOW transaction_isolation"))
+        bench.note(s, ctx, f"{level} {ctx.job.attempt}")
+        if ctx.job.type == "fails" and ctx.job.attempt == 1:
+            fail()
+
+    good, fails = bench.handler("good", body), bench.handler("fails", body, retry=constant(0.0))
+    ids = {bench.enqueue(good): 1 for _ in range(12)} | {bench.enqueue(fails): 2 for _ in range(12)}
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(bench.run, engine=engine, execution=execution) for _ in range(2)]
+        ran = [run.result() for run in runs]
+
+    level = {"repeatable read engine": "repeatable read", "serializable option": "serializable"}
+    for job_id, attempt in ids.items():
+        # Under SERIALIZABLE neighbours may conflict; that is one more attempt, made at once.
+        (note,) = bench.notes(job_id)
+        assert note.rsplit(" ", 1)[0] == level.get(kind, "read committed")
+        if kind != "serializable option":
+            assert note.endswith(f" {attempt}")
+            assert sum(r.of(job_id).count("started") for r in ran) == attempt
+        assert sum(r.of(job_id).count("completed") for r in ran) == 1
+
+
+def test_a_handler_under_serializable(bench: Bench) -> None:
+    """Of two that read what the other writes, one fails with 40001 and is run again at once."""
+    met: list[str] = []
+
+    def body(s: Session, ctx: Context[Any]) -> Any:
+        assert s.scalar(text("SHOW transaction_isolation")) == "serializable"
+        count = s.scalar(text("SELECT count(*) FROM note WHERE text <> 'read committed'"))
+        if ctx.job.attempt == 1:
+            met.append(ctx.job.id)
+            bench.pause(lambda: len(met) == 2)
+        bench.note(s, ctx, f"{count}")
+        return None
+
+    def plain(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, s.scalar(text("SHOW transaction_isolation")) or "")
+
+    handler = bench.handler("t", body, isolation_level="SERIALIZABLE", retry=SLOW)
+    ids = [bench.enqueue(handler) for _ in range(2)]
+    later = bench.enqueue(bench.handler("plain", plain), priority=9)
+
+    ran = bench.run()
+
+    assert sorted(bench.notes(ids[0]) + bench.notes(ids[1])) == ["0", "1"]
+    retried = ran.named("job_will_be_retried")
+    assert len(retried) == 1
+    assert retried[0].rest[1] == 0.0
+    assert "40001" in retried[0].rest[0]
+    assert bench.notes(later) == ["read committed"]
+
+
+# ---- lost leases ---------------------------------------------------------------------------------
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("end", ["complete", "retry", "raise"])
+@pytest.mark.parametrize("uses_session", [True, False])
+def test_a_superseded_attempt_changes_nothing(bench: Bench, end: str, uses_session: bool) -> None:
+    hooks, gate = Hooks(bench), Gate(bench)
+
+    def body(*args: Any) -> Any:
+        if uses_session:
+            hooks.body(args[0], args[1])
+        gate.hold()
+        if end == "raise":
+            fail()
+        return Retry(0, "late") if end == "retry" else None
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=uses_session, retry=constant(0.0)))
+    neighbour = bench.handler("n", lambda ctx: None, uses_session=False)
+    after: list[Any] = []
+    ids: list[str] = []
+
+    def steal() -> None:
+        gate.wait()
+        bench.steal(job_id)
+        after.append(bench.job(job_id)[:-1])
+        ids.extend(bench.enqueue(neighbour) for _ in range(5))
+        gate.open()
+
+    recorder = Recorder()
+    bench.run(
+        during=steal,
+        observers=(recorder,),
+        session_factory=hooks.factory,
+        until=lambda: (
+            any(e.name == "job_lease_lost" for e in recorder.events)
+            and sum(e.name == "job_completed" for e in recorder.events) == 5
+        ),
+    )
+
+    assert [e.name for e in recorder.events if e.subject == job_id] == [
+        "job_started",
+        "job_lease_lost",
+    ]
+    assert bench.job(job_id)[:-1] == after[0], "the new lease is untouched"
+    assert bench.notes(job_id) == []
+    assert "after the settlement" not in hooks.calls
+    assert "after nothing" not in hooks.calls
+
+
+def test_a_late_settlement_of_an_earlier_life_changes_nothing(bench: Bench) -> None:
+    """An own id: frozen, rescued, completed elsewhere, enqueued again and claimed again."""
+    gate = Gate(bench)
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "first life")
+        gate.hold()
+
+    handler = bench.handler("t", body)
+    bench.enqueue(handler, id="daily")
+    rows: list[Any] = []
+
+    def live_again() -> None:
+        gate.wait()
+        first = bench.job("daily")
+        bench.sql("DELETE FROM bgjob_job")  # rescued, and completed by another worker
+        bench.enqueue(handler, id="daily", delay=3600)
+        # The same worker id and attempt, so that nothing but the lease tells the lives apart.
+        bench.sql(
+            "UPDATE bgjob_job SET claimed_by = :me, lease = lease + 1, attempt = 1",
+            me=first.claimed_by,
+        )
+        second = bench.job("daily")
+        assert second.lease > first.lease
+        rows.append(second[:-1])
+        gate.open()
+
+    recorder = Recorder()
+    # Looked at before the stop, which hands back what is claimed under this worker's id.
+    seen: list[Any] = []
+    bench.run(
+        during=live_again,
+        observers=(recorder,),
+        until=lambda: (
+            any(e.name == "job_lease_lost" for e in recorder.events)
+            and (seen.append(bench.job("daily")[:-1]) or True)
+        ),
+    )
+
+    assert seen[0] == rows[0]
+    assert bench.notes("daily") == []
+    assert [e.name for e in recorder.events if e.job] == ["job_started", "job_lease_lost"]
