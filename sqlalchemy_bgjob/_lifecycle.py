@@ -94,6 +94,9 @@ def claim(
     """Take up to *limit* due jobs of one queue, in order. The caller commits."""
     rows: Any = _run(connection, statements.claim, queue=queue, limit=limit, worker=worker_id).all()
     jobs = [ClaimedJob(queue, worker_id, *row) for row in rows]
+    for job in jobs:
+        if not isinstance(job.headers, dict):  # written by SQL, where any JSON is possible
+            job.headers = None
     jobs.sort(key=lambda job: (job.priority, job.next_run_at, job.id))
     return jobs
 
