@@ -165,7 +165,8 @@ class Dispatcher:
         if worker_id is not None and not may_start:
             self._heart.beat_soon()
         if may_claim and self._reconcile_at and self._reconcile_at[0][0] <= now:
-            self._guarded(self._reconcile, ())
+            # That this succeeds does not tell that the claim does which failed before it.
+            self._guarded(self._reconcile, (), mended=False)
             return
         with self._lock:
             step = self._core.next_step(now, may_start=may_start, may_claim=may_claim)
@@ -225,11 +226,14 @@ class Dispatcher:
             self._core.settle_later(Pending(run.job, INTERRUPTED), 0.0)
             self._runtime.cancel(run)
 
-    def _guarded(self, action: Callable[[], None], items: Iterable[Pending]) -> None:
+    def _guarded(
+        self, action: Callable[[], None], items: Iterable[Pending], *, mended: bool = True
+    ) -> None:
         """Do what needs the database; what fails is reported, and its items are kept."""
         try:
             action()
-            self._backoff.reset()
+            if mended:
+                self._backoff.reset()
         except Exception as error:
             with self._lock:
                 for item in items:
