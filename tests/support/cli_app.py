@@ -1,0 +1,114 @@
+"""Applications for the command line: one of functions, one of coroutines, one of both.
+
+All share the same table names, so each test uses one of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import MetaData, Text, create_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from sqlalchemy_bgjob import BGJob, Context
+from support.waiting import wait_until, wait_until_async
+
+metadata = MetaData()
+
+
+class Base(DeclarativeBase):
+    metadata = metadata
+
+
+class Note(Base):
+    """What a job has done."""
+
+    __tablename__ = "note"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    words: Mapped[str] = mapped_column(Text)
+
+
+functions = BGJob(Base)
+coroutines = BGJob(MetaData())
+both = BGJob(MetaData())
+nothing = BGJob(MetaData())
+
+
+def make_functions() -> BGJob[Any, Any]:
+    return functions
+
+
+def say_started(folder: str) -> None:
+    Path(folder, "started").touch()
+
+
+class OwnSession(Session):
+    """The application's own class."""
+
+
+class OwnAsyncSession(AsyncSession):
+    """The same for coroutines."""
+
+
+own_sessions = sessionmaker(class_=OwnSession)
+own_async_sessions = async_sessionmaker(class_=OwnAsyncSession)
+
+
+def engine() -> Any:
+    return create_engine(os.environ["APP_URL"], pool_size=5)
+
+
+def async_engine() -> Any:
+    return create_async_engine(os.environ["APP_URL"], pool_size=5)
+
+
+@functions.handler("note")
+@both.handler("note")
+def note(ctx: Context[Session], words: str) -> None:
+    """Write a row, and with which class of session."""
+    ctx.session.add(Note(words=f"{words} {type(ctx.session).__name__}"))
+
+
+@coroutines.handler("note")
+@both.handler("anote")
+async def async_note(ctx: Context[AsyncSession], words: str) -> None:
+    ctx.session.add(Note(words=f"{words} {type(ctx.session).__name__}"))
+
+
+@functions.handler("block")
+def block(ctx: Context[Session], folder: str) -> None:
+    """Say that it runs, and go on when it may."""
+    say_started(folder)
+    wait_until(Path(folder, "go").exists, 120)
+
+
+@coroutines.handler("block")
+async def async_block(ctx: Context[AsyncSession], folder: str) -> None:
+    say_started(folder)
+    await wait_until_async(Path(folder, "go").exists, 120)
+
+
+@coroutines.handler("block_loop")
+async def block_loop(ctx: Context[AsyncSession], folder: str) -> None:
+    """A coroutine as none should be: the event loop stands still."""
+    say_started(folder)
+    wait_until(Path(folder, "go").exists, 120)
+
+
+@functions.handler("fail")
+def fail(ctx: Context[Session], words: str) -> None:
+    raise ValueError(words)
+
+
+@functions.handler("kill")
+def kill(ctx: Context[Session]) -> None:
+    """A job that takes its process down at its first attempt."""
+    if ctx.job.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)

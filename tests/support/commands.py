@@ -1,0 +1,89 @@
+"""The command line as real processes: start, look, signal, and always clean up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    import signal
+    from types import TracebackType
+
+TESTS = Path(__file__).parent.parent
+"""Where ``support.cli_app`` can be imported from."""
+
+TIMEOUT = 60.0
+
+
+class Command:
+    """One ``python -m sqlalchemy_bgjob ...``; a context manager that leaves no process behind."""
+
+    def __init__(
+        self, folder: Path, *arguments: str, cwd: Path = TESTS, **environment: str
+    ) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("BGJOB_")}
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sqlalchemy_bgjob", *arguments],
+                cwd=cwd,
+                env={**clean, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def says(self, words: str, seconds: float = TIMEOUT) -> None:
+        """Wait until its log holds these words; fail if it ends before."""
+        wait_until(lambda: words in self.stderr or not self.alive, seconds, what=words)
+        assert words in self.stderr, f"it ended without saying {words!r}:\n{self.stderr}"
+
+    def wait(self, seconds: float = TIMEOUT) -> int:
+        """The exit code; fails the test if the process does not end in time."""
+        try:
+            return self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"not ended within {seconds:g} s:\n{self.stderr}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.alive:
+            self._process.kill()
+        self._process.wait()
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not yet waited for does not."""
+    with contextlib.suppress(OSError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
