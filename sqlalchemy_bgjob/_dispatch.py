@@ -68,6 +68,7 @@ class Dispatcher:
         self._connection: Connection | None = None
         self._backoff = Backoff()
         self._retry_at = 0.0
+        self._disconnected_at = float("-inf")
         self._reconcile_at: list[tuple[float, int]] = []
         self._deadline: float | None = None
         self._empty: set[str] = set()
@@ -107,12 +108,14 @@ class Dispatcher:
             self._core.wake(queue, time.monotonic())
         self._runtime.wake()
 
-    def _lost(self) -> None:
-        """The heart found that all jobs were taken from this worker."""
+    def _lost(self, worker_id: int) -> None:
+        """The heart found that all jobs were taken from this worker, under its old id."""
         with self._lock:
             self._core.forget_ready()
             for run in self._runs:
                 run.lease_lost = True
+            # A claim may have come after the judgement; nobody else would look for it soon.
+            self._reconcile_soon(worker_id)
         self._runtime.wake()
 
     def _report(self, error: BaseException) -> None:
@@ -161,7 +164,7 @@ class Dispatcher:
         now = time.monotonic()
         worker_id = self._heart.worker_id
         may_claim = worker_id is not None and now >= self._retry_at
-        may_start = self._heart.fresh(now)
+        may_start = self._heart.fresh(now, self._disconnected_at)
         if worker_id is not None and not may_start:
             self._heart.beat_soon()
         if may_claim and self._reconcile_at and self._reconcile_at[0][0] <= now:
@@ -172,11 +175,15 @@ class Dispatcher:
             step = self._core.next_step(now, may_start=may_start, may_claim=may_claim)
             if isinstance(step, Claim):
                 self._core.claim_sent(step.queue)
+            # In the same lock: a job is never in nobody's hands, where a reconciliation would hand
+            # it back, or where it would not hear that its lease was lost.
+            run = self._prepare(step.job) if isinstance(step, Start) else None
         match step:
             case Wait():
                 self._wait(step.seconds, now)
             case Start():
-                self._start(step.job)
+                assert run is not None
+                self._runtime.start(run, partial(self._work, run))
             case Claim():
                 assert worker_id is not None
                 self._guarded(lambda: self._claim(step, worker_id), ())
@@ -258,20 +265,30 @@ class Dispatcher:
                 connection.close()
             except Exception as second:
                 logger.debug("closing a lost connection: %s", describe(second).splitlines()[0])
-        now = time.monotonic()
+        self._disconnected_at = now = time.monotonic()
         self._retry_at = now + self._backoff.pause()
+
+    def _reconcile_soon(self, worker_id: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            others = [entry for entry in self._reconcile_at if entry[1] != worker_id]
+            own = [(now + after, worker_id) for after in RECONCILE_AFTER]
+            self._reconcile_at = sorted(others + own)
 
     def _reconcile(self) -> None:
         """Hand back what a claim without an answer may have given us."""
-        _, worker_id = self._reconcile_at[0]
         with self._lock:
+            entry = self._reconcile_at[0]
+            worker_id = entry[1]
             known = {job.id for job in self._core.ready()}
             known |= {run.job.id for run in self._runs}
             known |= {item.job.id for item in self._core.unsettled()}
         count = lifecycle.hand_back_others(
             self._control(), self._statements, worker_id=worker_id, known=known
         )
-        self._reconcile_at.pop(0)
+        with self._lock:
+            if entry in self._reconcile_at:
+                self._reconcile_at.remove(entry)
         if count:
             logger.info("handed back %d jobs whose claim was not answered", count)
             self._wake(None)
@@ -293,8 +310,7 @@ class Dispatcher:
                 if not jobs:
                     due_in = lifecycle.next_due(connection, self._statements, queue=step.queue)
         except BaseException:
-            now = time.monotonic()
-            self._reconcile_at = [(now + after, worker_id) for after in RECONCILE_AFTER]
+            self._reconcile_soon(worker_id)
             raise
         self._tell_if_empty(step.queue, bool(jobs))
         now = time.monotonic()
@@ -341,16 +357,11 @@ class Dispatcher:
 
     # ---- run --------------------------------------------------------------------------------
 
-    def _start(self, job: ClaimedJob) -> None:
-        run = self._prepare(job)
-        self._runtime.start(run, partial(self._work, run))
-
     def _prepare(self, job: ClaimedJob) -> Run:
         handler = self._find(job)
         assert handler is not None, "only jobs with a handler are admitted"
         run = Run(job, handler)
-        with self._lock:
-            self._runs.add(run)
+        self._runs.add(run)
         self._events.emit("job_started", run.info)
         return run
 
@@ -368,7 +379,7 @@ class Dispatcher:
     def _ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
         now = time.monotonic()
         pending.seconds = now - run.started_at
-        job: ClaimedJob | None = None
+        following: Run | None = None
         with self._lock:
             if run not in self._runs:
                 return None  # released at shutdown: the lease has grown, and this settles nothing
@@ -376,12 +387,13 @@ class Dispatcher:
             self._core.finished(run.job, pending.seconds)
             if fate is None:
                 self._core.settle_later(pending, now)
-            if self._heart.fresh(now):
+            if self._heart.fresh(now, self._disconnected_at):
                 job = self._core.next_start(run.job.queue)
+                following = self._prepare(job) if job is not None else None
         if fate is not None:
             self._tell(pending, fate, run)
         self._runtime.wake()
-        return self._prepare(job) if job is not None else None
+        return following
 
     # ---- settle -----------------------------------------------------------------------------
 

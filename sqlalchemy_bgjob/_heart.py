@@ -3,9 +3,9 @@
 A thread and a connection of its own, so that neither a busy event loop nor an exhausted pool nor
 a slow claim can make a worker look dead. The rules, and what each is for:
 
-* A worker is judged silent only by one that has itself beaten without a gap for ``lease_timeout``,
-  by both clocks: after an outage, a frozen machine or a jump of the server's clock, everyone
-  looks silent, and nobody is.
+* A worker is judged silent only by one that has itself beaten without a gap for its
+  ``lease_timeout``, by both clocks: after an outage, a frozen machine or a jump of the server's
+  clock, everyone looks silent, and nobody is.
 * A beat that finds its row taken means that the jobs were given to others. All that runs is told,
   and the worker goes on under a new id; an id is never taken up again.
 * No job is started on an old beat: see :meth:`Heart.fresh`.
@@ -48,7 +48,8 @@ class Heart:
         settings: The worker's.
         queues: What the worker serves, for its row.
         on_change: Called when the worker was registered, and after each beat that was overdue.
-        on_lost: Called when the worker's jobs were taken from it, before it has a new id.
+        on_lost: Called with the old id when the worker's jobs were taken from it, before it has a
+            new one.
         on_error: Called with what went wrong.
     """
 
@@ -60,7 +61,7 @@ class Heart:
         queues: Mapping[str, int],
         *,
         on_change: Callable[[], None],
-        on_lost: Callable[[], None],
+        on_lost: Callable[[int], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
         self._runtime, self._statements, self._settings = runtime, statements, settings
@@ -74,13 +75,16 @@ class Heart:
         self.worker_id: int | None = None
         """The id under which this worker is registered now."""
 
-    def fresh(self, now: float) -> bool:
-        """Whether a job may be started: nobody can have judged this worker silent yet.
+    def fresh(self, now: float, since: float = float("-inf")) -> bool:
+        """Whether a job may be started: nobody can have judged this worker lost yet.
 
         A process that was frozen finds its last beat old by the monotonic clock, and beats first.
+        So does one that has lost a connection: since then it must have beaten, for a judge ends
+        the connections of the worker that it judges.
         """
         limit = self._settings.lease_timeout - self._settings.heartbeat_interval
-        return self.worker_id is not None and now - self._last_beat < limit
+        last = self._last_beat
+        return self.worker_id is not None and now - last < limit and last >= since
 
     def set_listener(self, session: tuple[int, datetime] | None) -> None:
         """The session that listens has changed: others must hear of it at once."""
@@ -135,8 +139,13 @@ class Heart:
                 self._report(rescued, "whose process has ended")
                 next_look = now + settings.death_check_interval
             if now >= next_sweep:
-                if now - unbroken_since >= settings.lease_timeout:
-                    silent = lifecycle.rescue_silent(connection, self._statements)
+                if self.worker_id is not None:
+                    silent = lifecycle.rescue_silent(
+                        connection,
+                        self._statements,
+                        judge=self.worker_id,
+                        connected=now - unbroken_since,
+                    )
                     self._report(silent, "that fell silent")
                 rest = lifecycle.rescue_rest(connection, self._statements)
                 self._report([worker for worker in rest if worker.jobs], "that was lost")
@@ -161,9 +170,9 @@ class Heart:
                 connection, self._statements, worker_id=self.worker_id, listener=self._listener
             )
             if gap is None:
-                logger.warning("worker %d was found lost: its jobs run elsewhere", self.worker_id)
-                self.worker_id = None
-                self._on_lost()
+                lost, self.worker_id = self.worker_id, None
+                logger.warning("worker %d was found lost: its jobs run elsewhere", lost)
+                self._on_lost(lost)
                 gap = float("inf")
         if self.worker_id is None:
             self._register(connection)

@@ -11,11 +11,11 @@ asked of the server by the transaction's id.
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from itertools import groupby
 from typing import Any, Final
 
 from sqlalchemy import Connection, Executable, Result
@@ -195,13 +195,16 @@ def settle(
     Raises:
         DBAPIError: The connection was lost; call again with the same items on a new one.
     """
+    groups: dict[tuple[str, int, int], list[Pending]] = {}
+    times: Counter[str] = Counter()
+    for item in items:
+        # Two leases of one job are two groups, or the late one would pass for the settled one.
+        key = item.job.queue, item.job.worker_id, times[item.job.id]
+        groups.setdefault(key, []).append(item)
+        times[item.job.id] += 1
     fates: list[tuple[Pending, Fate]] = []
-
-    def key(item: Pending) -> tuple[str, int]:
-        return item.job.queue, item.job.worker_id
-
-    for _, group in groupby(sorted(items, key=key), key=key):
-        fates += _settle_group(connection, statements, list(group))
+    for key in sorted(groups):
+        fates += _settle_group(connection, statements, groups[key])
     return fates
 
 
@@ -354,13 +357,20 @@ class Rescued:
     jobs: int
 
 
-def rescue_silent(connection: Connection, statements: Statements) -> list[Rescued]:
+def rescue_silent(
+    connection: Connection, statements: Statements, *, judge: int, connected: float
+) -> list[Rescued]:
     """Take the jobs of workers that have not beaten for their own lease_timeout. Commits.
 
-    To be called only by a worker that was itself connected for as long: after an outage everyone
-    is silent.
+    Args:
+        connection: Idle, outside a transaction.
+        statements: Those of the tables.
+        judge: The worker that looks. It judges nobody unless it has beaten lately itself.
+        connected: Seconds for which it was connected and beat without a gap. It judges nobody whose
+            lease_timeout is longer: after an outage everyone is silent.
     """
-    return _rescue(connection, statements, statements.silent_workers, {})
+    given = {"judge": judge, "connected": connected}
+    return _rescue(connection, statements, statements.silent_workers, given)
 
 
 def rescue_rest(connection: Connection, statements: Statements) -> list[Rescued]:

@@ -116,7 +116,9 @@ def freeze_one_of_two(
     return frozen, other, ids, time.monotonic()
 
 
-def frozen_and_rescued(fleet: Fleet, *, settings: dict[str, Any], within: float) -> None:
+def frozen_and_rescued(
+    fleet: Fleet, *, settings: dict[str, Any], within: float, freeze: float = 0.0
+) -> None:
     """All jobs of a frozen process complete elsewhere; when it goes on, nothing changes."""
     frozen, other, ids, at = freeze_one_of_two(fleet, seconds=10.0, settings=settings)
 
@@ -132,6 +134,7 @@ def frozen_and_rescued(fleet: Fleet, *, settings: dict[str, Any], within: float)
     # An own id lives again: the frozen process must not touch its second life.
     enqueue(fleet.engine, fleet.app.nap, 600.0, id=ids[0])
     wait_until(lambda: fleet.claimed_by(other) == [ids[0]], what="the claim of the second life")
+    wait_until(lambda: time.monotonic() - at >= freeze, freeze + 5, what="the freeze's end")
     before = fleet.rows(STATE)
     workers = fleet.workers
     frozen.signal(signal.SIGCONT)
@@ -157,7 +160,7 @@ def test_jobs_of_a_frozen_process_complete_elsewhere(fleet: Fleet) -> None:
 @pytest.mark.parametrize("variant", TWO, ids=str)
 def test_a_freeze_of_a_minute_at_default_settings(fleet: Fleet) -> None:
     """The same at the defaults: within 40 seconds."""
-    frozen_and_rescued(fleet, settings={}, within=40.0)
+    frozen_and_rescued(fleet, settings={}, within=40.0, freeze=60.0)
 
 
 def frozen_and_kept(fleet: Fleet, *, seconds: float, settings: dict[str, Any]) -> None:

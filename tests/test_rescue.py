@@ -1,0 +1,786 @@
+"""Who is lost, who decides it, and what becomes of the jobs: the rules, one by one.
+
+Without processes and without waiting for time to pass: rows are aged, sessions ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from sqlalchemy import Connection, Engine, MetaData, create_engine, text
+from sqlalchemy.exc import DBAPIError
+
+from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, _heart, enqueue, enqueue_many
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._heart import Heart
+from sqlalchemy_bgjob._lifecycle import Fate, Pending, Rescued
+from sqlalchemy_bgjob._outcomes import COMPLETED
+from sqlalchemy_bgjob._statements import Statements, application_name
+from sqlalchemy_bgjob.settings import WorkerSettings
+from sqlalchemy_bgjob.worker import ThreadRuntime
+from support import wait_until
+from support.processes import FAST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy_bgjob import JobInfo
+    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+
+pytestmark = pytest.mark.core
+
+JUDGE, WORKER, OTHER = 1, 2, 3
+LEASE = 30.0
+HOUR = 3_600.0
+
+
+class Queue:
+    """The queue's tables in one database, with workers and jobs as rows."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.jobs = BGJob(MetaData())
+        self.jobs.metadata.create_all(engine)
+        self.statements = Statements(self.jobs.models)
+
+        @self.jobs.handler("work", session=False)
+        def work(ctx: Context[Any]) -> None: ...
+
+        self.work = work
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection:
+            yield connection
+
+    def execute(self, sql: str, **values: Any) -> Any:
+        with self.engine.begin() as connection:
+            result = connection.execute(text(sql), values)
+            return result.all() if result.returns_rows else None
+
+    def register(self, worker_id: int, *, lease: float = LEASE, silent_for: float = 0.0) -> None:
+        with self.connect() as connection:
+            lifecycle.register(
+                connection,
+                self.statements,
+                worker_id=worker_id,
+                hostname="here",
+                pid=worker_id,
+                version="1",
+                queues={"default": 1},
+                lease_timeout=lease,
+            )
+        self.silence(worker_id, silent_for)
+
+    def silence(self, worker_id: int, seconds: float) -> None:
+        """Let a worker's last beat be so long ago."""
+        self.execute(
+            "UPDATE bgjob_worker SET beat_at = clock_timestamp() - make_interval(secs => :s)"
+            " WHERE id = :id",
+            s=seconds,
+            id=worker_id,
+        )
+
+    def claim(self, worker_id: int, count: int = 1) -> list[lifecycle.ClaimedJob]:
+        """New jobs in a worker's hands."""
+        enqueue_many(self.engine, self.work, [None] * count)
+        with self.connect() as connection, connection.begin():
+            return lifecycle.claim(
+                connection, self.statements, queue="default", limit=count, worker_id=worker_id
+            )
+
+    def rescue_silent(self, connected: float = HOUR, judge: int = JUDGE) -> list[Rescued]:
+        with self.connect() as connection:
+            return lifecycle.rescue_silent(
+                connection, self.statements, judge=judge, connected=connected
+            )
+
+    def beat(self, worker_id: int, listener: Any = None) -> float | None:
+        with self.connect() as connection:
+            return lifecycle.beat(
+                connection, self.statements, worker_id=worker_id, listener=listener
+            )
+
+    def listener(self, connection: Connection) -> tuple[int, Any]:
+        """The session of a connection, as a listener tells it."""
+        row = connection.execute(self.statements.listener_session).one()
+        connection.commit()
+        return row[0], row[1]
+
+    def looks(self, connection: Connection, count: int = 2) -> list[Rescued]:
+        """What so many looks of one judge rescue by the fast path."""
+        seen: dict[int, Any] = {}
+        rescued: list[Rescued] = []
+        for _ in range(count):
+            found, seen = lifecycle.rescue_ended(connection, self.statements, seen)
+            rescued += found
+        return rescued
+
+    def job_rows(self) -> list[Any]:
+        return list(self.execute("SELECT * FROM bgjob_job ORDER BY id"))
+
+    def workers(self) -> list[int]:
+        return [row.id for row in self.execute("SELECT id FROM bgjob_worker ORDER BY id")]
+
+
+@pytest.fixture
+def queue(engine: Engine) -> Queue:
+    queue = Queue(engine)
+    queue.register(JUDGE)
+    return queue
+
+
+def ended_session(queue: Queue, engine: Engine) -> tuple[int, Any]:
+    """A session that listened and is gone."""
+    with engine.connect() as connection:
+        session = queue.listener(connection)
+        connection.invalidate()
+    gone = "SELECT count(*) = 0 AS gone FROM pg_stat_activity WHERE pid = :pid"
+    wait_until(lambda: queue.execute(gone, pid=session[0])[0].gone, what="the session's end")
+    return session
+
+
+# ---- by silence ---------------------------------------------------------------------------------
+
+
+def test_a_silent_worker_is_rescued_in_one_step(queue: Queue) -> None:
+    """Its jobs are queued again, each under a new lease, and its row goes."""
+    queue.register(WORKER, silent_for=LEASE + 1)
+    claimed = queue.claim(WORKER, 3)
+
+    assert queue.rescue_silent() == [Rescued(WORKER, 3)]
+
+    leases = {job.id: job.lease for job in claimed}
+    for row in queue.job_rows():
+        assert row.claimed_by is None
+        assert row.lease == leases[row.id] + 1
+        assert row.attempt == 1, "a crash costs the attempt"
+        assert row.crashes == 1
+        assert row.last_error.startswith("WorkerLost")
+    assert queue.workers() == [JUDGE]
+
+
+def test_a_worker_that_beats_keeps_its_jobs(queue: Queue) -> None:
+    """Its own lease_timeout counts, not the judge's."""
+    queue.register(WORKER, silent_for=LEASE - 2)
+    queue.register(OTHER, lease=HOUR * 2, silent_for=HOUR)
+    queue.claim(WORKER)
+    queue.claim(OTHER)
+
+    assert queue.rescue_silent(connected=HOUR * 3) == []
+
+    assert {row.crashes for row in queue.job_rows()} == {0}
+
+
+def test_silence_is_judged_only_after_an_unbroken_connection(queue: Queue) -> None:
+    """After an outage everyone looks silent: whoever is back first must not take all jobs."""
+    queue.register(WORKER, silent_for=HOUR)
+    queue.claim(WORKER)
+
+    assert queue.rescue_silent(connected=LEASE - 1) == []
+    assert queue.rescue_silent(connected=LEASE + 1) == [Rescued(WORKER, 1)]
+
+
+def test_a_judge_that_looks_silent_itself_judges_nobody(queue: Queue) -> None:
+    """When the server's clock jumps, the judge is as late as those whom it would judge."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+    queue.execute("UPDATE bgjob_worker SET beat_at = beat_at - interval '1 hour'")
+
+    assert queue.rescue_silent() == []
+
+    queue.beat(JUDGE)
+    assert queue.rescue_silent() == [Rescued(WORKER, 1)]
+
+
+def test_a_judge_that_was_found_lost_judges_nobody(queue: Queue) -> None:
+    queue.register(WORKER, silent_for=HOUR)
+    queue.execute("UPDATE bgjob_worker SET lost_at = now() WHERE id = :id", id=JUDGE)
+
+    assert queue.rescue_silent() == []
+    assert queue.workers() == [JUDGE, WORKER]
+
+
+def test_a_beat_that_finds_its_row_lost_is_told(queue: Queue) -> None:
+    """The row is not revived: an id is never taken up again."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+    assert queue.beat(WORKER) is not None
+    queue.execute("UPDATE bgjob_worker SET lost_at = now() WHERE id = :id", id=WORKER)
+    before = queue.execute("SELECT * FROM bgjob_worker ORDER BY id")
+
+    assert queue.beat(WORKER) is None
+
+    assert queue.execute("SELECT * FROM bgjob_worker ORDER BY id") == before
+
+
+def blocked(queue: Queue) -> bool:
+    """Whether some session of this database waits for a lock."""
+    waiting = (
+        "SELECT count(*) AS count FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return bool(queue.execute(waiting)[0].count)
+
+
+def test_a_beat_during_the_judgement_finds_the_worker_lost(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judging, marking and taking are one transaction: there is no beat between them."""
+    queue.register(WORKER, silent_for=HOUR)
+    queue.claim(WORKER)
+    answers: list[float | None] = []
+    beating = threading.Thread(target=lambda: answers.append(queue.beat(WORKER)))
+    end_sessions = lifecycle._end_sessions
+
+    def beat_meanwhile(*args: Any) -> None:
+        beating.start()
+        wait_until(lambda: blocked(queue), what="the beat that waits")
+        end_sessions(*args)
+
+    monkeypatch.setattr(lifecycle, "_end_sessions", beat_meanwhile)
+    assert queue.rescue_silent() == [Rescued(WORKER, 1)]
+
+    beating.join(10)
+    assert answers == [None]
+
+
+def test_two_rescuers_at_once_rescue_once(queue: Queue) -> None:
+    """Whoever locks the row first judges; nobody waits, and nothing is counted twice."""
+    for worker_id in range(10, 30):
+        queue.register(worker_id, silent_for=HOUR)
+        queue.claim(worker_id)
+    queue.register(OTHER)
+    barrier = threading.Barrier(2)
+    rescued: list[Rescued] = []
+
+    def rescue(judge: int) -> None:
+        barrier.wait(10)
+        rescued.extend(queue.rescue_silent(judge=judge))
+
+    threads = [threading.Thread(target=rescue, args=(judge,)) for judge in (JUDGE, OTHER)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert sorted(worker.worker_id for worker in rescued) == list(range(10, 30))
+    assert [(row.crashes, row.claimed_by) for row in queue.job_rows()] == [(1, None)] * 20
+
+
+def test_a_locked_row_is_taken_by_a_later_sweep(queue: Queue) -> None:
+    """A lock that somebody holds on one job keeps neither the others nor the sweep."""
+    queue.register(WORKER, silent_for=HOUR)
+    first, second = queue.claim(WORKER, 2)
+
+    with queue.connect() as holder, holder.begin():
+        holder.execute(text("SELECT 1 FROM bgjob_job WHERE id = :id FOR UPDATE"), {"id": first.id})
+        assert queue.rescue_silent() == [Rescued(WORKER, 1)]
+        assert queue.workers() == [JUDGE, WORKER], "it stays until it holds nothing"
+        with queue.connect() as connection:
+            assert lifecycle.rescue_rest(connection, queue.statements) == [Rescued(WORKER, 0)]
+    held = {row.id: row.claimed_by for row in queue.job_rows()}
+    assert held == {first.id: WORKER, second.id: None}
+
+    with queue.connect() as connection:
+        assert lifecycle.rescue_rest(connection, queue.statements) == [Rescued(WORKER, 1)]
+    assert {row.claimed_by for row in queue.job_rows()} == {None}
+    assert queue.workers() == [JUDGE]
+
+
+def test_a_row_that_a_foreign_key_looks_at_is_not_in_the_way(queue: Queue) -> None:
+    """A user's insert that refers to the job locks its key, and nothing that a rescue changes."""
+    queue.register(WORKER, silent_for=HOUR)
+    (job,) = queue.claim(WORKER)
+
+    with queue.connect() as holder, holder.begin():
+        share = text("SELECT 1 FROM bgjob_job WHERE id = :id FOR KEY SHARE")
+        holder.execute(share, {"id": job.id})
+        assert queue.rescue_silent() == [Rescued(WORKER, 1)]
+
+
+def test_the_sessions_of_a_lost_worker_are_ended(queue: Queue) -> None:
+    """A frozen handler's row locks would block the next attempt until it thaws."""
+    queue.register(WORKER, silent_for=HOUR)
+    (job,) = queue.claim(WORKER)
+    with queue.engine.connect() as frozen, queue.engine.connect() as bystander:
+        lifecycle.name_session(frozen, WORKER)
+        lock = text("SELECT 1 FROM bgjob_job WHERE id = :id FOR UPDATE")
+        frozen.execute(lock, {"id": job.id})
+        bystander.execute(text("SELECT 1"))
+
+        assert queue.rescue_silent() == [Rescued(WORKER, 1)]
+
+        with pytest.raises(DBAPIError):
+            frozen.execute(text("SELECT 1"))
+        assert bystander.execute(text("SELECT 1")).scalar() == 1
+        frozen.invalidate()
+
+
+def test_jobs_of_a_crash_part_company(queue: Queue) -> None:
+    """The first crash puts a job back at once, the next ones after a growing random wait."""
+    queue.register(WORKER, silent_for=HOUR)
+    queue.claim(WORKER, 40)
+    due = {row.id: row.next_run_at for row in queue.job_rows()}
+    assert queue.rescue_silent() == [Rescued(WORKER, 40)]
+    assert {row.id: row.next_run_at for row in queue.job_rows()} == due
+
+    queue.register(WORKER, silent_for=HOUR)
+    queue.execute("UPDATE bgjob_job SET claimed_by = :id, crashes = 3", id=WORKER)
+    assert queue.rescue_silent() == [Rescued(WORKER, 40)]
+
+    waits = [
+        row.wait
+        for row in queue.execute(
+            "SELECT CAST(extract(epoch FROM next_run_at - updated_at) AS float) AS wait"
+            " FROM bgjob_job"
+        )
+    ]
+    assert all(-0.1 <= wait <= 8.1 for wait in waits)
+    assert max(waits) - min(waits) > 2.0, "they all wait for the same time"
+
+
+def test_a_job_that_has_crashed_for_ever_is_still_rescued(queue: Queue) -> None:
+    """Without max_attempts it may crash thousands of times; the wait stays below a minute."""
+    queue.register(WORKER, silent_for=HOUR)
+    queue.claim(WORKER)
+    queue.execute("UPDATE bgjob_job SET crashes = 5000, attempt = 5001")
+
+    assert queue.rescue_silent() == [Rescued(WORKER, 1)]
+
+    (row,) = queue.execute(
+        "SELECT crashes, next_run_at <= now() + interval '60 seconds' AS soon FROM bgjob_job"
+    )
+    assert (row.crashes, row.soon) == (5001, True)
+
+
+# ---- orphans ------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_commits_after_its_worker_was_found_lost_is_given_back(queue: Queue) -> None:
+    """Nobody sweeps for a worker that has no row: the search for orphans finds the jobs."""
+    queue.register(WORKER, silent_for=HOUR)
+    enqueue_many(queue.engine, queue.work, [None] * 2)
+    queue.register(OTHER)
+    held = queue.claim(OTHER)
+    with queue.connect() as late:
+        transaction = late.begin()
+        claimed = lifecycle.claim(
+            late, queue.statements, queue="default", limit=2, worker_id=WORKER
+        )
+        assert queue.rescue_silent() == [Rescued(WORKER, 0)]
+        assert queue.workers() == [JUDGE, OTHER]
+        transaction.commit()
+
+    with queue.connect() as connection:
+        assert lifecycle.rescue_orphans(connection, queue.statements) == len(claimed) == 2
+
+    claims = {row.id: row.claimed_by for row in queue.job_rows()}
+    assert claims == {**{job.id: None for job in claimed}, held[0].id: OTHER}
+
+
+def test_two_leases_of_one_job_settle_apart(queue: Queue) -> None:
+    """A run that lost its lease, and the next run by the same worker, end at the same time."""
+    queue.register(WORKER)
+    (first,) = queue.claim(WORKER)
+    queue.execute("UPDATE bgjob_job SET claimed_by = null, lease = lease + 1")
+    with queue.connect() as connection:
+        with connection.begin():
+            (second,) = lifecycle.claim(
+                connection, queue.statements, queue="default", limit=1, worker_id=WORKER
+            )
+        late, good = Pending(first, COMPLETED), Pending(second, COMPLETED)
+        fates = dict(lifecycle.settle(connection, queue.statements, [late, good]))
+
+    assert fates == {late: Fate.STALE, good: Fate.SETTLED}
+
+
+# ---- by the end of a session --------------------------------------------------------------------
+
+
+def test_a_worker_whose_listener_is_gone_is_rescued_at_the_second_look(queue: Queue) -> None:
+    """Its process has ended: PostgreSQL ends the sessions of a process with it."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+    queue.beat(WORKER, ended_session(queue, queue.engine))
+
+    with queue.connect() as judge:
+        found, seen = lifecycle.rescue_ended(judge, queue.statements, {})
+        assert found == []
+        assert queue.job_rows()[0].claimed_by == WORKER
+        found, _ = lifecycle.rescue_ended(judge, queue.statements, seen)
+
+    assert found == [Rescued(WORKER, 1)]
+
+
+def test_a_beat_between_the_two_looks_is_a_sign_of_life(queue: Queue) -> None:
+    """It has lost its listener, and lives: it beats elsewhere."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+    session = ended_session(queue, queue.engine)
+    queue.beat(WORKER, session)
+
+    with queue.connect() as judge:
+        seen: dict[int, Any] = {}
+        for _ in range(4):
+            found, seen = lifecycle.rescue_ended(judge, queue.statements, seen)
+            assert found == []
+            queue.beat(WORKER, session)
+    assert queue.job_rows()[0].crashes == 0
+
+
+def test_a_beat_after_the_second_look_began_is_a_sign_of_life(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judgement itself asks again, with the row locked."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+    session = ended_session(queue, queue.engine)
+    queue.beat(WORKER, session)
+    rescue = lifecycle._rescue
+
+    def beat_before(*args: Any) -> list[Rescued]:
+        queue.beat(WORKER, session)
+        return rescue(*args)
+
+    monkeypatch.setattr(lifecycle, "_rescue", beat_before)
+    with queue.connect() as judge:
+        assert queue.looks(judge) == []
+
+
+def test_a_worker_that_listens_is_left_alone(queue: Queue) -> None:
+    queue.register(WORKER)
+    queue.claim(WORKER)
+
+    with queue.engine.connect() as listener, queue.connect() as judge:
+        queue.beat(WORKER, queue.listener(listener))
+        assert queue.looks(judge, 3) == []
+
+
+def test_another_session_of_the_worker_is_a_sign_of_life(queue: Queue) -> None:
+    """Its listener was ended from outside; its heart's session is there."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+    queue.beat(WORKER, ended_session(queue, queue.engine))
+
+    with queue.engine.connect() as heart, queue.connect() as judge:
+        lifecycle.name_session(heart, WORKER)
+        assert queue.looks(judge, 3) == []
+
+
+def test_a_judge_never_finds_itself_ended(queue: Queue) -> None:
+    """Its listener hangs, unnoticed; the session that asks is its own."""
+    queue.claim(JUDGE)
+    queue.beat(JUDGE, ended_session(queue, queue.engine))
+
+    with queue.engine.connect() as judge:
+        lifecycle.name_session(judge, JUDGE)
+        assert queue.looks(judge, 3) == []
+
+
+def test_a_worker_without_a_listener_is_judged_by_its_beats_alone(queue: Queue) -> None:
+    queue.register(WORKER, silent_for=LEASE - 5)
+    queue.claim(WORKER)
+
+    with queue.connect() as judge:
+        assert queue.looks(judge, 3) == []
+
+
+@pytest.fixture
+def stranger(queue: Queue) -> Iterator[Engine]:
+    """An engine of a role that may use the tables and sees nothing of others' sessions."""
+    role = f"bgjob_stranger_{os.getpid()}"
+    queue.execute(f"CREATE ROLE {role} LOGIN")
+    queue.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    engine = create_engine(queue.engine.url, connect_args={"options": f"-c role={role}"})
+    yield engine
+    engine.dispose()
+    queue.execute(f"DROP OWNED BY {role}")
+    queue.execute(f"DROP ROLE {role}")
+
+
+def test_sessions_that_are_hidden_from_the_judge_prove_nothing(
+    queue: Queue, stranger: Engine
+) -> None:
+    """Two roles without pg_monitor: the other's backend_start and state are null."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+
+    with queue.engine.connect() as listener, stranger.connect() as judge:
+        session = queue.listener(listener)
+        queue.beat(WORKER, session)
+        shown = text("SELECT backend_start FROM pg_stat_activity WHERE pid = :pid")
+        assert judge.execute(shown, {"pid": session[0]}).scalar() is None
+        judge.commit()
+        assert queue.looks(judge, 3) == []
+
+        queue.beat(WORKER, ended_session(queue, queue.engine))
+        with queue.engine.connect() as heart:
+            lifecycle.name_session(heart, WORKER)
+            assert queue.looks(judge, 3) == []
+
+
+@pytest.mark.parametrize("how", ["fast", "immediate", "crash"])
+def test_a_restart_of_the_server_is_no_proof_of_death(
+    own_server: EmbeddedPostgres, how: Any
+) -> None:
+    """It ended the sessions of the living too; even when only a backend crashed."""
+    engine = create_engine(own_server.url)
+    queue = Queue(engine)
+    queue.register(WORKER)
+    queue.claim(WORKER)
+    with engine.connect() as listener:
+        session = queue.listener(listener)
+        queue.beat(WORKER, session)
+
+        if how == "crash":
+            os.kill(session[0], signal.SIGKILL)
+        else:
+            own_server.restart(how)
+        listener.invalidate()
+    engine.dispose()
+    connect = lambda: _connected(engine, session)  # noqa: E731
+    with wait_until(connect, 30, what="the server") as judge:
+        assert queue.looks(judge, 3) == []
+    assert queue.job_rows()[0].crashes == 0
+    engine.dispose()
+
+
+def _connected(engine: Engine, gone: tuple[int, Any]) -> Connection | None:
+    """A connection, once the server answers again and the old session is gone."""
+    try:
+        connection = engine.connect()
+        query = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :p AND backend_start = :s")
+        left = connection.execute(query, {"p": gone[0], "s": gone[1]}).scalar()
+        connection.commit()
+    except DBAPIError:
+        return None
+    if left:
+        connection.close()
+        return None
+    return connection
+
+
+# ---- the heart ----------------------------------------------------------------------------------
+
+
+class HeartAtWork:
+    """A heart that runs in a thread, and what it told."""
+
+    def __init__(self, queue: Queue, **settings: Any) -> None:
+        self.lost = 0
+        self.errors: list[BaseException] = []
+        self._runtime = ThreadRuntime(queue.engine)
+        self.heart = Heart(
+            self._runtime,
+            queue.statements,
+            WorkerSettings(**{**FAST, **settings}),
+            {"default": 1},
+            on_change=lambda: None,
+            on_lost=self._on_lost,
+            on_error=self.errors.append,
+        )
+
+    def _on_lost(self, worker_id: int) -> None:
+        assert self.heart.worker_id is None, "no job may be claimed under the old id"
+        self.lost += 1
+
+    def __enter__(self) -> Self:
+        self._thread = self._runtime.spawn("heart", self.heart.run)
+        wait_until(lambda: self.heart.worker_id, what="the registration")
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.heart.stop()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        self._runtime.close()
+
+
+def test_a_heart_that_finds_its_row_lost_goes_on_under_a_new_id(queue: Queue) -> None:
+    """An id is never taken up again: what was claimed under it was given away."""
+    with HeartAtWork(queue) as at_work:
+        first = at_work.heart.worker_id
+        queue.execute("UPDATE bgjob_worker SET lost_at = now() WHERE id = :id", id=first)
+
+        wait_until(lambda: at_work.heart.worker_id not in (None, first), what="the new id")
+
+        assert at_work.lost == 1
+        assert at_work.heart.worker_id in queue.workers()
+        assert at_work.heart.fresh(time.monotonic())
+
+
+def test_a_lost_connection_starts_the_judge_s_time_anew(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was away can't tell the silence of the others from its own."""
+    connected: list[float] = []
+    rescue = lifecycle.rescue_silent
+
+    def spy(*args: Any, **given: Any) -> list[Rescued]:
+        connected.append(given["connected"])
+        return rescue(*args, **given)
+
+    monkeypatch.setattr(_heart.lifecycle, "rescue_silent", spy)
+    with HeartAtWork(queue, rescue_interval=0.05, heartbeat_interval=0.1) as at_work:
+        wait_until(lambda: connected and connected[-1] > 0.5, what="half a second of connection")
+        name = application_name(at_work.heart.worker_id or 0)
+        count = len(connected)
+        queue.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name",
+            name=name,
+        )
+        wait_until(lambda: len(connected) > count + 1, what="the next sweep")
+        assert connected[count + 1] < 0.5
+
+        wait_until(lambda: connected[-1] > 0.5, what="half a second of connection")
+        # The server's clock jumps, or the process was frozen: the beat tells by how much.
+        count = len(connected)
+        queue.silence(at_work.heart.worker_id or 0, HOUR)
+        wait_until(lambda: min(connected[count:], default=1.0) < 0.2, what="a new beginning")
+        assert at_work.lost == 0
+
+
+def test_an_old_beat_is_not_fresh(queue: Queue) -> None:
+    """Frozen for longer than lease_timeout - heartbeat_interval: beat first, then start."""
+    with HeartAtWork(queue, lease_timeout=3.0, heartbeat_interval=0.5) as at_work:
+        now = time.monotonic()
+        assert at_work.heart.fresh(now)
+        assert not at_work.heart.fresh(now + 2.6)
+
+
+def test_every_worker_finds_the_others_jobs_without_a_leader(queue: Queue) -> None:
+    """The whole heart: a silent worker, a dead one, the rest of a lost one, and an orphan."""
+    queue.register(WORKER, silent_for=HOUR)
+    queue.claim(WORKER)
+    queue.register(OTHER)
+    queue.claim(OTHER)
+    queue.beat(OTHER, ended_session(queue, queue.engine))
+    queue.register(10)
+    queue.claim(10)
+    queue.execute("UPDATE bgjob_worker SET lost_at = now() WHERE id = 10")
+    queue.claim(99)
+    queue.execute("UPDATE bgjob_worker SET lease_timeout = 1 WHERE id = :id", id=WORKER)
+
+    with HeartAtWork(queue):
+        wait_until(
+            lambda: {row.claimed_by for row in queue.job_rows()} == {None}, what="all four jobs"
+        )
+
+
+# ---- the worker ---------------------------------------------------------------------------------
+
+
+class Events(Observer):
+    def __init__(self) -> None:
+        self.completed: list[str] = []
+        self.lease_lost: list[str] = []
+
+    def job_completed(self, job: JobInfo, seconds: float) -> None:
+        self.completed.append(job.id)
+
+    def job_lease_lost(self, job: JobInfo) -> None:
+        self.lease_lost.append(job.id)
+
+
+def test_a_living_worker_that_is_found_lost_tells_its_handlers(queue: Queue) -> None:
+    """It goes on under a new id; the late settlement of the first run changes nothing."""
+    seen: list[tuple[int, bool]] = []
+
+    @queue.jobs.handler("patient", session=False)
+    def patient(ctx: Context[Any]) -> None:
+        if ctx.job.attempt == 1:
+            wait_until(lambda: ctx.lease_lost, 30, what="lease_lost")
+        seen.append((ctx.job.attempt, ctx.lease_lost))
+
+    events = Events()
+    settings = {**FAST, "lease_timeout": 15.0, "heartbeat_interval": 5.0}
+    with Worker(queue.jobs, queue.engine, queues={"default": 2}, observers=[events], **settings):
+        enqueue(queue.engine, patient, id="p")
+        (first,) = wait_until(
+            lambda: [row.claimed_by for row in queue.job_rows() if row.claimed_by]
+        )
+        queue.silence(first, HOUR)
+        assert queue.rescue_silent() == [Rescued(first, 1)]
+        wait_until(lambda: not queue.job_rows() and len(seen) == 2, 30, what="both runs")
+        wait_until(lambda: events.lease_lost, what="job_lease_lost")
+
+    assert sorted(seen) == [(1, True), (2, False)]
+    assert events.completed == events.lease_lost == ["p"]
+
+
+def test_no_job_is_started_on_an_old_beat(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that can't beat may have been judged already: it starts nothing."""
+    free = threading.Event()
+    free.set()
+    beat = lifecycle.beat
+
+    def slow_beat(*args: Any, **given: Any) -> float | None:
+        free.wait(60)
+        return beat(*args, **given)
+
+    monkeypatch.setattr(_heart.lifecycle, "beat", slow_beat)
+    started: list[float] = []
+
+    @queue.jobs.handler("note", session=False)
+    def note(ctx: Context[Any]) -> None:
+        started.append(time.monotonic())
+
+    worker = Worker(queue.jobs, queue.engine, **FAST)
+    heart = worker._dispatcher._heart
+    with worker:
+        wait_until(lambda: heart.fresh(time.monotonic()), what="the first beat")
+        free.clear()
+        wait_until(lambda: not heart.fresh(time.monotonic()), what="an old beat")
+        asked: list[None] = []
+        beat_soon = heart.beat_soon
+        monkeypatch.setattr(heart, "beat_soon", lambda: (asked.append(None), beat_soon())[1])
+        enqueue(queue.engine, note)
+        wait_until(lambda: len(asked) > 5, what="steps of the loop that ask for a beat")
+        assert started == []
+
+        let_go = time.monotonic()
+        free.set()
+        wait_until(lambda: started, what="the start")
+        assert started[0] >= let_go
+
+
+@pytest.mark.parametrize("starter", ["loop", "slot"])
+def test_a_job_is_at_no_time_in_nobody_s_hands(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, starter: str
+) -> None:
+    """Between ready and running it must hear that its lease was lost, and be known as held."""
+    worker = Worker(queue.jobs, queue.engine, queues={"default": 1}, **FAST)
+    dispatcher = worker._dispatcher
+    core = dispatcher._core
+    next_start = core.next_start
+    told: list[bool] = []
+    losing: list[threading.Thread] = []
+    target = "bgjob-worker" if starter == "loop" else "bgjob-handler"
+
+    def lose_now(name: str) -> Any:
+        job = next_start(name)
+        if job is not None and not losing and threading.current_thread().name.startswith(target):
+            thread = threading.Thread(target=dispatcher._lost, args=(dispatcher._heart.worker_id,))
+            losing.append(thread)
+            thread.start()
+            thread.join(0.5)  # it must not get through while the job changes hands
+        return job
+
+    @queue.jobs.handler("look", session=False)
+    def look(ctx: Context[Any]) -> None:
+        if losing:
+            losing[0].join(10)
+            told.append(ctx.lease_lost)
+
+    monkeypatch.setattr(core, "next_start", lose_now)
+    enqueue_many(queue.engine, look, [None] * 50)
+    with worker:
+        wait_until(lambda: told, 20, what="a run that was lost while it changed hands")
+    assert told[0] is True
