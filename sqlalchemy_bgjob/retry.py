@@ -34,11 +34,12 @@ def exponential(
     _check("jitter", jitter, 0.0, 1.0)
 
     def policy(attempt: int, error: BaseException | None = None) -> float:
-        delay = base
-        for _ in range(attempt - 1):  # a power would overflow near attempt 1,000
-            delay *= factor
-            if delay >= maximum or factor == 1.0:
-                break
+        try:
+            delay = base * factor ** max(attempt - 1, 0)
+        except (
+            OverflowError
+        ):  # near attempt 1,000 where the factor is 2, near 100 where it is 1,000
+            delay = maximum
         return min(delay, maximum) * (1.0 - jitter * random.random())
 
     return policy

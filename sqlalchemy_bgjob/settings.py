@@ -60,8 +60,14 @@ class WorkerSettings:
             self._check(name, minimum=0.01)
         self._check("shutdown_timeout", minimum=0.0)
         self._check("unknown_type_grace", minimum=0.0)
+        max_claim: object = self.max_claim
+        if isinstance(max_claim, bool) or not isinstance(max_claim, int):
+            raise TypeError(f"max_claim={max_claim!r} is not a whole number of jobs")
         if not 1 <= self.max_claim <= 10_000:
             raise ValueError(f"max_claim={self.max_claim!r} is not between 1 and 10000 jobs")
+        listen: object = self.listen
+        if not isinstance(listen, bool):
+            raise TypeError(f"listen={listen!r} is not True or False")
         if self.lease_timeout < 3 * self.heartbeat_interval:
             raise ValueError(
                 f"lease_timeout={self.lease_timeout!r} s must be at least three times "

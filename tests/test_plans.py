@@ -221,6 +221,7 @@ def test_a_handler_s_own_connection_forgets_its_plans_too(server: TestServer) ->
             for n in range(8):
                 with engine.begin() as connection:
                     fill(connection, 1, prefix=f"early-{n}-")
+                    connection.execute(text("ANALYZE bgjob_job"))
                 with handler_connection(one) as connection:
                     if not n:
                         plans = stack.enter_context(recorded_plans(connection))

@@ -1,0 +1,125 @@
+"""The settings of a worker: checked once, when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any, get_type_hints
+
+import pytest
+
+from sqlalchemy_bgjob.settings import SETTING_NAMES, WorkerSettings
+from sqlalchemy_bgjob.worker import SettingOptions, make_settings
+
+pytestmark = pytest.mark.core
+
+POSITIVE = [
+    "heartbeat_interval",
+    "lease_timeout",
+    "rescue_interval",
+    "death_check_interval",
+    "orphan_interval",
+    "poll_interval",
+    "hold_timeout",
+]
+DURATIONS = [*POSITIVE, "shutdown_timeout", "unknown_type_grace"]
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    assert dataclasses.asdict(WorkerSettings()) == {
+        "heartbeat_interval": 5.0,
+        "lease_timeout": 30.0,
+        "rescue_interval": 5.0,
+        "death_check_interval": 1.0,
+        "orphan_interval": 60.0,
+        "poll_interval": 1.0,
+        "shutdown_timeout": 25.0,
+        "unknown_type_grace": 300.0,
+        "max_claim": 200,
+        "hold_timeout": 1.0,
+        "listen": True,
+    }
+
+
+@pytest.mark.parametrize("name", DURATIONS)
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), -float("inf"), 86_400.5])
+def test_a_duration_out_of_its_range_is_refused_with_the_range(name: str, value: float) -> None:
+    options: Any = {name: value}
+
+    with pytest.raises(ValueError, match=rf"^{name}=\S+ is not between \S+ and 86400 seconds$"):
+        WorkerSettings(**options)
+
+
+@pytest.mark.parametrize("name", POSITIVE)
+def test_an_interval_of_zero_would_be_a_busy_loop(name: str) -> None:
+    options: Any = {name: 0.0}
+
+    with pytest.raises(ValueError, match=rf"^{name}=0.0 is not between 0.01 and"):
+        WorkerSettings(**options)
+
+
+@pytest.mark.parametrize("name", ["shutdown_timeout", "unknown_type_grace"])
+def test_a_time_to_wait_may_be_zero(name: str) -> None:
+    options: Any = {name: 0}
+
+    assert getattr(WorkerSettings(**options), name) == 0
+
+
+@pytest.mark.parametrize("name", DURATIONS)
+@pytest.mark.parametrize("value", ["5", None, True, b"5"])
+def test_a_duration_that_is_no_number_is_a_type_error(name: str, value: object) -> None:
+    options: Any = {name: value}
+
+    with pytest.raises(TypeError, match=rf"^{name}=.* is not a number of seconds$"):
+        WorkerSettings(**options)
+
+
+@pytest.mark.parametrize("value", [0, -1, 10_001])
+def test_max_claim_has_a_range(value: int) -> None:
+    with pytest.raises(ValueError, match=rf"^max_claim={value} is not between 1 and 10000 jobs$"):
+        WorkerSettings(max_claim=value)
+
+
+@pytest.mark.parametrize("value", ["200", 2.5, None, True, float("nan")])
+def test_max_claim_is_a_whole_number(value: Any) -> None:
+    """Or the LIMIT of the first claim would fail, in a worker that is already running."""
+    with pytest.raises(TypeError, match=r"^max_claim=.* is not a whole number of jobs$"):
+        WorkerSettings(max_claim=value)
+
+
+@pytest.mark.parametrize("value", ["no", 0, None])
+def test_listen_is_true_or_false(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^listen=.* is not True or False$"):
+        WorkerSettings(listen=value)
+
+
+def test_one_late_beat_must_not_lose_all_jobs() -> None:
+    with pytest.raises(ValueError, match=r"at least three times heartbeat_interval=5\.0 s"):
+        WorkerSettings(lease_timeout=14.9)
+
+    assert WorkerSettings(lease_timeout=15.0).lease_timeout == 15.0
+
+
+def test_settings_cannot_change_and_can_be_sent_to_another_process() -> None:
+    """The command line starts its worker processes with them."""
+    settings = WorkerSettings(poll_interval=0.5)
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.poll_interval = 2.0  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert dataclasses.replace(settings, listen=False).poll_interval == 0.5
+
+
+def test_a_worker_s_keywords_are_the_settings() -> None:
+    """The same names, with the same types, in the order of the dataclass."""
+    assert tuple(get_type_hints(SettingOptions)) == SETTING_NAMES
+    assert get_type_hints(SettingOptions) == get_type_hints(WorkerSettings)
+    assert make_settings(None, {"poll_interval": 0.5}) == WorkerSettings(poll_interval=0.5)
+
+
+def test_settings_are_given_as_an_object_or_as_keywords() -> None:
+    settings = WorkerSettings(poll_interval=0.5)
+
+    assert make_settings(settings, {}) is settings
+    with pytest.raises(TypeError, match="not both: listen"):
+        make_settings(settings, {"listen": False})

@@ -1,0 +1,182 @@
+"""The threads in which handlers run: as many as are needed, used again, and none waited for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlalchemy_bgjob.worker import Threads
+from support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.core
+
+DEADLINE = 20.0
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    threads = Threads()
+    yield threads
+    threads.close()
+    wait_until(lambda: threads._idle == 0)
+
+
+def idle(threads: Threads, number: int) -> None:
+    wait_until(lambda: threads._idle == number and not threads._work, what=f"{number} idle threads")
+
+
+@pytest.mark.parametrize("number", [1, 2, 50])
+def test_all_work_runs_at_the_same_time(threads: Threads, number: int) -> None:
+    """None waits for another: each piece of work waits here for all the others."""
+    together = threading.Barrier(number + 1)
+
+    for _ in range(number):
+        threads.start(lambda: together.wait(DEADLINE) and None)
+
+    together.wait(DEADLINE)
+    assert threads._count == number
+
+
+def test_idle_threads_are_used_again(threads: Threads) -> None:
+    names = set()
+
+    for _ in range(30):
+        threads.start(lambda: names.add(threading.current_thread().name))
+        idle(threads, 1)
+
+    assert names == {"bgjob-handler-1"}
+
+
+def test_no_more_threads_than_run_at_once(threads: Threads) -> None:
+    for _ in range(5):
+        together = threading.Barrier(4)
+        for _ in range(3):
+            threads.start(lambda barrier=together: barrier.wait(DEADLINE) and None)
+        together.wait(DEADLINE)
+        idle(threads, 3)
+
+    assert threads._count == 3
+
+
+def test_work_that_is_started_while_a_notified_thread_still_sleeps_gets_its_own(
+    threads: Threads,
+) -> None:
+    """One idle thread and two pieces of work that need each other."""
+    threads.start(lambda: None)
+    idle(threads, 1)
+    together = threading.Barrier(3)
+
+    for _ in range(2):
+        threads.start(lambda: together.wait(DEADLINE) and None)
+
+    together.wait(DEADLINE)
+    assert threads._count == 2
+
+
+def test_each_piece_of_work_runs_once_whoever_starts_it(threads: Threads) -> None:
+    ran: list[tuple[int, int]] = []
+
+    def starter(number: int) -> None:
+        for n in range(200):
+            threads.start(lambda: ran.append((number, n)))  # noqa: B023 - see below
+
+    # The work of one starter sees its later numbers; what counts is how often it ran.
+    starters = [threading.Thread(target=starter, args=(number,)) for number in range(8)]
+    for one in starters:
+        one.start()
+    for one in starters:
+        one.join(DEADLINE)
+
+    wait_until(lambda: len(ran) >= 1_600, DEADLINE)
+    wait_until(lambda: not threads._work and threads._idle == threads._count, DEADLINE)
+    assert len(ran) == 1_600
+
+
+def test_a_failure_of_ours_is_logged_and_the_thread_goes_on(
+    threads: Threads, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("ours")
+
+    with caplog.at_level(logging.ERROR, "sqlalchemy_bgjob"):
+        threads.start(fail)
+        idle(threads, 1)
+
+    assert "a run ended without a settlement" in caplog.text
+    assert "ours" in caplog.text
+    done = threading.Event()
+    threads.start(done.set)
+    assert done.wait(DEADLINE)
+    assert threads._count == 1
+
+
+def test_the_process_waits_for_none_of_them(threads: Threads) -> None:
+    daemons = []
+
+    threads.start(lambda: daemons.append(threading.current_thread().daemon))
+
+    wait_until(lambda: daemons)
+    assert daemons == [True]
+
+
+def test_close_ends_idle_threads_and_those_that_run_after_their_work() -> None:
+    threads = Threads()
+    begun, go = threading.Event(), threading.Event()
+    found: list[threading.Thread] = []
+
+    def work() -> None:
+        found.append(threading.current_thread())
+        begun.set()
+        go.wait(DEADLINE)
+
+    threads.start(work)
+    assert begun.wait(DEADLINE)
+    threads.start(lambda: found.append(threading.current_thread()))
+    idle(threads, 1)
+
+    threads.close()
+
+    found[1].join(DEADLINE)
+    assert not found[1].is_alive()
+    assert found[0].is_alive()
+    go.set()
+    found[0].join(DEADLINE)
+    assert not found[0].is_alive()
+
+
+def test_work_that_comes_after_close_still_runs() -> None:
+    """A handler's end may start the next one while the worker is closing."""
+    threads = Threads()
+    threads.close()
+    done = threading.Event()
+
+    threads.start(done.set)
+
+    assert done.wait(DEADLINE)
+    wait_until(lambda: threads._idle == 0)
+
+
+def test_what_has_run_is_not_held_on_to(threads: Threads) -> None:
+    """An idle thread must not keep a job and its arg alive."""
+    import gc
+    import weakref
+
+    class Big:
+        def __call__(self) -> None:
+            pass
+
+    big = Big()
+    reference = weakref.ref(big)
+    threads.start(big)
+    idle(threads, 1)
+
+    del big
+    gc.collect()
+
+    assert reference() is None
