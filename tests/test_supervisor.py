@@ -1,0 +1,344 @@
+"""Several worker processes under one command: replaced when they crash, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from sqlalchemy_bgjob import _supervisor, enqueue
+from support import cli_app as app
+from support.commands import Command, process_exists
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy_bgjob._supervisor import Supervisor
+
+
+@pytest.fixture
+def tables(engine: Engine) -> Engine:
+    app.metadata.create_all(engine)
+    return engine
+
+
+class Pair:
+    """``--processes 2``, and what the database and the system know of it."""
+
+    def __init__(self, command: Command, engine: Engine) -> None:
+        self.command, self.engine = command, engine
+
+    def registered(self) -> dict[int, int]:
+        """Worker id by process id."""
+        worker = app.functions.models.worker
+        query = select(worker.c.pid, worker.c.id).where(worker.c.lost_at.is_(None))
+        with self.engine.connect() as connection:
+            return {row.pid: row.id for row in connection.execute(query)}
+
+    def wait_for_two(self, *, without: int | None = None) -> list[int]:
+        def two() -> list[int] | None:
+            assert self.command.alive, self.command.stderr
+            pids = [p for p in self.registered() if p != without and process_exists(p)]
+            return pids if len(pids) == 2 else None
+
+        found = wait_until(two, 60, what="two registered workers")
+        assert found is not None
+        return found
+
+    def names(self) -> dict[str, int]:
+        """The last process id by name, from the log."""
+        log = self.command.stderr
+        return {n: int(p) for n, p in re.findall(r"process (\d) started: pid (\d+)", log)}
+
+
+@pytest.fixture
+def pair(tables: Engine, database_url: str, tmp_path: Path) -> Iterator[Pair]:
+    """Two processes of the application of functions, each with three slots."""
+    arguments = ["worker", "support.cli_app:functions", "--queue", "default:3"]
+    folder = tmp_path / "command"
+    folder.mkdir()
+    with Command(
+        folder, *arguments, "--processes", "2", BGJOB_DATABASE_URL=database_url
+    ) as command:
+        pair = Pair(command, tables)
+        yield pair
+        pids = list(pair.names().values())
+    # The supervisor is gone now, if need be by SIGKILL.
+    wait_until(lambda: not any(map(process_exists, pids)), 60, what="the end of the workers")
+
+
+def left(engine: Engine) -> list[Any]:
+    job = app.functions.models.job
+    with engine.connect() as connection:
+        query = select(job.c.type, job.c.attempt, job.c.claimed_by.is_(None), job.c.last_error)
+        return list(connection.execute(query).all())
+
+
+@pytest.mark.core
+def test_a_killed_process_is_replaced_and_its_jobs_run_elsewhere(
+    pair: Pair, tables: Engine, tmp_path: Path
+) -> None:
+    """At default settings; and one SIGTERM to the supervisor then drains both."""
+    pids = pair.wait_for_two()
+    for pid in pids:
+        assert os.getpgid(pid) == pid, "a process group of its own"
+    app.functions.enqueue(tables, "block", str(tmp_path))
+    wait_until((tmp_path / "started").exists, 60)
+    (victim,) = [pid for pid, id in pair.registered().items() if holds_a_job(tables, id)]
+
+    os.kill(victim, signal.SIGKILL)
+    (tmp_path / "started").unlink()
+
+    wait_until((tmp_path / "started").exists, 30, what="the job's start elsewhere")
+    (tmp_path / "go").touch()
+    others = pair.wait_for_two(without=victim)
+    assert victim not in others
+    wait_until(lambda: not left(tables), 30, what="the job's end")
+    assert (
+        f"(pid {victim}) was killed by signal 9: starting another in 0.2 s" in pair.command.stderr
+    )
+    pair.command.signal(signal.SIGTERM)
+    assert pair.command.wait() == 0, pair.command.stderr
+    assert not pair.registered()
+
+
+def holds_a_job(engine: Engine, worker_id: int) -> bool:
+    job = app.functions.models.job
+    with engine.connect() as connection:
+        query = select(job.c.id).where(job.c.claimed_by == worker_id)
+        return connection.execute(query).first() is not None
+
+
+def test_a_job_that_kills_its_process_takes_none_of_the_others_down(
+    pair: Pair, tables: Engine
+) -> None:
+    pair.wait_for_two()
+    with Session(tables) as session, session.begin():
+        enqueue(session, app.kill)
+        for number in range(20):
+            enqueue(session, app.note, str(number))
+
+    def done() -> bool:
+        assert pair.command.alive, pair.command.stderr
+        return not left(tables)
+
+    wait_until(done, 60, what="the end of all jobs")
+    with Session(tables) as session:
+        words = sorted(int(note.split()[0]) for note in session.scalars(select(app.Note.words)))
+    assert words == list(range(20)), "each once"
+    pair.command.signal(signal.SIGINT)
+    assert pair.command.wait() == 0
+
+
+@pytest.mark.core
+def test_the_processes_end_when_the_supervisor_is_killed(
+    pair: Pair, tables: Engine, tmp_path: Path
+) -> None:
+    """They drain: the running job ends, and nothing is left claimed."""
+    pids = pair.wait_for_two()
+    app.functions.enqueue(tables, "block", str(tmp_path))
+    wait_until((tmp_path / "started").exists, 60)
+
+    pair.command.signal(signal.SIGKILL)
+    pair.command.wait()
+
+    pair.command.says("the supervisor is gone: draining")
+    (tmp_path / "go").touch()
+    wait_until(lambda: not any(map(process_exists, pids)), 60, what="the end of both")
+    assert left(tables) == []
+    assert pair.registered() == {}
+
+
+def test_the_second_signal_is_passed_on_too(pair: Pair, tables: Engine, tmp_path: Path) -> None:
+    pair.wait_for_two()
+    app.functions.enqueue(tables, "block", str(tmp_path))
+    wait_until((tmp_path / "started").exists, 60)
+
+    pair.command.signal(signal.SIGTERM)
+    pair.command.says("SIGTERM: draining")
+    assert pair.command.alive
+    pair.command.signal(signal.SIGTERM)
+
+    assert pair.command.wait() == 128 + signal.SIGTERM, pair.command.stderr
+    assert left(tables) == [("block", 0, True, "interrupted by shutdown")]
+
+
+def test_the_third_signal_kills(pair: Pair, tables: Engine) -> None:
+    """Even processes that do not react at all."""
+    pids = pair.wait_for_two()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+
+    for number in range(1, 3):
+        pair.command.signal(signal.SIGTERM)
+        wait_until(
+            lambda n=number: pair.command.stderr.count("SIGTERM: passing it on") == n,  # type: ignore[misc]
+            what=f"signal {number}",
+        )
+    assert pair.command.alive
+    pair.command.signal(signal.SIGINT)
+
+    assert pair.command.wait(10) == 128 + signal.SIGINT
+    wait_until(lambda: not any(map(process_exists, pids)), 10)
+
+
+def test_lines_say_which_process_they_are_of(pair: Pair) -> None:
+    pair.wait_for_two()
+    pair.command.signal(signal.SIGTERM)
+    assert pair.command.wait() == 0
+
+    lines = pair.command.stderr.splitlines()
+    assert {line[: line.index("] ") + 1] for line in lines} == {"[supervisor]", "[1]", "[2]"}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["support.cli_app:functionz"], 2, "did you mean 'functions'"),
+        (["support.cli_app:functions", "--log-format", "json"], 4, "does not exist"),
+    ],
+)
+def test_what_no_restart_mends_ends_all(
+    database_url: str, tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    with Command(
+        tmp_path, "worker", *arguments, "--processes", "3", BGJOB_DATABASE_URL=database_url
+    ) as command:
+        assert command.wait() == code, command.stderr
+
+    assert words in command.stderr
+    assert f"exited with {code}: stopping the others" in command.stderr
+    if "json" in arguments:
+        processes = [json.loads(line)["process"] for line in command.stderr.splitlines()]
+        assert "supervisor" in processes
+        assert {"1", "2", "3"} & set(processes)
+
+
+def test_a_process_that_crashes_again_and_again_is_started_ever_later(tmp_path: Path) -> None:
+    (tmp_path / "crashing.py").write_text("import os\nos._exit(7)\n")
+    with Command(tmp_path, "worker", "crashing:jobs", "--processes", "2", cwd=tmp_path) as command:
+        for delay in ("0.2", "0.4", "0.8"):
+            command.says(f"exited with 7: starting another in {delay} s")
+        command.signal(signal.SIGTERM)
+        assert command.wait() == 0
+
+
+# ---- the supervisor by itself -------------------------------------------------------------------
+
+
+class Process:
+    """A child as the supervisor sees it, which ends when the test says so."""
+
+    made: list[Process]
+
+    def __init__(self, arguments: object, *, name: str) -> None:
+        self.process = self
+        self.pid, self.returncode, self.name = 4, 0, name
+        self.started_at = 0.0
+        self.ended = threading.Event()
+        self.got: list[object] = []
+        self.made.append(self)
+
+    def wait(self) -> None:
+        self.ended.wait(60)
+
+    def send(self, number: int) -> None:
+        self.got.append(number)
+
+    def kill(self) -> None:
+        self.got.append("killed")
+        self.end(-9)
+
+    def end(self, code: int) -> None:
+        self.returncode = code
+        self.ended.set()
+
+    def close(self) -> None:
+        self.got.append("closed")
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
+    monkeypatch.setattr(_supervisor, "Child", Process)
+    Process.made = []
+    return Process.made
+
+
+def running(supervisor: Supervisor) -> list[int]:
+    """Run it in a thread; its exit code when it has ended."""
+    codes: list[int] = []
+    threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True).start()
+    return codes
+
+
+def test_processes_that_do_not_end_are_killed(
+    children: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_supervisor, "STUCK_AFTER", 0.1)
+    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=0.1)
+    codes = running(supervisor)
+    wait_until(lambda: len(children) == 2)
+
+    supervisor.on_signal(signal.SIGTERM, None)
+    wait_until(lambda: all(child.got for child in children))
+    children[0].end(0)
+
+    assert wait_until(lambda: codes) == [1]
+    assert children[1].got == [signal.SIGTERM, "killed", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [([0, 0], 0), ([-15, 0], 0), ([143, 0], 0), ([1, 0], 1), ([-9, 0], 1)],
+)
+def test_the_exit_code_is_0_only_if_all_have_drained(
+    children: list[Process], ends: list[int], expected: int
+) -> None:
+    """One that was told before it had installed its handlers has had no job to lose."""
+    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=30)
+    codes = running(supervisor)
+    wait_until(lambda: len(children) == 2)
+
+    supervisor.on_signal(signal.SIGTERM, None)
+    wait_until(lambda: all(child.got for child in children))
+    for child, code in zip(children, ends, strict=True):
+        child.end(code)
+
+    assert wait_until(lambda: codes) == [expected]
+
+
+def test_a_process_that_ended_by_itself_is_replaced_at_once(children: list[Process]) -> None:
+    """An operator may drain one of several: the others are not disturbed."""
+    supervisor = _supervisor.Supervisor(["worker"], 1, shutdown_timeout=30)
+    codes = running(supervisor)
+    wait_until(lambda: len(children) == 1)
+    children[0].end(0)
+
+    wait_until(lambda: len(children) == 2)
+    supervisor.on_signal(signal.SIGTERM, None)
+    children[1].end(0)
+    assert wait_until(lambda: codes) == [0]
+
+
+def test_a_child_takes_its_marks_out_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a worker that a handler starts would take itself for a child of this supervisor."""
+    reader, writer = os.pipe()
+    os.set_inheritable(reader, True)
+    monkeypatch.setenv(_supervisor.SUPERVISED, f"{reader}:2")
+
+    assert _supervisor.supervised() == (reader, "2")
+
+    assert not os.get_inheritable(reader)
+    assert _supervisor.supervised() is None
+    os.close(reader)
+    os.close(writer)
