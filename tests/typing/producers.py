@@ -1,0 +1,171 @@
+"""What a type checker says to users. Each ``# E:`` names an error that must be found there.
+
+This file is checked by ``tests/test_typing.py`` and never imported.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, assert_type
+
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
+from sqlmodel import Session as SQLModelSession
+
+from sqlalchemy_bgjob import (
+    BGJob,
+    BulkResult,
+    Context,
+    DeadJobMixin,
+    JobMixin,
+    JobRef,
+    JobType,
+    MoveToDlq,
+    enqueue,
+    enqueue_from,
+    enqueue_many,
+)
+
+
+class Base(DeclarativeBase): ...
+
+
+jobs = BGJob(Base)
+assert_type(jobs, BGJob[JobMixin, DeadJobMixin])
+
+
+@dataclass
+class Receipt:
+    order_id: int
+
+
+@jobs.handler("send_receipt", queue="mail")
+def send_receipt(ctx: Context[Session], receipt: Receipt) -> MoveToDlq | None:
+    assert_type(ctx.session, Session)
+    assert_type(ctx.job.attempt, int)
+    return None
+
+
+@jobs.handler("resize")
+async def resize(ctx: Context[AsyncSession], path: str) -> None:
+    assert_type(ctx.session, AsyncSession)
+
+
+@jobs.handler("clean_up")
+def clean_up(ctx: Context[Session]) -> None: ...
+
+
+assert_type(send_receipt, JobType[Receipt])
+assert_type(resize, JobType[str])
+assert_type(clean_up, JobType[None])
+
+
+def sync_targets(
+    session: Session,
+    scoped: scoped_session[Session],
+    connection: Connection,
+    engine: Engine,
+    sqlmodel: SQLModelSession,
+    flask: SQLAlchemy,
+) -> None:
+    assert_type(enqueue(session, send_receipt, Receipt(1)), JobRef)
+    assert_type(enqueue(scoped, send_receipt, Receipt(1)), JobRef)
+    assert_type(enqueue(connection, send_receipt, Receipt(1)), JobRef)
+    assert_type(enqueue(engine, send_receipt, Receipt(1)), JobRef)
+    assert_type(enqueue(sqlmodel, send_receipt, Receipt(1)), JobRef)
+    assert_type(enqueue(flask.session, send_receipt, Receipt(1)), JobRef)
+    assert_type(enqueue_many(session, send_receipt, [Receipt(1)]), BulkResult)
+    assert_type(enqueue_many(session, [send_receipt.job(Receipt(1)), clean_up.job()]), BulkResult)
+    assert_type(enqueue_from(session, send_receipt, select(jobs.Job.id)), int)
+    assert_type(jobs.enqueue(session, "send_receipt", {"order_id": 1}), JobRef)
+    assert_type(enqueue(session, clean_up), JobRef)
+    assert_type(enqueue(session, resize, "x.png", delay=timedelta(minutes=1)), JobRef)
+    session.add(send_receipt.job(Receipt(1)))
+
+    enqueue(session, send_receipt, "7")  # E: misc
+    enqueue(session, send_receipt, {"order_id": 7})  # E: misc
+    enqueue(session, resize, b"x")  # E: misc
+    enqueue(session, clean_up, 1)  # E: misc
+    enqueue_many(session, send_receipt, ["7"])  # E: misc
+    enqueue_many(session, send_receipt, Receipt(1))  # E: call-overload
+    send_receipt.job("7")  # E: arg-type
+    enqueue(session, "send_receipt", Receipt(1))  # E: call-overload
+    enqueue("session", send_receipt, Receipt(1))  # E: call-overload
+    enqueue(session, send_receipt, Receipt(1), on_conflict="update")  # E: call-overload
+    enqueue(session, send_receipt, Receipt(1), delay="5")  # E: call-overload
+    enqueue(session, send_receipt, Receipt(1), prio=5)  # E: call-overload
+    enqueue_from(session, send_receipt, "SELECT 1")  # E: call-overload
+
+
+async def async_targets(
+    session: AsyncSession,
+    scoped: async_scoped_session[AsyncSession],
+    connection: AsyncConnection,
+    engine: AsyncEngine,
+) -> None:
+    assert_type(await enqueue(session, send_receipt, Receipt(1)), JobRef)
+    assert_type(await enqueue(scoped, send_receipt, Receipt(1)), JobRef)
+    assert_type(await enqueue(connection, send_receipt, Receipt(1)), JobRef)
+    assert_type(await enqueue(engine, send_receipt, Receipt(1)), JobRef)
+    assert_type(await enqueue_many(session, send_receipt, [Receipt(1)]), BulkResult)
+    assert_type(await enqueue_many(session, [send_receipt.job(Receipt(1))]), BulkResult)
+    assert_type(await enqueue_from(session, send_receipt, select(jobs.Job.id)), int)
+    assert_type(await jobs.enqueue(session, "send_receipt", {"order_id": 1}), JobRef)
+    session.add(send_receipt.job(Receipt(1)))
+
+    enqueue(session, send_receipt, Receipt(1))  # E: unused-coroutine
+    enqueue(engine, send_receipt, Receipt(1))  # E: unused-coroutine
+    enqueue_many(session, send_receipt, [Receipt(1)])  # E: unused-coroutine
+    enqueue_from(session, send_receipt, select(jobs.Job.id))  # E: unused-coroutine
+    jobs.enqueue(session, "send_receipt")  # E: unused-coroutine
+    jobs.work_one(session, "mail")  # E: unused-coroutine
+
+
+def sync_results_are_not_awaited(session: Session) -> None:
+    assert enqueue(session, send_receipt, Receipt(1)).inserted
+    assert enqueue(session, send_receipt, Receipt(1)).insertd  # E: attr-defined
+
+
+def models(session: Session) -> None:
+    job = session.get_one(jobs.Job, "id")
+    assert_type(job, JobMixin)
+    assert_type(job.priority, int)
+    assert_type(job.last_error, str | None)
+    assert_type(job.state, str)
+    session.scalars(select(jobs.Job).where(jobs.Job.state == "queued", jobs.Job.priority < 3))
+    session.add(jobs.Job(queue="mail", type="send_receipt", arg={"order_id": 7}))
+    jobs.Job(queue="mail")  # E: call-arg
+    jobs.Job(queue=7, type="t")  # E: arg-type
+    assert job.tenant_id  # E: attr-defined
+
+
+class Job(JobMixin, Base):
+    tenant_id: Mapped[int | None] = mapped_column()
+
+
+class DeadJob(DeadJobMixin, Base):
+    tenant_id: Mapped[int | None] = mapped_column()
+
+
+own = BGJob(models=(Job, DeadJob))
+assert_type(own, BGJob[Job, DeadJob])
+assert_type(own.Job, type[Job])
+assert_type(own.DeadJob, type[DeadJob])
+
+
+def own_models(session: Session) -> None:
+    job = session.get_one(own.Job, "id")
+    assert_type(job.tenant_id, int | None)
+    assert_type(session.get_one(own.DeadJob, "id").tenant_id, int | None)
+    own.Job(queue="mail", type="t", tenant_id=7)
+    assert job.tenant  # E: attr-defined
+    BGJob(Base, models=(Job, Job))  # E: type-var
+
+
+@jobs.handler("of three")  # E: arg-type
+def of_three(ctx: Context[Any], arg: int, more: int) -> None: ...
+
+
+def called_as_a_function(ctx: Context[Session]) -> None:
+    send_receipt(ctx, Receipt(1))
