@@ -1,0 +1,338 @@
+"""Rows that can't be run, or can't be settled: they harm no neighbour, and nothing is dropped."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from sqlalchemy_bgjob import Context, MoveToDlq, Retry, constant
+from support import wait_until
+from support.running import FLAVORS, Bench, Gate, Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+SLOW = constant(3600.0)
+
+
+@dataclass
+class Order:
+    number: int
+
+
+# ---- args and headers ----------------------------------------------------------------------------
+
+
+@pytest.mark.core
+def test_an_arg_that_can_not_be_decoded_goes_to_the_dlq_alone(bench: Bench) -> None:
+    started: list[Order] = []
+    if bench.flavor.is_async:
+
+        @bench.jobs.handler("order")
+        async def handler(ctx: Context[Any], order: Order) -> None:
+            started.append(order)
+    else:
+
+        @bench.jobs.handler("order")
+        def handler(ctx: Context[Any], order: Order) -> None:
+            started.append(order)
+
+    good = [bench.enqueue(handler, Order(n)) for n in range(3)]
+    bad = {
+        name: bench.enqueue(handler, Order(7))
+        for name in (
+            '{"number": "secret"}', '{"number"', "[]", "", "\\377\\376", "[[[[[[", "null",
+        )
+    }  # fmt: skip
+    for arg, job_id in bad.items():
+        bench.sql(
+            "UPDATE bgjob_job SET arg = CAST(:arg AS bytea) WHERE id = :id", arg=arg, id=job_id
+        )
+    missing = bench.enqueue(handler, Order(7))
+    bench.sql("UPDATE bgjob_job SET arg = NULL WHERE id = :id", id=missing)
+
+    ran = bench.run()
+
+    assert sorted(order.number for order in started) == [0, 1, 2]
+    assert all(ran.of(job_id) == ["started", "completed"] for job_id in good)
+    for job_id in (*bad.values(), missing):
+        assert ran.of(job_id) == ["started", "moved_to_dlq"]
+        dead = bench.dead(job_id)
+        assert dead.last_error.startswith("InvalidArg: invalid arg at $")
+        assert "secret" not in dead.last_error
+        assert dead.attempt == 1
+    assert bench.dead(bad["[]"]).arg == b"[]"
+
+
+def test_headers_that_are_no_object_count_as_none(bench: Bench) -> None:
+    seen: list[Any] = []
+    handler = bench.handler("t", lambda ctx: seen.append(ctx.job.headers), uses_session=False)
+    odd = ["[1, 2]", '"text"', "5", "null", "true"]
+    for headers in odd:
+        job_id = bench.enqueue(handler)
+        bench.sql(
+            "UPDATE bgjob_job SET headers = CAST(:h AS jsonb) WHERE id = :id", h=headers, id=job_id
+        )
+
+    ran = bench.run()
+
+    assert seen == [{}] * len(odd)
+    assert len(ran.named("job_completed")) == len(odd)
+    assert ran.named("worker_error") == []
+
+
+# ---- unknown types -------------------------------------------------------------------------------
+
+
+def unknown(bench: Bench, type: str = "tomorrow", **options: Any) -> str:
+    return bench.jobs.enqueue(bench.outside, type, {"a": 1}, queue="default", **options).id
+
+
+@pytest.mark.core
+def test_an_unknown_type_is_put_off_and_costs_no_attempt(bench: Bench) -> None:
+    """A rolling deploy: the workers that know it are yet to come."""
+    known = bench.enqueue(bench.handler("known", lambda ctx: None, uses_session=False))
+    job_id = unknown(bench)
+
+    ran = bench.run(until=lambda: bench.job(known) is None and bench.job(job_id).unknown_since)
+
+    first = bench.job(job_id)
+    assert ran.of(job_id) == []
+    assert (first.attempt, first.claimed_by, first.last_error) == (0, None, None)
+    assert 0 < first.due_in <= 1.0
+
+    # Another look, when it has waited for 7 s: put off as long again, still counted from the first.
+    bench.sql(
+        "UPDATE bgjob_job SET unknown_since = now() - interval '7 s', next_run_at = now()"
+        " WHERE id = :id",
+        id=job_id,
+    )
+    bench.run()
+    second = bench.job(job_id)
+    assert second.attempt == 0
+    assert 5.0 < second.due_in < 10.0
+
+    # The deploy has come.
+    done = bench.handler("tomorrow", lambda ctx: None, uses_session=False)
+    bench.sql("UPDATE bgjob_job SET next_run_at = now() WHERE id = :id", id=job_id)
+    ran = bench.run()
+    assert ran.of(job_id) == ["started", "completed"]
+    assert ran.last(job_id).job.attempt == 1  # type: ignore[union-attr]
+    assert done.type == "tomorrow"
+
+
+def test_a_job_that_became_known_forgets_that_it_was_not(bench: Bench) -> None:
+    job_id = bench.enqueue(bench.handler("t", lambda ctx: Retry(1000), uses_session=False))
+    bench.sql("UPDATE bgjob_job SET unknown_since = now() - interval '200 s'")
+
+    bench.run()
+
+    assert bench.job(job_id).unknown_since is None
+
+
+@pytest.mark.parametrize("grace", [0, 0.5])
+def test_an_unknown_type_dies_after_its_grace(bench: Bench, grace: float) -> None:
+    bench.handler("known", lambda ctx: None, uses_session=False)
+    job_id = unknown(bench)
+
+    ran = bench.run(until=lambda: bench.dead(job_id), unknown_type_grace=grace)
+
+    dead = bench.dead(job_id)
+    assert dead.last_error == f"no worker knew the job type 'tomorrow' for {grace:g} s"
+    assert (dead.attempt, dead.arg) == (0, b'{"a":1}')
+    assert dead.moved_at - dead.job_created_at >= timedelta(seconds=grace)
+    assert ran.of(job_id) == ["moved_to_dlq"]
+    event = ran.last(job_id)
+    assert event.job is not None
+    assert event.job.attempt == 0
+
+
+# On psycopg an AsyncWorker makes itself a synchronous engine, and can run any function.
+@pytest.mark.parametrize("bench", [*FLAVORS[:2], FLAVORS[3]], ids=str, indirect=True)
+def test_a_type_that_this_worker_can_not_run_is_unknown_to_it(bench: Bench) -> None:
+    """Registered for another queue as the other kind of function: never failed."""
+    if bench.flavor.is_async:
+
+        @bench.jobs.handler("other", queue="elsewhere")
+        def function(ctx: Context[Any], arg: Any) -> None:
+            raise AssertionError
+    else:
+
+        @bench.jobs.handler("other", queue="elsewhere")
+        async def coroutine(ctx: Context[Any], arg: Any) -> None:
+            raise AssertionError
+
+    known = bench.enqueue(bench.handler("known", lambda ctx: None, uses_session=False))
+    job_id = unknown(bench, "other")
+
+    bench.run(until=lambda: bench.job(known) is None and bench.job(job_id).unknown_since)
+
+    job = bench.job(job_id)
+    assert (job.attempt, job.last_error, job.claimed_by) == (0, None, None)
+
+
+def test_a_default_handler_takes_what_has_no_handler_of_its_own(bench: Bench) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def body(name: str) -> Callable[..., Any]:
+        return lambda ctx: seen.append((name, ctx.job.type))
+
+    bench.handler("*", body("default"), uses_session=False)
+    bench.handler("known", body("own"), uses_session=False)
+    unknown(bench, "known")
+    unknown(bench, "a")
+    unknown(bench, "b" * 128)
+
+    bench.run()
+
+    assert sorted(seen) == [("default", "a"), ("default", "b" * 128), ("own", "known")]
+
+
+# ---- foreign keys --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["SET NULL", "NO ACTION"])
+def referring(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
+    rule: str = request.param
+    foreign_key = f"REFERENCES bgjob_job ON DELETE {rule}"
+    bench.sql(f"CREATE TABLE receipt (id int PRIMARY KEY, job_id text {foreign_key})")
+    bench.sql("CREATE INDEX receipt_job_id ON receipt (job_id)")
+    yield rule
+    bench.sql("DROP TABLE receipt")
+
+
+@pytest.fixture
+def users(bench: Bench) -> Iterator[Connection]:
+    """A user's transaction, open until the test ends it."""
+    engine = create_engine(bench.url)
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("uses_session", [True, False])
+def test_a_users_open_transaction_refers_to_a_running_job(
+    bench: Bench,
+    referring: str,
+    users: Connection,
+    uses_session: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    gate, starts = Gate(bench), list[int]()
+
+    def body(*args: Any) -> None:
+        starts.append(args[-1].job.attempt)
+        if uses_session:
+            bench.note(args[0], args[1], str(args[-1].job.attempt))
+        if len(starts) == 1:
+            gate.hold()
+
+    handler = bench.handler("t", body, uses_session=uses_session, retry=constant(0.2))
+    neighbour = bench.handler("n", lambda ctx: None, uses_session=False)
+    job_id = bench.enqueue(handler)
+    recorder = Recorder()
+
+    def completed() -> int:
+        return sum(e.name == "job_completed" for e in recorder.events)
+
+    def refer() -> None:
+        gate.wait()
+        users.execute(text("INSERT INTO receipt VALUES (1, :id)"), {"id": job_id})
+        gate.open()
+        # The job can't be settled now, and all others are.
+        for count in range(1, 4):
+            for _ in range(10):
+                bench.enqueue(neighbour)
+            wait_until(lambda: completed() == count * 10)  # noqa: B023 - called at once
+        assert bench.job(job_id) is not None
+        users.commit()
+        if referring == "NO ACTION":
+            wait_until(lambda: bench.job(job_id).last_error)
+            error = bench.job(job_id).last_error
+            assert "23503 receipt_job_id_fkey" in error.replace("IntegrityError", "")
+            for _ in range(10):
+                bench.enqueue(neighbour)
+            wait_until(lambda: completed() == 40)
+            assert bench.job(job_id) is not None
+            users.execute(text("DELETE FROM receipt"))
+            users.commit()
+
+    bench.run(during=refer, observers=(recorder,), until=lambda: bench.job(job_id) is None)
+
+    assert bench.dead(job_id) is None
+    assert bench.sql("SELECT job_id FROM receipt") == ([(None,)] if referring == "SET NULL" else [])
+    assert recorder.events[-1].name in ("job_completed", "queue_is_empty")
+    assert len(bench.notes(job_id)) == uses_session
+    if not uses_session:
+        assert starts == [1], "the handler is not run again for the sake of a settlement"
+    named = [r for r in caplog.records if "receipt_job_id_fkey" in r.getMessage()]
+    assert bool(named) == (referring == "NO ACTION"), "the worker's start names it"
+
+
+def test_a_row_that_somebody_has_locked_is_settled_later(bench: Bench, users: Connection) -> None:
+    gate = Gate(bench)
+    handler = bench.handler("t", lambda ctx: gate.hold(), uses_session=False)
+    dies = bench.handler("dies", lambda ctx: MoveToDlq("x"), uses_session=False)
+    job_id = bench.enqueue(handler)
+
+    def lock() -> None:
+        gate.wait()
+        users.execute(text("SELECT FROM bgjob_job WHERE id = :id FOR UPDATE"), {"id": job_id})
+        gate.open()
+        others = [bench.enqueue(dies) for _ in range(10)]
+        wait_until(lambda: all(bench.dead(other) for other in others))
+        assert bench.job(job_id).claimed_by is not None
+        users.rollback()
+
+    ran = bench.run(during=lock)
+
+    assert ran.of(job_id) == ["started", "completed"]
+    assert ran.named("worker_error") == []
+
+
+def test_a_check_of_the_users_own_that_refuses_a_settlement(bench: Bench) -> None:
+    """Such a row is parked with its reason, and settled when the reason is gone."""
+    bench.sql("ALTER TABLE bgjob_dead_job ADD CONSTRAINT no_dead CHECK (type <> 'stuck')")
+    try:
+        stuck = bench.enqueue(
+            bench.handler("stuck", lambda ctx: MoveToDlq("the cause"), uses_session=False)
+        )
+        dies = bench.handler("dies", lambda ctx: MoveToDlq("x"), uses_session=False)
+        others = [bench.enqueue(dies) for _ in range(5)]
+
+        def mend() -> None:
+            wait_until(lambda: bench.job(stuck).last_error)
+            assert "the settlement (dead) was refused" in bench.job(stuck).last_error
+            assert "23514 no_dead" in bench.job(stuck).last_error
+            wait_until(lambda: all(bench.dead(other) for other in others))
+            bench.sql("ALTER TABLE bgjob_dead_job DROP CONSTRAINT no_dead")
+
+        ran = bench.run(during=mend)
+    finally:
+        bench.sql("ALTER TABLE bgjob_dead_job DROP CONSTRAINT IF EXISTS no_dead")
+
+    assert ran.of(stuck) == ["started", "moved_to_dlq"]
+    assert bench.dead(stuck).last_error == "the cause"
+    assert len(ran.named("worker_error")) == 1, "told once, not at each try"
+
+
+# ---- refused at the start ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bench", [FLAVORS[-1]], ids=str, indirect=True)
+def test_asyncpg_refuses_a_function_with_a_session_at_the_start(bench: Bench) -> None:
+    @bench.jobs.handler("t")
+    def function(ctx: Context[Session]) -> None: ...
+
+    with pytest.raises(ValueError, match="needs a synchronous engine"):
+        bench.run()
