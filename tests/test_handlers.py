@@ -6,12 +6,14 @@ and the worker gets back its connection and its permit (``Bench.run`` checks tha
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from sqlalchemy_bgjob import constant
 from support.running import FLAVORS, Bench
@@ -19,6 +21,7 @@ from support.running import FLAVORS, Bench
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context, JobType
@@ -481,3 +484,203 @@ def test_failed_without_a_trace(everything: AllAtOnce, body: Callable[..., Any])
 
 def test_the_worker_itself_met_no_error(everything: AllAtOnce) -> None:
     assert everything.ran.named("worker_error") == []
+
+
+# ---- only with asyncio ---------------------------------------------------------------------------
+
+only_asyncio = pytest.mark.parametrize(
+    "bench", [flavor for flavor in FLAVORS if flavor.is_async], ids=str, indirect=True
+)
+SLEEP = text("SELECT pg_sleep(30)")
+
+
+@only_asyncio
+def test_a_timeout_of_the_handlers_own_in_python_keeps_the_transaction(bench: Bench) -> None:
+    @bench.jobs.handler("t")
+    async def handler(ctx: Context[AsyncSession]) -> None:
+        await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await asyncio.Event().wait()
+        await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="b"))
+
+    job_id = bench.enqueue(handler)
+    ran = bench.run()
+
+    assert ran.of(job_id) == ["started", "completed"]
+    assert bench.notes(job_id) == ["a", "b"]
+
+
+@only_asyncio
+def test_a_timeout_of_the_handlers_own_inside_a_query_costs_the_transaction(bench: Bench) -> None:
+    """SQLAlchemy gives the connection up, since the query still runs in it."""
+
+    @bench.jobs.handler("t", retry=SLOW)
+    async def handler(ctx: Context[AsyncSession]) -> None:
+        await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await ctx.session.execute(SLEEP)
+
+    job_id = bench.enqueue(handler)
+    ran = bench.run()
+
+    assert ran.of(job_id) == ["started", "will_be_retried"]
+    assert bench.notes(job_id) == []
+    assert bench.job(job_id).attempt == 1
+
+
+@only_asyncio
+@pytest.mark.parametrize("where", ["python", "query", "commit"])
+def test_the_timeout_of_a_handler(bench: Bench, where: str) -> None:
+    @bench.jobs.handler("t", retry=SLOW, timeout=0.2)
+    async def handler(ctx: Context[AsyncSession]) -> None:
+        assert ctx.deadline is not None
+        await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
+        if where == "commit":
+            await ctx.session.commit()
+        if where == "query":
+            await ctx.session.execute(SLEEP)
+        await asyncio.Event().wait()
+
+    job_id = bench.enqueue(handler)
+    ran = bench.run()
+
+    assert ran.of(job_id) == ["started", "will_be_retried"]
+    assert bench.job(job_id).last_error.startswith("TimeoutError")
+    assert bench.notes(job_id) == []
+
+
+@only_asyncio
+@pytest.mark.parametrize("where", ["python", "query", "connect"])
+def test_a_cancelled_coroutine_is_a_failed_attempt(bench: Bench, where: str) -> None:
+    """Cancelled by its own program, as a task of it; a worker's stop gives the attempt back."""
+
+    @bench.jobs.handler("t", retry=SLOW)
+    async def handler(ctx: Context[AsyncSession]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_later(0 if where == "connect" else 0.1, task.cancel)
+        if where != "connect":
+            await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
+        if where == "query":
+            await ctx.session.execute(SLEEP)
+        if where == "connect":
+            await asyncio.sleep(0)
+            await ctx.session.execute(SLEEP)
+        await asyncio.Event().wait()
+
+    job_id = bench.enqueue(handler)
+    ran = bench.run()
+
+    assert ran.of(job_id) == ["started", "will_be_retried"]
+    assert "CancelledError" in bench.job(job_id).last_error
+    assert bench.notes(job_id) == []
+
+
+@only_asyncio
+@pytest.mark.parametrize("where", ["python", "query"])
+def test_a_coroutine_that_a_stop_cancels_gets_its_attempt_back(bench: Bench, where: str) -> None:
+    reached = threading.Event()
+
+    @bench.jobs.handler("t", retry=SLOW)
+    async def handler(ctx: Context[AsyncSession]) -> None:
+        await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
+        reached.set()
+        if where == "query":
+            await ctx.session.execute(SLEEP)
+        await asyncio.Event().wait()
+
+    job_id = bench.enqueue(handler)
+    ran = bench.run(until=reached.is_set, shutdown_timeout=0.1)
+
+    assert ran.of(job_id) == ["started"]
+    job = bench.job(job_id)
+    assert (job.attempt, job.claimed_by, job.last_error) == (0, None, "interrupted by shutdown")
+    assert bench.notes(job_id) == []
+
+
+# ---- connections and permits ---------------------------------------------------------------------
+
+
+@pytest.mark.core
+def test_many_handlers_share_one_connection(bench: Bench) -> None:
+    """A pool of three leaves one for eight slots: they wait for it, and none fails for it."""
+    handlers = Handlers(bench)
+    bodies = [
+        Handlers.ok,
+        Handlers.raises,
+        Handlers.closes_then_more,
+        Handlers.db_error_swallowed,
+        Handlers.flush_error_at_the_end,
+        Handlers.root_rolled_back,
+        Handlers.ended_session_then_rollback,
+        Handlers.deferred_constraint,
+    ]
+
+    def register(body: Callable[..., Any]) -> JobType[Any]:
+        return bench.handler(body.__name__, lambda s, ctx: body(handlers, s, ctx), retry=SLOW)
+
+    registered = [register(body) for body in bodies]
+    ids = {bench.enqueue(handler): handler.type for handler in registered for _ in range(6)}
+
+    ran = bench.run(engine={"pool_size": 3, "pool_timeout": 1.0}, queues={"default": 8})
+
+    for job_id, name in ids.items():
+        body = getattr(Handlers, name)
+        last = "completed" if body in COMPLETED else "will_be_retried"
+        assert ran.of(job_id) == ["started", last], (name, bench.job(job_id))
+        assert bench.notes(job_id) == COMPLETED.get(body, [])
+
+
+@pytest.mark.core
+def test_no_connection_is_taken_for_a_handler_that_uses_none(bench: Bench) -> None:
+    """Neither for one that only looks at its session, nor for one that does not."""
+    gate = threading.Event()
+    pools: list[int] = []
+
+    def body(*args: Any) -> None:
+        gate.set()
+        name = f"bgjob/{bench.job(args[-1].job.id).claimed_by}"
+        pools.append(
+            len(bench.sql("SELECT FROM pg_stat_activity WHERE application_name = :name", name=name))
+        )
+
+    looks = bench.handler("looks", body)
+    none = bench.handler("none", body, uses_session=False)
+    for _ in range(5):
+        bench.enqueue(looks)
+        bench.enqueue(none)
+
+    bench.run(queues={"default": 1})
+
+    assert pools == [2] * 10, "the worker's own, and its heart's"
+
+
+def test_session_false_means_no_session(bench: Bench) -> None:
+    job_id = bench.enqueue(bench.handler("t", lambda s, ctx: None, session=False, retry=SLOW))
+
+    bench.run()
+
+    assert "the handler of 't' has session=False" in bench.job(job_id).last_error
+
+
+def test_effects_are_exactly_once_under_load(bench: Bench) -> None:
+    """Four hundred jobs, each failing once, in eight slots: one write for each."""
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        if ctx.job.attempt == 1 and int(ctx.job.headers["n"]) % 4 == 0:
+            raise ValueError("the first time")
+
+    handler = bench.handler("t", body, retry=constant(0.0))
+    ids = [bench.enqueue(handler, headers={"n": n}) for n in range(400)]
+
+    ran = bench.run(queues={"default": 8}, engine={"pool_size": 10}, deadline=60.0)
+
+    assert [
+        tuple(row) for row in bench.sql("SELECT count(*), count(DISTINCT job_id) FROM note")
+    ] == [(400, 400)]
+    assert len(ran.named("job_completed")) == 400
+    assert len(ran.named("job_will_be_retried")) == 100
+    assert len(ids) == 400
