@@ -84,12 +84,13 @@ class Report:
             "jobs": f"{self.jobs:>8}",
             "retries": f"{self.retries:>8}",
             "dead": f"{self.dead:>8}  (1 expected: a file that does not exist)",
+            "held by the killed worker": f"{self.held_by_victim:>8}",
             "recovered after the kill": f"{self.recovered:>8}{after}",
             "jobs per second": f"{self.jobs / max(self.seconds, 0.001):>8.0f}"
             f"  ({self.seconds:.1f} s, enqueuing, kill and retries included)",
         }
         for name, value in rows.items():
-            yield f"{name:<25}{value}"
+            yield f"{name:<26}{value}"
         for problem in self.problems[:10]:
             yield f"  {problem}"
         if len(self.problems) > 10:
@@ -112,6 +113,8 @@ def run_demo(folder: Path | None, *, database_url: str | None, limit: int | None
         raise CommandError(USAGE, f"there is no readable file in {str(folder)!r}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_on_signal)
+    where = "" if database_url is not None else ", starting PostgreSQL"
+    click.echo(f"{len(files)} files{where}", err=True)
     with contextlib.ExitStack() as stack:
         try:
             url, schema = _database(stack, database_url)
