@@ -36,9 +36,7 @@ def exponential(
     def policy(attempt: int, error: BaseException | None = None) -> float:
         try:
             delay = base * factor ** max(attempt - 1, 0)
-        except (
-            OverflowError
-        ):  # near attempt 1,000 where the factor is 2, near 100 where it is 1,000
+        except OverflowError:  # near attempt 1,000 where the factor is 2
             delay = maximum
         return min(delay, maximum) * (1.0 - jitter * random.random())
 
