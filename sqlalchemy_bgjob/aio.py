@@ -245,9 +245,9 @@ class AsyncWorker:
     def request_stop(self, timeout: float | None = None) -> None:
         """As :meth:`stop`, without waiting. May be called again with a shorter timeout."""
         timeout = self.settings.shutdown_timeout if timeout is None else timeout
-        if self._dispatcher is None:
-            self._stop_timeout = timeout
-        else:
+        # In this order: the loop may be about to begin in another thread, and looks then.
+        self._stop_timeout = timeout
+        if self._dispatcher is not None:
             self._dispatcher.stop(timeout)
 
     async def _run(self, ready: Callable[[], None]) -> None:
