@@ -13,7 +13,7 @@ import pytest
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import FAST, THREADS, VARIANTS, Variant
+from support.processes import FAST, TWO, VARIANTS
 
 if TYPE_CHECKING:
     from support.processes import Fleet, WorkerProcess
@@ -24,8 +24,6 @@ STATE = (
     " UNION ALL SELECT 'effect', job_id, count(*), null, null, null FROM effect GROUP BY job_id"
     " ORDER BY 1, 2"
 )
-
-TWO = (THREADS, Variant("async", "asyncpg"))
 
 
 def ids_of(prefix: str, count: int) -> list[str]:

@@ -48,6 +48,7 @@ class Variant:
 
 THREADS = Variant("sync", "psycopg")
 VARIANTS = (THREADS, Variant("async", "psycopg"), Variant("async", "asyncpg"))
+TWO = (THREADS, Variant("async", "asyncpg"))
 ALL_DRIVERS = (*VARIANTS, Variant("sync", "psycopg2"))
 
 

@@ -27,11 +27,12 @@ _COMMITS = (b"COMMIT\x00", b"COMMIT;\x00")
 
 @dataclass
 class _Cut:
-    """Swallow the answer to the first COMMIT that follows *marker* on a connection."""
+    """Break the first COMMIT that follows *marker* on a connection."""
 
     marker: bytes
     sent_by: Direction
-    times: int
+    arrives: bool
+    times: int = 1
 
 
 @dataclass(eq=False)
@@ -60,7 +61,7 @@ class Proxy:
 
     Attributes:
         port: Where it listens on 127.0.0.1.
-        cuts: How many answers to a COMMIT it has swallowed.
+        cuts: How many COMMITs it has broken.
     """
 
     def __init__(self, url: str) -> None:
@@ -89,13 +90,14 @@ class Proxy:
 
     # ---- what a test does -----------------------------------------------------------------------
 
-    def cut_commit(self, marker: str, *, sent_by: Direction, times: int = 1) -> None:
+    def cut_commit(self, marker: str, *, sent_by: Direction, arrives: bool = True) -> None:
         """Let a COMMIT reach the server, swallow its answer, and reset the connection.
 
         Meant is the first COMMIT on a connection over which *marker* went, sent by the server in
         a row (a claim returns types) or by the client in a parameter (a settlement names ids).
+        Unless it *arrives*, the connection is reset before the server hears of it.
         """
-        self._call(lambda: self._cuts.append(_Cut(marker.encode(), sent_by, times)))
+        self._call(lambda: self._cuts.append(_Cut(marker.encode(), sent_by, arrives)))
 
     def reset(self) -> None:
         """Reset all connections; new ones are passed on."""
@@ -198,7 +200,8 @@ class Proxy:
         try:
             while data := await reader.read(65_536):
                 await self._flowing.wait()
-                self._look(link, data, sender)
+                if self._look(link, data, sender):
+                    break
                 if link.cutting and sender == "server":
                     if _COMMITTED in data:
                         self.cuts += 1
@@ -211,7 +214,8 @@ class Proxy:
         # However one side ended, the other one ends too.
         link.abort()
 
-    def _look(self, link: _Link, data: bytes, sender: Direction) -> None:
+    def _look(self, link: _Link, data: bytes, sender: Direction) -> bool:
+        """Take note of what goes by; true if the connection is to be reset at once."""
         if link.marked is None:
             for cut in self._cuts:
                 if cut.times and cut.sent_by == sender and cut.marker in data:
@@ -222,7 +226,10 @@ class Proxy:
             and not link.cutting
             and any(commit in data for commit in _COMMITS)
         ):
-            if link.marked.times:
-                link.marked.times -= 1
-                link.cutting = True
-            link.marked = None
+            cut, link.marked = link.marked, None
+            if cut.times:
+                cut.times -= 1
+                link.cutting = cut.arrives
+                self.cuts += not cut.arrives
+                return not cut.arrives
+        return False

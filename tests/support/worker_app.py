@@ -136,7 +136,7 @@ _LOCK_ROW = text(
 
 def _note_start(journal: Journal, ctx: Context[Any]) -> None:
     job = ctx.job
-    journal.note("start", id=job.id, attempt=job.attempt, lease=job.lease)
+    journal.note("start", id=job.id, attempt=job.attempt, lease=job.lease, crashes=job.crashes)
 
 
 def _functions(journal: Journal) -> dict[str, Any]:

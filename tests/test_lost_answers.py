@@ -1,0 +1,152 @@
+"""The answer to a COMMIT is lost while the worker lives: it finds out what became of it.
+
+A proxy lets the COMMIT reach the server, swallows the answer and resets the connection. The worker
+can't know then whether the server has committed; it must neither lose the jobs nor run them twice.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlalchemy_bgjob import enqueue, enqueue_many
+from support import wait_until
+from support.processes import ALL_DRIVERS, TWO
+from support.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from support.processes import Fleet, WorkerProcess
+
+
+@pytest.fixture
+def proxy(database_url: str) -> Iterator[Proxy]:
+    with Proxy(database_url) as proxy:
+        yield proxy
+
+
+def end(process: WorkerProcess) -> None:
+    """Let the worker leave, so that all its events are told."""
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0, process.log
+
+
+@pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
+def test_jobs_of_a_claim_without_an_answer_start_once(fleet: Fleet, proxy: Proxy) -> None:
+    """At default settings: within five seconds, at the first attempt."""
+    process = fleet.start(url=proxy.url)
+    ids = [f"job-{n}" for n in range(10)]
+    proxy.cut_commit("quick", sent_by="server")
+
+    began = time.monotonic()
+    enqueue_many(fleet.engine, fleet.app.quick, [None] * len(ids), ids=ids)
+    wait_until(lambda: len(fleet.journal.starts()) == len(ids), 15, what="all starts")
+    took = max(line["at"] for line in fleet.journal.read("start")) - began
+    fleet.wait_until_done()
+    end(process)
+
+    print(f"all started {took:.2f} s after the enqueue")
+    assert proxy.cuts == 1
+    assert took < 5.0
+    starts = [line for lines in fleet.journal.starts().values() for line in lines]
+    assert [(line["attempt"], line["crashes"]) for line in starts] == [(1, 0)] * len(ids)
+    assert fleet.journal.count("completed") == len(ids)
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_claim_that_did_not_arrive_is_made_again(fleet: Fleet, proxy: Proxy) -> None:
+    process = fleet.start(url=proxy.url)
+    proxy.cut_commit("quick", sent_by="server", arrives=False)
+
+    enqueue(fleet.engine, fleet.app.quick, id="job")
+    fleet.wait_until_done(10)
+    end(process)
+
+    assert proxy.cuts == 1
+    (start,) = fleet.journal.read("start")
+    assert (start["attempt"], start["crashes"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "arrives"),
+    [*((variant, True) for variant in ALL_DRIVERS), *((variant, False) for variant in TWO)],
+    ids=str,
+)
+def test_a_settlement_without_an_answer_is_made_once(
+    fleet: Fleet, proxy: Proxy, arrives: bool
+) -> None:
+    """The job runs once, and observers hear of its end once, whether it arrived or not."""
+    process = fleet.start(url=proxy.url)
+    proxy.cut_commit("settled-one", sent_by="client", arrives=arrives)
+
+    ids = ["settled-one", "other-1", "other-2"]
+    enqueue_many(fleet.engine, fleet.app.quick, [None] * 3, ids=ids)
+    wait_until(lambda: fleet.journal.count("completed") >= 3, 15, what="all job_completed events")
+    end(process)
+
+    assert proxy.cuts == 1
+    assert fleet.jobs_left == 0
+    assert sorted(line["id"] for line in fleet.journal.read("completed")) == sorted(ids)
+    assert {len(lines) for lines in fleet.journal.starts().values()} == {1}
+    assert fleet.journal.count("lease_lost") == 0
+
+
+@pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
+def test_a_handler_s_commit_without_an_answer_is_its_only_one(fleet: Fleet, proxy: Proxy) -> None:
+    """Its effect and the job's end were one COMMIT: the effect is there once, without a rerun."""
+    process = fleet.start(url=proxy.url)
+    proxy.cut_commit("own-commit", sent_by="client")
+
+    enqueue(fleet.engine, fleet.app.effect, id="own-commit")
+    wait_until(lambda: fleet.journal.count("completed") >= 1, 15, what="job_completed")
+    end(process)
+
+    assert proxy.cuts == 1
+    assert fleet.effects() == {"own-commit": 1}
+    assert fleet.journal.count("start") == 1
+    assert fleet.journal.count("completed") == 1
+    assert fleet.jobs_left == 0
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_handler_s_commit_that_did_not_arrive_is_a_failed_attempt(
+    fleet: Fleet, proxy: Proxy
+) -> None:
+    """Nothing was committed, so the job runs again; its effect is there once all the same."""
+    process = fleet.start(url=proxy.url)
+    proxy.cut_commit("own-commit", sent_by="client", arrives=False)
+
+    enqueue(fleet.engine, fleet.app.effect, id="own-commit")
+    wait_until(lambda: fleet.journal.count("completed") >= 1, 15, what="job_completed")
+    end(process)
+
+    assert proxy.cuts == 1
+    assert fleet.effects() == {"own-commit": 1}
+    assert [line["attempt"] for line in fleet.journal.read("start")] == [1, 2]
+    assert fleet.journal.count("completed") == 1
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_connections_that_are_reset_again_and_again_lose_nothing(
+    fleet: Fleet, proxy: Proxy
+) -> None:
+    """All connections at once, while jobs are claimed, run and settled."""
+    fleet.start(url=proxy.url)
+    ids = [f"job-{n:03}" for n in range(200)]
+    for n in range(10):
+        enqueue_many(fleet.engine, fleet.app.effect, [None] * 20, ids=ids[n * 20 : n * 20 + 20])
+        started = len(fleet.journal.starts())
+        wait_until(
+            lambda started=started: len(fleet.journal.starts()) > min(started + 3, 190),
+            20,
+            what="more starts",
+        )
+        proxy.reset()
+    fleet.wait_until_done(60)
+
+    assert fleet.effects() == dict.fromkeys(ids, 1)
+    assert {line["crashes"] for line in fleet.journal.read("start")} == {0}

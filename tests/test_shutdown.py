@@ -1,0 +1,257 @@
+"""Stopping a worker: what was not started goes back, what runs ends or is released, attempts exact.
+
+A deploy costs no attempt, and leaves nothing claimed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, MetaData, create_engine, text
+
+from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, enqueue_many
+from support import wait_until, wait_until_async
+from support.processes import FAST, TWO
+from support.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import UrlFor
+    from support.processes import Fleet
+
+
+def rows(fleet: Fleet) -> dict[str, Any]:
+    return {row.id: row for row in fleet.rows("SELECT * FROM bgjob_job ORDER BY id")}
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_sigterm_with_a_hundred_claimed_and_ten_running(fleet: Fleet) -> None:
+    """The ten end, the ninety go back with their attempt unspent."""
+    process = fleet.start(slots=10, hold_timeout=60.0)
+    # Short jobs teach the worker to claim far ahead.
+    enqueue_many(fleet.engine, fleet.app.quick, [None] * 2_000)
+    fleet.wait_until_done()
+    ids = [f"nap-{n:03}" for n in range(100)]
+    enqueue_many(fleet.engine, fleet.app.nap, [3.0] * 100, ids=ids)
+    claimed = wait_until(
+        lambda: (
+            len(fleet.claimed_by(process))
+            if len([line for line in fleet.journal.read("start") if line["id"] in ids]) == 10
+            else 0
+        ),
+        what="ten running jobs",
+    )
+    assert claimed == 100, "it has not claimed ahead"
+
+    at = time.monotonic()
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0, process.log
+    took = time.monotonic() - at
+
+    print(f"left {took:.1f} s after the signal")
+    assert took < 3.0 + 3.0
+    started = [job_id for job_id in ids if job_id in fleet.journal.starts()]
+    assert len(started) == 10
+    left = rows(fleet)
+    assert sorted(left) == sorted(set(ids) - set(started))
+    assert {(row.claimed_by, row.attempt, row.crashes) for row in left.values()} == {(None, 0, 0)}
+    assert fleet.workers == 0
+
+
+@pytest.mark.parametrize("how", ["timeout", "second signal"])
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_jobs_that_do_not_end_are_released(fleet: Fleet, how: str) -> None:
+    """Their attempt is given back, their lease has grown, and nothing they wrote is left."""
+    settings = {"shutdown_timeout": 1.0} if how == "timeout" else {}
+    process = fleet.start(slots=4, **settings)
+    ids = ["hold-1", "hold-2", "nap-1", "nap-2"]
+    enqueue_many(fleet.engine, fleet.app.hold, [600.0] * 2, ids=ids[:2])
+    enqueue_many(fleet.engine, fleet.app.nap, [600.0] * 2, ids=ids[2:])
+    fleet.wait_for_starts(4, process)
+    leases = {line["id"]: line["lease"] for line in fleet.journal.read("start")}
+
+    at = time.monotonic()
+    process.signal(signal.SIGTERM)
+    if how == "second signal":
+        process.signal(signal.SIGINT)
+    assert process.wait() == 0, process.log
+
+    took = time.monotonic() - at
+    assert took < 5.0
+    left = rows(fleet)
+    assert sorted(left) == ids
+    for job_id, row in left.items():
+        assert (row.claimed_by, row.attempt, row.crashes) == (None, 0, 0)
+        assert row.last_error == "interrupted by shutdown"
+        assert row.lease > leases[job_id]
+    assert fleet.effects() == {}
+    assert fleet.workers == 0
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_released_jobs_run_in_another_worker_at_once(fleet: Fleet) -> None:
+    """They do not wait for a lease to end."""
+    process = fleet.start(slots=2, shutdown_timeout=0.1)
+    enqueue_many(fleet.engine, fleet.app.hold, [600.0] * 2, ids=["a", "b"])
+    fleet.wait_for_starts(2, process)
+    other = fleet.start(slots=2)
+
+    process.signal(signal.SIGTERM)
+    left = time.monotonic()
+    fleet.wait_for_starts(2, other, 5.0)
+
+    assert time.monotonic() - left < 3.0
+    starts = fleet.journal.starts()
+    assert [line["attempt"] for line in starts["a"] + starts["b"]] == [1, 1, 1, 1]
+    assert process.wait() == 0
+
+
+def test_an_idle_worker_leaves_at_once(fleet: Fleet) -> None:
+    process = fleet.start()
+
+    at = time.monotonic()
+    process.signal(signal.SIGINT)
+    assert process.wait() == 0
+
+    assert time.monotonic() - at < 3.0
+    assert fleet.workers == 0
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_sigterm_during_an_outage(fleet: Fleet) -> None:
+    """Nothing can be settled, and it leaves all the same; others find its jobs."""
+    with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:
+        process = fleet.start(url=proxy.url, slots=2, shutdown_timeout=0.5, **FAST)
+        enqueue_many(fleet.engine, fleet.app.hold, [600.0] * 2, ids=["a", "b"])
+        fleet.wait_for_starts(2, process)
+        proxy.refuse()
+
+        at = time.monotonic()
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0, process.log
+        assert time.monotonic() - at < 12.0
+
+    fleet.start(slots=2, **FAST)
+    fleet.wait_until_done()
+    assert fleet.effects() == {"a": 1, "b": 1}
+
+
+def test_sigterm_before_the_database_is_up(fleet: Fleet) -> None:
+    """It waits for the database, and hears the signal."""
+    with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:
+        proxy.refuse()
+        process = fleet.start(url=proxy.url, wait=False)
+        wait_until(lambda: fleet.journal.count("error") > 1, 20, what="attempts to connect")
+
+        process.signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+# ---- in this process ------------------------------------------------------------------------
+
+
+def make_jobs(engine: Engine, *, coroutine: bool) -> tuple[BGJob[Any, Any], Any, list[str]]:
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    ran: list[str] = []
+
+    def note(ctx: Context[Any]) -> None:
+        ctx.session.execute(text("SELECT 1"))
+        ran.append(ctx.job.id)
+
+    async def note_async(ctx: Context[Any]) -> None:
+        await ctx.session.execute(text("SELECT 1"))
+        ran.append(ctx.job.id)
+
+    return jobs, jobs.handler("note")(note_async if coroutine else note), ran
+
+
+def sessions(engine: Engine) -> int:
+    """How many sessions others have in this database."""
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    )
+    with engine.connect() as connection:
+        return connection.execute(query).scalar_one()
+
+
+def in_threads(action: Callable[[], None], count: int) -> None:
+    """Do the same in so many threads at once; fail if one fails."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+
+
+def test_sixteen_workers_that_come_and_go_leave_nothing_behind(
+    engine: Engine, database_url: str
+) -> None:
+    """No thread, no connection, no row, no claim."""
+    jobs, note, ran = make_jobs(engine, coroutine=False)
+    before = set(threading.enumerate())
+    enqueue_many(engine, note, [None] * 64)
+    workers = create_engine(database_url, pool_size=10, max_overflow=40)
+
+    def cycle() -> None:
+        with Worker(jobs, workers, queues={"default": 2}, **FAST):
+            wait_until(lambda: len(ran) >= 16, 30, what="some jobs")
+
+    in_threads(cycle, 16)
+
+    assert workers.pool.checkedout() == 0  # type: ignore[attr-defined]
+    workers.dispose()
+    wait_until(lambda: set(threading.enumerate()) <= before, what="the end of all threads")
+    wait_until(lambda: sessions(engine) == 0, what="the end of all connections")
+    with engine.connect() as connection:
+        count = "SELECT (SELECT count(*) FROM bgjob_worker),"
+        held = "(SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL OR attempt > 0)"
+        assert connection.execute(text(f"{count} {held}")).one() == (0, 0)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_sixteen_async_workers_that_come_and_go_leave_nothing_behind(
+    engine: Engine, url_for: UrlFor, driver: str
+) -> None:
+    """No thread, no task, no connection, no row, no claim."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    jobs, note, ran = make_jobs(engine, coroutine=True)
+    before = set(threading.enumerate())
+    enqueue_many(engine, note, [None] * 64)
+
+    async def main() -> set[Any]:
+        workers = create_async_engine(url_for(driver), pool_size=10, max_overflow=40)
+
+        async def cycle() -> None:
+            async with AsyncWorker(jobs, workers, queues={"default": 2}, **FAST):
+                await wait_until_async(lambda: len(ran) >= 16, 30, what="some jobs")
+
+        await asyncio.gather(*(cycle() for _ in range(16)))
+        assert workers.sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        await workers.dispose()
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set()
+    wait_until(lambda: set(threading.enumerate()) <= before, what="the end of all threads")
+    wait_until(lambda: sessions(engine) == 0, what="the end of all connections")
+    with engine.connect() as connection:
+        count = "SELECT (SELECT count(*) FROM bgjob_worker),"
+        held = "(SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL OR attempt > 0)"
+        assert connection.execute(text(f"{count} {held}")).one() == (0, 0)
