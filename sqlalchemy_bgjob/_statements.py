@@ -360,16 +360,17 @@ class Statements:
 
     # ---- settle ----------------------------------------------------------------------------
 
-    def _held(self, given: TableValuedAlias, *, wait: bool) -> Select[Any]:
+    def _held(self, given: TableValuedAlias, *, wait: bool, keeps_key: bool = False) -> Select[Any]:
         """The addresses of the given jobs that this worker still holds, locked.
 
         Not `attempt`: reschedule and redrive give attempts back, so a value can recur. A batch does
-        not wait for a row that somebody else has locked; a handler's own transaction does.
+        not wait for a row that somebody else has locked; a handler's own transaction does. Where
+        the row stays, a foreign key that points at it does not stand in the way.
         """
         return self._one_by_one(
             given,
             literal_column("held.ctid"),
-            lambda held, one: one.with_for_update(skip_locked=not wait),
+            lambda held, one: one.with_for_update(skip_locked=not wait, key_share=keeps_key),
         )
 
     def _one_by_one(
@@ -425,7 +426,7 @@ class Statements:
         again = func.clock_timestamp() + given.c.delays * _SECOND
         return (
             update(job)
-            .where(_at(self._held(given, wait=wait)), job.c.id == given.c.ids)
+            .where(_at(self._held(given, wait=wait, keeps_key=True)), job.c.id == given.c.ids)
             .values(
                 claimed_by=None,
                 lease=job.c.lease + 1,
@@ -483,7 +484,7 @@ class Statements:
         job = self._job
         return (
             update(job)
-            .where(_at(self._held(given, wait=False)))
+            .where(_at(self._held(given, wait=False, keeps_key=True)))
             .values(last_error=_given("error", Text), updated_at=func.now())
         )
 

@@ -97,6 +97,28 @@ def test_one_at_a_time_gives_the_same_order(queue: Queue) -> None:
     assert [take(queue, 1) for _ in range(7)] == [["3"], ["2"], ["5"], ["1"], ["4"], ["0"], []]
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "enable_indexscan enable_indexonlyscan enable_bitmapscan",
+        "enable_seqscan enable_indexscan enable_indexonlyscan",
+        "enable_nestloop",
+        "enable_tidscan",
+        "enable_sort",
+    ],
+)
+def test_order_and_limit_do_not_depend_on_the_plan(queue: Queue, plan: str) -> None:
+    for n, (priority, due_in) in enumerate([(1, -5), (0, -1), (0, -3), (-7, -1), (1, -9), (0, -2)]):
+        put(queue, f"{n}", priority=priority, due_in=due_in)
+    with queue.connection.begin():
+        for name in plan.split():
+            queue.connection.execute(text(f"SET {name} = off"))
+    try:
+        assert [take(queue, n) for n in (1, 2, 10)] == [["3"], ["2", "5"], ["1", "4", "0"]]
+    finally:
+        queue.connection.invalidate()
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 10, 14, 15, 16])
 def test_a_claim_takes_exactly_its_limit_across_priorities(queue: Queue, limit: int) -> None:
     for priority in (-2, 0, 1, 5, 9):

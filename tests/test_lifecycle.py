@@ -1,0 +1,461 @@
+"""Settling, looking up lost COMMITs, handing back: one row, and what its neighbours get."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError
+
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
+from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
+from sqlalchemy_bgjob._side import own
+from sqlalchemy_bgjob._statements import Statements
+from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
+from support.tables import new_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+    from support.databases import TestServer
+
+pytestmark = pytest.mark.core
+
+RETRY = Settlement(Kind.RETRY, delay=60.0, error="x")
+DEAD = Settlement(Kind.DEAD, error="y")
+SETTLEMENTS = pytest.mark.parametrize(
+    "settlement", [COMPLETED, RETRY, DEAD], ids=["complete", "retry", "dead"]
+)
+
+
+class Queue(NamedTuple):
+    engine: Engine
+    statements: Statements
+    connection: Connection
+
+    def put(self, *names: str, **columns: Any) -> None:
+        with self.engine.begin() as connection:
+            for name in names:
+                add(connection, name, **columns)
+
+    def claim(self, *names: str, **columns: Any) -> list[ClaimedJob]:
+        self.put(*names, **columns)
+        return claim(self.connection, self.statements, queue=columns.get("queue", "q"))
+
+    def settle(self, items: list[Pending]) -> dict[str, Fate]:
+        fates = lifecycle.settle(self.connection, self.statements, items)
+        assert len(fates) == len(items)
+        return {item.job.id: fate for item, fate in fates}
+
+    def execute(self, sql: str, **given: Any) -> Any:
+        with self.engine.begin() as connection:
+            result = connection.execute(text(sql), given)
+            return result.scalar() if result.returns_rows else None
+
+
+@pytest.fixture(scope="module")
+def tables(server: TestServer) -> Iterator[tuple[Engine, Statements]]:
+    with new_engine(server) as engine:
+        models = make_tables(engine)
+        with engine.begin() as connection:
+            connection.execute(
+                text("CREATE TABLE receipt (job_id text REFERENCES bgjob_job)")  # NO ACTION
+            )
+            connection.execute(
+                text(
+                    """
+                    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN RAISE EXCEPTION 'no, says %', OLD.arg USING ERRCODE = 'BG001'; END $$
+                    """
+                )
+            )
+        yield engine, Statements(models)
+
+
+@pytest.fixture
+def queue(tables: tuple[Engine, Statements]) -> Iterator[Queue]:
+    engine, statements = tables
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE bgjob_job, bgjob_dead_job, bgjob_worker, receipt"))
+    with engine.connect() as connection:
+        with connection.begin():
+            connection.execute(text("SET lock_timeout = '5s'"))
+        yield Queue(engine, statements, connection)
+
+
+# ---- one row that can't be settled ----------------------------------------------------------
+
+
+@SETTLEMENTS
+def test_a_batch_that_is_fine_is_one_transaction(queue: Queue, settlement: Settlement) -> None:
+    items = pending(queue.claim("a", "b", "c"), settlement)
+
+    fates = queue.settle(items)
+
+    assert fates == dict.fromkeys("abc", Fate.SETTLED)
+    assert len({item.xid for item in items}) == 1
+    assert not any(row.claimed_by for row in rows(queue.connection).values())
+
+
+def test_a_row_with_a_foreign_key_to_it_is_parked_and_its_neighbours_complete(
+    queue: Queue,
+) -> None:
+    jobs = queue.claim("a", "b", "c")
+    queue.execute("INSERT INTO receipt VALUES ('b')")
+    items = pending(jobs, COMPLETED)
+
+    assert queue.settle(items) == {"a": Fate.SETTLED, "b": Fate.FAILED, "c": Fate.SETTLED}
+
+    (left,) = rows(queue.connection).values()
+    assert (left.id, left.claimed_by, left.lease) == ("b", ME, jobs[1].lease)
+    assert left.last_error.startswith("the settlement (completed) was refused: IntegrityError:")
+    assert "23503" in left.last_error
+    assert "receipt_job_id_fkey" in left.last_error
+    assert items[1].error is not None
+
+    queue.execute("DELETE FROM receipt")
+    assert queue.settle([items[1]]) == {"b": Fate.SETTLED}
+    assert rows(queue.connection) == {}
+
+
+@SETTLEMENTS
+def test_a_trigger_that_refuses_one_row_harms_no_other(
+    queue: Queue, settlement: Settlement
+) -> None:
+    jobs = queue.claim("a", "b", "c")
+    queue.execute(
+        "CREATE TRIGGER refuse BEFORE UPDATE OR DELETE ON bgjob_job FOR EACH ROW "
+        "WHEN (OLD.id = 'b') EXECUTE FUNCTION refuse()"
+    )
+    try:
+        fates = queue.settle(pending(jobs, settlement))
+    finally:
+        queue.execute("DROP TRIGGER refuse ON bgjob_job")
+
+    assert fates == {"a": Fate.SETTLED, "b": Fate.FAILED, "c": Fate.SETTLED}
+    assert rows(queue.connection)["b"].claimed_by == ME
+
+
+def test_where_not_even_the_error_can_be_noted_it_is_logged(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs = queue.claim("a", arg=b"secret")
+    queue.execute(
+        "CREATE TRIGGER refuse BEFORE UPDATE OR DELETE ON bgjob_job FOR EACH ROW "
+        "EXECUTE FUNCTION refuse()"
+    )
+    try:
+        with caplog.at_level(logging.WARNING, "sqlalchemy_bgjob"):
+            fates = queue.settle(pending(jobs, COMPLETED))
+    finally:
+        queue.execute("DROP TRIGGER refuse ON bgjob_job")
+
+    assert fates == {"a": Fate.FAILED}
+    assert "job a: its error could not be noted" in caplog.text
+    assert "BG001" in caplog.text
+    assert "secret" not in caplog.text
+    assert "736563726574" not in caplog.text  # the same in hex
+
+
+def test_a_batch_of_several_kinds_is_written_whole_or_row_by_row(queue: Queue) -> None:
+    """The refusal of one kind undoes the batch's other statements too, and all are repeated."""
+    jobs = queue.claim(*"abcdef")
+    queue.execute("INSERT INTO receipt VALUES ('e')")
+    kinds = [COMPLETED, RETRY, DEAD, RETRY, COMPLETED, DEAD]
+    items = [Pending(job, kind) for job, kind in zip(jobs, kinds, strict=True)]
+
+    fates = queue.settle(items)
+
+    assert fates == {**dict.fromkeys("abcdf", Fate.SETTLED), "e": Fate.FAILED}
+    assert set(rows(queue.connection)) == {"b", "d", "e"}
+    assert set(rows(queue.connection, "bgjob_dead_job")) == {"c", "f"}
+
+
+def test_a_dead_row_that_cannot_be_written_leaves_the_job_where_it_is(queue: Queue) -> None:
+    jobs = queue.claim("a", "b")
+    queue.execute("ALTER TABLE bgjob_dead_job ADD CONSTRAINT no_b CHECK (job_id <> 'b')")
+    try:
+        fates = queue.settle(pending(jobs, DEAD))
+    finally:
+        queue.execute("ALTER TABLE bgjob_dead_job DROP CONSTRAINT no_b")
+
+    assert fates == {"a": Fate.SETTLED, "b": Fate.FAILED}
+    assert set(rows(queue.connection)) == {"b"}
+    assert set(rows(queue.connection, "bgjob_dead_job")) == {"a"}
+
+
+# ---- locked, stale --------------------------------------------------------------------------
+
+
+@SETTLEMENTS
+def test_a_locked_row_is_not_waited_for(queue: Queue, settlement: Settlement) -> None:
+    items = pending(queue.claim("a", "b", "c"), settlement)
+    with queue.engine.connect() as user, user.begin():
+        user.execute(text("SELECT 1 FROM bgjob_job WHERE id = 'b' FOR UPDATE"))
+
+        assert queue.settle(items) == {"a": Fate.SETTLED, "b": Fate.LOCKED, "c": Fate.SETTLED}
+        assert queue.settle([items[1]]) == {"b": Fate.LOCKED}
+
+    assert queue.settle([items[1]]) == {"b": Fate.SETTLED}
+
+
+def test_a_job_that_a_user_refers_to_can_be_queued_again(queue: Queue) -> None:
+    """The reference locks its key only, which a retry does not change; but it can't be deleted."""
+    jobs = queue.claim("a", "b")
+    with queue.engine.connect() as user, user.begin():
+        user.execute(text("INSERT INTO receipt VALUES ('a'), ('b')"))
+
+        fates = queue.settle([Pending(jobs[0], RETRY), Pending(jobs[1], COMPLETED)])
+
+    assert fates == {"a": Fate.SETTLED, "b": Fate.LOCKED}
+
+
+@SETTLEMENTS
+def test_what_is_not_ours_any_more_is_stale_and_left_alone(
+    queue: Queue, settlement: Settlement
+) -> None:
+    items = pending(queue.claim("a", "b", "c"), settlement)
+    queue.execute("UPDATE bgjob_job SET lease = lease + 1, claimed_by = :o WHERE id = 'a'", o=OTHER)
+    queue.execute("DELETE FROM bgjob_job WHERE id = 'b'")
+    before = rows(queue.connection)["a"]
+
+    fates = queue.settle(items)
+
+    assert fates == {"a": Fate.STALE, "b": Fate.STALE, "c": Fate.SETTLED}
+    assert rows(queue.connection)["a"] == before
+
+
+def test_a_late_settlement_never_meets_the_next_life_of_an_own_id(queue: Queue) -> None:
+    """Frozen, rescued, completed elsewhere, enqueued again, claimed again: by the same worker."""
+    (old,) = queue.claim("daily")
+    queue.execute("DELETE FROM bgjob_job")
+    (new,) = queue.claim("daily")
+    assert new.lease > old.lease
+
+    assert queue.settle([Pending(old, COMPLETED)]) == {"daily": Fate.STALE}
+
+    assert rows(queue.connection)["daily"].claimed_by == ME
+    assert queue.settle([Pending(new, COMPLETED)]) == {"daily": Fate.SETTLED}
+
+
+def test_queues_and_workers_are_settled_each_by_themselves(queue: Queue) -> None:
+    """A worker that was found lost goes on under a new id, and settles what it had under both."""
+    jobs = queue.claim("a1", "a2", queue="a") + queue.claim("b1", queue="b")
+    queue.put("c1", queue="a")
+    jobs += claim(queue.connection, queue.statements, queue="a", worker_id=OTHER)
+    items = pending(reversed(jobs), COMPLETED)
+
+    assert queue.settle(items) == dict.fromkeys(["a1", "a2", "b1", "c1"], Fate.SETTLED)
+
+    by_job = {item.job.id: item.xid for item in items}
+    assert by_job["a1"] == by_job["a2"]
+    assert len(set(by_job.values())) == 3
+    assert rows(queue.connection) == {}
+
+
+def test_nothing_to_settle_is_nothing_to_do(queue: Queue) -> None:
+    assert queue.settle([]) == {}
+    with queue.connection.begin():
+        assert lifecycle.write(queue.connection, queue.statements, []) == (set(), None)
+
+
+# ---- a COMMIT without an answer -------------------------------------------------------------
+
+
+def cut(queue: Queue, items: list[Pending], *, before_commit: bool) -> None:
+    """Settle, and lose the connection around the COMMIT."""
+    engine = create_engine(queue.engine.url)
+
+    class Cut(DBAPIError):
+        def __init__(self) -> None:
+            super().__init__("COMMIT", {}, Exception("cut"), connection_invalidated=True)
+
+    def lose(connection: Connection) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        if before_commit:
+            driver.close()
+        else:
+            driver.commit()
+        raise Cut
+
+    event.listen(engine, "commit", lose)
+    with engine.connect() as connection, pytest.raises(DBAPIError):
+        lifecycle.settle(connection, queue.statements, items)
+    engine.dispose()
+
+
+@SETTLEMENTS
+def test_a_commit_whose_answer_was_lost_is_looked_up(queue: Queue, settlement: Settlement) -> None:
+    items = pending(queue.claim("a", "b"), settlement)
+    cut(queue, items, before_commit=False)
+    after = rows(queue.connection)
+
+    fates = queue.settle(items)
+
+    assert fates == dict.fromkeys("ab", Fate.SETTLED)
+    assert rows(queue.connection) == after
+    assert [item.settlement for item in items] == [settlement] * 2
+
+
+@SETTLEMENTS
+def test_a_commit_that_never_arrived_is_repeated(queue: Queue, settlement: Settlement) -> None:
+    items = pending(queue.claim("a", "b"), settlement)
+    cut(queue, items, before_commit=True)
+    assert all(row.claimed_by == ME for row in rows(queue.connection).values())
+
+    fates = queue.settle(items)
+
+    assert fates == dict.fromkeys("ab", Fate.SETTLED)
+    assert not any(row.claimed_by for row in rows(queue.connection).values())
+
+
+def test_a_commit_still_under_way_is_asked_for_again_later(queue: Queue) -> None:
+    (job,) = queue.claim("a")
+    with queue.engine.connect() as slow, slow.begin() as transaction:
+        held, xid = lifecycle.write(slow, queue.statements, [Pending(job, COMPLETED)])
+        assert held == {"a"}
+        item = Pending(job, RETRY, xid=xid, if_committed=COMPLETED)
+
+        assert queue.settle([item]) == {"a": Fate.LOCKED}
+        assert item.xid == xid
+
+        transaction.commit()
+    assert queue.settle([item]) == {"a": Fate.SETTLED}
+    assert item.settlement is COMPLETED, "observers are told what was committed"
+    assert rows(queue.connection) == {}
+
+
+def test_a_handlers_commit_that_was_aborted_leads_to_its_retry(queue: Queue) -> None:
+    """What is written then is the settlement for this case, not the one that was to be."""
+    (job,) = queue.claim("a")
+    with queue.engine.connect() as lost, lost.begin() as transaction:
+        _, xid = lifecycle.write(lost, queue.statements, [Pending(job, COMPLETED)])
+        transaction.rollback()
+    item = Pending(job, RETRY, xid=xid, if_committed=COMPLETED)
+
+    assert queue.settle([item]) == {"a": Fate.SETTLED}
+
+    assert item.settlement is RETRY
+    assert rows(queue.connection)["a"].last_error == "x"
+
+
+# ---- hand back ------------------------------------------------------------------------------
+
+
+def test_what_a_claim_gave_without_arriving_is_handed_back(queue: Queue) -> None:
+    jobs = queue.claim("known", "lost 1", "lost 2", attempt=2)
+    queue.put("free")
+    queue.put("other's", claimed_by=OTHER)
+    before = rows(queue.connection)
+
+    count = lifecycle.hand_back_others(
+        queue.connection, queue.statements, worker_id=ME, known=["known", "gone"]
+    )
+
+    after = rows(queue.connection)
+    assert count == 2
+    assert len(jobs) == 3
+    for name in ("known", "free", "other's"):
+        assert after[name] == before[name], name
+    for name in ("lost 1", "lost 2"):
+        assert after[name].claimed_by is None
+        assert after[name].attempt == 2
+        assert after[name].lease == before[name].lease + 1
+        assert after[name].crashes == 0
+
+
+def test_handing_back_waits_for_no_lock_and_does_the_rest_later(queue: Queue) -> None:
+    queue.claim("a", "b")
+    given: dict[str, Any] = {"worker_id": ME, "known": []}
+    with queue.engine.connect() as user, user.begin():
+        user.execute(text("SELECT 1 FROM bgjob_job WHERE id = 'a' FOR UPDATE"))
+
+        assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 1
+
+    assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 1
+    assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 0
+
+
+def test_unregister_gives_back_what_is_left(queue: Queue) -> None:
+    lifecycle.register(
+        queue.connection,
+        queue.statements,
+        worker_id=ME,
+        hostname="h",
+        pid=1,
+        version="0",
+        queues={"q": 1},
+        lease_timeout=30.0,
+    )
+    queue.claim("a", attempt=2)
+
+    lifecycle.unregister(queue.connection, queue.statements, worker_id=ME)
+
+    row = rows(queue.connection)["a"]
+    assert (row.claimed_by, row.attempt) == (None, 2)
+    assert queue.execute("SELECT count(*) FROM bgjob_worker") == 0
+
+
+def test_a_handed_back_job_is_claimed_with_the_same_attempt(queue: Queue) -> None:
+    (first,) = queue.claim("a")
+    queue.settle([Pending(first, HAND_BACK)])
+
+    (second,) = claim(queue.connection, queue.statements)
+
+    assert second.attempt == first.attempt == 1
+    assert second.lease == first.lease + 2
+
+
+# ---- the sessions of a worker ---------------------------------------------------------------
+
+
+def test_a_session_is_named_once_for_each_worker(queue: Queue) -> None:
+    sent: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        sent.append(statement)
+
+    with queue.engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", note)
+        for worker_id in (ME, ME, OTHER):
+            lifecycle.name_session(connection, worker_id)
+        name = connection.execute(text("SHOW application_name")).scalar()
+        connection.rollback()
+
+    assert [s for s in sent if s.startswith("SET")] == [
+        f"SET application_name = 'bgjob/{ME}'",
+        f"SET application_name = 'bgjob/{OTHER}'",
+    ]
+    assert name == f"bgjob/{OTHER}"
+
+
+@pytest.mark.parametrize("level", [None, "AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
+def test_the_workers_own_statements_are_read_committed(queue: Queue, level: str | None) -> None:
+    """Under AUTOCOMMIT a settlement is not one step; under the others claims fail each other."""
+    options = {"isolation_level": level} if level else {}
+    engine = create_engine(queue.engine.url, **options)
+
+    with engine.connect() as connection:
+        mine = own(connection, ME)
+        with mine.begin() as transaction:
+            found = mine.execute(text("SHOW transaction_isolation")).scalar()
+            mine.execute(text("INSERT INTO receipt VALUES (NULL)"))
+            transaction.rollback()
+
+    assert found == "read committed"
+    assert queue.execute("SELECT count(*) FROM receipt") == 0
+    engine.dispose()
+
+
+def test_claimed_jobs_come_in_the_order_of_the_queue(queue: Queue) -> None:
+    """RETURNING has no order of its own."""
+    queue.put("z", due_in=-5.0)
+    queue.put("m", due_in=-3.0, priority=-1)
+    queue.put("a", due_in=-1.0)
+
+    assert ids(claim(queue.connection, queue.statements)) == ["m", "z", "a"]
