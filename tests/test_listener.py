@@ -1,0 +1,200 @@
+"""Wake-ups: how soon a job starts, with notifications and without, and when the listener is lost.
+
+Workers poll once in half a minute here, so that only a wake-up, or knowing when a job is due, can
+start a job in time. Bounds are wide for a busy machine; the times themselves are printed.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, MetaData, text
+
+from sqlalchemy_bgjob import BGJob, Context, Reschedule, Retry, Worker, enqueue
+from support import wait_until
+from support.processes import ALL_DRIVERS, TWO, VARIANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.processes import Fleet, WorkerProcess
+
+RARELY = 30.0
+
+
+def start_times(fleet: Fleet) -> dict[str, float]:
+    return {job_id: lines[0]["at"] for job_id, lines in fleet.journal.starts().items()}
+
+
+def latency(fleet: Fleet, job_id: str, **options: Any) -> float:
+    """Seconds from the commit of an enqueue to the job's start."""
+    enqueue(fleet.engine, fleet.app.quick, id=job_id, **options)
+    committed = time.monotonic()
+    return wait_until(lambda: start_times(fleet).get(job_id), 40) - committed
+
+
+def listener_of(fleet: Fleet, process: WorkerProcess) -> int | None:
+    """The session that listens for a process, if it is there."""
+    pid = fleet.scalar(
+        "SELECT w.listener_pid FROM bgjob_worker w JOIN pg_stat_activity s"
+        " ON s.pid = w.listener_pid AND s.backend_start = w.listener_started_at"
+        " WHERE w.pid = :pid AND w.lost_at IS NULL",
+        pid=process.pid,
+    )
+    return None if pid is None else int(pid)
+
+
+@pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
+def test_a_listener_that_was_killed_listens_again_and_misses_nothing(fleet: Fleet) -> None:
+    """Within two seconds; what was enqueued in between starts then, not at the next poll."""
+    process = fleet.start(poll_interval=RARELY)
+    assert latency(fleet, "before") < 1.0
+    first = listener_of(fleet, process)
+
+    fleet.scalar("SELECT pg_terminate_backend(:pid)", pid=first)
+    killed = time.monotonic()
+    enqueue(fleet.engine, fleet.app.quick, id="between")
+    wait_until(lambda: listener_of(fleet, process) not in (None, first), 10, what="a new listener")
+    again = time.monotonic() - killed
+    between = wait_until(lambda: start_times(fleet).get("between"), 40) - killed
+    after = latency(fleet, "after")
+
+    print(f"listening after {again:.2f} s, job between {between:.2f} s, job after {after:.3f} s")
+    assert again < 2.0
+    assert between < 2.0
+    assert after < 1.0
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_living_worker_that_loses_its_listener_keeps_its_jobs(fleet: Fleet) -> None:
+    """Others look for ended sessions five times a second; it beats elsewhere at once."""
+    process = fleet.start(slots=2)
+    enqueue(fleet.engine, fleet.app.nap, 6.0, id="nap")
+    fleet.wait_for_starts(1, process)
+    fleet.start(death_check_interval=0.2)
+
+    seen: set[int | None] = set()
+    for _ in range(5):
+        old = wait_until(lambda: listener_of(fleet, process), what="a listener")
+        seen.add(old)
+        fleet.scalar("SELECT pg_terminate_backend(:pid)", pid=old)
+        wait_until(
+            lambda old=old: listener_of(fleet, process) not in (None, old), what="a new listener"
+        )
+    fleet.wait_until_done()
+
+    assert len(seen) == 5
+    assert [line["pid"] for line in fleet.journal.read("start")] == [process.pid]
+    assert fleet.journal.count("lease_lost") == 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_an_idle_worker_starts_a_job_when_it_is_committed(fleet: Fleet) -> None:
+    """A notification wakes it, long before the next poll."""
+    fleet.start(poll_interval=RARELY)
+
+    taken = [latency(fleet, f"job-{n}") for n in range(10)]
+
+    print(f"from commit to start: median {median(taken) * 1000:.1f} ms")
+    assert median(taken) < 0.3
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_an_idle_worker_starts_a_delayed_job_when_it_is_due(fleet: Fleet) -> None:
+    """A worker that has caught up knows when the next job is due; its poll is too rare to help."""
+    fleet.start(poll_interval=RARELY)
+
+    late = [latency(fleet, f"job-{n}", delay=0.7) - 0.7 for n in range(3)]
+
+    print(f"after they were due: {', '.join(f'{seconds * 1000:.0f} ms' for seconds in late)}")
+    assert all(-0.05 < seconds < 0.3 for seconds in late)
+
+
+def test_delayed_jobs_of_several_priorities_start_when_they_are_due(fleet: Fleet) -> None:
+    """The next due time is the earliest of all priorities, whatever their order."""
+    fleet.start(poll_interval=RARELY)
+    delays = {"low": (1.5, 5), "high": (2.5, -5), "middle": (2.0, 0)}
+    for job_id, (delay, priority) in delays.items():
+        enqueue(fleet.engine, fleet.app.quick, id=job_id, delay=delay, priority=priority)
+    began = time.monotonic()
+
+    wait_until(lambda: len(start_times(fleet)) == 3, 20, what="all starts")
+
+    for job_id, (delay, _) in delays.items():
+        assert start_times(fleet)[job_id] - began == pytest.approx(delay, abs=0.4)
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_polling_alone_is_enough(fleet: Fleet) -> None:
+    """Without listening a job starts within the poll interval, a delayed one when it is due."""
+    process = fleet.start(listen=False, poll_interval=0.5)
+    names = fleet.rows("SELECT query FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+    assert names == []
+
+    assert latency(fleet, "now") < 0.5 + 0.5
+    assert latency(fleet, "later", delay=1.2) - 1.2 < 0.5 + 0.5
+    assert process.alive
+
+
+# ---- in this process ------------------------------------------------------------------------
+
+
+def again_after(outcome: Callable[[], Any], engine: Engine, **settings: Any) -> float:
+    """Seconds between the two runs of a job whose first run ends with an outcome."""
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    ran: list[float] = []
+
+    @jobs.handler("again", session=settings.pop("session", False))
+    def again(ctx: Context[Any]) -> Any:
+        ran.append(time.monotonic())
+        if len(ran) > 1:
+            return None
+        if ctx._run.handler.options.session:
+            ctx.session.execute(text("SELECT 1"))
+        return outcome()
+
+    with Worker(jobs, engine, poll_interval=RARELY, **settings):
+        enqueue(engine, again)
+        wait_until(lambda: len(ran) == 2, 40, what="the second run")
+    return ran[1] - ran[0]
+
+
+@pytest.mark.parametrize("listen", [True, False])
+@pytest.mark.parametrize("session", [True, False])
+@pytest.mark.parametrize(
+    "outcome",
+    [lambda: Reschedule(0.5), lambda: Retry(0.5, "again")],
+    ids=["reschedule", "retry"],
+)
+def test_a_worker_runs_its_own_delayed_job_when_it_is_due(
+    engine: Engine, outcome: Callable[[], Any], session: bool, listen: bool
+) -> None:
+    """It has put the job off itself, so it knows when the job is due, without a notification."""
+    took = again_after(outcome, engine, session=session, listen=listen)
+
+    assert 0.45 < took < 0.5 + 0.4
+
+
+def test_what_is_committed_while_a_worker_claims_is_not_missed(engine: Engine) -> None:
+    """A notification that arrives during a claim asks for another one."""
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    ran: dict[str, float] = {}
+
+    @jobs.handler("note", session=False)
+    def note(ctx: Context[Any]) -> None:
+        ran[ctx.job.id] = time.monotonic()
+
+    with Worker(jobs, engine, poll_interval=RARELY):
+        late = []
+        for n in range(100):
+            enqueue(engine, note, id=str(n))
+            committed = time.monotonic()
+            if n % 3 == 0:
+                late.append(wait_until(lambda n=n: ran.get(str(n)), 10) - committed)
+        wait_until(lambda: len(ran) == 100, 10, what="all jobs")
+    assert max(late) < 1.0
