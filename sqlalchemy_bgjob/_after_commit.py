@@ -41,17 +41,23 @@ def _listen(engine: Engine) -> None:
 
 
 def _on_commit(connection: Connection) -> None:
-    calls = connection.info.pop(_WAITING, None)
+    info = _info(connection)
+    calls = info.pop(_WAITING, None)
     if calls:
-        connection.info[_COMMITTED] = calls
+        info[_COMMITTED] = calls
 
 
 def _on_rollback(connection: Connection) -> None:
-    connection.info.pop(_WAITING, None)
+    _info(connection).pop(_WAITING, None)
 
 
 def _on_next_event(connection: Connection) -> None:
-    _make(connection.info)
+    _make(_info(connection))
+
+
+def _info(connection: Connection) -> dict[str, Any]:
+    # A connection that was lost can't be asked until it is rolled back; what it had is forgotten.
+    return {} if connection.invalidated else connection.info
 
 
 def _on_error(context: ExceptionContext) -> None:

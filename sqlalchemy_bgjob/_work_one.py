@@ -20,6 +20,7 @@ from ._outcomes import (
     MoveToDlq,
     Outcome,
     Reschedule,
+    Retry,
     Settlement,
     as_outcome,
     decide,
@@ -94,6 +95,11 @@ class _WorkOne:
                 "work_one needs a transaction, and this connection is in AUTOCOMMIT; "
                 "use execution_options(isolation_level='READ COMMITTED')"
             )
+        if given is not None and not self._can_run(given):
+            raise TypeError(
+                f"{given!r} is a coroutine, and this connection is synchronous; "
+                f"use an AsyncSession or AsyncConnection"
+            )
         claimed = lifecycle.claim(
             connection, self._statements, queue=queue, limit=1, worker_id=new_worker_id()
         )
@@ -102,7 +108,7 @@ class _WorkOne:
             return None
         job = claimed[0]
         handler = given or self._registry.find(job.type, queue)
-        if handler is None:
+        if handler is None or not self._can_run(handler):
             settlement = unknown_type(job.type, job.unknown_for or 0.0, _GRACE)
             dead = settlement.kind is Kind.DEAD
             self._settle(job, settlement)
@@ -126,6 +132,9 @@ class _WorkOne:
         )
         return outcome
 
+    def _can_run(self, handler: JobType[Any]) -> bool:
+        return not handler.is_coroutine or self._connection.dialect.is_async
+
     def _call(self, handler: JobType[Any], job: ClaimedJob) -> tuple[Outcome, Encoded | None]:
         """Run the handler inside a savepoint, which is released when its writes are to be kept."""
         connection = self._connection
@@ -134,10 +143,12 @@ class _WorkOne:
         savepoint = connection.begin_nested()
         session: Any = None
 
-        def make_session() -> Any:
+        def get_session() -> Any:
             nonlocal session
+            if not handler.options.session:
+                raise RuntimeError(f"the handler of {handler.type!r} has session=False")
             if session is None:
-                session = self._make_session()
+                session = self._make_session(handler)
             return session
 
         try:
@@ -145,13 +156,11 @@ class _WorkOne:
                 args = (handler.decode(job.arg, job.headers),) if handler.takes_arg else ()
             except InvalidArg as error:
                 raise MoveToDlq(error) from error
-            returned = handler.function(Context(run, make_session), *args)
+            returned = handler.function(Context(run, get_session), *args)
             if handler.is_coroutine:
                 returned = _await(returned)
             outcome = as_outcome(returned, handler.type)
-            arg = None
-            if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
-                arg = handler.codec.encode(outcome.arg)
+            arg = _new_arg(handler, outcome)
             if session is not None:
                 _sync(session).commit()
                 _sync(session).close()
@@ -160,24 +169,31 @@ class _WorkOne:
         except Exception as error:
             if session is not None:
                 _sync(session).close()
+            while (inner := connection.get_nested_transaction()) not in (None, savepoint):
+                inner.close()  # a savepoint that could not be released stays in the way
+            if connection.invalidated or inner is None:
+                raise  # the caller's transaction itself is gone
             savepoint.rollback()
-            outcome = failed(error)
-            arg = None
-            if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
-                arg = handler.codec.encode(outcome.arg)
-            return outcome, arg
+            try:
+                outcome = failed(error)
+                return outcome, _new_arg(handler, outcome)
+            except Exception as second:
+                return Retry(None, second), None
 
-    def _make_session(self) -> Any:
+    def _make_session(self, handler: JobType[Any]) -> Any:
         connection = self._connection
         is_async = connection.dialect.is_async
         factory = self._session_factory
         if factory is None:
             factory = sys.modules["sqlalchemy.ext.asyncio"].AsyncSession if is_async else Session
-        outer = factory()
+        # A scoped_session may hold the caller's own session: the handler gets another one.
+        outer = getattr(factory, "session_factory", factory)()
         session = _sync(outer)
         session.join_transaction_mode = "create_savepoint"
         session.twophase = False
         session.get_bind = lambda *args, **kwargs: connection  # type: ignore[method-assign]
+        if not handler.is_coroutine:
+            outer = session  # a function awaits nothing
         return outer
 
     def _settle(self, job: ClaimedJob, settlement: Settlement) -> None:
@@ -196,6 +212,12 @@ class _WorkOne:
 
     def _tell_later(self, name: str, info: JobInfo) -> None:
         after_commit(self._connection, lambda: tell(self._observers, name, (info,)))
+
+
+def _new_arg(handler: JobType[Any], outcome: Outcome) -> Encoded | None:
+    if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
+        return handler.codec.encode(outcome.arg)
+    return None
 
 
 def _sync(session: Any) -> Session:

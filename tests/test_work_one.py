@@ -1,0 +1,663 @@
+"""work_one: the caller's transaction decides what became of the job, and observers wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.util import await_only
+
+from sqlalchemy_bgjob import Complete, Context, MoveToDlq, Observer, Reschedule, Retry, constant
+from sqlalchemy_bgjob.exceptions import LeaseLost
+from support.databases import with_driver
+from support.running import FLAVORS, Bench, Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy_bgjob import JobInfo
+
+SLOW = constant(3600.0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of target, and how a test does its work in it. Asyncio ones are driven by a loop."""
+
+    kind: str
+
+    def run(
+        self, bench: Bench, work: Callable[[Any, Callable[..., Any]], Any], **engine: Any
+    ) -> Any:
+        """Call ``work(target, call)``; ``call`` does what a caller would await."""
+        url = with_driver(bench.url, bench.flavor.driver)
+        if not bench.flavor.is_async:
+            made = create_engine(url, **engine)
+            make: Any = Session if self.kind == "session" else lambda made: made.connect()
+            try:
+                with make(made) as target:
+                    result = work(target, lambda value: value)
+                assert made.pool.checkedout() == 0  # type: ignore[attr-defined]
+                return result
+            finally:
+                made.dispose()
+
+        async def in_loop() -> Any:
+            from sqlalchemy.util import greenlet_spawn
+
+            made = create_async_engine(url, **engine)
+            make: Any = AsyncSession if self.kind == "session" else lambda made: made.connect()
+            try:
+                async with make(made) as target:
+                    result = await greenlet_spawn(work, target, await_only)
+                assert made.pool.checkedout() == 0  # type: ignore[attr-defined]
+                return result
+            finally:
+                await made.dispose()
+
+        return asyncio.run(in_loop())
+
+
+@pytest.fixture(params=["session", "connection"])
+def target(request: pytest.FixtureRequest) -> Target:
+    return Target(request.param)
+
+
+def sync_of(target: Any) -> Any:
+    if isinstance(target, AsyncSession):
+        return target.sync_session
+    return target.sync_connection if isinstance(target, AsyncConnection) else target
+
+
+class Watcher(Recorder):
+    """Also looks, from a second connection, at what is committed at each event."""
+
+    def __init__(self, bench: Bench, job_id: str) -> None:
+        super().__init__()
+        self._bench, self._job_id = bench, job_id
+        self.saw: list[tuple[str, bool, list[str]]] = []
+
+    def _add(self, name: str, job: JobInfo, *rest: Any) -> None:
+        super()._add(name, job, *rest)
+        bench, job_id = self._bench, self._job_id
+        self.saw.append((name, bench.job(job_id) is None, bench.notes(job_id)))
+
+
+@pytest.mark.core
+def test_the_callers_commit_commits_all_of_it(bench: Bench, target: Target) -> None:
+    job_id = bench.enqueue(bench.handler("t", bench.note))
+    watcher = Watcher(bench, job_id)
+
+    def work(t: Any, call: Callable[..., Any]) -> Any:
+        outcome = call(bench.jobs.work_one(t, "default", observers=[watcher]))
+        assert bench.job(job_id).attempt == 0, "nobody sees the claim"
+        assert watcher.events == []
+        call(t.commit())
+        return outcome
+
+    assert isinstance(target.run(bench, work), Complete)
+    assert bench.job(job_id) is None
+    assert watcher.saw == [("job_started", True, ["written"]), ("job_completed", True, ["written"])]
+    last = watcher.events[-1].job
+    assert last is not None
+    assert last.attempt == 1
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("way", ["rollback", "close"])
+def test_the_callers_rollback_leaves_the_job_as_it_was(
+    bench: Bench, target: Target, way: str
+) -> None:
+    job_id = bench.enqueue(bench.handler("t", bench.note))
+    before = bench.job(job_id)[:-1]
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        for _ in range(2):
+            assert call(bench.jobs.work_one(t, "default", observers=[recorder]))
+            call(t.rollback() if way == "rollback" else t.close())
+            if way == "close":
+                return
+
+    target.run(bench, work)
+
+    assert bench.job(job_id)[:-1] == before
+    assert bench.notes(job_id) == []
+    assert recorder.events == []
+
+
+def test_an_empty_queue_is_none(bench: Bench, target: Target) -> None:
+    bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False), delay=60)
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        assert call(bench.jobs.work_one(t, "default", observers=[recorder])) is None
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert [e.name for e in recorder.events] == ["queue_is_empty"]
+
+
+OUTCOMES: dict[str, tuple[Callable[[], Any], str]] = {
+    "none": (lambda: None, "completed"),
+    "retry": (lambda: Retry(1000, "again"), "will_be_retried"),
+    "reschedule": (lambda: Reschedule(1000, arg={"page": 2}), "rescheduled"),
+    "dlq": (lambda: MoveToDlq("hopeless"), "moved_to_dlq"),
+    "exception": (lambda: ValueError("plain"), "will_be_retried"),
+}
+
+
+@pytest.mark.parametrize("way", ["return", "raise"])
+def test_outcomes(bench: Bench, target: Target, way: str) -> None:
+    def body_of(name: str) -> Callable[..., Any]:
+        def body(s: Session, ctx: Context[Any]) -> Any:
+            bench.note(s, ctx)
+            outcome = OUTCOMES[name][0]()
+            if outcome is not None and (way == "raise" or name == "exception"):
+                raise outcome
+            return outcome
+
+        return body
+
+    ids = {
+        name: bench.enqueue(bench.handler(name, body_of(name), retry=SLOW), {"page": 1})
+        for name in OUTCOMES
+    }
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        for _ in ids:
+            call(bench.jobs.work_one(t, "default", observers=[recorder]))
+            call(t.commit())
+
+    target.run(bench, work)
+
+    for name, job_id in ids.items():
+        assert [e.name for e in recorder.events if e.subject == job_id] == [
+            "job_started",
+            f"job_{OUTCOMES[name][1]}",
+        ]
+        kept = name == "none" or (way == "return" and name != "exception")
+        assert bench.notes(job_id) == (["written"] if kept else [])
+    assert bench.job(ids["none"]) is None
+    assert bench.dead(ids["dlq"]).last_error == "hopeless"
+    retried, rescheduled = bench.job(ids["retry"]), bench.job(ids["reschedule"])
+    assert (retried.attempt, retried.last_error, retried.claimed_by) == (1, "again", None)
+    assert (rescheduled.attempt, rescheduled.arg) == (0, b'{"page":2}')
+    assert 900 < retried.due_in <= 1000
+    assert "ValueError: plain" in bench.job(ids["exception"]).last_error
+
+
+def test_jobs_of_one_transaction_go_together(bench: Bench, target: Target) -> None:
+    """Three jobs, the second fails; a database error in one does not harm the others."""
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        if ctx.job.priority == 2:
+            s.execute(text("SELECT 1/0"))
+
+    handler = bench.handler("t", body, retry=SLOW)
+    ids = [bench.enqueue(handler, priority=n) for n in (1, 2, 3)]
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        while call(bench.jobs.work_one(t, "default", observers=[recorder])) is not None:
+            pass
+        assert recorder.events == []
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert [bench.notes(job_id) for job_id in ids] == [["written"], [], ["written"]]
+    assert "22012" in bench.job(ids[1]).last_error
+    assert [e.name for e in recorder.events] == [
+        *("job_started", "job_completed", "job_started", "job_will_be_retried"),
+        *("job_started", "job_completed", "queue_is_empty"),
+    ]
+
+
+# ---- containment ---------------------------------------------------------------------------------
+
+
+class Contained:
+    """What a handler may do to its session; what is kept of it, or None for a failed attempt."""
+
+    @staticmethod
+    def commit_more_rollback(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.commit()
+        bench.note(s, ctx, "b")
+        s.rollback()
+
+    @staticmethod
+    def rollback_then_more(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.rollback()
+        bench.note(s, ctx, "b")
+
+    @staticmethod
+    def closes(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.close()
+
+    @staticmethod
+    def commit_then_raise(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.commit()
+        raise ValueError("no")
+
+    @staticmethod
+    def flush_at_the_end(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        s.add(bench.Note(job_id=ctx.job.id))
+
+    @staticmethod
+    def error_swallowed(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        try:
+            s.execute(text("SELECT 1/0"))
+        except Exception:
+            return
+
+
+KEPT: dict[Callable[..., Any], list[str] | None] = {
+    Contained.commit_more_rollback: ["a"],
+    Contained.rollback_then_more: ["b"],
+    Contained.closes: [],
+    Contained.commit_then_raise: None,
+    Contained.flush_at_the_end: None,
+    Contained.error_swallowed: None,
+}
+
+
+@pytest.mark.parametrize("body", KEPT, ids=lambda body: body.__name__)
+def test_a_handler_can_not_end_the_callers_transaction(
+    bench: Bench, target: Target, body: Callable[..., Any]
+) -> None:
+    handler = bench.handler("t", lambda s, ctx: body(bench, s, ctx), retry=SLOW)
+    job_id = bench.enqueue(handler)
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        call(t.execute(text("INSERT INTO note (job_id, text) VALUES ('caller', 'before')")))
+        call(bench.jobs.work_one(t, "default"))
+        assert bench.notes(job_id) == bench.notes("caller") == []
+        call(t.execute(text("INSERT INTO note (job_id, text) VALUES ('caller', 'after')")))
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert bench.notes("caller") == ["before", "after"]
+    assert bench.notes(job_id) == (KEPT[body] or [])
+    if KEPT[body] is None:
+        assert bench.job(job_id).attempt == 1
+    else:
+        assert bench.job(job_id) is None
+
+
+@pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
+def test_a_handler_that_ends_it_through_the_connection_is_the_callers_error(
+    bench: Bench, target: Target
+) -> None:
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        s.connection().get_transaction().rollback()  # type: ignore[union-attr]
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - see below
+            call(bench.jobs.work_one(t, "default", observers=[recorder]))
+        assert not isinstance(caught.value, AssertionError)
+        call(t.rollback())
+
+    target.run(bench, work)
+
+    assert bench.job(job_id).attempt == 0
+    assert bench.notes(job_id) == []
+    assert recorder.events == []
+
+
+def test_a_lost_connection_is_the_callers_error(bench: Bench, target: Target) -> None:
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        pid = s.scalar(text("SELECT pg_backend_pid()"))
+        bench.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        s.execute(text("SELECT 1"))
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - each driver has its own
+            call(bench.jobs.work_one(t, "default", observers=[recorder]))
+        assert not isinstance(caught.value, (AssertionError, LeaseLost))
+        call(t.rollback())
+
+    target.run(bench, work)
+
+    assert bench.job(job_id).attempt == 0
+    assert bench.notes(job_id) == []
+    assert recorder.events == []
+
+
+# ---- observers -----------------------------------------------------------------------------------
+
+
+def test_a_commit_that_fails_tells_nobody(bench: Bench, target: Target) -> None:
+    def body(s: Session, ctx: Context[Any]) -> None:
+        s.add_all(bench.Note(job_id=ctx.job.id, text="a", late=1) for _ in range(2))
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        assert call(bench.jobs.work_one(t, "default", observers=[recorder]))
+        with pytest.raises(IntegrityError):
+            call(t.commit())
+        call(t.rollback())
+        assert call(t.execute(text("SELECT 1"))).scalar() == 1
+
+    target.run(bench, work)
+
+    assert recorder.events == []
+    assert bench.job(job_id).attempt == 0
+    assert bench.notes(job_id) == []
+
+
+def test_a_savepoint_of_the_callers_is_not_the_commit(bench: Bench, target: Target) -> None:
+    job_id = bench.enqueue(bench.handler("t", bench.note))
+    watcher = Watcher(bench, job_id)
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        call(t.execute(text("SELECT 1")))
+        savepoint = call(t.begin_nested())
+        assert call(bench.jobs.work_one(t, "default", observers=[watcher]))
+        call(savepoint.commit())
+        call(t.execute(text("SELECT 1")))
+        assert watcher.events == []
+        call(t.commit())
+        call(t.execute(text("SELECT 1")))  # the next transaction of the same connection
+        assert [e.name for e in watcher.events] == ["job_started", "job_completed"]
+        call(t.rollback())
+
+    target.run(bench, work)
+
+    assert all(gone for _, gone, _ in watcher.saw)
+    assert len(watcher.events) == 2
+
+
+def test_an_observer_that_raises_harms_neither_the_caller_nor_the_others(
+    bench: Bench, target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Bad(Observer):
+        def job_started(self, job: JobInfo) -> None:
+            raise ValueError("not my day")
+
+    job_id = bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        call(bench.jobs.work_one(t, "default", observers=[Bad(), recorder]))
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert [e.name for e in recorder.events] == ["job_started", "job_completed"]
+    assert bench.job(job_id) is None
+    assert "observer 'Bad' failed in job_started" in caplog.text
+
+
+def test_listeners_do_not_pile_up(bench: Bench, target: Target) -> None:
+    counts: list[int] = []
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        for _ in range(3):
+            call(bench.jobs.work_one(t, "default", observers=[Recorder()]))
+            call(t.commit())
+            engine = sync_of(t)
+            engine = engine.get_bind() if isinstance(engine, Session) else engine.engine
+            counts.append(
+                len(list(engine.dispatch.commit))
+                + len(list(engine.dispatch.begin))
+                + len(list(engine.dialect.dispatch.handle_error))
+                + len(list(engine.pool.dispatch.reset))
+            )
+
+    target.run(bench, work)
+
+    assert counts[0] == counts[2]
+
+
+# ---- handlers and targets ------------------------------------------------------------------------
+
+
+def test_a_function_given_as_handler_takes_any_type(bench: Bench, target: Target) -> None:
+    seen: list[Any] = []
+    job_id = bench.jobs.enqueue(bench.outside, "never seen", {"a": [1]}, queue="q").id
+
+    def function(ctx: Context[Any], arg: Any) -> Any:
+        seen.append((ctx.job.type, arg))
+        bench.note(sync_of(ctx.session), ctx)
+        return None
+
+    async def coroutine(ctx: Context[AsyncSession], arg: Any) -> Any:
+        seen.append((ctx.job.type, arg))
+        await ctx.session.run_sync(bench.note, ctx)
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        handlers = [function, coroutine] if bench.flavor.is_async else [function]
+        for handler in handlers:
+            assert call(bench.jobs.work_one(t, "q", handler))
+            call(t.rollback())
+        call(bench.jobs.work_one(t, "q", handlers[-1]))
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert set(map(repr, seen)) == {repr(("never seen", {"a": [1]}))}
+    assert bench.notes(job_id) == ["written"]
+
+
+def test_a_function_gets_a_plain_session_also_under_asyncio(bench: Bench, target: Target) -> None:
+    types: list[type] = []
+
+    @bench.jobs.handler("t")
+    def function(ctx: Context[Session]) -> None:
+        types.append(type(ctx.session))
+        bench.note(ctx.session, ctx)
+
+    job_id = bench.enqueue(function)
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        call(bench.jobs.work_one(t, "default"))
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert types == [Session]
+    assert bench.notes(job_id) == ["written"]
+
+
+THREADS = [flavor for flavor in FLAVORS if not flavor.is_async]
+
+
+@pytest.mark.parametrize("bench", THREADS, ids=str, indirect=True)
+def test_a_coroutine_needs_an_asyncio_target(bench: Bench, target: Target) -> None:
+    """Given, it is refused; registered, it is left for those who can run it."""
+
+    async def coroutine(ctx: Context[Any]) -> None:
+        raise AssertionError
+
+    job_id = bench.enqueue(bench.jobs.handler("t")(coroutine))
+    before = bench.job(job_id)[:-1]
+    recorder = Recorder()
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        with pytest.raises(TypeError, match="is a coroutine, and this connection is synchronous"):
+            bench.jobs.work_one(t, "default", coroutine)
+        t.commit()
+        assert bench.job(job_id)[:-1] == before
+        assert isinstance(bench.jobs.work_one(t, "default", observers=[recorder]), Reschedule)
+        t.commit()
+
+    target.run(bench, work)
+
+    job = bench.job(job_id)
+    assert (job.attempt, job.last_error) == (0, None)
+    assert job.unknown_since is not None
+    assert recorder.events == []
+
+
+def test_an_unknown_type_is_put_off(bench: Bench, target: Target) -> None:
+    job_id = bench.jobs.enqueue(bench.outside, "tomorrow", None, queue="q").id
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        outcome = call(bench.jobs.work_one(t, "q"))
+        assert isinstance(outcome, Reschedule)
+        call(t.commit())
+        bench.sql(
+            "UPDATE bgjob_job SET unknown_since = now() - interval '300 s', next_run_at = now()"
+        )
+        assert isinstance(call(bench.jobs.work_one(t, "q")), MoveToDlq)
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert bench.dead(job_id).last_error == "no worker knew the job type 'tomorrow' for 300 s"
+    assert bench.dead(job_id).attempt == 0
+
+
+def test_an_arg_that_does_not_decode_goes_to_the_dlq(bench: Bench, target: Target) -> None:
+    job_id = bench.jobs.enqueue(bench.outside, "t", "text", queue="q").id
+
+    def handler(ctx: Context[Any], arg: int) -> None:
+        raise AssertionError
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        assert isinstance(call(bench.jobs.work_one(t, "q", handler)), MoveToDlq)
+        call(t.commit())
+
+    handler.__annotations__["arg"] = int
+    target.run(bench, work)
+
+    assert bench.dead(job_id).last_error.startswith("InvalidArg")
+
+
+@pytest.mark.parametrize("way", ["return", "raise"])
+def test_a_new_arg_that_can_not_be_stored_is_a_failure(
+    bench: Bench, target: Target, way: str
+) -> None:
+    def body(ctx: Context[Any]) -> Any:
+        outcome = Reschedule(1, arg=object())
+        if way == "raise":
+            raise outcome
+        return outcome
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=False, retry=SLOW))
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        assert isinstance(call(bench.jobs.work_one(t, "default")), Retry)
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert "InvalidArg" in bench.job(job_id).last_error
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("how", ["engine", "connection"])
+def test_autocommit_is_refused(bench: Bench, target: Target, how: str) -> None:
+    job_id = bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
+    before = bench.job(job_id)[:-1]
+    level = {"isolation_level": "AUTOCOMMIT"}
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        if how == "connection":
+            if target.kind == "session":
+                call(t.connection(execution_options=level))
+            else:
+                t = call(t.execution_options(**level)) or t
+        with pytest.raises(ValueError, match="AUTOCOMMIT"):
+            call(bench.jobs.work_one(t, "default"))
+
+    target.run(bench, work, **(level if how == "engine" else {}))
+
+    assert bench.job(job_id)[:-1] == before
+
+
+def test_session_false_means_no_session(bench: Bench, target: Target) -> None:
+    job_id = bench.enqueue(bench.handler("t", lambda s, ctx: None, session=False, retry=SLOW))
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        call(bench.jobs.work_one(t, "default"))
+        call(t.commit())
+
+    target.run(bench, work)
+
+    assert "the handler of 't' has session=False" in bench.job(job_id).last_error
+
+
+@pytest.mark.parametrize("bench", THREADS[:1], ids=str, indirect=True)
+def test_the_callers_scoped_session_stays_the_callers(bench: Bench) -> None:
+    """Given as the factory too, it makes another session for the handler."""
+    engine = create_engine(bench.url)
+    app_session = scoped_session(sessionmaker(engine, info={"app": True}))
+    mine = app_session()
+    sessions: list[Session] = []
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        sessions.append(s)
+        bench.note(s, ctx)
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    try:
+        bench.jobs.work_one(app_session, "default", session_factory=app_session)
+        assert app_session() is mine
+        assert mine.get_bind() is engine
+        app_session.commit()
+        app_session.remove()
+    finally:
+        engine.dispose()
+
+    assert sessions[0] is not mine
+    assert sessions[0].info == {"app": True}
+    assert bench.notes(job_id) == ["written"]
+
+
+@pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
+def test_an_engine_is_a_transaction_of_its_own(bench: Bench) -> None:
+    job_id = bench.enqueue(bench.handler("t", bench.note))
+    watcher = Watcher(bench, job_id)
+    engine = create_engine(bench.url)
+    try:
+        assert isinstance(bench.jobs.work_one(engine, "default", observers=[watcher]), Complete)
+    finally:
+        engine.dispose()
+
+    assert watcher.saw[-1] == ("job_completed", True, ["written"])
+
+
+@pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
+def test_two_callers_never_get_the_same_job(bench: Bench) -> None:
+    """The row is locked until the first one's transaction ends."""
+    job_id = bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
+    engine = create_engine(bench.url)
+    try:
+        with engine.connect() as first, engine.connect() as second:
+            assert bench.jobs.work_one(first, "default") is not None
+            assert bench.jobs.work_one(second, "default") is None
+            first.rollback()
+            second.rollback()
+            assert bench.jobs.work_one(second, "default") is not None
+            second.commit()
+    finally:
+        engine.dispose()
+
+    assert bench.job(job_id) is None
