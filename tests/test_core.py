@@ -31,8 +31,6 @@ from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
 from sqlalchemy_bgjob._outcomes import COMPLETED
 from sqlalchemy_bgjob.settings import WorkerSettings
 
-pytestmark = pytest.mark.core
-
 NOW = 1_000.0
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from sqlalchemy_bgjob import retry
 
-pytestmark = pytest.mark.core
-
 attempts = st.one_of(st.integers(1, 50), st.integers(300, 1_100), st.integers(1, 2**31 - 1))
 
 

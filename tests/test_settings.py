@@ -11,8 +11,6 @@ import pytest
 from sqlalchemy_bgjob.settings import SETTING_NAMES, WorkerSettings
 from sqlalchemy_bgjob.worker import SettingOptions, make_settings
 
-pytestmark = pytest.mark.core
-
 POSITIVE = [
     "heartbeat_interval",
     "lease_timeout",

@@ -14,8 +14,6 @@ from support import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
-
 DEADLINE = 20.0
 
 
