@@ -361,8 +361,12 @@ class Dispatcher:
         handler = self._find(job)
         assert handler is not None, "only jobs with a handler are admitted"
         run = Run(job, handler)
+        earlier = next((other for other in self._runs if other.job.id == job.id), None)
         self._runs.add(run)
-        self._events.emit("job_started", run.info)
+        if earlier is None:
+            self._events.emit("job_started", run.info)
+        else:  # committed, and not yet told: that comes first
+            earlier.successor = run
         return run
 
     def _work(self, run: Run) -> None:
@@ -387,11 +391,13 @@ class Dispatcher:
             self._core.finished(run.job, pending.seconds)
             if fate is None:
                 self._core.settle_later(pending, now)
+            else:
+                self._tell(pending, fate, run)
+            if run.successor is not None:
+                self._events.emit("job_started", run.successor.info)
             if self._heart.fresh(now, self._disconnected_at):
                 job = self._core.next_start(run.job.queue)
                 following = self._prepare(job) if job is not None else None
-        if fate is not None:
-            self._tell(pending, fate, run)
         self._runtime.wake()
         return following
 

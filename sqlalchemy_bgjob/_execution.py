@@ -43,6 +43,7 @@ class Run:
     cancelled: bool = False
     deadline: float | None = None
     started_at: float = 0.0
+    successor: "Run | None" = None  # the next run of the same job, claimed before this one was told
     info: JobInfo = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class Context(Generic[S]):
 
     @property
     def lease_lost(self) -> bool:
-        """Whether the job was taken from this worker: nothing that is done now will be committed."""
+        """Whether the job was taken from this worker: what is done now will not be committed."""
         return self._run.lease_lost
 
     @property

@@ -1,0 +1,303 @@
+"""What observers are told: exactly what was committed, in order, and never at the worker's cost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event
+
+from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, constant
+from sqlalchemy_bgjob.telemetry import Events, tell
+from support import wait_until
+from support.running import Bench, Recorder
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_bgjob import JobInfo
+
+SLOW = constant(3600.0)
+
+
+class Witness(Observer):
+    """Looks at the row, from another connection, at the moment it is told."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.saw: dict[str, list[tuple[str, Any]]] = {}
+
+    def _look(self, name: str, job: JobInfo) -> None:
+        live, dead = self._bench.job(job.id), self._bench.dead(job.id)
+        state = "gone"
+        if live is not None:
+            state = f"{'running' if live.claimed_by else 'queued'} {live.attempt}"
+        if dead is not None:
+            state = f"dead {dead.attempt}"
+        self.saw.setdefault(job.id, []).append((name, state))
+
+    def job_started(self, job: JobInfo) -> None:
+        self.saw.setdefault(job.id, []).append(("started", job.attempt))
+
+    def job_completed(self, job: JobInfo, seconds: float) -> None:
+        self._look("completed", job)
+
+    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+        self._look("rescheduled", job)
+
+    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+        self._look("will_be_retried", job)
+
+    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+        self._look("moved_to_dlq", job)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("uses_session", [True, False])
+def test_events_come_after_the_commit_that_made_them_true(bench: Bench, uses_session: bool) -> None:
+    outcomes = {
+        "completed": (None, "gone"),
+        "will_be_retried": (Retry(1000, "x"), "queued 1"),
+        "rescheduled": (Reschedule(1000), "queued 0"),
+        "moved_to_dlq": (MoveToDlq("x"), "dead 1"),
+    }
+
+    def handler_of(name: str) -> str:
+        def body(*args: Any) -> Any:
+            if uses_session:
+                bench.note(args[0], args[1])
+            return outcomes[name][0]
+
+        handler = bench.handler(name, body, uses_session=uses_session)
+        return bench.enqueue(handler)
+
+    ids = {name: handler_of(name) for name in outcomes}
+    witness = Witness(bench)
+    bench.run(observers=(witness,))
+
+    for name, job_id in ids.items():
+        assert witness.saw[job_id] == [("started", 1), (name, outcomes[name][1])]
+
+
+def test_each_transition_is_told_once_and_in_order(bench: Bench) -> None:
+    """A hundred jobs of several attempts each: the story of each one is whole."""
+
+    def body(s: Session, ctx: Context[Any]) -> Any:
+        number = ctx.job.headers["n"]
+        if number % 3 == 0:
+            bench.note(s, ctx, f"attempt {ctx.job.attempt}")
+        if ctx.job.attempt <= number % 4:
+            raise ValueError(f"attempt {ctx.job.attempt}")
+        return MoveToDlq("enough") if number % 5 == 0 else None
+
+    handler = bench.handler("t", body, retry=constant(0.0))
+    numbers = {bench.enqueue(handler, headers={"n": n}): n for n in range(100)}
+    ran = bench.run(queues={"default": 8}, engine={"pool_size": 10}, deadline=60.0)
+
+    for job_id, number in numbers.items():
+        failures = ["started", "will_be_retried"] * (number % 4)
+        end = "moved_to_dlq" if number % 5 == 0 else "completed"
+        assert ran.of(job_id) == [*failures, "started", end]
+        attempts = [e.job.attempt for e in ran.events if e.job and e.subject == job_id]
+        assert attempts == [n for n in range(1, number % 4 + 2) for _ in range(2)]
+
+
+def test_a_retry_is_told_before_the_next_start(bench: Bench) -> None:
+    """Also when the next attempt is claimed before the thread of this one has said its word."""
+    recorder = Recorder()
+
+    def told() -> bool:
+        return any(e.name == "job_will_be_retried" for e in recorder.events)
+
+    def body(s: Session, ctx: Context[Any]) -> Any:
+        bench.note(s, ctx)
+        if ctx.job.attempt == 2:
+            bench.pause(told)
+            return None
+        # After the real COMMIT, and before the worker hears of it.
+        event.listen(s, "after_commit", lambda _: bench.pause(claimed_again))
+        return Retry(0)
+
+    def claimed_again() -> bool:
+        return bool(bench.job(job_id).attempt == 2)
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    ran = bench.run(observers=(recorder,))
+
+    assert ran.of(job_id) == ["started", "will_be_retried", "started", "completed"]
+
+
+def test_an_observer_that_raises_is_logged_and_the_others_hear_all(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Bad(Observer):
+        def job_started(self, job: JobInfo) -> None:
+            raise ValueError("not my day")
+
+        def job_completed(self, job: JobInfo) -> None:  # type: ignore[override]
+            """Of another shape than it should be."""
+
+    after = Recorder()
+    ids = [bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))]
+
+    ran = bench.run(observers=(Bad(), after))
+
+    assert [e.name for e in after.events] == [e.name for e in ran.events]
+    assert ran.of(ids[0]) == ["started", "completed"]
+    assert "observer 'Bad' failed in job_started" in caplog.text
+    assert "observer 'Bad' failed in job_completed" in caplog.text
+
+
+@pytest.mark.core
+def test_an_observer_that_blocks_does_not_delay_the_worker(bench: Bench) -> None:
+    free = threading.Event()
+
+    class Slow(Observer):
+        def job_started(self, job: JobInfo) -> None:
+            free.wait(30.0)
+
+    handler = bench.handler("t", lambda ctx: None, uses_session=False)
+    ids = [bench.enqueue(handler) for _ in range(100)]
+
+    def all_gone_while_it_blocks() -> None:
+        wait_until(lambda: bench.sql("SELECT count(*) FROM bgjob_job")[0][0] == 0, 20.0)
+        assert not free.is_set()
+        free.set()
+
+    ran = bench.run(during=all_gone_while_it_blocks, observers=(Slow(),))
+
+    assert all(ran.of(job_id) == ["started", "completed"] for job_id in ids)
+
+
+def test_a_queue_is_empty_is_told_once_for_each_time(bench: Bench) -> None:
+    handler = bench.handler("t", lambda ctx: None, uses_session=False)
+    recorder = Recorder()
+
+    def told() -> int:
+        return sum(e.name == "queue_is_empty" for e in recorder.events)
+
+    def drive() -> None:
+        wait_until(lambda: told() == 1)
+        for count in (2, 3):
+            bench.enqueue(handler)
+            wait_until(lambda: told() == count)  # noqa: B023 - called at once
+        # Several polls later it is still the same emptiness.
+        end = time.monotonic() + 0.3
+        wait_until(lambda: time.monotonic() > end)
+
+    bench.run(during=drive, observers=(recorder,))
+
+    assert [e.name for e in recorder.events] == [
+        "queue_is_empty",
+        *("job_started", "job_completed", "queue_is_empty"),
+        *("job_started", "job_completed", "queue_is_empty"),
+    ]
+    assert recorder.events[0].subject == "default"
+
+
+def test_a_cut_connection_is_a_worker_error_and_no_lie_about_jobs(bench: Bench) -> None:
+    """All sessions of the worker are ended again and again while it works."""
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        if ctx.job.headers["n"] % 2:
+            bench.note(s, ctx)
+
+    handler = bench.handler("t", body, retry=constant(0.0), max_attempts=None)
+    ids = [bench.enqueue(handler, headers={"n": n}) for n in range(150)]
+
+    def cut() -> None:
+        for _ in range(5):
+            bench.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'bgjob/%' AND datname = current_database()"
+            )
+            end = time.monotonic() + 0.2
+            wait_until(lambda: time.monotonic() > end)  # noqa: B023 - called at once
+
+    done = lambda: bench.sql("SELECT count(*) FROM bgjob_job")[0][0] == 0  # noqa: E731
+    ran = bench.run(during=cut, until=done, deadline=40.0)
+
+    assert ran.named("worker_error")
+    assert all(isinstance(e.rest[0], Exception) for e in ran.named("worker_error"))
+    for n, job_id in enumerate(ids):
+        assert bench.notes(job_id) == (["written"] if n % 2 else [])
+        assert ran.of(job_id)[-1] == "completed"
+        assert ran.of(job_id).count("completed") == 1
+
+
+def test_what_is_told_late_is_told_before_the_stop_returns(bench: Bench) -> None:
+    class Late(Recorder):
+        def job_completed(self, job: JobInfo, seconds: float) -> None:
+            end = time.monotonic() + 0.01
+            wait_until(lambda: time.monotonic() > end)
+            super().job_completed(job, seconds)
+
+    late = Late()
+    handler = bench.handler("t", lambda ctx: None, uses_session=False)
+    for _ in range(30):
+        bench.enqueue(handler)
+
+    bench.run(observers=(late,))
+
+    assert sum(e.name == "job_completed" for e in late.events) == 30
+
+
+# ---- pure ----------------------------------------------------------------------------------------
+
+
+def test_events_are_dropped_rather_than_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sqlalchemy_bgjob.telemetry.MAX_WAITING_EVENTS", 3)
+    free, recorder = threading.Event(), Recorder()
+
+    class Slow(Observer):
+        def queue_is_empty(self, queue: str) -> None:
+            free.wait(10.0)
+
+    events = Events([Slow(), recorder])
+    events.start()
+    for n in range(10):
+        events.emit("queue_is_empty", str(n))
+    free.set()
+    events.stop(timeout=10.0)
+
+    assert 3 <= len(recorder.events) <= 4
+    assert [e.subject for e in recorder.events] == [str(n) for n in range(len(recorder.events))]
+    assert caplog.text.count("dropping") == 1
+
+
+def test_an_observer_that_never_returns_does_not_hold_the_stop() -> None:
+    free = threading.Event()
+
+    class Stuck(Observer):
+        def queue_is_empty(self, queue: str) -> None:
+            free.wait(60.0)
+
+    events = Events([Stuck()])
+    events.start()
+    events.emit("queue_is_empty", "q")
+    before = time.monotonic()
+    events.stop(timeout=0.05)
+    assert time.monotonic() - before < 10.0
+    free.set()
+
+
+def test_nobody_to_tell_costs_no_thread() -> None:
+    before = threading.active_count()
+    events = Events([])
+    events.start()
+    events.emit("queue_is_empty", "q")
+    assert threading.active_count() == before
+    events.stop(timeout=1.0)
+
+
+def test_all_events_exist_on_the_base_class_and_do_nothing() -> None:
+    for name in (
+        *("job_started", "job_lease_lost", "queue_is_empty", "worker_error"),
+        *("job_completed", "job_rescheduled", "job_will_be_retried", "job_moved_to_dlq"),
+    ):
+        assert callable(getattr(Observer(), name))
+    tell([Observer()], "queue_is_empty", ("q",))
