@@ -29,6 +29,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 SUPERVISED: Final = "_BGJOB_SUPERVISED"
 """Environment variable of a child: its name, and the number of the pipe's file."""
+DRAINED: Final = frozenset({OK, -signal.SIGTERM, SIGNALLED + signal.SIGTERM})
+"""How a process ends that was told to; also before it could install its handlers."""
 HOPELESS: Final = frozenset({USAGE, DATABASE, SCHEMA})
 FIRST_BACKOFF: Final = 0.2
 LAST_BACKOFF: Final = 10.0
@@ -193,11 +195,11 @@ class Supervisor:
         child.close()
         code = child.process.returncode
         if self._deadline is not None:
-            self._failed |= code not in self._drained_codes()
+            self._failed |= code not in DRAINED
         elif code in HOPELESS:
             logger.error("process %s exited with %d: stopping the others", slot.name, code)
             self._hopeless = code
-            self._stop(signal.SIGTERM)
+            self._stop()
         else:
             now = time.monotonic()
             if now - child.started_at >= HEALTHY_AFTER:
@@ -212,24 +214,21 @@ class Supervisor:
             )
             slot.backoff = min(slot.backoff * 2, LAST_BACKOFF)
 
-    def _drained_codes(self) -> set[int]:
-        """How a process ends that was told to: also before it could install its handlers."""
-        numbers = set(self._signals) | ({signal.SIGTERM} if self._hopeless is not None else set())
-        return {OK} | {-number for number in numbers} | {SIGNALLED + number for number in numbers}
-
     def _pass_signals_on(self) -> None:
         for number in self._signals[self._passed_on :]:
             self._passed_on += 1
             logger.info("%s: passing it on", signal.Signals(number).name)
-            self._stop(number)
+            self._stop()
 
-    def _stop(self, number: int) -> None:
+    def _stop(self) -> None:
         if self._deadline is None:
             self._deadline = time.monotonic() + self._shutdown_timeout + STUCK_AFTER
         for slot in self._slots:
             slot.start_at = None
             if slot.child is not None:
-                slot.child.send(number)
+                # Always this one: a SIGINT in the middle of Python's own start is an exception
+                # there, which may end the process with any code.
+                slot.child.send(signal.SIGTERM)
 
     def _kill_stuck(self) -> None:
         if self._deadline is None or time.monotonic() < self._deadline:
