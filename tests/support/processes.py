@@ -47,8 +47,9 @@ class Variant:
 
 
 THREADS = Variant("sync", "psycopg")
-VARIANTS = (THREADS, Variant("async", "psycopg"), Variant("async", "asyncpg"))
-TWO = (THREADS, Variant("async", "asyncpg"))
+ASYNC = Variant("async", "asyncpg")
+VARIANTS = (THREADS, Variant("async", "psycopg"), ASYNC)
+TWO = (THREADS, ASYNC)
 ALL_DRIVERS = (*VARIANTS, Variant("sync", "psycopg2"))
 
 
