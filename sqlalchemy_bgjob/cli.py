@@ -322,12 +322,11 @@ def _in_transaction(url: "URL", action: "Callable[[Connection], int]") -> int:
             return action(connection)
     except SchemaOutOfDate as error:
         raise CommandError(SCHEMA, str(error)) from None
-    except (DBAPIError, OSError) as error:
-        raise _database_error(error) from None
     except Exception as error:
-        if sqlstate(error) is None:  # asyncpg's own errors of connecting come as they are
-            raise
-        raise _database_error(error) from None
+        # On SQLAlchemy 2.0 asyncpg's own errors of connecting come as they are.
+        if isinstance(error, DBAPIError | OSError) or sqlstate(error) is not None:
+            raise _database_error(error) from None
+        raise
 
 
 @cli.command()

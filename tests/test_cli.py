@@ -12,6 +12,7 @@ import sys
 import textwrap
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +122,15 @@ def test_the_scripts_are_the_command_line(name: str) -> None:
     script = Path(sys.executable).with_name(name)
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"sqlalchemy-bgjob, version \d.*\n", done.stdout)
+
+
+def test_version_tells_what_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+
+    assert re.search(r"^psycopg +not installed$", run("version")[1], re.MULTILINE)
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
@@ -510,6 +520,28 @@ def test_migrate_answers_each_trouble_with_its_exit_code(engine: Engine, databas
     assert (code, "already exists" in err) == (1, True), err
 
 
+def test_migrate_tells_from_which_version(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "LATEST", 3)
+    monkeypatch.setattr(schema, "migrate", lambda connection, **where: 2)
+
+    code, out, _ = run("migrate", "--database-url", database_url)
+
+    assert (code, out) == (0, "migrated the tables bgjob_* from version 2 to 3\n")
+
+
+def test_a_bug_in_a_command_is_not_made_nice(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(connection: object, **where: object) -> int:
+        raise LookupError("inside")
+
+    monkeypatch.setattr(schema, "migrate", broken)
+    with pytest.raises(LookupError, match="inside"):
+        run("migrate", "--database-url", database_url)
+
+
 # ---- the worker at work -------------------------------------------------------------------------
 
 
@@ -556,6 +588,27 @@ def test_a_worker_runs_jobs_and_drains_at_the_first_signal(
     assert "Traceback" not in command.stderr
     with tables.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM bgjob_worker")) == 0
+
+
+def test_asyncio_without_greenlet_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLAlchemy 2.1 brings it no longer by itself."""
+
+    def refuse(message: str) -> Callable[..., Any]:
+        def create(*args: object, **options: object) -> None:
+            raise ValueError(message)
+
+        return create
+
+    options = process.WorkerOptions(
+        app="support.cli_app:coroutines", database_url="postgresql+psycopg://h/d"
+    )
+    create = "sqlalchemy.ext.asyncio.create_async_engine"
+    monkeypatch.setattr(create, refuse("the greenlet library is required"))
+    with pytest.raises(CommandError, match=r'pip install "sqlalchemy-bgjob\[asyncio\]"'):
+        process.make_runner(options)
+    monkeypatch.setattr(create, refuse("something else"))
+    with pytest.raises(CommandError, match="something else"):
+        process.make_runner(options)
 
 
 def test_coroutines_need_a_driver_that_has_asyncio(
@@ -934,6 +987,20 @@ def test_json_logs_hold_warnings_and_uncaught_exceptions(
     messages = [json.loads(line)["message"] for line in command.stderr.splitlines()]
     assert any("UserWarning: old" in message for message in messages)
     assert "uncaught ValueError in thread 'mine'" in messages
+
+
+def test_an_uncaught_exception_is_logged_too(tmp_path: Path) -> None:
+    code = """
+        from sqlalchemy_bgjob import _logs
+        _logs.configure("json", "info", None)
+        raise LookupError("outside of everything")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    line = json.loads(done.stderr)
+    assert (line["level"], line["message"]) == ("critical", "uncaught LookupError")
+    assert "outside of everything" in line["exception"]
 
 
 def test_a_record_becomes_json_whatever_it_holds() -> None:

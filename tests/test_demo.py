@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import _demo_app as app
 from sqlalchemy_bgjob import demo
+from sqlalchemy_bgjob._embedded import EmbeddedPostgres, EmbeddedPostgresError
 from sqlalchemy_bgjob.demo import Report, find_files
 from support.commands import Command
 from support.waiting import wait_until
@@ -331,6 +333,43 @@ def test_a_stalled_demo_gives_up(
         run._make_tables()
         with pytest.raises(demo.CommandError, match=r"no job has ended for 0\.2 s"):
             run._watch(lambda done: None, lambda: None)
+
+
+def test_a_server_that_does_not_start_and_a_missing_driver_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise EmbeddedPostgresError("no programs", "install them")
+
+    monkeypatch.setattr(EmbeddedPostgres, "start", broken)
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(demo.CommandError, match="no programs: install them"):
+            demo._database(stack, None)
+        monkeypatch.setattr("sqlalchemy_bgjob._urls.sync_url", lambda url: None)
+        with pytest.raises(demo.CommandError, match="handler is a function"):
+            demo._database(stack, "postgresql+asyncpg://h/d")
+
+
+def test_a_worker_that_does_not_drain_is_a_problem(engine: Engine, tmp_path: Path) -> None:
+    class Ended:
+        name = "2"
+
+        def __init__(self) -> None:
+            self.process = self
+            self.pid = 1
+
+        def send(self, number: int) -> None: ...
+
+        def wait(self, timeout: float) -> int:
+            return 1
+
+    with contextlib.ExitStack() as stack:
+        run = demo._Demo(stack, engine.url, app.SCHEMA, [])
+        run._workers = [Ended()]
+        run._logs = [io.BytesIO(b"its last words")]
+        run._stop_workers()
+
+        assert run._report.problems == ["worker 2 did not drain: it exited with 1; its last words"]
 
 
 def test_a_failed_enqueue_is_a_failed_demo(engine: Engine, tmp_path: Path) -> None:
