@@ -15,6 +15,7 @@ from sqlalchemy import (
     NestedTransaction,
     Result,
     TwoPhaseTransaction,
+    insert,
 )
 from sqlalchemy.orm import Session, scoped_session
 
@@ -42,8 +43,10 @@ class Unit:
         self.target = target
         if models is None:
             return  # an empty bulk, of which nothing is asked
-        self._mapper = models.Job.__mapper__
-        bind = target if isinstance(target, Connection) else target.get_bind(mapper=self._mapper)
+        # An insert as the clause: sessions that send reading statements to a replica go by it, and
+        # would take ours for one.
+        self._where = {"mapper": models.Job.__mapper__, "clause": insert(models.job)}
+        bind = target if isinstance(target, Connection) else target.get_bind(**self._where)
         dialect = bind.dialect.name
         if dialect != "postgresql":
             raise ValueError(
@@ -58,8 +61,7 @@ class Unit:
         if isinstance(self.target, Connection):
             return self.target.execute(statement, parameters)
         self._flush(self.target)
-        where = {"mapper": self._mapper}
-        return self.target.execute(statement, parameters, bind_arguments=where)
+        return self.target.execute(statement, parameters, bind_arguments=dict(self._where))
 
     def savepoint(self) -> NestedTransaction:
         """A savepoint of the connection.
@@ -86,7 +88,7 @@ class Unit:
         """The connection of the transaction."""
         if isinstance(self.target, Connection):
             return self.target
-        return self.target.connection(bind_arguments={"mapper": self._mapper})
+        return self.target.connection(bind_arguments=dict(self._where))
 
 
 def can_notify(connection: Connection) -> bool:

@@ -350,7 +350,8 @@ def _finish(table: Table, kind: str) -> bool:
 @event.listens_for(JobMixin, "after_mapper_constructed", propagate=True)
 def _finish_job(mapper: Mapper[Any], cls: type) -> None:
     table = cast(Table, mapper.local_table)
-    if not _finish(table, "job"):
+    # A subclass with a table of its own is joined to the queue's, which is finished already.
+    if mapper.inherits is not None or not _finish(table, "job"):
         return
     c = table.c
     # The one index of the claim, in its order. It is full, not partial on claimed_by: a column of
@@ -376,7 +377,7 @@ def _finish_job(mapper: Mapper[Any], cls: type) -> None:
 @event.listens_for(DeadJobMixin, "after_mapper_constructed", propagate=True)
 def _finish_dead_job(mapper: Mapper[Any], cls: type) -> None:
     table = cast(Table, mapper.local_table)
-    if _finish(table, "dead_job"):
+    if mapper.inherits is None and _finish(table, "dead_job"):
         # Newest first in lists, oldest first when pruning; found by job when redriving.
         Index(conv(f"{table.name}_moved_at_idx"), table.c.moved_at)
         Index(conv(f"{table.name}_job_id_idx"), table.c.job_id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, ForeignKey, create_engine, func, inspect, literal, select
+from sqlalchemy import Engine, ForeignKey, create_engine, event, func, inspect, literal, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
@@ -23,6 +23,7 @@ from sqlalchemy_bgjob import (
     enqueue_from,
     enqueue_many,
 )
+from sqlalchemy_bgjob._enqueue import statements_of
 from support.producers import Sent
 from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt, store
 
@@ -340,6 +341,30 @@ def test_own_columns_and_relationships_go_with_an_added_job(session: Session) ->
     other.region = "us"
     with pytest.raises(ValueError, match="region"):
         enqueue_many(session, [other])
+
+
+class MailJob(OwnJob):
+    """A subclass with a table of its own, joined to the queue's."""
+
+    __tablename__ = "mail"
+    id: Mapped[str] = mapped_column(ForeignKey("own_job.id", ondelete="CASCADE"), primary_key=True)
+    address: Mapped[str]
+
+
+@pytest.mark.core
+def test_a_subclass_wakes_the_workers_of_the_queues_own_table(session: Session) -> None:
+    channels: list[str] = []
+
+    def note_channel(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+        if "pg_notify" in statement:
+            channels.extend(v for v in parameters.values() if v.startswith("bgjob_"))
+
+    event.listen(session.connection(), "before_cursor_execute", note_channel)
+    session.add(MailJob(queue="mail", type="own", arg={"n": 1}, address="a@x"))
+    session.flush()
+
+    assert channels == [statements_of(own.models).channel]
+    assert session.scalars(select(own.Job.queue)).all() == ["mail"]
 
 
 def test_two_queues_in_one_database_do_not_meet(session: Session) -> None:

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
+    Delete,
     Engine,
+    Insert,
     Integer,
+    Update,
     column,
     create_engine,
     delete,
@@ -370,6 +373,82 @@ def test_a_session_of_several_databases_uses_the_jobs_own(shop: Engine, url: str
         session.commit()
 
     assert stored(shop) == [1, 2, 3]
+
+
+class RoutingSession(Session):
+    """Reads from a replica, as SQLAlchemy's documentation shows."""
+
+    leader: Engine
+    follower: Engine
+
+    def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Engine:
+        writes = self._flushing or isinstance(clause, Insert | Update | Delete)  # type: ignore[attr-defined]
+        return self.leader if writes else self.follower
+
+
+@pytest.mark.core
+def test_a_session_that_reads_from_a_replica_writes_its_jobs_to_the_leader(
+    shop: Engine, url: str
+) -> None:
+    """The statement is a SELECT of what an INSERT in its WITH returned."""
+    options = "-c default_transaction_read_only=on"
+    follower = create_engine(shop.url, connect_args={"options": options})
+    RoutingSession.leader, RoutingSession.follower = shop, follower
+    with RoutingSession() as session:
+        assert session.execute(text("SHOW transaction_read_only")).scalar() == "on"
+        enqueue(session, send_receipt, Receipt(1))
+        enqueue_many(session, send_receipt, [Receipt(2)], ids=["two"])
+        enqueue_from(session, send_receipt, numbers(3, 3))
+        session.add(send_receipt.job(Receipt(4)))
+        session.commit()
+    follower.dispose()
+
+    assert stored(shop) == [1, 2, 3, 4]
+
+
+def test_a_commit_that_fails_leaves_no_job(shop: Engine, url: str) -> None:
+    """A constraint that is checked at the COMMIT, and a serialization failure found by it."""
+    with shop.begin() as connection:
+        connection.execute(text("DROP TABLE IF EXISTS late"))
+        connection.execute(text("CREATE TABLE late (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+    for again in (False, True):
+        with Session(shop) as session:
+            enqueue(session, send_receipt, Receipt(1))
+            rows = "(1)" if again else "(1), (1)"
+            session.execute(text(f"INSERT INTO late VALUES {rows}"))
+            if again:
+                session.commit()
+            else:
+                with pytest.raises(DBAPIError):
+                    session.commit()
+        assert stored(shop) == ([1] if again else [])
+
+    serializable = shop.execution_options(isolation_level="SERIALIZABLE")
+    with Session(serializable) as first, Session(serializable) as second:
+        for session in (first, second):
+            count = session.scalar(select(func.count()).select_from(Order)) or 0
+            session.add(Order(email=f"{count} {id(session)}"))
+            enqueue(session, send_receipt, Receipt(2))
+        first.commit()
+        with pytest.raises(DBAPIError):
+            second.commit()
+        second.rollback()
+        enqueue(second, send_receipt, Receipt(3))
+        second.commit()
+    assert stored(shop) == [1, 2, 3]
+
+
+def test_a_hook_that_raises_after_the_commit_takes_nothing_back(shop: Engine, url: str) -> None:
+    def fail(_: Any) -> None:
+        raise ZeroDivisionError
+
+    with Session(shop) as session:
+        event.listen(session, "after_commit", fail)
+        enqueue(session, send_receipt, Receipt(1))
+        with pytest.raises(ZeroDivisionError):
+            session.commit()
+
+    assert stored(shop) == [1]
 
 
 def test_another_database_is_refused_before_sql() -> None:
