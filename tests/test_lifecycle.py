@@ -123,6 +123,22 @@ def test_a_row_with_a_foreign_key_to_it_is_parked_and_its_neighbours_complete(
     assert rows(queue.connection) == {}
 
 
+def test_a_row_that_is_refused_at_the_commit_harms_no_other(queue: Queue) -> None:
+    """A deferred constraint lets every statement pass, and fails the COMMIT."""
+    queue.execute(
+        "CREATE TABLE deferred (job_id text REFERENCES bgjob_job DEFERRABLE INITIALLY DEFERRED)"
+    )
+    jobs = queue.claim("a", "b", "c")
+    queue.execute("INSERT INTO deferred VALUES ('b')")
+    try:
+        fates = queue.settle(pending(jobs, COMPLETED))
+    finally:
+        queue.execute("DROP TABLE deferred")
+
+    assert fates == {"a": Fate.SETTLED, "b": Fate.FAILED, "c": Fate.SETTLED}
+    assert set(rows(queue.connection)) == {"b"}
+
+
 @SETTLEMENTS
 def test_a_trigger_that_refuses_one_row_harms_no_other(
     queue: Queue, settlement: Settlement

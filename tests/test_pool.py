@@ -195,9 +195,11 @@ def test_an_isolation_level_that_is_refused_costs_no_permit_and_no_connection(
 ) -> None:
     permits = Permits()
 
-    with pytest.raises(Exception, match="NO SUCH LEVEL"):
+    with pytest.raises(Exception, match="NO SUCH LEVEL") as refused:
         HandlerConnections(engine, permits).connect("NO SUCH LEVEL", ME)
 
+    # Its frames are alive, so no garbage collection has given the connection back.
+    assert refused.tb is not None
     assert permits.taken == 0
     assert isinstance(engine.pool, QueuePool)
     assert engine.pool.checkedout() == 0
