@@ -522,7 +522,9 @@ def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
             )
         return labels
     fields = _codec.fields(handler.annotation)
-    if fields is not None:
+    if fields is None:
+        _check_takes_object(handler)
+    else:
         missing, unknown = fields.required - arg_labels, arg_labels - fields.known
         if missing or unknown:
             problem = "; ".join(
@@ -534,6 +536,18 @@ def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
                 f"the select's labels are not the fields of the arg of {handler.type!r} ({problem})"
             )
     return labels
+
+
+def _check_takes_object(handler: JobType[Any]) -> None:
+    try:
+        handler.decode(b"{}", None)
+    except InvalidArg as error:
+        # Anything else may be mended by the fields that a row brings.
+        if error.path == "$" and error.reason.endswith("got `object`"):
+            raise ValueError(
+                f"the handler of {handler.type!r} takes no object of fields, which is what the "
+                f"rows of a select become ({error.reason})"
+            ) from None
 
 
 def _python_type(type_: TypeEngine[Any]) -> type | None:

@@ -167,6 +167,10 @@ class JobMixin(_Columns):
 
     A row is *queued* while ``claimed_by`` is null, and *running* while a worker holds it.
     ``arg`` may be assigned any JSON value or bytes: it is encoded on assignment.
+
+    A column of your own may have any default, or be nullable. A default that is a Python function
+    is called once for each statement of ``enqueue_many`` and ``enqueue_from``, not for each row:
+    use ``server_default`` for values that must differ.
     """
 
     @declared_attr.directive

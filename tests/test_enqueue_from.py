@@ -375,6 +375,34 @@ def test_a_handler_of_bytes_gets_the_json_text(session: Session) -> None:
     assert args(session) == [b'{"email": "1@x"}']
 
 
+@jobs.handler("number")
+def number(ctx: Any, arg: int) -> None: ...
+
+
+@jobs.handler("numbers")
+def numbers(ctx: Any, arg: list[int] | None) -> None: ...
+
+
+@jobs.handler("amounts")
+def amounts(ctx: Any, arg: dict[str, int]) -> None: ...
+
+
+@jobs.handler("either")
+def either(ctx: Any, arg: Receipt | int) -> None: ...
+
+
+def test_a_handler_that_takes_no_object_is_refused(session: Session) -> None:
+    """Each of its jobs would end in the dead table."""
+    query = select(Order.id.label("order_id")).where(Order.id == 1)
+    for refused in (number, numbers):
+        with pytest.raises(ValueError, match="takes no object of fields"):
+            enqueue_from(session, refused, query)
+
+    enqueue_from(session, amounts, query)
+    enqueue_from(session, either, query)
+    assert args(session) == [{"order_id": 1}, Receipt(1)]
+
+
 def test_types_that_come_out_otherwise_are_refused(session: Session) -> None:
     """to_jsonb writes bytes as hex, and intervals as PostgreSQL shows them."""
     content = cast(func.convert_to(Order.email, "UTF8"), Job.__table__.c.arg.type)
