@@ -151,7 +151,8 @@ def test_the_processes_end_when_the_supervisor_is_killed(
     pair.command.signal(signal.SIGKILL)
     pair.command.wait()
 
-    pair.command.says("the supervisor is gone: draining")
+    said = "the supervisor is gone: draining"
+    wait_until(lambda: said in pair.command.stderr, 30, what=said)
     (tmp_path / "go").touch()
     wait_until(lambda: not any(map(process_exists, pids)), 60, what="the end of both")
     assert left(tables) == []
@@ -231,6 +232,37 @@ def test_a_process_that_crashes_again_and_again_is_started_ever_later(tmp_path: 
             command.says(f"exited with 7: starting another in {delay} s")
         command.signal(signal.SIGTERM)
         assert command.wait() == 0
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_a_poison_job_dies_after_its_attempts_and_takes_no_good_one_with_it(
+    pair: Pair, tables: Engine
+) -> None:
+    """It kills its process whenever it is started; its neighbours were killed with it."""
+    pair.wait_for_two()
+    with Session(tables) as session, session.begin():
+        for number in range(100):
+            enqueue(session, app.note, str(number))
+            if number == 50:
+                enqueue(session, app.poison)
+
+    def done() -> bool:
+        assert pair.command.alive, pair.command.stderr
+        return not left(tables)
+
+    wait_until(done, 250, what="the end of all jobs")
+    dead = app.functions.models.dead_job
+    with Session(tables) as session:
+        words = sorted(int(note.split()[0]) for note in session.scalars(select(app.Note.words)))
+        (row,) = session.execute(select(dead.c.type, dead.c.attempt, dead.c.last_error))
+    assert words == list(range(100)), "each once"
+    assert (row.type, row.attempt) == ("poison", app.POISON_ATTEMPTS)
+    assert "WorkerLost" in row.last_error
+    log = pair.command.stderr
+    assert log.count("was killed by signal 9") == app.POISON_ATTEMPTS
+    pair.command.signal(signal.SIGTERM)
+    assert pair.command.wait() == 0
 
 
 # ---- the supervisor by itself -------------------------------------------------------------------

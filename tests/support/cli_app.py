@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from sqlalchemy_bgjob import BGJob, Context
 from support.waiting import wait_until, wait_until_async
+
+POISON_ATTEMPTS = 4
 
 metadata = MetaData()
 
@@ -111,4 +112,11 @@ def kill(ctx: Context[Session]) -> None:
     """A job that takes its process down at its first attempt."""
     if ctx.job.attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)
+        signal.pause()
+
+
+@functions.handler("poison", max_attempts=POISON_ATTEMPTS)
+def poison(ctx: Context[Session]) -> None:
+    """A job that takes its process down whenever it runs."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
