@@ -230,7 +230,7 @@ def make_runner(options: WorkerOptions) -> Runner:
         if engine is None:
             return _for_url(jobs, database_url(options.database_url), queues, factories, options)
         return _for_engine(jobs, engine, queues, factories, options)
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:  # a driver without its library, say
         raise CommandError(USAGE, str(error)) from None
 
 

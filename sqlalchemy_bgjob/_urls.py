@@ -55,15 +55,18 @@ def database_url(given: str | None) -> URL:
     if not driver:
         driver = _first_installed()
         logger.info("the database URL names no driver: using %s", driver)
+    elif _module(driver) not in DRIVERS:
+        raise CommandError(
+            USAGE,
+            f"the driver {driver!r} of the database URL is not known; use one of "
+            f"{', '.join(DRIVERS)}",
+        )
     elif not is_installed(_module(driver)):
-        extra = f'pip install "sqlalchemy-bgjob[{_module(driver)}]"'
-        known = _module(driver) in DRIVERS
         others = ", ".join(name for name in DRIVERS if is_installed(name)) or "none"
         raise CommandError(
             USAGE,
-            f"the driver {driver!r} of the database URL is not "
-            + (f"installed; {extra}" if known else f"known; use one of {', '.join(DRIVERS)}")
-            + f" (installed: {others})",
+            f"the driver {driver!r} of the database URL is not installed; "
+            f'pip install "sqlalchemy-bgjob[{_module(driver)}]" (installed: {others})',
         )
     return url.set(drivername=f"postgresql+{driver}")
 

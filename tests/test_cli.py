@@ -263,6 +263,7 @@ def test_queues_have_a_concurrency(given: object, expected: tuple[str, int]) -> 
         ([], "no database; give --database-url"),
         (["--database-url", "sqlite://"], "the database URL is for 'sqlite'"),
         (["--database-url", "postgresql+mysqldb://x"], "known; use one of psycopg, asyncpg"),
+        (["--database-url", "postgresql+json://x"], "known; use one of psycopg, asyncpg"),
         (["--database-url", "postgresql://a:se#cret@x:port/y"], "URL is not understood"),
         (["--engine", "support.cli_app:note"], "not Engine or AsyncEngine"),
     ],
