@@ -27,6 +27,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
     select,
     text,
@@ -447,6 +448,12 @@ def test_a_string_column_is_no_trouble(session: Session) -> None:
 
     assert args(session) == [Receipt(1, strange)]
     assert session.scalars(select(Job.arg_json)).one() == {"order_id": 1, "note": strange}
+
+
+def test_a_column_of_a_type_that_sqlalchemy_does_not_know(session: Session) -> None:
+    enqueue_from(session, send_receipt, select(literal_column("7").label("order_id")))
+
+    assert args(session) == [Receipt(7)]
 
 
 def test_a_connection_takes_it_too(shop: Engine) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, delete, event, func, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sqlalchemy_bgjob import (
@@ -20,6 +21,7 @@ from sqlalchemy_bgjob import (
     enqueue,
     enqueue_many,
 )
+from sqlalchemy_bgjob._errors import sqlstate
 from support import wait_until
 from support.producers import KINDS, UNITS, Producer, Sent, producer
 from support.shop import Job, Receipt, clean_up, jobs, make_tables, note, send_receipt, store
@@ -282,6 +284,42 @@ def waiting(engine: Engine) -> int:
     with engine.connect() as connection:
         statement = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
         return int(connection.execute(text(statement)).scalar_one())
+
+
+@pytest.mark.core
+def test_an_error_of_the_statement_is_the_callers_own(clean: Engine) -> None:
+    """It passes unchanged, and the savepoint keeps the transaction usable."""
+    with Session(clean) as holder, Session(clean) as session:
+        enqueue(holder, note, 1, id="b")
+        enqueue(session, note, 1, id="before")
+        session.execute(text("SET LOCAL lock_timeout = '50ms'"))
+        with pytest.raises(OperationalError) as refused:
+            enqueue_many(session, note, [1, 2], ids=["a", "b"])
+        assert sqlstate(refused.value) == "55P03"
+        enqueue(session, note, 1, id="after")
+        holder.rollback()
+        session.commit()
+        assert ids(session) == ["after", "before"]
+
+
+def test_a_lost_connection_is_the_callers_own_error(clean: Engine) -> None:
+    """Undoing the savepoint does not hide it."""
+    kill = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid")
+    with Session(clean) as holder, clean.connect() as connection:
+        enqueue(holder, note, 1, id="b")
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+
+        def kill_the_waiting() -> None:
+            wait_until(lambda: waiting(clean) == 1, what="the producer waits")
+            with clean.connect() as killer:
+                killer.execute(kill, {"pid": pid})
+
+        thread = threading.Thread(target=kill_the_waiting)
+        thread.start()
+        with pytest.raises(OperationalError) as refused:
+            enqueue_many(connection, note, [1, 2], ids=["a", "b"])
+        thread.join(10)
+        assert refused.value.connection_invalidated
 
 
 # ---- how much is sent ----------------------------------------------------------------------------
