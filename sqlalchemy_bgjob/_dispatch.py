@@ -280,9 +280,9 @@ class Dispatcher:
         with self._lock:
             entry = self._reconcile_at[0]
             worker_id = entry[1]
-            known = {job.id for job in self._core.ready()}
-            known |= {run.job.id for run in self._runs}
-            known |= {item.job.id for item in self._core.unsettled()}
+            known = [item.job for item in self._core.unsettled()]
+            known += [run.job for run in self._runs]
+            known += self._core.ready()
         count = lifecycle.hand_back_others(
             self._control(), self._statements, worker_id=worker_id, known=known
         )
@@ -309,9 +309,15 @@ class Dispatcher:
                 )
                 if not jobs:
                     due_in = lifecycle.next_due(connection, self._statements, queue=step.queue)
+            self._take(step, worker_id, jobs, due_in)
         except BaseException:
             self._reconcile_soon(worker_id)
             raise
+
+    def _take(
+        self, step: Claim, worker_id: int, jobs: list[ClaimedJob], due_in: float | None
+    ) -> None:
+        """Take what a claim gave into hands."""
         self._tell_if_empty(step.queue, bool(jobs))
         now = time.monotonic()
         with self._lock:

@@ -286,17 +286,24 @@ def _record_failure(
 
 
 def hand_back_others(
-    connection: Connection, statements: Statements, *, worker_id: int, known: Iterable[str]
+    connection: Connection, statements: Statements, *, worker_id: int, known: Iterable[ClaimedJob]
 ) -> int:
     """Queue again what a worker has claimed without knowing it; commits. Returns how many.
 
     For after a claim whose answer was lost: the server may have given jobs that never arrived.
     """
     with connection.begin():
-        given = {"worker": worker_id, "ids": sorted(known)}
-        queues = _run(connection, statements.hand_back_others, **given).scalars().all()
+        queues = _hand_back_others(connection, statements, worker_id, known)
         _wake(connection, statements, queues)
     return len(queues)
+
+
+def _hand_back_others(
+    connection: Connection, statements: Statements, worker_id: int, known: Iterable[ClaimedJob]
+) -> list[str]:
+    leases = {job.id: job.lease for job in known if job.worker_id == worker_id}
+    given = {"worker": worker_id, "ids": list(leases), "leases": list(leases.values())}
+    return list(_run(connection, statements.hand_back_others, **given).scalars())
 
 
 def beat(
@@ -342,9 +349,7 @@ def register(
 def unregister(connection: Connection, statements: Statements, *, worker_id: int) -> None:
     """Remove a worker's row, and give back what it may still hold. Commits."""
     with connection.begin():
-        queues = (
-            _run(connection, statements.hand_back_others, worker=worker_id, ids=[]).scalars().all()
-        )
+        queues = _hand_back_others(connection, statements, worker_id, known=())
         _run(connection, statements.unregister, worker=worker_id)
         _wake(connection, statements, queues)
 

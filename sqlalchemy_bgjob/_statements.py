@@ -498,17 +498,21 @@ class Statements:
     def hand_back_others(self) -> Executable:
         """Queue again, attempt unspent, all that a worker has claimed but for the jobs it knows of.
 
-        Parameters: worker, ids (those it knows of). Reads the whole table: for after an outage.
+        By lease too: it may know of an earlier claim of the same job. Reads the whole table: for
+        after an outage. Parameters: worker, and lists ids, leases (those it knows of).
         """
         job = self._job
         held = job.alias("held")
+        given = _unnest(ids=Text(), leases=BigInteger())
+        known = (
+            select(given.c.ids)
+            .where(given.c.ids == held.c.id, given.c.leases == held.c.lease)
+            .exists()
+        )
         locked: Select[Any] = (
             select(literal_column("held.ctid"))
             .select_from(held)
-            .where(
-                held.c.claimed_by == _given("worker", BigInteger),
-                not_(held.c.id == any_(_array("ids", Text()))),
-            )
+            .where(held.c.claimed_by == _given("worker", BigInteger), not_(known))
             .with_for_update(of=held, skip_locked=True, key_share=True)
         )
         return (

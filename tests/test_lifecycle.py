@@ -364,13 +364,15 @@ def test_a_handlers_commit_that_was_aborted_leads_to_its_retry(queue: Queue) -> 
 
 
 def test_what_a_claim_gave_without_arriving_is_handed_back(queue: Queue) -> None:
+    (gone,) = queue.claim("gone")
+    assert queue.settle([Pending(gone, COMPLETED)]) == {"gone": Fate.SETTLED}
     jobs = queue.claim("known", "lost 1", "lost 2", attempt=2)
     queue.put("free")
     queue.put("other's", claimed_by=OTHER)
     before = rows(queue.connection)
 
     count = lifecycle.hand_back_others(
-        queue.connection, queue.statements, worker_id=ME, known=["known", "gone"]
+        queue.connection, queue.statements, worker_id=ME, known=[jobs[0], gone]
     )
 
     after = rows(queue.connection)
@@ -383,6 +385,21 @@ def test_what_a_claim_gave_without_arriving_is_handed_back(queue: Queue) -> None
         assert after[name].attempt == 2
         assert after[name].lease == before[name].lease + 1
         assert after[name].crashes == 0
+
+
+def test_a_second_claim_of_a_job_in_hands_is_handed_back_too(queue: Queue) -> None:
+    """The worker knows of its first lease only: the second claim was never answered."""
+    (first,) = queue.claim("a")
+    queue.connection.execute(text("UPDATE bgjob_job SET claimed_by = null, lease = lease + 1"))
+    queue.connection.commit()
+    claim(queue.connection, queue.statements)
+
+    count = lifecycle.hand_back_others(
+        queue.connection, queue.statements, worker_id=ME, known=[first]
+    )
+
+    assert count == 1
+    assert rows(queue.connection)["a"].claimed_by is None
 
 
 def test_handing_back_waits_for_no_lock_and_does_the_rest_later(queue: Queue) -> None:

@@ -784,3 +784,24 @@ def test_a_job_is_at_no_time_in_nobody_s_hands(
     with worker:
         wait_until(lambda: told, 20, what="a run that was lost while it changed hands")
     assert told[0] is True
+
+
+def test_claimed_jobs_that_could_not_be_taken_into_hands_are_handed_back(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake between the COMMIT of a claim and the start must not strand the jobs."""
+    worker = Worker(queue.jobs, queue.engine, **FAST)
+    dispatcher = worker._dispatcher
+    admit = dispatcher._admit
+    failures = [RuntimeError("a mistake"), RuntimeError("another one")]
+
+    def admit_at_the_third_try(job: lifecycle.ClaimedJob) -> bool:
+        if failures:
+            raise failures.pop()
+        return admit(job)
+
+    monkeypatch.setattr(dispatcher, "_admit", admit_at_the_third_try)
+    enqueue_many(queue.engine, queue.work, [None] * 5)
+    with worker:
+        wait_until(lambda: not queue.job_rows(), 20, what="the end of all jobs")
+    assert failures == []

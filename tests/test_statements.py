@@ -693,7 +693,7 @@ JOBS = {"ids", "queues", "types", "args", "priorities", "headers", "delays", "ru
         ("bury", (False, True), FENCE | {"dead_ids", "give_backs", "errors"}),
         ("still_held", None, FENCE),
         ("note_error", None, FENCE | {"error"}),
-        ("hand_back_others", None, {"worker", "ids"}),
+        ("hand_back_others", None, {"worker", "ids", "leases"}),
         ("beat", None, {"worker", "listener_pid", "listener_started_at"}),
         ("unregister", None, {"worker"}),
         ("mark_lost", None, {"worker"}),
