@@ -22,6 +22,7 @@ from sqlalchemy import select as sql_select
 
 from ._errors import describe
 from ._side import Backoff, Runtime, side_engine
+from ._sockets import watch
 from ._statements import Statements
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -91,6 +92,7 @@ class Listener:
 
     def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
+        watch(connection)
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         # A side channel makes the test independent of what queues are called.
         test = f"{self._statements.channel}_{secrets.token_hex(8)}"
@@ -118,6 +120,7 @@ class Listener:
 
     def _hears(self, engine: Engine, wait: Wait, test: str) -> bool:
         with engine.connect() as other, other.begin():
+            watch(other)
             other.execute(sql_select(func.pg_notify(test, "")))
         deadline = time.monotonic() + SELF_TEST_TIMEOUT
         while time.monotonic() < deadline and not self._stopping.is_set():

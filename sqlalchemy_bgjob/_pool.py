@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine
 
 from ._lifecycle import name_session, plan_anew
+from ._sockets import watch
 
 
 class Permits(Protocol):
@@ -39,6 +40,7 @@ class HandlerConnections:
         try:
             connection = self._engine.connect()
             try:
+                watch(connection)
                 if isolation_level is None and is_autocommit(connection):
                     isolation_level = "READ COMMITTED"
                 if isolation_level is not None:

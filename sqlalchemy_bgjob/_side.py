@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine
 
 from ._lifecycle import name_session, plan_anew
+from ._sockets import watch
 
 
 class Runtime(Protocol):
@@ -51,6 +52,7 @@ def own(connection: Connection, worker_id: int | None = None) -> Connection:
     Whatever the user's engine says: under AUTOCOMMIT a settlement would not be one step, and under
     REPEATABLE READ claims would fail by serialization errors.
     """
+    watch(connection)
     connection = connection.execution_options(isolation_level="READ COMMITTED")
     if worker_id is not None:
         name_session(connection, worker_id)

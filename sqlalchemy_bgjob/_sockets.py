@@ -1,0 +1,55 @@
+"""Finds out within seconds that the other end of a connection is gone without a word.
+
+A host that loses power, or a firewall that forgets a connection, sends no reset. A statement that
+was on its way is then waited for until the kernel gives up, a quarter of an hour by default, and a
+listener that only waits never hears of it. The kernel can be asked to look sooner.
+"""
+
+import socket
+from contextlib import suppress
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+UNANSWERED: Final = 15.0
+"""Seconds after which data that was sent and not acknowledged ends the connection."""
+IDLE, EVERY, TIMES = 10, 3, 3
+"""Seconds of silence before the kernel asks, seconds between its questions, and how many."""
+_OPTIONS: Final = (
+    ("TCP_USER_TIMEOUT", int(UNANSWERED * 1_000)),
+    ("TCP_KEEPIDLE", IDLE),
+    ("TCP_KEEPALIVE", IDLE),  # its name on macOS
+    ("TCP_KEEPINTVL", EVERY),
+    ("TCP_KEEPCNT", TIMES),
+)
+
+
+def watch(connection: Connection) -> None:
+    """Let the kernel watch this connection, once. What the user has set to be shorter stays."""
+    if connection.info.get("bgjob_watched"):
+        return
+    connection.info["bgjob_watched"] = True
+    # A Unix socket has no such options, and a driver may hide its socket: then all is as before.
+    with suppress(Exception):
+        _set(_socket(connection.connection.driver_connection))
+
+
+def _socket(driver: Any) -> socket.socket:
+    """The connection's own socket as a copy that shares it; to be closed."""
+    transport = getattr(driver, "_transport", None)  # asyncpg
+    number = transport.get_extra_info("socket").fileno() if transport else driver.fileno()
+    return socket.socket(fileno=socket.dup(number))
+
+
+def _set(copy: socket.socket) -> None:
+    with copy:
+        if copy.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        copy.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _OPTIONS:
+            option = getattr(socket, name, None)
+            if option is None:
+                continue
+            now = copy.getsockopt(socket.IPPROTO_TCP, option)
+            if now == 0 or now > value:
+                copy.setsockopt(socket.IPPROTO_TCP, option, value)
