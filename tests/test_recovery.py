@@ -13,7 +13,7 @@ import pytest
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import FAST, TWO, VARIANTS
+from support.processes import FAST, ONE, TWO, VARIANTS
 
 if TYPE_CHECKING:
     from support.processes import Fleet, WorkerProcess
@@ -58,7 +58,7 @@ def kill_one_of_two(fleet: Fleet, count: int, within: float, **settings: Any) ->
     assert fleet.workers == 1
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", TWO, ids=str)
 def test_jobs_of_a_killed_process_start_elsewhere_within_five_seconds(fleet: Fleet) -> None:
     """At the default settings: the listener's session ends with the process, and is missed."""
     kill_one_of_two(fleet, 10, within=5.0)
@@ -179,7 +179,7 @@ def frozen_and_kept(fleet: Fleet, *, seconds: float, settings: dict[str, Any]) -
     assert fleet.journal.count("lease_lost") == 0
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_a_short_freeze_rescues_nothing(fleet: Fleet) -> None:
     """Its sessions are there, and its last beat is younger than the lease."""
     settings = {**FAST, "lease_timeout": 8.0, "heartbeat_interval": 0.5}

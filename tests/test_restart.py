@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import ASYNC, FAST, THREADS, TWO, Fleet, Variant
+from support.processes import ASYNC, FAST, ONE, THREADS, TWO, Fleet, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,9 +147,7 @@ def _done(fleet: Fleet) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    "variant", [THREADS, pytest.param(ASYNC, marks=pytest.mark.chaos)], ids=str
-)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_after_an_outage_longer_than_the_lease_nobody_is_rescued(
     fleet: Fleet, own_server: EmbeddedPostgres
 ) -> None:
@@ -212,7 +210,7 @@ def test_an_outage_of_a_minute_at_default_settings(
     no_living_worker_was_rescued(fleet)
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_a_worker_goes_on_while_its_sessions_are_ended(fleet: Fleet) -> None:
     """All of its sessions, twice a second: handlers that need no database do not notice."""
     process = fleet.start()

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, MetaData, create_engine, text
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, enqueue_many
 from support import wait_until, wait_until_async
-from support.processes import FAST, TWO
+from support.processes import FAST, ONE, TWO
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def test_jobs_that_do_not_end_are_released(fleet: Fleet, how: str) -> None:
     assert fleet.workers == 0
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_released_jobs_run_in_another_worker_at_once(fleet: Fleet) -> None:
     """They do not wait for a lease to end."""
     process = fleet.start(slots=2, shutdown_timeout=0.1)
@@ -123,7 +123,7 @@ def test_an_idle_worker_leaves_at_once(fleet: Fleet) -> None:
     assert fleet.workers == 0
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_sigterm_during_an_outage(fleet: Fleet) -> None:
     """Nothing can be settled, and it leaves all the same; others find its jobs."""
     with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
 from sqlalchemy import Engine, func, select, text
 
 from support.databases import with_driver
@@ -50,6 +51,8 @@ THREADS = Variant("sync", "psycopg")
 ASYNC = Variant("async", "asyncpg")
 VARIANTS = (THREADS, Variant("async", "psycopg"), ASYNC)
 TWO = (THREADS, ASYNC)
+ONE = (THREADS, pytest.param(ASYNC, marks=pytest.mark.chaos))
+"""Threads always, coroutines when there is time."""
 ALL_DRIVERS = (*VARIANTS, Variant("sync", "psycopg2"))
 
 
