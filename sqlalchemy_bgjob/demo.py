@@ -404,14 +404,16 @@ class _Demo:
 
     def _recount(self) -> None:
         """Read every file again, without the queue, and compare."""
-        from sqlalchemy import func, select
+        from sqlalchemy import select
         from sqlalchemy.orm import Session
 
         from ._demo_app import Entry, File, count, jobs
 
         report = self._report
         with Session(self._engine) as session:
-            report.dead = session.scalars(select(func.count()).select_from(jobs.DeadJob)).one()
+            dead = session.scalars(select(jobs.DeadJob.crashes)).all()
+            report.dead = len(dead)
+            report.recovered = sum(crashes > 0 for crashes in dead)
             entries: dict[bytes, list[Entry]] = {path: [] for path in self._files}
             for path, entry in session.execute(select(File.path, Entry).join(Entry)):
                 report.entries += 1
