@@ -47,6 +47,7 @@ def listener_of(fleet: Fleet, process: WorkerProcess) -> int | None:
     return None if pid is None else int(pid)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
 def test_a_listener_that_was_killed_listens_again_and_misses_nothing(fleet: Fleet) -> None:
     """Within two seconds; what was enqueued in between starts then, not at the next poll."""

@@ -35,6 +35,7 @@ def end(process: WorkerProcess) -> None:
     assert process.wait() == 0, process.log
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
 def test_jobs_of_a_claim_without_an_answer_start_once(fleet: Fleet, proxy: Proxy) -> None:
     """At default settings: within five seconds, at the first attempt."""

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
 from support.processes import FAST, ONE, TWO, VARIANTS
+from support.proxy import Proxy
 
 if TYPE_CHECKING:
     from support.processes import Fleet, WorkerProcess
@@ -58,6 +59,7 @@ def kill_one_of_two(fleet: Fleet, count: int, within: float, **settings: Any) ->
     assert fleet.workers == 1
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("variant", TWO, ids=str)
 def test_jobs_of_a_killed_process_start_elsewhere_within_five_seconds(fleet: Fleet) -> None:
     """At the default settings: the listener's session ends with the process, and is missed."""
@@ -98,6 +100,31 @@ def test_ten_thousand_jobs_then_a_kill_with_fifty_running(fleet: Fleet) -> None:
 def test_a_polling_worker_that_was_killed_is_found_silent(fleet: Fleet) -> None:
     """Without a listening session the heartbeat alone tells, after lease_timeout."""
     kill_one_of_two(fleet, 4, within=6.0, **FAST, listen=False)
+
+
+@pytest.mark.parametrize("variant", ONE, ids=str)
+def test_jobs_behind_a_dead_network_run_elsewhere(fleet: Fleet) -> None:
+    """Nothing is closed and nothing answers; later the worker goes on under a new id."""
+    ids = ids_of("held", 4)
+    with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:
+        away = fleet.start(url=proxy.url, slots=4, **FAST)
+        enqueue_many(fleet.engine, fleet.app.hold, [8.0] * 4, ids=ids)
+        fleet.wait_for_starts(4, away)
+        other = fleet.start(slots=4, **FAST)
+
+        proxy.blackhole()
+        at = time.monotonic()
+        fleet.wait_until_done()
+        took = time.monotonic() - at
+        proxy.pass_on()
+        wait_until(lambda: fleet.journal.count("lease_lost") == 4, 30, what="lease_lost of each")
+        fleet.wait_for(away)
+
+    print(f"jobs behind a dead network completed elsewhere after {took:.1f} s")
+    assert took < 10.0
+    assert fleet.effects() == dict.fromkeys(ids, 1)
+    assert {line["pid"] for line in fleet.journal.read("completed")} == {other.pid}
+    assert {len(lines) for lines in fleet.journal.starts().values()} == {2}
 
 
 def freeze_one_of_two(

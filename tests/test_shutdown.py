@@ -64,6 +64,7 @@ def test_sigterm_with_a_hundred_claimed_and_ten_running(fleet: Fleet) -> None:
     assert fleet.workers == 0
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", ["timeout", "second signal"])
 @pytest.mark.parametrize("variant", TWO, ids=str)
 def test_jobs_that_do_not_end_are_released(fleet: Fleet, how: str) -> None:

@@ -41,6 +41,7 @@ def test_ten_thousand_jobs_each_run_once(fleet: Fleet) -> None:
         assert len(fleet.started_by(process)) > 0
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_effects_of_two_processes_are_exactly_once(fleet: Fleet) -> None:
     """What handlers write commits together with the job's end, and once."""

@@ -211,7 +211,8 @@ class Proxy:
                 await writer.drain()
         except (OSError, asyncio.CancelledError):
             pass
-        # However one side ended, the other one ends too.
+        # However one side ended, the other one ends too; in a black hole it does not hear of it.
+        await self._flowing.wait()
         link.abort()
 
     def _look(self, link: _Link, data: bytes, sender: Direction) -> bool:
