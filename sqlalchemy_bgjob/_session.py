@@ -36,6 +36,13 @@ class TransactionEnded(RuntimeError):
         )
 
 
+class JobEnded(RuntimeError):
+    """A session was used after the job it belongs to had ended."""
+
+    def __str__(self) -> str:
+        return "the job of this session has ended; nothing that is done now could be committed"
+
+
 class HandlerSession:
     """The session of one run, and the transaction it lives in.
 
@@ -63,6 +70,7 @@ class HandlerSession:
         self._kept = False  # the handler has called commit()
         self._ended_in_order = False  # by commit() or rollback(), not by close()
         self._settling = False
+        self._over = False
 
     @property
     def session(self) -> Any:
@@ -84,7 +92,7 @@ class HandlerSession:
     def enter_scope(self) -> None:
         """Make a scoped_session this run's session before the handler first calls it."""
         if getattr(self._factory, "registry", None) is not None:
-            # A scope that only the handler enters, as Flask's app context, is joined by ctx.session.
+            # One that only the handler enters, as Flask's app context, is joined by ctx.session.
             with suppress(Exception):
                 _ = self.session
 
@@ -110,6 +118,8 @@ class HandlerSession:
         return self._joined() if (url.host, url.port, url.database) == mine else bind
 
     def _joined(self) -> Connection:
+        if self._over:
+            raise JobEnded  # or this connection would never be given back
         if self._connection is not None and self._root is None and self._connection.invalidated:
             # Not the same one connected anew: that would be in the engine's isolation level.
             connection, self._connection = self._connection, None
@@ -226,6 +236,7 @@ class HandlerSession:
         self._release()
 
     def _release(self) -> None:
+        self._over = True
         connection, self._connection = self._connection, None
         if self._session is not None:
             with suppress(Exception):

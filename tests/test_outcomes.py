@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg.errors
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from sqlalchemy_bgjob import Complete, MoveToDlq, Reschedule, Retry, constant
 from sqlalchemy_bgjob._codec import Encoded
@@ -463,3 +465,47 @@ def test_exceptions_that_break_the_bookkeeping_do_not(bench: Bench) -> None:
         assert ran.of(ids[name]) == ["started", "will_be_retried"]
     assert ran.of(fine) == ["started", "completed"]
     assert "returned a int" in bench.job(result).last_error
+
+
+CANARY = "canary-77d0"
+
+
+def test_no_parameter_of_a_query_gets_into_the_row_or_the_log(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="sqlalchemy_bgjob")
+
+    def at_once(s: Session, ctx: Context[Any]) -> None:
+        s.execute(text("SELECT CAST(CAST(:secret AS text) AS int)"), {"secret": CANARY})
+
+    def at_the_flush(s: Session, ctx: Context[Any]) -> None:
+        s.add(bench.Note(job_id=CANARY))
+
+    def at_the_commit(s: Session, ctx: Context[Any]) -> None:
+        s.add_all(bench.Note(job_id=CANARY, text=CANARY, late=1) for _ in range(2))
+
+    def swallowed(s: Session, ctx: Context[Any]) -> None:
+        at_the_flush(s, ctx)
+        with suppress(Exception):
+            s.flush()
+
+    def after_the_commit(s: Session, ctx: Context[Any]) -> None:
+        def hook(_: Session) -> None:
+            bench.sql("SELECT CAST(CAST(:secret AS text) AS int)", secret=CANARY)
+
+        bench.note(s, ctx)
+        event.listen(s, "after_commit", hook)
+
+    bodies = (at_once, at_the_flush, at_the_commit, swallowed, after_the_commit)
+    ids = [
+        bench.enqueue(bench.handler(body.__name__, body, retry=constant(3600.0)), {"arg": CANARY})
+        for body in bodies
+    ]
+    ran = bench.run()
+
+    assert all(bench.job(job_id).last_error for job_id in ids[:4])
+    assert bench.job(ids[4]) is None
+    assert CANARY not in "".join(bench.job(job_id).last_error for job_id in ids[:4])
+    assert "after the commit" in caplog.text
+    assert CANARY not in caplog.text
+    assert CANARY not in repr(ran.events)

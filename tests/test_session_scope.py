@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,8 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sqlalchemy_bgjob import BGJob, Context, Retry, Worker, constant, enqueue
+from sqlalchemy_bgjob._session import JobEnded
 from support import wait_until
-from support.running import FLAVORS, Bench, Gate, Recorder
+from support.running import FLAVORS, Bench, Flavor, Gate, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -182,6 +185,65 @@ def test_an_async_scoped_session_is_the_handlers(bench: Bench) -> None:
 
     assert [bench.notes(job_id) for job_id in ids] == [["2"]] * 10
     assert app_session.registry.registry == {}
+
+
+def test_a_session_that_outlives_its_job_takes_no_connection(bench: Bench) -> None:
+    """A thread, a task or a lazy load that is late gets an error, and no transaction of its own."""
+    kept: list[Any] = []
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        if ctx.job.type == "first":
+            bench.note(s, ctx)
+            kept.append(s)
+            return
+        with pytest.raises(JobEnded, match="has ended"):
+            kept[0].execute(text("SELECT 1"))
+        kept[0].add(bench.Note(job_id=ctx.job.id, text="late"))
+        with pytest.raises(JobEnded):
+            kept[0].commit()
+        kept[0].close()
+
+    first = bench.enqueue(bench.handler("first", body))
+    second = bench.enqueue(bench.handler("second", body, retry=SLOW))
+    ran = bench.run(queues={"default": 1})
+
+    assert ran.of(first) == ran.of(second) == ["started", "completed"], bench.job(second)
+    assert bench.notes(first) == ["written"]
+    assert bench.notes(second) == []
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_functions_of_an_async_worker_have_synchronous_sessions(
+    bench_url: str, driver: str
+) -> None:
+    """On psycopg it makes the engine for them itself; on asyncpg it is given one."""
+    bench = Bench(Flavor(driver, is_async=True), bench_url)
+    bench.reset()
+    sync_engine = create_engine(bench_url, pool_size=3, max_overflow=0)
+    sessions: list[Any] = []
+
+    @bench.jobs.handler("function", retry=constant(0.0))
+    def function(ctx: Context[Session]) -> None:
+        sessions.append((type(ctx.session), threading.current_thread() is main))
+        bench.note(ctx.session, ctx, str(ctx.job.attempt))
+        if ctx.job.attempt == 1:
+            fail()
+
+    body, _ = write_and_fail_once(bench)
+    coroutine = bench.handler("coroutine", body, retry=constant(0.0))
+    main = threading.current_thread()
+    ids = [bench.enqueue(handler) for handler in (function, coroutine) for _ in range(10)]
+    given = {"sync_engine": sync_engine} if driver == "asyncpg" else {}
+    try:
+        ran = bench.run(**given)
+        assert sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        for job_id in ids:
+            assert bench.notes(job_id) == ["2"]
+            assert ran.of(job_id) == ["started", "will_be_retried", "started", "completed"]
+        assert set(sessions) == {(Session, False)}
+    finally:
+        sync_engine.dispose()
+        bench.close()
 
 
 # ---- Flask ---------------------------------------------------------------------------------------
@@ -450,6 +512,35 @@ def test_two_workers_on_an_engine_of_another_isolation_level(bench: Bench, kind:
             assert note.endswith(f" {attempt}")
             assert sum(r.of(job_id).count("started") for r in ran) == attempt
         assert sum(r.of(job_id).count("completed") for r in ran) == 1
+
+
+@pytest.mark.parametrize("kind", ["autocommit engine", "autocommit option"])
+def test_after_a_lost_connection_the_new_connection_has_a_transaction_too(
+    bench: Bench, kind: str
+) -> None:
+    """The handler rolls back and goes on; on its new connection, AUTOCOMMIT is overridden again."""
+    engine, execution = ENGINES[kind]
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        pid = s.scalar(text("SELECT pg_backend_pid()"))
+        bench.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+        with suppress(Exception):
+            s.execute(text("SELECT 1"))
+        s.rollback()
+        bench.note(s, ctx)
+        assert bench.notes(ctx.job.id) == [], "committed by itself"
+        if ctx.job.type == "fails":
+            fail()
+
+    ids = {
+        name: bench.enqueue(bench.handler(name, body, retry=SLOW)) for name in ("fails", "passes")
+    }
+    bench.run(engine=engine, execution=execution)
+
+    assert bench.notes(ids["fails"]) == []
+    assert "ValueError: after the write" in bench.job(ids["fails"]).last_error
+    assert bench.notes(ids["passes"]) == ["written"]
+    assert bench.job(ids["passes"]) is None
 
 
 def test_a_handler_under_serializable(bench: Bench) -> None:

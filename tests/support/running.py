@@ -318,10 +318,11 @@ class Bench:
         checked_out = getattr(pool, "checkedout", lambda: 0)()
         assert checked_out == 0, f"{checked_out} connections were not given back"
         for handler in self.jobs.registry:
-            permits = dispatcher._environment(handler).connect.__self__._permits
+            connections = dispatcher._environment(handler).connect.__self__
+            permits, own_pool = connections._permits, connections._engine.pool
             if permits is not None:
                 free = getattr(permits, "_semaphore", permits)._value
-                most = pool.size() + pool._max_overflow - 2
+                most = own_pool.size() + own_pool._max_overflow - 2
                 assert free == most, f"{most - free} of {most} permits were not given back"
 
 
