@@ -127,6 +127,47 @@ def test_jobs_behind_a_dead_network_run_elsewhere(fleet: Fleet) -> None:
     assert {len(lines) for lines in fleet.journal.starts().values()} == {2}
 
 
+@pytest.mark.parametrize(
+    ("point", "arrives"),
+    [
+        ("claim", True),
+        pytest.param("claim", False, marks=pytest.mark.chaos),
+        pytest.param("settlement", True, marks=pytest.mark.chaos),
+        ("settlement", False),
+        ("own settlement", True),
+        ("own settlement", False),
+        ("move to the DLQ", True),
+        pytest.param("move to the DLQ", False, marks=pytest.mark.chaos),
+    ],
+)
+def test_a_process_is_killed_at_a_commit(fleet: Fleet, point: str, arrives: bool) -> None:
+    """Between a COMMIT and its answer, wherever that is: nothing is lost, or done by halves."""
+    job = {
+        "claim": fleet.app.effect,
+        "settlement": fleet.app.quick,
+        "own settlement": fleet.app.effect,
+        "move to the DLQ": fleet.app.give_up,
+    }[point]
+    with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:
+        victim = fleet.start(url=proxy.url, **FAST)
+        if point == "claim":
+            proxy.cut_commit("effect", sent_by="server", arrives=arrives, hangs=True)
+        else:
+            proxy.cut_commit("the-one", sent_by="client", arrives=arrives, hangs=True)
+        enqueue(fleet.engine, job, id="the-one")
+        wait_until(lambda: proxy.cuts == 1, what="the COMMIT")
+        victim.kill()
+        fleet.start(**FAST)
+        fleet.wait_until_done()
+
+    dead = fleet.rows("SELECT job_id FROM bgjob_dead_job")
+    assert [row.job_id for row in dead] == (["the-one"] if point == "move to the DLQ" else [])
+    assert fleet.effects() == ({"the-one": 1} if job is fleet.app.effect else {})
+    starts = fleet.journal.starts()["the-one"]
+    once = point == "claim" or arrives
+    assert len(starts) == (1 if once else 2)
+
+
 def freeze_one_of_two(
     fleet: Fleet, *, seconds: float, settings: dict[str, Any], held: int = 5
 ) -> tuple[WorkerProcess, WorkerProcess, list[str], float]:

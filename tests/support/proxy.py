@@ -32,6 +32,7 @@ class _Cut:
     marker: bytes
     sent_by: Direction
     arrives: bool
+    hangs: bool
     times: int = 1
 
 
@@ -43,6 +44,7 @@ class _Link:
     server: asyncio.StreamWriter
     marked: _Cut | None = None
     cutting: bool = False
+    hangs: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def abort(self) -> None:
@@ -73,6 +75,7 @@ class Proxy:
         self._cuts: list[_Cut] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._closing = asyncio.Event()
         self._refusing = False
         self.cuts = 0
         self.port = 0
@@ -90,14 +93,17 @@ class Proxy:
 
     # ---- what a test does -----------------------------------------------------------------------
 
-    def cut_commit(self, marker: str, *, sent_by: Direction, arrives: bool = True) -> None:
+    def cut_commit(
+        self, marker: str, *, sent_by: Direction, arrives: bool = True, hangs: bool = False
+    ) -> None:
         """Let a COMMIT reach the server, swallow its answer, and reset the connection.
 
         Meant is the first COMMIT on a connection over which *marker* went, sent by the server in
         a row (a claim returns types) or by the client in a parameter (a settlement names ids).
-        Unless it *arrives*, the connection is reset before the server hears of it.
+        Unless it *arrives*, the connection is reset before the server hears of it. When it *hangs*,
+        there is no reset, and the client waits.
         """
-        self._call(lambda: self._cuts.append(_Cut(marker.encode(), sent_by, arrives)))
+        self._call(lambda: self._cuts.append(_Cut(marker.encode(), sent_by, arrives, hangs)))
 
     def reset(self) -> None:
         """Reset all connections; new ones are passed on."""
@@ -161,6 +167,7 @@ class Proxy:
         self._server.close()
         tasks = [task for link in self._links for task in link.tasks]
         self._flowing.set()
+        self._closing.set()
         self._abort_all()
         if tasks:
             await asyncio.wait(tasks, timeout=5)
@@ -213,6 +220,8 @@ class Proxy:
             pass
         # However one side ended, the other one ends too; in a black hole it does not hear of it.
         await self._flowing.wait()
+        if link.hangs:
+            await self._closing.wait()
         link.abort()
 
     def _look(self, link: _Link, data: bytes, sender: Direction) -> bool:
@@ -230,6 +239,7 @@ class Proxy:
             cut, link.marked = link.marked, None
             if cut.times:
                 cut.times -= 1
+                link.hangs = cut.hangs
                 link.cutting = cut.arrives
                 self.cuts += not cut.arrives
                 return not cut.arrives

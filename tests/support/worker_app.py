@@ -22,7 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import Column, MetaData, Table, Text, create_engine, text
 from sqlalchemy.engine import make_url
 
-from sqlalchemy_bgjob import BGJob, Context, JobInfo, JobType, Observer, Worker, constant
+from sqlalchemy_bgjob import (
+    BGJob,
+    Context,
+    JobInfo,
+    JobType,
+    MoveToDlq,
+    Observer,
+    Worker,
+    constant,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,6 +109,8 @@ class App:
     """Writes an effect and locks a row, then takes so many seconds at the first attempt."""
     crash: JobType[None]
     """Kills its process."""
+    give_up: JobType[None]
+    """Moves its job to the DLQ."""
 
 
 def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
@@ -115,6 +126,10 @@ def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
         _note_start(journal, ctx)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def give_up(ctx: Context[Any]) -> MoveToDlq:
+        _note_start(journal, ctx)
+        return MoveToDlq("given up")
+
     return App(
         jobs=jobs,
         effects=effects,
@@ -123,6 +138,7 @@ def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
         nap=jobs.handler("nap", session=False, retry=again)(handlers["nap"]),
         hold=jobs.handler("hold", retry=again)(handlers["hold"]),
         crash=jobs.handler("crash", max_attempts=crash_attempts, session=False)(crash),
+        give_up=jobs.handler("give_up", session=False)(give_up),
     )
 
 
