@@ -168,6 +168,38 @@ def test_a_process_is_killed_at_a_commit(fleet: Fleet, point: str, arrives: bool
     assert len(starts) == (1 if once else 2)
 
 
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_handler_that_is_busy_for_long_keeps_its_lease(fleet: Fleet) -> None:
+    """Also one that blocks the event loop: the heart has a thread and a loop of its own."""
+    busy = fleet.start(slots=1, **FAST)
+    enqueue(fleet.engine, fleet.app.block, 3 * FAST["lease_timeout"], id="busy")
+    fleet.wait_for_starts(1, busy)
+    fleet.start(slots=1, **FAST)
+    fleet.wait_until_done()
+
+    assert fleet.started_by(busy) == ["busy"]
+    assert fleet.journal.count("start") == 1
+    assert fleet.journal.count("lease_lost") == 0
+
+
+@pytest.mark.parametrize("variant", ONE, ids=str)
+def test_a_handler_that_lets_nobody_run_loses_its_lease(fleet: Fleet) -> None:
+    """C code that holds the GIL: it runs elsewhere, and its effect is there once."""
+    for _ in range(2):
+        fleet.start(slots=1, **FAST)
+    # Both are connected for as long as a judge must be.
+    known = time.monotonic()
+    wait_until(lambda: time.monotonic() - known > FAST["lease_timeout"], what="a lease's time")
+    enqueue(fleet.engine, fleet.app.hog, 4 * FAST["lease_timeout"], id="hog")
+    fleet.wait_until_done()
+    wait_until(lambda: fleet.journal.count("lease_lost") == 1, 30, what="job_lease_lost")
+
+    first, second = (line["pid"] for line in fleet.journal.read("start"))
+    assert first != second
+    assert fleet.effects() == {"hog": 1}
+    assert [line["pid"] for line in fleet.journal.read("completed")] == [second]
+
+
 def freeze_one_of_two(
     fleet: Fleet, *, seconds: float, settings: dict[str, Any], held: int = 5
 ) -> tuple[WorkerProcess, WorkerProcess, list[str], float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -109,6 +110,10 @@ class App:
     """Writes an effect and locks a row, then takes so many seconds at the first attempt."""
     crash: JobType[None]
     """Kills its process."""
+    block: JobType[float]
+    """Blocks its event loop, or its thread, for so many seconds."""
+    hog: JobType[float]
+    """Writes an effect, and lets no other thread run for so many seconds at the first attempt."""
     give_up: JobType[None]
     """Moves its job to the DLQ."""
 
@@ -138,6 +143,8 @@ def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
         nap=jobs.handler("nap", session=False, retry=again)(handlers["nap"]),
         hold=jobs.handler("hold", retry=again)(handlers["hold"]),
         crash=jobs.handler("crash", max_attempts=crash_attempts, session=False)(crash),
+        block=jobs.handler("block", session=False)(handlers["block"]),
+        hog=jobs.handler("hog", retry=again)(handlers["hog"]),
         give_up=jobs.handler("give_up", session=False)(give_up),
     )
 
@@ -175,7 +182,35 @@ def _functions(journal: Journal) -> dict[str, Any]:
         if ctx.job.attempt == 1:
             time.sleep(seconds)
 
-    return {"quick": quick, "effect": effect, "nap": nap, "hold": hold}
+    def block(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        _keep_busy(seconds)
+
+    def hog(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+        if ctx.job.attempt == 1:
+            _hold_the_gil(seconds)
+
+    return {
+        "quick": quick,
+        "effect": effect,
+        "nap": nap,
+        "hold": hold,
+        "block": block,
+        "hog": hog,
+    }
+
+
+def _keep_busy(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+def _hold_the_gil(seconds: float) -> None:
+    # A call through PyDLL keeps the lock that a call through CDLL lets go.
+    ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
 
 
 def _coroutines(journal: Journal) -> dict[str, Any]:
@@ -198,7 +233,24 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
         if ctx.job.attempt == 1:
             await asyncio.sleep(seconds)
 
-    return {"quick": quick, "effect": effect, "nap": nap, "hold": hold}
+    async def block(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        _keep_busy(seconds)
+
+    async def hog(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+        if ctx.job.attempt == 1:
+            _hold_the_gil(seconds)
+
+    return {
+        "quick": quick,
+        "effect": effect,
+        "nap": nap,
+        "hold": hold,
+        "block": block,
+        "hog": hog,
+    }
 
 
 @dataclass(frozen=True)
