@@ -13,7 +13,7 @@ import pytest
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import FAST, ONE, TWO, VARIANTS
+from support.processes import ASYNC, FAST, ONE, THREADS, TWO, VARIANTS
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def test_jobs_behind_a_dead_network_run_elsewhere(fleet: Fleet) -> None:
         ("claim", True),
         pytest.param("claim", False, marks=pytest.mark.chaos),
         pytest.param("settlement", True, marks=pytest.mark.chaos),
-        ("settlement", False),
+        pytest.param("settlement", False, marks=pytest.mark.chaos),
         ("own settlement", True),
         ("own settlement", False),
         ("move to the DLQ", True),
@@ -168,7 +168,9 @@ def test_a_process_is_killed_at_a_commit(fleet: Fleet, point: str, arrives: bool
     assert len(starts) == (1 if once else 2)
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize(
+    "variant", [ASYNC, pytest.param(THREADS, marks=pytest.mark.chaos)], ids=str
+)
 def test_a_handler_that_is_busy_for_long_keeps_its_lease(fleet: Fleet) -> None:
     """Also one that blocks the event loop: the heart has a thread and a loop of its own."""
     busy = fleet.start(slots=1, **FAST)
@@ -182,7 +184,8 @@ def test_a_handler_that_is_busy_for_long_keeps_its_lease(fleet: Fleet) -> None:
     assert fleet.journal.count("lease_lost") == 0
 
 
-@pytest.mark.parametrize("variant", ONE, ids=str)
+@pytest.mark.chaos
+@pytest.mark.parametrize("variant", TWO, ids=str)
 def test_a_handler_that_lets_nobody_run_loses_its_lease(fleet: Fleet) -> None:
     """C code that holds the GIL: it runs elsewhere, and its effect is there once."""
     for _ in range(2):
@@ -247,7 +250,7 @@ def frozen_and_rescued(
     assert {line["pid"] for line in fleet.journal.read("completed")} == {other.pid}
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_jobs_of_a_frozen_process_complete_elsewhere(fleet: Fleet) -> None:
     """Row locks of its handlers block nobody: the rescuer ends its sessions."""
     frozen_and_rescued(fleet, settings=FAST, within=10.0)
