@@ -447,7 +447,7 @@ class Dispatcher:
         self._listener.stop()
         self._heart.stop()
         for thread in threads:
-            thread.join(timeout=5.0)
+            self._runtime.block(partial(thread.join, 5.0))
         worker_id = self._heart.worker_id
         try:
             if worker_id is not None:
@@ -462,7 +462,7 @@ class Dispatcher:
                     connection.close()
                 except Exception as error:
                     logger.debug("closing: %s", describe(error).splitlines()[0])
-            self._events.stop(timeout=5.0)
+            self._runtime.block(partial(self._events.stop, 5.0))
 
 
 def _cannot_connect(error: BaseException) -> bool:

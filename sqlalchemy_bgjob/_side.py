@@ -37,6 +37,9 @@ class Runtime(Protocol):
     def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
         """Run *target* in a daemon thread in which a side engine of :attr:`engine` works."""
 
+    def block(self, action: Callable[[], None]) -> None:
+        """Do what blocks, from the worker's loop; where there is an event loop, it goes on."""
+
     def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
         """The result of a coroutine; TypeError where coroutines can't be run."""
 

@@ -110,6 +110,19 @@ class AsyncRuntime:
         thread.start()
         return thread
 
+    def block(self, action: Callable[[], None]) -> None:
+        """Do it in a thread of its own: those of the loop's executor may all be taken."""
+        done = asyncio.Event()
+
+        def run() -> None:
+            try:
+                action()
+            finally:
+                self._call(done.set)
+
+        threading.Thread(target=run, name="bgjob-block", daemon=True).start()
+        await_only(done.wait())
+
     def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
         """The result of a coroutine, awaited in the loop of the calling thread."""
         return await_only(awaitable)

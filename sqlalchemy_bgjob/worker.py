@@ -81,6 +81,10 @@ class ThreadRuntime:
         thread.start()
         return thread
 
+    def block(self, action: Callable[[], None]) -> None:
+        """Do it: this thread is the worker's own."""
+        action()
+
     def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
         """Threads await nothing."""
         awaitable.close()

@@ -9,12 +9,12 @@ import asyncio
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from sqlalchemy import Engine, MetaData, create_engine, text
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, enqueue_many
+from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
 from support import wait_until, wait_until_async
 from support.processes import FAST, ONE, TWO
 from support.proxy import Proxy
@@ -256,3 +256,52 @@ def test_sixteen_async_workers_that_come_and_go_leave_nothing_behind(
         count = "SELECT (SELECT count(*) FROM bgjob_worker),"
         held = "(SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL OR attempt > 0)"
         assert connection.execute(text(f"{count} {held}")).one() == (0, 0)
+
+
+class Lag:
+    """How long the event loop could not run what was due, at worst."""
+
+    def __init__(self) -> None:
+        self.worst = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._measure())
+        await asyncio.sleep(0)  # it is measured from here on
+        return self
+
+    async def _measure(self) -> None:
+        while True:
+            at = time.monotonic()
+            await asyncio.sleep(0.005)
+            self.worst = max(self.worst, time.monotonic() - at - 0.005)
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0.01)  # a last look
+        self._task.cancel()
+
+
+def test_the_event_loop_goes_on_while_an_observer_is_slow_to_end(
+    engine: Engine, url_for: UrlFor
+) -> None:
+    """What a stop waits for is no reason to stop everything else in the process."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    jobs, _, _ = make_jobs(engine, coroutine=True)
+    told, never = threading.Event(), threading.Event()
+
+    class Slow(Observer):
+        def queue_is_empty(self, queue: str) -> None:
+            told.set()
+            never.wait(2.0)
+
+    async def main() -> float:
+        workers = create_async_engine(url_for("psycopg"))
+        worker = AsyncWorker(jobs, workers, queues={"default": 2}, observers=[Slow()])
+        await worker.start()
+        await wait_until_async(told.is_set)
+        async with Lag() as lag:
+            await worker.stop()
+        await workers.dispose()
+        return lag.worst
+
+    assert asyncio.run(main()) < 1.0
