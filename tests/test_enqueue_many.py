@@ -129,7 +129,7 @@ def test_ids_that_are_made_keep_the_order(session: Session) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("empty", [[], (), iter(())], ids=repr)
+@pytest.mark.parametrize("empty", [[], (), iter(())], ids=["list", "tuple", "iterator"])
 def test_nothing_is_nothing(empty: Any, session: Session) -> None:
     with Sent(session.connection()) as sent:
         assert enqueue_many(session, note, empty) == BulkResult(0, ())

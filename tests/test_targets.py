@@ -327,7 +327,9 @@ def test_an_enqueue_without_a_transaction_begins_one(kind: str, shop: Engine, ur
 
 
 @pytest.mark.parametrize(
-    "wrong", [None, "postgresql://x", 7, object(), Session, send_receipt], ids=repr
+    "wrong",
+    [None, "postgresql://x", 7, object(), Session, send_receipt],
+    ids=["None", "url", "number", "object", "class", "handler"],
 )
 def test_another_target_is_refused_by_name(wrong: Any) -> None:
     for use in (
