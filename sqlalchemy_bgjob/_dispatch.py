@@ -377,13 +377,17 @@ class Dispatcher:
 
     def _work(self, run: Run) -> None:
         """Run a job, and after it the next one of its queue for as long as there is one."""
-        while True:
-            following = self._ended(run, *execute(self._environment(run.handler), run))
-            if following is None:
-                return
+        ended = execute(self._environment(run.handler), run)
+        while (following := self._ended(run, *ended)) is not None:
             if following.handler.is_coroutine != run.handler.is_coroutine:
                 self._runtime.start(following, partial(self._work, following))
                 return
+            try:
+                self._runtime.follow(run, following)
+            except BaseException:  # cancelled before its handler began
+                ended = Pending(following.job, HAND_BACK), None
+            else:
+                ended = execute(self._environment(following.handler), following)
             run = following
 
     def _ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:

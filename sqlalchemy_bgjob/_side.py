@@ -31,6 +31,9 @@ class Runtime(Protocol):
     def start(self, run: Any, work: Callable[[], None]) -> None:
         """Run *work* in a slot of its own; *run* identifies it for :meth:`cancel`."""
 
+    def follow(self, run: Any, following: Any) -> None:
+        """Go on with another run in the slot of one that ended; an event loop has a turn first."""
+
     def cancel(self, run: Any) -> None:
         """Cancel what can be cancelled of a run: a coroutine."""
 

@@ -76,14 +76,23 @@ class AsyncRuntime:
             self._threads.start(run, work)
 
     def _start_task(self, run: Run, work: Callable[[], None]) -> None:
+        if run.cancelled:
+            return  # released before it was started
         task = self._loop.create_task(greenlet_spawn(work), name=f"bgjob {run.handler.type}")
         self._tasks[run] = task
-        task.add_done_callback(lambda done: self._task_ended(run, done))
+        task.add_done_callback(self._task_ended)
 
-    def _task_ended(self, run: Run, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(run, None)
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        for run in [run for run, other in self._tasks.items() if other is task]:
+            del self._tasks[run]
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a run ended without a settlement", exc_info=error)
+
+    def follow(self, run: Run, following: Run) -> None:
+        """Let the loop go on: jobs that wait for nothing would hold it for as long as they last."""
+        if run.handler.is_coroutine:
+            self._tasks[following] = self._tasks.pop(run)
+            await_only(asyncio.sleep(0))
 
     def cancel(self, run: Run) -> None:
         """Cancel a coroutine."""

@@ -72,6 +72,9 @@ class ThreadRuntime:
         """Run *work* in a thread."""
         self._threads.start(work)
 
+    def follow(self, run: Run, following: Run) -> None:
+        """Threads take turns by themselves."""
+
     def cancel(self, run: Run) -> None:
         """A thread can't be cancelled; the handler sees ``ctx.cancelled``."""
 

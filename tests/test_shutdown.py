@@ -6,6 +6,7 @@ A deploy costs no attempt, and leaves nothing claimed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import threading
 import time
@@ -305,3 +306,81 @@ def test_the_event_loop_goes_on_while_an_observer_is_slow_to_end(
         return lag.worst
 
     assert asyncio.run(main()) < 1.0
+
+
+def test_short_coroutines_that_wait_for_nothing_leave_the_event_loop_its_turns(
+    engine: Engine, url_for: UrlFor
+) -> None:
+    """Each is followed at once by the next one that is claimed: a hundred of them take a second."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    ends: list[float] = []
+
+    @jobs.handler("busy", session=False)
+    async def busy(ctx: Context[Any]) -> None:
+        until = time.monotonic() + 0.005
+        while time.monotonic() < until:
+            pass
+        ends.append(time.monotonic())
+
+    turns: list[int] = []
+
+    async def look() -> None:
+        while len(ends) < 400:
+            turns.append(len(ends))
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        workers = create_async_engine(url_for("psycopg"))
+        enqueue_many(engine, busy, [None] * 400)
+        looking = asyncio.create_task(look())
+        async with AsyncWorker(jobs, workers, queues={"default": 4}):
+            await asyncio.wait_for(looking, 60)
+        await workers.dispose()
+
+    asyncio.run(main())
+
+    longest = max(later - sooner for sooner, later in itertools.pairwise(turns))
+    assert longest <= 8, f"{longest} jobs ran in one turn of the loop"
+
+
+def test_a_coroutine_that_followed_another_is_cancelled_too(
+    engine: Engine, url_for: UrlFor
+) -> None:
+    """A run that began in the task of an earlier one does not hold the stop."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    started: list[int] = []
+    cancelled: list[int] = []
+
+    @jobs.handler("t", session=False)
+    async def t(ctx: Context[Any], number: int) -> None:
+        if number < 300:
+            return
+        started.append(number)
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            cancelled.append(number)
+            raise
+
+    async def main() -> None:
+        workers = create_async_engine(url_for("psycopg"))
+        # Short jobs make the worker claim ahead, and what it holds follows in the same task.
+        enqueue_many(engine, t, list(range(302)))
+        worker = AsyncWorker(jobs, workers, queues={"default": 2})
+        await worker.start()
+        await wait_until_async(lambda: len(started) == 2)
+        await worker.stop(0.0)
+        await workers.dispose()
+
+    asyncio.run(main())
+
+    assert sorted(cancelled) == [300, 301]
+    with engine.connect() as connection:
+        held = "SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL OR attempt > 0"
+        assert connection.execute(text(held)).scalar() == 0
