@@ -31,12 +31,15 @@ from ._registry import JobType, Registry
 from ._side import Backoff, Runtime, own
 from ._start import check_database
 from ._statements import Statements
+from ._watch import Watch
 from .models import Models
 from .settings import WorkerSettings
 from .telemetry import Events, Observer, announce
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
+REFUSAL_LASTS: Final = 60.0
+"""Seconds for which a row that could not be claimed is left aside."""
 RECONCILE_AFTER: Final = (0.0, 2.0, 10.0)
 """Seconds after a lost answer at which unknown claims are handed back: the server may take a while
 to commit what it had been sent."""
@@ -70,6 +73,7 @@ class Dispatcher:
         self._retry_at = 0.0
         self._disconnected_at = float("-inf")
         self._reconcile_at: list[tuple[float, int]] = []
+        self._refused: dict[tuple[str, str], float] = {}
         self._deadline: float | None = None
         self._empty: set[str] = set()
         self._heart = Heart(
@@ -79,6 +83,14 @@ class Dispatcher:
             queues,
             on_change=runtime.wake,
             on_lost=self._lost,
+            on_error=self._report,
+        )
+        self._watch = Watch(
+            runtime,
+            self._statements,
+            settings,
+            self._heart,
+            on_orphans=self._look_for_own_orphans,
             on_error=self._report,
         )
         self._listener = Listener(
@@ -136,6 +148,7 @@ class Dispatcher:
             if not self._begin():
                 return
             threads.append(self._runtime.spawn("bgjob-heart", self._heart.run))
+            threads.append(self._runtime.spawn("bgjob-watch", self._watch.run))
             if self._settings.listen:
                 threads.append(self._runtime.spawn("bgjob-listener", self._listener.run))
             ready()
@@ -275,6 +288,14 @@ class Dispatcher:
             own = [(now + after, worker_id) for after in RECONCILE_AFTER]
             self._reconcile_at = sorted(others + own)
 
+    def _look_for_own_orphans(self) -> None:
+        """A claim may even be committed long after: when a standby or a disk had stalled."""
+        worker_id = self._heart.worker_id
+        if worker_id is not None:
+            with self._lock:
+                self._reconcile_at = sorted([*self._reconcile_at, (time.monotonic(), worker_id)])
+            self._runtime.wake()
+
     def _reconcile(self) -> None:
         """Hand back what a claim without an answer may have given us."""
         with self._lock:
@@ -297,22 +318,64 @@ class Dispatcher:
 
     def _claim(self, step: Claim, worker_id: int) -> None:
         connection = self._control()
-        due_in: float | None = None
         try:
-            with connection.begin():
-                jobs = lifecycle.claim(
-                    connection,
-                    self._statements,
-                    queue=step.queue,
-                    limit=step.limit,
-                    worker_id=worker_id,
-                )
-                if not jobs:
-                    due_in = lifecycle.next_due(connection, self._statements, queue=step.queue)
+            try:
+                jobs, due_in = self._claim_together(connection, step, worker_id)
+            except Exception as error:
+                if lost_connection(error):
+                    raise
+                jobs, due_in = self._claim_one_by_one(connection, step, worker_id, error), None
             self._take(step, worker_id, jobs, due_in)
         except BaseException:
             self._reconcile_soon(worker_id)
             raise
+
+    def _claim_together(
+        self, connection: Connection, step: Claim, worker_id: int
+    ) -> tuple[list[ClaimedJob], float | None]:
+        with connection.begin():
+            jobs = lifecycle.claim(
+                connection,
+                self._statements,
+                queue=step.queue,
+                limit=step.limit,
+                worker_id=worker_id,
+                skip=self._refusing(step.queue),
+            )
+            if jobs:
+                return jobs, None
+            return [], lifecycle.next_due(connection, self._statements, queue=step.queue)
+
+    def _claim_one_by_one(
+        self, connection: Connection, step: Claim, worker_id: int, error: Exception
+    ) -> list[ClaimedJob]:
+        """Find the rows that refuse to be claimed, and leave them aside for a while."""
+        with connection.begin():
+            jobs, refused = lifecycle.claim_one_by_one(
+                connection,
+                self._statements,
+                queue=step.queue,
+                limit=step.limit,
+                worker_id=worker_id,
+                skip=self._refusing(step.queue),
+            )
+        if not jobs:
+            raise error  # not a matter of single rows, or nobody is kept waiting
+        until = time.monotonic() + REFUSAL_LASTS
+        for id, reason in refused.items():
+            self._refused[step.queue, id] = until
+            self._report(reason)
+            summary = describe(reason).splitlines()[0]
+            logger.warning("job %s can't be claimed, its neighbours are: %s", id, summary)
+        return jobs
+
+    def _refusing(self, queue: str) -> list[str]:
+        """The rows of a queue that refused to be claimed lately."""
+        if not self._refused:
+            return []
+        now = time.monotonic()
+        self._refused = {key: until for key, until in self._refused.items() if until > now}
+        return [id for name, id in self._refused if name == queue]
 
     def _take(
         self, step: Claim, worker_id: int, jobs: list[ClaimedJob], due_in: float | None
@@ -450,6 +513,7 @@ class Dispatcher:
             self._core.draining = True
         self._listener.stop()
         self._heart.stop()
+        self._watch.stop()
         for thread in threads:
             self._runtime.block(partial(thread.join, 5.0))
         worker_id = self._heart.worker_id

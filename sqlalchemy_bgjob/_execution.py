@@ -7,9 +7,9 @@ handler itself is awaited; a function runs in a thread.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-from sqlalchemy import URL, Connection
+from sqlalchemy import Connection, Engine
 
 from ._codec import Encoded
 from ._errors import describe
@@ -25,12 +25,15 @@ from ._outcomes import (
     failed,
 )
 from ._registry import JobType
-from ._session import HandlerSession, refused
+from ._session import HandlerSession, RowLocked, refused
 from ._statements import Statements
 from .exceptions import InvalidArg
 from .telemetry import JobInfo
 
 S = TypeVar("S")
+
+AFTER_ROW_LOCKED: Final = 5.0
+"""Seconds until a job runs again whose end a user's open transaction had held up."""
 
 
 @dataclass(slots=True, eq=False)
@@ -101,7 +104,7 @@ class Environment:
     """
 
     statements: Statements
-    url: URL
+    engine: Engine
     session_factory: Callable[[], Any]
     connect: Callable[[str | None, int], Connection]
     disconnect: Callable[[Connection], None]
@@ -122,7 +125,7 @@ def execute(environment: Environment, run: Run) -> tuple[Pending, Fate | None]:
         lambda: environment.connect(options.isolation_level, job.worker_id),
         environment.disconnect,
         environment.session_factory,
-        environment.url,
+        environment.engine,
     )
     try:
         settlement, keep = _call(environment, run, unit)
@@ -130,6 +133,11 @@ def execute(environment: Environment, run: Run) -> tuple[Pending, Fate | None]:
         if keep:
             try:
                 return pending, unit.commit(environment.statements, pending)
+            except RowLocked as error:
+                # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
+                pending.settlement = Settlement(
+                    Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(error), give_back=True
+                )
             except BaseException as error:
                 pending.settlement = _after(handler, job, refused(error))
         return pending, None

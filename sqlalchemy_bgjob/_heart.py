@@ -1,42 +1,34 @@
-"""The heart of a worker: it says that the worker lives, and looks whether the others do.
+"""The heart of a worker: it says that the worker lives.
 
-A thread and a connection of its own, so that neither a busy event loop nor an exhausted pool nor
-a slow claim can make a worker look dead. The rules, and what each is for:
+A thread and a connection of its own, which touch the table of workers only: neither a busy event
+loop nor an exhausted pool, a slow claim, a sweep or a lock on the table of jobs can make a worker
+look dead. The rules, and what each is for:
 
-* A worker is judged silent only by one that has itself beaten without a gap for its
-  ``lease_timeout``, by both clocks: after an outage, a frozen machine or a jump of the server's
-  clock, everyone looks silent, and nobody is.
 * A beat that finds its row taken means that the jobs were given to others. All that runs is told,
   and the worker goes on under a new id; an id is never taken up again.
 * No job is started on an old beat: see :meth:`Heart.fresh`.
-* Nothing depends on a leader: every worker looks, and whoever locks the row first judges.
+* For how long it has beaten without a gap, by both clocks, is remembered for :mod:`._watch`.
 """
 
 import logging
 import os
-import random
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Final
 
 from sqlalchemy import Connection
 
 from . import _lifecycle as lifecycle
 from ._errors import describe
 from ._ids import new_worker_id
-from ._lifecycle import Rescued
 from ._side import Backoff, Runtime, own, side_engine
 from ._statements import Statements
 from ._version import __version__
 from .settings import WorkerSettings
 
 logger = logging.getLogger("sqlalchemy_bgjob")
-
-_ORPHAN_SHARE: Final = 100
-"""The search for orphans reads the table: it takes at most this part of a worker's time."""
 
 
 class Heart:
@@ -71,7 +63,7 @@ class Heart:
         self._urgent = threading.Event()
         self._listener: tuple[int, datetime] | None = None
         self._last_beat = float("-inf")
-        self._seen: dict[int, datetime] = {}
+        self._unbroken_since = float("inf")
         self.worker_id: int | None = None
         """The id under which this worker is registered now."""
 
@@ -119,47 +111,24 @@ class Heart:
 
     def _live(self, connection: Connection, backoff: Backoff) -> None:
         settings = self._settings
-        unbroken_since = time.monotonic()
-        next_beat = next_look = 0.0
-        next_sweep = unbroken_since + settings.rescue_interval * random.random()
-        next_orphans = unbroken_since + settings.orphan_interval * random.random()
-        self._seen = {}
-        while not self._stopping.is_set():
-            now = time.monotonic()
-            if now >= next_beat or self._urgent.is_set():
-                self._urgent.clear()
-                if self._beat(connection) > settings.lease_timeout / 2:
-                    unbroken_since = now
-                backoff.reset()
-                next_beat = now + settings.heartbeat_interval
-            if now >= next_look:
-                rescued, self._seen = lifecycle.rescue_ended(
-                    connection, self._statements, self._seen
-                )
-                self._report(rescued, "whose process has ended")
-                next_look = now + settings.death_check_interval
-            if now >= next_sweep:
-                if self.worker_id is not None:
-                    silent = lifecycle.rescue_silent(
-                        connection,
-                        self._statements,
-                        judge=self.worker_id,
-                        connected=now - unbroken_since,
-                    )
-                    self._report(silent, "that fell silent")
-                rest = lifecycle.rescue_rest(connection, self._statements)
-                self._report([worker for worker in rest if worker.jobs], "that was lost")
-                next_sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
-            if now >= next_orphans:
-                found = lifecycle.rescue_orphans(connection, self._statements)
-                if found:
-                    logger.warning("gave back %d jobs that no known worker held", found)
-                took = time.monotonic() - now
-                pause = max(settings.orphan_interval, took * _ORPHAN_SHARE)
-                next_orphans = now + pause * random.uniform(0.9, 1.1)
-            self._urgent.wait(
-                max(min(next_beat, next_look, next_sweep, next_orphans) - time.monotonic(), 0.0)
-            )
+        self._unbroken_since = time.monotonic()
+        next_beat = 0.0
+        try:
+            while not self._stopping.is_set():
+                now = time.monotonic()
+                if now >= next_beat or self._urgent.is_set():
+                    self._urgent.clear()
+                    if self._beat(connection) > settings.lease_timeout / 2:
+                        self._unbroken_since = now
+                    backoff.reset()
+                    next_beat = now + settings.heartbeat_interval
+                self._urgent.wait(max(next_beat - time.monotonic(), 0.0))
+        finally:
+            self._unbroken_since = float("inf")
+
+    def unbroken(self, now: float) -> float:
+        """Seconds for which this worker has been connected and has beaten without a gap."""
+        return max(now - self._unbroken_since, 0.0)
 
     def _beat(self, connection: Connection) -> float:
         """Beat, or register; the seconds since the last beat by the server's clock."""
@@ -199,7 +168,3 @@ class Heart:
         )
         lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=self._listener)
         self.worker_id = worker_id
-
-    def _report(self, rescued: list[Rescued], how: str) -> None:
-        for worker in rescued:
-            logger.warning("took %d jobs from worker %d, %s", worker.jobs, worker.worker_id, how)

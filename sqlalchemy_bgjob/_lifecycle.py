@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from ._errors import describe, lost_connection
 from ._ids import new_id
 from ._outcomes import Kind, Settlement
-from ._statements import Statements, application_name, parameters
+from ._statements import GiveBack, Statements, application_name, parameters
 from ._validation import CONTENT_TYPE
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -89,16 +89,65 @@ def _run(connection: Connection, statement: Executable, **values: Any) -> Result
 
 
 def claim(
-    connection: Connection, statements: Statements, *, queue: str, limit: int, worker_id: int
+    connection: Connection,
+    statements: Statements,
+    *,
+    queue: str,
+    limit: int,
+    worker_id: int,
+    skip: Collection[str] = (),
 ) -> list[ClaimedJob]:
-    """Take up to *limit* due jobs of one queue, in order. The caller commits."""
-    rows: Any = _run(connection, statements.claim, queue=queue, limit=limit, worker=worker_id).all()
-    jobs = [ClaimedJob(queue, worker_id, *row) for row in rows]
-    for job in jobs:
-        if not isinstance(job.headers, dict):  # written by SQL, where any JSON is possible
-            job.headers = None
+    """Take up to *limit* due jobs of one queue, in order, but for those to skip. Caller commits."""
+    given: dict[str, Any] = {"queue": queue, "limit": limit, "worker": worker_id}
+    statement = statements.claim
+    if skip:
+        statement, given["skip"] = statements.claim_others, list(skip)
+    rows: Any = _run(connection, statement, **given).all()
+    jobs = [_claimed(queue, worker_id, row) for row in rows]
     jobs.sort(key=lambda job: (job.priority, job.next_run_at, job.id))
     return jobs
+
+
+def _claimed(queue: str, worker_id: int, row: Any) -> ClaimedJob:
+    job = ClaimedJob(queue, worker_id, *row)
+    if not isinstance(job.headers, dict):  # written by SQL, where any JSON is possible
+        job.headers = None
+    return job
+
+
+def claim_one_by_one(
+    connection: Connection,
+    statements: Statements,
+    *,
+    queue: str,
+    limit: int,
+    worker_id: int,
+    skip: Collection[str] = (),
+) -> tuple[list[ClaimedJob], dict[str, Exception]]:
+    """As :func:`claim`, when that was refused: what can be claimed, and the ids that refuse.
+
+    A row may refuse an UPDATE (a check that was added NOT VALID), or hold what the driver can't
+    read. Its neighbours are none the worse for it. The caller commits.
+
+    Raises:
+        DBAPIError: The connection was lost.
+    """
+    given = {"queue": queue, "limit": limit, "skip": list(skip)}
+    jobs: list[ClaimedJob] = []
+    refused: dict[str, Exception] = {}
+    for id in _run(connection, statements.due_ids, **given).scalars().all():
+        savepoint = connection.begin_nested()
+        try:
+            one = {"queue": queue, "worker": worker_id, "id": id}
+            rows: Any = _run(connection, statements.claim_one, **one).all()
+            jobs += [_claimed(queue, worker_id, row) for row in rows]
+            savepoint.commit()
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            savepoint.rollback()
+            refused[id] = error
+    return jobs, refused
 
 
 def next_due(connection: Connection, statements: Statements, *, queue: str) -> float | None:
@@ -211,15 +260,9 @@ def settle(
 def _settle_group(
     connection: Connection, statements: Statements, items: list[Pending]
 ) -> list[tuple[Pending, Fate]]:
-    fates = [
-        (item, fate)
-        for item in items
-        if item.xid and (fate := _look_up(connection, statements, item))
-    ]
-    decided = {id(item) for item, _ in fates}
-    items = [item for item in items if id(item) not in decided]
-    if not items:
-        return fates
+    # The fence decides, not the transaction's id: after a failover an id may mean another
+    # transaction. So write first, and ask only for what is not found.
+    before = {id(item): (item.xid, item.if_committed) for item in items}
     try:
         with connection.begin():
             held, xid = write(connection, statements, items)
@@ -229,51 +272,60 @@ def _settle_group(
     except Exception as error:
         if lost_connection(error):
             raise
+        for item in items:
+            item.xid, item.if_committed = before[id(item)]
         if len(items) > 1:
-            for item in items:
-                item.xid = None
-                fates += _settle_group(connection, statements, [item])
-            return fates
-        return [*fates, (items[0], _record_failure(connection, statements, items[0], error))]
-    missing = []
-    for item in items:
-        if item.job.id in held:
-            fates.append((item, Fate.SETTLED))
-        else:
-            missing.append(item)
+            return [
+                fate for item in items for fate in _settle_group(connection, statements, [item])
+            ]
+        return [(items[0], _record_failure(connection, statements, items[0], error))]
+    fates = [(item, Fate.SETTLED) for item in items if item.job.id in held]
+    missing = [item for item in items if item.job.id not in held]
     if missing:
         fates += _explain(connection, statements, missing)
     return fates
 
 
-def _look_up(connection: Connection, statements: Statements, item: Pending) -> Fate | None:
-    """What the transaction of an unanswered COMMIT came to; None if the item is to be written."""
-    with connection.begin():
-        status = _run(connection, statements.transaction_status, xid=item.xid).scalar()
-    if status == "in progress":
-        return Fate.LOCKED
-    item.xid = None
-    if status != "committed":
-        return None
-    if item.if_committed is not None:
-        item.settlement = item.if_committed
-    return Fate.SETTLED
-
-
 def _explain(
     connection: Connection, statements: Statements, items: list[Pending]
 ) -> list[tuple[Pending, Fate]]:
-    """Rows that a settlement did not find are locked by somebody, or not ours any more."""
+    """Rows that were not found are locked, settled by a COMMIT without an answer, or not ours."""
+    asked = {id(item): _look_up(connection, statements, item) for item in items if item.xid}
     with connection.begin():
         held = set(_run(connection, statements.still_held, **_fence(items)).scalars())
-    return [(item, Fate.LOCKED if item.job.id in held else Fate.STALE) for item in items]
+    fates: list[tuple[Pending, Fate]] = []
+    for item in items:
+        fate = Fate.LOCKED if item.job.id in held else asked.get(id(item)) or Fate.STALE
+        if fate is Fate.SETTLED and item.if_committed is not None:
+            item.settlement = item.if_committed
+        fates.append((item, fate))
+    return fates
+
+
+def _look_up(connection: Connection, statements: Statements, item: Pending) -> Fate | None:
+    """What an unanswered COMMIT came to: SETTLED, LOCKED while it goes on, None for neither."""
+    try:
+        with connection.begin():
+            status = _run(connection, statements.transaction_status, xid=item.xid).scalar()
+    except Exception as error:
+        if lost_connection(error):
+            raise
+        return None  # an id that this server has not come to: it was another one's
+    if status == "in progress":
+        return Fate.LOCKED
+    return Fate.SETTLED if status == "committed" else None
+
+
+def holds(connection: Connection, statements: Statements, item: Pending) -> bool:
+    """Whether a job is still this worker's, locked by somebody or not. The caller commits."""
+    return bool(_run(connection, statements.still_held, **_fence([item])).first())
 
 
 def _record_failure(
     connection: Connection, statements: Statements, item: Pending, error: Exception
 ) -> Fate:
     """A row that refuses its settlement stays ours, with the reason in last_error."""
-    item.xid, item.error = None, error
+    item.error = error
     text = f"the settlement ({item.settlement.kind.value}) was refused: {describe(error)}"
     try:
         with connection.begin():
@@ -301,8 +353,10 @@ def hand_back_others(
 def _hand_back_others(
     connection: Connection, statements: Statements, worker_id: int, known: Iterable[ClaimedJob]
 ) -> list[str]:
-    leases = {job.id: job.lease for job in known if job.worker_id == worker_id}
-    given = {"worker": worker_id, "ids": list(leases), "leases": list(leases.values())}
+    # Pairs, not a mapping: a worker may know two leases of one job, the older one lost.
+    jobs = [job for job in known if job.worker_id == worker_id]
+    ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
+    given = {"worker": worker_id, "ids": ids, "leases": leases}
     return list(_run(connection, statements.hand_back_others, **given).scalars())
 
 
@@ -418,12 +472,37 @@ def _rescue(
         for worker_id in _run(connection, locking, **given).scalars().all():
             _end_sessions(connection, statements, worker_id)
             _run(connection, statements.mark_lost, worker=worker_id)
-            queues = _run(connection, statements.give_back, worker=worker_id).scalars().all()
+            queues = _give_back(connection, statements.give_back, worker=worker_id)
             if not _run(connection, statements.holds_any, worker=worker_id).scalar():
                 _run(connection, statements.unregister, worker=worker_id)
             _wake(connection, statements, queues)
             rescued.append(Rescued(worker_id, len(queues)))
     return rescued
+
+
+def _give_back(connection: Connection, statements: GiveBack, **given: Any) -> list[str]:
+    """Queue jobs again: together, or one by one if some row refuses. Returns the queue of each."""
+    savepoint = connection.begin_nested()
+    try:
+        queues = list(_run(connection, statements.together, **given).scalars())
+        savepoint.commit()
+        return queues
+    except Exception as error:
+        if lost_connection(error):
+            raise
+        savepoint.rollback()
+    queues = []
+    for id in _run(connection, statements.ids, **given).scalars().all():
+        savepoint = connection.begin_nested()
+        try:
+            queues += _run(connection, statements.one, **given, id=id).scalars()
+            savepoint.commit()
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            savepoint.rollback()
+            logger.warning("job %s can't be given back: %s", id, describe(error))
+    return queues
 
 
 def _end_sessions(connection: Connection, statements: Statements, worker_id: int) -> None:
@@ -443,7 +522,7 @@ def rescue_orphans(connection: Connection, statements: Statements) -> int:
     Reads the whole table. A claim that was committed after its worker had been found lost ends so.
     """
     with connection.begin():
-        queues = connection.execute(statements.give_back_orphans).scalars().all()
+        queues = _give_back(connection, statements.give_back_orphans)
         _wake(connection, statements, queues)
     return len(queues)
 

@@ -14,16 +14,30 @@ Nothing is locked while a handler runs, so there is no lock that it could give a
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Transaction, event
+from sqlalchemy import Connection, Engine, Transaction, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._errors import describe, sqlstate
-from ._lifecycle import Fate, Pending, write
+from ._lifecycle import Fate, Pending, holds, write
 from ._statements import Statements
 
 logger = logging.getLogger("sqlalchemy_bgjob")
+
+_ISOLATION: Final = "isolation_level"
+
+
+LOCK_TIMEOUT_MS: Final = 1_000
+"""How long a handler's settlement waits for a row that somebody else has locked."""
+
+
+class RowLocked(RuntimeError):
+    """A user's open transaction refers to the job, so that it can't end now."""
+
+    def __str__(self) -> str:
+        return "an open transaction refers to the job and keeps it from ending; it runs again"
 
 
 class TransactionEnded(RuntimeError):
@@ -58,11 +72,11 @@ class HandlerSession:
         connect: Callable[[], Connection],
         disconnect: Callable[[Connection], None],
         factory: Callable[[], Any],
-        url: URL,
+        engine: Engine,
     ) -> None:
         self._connect, self._disconnect = connect, disconnect
         self._factory = factory
-        self._url = url
+        self._engine = engine
         self._outer: Any = None
         self._session: Session | None = None
         self._connection: Connection | None = None
@@ -112,10 +126,19 @@ class HandlerSession:
         except Exception:
             # Unbound; or a get_bind that can't be asked any more, as Flask's after its app context.
             return self._joined()
-        url = bind.engine.url
-        mine = (self._url.host, self._url.port, self._url.database)
-        # Another database keeps its own engine; its commit follows ours.
-        return self._joined() if (url.host, url.port, url.database) == mine else bind
+        if not self._same_database(bind.engine):
+            return bind  # another database keeps its own engine; its commit follows ours
+        # The session's engine may translate schemas, or log: what it is set to holds here too.
+        options = {k: v for k, v in bind.get_execution_options().items() if k != _ISOLATION}
+        connection = self._joined()
+        return connection.execution_options(**options) if options else connection
+
+    def _same_database(self, engine: Engine) -> bool:
+        if engine.pool is self._engine.pool:
+            return True
+        mine, its = ((e.url.host, e.url.port, e.url.database) for e in (self._engine, engine))
+        # A URL that names nothing, beside a creator function, says nothing.
+        return mine == its and mine != (None, None, None)
 
     def _joined(self) -> Connection:
         if self._over:
@@ -205,7 +228,7 @@ class HandlerSession:
         nested = connection.get_nested_transaction()
         if nested is not None:
             nested.commit()
-        held, xid = write(connection, statements, [pending], wait=True)
+        held, xid = self._write(connection, statements, pending)
         if not held:
             self.discard()
             return Fate.STALE
@@ -219,6 +242,25 @@ class HandlerSession:
                 logger.error("job %s: after the commit: %s", pending.job.id, describe(error))
         self._release()
         return Fate.SETTLED
+
+    def _write(
+        self, connection: Connection, statements: Statements, pending: Pending
+    ) -> tuple[set[str], str | None]:
+        """Write the settlement, waiting for a moment if somebody else has locked the row.
+
+        Raises:
+            RowLocked: It is locked for longer: a user's open transaction refers to the job.
+        """
+        held, xid = write(connection, statements, [pending])
+        if held or not holds(connection, statements, pending):
+            return held, xid
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
+        try:
+            return write(connection, statements, [pending], wait=True)
+        except DBAPIError as error:
+            if sqlstate(error) == "55P03":
+                raise RowLocked from None
+            raise
 
     def discard(self) -> None:
         """Undo everything and give the connection back, whatever state they are in."""

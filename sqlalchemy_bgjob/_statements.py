@@ -13,7 +13,7 @@ named parameters, and hands it out. The threaded and the asyncio worker therefor
 
 from functools import cache, cached_property
 from hashlib import sha1
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import (
     ARRAY,
@@ -129,6 +129,15 @@ def _at(locked: Select[Any]) -> ColumnElement[bool]:
 
 def _seconds(interval: ColumnElement[Any]) -> ColumnElement[float]:
     return cast(extract("epoch", interval), Float(53))
+
+
+class GiveBack(NamedTuple):
+    """One statement for all jobs, and what it takes to do the same one by one."""
+
+    together: Executable
+    ids: Executable
+    one: Executable
+    """Takes the further parameter id."""
 
 
 class Statements:
@@ -283,37 +292,45 @@ class Statements:
         )
         return lanes.union_all(select(next_priority).where(lanes.c.priority.is_not(None)))
 
-    @cached_property
-    def claim(self) -> Executable:
-        """Give due jobs of one queue to a worker; RETURNING has no order: sort.
+    def _due(self, value: str, *, skipping: bool = False, lock: bool = True) -> Select[Any]:
+        """A system column or id of the due jobs of one queue, in order. Parameters: queue, limit.
 
-        Parameters: queue, limit, worker. Each (queue, priority) is read by itself, in the index's
-        own order: one range over all priorities would walk every scheduled row of the lower ones.
+        Each (queue, priority) is read by itself, in the index's own order: one range over all
+        priorities would walk every scheduled row of the lower ones. With *skipping*, the ids in the
+        parameter skip are left out.
         """
-        job = self._job
         lanes = self._lanes()
-        due = job.alias("due")
+        due = self._job.alias("due")
         limit = _given("limit", Integer)
-        lane = (
-            select(literal_column("due.ctid").label("address"))
+        lane: Select[Any] = (
+            select(literal_column(f"due.{value}").label("value"))
             .select_from(due)
-            .where(
-                due.c.queue == _given("queue", Text),
-                due.c.priority == lanes.c.priority,
-                due.c.next_run_at <= func.now(),
-                due.c.claimed_by.is_(None),
-            )
+            .where(due.c.priority == lanes.c.priority, *self._is_due(due))
             .order_by(due.c.next_run_at, due.c.id)
             .limit(limit)
-            # NO KEY: a user's row that refers to the job must not hide it. No OF: nothing else is
-            # read here, and SQLAlchemy 2.0.30 can't compile it within a LATERAL.
-            .with_for_update(skip_locked=True, key_share=True)
-            .lateral("lane")
         )
+        if skipping:
+            lane = lane.where(not_(due.c.id == any_(_array("skip", Text()))))
+        if lock:
+            lane = self._lock_to_claim(lane)
+        found = lane.lateral("lane")
         # No ORDER BY here: lanes come in ascending order, and the LIMIT stops reading them.
-        locked: Select[Any] = (
-            select(lane.c.address).select_from(lanes.join(lane, true())).limit(limit)
+        return select(found.c.value).select_from(lanes.join(found, true())).limit(limit)
+
+    def _is_due(self, due: Any) -> tuple[ColumnElement[bool], ...]:
+        return (
+            due.c.queue == _given("queue", Text),
+            due.c.next_run_at <= func.now(),
+            due.c.claimed_by.is_(None),
         )
+
+    def _lock_to_claim(self, rows: Select[Any]) -> Select[Any]:
+        # NO KEY: a user's row that refers to the job must not hide it. No OF: nothing else is
+        # read here, and SQLAlchemy 2.0.30 can't compile it within a LATERAL.
+        return rows.with_for_update(skip_locked=True, key_share=True)
+
+    def _claim(self, locked: Select[Any]) -> Executable:
+        job = self._job
         return (
             update(job)
             .where(_at(locked))
@@ -339,6 +356,35 @@ class Statements:
                 _seconds(func.now() - job.c.unknown_since).label("unknown_for"),
             )
         )
+
+    @cached_property
+    def claim(self) -> Executable:
+        """Give due jobs of one queue to a worker; RETURNING has no order: sort.
+
+        Parameters: queue, limit, worker.
+        """
+        return self._claim(self._due("ctid"))
+
+    @cached_property
+    def claim_others(self) -> Executable:
+        """As :attr:`claim`, without rows that refused. Parameters: as claim, and the list skip."""
+        return self._claim(self._due("ctid", skipping=True))
+
+    @cached_property
+    def due_ids(self) -> Executable:
+        """What :attr:`claim_others` would take, in order and not locked. Parameters: as there."""
+        return self._due("id", skipping=True, lock=False)
+
+    @cached_property
+    def claim_one(self) -> Executable:
+        """As :attr:`claim`, for one job if it is still due. Parameters: queue, worker, id."""
+        due = self._job.alias("due")
+        row: Select[Any] = (
+            select(literal_column("due.ctid"))
+            .select_from(due)
+            .where(due.c.id == _given("id", Text), *self._is_due(due))
+        )
+        return self._claim(self._lock_to_claim(row))
 
     @cached_property
     def next_due(self) -> Executable:
@@ -709,17 +755,24 @@ class Statements:
         )
 
     @cached_property
-    def give_back(self) -> Executable:
+    def give_back(self) -> "GiveBack":
         """Queue a lost worker's jobs again; returns the queue of each. Parameter: worker."""
         held = self._job.alias("held")
-        return self._rescue(held, held.c.claimed_by == _given("worker", BigInteger))
+        return self._give_back(held, held.c.claimed_by == _given("worker", BigInteger))
 
     @cached_property
-    def give_back_orphans(self) -> Executable:
+    def give_back_orphans(self) -> "GiveBack":
         """Queue jobs again whose claim names no worker that exists; returns the queue of each."""
         held = self._job.alias("held")
         known = select(self._worker.c.id).where(self._worker.c.id == held.c.claimed_by).exists()
-        return self._rescue(held, and_(held.c.claimed_by.is_not(None), not_(known)))
+        return self._give_back(held, and_(held.c.claimed_by.is_not(None), not_(known)))
+
+    def _give_back(self, held: Any, condition: ColumnElement[bool]) -> "GiveBack":
+        return GiveBack(
+            together=self._rescue(held, condition),
+            ids=select(held.c.id).where(condition),
+            one=self._rescue(held, and_(condition, held.c.id == _given("id", Text))),
+        )
 
     def _rescue(self, held: Any, condition: ColumnElement[bool]) -> Executable:
         job = self._job

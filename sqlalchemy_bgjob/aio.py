@@ -296,7 +296,7 @@ class AsyncWorker:
         connections = HandlerConnections(self._engine, permits)
         on_loop = Environment(
             statements=statements,
-            url=self._engine.url,
+            engine=self._engine,
             session_factory=self._session_factory,
             connect=connections.connect,
             disconnect=connections.disconnect,

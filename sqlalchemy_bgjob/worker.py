@@ -306,7 +306,7 @@ def thread_environment(
     connections = HandlerConnections(engine, semaphore)
     return Environment(
         statements=statements,
-        url=engine.url,
+        engine=engine,
         session_factory=session_factory,
         connect=connections.connect,
         disconnect=connections.disconnect,

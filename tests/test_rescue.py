@@ -16,12 +16,22 @@ import pytest
 from sqlalchemy import Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, _heart, enqueue, enqueue_many
+from sqlalchemy_bgjob import (
+    BGJob,
+    Context,
+    Observer,
+    Worker,
+    _heart,
+    _watch,
+    enqueue,
+    enqueue_many,
+)
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._heart import Heart
 from sqlalchemy_bgjob._lifecycle import Fate, Pending, Rescued
 from sqlalchemy_bgjob._outcomes import COMPLETED
 from sqlalchemy_bgjob._statements import Statements, application_name
+from sqlalchemy_bgjob._watch import Watch
 from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.worker import ThreadRuntime
 from support import wait_until
@@ -586,20 +596,33 @@ class HeartAtWork:
             on_lost=self._on_lost,
             on_error=self.errors.append,
         )
+        self.watch = Watch(
+            self._runtime,
+            queue.statements,
+            self.heart._settings,
+            self.heart,
+            on_orphans=lambda: None,
+            on_error=self.errors.append,
+        )
 
     def _on_lost(self, worker_id: int) -> None:
         assert self.heart.worker_id is None, "no job may be claimed under the old id"
         self.lost += 1
 
     def __enter__(self) -> Self:
-        self._thread = self._runtime.spawn("heart", self.heart.run)
+        self._threads = [
+            self._runtime.spawn("heart", self.heart.run),
+            self._runtime.spawn("watch", self.watch.run),
+        ]
         wait_until(lambda: self.heart.worker_id, what="the registration")
         return self
 
     def __exit__(self, *args: object) -> None:
         self.heart.stop()
-        self._thread.join(10)
-        assert not self._thread.is_alive()
+        self.watch.stop()
+        for thread in self._threads:
+            thread.join(10)
+            assert not thread.is_alive()
         self._runtime.close()
 
 
@@ -627,7 +650,7 @@ def test_a_lost_connection_starts_the_judge_s_time_anew(
         connected.append(given["connected"])
         return rescue(*args, **given)
 
-    monkeypatch.setattr(_heart.lifecycle, "rescue_silent", spy)
+    monkeypatch.setattr(_watch.lifecycle, "rescue_silent", spy)
     with HeartAtWork(queue, rescue_interval=0.05, heartbeat_interval=0.1) as at_work:
         wait_until(lambda: connected and connected[-1] > 0.5, what="half a second of connection")
         name = application_name(at_work.heart.worker_id or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -697,8 +698,14 @@ JOBS = {"ids", "queues", "types", "args", "priorities", "headers", "delays", "ru
         ("beat", None, {"worker", "listener_pid", "listener_started_at"}),
         ("unregister", None, {"worker"}),
         ("mark_lost", None, {"worker"}),
-        ("give_back", None, {"worker"}),
-        ("give_back_orphans", None, set()),
+        ("give_back.together", None, {"worker"}),
+        ("give_back.ids", None, {"worker"}),
+        ("give_back.one", None, {"worker", "id"}),
+        ("give_back_orphans.together", None, set()),
+        ("give_back_orphans.one", None, {"id"}),
+        ("claim_others", None, {"queue", "limit", "worker", "skip"}),
+        ("due_ids", None, {"queue", "limit", "skip"}),
+        ("claim_one", None, {"queue", "worker", "id"}),
         ("holds_any", None, {"worker"}),
         ("transaction_status", None, {"xid"}),
         ("notify", None, {"queue"}),
@@ -712,12 +719,12 @@ def test_each_statement_takes_the_parameters_it_names_and_is_built_once(
     statements = Statements(build_models(MetaData()))
 
     for flag in flags or (None,):
-        statement = getattr(statements, name)
+        statement = attrgetter(name)(statements)
         if flag is not None:
             assert statement(flag) is statement(flag)
             statement = statement(flag)
         else:
-            assert getattr(statements, name) is statement
+            assert attrgetter(name)(statements) is statement
         names = statement.compile(dialect=postgresql.dialect()).params
         found = {n.removeprefix(PARAMETER_PREFIX) for n in names if n.startswith(PARAMETER_PREFIX)}
         assert found == given

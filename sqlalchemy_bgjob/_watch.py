@@ -1,0 +1,155 @@
+"""The watch of a worker: it looks whether the others live, and takes the jobs of those that do not.
+
+A thread and a connection of its own, apart from the heart's: a sweep may have to read the whole
+table of jobs, or wait for a lock on it, and the worker beats meanwhile. The rules:
+
+* A worker is judged silent only by one that has itself beaten without a gap for the other's
+  ``lease_timeout``, by both clocks: after an outage, a frozen machine or a jump of the server's
+  clock, everyone looks silent, and nobody is.
+* A worker whose process seems to have ended is looked at twice on the same connection.
+* Nothing depends on a leader: every worker looks, and whoever locks the row first judges.
+* A sweep that fails is tried again at its next turn, and keeps no other sweep from its own.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Connection
+
+from . import _lifecycle as lifecycle
+from ._errors import describe, lost_connection
+from ._heart import Heart
+from ._lifecycle import Rescued
+from ._side import Backoff, Runtime, own, side_engine
+from ._statements import Statements
+from .settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+_ORPHAN_SHARE: Final = 100
+"""The search for orphans reads the table: it takes at most this part of a worker's time."""
+
+
+class Watch:
+    """Looks after the other workers until it is stopped.
+
+    Args:
+        runtime: Where to connect.
+        statements: Those of the tables.
+        settings: The worker's.
+        heart: The worker's own, which says whether it is fit to judge.
+        on_orphans: Called when orphans were looked for: the worker may have some of its own, whose
+            claim was committed long after its answer was lost.
+        on_error: Called with what went wrong.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        statements: Statements,
+        settings: WorkerSettings,
+        heart: Heart,
+        *,
+        on_orphans: Callable[[], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._runtime, self._statements, self._settings = runtime, statements, settings
+        self._heart, self._on_orphans, self._on_error = heart, on_orphans, on_error
+        self._stopping = threading.Event()
+        self._seen: dict[int, datetime] = {}
+
+    def stop(self) -> None:
+        """Ask the thread to end; a sweep that waits for a lock is not waited for."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Look, and connect again whenever the connection is lost."""
+        engine = side_engine(self._runtime.engine)
+        backoff = Backoff()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    with engine.connect() as connection:
+                        self._live(own(connection), backoff)
+                except Exception as error:
+                    if not self._stopping.is_set():
+                        self._on_error(error)
+                        logger.info("watch interrupted: %s", describe(error).splitlines()[0])
+                self._stopping.wait(backoff.pause())
+        finally:
+            engine.dispose()
+
+    def _live(self, connection: Connection, backoff: Backoff) -> None:
+        settings = self._settings
+        begun = time.monotonic()
+        next_look = begun
+        next_sweep = begun + settings.rescue_interval * random.random()
+        next_orphans = begun + settings.orphan_interval * random.random()
+        self._seen = {}
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if self._heart.worker_id is not None:
+                # Whoever finds this worker lost ends this session too, and with it the locks of a
+                # rescue in which it may have been frozen.
+                lifecycle.name_session(connection, self._heart.worker_id)
+            if now >= next_look:
+                self._guarded(self._look_for_ended, connection)
+                next_look = now + settings.death_check_interval
+            if now >= next_sweep:
+                self._guarded(self._look_for_silent, connection)
+                self._guarded(self._look_for_rest, connection)
+                next_sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
+            if now >= next_orphans:
+                self._guarded(self._look_for_orphans, connection)
+                took = time.monotonic() - now
+                pause = max(settings.orphan_interval, took * _ORPHAN_SHARE)
+                next_orphans = now + pause * random.uniform(0.9, 1.1)
+            backoff.reset()
+            next_turn = min(next_look, next_sweep, next_orphans)
+            self._stopping.wait(max(next_turn - time.monotonic(), 0.0))
+
+    def _guarded(self, sweep: Callable[[Connection], None], connection: Connection) -> None:
+        try:
+            sweep(connection)
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            self._on_error(error)
+            logger.warning("a sweep failed: %s", describe(error).splitlines()[0])
+
+    def _look_for_ended(self, connection: Connection) -> None:
+        rescued, self._seen = lifecycle.rescue_ended(connection, self._statements, self._seen)
+        _report(rescued, "whose process has ended")
+
+    def _look_for_silent(self, connection: Connection) -> None:
+        judge = self._heart.worker_id
+        if judge is not None:
+            silent = lifecycle.rescue_silent(
+                connection,
+                self._statements,
+                judge=judge,
+                connected=self._heart.unbroken(time.monotonic()),
+            )
+            _report(silent, "that fell silent")
+
+    def _look_for_rest(self, connection: Connection) -> None:
+        rest = lifecycle.rescue_rest(connection, self._statements)
+        _report([worker for worker in rest if worker.jobs], "that was lost")
+
+    def _look_for_orphans(self, connection: Connection) -> None:
+        found = lifecycle.rescue_orphans(connection, self._statements)
+        if found:
+            logger.warning("gave back %d jobs that no known worker held", found)
+        self._on_orphans()
+
+
+def _report(rescued: list[Rescued], how: str) -> None:
+    for worker in rescued:
+        logger.warning("took %d jobs from worker %d, %s", worker.jobs, worker.worker_id, how)

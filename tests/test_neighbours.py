@@ -1,0 +1,235 @@
+"""One row that refuses, is locked or can't be read never harms its neighbours."""
+
+import threading
+import time
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._lifecycle import Fate, Pending
+from sqlalchemy_bgjob._outcomes import COMPLETED, Kind, Settlement
+from sqlalchemy_bgjob._statements import Statements
+from support import wait_until
+
+FAST = {"heartbeat_interval": 0.5, "lease_timeout": 3.0, "rescue_interval": 0.3}
+
+
+class Counter(Observer):
+    """What was completed, and what went wrong."""
+
+    def __init__(self):
+        self.completed = []
+        self.errors = []
+        self.retried = []
+
+    def job_completed(self, job, seconds):
+        self.completed.append(job.id)
+
+    def worker_error(self, error):
+        self.errors.append(error)
+
+    def job_will_be_retried(self, job, error, delay):
+        self.retried.append((job.id, error))
+
+
+@pytest.fixture
+def app(engine):
+    """A queue with a handler that does nothing and one that writes a row."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Note(Base):
+        __tablename__ = "note"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        job_id: Mapped[str]
+
+    class App:
+        jobs = BGJob(Base)
+        note = Note
+
+    @App.jobs.handler("noop")
+    def noop(ctx: Context):
+        pass
+
+    @App.jobs.handler("write")
+    def write(ctx: Context):
+        ctx.session.add(Note(job_id=ctx.job.id))
+
+    App.noop, App.write = noop, write
+    App.statements = Statements(App.jobs.models)
+    Base.metadata.create_all(engine)
+    return App
+
+
+def left(engine, app):
+    with engine.connect() as connection:
+        return set(connection.scalars(select(app.jobs.Job.id)))
+
+
+def refuse_updates(engine):
+    """A check that was added to a table that is in use: old rows refuse every UPDATE."""
+    with engine.begin() as connection:
+        connection.execute(
+            text("ALTER TABLE bgjob_job ADD CONSTRAINT low CHECK (priority <> 7) NOT VALID")
+        )
+
+
+@pytest.mark.core
+def test_a_row_that_refuses_to_be_claimed_is_left_aside(engine, app):
+    """And so is one whose headers no program can read; both are reported."""
+    refusing = enqueue(engine, app.noop, priority=7)
+    refuse_updates(engine)
+    unreadable = enqueue(engine, app.noop, priority=-9)
+    with engine.begin() as connection:
+        deep = '{"a":' + "[" * 5000 + "]" * 5000 + "}"
+        connection.execute(
+            text("UPDATE bgjob_job SET headers = CAST(:deep AS jsonb) WHERE id = :id"),
+            {"deep": deep, "id": unreadable.id},
+        )
+    enqueue_many(engine, app.noop, [None] * 20)
+    events = Counter()
+
+    with Worker(app.jobs, engine, queues={"default": 5}, observers=[events]):
+        wait_until(lambda: len(events.completed) == 20)
+        later = enqueue(engine, app.noop)
+        wait_until(lambda: later.id in events.completed)
+
+    assert left(engine, app) == {refusing.id, unreadable.id}
+    assert len(events.errors) >= 2
+
+
+def test_a_row_that_refuses_to_be_given_back_keeps_no_other(engine, app):
+    """Rescue goes on: for its neighbours, and for other workers' jobs."""
+    dead, silent = 11, 12
+    jobs = [enqueue(engine, app.noop, id=name) for name in ("bad", "good", "silent")]
+    with engine.begin() as connection:
+        for worker, beat in ((dead, "1 hour"), (silent, "2 hours")):
+            connection.execute(
+                text(
+                    "INSERT INTO bgjob_worker"
+                    " (id, hostname, pid, version, queues, lease_timeout, beat_at)"
+                    " VALUES (:id, 'h', 1, '0', '{}', 3, now() - CAST(:beat AS interval))"
+                ),
+                {"id": worker, "beat": beat},
+            )
+        connection.execute(text("UPDATE bgjob_job SET claimed_by = 11, attempt = 1"))
+        connection.execute(text("UPDATE bgjob_job SET claimed_by = 12 WHERE id = 'silent'"))
+        connection.execute(text("UPDATE bgjob_job SET priority = 7 WHERE id = 'bad'"))
+    refuse_updates(engine)
+
+    with Worker(app.jobs, engine, **FAST):
+        wait_until(lambda: left(engine, app) == {"bad"}, 20)
+
+    assert len(jobs) == 3
+
+
+def claimed(engine, app, count, worker=5):
+    with engine.begin() as connection:
+        return lifecycle.claim(
+            connection, app.statements, queue="default", limit=count, worker_id=worker
+        )
+
+
+@pytest.mark.core
+def test_an_unanswered_commit_is_asked_for_only_where_the_fence_does_not_decide(engine, app):
+    """After a failover a transaction's id may mean nothing, or another transaction."""
+    enqueue_many(engine, app.noop, [None] * 4)
+    jobs = claimed(engine, app, 4)
+    with engine.begin() as connection:
+        xid = int(connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)")))
+        connection.execute(text("CREATE TABLE committed (id int)"))
+        connection.execute(
+            text("DELETE FROM bgjob_job WHERE id = ANY(:ids)"), {"ids": [jobs[2].id, jobs[3].id]}
+        )
+    retry = Settlement(Kind.RETRY, delay=0.0)
+    items = [
+        Pending(jobs[0], COMPLETED, xid=str(xid + 1_000_000)),
+        Pending(jobs[1], retry, xid=str(xid), if_committed=COMPLETED),
+        Pending(jobs[2], retry, xid=str(xid), if_committed=COMPLETED),
+        Pending(jobs[3], COMPLETED, xid=str(xid + 1_000_000)),
+    ]
+
+    with engine.connect() as connection:
+        fates = dict(lifecycle.settle(connection, app.statements, items))
+
+    assert [fates[item] for item in items] == [
+        Fate.SETTLED,
+        Fate.SETTLED,
+        Fate.SETTLED,
+        Fate.STALE,
+    ]
+    assert [item.settlement for item in items[:3]] == [COMPLETED, retry, COMPLETED]
+    with engine.connect() as connection:
+        rows = connection.execute(select(app.jobs.Job.id, app.jobs.Job.claimed_by)).all()
+    assert rows == [(jobs[1].id, None)]
+
+
+def test_a_lock_on_the_table_of_jobs_makes_nobody_look_dead(engine, app):
+    """CREATE INDEX keeps sweeps waiting for longer than the lease; hearts go on beating."""
+    release = threading.Event()
+    started = []
+
+    @app.jobs.handler("slow")
+    def slow(ctx: Context):
+        started.append(ctx.job.attempt)
+        release.wait(30)
+
+    settings = FAST | {"orphan_interval": 0.2, "lease_timeout": 2.0}
+    enqueue_many(engine, slow, [None] * 2)
+    with Worker(app.jobs, engine, **settings), Worker(app.jobs, engine, **settings):
+        wait_until(lambda: len(started) == 2)
+        with engine.begin() as connection:
+            connection.execute(text("LOCK TABLE bgjob_job IN SHARE MODE"))
+            end = time.monotonic() + 5.0
+            wait_until(lambda: time.monotonic() > end)
+        release.set()
+        wait_until(lambda: not left(engine, app))
+
+    assert started == [1, 1]
+
+
+def test_two_leases_of_one_job_are_both_known(engine, app):
+    """Whichever comes first, the row under the newer lease is not handed back."""
+    enqueue(engine, app.noop)
+    old = claimed(engine, app, 1)[0]
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE bgjob_job SET claimed_by = NULL, lease = lease + 1"))
+    new = claimed(engine, app, 1)[0]
+
+    with engine.connect() as connection:
+        for known in ([old, new], [new, old]):
+            assert (
+                lifecycle.hand_back_others(connection, app.statements, worker_id=5, known=known)
+                == 0
+            )
+
+
+@pytest.mark.core
+def test_jobs_with_a_session_do_not_wait_long_for_a_users_open_transaction(engine, app):
+    """They are undone and come again, and their slots serve others meanwhile."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TABLE mine (job_id text REFERENCES bgjob_job ON DELETE SET NULL);"
+                "CREATE INDEX ON mine (job_id)"
+            )
+        )
+    held = [enqueue(engine, app.write, priority=-1) for _ in range(2)]
+    events = Counter()
+    with engine.connect() as user, user.begin():
+        for job in held:
+            user.execute(text("INSERT INTO mine VALUES (:id)"), {"id": job.id})
+        with Worker(app.jobs, engine, queues={"default": 2}, observers=[events]):
+            enqueue_many(engine, app.write, [None] * 10)
+            wait_until(lambda: len(events.completed) == 10, 20)
+            wait_until(lambda: {id for id, _ in events.retried} == {job.id for job in held}, 20)
+            user.get_transaction().commit()
+            wait_until(lambda: len(events.completed) == 12, 30)
+
+    with Session(engine) as session:
+        assert session.scalar(select(func.count()).select_from(app.note)) == 12
+        assert session.scalar(text("SELECT count(*) FROM mine WHERE job_id IS NULL")) == 2
