@@ -10,12 +10,14 @@ import itertools
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 from sqlalchemy import Engine, MetaData, create_engine, text
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
+from sqlalchemy_bgjob.aio import AsyncRuntime
+from sqlalchemy_bgjob.worker import ThreadRuntime
 from support import wait_until, wait_until_async
 from support.processes import FAST, ONE, TWO
 from support.proxy import Proxy
@@ -346,41 +348,59 @@ def test_short_coroutines_that_wait_for_nothing_leave_the_event_loop_its_turns(
     assert longest <= 8, f"{longest} jobs ran in one turn of the loop"
 
 
-def test_a_coroutine_that_followed_another_is_cancelled_too(
-    engine: Engine, url_for: UrlFor
-) -> None:
+class FakeRun:
+    """As much of a run as its task needs."""
+
+    cancelled = False
+
+    class handler:  # noqa: N801 - an attribute
+        is_coroutine, type = True, "t"
+
+
+def test_a_coroutine_that_followed_another_is_cancelled_too(engine: Engine) -> None:
     """A run that began in the task of an earlier one does not hold the stop."""
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    jobs = BGJob(MetaData())
-    jobs.metadata.create_all(engine)
-    started: list[int] = []
-    cancelled: list[int] = []
-
-    @jobs.handler("t", session=False)
-    async def t(ctx: Context[Any], number: int) -> None:
-        if number < 300:
-            return
-        started.append(number)
-        try:
-            await asyncio.sleep(600)
-        except asyncio.CancelledError:
-            cancelled.append(number)
-            raise
+    first, second = cast("Any", FakeRun()), cast("Any", FakeRun())
+    ended: list[str] = []
 
     async def main() -> None:
-        workers = create_async_engine(url_for("psycopg"))
-        # Short jobs make the worker claim ahead, and what it holds follows in the same task.
-        enqueue_many(engine, t, list(range(302)))
-        worker = AsyncWorker(jobs, workers, queues={"default": 2})
-        await worker.start()
-        await wait_until_async(lambda: len(started) == 2)
-        await worker.stop(0.0)
-        await workers.dispose()
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        begun = asyncio.Event()
+
+        def work() -> None:
+            runtime.follow(first, second)
+            begun.set()
+            try:
+                runtime.await_(asyncio.sleep(600))
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+
+        runtime.start(first, work)
+        await asyncio.wait_for(begun.wait(), 10)
+        runtime.cancel(first)
+        await asyncio.sleep(0)
+        assert ended == [], "the first has ended"
+        runtime.cancel(second)
+        await wait_until_async(lambda: not runtime._tasks)
 
     asyncio.run(main())
 
-    assert sorted(cancelled) == [300, 301]
-    with engine.connect() as connection:
-        held = "SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL OR attempt > 0"
-        assert connection.execute(text(held)).scalar() == 0
+    assert ended == ["cancelled"]
+
+
+def test_a_coroutine_that_was_released_is_not_started(engine: Engine) -> None:
+    """Its job may run elsewhere by now."""
+    run = cast("Any", FakeRun())
+    ran: list[str] = []
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        run.cancelled = True
+        runtime.start(run, lambda: ran.append("released"))
+        run.cancelled = False
+        runtime.start(run, lambda: ran.append("held"))
+        await wait_until_async(lambda: ran and not runtime._tasks)
+
+    asyncio.run(main())
+
+    assert ran == ["held"]
