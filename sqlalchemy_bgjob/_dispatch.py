@@ -75,6 +75,7 @@ class Dispatcher:
         self._reconcile_at: list[tuple[float, int]] = []
         self._refused: dict[tuple[str, str], float] = {}
         self._deadline: float | None = None
+        self._interruptions = 0
         self._empty: set[str] = set()
         self._heart = Heart(
             runtime,
@@ -111,7 +112,8 @@ class Dispatcher:
         """
         with self._lock:
             deadline = time.monotonic() + timeout
-            self._deadline = min(self._deadline or deadline, deadline)
+            if not self._interruptions:
+                self._deadline = min(self._deadline or deadline, deadline)
             self._core.draining = True
         self._runtime.wake()
 
@@ -230,18 +232,25 @@ class Dispatcher:
             return not self._core.busy
 
     def _interrupt(self) -> None:
-        """The time to drain is over: release what runs, attempt given back."""
-        self._deadline = time.monotonic() + 5.0  # for the releases themselves
-        runs, self._runs = self._runs, set()
-        if not runs:
+        """The time to drain is over: release what runs, attempt given back.
+
+        What is being committed is given another two seconds; the releases have three more.
+        """
+        self._interruptions += 1
+        self._deadline = time.monotonic() + (2.0 if self._interruptions == 1 else 3.0)
+        if self._interruptions > 2:
             # Not even the releases could be written: rescue has to do it.
             for item in self._core.unsettled():
                 logger.warning("job %s: left unsettled at shutdown", item.job.id)
+            self._runs = set()
             self._core = Core({}, self._settings)
             self._core.draining = True
             return
-        for run in runs:
+        for run in list(self._runs):
             run.cancelled = True
+            if run.committing and self._interruptions == 1:
+                continue
+            self._runs.discard(run)
             self._core.finished(run.job, 0.0)
             self._core.settle_later(Pending(run.job, INTERRUPTED), 0.0)
             self._runtime.cancel(run)
@@ -458,8 +467,11 @@ class Dispatcher:
         pending.seconds = now - run.started_at
         following: Run | None = None
         with self._lock:
-            if run not in self._runs:
-                return None  # released at shutdown: the lease has grown, and this settles nothing
+            if run not in self._runs:  # released at shutdown
+                if fate is Fate.SETTLED:  # and yet its own commit was sooner
+                    self._core.settled(run.job)
+                    self._tell(pending, fate, run)
+                return None
             self._runs.discard(run)
             self._core.finished(run.job, pending.seconds)
             if fate is None:

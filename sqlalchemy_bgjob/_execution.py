@@ -15,6 +15,7 @@ from ._codec import Encoded
 from ._errors import describe
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._outcomes import (
+    INTERRUPTED,
     UNCHANGED,
     Kind,
     Reschedule,
@@ -44,6 +45,7 @@ class Run:
     handler: JobType[Any]
     lease_lost: bool = False
     cancelled: bool = False
+    committing: bool = False  # the handler is done, and what it did may be committed any moment
     deadline: float | None = None
     started_at: float = 0.0
     successor: "Run | None" = None  # the next run of the same job, claimed before this one was told
@@ -131,6 +133,11 @@ def execute(environment: Environment, run: Run) -> tuple[Pending, Fate | None]:
         settlement, keep = _call(environment, run, unit)
         pending = Pending(job, settlement)
         if keep:
+            # In this order, against the interruption, which looks and writes in the opposite one:
+            # either it leaves this commit its time, or there is no commit.
+            run.committing = True
+            if run.cancelled:
+                return Pending(job, INTERRUPTED), None
             try:
                 return pending, unit.commit(environment.statements, pending)
             except RowLocked as error:

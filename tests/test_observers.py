@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, constant
+from sqlalchemy_bgjob._dispatch import Dispatcher
 from sqlalchemy_bgjob.telemetry import Events, tell
 from support import wait_until
 from support.running import Bench, Recorder
@@ -127,6 +128,36 @@ def test_a_retry_is_told_before_the_next_start(bench: Bench) -> None:
     ran = bench.run(observers=(recorder,))
 
     assert ran.of(job_id) == ["started", "will_be_retried", "started", "completed"]
+
+
+@pytest.fixture
+def interruptions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with each interruption of a worker that does not end in time."""
+    made: list[int] = []
+    interrupt = Dispatcher._interrupt
+
+    def record(self: Dispatcher) -> None:
+        interrupt(self)
+        made.append(len(made))
+
+    monkeypatch.setattr(Dispatcher, "_interrupt", record)
+    return made
+
+
+def test_a_commit_that_meets_the_end_of_the_drain_is_told(
+    bench: Bench, interruptions: list[int]
+) -> None:
+    """The job is done and gone: that is no lost lease."""
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        # After the real COMMIT, and before the worker hears of it.
+        event.listen(s, "after_commit", lambda _: bench.pause(lambda: interruptions))
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    ran = bench.run(until=lambda: bench.job(job_id) is None, shutdown_timeout=0.0)
+
+    assert ran.of(job_id) == ["started", "completed"]
 
 
 def test_an_observer_that_raises_is_logged_and_the_others_hear_all(
