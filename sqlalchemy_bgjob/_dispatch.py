@@ -128,6 +128,7 @@ class Dispatcher:
             self._core.forget_ready()
             for run in self._runs:
                 run.lease_lost = True
+                self._tell_deferred(run)
             # A claim may have come after the judgement; nobody else would look for it soon.
             self._reconcile_soon(worker_id)
         self._runtime.wake()
@@ -251,6 +252,7 @@ class Dispatcher:
             if run.committing and self._interruptions == 1:
                 continue
             self._runs.discard(run)
+            self._tell_deferred(run)
             self._core.finished(run.job, 0.0)
             self._core.settle_later(Pending(run.job, INTERRUPTED), 0.0)
             self._runtime.cancel(run)
@@ -439,13 +441,24 @@ class Dispatcher:
         handler = self._find(job)
         assert handler is not None, "only jobs with a handler are admitted"
         run = Run(job, handler)
-        earlier = next((other for other in self._runs if other.job.id == job.id), None)
+        others = [other for other in self._runs if other.job.id == job.id]
+        earlier = next((other for other in others if not other.lease_lost), None)
         self._runs.add(run)
         if earlier is None:
             self._events.emit("job_started", run.info)
         else:  # committed, and not yet told: that comes first
-            earlier.successor = run
+            earlier.successor, run.untold = run, True
         return run
+
+    def _tell_deferred(self, run: Run) -> None:
+        """Tell of the start that waited for what this run did to be told."""
+        if run.successor is not None:
+            self._tell_start(run.successor)
+
+    def _tell_start(self, run: Run) -> None:
+        if run.untold:
+            run.untold = False
+            self._events.emit("job_started", run.info)
 
     def _work(self, run: Run) -> None:
         """Run a job, and after it the next one of its queue for as long as there is one."""
@@ -473,13 +486,13 @@ class Dispatcher:
                     self._tell(pending, fate, run)
                 return None
             self._runs.discard(run)
+            self._tell_start(run)
             self._core.finished(run.job, pending.seconds)
             if fate is None:
                 self._core.settle_later(pending, now)
             else:
                 self._tell(pending, fate, run)
-            if run.successor is not None:
-                self._events.emit("job_started", run.successor.info)
+            self._tell_deferred(run)
             if self._heart.fresh(now, self._disconnected_at):
                 job = self._core.next_start(run.job.queue)
                 following = self._prepare(job) if job is not None else None

@@ -49,6 +49,7 @@ class Run:
     deadline: float | None = None
     started_at: float = 0.0
     successor: "Run | None" = None  # the next run of the same job, claimed before this one was told
+    untold: bool = False  # nor is its start, which comes after that
     info: JobInfo = field(init=False)
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, co
 from sqlalchemy_bgjob._dispatch import Dispatcher
 from sqlalchemy_bgjob.telemetry import Events, tell
 from support import wait_until
-from support.running import Bench, Recorder
+from support.running import Bench, Gate, Recorder
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -158,6 +158,52 @@ def test_a_commit_that_meets_the_end_of_the_drain_is_told(
     ran = bench.run(until=lambda: bench.job(job_id) is None, shutdown_timeout=0.0)
 
     assert ran.of(job_id) == ["started", "completed"]
+
+
+def test_a_start_is_told_that_waited_for_a_commit_without_end(
+    bench: Bench, interruptions: list[int]
+) -> None:
+    """The run before it was committed, and the drain is over before its thread says so."""
+    again = threading.Event()
+
+    def body(s: Session, ctx: Context[Any]) -> Any:
+        bench.note(s, ctx)
+        if ctx.job.attempt == 1:
+            event.listen(s, "after_commit", lambda _: bench.pause(lambda: len(interruptions) > 1))
+            return Retry(0)
+        again.set()
+        bench.pause(lambda: ctx.cancelled)
+        return None
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    ran = bench.run(until=again.is_set, shutdown_timeout=0.0)
+
+    assert ran.of(job_id).count("started") == 2
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "not known yet"])
+def test_a_run_that_lost_its_lease_does_not_defer_the_next_start(bench: Bench, known: bool) -> None:
+    """The old run may go on for hours: what it did will not be told at all."""
+    gate = Gate(bench)
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        if ctx.job.attempt == 1:
+            gate.hold()
+
+    job_id = bench.enqueue(bench.handler("t", body))
+
+    def judged_lost() -> None:
+        gate.wait()
+        bench.sql("DELETE FROM bgjob_worker")
+        if known:
+            wait_until(lambda: bench.sql("SELECT FROM bgjob_worker"))
+        bench.sql("UPDATE bgjob_job SET claimed_by = NULL, lease = lease + 1")
+        wait_until(lambda: bench.job(job_id) is None)
+        gate.open()
+
+    ran = bench.run(during=judged_lost, heartbeat_interval=0.2, lease_timeout=10.0)
+
+    assert ran.of(job_id)[:3] == ["started", "started", "completed"]
 
 
 def test_an_observer_that_raises_is_logged_and_the_others_hear_all(
