@@ -1,6 +1,7 @@
 """work_one: one job, run and settled in a transaction that belongs to the caller."""
 
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -118,8 +119,11 @@ class _WorkOne:
                 f"the handler of {handler.type!r} is a coroutine; give work_one an AsyncSession or "
                 f"AsyncConnection"
             )
-        outcome, arg = self._call(handler, job)
+        run = Run(job, handler, started_at=time.monotonic())
         options = handler.options
+        if options.timeout is not None:
+            run.deadline = run.started_at + options.timeout
+        outcome, arg = self._call(run)
         self._settle(
             job,
             decide(
@@ -129,16 +133,17 @@ class _WorkOne:
                 policy=options.retry,
                 arg=arg,
             ),
+            time.monotonic() - run.started_at,
         )
         return outcome
 
     def _can_run(self, handler: JobType[Any]) -> bool:
         return not handler.is_coroutine or self._connection.dialect.is_async
 
-    def _call(self, handler: JobType[Any], job: ClaimedJob) -> tuple[Outcome, Encoded | None]:
+    def _call(self, run: Run) -> tuple[Outcome, Encoded | None]:
         """Run the handler inside a savepoint, which is released when its writes are to be kept."""
         connection = self._connection
-        run = Run(job, handler)
+        job, handler = run.job, run.handler
         self._tell_later("job_started", run.info)
         savepoint = connection.begin_nested()
         session: Any = None
@@ -158,7 +163,7 @@ class _WorkOne:
                 raise MoveToDlq(error) from error
             returned = handler.function(Context(run, get_session), *args)
             if handler.is_coroutine:
-                returned = _await(returned)
+                returned = _await(returned, handler.options.timeout)
             outcome = as_outcome(returned, handler.type)
             arg = _new_arg(handler, outcome)
             if session is not None:
@@ -196,7 +201,7 @@ class _WorkOne:
             outer = session  # a function awaits nothing
         return outer
 
-    def _settle(self, job: ClaimedJob, settlement: Settlement) -> None:
+    def _settle(self, job: ClaimedJob, settlement: Settlement, seconds: float = 0.0) -> None:
         held, _ = lifecycle.write(
             self._connection, self._statements, [Pending(job, settlement)], wait=True
         )
@@ -206,7 +211,7 @@ class _WorkOne:
         after_commit(
             self._connection,
             lambda: announce(
-                lambda name, *args: tell(self._observers, name, args), info, settlement, 0.0
+                lambda name, *args: tell(self._observers, name, args), info, settlement, seconds
             ),
         )
 
@@ -225,7 +230,7 @@ def _sync(session: Any) -> Session:
     return result
 
 
-def _await(awaitable: Any) -> Any:
-    from sqlalchemy.util import await_only  # noqa: PLC0415 - needs greenlet, as this caller does
+def _await(awaitable: Any, timeout: float | None) -> Any:
+    from .aio import await_within  # noqa: PLC0415 - asyncio, which this caller has anyway
 
-    return await_only(awaitable)
+    return await_within(awaitable, timeout)

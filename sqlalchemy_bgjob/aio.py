@@ -300,7 +300,7 @@ class AsyncWorker:
             session_factory=self._session_factory,
             connect=connections.connect,
             disconnect=connections.disconnect,
-            await_=_await_within,
+            await_=await_within,
         )
         sync_engine = self._sync_engine
         in_threads = on_loop
@@ -336,7 +336,8 @@ class AsyncWorker:
         await self.stop()
 
 
-def _await_within(awaitable: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+def await_within(awaitable: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+    """From within a greenlet: the result of a coroutine, within so many seconds."""
     if timeout is None:
         return await_only(awaitable)
     return await_only(_limited(awaitable, timeout))

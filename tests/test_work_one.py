@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -661,3 +662,55 @@ def test_two_callers_never_get_the_same_job(bench: Bench) -> None:
         engine.dispose()
 
     assert bench.job(job_id) is None
+
+
+def test_the_timeout_of_a_handler_holds_here_too(bench: Bench, target: Target) -> None:
+    """A coroutine is ended, and the caller's transaction goes on; a function sees its deadline."""
+    seen: list[tuple[bool, bool]] = []
+
+    def body(ctx: Context[Any]) -> None:
+        assert ctx.deadline is not None
+        seen.append((0.0 < ctx.deadline - time.monotonic() <= 0.2, ctx.cancelled))
+        if bench.flavor.is_async:
+            bench.pause(lambda: False)
+        bench.pause(lambda: ctx.cancelled)
+        seen.append((True, ctx.cancelled))
+
+    handler = bench.handler("t", body, uses_session=False, timeout=0.2, retry=SLOW)
+    job_id = bench.enqueue(handler)
+
+    def work(t: Any, call: Callable[..., Any]) -> Any:
+        outcome = call(bench.jobs.work_one(t, "default"))
+        call(t.commit())
+        return outcome
+
+    outcome = target.run(bench, work)
+
+    if bench.flavor.is_async:
+        assert isinstance(outcome, Retry)
+        assert seen == [(True, False)]
+        assert bench.job(job_id).last_error.startswith("TimeoutError")
+    else:
+        assert isinstance(outcome, Complete)
+        assert seen == [(True, False), (True, True)]
+
+
+def test_observers_hear_how_long_it_took(bench: Bench, target: Target) -> None:
+    recorder = Recorder()
+    until: list[float] = []
+
+    def body(ctx: Context[Any]) -> None:
+        until.append(time.monotonic() + 0.1)
+        bench.pause(lambda: time.monotonic() >= until[0])
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=False))
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        call(bench.jobs.work_one(t, "default", observers=[recorder]))
+        call(t.commit())
+
+    target.run(bench, work)
+
+    last = recorder.events[-1]
+    assert (last.name, last.subject) == ("job_completed", job_id)
+    assert 0.1 <= last.rest[0] < 10.0
