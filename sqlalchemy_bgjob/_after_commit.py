@@ -31,8 +31,11 @@ def after_commit(connection: Connection, call: Call) -> None:
 def _listen(engine: Engine) -> None:
     for target, name, listener in (
         (engine, "commit", _on_commit),
+        (engine, "commit_twophase", _on_commit_twophase),
         (engine, "rollback", _on_rollback),
+        (engine, "rollback_twophase", _on_rollback_twophase),
         (engine, "begin", _on_next_event),
+        (engine, "begin_twophase", _on_next_begin_twophase),
         (engine, "handle_error", _on_error),
         (engine.pool, "reset", _on_reset),
     ):
@@ -47,12 +50,24 @@ def _on_commit(connection: Connection) -> None:
         info[_COMMITTED] = calls
 
 
+def _on_commit_twophase(connection: Connection, xid: Any, is_prepared: bool) -> None:
+    _on_commit(connection)
+
+
 def _on_rollback(connection: Connection) -> None:
     _info(connection).pop(_WAITING, None)
 
 
+def _on_rollback_twophase(connection: Connection, xid: Any, is_prepared: bool) -> None:
+    _on_rollback(connection)
+
+
 def _on_next_event(connection: Connection) -> None:
     _make(_info(connection))
+
+
+def _on_next_begin_twophase(connection: Connection, xid: Any) -> None:
+    _on_next_event(connection)
 
 
 def _info(connection: Connection) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy_bgjob import JobInfo
+    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
 
 SLOW = constant(3600.0)
 
@@ -714,3 +715,28 @@ def test_observers_hear_how_long_it_took(bench: Bench, target: Target) -> None:
     last = recorder.events[-1]
     assert (last.name, last.subject) == ("job_completed", job_id)
     assert 0.1 <= last.rest[0] < 10.0
+
+
+@pytest.mark.parametrize("ending", ["commit", "prepare", "prepare and roll back", "roll back"])
+def test_observers_hear_of_a_two_phase_commit(own_server: EmbeddedPostgres, ending: str) -> None:
+    """Once it is committed; that it is prepared says nothing yet."""
+    bench = Bench(FLAVORS[0], own_server.url)
+    bench.reset()
+    job_id = bench.enqueue(bench.handler("t", bench.note))
+    watcher = Watcher(bench, job_id)
+    engine = create_engine(with_driver(bench.url, "psycopg"))
+
+    with Session(engine, twophase=True) as session:
+        assert bench.jobs.work_one(session, "default", observers=[watcher])
+        if ending.startswith("prepare"):
+            session.prepare()
+        assert watcher.events == []
+        session.rollback() if "roll back" in ending else session.commit()
+    engine.dispose()
+    bench.close()
+
+    if "roll back" in ending:
+        assert watcher.events == []
+    else:
+        told = [("job_started", True, ["written"]), ("job_completed", True, ["written"])]
+        assert watcher.saw == told
