@@ -179,7 +179,11 @@ class Supervisor:
         for slot in self._slots:
             if slot.start_at is not None and slot.start_at <= now:
                 slot.start_at = None
-                slot.child = Child(self._arguments, name=slot.name)
+                try:
+                    slot.child = Child(self._arguments, name=slot.name)
+                except OSError as error:  # too many processes or files, no memory: it may pass
+                    self._start_again(slot, f"could not be started ({error})")
+                    continue
                 logger.info("process %s started: pid %d", slot.name, slot.child.process.pid)
                 threading.Thread(target=self._wait_for, args=(slot,), daemon=True).start()
 
@@ -201,18 +205,15 @@ class Supervisor:
             self._hopeless = code
             self._stop()
         else:
-            now = time.monotonic()
-            if now - child.started_at >= HEALTHY_AFTER:
+            if time.monotonic() - child.started_at >= HEALTHY_AFTER:
                 slot.backoff = FIRST_BACKOFF
-            slot.start_at = now + slot.backoff
-            logger.warning(
-                "process %s (pid %d) %s: starting another in %.1f s",
-                slot.name,
-                child.process.pid,
-                f"exited with {code}" if code >= 0 else f"was killed by signal {-code}",
-                slot.backoff,
-            )
-            slot.backoff = min(slot.backoff * 2, LAST_BACKOFF)
+            end = f"exited with {code}" if code >= 0 else f"was killed by signal {-code}"
+            self._start_again(slot, f"(pid {child.process.pid}) {end}")
+
+    def _start_again(self, slot: _Slot, what: str) -> None:
+        slot.start_at = time.monotonic() + slot.backoff
+        logger.warning("process %s %s: starting another in %.1f s", slot.name, what, slot.backoff)
+        slot.backoff = min(slot.backoff * 2, LAST_BACKOFF)
 
     def _pass_signals_on(self) -> None:
         for number in self._signals[self._passed_on :]:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -359,6 +360,33 @@ def test_a_process_that_ended_by_itself_is_replaced_at_once(children: list[Proce
     wait_until(lambda: len(children) == 2)
     supervisor.on_signal(signal.SIGTERM, None)
     children[1].end(0)
+    assert wait_until(lambda: codes) == [0]
+
+
+def test_a_process_that_can_not_be_started_is_tried_again_later(
+    children: list[Process], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The machine has no process left for it: the other goes on, and this one follows."""
+    refused: list[float] = []
+
+    def make(arguments: object, *, name: str) -> Process:
+        if name == "2" and len(refused) < 3:
+            refused.append(time.monotonic())
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return Process(arguments, name=name)
+
+    monkeypatch.setattr(_supervisor, "Child", make)
+    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=30)
+    with caplog.at_level("WARNING", "sqlalchemy_bgjob"):
+        codes = running(supervisor)
+        wait_until(lambda: len(children) == 2)
+
+    assert [child.name for child in children] == ["1", "2"]
+    assert refused[2] - refused[0] >= 0.2 + 0.4, "with backoff"
+    assert caplog.text.count("process 2 could not be started") == 3
+    supervisor.on_signal(signal.SIGTERM, None)
+    for child in children:
+        child.end(0)
     assert wait_until(lambda: codes) == [0]
 
 
