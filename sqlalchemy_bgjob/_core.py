@@ -167,6 +167,10 @@ class Core:
         """A settlement to write, not before the given time."""
         self._outbox.append((at, item))
 
+    def not_started(self, job: ClaimedJob) -> None:
+        """A job could not be started: its slot is free, and nothing was learnt from it."""
+        self._queues[job.queue].running -= 1
+
     def settled(self, job: ClaimedJob) -> None:
         """A job was settled otherwise: what waits to be written of it is void."""
         self._outbox = deque(entry for entry in self._outbox if entry[1].job is not job)

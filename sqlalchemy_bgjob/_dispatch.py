@@ -71,6 +71,8 @@ class Dispatcher:
         self._connection: Connection | None = None
         self._backoff = Backoff()
         self._retry_at = 0.0
+        self._start_backoff = Backoff()
+        self._start_at = 0.0
         self._disconnected_at = float("-inf")
         self._reconcile_at: list[tuple[float, int]] = []
         self._refused: dict[tuple[str, str], float] = {}
@@ -183,6 +185,7 @@ class Dispatcher:
         may_start = self._heart.fresh(now, self._disconnected_at)
         if worker_id is not None and not may_start:
             self._heart.beat_soon()
+        may_start = may_start and now >= self._start_at
         if may_claim and self._reconcile_at and self._reconcile_at[0][0] <= now:
             # That this succeeds does not tell that the claim does which failed before it.
             self._guarded(self._reconcile, (), mended=False)
@@ -199,7 +202,7 @@ class Dispatcher:
                 self._wait(step.seconds, now)
             case Start():
                 assert run is not None
-                self._runtime.start(run, partial(self._work, run))
+                self._start(run)
             case Claim():
                 assert worker_id is not None
                 self._guarded(lambda: self._claim(step, worker_id), ())
@@ -460,12 +463,32 @@ class Dispatcher:
             run.untold = False
             self._events.emit("job_started", run.info)
 
+    def _start(self, run: Run) -> None:
+        """Run a job in a slot of its own; if there can be none, hand it back and pause."""
+        try:
+            self._runtime.start(run, partial(self._work, run))
+        except Exception as error:  # no thread can be made
+            self._report(error)
+            logger.warning("job %s can't be started: %s", run.job.id, describe(error))
+            now = time.monotonic()
+            with self._lock:
+                self._start_at = now + self._start_backoff.pause()
+                if run in self._runs:
+                    self._runs.discard(run)
+                    self._core.not_started(run.job)
+                    self._core.settle_later(Pending(run.job, HAND_BACK), now)
+        else:
+            self._start_backoff.reset()
+
     def _work(self, run: Run) -> None:
         """Run a job, and after it the next one of its queue for as long as there is one."""
+        with self._lock:
+            if run not in self._runs:
+                return  # released while it waited for a thread
         ended = execute(self._environment(run.handler), run)
         while (following := self._ended(run, *ended)) is not None:
             if following.handler.is_coroutine != run.handler.is_coroutine:
-                self._runtime.start(following, partial(self._work, following))
+                self._start(following)
                 return
             try:
                 self._runtime.follow(run, following)

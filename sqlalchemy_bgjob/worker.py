@@ -109,7 +109,13 @@ class Threads:
         self._closed = False
 
     def start(self, work: Callable[[], None]) -> None:
-        """Run *work* at once: in an idle thread if there is one."""
+        """Run *work* at once: in an idle thread if there is one.
+
+        When the system has no thread left, it waits for one of ours.
+
+        Raises:
+            RuntimeError: There is none to wait for either.
+        """
         with self._changed:
             self._work.append(work)
             if self._idle >= len(self._work):
@@ -117,7 +123,15 @@ class Threads:
                 return
             self._count += 1
             name = f"bgjob-handler-{self._count}"
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        except RuntimeError:
+            with self._changed:
+                self._count -= 1
+                if self._count or work not in self._work:
+                    return
+                self._work.remove(work)
+            raise
 
     def close(self) -> None:
         """Let idle threads end; those that run end after it."""
@@ -133,6 +147,7 @@ class Threads:
                     self._changed.wait()
                 self._idle -= 1
                 if not self._work:
+                    self._count -= 1
                     return
                 work = self._work.popleft()
             try:

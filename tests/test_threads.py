@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import MetaData, create_engine
 
+from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue_many
 from sqlalchemy_bgjob.worker import Threads
 from support import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Engine
 
 DEADLINE = 20.0
 
@@ -178,3 +182,90 @@ def test_what_has_run_is_not_held_on_to(threads: Threads) -> None:
     gc.collect()
 
     assert reference() is None
+
+
+# ---- when the system has no thread left ----------------------------------------------------------
+
+
+@pytest.fixture
+def allow(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Says how many more threads for handlers can be started."""
+    left = [1_000]
+    start = threading.Thread.start
+
+    def start_or_fail(self: threading.Thread) -> None:
+        if self.name.startswith("bgjob-handler"):
+            if left[0] <= 0:
+                raise RuntimeError("can't start new thread")
+            left[0] -= 1
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    return lambda number: left.__setitem__(0, number)
+
+
+def test_without_a_new_thread_work_waits_for_one_of_ours(
+    threads: Threads, allow: Callable[[int], None]
+) -> None:
+    go = threading.Event()
+    ran: list[int] = []
+    allow(1)
+    threads.start(lambda: go.wait(DEADLINE) and None)
+
+    for number in range(3):
+        threads.start(lambda number=number: ran.append(number))
+    assert ran == []
+    go.set()
+
+    wait_until(lambda: ran == [0, 1, 2])
+    assert threads._count == 1
+
+
+def test_without_any_thread_the_work_is_refused(
+    threads: Threads, allow: Callable[[int], None]
+) -> None:
+    """And is not done later, when there is one again: whoever was refused has gone on."""
+    ran: list[str] = []
+    allow(0)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        threads.start(lambda: ran.append("refused"))
+
+    allow(1)
+    threads.start(lambda: ran.append("taken"))
+
+    idle(threads, 1)
+    assert ran == ["taken"]
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_worker_outlives_a_time_without_threads(
+    engine: Engine, database_url: str, allow: Callable[[int], None], number: int
+) -> None:
+    """Jobs that can't be started go back, and run when there are threads again."""
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    ran: list[tuple[str, int]] = []
+    errors: list[str] = []
+
+    @jobs.handler("t", session=False)
+    def t(ctx: Context[Any]) -> None:
+        ran.append((ctx.job.id, ctx.job.attempt))
+
+    class Watcher(Observer):
+        def worker_error(self, error: BaseException) -> None:
+            errors.append(str(error))
+
+    own = create_engine(database_url, pool_size=12)
+    allow(number)
+    with Worker(jobs, own, queues={"default": 5}, observers=[Watcher()]):
+        ids = [f"{n:02}" for n in range(20)]
+        enqueue_many(engine, t, [None] * 20, ids=ids)
+        if number == 0:
+            wait_until(lambda: len(errors) >= 3)
+            assert ran == []
+            allow(5)
+        wait_until(lambda: len(ran) >= 20, 30)
+    own.dispose()
+
+    assert sorted(ran) == [(job_id, 1) for job_id in ids]
+    assert set(errors) <= {"can't start new thread"}
