@@ -36,7 +36,7 @@ from ._exits import (
 from ._urls import ASYNC_DRIVERS, database_url, sync_url
 from .bgjob import BGJob
 from .exceptions import SchemaOutOfDate, WorkerRefused
-from .settings import WorkerSettings
+from .settings import SPARE_CONNECTIONS, STUCK_AFTER, WorkerSettings
 from .telemetry import JobInfo, Observer
 from .worker import Worker, served_queues
 
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
-SPARE_CONNECTIONS: Final = 2
-STUCK_AFTER: Final = 15.0
-"""Seconds beyond ``shutdown_timeout`` after which a worker that does not end is given up."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 

@@ -10,12 +10,11 @@ from . import _validation, schema
 from ._registry import Registry
 from .exceptions import WorkerRefused
 from .models import Models
+from .settings import SPARE_CONNECTIONS
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
-SPARE_CONNECTIONS = 2
-"""The worker's own: one to claim and settle on, one that handlers never wait for."""
-MIN_POOL = 3
+MIN_POOL = SPARE_CONNECTIONS + 1
 
 
 def check_queues(queues: Mapping[str, int]) -> dict[str, int]:

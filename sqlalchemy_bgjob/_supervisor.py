@@ -24,6 +24,7 @@ from types import FrameType
 from typing import IO, Final
 
 from ._exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, exit_now
+from .settings import STUCK_AFTER as GIVEN_UP_AFTER
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -36,7 +37,7 @@ FIRST_BACKOFF: Final = 0.2
 LAST_BACKOFF: Final = 10.0
 HEALTHY_AFTER: Final = 10.0
 """Seconds after which a process counts as well started: its next backoff is the first again."""
-STUCK_AFTER: Final = 20.0
+STUCK_AFTER: Final = GIVEN_UP_AFTER + 5.0
 """Seconds beyond ``shutdown_timeout``; a process gives itself up a little earlier."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 

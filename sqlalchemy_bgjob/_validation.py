@@ -7,7 +7,7 @@ the rules are the same everywhere and a refusal leaves the caller's transaction 
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeGuard
 
 from ._codec import Codec
 from .exceptions import InvalidArg
@@ -50,14 +50,14 @@ def _text(what: str, value: object, limit: int) -> str:
     return value
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """Whether a value is an int, and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def priority(value: object) -> int:
     """-32768 to 32767; lower runs first."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_int(value):
         raise TypeError(f"priority must be an int, not {type(value).__name__}")
     if not -32_768 <= value <= 32_767:
         raise ValueError(f"priority={value!r} is not between -32768 and 32767")

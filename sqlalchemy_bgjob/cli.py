@@ -19,7 +19,7 @@ import click
 
 from ._exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, CommandError, leave
 from ._version import __version__
-from .settings import WorkerSettings
+from .settings import DEFAULT_CONCURRENCY, WorkerSettings
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
@@ -39,7 +39,6 @@ SETTING_HELP: Final[Mapping[str, str]] = {
 }
 """A flag for each field of WorkerSettings."""
 
-DEFAULT_CONCURRENCY: Final = 10
 _UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 

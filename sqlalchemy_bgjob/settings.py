@@ -13,6 +13,12 @@ MAX_ID_LENGTH: Final = 255
 MAX_ERROR_LENGTH: Final = 8_192
 """Characters of an error text kept in a row; longer ones lose their middle."""
 DEFAULT_MAX_ATTEMPTS: Final = 20
+DEFAULT_CONCURRENCY: Final = 10
+"""Jobs of a queue that a worker runs at once, where nothing else is said."""
+SPARE_CONNECTIONS: Final = 2
+"""A worker's own: one to claim and settle on, one that handlers never wait for."""
+STUCK_AFTER: Final = 15.0
+"""Seconds beyond ``shutdown_timeout`` after which a worker that does not end is given up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

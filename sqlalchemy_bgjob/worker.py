@@ -17,12 +17,11 @@ from ._registry import JobType
 from ._start import check_dialect, check_queues, pool_permits, serve
 from ._statements import Statements
 from .bgjob import BGJob
-from .settings import WorkerSettings
+from .settings import DEFAULT_CONCURRENCY, WorkerSettings
 from .telemetry import Observer
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
-DEFAULT_CONCURRENCY = 10
 _START_TIMEOUT = 10.0
 
 

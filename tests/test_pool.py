@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 
-from sqlalchemy_bgjob import _start
+from sqlalchemy_bgjob import _start, settings
 from sqlalchemy_bgjob._pool import HandlerConnections
 from sqlalchemy_bgjob._start import check_dialect, check_queues, pool_permits
 
@@ -126,8 +126,8 @@ def test_fewer_permits_than_slots_are_a_warning_with_the_number(
 
 def test_the_worker_itself_leaves_the_permits_to_the_handlers() -> None:
     """What is spared is what the worker takes from the user's pool at once."""
-    assert _start.SPARE_CONNECTIONS == 2
-    assert _start.MIN_POOL == _start.SPARE_CONNECTIONS + 1
+    assert settings.SPARE_CONNECTIONS == 2
+    assert _start.MIN_POOL == 3
 
 
 # ---- connections ----------------------------------------------------------------------------
