@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.core
 
-LATE = 1.5
+LATE = 10.0
 """Seconds of slack for a busy machine; without an appointment it would be the poll interval."""
 POLL = 60.0
 
@@ -94,17 +94,17 @@ def test_a_job_that_was_enqueued_with_a_delay_starts_on_time(engine: Engine, run
         runs.jobs.enqueue(connection, "once", queue="q")
     runs.wait(1)
 
+    before = time.monotonic()
     with engine.begin() as connection:
         runs.jobs.enqueue(connection, "once", queue="q", delay=0.3)
-    enqueued = time.monotonic()
 
-    assert 0.25 < runs.wait(2)[1] - enqueued < 0.3 + LATE
+    assert 0.3 <= runs.wait(2)[1] - before < 0.3 + LATE
 
 
 def test_the_nearest_of_several_delays_comes_first(engine: Engine, runs: Runs) -> None:
+    before = time.monotonic()
     with engine.begin() as connection:
         for delay in (50.0, 0.3, 40.0):
             runs.jobs.enqueue(connection, "once", queue="q", delay=delay)
-    enqueued = time.monotonic()
 
-    assert 0.25 < runs.wait(1)[0] - enqueued < 0.3 + LATE
+    assert 0.3 <= runs.wait(1)[0] - before < 0.3 + LATE

@@ -243,6 +243,7 @@ def test_a_folder_with_other_files_is_left_alone(open_folder: Path, temporary: P
 
 def test_a_server_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, temporary: Path):
     monkeypatch.setattr(_embedded, "START_TIMEOUT", 0.0)
+    monkeypatch.setattr(EmbeddedPostgres, "_is_ready", lambda self, pid: False)
 
     with pytest.raises(EmbeddedPostgresError, match="did not start"):
         EmbeddedPostgres.start(settings=FAST)

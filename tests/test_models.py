@@ -661,13 +661,13 @@ def test_representations_name_the_job(build: Any) -> None:
 def test_an_sqlmodel_table_can_refer_to_jobs(connection: Connection, build: Any) -> None:
     made = build(SQLModel)
 
-    class Hero(SQLModel, table=True):
+    class Errand(SQLModel, table=True):
         id: int | None = Field(default=None, primary_key=True)
         job_id: str | None = Field(default=None, foreign_key="bgjob_job.id")
 
     try:
         create(connection, made)
         SQLModel.metadata.create_all(connection)
-        assert "hero" in inspect(connection).get_table_names()
+        assert "errand" in inspect(connection).get_table_names()
     finally:
-        SQLModel.metadata.remove(SQLModel.metadata.tables["hero"])
+        SQLModel.metadata.remove(SQLModel.metadata.tables["errand"])

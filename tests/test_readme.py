@@ -84,14 +84,14 @@ def test_alembic_blocks_are_what_the_plugin_writes():
 
 def test_commands_of_the_readme_exist():
     """Each command and flag is known to the command line."""
-    from sqlalchemy_bgjob.cli import main
+    from sqlalchemy_bgjob.cli import cli
 
     commands = [shlex.split(part) for line in CONSOLE for part in re.split(r"&&|>", line)]
     ours = [words for words in commands if words[0] == "sqlalchemy-bgjob"]
 
     assert len(ours) >= 4
     for words in ours:
-        command = main.commands[words[1]]
+        command = cli.commands[words[1]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words[2:] if word.startswith("--")} <= known
 
