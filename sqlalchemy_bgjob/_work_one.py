@@ -231,6 +231,6 @@ def _sync(session: Any) -> Session:
 
 
 def _await(awaitable: Any, timeout: float | None) -> Any:
-    from .aio import await_within  # noqa: PLC0415 - asyncio, which this caller has anyway
+    from ._greenlet import await_within  # noqa: PLC0415 - greenlet, which this caller has
 
     return await_within(awaitable, timeout)

@@ -19,6 +19,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from ._dispatch import Dispatcher
 from ._execution import Environment, Run
+from ._greenlet import await_within
 from ._pool import HandlerConnections
 from ._registry import JobType
 from ._start import check_dialect, pool_permits
@@ -334,15 +335,3 @@ class AsyncWorker:
         tb: TracebackType | None,
     ) -> None:
         await self.stop()
-
-
-def await_within(awaitable: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
-    """From within a greenlet: the result of a coroutine, within so many seconds."""
-    if timeout is None:
-        return await_only(awaitable)
-    return await_only(_limited(awaitable, timeout))
-
-
-async def _limited(awaitable: Coroutine[Any, Any, Any], timeout: float) -> Any:
-    async with asyncio.timeout(timeout):
-        return await awaitable

@@ -1,0 +1,19 @@
+"""Awaiting from within a greenlet. Imported only by those who run coroutines: it needs greenlet."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from sqlalchemy.util import await_only
+
+
+def await_within(awaitable: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+    """From within a greenlet: the result of a coroutine, within so many seconds."""
+    if timeout is None:
+        return await_only(awaitable)
+    return await_only(_limited(awaitable, timeout))
+
+
+async def _limited(awaitable: Coroutine[Any, Any, Any], timeout: float) -> Any:
+    async with asyncio.timeout(timeout):
+        return await awaitable
