@@ -328,21 +328,23 @@ def test_events_are_dropped_rather_than_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("sqlalchemy_bgjob.telemetry.MAX_WAITING_EVENTS", 3)
-    free, recorder = threading.Event(), Recorder()
+    busy, free, recorder = threading.Event(), threading.Event(), Recorder()
 
     class Slow(Observer):
         def queue_is_empty(self, queue: str) -> None:
+            busy.set()
             free.wait(10.0)
 
     events = Events([Slow(), recorder])
     events.start()
-    for n in range(10):
+    events.emit("queue_is_empty", "0")
+    assert busy.wait(10.0)
+    for n in range(1, 10):
         events.emit("queue_is_empty", str(n))
     free.set()
     events.stop(timeout=10.0)
 
-    assert 3 <= len(recorder.events) <= 4
-    assert [e.subject for e in recorder.events] == [str(n) for n in range(len(recorder.events))]
+    assert [e.subject for e in recorder.events] == ["0", "1", "2", "3"]
     assert caplog.text.count("dropping") == 1
 
 
