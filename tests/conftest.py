@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,6 +59,13 @@ def pytest_report_header(config: pytest.Config) -> str:
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     return f"PostgreSQL: {describe(config.stash[CHOICE])}"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Twice the processors, as tests mostly wait; none at all for tests asked for by name."""
+    if any("::" in name for name in config.args):
+        return 0
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")
