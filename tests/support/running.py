@@ -234,7 +234,12 @@ class Bench:
             return connection.scalar(busy) == 0
 
     def steal(self, job_id: str, *, worker_id: int = 4711) -> None:
-        """Give a running job to another worker, as a rescue and a claim would."""
+        """Give a running job to another worker that lives, as a rescue and a claim would."""
+        self.sql(
+            "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout)"
+            " VALUES (:worker, 'elsewhere', 1, '0', '{}', 3600) ON CONFLICT DO NOTHING",
+            worker=worker_id,
+        )
         self.sql(
             "UPDATE bgjob_job SET claimed_by = :worker, lease = lease + 2, attempt = attempt + 1"
             " WHERE id = :id",
