@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         LeaseLost,
         SchemaOutOfDate,
         UnknownType,
+        WorkerLost,
         WorkerRefused,
     )
     from .models import DeadJobMixin, JobMixin
@@ -54,6 +55,7 @@ __all__ = [
     "SchemaOutOfDate",
     "UnknownType",
     "Worker",
+    "WorkerLost",
     "WorkerRefused",
     "WorkerSettings",
     "__version__",
@@ -78,6 +80,7 @@ _HOMES = {
         "LeaseLost",
         "SchemaOutOfDate",
         "UnknownType",
+        "WorkerLost",
         "WorkerRefused",
     ),
     "models": ("DeadJobMixin", "JobMixin"),

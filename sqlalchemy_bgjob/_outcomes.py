@@ -14,6 +14,7 @@ from typing import Any, Final
 from . import _validation, retry
 from ._codec import Encoded
 from ._errors import RETRY_AT_ONCE, clean, describe, sqlstate
+from .exceptions import UnknownType, WorkerLost
 
 
 class Unchanged(Enum):
@@ -196,7 +197,7 @@ def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
     the worker that knows it. After *grace* seconds it is dead.
     """
     if unknown_for >= grace:
-        error = f"no worker knew the job type {clean(type)!r} for {grace:g} s"
+        error = describe(UnknownType(type, grace))
         return Settlement(Kind.DEAD, error=error, give_back=True)
     delay = min(max(unknown_for, UNKNOWN_TYPE_FIRST_DELAY), UNKNOWN_TYPE_MAX_DELAY)
     delay = min(delay, max(grace - unknown_for, 0.0))
@@ -205,7 +206,7 @@ def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
 
 def crashed_too_often(attempt: int, last_error: str | None) -> Settlement:
     """A job whose every allowed attempt has been started, the last of them by a lost worker."""
-    error = f"WorkerLost: attempt {attempt - 1} ended with the worker that ran it"
+    error = describe(WorkerLost(attempt - 1))
     if last_error:
         error = clean(f"{error}\n{last_error}")
     return Settlement(Kind.DEAD, error=error, give_back=True)

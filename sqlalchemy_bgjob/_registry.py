@@ -235,11 +235,6 @@ class Registry:
         """The handler registered for a type itself."""
         return self._by_type.get(type)
 
-    @property
-    def types(self) -> tuple[str, ...]:
-        """The registered types, sorted."""
-        return tuple(sorted(self._by_type))
-
     def queues(self) -> set[str]:
         """The queues that registered handlers name."""
         return {handler.queue for handler in self}

@@ -55,6 +55,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.selectable import CTE
 
+from ._errors import describe
+from .exceptions import WorkerLost
 from .models import Models
 
 if TYPE_CHECKING:
@@ -797,7 +799,7 @@ class Statements:
                 next_run_at=case(
                     (job.c.crashes > 0, func.clock_timestamp() + wait), else_=job.c.next_run_at
                 ),
-                last_error=literal("WorkerLost: the worker that ran the job was lost", Text),
+                last_error=literal(describe(WorkerLost()), Text),
                 updated_at=func.now(),
             )
             .returning(job.c.queue)

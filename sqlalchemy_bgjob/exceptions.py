@@ -98,18 +98,14 @@ class JobAlreadyExists(BGJobError):
 
 
 class UnknownType(BGJobError):
-    """No handler is registered under a job's type."""
+    """No worker knew a job's type for *seconds*; the text of such a job in the DLQ."""
 
-    def __init__(self, type: str, known: tuple[str, ...]) -> None:
-        super().__init__(type, known)
-        self.type, self.known = type, known
+    def __init__(self, type: str, seconds: float) -> None:
+        super().__init__(type, seconds)
+        self.type, self.seconds = type, seconds
 
     def __str__(self) -> str:
-        known = ", ".join(sorted(self.known)) or "none"
-        return (
-            f"no handler for job type {self.type!r} (registered: {known}); "
-            f"import the module that defines it first"
-        )
+        return f"no worker knew the job type {self.type!r} for {self.seconds:g} s"
 
 
 class LeaseLost(BGJobError):
@@ -121,6 +117,22 @@ class LeaseLost(BGJobError):
 
     def __str__(self) -> str:
         return f"the lease of job {self.job_id!r} was lost: the job runs elsewhere, stop here"
+
+
+class WorkerLost(BGJobError):
+    """The process that ran an attempt ended or fell silent; the text of such a job.
+
+    *attempt* is the number of the last attempt that was allowed, or None if others are left.
+    """
+
+    def __init__(self, attempt: int | None = None) -> None:
+        super().__init__(attempt)
+        self.attempt = attempt
+
+    def __str__(self) -> str:
+        if self.attempt is None:
+            return "the worker that ran the job was lost"
+        return f"attempt {self.attempt} ended with the worker that ran it"
 
 
 class WorkerRefused(BGJobError):

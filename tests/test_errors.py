@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import traceback
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from sqlalchemy_bgjob import JobAlreadyExists, LeaseLost, UnknownType, WorkerLost, WorkerRefused
 from sqlalchemy_bgjob._errors import clean, describe, lost_connection, sqlstate
 from sqlalchemy_bgjob.settings import MAX_ERROR_LENGTH
 
@@ -252,3 +254,28 @@ def test_errors_are_told_apart_by_sqlstate_and_not_by_text(url_for: UrlFor) -> N
     assert not lost_connection(ValueError("server closed the connection unexpectedly"))
     assert lost_connection(ConnectionResetError())
     assert lost_connection(psycopg.errors.AdminShutdown())
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (UnknownType("mail", 300.0), "no worker knew the job type 'mail' for 300 s"),
+        (WorkerLost(), "the worker that ran the job was lost"),
+        (WorkerLost(20), "attempt 20 ended with the worker that ran it"),
+        (LeaseLost("j"), "the lease of job 'j' was lost: the job runs elsewhere, stop here"),
+        (
+            JobAlreadyExists(("a", "b", "c", "d")),
+            (
+                "a live job has the id 'a', 'b', 'c' and 1 more; nothing was enqueued "
+                "(on_conflict='ignore' leaves the existing job and goes on)"
+            ),
+        ),
+        (WorkerRefused("no", "do this"), "no; do this"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_the_errors_of_the_library_survive_pickling(error: Exception, text: str) -> None:
+    restored = pickle.loads(pickle.dumps(error))
+
+    assert type(restored) is type(error)
+    assert (str(restored), vars(restored)) == (text, vars(error))

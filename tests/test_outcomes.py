@@ -174,7 +174,7 @@ def test_an_unknown_type_waits_longer_each_time_and_then_dies() -> None:
             found.append(settlement.delay)
             waited += settlement.delay
         assert (settlement.kind, settlement.give_back) == (Kind.DEAD, True)
-        assert settlement.error == f"no worker knew the job type 't' for {grace:g} s"
+        assert settlement.error == f"UnknownType: no worker knew the job type 't' for {grace:g} s"
         return found
 
     assert delays(300.0)[:6] == [1, 1, 2, 4, 8, 16]

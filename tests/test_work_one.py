@@ -532,7 +532,9 @@ def test_an_unknown_type_is_put_off(bench: Bench, target: Target) -> None:
 
     target.run(bench, work)
 
-    assert bench.dead(job_id).last_error == "no worker knew the job type 'tomorrow' for 300 s"
+    assert bench.dead(job_id).last_error == (
+        "UnknownType: no worker knew the job type 'tomorrow' for 300 s"
+    )
     assert bench.dead(job_id).attempt == 0
 
 
