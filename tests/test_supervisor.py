@@ -196,7 +196,7 @@ def test_the_third_signal_kills(pair: Pair, tables: Engine) -> None:
 def test_lines_say_which_process_they_are_of(pair: Pair) -> None:
     pair.wait_for_two()
     pair.command.signal(signal.SIGTERM)
-    assert pair.command.wait() == 0
+    assert pair.command.wait() == 0, pair.command.stderr
 
     lines = pair.command.stderr.splitlines()
     assert {line[: line.index("] ") + 1] for line in lines} == {"[supervisor]", "[1]", "[2]"}
