@@ -111,25 +111,47 @@ def run_demo(folder: Path | None, *, database_url: str | None, limit: int | None
     files = find_files(folder, limit)
     if not files:
         raise CommandError(USAGE, f"there is no readable file in {str(folder)!r}")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit_on_signal)
+    interruption = _Interruption()
+    for number in _SIGNALS:
+        signal.signal(number, interruption.on_signal)
     where = "" if database_url is not None else ", starting PostgreSQL"
     click.echo(f"{len(files)} files{where}", err=True)
     with contextlib.ExitStack() as stack:
         try:
             url, schema = _database(stack, database_url)
-            report = _Demo(stack, url, schema, files).run()
+            report = _Demo(stack, url, schema, files, interruption).run()
+            interruption.check()
         finally:
             # A second Ctrl-C must not leave things behind.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
     for line in report.lines():
         click.echo(line)
     return OK if report.succeeded else FAILED
 
 
-def _exit_on_signal(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(SIGNALLED + number)
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Interruption:
+    """A signal that ends the demo.
+
+    It is raised where it comes, so that nothing is waited for, and remembered: in a finalizer or a
+    callback, where an exception is dropped, it would else be lost.
+    """
+
+    def __init__(self) -> None:
+        self._exit_code: int | None = None
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self._exit_code = SIGNALLED + number
+        self.check()
+
+    def check(self) -> None:
+        """Exit if there was a signal."""
+        if self._exit_code is not None:
+            raise SystemExit(self._exit_code)
 
 
 # ---- the input ------------------------------------------------------------------------------
@@ -187,11 +209,17 @@ class _Demo:
     """One run, from the tables to the recount."""
 
     def __init__(
-        self, stack: contextlib.ExitStack, url: "URL", schema: str, files: list[bytes]
+        self,
+        stack: contextlib.ExitStack,
+        url: "URL",
+        schema: str,
+        files: list[bytes],
+        interruption: _Interruption | None = None,
     ) -> None:
         from sqlalchemy import create_engine
 
         self._stack, self._url, self._schema, self._files = stack, url, schema, files
+        self._interruption = interruption or _Interruption()
         self._engine: Engine = create_engine(url, pool_size=5)
         self._stack.callback(self._engine.dispose)
         self._lock = secrets.randbits(62)
@@ -359,6 +387,7 @@ class _Demo:
         """Wait until no job is left; meanwhile kill one worker."""
         done, changed_at = 0, time.monotonic()
         while True:
+            self._interruption.check()
             self._check_workers()
             if self._enqueue_error is not None:
                 raise self._enqueue_error

@@ -144,6 +144,18 @@ def test_an_interrupted_demo_leaves_nothing(
     assert schemas(engine) == before
 
 
+def test_an_interruption_in_a_finalizer_is_not_lost() -> None:
+    """Python drops what is raised there; the demo's loop raises it again."""
+    interruption = demo._Interruption()
+    interruption.check()
+    with contextlib.suppress(SystemExit):
+        interruption.on_signal(signal.SIGINT, None)
+
+    with pytest.raises(SystemExit) as ended:
+        interruption.check()
+    assert ended.value.code == 130
+
+
 def test_a_killed_demo_leaves_nothing_running(tmp_path: Path, temporary: Path) -> None:
     """The workers see the end of their pipe, and the embedded server that of its own."""
     files = write_files(tmp_path / "files", 300)
