@@ -659,8 +659,8 @@ def test_a_lost_connection_starts_the_judge_s_time_anew(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = :name",
             name=name,
         )
-        wait_until(lambda: len(connected) > count + 1, what="the next sweep")
-        assert connected[count + 1] < 0.5
+        # A sweep or two may come before the next beat finds its connection ended.
+        wait_until(lambda: min(connected[count:], default=1.0) < 0.5, what="a new beginning")
 
         wait_until(lambda: connected[-1] > 0.5, what="half a second of connection")
         # The server's clock jumps, or the process was frozen: the beat tells by how much.

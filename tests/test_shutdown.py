@@ -35,7 +35,11 @@ def rows(fleet: Fleet) -> dict[str, Any]:
 
 @pytest.mark.parametrize("variant", TWO, ids=str)
 def test_sigterm_with_a_hundred_claimed_and_ten_running(fleet: Fleet) -> None:
-    """The ten end, the ninety go back with their attempt unspent."""
+    """The ten end, the others go back with their attempt unspent.
+
+    How many were claimed follows from how long the short jobs took: about a hundred, fewer on a
+    machine that is busy with other things.
+    """
     process = fleet.start(slots=10, hold_timeout=60.0)
     # Short jobs teach the worker to claim far ahead.
     enqueue_many(fleet.engine, fleet.app.quick, [None] * 2_000)
@@ -50,7 +54,7 @@ def test_sigterm_with_a_hundred_claimed_and_ten_running(fleet: Fleet) -> None:
         ),
         what="ten running jobs",
     )
-    assert claimed == 100, "it has not claimed ahead"
+    assert claimed > 10, "it has not claimed ahead"
 
     at = time.monotonic()
     process.signal(signal.SIGTERM)
