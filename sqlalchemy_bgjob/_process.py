@@ -9,7 +9,6 @@ The first SIGTERM or SIGINT drains; the second releases what runs at once; the t
 import asyncio
 import logging
 import os
-import queue
 import signal
 import threading
 import time
@@ -33,6 +32,7 @@ from ._exits import (
     CommandError,
     exit_now,
 )
+from ._mailbox import Mailbox
 from ._urls import ASYNC_DRIVERS, database_url, sync_url
 from .bgjob import BGJob
 from .exceptions import SchemaOutOfDate, WorkerRefused
@@ -98,8 +98,7 @@ class _Process:
 
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
-        # Unlike queue.Queue, it may be put to from within a signal handler.
-        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._events: Mailbox[str] = Mailbox()
         self._signals: list[int] = []
         self._error: BaseException | None = None
 
@@ -123,24 +122,26 @@ class _Process:
                 target=self._watch_parent, args=(self._options.parent_pipe,), daemon=True
             )
             watcher.start()
-        deadline: float | None = None
-        while True:
-            try:
-                event = self._events.get(
-                    timeout=None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                )
-            except queue.Empty:
-                logger.error("the worker does not end: a handler blocks it; exiting")
-                exit_now(FAILED)
-            if event == "ended":
-                thread.join(timeout=2.0)  # an event loop may have a little to tidy up
-                break
-            if deadline is None:
-                deadline = time.monotonic() + self._options.settings.shutdown_timeout + STUCK_AFTER
-            self._stop(worker, event)
+        with self._events:
+            self._obey(worker)
+        thread.join(timeout=2.0)  # an event loop may have a little to tidy up
         if self._error is not None:
             return _failed(self._error)
         return SIGNALLED + self._signals[-1] if len(self._signals) >= 2 else OK
+
+    def _obey(self, worker: Runner) -> None:
+        """Until the worker has ended."""
+        deadline: float | None = None
+        while True:
+            event = self._events.get(None if deadline is None else deadline - time.monotonic())
+            if event is None:
+                logger.error("the worker does not end: a handler blocks it; exiting")
+                exit_now(FAILED)
+            if event == "ended":
+                return
+            if deadline is None:
+                deadline = time.monotonic() + self._options.settings.shutdown_timeout + STUCK_AFTER
+            self._stop(worker, event)
 
     def _stop(self, worker: Runner, event: str) -> None:
         seconds = self._options.settings.shutdown_timeout

@@ -12,7 +12,6 @@
 import contextlib
 import logging
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -21,9 +20,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import IO, Final
+from typing import IO, Final, Literal
 
 from ._exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, exit_now
+from ._mailbox import Mailbox
 from .settings import STUCK_AFTER as GIVEN_UP_AFTER
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -133,8 +133,7 @@ class Supervisor:
         self._arguments = list(arguments)
         self._shutdown_timeout = shutdown_timeout
         self._slots = [_Slot(str(number)) for number in range(1, processes + 1)]
-        # None is a signal. SimpleQueue may be put to from within a signal handler.
-        self._events: queue.SimpleQueue[_Slot | None] = queue.SimpleQueue()
+        self._events: Mailbox[_Slot | Literal["signal"]] = Mailbox()
         self._signals: list[int] = []
         self._passed_on = 0
         self._deadline: float | None = None
@@ -149,24 +148,23 @@ class Supervisor:
                 if slot.child is not None:
                     slot.child.kill()
             exit_now(SIGNALLED + number)
-        self._events.put(None)
+        self._events.put("signal")
 
     def run(self) -> int:
         """Start, watch and restart; the exit code."""
-        while True:
-            if self._deadline is None:
-                self._start_due()
-            elif not any(slot.child for slot in self._slots):
-                return self._exit_code()
-            try:
-                slot = self._events.get(timeout=self._pause())
-            except queue.Empty:
-                self._kill_stuck()
-                continue
-            if slot is None:
-                self._pass_signals_on()
-            else:
-                self._ended(slot)
+        with self._events:
+            while True:
+                if self._deadline is None:
+                    self._start_due()
+                elif not any(slot.child for slot in self._slots):
+                    return self._exit_code()
+                match self._events.get(timeout=self._pause()):
+                    case None:
+                        self._kill_stuck()
+                    case "signal":
+                        self._pass_signals_on()
+                    case slot:
+                        self._ended(slot)
 
     def _pause(self) -> float | None:
         """Seconds until something is due by itself."""
