@@ -54,7 +54,7 @@ def test_no_signal_goes_unnoticed_while_threads_are_busy() -> None:
     A signal that is noticed late is one that a supervisor has to kill for.
     """
     code = """
-        import os, random, signal, subprocess, sys, threading
+        import os, random, signal, subprocess, sys, threading, time
         from sqlalchemy_bgjob._mailbox import Mailbox
 
         def busy():
@@ -64,15 +64,21 @@ def test_no_signal_goes_unnoticed_while_threads_are_busy() -> None:
         for _ in range(4):
             threading.Thread(target=busy, daemon=True).start()
         reader, writer = os.pipe()
-        sender = f"import os\\nwhile b := os.read({reader}, 1):\\n    for _ in range(b[0] * 50): pass"
-        sender += f"\\n    os.kill({os.getpid()}, {int(signal.SIGUSR1)})"
+        sender = (
+            f"import os\\n"
+            f"while b := os.read({reader}, 1):\\n"
+            f"    for _ in range(b[0] * 50): pass\\n"
+            f"    os.kill({os.getpid()}, {int(signal.SIGUSR1)})"
+        )
         subprocess.Popen([sys.executable, "-c", sender], pass_fds=[reader])
         os.close(reader)
         with Mailbox() as mailbox:
             signal.signal(signal.SIGUSR1, lambda number, frame: mailbox.put("signal"))
             for _ in range(200):
                 os.write(writer, bytes([random.randrange(256)]))
-                if mailbox.get(10.0) is None:
+                begun = time.monotonic()
+                mailbox.get(20.0)
+                if time.monotonic() - begun > 10.0:
                     os._exit(9)
         os._exit(0)
     """
