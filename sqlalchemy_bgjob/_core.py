@@ -8,10 +8,13 @@ wait in the table, where other workers can take them.
 
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
 from typing import Final
 
+from ._lanes import Lanes, Position
 from ._lifecycle import ClaimedJob, Fate, Pending
 from .settings import WorkerSettings
 
@@ -20,21 +23,32 @@ AHEAD: Final = 0.05
 LINGER: Final = 0.010
 """The longest a settlement waits for others to share its statement, in seconds."""
 FIRST_POLL: Final = 0.005
-"""After work, a queue without notifications is looked at again this soon, then half as often."""
+"""After work, a queue is looked at again this soon, then half as often."""
+SUSTAINED: Final = 1.0
+"""Seconds of work without a pause after which producers are spared the notifications."""
 AGAIN: Final = 0.1
 """Seconds until a worker that can't go on looks whether it can."""
 _RETRY_LOCKED: Final = (0.05, 5.0)
 _RETRY_REFUSED: Final = (1.0, 60.0)
 _SHORTEST_RUN: Final = 0.0001
+_NEVER: Final = float("inf")
 _MEMORY: Final = 0.1  # the weight of the newest run in the mean
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Take up to *limit* due jobs of a queue."""
+    """Take up to *limit* due jobs of a queue, read on from *onward*, or from the head."""
 
     queue: str
     limit: int
+    onward: tuple[Position, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell producers in which queues this worker waits: they wake it by a notification."""
+
+    queues: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +84,7 @@ class Finished:
     """Drained: nothing runs, nothing is ready, all is settled."""
 
 
-Step = Claim | Start | Settle | HandBack | Wait | Finished
+Step = Claim | Announce | Start | Settle | HandBack | Wait | Finished
 
 
 @dataclass(slots=True)
@@ -79,12 +93,16 @@ class _Queue:
     slots: int
     running: int = 0
     ready: deque[tuple[float, ClaimedJob]] = field(default_factory=deque)
+    lanes: Lanes = field(default_factory=Lanes)
     mean: float | None = None
     poll_at: float = 0.0
+    expected_at: float = _NEVER  # a job that this worker has put off is due then
     pause: float = FIRST_POLL
     no_ahead_until: float = 0.0
     stuck: bool = False  # jobs were handed back, and no run has ended since
     woken: bool = False
+    waits: bool = False  # nothing was found: it wants to be notified
+    busy_since: float = _NEVER  # every poll since then has found something
 
     def ahead(self, now: float, most: int) -> int:
         if self.mean is None or self.stuck or now < self.no_ahead_until:
@@ -98,8 +116,13 @@ class Core:
     def __init__(self, queues: Mapping[str, int], settings: WorkerSettings) -> None:
         self._queues = {name: _Queue(name, slots) for name, slots in queues.items()}
         self._settings = settings
-        self._outbox: deque[tuple[float, Pending]] = deque()
+        self._outbox: deque[Pending] = deque()  # to be written now
+        self._oldest = 0.0  # since when the first of them waits
+        self._later: list[tuple[float, int, Pending]] = []  # a heap by time
+        self._count = count()
         self._turn = deque(self._queues.values())
+        self._announced: tuple[str, ...] | None = ()
+        self._listening = False
         self.draining = False
 
     # ---- what happened ----------------------------------------------------------------------
@@ -112,6 +135,10 @@ class Core:
             q.ready.appendleft((now, job))
         q.ready.extend((now, job) for job in jobs if not job.careful)
 
+    def looked(self, queue: str, priorities: Sequence[int], seconds: float, now: float) -> None:
+        """A claim from the head took so long, and found these lanes; :meth:`polled` follows."""
+        self._queues[queue].lanes.looked(priorities, seconds, now)
+
     def polled(
         self,
         queue: str,
@@ -121,20 +148,42 @@ class Core:
         now: float,
         *,
         listening: bool,
+        last: Position | None = None,
     ) -> None:
-        """A claim ended: when is the next one worth its while?"""
+        """A claim ended: when is the next one worth its while?
+
+        Args:
+            queue: Whose.
+            limit: How many it was to take.
+            found: How many it took.
+            due_in: Seconds until the next job is due, if that was asked.
+            now: The monotonic time.
+            listening: Whether notifications arrive.
+            last: The last job that it took; None if it did not read the lanes in order.
+        """
         q = self._queues[queue]
+        self._listening = listening
+        if found < limit:
+            q.lanes.read(None)
+        elif last is not None:
+            q.lanes.read(last)
+        else:
+            q.lanes.forget()
         if found:
             q.pause = FIRST_POLL
+            q.busy_since = min(q.busy_since, now)
+            q.waits = q.waits and now < q.busy_since + SUSTAINED
+        else:
+            q.busy_since = _NEVER
+            if listening and not q.waits:
+                # Said first, then looked once more: what was committed before it was said did not
+                # notify.
+                q.waits, q.woken = True, True
         if found >= limit or q.woken:
             q.woken = False
             q.poll_at = now
             return
-        longest = self._settings.poll_interval
-        if listening and not found:
-            pause = longest
-        else:
-            pause, q.pause = q.pause, min(q.pause * 2, longest)
+        pause, q.pause = q.pause, min(q.pause * 2, self._settings.poll_interval)
         pause *= random.uniform(0.9, 1.0)  # workers that started together part company
         if due_in is not None:
             pause = min(pause, max(due_in, 0.0) + 0.001)
@@ -145,16 +194,26 @@ class Core:
         for q in self._queues.values():
             if queue is None or q.name == queue:
                 q.woken = True
+                q.lanes.ask()
                 q.poll_at = min(q.poll_at, now)
 
     def expect(self, queue: str, at: float) -> None:
         """A job will be due at that time: look at the queue then, if not before."""
         if (q := self._queues.get(queue)) is not None:
-            q.poll_at = min(q.poll_at, at)
+            # Apart from poll_at: a claim that is on its way has not seen the job.
+            q.expected_at = min(q.expected_at, at)
 
-    def claim_sent(self, queue: str) -> None:
+    def claim_sent(self, queue: str, now: float) -> None:
         """A claim is on its way: a notification from now on asks for another one."""
-        self._queues[queue].woken = False
+        q = self._queues[queue]
+        q.woken = False
+        if q.expected_at <= now:
+            q.expected_at = _NEVER
+            q.lanes.ask()
+
+    def announced(self, queues: tuple[str, ...] | None) -> None:
+        """Producers were told where this worker waits; None if nobody knows what they see."""
+        self._announced = queues
 
     def finished(self, job: ClaimedJob, seconds: float) -> None:
         """A run ended and its slot is free."""
@@ -163,9 +222,14 @@ class Core:
         q.stuck = False
         q.mean = seconds if q.mean is None else q.mean + _MEMORY * (seconds - q.mean)
 
+    def settle(self, item: Pending, now: float) -> None:
+        """A settlement to write, soon."""
+        self._oldest = min(self._oldest, now) if self._outbox else now
+        self._outbox.append(item)
+
     def settle_later(self, item: Pending, at: float) -> None:
         """A settlement to write, not before the given time."""
-        self._outbox.append((at, item))
+        heappush(self._later, (at, next(self._count), item))
 
     def not_started(self, job: ClaimedJob) -> None:
         """A job could not be started: its slot is free, and nothing was learnt from it."""
@@ -173,7 +237,8 @@ class Core:
 
     def settled(self, job: ClaimedJob) -> None:
         """A job was settled otherwise: what waits to be written of it is void."""
-        self._outbox = deque(entry for entry in self._outbox if entry[1].job is not job)
+        self._outbox = deque(item for item in self._outbox if item.job is not job)
+        self._later = sorted(entry for entry in self._later if entry[2].job is not job)
 
     def forget_ready(self) -> list[ClaimedJob]:
         """The lease of everything ready was lost: forget it."""
@@ -213,12 +278,8 @@ class Core:
         if self.draining:
             if not self.busy:
                 return Finished()
-        elif may_claim and may_start:
-            for _ in range(len(self._turn)):
-                q = self._turn[0]
-                self._turn.rotate(-1)  # queues take turns
-                if (limit := self._room(q, now)) and q.poll_at <= now:
-                    return Claim(q.name, limit)
+        elif may_claim and may_start and (step := self._to_announce() or self._to_claim(now)):
+            return step
         if not (may_start and may_claim):
             return Wait(AGAIN)  # the heart or the connection wakes the worker when it is up
         return Wait(self._until_next(now))
@@ -226,7 +287,8 @@ class Core:
     @property
     def busy(self) -> bool:
         """Whether anything runs, is ready, or waits to be settled."""
-        return bool(self._outbox) or any(q.running or q.ready for q in self._queues.values())
+        waiting = self._outbox or self._later
+        return bool(waiting) or any(q.running or q.ready for q in self._queues.values())
 
     @property
     def running(self) -> int:
@@ -235,11 +297,18 @@ class Core:
 
     def unsettled(self) -> list[Pending]:
         """What waits to be settled."""
-        return [item for _, item in self._outbox]
+        return [*self._outbox, *(item for _, _, item in self._later)]
 
     def ready(self) -> list[ClaimedJob]:
         """What is claimed and not started."""
         return [job for q in self._queues.values() for _, job in q.ready]
+
+    def needs_attention(self, queue: str) -> bool:
+        """Whether a run that ended in this queue leaves something for the loop to do now."""
+        q = self._queues[queue]
+        waiting = len(self._outbox)
+        most = self._settings.max_claim
+        return not q.ready or waiting == 1 or waiting * 2 >= most or len(q.ready) * 2 <= most
 
     def _room(self, q: _Queue, now: float) -> int:
         free = q.slots - q.running
@@ -248,49 +317,67 @@ class Core:
         # Half a batch at least, unless a slot is idle: many small claims cost more than one.
         return room if room > 0 and (free > len(q.ready) or room * 2 > ahead) else 0
 
+    def _to_announce(self) -> Announce | None:
+        if not self._listening:
+            return None
+        waiting = tuple(q.name for q in self._queues.values() if q.waits)
+        return Announce(waiting) if waiting != self._announced else None
+
+    def _to_claim(self, now: float) -> Claim | None:
+        for _ in range(len(self._turn)):
+            q = self._turn[0]
+            self._turn.rotate(-1)  # queues take turns
+            if (limit := self._room(q, now)) and min(q.poll_at, q.expected_at) <= now:
+                return Claim(q.name, limit, q.lanes.onward(now))
+        return None
+
     def _to_settle(self, now: float) -> tuple[Pending, ...]:
-        due = [item for at, item in self._outbox if at <= now]
-        if not due:
+        while self._later and self._later[0][0] <= now:
+            at, _, item = heappop(self._later)
+            self.settle(item, at)
+        if not self._outbox:
             return ()
-        oldest = min(at for at, _ in self._outbox)
-        idle = not any(q.running or q.ready for q in self._queues.values())
-        enough = idle or self.draining or len(due) * 2 >= self._settings.max_claim
-        if not enough and now < oldest + LINGER:
+        most = self._settings.max_claim
+        enough = self.draining or len(self._outbox) * 2 >= most or now >= self._oldest + LINGER
+        if not enough and any(q.running or q.ready for q in self._queues.values()):
             return ()
-        due = due[: self._settings.max_claim * 2]
-        taken = {id(item) for item in due}
-        self._outbox = deque(entry for entry in self._outbox if id(entry[1]) not in taken)
-        return tuple(due)
+        self._oldest = now
+        return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most * 2)))
 
     def _to_hand_back(self, now: float) -> list[ClaimedJob]:
         back: list[ClaimedJob] = []
         for q in self._queues.values():
-            if not q.ready:
+            if not q.ready or not (self.draining or q.running >= q.slots):
                 continue
-            full = q.running >= q.slots
+            since, job = q.ready[0]
+            # A job that may take the worker down with it must not drag others along, so it is
+            # not held: whoever has a free slot may have it. Such jobs stand in front.
+            if not self.draining and not job.careful and now < since + self._settings.hold_timeout:
+                continue
             keep: deque[tuple[float, ClaimedJob]] = deque()
             for since, job in q.ready:
-                held_too_long = full and now >= since + self._settings.hold_timeout
-                # A job that may take the worker down with it must not drag others along, so it is
-                # not held: whoever has a free slot may have it.
-                if self.draining or held_too_long or (job.careful and full):
+                held_too_long = now >= since + self._settings.hold_timeout
+                if self.draining or held_too_long or job.careful:
                     back.append(job)
                 else:
                     keep.append((since, job))
-            if len(keep) < len(q.ready):
-                q.ready = keep
-                # Or a long run makes its worker claim and hand back the same jobs all the time.
-                q.stuck, q.no_ahead_until = True, now + self._settings.hold_timeout
+            q.ready = keep
+            # Or a long run makes its worker claim and hand back the same jobs all the time.
+            q.stuck, q.no_ahead_until = True, now + self._settings.hold_timeout
+            q.lanes.ask()
         return back
 
     def _until_next(self, now: float) -> float:
         times = [now + self._settings.poll_interval]
-        times += [at if at > now else at + LINGER for at, _ in self._outbox]
+        if self._outbox:
+            times.append(max(self._oldest + LINGER, now))
+        if self._later:
+            times.append(self._later[0][0])
         for q in self._queues.values():
             if q.ready and q.running >= q.slots:
                 times.append(q.ready[0][0] + self._settings.hold_timeout)
             if not self.draining and self._room(q, now):
-                times.append(q.poll_at)
+                times.append(min(q.poll_at, q.expected_at))
         return max(min(times) - now, 0.0)
 
 

@@ -20,21 +20,32 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from . import _lifecycle as lifecycle
-from ._core import Claim, Core, Finished, HandBack, Settle, Start, Wait, settle_again_after
+from ._core import (
+    Announce,
+    Claim,
+    Core,
+    Finished,
+    HandBack,
+    Settle,
+    Start,
+    Wait,
+    settle_again_after,
+)
 from ._errors import describe, lost_connection, refused_connection, sqlstate
-from ._execution import Environment, Run, execute, job_info
+from ._execution import Attempt, Environment, Run, job_info
 from ._heart import Heart
+from ._lanes import Position
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._notify import Listener
 from ._outcomes import HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
 from ._registry import JobType, Registry
-from ._side import Backoff, Runtime, own
+from ._side import Backoff, Runtime, keep, own
 from ._start import check_database
 from ._statements import Statements
 from ._watch import Watch
 from .models import Models
 from .settings import WorkerSettings
-from .telemetry import Events, Observer, announce
+from .telemetry import Events, Observer, announce, event_of
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -67,7 +78,10 @@ class Dispatcher:
         self._core = Core(queues, settings)
         self._lock = threading.RLock()
         self._events = Events(observers)
-        self._runs: set[Run] = set()
+        self._runs: dict[str, Run] = {}
+        """By job id; with an earlier lease's beside it, which is lost, in ``_late_runs``."""
+        self._late_runs: set[Run] = set()
+        self._announced_by: int | None = None
         self._connection: Connection | None = None
         self._backoff = Backoff()
         self._retry_at = 0.0
@@ -128,12 +142,15 @@ class Dispatcher:
         """The heart found that all jobs were taken from this worker, under its old id."""
         with self._lock:
             self._core.forget_ready()
-            for run in self._runs:
+            for run in self._all_runs():
                 run.lease_lost = True
                 self._tell_deferred(run)
             # A claim may have come after the judgement; nobody else would look for it soon.
             self._reconcile_soon(worker_id)
         self._runtime.wake()
+
+    def _all_runs(self) -> list[Run]:
+        return [*self._runs.values(), *self._late_runs]
 
     def _report(self, error: BaseException) -> None:
         self._events.emit("worker_error", error)
@@ -186,6 +203,9 @@ class Dispatcher:
         if worker_id is not None and not may_start:
             self._heart.beat_soon()
         may_start = may_start and now >= self._start_at
+        if worker_id != self._announced_by:  # a new row, which says nothing yet
+            self._announced_by = worker_id
+            self._core.announced(())
         if may_claim and self._reconcile_at and self._reconcile_at[0][0] <= now:
             # That this succeeds does not tell that the claim does which failed before it.
             self._guarded(self._reconcile, (), mended=False)
@@ -193,7 +213,7 @@ class Dispatcher:
         with self._lock:
             step = self._core.next_step(now, may_start=may_start, may_claim=may_claim)
             if isinstance(step, Claim):
-                self._core.claim_sent(step.queue)
+                self._core.claim_sent(step.queue, now)
             # In the same lock: a job is never in nobody's hands, where a reconciliation would hand
             # it back, or where it would not hear that its lease was lost.
             run = self._prepare(step.job) if isinstance(step, Start) else None
@@ -202,10 +222,14 @@ class Dispatcher:
                 self._wait(step.seconds, now)
             case Start():
                 assert run is not None
-                self._start(run)
+                self.start(run)
+                self._runtime.turn()
             case Claim():
                 assert worker_id is not None
                 self._guarded(lambda: self._claim(step, worker_id), ())
+            case Announce():
+                assert worker_id is not None
+                self._guarded(lambda: self._announce(step, worker_id), ())
             case Settle():
                 self._guarded(lambda: self._settle(step.items), step.items)
             case HandBack():
@@ -225,9 +249,9 @@ class Dispatcher:
         self._runtime.wait(max(min(times) - now, 0.0))
 
     def _finished(self) -> bool:
+        if self._deadline is None:
+            return False
         with self._lock:
-            if self._deadline is None:
-                return False
             if not self._core.busy:
                 return True
             if time.monotonic() < self._deadline:
@@ -246,15 +270,15 @@ class Dispatcher:
             # Not even the releases could be written: rescue has to do it.
             for item in self._core.unsettled():
                 logger.warning("job %s: left unsettled at shutdown", item.job.id)
-            self._runs = set()
+            self._runs, self._late_runs = {}, set()
             self._core = Core({}, self._settings)
             self._core.draining = True
             return
-        for run in list(self._runs):
+        for run in self._all_runs():
             run.cancelled = True
             if run.committing and self._interruptions == 1:
                 continue
-            self._runs.discard(run)
+            self._forget(run)
             self._tell_deferred(run)
             self._core.finished(run.job, 0.0)
             self._core.settle_later(Pending(run.job, INTERRUPTED), 0.0)
@@ -271,15 +295,16 @@ class Dispatcher:
         except Exception as error:
             with self._lock:
                 for item in items:
-                    self._core.settle_later(item, 0.0)
+                    self._core.settle(item, 0.0)
             self._lost_control(error)
 
     # ---- the control connection -------------------------------------------------------------
 
     def _control(self) -> Connection:
         if self._connection is None:
-            self._connection = self._runtime.engine.connect()
-        return own(self._connection, self._heart.worker_id)
+            self._connection = own(self._runtime.engine.connect())
+        keep(self._connection, self._heart.worker_id)
+        return self._connection
 
     def _lost_control(self, error: BaseException) -> None:
         self._report(error)
@@ -316,7 +341,7 @@ class Dispatcher:
             entry = self._reconcile_at[0]
             worker_id = entry[1]
             known = [item.job for item in self._core.unsettled()]
-            known += [run.job for run in self._runs]
+            known += [run.job for run in self._all_runs()]
             known += self._core.ready()
         count = lifecycle.hand_back_others(
             self._control(), self._statements, worker_id=worker_id, known=known
@@ -330,23 +355,39 @@ class Dispatcher:
 
     # ---- claim ------------------------------------------------------------------------------
 
+    def _announce(self, step: Announce, worker_id: int) -> None:
+        try:
+            lifecycle.announce(
+                self._control(), self._statements, worker_id=worker_id, queues=step.queues
+            )
+        except BaseException:
+            self._core.announced(None)
+            raise
+        self._core.announced(step.queues)
+
     def _claim(self, step: Claim, worker_id: int) -> None:
         connection = self._control()
+        skip = self._refusing(step.queue)
         try:
+            last: Position | None = None
+            due_in: float | None = None
             try:
-                jobs, due_in = self._claim_together(connection, step, worker_id)
+                jobs, due_in = self._claim_together(connection, step, worker_id, skip)
+                if jobs and not skip:
+                    last = Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)
             except Exception as error:
                 if lost_connection(error):
                     raise
-                jobs, due_in = self._claim_one_by_one(connection, step, worker_id, error), None
-            self._take(step, worker_id, jobs, due_in)
+                jobs = self._claim_one_by_one(connection, step, worker_id, skip, error)
+            self._take(step, worker_id, jobs, due_in, last)
         except BaseException:
             self._reconcile_soon(worker_id)
             raise
 
     def _claim_together(
-        self, connection: Connection, step: Claim, worker_id: int
+        self, connection: Connection, step: Claim, worker_id: int, skip: list[str]
     ) -> tuple[list[ClaimedJob], float | None]:
+        begun = time.monotonic()
         with connection.begin():
             jobs = lifecycle.claim(
                 connection,
@@ -354,14 +395,29 @@ class Dispatcher:
                 queue=step.queue,
                 limit=step.limit,
                 worker_id=worker_id,
-                skip=self._refusing(step.queue),
+                onward=step.onward,
+                skip=skip,
             )
+            if step.onward is None:
+                priorities = lifecycle.lanes(connection, self._statements, queue=step.queue)
+                now = time.monotonic()
+                with self._lock:
+                    self._core.looked(step.queue, priorities, now - begun, now)
+            else:
+                priorities = [position.priority for position in step.onward]
             if jobs:
                 return jobs, None
-            return [], lifecycle.next_due(connection, self._statements, queue=step.queue)
+            return [], lifecycle.next_due(
+                connection, self._statements, queue=step.queue, priorities=priorities
+            )
 
     def _claim_one_by_one(
-        self, connection: Connection, step: Claim, worker_id: int, error: Exception
+        self,
+        connection: Connection,
+        step: Claim,
+        worker_id: int,
+        skip: list[str],
+        error: Exception,
     ) -> list[ClaimedJob]:
         """Find the rows that refuse to be claimed, and leave them aside for a while."""
         with connection.begin():
@@ -371,7 +427,7 @@ class Dispatcher:
                 queue=step.queue,
                 limit=step.limit,
                 worker_id=worker_id,
-                skip=self._refusing(step.queue),
+                skip=skip,
             )
         if not jobs:
             raise error  # not a matter of single rows, or nobody is kept waiting
@@ -392,7 +448,12 @@ class Dispatcher:
         return [id for name, id in self._refused if name == queue]
 
     def _take(
-        self, step: Claim, worker_id: int, jobs: list[ClaimedJob], due_in: float | None
+        self,
+        step: Claim,
+        worker_id: int,
+        jobs: list[ClaimedJob],
+        due_in: float | None,
+        last: Position | None,
     ) -> None:
         """Take what a claim gave into hands."""
         self._tell_if_empty(step.queue, bool(jobs))
@@ -403,9 +464,15 @@ class Dispatcher:
                 self._core.claimed(step.queue, runnable, now)
             else:  # found lost meanwhile; under the old id they can still be handed back
                 for job in runnable:
-                    self._core.settle_later(Pending(job, HAND_BACK), now)
+                    self._core.settle(Pending(job, HAND_BACK), now)
             self._core.polled(
-                step.queue, step.limit, len(jobs), due_in, now, listening=self._listener.listening
+                step.queue,
+                step.limit,
+                len(jobs),
+                due_in,
+                now,
+                listening=self._listener.listening,
+                last=last,
             )
 
     def _admit(self, job: ClaimedJob) -> bool:
@@ -417,12 +484,12 @@ class Dispatcher:
             )
             if job.unknown_for is None:
                 logger.warning("no handler for job type %r in queue %r", job.type, job.queue)
-            self._core.settle_later(Pending(job, settlement), 0.0)
+            self._core.settle(Pending(job, settlement), 0.0)
             return False
         limit = handler.options.max_attempts
         if limit is not None and job.attempt > limit:
             settlement = crashed_too_often(job.attempt, job.last_error)
-            self._core.settle_later(Pending(job, settlement), 0.0)
+            self._core.settle(Pending(job, settlement), 0.0)
             return False
         job.careful = job.crashes > 0 or job.attempt == limit
         return True
@@ -444,14 +511,25 @@ class Dispatcher:
         handler = self._find(job)
         assert handler is not None, "only jobs with a handler are admitted"
         run = Run(job, handler)
-        others = [other for other in self._runs if other.job.id == job.id]
-        earlier = next((other for other in others if not other.lease_lost), None)
-        self._runs.add(run)
-        if earlier is None:
+        earlier = self._runs.get(job.id)
+        self._runs[job.id] = run
+        if earlier is not None:
+            self._late_runs.add(earlier)
+        if earlier is not None and not earlier.lease_lost:
+            earlier.successor, run.untold = run, True  # committed, and not yet told: that first
+        elif self._events.wants("job_started"):
             self._events.emit("job_started", run.info)
-        else:  # committed, and not yet told: that comes first
-            earlier.successor, run.untold = run, True
         return run
+
+    def _forget(self, run: Run) -> bool:
+        """Take a run out of the hands of this worker; False if it was not in them any more."""
+        if self._runs.get(run.job.id) is run:
+            del self._runs[run.job.id]
+            return True
+        if run in self._late_runs:
+            self._late_runs.discard(run)
+            return True
+        return False
 
     def _tell_deferred(self, run: Run) -> None:
         """Tell of the start that waited for what this run did to be told."""
@@ -463,62 +541,66 @@ class Dispatcher:
             run.untold = False
             self._events.emit("job_started", run.info)
 
-    def _start(self, run: Run) -> None:
+    def start(self, run: Run) -> None:
         """Run a job in a slot of its own; if there can be none, hand it back and pause."""
         try:
-            self._runtime.start(run, partial(self._work, run))
+            self._runtime.start(run, self)
         except Exception as error:  # no thread can be made
             self._report(error)
             logger.warning("job %s can't be started: %s", run.job.id, describe(error))
             now = time.monotonic()
             with self._lock:
                 self._start_at = now + self._start_backoff.pause()
-                if run in self._runs:
-                    self._runs.discard(run)
+                if self._forget(run):
                     self._core.not_started(run.job)
-                    self._core.settle_later(Pending(run.job, HAND_BACK), now)
+                    self._core.settle(Pending(run.job, HAND_BACK), now)
         else:
             self._start_backoff.reset()
 
-    def _work(self, run: Run) -> None:
-        """Run a job, and after it the next one of its queue for as long as there is one."""
-        with self._lock:
-            if run not in self._runs:
-                return  # released while it waited for a thread
-        ended = execute(self._environment(run.handler), run)
-        while (following := self._ended(run, *ended)) is not None:
-            if following.handler.is_coroutine != run.handler.is_coroutine:
-                self._start(following)
-                return
-            try:
-                self._runtime.follow(run, following)
-            except BaseException:  # cancelled before its handler began
-                ended = Pending(following.job, HAND_BACK), None
-            else:
-                ended = execute(self._environment(following.handler), following)
-            run = following
+    def holds(self, run: Run) -> bool:
+        """Whether a run is still to be done: it may have been released while it waited."""
+        return self._runs.get(run.job.id) is run or run in self._late_runs
 
-    def _ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
+    def attempt(self, run: Run) -> Attempt:
+        """The call of its handler."""
+        return Attempt(self._environment(run.handler), run)
+
+    def work(self, run: Run) -> None:
+        """Run a function's job, and after it the next one for as long as there is one."""
+        following: Run | None = run
+        while following is not None:
+            run = following
+            if run.handler.is_coroutine:
+                self.start(run)
+                return
+            if not self.holds(run):
+                return
+            following = self.ended(run, *self.attempt(run).execute())
+
+    def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
+        """A run has ended: the next one for its slot, if there is one."""
         now = time.monotonic()
         pending.seconds = now - run.started_at
+        queue = run.job.queue
         following: Run | None = None
         with self._lock:
-            if run not in self._runs:  # released at shutdown
+            if not self._forget(run):  # released at shutdown
                 if fate is Fate.SETTLED:  # and yet its own commit was sooner
                     self._core.settled(run.job)
                     self._tell(pending, fate, run)
                 return None
-            self._runs.discard(run)
             self._tell_start(run)
             self._core.finished(run.job, pending.seconds)
             if fate is None:
-                self._core.settle_later(pending, now)
+                self._core.settle(pending, now)
             else:
                 self._tell(pending, fate, run)
             self._tell_deferred(run)
             if self._heart.fresh(now, self._disconnected_at):
-                job = self._core.next_start(run.job.queue)
+                job = self._core.next_start(queue)
                 following = self._prepare(job) if job is not None else None
+            if following is not None and not self._core.needs_attention(queue):
+                return following
         self._runtime.wake()
         return following
 
@@ -545,14 +627,17 @@ class Dispatcher:
 
     def _tell(self, item: Pending, fate: Fate, run: Run | None) -> None:
         """Observers hear what was committed, and nothing else."""
-        info = run.info if run else job_info(item.job)
-        if fate is Fate.STALE:
-            self._events.emit("job_lease_lost", info)
-            return
-        if (delay := item.settlement.delay) is not None:
+        if (delay := item.settlement.delay) is not None and fate is not Fate.STALE:
             with self._lock:  # nobody notifies of a job that is put off
                 self._core.expect(item.job.queue, time.monotonic() + delay + 0.001)
-        announce(self._events.emit, info, item.settlement, item.seconds)
+        event = "job_lease_lost" if fate is Fate.STALE else event_of(item.settlement)
+        if event is None or not self._events.wants(event):
+            return
+        info = run.info if run else job_info(item.job)
+        if fate is Fate.STALE:
+            self._events.emit(event, info)
+        else:
+            announce(self._events.emit, info, item.settlement, item.seconds)
 
     # ---- the end ----------------------------------------------------------------------------
 

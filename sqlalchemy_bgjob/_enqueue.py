@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Select, event, inspect
+from sqlalchemy import Connection, FromClause, Select, event, inspect
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 from sqlalchemy.types import TypeEngine
@@ -20,7 +20,7 @@ from sqlalchemy.types import TypeEngine
 from . import _codec, _validation
 from ._errors import sqlstate
 from ._registry import UNTYPED, JobType, NewJob, column_values, new_job
-from ._statements import Statements, channel_name, parameters, wake_up
+from ._statements import Statements, parameters, wake_up
 from ._targets import SyncTarget, Unit, can_notify, run_in
 from .exceptions import InvalidArg, JobAlreadyExists
 from .models import JobMixin, Models
@@ -586,7 +586,7 @@ def statements_of(models: Models) -> Statements:
     return found
 
 
-_woken: WeakKeyDictionary[SessionTransaction, set[tuple[str, str]]] = WeakKeyDictionary()
+_woken: WeakKeyDictionary[SessionTransaction, set[tuple[FromClause, str]]] = WeakKeyDictionary()
 
 
 @event.listens_for(JobMixin, "after_insert", propagate=True)
@@ -603,8 +603,9 @@ def _wake_after_insert(mapper: Mapper[Any], connection: Connection, job: JobMixi
     if transaction is None:
         return
     table = mapper.base_mapper.local_table
-    channel = channel_name(table.schema, table.name.removesuffix("job"))  # type: ignore[attr-defined]
+    prefix = table.name.removesuffix("job")  # type: ignore[attr-defined]
     woken = _woken.setdefault(transaction, set())
-    if (channel, job.queue) not in woken:
-        woken.add((channel, job.queue))
-        connection.execute(wake_up(channel), parameters(queue=job.queue))
+    if (table, job.queue) not in woken:
+        woken.add((table, job.queue))
+        statement = wake_up(table.schema, prefix)
+        connection.execute(statement, parameters(queue=job.queue))

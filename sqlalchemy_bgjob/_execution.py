@@ -1,12 +1,12 @@
 """Runs one claimed job: from the row's bytes to a settlement.
 
-Written once. For a coroutine handler the whole run takes place in a greenlet, and only the
-handler itself is awaited; a function runs in a thread.
+Written once, for functions, which run in threads, and for coroutines. What most jobs do not need
+costs them nothing: a session, and the job as plain data, are made when they are asked for.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -15,9 +15,11 @@ from ._codec import Encoded
 from ._errors import describe
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._outcomes import (
+    COMPLETED,
     INTERRUPTED,
     UNCHANGED,
     Kind,
+    MoveToDlq,
     Reschedule,
     Retry,
     Settlement,
@@ -26,7 +28,7 @@ from ._outcomes import (
     failed,
 )
 from ._registry import JobType
-from ._session import HandlerSession, RowLocked, refused
+from ._session import HandlerSession, JobEnded, RowLocked, refused
 from ._statements import Statements
 from .exceptions import InvalidArg
 from .telemetry import JobInfo
@@ -37,27 +39,50 @@ AFTER_ROW_LOCKED: Final = 5.0
 """Seconds until a job runs again whose end a user's open transaction had held up."""
 
 
-@dataclass(slots=True, eq=False)
 class Run:
     """One run of one job, as the worker and the handler share it."""
 
-    job: ClaimedJob
-    handler: JobType[Any]
-    lease_lost: bool = False
-    cancelled: bool = False
-    committing: bool = False  # the handler is done, and what it did may be committed any moment
-    deadline: float | None = None
-    started_at: float = 0.0
-    successor: "Run | None" = None  # the next run of the same job, claimed before this one was told
-    untold: bool = False  # nor is its start, which comes after that
-    info: JobInfo = field(init=False)
+    __slots__ = (
+        "_info",
+        "cancelled",
+        "committing",
+        "deadline",
+        "handler",
+        "job",
+        "lease_lost",
+        "started_at",
+        "successor",
+        "task",
+        "untold",
+    )
 
-    def __post_init__(self) -> None:
-        self.info = job_info(self.job)
+    def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
+        self.job, self.handler = job, handler
+        self.lease_lost = False
+        self.cancelled = False
+        # The handler is done, and what it did may be committed any moment.
+        self.committing = False
+        self.deadline: float | None = None
+        self.started_at = 0.0
+        # The next run of the same job, claimed before this one was told; nor is its start told
+        # then, which comes after that.
+        self.successor: Run | None = None
+        self.untold = False
+        self.task: Any = None  # of a coroutine
+        self._info: JobInfo | None = None
+
+    @property
+    def info(self) -> JobInfo:
+        """The job as handlers and observers see it; made when somebody looks."""
+        if self._info is None:
+            self._info = job_info(self.job)
+        return self._info
 
 
 class Context(Generic[S]):
     """What a handler is given: its job, and a session that commits together with the job's end."""
+
+    __slots__ = ("_make_session", "_run")
 
     def __init__(self, run: Run, session: Callable[[], S]) -> None:
         self._run, self._make_session = run, session
@@ -103,7 +128,6 @@ class Environment:
     Attributes:
         connect: Takes a connection for an isolation level (None: the engine's) and a worker.
         disconnect: Gives it back, whatever state it is in.
-        await_: The result of a coroutine, within a time limit in seconds.
     """
 
     statements: Statements
@@ -111,83 +135,133 @@ class Environment:
     session_factory: Callable[[], Any]
     connect: Callable[[str | None, int], Connection]
     disconnect: Callable[[Connection], None]
-    await_: Callable[[Any, float | None], Any]
+
+    @property
+    def scoped(self) -> bool:
+        """Whether the handler's session is a scoped_session's."""
+        return getattr(self.session_factory, "registry", None) is not None
 
 
-def execute(environment: Environment, run: Run) -> tuple[Pending, Fate | None]:
-    """Run a job: its settlement, and its fate if the handler's own transaction wrote it.
+class Attempt:
+    """One call of a handler, from the row's bytes to a settlement.
 
-    Never raises: whatever a handler does is an outcome.
+    :meth:`begin` calls the function; who runs a coroutine awaits what that returns; :meth:`end`
+    settles. The last needs a thread or a greenlet only where :attr:`opened` says so.
     """
-    job, handler = run.job, run.handler
-    options = handler.options
-    run.started_at = time.monotonic()
-    if options.timeout is not None:
-        run.deadline = run.started_at + options.timeout
-    unit = HandlerSession(
-        lambda: environment.connect(options.isolation_level, job.worker_id),
-        environment.disconnect,
-        environment.session_factory,
-        environment.engine,
-    )
-    try:
-        settlement, keep = _call(environment, run, unit)
-        pending = Pending(job, settlement)
-        if keep:
+
+    __slots__ = ("_environment", "_over", "_run", "_unit")
+
+    def __init__(self, environment: Environment, run: Run) -> None:
+        self._environment, self._run = environment, run
+        self._unit: HandlerSession | None = None
+        self._over = False
+
+    def begin(self) -> Any:
+        """Decode the arg and call the function: what it returns, or raises."""
+        run = self._run
+        handler = run.handler
+        run.started_at = time.monotonic()
+        if handler.options.timeout is not None:
+            run.deadline = run.started_at + handler.options.timeout
+        if handler.takes_arg:
+            try:
+                arg = handler.decode(run.job.arg, run.job.headers)
+            except InvalidArg as error:
+                raise MoveToDlq(error) from error  # no attempt will ever decode it
+            self._enter_scope()
+            return handler.function(Context(run, self._session), arg)
+        self._enter_scope()
+        return handler.function(Context(run, self._session))
+
+    def _enter_scope(self) -> None:
+        # A scoped_session is this run's before the handler first calls it.
+        if self._environment.scoped and self._run.handler.options.session:
+            self._make_unit().enter_scope()
+
+    def _session(self) -> Any:
+        handler = self._run.handler
+        if not handler.options.session:
+            raise RuntimeError(f"the handler of {handler.type!r} has session=False")
+        if self._unit is None and self._over:
+            raise JobEnded
+        return (self._unit or self._make_unit()).session
+
+    def _make_unit(self) -> HandlerSession:
+        environment, run = self._environment, self._run
+        isolation_level = run.handler.options.isolation_level
+        self._unit = HandlerSession(
+            lambda: environment.connect(isolation_level, run.job.worker_id),
+            environment.disconnect,
+            environment.session_factory,
+            environment.engine,
+        )
+        return self._unit
+
+    @property
+    def opened(self) -> bool:
+        """Whether there is a session, so that the end may have to wait for the database."""
+        return self._unit is not None
+
+    def execute(self) -> tuple[Pending, Fate | None]:
+        """Run a function from its begin to its end."""
+        try:
+            returned = self.begin()
+        except BaseException as error:
+            return self.end(None, error)
+        return self.end(returned, None)
+
+    def end(self, returned: Any, error: BaseException | None) -> tuple[Pending, Fate | None]:
+        """The settlement, and its fate if the handler's own transaction wrote it. Never raises."""
+        self._over = True
+        run, unit = self._run, self._unit
+        if returned is None and error is None and unit is None:
+            return Pending(run.job, COMPLETED), None
+        try:
+            settlement, keep = self._settlement(returned, error)
+            pending = Pending(run.job, settlement)
+            if not keep or unit is None:
+                return pending, None
             # In this order, against the interruption, which looks and writes in the opposite one:
             # either it leaves this commit its time, or there is no commit.
             run.committing = True
             if run.cancelled:
-                return Pending(job, INTERRUPTED), None
+                return Pending(run.job, INTERRUPTED), None
             try:
-                return pending, unit.commit(environment.statements, pending)
-            except RowLocked as error:
+                return pending, unit.commit(self._environment.statements, pending)
+            except RowLocked as locked:
                 # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
                 pending.settlement = Settlement(
-                    Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(error), give_back=True
+                    Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
                 )
-            except BaseException as error:
-                pending.settlement = _after(handler, job, refused(error))
-        return pending, None
-    except BaseException as error:  # an exception that can't even be looked at
-        text = f"a {type(error).__name__} while the handler's end was recorded"
-        return Pending(job, _decide(handler, job, Retry(None, text), None)), None
-    finally:
-        unit.discard()
+            except BaseException as refusal:
+                pending.settlement = _after(run.handler, run.job, refused(refusal))
+            return pending, None
+        except BaseException as strange:  # an exception that can't even be looked at
+            text = f"a {type(strange).__name__} while the handler's end was recorded"
+            return Pending(run.job, _decide(run.handler, run.job, Retry(None, text), None)), None
+        finally:
+            if unit is not None:
+                unit.discard()
 
-
-def _call(environment: Environment, run: Run, unit: HandlerSession) -> tuple[Settlement, bool]:
-    """Call the handler: what follows, and whether its writes are kept."""
-    job, handler = run.job, run.handler
-    try:
-        args = (handler.decode(job.arg, job.headers),) if handler.takes_arg else ()
-    except InvalidArg as error:
-        # No attempt will ever decode it.
-        return Settlement(Kind.DEAD, error=describe(error)), False
-    except BaseException as error:
-        return _after(handler, job, error), False
-
-    def session() -> Any:
-        if not handler.options.session:
-            raise RuntimeError(f"the handler of {handler.type!r} has session=False")
-        return unit.session
-
-    try:
-        if handler.options.session:
-            unit.enter_scope()
-        returned = handler.function(Context(run, session), *args)
-        if handler.is_coroutine:
-            returned = environment.await_(returned, handler.options.timeout)
-        outcome, keep = as_outcome(returned, handler.type), True
-    except BaseException as error:
-        outcome, keep = failed(error), False
-    arg: Encoded | None = None
-    if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
-        try:
-            arg = handler.codec.encode(outcome.arg)
-        except Exception as error:
-            return _after(handler, job, error), False
-    return _decide(handler, job, outcome, arg), keep
+    def _settlement(self, returned: Any, error: BaseException | None) -> tuple[Settlement, bool]:
+        """What follows from the call, and whether the handler's writes are kept."""
+        job, handler = self._run.job, self._run.handler
+        outcome: Any = None
+        if error is None:
+            try:
+                outcome = as_outcome(returned, handler.type)
+            except TypeError as useless:
+                error = useless
+        keep = error is None
+        if error is not None:
+            outcome = failed(error)
+        arg: Encoded | None = None
+        if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
+            try:
+                arg = handler.codec.encode(outcome.arg)
+            except Exception as refusal:
+                return _after(handler, job, refusal), False
+        return _decide(handler, job, outcome, arg), keep
 
 
 def _after(handler: JobType[Any], job: ClaimedJob, error: BaseException) -> Settlement:

@@ -139,6 +139,7 @@ def tables_1(schema: str | None, prefix: str) -> MetaData:
         Column("pid", Integer, nullable=False),
         text_column("version"),
         Column("queues", json, nullable=False),
+        Column("waits_for", json, nullable=False, server_default=text("'[]'")),
         Column("lease_timeout", Float(53), nullable=False),
         time("started_at", default=True),
         time("beat_at", default=True),

@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from operator import attrgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection, Executable, Result
@@ -23,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ._errors import describe, lost_connection
 from ._ids import new_id
+from ._lanes import Position
 from ._outcomes import Kind, Settlement
 from ._statements import GiveBack, Statements, application_name, parameters
 from ._validation import CONTENT_TYPE
@@ -95,17 +97,32 @@ def claim(
     queue: str,
     limit: int,
     worker_id: int,
+    onward: Sequence[Position] | None = None,
     skip: Collection[str] = (),
 ) -> list[ClaimedJob]:
-    """Take up to *limit* due jobs of one queue, in order, but for those to skip. Caller commits."""
+    """Take up to *limit* due jobs of one queue, in order, but for those to skip. Caller commits.
+
+    They are read from the head, or with *onward* from there on in each lane.
+    """
     given: dict[str, Any] = {"queue": queue, "limit": limit, "worker": worker_id}
     statement = statements.claim
     if skip:
         statement, given["skip"] = statements.claim_others, list(skip)
+    elif onward is not None:
+        statement = statements.claim_onward
+        given["priority"], given["at"], given["id"] = map(list, zip(*onward, strict=True))
     rows: Any = _run(connection, statement, **given).all()
     jobs = [_claimed(queue, worker_id, row) for row in rows]
-    jobs.sort(key=lambda job: (job.priority, job.next_run_at, job.id))
+    jobs.sort(key=_order)
     return jobs
+
+
+_order: Final = attrgetter("priority", "next_run_at", "id")
+
+
+def lanes(connection: Connection, statements: Statements, *, queue: str) -> list[int]:
+    """The priorities that the jobs of a queue have, ascending."""
+    return list(_run(connection, statements.lanes, queue=queue).scalars())
 
 
 def _claimed(queue: str, worker_id: int, row: Any) -> ClaimedJob:
@@ -150,10 +167,23 @@ def claim_one_by_one(
     return jobs, refused
 
 
-def next_due(connection: Connection, statements: Statements, *, queue: str) -> float | None:
-    """Seconds until the next scheduled job of a queue."""
-    delay = _run(connection, statements.next_due, queue=queue).scalar()
+def next_due(
+    connection: Connection, statements: Statements, *, queue: str, priorities: Sequence[int]
+) -> float | None:
+    """Seconds until the next scheduled job in these lanes of a queue."""
+    if not priorities:
+        return None
+    given = {"queue": queue, "priorities": list(priorities)}
+    delay = _run(connection, statements.next_due, **given).scalar()
     return None if delay is None else float(delay)
+
+
+def announce(
+    connection: Connection, statements: Statements, *, worker_id: int, queues: Sequence[str]
+) -> None:
+    """Tell producers for which queues a worker waits to be woken. Commits."""
+    with connection.begin():
+        _run(connection, statements.announce, worker=worker_id, queues=list(queues))
 
 
 def write(

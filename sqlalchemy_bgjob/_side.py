@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
 
-from ._lifecycle import name_session, plan_anew
+from ._execution import Attempt, Run
+from ._lifecycle import Fate, Pending, name_session, plan_anew
 from ._sockets import watch
 
 
@@ -28,13 +29,13 @@ class Runtime(Protocol):
     def wake(self) -> None:
         """End the wait, or the next one; from any thread."""
 
-    def start(self, run: Any, work: Callable[[], None]) -> None:
-        """Run *work* in a slot of its own; *run* identifies it for :meth:`cancel`."""
+    def start(self, run: Run, worker: "RunsJobs") -> None:
+        """Do a run in a slot of its own, and whatever follows it there."""
 
-    def follow(self, run: Any, following: Any) -> None:
-        """Go on with another run in the slot of one that ended; an event loop has a turn first."""
+    def turn(self) -> None:
+        """Let what was started begin; from the worker's loop."""
 
-    def cancel(self, run: Any) -> None:
+    def cancel(self, run: Run) -> None:
         """Cancel what can be cancelled of a run: a coroutine."""
 
     def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
@@ -47,23 +48,45 @@ class Runtime(Protocol):
         """The result of a coroutine; TypeError where coroutines can't be run."""
 
 
+class RunsJobs(Protocol):
+    """What a slot asks of the worker."""
+
+    def work(self, run: Run) -> None:
+        """Do a run whose handler is a function, and what follows it."""
+
+    def start(self, run: Run) -> None:
+        """Do a run in another slot."""
+
+    def holds(self, run: Run) -> bool:
+        """Whether a run is still to be done."""
+
+    def attempt(self, run: Run) -> Attempt:
+        """The call of its handler."""
+
+    def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
+        """A run has ended: the next one for its slot."""
+
+
 def side_engine(engine: Engine) -> Engine:
     """An engine that connects like the given one, through a pool of its own."""
     return Engine(engine.pool.recreate(), engine.dialect, engine.url)
 
 
-def own(connection: Connection, worker_id: int | None = None) -> Connection:
-    """Prepare a connection for the worker's own statements: READ COMMITTED, and named.
+def own(connection: Connection) -> Connection:
+    """Prepare a new connection for the worker's own statements: watched, and READ COMMITTED.
 
     Whatever the user's engine says: under AUTOCOMMIT a settlement would not be one step, and under
     REPEATABLE READ claims would fail by serialization errors.
     """
     watch(connection)
-    connection = connection.execution_options(isolation_level="READ COMMITTED")
+    return connection.execution_options(isolation_level="READ COMMITTED")
+
+
+def keep(connection: Connection, worker_id: int | None) -> None:
+    """Before a worker's statements: name the session, and let it plan anew now and then."""
     if worker_id is not None:
         name_session(connection, worker_id)
     plan_anew(connection)
-    return connection
 
 
 class Backoff:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     DateTime,
     Executable,
     Float,
+    FromClause,
     Integer,
     Interval,
     LargeBinary,
@@ -49,6 +50,7 @@ from sqlalchemy import (
     select,
     table,
     true,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
 
 _CTID: ColumnElement[Any] = literal_column("ctid")
 _SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
+_LATE_COMMITS: ColumnElement[Any] = literal_column("interval '2 seconds'")
+"""How far behind the clock a claim looks for jobs whose transaction was committed late."""
 
 APPLICATION_NAME_PREFIX = "bgjob/"
 PARAMETER_PREFIX = "given_"
@@ -104,9 +108,23 @@ def channel_name(schema: str | None, table_prefix: str) -> str:
     return f"bgjob_{sha1(full_name.encode(), usedforsecurity=False).hexdigest()[:12]}"
 
 
-def wake_up(channel: str) -> Executable:
-    """Wake the workers of a queue at this transaction's commit. Parameter: queue."""
-    return select(cast(func.pg_notify(channel, _given("queue", Text)), Text))
+@cache
+def wake_up(schema: str | None, table_prefix: str) -> Executable:
+    """Wake the workers that wait for a queue, at this transaction's commit. Parameter: queue."""
+    worker = table(f"{table_prefix}worker", column("id"), column("waits_for", JSONB), schema=schema)
+    queue = _given("queue", Text)
+    notified = func.pg_notify(channel_name(schema, table_prefix), queue)
+    return select(cast(notified, Text)).where(awaited(worker, queue))
+
+
+def awaited(worker: FromClause, queue: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a worker waits for this queue to be notified of.
+
+    Every COMMIT that notifies takes a lock which those of all other databases wait for, and most
+    notifications would tell busy workers what they find by themselves.
+    """
+    waits_for = cast(worker.c.waits_for, JSONB)
+    return select(worker.c.id).where(waits_for.has_key(queue)).exists()
 
 
 def _array(name: str, item: Any) -> ColumnElement[Any]:
@@ -181,7 +199,12 @@ class Statements:
             .on_conflict_do_nothing(index_elements=[job.c.id])
             .returning(job.c.id)
         )
-        return self._with_wake_up(inserted.cte("inserted")) if notify else inserted
+        if not notify:
+            return inserted
+        done = inserted.cte("inserted")
+        queue = _given("queue", Text)
+        notified = case((awaited(self._worker, queue), func.pg_notify(self.channel, queue)))
+        return select(done.c.id, cast(notified, Text))
 
     def _insert_jobs(self, notify: bool) -> Executable:
         """Many jobs in one statement, one row for each that did not exist: its id.
@@ -258,19 +281,18 @@ class Statements:
         done = inserted.returning(job.c.id, job.c.queue).cte("bgjob_inserted")
         # One notification for each queue, not for each job.
         queues = select(done.c.queue).distinct().subquery("queues")
-        woken = select(
-            func.count(func.pg_notify(self.channel, queues.c.queue)).label("count")
-        ).subquery("woken")
+        notified = func.pg_notify(self.channel, queues.c.queue)
+        woken = (
+            select(func.count(notified).label("count"))
+            .where(awaited(self._worker, queues.c.queue))
+            .subquery("woken")
+        )
         return select(done.c.id).select_from(done.join(woken, true()))
-
-    def _with_wake_up(self, inserted: CTE) -> Executable:
-        wake_up = func.pg_notify(self.channel, _given("queue", Text))
-        return select(inserted.c.id, cast(wake_up, Text))
 
     @cached_property
     def notify(self) -> Executable:
         """See :func:`wake_up`."""
-        return wake_up(self.channel)
+        return wake_up(self._models.schema, self._models.table_prefix)
 
     # ---- claim -----------------------------------------------------------------------------
 
@@ -294,16 +316,21 @@ class Statements:
         )
         return lanes.union_all(select(next_priority).where(lanes.c.priority.is_not(None)))
 
-    def _due(self, value: str, *, skipping: bool = False, lock: bool = True) -> Select[Any]:
+    def _due(
+        self, value: str, *, onward: bool = False, skipping: bool = False, lock: bool = True
+    ) -> Select[Any]:
         """A system column or id of the due jobs of one queue, in order. Parameters: queue, limit.
 
-        Each (queue, priority) is read by itself, in the index's own order: one range over all
-        priorities would walk every scheduled row of the lower ones. With *skipping*, the ids in the
-        parameter skip are left out.
+        Each (queue, priority) is a lane, read by itself in the index's own order: one range over
+        all priorities would walk every scheduled row of the lower ones. The lanes are looked up
+        and read from their heads; or, *onward*, they are given, and read from where the last claim
+        has stopped: then no entry of a job that is gone is walked twice, however long a transaction
+        keeps the server from removing it. With *skipping*, the ids in the parameter skip are left
+        out.
         """
-        lanes = self._lanes()
         due = self._job.alias("due")
         limit = _given("limit", Integer)
+        lanes: Any = self._given_lanes() if onward else self._lanes()
         lane: Select[Any] = (
             select(literal_column(f"due.{value}").label("value"))
             .select_from(due)
@@ -311,6 +338,9 @@ class Statements:
             .order_by(due.c.next_run_at, due.c.id)
             .limit(limit)
         )
+        if onward:
+            start = func.coalesce(lanes.c.at, func.now() - _LATE_COMMITS)
+            lane = lane.where(tuple_(due.c.next_run_at, due.c.id) > tuple_(start, lanes.c.id))
         if skipping:
             lane = lane.where(not_(due.c.id == any_(_array("skip", Text()))))
         if lock:
@@ -318,6 +348,13 @@ class Statements:
         found = lane.lateral("lane")
         # No ORDER BY here: lanes come in ascending order, and the LIMIT stops reading them.
         return select(found.c.value).select_from(lanes.join(found, true())).limit(limit)
+
+    def _given_lanes(self) -> TableValuedAlias:
+        """Where to read on in each lane. Parameters: lists priority, at, id; ascending.
+
+        Without a time (null), from two seconds ago: what was committed late is seen at once.
+        """
+        return _unnest(priority=SmallInteger(), at=DateTime(timezone=True), id=Text())
 
     def _is_due(self, due: Any) -> tuple[ColumnElement[bool], ...]:
         return (
@@ -368,6 +405,20 @@ class Statements:
         return self._claim(self._due("ctid"))
 
     @cached_property
+    def claim_onward(self) -> Executable:
+        """As :attr:`claim`, from where the last claim has stopped in each of the given lanes.
+
+        Parameters: as claim, and lists priority, at, id, one row for each lane.
+        """
+        return self._claim(self._due("ctid", onward=True))
+
+    @cached_property
+    def lanes(self) -> Executable:
+        """The priorities that a queue's jobs have, ascending. Parameter: queue."""
+        lanes = self._lanes()
+        return select(lanes.c.priority).where(lanes.c.priority.is_not(None))
+
+    @cached_property
     def claim_others(self) -> Executable:
         """As :attr:`claim`, without rows that refused. Parameters: as claim, and the list skip."""
         return self._claim(self._due("ctid", skipping=True))
@@ -390,14 +441,17 @@ class Statements:
 
     @cached_property
     def next_due(self) -> Executable:
-        """Seconds until the queue's next scheduled job; null if there is none. Parameter: queue."""
-        lanes = self._lanes()
+        """Seconds until the next scheduled job; null if there is none.
+
+        Parameters: queue, and list priorities: the lanes to look at.
+        """
+        lanes = _unnest(priorities=SmallInteger())
         job = self._job.alias("scheduled")
         earliest = (
             select(func.min(job.c.next_run_at))
             .where(
                 job.c.queue == _given("queue", Text),
-                job.c.priority == lanes.c.priority,
+                job.c.priority == lanes.c.priorities,
                 job.c.next_run_at > func.now(),
             )
             .correlate(lanes)
@@ -615,6 +669,16 @@ class Statements:
                 listener_started_at=_given("listener_started_at", DateTime(timezone=True)),
             )
             .returning(_seconds(func.clock_timestamp() - before.c.beat_at))
+        )
+
+    @cached_property
+    def announce(self) -> Executable:
+        """Name the queues in which a worker waits. Parameters: worker, and list queues."""
+        worker = self._worker
+        return (
+            update(worker)
+            .where(worker.c.id == _given("worker", BigInteger))
+            .values(waits_for=_given("queues", JSONB))
         )
 
     @cached_property

@@ -119,7 +119,8 @@ class _WorkOne:
                 f"the handler of {handler.type!r} is a coroutine; give work_one an AsyncSession or "
                 f"AsyncConnection"
             )
-        run = Run(job, handler, started_at=time.monotonic())
+        run = Run(job, handler)
+        run.started_at = time.monotonic()
         options = handler.options
         if options.timeout is not None:
             run.deadline = run.started_at + options.timeout

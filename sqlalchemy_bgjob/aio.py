@@ -8,9 +8,11 @@ handler that blocks this one cannot make the worker look dead.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -19,9 +21,9 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from ._dispatch import Dispatcher
 from ._execution import Environment, Run
-from ._greenlet import await_within
 from ._pool import HandlerConnections
 from ._registry import JobType
+from ._side import RunsJobs
 from ._start import check_dialect, pool_permits
 from ._statements import Statements
 from .bgjob import BGJob
@@ -38,6 +40,9 @@ from .worker import (
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
+TURN: Final = 0.002
+"""Seconds after which jobs that wait for nothing let the rest of the event loop go on."""
+
 
 class AsyncRuntime:
     """Waits on the event loop; coroutines run as tasks, functions in threads."""
@@ -48,7 +53,10 @@ class AsyncRuntime:
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._event = asyncio.Event()
-        self._tasks: dict[Run, asyncio.Task[None]] = {}
+        self._woken = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn_ends = 0.0
+        self._context = copy_context()
 
     def wait(self, seconds: float) -> None:
         """Wait for wake(), at most so long; the event loop goes on."""
@@ -64,42 +72,83 @@ class AsyncRuntime:
             except TimeoutError:
                 pass
         self._event.clear()
+        self._woken = False
 
     def wake(self) -> None:
         """End the wait, or the next one."""
-        self._call(self._event.set)
+        if not self._woken:
+            self._woken = True
+            self._call(self._event.set)
 
-    def start(self, run: Run, work: Callable[[], None]) -> None:
-        """Run *work* as a task, or in a thread if its handler is a function."""
+    def start(self, run: Run, worker: RunsJobs) -> None:
+        """Do a run as a task, or in a thread if its handler is a function."""
         if run.handler.is_coroutine:
-            self._call(lambda: self._start_task(run, work))
+            self._call(lambda: self._start_task(run, worker))
         else:
-            self._threads.start(run, work)
+            self._threads.start(run, worker)
 
-    def _start_task(self, run: Run, work: Callable[[], None]) -> None:
-        if run.cancelled:
-            return  # released before it was started
-        task = self._loop.create_task(greenlet_spawn(work), name=f"bgjob {run.handler.type}")
-        self._tasks[run] = task
+    def _start_task(self, run: Run, worker: RunsJobs) -> None:
+        task = self._loop.create_task(
+            self._work(run, worker),
+            name=f"bgjob {run.handler.type}",
+            context=self._context.copy(),
+        )
+        run.task = task
+        self._tasks.add(task)
         task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        for run in [run for run, other in self._tasks.items() if other is task]:
-            del self._tasks[run]
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("a run ended without a settlement", exc_info=error)
 
-    def follow(self, run: Run, following: Run) -> None:
-        """Let the loop go on: jobs that wait for nothing would hold it for as long as they last."""
-        if run.handler.is_coroutine:
-            self._tasks[following] = self._tasks.pop(run)
-            await_only(asyncio.sleep(0))
+    async def _work(self, run: Run, worker: RunsJobs) -> None:
+        """Do a run, and after it the next one for as long as there is one.
+
+        They share this task: one that waits for nothing costs neither a task nor a switch. But
+        what a handler has left behind in the task, the next one must not find.
+        """
+        task, context = run.task, copy_context()
+        while worker.holds(run):
+            attempt = worker.attempt(run)
+            returned, error = None, None
+            try:
+                if run.handler.options.timeout is None:
+                    returned = await attempt.begin()
+                else:
+                    async with asyncio.timeout(run.handler.options.timeout):
+                        returned = await attempt.begin()
+            except GeneratorExit:
+                raise
+            except BaseException as raised:
+                error = raised
+            if attempt.opened:
+                ended = await greenlet_spawn(attempt.end, returned, error)
+            else:
+                ended = attempt.end(returned, error)
+            following = worker.ended(run, *ended)
+            if following is None:
+                return
+            if (
+                not following.handler.is_coroutine
+                or isinstance(error, asyncio.CancelledError)
+                or copy_context() != context
+            ):
+                worker.start(following)
+                return
+            run, run.task = following, task
+            if time.monotonic() >= self._turn_ends:
+                await asyncio.sleep(0)
+                self._turn_ends = time.monotonic() + TURN
+
+    def turn(self) -> None:
+        """Let the task that was started run up to where it waits: it may do all there is."""
+        await_only(asyncio.sleep(0))
 
     def cancel(self, run: Run) -> None:
         """Cancel a coroutine."""
-        for task_run, task in list(self._tasks.items()):
-            if task_run is run:
-                self._call(task.cancel)
+        if run.task is not None:
+            self._call(run.task.cancel)
 
     def _call(self, function: Callable[[], object]) -> None:
         if threading.get_ident() == self._loop_thread:
@@ -139,7 +188,7 @@ class AsyncRuntime:
 
     async def close(self) -> None:
         """Wait for cancelled tasks, and end the idle threads."""
-        tasks = [task for task in self._tasks.values() if task is not asyncio.current_task()]
+        tasks = self._tasks - {asyncio.current_task()}
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
         self._threads.close()
@@ -301,14 +350,13 @@ class AsyncWorker:
             session_factory=self._session_factory,
             connect=connections.connect,
             disconnect=connections.disconnect,
-            await_=await_within,
         )
         sync_engine = self._sync_engine
         in_threads = on_loop
         if sync_engine is not None:
             sync_permits = pool_permits(sync_engine, sum(self.queues.values()))
             in_threads = thread_environment(
-                sync_engine, statements, self._sync_session_factory, sync_permits, threads
+                sync_engine, statements, self._sync_session_factory, sync_permits
             )
         return Dispatcher(
             self._jobs.models,

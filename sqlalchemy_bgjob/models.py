@@ -307,6 +307,8 @@ class WorkerMixin:
     pid: Mapped[int] = mapped_column(Integer, nullable=False)
     version: Mapped[str] = mapped_column(_text, nullable=False)
     queues: Mapped[Any] = mapped_column(_json, nullable=False)
+    # The queues in which it has found nothing: whoever enqueues there wakes it by a notification.
+    waits_for: Mapped[Any] = mapped_column(_json, nullable=False, server_default="[]")
     # Seconds; a worker is judged by its own setting, not by the judge's.
     lease_timeout: Mapped[float] = mapped_column(Float(53), nullable=False)
     started_at: Mapped[datetime] = mapped_column(_moment, nullable=False, server_default=func.now())

@@ -67,6 +67,9 @@ class Observer:
         """Something failed that is not a handler: the connection, a settlement, the listener."""
 
 
+_EVENTS: Final = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
 class Events:
     """Hands events over to the observers' thread."""
 
@@ -77,6 +80,15 @@ class Events:
         )
         self._thread: threading.Thread | None = None
         self._dropped = False
+        self._wanted = frozenset(name for name in _EVENTS if self._wants(name))
+
+    def _wants(self, name: str) -> bool:
+        own = [getattr(getattr(o, name, None), "__func__", o) for o in self._observers]
+        return any(function is not getattr(Observer, name) for function in own)
+
+    def wants(self, name: str) -> bool:
+        """Whether any observer has overridden this method: what nobody hears need not be told."""
+        return name in self._wanted
 
     def start(self) -> None:
         """Start the thread, if there is anyone to tell."""
@@ -86,7 +98,7 @@ class Events:
 
     def emit(self, name: str, *args: Any) -> None:
         """Tell of an event; never blocks. With 100,000 untold events, new ones are dropped."""
-        if self._thread is None:
+        if self._thread is None or name not in self._wanted:
             return
         try:
             self._queue.put_nowait((name, args))
@@ -110,22 +122,37 @@ class Events:
             tell(self._observers, *event)
 
 
+_EVENT_OF: Final[Mapping[Kind, str | None]] = {
+    Kind.COMPLETED: "job_completed",
+    Kind.RESCHEDULED: "job_rescheduled",
+    Kind.RETRY: "job_will_be_retried",
+    Kind.DEAD: "job_moved_to_dlq",
+    # Nothing happened to the job that anyone waits for.
+    Kind.HANDED_BACK: None,
+    Kind.UNKNOWN_TYPE: None,
+}
+
+
+def event_of(settlement: Settlement) -> str | None:
+    """The event that a settlement is when it was committed."""
+    return _EVENT_OF[settlement.kind]
+
+
 def announce(
     emit: Callable[..., None], job: JobInfo, settlement: Settlement, seconds: float
 ) -> None:
     """Emit the event of a settlement that was committed."""
+    event = event_of(settlement)
     match settlement.kind:
         case Kind.COMPLETED:
-            emit("job_completed", job, seconds)
+            emit(event, job, seconds)
         case Kind.RESCHEDULED:
-            emit("job_rescheduled", job, settlement.delay)
+            emit(event, job, settlement.delay)
         case Kind.RETRY:
-            emit("job_will_be_retried", job, settlement.error, settlement.delay)
+            emit(event, job, settlement.error, settlement.delay)
         case Kind.DEAD:
             attempt = job.attempt - settlement.give_back
-            emit("job_moved_to_dlq", replace(job, attempt=attempt), settlement.error)
-        case Kind.HANDED_BACK | Kind.UNKNOWN_TYPE:
-            pass  # nothing happened to the job that anyone waits for
+            emit(event, replace(job, attempt=attempt), settlement.error)
 
 
 def tell(observers: Iterable[Observer], name: str, args: tuple[Any, ...]) -> None:

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
@@ -14,6 +15,7 @@ from ._dispatch import Dispatcher
 from ._execution import Environment, Run
 from ._pool import HandlerConnections
 from ._registry import JobType
+from ._side import RunsJobs
 from ._start import check_dialect, check_queues, pool_permits, serve
 from ._statements import Statements
 from .bgjob import BGJob
@@ -65,13 +67,14 @@ class ThreadRuntime:
 
     def wake(self) -> None:
         """End the wait, or the next one."""
-        self._event.set()
+        if not self._event.is_set():
+            self._event.set()
 
-    def start(self, run: Run, work: Callable[[], None]) -> None:
-        """Run *work* in a thread."""
-        self._threads.start(work)
+    def start(self, run: Run, worker: RunsJobs) -> None:
+        """Do a run in a thread, and what follows it there."""
+        self._threads.start(partial(worker.work, run))
 
-    def follow(self, run: Run, following: Run) -> None:
+    def turn(self) -> None:
         """Threads take turns by themselves."""
 
     def cancel(self, run: Run) -> None:
@@ -195,9 +198,7 @@ class Worker:
         permits = pool_permits(engine, sum(self.queues.values()))
         self._runtime = ThreadRuntime(engine)
         statements = Statements(jobs.models)
-        environment = thread_environment(
-            engine, statements, session_factory or Session, permits, self._runtime
-        )
+        environment = thread_environment(engine, statements, session_factory or Session, permits)
         self._dispatcher = Dispatcher(
             jobs.models,
             jobs.registry,
@@ -313,7 +314,6 @@ def thread_environment(
     statements: Statements,
     session_factory: Callable[[], Any],
     permits: int | None,
-    runtime: ThreadRuntime,
 ) -> Environment:
     """Where functions run: in threads, with sessions of a synchronous engine."""
     semaphore = threading.Semaphore(permits) if permits is not None else None
@@ -324,5 +324,4 @@ def thread_environment(
         session_factory=session_factory,
         connect=connections.connect,
         disconnect=connections.disconnect,
-        await_=lambda awaitable, timeout: runtime.await_(awaitable),
     )

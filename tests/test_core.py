@@ -17,6 +17,8 @@ from sqlalchemy_bgjob._core import (
     AGAIN,
     FIRST_POLL,
     LINGER,
+    SUSTAINED,
+    Announce,
     Claim,
     Core,
     Finished,
@@ -74,9 +76,18 @@ def step(core: Core, now: float = NOW, *, may_start: bool = True, may_claim: boo
 
 def claim_all(core: Core, given: list[ClaimedJob], now: float = NOW, queue: str = "q") -> None:
     """What the worker does with the answer of a claim that found as much as it asked for."""
-    core.claim_sent(queue)
+    core.claim_sent(queue, now)
     core.claimed(queue, given, now)
     core.polled(queue, len(given), len(given), None, now, listening=True)
+
+
+def caught_up(core: Core, *queues: str, due_in: float | None = None, now: float = NOW) -> None:
+    """It has found nothing for a while, and producers know that it waits."""
+    names = queues or ("q",)
+    for name in names:
+        for _ in range(12):
+            core.polled(name, 2, 0, due_in, now, listening=True)
+    core.announced(names)
 
 
 def start_all(core: Core, now: float = NOW) -> list[ClaimedJob]:
@@ -168,7 +179,7 @@ def test_a_full_worker_waits_and_does_not_claim() -> None:
 
 def test_an_empty_queue_is_polled_at_the_poll_interval() -> None:
     idle = core(2, poll_interval=1.0)
-    idle.polled("q", 2, 0, None, NOW, listening=True)
+    caught_up(idle)
 
     following = step(idle)
 
@@ -207,7 +218,7 @@ def test_work_makes_the_polls_frequent_again() -> None:
 
 def test_a_scheduled_job_is_looked_for_when_it_is_due() -> None:
     idle = core(2, poll_interval=1.0)
-    idle.polled("q", 2, 0, 0.2, NOW, listening=True)
+    caught_up(idle, due_in=0.2)
 
     following = step(idle)
 
@@ -218,7 +229,7 @@ def test_a_scheduled_job_is_looked_for_when_it_is_due() -> None:
 
 def test_a_job_that_was_due_before_the_answer_came_is_no_busy_loop() -> None:
     idle = core(2)
-    idle.polled("q", 2, 0, -5.0, NOW, listening=True)
+    caught_up(idle, due_in=-5.0)
 
     following = step(idle)
 
@@ -229,7 +240,7 @@ def test_a_job_that_was_due_before_the_answer_came_is_no_busy_loop() -> None:
 def test_a_job_that_this_worker_has_put_off_is_looked_for_when_it_is_due() -> None:
     """Nobody notifies of a retry."""
     idle = core(2, poll_interval=1.0)
-    idle.polled("q", 2, 0, None, NOW, listening=True)
+    caught_up(idle)
 
     idle.expect("q", NOW + 0.1)
     idle.expect("q", NOW + 60)
@@ -253,7 +264,7 @@ def test_a_full_claim_is_followed_by_another_at_once() -> None:
 @pytest.mark.parametrize("queue", ["q", None])
 def test_a_notification_ends_the_wait(queue: str | None) -> None:
     idle = core(2)
-    idle.polled("q", 2, 0, None, NOW, listening=True)
+    caught_up(idle)
 
     idle.wake(queue, NOW)
 
@@ -262,13 +273,12 @@ def test_a_notification_ends_the_wait(queue: str | None) -> None:
 
 def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
     two = Core({"a": 1, "b": 1}, WorkerSettings())
-    for name in "ab":
-        two.polled(name, 1, 0, None, NOW, listening=True)
+    caught_up(two, "a", "b")
 
     two.wake("b", NOW)
 
     assert step(two) == Claim("b", 1)
-    two.claim_sent("b")
+    two.claim_sent("b", NOW)
     two.polled("b", 1, 0, None, NOW, listening=True)
     assert isinstance(step(two), Wait)
 
@@ -276,8 +286,10 @@ def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
 def test_a_notification_during_a_claim_asks_for_another_one() -> None:
     """The claim's snapshot may be older than the commit that notifies."""
     idle = core(2)
+    caught_up(idle)
+    idle.wake("q", NOW)
     assert step(idle) == Claim("q", 2)
-    idle.claim_sent("q")
+    idle.claim_sent("q", NOW)
 
     idle.wake("q", NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
@@ -287,12 +299,69 @@ def test_a_notification_during_a_claim_asks_for_another_one() -> None:
 
 def test_a_notification_before_a_claim_asks_for_one_only() -> None:
     idle = core(2)
+    caught_up(idle)
     idle.wake("q", NOW)
-    idle.claim_sent("q")
+    idle.claim_sent("q", NOW)
 
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
     assert isinstance(step(idle), Wait)
+
+
+def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
+    """That claim has not seen it, and its answer must not push the next look into the distance."""
+    idle = core(2, poll_interval=30.0)
+    caught_up(idle)
+    idle.wake("q", NOW)
+    assert step(idle) == Claim("q", 2)
+    idle.claim_sent("q", NOW)
+
+    idle.expect("q", NOW + 0.5)
+    for _ in range(12):
+        idle.polled("q", 2, 0, None, NOW + 0.1, listening=True)
+
+    following = step(idle, NOW + 0.1)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.4)
+    assert step(idle, NOW + 0.5) == Claim("q", 2)
+
+
+def test_a_worker_that_found_nothing_says_so_and_then_looks_once_more() -> None:
+    """What was committed before it was said did not notify."""
+    idle = core(2)
+    idle.claim_sent("q", NOW)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+
+    assert step(idle) == Announce(("q",))
+    idle.announced(("q",))
+    assert step(idle) == Claim("q", 2)
+    idle.claim_sent("q", NOW)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+    assert isinstance(step(idle), Wait)
+
+
+def test_a_worker_that_hears_nothing_says_nothing() -> None:
+    deaf = core(2)
+    deaf.polled("q", 2, 0, None, NOW, listening=False)
+    assert isinstance(step(deaf), Wait)
+
+
+def test_under_sustained_load_producers_are_spared_the_notifications() -> None:
+    one = core(1)
+    caught_up(one)
+
+    one.polled("q", 1, 1, None, NOW, listening=True)
+    assert not isinstance(step(one), Announce), "a little work is no reason"
+    one.polled("q", 1, 1, None, NOW + SUSTAINED, listening=True)
+
+    assert step(one, NOW + SUSTAINED) == Announce(())
+
+
+def test_nobody_knows_what_producers_see_after_a_lost_answer() -> None:
+    idle = core(2)
+    caught_up(idle)
+    idle.announced(None)
+    assert step(idle) == Announce(("q",))
 
 
 def test_queues_take_turns() -> None:
@@ -390,7 +459,7 @@ def test_a_job_that_is_not_started_within_a_second_is_handed_back() -> None:
     quick = taught(1, 0.001)
     claim_all(quick, jobs(10))
     start_all(quick)
-    quick.polled("q", 41, 0, None, NOW + 0.99, listening=True)
+    caught_up(quick, now=NOW + 0.99)
 
     following = step(quick, NOW + 0.99)
     assert isinstance(following, Wait)
@@ -490,7 +559,7 @@ def test_an_idle_worker_settles_at_once() -> None:
     idle, running = busy(1)
     idle.finished(running[0], 0.01)
 
-    idle.settle_later(item := done(running[0]), NOW)
+    idle.settle(item := done(running[0]), NOW)
 
     assert step(idle) == Settle((item,))
 
@@ -498,14 +567,14 @@ def test_an_idle_worker_settles_at_once() -> None:
 def test_a_busy_worker_waits_for_others_to_share_the_statement() -> None:
     full, running = busy(2, max_claim=1_000)
     full.finished(running[0], 60.0)
-    full.settle_later(first := done(running[0]), NOW)
-    full.polled("q", 1, 0, None, NOW, listening=True)
+    full.settle(first := done(running[0]), NOW)
+    caught_up(full)
 
     following = step(full)
     assert isinstance(following, Wait)
     assert following.seconds == pytest.approx(LINGER)
 
-    full.settle_later(second := done(job("b")), NOW + LINGER / 2)
+    full.settle(second := done(job("b")), NOW + LINGER / 2)
     assert step(full, NOW + LINGER) == Settle((first, second))
 
 
@@ -513,7 +582,7 @@ def test_half_a_batch_is_enough_to_settle_at_once() -> None:
     full, _ = busy(2, max_claim=10)
     items = [done(one) for one in jobs(5)]
     for item in items:
-        full.settle_later(item, NOW)
+        full.settle(item, NOW)
 
     assert step(full) == Settle(tuple(items))
 
@@ -522,7 +591,7 @@ def test_a_statement_takes_two_batches_at_the_most() -> None:
     full, _ = busy(2, max_claim=10)
     items = [done(one) for one in jobs(50)]
     for item in items:
-        full.settle_later(item, NOW)
+        full.settle(item, NOW)
 
     sizes = []
     while isinstance(following := step(full), Settle):
@@ -533,7 +602,7 @@ def test_a_statement_takes_two_batches_at_the_most() -> None:
 
 def test_a_settlement_that_is_to_be_tried_later_waits_for_its_time() -> None:
     idle = core(1)
-    idle.polled("q", 1, 0, None, NOW, listening=True)
+    caught_up(idle)
     idle.settle_later(item := done(job()), NOW + 0.5)
 
     following = step(idle)
@@ -545,8 +614,8 @@ def test_a_settlement_that_is_to_be_tried_later_waits_for_its_time() -> None:
 def test_what_is_to_be_written_at_once_does_not_wait_behind_what_came_before() -> None:
     """An unknown type or a failed batch: its time has long passed."""
     full, _ = busy(2)
-    full.settle_later(recent := done(job("recent")), NOW)
-    full.settle_later(urgent := done(job("urgent")), 0.0)
+    full.settle(recent := done(job("recent")), NOW)
+    full.settle(urgent := done(job("urgent")), 0.0)
 
     assert step(full, NOW + 0.001) == Settle((recent, urgent))
 
@@ -568,7 +637,7 @@ def test_a_row_that_stays_locked_for_days_overflows_nothing() -> None:
 
 def test_without_a_connection_settlements_are_kept() -> None:
     cut = core(1)
-    cut.settle_later(item := done(job()), NOW)
+    cut.settle(item := done(job()), NOW)
 
     assert step(cut, may_claim=False) == Wait(AGAIN)
     assert cut.unsettled() == [item]
@@ -592,7 +661,7 @@ def test_draining_hands_back_then_waits_for_what_runs_then_settles_then_ends() -
     assert ending.next_start("q") is None
 
     ending.finished(running, 0.01)
-    ending.settle_later(item := done(running), NOW)
+    ending.settle(item := done(running), NOW)
     assert step(ending) == Settle((item,))
     assert step(ending) == Finished()
 
@@ -601,7 +670,7 @@ def test_a_draining_worker_settles_without_lingering() -> None:
     ending, running = busy(2)
     ending.draining = True
     ending.finished(running[0], 0.01)
-    ending.settle_later(item := done(running[0]), NOW)
+    ending.settle(item := done(running[0]), NOW)
 
     assert step(ending) == Settle((item,))
 
@@ -679,7 +748,7 @@ class Machine(RuleBasedStateMachine):
         running = self.world[queue].running
         ended = running.pop(data.draw(st.integers(0, len(running) - 1)))
         self.core.finished(ended, seconds)
-        self.core.settle_later(done(ended), self.now)
+        self.core.settle(done(ended), self.now)
         if data.draw(st.booleans()) and (following := self.core.next_start(queue)):
             running.append(following)
 
@@ -718,12 +787,15 @@ class Machine(RuleBasedStateMachine):
             case Start(started):
                 assert may_start
                 self.world[started.queue].running.append(started)
+            case Announce(queues):
+                assert may_claim
+                self.core.announced(queues if answers else None)
             case Claim(queue, limit):
                 assert may_claim
                 assert may_start
                 assert not self.core.draining
                 assert 1 <= limit <= self.options.max_claim
-                self.core.claim_sent(queue)
+                self.core.claim_sent(queue, self.now)
                 if answers:
                     self.answer(queue, limit)
             case Settle(items):
@@ -732,7 +804,7 @@ class Machine(RuleBasedStateMachine):
                     if answers:
                         self.world[item.job.queue].settled.append(item.job.id)
                     else:
-                        self.core.settle_later(item, 0.0)
+                        self.core.settle(item, 0.0)
             case HandBack(back):
                 assert may_claim
                 for one in back:
@@ -794,7 +866,7 @@ class Machine(RuleBasedStateMachine):
                 for world in self.world.values():
                     for ended in world.running:
                         self.core.finished(ended, 0.01)
-                        self.core.settle_later(done(ended), self.now)
+                        self.core.settle(done(ended), self.now)
                     world.running = []
         assert self.finished
         self.each_job_is_in_one_place()

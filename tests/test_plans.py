@@ -15,9 +15,10 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, text
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._lanes import Position
 from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._pool import HandlerConnections
-from sqlalchemy_bgjob._side import own
+from sqlalchemy_bgjob._side import keep, own
 from sqlalchemy_bgjob._statements import Statements
 from support.plans import Plan, recorded_plans
 from support.rows import ME, add, claim, fill, ids, make_tables, pending
@@ -49,6 +50,7 @@ class Step:
 def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -> dict[str, Step]:
     """All hot statements of a worker, on its own connection; the table keeps what it had."""
     connection = own(connection)
+    keep(connection, None)
     steps = {}
 
     def note(name: str, jobs: int) -> None:
@@ -57,11 +59,24 @@ def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -
         plans.clear()
 
     plans.clear()
-    jobs = claim(connection, statements, BATCH)
+    half = max(BATCH // 2, 1)
+    jobs = claim(connection, statements, half)
     note("claim", len(jobs))
     with connection.begin():
-        lifecycle.next_due(connection, statements, queue="q")
+        priorities = lifecycle.lanes(connection, statements, queue="q")
+    note("lanes", 1)
+    last = Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)
+    with connection.begin():
+        onward = lifecycle.claim(
+            connection, statements, queue="q", limit=half, worker_id=ME, onward=[last]
+        )
+    note("claim onward", len(onward))
+    jobs += onward
+    with connection.begin():
+        lifecycle.next_due(connection, statements, queue="q", priorities=priorities)
     note("next_due", 1)
+    lifecycle.announce(connection, statements, worker_id=ME, queues=["q"])
+    note("announce", 1)
     share = max(len(jobs) // 4, 1)
     parts = [jobs[n * share : (n + 1) * share] for n in range(3)] + [jobs[3 * share :]]
     for name, settlement, part in zip(
@@ -169,7 +184,10 @@ def test_no_hot_statement_reads_the_whole_table(
     size, found = rounds
     steps = found[mode, when]
 
-    assert set(steps) == {"claim", "next_due", "complete", "retry", "bury", "hand back", "beat"}
+    assert set(steps) == {
+        *("claim", "lanes", "claim onward", "next_due", "announce"),
+        *("complete", "retry", "bury", "hand back", "beat"),
+    }
     for name, step in steps.items():
         scans = step.plan.scans()
         # On a table of a few pages, reading them all is the cheapest way to find rows by address.
@@ -183,7 +201,9 @@ def test_no_hot_statement_reads_the_whole_table(
             f"Index Scan {CLAIM_INDEX}",
             "Tid Scan",
         }
-        assert steps["next_due"].plan.scans() == {f"Index Only Scan {CLAIM_INDEX}"}
+        assert steps["claim onward"].plan.scans() == {f"Index Scan {CLAIM_INDEX}", "Tid Scan"}
+        for name in ("lanes", "next_due"):
+            assert steps[name].plan.scans() == {f"Index Only Scan {CLAIM_INDEX}"}, name
         for name in ("complete", "retry", "bury", "hand back"):
             assert steps[name].plan.scans() == {f"Index Scan {KEY}", "Tid Scan"}, name
     assert not steps["beat"].plan.scans()
@@ -197,9 +217,10 @@ def test_the_claim_reads_what_it_takes(
     size, found = rounds
 
     for key, steps in found.items():
-        claimed = steps["claim"]
-        assert min(size, BATCH) <= claimed.jobs <= BATCH, key
-        assert claimed.plan.buffers <= 5 * claimed.jobs + 60, (key, claimed.plan.buffers)
+        claimed, onward = steps["claim"], steps["claim onward"]
+        assert min(size, BATCH) <= claimed.jobs + onward.jobs <= BATCH, key
+        for step in (claimed, onward):
+            assert step.plan.buffers <= 5 * step.jobs + 60, (key, step.plan.buffers)
 
 
 @contextmanager
@@ -248,13 +269,18 @@ def test_an_idle_poll_reads_little_however_much_is_scheduled(
     with engine.connect() as connection, recorded_plans(connection, mode) as plans:
         assert claim(connection, statements, BATCH) == []
         with connection.begin():
-            delay = lifecycle.next_due(connection, statements, queue="q")
+            priorities = lifecycle.lanes(connection, statements, queue="q")
+            delay = lifecycle.next_due(connection, statements, queue="q", priorities=priorities)
+            onward = [Position(priority, None, "") for priority in priorities]
+            given: Any = {"queue": "q", "limit": BATCH, "worker_id": ME, "onward": onward}
+            assert lifecycle.claim(connection, statements, **given) == []
 
+    assert priorities == [-5, 0, 1, 7, 100]
     assert delay is not None
     assert 80_000 < delay <= 86_400
-    poll, next_due = plans
-    assert poll.buffers <= 200, poll.buffers
-    assert next_due.buffers <= 200, next_due.buffers
+    head, lanes, next_due, onward_poll = (plan.buffers for plan in plans)
+    assert head + lanes + next_due <= 200, (head, lanes, next_due)
+    assert onward_poll + next_due <= 100, (onward_poll, next_due)
 
 
 @pytest.fixture(scope="module")

@@ -351,7 +351,10 @@ def test_claims_beside_edits_take_no_job_twice(queue: Queue) -> None:
 
 def next_due(queue: Queue, name: str = "q") -> float | None:
     with queue.connection.begin():
-        return lifecycle.next_due(queue.connection, queue.statements, queue=name)
+        priorities = lifecycle.lanes(queue.connection, queue.statements, queue=name)
+        return lifecycle.next_due(
+            queue.connection, queue.statements, queue=name, priorities=priorities
+        )
 
 
 def test_the_next_due_time_is_the_earliest_of_all_lanes(queue: Queue) -> None:
@@ -688,7 +691,10 @@ JOBS = {"ids", "queues", "types", "args", "priorities", "headers", "delays", "ru
     ("name", "flags", "given"),
     [
         ("claim", None, {"queue", "limit", "worker"}),
-        ("next_due", None, {"queue"}),
+        ("next_due", None, {"queue", "priorities"}),
+        ("lanes", None, {"queue"}),
+        ("claim_onward", None, {"queue", "limit", "worker", "priority", "at", "id"}),
+        ("announce", None, {"worker", "queues"}),
         ("complete", (False, True), FENCE),
         ("release", (False, True), FENCE | RELEASE | {"unknowns"}),
         ("bury", (False, True), FENCE | {"dead_ids", "give_backs", "errors"}),
