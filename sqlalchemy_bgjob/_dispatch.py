@@ -37,7 +37,7 @@ from ._heart import Heart
 from ._lanes import Position
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._notify import Listener
-from ._outcomes import HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
+from ._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
 from ._registry import JobType, Registry
 from ._side import Backoff, Runtime, keep, own
 from ._start import check_database
@@ -78,6 +78,7 @@ class Dispatcher:
         self._core = Core(queues, settings)
         self._lock = threading.RLock()
         self._events = Events(observers)
+        self._tells_starts = self._events.wants("job_started")
         self._runs: dict[str, Run] = {}
         """By job id; with an earlier lease's beside it, which is lost, in ``_late_runs``."""
         self._late_runs: set[Run] = set()
@@ -492,6 +493,7 @@ class Dispatcher:
             self._core.settle(Pending(job, settlement), 0.0)
             return False
         job.careful = job.crashes > 0 or job.attempt == limit
+        job.handler = handler
         return True
 
     def _find(self, job: ClaimedJob) -> JobType[Any] | None:
@@ -508,16 +510,14 @@ class Dispatcher:
     # ---- run --------------------------------------------------------------------------------
 
     def _prepare(self, job: ClaimedJob) -> Run:
-        handler = self._find(job)
-        assert handler is not None, "only jobs with a handler are admitted"
-        run = Run(job, handler)
+        run = Run(job, job.handler)
         earlier = self._runs.get(job.id)
         self._runs[job.id] = run
         if earlier is not None:
             self._late_runs.add(earlier)
         if earlier is not None and not earlier.lease_lost:
             earlier.successor, run.untold = run, True  # committed, and not yet told: that first
-        elif self._events.wants("job_started"):
+        elif self._tells_starts:
             self._events.emit("job_started", run.info)
         return run
 
@@ -589,13 +589,15 @@ class Dispatcher:
                     self._core.settled(run.job)
                     self._tell(pending, fate, run)
                 return None
-            self._tell_start(run)
+            if run.untold:
+                self._tell_start(run)
             self._core.finished(run.job, pending.seconds)
             if fate is None:
                 self._core.settle(pending, now)
             else:
                 self._tell(pending, fate, run)
-            self._tell_deferred(run)
+            if run.successor is not None:
+                self._tell_start(run.successor)
             if self._heart.fresh(now, self._disconnected_at):
                 job = self._core.next_start(queue)
                 following = self._prepare(job) if job is not None else None
@@ -609,8 +611,9 @@ class Dispatcher:
     def _settle(self, items: tuple[Pending, ...]) -> None:
         fates = lifecycle.settle(self._control(), self._statements, items)
         now = time.monotonic()
+        told = self._events.wants("job_completed")
         for item, fate in fates:
-            if fate in (Fate.LOCKED, Fate.FAILED):
+            if fate is Fate.LOCKED or fate is Fate.FAILED:
                 pause = settle_again_after(fate, item.tries)
                 item.tries += 1
                 if fate is Fate.FAILED and item.tries == 1 and item.error is not None:
@@ -622,7 +625,7 @@ class Dispatcher:
                     )
                 with self._lock:
                     self._core.settle_later(item, now + pause)
-            else:
+            elif fate is not Fate.SETTLED or item.settlement is not COMPLETED or told:
                 self._tell(item, fate, None)
 
     def _tell(self, item: Pending, fate: Fate, run: Run | None) -> None:

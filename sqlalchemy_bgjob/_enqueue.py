@@ -12,12 +12,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, FromClause, Select, event, inspect
+from sqlalchemy import Connection, FromClause, Select, Table, event, inspect
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 from sqlalchemy.types import TypeEngine
 
 from . import _codec, _validation
+from ._copy import WORTH_IT, can_copy, copy
 from ._errors import sqlstate
 from ._registry import UNTYPED, JobType, NewJob, column_values, new_job
 from ._statements import Statements, parameters, wake_up
@@ -268,19 +269,11 @@ def _jobs_of(
     priority: int,
     headers: Mapping[str, Any] | None,
 ) -> list[NewJob]:
-    args = list(args)
-    own = list(ids) if ids is not None else [None] * len(args)
-    if len(own) != len(args):
-        raise ValueError(f"{len(own)} ids for {len(args)} args; give an id for each, or none")
-    jobs = []
-    for index, (arg, id) in enumerate(zip(args, own, strict=True)):
-        try:
-            jobs.append(handler.new_job(arg, id, queue, delay, run_at, priority, headers))
-        except InvalidArg as error:
-            if not error.path.startswith("$"):
-                raise  # of the headers, which all jobs share
-            raise InvalidArg(f"[{index}]{error.path[1:]}", error.reason) from None
-    return jobs
+    given = list(args)
+    own = None if ids is None else [_validation.job_id(id) for id in ids]
+    if own is not None and len(own) != len(given):
+        raise ValueError(f"{len(own)} ids for {len(given)} args; give an id for each, or none")
+    return handler.new_jobs(given, own, queue, delay, run_at, priority, headers)
 
 
 def _taken_from(jobs: object) -> tuple[list[NewJob], Models | None]:
@@ -319,7 +312,13 @@ def _insert_many(
 ) -> BulkResult:
     if models is None or not jobs:
         return BulkResult(0, ())
-    statement = statements_of(models).insert_jobs(unit.can_notify)
+    statements = statements_of(models)
+    if not own_ids and len(jobs) >= WORTH_IT and can_copy(unit.connection, models.job):
+        now = unit.execute(statements.before_copy).scalar()
+        if now is not None:
+            _copy(unit, statements, models.job, jobs, now)
+            return BulkResult(len(jobs), ())
+    statement = statements.insert_jobs(unit.can_notify)
 
     def insert() -> set[str]:
         inserted: set[str] = set()
@@ -340,6 +339,15 @@ def _insert_many(
             undo.now()
             raise JobAlreadyExists(duplicates)
     return BulkResult(len(inserted), ())
+
+
+def _copy(
+    unit: Unit, statements: Statements, table: Table, jobs: Sequence[NewJob], now: datetime
+) -> None:
+    copy(unit.connection, table, jobs, now)
+    if unit.can_notify:
+        for queue in sorted({job.queue for job in jobs}):
+            unit.execute(statements.notify, parameters(queue=queue))
 
 
 def _missing(jobs: Iterable[NewJob], inserted: set[str]) -> tuple[str, ...]:

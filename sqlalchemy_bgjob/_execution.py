@@ -6,7 +6,7 @@ costs them nothing: a session, and the job as plain data, are made when they are
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -128,6 +128,7 @@ class Environment:
     Attributes:
         connect: Takes a connection for an isolation level (None: the engine's) and a worker.
         disconnect: Gives it back, whatever state it is in.
+        scoped: Whether the handler's session is a scoped_session's.
     """
 
     statements: Statements
@@ -135,11 +136,11 @@ class Environment:
     session_factory: Callable[[], Any]
     connect: Callable[[str | None, int], Connection]
     disconnect: Callable[[Connection], None]
+    scoped: bool = field(init=False)
 
-    @property
-    def scoped(self) -> bool:
-        """Whether the handler's session is a scoped_session's."""
-        return getattr(self.session_factory, "registry", None) is not None
+    def __post_init__(self) -> None:
+        scoped = getattr(self.session_factory, "registry", None) is not None
+        object.__setattr__(self, "scoped", scoped)
 
 
 class Attempt:
@@ -163,20 +164,15 @@ class Attempt:
         run.started_at = time.monotonic()
         if handler.options.timeout is not None:
             run.deadline = run.started_at + handler.options.timeout
+        if self._environment.scoped and handler.options.session:
+            self._make_unit().enter_scope()  # before the handler first calls it
         if handler.takes_arg:
             try:
                 arg = handler.decode(run.job.arg, run.job.headers)
             except InvalidArg as error:
                 raise MoveToDlq(error) from error  # no attempt will ever decode it
-            self._enter_scope()
             return handler.function(Context(run, self._session), arg)
-        self._enter_scope()
         return handler.function(Context(run, self._session))
-
-    def _enter_scope(self) -> None:
-        # A scoped_session is this run's before the handler first calls it.
-        if self._environment.scoped and self._run.handler.options.session:
-            self._make_unit().enter_scope()
 
     def _session(self) -> Any:
         handler = self._run.handler

@@ -9,12 +9,11 @@ import os
 import secrets
 import threading
 import time
-from uuid import UUID
 
 _RANDOM_BITS = 74  # 12 (rand_a) + 62 (rand_b) of RFC 9562
-_RANDOM_MASK = (1 << _RANDOM_BITS) - 1
+_RAND_B_MASK = (1 << 62) - 1
 # A step of up to 2^32 keeps neighbours unguessable and leaves room for 2^41 ids a millisecond.
-_STEP_BITS = 32
+_STEP_BYTES = 4
 
 
 class _Monotonic:
@@ -28,16 +27,22 @@ class _Monotonic:
         self.lock = threading.Lock()
         self.last = 0
 
-    def next(self, milliseconds: int) -> int:
-        """The next 122-bit value: time above, random below, greater than all before."""
+    def next(self, milliseconds: int, count: int) -> list[int]:
+        """The next 122-bit values: time above, random below, each greater than all before."""
+        steps = os.urandom(count * _STEP_BYTES)
+        values = []
         with self.lock:
-            if milliseconds > self.last >> _RANDOM_BITS:
-                # The top random bit starts at 0, so that steps do not overflow into the time.
-                low = secrets.randbits(_RANDOM_BITS - 1)
-                self.last = milliseconds << _RANDOM_BITS | low
-            else:
-                self.last += 1 + secrets.randbits(_STEP_BITS)
-            return self.last
+            last = self.last
+            for at in range(0, len(steps), _STEP_BYTES):
+                if milliseconds > last >> _RANDOM_BITS:
+                    # The top random bit starts at 0, so that steps do not overflow into the time.
+                    low = secrets.randbits(_RANDOM_BITS - 1)
+                    last = milliseconds << _RANDOM_BITS | low
+                else:
+                    last += 1 + int.from_bytes(steps[at : at + _STEP_BYTES])
+                values.append(last)
+            self.last = last
+        return values
 
 
 _state = _Monotonic()
@@ -47,12 +52,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_state.reset)
 
 
+def new_ids(count: int) -> list[str]:
+    """New job ids: texts of UUIDv7, ascending, greater than every id made before here."""
+    return [_text(value) for value in _state.next(time.time_ns() // 1_000_000, count)]
+
+
 def new_id() -> str:
-    """A new job id: the text of a UUIDv7, greater than every id made before in this process."""
-    value = _state.next(time.time_ns() // 1_000_000)
-    time_part, rand = value >> _RANDOM_BITS, value & _RANDOM_MASK
-    rand_a, rand_b = rand >> 62, rand & ((1 << 62) - 1)
-    return str(UUID(int=time_part << 80 | 7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b))
+    """One new job id; see :func:`new_ids`."""
+    return new_ids(1)[0]
+
+
+def _text(value: int) -> str:
+    high, rand_b = value >> 62, value & _RAND_B_MASK
+    digits = f"{(high >> 12) << 16 | 7 << 12 | high & 0xFFF:016x}{0b10 << 62 | rand_b:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def new_worker_id() -> int:

@@ -56,6 +56,7 @@ class ClaimedJob:
     unknown_for: float | None
     # Whether this run may be the one that takes the worker, or the job, down: never held ahead.
     careful: bool = False
+    handler: Any = None  # once the worker has found it
 
 
 class Fate(Enum):
@@ -204,22 +205,25 @@ def write(
     released = [item for item in items if item.settlement.kind not in (Kind.COMPLETED, Kind.DEAD)]
     held: set[str] = set()
     xid: str | None = None
+    if completed:
+        given = _fence(completed)
+        answer: Any = _run(connection, statements.complete(wait), **given).one()
+        count, xid, which = answer
+        held.update(given["ids"] if count == len(completed) else which or ())
     for group, statement, columns in (
-        (completed, statements.complete, _no_columns),
         (released, statements.release, _release_columns),
         (dead, statements.bury, _bury_columns),
     ):
         if group:
-            # Ids sorted, so that two workers never lock the same rows in opposite orders.
-            group.sort(key=lambda item: item.job.id)
-            given = _fence(group) | columns(group)
-            rows: Any = _run(connection, statement(wait), **given)
+            rows: Any = _run(connection, statement(wait), **_fence(group), **columns(group))
             for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
                 held.add(job_id)
     return held, xid
 
 
-def _fence(items: Sequence[Pending]) -> dict[str, Any]:
+def _fence(items: list[Pending]) -> dict[str, Any]:
+    # Ids sorted, so that two workers never lock the same rows in opposite orders.
+    items.sort(key=_by_id)
     return {
         "worker": items[0].job.worker_id,
         "ids": [item.job.id for item in items],
@@ -227,8 +231,7 @@ def _fence(items: Sequence[Pending]) -> dict[str, Any]:
     }
 
 
-def _no_columns(items: Sequence[Pending]) -> dict[str, Any]:
-    return {}
+_by_id: Final = attrgetter("job.id")
 
 
 def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
@@ -274,13 +277,20 @@ def settle(
     Raises:
         DBAPIError: The connection was lost; call again with the same items on a new one.
     """
+    items = list(items)
     groups: dict[tuple[str, int, int], list[Pending]] = {}
     times: Counter[str] = Counter()
+    twice = len({item.job.id for item in items}) < len(items)
     for item in items:
+        job = item.job
         # Two leases of one job are two groups, or the late one would pass for the settled one.
-        key = item.job.queue, item.job.worker_id, times[item.job.id]
-        groups.setdefault(key, []).append(item)
-        times[item.job.id] += 1
+        key = job.queue, job.worker_id, times[job.id] if twice else 0
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = []
+        group.append(item)
+        if twice:
+            times[job.id] += 1
     fates: list[tuple[Pending, Fate]] = []
     for key in sorted(groups):
         fates += _settle_group(connection, statements, groups[key])

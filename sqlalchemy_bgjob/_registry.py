@@ -6,18 +6,19 @@ name that comes from the database.
 
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial, update_wrapper
 from types import SimpleNamespace
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from sqlalchemy import func
 
 from . import _validation
 from ._codec import Codec, Encoded
-from ._ids import new_id
+from ._ids import new_ids
+from .exceptions import InvalidArg
 from .models import Models
 from .retry import RetryPolicy
 
@@ -26,8 +27,7 @@ A = TypeVar("A")
 ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
-@dataclass(frozen=True, slots=True)
-class NewJob:
+class NewJob(NamedTuple):
     """A job that is checked and encoded, ready for an INSERT."""
 
     id: str
@@ -163,6 +163,22 @@ class JobType(Generic[A]):
         queue = self.queue if queue is None else queue
         return new_job(self.codec, self.type, queue, arg, id, delay, run_at, priority, headers)
 
+    def new_jobs(
+        self,
+        args: Sequence[Any],
+        ids: Sequence[str] | None,
+        queue: str | None,
+        delay: float | timedelta | None,
+        run_at: datetime | None,
+        priority: int,
+        headers: Mapping[str, Any] | None,
+    ) -> list[NewJob]:
+        """Check and encode many; see :func:`new_jobs`."""
+        if not self.takes_arg and any(arg is not None for arg in args):
+            raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
+        queue = self.queue if queue is None else queue
+        return new_jobs(self.codec, self.type, queue, args, ids, delay, run_at, priority, headers)
+
 
 def column_values(job: Any) -> dict[str, Any]:
     """What was set on an ORM object, without what is kept there for ourselves."""
@@ -182,18 +198,48 @@ def new_job(
     headers: Mapping[str, Any] | None,
 ) -> NewJob:
     """Check and encode one job of any type."""
-    encoded = codec.encode(arg)
-    seconds, moment = _validation.start(delay, run_at)
-    return NewJob(
-        new_id() if id is None else _validation.job_id(id),
-        _validation.name("queue", queue),
-        _validation.name("type", type),
-        encoded,
-        _validation.priority(priority),
-        seconds,
-        moment,
-        _validation.headers(headers, encoded.content_type),
+    own = None if id is None else [_validation.job_id(id)]
+    (job,) = new_jobs(
+        codec, type, queue, [arg], own, delay, run_at, priority, headers, numbered=False
     )
+    return job
+
+
+def new_jobs(
+    codec: Codec,
+    type: str,
+    queue: str,
+    args: Sequence[Any],
+    ids: Sequence[str] | None,
+    delay: float | timedelta | None,
+    run_at: datetime | None,
+    priority: int,
+    headers: Mapping[str, Any] | None,
+    *,
+    numbered: bool = True,
+) -> list[NewJob]:
+    """Check and encode jobs that differ in nothing but their args, and ids that are checked.
+
+    Raises:
+        InvalidArg: An arg; its path begins with the arg's index if they are *numbered*.
+    """
+    seconds, moment = _validation.start(delay, run_at)
+    queue, type = _validation.name("queue", queue), _validation.name("type", type)
+    priority = _validation.priority(priority)
+    all_headers: dict[str | None, dict[str, Any] | None] = {}
+    jobs = []
+    encode = codec.encode
+    for index, (id, arg) in enumerate(zip(ids or new_ids(len(args)), args, strict=True)):
+        try:
+            encoded = encode(arg)
+        except InvalidArg as error:
+            where = f"[{index}]{error.path[1:]}" if numbered else error.path
+            raise InvalidArg(where, error.reason) from None
+        kind = encoded.content_type
+        if kind not in all_headers:
+            all_headers[kind] = _validation.headers(headers, kind)
+        jobs.append(NewJob(id, queue, type, encoded, priority, seconds, moment, all_headers[kind]))
+    return jobs
 
 
 UNTYPED: Final = Codec(Any)

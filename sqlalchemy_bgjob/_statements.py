@@ -53,7 +53,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.selectable import CTE
 
@@ -125,6 +125,12 @@ def awaited(worker: FromClause, queue: ColumnElement[Any]) -> ColumnElement[bool
     """
     waits_for = cast(worker.c.waits_for, JSONB)
     return select(worker.c.id).where(waits_for.has_key(queue)).exists()
+
+
+def quoted(name: str) -> str:
+    """An identifier within a text that the server reads as a name."""
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def _array(name: str, item: Any) -> ColumnElement[Any]:
@@ -232,6 +238,20 @@ class Statements:
             _start(given.c.delays * _SECOND, given.c.run_ats),
         )
         return self._insert_from(rows, notify=notify)
+
+    @cached_property
+    def before_copy(self) -> Executable:
+        """When the transaction began; null where COPY is refused for the table's row security.
+
+        It opens the transaction: SQLAlchemy sends BEGIN with the first statement of its own, and
+        a COPY before it would be committed by itself.
+        """
+        table = self._job
+        name = (
+            f"{quoted(table.schema)}.{quoted(table.name)}" if table.schema else quoted(table.name)
+        )
+        secured = func.row_security_active(cast(literal(name, Text), REGCLASS))
+        return select(case((not_(secured), func.now())))
 
     def insert_from(
         self, source: Select[Any], *, notify: bool, ignore_duplicates: bool
@@ -498,13 +518,18 @@ class Statements:
         return select(found.c.value).select_from(given.join(found, true()))
 
     def _complete(self, wait: bool) -> Executable:
-        """Delete jobs that are done; returns id and xid of each.
+        """Delete jobs that are done; returns how many, the xid, and if some were not, the ids.
 
         Parameters: worker, and lists ids, leases. With *wait*, wait for locked rows.
         """
         given = _unnest(ids=Text(), leases=BigInteger())
         job = self._job
-        return delete(job).where(_at(self._held(given, wait=wait))).returning(job.c.id, _xid())
+        gone = delete(job).where(_at(self._held(given, wait=wait))).returning(job.c.id).cte("gone")
+        count = func.count()
+        all_gone = count == func.cardinality(_array("ids", Text()))
+        which = case((not_(all_gone), func.array_agg(gone.c.id, type_=ARRAY(Text))))
+        # Where nothing was done, none is assigned.
+        return select(count, case((count > 0, _xid())), which).select_from(gone)
 
     def _release(self, wait: bool) -> Executable:
         """Queue jobs again; returns id and xid of each.

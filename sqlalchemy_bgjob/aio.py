@@ -21,6 +21,8 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from ._dispatch import Dispatcher
 from ._execution import Environment, Run
+from ._lifecycle import Pending
+from ._outcomes import HAND_BACK
 from ._pool import HandlerConnections
 from ._registry import JobType
 from ._side import RunsJobs
@@ -109,7 +111,9 @@ class AsyncRuntime:
         what a handler has left behind in the task, the next one must not find.
         """
         task, context = run.task, copy_context()
-        while worker.holds(run):
+        if not worker.holds(run):
+            return
+        while True:
             attempt = worker.attempt(run)
             returned, error = None, None
             try:
@@ -137,9 +141,21 @@ class AsyncRuntime:
                 worker.start(following)
                 return
             run, run.task = following, task
-            if time.monotonic() >= self._turn_ends:
-                await asyncio.sleep(0)
-                self._turn_ends = time.monotonic() + TURN
+            if time.monotonic() >= self._turn_ends and not await self._give_way(run, worker):
+                return
+
+    async def _give_way(self, run: Run, worker: RunsJobs) -> bool:
+        """Let the event loop go on; whether the run is still to be done then."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:  # a late one, which the handler before has asked for
+            run.started_at = time.monotonic()
+            following = worker.ended(run, Pending(run.job, HAND_BACK), None)
+            if following is not None:
+                worker.start(following)
+            return False
+        self._turn_ends = time.monotonic() + TURN
+        return worker.holds(run)
 
     def turn(self) -> None:
         """Let the task that was started run up to where it waits: it may do all there is."""

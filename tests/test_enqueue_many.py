@@ -326,7 +326,7 @@ def test_a_lost_connection_is_the_callers_own_error(clean: Engine) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg2"])
 @pytest.mark.parametrize(("number", "statements"), [(1000, 1), (5000, 1), (5001, 2)])
 def test_five_thousand_jobs_are_one_statement(
     number: int, statements: int, driver: str, shop: Engine

@@ -1,0 +1,283 @@
+"""COPY does what INSERT does, in the caller's transaction, or is not used."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, MetaData, String, create_engine, event, func, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from sqlalchemy_bgjob import BGJob, DeadJobMixin, JobMixin, _copy, _enqueue, enqueue_many
+from support.producers import producer
+from support.shop import Job, Order, make_tables, note, store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANY = 600
+COPIERS = ["Session-psycopg", "Connection-psycopg", "AsyncSession-psycopg", "AsyncEngine-psycopg"]
+UGLY = 'a\tb\\n "c"\r\n\\. \\N ü 🎈'
+
+
+@pytest.fixture
+def shop(engine: Engine) -> Engine:
+    make_tables(engine)
+    return engine
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs each COPY has taken."""
+    counts: list[int] = []
+    copy = _enqueue.copy
+
+    def spy(connection: Any, table: Any, jobs: Any, now: Any) -> None:
+        copy(connection, table, jobs, now)
+        counts.append(len(jobs))
+
+    monkeypatch.setattr(_enqueue, "copy", spy)
+    return counts
+
+
+def count(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(select(func.count()).select_from(Job)).scalar_one())
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", COPIERS)
+@pytest.mark.parametrize("commits", [True, False])
+def test_it_belongs_to_the_callers_transaction(
+    kind: str, commits: bool, shop: Engine, copied: list[int]
+) -> None:
+    """Also as its first operation, before SQLAlchemy has sent a BEGIN of its own."""
+    own = "Engine" in kind  # a transaction of its own
+
+    async def main() -> None:
+        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
+            result = await made.do(enqueue_many(made.target, note, range(MANY)))
+            assert result.inserted == MANY
+            if not own:
+                await (made.commit() if commits else made.rollback())
+
+    asyncio.run(main())
+
+    assert copied == [MANY]
+    assert count(shop) == (MANY if commits or own else 0)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "values", [[UGLY, None, {"k": [1, UGLY]}], [b"\x00\xff\\x", b""]], ids=["json", "bytes"]
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"delay": 90.5, "priority": -7},
+        {"run_at": datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)},
+        {"headers": {"request-id": UGLY}, "queue": UGLY.replace("\r", "")},
+    ],
+    ids=["plain", "delay", "run_at", "ugly"],
+)
+def test_the_rows_are_those_of_an_insert(
+    values: list[Any],
+    options: dict[str, Any],
+    shop: Engine,
+    copied: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler = store if isinstance(values[0], bytes) else note
+    monkeypatch.setattr(_enqueue, "WORTH_IT", 1)
+    with Session(shop) as session, session.begin():
+        enqueue_many(session, handler, values, **options)
+        monkeypatch.setattr(_enqueue, "WORTH_IT", 10**9)
+        enqueue_many(session, handler, values, **options)
+
+    assert copied == [len(values)]
+    with Session(shop) as session:
+        rows = session.scalars(select(Job).order_by(Job.id)).all()
+    different = {"id", "lease"}
+    names = [c.name for c in Job.__table__.columns if c.name not in different]
+    found = [[getattr(row, name) for name in names] for row in rows]
+    assert found[: len(values)] == found[len(values) :]
+    assert [row.arg_json if handler is note else row.arg for row in rows[: len(values)]] == values
+
+
+def test_what_the_session_holds_is_flushed_before(shop: Engine, copied: list[int]) -> None:
+    with Session(shop) as session, session.begin():
+        session.add(Order(id=1, email="a@example.com"))
+        enqueue_many(session, note, range(MANY))
+        with shop.connect() as other:
+            assert other.execute(select(func.count()).select_from(Order)).scalar() == 0
+        assert not session.new
+    assert copied == [MANY]
+
+
+def test_a_savepoint_takes_its_own_jobs_with_it(shop: Engine, copied: list[int]) -> None:
+    with Session(shop) as session, session.begin():
+        enqueue_many(session, note, range(MANY))
+        inner = session.begin_nested()
+        enqueue_many(session, note, range(MANY))
+        inner.rollback()
+    assert copied == [MANY, MANY]
+    assert count(shop) == MANY
+
+
+def test_waiting_workers_are_told(shop: Engine, copied: list[int]) -> None:
+    from sqlalchemy_bgjob._statements import channel_name
+
+    insert = (
+        "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, waits_for)"
+        " VALUES (1, '', 1, '', '{}', 30, '[\"default\"]')"
+    )
+    with shop.begin() as connection:
+        connection.execute(text(insert))
+    with shop.connect() as listener:
+        listener.execution_options(isolation_level="AUTOCOMMIT")
+        listener.exec_driver_sql(f'LISTEN "{channel_name(None, "bgjob_")}"')
+        with Session(shop) as session, session.begin():
+            enqueue_many(session, note, range(MANY))
+        driver: Any = listener.connection.driver_connection
+        heard = [n.payload for n in driver.notifies(timeout=5.0, stop_after=1)]
+    assert copied == [MANY]
+    assert heard == ["default"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ["Session-psycopg", "AsyncSession-psycopg"])
+def test_a_refused_row_is_sqlalchemys_error(kind: str, shop: Engine) -> None:
+    check = "ALTER TABLE bgjob_job ADD CONSTRAINT short CHECK (length(arg) < 4)"
+    with shop.begin() as connection:
+        connection.execute(text(check))
+
+    async def main() -> None:
+        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
+            with pytest.raises(IntegrityError, match="short") as refused:
+                await made.do(enqueue_many(made.target, note, [10_000] * MANY))
+            assert refused.value.statement is not None
+            assert refused.value.statement.startswith("COPY ")
+            assert not refused.value.connection_invalidated
+            await made.rollback()
+            await made.do(enqueue_many(made.target, note, [1] * MANY))
+            await made.commit()
+
+    asyncio.run(main())
+    assert count(shop) == MANY
+
+
+def test_a_lost_connection_is_sqlalchemys_error(
+    shop: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = _copy._blocks
+
+    def cut(jobs: Any, now: Any) -> Iterator[bytes]:
+        with shop.connect() as other:
+            others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = :pid"
+            other.execute(text(others), {"pid": pid})
+        yield from blocks(jobs, now)
+
+    with Session(shop) as session:
+        pid = session.scalar(select(func.pg_backend_pid()))
+        monkeypatch.setattr(_copy, "_blocks", cut)
+        with pytest.raises(OperationalError) as lost:
+            enqueue_many(session, note, range(MANY))
+        assert lost.value.connection_invalidated
+        session.rollback()
+    assert count(shop) == 0
+
+
+def test_row_security_is_respected(shop: Engine, copied: list[int]) -> None:
+    """PostgreSQL refuses COPY to whom it applies."""
+    name = f"limited_{shop.url.database}"
+    with shop.begin() as connection:
+        connection.execute(text(f'CREATE ROLE "{name}"'))
+        connection.execute(text(f'GRANT ALL ON ALL TABLES IN SCHEMA public TO "{name}"'))
+        connection.execute(text("ALTER TABLE bgjob_job ENABLE ROW LEVEL SECURITY"))
+        connection.execute(text("CREATE POLICY mine ON bgjob_job USING (queue = 'default')"))
+    try:
+        with Session(shop) as session, session.begin():
+            session.execute(text(f'SET LOCAL ROLE "{name}"'))
+            enqueue_many(session, note, range(MANY))
+        assert copied == []
+        assert count(shop) == MANY
+    finally:
+        with shop.begin() as connection:
+            connection.execute(text(f'DROP OWNED BY "{name}"'))
+            connection.execute(text(f'DROP ROLE "{name}"'))
+
+
+def test_a_default_in_python_of_an_own_column_is_called(engine: Engine, copied: list[int]) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class OwnJob(JobMixin, Base):
+        tenant: Mapped[str] = mapped_column(String, default=lambda: "from Python")
+
+    class OwnDeadJob(DeadJobMixin, Base):
+        pass
+
+    jobs = BGJob(Base, models=(OwnJob, OwnDeadJob))
+
+    @jobs.handler("own")
+    def own(ctx: Any, number: int) -> None:
+        """Never run."""
+
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        enqueue_many(session, own, range(MANY))
+    with Session(engine) as session:
+        assert set(session.scalars(select(OwnJob.tenant))) == {"from Python"}
+    assert copied == []
+
+
+def test_a_schema_of_an_odd_name(engine: Engine, copied: list[int]) -> None:
+    jobs = BGJob(MetaData(), schema='o"dd Schema', table_prefix='p"x_')
+
+    @jobs.handler("odd")
+    def odd(ctx: Any, number: int) -> None:
+        """Never run."""
+
+    with engine.begin() as connection:
+        connection.execute(text('CREATE SCHEMA "o""dd Schema"'))
+        jobs.metadata.create_all(connection)
+    with Session(engine) as session, session.begin():
+        enqueue_many(session, odd, range(MANY), delay=timedelta(hours=1))
+    with Session(engine) as session:
+        assert len(session.scalars(select(jobs.Job.id)).all()) == MANY
+    assert copied == [MANY]
+
+
+def test_a_translated_schema_gets_an_insert(engine: Engine, copied: list[int]) -> None:
+    jobs = BGJob(MetaData())
+
+    @jobs.handler("tenant")
+    def tenant(ctx: Any, number: int) -> None:
+        """Never run."""
+
+    translated = create_engine(engine.url).execution_options(
+        schema_translate_map={None: "tenant_1"}
+    )
+    with translated.begin() as connection:
+        connection.execute(text("CREATE SCHEMA tenant_1"))
+        jobs.metadata.create_all(connection)
+        enqueue_many(connection, tenant, range(MANY))
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM tenant_1.bgjob_job")).scalar() == MANY
+    assert copied == []
+    translated.dispose()
+
+
+def test_few_jobs_are_one_statement(shop: Engine, copied: list[int]) -> None:
+    sent: list[str] = []
+    with Session(shop) as session, session.begin():
+        event.listen(
+            session.connection(), "before_cursor_execute", lambda *args: sent.append(args[2])
+        )
+        enqueue_many(session, note, range(_copy.WORTH_IT - 1))
+    assert copied == []
+    assert len(sent) == 1
