@@ -130,6 +130,7 @@ class AsyncRuntime:
                 ended = await greenlet_spawn(attempt.end, returned, error)
             else:
                 ended = attempt.end(returned, error)
+            run.task = None
             following = worker.ended(run, *ended)
             if following is None:
                 return

@@ -14,7 +14,7 @@ import msgspec
 import psycopg
 import pydantic
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, delete, func, select, text
+from sqlalchemy import Connection, Engine, create_engine, delete, func, insert, select, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import (
@@ -639,10 +639,25 @@ def test_an_engines_transaction_is_closed_again(clean: Engine) -> None:
 # ---- who hears of it -----------------------------------------------------------------------------
 
 
+AWAITED = ["rolled back", "one", "many", "empty", "from", "by name", "undone", "added", "plain"]
+
+
+def say(engine: Engine, *queues: str) -> None:
+    """A worker says that it waits for these."""
+    values = {"id": 1, "pid": 1, "hostname": "h", "version": "0", "queues": {}}
+    worker = jobs.models.worker
+    with engine.begin() as connection:
+        connection.execute(delete(worker))
+        connection.execute(
+            insert(worker).values(**values, lease_timeout=30.0, waits_for=list(queues))
+        )
+
+
 class Listener:
-    """A session that listens as a worker's does."""
+    """A session that listens as a worker's does, which waits for all queues of the tests."""
 
     def __init__(self, engine: Engine) -> None:
+        say(engine, *AWAITED, "inner added", "mail", "default", "q")
         url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
         self._connection = psycopg.connect(url, autocommit=True)
         self._connection.execute(f"LISTEN {CHANNEL}")
@@ -707,6 +722,27 @@ def test_workers_hear_of_what_was_committed_only(
 
     added = ["added", "plain"] if "ession" in kind or "SQLModel" in kind or "Flask" in kind else []
     assert listener.heard() == sorted(["one", "many", "from", "by name", *added])
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", UNITS)
+def test_nobody_is_told_what_nobody_waits_for(kind: str, clean: Engine, listener: Listener) -> None:
+    """Every COMMIT that notifies holds up all others that do; a busy worker looks by itself."""
+    say(clean, "another queue")
+
+    async def main() -> None:
+        async with producer(kind, clean.url.render_as_string(hide_password=False)) as made:
+            target = made.target
+            await made.do(enqueue(target, note, 1, queue="one"))
+            await made.do(enqueue_many(target, note, range(600), queue="many"))
+            await made.do(enqueue_from(target, note, select(func.now().label("t")), queue="from"))
+            if made.is_session:
+                target.add(note.job(1, queue="added"))
+            await made.commit()
+
+    asyncio.run(main())
+
+    assert listener.heard() == []
 
 
 def test_a_job_that_is_added_after_a_savepoint_was_undone_is_heard_of(

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
 from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._side import own
+from sqlalchemy_bgjob._side import keep, own
 from sqlalchemy_bgjob._statements import Statements
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
 from support.tables import new_engine
@@ -474,7 +474,8 @@ def test_the_workers_own_statements_are_read_committed(queue: Queue, level: str 
     engine = create_engine(queue.engine.url, **options)
 
     with engine.connect() as connection:
-        mine = own(connection, ME)
+        mine = own(connection)
+        keep(mine, ME)
         with mine.begin() as transaction:
             found = mine.execute(text("SHOW transaction_isolation")).scalar()
             mine.execute(text("INSERT INTO receipt VALUES (NULL)"))

@@ -10,12 +10,15 @@ import itertools
 import signal
 import threading
 import time
+from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 from sqlalchemy import Engine, MetaData, create_engine, text
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
+from sqlalchemy_bgjob._execution import Attempt, Run
 from sqlalchemy_bgjob.aio import AsyncRuntime
 from sqlalchemy_bgjob.worker import ThreadRuntime
 from support import wait_until, wait_until_async
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import UrlFor
+    from sqlalchemy_bgjob._lifecycle import Fate, Pending
     from support.processes import Fleet
 
 
@@ -352,59 +356,166 @@ def test_short_coroutines_that_wait_for_nothing_leave_the_event_loop_its_turns(
     assert longest <= 8, f"{longest} jobs ran in one turn of the loop"
 
 
-class FakeRun:
-    """As much of a run as its task needs."""
+class Slots:
+    """As much of a worker as its slots ask for: gives out runs one after the other."""
 
-    cancelled = False
+    def __init__(self, *runs: Run) -> None:
+        self.waiting = list(runs)
+        self.held = set(runs)
+        self.settled: list[str] = []
+        self.started: list[Run] = []
 
-    class handler:  # noqa: N801 - an attribute
-        is_coroutine, type = True, "t"
+    def holds(self, run: Run) -> bool:
+        return run in self.held
+
+    def attempt(self, run: Run) -> Attempt:
+        return Attempt(cast("Any", SimpleNamespace(scoped=False)), run)
+
+    def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
+        self.held.discard(run)
+        self.settled.append(f"{run.job.id}: {pending.settlement.kind.value}")
+        return self.waiting.pop(0) if self.waiting else None
+
+    def start(self, run: Run) -> None:
+        self.started.append(run)
+
+
+def runs(number: int, function: Any) -> list[Run]:
+    """Runs of a coroutine function."""
+    jobs = BGJob(MetaData())
+    handler = jobs.handler("t", session=False)(function)
+    jobs_ = [cast("Any", SimpleNamespace(id=str(n), attempt=1)) for n in range(number)]
+    return [Run(job, handler) for job in jobs_]
 
 
 def test_a_coroutine_that_followed_another_is_cancelled_too(engine: Engine) -> None:
     """A run that began in the task of an earlier one does not hold the stop."""
-    first, second = cast("Any", FakeRun()), cast("Any", FakeRun())
-    ended: list[str] = []
+    begun: list[str] = []
+
+    async def hold(ctx: Context[Any]) -> None:
+        begun.append("")
+        if len(begun) == 2:
+            await asyncio.sleep(600)
+
+    first, second = runs(2, hold)
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
 
     async def main() -> None:
         runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        begun = asyncio.Event()
-
-        def work() -> None:
-            runtime.follow(first, second)
-            begun.set()
-            try:
-                runtime.await_(asyncio.sleep(600))
-            except asyncio.CancelledError:
-                ended.append("cancelled")
-                raise
-
-        runtime.start(first, work)
-        await asyncio.wait_for(begun.wait(), 10)
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: len(begun) == 2)
         runtime.cancel(first)
-        await asyncio.sleep(0)
-        assert ended == [], "the first has ended"
+        await asyncio.sleep(0.01)
+        assert slots.settled == ["0: completed"], "the first has ended"
         runtime.cancel(second)
         await wait_until_async(lambda: not runtime._tasks)
 
     asyncio.run(main())
 
-    assert ended == ["cancelled"]
+    assert slots.settled == ["0: completed", "1: retry"]
 
 
 def test_a_coroutine_that_was_released_is_not_started(engine: Engine) -> None:
     """Its job may run elsewhere by now."""
-    run = cast("Any", FakeRun())
     ran: list[str] = []
+
+    async def note(ctx: Context[Any]) -> None:
+        ran.append("ran")
+
+    released, held = runs(2, note)
+    slots = Slots(held)
+    slots.waiting = []
 
     async def main() -> None:
         runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        run.cancelled = True
-        runtime.start(run, lambda: ran.append("released"))
-        run.cancelled = False
-        runtime.start(run, lambda: ran.append("held"))
+        runtime.start(released, cast("Any", slots))
+        runtime.start(held, cast("Any", slots))
         await wait_until_async(lambda: ran and not runtime._tasks)
 
     asyncio.run(main())
 
-    assert ran == ["held"]
+    assert ran == ["ran"]
+    assert slots.settled == ["1: completed"]
+
+
+VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="nothing")
+
+
+def test_a_coroutine_finds_nothing_of_the_one_before_in_its_context(engine: Engine) -> None:
+    """They share a task as long as neither can tell."""
+    found: list[str] = []
+
+    async def leave_behind(ctx: Context[Any]) -> None:
+        found.append(VARIABLE.get())
+        VARIABLE.set("left behind")
+
+    first, second = runs(2, leave_behind)
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: slots.started)
+        runtime.start(*slots.started, cast("Any", slots))
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+
+    assert slots.started == [second]
+    assert found == ["nothing", "nothing"]
+
+
+def test_a_coroutine_does_not_inherit_the_cancellation_of_the_one_before(engine: Engine) -> None:
+    """A task that was cancelled stays so for ``asyncio.timeout`` and for TaskGroup."""
+
+    async def cancel_itself(ctx: Context[Any]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        assert not task.cancelling()
+        task.cancel()
+        await asyncio.sleep(600)
+
+    first, second = runs(2, cancel_itself)
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: slots.started)
+        runtime.start(*slots.started, cast("Any", slots))
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+
+    assert slots.settled == ["0: retry", "1: retry"]
+
+
+def test_a_coroutine_that_is_cancelled_before_it_begins_goes_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the handler before has left in the event loop."""
+    ran: list[str] = []
+
+    async def cancel_later(ctx: Context[Any]) -> None:
+        ran.append("ran")
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_soon(task.cancel)
+
+    first, second = runs(2, cancel_later)
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+    monkeypatch.setattr("sqlalchemy_bgjob.aio.TURN", 0.0)
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+
+    assert ran == ["ran"]
+    assert slots.settled == ["0: completed", "1: handed_back"]

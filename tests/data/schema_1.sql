@@ -58,6 +58,7 @@ CREATE TABLE bgjob_worker (
     pid INTEGER NOT NULL,
     version TEXT NOT NULL,
     queues JSONB NOT NULL,
+    waits_for JSONB DEFAULT '[]' NOT NULL,
     lease_timeout FLOAT(53) NOT NULL,
     started_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     beat_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
