@@ -87,7 +87,10 @@ class Codec:
             if not self.allows_none:
                 raise InvalidArg("$", f"None given, but the handler takes {self._name}")
             return Encoded(None, None)
-        if isinstance(arg, _BYTES_TYPES):
+        kind = _special.get(type(arg))
+        if kind is None:
+            kind = _classify(type(arg))
+        if kind == _RAW:
             if self._raw_type is None and not self._untyped:
                 got = type(arg).__name__
                 raise InvalidArg("$", f"{got} given, but the handler takes {self._name}")
@@ -97,7 +100,7 @@ class Codec:
         if self._only_raw:
             got = type(arg).__name__
             raise InvalidArg("$", f"{got} given, but the handler takes {self._name}; encode it")
-        if hasattr(type(arg), "__pydantic_serializer__"):
+        if kind == _PYDANTIC:
             arg = dump(arg, "$")
         check(arg, max_size=max_size)
         data = _encode(arg)
@@ -223,6 +226,21 @@ def _enc_hook(item: Any) -> Any:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_enc_hook)
+
+
+_PLAIN, _RAW, _PYDANTIC = range(3)
+_special: dict[type, int] = {str: _PLAIN, int: _PLAIN, dict: _PLAIN, list: _PLAIN}
+
+
+def _classify(kind: type) -> int:
+    """What is looked at but once for each type: most jobs have args of the same few."""
+    found = _PLAIN
+    if issubclass(kind, _BYTES_TYPES):
+        found = _RAW
+    elif hasattr(kind, "__pydantic_serializer__"):
+        found = _PYDANTIC
+    _special[kind] = found
+    return found
 
 
 def _encode(arg: Any) -> bytes:

@@ -7,18 +7,17 @@ are in. What the server would compute is computed here, from its own clock: COPY
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from ._registry import NewJob
+from ._registry import NewJob, with_ids
 
 WORTH_IT: Final = 500
 """From so many jobs on it saves more than its opening statement costs."""
 _BLOCK: Final = 2_000
-_COLUMNS: Final = ("id", "queue", "type", "arg", "priority", "headers", "next_run_at")
+_COLUMNS: Final = ("id", "queue", "type", "arg", "lease", "priority", "headers", "next_run_at")
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 _NULL: Final = r"\N"
 
@@ -76,22 +75,25 @@ async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> N
             await stream.write(block)
 
 
-def _blocks(jobs: Iterable[NewJob], now: datetime) -> Iterator[bytes]:
-    lines = _lines(jobs, now)
-    while block := "".join(islice(lines, _BLOCK)):
-        yield block.encode()
+def _blocks(jobs: Sequence[NewJob], now: datetime) -> Iterator[bytes]:
+    # Ids are made here, while the server takes in the block before.
+    for at in range(0, len(jobs), _BLOCK):
+        block = with_ids(jobs[at : at + _BLOCK])
+        yield "".join(_lines(block, now)).encode()
 
 
-def _lines(jobs: Iterable[NewJob], now: datetime) -> Iterator[str]:
+def _lines(jobs: Iterable[tuple[str, NewJob]], now: datetime) -> Iterator[str]:
     """Rows in COPY's text format, with what all of them share written once."""
     shared: tuple[Any, ...] = ()
     kind = rest = ""
-    for id, queue, type, arg, priority, delay, run_at, headers in jobs:
+    # As the column's default: the insert's clock in microseconds. These ids have had no lease.
+    lease = int(now.timestamp() * 1_000_000)
+    for id, (_, queue, type, arg, priority, delay, run_at, headers) in jobs:
         if shared != (queue, type, priority, delay, run_at, headers):
             shared = (queue, type, priority, delay, run_at, headers)
             kind = f"{queue.translate(_ESCAPES)}\t{type.translate(_ESCAPES)}"
             due = run_at or (now + timedelta(seconds=delay) if delay else now)
             text = json.dumps(headers).translate(_ESCAPES) if headers else _NULL
-            rest = f"{priority}\t{text}\t{due.isoformat()}\n"
-        data = _NULL if arg.data is None else rf"\\x{arg.data.hex()}"
+            rest = f"{lease}\t{priority}\t{text}\t{due.isoformat()}\n"
+        data = _NULL if arg is None else rf"\\x{arg.hex()}"
         yield f"{id}\t{kind}\t{data}\t{rest}"

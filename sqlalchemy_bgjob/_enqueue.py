@@ -20,7 +20,7 @@ from sqlalchemy.types import TypeEngine
 from . import _codec, _validation
 from ._copy import WORTH_IT, can_copy, copy
 from ._errors import sqlstate
-from ._registry import UNTYPED, JobType, NewJob, column_values, new_job
+from ._registry import UNTYPED, JobType, NewJob, column_values, new_job, with_ids
 from ._statements import Statements, parameters, wake_up
 from ._targets import SyncTarget, Unit, can_notify, run_in
 from .exceptions import InvalidArg, JobAlreadyExists
@@ -156,7 +156,7 @@ def _insert_one(unit: Unit, models: Models, job: NewJob, on_conflict: OnConflict
         id=job.id,
         queue=job.queue,
         type=job.type,
-        arg=job.arg.data,
+        arg=job.arg,
         priority=job.priority,
         headers=job.headers,
         delay=None if job.delay is None else timedelta(seconds=job.delay),
@@ -385,20 +385,20 @@ def _chunks(jobs: Iterable[NewJob]) -> Iterator[dict[str, Any]]:
     chunk: list[NewJob] = []
     size = 0
     for job in jobs:
-        size += len(job.arg.data or b"")
+        size += len(job.arg or b"")
         if chunk and (len(chunk) == _CHUNK_JOBS or size > _CHUNK_BYTES):
             yield _columns(chunk)
-            chunk, size = [], len(job.arg.data or b"")
+            chunk, size = [], len(job.arg or b"")
         chunk.append(job)
     yield _columns(chunk)
 
 
 def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
     return parameters(
-        ids=[job.id for job in jobs],
+        ids=[id for id, _ in with_ids(jobs)],
         queues=[job.queue for job in jobs],
         types=[job.type for job in jobs],
-        args=[job.arg.data for job in jobs],
+        args=[job.arg for job in jobs],
         priorities=[job.priority for job in jobs],
         headers=[json.dumps(job.headers) if job.headers else None for job in jobs],
         delays=[job.delay for job in jobs],

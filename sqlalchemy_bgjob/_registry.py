@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial, update_wrapper
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -17,7 +18,7 @@ from sqlalchemy import func
 
 from . import _validation
 from ._codec import Codec, Encoded
-from ._ids import new_ids
+from ._ids import new_id, new_ids
 from .exceptions import InvalidArg
 from .models import Models
 from .retry import RetryPolicy
@@ -28,12 +29,12 @@ ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
 class NewJob(NamedTuple):
-    """A job that is checked and encoded, ready for an INSERT."""
+    """A job that is checked and encoded, ready for an INSERT. An empty id becomes a new one."""
 
     id: str
     queue: str
     type: str
-    arg: Encoded
+    arg: bytes | None
     priority: int
     delay: float | None
     run_at: datetime | None
@@ -137,7 +138,7 @@ class JobType(Generic[A]):
             queue=new.queue,
             type=new.type,
             headers=new.headers,
-            arg=new.arg,
+            arg=Encoded(new.arg, (new.headers or {}).get(_validation.CONTENT_TYPE)),
             priority=new.priority,
         )
         if new.run_at is not None:
@@ -198,7 +199,7 @@ def new_job(
     headers: Mapping[str, Any] | None,
 ) -> NewJob:
     """Check and encode one job of any type."""
-    own = None if id is None else [_validation.job_id(id)]
+    own = [new_id() if id is None else _validation.job_id(id)]
     (job,) = new_jobs(
         codec, type, queue, [arg], own, delay, run_at, priority, headers, numbered=False
     )
@@ -218,7 +219,7 @@ def new_jobs(
     *,
     numbered: bool = True,
 ) -> list[NewJob]:
-    """Check and encode jobs that differ in nothing but their args, and ids that are checked.
+    """Check and encode jobs that differ in nothing but their args, and the ids that they may have.
 
     Raises:
         InvalidArg: An arg; its path begins with the arg's index if they are *numbered*.
@@ -229,7 +230,7 @@ def new_jobs(
     all_headers: dict[str | None, dict[str, Any] | None] = {}
     jobs = []
     encode = codec.encode
-    for index, (id, arg) in enumerate(zip(ids or new_ids(len(args)), args, strict=True)):
+    for index, (id, arg) in enumerate(zip(ids or repeat(""), args, strict=False)):
         try:
             encoded = encode(arg)
         except InvalidArg as error:
@@ -238,8 +239,16 @@ def new_jobs(
         kind = encoded.content_type
         if kind not in all_headers:
             all_headers[kind] = _validation.headers(headers, kind)
-        jobs.append(NewJob(id, queue, type, encoded, priority, seconds, moment, all_headers[kind]))
+        jobs.append(
+            NewJob(id, queue, type, encoded.data, priority, seconds, moment, all_headers[kind])
+        )
     return jobs
+
+
+def with_ids(jobs: Sequence[NewJob]) -> list[tuple[str, NewJob]]:
+    """Jobs with their ids: their own, or new ones in the order of the jobs."""
+    new = iter(new_ids(sum(not job.id for job in jobs)))
+    return [(job.id or next(new), job) for job in jobs]
 
 
 UNTYPED: Final = Codec(Any)

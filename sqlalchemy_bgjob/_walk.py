@@ -67,6 +67,8 @@ def check(value: Any, *, max_size: int = MAX_ARG_SIZE) -> None:  # noqa: C901
     Iterative, so that depth is a matter of MAX_DEPTH and not of how deep the caller's stack is;
     one function, because this loop is most of what an enqueue costs outside of the database.
     """
+    if type(value) is str and value.isascii() and "\0" not in value and len(value) < max_size:
+        return  # nothing in it to walk over
     # Every value and every character takes a byte at least. Counting them ends the walk over a
     # value that holds itself many times over (2^30 leaves in thirty lists) before memory does.
     budget = max_size
