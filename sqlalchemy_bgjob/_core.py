@@ -303,12 +303,13 @@ class Core:
         """What is claimed and not started."""
         return [job for q in self._queues.values() for _, job in q.ready]
 
-    def needs_attention(self, queue: str) -> bool:
+    def needs_attention(self, queue: str, now: float) -> bool:
         """Whether a run that ended in this queue leaves something for the loop to do now."""
-        q = self._queues[queue]
         waiting = len(self._outbox)
-        most = self._settings.max_claim
-        return not q.ready or waiting == 1 or waiting * 2 >= most or len(q.ready) * 2 <= most
+        if waiting == 1 or waiting * 2 >= self._settings.max_claim:
+            return True
+        q = self._queues[queue]
+        return not q.ready or (q.poll_at <= now and self._room(q, now) > 0)
 
     def _room(self, q: _Queue, now: float) -> int:
         free = q.slots - q.running

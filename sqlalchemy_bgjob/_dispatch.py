@@ -601,7 +601,7 @@ class Dispatcher:
             if self._heart.fresh(now, self._disconnected_at):
                 job = self._core.next_start(queue)
                 following = self._prepare(job) if job is not None else None
-            if following is not None and not self._core.needs_attention(queue):
+            if following is not None and not self._core.needs_attention(queue, now):
                 return following
         self._runtime.wake()
         return following

@@ -205,7 +205,13 @@ def write(
     released = [item for item in items if item.settlement.kind not in (Kind.COMPLETED, Kind.DEAD)]
     held: set[str] = set()
     xid: str | None = None
-    if completed:
+    if len(completed) == 1 and not wait:
+        job = completed[0].job
+        one = {"worker": job.worker_id, "id": job.id, "lease": job.lease}
+        xid = _run(connection, statements.complete_one, **one).scalar()
+        if xid is not None:
+            held.add(job.id)
+    elif completed:
         given = _fence(completed)
         answer: Any = _run(connection, statements.complete(wait), **given).one()
         count, xid, which = answer

@@ -27,6 +27,7 @@ from ._statements import Statements
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 _ISOLATION: Final = "isolation_level"
+_UNIT: Final = "_bgjob_unit"
 
 
 LOCK_TIMEOUT_MS: Final = 1_000
@@ -98,9 +99,7 @@ class HandlerSession:
             # On the instance, so that a session class with a get_bind of its own joins too.
             self._original_get_bind = session.get_bind
             session.get_bind = self._get_bind  # type: ignore[method-assign]
-            event.listen(session, "after_commit", self._after_commit)
-            event.listen(session, "after_rollback", self._after_rollback)
-            event.listen(session, "after_transaction_end", self._after_transaction_end)
+            session.info[_UNIT] = self
         return self._outer
 
     def enter_scope(self) -> None:
@@ -168,7 +167,8 @@ class HandlerSession:
             and connection.get_transaction() is self._root
         )
 
-    def _after_commit(self, session: Session) -> None:
+    def after_commit(self, session: Session) -> None:
+        """The handler has called commit()."""
         # It also fires when a savepoint of the handler's own is released.
         if self._settling or session.in_nested_transaction():
             return
@@ -177,11 +177,13 @@ class HandlerSession:
         if nested is not None:
             nested.commit()
 
-    def _after_rollback(self, session: Session) -> None:
+    def after_rollback(self, session: Session) -> None:
+        """The handler has called rollback(), or a flush has failed."""
         if not session.in_nested_transaction():
             self._ended_in_order = True
 
-    def _after_transaction_end(self, session: Session, ended: SessionTransaction) -> None:
+    def after_transaction_end(self, ended: SessionTransaction) -> None:
+        """A transaction of the session is over: by commit(), rollback() or close()."""
         if self._settling or ended.parent is not None:
             return
         in_order, self._ended_in_order = self._ended_in_order, False
@@ -283,12 +285,37 @@ class HandlerSession:
         if self._session is not None:
             with suppress(Exception):
                 self._session.close()
+            self._session.info.pop(_UNIT, None)
         registry = getattr(self._factory, "registry", None)
         if registry is not None and self._session is not None:
             with suppress(Exception):  # outside of its scope by now
                 registry.clear()
         if connection is not None:
             self._disconnect(connection)
+
+
+# For all sessions, once: to listen to each one of its own costs more than its INSERT.
+
+
+@event.listens_for(Session, "after_commit")
+def _after_commit(session: Session) -> None:
+    unit = session.info.get(_UNIT)
+    if unit is not None:
+        unit.after_commit(session)
+
+
+@event.listens_for(Session, "after_rollback")
+def _after_rollback(session: Session) -> None:
+    unit = session.info.get(_UNIT)
+    if unit is not None:
+        unit.after_rollback(session)
+
+
+@event.listens_for(Session, "after_transaction_end")
+def _after_transaction_end(session: Session, ended: SessionTransaction) -> None:
+    unit = session.info.get(_UNIT)
+    if unit is not None:
+        unit.after_transaction_end(ended)
 
 
 def refused(error: BaseException) -> BaseException:

@@ -531,6 +531,26 @@ class Statements:
         # Where nothing was done, none is assigned.
         return select(count, case((count > 0, _xid())), which).select_from(gone)
 
+    @cached_property
+    def complete_one(self) -> Executable:
+        """As :meth:`complete`, for one job and without waiting; returns the xid.
+
+        Parameters: worker, id, lease.
+        """
+        job = self._job
+        held = job.alias("held")
+        locked: Select[Any] = (
+            select(literal_column("held.ctid"))
+            .select_from(held)
+            .where(
+                held.c.id == _given("id", Text),
+                held.c.lease == _given("lease", BigInteger),
+                held.c.claimed_by == _given("worker", BigInteger),
+            )
+            .with_for_update(skip_locked=True)
+        )
+        return delete(job).where(_at(locked)).returning(_xid())
+
     def _release(self, wait: bool) -> Executable:
         """Queue jobs again; returns id and xid of each.
 

@@ -693,6 +693,7 @@ JOBS = {"ids", "queues", "types", "args", "priorities", "headers", "delays", "ru
         ("claim", None, {"queue", "limit", "worker"}),
         ("next_due", None, {"queue", "priorities"}),
         ("lanes", None, {"queue"}),
+        ("complete_one", None, {"worker", "id", "lease"}),
         ("claim_onward", None, {"queue", "limit", "worker", "priority", "at", "id"}),
         ("announce", None, {"worker", "queues"}),
         ("complete", (False, True), FENCE),
