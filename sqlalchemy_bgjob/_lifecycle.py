@@ -315,6 +315,9 @@ def _settle_group(
             for item in items:
                 if item.job.id in held:
                     item.xid, item.if_committed = xid, item.settlement
+            if any(item.settlement.kind is Kind.HANDED_BACK for item in items):
+                # Whoever waits has a free slot for what found none here.
+                _wake(connection, statements, (item.job.queue for item in items))
     except Exception as error:
         if lost_connection(error):
             raise

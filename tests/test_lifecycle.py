@@ -444,6 +444,25 @@ def test_a_handed_back_job_is_claimed_with_the_same_attempt(queue: Queue) -> Non
     assert second.lease == first.lease + 2
 
 
+def test_whoever_waits_is_told_of_what_was_handed_back(queue: Queue) -> None:
+    """Another worker has a free slot; what comes before its position it would see a second later."""
+    with queue.engine.connect() as listener:
+        listener.execution_options(isolation_level="AUTOCOMMIT")
+        listener.exec_driver_sql(f'LISTEN "{queue.statements.channel}"')
+        queue.execute(
+            "INSERT INTO bgjob_worker"
+            " (id, hostname, pid, version, queues, lease_timeout, waits_for)"
+            " VALUES (:id, 'h', 1, '0', '{}', 30, '[\"q\"]')",
+            id=OTHER,
+        )
+        jobs = queue.claim("a", "b")
+        driver: Any = listener.connection.driver_connection
+        queue.settle([Pending(jobs[0], COMPLETED)])
+        assert list(driver.notifies(timeout=0.1)) == []
+        queue.settle([Pending(jobs[1], HAND_BACK)])
+        assert [n.payload for n in driver.notifies(timeout=5.0, stop_after=1)] == ["q"]
+
+
 # ---- the sessions of a worker ---------------------------------------------------------------
 
 

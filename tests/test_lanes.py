@@ -1,0 +1,195 @@
+"""Where a queue is read on: nothing is walked twice, and nothing is missed for long."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, MetaData, text
+
+from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
+from sqlalchemy_bgjob._lanes import (
+    LOOK_AT_LEAST_EVERY,
+    LOOK_EVERY,
+    LOOK_SHARE,
+    REMEMBERED,
+    Lanes,
+    Position,
+)
+from sqlalchemy_bgjob._validation import EARLIEST
+from support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NOW = 1_000.0
+MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def looked(*priorities: int, seconds: float = 0.001, now: float = NOW) -> Lanes:
+    lanes = Lanes()
+    lanes.looked(priorities, seconds, now)
+    return lanes
+
+
+def test_the_first_claim_reads_from_the_head() -> None:
+    assert Lanes().onward(NOW) is None
+
+
+def test_after_a_full_look_what_was_not_reached_is_read_from_its_head() -> None:
+    lanes = looked(-1, 0, 5)
+    lanes.read(last := Position(0, MOMENT, "m"))
+
+    assert lanes.onward(NOW) == (Position(-1, None, ""), last, Position(5, EARLIEST, ""))
+
+
+def test_after_a_full_claim_each_lane_is_read_on() -> None:
+    lanes = looked(0, 5)
+    lanes.read(Position(5, MOMENT, "m"))
+    lanes.read(last := Position(5, MOMENT + timedelta(seconds=1), "a"))
+
+    assert lanes.onward(NOW) == (Position(0, None, ""), last)
+
+
+def test_after_a_short_claim_all_lanes_are_read_from_two_seconds_ago() -> None:
+    lanes = looked(0, 5)
+    lanes.read(None)
+
+    assert lanes.onward(NOW) == (Position(0, None, ""), Position(5, None, ""))
+
+
+def test_the_head_is_looked_at_every_second() -> None:
+    lanes = looked(0)
+
+    assert lanes.onward(NOW + LOOK_EVERY - 0.01) is not None
+    assert lanes.onward(NOW + LOOK_EVERY) is None
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.5])
+def test_a_slow_look_takes_a_tenth_of_the_time(seconds: float) -> None:
+    lanes = looked(0, seconds=seconds)
+
+    assert lanes.onward(NOW + seconds * LOOK_SHARE - 0.01) is not None
+    assert lanes.onward(NOW + seconds * LOOK_SHARE) is None
+
+
+def test_the_slowest_look_is_repeated_all_the_same() -> None:
+    assert looked(0, seconds=60.0).onward(NOW + LOOK_AT_LEAST_EVERY) is None
+
+
+def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
+    quick, slow = looked(0, seconds=0.0001), looked(0, seconds=0.05)
+    for lanes in (quick, slow):
+        lanes.ask()
+
+    assert quick.onward(NOW + 0.002) is None
+    assert slow.onward(NOW + 0.4) is not None
+    assert slow.onward(NOW + 0.5) is None
+
+
+def test_a_lane_without_jobs_is_read_for_a_minute_more() -> None:
+    """Most are empty now and then; one that is not read would wait for the next look."""
+    lanes = looked(0, 5)
+    lanes.looked([0], 0.001, NOW + 1.0)
+    assert [p.priority for p in lanes.onward(NOW + 1.0) or ()] == [0, 5]
+
+    lanes.looked([0], 0.001, NOW + REMEMBERED)
+    assert [p.priority for p in lanes.onward(NOW + REMEMBERED) or ()] == [0]
+
+
+# ---- with a backlog -------------------------------------------------------------------------
+
+
+class Backlog:
+    """A worker that has a minute of work before it, and when it began what."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.begun: dict[str, float] = {}
+        self.jobs = BGJob(MetaData())
+        self.jobs.metadata.create_all(engine)
+
+        @self.jobs.handler("short", session=False)
+        def short(ctx: Context[Any]) -> None:
+            self.begun[ctx.job.id] = time.monotonic()
+            time.sleep(0.01)
+
+        self.short = short
+        enqueue_many(engine, short, [None] * 6_000)
+
+    def begins(self, id: str) -> float:
+        """Seconds until a job began, from now on."""
+        since = time.monotonic()
+        return wait_until(lambda: self.begun.get(id), 20, what=id) - since
+
+
+@pytest.fixture
+def backlog(engine: Engine) -> Iterator[Backlog]:
+    backlog = Backlog(engine)
+    with Worker(backlog.jobs, engine, queues={"default": 2}, poll_interval=30.0):
+        wait_until(lambda: len(backlog.begun) > 100, what="a hundred jobs")
+        yield backlog
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM bgjob_job WHERE claimed_by IS NULL"))
+
+
+def put_by_hand(backlog: Backlog) -> None:
+    with backlog.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO bgjob_job (id, queue, type, next_run_at)"
+                " VALUES ('new', 'default', 'short', now() - interval '1 hour')"
+            )
+        )
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda backlog: enqueue(backlog.engine, backlog.short, id="new", priority=-1),
+        put_by_hand,
+    ],
+    ids=["a priority that is new", "due long before the others"],
+)
+def test_what_goes_before_a_backlog_is_found_within_seconds(
+    backlog: Backlog, put: Callable[[Backlog], None]
+) -> None:
+    put(backlog)
+    assert backlog.begins("new") < 3.0
+
+
+@pytest.mark.core
+def test_what_is_committed_late_is_found_within_seconds(backlog: Backlog) -> None:
+    """Its time is that of its transaction's begin, which the worker has passed since."""
+    with backlog.engine.connect() as connection:
+        enqueue(connection, backlog.short, id="early")
+        with backlog.engine.begin() as other:
+            other.execute(text("UPDATE bgjob_job SET next_run_at = now() WHERE claimed_by IS NULL"))
+        done = len(backlog.begun)
+        wait_until(lambda: len(backlog.begun) > done + 300, what="what comes after it")
+        connection.commit()
+        assert backlog.begins("early") < 3.0
+
+
+@pytest.mark.core
+def test_a_retry_finds_its_way_back_into_a_backlog(engine: Engine) -> None:
+    """It is due in a moment, and then comes before what was enqueued later."""
+    backlog = Backlog(engine)
+    tries: list[float] = []
+
+    @backlog.jobs.handler("fails", session=False, retry=lambda attempt, error: 0.5)
+    def fails(ctx: Context[Any]) -> None:
+        tries.append(time.monotonic())
+        if len(tries) == 1:
+            raise LookupError
+
+    enqueue(engine, fails, priority=-1)
+    with Worker(backlog.jobs, engine, queues={"default": 2}, poll_interval=30.0):
+        wait_until(lambda: len(tries) == 2, 20, what="the second try")
+        assert len(backlog.begun) < 6_000
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM bgjob_job WHERE claimed_by IS NULL"))
+    assert tries[1] - tries[0] < 3.0
