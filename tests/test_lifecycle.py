@@ -445,7 +445,7 @@ def test_a_handed_back_job_is_claimed_with_the_same_attempt(queue: Queue) -> Non
 
 
 def test_whoever_waits_is_told_of_what_was_handed_back(queue: Queue) -> None:
-    """Another worker has a free slot; what comes before its position it would see a second later."""
+    """One with a free slot would otherwise see it only when it next looks at the head."""
     with queue.engine.connect() as listener:
         listener.execution_options(isolation_level="AUTOCOMMIT")
         listener.exec_driver_sql(f'LISTEN "{queue.statements.channel}"')
