@@ -179,7 +179,7 @@ class Core:
                 # Said first, then looked once more: what was committed before it was said did not
                 # notify.
                 q.waits, q.woken = True, True
-        if found >= limit or q.woken:
+        if found >= limit or q.woken or (not found and q.lanes.wants_look(now)):
             q.woken = False
             q.poll_at = now
             return

@@ -43,18 +43,23 @@ class Lanes:
         self._due_at = 0.0
         self._allowed_at = 0.0
         self._asked = False
+        self._tried = False
 
     def ask(self) -> None:
-        """Something may be found that lies behind: look at the head as soon as there is time."""
-        self._asked = True
+        """Something may be found: read on, and if that finds nothing look at the head."""
+        self._asked, self._tried = True, False
 
     def onward(self, now: float) -> tuple[Position, ...] | None:
         """Where the next claim reads on; None for the heads of all lanes."""
         if not self._positions or now >= self._due_at:
             return None
-        if self._asked and now >= self._allowed_at:
+        if self._asked and self._tried and now >= self._allowed_at:
             return None
         return self._positions
+
+    def wants_look(self, now: float) -> bool:
+        """Whether what was asked for was not found by reading on, and there is time to look."""
+        return self._asked and self._tried and now >= self._allowed_at
 
     def looked(self, priorities: Sequence[int], seconds: float, now: float) -> None:
         """A claim from the heads has found these lanes, and took so long."""
@@ -63,10 +68,11 @@ class Lanes:
         self._positions = tuple(Position(p, EARLIEST, "") for p in sorted(self._seen_at))
         self._allowed_at = now + seconds * LOOK_SHARE
         self._due_at = now + min(max(LOOK_EVERY, seconds * LOOK_SHARE), LOOK_AT_LEAST_EVERY)
-        self._asked = False
+        self._asked = self._tried = False
 
     def read(self, last: Position | None) -> None:
         """A claim has read the lanes to their ends; or, full, only as far as *last*."""
+        self._tried = True
         self._positions = tuple(_read(position, last) for position in self._positions)
 
     def forget(self) -> None:

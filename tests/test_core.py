@@ -29,6 +29,7 @@ from sqlalchemy_bgjob._core import (
     Wait,
     settle_again_after,
 )
+from sqlalchemy_bgjob._lanes import Position
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
 from sqlalchemy_bgjob._outcomes import COMPLETED
 from sqlalchemy_bgjob.settings import WorkerSettings
@@ -279,6 +280,7 @@ def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
 
     assert step(two) == Claim("b", 1)
     two.claim_sent("b", NOW)
+    two.looked("b", [0], 0.0, NOW)
     two.polled("b", 1, 0, None, NOW, listening=True)
     assert isinstance(step(two), Wait)
 
@@ -302,6 +304,7 @@ def test_a_notification_before_a_claim_asks_for_one_only() -> None:
     caught_up(idle)
     idle.wake("q", NOW)
     idle.claim_sent("q", NOW)
+    idle.looked("q", [0], 0.0, NOW)
 
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
@@ -315,6 +318,7 @@ def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
     idle.wake("q", NOW)
     assert step(idle) == Claim("q", 2)
     idle.claim_sent("q", NOW)
+    idle.looked("q", [0], 0.0, NOW)
 
     idle.expect("q", NOW + 0.5)
     for _ in range(12):
@@ -324,6 +328,25 @@ def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
     assert isinstance(following, Wait)
     assert following.seconds == pytest.approx(0.4)
     assert step(idle, NOW + 0.5) == Claim("q", 2)
+
+
+def test_what_a_notification_is_of_is_looked_for_ahead_and_then_from_the_head() -> None:
+    """Mostly it is of new jobs; a job that was given back stands behind."""
+    idle = core(2)
+    idle.looked("q", [0], 0.0, NOW)
+    caught_up(idle)
+    ahead = (Position(0, None, ""),)
+
+    idle.wake("q", NOW)
+    assert step(idle) == Claim("q", 2, ahead)
+    idle.claim_sent("q", NOW)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+
+    assert step(idle) == Claim("q", 2, None)
+    idle.claim_sent("q", NOW)
+    idle.looked("q", [0], 0.0, NOW)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+    assert isinstance(step(idle), Wait)
 
 
 def test_a_worker_that_found_nothing_says_so_and_then_looks_once_more() -> None:

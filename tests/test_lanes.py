@@ -83,6 +83,8 @@ def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
     quick, slow = looked(0, seconds=0.0001), looked(0, seconds=0.05)
     for lanes in (quick, slow):
         lanes.ask()
+        assert lanes.onward(NOW + 0.9) is not None, "what is new lies ahead, most of the time"
+        lanes.read(None)
 
     assert quick.onward(NOW + 0.002) is None
     assert slow.onward(NOW + 0.4) is not None
