@@ -1,0 +1,78 @@
+"""The command line of the comparison: ``python -m benchmarks compare``."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from benchmarks.compare import run_compare
+from benchmarks.peers import PEERS
+from sqlalchemy_bgjob._exits import CommandError
+from sqlalchemy_bgjob.bench import chosen
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """Measure sqlalchemy-bgjob beside other queues."""
+
+
+@cli.command()
+@click.option(
+    "--peers", default=",".join(PEERS), show_default=True, help="Which others; empty for none."
+)
+@click.option("--only", metavar="W1,W3", help="These workloads instead of all.")
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How often each is measured; the medians count.",
+)
+@click.option(
+    "--scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Multiplies all sizes.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path(__file__).parent / "results.json",
+    show_default=True,
+    help="A JSON file for every single figure.",
+)
+@click.option(
+    "--work-folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(tempfile.gettempdir(), "bgjob-benchmarks"),
+    show_default=True,
+    help="For the peers' environments, which are kept, and the data, which is not; on the disk "
+    "that is to be measured, and where the server's account can reach it.",
+)
+def compare(
+    peers: str, only: str | None, rounds: int, scale: float, out: Path, work_folder: Path
+) -> None:
+    """Run the workloads on each queue in turn, on one PostgreSQL, and compare the medians.
+
+    The exit code is 1 if a target is missed, or sqlalchemy-bgjob itself has failed.
+    """
+    names = [name.strip() for name in peers.split(",") if name.strip()]
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise click.BadParameter(
+            f"there is no peer {', '.join(map(repr, unknown))}; choose from {', '.join(PEERS)}",
+            param_hint="--peers",
+        )
+    try:
+        code = run_compare(
+            names, chosen(only), rounds=rounds, scale=scale, out=out, work_folder=work_folder
+        )
+    except CommandError as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    cli(prog_name="python -m benchmarks")

@@ -1,0 +1,105 @@
+"""How a comparison is told: a section for each workload, then the targets. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.targets import Key, Medians, Verdict, medians
+from sqlalchemy_bgjob.bench import FIGURES, OURS, Measurement, Workload, columns
+
+MAIN_VARIANT: Mapping[str, str] = {
+    "W1": "Connection",
+    "W3": "AsyncWorker",
+    "W4": "AsyncWorker",
+    "W5": "AsyncWorker",
+    "W7": "AsyncWorker",
+}
+"""What of ours is compared with the others, where it is not the only one."""
+COMPARED = ("jobs_per_second", "first_per_second", "last_per_second", "p50_ms", "p99_ms")
+
+
+def workload_lines(workload: Workload, measurements: Sequence[Measurement]) -> Iterator[str]:
+    """A workload's medians, their ranges over the rounds, and the ratios of ours to the others."""
+    mine = [m for m in measurements if m.workload == workload.name]
+    if not mine:
+        return
+    figures = medians(mine)
+    yield ""
+    yield f"{workload.name}  {workload.title}"
+    rows = []
+    for contestant, variant in dict.fromkeys((m.contestant, m.variant) for m in mine):
+        runs = [m for m in mine if (m.contestant, m.variant) == (contestant, variant)]
+        told = [
+            _figure(
+                name,
+                [run.figures[name] for run in runs if name in run.figures],
+                figures[Key(workload.name, contestant, variant, name)],
+            )
+            for name in runs[0].figures
+        ]
+        ratios = _ratios(workload.name, contestant, variant, figures)
+        rows.append((contestant, variant, f"{runs[0].jobs:,} jobs", ratios, ", ".join(told)))
+    yield from columns(rows, indent="  ")
+
+
+def _figure(name: str, values: Sequence[float], middle: float) -> str:
+    text = FIGURES[name].format(middle)
+    if len(values) < 2:
+        return text
+    number = FIGURES[name][FIGURES[name].index("{") : FIGURES[name].index("}") + 1]
+    return f"{text} [{number.format(min(values))} .. {number.format(max(values))}]"
+
+
+def _ratios(workload: str, contestant: str, variant: str, figures: Medians) -> str:
+    """What ours is of this one, figure by figure."""
+    mine = MAIN_VARIANT.get(workload, "")
+    if (contestant, variant) == (OURS, mine):
+        return ""
+    found = []
+    for figure in COMPARED:
+        our = figures.get(Key(workload, OURS, mine, figure))
+        other = figures.get(Key(workload, contestant, variant, figure))
+        if our is not None and other:
+            found.append(f"{our / other:.2f}")
+    return f"ours is {', '.join(found)} of it" if found else ""
+
+
+def target_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
+    """A line for each target: yes, NO, or a dash where it was not measured."""
+    yield ""
+    yield "targets, by ratios of medians"
+    rows = [
+        (
+            verdict.workload,
+            verdict.promise,
+            "" if verdict.value is None else f"{verdict.value:.2f}",
+            {True: "yes", False: "NO", None: "-"}[verdict.met],
+        )
+        for verdict in verdicts
+    ]
+    yield from columns(rows, indent="  ")
+
+
+def exit_code(verdicts: Iterable[Verdict], failures: Iterable["tuple[str, str]"]) -> int:
+    """1 if a target is missed or ours has failed; *failures* are (contestant, what it said)."""
+    missed = any(verdict.met is False for verdict in verdicts)
+    return int(missed or any(contestant == OURS for contestant, _ in failures))
+
+
+def head_lines(
+    found: Mapping[str, Any],
+    peers: Mapping[str, Mapping[str, str]],
+    failures: Sequence[tuple[str, str]],
+) -> Iterator[str]:
+    """Versions, machine, server, each contestant's settings, and what has failed."""
+    for title in ("versions", "machine", "server"):
+        yield f"{title}: " + ", ".join(f"{name} {value}" for name, value in found[title].items())
+    yield f"sizes: {found['scale']:g} of the full ones; rounds: {found['rounds']}"
+    if found["scale"] < 1:
+        # A rate begins with the first handler, so one fetch of the whole backlog takes no time.
+        yield "small sizes flatter those that fetch in large batches, and mean nothing for them"
+    yield ""
+    for name, peer in peers.items():
+        yield f"{name} {peer['version']}: {peer['settings']}"
+    for contestant, problem in failures:
+        yield ""
+        yield f"{contestant} FAILED: {problem}"
