@@ -100,6 +100,8 @@ class _Process:
         self._options = options
         self._events: Mailbox[str] = Mailbox()
         self._signals: list[int] = []
+        self._passed_on = 0
+        self._obeyed = 0
         self._error: BaseException | None = None
 
     def obey_signals(self) -> None:
@@ -127,7 +129,14 @@ class _Process:
         thread.join(timeout=2.0)  # an event loop may have a little to tidy up
         if self._error is not None:
             return _failed(self._error)
-        return SIGNALLED + self._signals[-1] if len(self._signals) >= 2 else OK
+        if self._asked < 2:
+            return OK
+        return SIGNALLED + (self._signals or [signal.SIGTERM])[-1]
+
+    @property
+    def _asked(self) -> int:
+        """How often this process was told to stop: of two signals it may have got one."""
+        return max(len(self._signals), self._passed_on)
 
     def _obey(self, worker: Runner) -> None:
         """Until the worker has ended."""
@@ -141,15 +150,17 @@ class _Process:
                 return
             if deadline is None:
                 deadline = time.monotonic() + self._options.settings.shutdown_timeout + STUCK_AFTER
-            self._stop(worker, event)
+            if event == "parent gone" or self._asked > self._obeyed:
+                self._obeyed = self._asked
+                self._stop(worker, event)
 
     def _stop(self, worker: Runner, event: str) -> None:
         seconds = self._options.settings.shutdown_timeout
         if event == "parent gone":
             logger.warning("the supervisor is gone: draining for at most %g s", seconds)
             worker.request_stop()
-        elif len(self._signals) == 1:
-            name = signal.Signals(self._signals[0]).name
+        elif self._asked == 1:
+            name = signal.Signals((self._signals or [signal.SIGTERM])[0]).name
             logger.info("%s: draining for at most %g s; again to stop at once", name, seconds)
             worker.request_stop()
         else:
@@ -164,9 +175,10 @@ class _Process:
             self._events.put("ended")
 
     def _watch_parent(self, pipe: int) -> None:
-        # Nothing is ever written: a read returns when the last writer, the supervisor, is gone.
+        # A byte for each signal that was passed on; the end, when the only writer is gone.
         while os.read(pipe, 1):
-            pass  # pragma: no cover
+            self._passed_on += 1
+            self._events.put("signal")
         self._events.put("parent gone")
 
 

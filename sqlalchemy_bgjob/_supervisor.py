@@ -4,7 +4,8 @@
 * Each has a process group of its own, so that Ctrl-C reaches only the supervisor, which passes
   it on, and counts.
 * Each holds the reading end of a pipe from the supervisor. When the supervisor is gone, even by
-  SIGKILL, the pipe ends, and the process drains and exits.
+  SIGKILL, the pipe ends, and the process drains and exits. Each signal that is passed on is a byte
+  in it too: of two signals in quick succession the system may deliver one.
 * One that crashes is started again, with backoff. One that exits because of wrong arguments, a
   database that refuses or a schema that is out of date would do so again: then all end.
 """
@@ -75,7 +76,9 @@ class Child:
             os.close(reader)
 
     def send(self, number: int) -> None:
-        """Signal the process; one that has ended is fine."""
+        """Signal the process, and say so; one that has ended is fine."""
+        with contextlib.suppress(OSError):
+            os.write(self._writer, b"\0")
         self.process.send_signal(number)
 
     def kill(self) -> None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -782,6 +783,32 @@ def test_a_worker_that_can_not_end_gives_itself_up(
     )
     assert done.returncode == 1
     assert "the worker does not end" in done.stderr
+
+
+def test_two_signals_that_arrive_as_one_are_two() -> None:
+    """The system keeps no count of a pending signal; the supervisor's pipe does."""
+    reader, writer = os.pipe()
+    asked: list[float | None] = []
+    said = threading.Event()
+
+    class Holding:
+        def run(self, ended: Callable[[], None]) -> None:
+            assert said.wait(10)
+            ended()
+
+        def request_stop(self, timeout: float | None = None) -> None:
+            asked.append(timeout)
+            if len(asked) == 1:
+                os.write(writer, b"\0")
+            else:
+                said.set()
+
+    main = process._Process(process.WorkerOptions(app="", parent_pipe=reader))
+    os.write(writer, b"\0")
+
+    assert main.run(Holding()) == 128 + signal.SIGTERM
+    assert asked == [None, 0.0]
+    os.close(writer)
 
 
 def test_threads_of_the_application_do_not_hold_up_the_exit() -> None:
