@@ -313,10 +313,12 @@ class Core:
 
     def _room(self, q: _Queue, now: float) -> int:
         free = q.slots - q.running
-        ahead = q.ahead(now, self._settings.max_claim)
-        room = min(free + ahead - len(q.ready), self._settings.max_claim)
+        most = self._settings.max_claim
+        # Two batches, so that the next is on its way while the one before is worked on.
+        ahead = q.ahead(now, 2 * most)
+        room = min(free + ahead - len(q.ready), most)
         # Half a batch at least, unless a slot is idle: many small claims cost more than one.
-        return room if room > 0 and (free > len(q.ready) or room * 2 > ahead) else 0
+        return room if room > 0 and (free > len(q.ready) or room * 2 > min(ahead, most)) else 0
 
     def _to_announce(self) -> Announce | None:
         if not self._listening:
