@@ -1,4 +1,4 @@
-"""The command line of the comparison: ``python -m benchmarks compare``."""
+"""The command line of the comparisons: ``python -m benchmarks compare`` and ``... designs``."""
 
 import sys
 import tempfile
@@ -7,14 +7,24 @@ from pathlib import Path
 import click
 
 from benchmarks.compare import run_compare
+from benchmarks.designs import run_designs
 from benchmarks.peers import PEERS
+from sqlalchemy_bgjob._bench_workloads import chosen
 from sqlalchemy_bgjob._exits import CommandError
-from sqlalchemy_bgjob.bench import chosen
+
+work_folder_option = click.option(
+    "--work-folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path(tempfile.gettempdir(), "bgjob-benchmarks"),
+    show_default=True,
+    help="For the peers' environments, which are kept, and the data, which is not; on the disk "
+    "that is to be measured, and where the server's account can reach it.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def cli() -> None:
-    """Measure sqlalchemy-bgjob beside other queues."""
+    """Measure sqlalchemy-bgjob beside other queues, and its statements beside others."""
 
 
 @cli.command()
@@ -43,14 +53,7 @@ def cli() -> None:
     show_default=True,
     help="A JSON file for every single figure.",
 )
-@click.option(
-    "--work-folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path(tempfile.gettempdir(), "bgjob-benchmarks"),
-    show_default=True,
-    help="For the peers' environments, which are kept, and the data, which is not; on the disk "
-    "that is to be measured, and where the server's account can reach it.",
-)
+@work_folder_option
 def compare(
     peers: str, only: str | None, rounds: int, scale: float, out: Path, work_folder: Path
 ) -> None:
@@ -72,6 +75,35 @@ def compare(
     except CommandError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(code)
+
+
+@cli.command()
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1_000),
+    default=50_000,
+    show_default=True,
+    help="How many jobs each design claims and settles.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How often each is measured; the medians are told.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A JSON file for every single figure.",
+)
+@work_folder_option
+def designs(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> None:
+    """Run other ways to claim and to settle beside the worker's, in raw psycopg."""
+    try:
+        run_designs(jobs=jobs, rounds=rounds, out=out, work_folder=work_folder)
+    except CommandError as error:
+        raise click.ClickException(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -2,42 +2,30 @@
 
 import contextlib
 import json
-import secrets
-import shutil
-import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from benchmarks.peers import prepare
 from benchmarks.report import exit_code, head_lines, target_lines, workload_lines
+from benchmarks.server import libpq, new_database, running_server
 from benchmarks.targets import judge, medians
-from sqlalchemy_bgjob._embedded import EmbeddedPostgres, EmbeddedPostgresError
-from sqlalchemy_bgjob._exits import FAILED, SIGNALLED, CommandError
-from sqlalchemy_bgjob.bench import (
-    OURS,
-    Arena,
-    BenchError,
-    Contestant,
-    Measurement,
-    Workload,
-    document,
-    harness_engine,
-    our_contestant,
-    server_settings,
-)
+from sqlalchemy_bgjob._bench_arena import OURS, Arena, BenchError, Contestant, Measurement
+from sqlalchemy_bgjob._bench_machine import server_settings
+from sqlalchemy_bgjob._bench_workloads import Workload
+from sqlalchemy_bgjob.bench import document, harness_engine, our_contestant
 
-SERVER = {
-    "shared_buffers": "1GB",
-    # Some peers ask for a pool as large as their concurrency, for each process.
-    "max_connections": "250",
-}
+SLOW = 2_000
+"""Jobs a second below which a peer's further drains have a tenth of the jobs."""
+PACES = {"W3": "jobs_per_second", "W4": "jobs_per_second", "W7": "first_per_second"}
+"""The drains, and the figure that tells whether one is slow."""
 
 
 @dataclass
@@ -68,16 +56,15 @@ def run_compare(
     Raises:
         CommandError: There is no server.
     """
-    signal.signal(signal.SIGTERM, _exit)
     comparison = Comparison()
-    work_folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    argvs = dict(_prepared(peers, work_folder, comparison))
-    with _server(work_folder) as url:
-        engine = harness_engine(url)
-        server = server_settings(engine)
+    with running_server(work_folder) as url:
+        argvs = dict(_prepared(peers, work_folder, comparison))
+        server = server_settings(harness_engine(url))
         arenas = list(_arenas(url, argvs, scale, comparison))
         for workload in workloads:
+            began = time.monotonic()
             _measure(workload, arenas, rounds, comparison)
+            click.echo(f"{workload.name} took {time.monotonic() - began:,.0f} s", err=True)
     found = document(
         comparison.measurements,
         scale=scale,
@@ -106,10 +93,6 @@ def tell(
     return exit_code(verdicts, comparison.failures)
 
 
-def _exit(number: int, frame: object) -> None:
-    raise SystemExit(SIGNALLED + number)
-
-
 def _prepared(
     peers: Sequence[str], folder: Path, comparison: Comparison
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -121,32 +104,16 @@ def _prepared(
             comparison.fail(name, error)
 
 
-@contextlib.contextmanager
-def _server(work_folder: Path) -> Iterator[URL]:
-    """A new server: with a data folder of its own it runs as durably as any."""
-    data = work_folder.absolute() / f"data-{secrets.token_hex(4)}"
-    try:
-        with EmbeddedPostgres.start(data_dir=data, settings=SERVER) as server:
-            yield make_url(server.socket_url)
-    except EmbeddedPostgresError as error:
-        raise CommandError(FAILED, str(error)) from None
-    finally:
-        shutil.rmtree(data, ignore_errors=True)
-
-
 def _arenas(
     url: URL, argvs: dict[str, tuple[str, ...]], scale: float, comparison: Comparison
 ) -> Iterator[Arena]:
     """Each contestant in a database of its own."""
     for number, name in enumerate([OURS, *argvs]):
-        own = url.set(database=f"bench_{number}")
-        with harness_engine(url).connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {own.database}")
+        own = new_database(url, f"bench_{number}")
         if name == OURS:
             contestant = our_contestant(own)
         else:
-            dsn = own.set(drivername="postgresql").render_as_string(hide_password=False)
-            contestant = Contestant(name, argvs[name], dsn)
+            contestant = Contestant(name, argvs[name], libpq(own))
         try:
             arena = Arena.prepare(contestant, harness_engine(own), scale)
         except (BenchError, SQLAlchemyError) as error:
@@ -168,8 +135,19 @@ def _measure(
             try:
                 for measurement in workload.run(arena):
                     comparison.measurements.append(replace(measurement, round=number))
+                    judge_pace(arena, measurement)
             except (BenchError, SQLAlchemyError) as error:
                 comparison.fail(name, f"{workload.name}: {error}")
                 taking_part.remove(arena)
                 with contextlib.suppress(SQLAlchemyError):
                     arena.clean()
+
+
+def judge_pace(arena: Arena, measurement: Measurement) -> None:
+    """Let a peer's first drain decide whether its further ones are smaller; never of ours."""
+    if arena.is_ours or arena.is_slow is not None or measurement.workload not in PACES:
+        return
+    arena.is_slow = measurement.figures[PACES[measurement.workload]] < SLOW
+    if arena.is_slow:
+        name = arena.contestant.name
+        click.echo(f"{name} does less than {SLOW:,} jobs/s: a tenth of the jobs next", err=True)

@@ -6,22 +6,29 @@ is no worker, handler or SQLAlchemy at run time. What was chosen, and why, is in
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import click
 import psycopg
 from sqlalchemy import MetaData, create_engine
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
+from benchmarks.report import origin_lines
+from benchmarks.server import libpq, new_database, running_server
 from sqlalchemy_bgjob import BGJob
+from sqlalchemy_bgjob._bench_machine import server_settings
+from sqlalchemy_bgjob._bench_yardsticks import compiled
 from sqlalchemy_bgjob._statements import Statements, parameters
 from sqlalchemy_bgjob._validation import EARLIEST
+from sqlalchemy_bgjob.bench import harness_engine, origin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 WORKER: Final = 7
 _FILL: Final = """
@@ -100,17 +107,10 @@ class Table:
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
         self.metadata = MetaData()
-        self._statements = Statements(BGJob(self.metadata).models)
-        self.head = self._compiled("claim")
-        self.onward = self._compiled("claim_onward")
-        make: Any = PGDialect_psycopg
-        complete: Any = self._statements.complete(False).compile(dialect=make())  # type: ignore[attr-defined]
-        self.complete = str(complete), dict(complete.params)
-
-    def _compiled(self, name: str) -> tuple[str, dict[str, Any]]:
-        make: Any = PGDialect_psycopg
-        compiled: Any = getattr(self._statements, name).compile(dialect=make())
-        return str(compiled), dict(compiled.params)
+        statements = Statements(BGJob(self.metadata).models)
+        self.head = compiled(statements.claim)
+        self.onward = compiled(statements.claim_onward)
+        self.complete = compiled(statements.complete(False))
 
     def fill(self, jobs: int, prepare: tuple[str, ...]) -> None:
         """Make the tables anew, with so many jobs."""
@@ -191,7 +191,7 @@ def _wal(connection: psycopg.Connection[Any]) -> int:
 
 
 def _rate(marks: list[tuple[int, float]], since: int, until: int) -> float:
-    first = next(mark for mark in marks if mark[0] >= since)
+    first = next(mark for mark in reversed(marks) if mark[0] <= since)
     last = next(mark for mark in marks if mark[0] >= until)
     return (last[0] - first[0]) / (last[1] - first[1])
 
@@ -220,3 +220,21 @@ def compare_designs(
             f"{middle.last:10,.0f} {middle.wal:8.0f}"
         )
     return medians
+
+
+def run_designs(*, jobs: int, rounds: int, out: Path | None, work_folder: Path) -> None:
+    """Compare them on a server of their own, print the table, and write the JSON.
+
+    Raises:
+        CommandError: There is no server.
+    """
+    with running_server(work_folder) as url:
+        found = origin(server_settings(harness_engine(url)))
+        for line in origin_lines(found):
+            click.echo(line)
+        click.echo(f"jobs: {jobs:,}; rounds: {rounds}\n")
+        designs = compare_designs(libpq(new_database(url, "designs")), jobs, rounds, click.echo)
+    if out is not None:
+        figures = {name: asdict(figures) for name, figures in designs.items()}
+        found = {**found, "jobs": jobs, "rounds": rounds, "designs": figures}
+        out.write_text(json.dumps(found, indent=2) + "\n")

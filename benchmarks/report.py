@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.targets import Key, Medians, Verdict, medians
-from sqlalchemy_bgjob.bench import FIGURES, OURS, Measurement, Workload, columns
+from sqlalchemy_bgjob._bench_arena import OURS, Measurement
+from sqlalchemy_bgjob._bench_workloads import Workload
+from sqlalchemy_bgjob.bench import FIGURES, columns
 
 MAIN_VARIANT: Mapping[str, str] = {
     "W1": "Connection",
@@ -37,8 +39,14 @@ def workload_lines(workload: Workload, measurements: Sequence[Measurement]) -> I
             for name in runs[0].figures
         ]
         ratios = _ratios(workload.name, contestant, variant, figures)
-        rows.append((contestant, variant, f"{runs[0].jobs:,} jobs", ratios, ", ".join(told)))
+        rows.append((contestant, variant, _sizes(runs), ratios, ", ".join(told)))
     yield from columns(rows, indent="  ")
+
+
+def _sizes(runs: Sequence[Measurement]) -> str:
+    """How many jobs it were; the later rounds of a slow queue have fewer."""
+    sizes = dict.fromkeys(f"{run.jobs:,}" for run in runs)
+    return f"{', then '.join(sizes)} jobs"
 
 
 def _figure(name: str, values: Sequence[float], middle: float) -> str:
@@ -85,14 +93,19 @@ def exit_code(verdicts: Iterable[Verdict], failures: Iterable["tuple[str, str]"]
     return int(missed or any(contestant == OURS for contestant, _ in failures))
 
 
+def origin_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """Versions, machine, server."""
+    for title in ("versions", "machine", "server"):
+        yield f"{title}: " + ", ".join(f"{name} {value}" for name, value in found[title].items())
+
+
 def head_lines(
     found: Mapping[str, Any],
     peers: Mapping[str, Mapping[str, str]],
     failures: Sequence[tuple[str, str]],
 ) -> Iterator[str]:
     """Versions, machine, server, each contestant's settings, and what has failed."""
-    for title in ("versions", "machine", "server"):
-        yield f"{title}: " + ", ".join(f"{name} {value}" for name, value in found[title].items())
+    yield from origin_lines(found)
     yield f"sizes: {found['scale']:g} of the full ones; rounds: {found['rounds']}"
     if found["scale"] < 1:
         # A rate begins with the first handler, so one fetch of the whole backlog takes no time.

@@ -6,46 +6,52 @@ import json
 import signal
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import pytest
 from sqlalchemy import Engine, make_url, text
 
+from sqlalchemy_bgjob import _bench_workloads as workloads
 from sqlalchemy_bgjob import bench
-from sqlalchemy_bgjob._exits import CommandError
-from sqlalchemy_bgjob.bench import (
-    OURS,
-    WORKLOADS,
-    Arena,
-    BenchError,
-    Contestant,
-    Measurement,
-    chosen,
-    columns,
+from sqlalchemy_bgjob._bench_arena import OURS, Arena, BenchError, Contestant, Measurement
+from sqlalchemy_bgjob._bench_machine import server_cpu
+from sqlalchemy_bgjob._bench_times import (
+    cpu_share,
+    ended,
     handled,
-    harness_engine,
-    in_words,
-    our_contestant,
+    memory,
     percentile,
     rate,
     reached,
+    waits,
+)
+from sqlalchemy_bgjob._bench_workloads import WORKLOADS, chosen
+from sqlalchemy_bgjob._exits import CommandError
+from sqlalchemy_bgjob.bench import (
+    columns,
+    harness_engine,
+    in_words,
+    our_contestant,
     run_bench,
     section,
-    server_cpu,
-    waits,
 )
 from support.commands import Command
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).parent.parent
+NONE = "SELECT false"
+"""No job is left."""
 VARIANTS = {
     "W1": ["Session", "Session by hand", "Connection", "Connection by hand"],
+    "W1b": ["wake-up", "no wake-up"],
     "W2": [""],
     "W3": [
         "AsyncWorker",
@@ -57,7 +63,16 @@ VARIANTS = {
         "statements alone",
     ],
     "W5": ["AsyncWorker", "Worker"],
+    "W6": ["small backlog", "big backlog", "idle poll"],
+    "W7b": ["AsyncWorker"],
+    "W8": ["Worker", "by hand"],
+    "W10": ["AsyncWorker"],
+    "W11": ["AsyncWorker"],
 }
+
+
+def variants(*names: str) -> list[tuple[str, str]]:
+    return [(name, variant) for name in names for variant in VARIANTS[name]]
 
 
 def schemas(engine: Engine) -> list[str]:
@@ -73,29 +88,29 @@ def answer(count: int, first: float, last: float, *marks: tuple[int, float]) -> 
 # ---- whole runs ---------------------------------------------------------------------------------
 
 
-@pytest.mark.core
-def test_bench_prints_every_workload_and_leaves_no_schema(
-    engine: Engine, database_url: str, tmp_path: Path
-) -> None:
-    before = schemas(engine)
-    path = tmp_path / "figures.json"
-    options = ("--scale", "0.01", "--only", "W1,W2,W3,W5", "--json", str(path))
-    with Command(tmp_path, "bench", "--database-url", database_url, *options) as command:
-        assert command.wait(100) == 0, command.stderr + command.stdout
+class WholeRun(NamedTuple):
+    """A run of the command, from its start."""
 
-    assert schemas(engine) == before
-    found = json.loads(path.read_text())
-    assert found["scale"] == 0.01
-    assert found["versions"][OURS]
-    assert found["server"]["server_version"]
-    told = [(m["workload"], m["variant"]) for m in found["measurements"]]
-    assert told == [(name, variant) for name, some in VARIANTS.items() for variant in some]
-    assert all(value > 0 for m in found["measurements"] for value in m["figures"].values())
-    for name, variants in VARIANTS.items():
-        assert f"{name}  {WORKLOADS[name].title}" in command.stdout
-        assert all(variant in command.stdout for variant in variants)
+    command: Command
+    engine: Engine
+    before: list[str]
+    json_path: Path
 
 
+@pytest.fixture(scope="module")
+def whole_run(
+    module_engine: Engine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WholeRun]:
+    """Goes on while other tests run."""
+    folder = tmp_path_factory.mktemp("whole")
+    before = schemas(module_engine)
+    url = module_engine.url.render_as_string(hide_password=False)
+    options = ("--scale", "0.001", "--only", "W1,W2,W5", "--json", str(folder / "figures.json"))
+    with Command(folder, "bench", "--database-url", url, *options) as command:
+        yield WholeRun(command, module_engine, before, folder / "figures.json")
+
+
+@pytest.mark.usefixtures("whole_run")  # which is started early, to be found at its end
 def test_an_interrupted_bench_leaves_neither_schema_nor_worker(
     engine: Engine, database_url: str, tmp_path: Path
 ) -> None:
@@ -158,43 +173,86 @@ class Threaded(Contestant):
         return InThread(self, command, options)
 
 
-def test_workloads_that_are_more_than_a_drain_run(database_url: str) -> None:
-    """Without a process for each command; what they count is checked in them."""
-    url = make_url(database_url)
-    ours = our_contestant(url, "own")
+def ours_in_threads(url: str, schema: str) -> Arena:
+    """Ours, without a process for each command."""
+    parsed = make_url(url)
+    ours = our_contestant(parsed, schema)
     contestant = Threaded(ours.name, ours.argv, ours.dsn, ours.options, here=ours.here)
-    arena = Arena.prepare(contestant, harness_engine(url), scale=0.001)
-    workloads = chosen("W1b,W6,W7b,W8,W10,W11")
+    return Arena.prepare(contestant, harness_engine(parsed), scale=0.001)
 
-    found = [measurement for workload in workloads for measurement in workload.run(arena)]
 
-    told = dict.fromkeys((m.workload, m.variant) for m in found)
-    assert list(told) == [
-        ("W1b", "wake-up"),
-        ("W1b", "no wake-up"),
-        ("W6", "small backlog"),
-        ("W6", "big backlog"),
-        ("W6", "idle poll"),
-        ("W7b", "AsyncWorker"),
-        ("W8", "Worker"),
-        ("W8", "by hand"),
-        ("W10", "AsyncWorker"),
-        ("W11", "AsyncWorker"),
-    ]
+@pytest.fixture(scope="module")
+def arena(bench_url: str) -> Arena:
+    return ours_in_threads(bench_url, "own")
+
+
+@pytest.fixture(scope="module")
+def measured(bench_url: str) -> dict[str, list[Measurement]]:
+    """Workloads by name; those of a lane in turn, the lanes at once, since all mostly wait."""
+    lanes = (["W3"], ["W1b", "W6", "W8"], ["W7b", "W10", "W11"])
+
+    def run(number: int, names: list[str]) -> dict[str, list[Measurement]]:
+        arena = ours_in_threads(bench_url, f"lane_{number}")
+        found = {name: list(WORKLOADS[name].run(arena)) for name in names}
+        assert arena.contestant.call("remaining") == {"remaining": 0}
+        return found
+
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        found = threads.map(run, range(len(lanes)), lanes)
+        return {name: some for lane in found for name, some in lane.items()}
+
+
+def test_a_drain_has_its_variants_and_its_yardstick(
+    measured: dict[str, list[Measurement]],
+) -> None:
+    found = measured["W3"]
+    assert [(m.workload, m.variant) for m in found] == variants("W3")
+    assert all(value > 0 for m in found for value in m.figures.values())
+    printed = "\n".join(section(WORKLOADS["W3"], found))
+    assert f"W3  {WORKLOADS['W3'].title}" in printed
+    assert all(variant in printed for variant in VARIANTS["W3"])
+
+
+def test_workloads_that_are_more_than_a_drain_run(
+    measured: dict[str, list[Measurement]],
+) -> None:
+    """What they count is checked in them."""
+    names = ("W1b", "W6", "W7b", "W8", "W10", "W11")
+    found = [m for name in names for m in measured[name]]
+    assert list(dict.fromkeys((m.workload, m.variant) for m in found)) == variants(*names)
     assert all("nan" not in in_words(m.figures) for m in found)
+
+
+def test_a_queue_that_cannot_be_emptied_is_drained(arena: Arena) -> None:
+    arena.contestant.call("bulk", jobs=10)
+
+    replace(arena, clean_sql=(), can_empty=False).clean()
+
     assert arena.contestant.call("remaining") == {"remaining": 0}
 
 
-def test_a_queue_that_cannot_be_emptied_is_drained(database_url: str) -> None:
-    url = make_url(database_url)
-    ours = our_contestant(url)
-    contestant = Threaded(ours.name, ours.argv, ours.dsn, ours.options, here=ours.here)
-    arena = replace(Arena.prepare(contestant, harness_engine(url)), clean_sql=(), can_empty=False)
-    contestant.call("bulk", jobs=10)
+def test_the_drains_of_a_slow_queue_are_smaller(arena: Arena) -> None:
+    assert arena.drained(50_000) == 50
+    assert replace(arena, scale=1.0, is_slow=False).drained(50_000) == 50_000
+    assert replace(arena, scale=1.0, is_slow=True).drained(50_000) == 5_000
 
-    arena.clean()
 
-    assert contestant.call("remaining") == {"remaining": 0}
+@pytest.mark.core
+def test_bench_prints_every_workload_and_leaves_no_schema(whole_run: WholeRun) -> None:
+    command = whole_run.command
+    assert command.wait(100) == 0, command.stderr + command.stdout
+
+    assert schemas(whole_run.engine) == whole_run.before
+    found = json.loads(whole_run.json_path.read_text())
+    assert found["scale"] == 0.001
+    assert found["versions"][OURS]
+    assert found["server"]["server_version"]
+    told = [(m["workload"], m["variant"]) for m in found["measurements"]]
+    assert told == variants("W1", "W2", "W5")
+    assert all(value > 0 for m in found["measurements"] for value in m["figures"].values())
+    for name in ("W1", "W2", "W5"):
+        assert f"{name}  {WORKLOADS[name].title}" in command.stdout
+        assert all(variant in command.stdout for variant in VARIANTS[name])
 
 
 # ---- what it says when it can't -----------------------------------------------------------------
@@ -256,18 +314,34 @@ def test_a_worker_that_ends_before_it_is_ready_is_not_waited_for() -> None:
         running.wait_until_ready()
 
 
-def test_a_lost_or_doubled_job_fails_the_run(engine: Engine) -> None:
-    arena = Arena(contestant(""), engine, "1", "", "SELECT false")
+def test_a_lost_or_doubled_job_fails_the_run(module_engine: Engine) -> None:
+    arena = Arena(contestant(""), module_engine, "1", "", NONE)
     with pytest.raises(BenchError, match="other has run 9 of 10 jobs"):
-        bench._check_count(arena, 10, [{"count": 4}, {"count": 5}])
+        workloads._check_count(arena, 10, [{"count": 4}, {"count": 5}])
     with pytest.raises(BenchError, match="2 jobs were enqueued and 1 were run"):
         waits([(0, 1.0), (1, 1.0)], [{"picked": [(0, 1.5)]}])
     with pytest.raises(BenchError, match="job 0 was run twice"):
         waits([(0, 1.0)], [{"picked": [(0, 1.5)]}, {"picked": [(0, 1.6)]}])
 
 
-def test_the_cpu_of_a_local_server_is_seen(engine: Engine) -> None:
-    seconds = server_cpu(engine)
+def test_a_drain_in_batches_ends_when_no_job_is_left(module_engine: Engine) -> None:
+    """When the last handler was called tells nothing about the end of its batch."""
+    noted = {"count": 10, "first": 1.0, "last": 1.0, "marks": [[0, 1.0]]}
+    one_by_one = Arena(
+        contestant(f"print({json.dumps(json.dumps(noted))})"), module_engine, "", "", NONE
+    )
+    began = time.monotonic()
+
+    (plain,) = workloads.drain(one_by_one, 10)
+    (batched,) = workloads.drain(replace(one_by_one, batched=True), 10)
+
+    assert plain == noted
+    assert began < batched["last"] < time.monotonic()
+    assert batched == {**noted, "last": batched["last"]}
+
+
+def test_the_cpu_of_a_local_server_is_seen(module_engine: Engine) -> None:
+    seconds = server_cpu(module_engine)
     assert seconds is None or seconds > 0
 
 
@@ -305,6 +379,17 @@ def test_marks_tell_when_a_number_was_reached() -> None:
     assert reached(seen, 2000) == 10.0
 
 
+def test_batches_are_timed_from_their_starts_to_the_end_of_the_drain() -> None:
+    """Marks are the jobs that were done before a batch: two at once, then one after the other."""
+    starts = [(0, 10.0), (0, 10.5), (5_000, 11.0), (10_000, 12.0)]
+    seen = ended(answer(20_000, 10.0, 12.0, *starts), 14.0)
+
+    assert rate([seen]) == 5_000
+    assert reached(seen, 10_000) == 12.0
+    assert handled(seen, 13.0) == 15_000
+    assert ended({"count": 0, "last": None}, 14.0) == {"count": 0, "last": None}
+
+
 def test_waits_are_from_the_return_of_enqueue() -> None:
     sent = [(0, 0.9, 1.0), (1, 1.9, 2.0)]
     assert waits(sent, [{"picked": [(1, 2.25), (0, 1.5)]}]) == [(1.0, 0.5), (2.0, 0.25)]
@@ -313,8 +398,8 @@ def test_waits_are_from_the_return_of_enqueue() -> None:
 def test_cpu_and_memory_are_those_between_the_first_and_the_last_job() -> None:
     samples = [(0.0, 0.0, 9), (1.0, 0.5, 1), (2.0, 1.0, 2), (3.0, 1.5, 3), (4.0, 2.0, 4)]
     seen = answer(10, 1.0, 4.0) | {"samples": [*samples, (9.0, 9.0, 9)]}
-    assert bench.cpu_share(seen) == pytest.approx(0.5)
-    assert bench.memory(seen) == (2, 3, 4)
+    assert cpu_share(seen) == pytest.approx(0.5)
+    assert memory(seen) == (2, 3, 4)
 
 
 def test_columns_are_aligned() -> None:
@@ -338,6 +423,7 @@ class Modules:
     """``benchmarks`` is beside the tests, and not installed."""
 
     compare: ModuleType
+    designs: ModuleType
     report: ModuleType
     targets: ModuleType
 
@@ -345,10 +431,11 @@ class Modules:
 @pytest.fixture
 def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Modules:
     monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import compare, report, targets
+    from benchmarks import compare, designs, report, targets
 
     modules = Modules()
-    modules.compare, modules.report, modules.targets = compare, report, targets
+    modules.compare, modules.designs = compare, designs
+    modules.report, modules.targets = report, targets
     return modules
 
 
@@ -460,3 +547,40 @@ def test_small_sizes_are_warned_of(
 ) -> None:
     told(benchmarks, drains(46_000), tmp_path, scale=0.1)
     assert "mean nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rate", "slow"), [(1_999, True), (2_000, False)])
+def test_the_first_drain_of_a_peer_tells_whether_it_is_slow(
+    benchmarks: Modules, module_engine: Engine, rate: float, slow: bool
+) -> None:
+    name = "procrastinate"
+    arena = Arena(Contestant(name, (), ""), module_engine, "", "", NONE)
+    judge_pace = benchmarks.compare.judge_pace
+
+    judge_pace(arena, Measurement("W2", name, "", 100_000, {"jobs_per_second": 1.0}))
+    assert arena.is_slow is None
+    judge_pace(arena, Measurement("W3", name, "", 50_000, {"jobs_per_second": rate}))
+    assert arena.is_slow is slow
+    judge_pace(arena, Measurement("W4", name, "", 50_000, {"jobs_per_second": 4_000 - rate}))
+    assert arena.is_slow is slow
+
+
+def test_ours_is_never_given_fewer_jobs(benchmarks: Modules, module_engine: Engine) -> None:
+    arena = Arena(Contestant(OURS, (), ""), module_engine, "", "", NONE)
+    benchmarks.compare.judge_pace(arena, rates(OURS, "AsyncWorker", 1.0)[0])
+    assert not arena.is_slow
+
+
+def test_the_table_tells_that_later_rounds_were_smaller(benchmarks: Modules) -> None:
+    first, second, third = rates("procrastinate", "", 300.0, 310.0, 320.0)
+    runs = [first, replace(second, jobs=5_000), replace(third, jobs=5_000)]
+
+    lines = list(benchmarks.report.workload_lines(WORKLOADS["W3"], runs))
+
+    assert "50,000, then 5,000 jobs" in lines[-1]
+
+
+def test_a_tenth_may_be_less_than_a_batch(benchmarks: Modules) -> None:
+    marks = [(0, 0.0), (1_000, 1.0), (2_000, 2.0)]
+    assert benchmarks.designs._rate(marks, 0, 200) == 1_000
+    assert benchmarks.designs._rate(marks, 1_800, 2_000) == 1_000

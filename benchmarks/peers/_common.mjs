@@ -82,6 +82,16 @@ export class Recorder {
     if (number !== undefined) this.picked.push([number, time]);
   }
 
+  /** Note a call with a whole batch; `done` jobs of this worker were done before it. */
+  seenBatch(numbers, done) {
+    const time = now();
+    this.count += numbers.length;
+    this.first ??= time;
+    this.last = time;
+    this.marks.push([done, time]);
+    for (const number of numbers) if (number !== undefined) this.picked.push([number, time]);
+  }
+
   answer() {
     const { count, first, last, marks, picked } = this;
     return { count, first, last, marks, picked };

@@ -2,9 +2,12 @@
 //
 // Workers poll ("Workers", docs/api/workers.md): twice a second is the most it allows, and nothing
 // in the database wakes a worker. What it has for throughput is `batchSize`, and more workers in
-// one process; a worker polls again at once when a batch took longer than the interval. A handler
-// gets a whole batch, and each job of it counts as one call. For latency that polling is all there
-// is, with a smaller batch.
+// one process; a worker polls again at once when a batch took longer than the interval. For
+// latency that polling is all there is, with a smaller batch.
+//
+// A handler gets a whole batch, and none of its jobs is done before all are. So it is `batched`:
+// each mark is the start of a batch, [jobs that were done before, time], and the harness takes the
+// end of a drain from the database. A worker's batch is done when it gets the next one.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -39,6 +42,7 @@ async function install(dsn) {
     settings:
       `${WORKERS} workers, batchSize ${BATCH} (${LATENCY_BATCH} for latency),` +
       ` pollingIntervalSeconds ${INTERVAL}`,
+    batched: true,
     remaining_sql: `SELECT EXISTS (SELECT 1 ${UNFINISHED})`,
     clean_sql: ["TRUNCATE pgboss.job", "TRUNCATE pgboss.archive"],
   };
@@ -58,10 +62,14 @@ const pulse = (dsn, options) =>
 async function work(dsn, options) {
   const recorder = new Recorder();
   const batchSize = options.latency ? LATENCY_BATCH : BATCH;
+  let done = 0;
   await withBoss(dsn, {}, async (boss) => {
     for (let worker = 0; worker < WORKERS; worker += 1) {
+      let before = 0;
       await boss.work("noop", { batchSize, pollingIntervalSeconds: INTERVAL }, async (jobs) => {
-        for (const job of jobs) recorder.seen(job.data.n);
+        done += before;
+        before = jobs.length;
+        recorder.seenBatch(jobs.map((job) => job.data.n), done);
       });
     }
     await untilStopped(options);
