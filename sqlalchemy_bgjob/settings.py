@@ -45,7 +45,7 @@ class WorkerSettings:
     """How long a graceful stop waits for running jobs."""
     unknown_type_grace: float = 300.0
     """How long a job of an unknown type waits for a worker that knows it; 0 is not at all."""
-    max_claim: int = 500
+    max_claim: int = 1_000
     """The most jobs of one claim."""
     hold_timeout: float = 1.0
     """After how long a claimed job that was not started is handed back."""

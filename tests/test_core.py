@@ -423,7 +423,7 @@ def test_each_queue_has_slots_of_its_own() -> None:
         (0.5, 10 + 1),  # 10 slots start 1 job within 50 ms
         (0.05, 10 + 10),
         (0.01, 10 + 50),
-        (0.000_001, 500),
+        (0.000_001, 1_000),
     ],
 )
 def test_a_claim_takes_as_much_as_starts_within_50_ms(mean: float, limit: int) -> None:
@@ -448,7 +448,7 @@ def test_claims_shrink_when_the_handlers_become_slow() -> None:
         start_all(slower)
         slower.finished(one, 5.0)
 
-    assert limits[0] == 500
+    assert limits[0] == 510
     assert limits[-1] == 10
     assert limits == sorted(limits, reverse=True)
 

@@ -33,7 +33,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "poll_interval": 1.0,
         "shutdown_timeout": 25.0,
         "unknown_type_grace": 300.0,
-        "max_claim": 500,
+        "max_claim": 1_000,
         "hold_timeout": 1.0,
         "listen": True,
     }
