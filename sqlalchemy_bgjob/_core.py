@@ -309,7 +309,8 @@ class Core:
         if waiting == 1 or waiting * 2 >= self._settings.max_claim:
             return True
         q = self._queues[queue]
-        return not q.ready or (q.poll_at <= now and self._room(q, now) > 0)
+        due = min(q.poll_at, q.expected_at) <= now
+        return not q.ready or (due and self._room(q, now) > 0)
 
     def _room(self, q: _Queue, now: float) -> int:
         free = q.slots - q.running

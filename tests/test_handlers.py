@@ -17,6 +17,7 @@ from sqlalchemy import insert, text
 
 from sqlalchemy_bgjob import constant
 from support.running import FLAVORS, Bench
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -636,15 +637,18 @@ def test_many_handlers_share_one_connection(bench: Bench) -> None:
 @pytest.mark.core
 def test_no_connection_is_taken_for_a_handler_that_uses_none(bench: Bench) -> None:
     """Neither for one that only looks at its session, nor for one that does not."""
-    gate = threading.Event()
     pools: list[int] = []
 
     def body(*args: Any) -> None:
-        gate.set()
         name = f"bgjob/{bench.job(args[-1].job.id).claimed_by}"
-        pools.append(
-            len(bench.sql("SELECT FROM pg_stat_activity WHERE application_name = :name", name=name))
-        )
+
+        def sessions() -> int:
+            query = "SELECT FROM pg_stat_activity WHERE application_name = :name"
+            return len(bench.sql(query, name=name))
+
+        # The watch takes its name at its first turn after the worker was registered.
+        wait_until(lambda: sessions() >= 3, 10, what="the worker's three sessions")
+        pools.append(sessions())
 
     looks = bench.handler("looks", body)
     none = bench.handler("none", body, uses_session=False)
@@ -652,12 +656,9 @@ def test_no_connection_is_taken_for_a_handler_that_uses_none(bench: Bench) -> No
         bench.enqueue(looks)
         bench.enqueue(none)
 
-    # A sweep's connection may be open at the moment of counting: no sweep.
-    bench.run(
-        queues={"default": 1}, rescue_interval=8e4, orphan_interval=8e4, death_check_interval=8e4
-    )
+    bench.run(queues={"default": 1}, death_check_interval=0.1)
 
-    assert pools == [2] * 10, "the worker's own, and its heart's"
+    assert pools == [3] * 10, "the worker's own, its heart's and its watch's"
 
 
 def test_session_false_means_no_session(bench: Bench) -> None:
