@@ -229,6 +229,7 @@ _encoder = msgspec.json.Encoder(enc_hook=_enc_hook)
 
 
 _PLAIN, _RAW, _PYDANTIC = range(3)
+_MOST_TYPES = 2_000
 _special: dict[type, int] = {str: _PLAIN, int: _PLAIN, dict: _PLAIN, list: _PLAIN}
 
 
@@ -239,7 +240,8 @@ def _classify(kind: type) -> int:
         found = _RAW
     elif hasattr(kind, "__pydantic_serializer__"):
         found = _PYDANTIC
-    _special[kind] = found
+    if len(_special) < _MOST_TYPES:  # some applications make classes as they go
+        _special[kind] = found
     return found
 
 

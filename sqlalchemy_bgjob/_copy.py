@@ -6,7 +6,7 @@ are in. What the server would compute is computed here, from its own clock: COPY
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table
@@ -17,6 +17,7 @@ from ._registry import NewJob, with_ids
 WORTH_IT: Final = 500
 """From so many jobs on it saves more than its opening statement costs."""
 _BLOCK: Final = 2_000
+_BLOCK_BYTES: Final = 8 * 1_048_576
 _COLUMNS: Final = ("id", "queue", "type", "arg", "lease", "priority", "headers", "next_run_at")
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
 _NULL: Final = r"\N"
@@ -67,6 +68,11 @@ def copy(connection: Connection, table: Table, jobs: Sequence[NewJob], now: date
         raise DBAPIError.instance(
             statement, None, error, error_class, connection_invalidated=lost, dialect=dialect
         ) from error
+    except BaseException:
+        # Cancelled, most likely: the server's transaction has failed, and SQLAlchemy, which does
+        # not know, would take the answer to the caller's COMMIT for one.
+        connection.invalidate()
+        raise
 
 
 async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> None:
@@ -77,20 +83,26 @@ async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> N
 
 def _blocks(jobs: Sequence[NewJob], now: datetime) -> Iterator[bytes]:
     # Ids are made here, while the server takes in the block before.
-    for at in range(0, len(jobs), _BLOCK):
-        block = with_ids(jobs[at : at + _BLOCK])
+    largest = max(len(job.arg or b"") for job in jobs)
+    size = max(min(_BLOCK, _BLOCK_BYTES // (largest + 1)), 1)
+    for at in range(0, len(jobs), size):
+        block = with_ids(jobs[at : at + size])
         yield "".join(_lines(block, now)).encode()
 
 
 def _lines(jobs: Iterable[tuple[str, NewJob]], now: datetime) -> Iterator[str]:
     """Rows in COPY's text format, with what all of them share written once."""
     shared: tuple[Any, ...] = ()
+    last_run_at = last_headers = None
     kind = rest = ""
+    now = now.astimezone(UTC)  # in another zone, adding a day may add 23 hours
     # As the column's default: the insert's clock in microseconds. These ids have had no lease.
     lease = int(now.timestamp() * 1_000_000)
     for id, (_, queue, type, arg, priority, delay, run_at, headers) in jobs:
-        if shared != (queue, type, priority, delay, run_at, headers):
-            shared = (queue, type, priority, delay, run_at, headers)
+        # By identity where things can be equal that are written differently, as 1 and True.
+        same = run_at is last_run_at and headers is last_headers
+        if not same or shared != (queue, type, priority, delay):
+            shared, last_run_at, last_headers = (queue, type, priority, delay), run_at, headers
             kind = f"{queue.translate(_ESCAPES)}\t{type.translate(_ESCAPES)}"
             due = run_at or (now + timedelta(seconds=delay) if delay else now)
             text = json.dumps(headers).translate(_ESCAPES) if headers else _NULL

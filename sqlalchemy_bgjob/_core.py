@@ -187,7 +187,7 @@ class Core:
         pause *= random.uniform(0.9, 1.0)  # workers that started together part company
         if due_in is not None:
             pause = min(pause, max(due_in, 0.0) + 0.001)
-        q.poll_at = now + pause
+        q.poll_at = now + min(pause, q.lanes.look_in(now))
 
     def wake(self, queue: str | None, now: float) -> None:
         """A notification: look at this queue, or at all of them, at once."""
@@ -203,10 +203,12 @@ class Core:
             # Apart from poll_at: a claim that is on its way has not seen the job.
             q.expected_at = min(q.expected_at, at)
 
-    def claim_sent(self, queue: str, now: float) -> None:
+    def claim_sent(self, queue: str, now: float, *, from_head: bool = False) -> None:
         """A claim is on its way: a notification from now on asks for another one."""
         q = self._queues[queue]
         q.woken = False
+        if from_head:
+            q.lanes.sent()
         if q.expected_at <= now:
             q.expected_at = _NEVER
             q.lanes.ask()

@@ -206,7 +206,9 @@ class Dispatcher:
         may_start = may_start and now >= self._start_at
         if worker_id != self._announced_by:  # a new row, which says nothing yet
             self._announced_by = worker_id
-            self._core.announced(())
+            with self._lock:
+                self._core.announced(())
+                self._core.wake(None, now)  # nobody has notified it meanwhile
         if may_claim and self._reconcile_at and self._reconcile_at[0][0] <= now:
             # That this succeeds does not tell that the claim does which failed before it.
             self._guarded(self._reconcile, (), mended=False)
@@ -214,7 +216,7 @@ class Dispatcher:
         with self._lock:
             step = self._core.next_step(now, may_start=may_start, may_claim=may_claim)
             if isinstance(step, Claim):
-                self._core.claim_sent(step.queue, now)
+                self._core.claim_sent(step.queue, now, from_head=step.onward is None)
             # In the same lock: a job is never in nobody's hands, where a reconciliation would hand
             # it back, or where it would not hear that its lease was lost.
             run = self._prepare(step.job) if isinstance(step, Start) else None
@@ -383,12 +385,13 @@ class Dispatcher:
             self._take(step, worker_id, jobs, due_in, last)
         except BaseException:
             self._reconcile_soon(worker_id)
+            with self._lock:  # what it was to look for is still to be looked for
+                self._core.wake(step.queue, time.monotonic())
             raise
 
     def _claim_together(
         self, connection: Connection, step: Claim, worker_id: int, skip: list[str]
     ) -> tuple[list[ClaimedJob], float | None]:
-        begun = time.monotonic()
         with connection.begin():
             jobs = lifecycle.claim(
                 connection,
@@ -400,6 +403,8 @@ class Dispatcher:
                 skip=skip,
             )
             if step.onward is None:
+                # This alone tells how long the way to the heads is; what is claimed takes time too.
+                begun = time.monotonic()
                 priorities = lifecycle.lanes(connection, self._statements, queue=step.queue)
                 now = time.monotonic()
                 with self._lock:
@@ -554,6 +559,7 @@ class Dispatcher:
                 if self._forget(run):
                     self._core.not_started(run.job)
                     self._core.settle(Pending(run.job, HAND_BACK), now)
+            self._runtime.wake()
         else:
             self._start_backoff.reset()
 

@@ -61,6 +61,14 @@ class Lanes:
         """Whether what was asked for was not found by reading on, and there is time to look."""
         return self._asked and self._tried and now >= self._allowed_at
 
+    def sent(self) -> None:
+        """A claim from the heads is on its way: what is asked from now on, it may not see."""
+        self._asked = self._tried = False
+
+    def look_in(self, now: float) -> float:
+        """Seconds until what was asked for, and not found by reading on, may be looked for."""
+        return max(self._allowed_at - now, 0.0) if self._asked and self._tried else float("inf")
+
     def looked(self, priorities: Sequence[int], seconds: float, now: float) -> None:
         """A claim from the heads has found these lanes, and took so long."""
         self._seen_at |= dict.fromkeys(priorities, now)
@@ -68,7 +76,6 @@ class Lanes:
         self._positions = tuple(Position(p, EARLIEST, "") for p in sorted(self._seen_at))
         self._allowed_at = now + seconds * LOOK_SHARE
         self._due_at = now + min(max(LOOK_EVERY, seconds * LOOK_SHARE), LOOK_AT_LEAST_EVERY)
-        self._asked = self._tried = False
 
     def read(self, last: Position | None) -> None:
         """A claim has read the lanes to their ends; or, full, only as far as *last*."""

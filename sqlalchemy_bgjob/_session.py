@@ -167,6 +167,10 @@ class HandlerSession:
             and connection.get_transaction() is self._root
         )
 
+    def is_of(self, session: Session) -> bool:
+        """Whether this is the handler's session."""
+        return session is self._session
+
     def after_commit(self, session: Session) -> None:
         """The handler has called commit()."""
         # It also fires when a savepoint of the handler's own is released.
@@ -268,14 +272,15 @@ class HandlerSession:
         """Undo everything and give the connection back, whatever state they are in."""
         self._settling = True
         connection = self._connection
+        # Whatever comes, also a cancellation that comes late: the connection must be given back.
         if self._session is not None:
-            with suppress(Exception):
+            with suppress(BaseException):
                 self._session.close()
         if connection is not None:
             try:
                 connection.rollback()
-            except Exception:
-                with suppress(Exception):
+            except BaseException:
+                with suppress(BaseException):
                     connection.invalidate()
         self._release()
 
@@ -283,7 +288,7 @@ class HandlerSession:
         self._over = True
         connection, self._connection = self._connection, None
         if self._session is not None:
-            with suppress(Exception):
+            with suppress(BaseException):
                 self._session.close()
             self._session.info.pop(_UNIT, None)
         registry = getattr(self._factory, "registry", None)
@@ -299,23 +304,29 @@ class HandlerSession:
 
 @event.listens_for(Session, "after_commit")
 def _after_commit(session: Session) -> None:
-    unit = session.info.get(_UNIT)
+    unit = _unit_of(session)
     if unit is not None:
         unit.after_commit(session)
 
 
 @event.listens_for(Session, "after_rollback")
 def _after_rollback(session: Session) -> None:
-    unit = session.info.get(_UNIT)
+    unit = _unit_of(session)
     if unit is not None:
         unit.after_rollback(session)
 
 
 @event.listens_for(Session, "after_transaction_end")
 def _after_transaction_end(session: Session, ended: SessionTransaction) -> None:
-    unit = session.info.get(_UNIT)
+    unit = _unit_of(session)
     if unit is not None:
         unit.after_transaction_end(ended)
+
+
+def _unit_of(session: Session) -> HandlerSession | None:
+    unit: HandlerSession | None = session.info.get(_UNIT)
+    # A handler may make a session of its own with the info of this one.
+    return unit if unit is not None and unit.is_of(session) else None
 
 
 def refused(error: BaseException) -> BaseException:

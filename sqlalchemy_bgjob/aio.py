@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -56,7 +56,7 @@ class AsyncRuntime:
         self._loop_thread = threading.get_ident()
         self._event = asyncio.Event()
         self._woken = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], tuple[Run, RunsJobs]] = {}
         self._turn_ends = 0.0
         self._context = copy_context()
 
@@ -96,13 +96,20 @@ class AsyncRuntime:
             context=self._context.copy(),
         )
         run.task = task
-        self._tasks.add(task)
+        self._tasks[task] = run, worker
         task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("a run ended without a settlement", exc_info=error)
+        run, worker = self._tasks.pop(task)
+        if not worker.holds(run):
+            return
+        # A handler can't come to here: it is a mistake of ours, or the end of the event loop. But
+        # neither the slot nor the job may be lost with it.
+        error = None if task.cancelled() else task.exception()
+        logger.error("a run ended without a settlement", exc_info=error)
+        following = worker.ended(run, Pending(run.job, HAND_BACK), None)
+        if following is not None:
+            worker.start(following)
 
     async def _work(self, run: Run, worker: RunsJobs) -> None:
         """Do a run, and after it the next one for as long as there is one.
@@ -110,7 +117,9 @@ class AsyncRuntime:
         They share this task: one that waits for nothing costs neither a task nor a switch. But
         what a handler has left behind in the task, the next one must not find.
         """
-        task, context = run.task, copy_context()
+        task, context = asyncio.current_task(), copy_context()
+        assert task is not None
+        run.task = task
         if not worker.holds(run):
             return
         while True:
@@ -122,7 +131,11 @@ class AsyncRuntime:
                 else:
                     async with asyncio.timeout(run.handler.options.timeout):
                         returned = await attempt.begin()
-            except GeneratorExit:
+            except GeneratorExit as raised:
+                if not attempt.opened:  # nothing may be awaited any more
+                    ended = attempt.end(None, raised)
+                    if (following := worker.ended(run, *ended)) is not None:
+                        worker.start(following)
                 raise
             except BaseException as raised:
                 error = raised
@@ -134,14 +147,11 @@ class AsyncRuntime:
             following = worker.ended(run, *ended)
             if following is None:
                 return
-            if (
-                not following.handler.is_coroutine
-                or isinstance(error, asyncio.CancelledError)
-                or copy_context() != context
-            ):
+            if not following.handler.is_coroutine or task.cancelling() or _differs(context):
                 worker.start(following)
                 return
             run, run.task = following, task
+            self._tasks[task] = run, worker
             if time.monotonic() >= self._turn_ends and not await self._give_way(run, worker):
                 return
 
@@ -205,10 +215,18 @@ class AsyncRuntime:
 
     async def close(self) -> None:
         """Wait for cancelled tasks, and end the idle threads."""
-        tasks = self._tasks - {asyncio.current_task()}
+        tasks = self._tasks.keys() - {asyncio.current_task()}
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
         self._threads.close()
+
+
+def _differs(context: Context) -> bool:
+    """Whether the current context is another one; values that refuse to be compared are."""
+    try:
+        return copy_context() != context
+    except Exception:
+        return True
 
 
 class _AsyncPermits:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, MetaData, String, create_engine, event, func, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import BGJob, DeadJobMixin, JobMixin, _copy, _enqueue, enqueue_many
+from support.databases import with_driver
 from support.producers import producer
 from support.shop import Job, Order, make_tables, note, store
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MANY = 600
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 COPIERS = ["Session-psycopg", "Connection-psycopg", "AsyncSession-psycopg", "AsyncEngine-psycopg"]
 UGLY = 'a\tb\\n "c"\r\n\\. \\N ü 🎈'
 
@@ -189,6 +191,62 @@ def test_a_lost_connection_is_sqlalchemys_error(
         assert lost.value.connection_invalidated
         session.rollback()
     assert count(shop) == 0
+
+
+@pytest.mark.core
+def test_a_cancellation_in_its_middle_spoils_the_transaction_for_all_to_see(shop: Engine) -> None:
+    """The server's has failed; a commit that is answered by a rollback must not look like one."""
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+    async def main() -> None:
+        engine = create_async_engine(with_driver(shop.url, "psycopg"))
+        async with AsyncSession(engine) as session:
+            session.add(Order(id=1, email="a@example.com"))
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await enqueue_many(session, note, range(MANY))
+            with pytest.raises(PendingRollbackError):
+                await session.commit()
+        await engine.dispose()
+
+    with shop.connect() as blocker:
+        blocker.execute(text("LOCK TABLE bgjob_job IN SHARE MODE"))
+        asyncio.run(main())
+        blocker.rollback()
+    assert count(shop) == 0
+
+
+@pytest.mark.parametrize("number", [10, MANY])
+def test_days_have_24_hours_in_every_time_zone(
+    number: int, shop: Engine, copied: list[int]
+) -> None:
+    with Session(shop) as session, session.begin():
+        session.execute(text("SET LOCAL TIME ZONE 'Europe/Berlin'"))
+        enqueue_many(session, note, range(number), delay=timedelta(days=183))
+    with shop.connect() as connection:
+        query = "SELECT DISTINCT extract(epoch FROM next_run_at - created_at) FROM bgjob_job"
+        assert connection.execute(text(query)).scalars().all() == [183 * 86_400]
+    assert copied == ([] if number < MANY else [MANY])
+
+
+def test_what_is_equal_may_be_written_differently(
+    shop: Engine, copied: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_enqueue, "WORTH_IT", 1)
+    with Session(shop) as session, session.begin():
+        enqueue_many(session, [note.job(0, headers={"a": 1}), note.job(1, headers={"a": True})])
+    with shop.connect() as connection:
+        query = "SELECT headers::text FROM bgjob_job ORDER BY id"
+        assert connection.execute(text(query)).scalars().all() == ['{"a": 1}', '{"a": true}']
+    assert copied == [2]
+
+
+def test_large_args_go_in_small_blocks(shop: Engine, copied: list[int]) -> None:
+    blocks = list(
+        _copy._blocks([*note.new_jobs(["x" * 1_000_000] * 20, *([None] * 4), 0, None)], NOW)
+    )
+    assert len(blocks) >= 3
+    assert sum(block.count(b"\n") for block in blocks) == 20
 
 
 def test_row_security_is_respected(shop: Engine, copied: list[int]) -> None:

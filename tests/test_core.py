@@ -279,7 +279,7 @@ def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
     two.wake("b", NOW)
 
     assert step(two) == Claim("b", 1)
-    two.claim_sent("b", NOW)
+    two.claim_sent("b", NOW, from_head=True)
     two.looked("b", [0], 0.0, NOW)
     two.polled("b", 1, 0, None, NOW, listening=True)
     assert isinstance(step(two), Wait)
@@ -303,7 +303,7 @@ def test_a_notification_before_a_claim_asks_for_one_only() -> None:
     idle = core(2)
     caught_up(idle)
     idle.wake("q", NOW)
-    idle.claim_sent("q", NOW)
+    idle.claim_sent("q", NOW, from_head=True)
     idle.looked("q", [0], 0.0, NOW)
 
     idle.polled("q", 2, 0, None, NOW, listening=True)
@@ -317,7 +317,7 @@ def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
     caught_up(idle)
     idle.wake("q", NOW)
     assert step(idle) == Claim("q", 2)
-    idle.claim_sent("q", NOW)
+    idle.claim_sent("q", NOW, from_head=True)
     idle.looked("q", [0], 0.0, NOW)
 
     idle.expect("q", NOW + 0.5)
@@ -343,10 +343,44 @@ def test_what_a_notification_is_of_is_looked_for_ahead_and_then_from_the_head() 
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
     assert step(idle) == Claim("q", 2, None)
-    idle.claim_sent("q", NOW)
+    idle.claim_sent("q", NOW, from_head=True)
     idle.looked("q", [0], 0.0, NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
     assert isinstance(step(idle), Wait)
+
+
+def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
+    """The look's snapshot may be older than the commit that notifies."""
+    idle = core(2)
+    idle.looked("q", [0], 0.0, NOW)
+    caught_up(idle)
+    assert step(idle, NOW + 1.0) == Claim("q", 2, None)
+    idle.claim_sent("q", NOW + 1.0, from_head=True)
+
+    idle.wake("q", NOW + 1.0)
+    idle.looked("q", [0], 0.0, NOW + 1.0)
+    idle.polled("q", 2, 0, None, NOW + 1.0, listening=True)
+
+    following = step(idle, NOW + 1.0)
+    assert isinstance(following, Claim)
+    idle.claim_sent("q", NOW + 1.0)
+    idle.polled("q", 2, 0, None, NOW + 1.0, listening=True)
+    assert step(idle, NOW + 1.0) == Claim("q", 2, None)
+
+
+def test_a_look_that_has_to_wait_for_its_share_of_the_time_does_not_wait_for_the_poll() -> None:
+    idle = core(2, poll_interval=60.0)
+    idle.looked("q", [0], 0.05, NOW)
+    caught_up(idle)
+
+    idle.wake("q", NOW + 0.01)
+    idle.claim_sent("q", NOW + 0.01)
+    idle.polled("q", 2, 0, None, NOW + 0.01, listening=True)
+
+    following = step(idle, NOW + 0.01)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.49)
+    assert step(idle, NOW + 0.5) == Claim("q", 2, None)
 
 
 def test_a_worker_that_found_nothing_says_so_and_then_looks_once_more() -> None:
@@ -818,7 +852,7 @@ class Machine(RuleBasedStateMachine):
                 assert may_start
                 assert not self.core.draining
                 assert 1 <= limit <= self.options.max_claim
-                self.core.claim_sent(queue, self.now)
+                self.core.claim_sent(queue, self.now, from_head=onward is None)
                 if answers:
                     self.answer(queue, limit, from_head=onward is None)
             case Settle(items):

@@ -91,6 +91,18 @@ def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
     assert slow.onward(NOW + 0.5) is None
 
 
+def test_what_was_asked_for_before_a_look_is_answered_by_it() -> None:
+    lanes = looked(0)
+    lanes.ask()
+    lanes.read(None)
+    lanes.sent()
+    lanes.looked([0], 0.001, NOW + 0.1)
+    lanes.read(None)
+
+    assert lanes.onward(NOW + 0.9) is not None
+    assert lanes.look_in(NOW + 0.9) == float("inf")
+
+
 def test_a_lane_without_jobs_is_read_for_a_minute_more() -> None:
     """Most are empty now and then; one that is not read would wait for the next look."""
     lanes = looked(0, 5)

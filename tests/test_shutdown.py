@@ -519,3 +519,120 @@ def test_a_coroutine_that_is_cancelled_before_it_begins_goes_back(
 
     assert ran == ["ran"]
     assert slots.settled == ["0: completed", "1: handed_back"]
+
+
+class Awkward:
+    """A value that refuses to be compared, as an array does."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value of an array is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+AWKWARD: ContextVar[object] = ContextVar("AWKWARD")
+
+
+def test_a_context_that_can_not_be_compared_is_another_one(engine: Engine) -> None:
+    async def leave_behind(ctx: Context[Any]) -> None:
+        AWKWARD.set(Awkward())
+
+    first, second = runs(2, leave_behind)
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+
+    async def main() -> None:
+        AWKWARD.set(Awkward())
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: slots.started)
+        runtime.start(*slots.started, cast("Any", slots))
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+
+    assert slots.settled == ["0: completed", "1: completed"]
+
+
+def test_a_handler_that_raises_generator_exit_has_failed(engine: Engine) -> None:
+    """The event loop takes it for the end of the task; the job and its slot go on."""
+
+    async def leave(ctx: Context[Any]) -> None:
+        raise GeneratorExit
+
+    first, second = runs(2, leave)
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+
+    assert slots.settled == ["0: retry"]
+    assert slots.started == [second]
+
+
+def test_a_mistake_of_ours_loses_neither_slot_nor_job(
+    engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(ctx: Context[Any]) -> None:
+        """Completes."""
+
+    first, second = runs(2, nothing)
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+
+    def broken(self: Attempt, returned: Any, error: Any) -> Any:
+        raise LookupError("inside")
+
+    monkeypatch.setattr(Attempt, "end", broken)
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+
+    assert slots.settled == ["0: handed_back"]
+    assert slots.started == [second]
+    assert "a run ended without a settlement" in caplog.text
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_cancellation_that_comes_while_writes_are_undone_loses_no_job(
+    engine: Engine, url_for: UrlFor, driver: str
+) -> None:
+    """Its connection is given back, its slot is free, and the failure is recorded."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    attempts: list[int] = []
+
+    @jobs.handler("t", retry=lambda attempt, error: 0.05)
+    async def fail_and_be_cancelled(ctx: Context[Any]) -> None:
+        attempts.append(ctx.job.attempt)
+        await ctx.session.execute(text("SELECT 1"))
+        if len(attempts) < 4:
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().call_soon(task.cancel)
+            raise LookupError
+
+    async def main() -> None:
+        workers = create_async_engine(url_for(driver), pool_size=3, max_overflow=0)
+        async with AsyncWorker(jobs, workers, queues={"default": 1}):
+            enqueue_many(engine, fail_and_be_cancelled, [None])
+            await wait_until_async(lambda: len(attempts) == 4, 20)
+        await workers.dispose()
+
+    asyncio.run(main())
+
+    assert attempts == [1, 2, 3, 4]
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM bgjob_job")).scalar() == 0
