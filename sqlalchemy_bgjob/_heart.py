@@ -100,7 +100,10 @@ class Heart:
             while not self._stopping.is_set():
                 try:
                     with engine.connect() as connection:
-                        self._live(own(connection), backoff)
+                        # Each beat commits by itself: if the network died between the beat and its
+                        # COMMIT, the row would stay locked, and nobody could judge this worker.
+                        own(connection).execution_options(isolation_level="AUTOCOMMIT")
+                        self._live(connection, backoff)
                 except Exception as error:
                     self._on_error(error)
                     if not self._stopping.is_set():

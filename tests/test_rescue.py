@@ -670,6 +670,24 @@ def test_a_lost_connection_starts_the_judge_s_time_anew(
         assert at_work.lost == 0
 
 
+def test_a_beat_leaves_no_lock_behind_on_a_network_that_dies(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a beat and its COMMIT the row would be locked, and no other worker could judge it."""
+    alone: list[bool] = []
+    beat = lifecycle.beat
+
+    def spy(connection: Any, *args: Any, **given: Any) -> Any:
+        alone.append(connection.connection.dbapi_connection.autocommit)
+        return beat(connection, *args, **given)
+
+    monkeypatch.setattr(lifecycle, "beat", spy)
+    with HeartAtWork(queue, heartbeat_interval=0.1):
+        wait_until(lambda: len(alone) > 3, what="some beats")
+
+    assert all(alone)
+
+
 def test_an_old_beat_is_not_fresh(queue: Queue) -> None:
     """Frozen for longer than lease_timeout - heartbeat_interval: beat first, then start."""
     with HeartAtWork(queue, lease_timeout=3.0, heartbeat_interval=0.5) as at_work:
