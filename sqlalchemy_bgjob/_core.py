@@ -104,6 +104,11 @@ class _Queue:
     waits: bool = False  # nothing was found: it wants to be notified
     busy_since: float = _NEVER  # every poll since then has found something
 
+    @property
+    def due_at(self) -> float:
+        """When to look at the queue next."""
+        return min(self.poll_at, self.expected_at)
+
     def ahead(self, now: float, most: int) -> int:
         if self.mean is None or self.stuck or now < self.no_ahead_until:
             return 0
@@ -311,8 +316,7 @@ class Core:
         if waiting == 1 or waiting * 2 >= self._settings.max_claim:
             return True
         q = self._queues[queue]
-        due = min(q.poll_at, q.expected_at) <= now
-        return not q.ready or (due and self._room(q, now) > 0)
+        return not q.ready or (q.due_at <= now and self._room(q, now) > 0)
 
     def _room(self, q: _Queue, now: float) -> int:
         free = q.slots - q.running
@@ -333,7 +337,7 @@ class Core:
         for _ in range(len(self._turn)):
             q = self._turn[0]
             self._turn.rotate(-1)  # queues take turns
-            if (limit := self._room(q, now)) and min(q.poll_at, q.expected_at) <= now:
+            if (limit := self._room(q, now)) and q.due_at <= now:
                 return Claim(q.name, limit, q.lanes.onward(now))
         return None
 
@@ -383,7 +387,7 @@ class Core:
             if q.ready and q.running >= q.slots:
                 times.append(q.ready[0][0] + self._settings.hold_timeout)
             if not self.draining and self._room(q, now):
-                times.append(min(q.poll_at, q.expected_at))
+                times.append(q.due_at)
         return max(min(times) - now, 0.0)
 
 

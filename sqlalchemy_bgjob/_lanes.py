@@ -53,13 +53,11 @@ class Lanes:
         """Where the next claim reads on; None for the heads of all lanes."""
         if not self._positions or now >= self._due_at:
             return None
-        if self._asked and self._tried and now >= self._allowed_at:
-            return None
-        return self._positions
+        return None if self.wants_look(now) else self._positions
 
     def wants_look(self, now: float) -> bool:
         """Whether what was asked for was not found by reading on, and there is time to look."""
-        return self._asked and self._tried and now >= self._allowed_at
+        return self.look_in(now) == 0.0
 
     def sent(self) -> None:
         """A claim from the heads is on its way: what is asked from now on, it may not see."""

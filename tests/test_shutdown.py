@@ -439,6 +439,22 @@ def test_a_coroutine_that_was_released_is_not_started(engine: Engine) -> None:
     assert slots.settled == ["1: completed"]
 
 
+def in_two_tasks(engine: Engine, first: Run, second: Run) -> Slots:
+    """Do two runs, of which the second is not to share the task of the first."""
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: slots.started)
+        runtime.start(*slots.started, cast("Any", slots))
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+    return slots
+
+
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="nothing")
 
 
@@ -451,17 +467,7 @@ def test_a_coroutine_finds_nothing_of_the_one_before_in_its_context(engine: Engi
         VARIABLE.set("left behind")
 
     first, second = runs(2, leave_behind)
-    slots = Slots(first)
-    slots.waiting, slots.held = [second], {first, second}
-
-    async def main() -> None:
-        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        runtime.start(first, cast("Any", slots))
-        await wait_until_async(lambda: slots.started)
-        runtime.start(*slots.started, cast("Any", slots))
-        await wait_until_async(lambda: not runtime._tasks)
-
-    asyncio.run(main())
+    slots = in_two_tasks(engine, first, second)
 
     assert slots.started == [second]
     assert found == ["nothing", "nothing"]
@@ -478,17 +484,7 @@ def test_a_coroutine_does_not_inherit_the_cancellation_of_the_one_before(engine:
         await asyncio.sleep(600)
 
     first, second = runs(2, cancel_itself)
-    slots = Slots(first)
-    slots.waiting, slots.held = [second], {first, second}
-
-    async def main() -> None:
-        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        runtime.start(first, cast("Any", slots))
-        await wait_until_async(lambda: slots.started)
-        runtime.start(*slots.started, cast("Any", slots))
-        await wait_until_async(lambda: not runtime._tasks)
-
-    asyncio.run(main())
+    slots = in_two_tasks(engine, first, second)
 
     assert slots.settled == ["0: retry", "1: retry"]
 
