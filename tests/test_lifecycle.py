@@ -16,6 +16,7 @@ from sqlalchemy_bgjob._side import keep, own
 from sqlalchemy_bgjob._statements import Statements
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
 from support.tables import new_engine
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -322,6 +323,9 @@ def test_a_commit_whose_answer_was_lost_is_looked_up(queue: Queue, settlement: S
 def test_a_commit_that_never_arrived_is_repeated(queue: Queue, settlement: Settlement) -> None:
     items = pending(queue.claim("a", "b"), settlement)
     cut(queue, items, before_commit=True)
+    # The server's process may still be about to notice that its client is gone.
+    xid = str(items[0].xid)
+    wait_until(lambda: queue.execute("SELECT pg_xact_status(:xid)", xid=xid) == "aborted")
     assert all(row.claimed_by == ME for row in rows(queue.connection).values())
 
     fates = queue.settle(items)
