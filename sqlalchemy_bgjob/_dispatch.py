@@ -31,6 +31,7 @@ from ._core import (
     Wait,
     settle_again_after,
 )
+from ._direct import Direct, direct
 from ._errors import describe, lost_connection, refused_connection, sqlstate
 from ._execution import Attempt, Environment, Run, job_info
 from ._heart import Heart
@@ -39,7 +40,7 @@ from ._lifecycle import ClaimedJob, Fate, Pending
 from ._notify import Listener
 from ._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
 from ._registry import JobType, Registry
-from ._side import Backoff, Runtime, keep, own
+from ._side import Attendant, Backoff, Runtime, commit_each, keep, own
 from ._start import check_database
 from ._statements import Statements
 from ._watch import Watch
@@ -84,6 +85,8 @@ class Dispatcher:
         self._late_runs: set[Run] = set()
         self._announced_by: int | None = None
         self._connection: Connection | None = None
+        self._rests = False  # each statement on it commits by itself
+        self._direct: Direct | None = None
         self._backoff = Backoff()
         self._retry_at = 0.0
         self._start_backoff = Backoff()
@@ -166,19 +169,19 @@ class Dispatcher:
             OperationalError: The password, role or database is wrong.
         """
         self._events.start()
-        threads: list[threading.Thread] = []
+        beside: list[Attendant] = []
         try:
             if not self._begin():
                 return
-            threads.append(self._runtime.spawn("bgjob-heart", self._heart.run))
-            threads.append(self._runtime.spawn("bgjob-watch", self._watch.run))
+            beside.append(self._runtime.spawn("bgjob-heart", self._heart.run))
+            beside.append(self._runtime.spawn("bgjob-watch", self._watch.run))
             if self._settings.listen:
-                threads.append(self._runtime.spawn("bgjob-listener", self._listener.run))
+                beside.append(self._runtime.attend("bgjob-listener", self._listener.run))
             ready()
             while not self._finished():
                 self._step()
         finally:
-            self._end(threads)
+            self._end(beside)
 
     def _begin(self) -> bool:
         """Wait for the database and check it; False if the worker was stopped meanwhile."""
@@ -242,6 +245,7 @@ class Dispatcher:
                 pass
 
     def _wait(self, seconds: float, now: float) -> None:
+        self._guarded(self._rest, (), mended=False)
         times = [now + seconds]
         if self._deadline is not None:
             times.append(self._deadline)
@@ -303,11 +307,25 @@ class Dispatcher:
 
     # ---- the control connection -------------------------------------------------------------
 
-    def _control(self) -> Connection:
+    def _control(self, *, in_transactions: bool = True) -> Connection:
+        """The connection for claims and settlements; in which mode, a claim leaves as it is."""
         if self._connection is None:
-            self._connection = own(self._runtime.engine.connect())
+            engine = self._runtime.engine
+            self._connection, self._rests = own(engine.connect()), False
+            self._direct = direct(self._statements.claim_onward, engine)
+        if self._rests and in_transactions:
+            self._commit_each(self._connection, False)
         keep(self._connection, self._heart.worker_id)
         return self._connection
+
+    def _rest(self) -> None:
+        """Nothing is to be done: what wakes the worker then is claimed in one round trip."""
+        if self._connection is not None and not self._rests:
+            self._commit_each(self._connection, True)
+
+    def _commit_each(self, connection: Connection, each: bool) -> None:
+        commit_each(connection, each)
+        self._rests = each
 
     def _lost_control(self, error: BaseException) -> None:
         self._report(error)
@@ -340,21 +358,23 @@ class Dispatcher:
 
     def _reconcile(self) -> None:
         """Hand back what a claim without an answer may have given us."""
-        with self._lock:
-            entry = self._reconcile_at[0]
-            worker_id = entry[1]
-            known = [item.job for item in self._core.unsettled()]
-            known += [run.job for run in self._all_runs()]
-            known += self._core.ready()
-        count = lifecycle.hand_back_others(
-            self._control(), self._statements, worker_id=worker_id, known=known
-        )
+        entry = self._reconcile_at[0]
+        count = self._hand_back_unknown(self._control(), entry[1])
         with self._lock:
             if entry in self._reconcile_at:
                 self._reconcile_at.remove(entry)
         if count:
             logger.info("handed back %d jobs whose claim was not answered", count)
             self._wake(None)
+
+    def _hand_back_unknown(self, connection: Connection, worker_id: int) -> int:
+        with self._lock:
+            known = [item.job for item in self._core.unsettled()]
+            known += [run.job for run in self._all_runs()]
+            known += self._core.ready()
+        return lifecycle.hand_back_others(
+            connection, self._statements, worker_id=worker_id, known=known
+        )
 
     # ---- claim ------------------------------------------------------------------------------
 
@@ -369,7 +389,7 @@ class Dispatcher:
         self._core.announced(step.queues)
 
     def _claim(self, step: Claim, worker_id: int) -> None:
-        connection = self._control()
+        connection = self._control(in_transactions=False)
         skip = self._refusing(step.queue)
         try:
             last: Position | None = None
@@ -381,6 +401,9 @@ class Dispatcher:
             except Exception as error:
                 if lost_connection(error):
                     raise
+                if self._rests:  # it may be committed, and hold what the driver can't read
+                    connection = self._control()
+                    self._hand_back_unknown(connection, worker_id)
                 jobs = self._claim_one_by_one(connection, step, worker_id, skip, error)
             self._take(step, worker_id, jobs, due_in, last)
         except BaseException:
@@ -401,6 +424,7 @@ class Dispatcher:
                 worker_id=worker_id,
                 onward=step.onward,
                 skip=skip,
+                direct=self._direct if self._rests else None,
             )
             if step.onward is None:
                 # This alone tells how long the way to the heads is; what is claimed takes time too.
@@ -650,14 +674,14 @@ class Dispatcher:
 
     # ---- the end ----------------------------------------------------------------------------
 
-    def _end(self, threads: list[threading.Thread]) -> None:
+    def _end(self, beside: Iterable[Attendant]) -> None:
         with self._lock:
             self._core.draining = True
         self._listener.stop()
         self._heart.stop()
         self._watch.stop()
-        for thread in threads:
-            self._runtime.block(partial(thread.join, 5.0))
+        for attendant in beside:
+            self._runtime.join(attendant, 5.0)
         worker_id = self._heart.worker_id
         try:
             if worker_id is not None:

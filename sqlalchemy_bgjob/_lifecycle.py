@@ -22,6 +22,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Executable, Result
 from sqlalchemy.exc import DBAPIError
 
+from ._direct import Direct
 from ._errors import describe, lost_connection
 from ._ids import new_id
 from ._lanes import Position
@@ -100,10 +101,12 @@ def claim(
     worker_id: int,
     onward: Sequence[Position] | None = None,
     skip: Collection[str] = (),
+    direct: Direct | None = None,
 ) -> list[ClaimedJob]:
     """Take up to *limit* due jobs of one queue, in order, but for those to skip. Caller commits.
 
-    They are read from the head, or with *onward* from there on in each lane.
+    They are read from the head, or with *onward* from there on in each lane; then *direct*, if
+    given, runs the statement.
     """
     given: dict[str, Any] = {"queue": queue, "limit": limit, "worker": worker_id}
     statement = statements.claim
@@ -112,7 +115,11 @@ def claim(
     elif onward is not None:
         statement = statements.claim_onward
         given["priority"], given["at"], given["id"] = map(list, zip(*onward, strict=True))
-    rows: Any = _run(connection, statement, **given).all()
+    rows: Any
+    if direct is not None and statement is direct.statement:
+        rows = direct.fetch(connection, parameters(**given))
+    else:
+        rows = _run(connection, statement, **given).all()
     jobs = [_claimed(queue, worker_id, row) for row in rows]
     jobs.sort(key=_order)
     return jobs

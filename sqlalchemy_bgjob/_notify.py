@@ -1,6 +1,6 @@
 """LISTEN: a hint that there is work. Polling stays the truth.
 
-A thread and a connection of its own, outside the user's pool. Before it is believed, a
+A connection of its own, outside the user's pool, and a thread or a task. Before it is believed, a
 notification is sent to it from another connection: a pooler in transaction mode accepts LISTEN
 and then delivers nothing. Whenever listening begins again, everything is looked at once, so that
 no wake-up is lost in between.
@@ -62,7 +62,7 @@ class Listener:
         self.listening = False
 
     def stop(self) -> None:
-        """Ask the thread to end; it does within a quarter of a second."""
+        """Ask it to end; it does within a quarter of a second."""
         self._stopping.set()
 
     def run(self) -> None:
@@ -86,9 +86,14 @@ class Listener:
                     if self.listening:
                         self.listening = False
                         self._on_session(None)
-                self._stopping.wait(pause)
+                self._pause(pause)
         finally:
             engine.dispose()
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+            self._runtime.sleep(min(left, _STOP_WITHIN))
 
     def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
@@ -123,10 +128,14 @@ class Listener:
             watch(other)
             other.execute(sql_select(func.pg_notify(test, "")))
         deadline = time.monotonic() + SELF_TEST_TIMEOUT
-        while time.monotonic() < deadline and not self._stopping.is_set():
+        while not self._stopping.is_set():
+            # In this order: whoever was kept from listening for long looks once more.
+            late = time.monotonic() >= deadline
             if any(channel == test for channel, _ in wait(_STOP_WITHIN)):
                 return True
-        return self._stopping.is_set()
+            if late:
+                return False
+        return True
 
 
 def _listen_on(connection: Connection, channels: tuple[str, ...], runtime: Runtime) -> Wait:

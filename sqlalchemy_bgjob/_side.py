@@ -5,6 +5,7 @@ token providers), but through a pool of its own: a listener and a heart must not
 application's pool, nor wait for it.
 """
 
+import asyncio
 import random
 import threading
 from collections.abc import Callable, Coroutine
@@ -15,6 +16,8 @@ from sqlalchemy import Connection, Engine
 from ._execution import Attempt, Run
 from ._lifecycle import Fate, Pending, name_session, plan_anew
 from ._sockets import watch
+
+Attendant = threading.Thread | asyncio.Task[None]
 
 
 class Runtime(Protocol):
@@ -40,6 +43,18 @@ class Runtime(Protocol):
 
     def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
         """Run *target* in a daemon thread in which a side engine of :attr:`engine` works."""
+
+    def attend(self, name: str, target: Callable[[], None]) -> Attendant:
+        """Run *target* beside the worker's loop: in a thread, or as a task of its event loop.
+
+        What it waits for must be waited for by :meth:`await_` and :meth:`sleep`.
+        """
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, in an attendant."""
+
+    def join(self, attendant: Attendant, timeout: float) -> None:
+        """Wait for a thread or an attendant to end, from the worker's loop."""
 
     def block(self, action: Callable[[], None]) -> None:
         """Do what blocks, from the worker's loop; where there is an event loop, it goes on."""
@@ -80,6 +95,16 @@ def own(connection: Connection) -> Connection:
     """
     watch(connection)
     return connection.execution_options(isolation_level="READ COMMITTED")
+
+
+def commit_each(connection: Connection, each: bool) -> None:
+    """Let each statement on the worker's own connection commit by itself, or not.
+
+    The driver's own switch, without a round trip: SQLAlchemy's execution option would add a
+    callback to the connection each time. What :func:`own` has set is undone in any case.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    connection.dialect.set_isolation_level(driver, "AUTOCOMMIT" if each else "READ COMMITTED")
 
 
 def keep(connection: Connection, worker_id: int | None) -> None:

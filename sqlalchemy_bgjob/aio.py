@@ -1,8 +1,8 @@
 """AsyncWorker: runs coroutines as tasks, and functions in threads.
 
 The loop of the worker is the one that ``Worker`` has, run in a greenlet: where it waits, the event
-loop goes on. The heart and the listener have threads and event loops of their own, so that a
-handler that blocks this one cannot make the worker look dead.
+loop goes on. The listener is a task beside it. The heart has a thread and an event loop of its own,
+so that a handler that blocks this one cannot make the worker look dead.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -25,7 +26,7 @@ from ._lifecycle import Pending
 from ._outcomes import HAND_BACK
 from ._pool import HandlerConnections
 from ._registry import JobType
-from ._side import RunsJobs
+from ._side import Attendant, RunsJobs
 from ._start import check_dialect, pool_permits
 from ._statements import Statements
 from .bgjob import BGJob
@@ -195,6 +196,21 @@ class AsyncRuntime:
         thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
         return thread
+
+    def attend(self, name: str, target: Callable[[], None]) -> Attendant:
+        """Run *target* in a greenlet of this event loop: what it hears, the loop hears at once."""
+        return self._loop.create_task(greenlet_spawn(target), name=name)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long; the event loop goes on."""
+        await_only(asyncio.sleep(seconds))
+
+    def join(self, attendant: Attendant, timeout: float) -> None:
+        """Wait for a thread or a task to end; the event loop goes on."""
+        if isinstance(attendant, threading.Thread):
+            self.block(partial(attendant.join, timeout))
+        else:
+            await_only(asyncio.wait({attendant}, timeout=timeout))
 
     def block(self, action: Callable[[], None]) -> None:
         """Do it in a thread of its own: those of the loop's executor may all be taken."""

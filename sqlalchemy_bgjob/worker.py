@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from ._dispatch import Dispatcher
 from ._execution import Environment, Run
 from ._pool import HandlerConnections
 from ._registry import JobType
-from ._side import RunsJobs
+from ._side import Attendant, RunsJobs
 from ._start import check_dialect, check_queues, pool_permits, serve
 from ._statements import Statements
 from .bgjob import BGJob
@@ -85,6 +86,19 @@ class ThreadRuntime:
         thread = threading.Thread(target=target, name=name, daemon=True)
         thread.start()
         return thread
+
+    def attend(self, name: str, target: Callable[[], None]) -> Attendant:
+        """Run *target* in a daemon thread."""
+        return self.spawn(name, target)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long."""
+        time.sleep(seconds)
+
+    def join(self, attendant: Attendant, timeout: float) -> None:
+        """Wait for a thread to end."""
+        assert isinstance(attendant, threading.Thread)
+        attendant.join(timeout)
 
     def block(self, action: Callable[[], None]) -> None:
         """Do it: this thread is the worker's own."""

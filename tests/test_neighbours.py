@@ -102,6 +102,35 @@ def test_a_row_that_refuses_to_be_claimed_is_left_aside(engine, app):
     assert len(events.errors) >= 2
 
 
+@pytest.mark.core
+def test_an_unreadable_row_that_wakes_an_idle_worker_goes_back_unspent(engine, app):
+    """The claim of a worker that waits commits by itself, before anybody has read its rows."""
+    events = Counter()
+    deep = '{"a":' + "[" * 5000 + "]" * 5000 + "}"
+    waits = text("SELECT count(*) FROM bgjob_worker WHERE waits_for ? 'default'")
+
+    with Worker(app.jobs, engine, queues={"default": 5}, observers=[events], poll_interval=60):
+        with engine.connect() as connection:
+            wait_until(lambda: connection.scalar(waits), what="an idle worker")
+        with Session(engine) as session:
+            session.add(app.jobs.Job(queue="default", type="noop", id="00-deep"))
+            session.flush()
+            session.execute(
+                text("UPDATE bgjob_job SET headers = CAST(:deep AS jsonb)"), {"deep": deep}
+            )
+            enqueue_many(session, app.noop, [None] * 5)
+            session.commit()
+        wait_until(lambda: len(events.completed) == 5)
+
+    with engine.connect() as connection:
+        row = connection.execute(
+            text("SELECT id, attempt, crashes, claimed_by, lease FROM bgjob_job")
+        ).one()
+    assert row[:4] == ("00-deep", 0, 0, None)
+    assert row.lease > 0, "it was claimed, and handed back"
+    assert [type(error) for error in events.errors] == [RecursionError], "no connection was lost"
+
+
 def test_a_row_that_refuses_to_be_given_back_keeps_no_other(engine, app):
     """Rescue goes on: for its neighbours, and for other workers' jobs."""
     dead, silent = 11, 12

@@ -1,0 +1,142 @@
+"""The claim on the driver's cursor gives and raises what SQLAlchemy would."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import greenlet_spawn
+
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._direct import Direct, direct
+from sqlalchemy_bgjob._errors import lost_connection
+from sqlalchemy_bgjob._lanes import Position
+from sqlalchemy_bgjob._statements import Statements, parameters
+from sqlalchemy_bgjob._validation import EARLIEST
+from support.rows import ME, add, make_tables
+from support.tables import new_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
+
+    from support.databases import TestServer
+
+pytestmark = pytest.mark.core
+
+GIVEN = parameters(
+    queue="q", limit=10, worker=ME, priority=[0, 5], at=[EARLIEST, EARLIEST], id=["", ""]
+)
+
+
+@pytest.fixture
+def engine(server: TestServer) -> Iterator[Engine]:
+    with new_engine(server) as engine:
+        yield engine
+
+
+@pytest.fixture
+def statements(engine: Engine) -> Statements:
+    return Statements(make_tables(engine))
+
+
+async def with_driver(
+    engine: Engine, driver: str, action: Callable[[Engine, Connection], None]
+) -> None:
+    """Do it on a connection of the driver whose statements commit by themselves."""
+
+    def do(engine: Engine) -> None:
+        with engine.connect() as connection:
+            action(engine, connection.execution_options(isolation_level="AUTOCOMMIT"))
+
+    url = engine.url.set(drivername=f"postgresql+{driver.removesuffix(' async')}")
+    if driver == "psycopg":
+        do(engine)
+        return
+    other = create_async_engine(url)
+    try:
+        await greenlet_spawn(do, other.sync_engine)
+    finally:
+        await other.dispose()
+
+
+DRIVERS = pytest.mark.parametrize("driver", ["psycopg", "psycopg async", "asyncpg"])
+
+
+@DRIVERS
+@pytest.mark.anyio
+async def test_a_claim_gives_the_rows_that_sqlalchemy_would(
+    engine: Engine, statements: Statements, driver: str
+) -> None:
+    with engine.begin() as connection:
+        add(connection, "a", arg=b"\x00\xff", headers='{"k": [1, "x"]}', last_error="before")
+        add(connection, "b", priority=5)
+        add(connection, "c", unknown_since="2026-01-01 00:00:00+00")
+
+    def claim(engine: Engine, connection: Connection) -> None:
+        claim = direct(statements.claim_onward, engine)
+        assert claim is not None
+        heads = [Position(0, EARLIEST, ""), Position(5, EARLIEST, "")]
+        given: Any = {"queue": "q", "limit": 10, "worker_id": ME, "onward": heads}
+        jobs = lifecycle.claim(connection, statements, **given, direct=claim)
+        with engine.connect() as other:  # committed by itself
+            held = other.scalar(text("SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL"))
+            other.rollback()
+            with other.begin():
+                other.execute(text("UPDATE bgjob_job SET claimed_by = NULL, attempt = 0"))
+                again = lifecycle.claim(other, statements, **given)
+        assert [job.id for job in jobs] == ["a", "c", "b"]
+        assert held == 3
+        different = {"lease", "updated_at", "unknown_for"}
+        for job, same in zip(jobs, again, strict=True):
+            for name in set(job.__slots__) - different:
+                value, expected = getattr(job, name), getattr(same, name)
+                assert value == expected
+                assert type(value) is type(expected)
+        assert jobs[1].unknown_for == pytest.approx(again[1].unknown_for, abs=60)
+        assert type(jobs[1].unknown_for) is type(again[1].unknown_for)
+
+    await with_driver(engine, driver, claim)
+
+
+@DRIVERS
+@pytest.mark.anyio
+async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
+    engine: Engine, statements: Statements, driver: str
+) -> None:
+    def fail(engine: Engine, connection: Connection) -> None:
+        claim = Direct(statements.claim_onward, engine)
+        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        connection.execute(text("SET search_path = nowhere"))
+        with pytest.raises(ProgrammingError) as wrong:
+            claim.fetch(connection, GIVEN)
+        assert not lost_connection(wrong.value)
+        assert "1001" not in str(wrong.value), "parameters are not told"
+        connection.execute(text("RESET search_path"))
+        assert claim.fetch(connection, GIVEN) == [], "the connection goes on"
+
+        with engine.connect() as other:
+            other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+        with pytest.raises(DBAPIError) as lost:
+            claim.fetch(connection, GIVEN)
+        assert lost_connection(lost.value)
+        connection.invalidate()
+
+    await with_driver(engine, driver, fail)
+
+
+def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: Statements) -> None:
+    def usable(engine: Engine) -> bool:
+        return direct(statements.claim_onward, engine) is not None
+
+    assert usable(engine)
+    assert not usable(engine.execution_options(schema_translate_map={None: "other"}))
+    assert not usable(create_engine(engine.url, echo=True))
+    assert not usable(create_engine(engine.url.set(drivername="postgresql+psycopg2")))
+    watched = create_engine(engine.url)
+    event.listen(watched, "before_cursor_execute", lambda *_: None)
+    assert not usable(watched)
