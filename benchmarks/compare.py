@@ -65,24 +65,29 @@ def run_compare(
             began = time.monotonic()
             _measure(workload, arenas, rounds, comparison)
             click.echo(f"{workload.name} took {time.monotonic() - began:,.0f} s", err=True)
-    found = document(
-        comparison.measurements,
-        scale=scale,
-        server=server,
-        rounds=rounds,
-        contestants=comparison.settings,
-        failures=comparison.failures,
-    )
-    return tell(comparison, workloads, found, out)
+            # After each one: the whole takes an hour, and what was measured is not to be lost.
+            found = document(
+                comparison.measurements,
+                scale=scale,
+                server=server,
+                rounds=rounds,
+                contestants=comparison.settings,
+                failures=comparison.failures,
+            )
+            write(comparison, found, out)
+    return tell(comparison, workloads, found)
 
 
-def tell(
-    comparison: Comparison, workloads: Sequence[Workload], found: dict[str, Any], out: Path
-) -> int:
-    """Print the report, and write *found* and the verdicts as JSON; the exit code."""
+def write(comparison: Comparison, found: dict[str, Any], out: Path) -> None:
+    """Write what was *found* and the verdicts as JSON."""
     verdicts = judge(medians(comparison.measurements))
     found = {**found, "targets": [asdict(verdict) for verdict in verdicts]}
     out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def tell(comparison: Comparison, workloads: Sequence[Workload], found: dict[str, Any]) -> int:
+    """Print the report; the exit code."""
+    verdicts = judge(medians(comparison.measurements))
     for line in head_lines(found, comparison.settings, comparison.failures):
         click.echo(line)
     for workload in workloads:
