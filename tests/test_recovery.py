@@ -269,8 +269,8 @@ def test_a_freeze_of_a_minute_at_default_settings(fleet: Fleet) -> None:
 
 
 def frozen_and_kept(fleet: Fleet, *, seconds: float, settings: dict[str, Any]) -> None:
-    """A freeze shorter than the lease rescues nothing."""
-    frozen, other, ids, at = freeze_one_of_two(fleet, seconds=8.0, settings=settings)
+    """A freeze shorter than the lease rescues nothing; its jobs outlast a slow machine's start."""
+    frozen, other, ids, at = freeze_one_of_two(fleet, seconds=15.0, settings=settings)
     beats = "SELECT beat_at FROM bgjob_worker WHERE pid = :pid"
     last = fleet.scalar(beats, pid=frozen.pid)
 
