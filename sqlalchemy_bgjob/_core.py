@@ -22,6 +22,8 @@ AHEAD: Final = 0.05
 """Seconds of work that may be claimed ahead of the slots."""
 LINGER: Final = 0.010
 """The longest a settlement waits for others to share its statement, in seconds."""
+SETTLED_IN: Final = 0.100
+"""Seconds after which a settlement comes before anything else."""
 FIRST_POLL: Final = 0.005
 """After work, a queue is looked at again this soon, then half as often."""
 SUSTAINED: Final = 1.0
@@ -128,6 +130,7 @@ class Core:
         self._turn = deque(self._queues.values())
         self._announced: tuple[str, ...] | None = ()
         self._listening = False
+        self._progress = False  # a run has ended since the last one was started from here
         self.draining = False
 
     # ---- what happened ----------------------------------------------------------------------
@@ -227,6 +230,7 @@ class Core:
         q = self._queues[job.queue]
         q.running -= 1
         q.stuck = False
+        self._progress = True
         q.mean = seconds if q.mean is None else q.mean + _MEMORY * (seconds - q.mean)
 
     def settle(self, item: Pending, now: float) -> None:
@@ -275,18 +279,25 @@ class Core:
         """
         if may_claim and (back := self._to_hand_back(now)):
             return HandBack(tuple(back))
+        claims = may_claim and may_start and not self.draining
+        if may_claim and self._settles_first(now):
+            return Settle(self._to_settle(now))
+        # Runs that soon end go on with what is ready while a claim is on its way.
+        if claims and self._progress and self.running and (claim := self._to_claim(now)):
+            return claim
         if may_start:
             for q in self._queues.values():
                 job = self.next_start(q.name)
                 if job is not None:
+                    self._progress = False
                     return Start(job)
+        # Before settlements: while one is written, what is ready may run out.
+        if claims and (step := self._to_announce() or self._to_claim(now)):
+            return step
         if may_claim and (items := self._to_settle(now)):
             return Settle(items)
-        if self.draining:
-            if not self.busy:
-                return Finished()
-        elif may_claim and may_start and (step := self._to_announce() or self._to_claim(now)):
-            return step
+        if self.draining and not self.busy:
+            return Finished()
         if not (may_start and may_claim):
             return Wait(AGAIN)  # the heart or the connection wakes the worker when it is up
         return Wait(self._until_next(now))
@@ -294,8 +305,11 @@ class Core:
     @property
     def busy(self) -> bool:
         """Whether anything runs, is ready, or waits to be settled."""
-        waiting = self._outbox or self._later
-        return bool(waiting) or any(q.running or q.ready for q in self._queues.values())
+        return bool(self._outbox or self._later) or self._at_work
+
+    @property
+    def _at_work(self) -> bool:
+        return any(q.running or q.ready for q in self._queues.values())
 
     @property
     def running(self) -> int:
@@ -341,6 +355,13 @@ class Core:
                 return Claim(q.name, limit, q.lanes.onward(now))
         return None
 
+    def _settles_first(self, now: float) -> bool:
+        # However many jobs could be claimed: what has ended is settled, and soon.
+        if not self._outbox:
+            return False
+        enough = len(self._outbox) >= self._settings.max_claim
+        return enough or now >= self._oldest + SETTLED_IN or not self._at_work
+
     def _to_settle(self, now: float) -> tuple[Pending, ...]:
         while self._later and self._later[0][0] <= now:
             at, _, item = heappop(self._later)
@@ -349,7 +370,7 @@ class Core:
             return ()
         most = self._settings.max_claim
         enough = self.draining or len(self._outbox) * 2 >= most or now >= self._oldest + LINGER
-        if not enough and any(q.running or q.ready for q in self._queues.values()):
+        if not enough and self._at_work:
             return ()
         self._oldest = now
         return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most * 2)))

@@ -17,6 +17,7 @@ from sqlalchemy_bgjob._core import (
     AGAIN,
     FIRST_POLL,
     LINGER,
+    SETTLED_IN,
     SUSTAINED,
     Announce,
     Claim,
@@ -609,7 +610,55 @@ def test_careful_jobs_are_not_claimed_and_handed_back_over_and_over() -> None:
     assert handed_back == 1
 
 
+def test_once_a_run_has_ended_the_next_claim_does_not_wait_for_the_slots_to_fill() -> None:
+    """Short runs follow each other without the loop: it fetches what they will want."""
+    quick = taught(10, 0.001, max_claim=20)
+    claim_all(quick, jobs(20))
+    first = step(quick)
+    assert isinstance(first, Start)
+    assert isinstance(step(quick), Start), "none has ended"
+    quick.finished(first.job, 0.001)
+    assert quick.next_start("q") is not None, "the slot has gone on by itself"
+
+    assert isinstance(step(quick), Claim)
+
+
+def test_a_slot_is_filled_first_if_nothing_runs() -> None:
+    quick = taught(10, 0.001, max_claim=20)
+    claim_all(quick, jobs(5))
+
+    assert isinstance(step(quick), Start)
+
+
 # ---- settlements ----------------------------------------------------------------------------
+
+
+def test_jobs_are_claimed_before_others_are_settled_but_not_for_long() -> None:
+    """Or what is ready runs out meanwhile; and however much there is to claim, all is settled."""
+    quick = taught(10, 0.001, max_claim=20)
+    claim_all(quick, jobs(15))
+    ended = start_all(quick)
+    for one in ended:
+        quick.finished(one, 0.001)
+        quick.settle(done(one), NOW)
+    assert quick.next_start("q") is not None
+
+    assert isinstance(step(quick, NOW), Claim)
+    assert isinstance(step(quick, NOW + SETTLED_IN - 0.001), Claim)
+    assert isinstance(step(quick, NOW + SETTLED_IN), Settle)
+
+
+def test_as_many_settlements_as_a_claim_has_jobs_come_first() -> None:
+    quick = taught(10, 0.001, max_claim=20)
+    claim_all(quick, jobs(15))
+    start_all(quick)
+    for n in range(20):
+        assert isinstance(step(quick), Claim)
+        quick.settle(done(job(f"ended-{n}")), NOW)
+
+    settle = step(quick)
+    assert isinstance(settle, Settle)
+    assert len(settle.items) == 20
 
 
 def test_an_idle_worker_settles_at_once() -> None:
