@@ -55,7 +55,7 @@ def kill_one_of_two(fleet: Fleet, count: int, within: float, **settings: Any) ->
     assert max(took) < within
     assert sorted(set(fleet.started_by(other))) == killed
     assert {len(lines) for lines in fleet.journal.starts().values()} == {2}
-    assert fleet.effects() == dict.fromkeys(killed, 1)
+    fleet.check(killed, with_effects=killed, faults=1)
     assert fleet.workers == 1
 
 
@@ -94,7 +94,7 @@ def test_ten_thousand_jobs_then_a_kill_with_fifty_running(fleet: Fleet) -> None:
 
     print(f"{count} killed jobs started elsewhere after {min(took):.2f} to {max(took):.2f} s")
     assert max(took) < 5.0
-    assert fleet.effects() == dict.fromkeys(killed, 1)
+    fleet.check([*fleet.journal.starts()], with_effects=killed, faults=1)
 
 
 def test_a_polling_worker_that_was_killed_is_found_silent(fleet: Fleet) -> None:
@@ -122,7 +122,7 @@ def test_jobs_behind_a_dead_network_run_elsewhere(fleet: Fleet) -> None:
 
     print(f"jobs behind a dead network completed elsewhere after {took:.1f} s")
     assert took < 10.0
-    assert fleet.effects() == dict.fromkeys(ids, 1)
+    fleet.check(ids, with_effects=ids, faults=1)
     assert {line["pid"] for line in fleet.journal.read("completed")} == {other.pid}
     assert {len(lines) for lines in fleet.journal.starts().values()} == {2}
 
@@ -170,6 +170,7 @@ def test_a_process_is_killed_at_a_commit(fleet: Fleet, point: str, arrives: bool
     starts = fleet.journal.starts()["the-one"]
     once = point == "claim" or arrives
     assert len(starts) == (1 if once else 2), starts
+    fleet.check(["the-one"], faults=1)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_a_handler_that_lets_nobody_run_loses_its_lease(fleet: Fleet) -> None:
 
     first, second = (line["pid"] for line in fleet.journal.read("start"))
     assert first != second
-    assert fleet.effects() == {"hog": 1}
+    fleet.check(["hog"], with_effects=["hog"], faults=1)
     assert [line["pid"] for line in fleet.journal.read("completed")] == [second]
 
 
@@ -282,6 +283,7 @@ def frozen_and_kept(fleet: Fleet, *, seconds: float, settings: dict[str, Any]) -
     fleet.wait_until_done()
 
     assert fleet.started_by(other) == []
+    fleet.check(ids, with_effects=[id for id in ids if id.startswith("held")])
     assert {len(lines) for lines in fleet.journal.starts().values()} == {1}
     assert fleet.journal.count("lease_lost") == 0
 

@@ -122,7 +122,7 @@ def test_the_server_restarts_under_load(
     print(f"next start {', '.join(f'{pause:.2f} s' for pause in pauses)} after the server was up")
     assert first.alive
     assert second.alive
-    assert fleet.effects() == dict.fromkeys(ids, 1)
+    fleet.check(ids + naps, with_effects=ids, faults=restarts)
     no_living_worker_was_rescued(fleet)
     starts = fleet.journal.starts()
     assert sorted(starts) == ids + naps
@@ -234,6 +234,6 @@ def test_a_worker_goes_on_while_its_sessions_are_ended(fleet: Fleet) -> None:
 
     wait_until(ended, 60, what="the end of all jobs")
 
-    assert fleet.effects() == dict.fromkeys(ids, 1)
+    fleet.check([*ids, *naps], with_effects=ids, faults=10)
     assert {len(fleet.journal.starts()[job_id]) for job_id in naps} == {1}
     no_living_worker_was_rescued(fleet)

@@ -15,10 +15,12 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 
 from support.databases import with_driver
+from support.history import Found, History
 from support.waiting import wait_until
 from support.worker_app import App, Config, Journal, Kind, make_app
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
 FAST: dict[str, Any] = {
@@ -87,6 +89,8 @@ class WorkerProcess:
     def kill(self) -> None:
         """SIGKILL, and wait until the process is gone."""
         self._process.kill()
+        # Before it is waited for: nothing is started elsewhere sooner.
+        Journal(Path(self.config.journal)).note("killed", killed_pid=self.pid)
         self._process.wait()
 
     def wait(self, seconds: float = 30.0) -> int:
@@ -223,6 +227,28 @@ class Fleet:
         """How often each job's writes were committed."""
         rows = self.rows("SELECT job_id, count(*) FROM effect GROUP BY job_id")
         return {row[0]: row[1] for row in rows}
+
+    def check(
+        self,
+        committed: Iterable[str],
+        *,
+        with_effects: Iterable[str] = (),
+        faults: int = 0,
+    ) -> None:
+        """Fail the test if what has happened to these jobs must not happen."""
+        history = History(
+            self.journal.read(),
+            committed=frozenset(committed),
+            with_effects=frozenset(with_effects),
+            faults=faults,
+        )
+        found = Found(
+            left=frozenset(row.id for row in self.rows("SELECT id FROM bgjob_job")),
+            dead=frozenset(row.job_id for row in self.rows("SELECT job_id FROM bgjob_dead_job")),
+            effects=self.effects(),
+        )
+        problems = history.problems(found)
+        assert not problems, "\n".join(problems)
 
     def __enter__(self) -> Self:
         return self

@@ -86,8 +86,14 @@ class Notes(Observer):
     def job_lease_lost(self, job: JobInfo) -> None:
         self._journal.note("lease_lost", id=job.id, lease=job.lease)
 
+    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+        self._journal.note("put off", id=job.id, lease=job.lease)
+
+    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+        self._journal.note("retried", id=job.id, lease=job.lease)
+
     def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
-        self._journal.note("dead", id=job.id)
+        self._journal.note("dead", id=job.id, lease=job.lease)
 
     def worker_error(self, error: BaseException) -> None:
         self._journal.note("error", error=type(error).__name__)

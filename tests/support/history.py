@@ -1,0 +1,131 @@
+"""What the journal of a test tells of each job, and whether that is allowed.
+
+The journal is written by the processes themselves, line by line, so that it is true to the last
+moment of a process that was killed. What is in the database is counted apart. A history is wrong if
+
+* a job that was committed was never started, or is neither gone nor dead (I1);
+* a job that was rolled back was started (I2);
+* a job was started more often than its failures and the faults that hit it explain (I3);
+* two settlements of one claim were accepted (I4), or a job ended twice (I8);
+* a job was started while its last start went on, in a process that lived and had not been told that
+  its lease was lost (I5);
+* a job has other effects than one for its completion (I6);
+* the lease of a start is not above those of all starts before it (I7).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+ENDS = ("completed", "dead")
+SETTLED = (*ENDS, "retried", "put off")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the database holds at the end.
+
+    Attributes:
+        left: The ids that are still in the table of jobs.
+        dead: The ids of dead jobs.
+        effects: How often each job's writes were committed.
+    """
+
+    left: frozenset[str] = frozenset()
+    dead: frozenset[str] = frozenset()
+    effects: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class History:
+    """A journal's lines in the order of their time, and what is to be expected of them.
+
+    Attributes:
+        lines: As :meth:`support.worker_app.Journal.read` gives them. ``killed`` names a process as
+            ``killed_pid``; one that has ``left`` says so itself.
+        committed: The ids of the jobs whose enqueue was committed.
+        rolled_back: Those whose enqueue was not.
+        with_effects: Those whose handler writes once through its session.
+        faults: How many faults may have hit each job; each may cost one more start.
+    """
+
+    lines: Iterable[Mapping[str, Any]]
+    committed: frozenset[str]
+    rolled_back: frozenset[str] = frozenset()
+    with_effects: frozenset[str] = frozenset()
+    faults: int = 0
+
+    def problems(self, found: Found) -> list[str]:
+        """All that is not allowed, in words; empty if there is nothing."""
+        lines = sorted(self.lines, key=lambda line: float(line["at"]))
+        by_job: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for line in lines:
+            if "id" in line:
+                by_job[line["id"]].append(line)
+        gone = {
+            line.get("killed_pid", line["pid"]): float(line["at"])
+            for line in lines
+            if line["event"] in ("killed", "left")
+        }
+        problems = [f"{id}: rolled back, and started" for id in self.rolled_back & by_job.keys()]
+        for id in sorted(self.committed):
+            problems += [f"{id}: {problem}" for problem in self._of_job(id, by_job[id], gone)]
+            problems += [f"{id}: {problem}" for problem in self._at_the_end(id, by_job[id], found)]
+        return problems
+
+    def _of_job(
+        self, id: str, lines: list[Mapping[str, Any]], gone: Mapping[int, float]
+    ) -> Iterable[str]:
+        starts = [line for line in lines if line["event"] == "start"]
+        if not starts:
+            yield "committed, and never started"
+        failures = sum(line["event"] == "retried" for line in lines)
+        if len(starts) > 1 + failures + self.faults:
+            yield f"started {len(starts)} times with {failures} failures and {self.faults} faults"
+        leases = [line["lease"] for line in starts]
+        if any(after <= before for before, after in pairwise(leases)):
+            yield f"the leases of its starts do not grow: {leases}"
+        settled = Counter(line["lease"] for line in lines if line["event"] in SETTLED)
+        yield from (
+            f"{count} settlements of lease {lease}" for lease, count in settled.items() if count > 1
+        )
+        if (ends := sum(line["event"] in ENDS for line in lines)) > 1:
+            yield f"ended {ends} times"
+        for before, after in pairwise(starts):
+            if not self._let_go(before, after, lines, gone):
+                yield f"started with lease {after['lease']} while {before['lease']} went on"
+
+    def _let_go(
+        self,
+        before: Mapping[str, Any],
+        after: Mapping[str, Any],
+        lines: list[Mapping[str, Any]],
+        gone: Mapping[int, float],
+    ) -> bool:
+        """Whether the claim of the start before was over, or may be believed to have been."""
+        if gone.get(before["pid"], float("inf")) <= after["at"]:
+            return True
+        told = {
+            line["event"]
+            for line in lines
+            if line.get("lease") == before["lease"] and line["event"] != "start"
+        }
+        # Observers are told after the commit, and a worker that was frozen is told when it goes on.
+        return bool(told & {*SETTLED, "lease_lost"})
+
+    def _at_the_end(self, id: str, lines: list[Mapping[str, Any]], found: Found) -> Iterable[str]:
+        if id in found.left:
+            yield "not ended"
+        if id in found.left and id in found.dead:
+            yield "both queued and dead"
+        if id not in self.with_effects:
+            return
+        effects, expected = found.effects.get(id, 0), int(id not in found.left | found.dead)
+        if effects != expected:
+            yield f"{effects} effects instead of {expected}"

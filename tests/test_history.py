@@ -1,0 +1,86 @@
+"""The checker of histories objects to each thing that must not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from support.history import Found, History
+
+LINES: list[dict[str, Any]] = [
+    {"event": "start", "id": "a", "lease": 5, "pid": 1, "at": 1.0},
+    {"event": "killed", "killed_pid": 1, "pid": 9, "at": 2.0},
+    {"event": "start", "id": "a", "lease": 7, "pid": 2, "at": 3.0},
+    {"event": "retried", "id": "a", "lease": 7, "pid": 2, "at": 4.0},
+    {"event": "start", "id": "a", "lease": 8, "pid": 2, "at": 5.0},
+    {"event": "completed", "id": "a", "lease": 8, "pid": 2, "at": 6.0},
+    {"event": "start", "id": "b", "lease": 3, "pid": 2, "at": 1.5},
+    {"event": "dead", "id": "b", "lease": 3, "pid": 2, "at": 2.5},
+]
+"""One job that was killed, failed and completed, and one that is dead."""
+FOUND = Found(dead=frozenset("b"), effects={"a": 1})
+
+
+def problems(*more: dict[str, Any], without: int | None = None, **options: Any) -> list[str]:
+    found = options.pop("found", FOUND)
+    lines = [line for number, line in enumerate(LINES) if number != without]
+    expected = {
+        "committed": frozenset("ab"),
+        "with_effects": frozenset("ab"),
+        "rolled_back": frozenset("r"),
+        "faults": 1,
+        **options,
+    }
+    return History([*lines, *more], **expected).problems(found)
+
+
+def test_what_is_allowed_is_no_problem() -> None:
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("found", "options"),
+    [
+        ("c: committed, and never started", {"committed": frozenset("abc")}),
+        ("a: started 3 times with 1 failures and 0 faults", {"faults": 0}),
+        ("a: started with lease 7 while 5 went on", {"without": 1}),
+        ("a: not ended", {"found": Found(left=frozenset("a"), dead=frozenset("b"))}),
+        ("a: 0 effects instead of 1", {"found": Found(dead=frozenset("b"))}),
+        ("a: 2 effects instead of 1", {"found": Found(dead=frozenset("b"), effects={"a": 2})}),
+        (
+            "b: 1 effects instead of 0",
+            {"found": Found(dead=frozenset("b"), effects={"a": 1, "b": 1})},
+        ),
+        ("b: both queued and dead", {"found": Found(left=frozenset("b"), dead=frozenset("b"))}),
+    ],
+)
+def test_what_is_missing_or_too_much(found: str, options: dict[str, Any]) -> None:
+    assert found in problems(**options)
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        ("r: rolled back, and started", {"event": "start", "id": "r", "lease": 1}),
+        ("a: 2 settlements of lease 8", {"event": "completed", "id": "a", "lease": 8}),
+        ("a: 2 settlements of lease 7", {"event": "completed", "id": "a", "lease": 7}),
+        ("b: ended 2 times", {"event": "completed", "id": "b", "lease": 4}),
+        (
+            "b: the leases of its starts do not grow: [3, 3]",
+            {"event": "start", "id": "b", "lease": 3},
+        ),
+        (
+            "a: started 4 times with 1 failures and 1 faults",
+            {"event": "start", "id": "a", "lease": 9},
+        ),
+    ],
+)
+def test_what_must_not_be_there(found: str, line: dict[str, Any]) -> None:
+    assert found in problems({"pid": 3, "at": 9.0, **line})
+
+
+def test_a_frozen_worker_may_be_told_late_that_its_lease_is_lost() -> None:
+    late = {"event": "lease_lost", "id": "a", "lease": 5, "pid": 1, "at": 30.0}
+
+    assert problems(late, without=1) == []
