@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from benchmarks.peers import prepare
 from benchmarks.report import exit_code, head_lines, target_lines, workload_lines
 from benchmarks.server import libpq, new_database, running_server
-from benchmarks.targets import judge, medians
+from benchmarks.targets import Verdict, judge, medians
 from sqlalchemy_bgjob._bench_arena import OURS, Arena, BenchError, Contestant, Measurement
 from sqlalchemy_bgjob._bench_machine import server_settings
 from sqlalchemy_bgjob._bench_workloads import Workload
@@ -74,20 +74,25 @@ def run_compare(
                 contestants=comparison.settings,
                 failures=comparison.failures,
             )
-            write(comparison, found, out)
-    return tell(comparison, workloads, found)
+            verdicts = write(comparison, found, out)
+    return tell(comparison, workloads, found, verdicts)
 
 
-def write(comparison: Comparison, found: dict[str, Any], out: Path) -> None:
-    """Write what was *found* and the verdicts as JSON."""
+def write(comparison: Comparison, found: dict[str, Any], out: Path) -> list[Verdict]:
+    """Write what was *found* and the verdicts as JSON; the verdicts."""
     verdicts = judge(medians(comparison.measurements))
     found = {**found, "targets": [asdict(verdict) for verdict in verdicts]}
     out.write_text(json.dumps(found, indent=2) + "\n")
+    return verdicts
 
 
-def tell(comparison: Comparison, workloads: Sequence[Workload], found: dict[str, Any]) -> int:
+def tell(
+    comparison: Comparison,
+    workloads: Sequence[Workload],
+    found: dict[str, Any],
+    verdicts: Sequence[Verdict],
+) -> int:
     """Print the report; the exit code."""
-    verdicts = judge(medians(comparison.measurements))
     for line in head_lines(found, comparison.settings, comparison.failures):
         click.echo(line)
     for workload in workloads:

@@ -102,8 +102,7 @@ class Heart:
                     with engine.connect() as connection:
                         # Each beat commits by itself: if the network died between the beat and its
                         # COMMIT, the row would stay locked, and nobody could judge this worker.
-                        own(connection).execution_options(isolation_level="AUTOCOMMIT")
-                        self._live(connection, backoff)
+                        self._live(own(connection, "AUTOCOMMIT"), backoff)
                 except Exception as error:
                     self._on_error(error)
                     if not self._stopping.is_set():

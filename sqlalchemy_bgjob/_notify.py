@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
 
 from ._errors import describe
-from ._side import Backoff, Runtime, side_engine
+from ._side import Backoff, Runtime, own, side_engine
 from ._sockets import watch
 from ._statements import Statements
 
@@ -97,8 +97,7 @@ class Listener:
 
     def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
-        watch(connection)
-        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection = own(connection, "AUTOCOMMIT")
         # A side channel makes the test independent of what queues are called.
         test = f"{self._statements.channel}_{secrets.token_hex(8)}"
         row = connection.execute(self._statements.listener_session).one_or_none()

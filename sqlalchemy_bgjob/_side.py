@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.engine.interfaces import IsolationLevel
 
 from ._execution import Attempt, Run
 from ._lifecycle import Fate, Pending, name_session, plan_anew
@@ -87,14 +88,14 @@ def side_engine(engine: Engine) -> Engine:
     return Engine(engine.pool.recreate(), engine.dialect, engine.url)
 
 
-def own(connection: Connection) -> Connection:
+def own(connection: Connection, isolation_level: IsolationLevel = "READ COMMITTED") -> Connection:
     """Prepare a new connection for the worker's own statements: watched, and READ COMMITTED.
 
     Whatever the user's engine says: under AUTOCOMMIT a settlement would not be one step, and under
     REPEATABLE READ claims would fail by serialization errors.
     """
     watch(connection)
-    return connection.execution_options(isolation_level="READ COMMITTED")
+    return connection.execution_options(isolation_level=isolation_level)
 
 
 def commit_each(connection: Connection, each: bool) -> None:

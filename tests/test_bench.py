@@ -466,8 +466,8 @@ def told(
 ) -> int:
     comparison = benchmarks.compare.Comparison(measurements, **more)
     found = bench.document(measurements, scale=scale, server={"fsync": "on"}, rounds=3)
-    benchmarks.compare.write(comparison, found, path / "out.json")
-    code = benchmarks.compare.tell(comparison, [WORKLOADS["W3"]], found)
+    verdicts = benchmarks.compare.write(comparison, found, path / "out.json")
+    code = benchmarks.compare.tell(comparison, [WORKLOADS["W3"]], found, verdicts)
     assert isinstance(code, int)
     return code
 

@@ -10,7 +10,7 @@ import itertools
 import signal
 import threading
 import time
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -534,18 +534,9 @@ def test_a_context_that_can_not_be_compared_is_another_one(engine: Engine) -> No
         AWKWARD.set(Awkward())
 
     first, second = runs(2, leave_behind)
-    slots = Slots(first)
-    slots.waiting, slots.held = [second], {first, second}
-
-    async def main() -> None:
-        AWKWARD.set(Awkward())
-        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        runtime.start(first, cast("Any", slots))
-        await wait_until_async(lambda: slots.started)
-        runtime.start(*slots.started, cast("Any", slots))
-        await wait_until_async(lambda: not runtime._tasks)
-
-    asyncio.run(main())
+    context = copy_context()
+    context.run(AWKWARD.set, Awkward())
+    slots = context.run(in_two_tasks, engine, first, second)
 
     assert slots.settled == ["0: completed", "1: completed"]
 
