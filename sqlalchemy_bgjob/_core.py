@@ -22,6 +22,8 @@ AHEAD: Final = 0.05
 """Seconds of work that may be claimed ahead of the slots."""
 LINGER: Final = 0.010
 """The longest a settlement waits for others to share its statement, in seconds."""
+SHORT: Final = 0.002
+"""Seconds below which jobs follow each other quickly enough for the loop to fetch more first."""
 SETTLED_IN: Final = 0.100
 """Seconds after which a settlement comes before anything else."""
 FIRST_POLL: Final = 0.005
@@ -103,6 +105,7 @@ class _Queue:
     no_ahead_until: float = 0.0
     stuck: bool = False  # jobs were handed back, and no run has ended since
     woken: bool = False
+    progress: bool = False  # a run has ended since the loop last claimed or started one
     waits: bool = False  # nothing was found: it wants to be notified
     busy_since: float = _NEVER  # every poll since then has found something
 
@@ -110,6 +113,15 @@ class _Queue:
     def due_at(self) -> float:
         """When to look at the queue next."""
         return min(self.poll_at, self.expected_at)
+
+    @property
+    def moves_on(self) -> bool:
+        """Whether the runs of short jobs take up what is ready by themselves, one after the other.
+
+        While they do, a claim ahead costs no job its start: more slots would not be faster. Each
+        such claim needs another run that has ended.
+        """
+        return self.progress and self.running > 0 and (self.mean or 0.0) < SHORT
 
     def ahead(self, now: float, most: int) -> int:
         if self.mean is None or self.stuck or now < self.no_ahead_until:
@@ -130,7 +142,6 @@ class Core:
         self._turn = deque(self._queues.values())
         self._announced: tuple[str, ...] | None = ()
         self._listening = False
-        self._progress = False  # a run has ended since the last one was started from here
         self.draining = False
 
     # ---- what happened ----------------------------------------------------------------------
@@ -230,7 +241,7 @@ class Core:
         q = self._queues[job.queue]
         q.running -= 1
         q.stuck = False
-        self._progress = True
+        q.progress = True
         q.mean = seconds if q.mean is None else q.mean + _MEMORY * (seconds - q.mean)
 
     def settle(self, item: Pending, now: float) -> None:
@@ -279,22 +290,22 @@ class Core:
         """
         if may_claim and (back := self._to_hand_back(now)):
             return HandBack(tuple(back))
+        # However much there is to claim or to start: what has ended is settled, and soon.
+        if may_claim and (items := self._to_settle(now, self._settings.max_claim, SETTLED_IN)):
+            return Settle(items)
         claims = may_claim and may_start and not self.draining
-        if may_claim and self._settles_first(now):
-            return Settle(self._to_settle(now))
-        # Runs that soon end go on with what is ready while a claim is on its way.
-        if claims and self._progress and self.running and (claim := self._to_claim(now)):
+        if claims and (claim := self._to_claim(now, early=True)):
             return claim
         if may_start:
             for q in self._queues.values():
                 job = self.next_start(q.name)
                 if job is not None:
-                    self._progress = False
+                    q.progress = False
                     return Start(job)
-        # Before settlements: while one is written, what is ready may run out.
+        # Before smaller settlements: while one is written, what is ready may run out.
         if claims and (step := self._to_announce() or self._to_claim(now)):
             return step
-        if may_claim and (items := self._to_settle(now)):
+        if may_claim and (items := self._to_settle(now, self._settings.max_claim / 2, LINGER)):
             return Settle(items)
         if self.draining and not self.busy:
             return Finished()
@@ -347,33 +358,31 @@ class Core:
         waiting = tuple(q.name for q in self._queues.values() if q.waits)
         return Announce(waiting) if waiting != self._announced else None
 
-    def _to_claim(self, now: float) -> Claim | None:
+    def _to_claim(self, now: float, *, early: bool = False) -> Claim | None:
+        """What to claim; *early*, that is before starts, only where runs take up what is ready."""
         for _ in range(len(self._turn)):
             q = self._turn[0]
             self._turn.rotate(-1)  # queues take turns
+            if early and not q.moves_on:
+                continue
             if (limit := self._room(q, now)) and q.due_at <= now:
+                q.progress = False
                 return Claim(q.name, limit, q.lanes.onward(now))
         return None
 
-    def _settles_first(self, now: float) -> bool:
-        # However many jobs could be claimed: what has ended is settled, and soon.
-        if not self._outbox:
-            return False
-        enough = len(self._outbox) >= self._settings.max_claim
-        return enough or now >= self._oldest + SETTLED_IN or not self._at_work
-
-    def _to_settle(self, now: float) -> tuple[Pending, ...]:
+    def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:
+        """What to settle, once it is a batch or has waited so long, or nothing else goes on."""
         while self._later and self._later[0][0] <= now:
             at, _, item = heappop(self._later)
             self.settle(item, at)
         if not self._outbox:
             return ()
-        most = self._settings.max_claim
-        enough = self.draining or len(self._outbox) * 2 >= most or now >= self._oldest + LINGER
+        enough = self.draining or len(self._outbox) >= batch or now >= self._oldest + linger
         if not enough and self._at_work:
             return ()
         self._oldest = now
-        return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most * 2)))
+        most = self._settings.max_claim * 2
+        return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
 
     def _to_hand_back(self, now: float) -> list[ClaimedJob]:
         back: list[ClaimedJob] = []
