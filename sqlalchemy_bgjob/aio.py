@@ -210,7 +210,10 @@ class AsyncRuntime:
         if isinstance(attendant, threading.Thread):
             self.block(partial(attendant.join, timeout))
         else:
-            await_only(asyncio.wait({attendant}, timeout=timeout))
+            _, left = await_only(asyncio.wait({attendant}, timeout=timeout))
+            for task in left:  # the event loop is the application's, and goes on without us
+                task.cancel()
+                await_only(asyncio.wait({task}, timeout=1.0))
 
     def block(self, action: Callable[[], None]) -> None:
         """Do it in a thread of its own: those of the loop's executor may all be taken."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 from sqlalchemy import Engine, MetaData, create_engine, text
+from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
 from sqlalchemy_bgjob._execution import Attempt, Run
@@ -623,3 +624,18 @@ def test_a_cancellation_that_comes_while_writes_are_undone_loses_no_job(
     assert attempts == [1, 2, 3, 4]
     with engine.connect() as connection:
         assert connection.execute(text("SELECT count(*) FROM bgjob_job")).scalar() == 0
+
+
+def test_a_listener_that_does_not_end_is_not_left_to_the_application(engine: Engine) -> None:
+    """It may be connecting to a host that never answers, while the application's loop goes on."""
+
+    async def main() -> set[asyncio.Task[Any]]:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+
+        def stop_it() -> None:
+            runtime.join(runtime.attend("listener", lambda: runtime.sleep(600)), 0.05)
+
+        await greenlet_spawn(stop_it)
+        return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+    assert asyncio.run(main()) == set()
