@@ -64,10 +64,16 @@ class Direct:
             cursor.close()
 
 
-def direct(statement: Executable, engine: Engine) -> Direct | None:
-    """The statement for the driver's cursor; None where SQLAlchemy must run it."""
+def direct(statement: Executable, connection: Connection) -> Direct | None:
+    """The statement for the driver's cursor; None where SQLAlchemy must run it in a transaction.
+
+    What commits by itself runs at the session's own isolation level, and only under READ COMMITTED
+    do workers pass over each other's rows.
+    """
+    engine = connection.engine
     listened = any(getattr(engine.dispatch, name) for name in _EVENTS)
     translated = engine.get_execution_options().get("schema_translate_map")
-    if engine.dialect.driver not in _DRIVERS or engine.echo or listened or translated:
+    plain = engine.dialect.driver in _DRIVERS and not (engine.echo or listened or translated)
+    if not plain or connection.default_isolation_level != "READ COMMITTED":
         return None
     return Direct(statement, engine)

@@ -310,9 +310,8 @@ class Dispatcher:
     def _control(self, *, in_transactions: bool = True) -> Connection:
         """The connection for claims and settlements; in which mode, a claim leaves as it is."""
         if self._connection is None:
-            engine = self._runtime.engine
-            self._connection, self._rests = own(engine.connect()), False
-            self._direct = direct(self._statements.claim_onward, engine)
+            self._connection, self._rests = own(self._runtime.engine.connect()), False
+            self._direct = direct(self._statements.claim_onward, self._connection)
         if self._rests and in_transactions:
             self._commit_each(self._connection, False)
         keep(self._connection, self._heart.worker_id)
@@ -320,7 +319,7 @@ class Dispatcher:
 
     def _rest(self) -> None:
         """Nothing is to be done: what wakes the worker then is claimed in one round trip."""
-        if self._connection is not None and not self._rests:
+        if self._connection is not None and self._direct is not None and not self._rests:
             self._commit_each(self._connection, True)
 
     def _commit_each(self, connection: Connection, each: bool) -> None:

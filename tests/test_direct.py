@@ -78,7 +78,7 @@ async def test_a_claim_gives_the_rows_that_sqlalchemy_would(
         add(connection, "c", unknown_since="2026-01-01 00:00:00+00")
 
     def claim(engine: Engine, connection: Connection) -> None:
-        claim = direct(statements.claim_onward, engine)
+        claim = direct(statements.claim_onward, connection)
         assert claim is not None
         heads = [Position(0, EARLIEST, ""), Position(5, EARLIEST, "")]
         given: Any = {"queue": "q", "limit": 10, "worker_id": ME, "onward": heads}
@@ -131,7 +131,11 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
 
 def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: Statements) -> None:
     def usable(engine: Engine) -> bool:
-        return direct(statements.claim_onward, engine) is not None
+        try:
+            with engine.connect() as connection:
+                return direct(statements.claim_onward, connection) is not None
+        finally:
+            engine.dispose()
 
     assert usable(engine)
     assert not usable(engine.execution_options(schema_translate_map={None: "other"}))
@@ -140,3 +144,5 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
     watched = create_engine(engine.url)
     event.listen(watched, "before_cursor_execute", lambda *_: None)
     assert not usable(watched)
+    options = {"options": "-c default_transaction_isolation=serializable"}
+    assert not usable(create_engine(engine.url, connect_args=options))
