@@ -47,8 +47,6 @@ FIGURES: Final[Mapping[str, str]] = {
     "buffers": "{:,.0f} buffers",
     "share_of_ideal": "{:.0%} of the ideal",
     "worker_cpu": "{:.0%} of a core",
-    "server_cpu": "the server {:.0%} of a core",
-    "machine_cpu": "together {:.0%} of all cores",
     "wal_bytes": "{:,.0f} bytes of WAL a job",
     "dead_tuples": "{:,.0f} dead tuples at the end",
     "worker_us": "worker {:,.0f} us a job",
