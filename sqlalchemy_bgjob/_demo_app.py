@@ -101,7 +101,7 @@ def index_file(ctx: Context[Session], arg: IndexFile) -> MoveToDlq | None:
     ctx.session.flush()
     if arg.waits_for is not None:
         ctx.session.execute(select(func.pg_advisory_xact_lock_shared(arg.waits_for)))
-    if arg.fails_first and ctx.job.attempt == 1:
+    if arg.fails_first and ctx.job.attempt - ctx.job.crashes == 1:  # one that was lost did not fail
         raise FirstAttemptError
     return None
 

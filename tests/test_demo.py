@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, insert, make_url, select, text
+from sqlalchemy import Engine, insert, make_url, select, text, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import _demo_app as app
@@ -466,10 +466,11 @@ def test_a_log_gets_a_line_now_and_then(
     assert capsys.readouterr().err.splitlines() == ["0 of 3 jobs", "3 of 3 jobs"]
 
 
+@pytest.mark.parametrize("lost", [0, 1])
 def test_a_handler_that_fails_first_leaves_nothing_and_a_missing_file_is_dead(
-    engine: Engine, tmp_path: Path
+    engine: Engine, tmp_path: Path, lost: int
 ) -> None:
-    """The demo's own application, a job at a time."""
+    """The demo's own application, a job at a time; an attempt that was lost is none that failed."""
     (tmp_path / "a").write_text("x")
     with contextlib.ExitStack() as stack:
         run = demo._Demo(stack, engine.url, app.SCHEMA, find_files(tmp_path))
@@ -481,6 +482,8 @@ def test_a_handler_that_fails_first_leaves_nothing_and_a_missing_file_is_dead(
             session.flush()
             session.add(app.index_file.job(app.IndexFile(1, fails_first=True)))
             session.add(app.index_file.job(app.IndexFile(2)))
+            session.flush()
+            session.execute(update(app.jobs.Job).values(attempt=lost, crashes=lost))
         outcomes = [type(app.jobs.work_one(engine, "files")).__name__ for _ in range(3)]
 
         with Session(engine) as session:
