@@ -29,6 +29,7 @@ def after_commit(connection: Connection, call: Call) -> None:
 
 
 def _listen(engine: Engine) -> None:
+    target: Any
     for target, name, listener in (
         (engine, "commit", _on_commit),
         (engine, "commit_twophase", _on_commit_twophase),
@@ -36,10 +37,12 @@ def _listen(engine: Engine) -> None:
         (engine, "rollback_twophase", _on_rollback_twophase),
         (engine, "begin", _on_next_event),
         (engine, "begin_twophase", _on_next_begin_twophase),
-        (engine, "handle_error", _on_error),
+        (engine.dialect, "handle_error", _on_error),
         (engine.pool, "reset", _on_reset),
     ):
-        if not event.contains(target, name, listener):
+        # Not event.contains(), which asks by id(): a pool that engine.dispose() has replaced leaves
+        # its id behind, and whatever gets that address next would pass for listened to.
+        if listener not in getattr(target.dispatch, name):
             event.listen(target, name, listener)
 
 

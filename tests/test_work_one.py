@@ -14,7 +14,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_e
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import await_only
 
-from sqlalchemy_bgjob import Complete, Context, MoveToDlq, Observer, Reschedule, Retry, constant
+from sqlalchemy_bgjob import (
+    Complete,
+    Context,
+    MoveToDlq,
+    Observer,
+    Reschedule,
+    Retry,
+    _after_commit,
+    constant,
+)
 from sqlalchemy_bgjob.exceptions import LeaseLost
 from support.databases import with_driver
 from support.running import FLAVORS, Bench, Recorder
@@ -742,3 +751,18 @@ def test_observers_hear_of_a_two_phase_commit(own_server: EmbeddedPostgres, endi
     else:
         told = [("job_started", True, ["written"]), ("job_completed", True, ["written"])]
         assert watcher.saw == told
+
+
+def test_an_engine_is_listened_to_once_however_often_its_pool_is_replaced() -> None:
+    """Pools come and go, and share their listeners; what counts is who listens, not an address."""
+    engine = create_engine("postgresql+psycopg://nobody@localhost/nothing")
+    for _ in range(50):
+        _after_commit._listen(engine)
+        engine.dispose()
+    _after_commit._listen(engine)
+
+    assert list(engine.pool.dispatch.reset).count(_after_commit._on_reset) == 1
+    assert list(engine.dispatch.commit).count(_after_commit._on_commit) == 1
+    options = engine.execution_options(isolation_level="AUTOCOMMIT")
+    _after_commit._listen(options)
+    assert list(options.dispatch.commit).count(_after_commit._on_commit) == 1
