@@ -111,7 +111,9 @@ def test_an_idle_worker_starts_a_delayed_job_when_it_is_due(fleet: Fleet) -> Non
     late = [latency(fleet, f"job-{n}", delay=0.7) - 0.7 for n in range(3)]
 
     print(f"after they were due: {', '.join(f'{seconds * 1000:.0f} ms' for seconds in late)}")
-    assert all(-0.05 < seconds < 0.3 for seconds in late)
+    assert min(late) > -0.05
+    assert median(late) < 0.3
+    assert max(late) < RARELY / 4
 
 
 def test_delayed_jobs_of_several_priorities_start_when_they_are_due(fleet: Fleet) -> None:

@@ -152,13 +152,10 @@ def test_after_an_outage_longer_than_the_lease_nobody_is_rescued(
     fleet: Fleet, own_server: EmbeddedPostgres
 ) -> None:
     """All heartbeats are old, and the workers come back one by one."""
-    first = fleet.start(slots=3, **FAST)
+    first, second = fleet.start(slots=3, **FAST), fleet.start(slots=3, **FAST)
     naps = [f"nap-{n}" for n in range(6)]
-    enqueue_many(fleet.engine, fleet.app.nap, [8.0] * 3, ids=naps[:3])
-    fleet.wait_for_starts(3, first)
-    second = fleet.start(slots=3, **FAST)
-    enqueue_many(fleet.engine, fleet.app.nap, [8.0] * 3, ids=naps[3:])
-    fleet.wait_for_starts(3, second)
+    enqueue_many(fleet.engine, fleet.app.nap, [8.0] * 6, ids=naps)
+    wait_until(lambda: len(fleet.journal.starts()) == 6, 20, what="running jobs")
 
     own_server._halt("fast")
     down = time.monotonic()
