@@ -12,6 +12,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from ._enqueue import BulkResult, JobRef, enqueue, enqueue_from, enqueue_many
     from ._execution import Context
+    from ._operate import Redriven
     from ._outcomes import Complete, MoveToDlq, Outcome, Reschedule, Retry
     from ._registry import JobType
     from .aio import AsyncWorker
@@ -50,6 +51,7 @@ __all__ = [
     "MoveToDlq",
     "Observer",
     "Outcome",
+    "Redriven",
     "Reschedule",
     "Retry",
     "SchemaOutOfDate",
@@ -69,6 +71,7 @@ __all__ = [
 _HOMES = {
     "_enqueue": ("BulkResult", "JobRef", "enqueue", "enqueue_from", "enqueue_many"),
     "_execution": ("Context",),
+    "_operate": ("Redriven",),
     "_outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),
     "_registry": ("JobType",),
     "aio": ("AsyncWorker",),

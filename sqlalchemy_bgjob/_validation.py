@@ -77,6 +77,17 @@ def seconds(what: str, value: object) -> float:
     return float(value)
 
 
+def limit(value: object) -> int | None:
+    """How many rows at most: a positive number, or None for all."""
+    if value is None:
+        return None
+    if not is_int(value):
+        raise TypeError(f"limit must be an int or None, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"limit={value!r} is below 1; None means all")
+    return value
+
+
 def moment(what: str, value: object) -> datetime:
     """An aware datetime from 1970 to 9998; a naive one would mean the session's time zone."""
     if not isinstance(value, datetime):

@@ -4,13 +4,14 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
 
-from sqlalchemy import MetaData
+from sqlalchemy import ColumnElement, MetaData
 from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import TypeVar
 
 from . import _validation
-from ._enqueue import JobRef, OnConflict, enqueue_type
+from ._enqueue import JobRef, OnConflict, enqueue_type, statements_of
 from ._execution import Context
+from ._operate import Redriven, cancel, prune, redrive
 from ._outcomes import Outcome
 from ._registry import HandlerOptions, JobType, Registry
 from ._targets import SyncTarget
@@ -337,3 +338,92 @@ class BGJob(Generic[J, D]):
         return work_one(
             self.models, self.registry, target, queue, handler, session_factory, observers
         )
+
+    # ---- operators --------------------------------------------------------------------------
+
+    @overload
+    def cancel(self, target: SyncTarget, id: str) -> bool: ...
+    @overload
+    def cancel(self, target: "AsyncTarget", id: str) -> Coroutine[Any, Any, bool]: ...
+    def cancel(self, target: Any, id: str) -> Any:
+        """Take a job out of its queue, due or not; False if there is none, or it is running.
+
+        The caller's commit decides, as with ``enqueue``; a claim that comes meanwhile leaves the
+        job alone. Of two that cancel one job at once, one is told True.
+        """
+        return cancel(self.models, statements_of(self.models), target, id)
+
+    @overload
+    def redrive(
+        self,
+        target: SyncTarget,
+        where: ColumnElement[bool],
+        *,
+        delay: float | timedelta = 0,
+        limit: int | None = None,
+    ) -> Redriven: ...
+    @overload
+    def redrive(
+        self,
+        target: "AsyncTarget",
+        where: ColumnElement[bool],
+        *,
+        delay: float | timedelta = 0,
+        limit: int | None = None,
+    ) -> Coroutine[Any, Any, Redriven]: ...
+    def redrive(
+        self,
+        target: Any,
+        where: ColumnElement[bool],
+        *,
+        delay: float | timedelta = 0,
+        limit: int | None = None,
+    ) -> Any:
+        """Queue dead jobs again, with all their attempts before them and their arg as it is now.
+
+        A job stays dead while another one with its id lives; of several dead jobs with one id, the
+        one that died last comes back. The caller commits.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            where: Which, for example ``jobs.DeadJob.type == "send_receipt"``.
+            delay: Seconds, or a timedelta, before they run.
+            limit: At most so many.
+        """
+        return redrive(self.models, statements_of(self.models), target, where, delay, limit)
+
+    @overload
+    def prune(
+        self,
+        target: SyncTarget,
+        older_than: float | timedelta,
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = None,
+    ) -> int: ...
+    @overload
+    def prune(
+        self,
+        target: "AsyncTarget",
+        older_than: float | timedelta,
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = None,
+    ) -> Coroutine[Any, Any, int]: ...
+    def prune(
+        self,
+        target: Any,
+        older_than: float | timedelta,
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = None,
+    ) -> Any:
+        """Delete jobs that died long ago, the oldest first; returns how many. The caller commits.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            older_than: Seconds, or a timedelta, since they were moved to the DLQ.
+            where: Which of these; all, by default.
+            limit: At most so many, for short transactions.
+        """
+        return prune(self.models, statements_of(self.models), target, older_than, where, limit)

@@ -1,0 +1,163 @@
+"""A worker that dies at the worst moment, and time that passes at once.
+
+What dies can't tell, so the worker of such a test is a process of its own::
+
+    python -m sqlalchemy_bgjob.testing.faults --kill-after handler worker app:jobs --queue mail:10
+
+is the command ``sqlalchemy-bgjob worker app:jobs --queue mail:10`` until its first handler has
+ended; then it is gone, as after SIGKILL, before any of what the handler did is committed. Start a
+second worker without the fault, wait until ``select(func.count()).select_from(jobs.Job)`` is 0, and
+look whether everything happened once.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any, Final, Literal, get_args
+from unittest.mock import patch
+
+import click
+
+from sqlalchemy_bgjob import _dispatch, _execution, _lifecycle, _session, _validation
+from sqlalchemy_bgjob._enqueue import statements_of
+from sqlalchemy_bgjob._statements import parameters
+from sqlalchemy_bgjob._targets import Unit, run_in
+from sqlalchemy_bgjob.bgjob import BGJob
+
+Point = Literal["claim", "handler", "write", "settle", "beat"]
+"""Where a worker can be made to die.
+
+* ``claim``: a claim was committed, and none of its jobs was started;
+* ``handler``: a handler has ended, and nothing of it is committed;
+* ``write``: a settlement was written, within its transaction, and not committed;
+* ``settle``: a settlement was committed, and nobody has been told;
+* ``beat``: a heartbeat was committed.
+"""
+POINTS: Final[tuple[Point, ...]] = get_args(Point)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+@contextmanager
+def kill_worker_after(point: Point, *, skip: int = 0) -> Iterator[None]:
+    """End this process, at once and without any cleaning up, when its worker comes to *point*.
+
+    For a worker that runs within the block, in a process that the test has started.
+
+    Args:
+        point: One of :data:`POINTS`.
+        skip: How many times it may come there before.
+    """
+    if point not in POINTS:
+        raise ValueError(f"the point is {point!r}; it can be one of {', '.join(POINTS)}")
+    passed = 0
+
+    def reached() -> None:
+        nonlocal passed
+        passed += 1
+        if passed > skip:
+            _die()
+
+    with ExitStack() as stack:
+        for owner, name, wrapped in _places(point, reached):
+            stack.enter_context(patch.object(owner, name, wrapped))
+        yield
+
+
+def _places(point: Point, reached: Callable[[], None]) -> Sequence[tuple[Any, str, Any]]:
+    """What to replace, each by a function that says so when a worker has come to *point*."""
+    settled = _lifecycle.Fate.SETTLED
+
+    def take(self: Any, step: Any, worker_id: int, jobs: Any, *args: Any) -> None:
+        if jobs:
+            reached()
+        original_take(self, step, worker_id, jobs, *args)
+
+    def end(self: Any, *args: Any) -> Any:
+        reached()
+        return original_end(self, *args)
+
+    def write(*args: Any, **options: Any) -> Any:
+        held, xid = original_write(*args, **options)
+        if held:
+            reached()
+        return held, xid
+
+    def settle(*args: Any) -> Any:
+        fates = original_settle(*args)
+        if any(fate is settled for _, fate in fates):
+            reached()
+        return fates
+
+    def commit(self: Any, *args: Any) -> Any:
+        fate = original_commit(self, *args)
+        if fate is settled:
+            reached()
+        return fate
+
+    def beat(*args: Any, **options: Any) -> Any:
+        gap = original_beat(*args, **options)
+        reached()
+        return gap
+
+    original_take = _dispatch.Dispatcher._take
+    original_end = _execution.Attempt.end
+    original_write = _lifecycle.write
+    original_settle = _lifecycle.settle
+    original_commit = _session.HandlerSession.commit
+    original_beat = _lifecycle.beat
+    places: dict[Point, Sequence[tuple[Any, str, Any]]] = {
+        "claim": [(_dispatch.Dispatcher, "_take", take)],
+        "handler": [(_execution.Attempt, "end", end)],
+        "write": [(_lifecycle, "write", write), (_session, "write", write)],
+        "settle": [(_lifecycle, "settle", settle), (_session.HandlerSession, "commit", commit)],
+        "beat": [(_lifecycle, "beat", beat)],
+    }
+    return places[point]
+
+
+def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> Any:
+    """Make all jobs, live and dead, so much older, as if that time had passed.
+
+    A job that was to run within it is due then, without waiting. The workers' own rows are left as
+    they are: those live in real time. The caller commits, as with ``enqueue``.
+
+    Args:
+        target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+        jobs: Whose tables.
+        by: Seconds, or a timedelta.
+    """
+    seconds = _validation.seconds("by", by)
+    statements = statements_of(jobs.models)
+
+    def work(unit: Unit) -> None:
+        for statement in statements.grow_older:
+            unit.execute(statement, parameters(by=timedelta(seconds=seconds)))
+        unit.execute(statements.wake_all)
+
+    return run_in(target, jobs.models, work)
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "--kill-after", "point", type=click.Choice(POINTS), required=True, help="Where to die."
+)
+@click.option("--skip", default=0, show_default=True, help="How often to pass there before.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def main(point: Point, skip: int, command: tuple[str, ...]) -> None:
+    """Run a sqlalchemy-bgjob COMMAND in this process, which ends when its worker comes to a point.
+
+    Not with --processes: those would be processes of their own.
+    """
+    from sqlalchemy_bgjob.cli import main as run
+
+    with kill_worker_after(point, skip=skip):
+        run(list(command))
+
+
+if __name__ == "__main__":
+    main()

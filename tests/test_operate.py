@@ -1,0 +1,368 @@
+"""Cancel, redrive and prune: in the caller's transaction, once, and never against a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, MetaData, event, func, select, text, true
+from sqlalchemy.orm import Session
+
+from sqlalchemy_bgjob import BGJob, enqueue
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._enqueue import statements_of
+from sqlalchemy_bgjob._lifecycle import Fate
+from sqlalchemy_bgjob._outcomes import COMPLETED, Kind, Settlement
+from sqlalchemy_bgjob.testing.faults import let_time_pass
+from support import wait_until
+from support.producers import UNITS, producer
+from support.rows import claim, pending
+
+if TYPE_CHECKING:
+    from sqlalchemy_bgjob._lifecycle import ClaimedJob
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture
+def jobs(engine: Engine) -> BGJob:
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+
+    @jobs.handler("mail", queue="q", max_attempts=3)
+    def mail(ctx: Any, to: str) -> None: ...
+
+    return jobs
+
+
+def put(jobs: BGJob, engine: Engine, *ids: str, **options: Any) -> None:
+    for id in ids:
+        enqueue(engine, jobs.registry.find_type("mail"), id, id=id, **options)
+
+
+def take(jobs: BGJob, engine: Engine) -> list[ClaimedJob]:
+    with engine.connect() as connection:
+        return claim(connection, statements_of(jobs.models), 100)
+
+
+def end(
+    jobs: BGJob, engine: Engine, claimed: list[ClaimedJob], settlement: Settlement
+) -> set[Fate]:
+    with engine.connect() as connection:
+        fates = lifecycle.settle(
+            connection, statements_of(jobs.models), pending(claimed, settlement)
+        )
+    return {fate for _, fate in fates}
+
+
+def died(error: str = "no such address") -> Settlement:
+    return Settlement(Kind.DEAD, error=error)
+
+
+def kill(jobs: BGJob, engine: Engine, *ids: str, ago: float = 0.0) -> None:
+    """Let jobs be claimed, and moved to the DLQ."""
+    put(jobs, engine, *ids)
+    claimed = take(jobs, engine)
+    assert sorted(job.id for job in claimed) == sorted(ids)
+    end(jobs, engine, claimed, died())
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE bgjob_dead_job SET moved_at = now() - make_interval(secs => :ago)"
+                " WHERE job_id = ANY(:ids)"
+            ),
+            {"ago": ago, "ids": list(ids)},
+        )
+
+
+def live(jobs: BGJob, engine: Engine) -> list[str]:
+    with Session(engine) as session:
+        return list(session.scalars(select(jobs.Job.id).order_by(jobs.Job.id)))
+
+
+def dead(jobs: BGJob, engine: Engine) -> list[str]:
+    with Session(engine) as session:
+        return list(session.scalars(select(jobs.DeadJob.job_id).order_by(jobs.DeadJob.job_id)))
+
+
+# ---- cancel ---------------------------------------------------------------------------------
+
+
+def test_a_queued_job_is_cancelled_and_no_other(jobs: BGJob, engine: Engine) -> None:
+    put(jobs, engine, "a", "b")
+    put(jobs, engine, "later", delay=3600)
+
+    assert jobs.cancel(engine, "a") is True
+    assert jobs.cancel(engine, "later") is True
+    assert jobs.cancel(engine, "a") is False
+    assert jobs.cancel(engine, "never") is False
+    assert live(jobs, engine) == ["b"]
+
+
+def test_a_running_job_is_left_alone(jobs: BGJob, engine: Engine) -> None:
+    put(jobs, engine, "a")
+    claimed = take(jobs, engine)
+
+    assert jobs.cancel(engine, "a") is False
+
+    assert end(jobs, engine, claimed, COMPLETED) == {Fate.SETTLED}
+    assert live(jobs, engine) == []
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_the_caller_s_transaction_decides(jobs: BGJob, engine: Engine, kind: str) -> None:
+    """For every kind of session and connection, for all three."""
+    kill(jobs, engine, "brought-back", "pruned", ago=100)
+    put(jobs, engine, "gone", "kept")
+    url = engine.url.render_as_string(hide_password=False)
+
+    async def act(*, commit: bool) -> list[Any]:
+        async with producer(kind, url) as made:
+            done = [
+                await made.do(jobs.cancel(made.target, "gone")),
+                await made.do(jobs.redrive(made.target, jobs.DeadJob.job_id == "brought-back")),
+                await made.do(jobs.prune(made.target, 50)),
+            ]
+            await (made.commit() if commit else made.rollback())
+        return [done[0], done[1].ids, done[2]]
+
+    assert asyncio.run(act(commit=False)) == [True, ("brought-back",), 1]
+    assert live(jobs, engine) == ["gone", "kept"]
+    assert dead(jobs, engine) == ["brought-back", "pruned"]
+    assert asyncio.run(act(commit=True)) == [True, ("brought-back",), 1]
+    assert live(jobs, engine) == ["brought-back", "kept"]
+    assert dead(jobs, engine) == []
+
+
+def test_a_job_that_is_not_yet_flushed_can_be_cancelled(jobs: BGJob, engine: Engine) -> None:
+    with Session(engine) as session, session.begin():
+        session.add(jobs.Job(id="a", queue="q", type="mail"))
+        assert jobs.cancel(session, "a") is True
+    assert live(jobs, engine) == []
+
+
+@pytest.mark.parametrize(("id", "error"), [("", ValueError), (7, TypeError), ("\x00", ValueError)])
+def test_an_id_that_can_t_be_is_refused(jobs: BGJob, engine: Engine, id: Any, error: type) -> None:
+    with pytest.raises(error, match="id"):
+        jobs.cancel(engine, id)
+
+
+# ---- redrive --------------------------------------------------------------------------------
+
+
+def test_a_redriven_job_begins_anew_and_keeps_what_it_is(jobs: BGJob, engine: Engine) -> None:
+    kill(jobs, engine, "a")
+    with Session(engine) as session:
+        before = session.scalars(select(jobs.DeadJob)).one()
+
+    done = jobs.redrive(engine, jobs.DeadJob.type == "mail")
+
+    assert (done.ids, done.left) == (("a",), ())
+    assert dead(jobs, engine) == []
+    with Session(engine) as session:
+        job = session.scalars(select(jobs.Job)).one()
+    assert (job.attempt, job.crashes, job.claimed_by) == (0, 0, None)
+    assert (job.arg, job.queue, job.type, job.priority) == (b'"a"', "q", "mail", 0)
+    assert job.created_at == before.job_created_at
+    assert job.last_error == "no such address"
+    assert job.lease > before.lease
+
+
+def test_an_edited_arg_is_what_runs(jobs: BGJob, engine: Engine) -> None:
+    """Also if the edit is committed while the redrive waits for it."""
+    kill(jobs, engine, "a")
+    with Session(engine) as session, session.begin():
+        session.scalars(select(jobs.DeadJob)).one().arg = b'"edited"'
+        session.flush()
+        with ThreadPoolExecutor() as pool:
+            done = pool.submit(jobs.redrive, engine, true())
+            wait_until(lambda: waiting(engine) == 1, what="the redrive to wait")
+            session.commit()
+            assert done.result().ids == ("a",)
+
+    with Session(engine) as session:
+        assert session.scalars(select(jobs.Job.arg)).one() == b'"edited"'
+
+
+def waiting(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(
+            connection.execute(
+                text(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                )
+            ).scalar_one()
+        )
+
+
+def test_a_live_job_of_the_same_id_is_left_alone(jobs: BGJob, engine: Engine) -> None:
+    kill(jobs, engine, "a", "b")
+    put(jobs, engine, "a")
+
+    done = jobs.redrive(engine, true())
+
+    assert (done.ids, done.left) == (("b",), ("a",))
+    assert dead(jobs, engine) == ["a"]
+    assert live(jobs, engine) == ["a", "b"]
+
+
+def test_of_two_dead_jobs_with_one_id_the_later_one_comes_back(jobs: BGJob, engine: Engine) -> None:
+    kill(jobs, engine, "a", ago=100)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE bgjob_dead_job SET last_error = 'first'"))
+    put(jobs, engine, "a")
+    end(jobs, engine, take(jobs, engine), died("second"))
+
+    done = jobs.redrive(engine, true())
+
+    assert (done.ids, done.left) == (("a",), ("a",))
+    with Session(engine) as session:
+        assert session.scalars(select(jobs.Job.last_error)).one() == "second"
+        assert session.scalars(select(jobs.DeadJob.last_error)).one() == "first"
+
+
+def test_a_lease_is_never_used_again(jobs: BGJob, engine: Engine) -> None:
+    """Neither one of the life that ended, nor one of a life that came after it."""
+    kill(jobs, engine, "a")
+    put(jobs, engine, "a")
+    later = take(jobs, engine)
+    end(jobs, engine, later, COMPLETED)
+
+    jobs.redrive(engine, true())
+
+    assert take(jobs, engine)[0].lease > later[0].lease
+
+
+def test_the_limit_and_the_delay(jobs: BGJob, engine: Engine) -> None:
+    kill(jobs, engine, "a", "b", "c")
+
+    first = jobs.redrive(engine, true(), limit=2, delay=timedelta(hours=1))
+
+    assert len(first.ids) == 2
+    with Session(engine) as session:
+        waits = session.scalars(select(func.extract("epoch", jobs.Job.next_run_at - func.now())))
+        assert [round(float(seconds), -2) for seconds in waits] == [3600, 3600]
+    assert len(jobs.redrive(engine, true(), limit=2).ids) == 1
+    assert jobs.redrive(engine, true()).ids == ()
+
+
+@pytest.mark.parametrize("act", ["cancel", "redrive"])
+def test_of_many_that_do_the_same_one_has_done_it(jobs: BGJob, engine: Engine, act: str) -> None:
+    """Twenty rounds of eight at once; and none of them fails."""
+    barrier = threading.Barrier(8)
+
+    def once(_: int) -> bool:
+        barrier.wait(20)
+        if act == "cancel":
+            return jobs.cancel(engine, "a")
+        return bool(jobs.redrive(engine, jobs.DeadJob.job_id == "a").ids)
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            (put if act == "cancel" else kill)(jobs, engine, "a")
+            assert sum(pool.map(once, range(8))) == 1
+            with engine.begin() as connection:
+                connection.execute(text("DELETE FROM bgjob_job"))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"limit": 0}, ValueError, "limit=0 is below 1; None means all"),
+        ({"limit": "2"}, TypeError, "limit must be an int or None, not str"),
+        ({"delay": -1}, ValueError, "delay=-1 s is not between"),
+    ],
+)
+def test_what_can_t_be_is_refused_before_any_sql(
+    jobs: BGJob, engine: Engine, options: dict[str, Any], error: type, match: str
+) -> None:
+    with engine.connect() as connection:
+        with pytest.raises(error, match=match):
+            jobs.redrive(connection, true(), **options)
+        assert not connection.in_transaction()
+
+
+# ---- prune ----------------------------------------------------------------------------------
+
+
+def test_what_died_long_ago_is_deleted_the_oldest_first(jobs: BGJob, engine: Engine) -> None:
+    for id, ago in (("old", 200.0), ("older", 300.0), ("new", 10.0)):
+        kill(jobs, engine, id, ago=ago)
+
+    assert jobs.prune(engine, 100, limit=1) == 1
+    assert dead(jobs, engine) == ["new", "old"]
+    assert jobs.prune(engine, timedelta(seconds=100), jobs.DeadJob.type != "mail") == 0
+    assert jobs.prune(engine, 100) == 1
+    assert jobs.prune(engine, 0, jobs.DeadJob.type == "mail") == 1
+    assert dead(jobs, engine) == []
+
+
+def test_prune_waits_for_who_redrives(jobs: BGJob, engine: Engine) -> None:
+    """And deletes what stays dead then, whatever was edited meanwhile."""
+    kill(jobs, engine, "a", "b", "c", ago=100)
+    with ThreadPoolExecutor() as pool, engine.begin() as connection:
+        jobs.redrive(connection, jobs.DeadJob.job_id == "a")
+        connection.execute(text("UPDATE bgjob_dead_job SET arg = '1' WHERE job_id = 'b'"))
+        done = pool.submit(jobs.prune, engine, 50)
+        wait_until(lambda: waiting(engine) == 1, what="the prune to wait")
+        connection.commit()
+        assert done.result(20) == 2
+    assert live(jobs, engine) == ["a"]
+    assert dead(jobs, engine) == []
+
+
+def test_who_redrives_and_who_prunes_never_wait_in_a_circle(jobs: BGJob, engine: Engine) -> None:
+    """Neither fails, and each dead job is brought back once or deleted once."""
+    ids = [f"job-{n}" for n in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            kill(jobs, engine, *ids, ago=100)
+            pruned = [pool.submit(jobs.prune, engine, 50, limit=7) for _ in range(2)]
+            back = [pool.submit(jobs.redrive, engine, true(), limit=7) for _ in range(2)]
+            count = sum(done.result(20) for done in pruned)
+            redriven = [id for done in back for id in done.result(20).ids]
+            assert len(live(jobs, engine)) == len(set(redriven)) == len(redriven)
+            assert len(dead(jobs, engine)) == 20 - count - len(redriven)
+            with engine.begin() as connection:
+                connection.execute(text("TRUNCATE bgjob_job, bgjob_dead_job"))
+
+
+# ---- time -----------------------------------------------------------------------------------
+
+
+def test_time_that_passes_makes_jobs_due(jobs: BGJob, engine: Engine) -> None:
+    kill(jobs, engine, "dead")
+    put(jobs, engine, "soon", delay=3500)
+    put(jobs, engine, "late", delay=3700)
+
+    with Session(engine) as session, session.begin():
+        let_time_pass(session, jobs, timedelta(hours=1))
+
+    with Session(engine) as session:
+        states = dict(session.execute(select(jobs.Job.id, jobs.Job.state)).all())
+    assert states == {"soon": "queued", "late": "scheduled"}
+    assert jobs.prune(engine, 3599) == 1
+
+
+@pytest.fixture
+def statements_sent(engine: Engine) -> list[str]:
+    sent: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    return sent
+
+
+def test_each_is_one_statement(jobs: BGJob, engine: Engine, statements_sent: list[str]) -> None:
+    """What two do at once is then done once; redrive tells each queue's workers besides."""
+    kill(jobs, engine, "a", "b")
+    statements_sent.clear()
+
+    jobs.cancel(engine, "x")
+    jobs.prune(engine, 100)
+    jobs.redrive(engine, true())
+
+    assert [sql.split()[0] for sql in statements_sent] == ["DELETE", "WITH", "WITH", "SELECT"]
