@@ -22,9 +22,9 @@ LINES: list[dict[str, Any]] = [
 FOUND = Found(dead=frozenset("b"), effects={"a": 1})
 
 
-def problems(*more: dict[str, Any], without: int | None = None, **options: Any) -> list[str]:
+def problems(*more: dict[str, Any], without: tuple[int, ...] = (), **options: Any) -> list[str]:
     found = options.pop("found", FOUND)
-    lines = [line for number, line in enumerate(LINES) if number != without]
+    lines = [line for number, line in enumerate(LINES) if number not in without]
     expected = {
         "committed": frozenset("ab"),
         "with_effects": frozenset("ab"),
@@ -44,8 +44,9 @@ def test_what_is_allowed_is_no_problem() -> None:
     [
         ("c: committed, and never started", {"committed": frozenset("abc")}),
         ("a: started 3 times with 1 failures and 0 faults", {"faults": 0}),
-        ("a: started with lease 7 while 5 went on", {"without": 1}),
+        ("a: started with lease 7 while 5 went on", {"without": (1,)}),
         ("a: not ended", {"found": Found(left=frozenset("a"), dead=frozenset("b"))}),
+        ("a: gone, and completed 0 times", {"without": (1, 5)}),
         ("a: 0 effects instead of 1", {"found": Found(dead=frozenset("b"))}),
         ("a: 2 effects instead of 1", {"found": Found(dead=frozenset("b"), effects={"a": 2})}),
         (
@@ -71,6 +72,10 @@ def test_what_is_missing_or_too_much(found: str, options: dict[str, Any]) -> Non
             {"event": "start", "id": "b", "lease": 3},
         ),
         (
+            "a: lease 8 ended it, and 9 had been started",
+            {"event": "start", "id": "a", "lease": 9},
+        ),
+        (
             "a: started 4 times with 1 failures and 1 faults",
             {"event": "start", "id": "a", "lease": 9},
         ),
@@ -83,4 +88,17 @@ def test_what_must_not_be_there(found: str, line: dict[str, Any]) -> None:
 def test_a_frozen_worker_may_be_told_late_that_its_lease_is_lost() -> None:
     late = {"event": "lease_lost", "id": "a", "lease": 5, "pid": 1, "at": 30.0}
 
-    assert problems(late, without=1) == []
+    assert problems(late, without=(1,)) == []
+
+
+def test_a_second_life_is_one_more_of_everything() -> None:
+    """An id that was enqueued again after its end."""
+    again = [
+        {"event": "start", "id": "a", "lease": 9, "pid": 2, "at": 7.0},
+        {"event": "completed", "id": "a", "lease": 9, "pid": 2, "at": 8.0},
+    ]
+    found = Found(dead=frozenset("b"), effects={"a": 2})
+
+    assert problems(*again, lives={"a": 2}, found=found) == []
+    assert problems(*again, found=found) != []
+    assert problems(*again, lives={"a": 2}) == ["a: 1 effects instead of 2"]

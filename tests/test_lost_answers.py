@@ -35,10 +35,23 @@ def end(process: WorkerProcess) -> None:
     assert process.wait() == 0, process.log
 
 
+def handed_back(fleet: Fleet) -> int:
+    """How many jobs were claimed and given back again."""
+    return sum(
+        change.worker_before is not None and change.worker is None and change.did == "UPDATE"
+        for change in fleet.record
+    )
+
+
 @pytest.mark.core
+@pytest.mark.parametrize("rests", [True, False], ids=["at rest", "in a transaction"])
 @pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
-def test_jobs_of_a_claim_without_an_answer_start_once(fleet: Fleet, proxy: Proxy) -> None:
+def test_jobs_of_a_claim_without_an_answer_start_once(
+    fleet: Fleet, proxy: Proxy, rests: bool
+) -> None:
     """At default settings: within five seconds, at the first attempt."""
+    if not rests:
+        fleet.claim_in_transactions()
     process = fleet.start(url=proxy.url)
     ids = [f"job-{n}" for n in range(10)]
     proxy.cut_commit("quick", sent_by="server")
@@ -52,6 +65,7 @@ def test_jobs_of_a_claim_without_an_answer_start_once(fleet: Fleet, proxy: Proxy
 
     print(f"all started {took:.2f} s after the enqueue")
     assert proxy.cuts == 1
+    assert handed_back(fleet) == len(ids), "it was another COMMIT that was cut"
     assert took < 5.0
     starts = [line for lines in fleet.journal.starts().values() for line in lines]
     assert [(line["attempt"], line["crashes"]) for line in starts] == [(1, 0)] * len(ids)
@@ -60,6 +74,7 @@ def test_jobs_of_a_claim_without_an_answer_start_once(fleet: Fleet, proxy: Proxy
 
 @pytest.mark.parametrize("variant", ONE, ids=str)
 def test_a_claim_that_did_not_arrive_is_made_again(fleet: Fleet, proxy: Proxy) -> None:
+    fleet.claim_in_transactions()
     process = fleet.start(url=proxy.url)
     proxy.cut_commit("quick", sent_by="server", arrives=False)
 

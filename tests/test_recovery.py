@@ -149,6 +149,8 @@ def test_a_process_is_killed_at_a_commit(fleet: Fleet, point: str, arrives: bool
         "move to the DLQ": fleet.app.give_up,
     }[point]
     with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:
+        if not arrives:
+            fleet.claim_in_transactions()
         # It dies by the kill alone, not for a heartbeat that was late on a busy machine.
         victim = fleet.start(url=proxy.url, **(FAST | {"lease_timeout": 10.0}))
         if point == "claim":

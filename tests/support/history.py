@@ -3,10 +3,12 @@
 The journal is written by the processes themselves, line by line, so that it is true to the last
 moment of a process that was killed. What is in the database is counted apart. A history is wrong if
 
-* a job that was committed was never started, or is neither gone nor dead (I1);
+* a job that was committed was never started, or is neither gone nor dead (I1), or is gone though
+  nobody has completed it;
 * a job that was rolled back was started (I2);
 * a job was started more often than its failures and the faults that hit it explain (I3);
-* two settlements of one claim were accepted (I4), or a job ended twice (I8);
+* two settlements of one claim were accepted (I4), a job ended twice (I8), or by a claim that was
+  not its last one;
 * a job was started while its last start went on, in a process that lived and had not been told that
   its lease was lost (I5);
 * a job has other effects than one for its completion (I6);
@@ -53,6 +55,7 @@ class History:
         rolled_back: Those whose enqueue was not.
         with_effects: Those whose handler writes once through its session.
         faults: How many faults may have hit each job; each may cost one more start.
+        lives: How often an id was enqueued, where that was more than once.
     """
 
     lines: Iterable[Mapping[str, Any]]
@@ -60,6 +63,7 @@ class History:
     rolled_back: frozenset[str] = frozenset()
     with_effects: frozenset[str] = frozenset()
     faults: int = 0
+    lives: Mapping[str, int] = field(default_factory=dict)
 
     def problems(self, found: Found) -> list[str]:
         """All that is not allowed, in words; empty if there is nothing."""
@@ -68,15 +72,14 @@ class History:
         for line in lines:
             if "id" in line:
                 by_job[line["id"]].append(line)
-        gone = {
-            line.get("killed_pid", line["pid"]): float(line["at"])
-            for line in lines
-            if line["event"] in ("killed", "left")
-        }
+        killed = {line["killed_pid"]: line["at"] for line in lines if line["event"] == "killed"}
+        gone = killed | {line["pid"]: line["at"] for line in lines if line["event"] == "left"}
         problems = [f"{id}: rolled back, and started" for id in self.rolled_back & by_job.keys()]
         for id in sorted(self.committed):
             problems += [f"{id}: {problem}" for problem in self._of_job(id, by_job[id], gone)]
-            problems += [f"{id}: {problem}" for problem in self._at_the_end(id, by_job[id], found)]
+            problems += [
+                f"{id}: {problem}" for problem in self._at_the_end(id, by_job[id], killed, found)
+            ]
         return problems
 
     def _of_job(
@@ -86,7 +89,8 @@ class History:
         if not starts:
             yield "committed, and never started"
         failures = sum(line["event"] == "retried" for line in lines)
-        if len(starts) > 1 + failures + self.faults:
+        lives = self.lives.get(id, 1)
+        if len(starts) > lives + failures + self.faults:
             yield f"started {len(starts)} times with {failures} failures and {self.faults} faults"
         leases = [line["lease"] for line in starts]
         if any(after <= before for before, after in pairwise(leases)):
@@ -95,8 +99,11 @@ class History:
         yield from (
             f"{count} settlements of lease {lease}" for lease, count in settled.items() if count > 1
         )
-        if (ends := sum(line["event"] in ENDS for line in lines)) > 1:
-            yield f"ended {ends} times"
+        ends = [line["lease"] for line in lines if line["event"] in ENDS]
+        if len(ends) > lives:
+            yield f"ended {len(ends)} times"
+        if lives == 1 and ends and starts and max(leases) > min(ends):
+            yield f"lease {min(ends)} ended it, and {max(leases)} had been started"
         for before, after in pairwise(starts):
             if not self._let_go(before, after, lines, gone):
                 yield f"started with lease {after['lease']} while {before['lease']} went on"
@@ -119,13 +126,24 @@ class History:
         # Observers are told after the commit, and a worker that was frozen is told when it goes on.
         return bool(told & {*SETTLED, "lease_lost"})
 
-    def _at_the_end(self, id: str, lines: list[Mapping[str, Any]], found: Found) -> Iterable[str]:
+    def _at_the_end(
+        self,
+        id: str,
+        lines: list[Mapping[str, Any]],
+        killed: Mapping[int, float],
+        found: Found,
+    ) -> Iterable[str]:
         if id in found.left:
             yield "not ended"
         if id in found.left and id in found.dead:
             yield "both queued and dead"
+        completed = self.lives.get(id, 1) - (id in found.left | found.dead)
+        noted = sum(line["event"] == "completed" for line in lines)
+        # Whoever was killed may not have come to tell.
+        if noted < completed and not killed.keys() & {line["pid"] for line in lines}:
+            yield f"gone, and completed {noted} times"
         if id not in self.with_effects:
             return
-        effects, expected = found.effects.get(id, 0), int(id not in found.left | found.dead)
+        effects, expected = found.effects.get(id, 0), completed
         if effects != expected:
             yield f"{effects} effects instead of {expected}"

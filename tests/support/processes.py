@@ -16,12 +16,15 @@ from sqlalchemy import Engine, func, select, text
 
 from support.databases import with_driver
 from support.history import Found, History
+from support.record import KEEP_RECORD, READ_RECORD, Change, record_problems
 from support.waiting import wait_until
 from support.worker_app import App, Config, Journal, Kind, make_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
+
+    from sqlalchemy_bgjob.testing.faults import Point
 
 FAST: dict[str, Any] = {
     "heartbeat_interval": 0.5,
@@ -93,6 +96,11 @@ class WorkerProcess:
         Journal(Path(self.config.journal)).note("killed", killed_pid=self.pid)
         self._process.wait()
 
+    def dies(self, seconds: float = 30.0) -> None:
+        """Wait until the process has ended as by SIGKILL, which it has done to itself."""
+        assert self.wait(seconds) == -signal.SIGKILL, self.log
+        Journal(Path(self.config.journal)).note("killed", killed_pid=self.pid)
+
     def wait(self, seconds: float = 30.0) -> int:
         """The exit code; fails the test if the process does not end in time."""
         wait_until(lambda: not self.alive, seconds, what=f"the end of process {self.pid}")
@@ -130,6 +138,9 @@ class Fleet:
 
     def create_tables(self) -> None:
         self.app.jobs.metadata.create_all(self.engine)
+        with self.engine.begin() as connection:
+            for statement in KEEP_RECORD:
+                connection.execute(text(statement))
 
     def start(
         self,
@@ -137,6 +148,9 @@ class Fleet:
         url: str | None = None,
         slots: int = 10,
         crash_attempts: int = 4,
+        dies_after: Point | None = None,
+        dies_skip: int = 0,
+        mutant: str | None = None,
         wait: bool = True,
         **settings: Any,
     ) -> WorkerProcess:
@@ -148,6 +162,9 @@ class Fleet:
             kind=self.variant.kind,
             slots=slots,
             crash_attempts=crash_attempts,
+            dies_after=dies_after,
+            dies_skip=dies_skip,
+            mutant=mutant,
             settings=settings,
         )
         return self._add(config, wait=wait)
@@ -179,6 +196,14 @@ class Fleet:
         found = wait_until(registered, START_SECONDS, what="the worker's registration")
         assert found is not None
         return found
+
+    def claim_in_transactions(self) -> None:
+        """Let workers that start from now on never send a claim that commits by itself."""
+        with self.engine.begin() as connection:
+            name = connection.scalar(text("SELECT quote_ident(current_database())"))
+            connection.execute(
+                text(f"ALTER DATABASE {name} SET default_transaction_isolation TO 'serializable'")
+            )
 
     # ---- what the database says ---------------------------------------------------------------
 
@@ -234,21 +259,52 @@ class Fleet:
         *,
         with_effects: Iterable[str] = (),
         faults: int = 0,
+        lives: int = 1,
     ) -> None:
         """Fail the test if what has happened to these jobs must not happen."""
-        history = History(
-            self.journal.read(),
-            committed=frozenset(committed),
-            with_effects=frozenset(with_effects),
-            faults=faults,
-        )
-        found = Found(
-            left=frozenset(row.id for row in self.rows("SELECT id FROM bgjob_job")),
-            dead=frozenset(row.job_id for row in self.rows("SELECT job_id FROM bgjob_dead_job")),
-            effects=self.effects(),
-        )
-        problems = history.problems(found)
+        problems = self.problems(committed, with_effects=with_effects, faults=faults, lives=lives)
         assert not problems, "\n".join(problems)
+
+    def problems(
+        self,
+        committed: Iterable[str],
+        *,
+        with_effects: Iterable[str] = (),
+        faults: int = 0,
+        lives: int = 1,
+        told_within: float = 5.0,
+    ) -> list[str]:
+        """What must not have happened to these jobs, in the journal and in the table's record."""
+        ids = frozenset(committed)
+        problems: list[str] = []
+
+        def none() -> bool:
+            nonlocal problems
+            history = History(
+                self.journal.read(),
+                committed=ids,
+                with_effects=frozenset(with_effects),
+                faults=faults,
+                lives=dict.fromkeys(ids, lives),
+            )
+            dead = self.rows("SELECT job_id FROM bgjob_dead_job")
+            found = Found(
+                left=frozenset(row.id for row in self.rows("SELECT id FROM bgjob_job")),
+                dead=frozenset(row.job_id for row in dead),
+                effects=self.effects(),
+            )
+            problems = [*history.problems(found), *record_problems(self.record)]
+            return not problems
+
+        # Observers are told a moment after the commit.
+        with contextlib.suppress(AssertionError):
+            wait_until(none, told_within)
+        return problems
+
+    @property
+    def record(self) -> list[Change]:
+        """Every change of every job, in the order in which they were made."""
+        return [Change(*row) for row in self.rows(READ_RECORD)]
 
     def __enter__(self) -> Self:
         return self

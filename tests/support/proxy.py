@@ -23,6 +23,8 @@ Direction = Literal["client", "server"]
 _COMMITTED = b"COMMIT\x00"
 """The end of the server's answer to a COMMIT, and of the COMMIT itself as psycopg sends it."""
 _COMMITS = (b"COMMIT\x00", b"COMMIT;\x00")
+_IDLE = b"Z\x00\x00\x00\x05I"
+"""The end of the server's answer to what left no transaction open."""
 
 
 @dataclass
@@ -99,7 +101,8 @@ class Proxy:
         """Let a COMMIT reach the server, swallow its answer, and reset the connection.
 
         Meant is the first COMMIT on a connection over which *marker* went, sent by the server in
-        a row (a claim returns types) or by the client in a parameter (a settlement names ids).
+        a row (a claim returns types) or by the client in a parameter (a settlement names ids). A
+        row that comes with the end of its statement's own transaction is such an answer itself.
         Unless it *arrives*, the connection is reset before the server hears of it. When it *hangs*,
         there is no reset, and the client waits.
         """
@@ -229,6 +232,12 @@ class Proxy:
         if link.marked is None:
             for cut in self._cuts:
                 if cut.times and cut.sent_by == sender and cut.marker in data:
+                    if sender == "server" and cut.arrives and data.endswith(_IDLE):
+                        # A statement that has committed by itself, and this is its answer.
+                        cut.times -= 1
+                        link.hangs = cut.hangs
+                        self.cuts += 1
+                        return True
                     link.marked = cut
         if (
             link.marked is not None

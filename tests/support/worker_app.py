@@ -33,9 +33,13 @@ from sqlalchemy_bgjob import (
     Worker,
     constant,
 )
+from sqlalchemy_bgjob.testing.faults import kill_worker_after
+from support.mutants import MUTANTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from sqlalchemy_bgjob.testing.faults import Point
 
 Kind = Literal["sync", "async"]
 
@@ -112,6 +116,8 @@ class App:
     """Writes one effect."""
     nap: JobType[float]
     """Takes so many seconds at the first attempt, without a session."""
+    late: JobType[float]
+    """Takes so many seconds at each attempt, then writes an effect."""
     hold: JobType[float]
     """Writes an effect and locks a row, then takes so many seconds at the first attempt."""
     crash: JobType[None]
@@ -147,6 +153,7 @@ def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
         quick=jobs.handler("quick", session=False)(handlers["quick"]),
         effect=jobs.handler("effect", retry=again)(handlers["effect"]),
         nap=jobs.handler("nap", session=False, retry=again)(handlers["nap"]),
+        late=jobs.handler("late", retry=again)(handlers["late"]),
         hold=jobs.handler("hold", retry=again)(handlers["hold"]),
         crash=jobs.handler("crash", max_attempts=crash_attempts, session=False)(crash),
         block=jobs.handler("block", session=False)(handlers["block"]),
@@ -181,6 +188,11 @@ def _functions(journal: Journal) -> dict[str, Any]:
         if ctx.job.attempt == 1:
             time.sleep(seconds)
 
+    def late(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        time.sleep(seconds)
+        ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+
     def hold(ctx: Context[Any], seconds: float) -> None:
         ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
         ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
@@ -202,6 +214,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
         "quick": quick,
         "effect": effect,
         "nap": nap,
+        "late": late,
         "hold": hold,
         "block": block,
         "hog": hog,
@@ -232,6 +245,11 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
         if ctx.job.attempt == 1:
             await asyncio.sleep(seconds)
 
+    async def late(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        await asyncio.sleep(seconds)
+        await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+
     async def hold(ctx: Context[Any], seconds: float) -> None:
         await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
         await ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
@@ -253,6 +271,7 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
         "quick": quick,
         "effect": effect,
         "nap": nap,
+        "late": late,
         "hold": hold,
         "block": block,
         "hog": hog,
@@ -269,6 +288,11 @@ class Config:
     kind: Kind = "sync"
     slots: int = 10
     crash_attempts: int = 4
+    dies_after: Point | None = None
+    """Where the process ends, as by SIGKILL; see :mod:`sqlalchemy_bgjob.testing.faults`."""
+    dies_skip: int = 0
+    mutant: str | None = None
+    """What is broken in it on purpose; see :mod:`support.mutants`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     VARIABLE = "BGJOB_TEST_WORKER"
@@ -287,10 +311,15 @@ def main() -> int:
     journal = Journal(Path(config.journal))
     app = make_app(config.kind, journal, crash_attempts=config.crash_attempts)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    if config.kind == "sync":
-        _run_threads(config, app, journal)
-    else:
-        asyncio.run(_run_asyncio(config, app, journal))
+    with contextlib.ExitStack() as broken:
+        if config.mutant is not None:
+            MUTANTS[config.mutant](broken)
+        if config.dies_after is not None:
+            broken.enter_context(kill_worker_after(config.dies_after, skip=config.dies_skip))
+        if config.kind == "sync":
+            _run_threads(config, app, journal)
+        else:
+            asyncio.run(_run_asyncio(config, app, journal))
     journal.note("left")
     return 0
 

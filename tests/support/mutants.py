@@ -1,0 +1,215 @@
+"""Workers that are broken on purpose: the checker of histories must object to each.
+
+Each mutant is applied in the process of one worker, before it starts, and takes away one of the
+things on which the promises rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select
+
+from sqlalchemy_bgjob import _dispatch, _execution, _lifecycle, _session
+from sqlalchemy_bgjob._lifecycle import Fate
+from sqlalchemy_bgjob._outcomes import COMPLETED
+from sqlalchemy_bgjob._statements import Statements, _at, _given, _unnest, _xid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import ExitStack
+
+
+def _replace(stack: ExitStack, owner: Any, **changes: Any) -> None:
+    for name, value in changes.items():
+        stack.enter_context(patch.object(owner, name, value))
+
+
+# ---- the lease ------------------------------------------------------------------------------
+
+
+def fence_by_id_alone(stack: ExitStack) -> None:
+    """A settlement names the job, and neither its lease nor its worker."""
+
+    def one_by_one(self: Any, given: Any, value: Any, complete: Any) -> Any:
+        held = self._job.alias("held")
+        one = select(value.label("value")).where(held.c.id == given.c.ids)
+        found = complete(held, one.select_from(held)).lateral("found")
+        return select(found.c.value).select_from(given.join(found, literal_column("true")))
+
+    def complete_one(self: Any) -> Any:
+        held = self._job.alias("held")
+        locked: Any = (
+            select(literal_column("held.ctid"))
+            .select_from(held)
+            .where(held.c.id == _given("id", Text))
+            .with_for_update(skip_locked=True)
+        )
+        return delete(self._job).where(_at(locked)).returning(_xid())
+
+    _replace(stack, Statements, _one_by_one=one_by_one, complete_one=property(complete_one))
+
+
+def claim_without_a_new_lease(stack: ExitStack) -> None:
+    original = Statements._claim
+
+    def claim(self: Any, locked: Any) -> Any:
+        return original(self, locked).values(lease=self._job.c.lease)  # type: ignore[attr-defined]
+
+    _replace(stack, Statements, _claim=claim)
+
+
+def rescue_without_a_new_lease(stack: ExitStack) -> None:
+    original = Statements._rescue
+
+    def rescue(self: Any, held: Any, condition: Any) -> Any:
+        return original(self, held, condition).values(lease=self._job.c.lease)  # type: ignore[attr-defined]
+
+    _replace(stack, Statements, _rescue=rescue)
+
+
+def hand_back_without_a_new_lease(stack: ExitStack) -> None:
+    original = Statements._release
+
+    def release(self: Any, wait: bool) -> Any:
+        return original(self, wait).values(lease=self._job.c.lease)  # type: ignore[attr-defined]
+
+    _replace(stack, Statements, _release=release)
+
+
+# ---- settlements ----------------------------------------------------------------------------
+
+
+def stale_is_taken_for_settled(stack: ExitStack) -> None:
+    """What was not found must have been settled."""
+    original = _session.HandlerSession.commit
+
+    def explain(connection: Any, statements: Any, items: Any) -> Any:
+        return [(item, Fate.SETTLED) for item in items]
+
+    def commit(self: Any, statements: Any, pending: Any) -> Any:
+        fate = original(self, statements, pending)
+        return Fate.SETTLED if fate is Fate.STALE else fate
+
+    _replace(stack, _lifecycle, _explain=explain)
+    _replace(stack, _session.HandlerSession, commit=commit)
+
+
+def a_release_deletes(stack: ExitStack) -> None:
+    """A job that is to run again is dropped."""
+
+    def release(self: Any, wait: bool) -> Any:
+        given = _unnest(ids=Text(), leases=BigInteger())
+        job = self._job
+        return delete(job).where(_at(self._held(given, wait=wait))).returning(job.c.id, _xid())
+
+    _replace(stack, Statements, _release=release)
+
+
+def settled_outside_the_handler_s_transaction(stack: ExitStack) -> None:
+    """First the handler's writes are committed, and the job's end goes with the next batch."""
+
+    def commit(self: Any, statements: Any, pending: Any) -> None:
+        self._session.flush()
+        self._settling = True
+        if self._connection is not None:
+            self._connection.commit()
+        self._release()
+
+    _replace(stack, _session.HandlerSession, commit=commit)
+
+
+def an_unfenced_session(stack: ExitStack) -> None:
+    """The handler's writes are committed, whether its lease still holds or not."""
+    original = _session.write  # type: ignore[attr-defined]
+
+    def write(connection: Any, statements: Any, items: Any, **options: Any) -> Any:
+        held, xid = original(connection, statements, items, **options)
+        return held or {item.job.id for item in items}, xid
+
+    _replace(stack, _session, write=write)
+
+
+def observers_before_the_commit(stack: ExitStack) -> None:
+    original_tell = _dispatch.Dispatcher._tell
+
+    def attempt(self: Any, run: Any) -> Any:
+        class Eager(_execution.Attempt):
+            def end(attempt, returned: Any, error: Any) -> Any:  # noqa: N805 - two selves
+                for observer in self._events._observers:
+                    observer.job_completed(run.info, 0.0)
+                return super().end(returned, error)
+
+        return Eager(self._environment(run.handler), run)
+
+    def tell(self: Any, item: Any, fate: Any, run: Any) -> None:
+        if item.settlement is not COMPLETED:
+            original_tell(self, item, fate, run)
+
+    _replace(stack, _dispatch.Dispatcher, attempt=attempt, _tell=tell)
+
+
+# ---- claims and rescue ----------------------------------------------------------------------
+
+
+def claims_what_is_claimed(stack: ExitStack) -> None:
+    original = Statements._is_due
+
+    def is_due(self: Any, due: Any) -> Any:
+        return original(self, due)[:-1]
+
+    _replace(stack, Statements, _is_due=is_due)
+
+
+def claims_wait_for_locks(stack: ExitStack) -> None:
+    """Without SKIP LOCKED."""
+    _replace(
+        stack, Statements, _lock_to_claim=lambda self, rows: rows.with_for_update(key_share=True)
+    )
+
+
+def a_lost_claim_is_forgotten(stack: ExitStack) -> None:
+    _replace(stack, _lifecycle, hand_back_others=lambda *args, **options: 0)
+
+
+def a_beating_worker_is_rescued(stack: ExitStack) -> None:
+    """Every other worker is taken for silent."""
+
+    def silent_workers(self: Any) -> Any:
+        others = self._worker.c.id != _given("judge", BigInteger)
+        return self._lock_workers(and_(others, _given("connected", BigInteger) > 0))
+
+    _replace(stack, Statements, silent_workers=property(silent_workers))
+
+
+def a_crash_costs_nothing(stack: ExitStack) -> None:
+    """A rescue gives the attempt back."""
+    original = Statements._rescue
+
+    def rescue(self: Any, held: Any, condition: Any) -> Any:
+        attempt = func.greatest(self._job.c.attempt - 1, 0)
+        return original(self, held, condition).values(attempt=attempt)  # type: ignore[attr-defined]
+
+    _replace(stack, Statements, _rescue=rescue)
+
+
+MUTANTS: dict[str, Callable[[ExitStack], None]] = {
+    mutant.__name__: mutant
+    for mutant in (
+        fence_by_id_alone,
+        claim_without_a_new_lease,
+        rescue_without_a_new_lease,
+        hand_back_without_a_new_lease,
+        stale_is_taken_for_settled,
+        a_release_deletes,
+        settled_outside_the_handler_s_transaction,
+        an_unfenced_session,
+        observers_before_the_commit,
+        claims_what_is_claimed,
+        claims_wait_for_locks,
+        a_lost_claim_is_forgotten,
+        a_beating_worker_is_rescued,
+        a_crash_costs_nothing,
+    )
+}

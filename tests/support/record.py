@@ -1,0 +1,79 @@
+"""The table's own record of what was done to each job, kept by a trigger, and its rules.
+
+The journal tells what workers saw; this tells what they did, also if nobody was told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+KEEP_RECORD = (
+    """
+    CREATE TABLE record (
+      n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+      did text, id text,
+      lease_before bigint, worker_before bigint,
+      lease bigint, worker bigint
+    )
+    """,
+    """
+    CREATE FUNCTION keep_record() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path FROM CURRENT AS $$
+    BEGIN
+      INSERT INTO record (did, id, lease_before, worker_before, lease, worker)
+      VALUES (TG_OP, coalesce(NEW.id, OLD.id),
+              OLD.lease, OLD.claimed_by, NEW.lease, NEW.claimed_by);
+      RETURN NULL;
+    END $$
+    """,
+    """
+    CREATE TRIGGER keep_record AFTER INSERT OR UPDATE OR DELETE ON bgjob_job
+    FOR EACH ROW EXECUTE FUNCTION keep_record()
+    """,
+)
+READ_RECORD = "SELECT did, id, lease_before, worker_before, lease, worker FROM record ORDER BY n"
+
+
+class Change(NamedTuple):
+    """One change of one row that was committed."""
+
+    did: str
+    id: str
+    lease_before: int | None = None
+    worker_before: int | None = None
+    lease: int | None = None
+    worker: int | None = None
+
+
+def record_problems(record: Iterable[Change], *, cancelled: bool = False) -> list[str]:
+    """What was done to rows and must not be, in words.
+
+    * A job changes hands without a new lease, or its lease shrinks (I7).
+    * A job is inserted with a lease that its id has had before.
+    * A job goes from one worker to another, without having been given back between.
+    * A job is deleted that nobody has claimed, unless jobs were cancelled.
+    """
+    problems: list[str] = []
+    highest: dict[str, int] = {}
+    for change in record:
+        before, after = change.lease_before or 0, change.lease or 0
+        told = f"{change.id}: lease {before} of {change.worker_before}"
+        match change.did:
+            case "INSERT" if after <= highest.get(change.id, 0):
+                problems.append(f"{change.id}: inserted with lease {after}, which is not new")
+            case "UPDATE" if after < before:
+                problems.append(f"{told}: became {after}")
+            case "UPDATE" if change.worker != change.worker_before:
+                if after == before:
+                    problems.append(f"{told}: went to {change.worker} without a new lease")
+                if change.worker is not None and change.worker_before is not None:
+                    problems.append(f"{told}: was taken by {change.worker}")
+            case "DELETE" if change.worker_before is None and not cancelled:
+                problems.append(f"{told}: deleted, and nobody had claimed it")
+            case _:
+                pass
+        highest[change.id] = max(highest.get(change.id, 0), before, after)
+    return problems

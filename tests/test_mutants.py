@@ -1,0 +1,173 @@
+"""Workers that are broken on purpose, each under the fault that brings it out.
+
+Each scenario first runs as it is, and the checker must find nothing; then with each mutant, and it
+must object.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from sqlalchemy_bgjob import enqueue, enqueue_many
+from support import wait_until
+from support.mutants import MUTANTS
+from support.processes import FAST
+from support.proxy import Proxy
+
+if TYPE_CHECKING:
+    from support.processes import Fleet
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+
+IDS = ["job-0", "job-1", "job-2"]
+
+
+def wait_for_end(fleet: Fleet, seconds: float = 15.0) -> None:
+    """Until no job is left, if it comes to that."""
+    with contextlib.suppress(AssertionError):
+        fleet.wait_until_done(seconds)
+
+
+def frozen(fleet: Fleet, mutant: str | None) -> list[str]:
+    """A worker is frozen for longer than its lease, and goes on while another one is at work."""
+    away = fleet.start(slots=3, mutant=mutant, **FAST)
+    # Once more than the time for which the other worker must have been connected.
+    enqueue_many(fleet.engine, fleet.app.late, [3.0] * 3, ids=IDS)
+    fleet.wait_for_starts(3, away)
+    other = fleet.start(slots=3, mutant=mutant, **FAST)
+    away.signal(signal.SIGSTOP)
+    fleet.wait_for_starts(3, other)
+    away.signal(signal.SIGCONT)
+    wait_for_end(fleet)
+    fleet.wait_for(away)
+    for process in (away, other):
+        process.signal(signal.SIGTERM)
+        process.wait()
+    return fleet.problems(IDS, with_effects=IDS, faults=1)
+
+
+def killed_within_a_settlement(fleet: Fleet, mutant: str | None) -> list[str]:
+    """It was written, and not committed."""
+    victim = fleet.start(slots=1, dies_after="write", mutant=mutant, **FAST)
+    enqueue(fleet.engine, fleet.app.effect, id="job-0")
+    victim.dies()
+    fleet.start(slots=1, **FAST)
+    wait_for_end(fleet)
+    return fleet.problems(["job-0"], with_effects=["job-0"], faults=1)
+
+
+def two_at_work(fleet: Fleet, mutant: str | None) -> list[str]:
+    """Nothing happens to either, for longer than a lease."""
+    first = fleet.start(slots=3, **FAST)
+    enqueue_many(fleet.engine, fleet.app.nap, [5.0] * 3, ids=IDS)
+    fleet.wait_for_starts(3, first)
+    fleet.start(slots=3, mutant=mutant, **FAST)
+    wait_for_end(fleet)
+    return fleet.problems(IDS)
+
+
+def answer_lost(fleet: Fleet, mutant: str | None) -> list[str]:
+    """The answer to a claim's COMMIT is lost, and the worker lives."""
+    with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:
+        fleet.start(url=proxy.url, mutant=mutant, **FAST)
+        proxy.cut_commit("quick", sent_by="server")
+        enqueue_many(fleet.engine, fleet.app.quick, [None] * 3, ids=IDS)
+        wait_for_end(fleet, 8)
+        assert proxy.cuts == 1
+        return fleet.problems(IDS)
+
+
+def stopped(fleet: Fleet, mutant: str | None) -> list[str]:
+    """A worker is told to end and has no time to drain; another one goes on."""
+    first = fleet.start(slots=3, mutant=mutant, shutdown_timeout=0.2, **FAST)
+    enqueue_many(fleet.engine, fleet.app.nap, [4.0] * 3, ids=IDS)
+    fleet.wait_for_starts(3, first)
+    first.signal(signal.SIGTERM)
+    first.wait()
+    fleet.start(slots=3, **FAST)
+    wait_for_end(fleet)
+    return fleet.problems(IDS, faults=1)
+
+
+def row_locked(fleet: Fleet, mutant: str | None) -> list[str]:
+    """Somebody holds a lock on the first job, and the others are to be done all the same."""
+    enqueue(fleet.engine, fleet.app.quick, id="held", priority=-1)
+    with fleet.engine.begin() as connection:
+        connection.execute(text("SELECT id FROM bgjob_job WHERE id = 'held' FOR UPDATE"))
+        fleet.start(mutant=mutant, **FAST)
+        enqueue_many(fleet.engine, fleet.app.quick, [None] * 3, ids=IDS)
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: fleet.jobs_left == 1, 5)
+        return fleet.problems(IDS, told_within=1.0)
+
+
+def poison(fleet: Fleet, mutant: str | None) -> list[str]:
+    """A job kills its worker; after two attempts it is dead."""
+    enqueue(fleet.engine, fleet.app.crash, id="crash")
+    for _ in range(4):
+        process = fleet.start(crash_attempts=2, mutant=mutant, **FAST)
+        wait_until(lambda process=process: fleet.jobs_left == 0 or not process.alive, 20)
+        if process.alive:
+            break
+        process.dies()
+    return fleet.problems(["crash"], faults=1)
+
+
+def a_second_life(fleet: Fleet, mutant: str | None) -> list[str]:
+    """An id is enqueued again after its end."""
+    if mutant is not None:
+        with fleet.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE bgjob_job ALTER lease SET DEFAULT 0"))
+    fleet.start(**FAST)
+    for _ in range(2):
+        enqueue(fleet.engine, fleet.app.effect, id="job-0")
+        fleet.wait_until_done()
+    return fleet.problems(["job-0"], with_effects=["job-0"], lives=2)
+
+
+EACH: list[tuple[Any, str, str]] = [
+    (frozen, "fence_by_id_alone", r"lease \d+ ended it, and \d+ had been started"),
+    (frozen, "claim_without_a_new_lease", r"went to \d+ without a new lease"),
+    (frozen, "rescue_without_a_new_lease", r"went to None without a new lease"),
+    (frozen, "stale_is_taken_for_settled", r"ended 2 times"),
+    (frozen, "an_unfenced_session", r"2 effects instead of 1"),
+    (
+        killed_within_a_settlement,
+        "settled_outside_the_handler_s_transaction",
+        r"2 effects instead of 1",
+    ),
+    (killed_within_a_settlement, "observers_before_the_commit", r"ended 2 times"),
+    (two_at_work, "a_beating_worker_is_rescued", r"started 2 times with 0 failures and 0 faults"),
+    (two_at_work, "claims_what_is_claimed", r"was taken by \d+"),
+    (answer_lost, "a_lost_claim_is_forgotten", r"committed, and never started"),
+    (stopped, "hand_back_without_a_new_lease", r"went to None without a new lease"),
+    (stopped, "a_release_deletes", r"gone, and completed 0 times"),
+    (row_locked, "claims_wait_for_locks", r"committed, and never started"),
+    (poison, "a_crash_costs_nothing", r"started [34] times with 0 failures and 1 faults"),
+    (a_second_life, "leases_begin_anew", r"inserted with lease 0, which is not new"),
+]
+SCENARIOS = list(dict.fromkeys(scenario for scenario, _, _ in EACH))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_the_worker_as_it_is_passes(fleet: Fleet, scenario: Any) -> None:
+    assert scenario(fleet, None) == []
+
+
+@pytest.mark.parametrize(
+    ("scenario", "mutant", "objection"), EACH, ids=[mutant for _, mutant, _ in EACH]
+)
+def test_each_mutant_is_rejected(fleet: Fleet, scenario: Any, mutant: str, objection: str) -> None:
+    problems = scenario(fleet, mutant)
+
+    assert any(re.search(objection, problem) for problem in problems), problems
+
+
+def test_no_mutant_is_left_out() -> None:
+    assert {mutant for _, mutant, _ in EACH} == {*MUTANTS, "leases_begin_anew"}
