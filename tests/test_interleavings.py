@@ -1,0 +1,245 @@
+"""Two operations at once: whatever one does in the middle of the other, it is as if one came first.
+
+Each pair of operations runs on two connections. The first is stopped before each of its statements
+and before its COMMIT in turn; then the second one runs, as far as locks let it, and then the first
+goes on. The answers and the rows must be those of one of the two serial orders.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations_with_replacement
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import MetaData, NullPool, create_engine, event, text
+
+from sqlalchemy_bgjob import BGJob
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._enqueue import statements_of
+from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
+from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
+from support import wait_until
+from support.rows import claim as claim_now
+from support.tables import new_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection, Engine
+
+    from support.databases import TestServer
+
+pytestmark = pytest.mark.core
+
+SILENT, JUDGE, THIRD = 11, 22, 33
+SCENE = """
+    TRUNCATE bgjob_job, bgjob_dead_job, bgjob_worker;
+    INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at) VALUES
+      (11, 'host', 1, '0', '{}', 30, now()),
+      (22, 'host', 1, '0', '{}', 30, now()),
+      (33, 'host', 1, '0', '{}', 30, now());
+    INSERT INTO bgjob_job (id, queue, type, lease) VALUES ('running', 'q', 't', 1000);
+    INSERT INTO bgjob_dead_job
+      (id, job_id, queue, type, lease, next_run_at, job_created_at, job_updated_at, moved_at)
+    VALUES
+      ('d1', 'dead', 'q', 't', 2000, now(), now(), now(), now() - interval '1 hour'),
+      ('d2', 'dead', 'q', 't', 3000, now(), now(), now(), now() - interval '2 hours');
+"""
+QUEUED = "INSERT INTO bgjob_job (id, queue, type, lease) VALUES ('queued', 'q', 't', 4000)"
+SILENCE = "UPDATE bgjob_worker SET beat_at = now() - interval '60 s' WHERE id = 11"
+
+
+class Stage:
+    """The tables as each run finds them, and the operations on them."""
+
+    def __init__(self, jobs: BGJob[Any, Any], engine: Engine) -> None:
+        self.jobs, self.engine = jobs, engine
+        self.statements = statements_of(jobs.models)
+        self.held: list[ClaimedJob] = []
+
+    def set(self) -> None:
+        """One job runs, one is queued, and one died twice; its worker is silent."""
+        with self.engine.begin() as connection:
+            connection.execute(text(SCENE))
+        with self.engine.connect() as connection:
+            self.held = claim_now(connection, self.statements, worker_id=SILENT)
+        assert [job.id for job in self.held] == ["running"]
+        with self.engine.begin() as connection:
+            connection.execute(text(QUEUED))
+            connection.execute(text(SILENCE))
+
+    # ---- operations ---------------------------------------------------------------------------
+
+    def claim(self, connection: Connection) -> Any:
+        claimed = claim_now(connection, self.statements, worker_id=THIRD)
+        return sorted(job.id for job in claimed)
+
+    def beat(self, connection: Connection) -> Any:
+        gap = lifecycle.beat(connection, self.statements, worker_id=SILENT, listener=None)
+        return gap is not None
+
+    def _settle(self, connection: Connection, settlement: Settlement) -> Any:
+        items = [Pending(job, settlement) for job in self.held]
+        return lifecycle.settle(connection, self.statements, items)
+
+    def complete(self, connection: Connection) -> Any:
+        return self._settle(connection, COMPLETED)
+
+    def retry(self, connection: Connection) -> Any:
+        return self._settle(connection, Settlement(Kind.RETRY, delay=0.0, error="failed"))
+
+    def bury(self, connection: Connection) -> Any:
+        return self._settle(connection, Settlement(Kind.DEAD, error="given up"))
+
+    def hand_back(self, connection: Connection) -> Any:
+        return self._settle(connection, HAND_BACK)
+
+    def reconcile(self, connection: Connection) -> Any:
+        return lifecycle.hand_back_others(connection, self.statements, worker_id=SILENT, known=())
+
+    def rescue(self, connection: Connection) -> Any:
+        return lifecycle.rescue_silent(connection, self.statements, judge=JUDGE, connected=1000.0)
+
+    def cancel(self, connection: Connection) -> Any:
+        with connection.begin():
+            return self.jobs.cancel(connection, "queued")
+
+    def redrive(self, connection: Connection) -> Any:
+        with connection.begin():
+            return self.jobs.redrive(connection, self.jobs.DeadJob.job_id == "dead")
+
+    def prune(self, connection: Connection) -> Any:
+        with connection.begin():
+            return self.jobs.prune(connection, 1800)
+
+    # ---- what came of it ------------------------------------------------------------------------
+
+    def settle_down(self, answer: Any) -> Any:
+        """What was locked meanwhile is tried again, as a worker does."""
+        if not (isinstance(answer, list) and answer and isinstance(answer[0], tuple)):
+            return answer
+        with self.engine.connect() as connection:
+            return [
+                fate
+                if fate is not Fate.LOCKED
+                else lifecycle.settle(connection, self.statements, [item])[0][1]
+                for item, fate in answer
+            ]
+
+    def rows(self) -> Any:
+        with self.engine.connect() as connection:
+            lifecycle.rescue_rest(connection, self.statements)
+            jobs = connection.execute(
+                text(
+                    # A redriven job's lease is the clock's.
+                    "SELECT id, CASE WHEN lease < 10000 THEN lease END, claimed_by, attempt,"
+                    " crashes, split_part(last_error, ':', 1) FROM bgjob_job ORDER BY id"
+                )
+            ).all()
+            dead = connection.execute(
+                text("SELECT job_id, lease, last_error FROM bgjob_dead_job ORDER BY 1, 2")
+            ).all()
+            workers = connection.execute(
+                text("SELECT id, now() - beat_at < interval '30 s' FROM bgjob_worker ORDER BY id")
+            ).all()
+        return jobs, dead, workers
+
+
+OPERATIONS = (
+    "claim",
+    "beat",
+    "complete",
+    "retry",
+    "bury",
+    "hand_back",
+    "reconcile",
+    "rescue",
+    "cancel",
+    "redrive",
+    "prune",
+)
+PAIRS = list(combinations_with_replacement(OPERATIONS, 2))
+
+
+@dataclass
+class Stopper:
+    """Lets a connection's statements pass until it has come to the one where it is to stop."""
+
+    at: int | None = None
+    seen: int = 0
+    pid: int | None = None
+    stopped: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+    def pass_by(self, *_: Any) -> None:
+        if self.seen == self.at:
+            self.stopped.set()
+            assert self.go_on.wait(20)
+        self.seen += 1
+
+
+def run(engine: Engine, operation: Callable[[Connection], Any], stopper: Stopper) -> Any:
+    own = create_engine(engine.url, poolclass=NullPool)
+    try:
+        with own.connect() as connection:
+            stopper.pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            connection.rollback()
+            event.listen(own, "before_cursor_execute", stopper.pass_by)
+            event.listen(own, "commit", stopper.pass_by)
+            return operation(connection)
+    finally:
+        stopper.stopped.set()
+        own.dispose()
+
+
+def act(stage: Stage, first: str, second: str, at: int | None) -> tuple[Any, int]:
+    """What comes of *second* in the middle of *first*, and how many places there are to stop.
+
+    With None, it comes after it.
+    """
+    stage.set()
+    one, two = Stopper(at=at), Stopper()
+    with ThreadPoolExecutor(2) as pool:
+        future_one = pool.submit(run, stage.engine, getattr(stage, first), one)
+        if at is None:
+            future_one.result(20)
+        assert one.stopped.wait(20)
+        future_two = pool.submit(run, stage.engine, getattr(stage, second), two)
+        wait_until(lambda: future_two.done() or waits(stage.engine, two.pid), 20)
+        one.go_on.set()
+        answers = [future_one.result(20), future_two.result(20)]
+    settled = [stage.settle_down(answer) for answer in answers]
+    return (settled, stage.rows()), one.seen
+
+
+def waits(engine: Engine, pid: int | None) -> bool:
+    with engine.connect() as connection:
+        return bool(
+            connection.execute(
+                text("SELECT cardinality(pg_blocking_pids(:pid))"), {"pid": pid or 0}
+            ).scalar_one()
+        )
+
+
+@pytest.fixture(scope="module")
+def stage(server: TestServer) -> Iterator[Stage]:
+    with new_engine(server) as engine:
+        jobs: BGJob[Any, Any] = BGJob(MetaData())
+        jobs.metadata.create_all(engine)
+        yield Stage(jobs, engine)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=["-".join(pair) for pair in PAIRS])
+def test_it_is_as_if_one_came_first(stage: Stage, first: str, second: str) -> None:
+    """Both ways round, and at each place."""
+    for outer, inner in dict.fromkeys([(first, second), (second, first)]):
+        forth, places = act(stage, outer, inner, None)
+        (back_answers, back_rows), _ = act(stage, inner, outer, None)
+        serial = [forth, (back_answers[::-1], back_rows)]
+        assert places >= 1
+        for at in range(places):
+            came, _ = act(stage, outer, inner, at)
+            assert came in serial, f"{inner} before step {at} of {outer}"

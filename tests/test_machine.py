@@ -1,0 +1,466 @@
+"""The whole life of jobs, at random, on the real tables, compared with a plain model.
+
+The functions are those that workers and callers use; only the loop around them is left out. After
+each step, every row must be what the model says.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import MetaData, text
+from sqlalchemy.orm import Session
+
+from sqlalchemy_bgjob import BGJob, JobAlreadyExists, enqueue
+from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._codec import Encoded
+from sqlalchemy_bgjob._enqueue import statements_of
+from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
+from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
+from sqlalchemy_bgjob.testing.faults import let_time_pass
+from support.tables import new_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Engine
+
+    from sqlalchemy_bgjob import JobType
+    from support.databases import TestServer
+
+WORKERS = (11, 22)
+JUDGE = 99
+HOUR = 3600
+"""All delays are whole hours of the model's clock, so that the test's own time does not matter."""
+
+ids = st.sampled_from(["a", "b", "c"])
+hours = st.integers(0, 2)
+workers = st.sampled_from(WORKERS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A live job as it should be."""
+
+    lease: int
+    hour: int
+    """From which hour on it is due."""
+    priority: int = 0
+    worker: int | None = None
+    attempt: int = 0
+    crashes: int = 0
+    error: str | None = None
+    arg: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Dead:
+    lease: int
+    attempt: int
+    error: str | None
+    arg: bytes | None
+    priority: int
+    hour: int
+    """When it died."""
+
+
+@dataclass
+class Model:
+    live: dict[str, Job] = field(default_factory=dict)
+    dead: dict[str, list[Dead]] = field(default_factory=dict)
+    """Of each id, in the order in which they died."""
+    hour: int = 0
+
+    def change(self, id: str, **changes: Any) -> None:
+        self.live[id] = replace(self.live[id], **changes)
+
+    def holds(self, claim: ClaimedJob) -> bool:
+        job = self.live.get(claim.id)
+        return job is not None and (job.lease, job.worker) == (claim.lease, claim.worker_id)
+
+
+class Machine(RuleBasedStateMachine):
+    """What can be done to jobs; a subclass says where."""
+
+    jobs: BGJob[Any, Any]
+    engine: Engine
+    handler: JobType[str]
+
+    claims = Bundle("claims")
+    """Those that a worker may still have in its hands, whether its lease holds or not."""
+    settled = Bundle("settled")
+    """Those that it has settled, and might settle again."""
+
+    @initialize()
+    def empty(self) -> None:
+        self.model = Model()
+        self.statements = statements_of(self.jobs.models)
+        with self.engine.begin() as connection:
+            connection.execute(text("TRUNCATE bgjob_job, bgjob_dead_job, bgjob_worker"))
+            for worker in (*WORKERS, JUDGE):
+                self._register(connection, worker)
+
+    def _register(self, connection: Any, worker: int) -> None:
+        connection.execute(
+            text(
+                "INSERT INTO bgjob_worker"
+                " (id, hostname, pid, version, queues, lease_timeout)"
+                " VALUES (:id, 'host', 1, '0', '{}', 30) ON CONFLICT DO NOTHING"
+            ),
+            {"id": worker},
+        )
+
+    # ---- enqueue ------------------------------------------------------------------------
+
+    @rule(
+        outer=ids,
+        inner=ids,
+        delay=hours,
+        priority=st.integers(0, 1),
+        release=st.booleans(),
+        commit=st.booleans(),
+    )
+    def enqueue(
+        self, outer: str, inner: str, delay: int, priority: int, release: bool, commit: bool
+    ) -> None:
+        """One job, and one in a savepoint."""
+        before = dict(self.model.live)
+        with Session(self.engine) as session:
+            self._enqueue(session, outer, delay, priority)
+            with_outer = dict(self.model.live)
+            savepoint = session.begin_nested()
+            self._enqueue(session, inner, delay, priority)
+            if release:
+                savepoint.commit()
+            else:
+                savepoint.rollback()
+                self.model.live = with_outer
+            if commit:
+                session.commit()
+            else:
+                self.model.live = before
+
+    def _enqueue(self, session: Session, id: str, delay: int, priority: int) -> None:
+        try:
+            enqueue(session, self.handler, id, id=id, delay=delay * HOUR, priority=priority)
+        except JobAlreadyExists:
+            assert id in self.model.live
+            return
+        assert id not in self.model.live
+        lease = session.connection().execute(
+            text("SELECT lease FROM bgjob_job WHERE id = :id"), {"id": id}
+        )
+        self.model.live[id] = Job(
+            lease=lease.scalar_one(),
+            hour=self.model.hour + delay,
+            priority=priority,
+            arg=f'"{id}"'.encode(),
+        )
+
+    # ---- claim and settle -----------------------------------------------------------------
+
+    @rule(target=claims, worker=workers, limit=st.integers(1, 3))
+    def claim(self, worker: int, limit: int) -> Any:
+        times = self._times()
+        due = [
+            id
+            for id, job in self.model.live.items()
+            if job.worker is None and job.hour <= self.model.hour
+        ]
+        due.sort(key=lambda due_id: (self.model.live[due_id].priority, times[due_id], due_id))
+        with self.engine.connect() as connection, connection.begin():
+            claimed = lifecycle.claim(
+                connection, self.statements, queue="q", limit=limit, worker_id=worker
+            )
+
+        assert [job.id for job in claimed] == due[:limit]
+        for job in claimed:
+            was = self.model.live[job.id]
+            assert (job.lease, job.attempt) == (was.lease + 1, was.attempt + 1)
+            self.model.change(job.id, worker=worker, lease=job.lease, attempt=job.attempt)
+        return multiple(*claimed)
+
+    def _times(self) -> dict[str, Any]:
+        with self.engine.connect() as connection:
+            rows = connection.execute(text("SELECT id, next_run_at FROM bgjob_job")).all()
+        return {row.id: row.next_run_at for row in rows}
+
+    @rule(
+        target=settled,
+        claim=consumes(claims),
+        kind=st.sampled_from(list(Kind)),
+        delay=hours,
+        arg=st.booleans(),
+    )
+    def settle(self, claim: ClaimedJob, kind: Kind, delay: int, arg: bool) -> ClaimedJob:
+        """In all six ways; if the lease is lost, in vain."""
+        settlement = {
+            Kind.COMPLETED: COMPLETED,
+            Kind.RETRY: Settlement(Kind.RETRY, delay=delay * HOUR, error="failed"),
+            Kind.RESCHEDULED: Settlement(
+                Kind.RESCHEDULED,
+                delay=delay * HOUR,
+                give_back=True,
+                arg=Encoded(b'"new"') if arg else None,
+            ),
+            Kind.DEAD: Settlement(Kind.DEAD, error="given up"),
+            Kind.HANDED_BACK: HAND_BACK,
+            Kind.UNKNOWN_TYPE: Settlement(
+                Kind.UNKNOWN_TYPE, delay=delay * HOUR, keep_error=True, give_back=True
+            ),
+        }[kind]
+        held = self.model.holds(claim)
+        with self.engine.connect() as connection:
+            ((_, fate),) = lifecycle.settle(
+                connection, self.statements, [Pending(claim, settlement)]
+            )
+
+        assert fate is (Fate.SETTLED if held else Fate.STALE)
+        if held:
+            self._settled(claim.id, settlement, delay)
+        return claim
+
+    def _settled(self, id: str, settlement: Settlement, delay: int) -> None:
+        model = self.model
+        job = model.live[id]
+        match settlement.kind:
+            case Kind.COMPLETED:
+                del model.live[id]
+            case Kind.DEAD:
+                del model.live[id]
+                model.dead.setdefault(id, []).append(
+                    Dead(
+                        lease=job.lease,
+                        attempt=job.attempt,
+                        error=settlement.error,
+                        arg=job.arg,
+                        priority=job.priority,
+                        hour=model.hour,
+                    )
+                )
+            case kind:
+                later = {} if kind is Kind.HANDED_BACK else {"hour": model.hour + delay}
+                model.change(
+                    id,
+                    worker=None,
+                    lease=job.lease + 1,
+                    attempt=job.attempt - settlement.give_back,
+                    error=job.error if settlement.keep_error else settlement.error,
+                    arg=settlement.arg.data if settlement.arg else job.arg,
+                    **later,
+                )
+
+    @rule(claim=settled)
+    def settle_again(self, claim: ClaimedJob) -> None:
+        """What a frozen process would send."""
+        with self.engine.connect() as connection:
+            fates = lifecycle.settle(connection, self.statements, [Pending(claim, COMPLETED)])
+        assert [fate for _, fate in fates] == [Fate.STALE]
+
+    @rule(worker=workers, known=st.lists(claims, max_size=3))
+    def lose_an_answer(self, worker: int, known: list[ClaimedJob]) -> None:
+        """A worker knows of some of its claims only, and hands back the others."""
+        with self.engine.connect() as connection:
+            lifecycle.hand_back_others(connection, self.statements, worker_id=worker, known=known)
+        for id, job in self.model.live.items():
+            if job.worker == worker and not any(
+                (claim.id, claim.lease) == (id, job.lease) for claim in known
+            ):
+                self.model.change(id, worker=None, lease=job.lease + 1, attempt=job.attempt - 1)
+
+    # ---- time, crash and rescue ------------------------------------------------------------
+
+    @rule(by=st.integers(1, 2))
+    def pass_time(self, by: int) -> None:
+        with self.engine.begin() as connection:
+            let_time_pass(connection, self.jobs, by * HOUR)
+        self.model.hour += by
+
+    @rule(worker=workers)
+    def rescue(self, worker: int) -> None:
+        """A worker was silent for a minute; later it comes back under the same row's id."""
+        with self.engine.begin() as connection:
+            connection.execute(
+                text(
+                    "UPDATE bgjob_worker SET beat_at = CASE WHEN id = :id"
+                    " THEN now() - interval '60 s' ELSE now() END"
+                ),
+                {"id": worker},
+            )
+        with self.engine.connect() as connection:
+            found = lifecycle.rescue_silent(
+                connection, self.statements, judge=JUDGE, connected=1000.0
+            )
+        assert [rescued.worker_id for rescued in found] == [worker]
+        with self.engine.begin() as connection:
+            self._register(connection, worker)
+            for id, job in list(self.model.live.items()):
+                if job.worker != worker:
+                    continue
+                later = {}
+                if job.crashes:
+                    # It waits for a random time of up to a minute; the model's next hour.
+                    later["hour"] = max(job.hour, self.model.hour + 1)
+                    connection.execute(
+                        text(
+                            "UPDATE bgjob_job SET next_run_at = now() + interval '30 min'"
+                            " WHERE id = :id"
+                        ),
+                        {"id": id},
+                    )
+                self.model.change(
+                    id,
+                    worker=None,
+                    lease=job.lease + 1,
+                    crashes=job.crashes + 1,
+                    error="WorkerLost",
+                    **later,
+                )
+
+    # ---- operators --------------------------------------------------------------------------
+
+    @rule(id=ids, commit=st.booleans())
+    def cancel(self, id: str, commit: bool) -> None:
+        queued = id in self.model.live and self.model.live[id].worker is None
+        with Session(self.engine) as session:
+            assert self.jobs.cancel(session, id) is queued
+            if commit:
+                session.commit()
+        if queued and commit:
+            del self.model.live[id]
+
+    @rule(id=ids, delay=hours)
+    def redrive(self, id: str, delay: int) -> None:
+        dead = self.model.dead.get(id, [])
+        done = self.jobs.redrive(self.engine, self.jobs.DeadJob.job_id == id, delay=delay * HOUR)
+        if not dead:
+            assert (done.ids, done.left) == ((), ())
+            return
+        if id in self.model.live:
+            assert (done.ids, done.left) == ((), (id,) * len(dead))
+            return
+        assert (done.ids, done.left) == ((id,), (id,) * (len(dead) - 1))
+        job = dead.pop()
+        with self.engine.connect() as connection:
+            lease = connection.execute(
+                text("SELECT lease FROM bgjob_job WHERE id = :id"), {"id": id}
+            ).scalar_one()
+        assert lease > job.lease
+        self.model.live[id] = Job(
+            lease=lease,
+            hour=self.model.hour + delay,
+            priority=job.priority,
+            error=job.error,
+            arg=job.arg,
+        )
+
+    @rule(age=st.integers(1, 3))
+    def prune(self, age: int) -> None:
+        """What died so many hours ago, and half an hour less."""
+        keep = {
+            id: [job for job in dead if self.model.hour - job.hour < age]
+            for id, dead in self.model.dead.items()
+        }
+        count = sum(map(len, self.model.dead.values())) - sum(map(len, keep.values()))
+        assert self.jobs.prune(self.engine, age * HOUR - HOUR / 2) == count
+        self.model.dead = keep
+
+    # ---- what must be -----------------------------------------------------------------------
+
+    @invariant()
+    def rows_are_as_the_model_says(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        with self.engine.connect() as connection:
+            live = connection.execute(
+                text(
+                    "SELECT id, lease, claimed_by, attempt, crashes, priority, arg,"
+                    " split_part(last_error, ':', 1), next_run_at <= now() FROM bgjob_job"
+                )
+            ).all()
+            dead = connection.execute(
+                text(
+                    "SELECT job_id, lease, attempt, last_error, arg FROM bgjob_dead_job"
+                    " ORDER BY moved_at, id"
+                )
+            ).all()
+        note(f"hour {self.model.hour}: {self.model.live}")
+        for row in live:
+            job = self.model.live[row[0]]
+            assert row[1:8] == (
+                job.lease,
+                job.worker,
+                job.attempt,
+                job.crashes,
+                job.priority,
+                job.arg,
+                job.error,
+            )
+            assert row[8] is (job.hour <= self.model.hour)
+        assert {row[0] for row in live} == self.model.live.keys()
+        found: dict[str, list[Any]] = {}
+        for id, *rest in dead:
+            found.setdefault(id, []).append(tuple(rest))
+        assert found == {
+            id: [(job.lease, job.attempt, job.error, job.arg) for job in dead]
+            for id, dead in self.model.dead.items()
+            if dead
+        }
+
+
+@pytest.fixture(scope="module")
+def machine(server: TestServer) -> Iterator[type[RuleBasedStateMachine]]:
+    with new_engine(server) as engine:
+        jobs: BGJob[Any, Any] = BGJob(MetaData())
+        jobs.metadata.create_all(engine)
+
+        @jobs.handler("t", queue="q")
+        def handle(ctx: Any, arg: str) -> None: ...
+
+        yield type("OnTables", (Machine,), {"jobs": jobs, "engine": engine, "handler": handle})
+
+
+def explore(machine: type[RuleBasedStateMachine], examples: int, steps: int) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            derandomize=not os.environ.get("BGJOB_TEST_RANDOM"),
+            database=None,
+            phases=(Phase.explicit, Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.core
+def test_rows_are_always_what_the_model_says(machine: type[RuleBasedStateMachine]) -> None:
+    """The same histories each time."""
+    explore(machine, 40, 30)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_the_same_for_long(
+    machine: type[RuleBasedStateMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New histories each time; what fails is printed as a program."""
+    monkeypatch.setenv("BGJOB_TEST_RANDOM", "1")
+    explore(machine, 1_000, 50)
