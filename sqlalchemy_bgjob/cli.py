@@ -8,9 +8,10 @@ can't be imported; 3 the database is unreachable or refuses; 4 the schema is out
 128 + n after a second or third signal n.
 """
 
+import json
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -121,6 +122,15 @@ _database_option = _option(
     help="postgresql+DRIVER://user:password@host/database, DRIVER one of psycopg, asyncpg and "
     "psycopg2. Without a driver it is the first of these that is installed.",
 )
+
+
+def _schema_options(command: Any) -> Any:
+    command = _option("--table-prefix", default="bgjob_", help="How the tables' names begin.")(
+        command
+    )
+    return _option(
+        "--schema", help="Where the tables are, if not on the search path; migrate makes it."
+    )(command)
 
 
 class _Commands(click.Group):
@@ -236,8 +246,7 @@ def _settings(given: Mapping[str, Any]) -> WorkerSettings:
 
 @cli.command()
 @_database_option
-@_option("--schema", help="Where the tables are, if not on the search path; made when missing.")
-@_option("--table-prefix", default="bgjob_", help="How the tables' names begin.")
+@_schema_options
 @click.option("--sql", is_flag=True, help="Print the SQL for psql; needs no database.")
 @click.option(
     "--from",
@@ -326,6 +335,62 @@ def _in_transaction(url: "URL", action: "Callable[[Connection], int]") -> int:
         if isinstance(error, DBAPIError | OSError) or sqlstate(error) is not None:
             raise _database_error(error) from None
         raise
+
+
+@cli.command()
+@_database_option
+@_schema_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def doctor(database_url: str | None, schema: str | None, table_prefix: str, as_json: bool) -> int:
+    """Look for what is wrong with the queue's database, and say what to do.
+
+    Server, pooler, clocks, tables and indexes, storage parameters, foreign keys, privileges, what
+    holds vacuum back, silent workers, queues that nobody serves. The exit code is 1 if anything has
+    to be mended.
+    """
+    from ._doctor import Finding, examine
+    from ._urls import database_url as parse
+
+    findings: list[Finding] = []
+
+    def look(connection: "Connection") -> int:
+        findings.extend(examine(connection, schema=schema, table_prefix=table_prefix))
+        return len(findings)
+
+    _in_transaction(parse(database_url), look)
+    for finding in findings:
+        if as_json:
+            line = {"check": finding.check, "level": finding.level, "text": finding.text}
+            click.echo(json.dumps(line))
+        else:
+            click.echo(f"{finding.level:<8} {finding.check}: {finding.text}")
+    return FAILED if any(finding.level == "problem" for finding in findings) else OK
+
+
+@cli.command()
+@click.option("--enqueue", multiple=True, metavar="ROLE", help="A role that enqueues.")
+@click.option("--worker", multiple=True, metavar="ROLE", help="A role that workers connect as.")
+@click.option(
+    "--operator", multiple=True, metavar="ROLE", help="A role that cancels, redrives and prunes."
+)
+@click.option(
+    "--dashboard", multiple=True, metavar="ROLE", help="A role that looks, and reads no arg."
+)
+@_schema_options
+def grants(schema: str | None, table_prefix: str, **roles: tuple[str, ...]) -> int:
+    """Print the least privileges for the roles of an application, as SQL for psql.
+
+    The tables belong best to a role that nobody logs in as.
+    """
+    from ._grants import TASKS
+    from ._grants import grants as statements
+
+    named = [(task, role) for task in TASKS for role in roles[task]]
+    if not named:
+        options = ", ".join(f"--{task}" for task in TASKS)
+        raise CommandError(USAGE, f"name a role with at least one of {options}")
+    click.echo(statements(named, schema=schema, table_prefix=table_prefix), nl=False)
+    return OK
 
 
 @cli.command()
@@ -443,10 +508,10 @@ def _report(error: CommandError) -> None:
     click.echo(f"Error: {error.problem}", err=True)
 
 
-def main() -> NoReturn:
-    """The entry point of the scripts."""
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """The entry point of the scripts; without *args* it takes those of the process."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(args, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         code = error.exit_code
