@@ -699,7 +699,12 @@ build_models(Base)
 
 
 @pytest.mark.parametrize(
-    ("template", "driver"), [("generic", "psycopg"), ("async", "psycopg"), ("async", "asyncpg")]
+    ("template", "driver"),
+    [
+        ("generic", "psycopg"),
+        pytest.param("async", "psycopg", marks=pytest.mark.chaos),
+        ("async", "asyncpg"),
+    ],
 )
 def test_a_new_project(
     tmp_path: Path,

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from support.databases import TestServer
 
-pytestmark = pytest.mark.core
-
 SILENT, JUDGE, THIRD = 11, 22, 33
 SCENE = """
     TRUNCATE bgjob_job, bgjob_dead_job, bgjob_worker;

@@ -44,8 +44,11 @@ def handed_back(fleet: Fleet) -> int:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("rests", [True, False], ids=["at rest", "in a transaction"])
-@pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
+@pytest.mark.parametrize(
+    ("variant", "rests"),
+    [*((variant, True) for variant in ALL_DRIVERS), *((variant, False) for variant in TWO)],
+    ids=str,
+)
 def test_jobs_of_a_claim_without_an_answer_start_once(
     fleet: Fleet, proxy: Proxy, rests: bool
 ) -> None:

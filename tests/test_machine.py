@@ -450,10 +450,9 @@ def explore(machine: type[RuleBasedStateMachine], examples: int, steps: int) -> 
     )
 
 
-@pytest.mark.core
 def test_rows_are_always_what_the_model_says(machine: type[RuleBasedStateMachine]) -> None:
     """The same histories each time."""
-    explore(machine, 40, 30)
+    explore(machine, 25, 30)
 
 
 @pytest.mark.chaos

@@ -38,7 +38,7 @@ def rows(fleet: Fleet) -> dict[str, Any]:
     return {row.id: row for row in fleet.rows("SELECT * FROM bgjob_job ORDER BY id")}
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_sigterm_with_a_hundred_claimed_and_ten_running(fleet: Fleet) -> None:
     """The ten end, the others go back with their attempt unspent.
 
