@@ -198,6 +198,7 @@ def test_a_run_that_lost_its_lease_does_not_defer_the_next_start(bench: Bench, k
         if known:
             wait_until(lambda: bench.sql("SELECT FROM bgjob_worker"))
         bench.sql("UPDATE bgjob_job SET claimed_by = NULL, lease = lease + 1")
+        # Nobody tells the worker: it is found at the next look from the head.
         wait_until(lambda: bench.job(job_id) is None)
         gate.open()
 

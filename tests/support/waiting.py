@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def wait_until(
-    condition: Callable[[], T], deadline_seconds: float = 10.0, *, what: str | None = None
+    condition: Callable[[], T], deadline_seconds: float = 30.0, *, what: str | None = None
 ) -> T:
     """Return the first true value of *condition*; fail the test if none comes in time."""
     deadline = time.monotonic() + deadline_seconds
@@ -29,14 +29,14 @@ def wait_until(
 
 @overload
 async def wait_until_async(
-    condition: Callable[[], Awaitable[T]], deadline_seconds: float = 10.0, *, what: str | None = ...
+    condition: Callable[[], Awaitable[T]], deadline_seconds: float = 30.0, *, what: str | None = ...
 ) -> T: ...
 @overload
 async def wait_until_async(
-    condition: Callable[[], T], deadline_seconds: float = 10.0, *, what: str | None = ...
+    condition: Callable[[], T], deadline_seconds: float = 30.0, *, what: str | None = ...
 ) -> T: ...
 async def wait_until_async(
-    condition: Callable[[], object], deadline_seconds: float = 10.0, *, what: str | None = None
+    condition: Callable[[], object], deadline_seconds: float = 30.0, *, what: str | None = None
 ) -> object:
     """Do the same in an event loop; *condition* may be a coroutine function."""
     deadline = time.monotonic() + deadline_seconds
