@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from ._errors import sqlstate
-from ._frozen import STEPS, quoted, table_of
+from ._frozen import STEPS, qualified, table_of
 from ._health import look
 from .exceptions import SchemaOutOfDate, SchemaUnknown
 from .schema import LATEST, check, db_version, foreign_key_problems, storage_drift
@@ -147,7 +147,7 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
     step = STEPS[LATEST]
     for kind in step.storage:
         table = table_of(step.tables(name, prefix), kind, name, prefix)
-        full_name = _full_name(kind, name, prefix)
+        full_name = qualified(name, f"{prefix}{kind}")
         there = _catalog(connection, full_name)
         problems += [
             f"{full_name} has no column {column.name!r}; restore it"
@@ -174,11 +174,6 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
             if str(constraint.name) not in there.constraints
         ]
     return problems
-
-
-def _full_name(kind: str, name: str | None, prefix: str) -> str:
-    own = quoted(f"{prefix}{kind}")
-    return own if name is None else f"{quoted(name)}.{own}"
 
 
 @dataclass(frozen=True)
@@ -234,7 +229,7 @@ def _privileges(connection: Connection, name: str | None, prefix: str) -> list[s
         " WHERE NOT has_table_privilege(to_regclass(CAST(:table AS TEXT)), privilege)"
     )
     for kind, privileges in needed.items():
-        table = _full_name(kind, name, prefix)
+        table = qualified(name, f"{prefix}{kind}")
         given = {"table": table, "privileges": list(privileges)}
         lacks = connection.execute(lacking, given).scalars().all()
         if lacks:
@@ -251,9 +246,8 @@ def _privileges(connection: Connection, name: str | None, prefix: str) -> list[s
 def _workers(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
     def run(sql: str, **given: float) -> Any:
         # A colon in a name is no parameter.
-        names = {
-            kind: _full_name(kind, name, prefix).replace(":", "\\:") for kind in ("job", "worker")
-        }
+        kinds = ("job", "worker")
+        names = {kind: qualified(name, f"{prefix}{kind}").replace(":", "\\:") for kind in kinds}
         return connection.execute(text(sql.format(**names)), given).all()
 
     try:

@@ -229,6 +229,10 @@ def _compile_create_schema(element: CreateSchemaIfMissing, compiler: Any, **_: A
     return sql.replace("%", "%%") if "format" in compiler.dialect.paramstyle else sql
 
 
+def qualified(schema: str | None, table: str) -> str:
+    return quoted(table) if schema is None else f"{quoted(schema)}.{quoted(table)}"
+
+
 def quoted(name: str) -> str:
     # Not the dialect's own quoting, which doubles percent signs for some drivers.
     escaped = name.replace('"', '""')

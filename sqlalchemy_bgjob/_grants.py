@@ -7,7 +7,7 @@ only looks reads no arg. Headers and errors it does read: what is secret belongs
 from collections.abc import Iterable
 from typing import Final, Literal, get_args
 
-from ._frozen import STEPS, quoted, table_of
+from ._frozen import STEPS, qualified, quoted, table_of
 from .schema import LATEST
 
 Task = Literal["enqueue", "worker", "operator", "dashboard"]
@@ -48,15 +48,10 @@ def grants(roles: Iterable[tuple[Task, str]], *, schema: str | None, table_prefi
         if schema is not None:
             lines.append(f"GRANT USAGE ON SCHEMA {quoted(schema)} TO {quoted(role)};")
         lines += [
-            f"GRANT {privileges} ON {_name(kind, schema, table_prefix)} TO {quoted(role)};"
+            f"GRANT {privileges} ON {qualified(schema, table_prefix + kind)} TO {quoted(role)};"
             for kind, privileges in _privileges(task, schema, table_prefix)
         ]
     return "\n".join(lines) + "\n"
-
-
-def _name(kind: str, schema: str | None, prefix: str) -> str:
-    name = quoted(f"{prefix}{kind}")
-    return name if schema is None else f"{quoted(schema)}.{name}"
 
 
 def _privileges(task: Task, schema: str | None, prefix: str) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-from ._frozen import quoted
+from ._frozen import qualified
 
 HELD_BACK_AFTER: Final = 60.0
 """Seconds for which a transaction may be open before it is told of."""
@@ -115,12 +115,10 @@ class Health:
 def look(connection: Connection, *, schema: str | None, table_prefix: str) -> Health:
     """Look at the server; the caller ends the transaction. Reads no table of the queue's."""
     holder = connection.execute(_OLDEST).one_or_none()
-    names = [quoted(f"{table_prefix}{kind}") for kind in ("job", "dead_job", "worker")]
-    if schema is not None:
-        names = [f"{quoted(schema)}.{name}" for name in names]
-    dead = connection.execute(
-        _DEAD_ROWS, {"job": names[0], "dead_job": names[1], "worker": names[2], "limit": DEAD_ROWS}
-    ).all()
+    names = {
+        kind: qualified(schema, f"{table_prefix}{kind}") for kind in ("job", "dead_job", "worker")
+    }
+    dead = connection.execute(_DEAD_ROWS, {**names, "limit": DEAD_ROWS}).all()
     return Health(
         holder=None if holder is None else Holder(*holder),
         dead_rows=tuple(DeadRows(*row) for row in dead),

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -24,6 +24,8 @@ from .settings import DEFAULT_CONCURRENCY, WorkerSettings
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
+
+T = TypeVar("T")
 
 SETTING_HELP: Final[Mapping[str, str]] = {
     "heartbeat_interval": "How often the worker says that it lives.",
@@ -306,7 +308,7 @@ def migrate(
     return OK
 
 
-def _in_transaction(url: "URL", action: "Callable[[Connection], int]") -> int:
+def _in_transaction(url: "URL", action: "Callable[[Connection], T]") -> T:
     """Connect by whatever driver, and run *action* in one READ COMMITTED transaction."""
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.exc import DBAPIError
@@ -321,7 +323,7 @@ def _in_transaction(url: "URL", action: "Callable[[Connection], int]") -> int:
 
             from sqlalchemy.ext.asyncio import create_async_engine
 
-            async def run() -> int:
+            async def run() -> T:
                 async with create_async_engine(url, **options).begin() as connection:
                     return await connection.run_sync(action)
 
@@ -348,16 +350,13 @@ def doctor(database_url: str | None, schema: str | None, table_prefix: str, as_j
     holds vacuum back, silent workers, queues that nobody serves. The exit code is 1 if anything has
     to be mended.
     """
-    from ._doctor import Finding, examine
+    from ._doctor import examine
     from ._urls import database_url as parse
 
-    findings: list[Finding] = []
-
-    def look(connection: "Connection") -> int:
-        findings.extend(examine(connection, schema=schema, table_prefix=table_prefix))
-        return len(findings)
-
-    _in_transaction(parse(database_url), look)
+    findings = _in_transaction(
+        parse(database_url),
+        lambda connection: examine(connection, schema=schema, table_prefix=table_prefix),
+    )
     for finding in findings:
         if as_json:
             line = {"check": finding.check, "level": finding.level, "text": finding.text}

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Dialect, Table, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
 
-from ._frozen import STEPS, Operations, SetStorage, quoted, table_of
+from ._frozen import STEPS, Operations, SetStorage, qualified, table_of
 from .exceptions import SchemaOutOfDate, SchemaUnknown
 
 LATEST: Final = 1
@@ -237,7 +237,7 @@ def read_version(
     connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
 ) -> Version:
     """As :func:`db_version`, with the oldest version whose workers can run on these tables."""
-    name = _qualified(schema, f"{table_prefix}job")
+    name = qualified(schema, f"{table_prefix}job")
     row = connection.execute(
         text(
             "SELECT obj_description(oid, 'pg_class') FROM pg_catalog.pg_class"
@@ -293,7 +293,7 @@ def storage_drift(
                 "SELECT reloptions FROM pg_catalog.pg_class"
                 " WHERE oid = to_regclass(CAST(:name AS TEXT))"
             ),
-            {"name": _qualified(schema, f"{table_prefix}{kind}")},
+            {"name": qualified(schema, f"{table_prefix}{kind}")},
         ).scalar_one_or_none()
         found = dict(option.split("=", 1) for option in options or ())
         missing = {name: value for name, value in designed.items() if found.get(name) != value}
@@ -338,8 +338,8 @@ def foreign_key_problems(
     rows = connection.execute(
         _FOREIGN_KEYS,
         {
-            "job": _qualified(schema, f"{table_prefix}job"),
-            "dead_job": _qualified(schema, f"{table_prefix}dead_job"),
+            "job": qualified(schema, f"{table_prefix}job"),
+            "dead_job": qualified(schema, f"{table_prefix}dead_job"),
         },
     )
     problems = (
@@ -375,10 +375,6 @@ _FOREIGN_KEYS = text(
     ORDER BY 2, 1
     """
 )
-
-
-def _qualified(schema: str | None, table: str) -> str:
-    return quoted(table) if schema is None else f"{quoted(schema)}.{quoted(table)}"
 
 
 # --- For Alembic ---------------------------------------------------------------------------------

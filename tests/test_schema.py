@@ -399,13 +399,13 @@ def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
         return metadata
 
     def upgrade(op: Any, where: str | None, prefix: str) -> None:
-        table = schema._qualified(where, f"{prefix}job")
+        table = schema.qualified(where, f"{prefix}job")
         index = _frozen.quoted(f"{prefix}job_tag_idx")
         op.execute(plain_text(f"ALTER TABLE {table} ADD COLUMN tag TEXT DEFAULT ''"))
         op.execute(plain_text(f"CREATE INDEX {index} ON {table} (tag)"))
 
     def downgrade(op: Any, where: str | None, prefix: str) -> None:
-        table = schema._qualified(where, f"{prefix}job")
+        table = schema.qualified(where, f"{prefix}job")
         op.execute(plain_text(f"ALTER TABLE {table} DROP COLUMN tag"))
 
     step = _frozen.Step(tables, _frozen.STORAGE_1, upgrade, downgrade)

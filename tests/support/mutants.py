@@ -26,6 +26,16 @@ def _replace(stack: ExitStack, owner: Any, **changes: Any) -> None:
         stack.enter_context(patch.object(owner, name, value))
 
 
+def _change(stack: ExitStack, name: str, values: Callable[[Any], dict[str, Any]]) -> None:
+    """Let an UPDATE of the table of jobs write other values."""
+    original = getattr(Statements, name)
+
+    def changed(self: Any, *args: Any) -> Any:
+        return original(self, *args).values(values(self._job))
+
+    _replace(stack, Statements, **{name: changed})
+
+
 # ---- the lease ------------------------------------------------------------------------------
 
 
@@ -52,30 +62,15 @@ def fence_by_id_alone(stack: ExitStack) -> None:
 
 
 def claim_without_a_new_lease(stack: ExitStack) -> None:
-    original = Statements._claim
-
-    def claim(self: Any, locked: Any) -> Any:
-        return original(self, locked).values(lease=self._job.c.lease)  # type: ignore[attr-defined]
-
-    _replace(stack, Statements, _claim=claim)
+    _change(stack, "_claim", lambda job: {"lease": job.c.lease})
 
 
 def rescue_without_a_new_lease(stack: ExitStack) -> None:
-    original = Statements._rescue
-
-    def rescue(self: Any, held: Any, condition: Any) -> Any:
-        return original(self, held, condition).values(lease=self._job.c.lease)  # type: ignore[attr-defined]
-
-    _replace(stack, Statements, _rescue=rescue)
+    _change(stack, "_rescue", lambda job: {"lease": job.c.lease})
 
 
 def hand_back_without_a_new_lease(stack: ExitStack) -> None:
-    original = Statements._release
-
-    def release(self: Any, wait: bool) -> Any:
-        return original(self, wait).values(lease=self._job.c.lease)  # type: ignore[attr-defined]
-
-    _replace(stack, Statements, _release=release)
+    _change(stack, "_release", lambda job: {"lease": job.c.lease})
 
 
 # ---- settlements ----------------------------------------------------------------------------
@@ -185,13 +180,7 @@ def a_beating_worker_is_rescued(stack: ExitStack) -> None:
 
 def a_crash_costs_nothing(stack: ExitStack) -> None:
     """A rescue gives the attempt back."""
-    original = Statements._rescue
-
-    def rescue(self: Any, held: Any, condition: Any) -> Any:
-        attempt = func.greatest(self._job.c.attempt - 1, 0)
-        return original(self, held, condition).values(attempt=attempt)  # type: ignore[attr-defined]
-
-    _replace(stack, Statements, _rescue=rescue)
+    _change(stack, "_rescue", lambda job: {"attempt": func.greatest(job.c.attempt - 1, 0)})
 
 
 MUTANTS: dict[str, Callable[[ExitStack], None]] = {
