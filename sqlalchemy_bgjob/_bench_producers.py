@@ -100,11 +100,11 @@ def _enqueue_silently(app: App, connection: Connection, value: dict[str, Any]) -
     def write(unit: Unit) -> object:
         values = parameters(
             id=job.id,
-            queue=job.queue,
-            type=job.type,
+            queue=job.shared.queue,
+            type=job.shared.type,
             arg=job.arg,
-            priority=job.priority,
-            headers=job.headers,
+            priority=job.shared.priority,
+            headers=job.shared.headers,
             delay=None,
             run_at=None,
         )

@@ -5,22 +5,34 @@ are in. What the server would compute is computed here, from its own clock: COPY
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from struct import Struct
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from ._registry import NewJob, with_ids
+from ._registry import NewJob, NewJobs, in_chunks, with_ids
+from .exceptions import InvalidArg
 
 WORTH_IT: Final = 500
 """From so many jobs on it saves more than its opening statement costs."""
-_BLOCK: Final = 2_000
+BLOCK: Final = 2_000
+"""Jobs that are sent at once."""
 _BLOCK_BYTES: Final = 8 * 1_048_576
 _COLUMNS: Final = ("id", "queue", "type", "arg", "lease", "priority", "headers", "next_run_at")
-_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", "\r": r"\r", "\t": r"\t"})
-_NULL: Final = r"\N"
+
+# The binary format, as PostgreSQL's manual has it under COPY: each value after its length.
+_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_TRAILER: Final = b"\xff\xff"
+_LENGTH: Final = Struct("!i").pack
+_INT16: Final = Struct("!ih").pack
+_INT64: Final = Struct("!iq").pack
+_COUNT: Final = Struct("!h").pack(len(_COLUMNS))
+_NULL: Final = _LENGTH(-1)
+_JSONB: Final = b"\x01"
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def can_copy(connection: Connection, table: Table) -> bool:
@@ -28,27 +40,34 @@ def can_copy(connection: Connection, table: Table) -> bool:
     return (
         connection.dialect.driver in ("psycopg", "psycopg_async")
         and not connection.get_execution_options().get("schema_translate_map")
+        # Texts go as they are in the binary format.
+        and _driver_of(connection).info.encoding == "utf-8"
         # The user's own columns may have defaults that are functions in Python.
         and not any(c.default is not None and c.name not in _COLUMNS for c in table.c)
     )
 
 
-def copy(connection: Connection, table: Table, jobs: Sequence[NewJob], now: datetime) -> None:
+def _driver_of(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+def copy(connection: Connection, table: Table, jobs: Iterable[NewJob], now: datetime) -> None:
     """Add jobs whose ids are new. The caller's transaction is open, and the caller commits.
 
     Args:
         connection: The caller's.
         table: Of live jobs.
-        jobs: What to add.
+        jobs: What to add; each is asked for when those before it are on their way.
         now: When the transaction began, by the server's clock.
 
     Raises:
         DBAPIError: As an INSERT would.
+        InvalidArg: One of the jobs; the transaction has failed, up to the last savepoint.
     """
     columns = ", ".join(_COLUMNS)
     name = connection.dialect.identifier_preparer.format_table(table)
-    statement = f"COPY {name} ({columns}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')"
-    driver: Any = connection.connection.driver_connection
+    statement = f"COPY {name} ({columns}) FROM STDIN WITH (FORMAT binary)"
+    driver = _driver_of(connection)
     dialect = connection.dialect
     error_class = dialect.loaded_dbapi.Error
     blocks = _blocks(jobs, now)
@@ -68,6 +87,8 @@ def copy(connection: Connection, table: Table, jobs: Sequence[NewJob], now: date
         raise DBAPIError.instance(
             statement, None, error, error_class, connection_invalidated=lost, dialect=dialect
         ) from error
+    except InvalidArg:
+        raise  # from the jobs, and the driver has told the server
     except BaseException:
         # Cancelled, most likely: the server's transaction has failed, and SQLAlchemy, which does
         # not know, would take the answer to the caller's COMMIT for one.
@@ -81,31 +102,44 @@ async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> N
             await stream.write(block)
 
 
-def _blocks(jobs: Sequence[NewJob], now: datetime) -> Iterator[bytes]:
-    # Ids are made here, while the server takes in the block before.
-    largest = max(len(job.arg or b"") for job in jobs)
-    size = max(min(_BLOCK, _BLOCK_BYTES // (largest + 1)), 1)
-    for at in range(0, len(jobs), size):
-        block = with_ids(jobs[at : at + size])
-        yield "".join(_lines(block, now)).encode()
+def _blocks(jobs: Iterable[NewJob], now: datetime) -> Iterator[bytes]:
+    # Made here, while the server takes in the block before.
+    yield _HEADER
+    for chunk in in_chunks(jobs, BLOCK, _BLOCK_BYTES):
+        yield b"".join(_rows(with_ids(chunk), now))
+    yield _TRAILER
 
 
-def _lines(jobs: Iterable[tuple[str, NewJob]], now: datetime) -> Iterator[str]:
-    """Rows in COPY's text format, with what all of them share written once."""
-    shared: tuple[Any, ...] = ()
-    last_run_at = last_headers = None
-    kind = rest = ""
+def _rows(jobs: Iterable[tuple[str, NewJob]], now: datetime) -> Iterator[bytes]:
+    """Rows in COPY's binary format, with what several of them share written once."""
+    last: NewJobs | None = None
+    names = rest = b""
     now = now.astimezone(UTC)  # in another zone, adding a day may add 23 hours
     # As the column's default: the insert's clock in microseconds. These ids have had no lease.
     lease = int(now.timestamp() * 1_000_000)
-    for id, (_, queue, type, arg, priority, delay, run_at, headers) in jobs:
-        # By identity where things can be equal that are written differently, as 1 and True.
-        same = run_at is last_run_at and headers is last_headers
-        if not same or shared != (queue, type, priority, delay):
-            shared, last_run_at, last_headers = (queue, type, priority, delay), run_at, headers
-            kind = f"{queue.translate(_ESCAPES)}\t{type.translate(_ESCAPES)}"
-            due = run_at or (now + timedelta(seconds=delay) if delay else now)
-            text = json.dumps(headers).translate(_ESCAPES) if headers else _NULL
-            rest = f"{lease}\t{priority}\t{text}\t{due.isoformat()}\n"
-        data = _NULL if arg is None else rf"\\x{arg.hex()}"
-        yield f"{id}\t{kind}\t{data}\t{rest}"
+    for id, job in jobs:
+        arg, shared = job.arg, job.shared
+        if shared is not last:
+            last = shared
+            names = _value(shared.queue.encode()) + _value(shared.type.encode())
+            rest = _INT64(8, lease) + _INT16(2, shared.priority)
+            headers = shared.headers
+            rest += _value(_JSONB + json.dumps(headers).encode()) if headers else _NULL
+            rest += _INT64(8, _microseconds(_start(shared, now)))
+        data = _NULL if arg is None else _LENGTH(len(arg)) + arg
+        yield b"".join((_COUNT, _LENGTH(len(id)), id.encode(), names, data, rest))
+
+
+def _value(data: bytes) -> bytes:
+    return _LENGTH(len(data)) + data
+
+
+def _start(shared: NewJobs, now: datetime) -> datetime:
+    if shared.run_at is not None:
+        return shared.run_at
+    return now + timedelta(seconds=shared.delay) if shared.delay else now
+
+
+def _microseconds(moment: datetime) -> int:
+    """As PostgreSQL counts."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -7,20 +7,22 @@ DO NOTHING neither waits for a running job nor raises.
 
 import json
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, FromClause, Select, Table, event, inspect
+from sqlalchemy import Connection, FromClause, Select, event, inspect
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 from sqlalchemy.types import TypeEngine
 
 from . import _codec, _validation
-from ._copy import WORTH_IT, can_copy, copy
+from ._copy import BLOCK, WORTH_IT, can_copy, copy
 from ._errors import sqlstate
-from ._registry import UNTYPED, JobType, NewJob, column_values, new_job, with_ids
+from ._registry import UNTYPED, JobType, NewJob, column_values, in_chunks, new_job, with_ids
 from ._statements import Statements, parameters, wake_up
 from ._targets import SyncTarget, Unit, can_notify, run_in
 from .exceptions import InvalidArg, JobAlreadyExists
@@ -152,15 +154,16 @@ def enqueue_type(
 
 
 def _insert_one(unit: Unit, models: Models, job: NewJob, on_conflict: OnConflict) -> JobRef:
+    its = job.shared
     values = parameters(
         id=job.id,
-        queue=job.queue,
-        type=job.type,
+        queue=its.queue,
+        type=its.type,
         arg=job.arg,
-        priority=job.priority,
-        headers=job.headers,
-        delay=None if job.delay is None else timedelta(seconds=job.delay),
-        run_at=job.run_at,
+        priority=its.priority,
+        headers=its.headers,
+        delay=None if its.delay is None else timedelta(seconds=its.delay),
+        run_at=its.run_at,
     )
     statement = statements_of(models).insert_job(unit.can_notify)
     inserted = unit.execute(statement, values).first() is not None
@@ -224,7 +227,8 @@ def enqueue_many(
     """Add many jobs to the caller's transaction, set by set: one statement for each 5,000 jobs.
 
     Either one handler and its args, or a list of jobs of any handlers: ``[a.job(x), b.job(y)]``.
-    All of them are checked and encoded before the first statement.
+    All of them are checked and encoded before the first statement; but while many thousands go by
+    COPY, in a savepoint, the later ones are encoded as the server takes in those before.
 
     Args:
         target: As for :func:`enqueue`.
@@ -245,18 +249,39 @@ def enqueue_many(
         if args is None:
             raise TypeError("enqueue_many(target, handler, args) needs args, one for each job")
         models = handler.models
-        jobs = _jobs_of(handler, args, ids, queue, delay, run_at, priority, headers)
         own_ids = ids is not None
+        jobs = _jobs_of(handler, args, ids, queue, delay, run_at, priority, headers)
     else:
         given = {"args": args, "ids": ids, "queue": queue, "delay": delay, "run_at": run_at}
         extra = [name for name, value in given.items() if value is not None]
         if extra or priority or headers:
             raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")
-        jobs, models = _taken_from(handler)
-        own_ids = len({job.id for job in jobs}) < len(jobs)  # the same job twice
+        taken, models = _taken_from(handler)
+        own_ids = len({job.id for job in taken}) < len(taken)  # the same job twice
+        jobs = _Jobs(taken, iter(()), len(taken))
     return run_in(
         target, models, lambda unit: _insert_many(unit, models, jobs, on_conflict, own_ids)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Jobs:
+    """What to enqueue: jobs that are encoded, and those that will be when they are asked for.
+
+    The latter differ from the former in nothing but their args.
+    """
+
+    first: list[NewJob]
+    rest: Iterator[NewJob]
+    count: int
+
+    def all_at_once(self) -> bool:
+        """Whether all of them are known to be in order."""
+        return len(self.first) == self.count
+
+    def __iter__(self) -> Iterator[NewJob]:
+        """Go over them, once."""
+        return chain(self.first, self.rest)
 
 
 def _jobs_of(
@@ -268,12 +293,13 @@ def _jobs_of(
     run_at: datetime | None,
     priority: int,
     headers: Mapping[str, Any] | None,
-) -> list[NewJob]:
+) -> _Jobs:
     given = list(args)
     own = None if ids is None else [_validation.job_id(id) for id in ids]
     if own is not None and len(own) != len(given):
         raise ValueError(f"{len(own)} ids for {len(given)} args; give an id for each, or none")
-    return handler.new_jobs(given, own, queue, delay, run_at, priority, headers)
+    jobs = handler.new_jobs(given, own, queue, delay, run_at, priority, headers)
+    return _Jobs(list(islice(jobs, BLOCK)), jobs, len(given))
 
 
 def _taken_from(jobs: object) -> tuple[list[NewJob], Models | None]:
@@ -304,50 +330,53 @@ def _taken_from(jobs: object) -> tuple[list[NewJob], Models | None]:
 
 
 def _insert_many(
-    unit: Unit,
-    models: Models | None,
-    jobs: Sequence[NewJob],
-    on_conflict: OnConflict,
-    own_ids: bool,
+    unit: Unit, models: Models | None, jobs: _Jobs, on_conflict: OnConflict, own_ids: bool
 ) -> BulkResult:
-    if models is None or not jobs:
+    if models is None or not jobs.count:
         return BulkResult(0, ())
-    statements = statements_of(models)
-    if not own_ids and len(jobs) >= WORTH_IT and can_copy(unit.connection, models.job):
-        now = unit.execute(statements.before_copy).scalar()
-        if now is not None:
-            _copy(unit, statements, models.job, jobs, now)
-            return BulkResult(len(jobs), ())
-    statement = statements.insert_jobs(unit.can_notify)
-
-    def insert() -> set[str]:
-        inserted: set[str] = set()
-        # Sorted, so that two producers with the same ids wait for each other in one order.
-        for chunk in _chunks(sorted(jobs, key=lambda job: job.id)):
-            inserted.update(unit.execute(statement, chunk).scalars())
-        return inserted
-
     if not own_ids:
-        return BulkResult(len(insert()), ())
+        if not _copied(unit, models, jobs):
+            _insert(unit, models, list(jobs))
+        return BulkResult(jobs.count, ())
+    everything = list(jobs)
     if on_conflict == "ignore":
-        inserted = insert()
-        return BulkResult(len(inserted), _missing(jobs, inserted))
+        inserted = _insert(unit, models, everything)
+        return BulkResult(len(inserted), _missing(everything, inserted))
     with _Undo(unit) as undo:
-        inserted = insert()
-        duplicates = _missing(jobs, inserted)
+        inserted = _insert(unit, models, everything)
+        duplicates = _missing(everything, inserted)
         if duplicates:
             undo.now()
             raise JobAlreadyExists(duplicates)
     return BulkResult(len(inserted), ())
 
 
-def _copy(
-    unit: Unit, statements: Statements, table: Table, jobs: Sequence[NewJob], now: datetime
-) -> None:
-    copy(unit.connection, table, jobs, now)
+def _insert(unit: Unit, models: Models, jobs: Iterable[NewJob]) -> set[str]:
+    """Add jobs by one statement for each few thousand; the ids of those that are new."""
+    statement = statements_of(models).insert_jobs(unit.can_notify)
+    inserted: set[str] = set()
+    # Sorted, so that two producers with the same ids wait for each other in one order.
+    ordered = sorted(jobs, key=lambda job: job.id)
+    for chunk in in_chunks(ordered, _CHUNK_JOBS, _CHUNK_BYTES):
+        inserted.update(unit.execute(statement, _columns(chunk)).scalars())
+    return inserted
+
+
+def _copied(unit: Unit, models: Models, jobs: _Jobs) -> bool:
+    """Add jobs with new ids by COPY, if that is possible here and worth it."""
+    if jobs.count < WORTH_IT or not can_copy(unit.connection, models.job):
+        return False
+    statements = statements_of(models)
+    now = unit.execute(statements.before_copy).scalar()
+    if now is None:
+        return False
+    # A bad arg among the later ones ends the COPY, and must not end the caller's transaction.
+    with nullcontext() if jobs.all_at_once() else _Undo(unit):
+        copy(unit.connection, models.job, jobs, now)
     if unit.can_notify:
-        for queue in sorted({job.queue for job in jobs}):
+        for queue in sorted({job.shared.queue for job in jobs.first}):
             unit.execute(statements.notify, parameters(queue=queue))
+    return True
 
 
 def _missing(jobs: Iterable[NewJob], inserted: set[str]) -> tuple[str, ...]:
@@ -381,28 +410,17 @@ class _Undo:
                 self._savepoint.rollback()
 
 
-def _chunks(jobs: Iterable[NewJob]) -> Iterator[dict[str, Any]]:
-    chunk: list[NewJob] = []
-    size = 0
-    for job in jobs:
-        size += len(job.arg or b"")
-        if chunk and (len(chunk) == _CHUNK_JOBS or size > _CHUNK_BYTES):
-            yield _columns(chunk)
-            chunk, size = [], len(job.arg or b"")
-        chunk.append(job)
-    yield _columns(chunk)
-
-
 def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
+    shared = [job.shared for job in jobs]
     return parameters(
         ids=[id for id, _ in with_ids(jobs)],
-        queues=[job.queue for job in jobs],
-        types=[job.type for job in jobs],
+        queues=[its.queue for its in shared],
+        types=[its.type for its in shared],
         args=[job.arg for job in jobs],
-        priorities=[job.priority for job in jobs],
-        headers=[json.dumps(job.headers) if job.headers else None for job in jobs],
-        delays=[job.delay for job in jobs],
-        run_ats=[job.run_at for job in jobs],
+        priorities=[its.priority for its in shared],
+        headers=[json.dumps(its.headers) if its.headers else None for its in shared],
+        delays=[its.delay for its in shared],
+        run_ats=[its.run_at for its in shared],
     )
 
 

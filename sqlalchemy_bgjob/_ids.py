@@ -9,9 +9,14 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterable, Iterator
 
 _RANDOM_BITS = 74  # 12 (rand_a) + 62 (rand_b) of RFC 9562
-_RAND_B_MASK = (1 << 62) - 1
+_RAND_B_BITS = 62
+_RAND_B_MASK = (1 << _RAND_B_BITS) - 1
+_VARIANT = 0b10 << _RAND_B_BITS
+_LAST_GROUP_BITS = 48
+_LAST_GROUP_MASK = (1 << _LAST_GROUP_BITS) - 1
 # A step of up to 2^32 keeps neighbours unguessable and leaves room for 2^41 ids a millisecond.
 _STEP_BYTES = 4
 
@@ -29,17 +34,17 @@ class _Monotonic:
 
     def next(self, milliseconds: int, count: int) -> list[int]:
         """The next 122-bit values: time above, random below, each greater than all before."""
-        steps = os.urandom(count * _STEP_BYTES)
+        steps = memoryview(os.urandom(count * _STEP_BYTES)).cast("I")
         values = []
         with self.lock:
             last = self.last
-            for at in range(0, len(steps), _STEP_BYTES):
+            for step in steps:
                 if milliseconds > last >> _RANDOM_BITS:
                     # The top random bit starts at 0, so that steps do not overflow into the time.
                     low = secrets.randbits(_RANDOM_BITS - 1)
                     last = milliseconds << _RANDOM_BITS | low
                 else:
-                    last += 1 + int.from_bytes(steps[at : at + _STEP_BYTES])
+                    last += 1 + step
                 values.append(last)
             self.last = last
         return values
@@ -54,7 +59,7 @@ if hasattr(os, "register_at_fork"):
 
 def new_ids(count: int) -> list[str]:
     """New job ids: texts of UUIDv7, ascending, greater than every id made before here."""
-    return [_text(value) for value in _state.next(time.time_ns() // 1_000_000, count)]
+    return list(_texts(_state.next(time.time_ns() // 1_000_000, count)))
 
 
 def new_id() -> str:
@@ -62,10 +67,16 @@ def new_id() -> str:
     return new_ids(1)[0]
 
 
-def _text(value: int) -> str:
-    high, rand_b = value >> 62, value & _RAND_B_MASK
-    digits = f"{(high >> 12) << 16 | 7 << 12 | high & 0xFFF:016x}{0b10 << 62 | rand_b:016x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+def _texts(values: Iterable[int]) -> Iterator[str]:
+    # Neighbours differ in their last group only.
+    last, first = -1, ""
+    for value in values:
+        if value >> _LAST_GROUP_BITS != last:
+            last = value >> _LAST_GROUP_BITS
+            high, low = value >> _RAND_B_BITS, value & _RAND_B_MASK
+            digits = f"{high:015x}{_VARIANT | low:016x}"
+            first = f"{digits[:8]}-{digits[8:12]}-7{digits[12:15]}-{digits[15:19]}-"
+        yield f"{first}{value & _LAST_GROUP_MASK:012x}"
 
 
 def new_worker_id() -> int:

@@ -6,7 +6,7 @@ name that comes from the database.
 
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial, update_wrapper
@@ -14,6 +14,7 @@ from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+import msgspec
 from sqlalchemy import func
 
 from . import _validation
@@ -28,17 +29,23 @@ A = TypeVar("A")
 ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
-class NewJob(NamedTuple):
-    """A job that is checked and encoded, ready for an INSERT. An empty id becomes a new one."""
+class NewJobs(NamedTuple):
+    """What jobs that are enqueued together have in common, checked."""
 
-    id: str
     queue: str
     type: str
-    arg: bytes | None
     priority: int
     delay: float | None
     run_at: datetime | None
     headers: dict[str, Any] | None
+
+
+class NewJob(msgspec.Struct, frozen=True, gc=False):
+    """A job that is checked and encoded, ready for an INSERT. An empty id becomes a new one."""
+
+    id: str
+    arg: bytes | None
+    shared: NewJobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,18 +140,19 @@ class JobType(Generic[A]):
         if refused:
             raise TypeError(f"job() got an unexpected keyword argument {next(iter(refused))!r}")
         new = self.new_job(arg, None, queue, delay, run_at, priority, headers)
+        its = new.shared
         job = self.models.Job(
             id=new.id,
-            queue=new.queue,
-            type=new.type,
-            headers=new.headers,
-            arg=Encoded(new.arg, (new.headers or {}).get(_validation.CONTENT_TYPE)),
-            priority=new.priority,
+            queue=its.queue,
+            type=its.type,
+            headers=its.headers,
+            arg=Encoded(new.arg, (its.headers or {}).get(_validation.CONTENT_TYPE)),
+            priority=its.priority,
         )
-        if new.run_at is not None:
-            job.next_run_at = new.run_at
-        elif new.delay:
-            job.next_run_at = func.now() + timedelta(seconds=new.delay)
+        if its.run_at is not None:
+            job.next_run_at = its.run_at
+        elif its.delay:
+            job.next_run_at = func.now() + timedelta(seconds=its.delay)
         job.__dict__["_bgjob"] = (new, self.models, column_values(job))  # for enqueue_many
         return job
 
@@ -173,8 +181,8 @@ class JobType(Generic[A]):
         run_at: datetime | None,
         priority: int,
         headers: Mapping[str, Any] | None,
-    ) -> list[NewJob]:
-        """Check and encode many; see :func:`new_jobs`."""
+    ) -> Iterator[NewJob]:
+        """Check and encode many, one after the other; see :func:`new_jobs`."""
         if not self.takes_arg and any(arg is not None for arg in args):
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
         queue = self.queue if queue is None else queue
@@ -218,8 +226,10 @@ def new_jobs(
     headers: Mapping[str, Any] | None,
     *,
     numbered: bool = True,
-) -> list[NewJob]:
+) -> Iterator[NewJob]:
     """Check and encode jobs that differ in nothing but their args, and the ids that they may have.
+
+    Each is looked at when it is asked for, what they share with the first of them.
 
     Raises:
         InvalidArg: An arg; its path begins with the arg's index if they are *numbered*.
@@ -227,22 +237,32 @@ def new_jobs(
     seconds, moment = _validation.start(delay, run_at)
     queue, type = _validation.name("queue", queue), _validation.name("type", type)
     priority = _validation.priority(priority)
-    all_headers: dict[str | None, dict[str, Any] | None] = {}
-    jobs = []
+    shared: dict[str | None, NewJobs] = {}
     encode = codec.encode
     for index, (id, arg) in enumerate(zip(ids or repeat(""), args, strict=False)):
         try:
-            encoded = encode(arg)
+            data, kind = encode(arg)
         except InvalidArg as error:
             where = f"[{index}]{error.path[1:]}" if numbered else error.path
             raise InvalidArg(where, error.reason) from None
-        kind = encoded.content_type
-        if kind not in all_headers:
-            all_headers[kind] = _validation.headers(headers, kind)
-        jobs.append(
-            NewJob(id, queue, type, encoded.data, priority, seconds, moment, all_headers[kind])
-        )
-    return jobs
+        if kind not in shared:
+            all_headers = _validation.headers(headers, kind)
+            shared[kind] = NewJobs(queue, type, priority, seconds, moment, all_headers)
+        yield NewJob(id, data, shared[kind])
+
+
+def in_chunks(jobs: Iterable[NewJob], most: int, most_bytes: int) -> Iterator[list[NewJob]]:
+    """Jobs in lists of at most so many, whose args have together about so many bytes."""
+    chunk: list[NewJob] = []
+    size = 0
+    for job in jobs:
+        size += len(job.arg or b"")
+        if chunk and (len(chunk) == most or size > most_bytes):
+            yield chunk
+            chunk, size = [], len(job.arg or b"")
+        chunk.append(job)
+    if chunk:
+        yield chunk
 
 
 def with_ids(jobs: Sequence[NewJob]) -> list[tuple[str, NewJob]]:

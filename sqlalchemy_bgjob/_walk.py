@@ -106,7 +106,13 @@ def check(value: Any, *, max_size: int = MAX_ARG_SIZE) -> None:  # noqa: C901
                     children = iter(item)
                 else:
                     budget -= len(item)
-                    if item:
+                    try:
+                        text = "".join(item)
+                    except TypeError:
+                        text = "\0"
+                    if text.isascii() and "\0" not in text:
+                        budget -= len(text)
+                    else:
                         budget -= _check_keys(frames, item)
                     children = iter(dict.values(item))
                 frames.append((item, children))
@@ -223,12 +229,6 @@ def _field_values(item: Any) -> Sequence[Any]:
 
 def _check_keys(frames: list[tuple[Any, Iterator[Any]]], mapping: dict[Any, Any]) -> int:
     """Refuse keys that JSON has no form for; the number of characters otherwise."""
-    try:
-        text = "".join(mapping)
-    except TypeError:
-        text = "\0"
-    if "\0" not in text and (text.isascii() or _is_utf8(text)):
-        return len(text)
     seen: set[str] = set()
     for key in mapping:
         value = key.value if isinstance(key, Enum) else key

@@ -11,7 +11,15 @@ from sqlalchemy import Engine, MetaData, String, create_engine, event, func, sel
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqlalchemy_bgjob import BGJob, DeadJobMixin, JobMixin, _copy, _enqueue, enqueue_many
+from sqlalchemy_bgjob import (
+    BGJob,
+    DeadJobMixin,
+    InvalidArg,
+    JobMixin,
+    _copy,
+    _enqueue,
+    enqueue_many,
+)
 from support.databases import with_driver
 from support.producers import producer
 from support.shop import Job, Order, make_tables, note, store
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MANY = 600
+SEVERAL_BLOCKS = 2 * _copy.BLOCK + 1
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 COPIERS = ["Session-psycopg", "Connection-psycopg", "AsyncSession-psycopg", "AsyncEngine-psycopg"]
 UGLY = 'a\tb\\n "c"\r\n\\. \\N ü 🎈'
@@ -39,7 +48,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def spy(connection: Any, table: Any, jobs: Any, now: Any) -> None:
         copy(connection, table, jobs, now)
-        counts.append(len(jobs))
+        counts.append(jobs.count)
 
     monkeypatch.setattr(_enqueue, "copy", spy)
     return counts
@@ -172,8 +181,29 @@ def test_a_refused_row_is_sqlalchemys_error(kind: str, shop: Engine) -> None:
     assert count(shop) == MANY
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("kind", COPIERS)
+def test_a_bad_arg_far_down_leaves_the_transaction_usable(kind: str, shop: Engine) -> None:
+    """It is found when the first jobs are with the server already."""
+    values = [*range(SEVERAL_BLOCKS - 1), float("nan")]
+    own = "Engine" in kind  # a transaction of its own
+
+    async def main() -> None:
+        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
+            await made.do(enqueue_many(made.target, note, range(3)))
+            with pytest.raises(InvalidArg, match=rf"at \[{len(values) - 1}\]:"):
+                await made.do(enqueue_many(made.target, note, values))
+            await made.do(enqueue_many(made.target, note, range(SEVERAL_BLOCKS)))
+            if not own:
+                await made.commit()
+
+    asyncio.run(main())
+    assert count(shop) == 3 + SEVERAL_BLOCKS
+
+
+@pytest.mark.parametrize("number", [MANY, SEVERAL_BLOCKS])
 def test_a_lost_connection_is_sqlalchemys_error(
-    shop: Engine, monkeypatch: pytest.MonkeyPatch
+    number: int, shop: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = _copy._blocks
 
@@ -187,14 +217,17 @@ def test_a_lost_connection_is_sqlalchemys_error(
         pid = session.scalar(select(func.pg_backend_pid()))
         monkeypatch.setattr(_copy, "_blocks", cut)
         with pytest.raises(OperationalError) as lost:
-            enqueue_many(session, note, range(MANY))
+            enqueue_many(session, note, range(number))
         assert lost.value.connection_invalidated
         session.rollback()
     assert count(shop) == 0
 
 
 @pytest.mark.core
-def test_a_cancellation_in_its_middle_spoils_the_transaction_for_all_to_see(shop: Engine) -> None:
+@pytest.mark.parametrize("number", [MANY, SEVERAL_BLOCKS])
+def test_a_cancellation_in_its_middle_spoils_the_transaction_for_all_to_see(
+    number: int, shop: Engine
+) -> None:
     """The server's has failed; a commit that is answered by a rollback must not look like one."""
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
@@ -204,7 +237,7 @@ def test_a_cancellation_in_its_middle_spoils_the_transaction_for_all_to_see(shop
             session.add(Order(id=1, email="a@example.com"))
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.5):
-                    await enqueue_many(session, note, range(MANY))
+                    await enqueue_many(session, note, range(number))
             with pytest.raises(PendingRollbackError):
                 await session.commit()
         await engine.dispose()
@@ -246,7 +279,16 @@ def test_large_args_go_in_small_blocks(shop: Engine, copied: list[int]) -> None:
         _copy._blocks([*note.new_jobs(["x" * 1_000_000] * 20, *([None] * 4), 0, None)], NOW)
     )
     assert len(blocks) >= 3
-    assert sum(block.count(b"\n") for block in blocks) == 20
+    assert sum(block.count(b"default") for block in blocks) == 20
+
+
+def test_another_client_encoding_gets_an_insert(shop: Engine, copied: list[int]) -> None:
+    with Session(shop) as session, session.begin():
+        session.execute(text("SET LOCAL client_encoding = 'LATIN1'"))
+        enqueue_many(session, note, range(MANY), queue="für")
+    with Session(shop) as session:
+        assert set(session.scalars(select(Job.queue))) == {"für"}
+    assert copied == []
 
 
 def test_row_security_is_respected(shop: Engine, copied: list[int]) -> None:
