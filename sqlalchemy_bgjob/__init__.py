@@ -12,6 +12,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from ._enqueue import BulkResult, JobRef, enqueue, enqueue_from, enqueue_many
     from ._execution import Context
+    from ._health import Health
     from ._operate import Redriven
     from ._outcomes import Complete, MoveToDlq, Outcome, Reschedule, Retry
     from ._registry import JobType
@@ -41,6 +42,7 @@ __all__ = [
     "Complete",
     "Context",
     "DeadJobMixin",
+    "Health",
     "InvalidArg",
     "JobAlreadyExists",
     "JobInfo",
@@ -71,6 +73,7 @@ __all__ = [
 _HOMES = {
     "_enqueue": ("BulkResult", "JobRef", "enqueue", "enqueue_from", "enqueue_many"),
     "_execution": ("Context",),
+    "_health": ("Health",),
     "_operate": ("Redriven",),
     "_outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),
     "_registry": ("JobType",),

@@ -207,7 +207,10 @@ def w7(arena: Arena) -> Iterator[Measurement]:
         arena.contestant.call("bulk", jobs=jobs)
         answer = drain(arena, jobs)[0]
     first = (part - 1) / (reached(answer, part) - answer["first"])
-    last = part / (answer["last"] - reached(answer, jobs - part))
+    # When the last batches have begun, nothing more is fetched. Where jobs are done in batches,
+    # it is therefore the tenth before the last one, from the beginning of one batch to another.
+    end = jobs - part if arena.batched else jobs
+    last = part / (reached(answer, end) - reached(answer, end - part))
     yield arena.measured(
         "W7",
         jobs,

@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -32,8 +33,9 @@ from ._core import (
     settle_again_after,
 )
 from ._direct import Direct, direct
-from ._errors import describe, lost_connection, refused_connection, sqlstate
+from ._errors import describe, lost_connection, note_advice, refused_connection, sqlstate
 from ._execution import Attempt, Environment, Run, job_info
+from ._health import Health
 from ._heart import Heart
 from ._lanes import Position
 from ._lifecycle import ClaimedJob, Fate, Pending
@@ -97,11 +99,14 @@ class Dispatcher:
         self._deadline: float | None = None
         self._interruptions = 0
         self._empty: set[str] = set()
+        self._slowest_claim: float | None = None
+        self._turned_at = time.monotonic()
         self._heart = Heart(
             runtime,
             self._statements,
             settings,
             queues,
+            turned_at=lambda: self._turned_at,
             on_change=runtime.wake,
             on_lost=self._lost,
             on_error=self._report,
@@ -112,6 +117,7 @@ class Dispatcher:
             settings,
             self._heart,
             on_orphans=self._look_for_own_orphans,
+            on_health=self._tell_health,
             on_error=self._report,
         )
         self._listener = Listener(
@@ -156,7 +162,13 @@ class Dispatcher:
     def _all_runs(self) -> list[Run]:
         return [*self._runs.values(), *self._late_runs]
 
+    def _tell_health(self, health: Health) -> None:
+        with self._lock:
+            slowest, self._slowest_claim = self._slowest_claim, None
+        self._events.emit("health_sampled", replace(health, slowest_claim=slowest))
+
     def _report(self, error: BaseException) -> None:
+        note_advice(error)
         self._events.emit("worker_error", error)
 
     # ---- the loop ---------------------------------------------------------------------------
@@ -173,6 +185,7 @@ class Dispatcher:
         try:
             if not self._begin():
                 return
+            self._turned_at = time.monotonic()
             beside.append(self._runtime.spawn("bgjob-heart", self._heart.run))
             beside.append(self._runtime.spawn("bgjob-watch", self._watch.run))
             if self._settings.listen:
@@ -194,13 +207,14 @@ class Dispatcher:
                 if refused_connection(error):
                     raise
                 if not lost_connection(error) and not _cannot_connect(error):
+                    note_advice(error)
                     raise
                 self._lost_control(error)
                 self._runtime.wait(max(self._retry_at - time.monotonic(), 0.0))
         return False
 
     def _step(self) -> None:
-        now = time.monotonic()
+        self._turned_at = now = time.monotonic()
         worker_id = self._heart.worker_id
         may_claim = worker_id is not None and now >= self._retry_at
         may_start = self._heart.fresh(now, self._disconnected_at)
@@ -394,7 +408,9 @@ class Dispatcher:
             last: Position | None = None
             due_in: float | None = None
             try:
+                begun = time.monotonic()
                 jobs, due_in = self._claim_together(connection, step, worker_id, skip)
+                self._slowest_claim = max(self._slowest_claim or 0.0, time.monotonic() - begun)
                 if jobs and not skip:
                     last = Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)
             except Exception as error:

@@ -53,7 +53,10 @@ def examine(connection: Connection, *, schema: str | None, table_prefix: str) ->
     findings += tables
     if tables[0].level == "problem":
         return findings  # nothing else can be looked at
-    found = look(connection, schema=schema, table_prefix=table_prefix)
+    found = look(
+        connection,
+        [qualified(schema, f"{table_prefix}{kind}") for kind in ("job", "dead_job", "worker")],
+    )
     findings += _told("vacuum and notifications", found.problems, "nothing is held back")
     findings += _workers(connection, schema, table_prefix)
     return findings

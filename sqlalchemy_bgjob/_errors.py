@@ -6,6 +6,7 @@ messages are translated, and hold the values of rows. The one exception is a ref
 
 import re
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -65,6 +66,34 @@ def refused_connection(error: BaseException) -> bool:
     return isinstance(error, OperationalError) and bool(_FINAL_WORDS.search(str(error.orig)))
 
 
+_POOLER: Final = (
+    "a pooler in transaction mode keeps no prepared statements: give create_engine, with psycopg, "
+    'connect_args={"prepare_threshold": None}; with asyncpg, connect_args={"statement_cache_size": '
+    '0, "prepared_statement_cache_size": 0, "prepared_statement_name_func": lambda: '
+    'f"bgjob_{uuid.uuid4()}"}'
+)
+_ADVICE: Final[Mapping[str, str]] = {
+    "26000": _POOLER,
+    "42P05": _POOLER,
+    "25P03": "see idle_in_transaction_session_timeout",
+    "25P04": "see transaction_timeout",
+    "57014": "see statement_timeout, unless somebody canceled it",
+    "55P03": "see lock_timeout, unless the statement says NOWAIT",
+}
+
+
+def advice(error: BaseException) -> str | None:
+    """Which setting a database error comes from, where its SQLSTATE tells."""
+    return _ADVICE.get(sqlstate(error) or "")
+
+
+def note_advice(error: BaseException) -> None:
+    """Add the advice to what the error's traceback shows, once."""
+    found = advice(error)
+    if found is not None and found not in getattr(error, "__notes__", ()):
+        error.add_note(found)
+
+
 def describe(error: BaseException) -> str:
     """An error as text for ``last_error``: type, message, and where it was raised.
 
@@ -102,7 +131,9 @@ def _headline(error: BaseException) -> str:
     if _is_database_error(error):
         orig = error.orig if isinstance(error, StatementError) else error
         parts = [type(orig).__name__, sqlstate(error), _constraint(orig)]
-        return f"{name}: " + " ".join(part for part in parts if part)
+        words = f"{name}: " + " ".join(part for part in parts if part)
+        remedy = advice(error)
+        return words if remedy is None else f"{words} ({remedy})"
     try:
         message = str(error)
     except Exception:  # a broken __str__ must not hide the failure

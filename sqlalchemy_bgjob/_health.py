@@ -5,12 +5,11 @@ them any more. One that stays open for an hour keeps an hour of jobs. Claims rea
 one stopped, so they do not slow down at once; the table grows all the same.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, text
-
-from ._frozen import qualified
+from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
 HELD_BACK_AFTER: Final = 60.0
 """Seconds for which a transaction may be open before it is told of."""
@@ -112,13 +111,13 @@ class Health:
         return found
 
 
-def look(connection: Connection, *, schema: str | None, table_prefix: str) -> Health:
-    """Look at the server; the caller ends the transaction. Reads no table of the queue's."""
+def look(connection: Connection, tables: Iterable[str]) -> Health:
+    """Look at the server; the caller ends the transaction. Reads none of the *tables*.
+
+    What other roles do is hidden from a role without ``pg_monitor``: then it finds its own alone.
+    """
     holder = connection.execute(_OLDEST).one_or_none()
-    names = {
-        kind: qualified(schema, f"{table_prefix}{kind}") for kind in ("job", "dead_job", "worker")
-    }
-    dead = connection.execute(_DEAD_ROWS, {**names, "limit": DEAD_ROWS}).all()
+    dead = connection.execute(_DEAD_ROWS, {"tables": [*tables], "limit": DEAD_ROWS}).all()
     return Health(
         holder=None if holder is None else Holder(*holder),
         dead_rows=tuple(DeadRows(*row) for row in dead),
@@ -154,10 +153,9 @@ _DEAD_ROWS = text(
     """
     SELECT CAST(CAST(relid AS regclass) AS TEXT), n_dead_tup, n_live_tup
     FROM pg_catalog.pg_stat_all_tables
-    WHERE relid IN (to_regclass(CAST(:job AS TEXT)), to_regclass(CAST(:dead_job AS TEXT)),
-                    to_regclass(CAST(:worker AS TEXT)))
+    WHERE relid IN (SELECT to_regclass(name) FROM unnest(CAST(:tables AS TEXT[])) AS name)
       AND n_dead_tup > :limit AND n_dead_tup > n_live_tup
     ORDER BY 1
     """
-)
+).bindparams(bindparam("tables", type_=ARRAY(Text)))
 _NOTIFICATIONS = text("SELECT pg_notification_queue_usage()")

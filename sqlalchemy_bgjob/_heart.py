@@ -7,6 +7,7 @@ look dead. The rules, and what each is for:
 * A beat that finds its row taken means that the jobs were given to others. All that runs is told,
   and the worker goes on under a new id; an id is never taken up again.
 * No job is started on an old beat: see :meth:`Heart.fresh`.
+* A worker whose loop has not turned for ten minutes beats no more: it would keep its jobs for ever.
 * For how long it has beaten without a gap, by both clocks, is remembered for :mod:`._watch`.
 """
 
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -30,6 +32,9 @@ from .settings import WorkerSettings
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
+NO_PROGRESS_AFTER: Final = 600.0
+"""Seconds without a turn of the worker's loop after which its heart stops."""
+
 
 class Heart:
     """Beats for one worker until it is stopped.
@@ -39,6 +44,7 @@ class Heart:
         statements: Those of the tables.
         settings: The worker's.
         queues: What the worker serves, for its row.
+        turned_at: When the worker's loop has last turned, by the monotonic clock.
         on_change: Called when the worker was registered, and after each beat that was overdue.
         on_lost: Called with the old id when the worker's jobs were taken from it, before it has a
             new one.
@@ -52,16 +58,18 @@ class Heart:
         settings: WorkerSettings,
         queues: Mapping[str, int],
         *,
+        turned_at: Callable[[], float],
         on_change: Callable[[], None],
         on_lost: Callable[[int], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
         self._runtime, self._statements, self._settings = runtime, statements, settings
-        self._queues = dict(queues)
+        self._queues, self._turned_at = dict(queues), turned_at
         self._on_change, self._on_lost, self._on_error = on_change, on_lost, on_error
         self._stopping = threading.Event()
         self._urgent = threading.Event()
         self._listener: tuple[int, datetime] | None = None
+        self._stuck = False
         self._last_beat = float("-inf")
         self._unbroken_since = float("inf")
         self.worker_id: int | None = None
@@ -120,13 +128,24 @@ class Heart:
                 now = time.monotonic()
                 if now >= next_beat or self._urgent.is_set():
                     self._urgent.clear()
-                    if self._beat(connection) > settings.lease_timeout / 2:
+                    if self._is_stuck(now) or self._beat(connection) > settings.lease_timeout / 2:
                         self._unbroken_since = now
                     backoff.reset()
                     next_beat = now + settings.heartbeat_interval
                 self._urgent.wait(max(next_beat - time.monotonic(), 0.0))
         finally:
             self._unbroken_since = float("inf")
+
+    def _is_stuck(self, now: float) -> bool:
+        still = now - self._turned_at()
+        was, self._stuck = self._stuck, still > NO_PROGRESS_AFTER
+        if self._stuck and not was:
+            logger.critical(
+                "the worker's loop has not turned for %.0f s: no more heartbeats, so that others "
+                "take its jobs; a handler may block the event loop, or a statement wait for ever",
+                still,
+            )
+        return self._stuck
 
     def unbroken(self, now: float) -> float:
         """Seconds for which this worker has been connected and has beaten without a gap."""

@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ._direct import Direct
 from ._errors import describe, lost_connection
+from ._health import Health, look
 from ._ids import new_id
 from ._lanes import Position
 from ._outcomes import Kind, Settlement
@@ -491,6 +492,16 @@ def rescue_silent(
 def rescue_rest(connection: Connection, statements: Statements) -> list[Rescued]:
     """Take the jobs of lost workers that were locked when the others were taken. Commits."""
     return _rescue(connection, statements, statements.lost_workers, {})
+
+
+def sample_health(
+    connection: Connection, statements: Statements, *, worker_id: int
+) -> Health | None:
+    """Look at the server, unless another worker is to do that. Commits."""
+    with connection.begin():
+        if not _run(connection, statements.is_eldest, worker=worker_id).scalar():
+            return None
+        return look(connection, statements.table_names)
 
 
 def rescue_ended(

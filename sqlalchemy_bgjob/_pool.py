@@ -4,6 +4,7 @@ Never more than the pool can give: a handler waits for a permit, and does not fa
 a connection.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -26,8 +27,14 @@ class Permits(Protocol):
 class HandlerConnections:
     """Takes connections for handlers, within the number of permits."""
 
-    def __init__(self, engine: Engine, permits: Permits | None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        permits: Permits | None,
+        close: Callable[[Connection], None] | None = None,
+    ) -> None:
         self._engine, self._permits = engine, permits
+        self._close = close or give_back
 
     def connect(self, isolation_level: str | None, worker_id: int) -> Connection:
         """A connection in a transaction mode of its own, named after the worker.
@@ -48,7 +55,7 @@ class HandlerConnections:
                 name_session(connection, worker_id)
                 plan_anew(connection)
             except BaseException:
-                connection.close()
+                self._close(connection)
                 raise
         except BaseException:
             self._release()
@@ -58,18 +65,23 @@ class HandlerConnections:
     def disconnect(self, connection: Connection) -> None:
         """Give a connection back; one that can't be is thrown away."""
         try:
-            try:
-                connection.close()
-            except Exception:
-                with suppress(Exception):
-                    connection.invalidate()
-                    connection.close()
+            self._close(connection)
         finally:
             self._release()
 
     def _release(self) -> None:
         if self._permits is not None:
             self._permits.release()
+
+
+def give_back(connection: Connection) -> None:
+    """Close a connection; throw one away that can't be."""
+    try:
+        connection.close()
+    except Exception:
+        with suppress(Exception):
+            connection.invalidate()
+            connection.close()
 
 
 def is_autocommit(connection: Connection) -> bool:

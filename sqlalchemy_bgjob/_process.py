@@ -21,7 +21,7 @@ from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from . import _loader
-from ._errors import lost_connection, sqlstate
+from ._errors import advice, lost_connection, sqlstate
 from ._exits import (
     DATABASE,
     FAILED,
@@ -201,7 +201,8 @@ def database_message(error: BaseException) -> str:
     """
     orig = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     lines = [line.strip() for line in str(orig).splitlines() if line.strip()]
-    return "; ".join(lines[:2]) or type(orig).__name__
+    said, remedy = "; ".join(lines[:2]) or type(orig).__name__, advice(error)
+    return said if remedy is None else f"{said}; {remedy}"
 
 
 # ---- what to run ----------------------------------------------------------------------------

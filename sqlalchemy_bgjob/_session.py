@@ -271,17 +271,10 @@ class HandlerSession:
     def discard(self) -> None:
         """Undo everything and give the connection back, whatever state they are in."""
         self._settling = True
-        connection = self._connection
         # Whatever comes, also a cancellation that comes late: the connection must be given back.
         if self._session is not None:
             with suppress(BaseException):
                 self._session.close()
-        if connection is not None:
-            try:
-                connection.rollback()
-            except BaseException:
-                with suppress(BaseException):
-                    connection.invalidate()
         self._release()
 
     def _release(self) -> None:
@@ -296,7 +289,8 @@ class HandlerSession:
             with suppress(Exception):  # outside of its scope by now
                 registry.clear()
         if connection is not None:
-            self._disconnect(connection)
+            with suppress(BaseException):  # a cancellation: it is given back all the same
+                self._disconnect(connection)
 
 
 # For all sessions, once: listening to each one of its own took a twentieth of a small job's time.

@@ -1,7 +1,9 @@
 """What a worker looks at before it begins: is this a database and a setup it can work on?"""
 
 import logging
+import os
 from collections.abc import Mapping
+from typing import Final
 
 from sqlalchemy import Connection, Engine, Pool, text
 from sqlalchemy.pool import NullPool, QueuePool
@@ -15,6 +17,8 @@ from .settings import SPARE_CONNECTIONS
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 MIN_POOL = SPARE_CONNECTIONS + 1
+
+_IMPORTED_BY: Final = os.getpid()
 
 
 def check_queues(queues: Mapping[str, int]) -> dict[str, int]:
@@ -34,6 +38,25 @@ def check_dialect(engine: Engine) -> None:
         raise ValueError(
             f"a worker needs PostgreSQL, and this engine is for {engine.dialect.name!r}; "
             f"use a URL such as postgresql+psycopg://user:password@host/database"
+        )
+
+
+def own_sockets(engine: Engine) -> None:
+    """In a forked process, let an engine forget the connections that it has in its pool.
+
+    They may be the parent's, and two processes that write to one socket confuse both. They are not
+    closed, which would end them for the parent too.
+    """
+    if os.getpid() != _IMPORTED_BY:
+        engine.dispose(close=False)
+
+
+def refuse_fork(made_by: int) -> None:
+    """Refuse to run a worker that another process has made."""
+    if os.getpid() != made_by:
+        raise RuntimeError(
+            "this worker was made before a fork, and shares connections with the parent process; "
+            "make it in the process that runs it, for example in a post_fork hook"
         )
 
 

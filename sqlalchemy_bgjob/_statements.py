@@ -58,6 +58,7 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.sql.selectable import CTE
 
 from ._errors import describe
+from ._frozen import qualified
 from .exceptions import WorkerLost
 from .models import Models, lease_at_insert
 
@@ -127,12 +128,6 @@ def awaited(worker: FromClause, queue: ColumnElement[Any]) -> ColumnElement[bool
     return select(worker.c.id).where(waits_for.has_key(queue)).exists()
 
 
-def quoted(name: str) -> str:
-    """An identifier within a text that the server reads as a name."""
-    escaped = name.replace('"', '""')
-    return f'"{escaped}"'
-
-
 def _array(name: str, item: Any) -> ColumnElement[Any]:
     # The cast types an empty list, and spares drivers that send text from guessing.
     return cast(_given(name, ARRAY(item)), ARRAY(item))
@@ -181,6 +176,12 @@ class Statements:
         self.complete: Callable[[bool], Executable] = cache(self._complete)
         self.release: Callable[[bool], Executable] = cache(self._release)
         self.bury: Callable[[bool], Executable] = cache(self._bury)
+
+    @property
+    def table_names(self) -> list[str]:
+        """The tables' names, quoted, as PostgreSQL's functions take them: that of jobs is first."""
+        tables = (self._job, self._dead, self._worker)
+        return [qualified(table.schema, table.name) for table in tables]
 
     # ---- enqueue ---------------------------------------------------------------------------
 
@@ -246,11 +247,8 @@ class Statements:
         It opens the transaction: SQLAlchemy sends BEGIN with the first statement of its own, and
         a COPY before it would be committed by itself.
         """
-        table = self._job
-        name = (
-            f"{quoted(table.schema)}.{quoted(table.name)}" if table.schema else quoted(table.name)
-        )
-        secured = func.row_security_active(cast(literal(name, Text), REGCLASS))
+        name = literal(self.table_names[0], Text)
+        secured = func.row_security_active(cast(name, REGCLASS))
         return select(case((not_(secured), func.now())))
 
     def insert_from(
@@ -872,6 +870,21 @@ class Statements:
             .where(worker.c.lost_at.is_not(None))
             .with_for_update(skip_locked=True)
         )
+
+    @cached_property
+    def is_eldest(self) -> Executable:
+        """Whether a worker is the one, of those that beat, that does what one of them has to do.
+
+        Two may be for a moment, and none where the one with the smallest id has just ended.
+        Parameters: worker.
+        """
+        worker = self._worker
+        me = _given("worker", BigInteger)
+        beating = and_(
+            worker.c.lost_at.is_(None),
+            func.clock_timestamp() - worker.c.beat_at < worker.c.lease_timeout * _SECOND,
+        )
+        return select(func.min(worker.c.id) == me).where(beating)
 
     @cached_property
     def ended_workers(self) -> Executable:

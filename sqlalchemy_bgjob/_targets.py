@@ -17,8 +17,10 @@ from sqlalchemy import (
     TwoPhaseTransaction,
     insert,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
+from ._errors import note_advice
 from .models import Models
 
 if TYPE_CHECKING:
@@ -58,10 +60,15 @@ class Unit:
         self, statement: Executable, parameters: dict[str, Any] | None = None
     ) -> Result[Any]:
         """Run a statement in the caller's transaction; what the session holds is flushed first."""
-        if isinstance(self.target, Connection):
-            return self.target.execute(statement, parameters)
-        self._flush(self.target)
-        return self.target.execute(statement, parameters, bind_arguments=dict(self._where))
+        if isinstance(self.target, Session):
+            self._flush(self.target)
+        try:
+            if isinstance(self.target, Connection):
+                return self.target.execute(statement, parameters)
+            return self.target.execute(statement, parameters, bind_arguments=dict(self._where))
+        except DBAPIError as error:
+            note_advice(error)
+            raise
 
     def savepoint(self) -> NestedTransaction:
         """A savepoint of the connection.

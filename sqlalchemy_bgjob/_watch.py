@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 
 from . import _lifecycle as lifecycle
 from ._errors import describe, lost_connection
+from ._health import Health
 from ._heart import Heart
 from ._lifecycle import Rescued
 from ._side import Backoff, Runtime, own, side_engine
@@ -47,6 +48,7 @@ class Watch:
         heart: The worker's own, which says whether it is fit to judge.
         on_orphans: Called when orphans were looked for: the worker may have some of its own, whose
             claim was committed long after its answer was lost.
+        on_health: Called with what was found, if it was this worker that looked.
         on_error: Called with what went wrong.
     """
 
@@ -58,10 +60,12 @@ class Watch:
         heart: Heart,
         *,
         on_orphans: Callable[[], None],
+        on_health: Callable[[Health], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
         self._runtime, self._statements, self._settings = runtime, statements, settings
         self._heart, self._on_orphans, self._on_error = heart, on_orphans, on_error
+        self._on_health = on_health
         self._stopping = threading.Event()
         self._seen: dict[int, datetime] = {}
 
@@ -92,6 +96,7 @@ class Watch:
         next_look = begun
         next_sweep = begun + settings.rescue_interval * random.random()
         next_orphans = begun + settings.orphan_interval * random.random()
+        next_sample = begun + settings.health_interval * random.random()
         self._seen = {}
         while not self._stopping.is_set():
             now = time.monotonic()
@@ -111,8 +116,11 @@ class Watch:
                 took = time.monotonic() - now
                 pause = max(settings.orphan_interval, took * _ORPHAN_SHARE)
                 next_orphans = now + pause * random.uniform(0.9, 1.1)
+            if now >= next_sample:
+                self._guarded(self._sample_health, connection)
+                next_sample = now + settings.health_interval
             backoff.reset()
-            next_turn = min(next_look, next_sweep, next_orphans)
+            next_turn = min(next_look, next_sweep, next_orphans, next_sample)
             self._stopping.wait(max(next_turn - time.monotonic(), 0.0))
 
     def _guarded(self, sweep: Callable[[Connection], None], connection: Connection) -> None:
@@ -148,6 +156,16 @@ class Watch:
         if found:
             logger.warning("gave back %d jobs that no known worker held", found)
         self._on_orphans()
+
+    def _sample_health(self, connection: Connection) -> None:
+        worker_id = self._heart.worker_id
+        if worker_id is None:
+            return
+        health = lifecycle.sample_health(connection, self._statements, worker_id=worker_id)
+        if health is not None:
+            for problem in health.problems:
+                logger.warning("%s", problem)
+            self._on_health(health)
 
 
 def _report(rescued: list[Rescued], how: str) -> None:

@@ -7,6 +7,7 @@ so that a handler that blocks this one cannot make the worker look dead.
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -15,7 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -24,10 +25,10 @@ from ._dispatch import Dispatcher
 from ._execution import Environment, Run
 from ._lifecycle import Pending
 from ._outcomes import HAND_BACK
-from ._pool import HandlerConnections
+from ._pool import HandlerConnections, give_back
 from ._registry import JobType
 from ._side import Attendant, RunsJobs
-from ._start import check_dialect, pool_permits
+from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._statements import Statements
 from .bgjob import BGJob
 from .settings import WorkerSettings
@@ -248,6 +249,17 @@ def _differs(context: Context) -> bool:
         return True
 
 
+def _give_back_apart(connection: Connection) -> None:
+    """Close a connection whatever becomes of this task.
+
+    A cancellation in the middle of a ROLLBACK would cost the pool the connection's place for ever.
+    """
+    if connection.in_transaction():
+        await_only(asyncio.shield(asyncio.ensure_future(greenlet_spawn(give_back, connection))))
+    else:
+        give_back(connection)
+
+
 class _AsyncPermits:
     """An asyncio semaphore, waited for from within a greenlet."""
 
@@ -296,6 +308,10 @@ class AsyncWorker:
         if not isinstance(engine, AsyncEngine):
             raise TypeError(f"AsyncWorker takes an AsyncEngine, not {type(engine).__name__}")
         check_dialect(engine.sync_engine)
+        for one in (engine.sync_engine, sync_engine):
+            if one is not None:
+                own_sockets(one)
+        self._made_by = os.getpid()
         self.settings = make_settings(settings, options)
         self.queues = served_queues(jobs, queues)
         self._jobs, self._engine = jobs, engine.sync_engine
@@ -377,6 +393,7 @@ class AsyncWorker:
             self._dispatcher.stop(timeout)
 
     async def _run(self, ready: Callable[[], None]) -> None:
+        refuse_fork(self._made_by)
         threads = ThreadRuntime(self._sync_engine or self._engine)
         runtime = AsyncRuntime(self._engine, threads)
         self._dispatcher = dispatcher = self._make_dispatcher(runtime, threads)
@@ -397,7 +414,7 @@ class AsyncWorker:
     def _make_dispatcher(self, runtime: AsyncRuntime, threads: ThreadRuntime) -> Dispatcher:
         statements = Statements(self._jobs.models)
         permits = _AsyncPermits(self._permits) if self._permits is not None else None
-        connections = HandlerConnections(self._engine, permits)
+        connections = HandlerConnections(self._engine, permits, _give_back_apart)
         on_loop = Environment(
             statements=statements,
             engine=self._engine,

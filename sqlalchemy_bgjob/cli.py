@@ -33,6 +33,7 @@ SETTING_HELP: Final[Mapping[str, str]] = {
     "rescue_interval": "How often the worker looks for silent ones.",
     "death_check_interval": "How often it looks for ended processes by their database session.",
     "orphan_interval": "How often jobs are looked for whose claim names no known worker.",
+    "health_interval": "How often one of the workers looks for what holds vacuum back.",
     "poll_interval": "The longest a due job waits when no notification arrives.",
     "shutdown_timeout": "How long a graceful stop waits for running jobs.",
     "unknown_type_grace": "How long a job of an unknown type waits for a worker that knows it.",

@@ -39,6 +39,8 @@ class WorkerSettings:
     """How often each worker looks for ended processes by their database session."""
     orphan_interval: float = 60.0
     """How often, over all workers, jobs whose claim names no known worker are looked for."""
+    health_interval: float = 60.0
+    """How often one of the workers looks for what keeps the server from cleaning up."""
     poll_interval: float = 1.0
     """The longest a due job waits when no notification arrives."""
     shutdown_timeout: float = 25.0
@@ -59,6 +61,7 @@ class WorkerSettings:
             "rescue_interval",
             "death_check_interval",
             "orphan_interval",
+            "health_interval",
             "poll_interval",
             "hold_timeout",
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
+from ._health import Health
 from ._outcomes import Kind, Settlement
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -62,6 +63,12 @@ class Observer:
 
     def queue_is_empty(self, queue: str) -> None:
         """The worker has caught up: nothing is due in this queue."""
+
+    def health_sampled(self, health: Health) -> None:
+        """One of the workers has looked at the server, once in each ``health_interval``.
+
+        ``health.problems`` says in words what somebody should do something about.
+        """
 
     def worker_error(self, error: BaseException) -> None:
         """Something failed that is not a handler: the connection, a settlement, the listener."""

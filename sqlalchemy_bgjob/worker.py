@@ -1,6 +1,7 @@
 """Worker: runs handlers in threads."""
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -17,7 +18,14 @@ from ._execution import Environment, Run
 from ._pool import HandlerConnections
 from ._registry import JobType
 from ._side import Attendant, RunsJobs
-from ._start import check_dialect, check_queues, pool_permits, serve
+from ._start import (
+    check_dialect,
+    check_queues,
+    own_sockets,
+    pool_permits,
+    refuse_fork,
+    serve,
+)
 from ._statements import Statements
 from .bgjob import BGJob
 from .settings import DEFAULT_CONCURRENCY, WorkerSettings
@@ -36,6 +44,7 @@ class SettingOptions(TypedDict, total=False):
     rescue_interval: float
     death_check_interval: float
     orphan_interval: float
+    health_interval: float
     poll_interval: float
     shutdown_timeout: float
     unknown_type_grace: float
@@ -206,6 +215,8 @@ class Worker:
         check_dialect(engine)
         if engine.dialect.is_async:
             raise TypeError("Worker takes a synchronous engine; use AsyncWorker for this one")
+        own_sockets(engine)
+        self._made_by = os.getpid()
         self.settings = make_settings(settings, options)
         self.queues = served_queues(jobs, queues)
         refuse_coroutines(jobs, self.queues)
@@ -236,6 +247,7 @@ class Worker:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
         """
+        refuse_fork(self._made_by)
         try:
             self._dispatcher.run(self._begun.set)
         finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 from sqlalchemy import Connection, Engine, create_engine
 
+from support import pooler
 from support.catalog import Catalog, catalog
 from support.choice import Choice
 from support.databases import (
@@ -50,6 +51,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C reach the commands under test, even if the run was started where it is ignored."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if os.environ.get(pooler.VARIABLE):
+        pooler.connect_as_documented()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -73,7 +76,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
     """The server of this run."""
     choice = request.config.stash.get(CHOICE, None) or chosen_server()
     with running_server(choice) as server:
-        yield server
+        if not os.environ.get(pooler.VARIABLE):
+            yield server
+        else:
+            with pooler.PgBouncer(server.url) as server.pooler:
+                yield server
 
 
 @pytest.fixture

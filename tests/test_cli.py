@@ -181,6 +181,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "rescue_interval": ("7", 7.0),
     "death_check_interval": ("2s", 2.0),
     "orphan_interval": ("1h", 3600.0),
+    "health_interval": ("30", 30.0),
     "poll_interval": ("0.25", 0.25),
     "shutdown_timeout": ("0", 0.0),
     "unknown_type_grace": ("10.5s", 10.5),

@@ -7,12 +7,13 @@ of a burst.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._lanes import Position
@@ -107,17 +108,21 @@ def make_queue(engine: Engine) -> Statements:
         for table in ("bgjob_job", "bgjob_dead_job", "bgjob_worker"):
             connection.execute(text(f"ALTER TABLE {table} SET (autovacuum_enabled = off)"))
     with engine.connect() as connection:
-        lifecycle.register(
-            connection,
-            statements,
-            worker_id=ME,
-            hostname="h",
-            pid=1,
-            version="0",
-            queues={"q": 1},
-            lease_timeout=30.0,
-        )
+        register(connection, statements)
     return statements
+
+
+def register(connection: Connection, statements: Statements) -> None:
+    lifecycle.register(
+        connection,
+        statements,
+        worker_id=ME,
+        hostname="h",
+        pid=1,
+        version="0",
+        queues={"q": 1},
+        lease_timeout=30.0,
+    )
 
 
 def age_plans(connection: Connection) -> None:
@@ -297,6 +302,49 @@ def scheduled(server: TestServer) -> Iterator[tuple[Engine, Statements]]:
                     prefix=f"p{priority}-",
                 )
         yield engine, statements
+
+
+@pytest.mark.core
+def test_an_idle_sweep_reads_no_job(scheduled: tuple[Engine, Statements]) -> None:
+    """Every worker looks every few seconds; that must not cost a read of the table each time."""
+    engine, statements = scheduled
+    sent: list[str] = []
+    with engine.connect() as made:
+        event.listen(made, "before_cursor_execute", lambda *args: sent.append(args[2]))
+        connection = own(made)
+        lifecycle.beat(connection, statements, worker_id=ME, listener=None)
+        assert lifecycle.rescue_silent(connection, statements, judge=ME, connected=3_600.0) == []
+        assert lifecycle.rescue_rest(connection, statements) == []
+        assert lifecycle.rescue_ended(connection, statements, {})[0] == []
+
+    assert len(sent) >= 4
+    assert not [statement for statement in sent if "bgjob_job" in statement]
+
+
+@pytest.mark.parametrize("size", [200_000, pytest.param(1_000_000, marks=pytest.mark.chaos)])
+def test_a_rescue_takes_less_than_a_second(server: TestServer, size: int) -> None:
+    """Of fifty jobs, behind however many that wait; the table was never analysed."""
+    with new_engine(server) as engine:
+        statements = make_queue(engine)
+        with engine.begin() as connection:
+            fill(connection, size)
+        took = []
+        for n in range(3):
+            with engine.connect() as connection:
+                if n:  # the rescue has removed it
+                    register(connection, statements)
+            with engine.connect() as connection:
+                assert len(claim(own(connection), statements, 50)) == 50
+            with engine.begin() as connection:
+                lost = "UPDATE bgjob_worker SET lost_at = now() WHERE id = :id"
+                connection.execute(text(lost), {"id": ME})
+            with engine.connect() as connection:
+                begun = time.monotonic()
+                (rescued,) = lifecycle.rescue_rest(own(connection), statements)
+                took.append(time.monotonic() - begun)
+            assert rescued.jobs == 50
+        print(f"a rescue of 50 among {size} took {sorted(took)[1] * 1000:.0f} ms")
+        assert sorted(took)[1] < 1.0
 
 
 @pytest.mark.core

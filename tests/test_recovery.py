@@ -6,18 +6,23 @@ The tests at small settings run always; those at the defaults take minutes (``-m
 from __future__ import annotations
 
 import signal
+import statistics
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
+from support.pooler import PgBouncer
 from support.processes import ASYNC, FAST, ONE, THREADS, TWO, VARIANTS
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
+    from conftest import TestServer
     from support.processes import Fleet, WorkerProcess
+    from support.worker_app import Crash
 
 STATE = (
     "SELECT 'job', id, lease, attempt, crashes, claimed_by FROM bgjob_job"
@@ -95,6 +100,59 @@ def test_ten_thousand_jobs_then_a_kill_with_fifty_running(fleet: Fleet) -> None:
     print(f"{count} killed jobs started elsewhere after {min(took):.2f} to {max(took):.2f} s")
     assert max(took) < 5.0
     fleet.check([*fleet.journal.starts()], with_effects=killed, faults=1)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("way", ["direct", "through a pooler"])
+def test_twenty_kills_with_fifty_running(fleet: Fleet, server: TestServer, way: str) -> None:
+    """At the default settings. Behind a pooler nobody can listen, and silence alone tells."""
+    count = 50
+    took: list[float] = []
+    with ExitStack() as stack:
+        options: dict[str, Any] = {"slots": count}
+        if way != "direct":
+            pooler = stack.enter_context(PgBouncer(server.url, pool_size=80))
+            url = pooler.url(fleet.engine.url.render_as_string(hide_password=False))
+            options |= {"url": url, "pooled": True, "listen": False}
+        victim = fleet.start(**options)
+        for n in range(20):
+            killed = ids_of(f"kill-{n:02}", count)
+            enqueue_many(fleet.engine, fleet.app.hold, [120.0] * count, ids=killed)
+            fleet.wait_for_starts(len(fleet.started_by(victim)) + count, victim)
+            survivor = fleet.start(**options)
+            at = time.monotonic()
+            victim.kill()
+            wait_until(
+                lambda killed=killed: len(second_starts(fleet, killed)) == count,
+                60,
+                what="the second starts",
+            )
+            took += [start - at for start in second_starts(fleet, killed)]
+            fleet.wait_until_done()
+            victim = survivor
+
+    print(
+        f"{len(took)} jobs of 20 killed workers started elsewhere, {way}: "
+        f"median {statistics.median(took):.2f} s, worst {max(took):.2f} s"
+    )
+    assert max(took) < (5.0 if way == "direct" else 40.0)
+    fleet.check([*fleet.journal.starts()], with_effects=[*fleet.journal.starts()], faults=1)
+
+
+def test_a_job_without_memory_fails_alone(fleet: Fleet) -> None:
+    """MemoryError is a failed attempt like any other; the worker goes on within its limit."""
+    process = fleet.start(slots=4)
+    ids = ids_of("good", 40)
+    enqueue(fleet.engine, fleet.app.greedy, 200, id="greedy")
+    enqueue_many(fleet.engine, fleet.app.effect, [None] * len(ids), ids=ids)
+    fleet.wait_until_done()
+
+    assert process.alive
+    dead = fleet.rows("SELECT job_id, attempt, last_error FROM bgjob_dead_job")
+    assert [(row.job_id, row.attempt) for row in dead] == [("greedy", 2)]
+    assert dead[0].last_error.startswith("MemoryError")
+    fleet.check([*ids, "greedy"], with_effects=ids)
 
 
 def test_a_polling_worker_that_was_killed_is_found_silent(fleet: Fleet) -> None:
@@ -305,11 +363,13 @@ def test_a_freeze_of_fifteen_seconds_at_default_settings(fleet: Fleet) -> None:
     frozen_and_kept(fleet, seconds=15.0, settings={})
 
 
-def poisoned(fleet: Fleet, *, max_attempts: int, good: int, **settings: Any) -> None:
+def poisoned(
+    fleet: Fleet, *, max_attempts: int, good: int, how: Crash | None = None, **settings: Any
+) -> None:
     """One job kills its process; two processes are started again as often as they die."""
     ids = ids_of("good", good)
     enqueue_many(fleet.engine, fleet.app.effect, [None] * (good // 2), ids=ids[: good // 2])
-    enqueue(fleet.engine, fleet.app.crash, id="poison")
+    enqueue(fleet.engine, fleet.app.crash, how, id="poison")
     enqueue_many(fleet.engine, fleet.app.effect, [None] * (good - good // 2), ids=ids[good // 2 :])
     began = time.monotonic()
     fleet_of_two = [
@@ -337,9 +397,12 @@ def poisoned(fleet: Fleet, *, max_attempts: int, good: int, **settings: Any) -> 
     assert dead[0].last_error.startswith(f"WorkerLost: attempt {max_attempts} ended")
 
 
-def test_a_job_that_kills_its_process_dies_alone(fleet: Fleet) -> None:
+@pytest.mark.parametrize(
+    "how", [None, pytest.param("exit at once", marks=pytest.mark.chaos), "segmentation fault"]
+)
+def test_a_job_that_kills_its_process_dies_alone(fleet: Fleet, how: Crash | None) -> None:
     """It is dead after exactly max_attempts starts, and its neighbours complete."""
-    poisoned(fleet, max_attempts=4, good=100, **FAST)
+    poisoned(fleet, max_attempts=4, good=100, how=how, **FAST)
 
 
 @pytest.mark.chaos

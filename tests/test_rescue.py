@@ -38,7 +38,7 @@ from support import wait_until
 from support.processes import FAST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy_bgjob import JobInfo
     from sqlalchemy_bgjob._embedded import EmbeddedPostgres
@@ -586,12 +586,14 @@ class HeartAtWork:
     def __init__(self, queue: Queue, **settings: Any) -> None:
         self.lost = 0
         self.errors: list[BaseException] = []
+        self.turned_at: Callable[[], float] = time.monotonic
         self._runtime = ThreadRuntime(queue.engine)
         self.heart = Heart(
             self._runtime,
             queue.statements,
             WorkerSettings(**{**FAST, **settings}),
             {"default": 1},
+            turned_at=lambda: self.turned_at(),  # noqa: PLW0108 - it changes
             on_change=lambda: None,
             on_lost=self._on_lost,
             on_error=self.errors.append,
@@ -602,6 +604,7 @@ class HeartAtWork:
             self.heart._settings,
             self.heart,
             on_orphans=lambda: None,
+            on_health=lambda _: None,
             on_error=self.errors.append,
         )
 
@@ -637,6 +640,26 @@ def test_a_heart_that_finds_its_row_lost_goes_on_under_a_new_id(queue: Queue) ->
         assert at_work.lost == 1
         assert at_work.heart.worker_id in queue.workers()
         assert at_work.heart.fresh(time.monotonic())
+
+
+def test_a_worker_whose_loop_stands_still_beats_no_more(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its jobs go to others; once it turns again, it goes on under a new id."""
+    monkeypatch.setattr(_heart, "NO_PROGRESS_AFTER", 0.5)
+    fast = {"heartbeat_interval": 0.1, "lease_timeout": 1.0, "rescue_interval": 0.1}
+    with HeartAtWork(queue, **fast) as stuck, HeartAtWork(queue, **fast) as other:
+        first = stuck.heart.worker_id
+        stopped = time.monotonic()
+        stuck.turned_at = lambda: stopped
+        wait_until(lambda: first not in queue.workers(), what="its rescue")
+        assert caplog.text.count("has not turned for") == 1
+        assert not stuck.heart.fresh(time.monotonic())
+
+        stuck.turned_at = time.monotonic
+        wait_until(lambda: stuck.heart.worker_id not in (None, first), what="the new id")
+
+        assert (stuck.lost, other.lost) == (1, 0)
 
 
 def test_a_lost_connection_starts_the_judge_s_time_anew(

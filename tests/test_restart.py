@@ -72,33 +72,39 @@ def test_a_worker_that_was_started_before_the_server(
     no_living_worker_was_rescued(fleet)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("variant", "how"),
+    ("variant", "how", "restarts", "over"),
     [
-        (THREADS, "fast"),
-        (THREADS, "crash"),
-        (ASYNC, "immediate"),
-        pytest.param(THREADS, "immediate", marks=pytest.mark.chaos),
-        pytest.param(ASYNC, "fast", marks=pytest.mark.chaos),
-        pytest.param(ASYNC, "crash", marks=pytest.mark.chaos),
+        (THREADS, "fast", 2, 0.0),
+        (THREADS, "crash", 2, 0.0),
+        (ASYNC, "immediate", 2, 0.0),
+        pytest.param(THREADS, "fast", 5, 60.0, marks=pytest.mark.chaos),
+        pytest.param(THREADS, "immediate", 5, 60.0, marks=pytest.mark.chaos),
+        pytest.param(THREADS, "crash", 5, 60.0, marks=pytest.mark.chaos),
+        pytest.param(ASYNC, "fast", 5, 60.0, marks=pytest.mark.chaos),
+        pytest.param(ASYNC, "crash", 5, 60.0, marks=pytest.mark.chaos),
     ],
     ids=str,
 )
 def test_the_server_restarts_under_load(
-    fleet: Fleet, own_server: EmbeddedPostgres, how: str
+    fleet: Fleet, own_server: EmbeddedPostgres, how: str, restarts: int, over: float
 ) -> None:
     """At default settings: two workers go on by themselves, effects are exactly once."""
     first, second = fleet.start(wait=False), fleet.start(wait=False)
     fleet.wait_for(first)
     fleet.wait_for(second)
-    restarts, each = 2, 150
+    each = 150
     ids = [f"job-{n:04}" for n in range(restarts * each)]
     naps = [f"nap-{n}" for n in range(8)]
     enqueue_many(fleet.engine, fleet.app.nap, [4.0] * len(naps), ids=naps)
     wait_until(lambda: len(fleet.journal.starts()) == len(naps), what="running jobs")
 
     pauses = []
+    began = time.monotonic()
     for n in range(restarts):
+        due = began + over * n / restarts
+        wait_until(lambda due=due: time.monotonic() >= due, over + 1, what="the next restart")
         part = ids[n * each : (n + 1) * each]
         enqueue_many(fleet.engine, fleet.app.effect, [None] * each, ids=part)
         wait_until(lambda n=n: len(fleet.journal.starts()) > len(naps) + n * each, what="the load")
@@ -207,30 +213,45 @@ def test_an_outage_of_a_minute_at_default_settings(
     no_living_worker_was_rescued(fleet)
 
 
-@pytest.mark.parametrize("variant", ONE, ids=str)
-def test_a_worker_goes_on_while_its_sessions_are_ended(fleet: Fleet) -> None:
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("variant", "times"),
+    [
+        (THREADS, 10),
+        pytest.param(THREADS, 120, marks=pytest.mark.chaos),
+        pytest.param(ASYNC, 120, marks=pytest.mark.chaos),
+    ],
+    ids=str,
+)
+def test_a_worker_goes_on_while_its_sessions_are_ended(fleet: Fleet, times: int) -> None:
     """All of its sessions, twice a second: handlers that need no database do not notice."""
     process = fleet.start()
     naps = [f"nap-{n}" for n in range(4)]
-    enqueue_many(fleet.engine, fleet.app.nap, [5.0] * 4, ids=naps)
+    enqueue_many(fleet.engine, fleet.app.nap, [times / 2] * 4, ids=naps)
     fleet.wait_for_starts(4, process)
-    ids = [f"job-{n:03}" for n in range(100)]
-    enqueue_many(fleet.engine, fleet.app.effect, [None] * 100, ids=ids)
+    ids: list[str] = []
     end = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
         " WHERE application_name LIKE 'bgjob/%' OR query LIKE 'LISTEN%'"
     )
     rounds: list[float] = []
+    hit: list[int] = []
 
     def ended() -> bool:
         if not rounds or time.monotonic() - rounds[-1] > 0.5:
             rounds.append(time.monotonic())
-            if len(rounds) < 10:
-                fleet.scalar(end)
-        return fleet.jobs_left == 0
+            if len(rounds) < times:
+                some = [f"job-{len(rounds):03}-{n}" for n in range(10)]
+                enqueue_many(fleet.engine, fleet.app.effect, [None] * 10, ids=some)
+                ids.extend(some)
+                hit.append(fleet.scalar(end))
+        return len(rounds) >= times and fleet.jobs_left == 0
 
-    wait_until(ended, 60, what="the end of all jobs")
+    wait_until(ended, times / 2 + 60, what="the end of all jobs")
 
-    fleet.check([*ids, *naps], with_effects=ids, faults=10)
+    print(f"ended {sum(hit)} sessions in {len(hit)} rounds")
+    assert sum(hit) >= times
+    assert process.alive
+    fleet.check([*ids, *naps], with_effects=ids, faults=times)
     assert {len(fleet.journal.starts()[job_id]) for job_id in naps} == {1}
     no_living_worker_was_rescued(fleet)

@@ -30,6 +30,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "rescue_interval": 5.0,
         "death_check_interval": 1.0,
         "orphan_interval": 60.0,
+        "health_interval": 60.0,
         "poll_interval": 1.0,
         "shutdown_timeout": 25.0,
         "unknown_type_grace": 300.0,

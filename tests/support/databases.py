@@ -27,6 +27,8 @@ from support.choice import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from support.pooler import PgBouncer
+
 DISPOSABLE: Mapping[str, str] = {
     # Safe as long as the machine itself does not crash: then the tests start again anyway.
     "fsync": "off",
@@ -52,6 +54,8 @@ class TestServer:
     def __init__(self, url: str, choice: Choice) -> None:
         self.url = with_driver(url, "psycopg")
         self.choice = choice
+        self.pooler: PgBouncer | None = None
+        """What the databases that are made from now on are reached through."""
 
     def create_database(self, name: str = "test", *, template: str = "template0") -> str:
         """Make a database named after *name* and return its URL, with psycopg as the driver."""
@@ -62,8 +66,8 @@ class TestServer:
                 sql.Identifier(database), sql.Identifier(template)
             )
         )
-        changed = make_url(self.url).set(database=database)
-        return changed.render_as_string(hide_password=False)
+        url = make_url(self.url).set(database=database).render_as_string(hide_password=False)
+        return url if self.pooler is None else self.pooler.url(url)
 
     def drop_database(self, url: str) -> None:
         """Drop a database with all connections to it; one that is gone is fine."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 from sqlalchemy import Engine, func, select, text
 
+from support import pooler
 from support.databases import with_driver
 from support.history import Found, History
 from support.record import KEEP_RECORD, READ_RECORD, Change, record_problems
@@ -146,24 +147,30 @@ class Fleet:
         self,
         *,
         url: str | None = None,
+        variant: Variant | None = None,
         slots: int = 10,
         crash_attempts: int = 4,
         dies_after: Point | None = None,
         dies_skip: int = 0,
+        debug: bool = False,
+        pooled: bool | None = None,
         mutant: str | None = None,
         wait: bool = True,
         **settings: Any,
     ) -> WorkerProcess:
         """Start a process; with *wait*, return when its worker is registered."""
         url = url or self.engine.url.render_as_string(hide_password=False)
+        variant = variant or self.variant
         config = Config(
-            url=with_driver(url, self.variant.driver),
+            url=with_driver(url, variant.driver),
             journal=str(self.journal.path),
-            kind=self.variant.kind,
+            kind=variant.kind,
             slots=slots,
             crash_attempts=crash_attempts,
             dies_after=dies_after,
             dies_skip=dies_skip,
+            debug=debug,
+            pooled=bool(os.environ.get(pooler.VARIABLE)) if pooled is None else pooled,
             mutant=mutant,
             settings=settings,
         )
@@ -270,6 +277,7 @@ class Fleet:
         committed: Iterable[str],
         *,
         with_effects: Iterable[str] = (),
+        rolled_back: Iterable[str] = (),
         faults: int = 0,
         lives: int = 1,
         told_within: float = 5.0,
@@ -284,6 +292,7 @@ class Fleet:
                 self.journal.read(),
                 committed=ids,
                 with_effects=frozenset(with_effects),
+                rolled_back=frozenset(rolled_back),
                 faults=faults,
                 lives=dict.fromkeys(ids, lives),
             )

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import ctypes
 import json
+import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Column, MetaData, Table, Text, create_engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import (
     BGJob,
@@ -35,6 +38,7 @@ from sqlalchemy_bgjob import (
 )
 from sqlalchemy_bgjob.testing.faults import kill_worker_after
 from support.mutants import MUTANTS
+from support.pooler import connect_as_documented
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob.testing.faults import Point
 
 Kind = Literal["sync", "async"]
+Crash = Literal["exit at once", "segmentation fault"]
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,12 @@ class App:
     """Takes so many seconds at each attempt, then writes an effect."""
     hold: JobType[float]
     """Writes an effect and locks a row, then takes so many seconds at the first attempt."""
-    crash: JobType[None]
-    """Kills its process."""
+    crash: JobType[Crash | None]
+    """Ends its process, by SIGKILL unless it is told otherwise."""
+    leak: JobType[dict[str, str]]
+    """Fails with a database error that knows a secret."""
+    greedy: JobType[int]
+    """Gives its process no more than so many megabytes from now on, and asks for twice as many."""
     block: JobType[float]
     """Blocks its event loop, or its thread, for so many seconds."""
     hog: JobType[float]
@@ -130,7 +139,9 @@ class App:
     """Moves its job to the DLQ."""
 
 
-def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
+def make_app(  # noqa: C901 - a list of handlers
+    kind: Kind, journal: Journal, *, crash_attempts: int = 4
+) -> App:
     """The application with functions as handlers, or with coroutines."""
     metadata = MetaData()
     jobs = BGJob(metadata)
@@ -139,9 +150,39 @@ def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
     handlers = _functions(journal) if kind == "sync" else _coroutines(journal)
     again = constant(0.05)
 
-    def crash(ctx: Context[Any]) -> None:
+    def crash(ctx: Context[Any], how: Crash | None) -> None:
         _note_start(journal, ctx)
-        os.kill(os.getpid(), signal.SIGKILL)
+        match how:
+            case None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "exit at once":
+                os._exit(7)
+            case "segmentation fault":
+                ctypes.string_at(0)
+
+    def leak(ctx: Context[Any], arg: dict[str, str]) -> None:
+        _note_start(journal, ctx)
+        secret = {"secret": arg["secret"]}
+        match arg["how"]:
+            case "parameters":
+                ctx.session.execute(text("SELECT :secret FROM nowhere"), secret)
+            case "constraint":
+                for _ in range(2):
+                    ctx.session.execute(text("INSERT INTO counter VALUES (:secret)"), secret)
+            case "cast":
+                ctx.session.execute(text("SELECT CAST(CAST(:secret AS text) AS int)"), secret)
+            case "cause":
+                try:
+                    ctx.session.execute(text("SELECT :secret FROM nowhere"), secret)
+                except DBAPIError as error:
+                    raise RuntimeError("no receipt") from error
+
+    def greedy(ctx: Context[Any], megabytes: int) -> None:
+        _note_start(journal, ctx)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _, most = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 1_048_576, most))
+        bytearray(2 * megabytes * 1_048_576)
 
     def give_up(ctx: Context[Any]) -> MoveToDlq:
         _note_start(journal, ctx)
@@ -156,6 +197,8 @@ def make_app(kind: Kind, journal: Journal, *, crash_attempts: int = 4) -> App:
         late=jobs.handler("late", retry=again)(handlers["late"]),
         hold=jobs.handler("hold", retry=again)(handlers["hold"]),
         crash=jobs.handler("crash", max_attempts=crash_attempts, session=False)(crash),
+        leak=jobs.handler("leak", max_attempts=1)(leak),
+        greedy=jobs.handler("greedy", max_attempts=2, session=False, retry=again)(greedy),
         block=jobs.handler("block", session=False)(handlers["block"]),
         hog=jobs.handler("hog", retry=again)(handlers["hog"]),
         give_up=jobs.handler("give_up", session=False)(give_up),
@@ -172,7 +215,14 @@ _LOCK_ROW = text(
 
 def _note_start(journal: Journal, ctx: Context[Any]) -> None:
     job = ctx.job
-    journal.note("start", id=job.id, attempt=job.attempt, lease=job.lease, crashes=job.crashes)
+    journal.note(
+        "start",
+        id=job.id,
+        attempt=job.attempt,
+        lease=job.lease,
+        crashes=job.crashes,
+        year=time.gmtime().tm_year,
+    )
 
 
 def _functions(journal: Journal) -> dict[str, Any]:
@@ -291,6 +341,10 @@ class Config:
     dies_after: Point | None = None
     """Where the process ends, as by SIGKILL; see :mod:`sqlalchemy_bgjob.testing.faults`."""
     dies_skip: int = 0
+    debug: bool = False
+    """Whether all is logged."""
+    pooled: bool = False
+    """Whether it connects as is told for a pooler."""
     mutant: str | None = None
     """What is broken in it on purpose; see :mod:`support.mutants`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -308,6 +362,10 @@ class Config:
 def main() -> int:
     """Run one worker until a signal, as the command line does: drain, release, leave."""
     config = Config.from_environment()
+    if config.debug:
+        logging.basicConfig(level=logging.DEBUG)
+    if config.pooled:
+        connect_as_documented()
     journal = Journal(Path(config.journal))
     app = make_app(config.kind, journal, crash_attempts=config.crash_attempts)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})

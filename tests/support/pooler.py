@@ -1,0 +1,123 @@
+"""PgBouncer in transaction mode: a session of the server lasts for one transaction of a client.
+
+Version 1.18, which Debian 12 has, keeps no prepared statements either: the strict case.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from sqlalchemy import Engine, event, make_url
+
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+VARIABLE = "BGJOB_TEST_POOLER"
+"""With a value, all tests go through a pooler."""
+
+POOLED: Mapping[str, Mapping[str, Any]] = {
+    "psycopg": {"prepare_threshold": None},
+    "psycopg2": {},
+    "asyncpg": {
+        "statement_cache_size": 0,
+        "prepared_statement_cache_size": 0,
+        "prepared_statement_name_func": lambda: f"bgjob_{uuid.uuid4()}",
+    },
+}
+"""What the README tells to pass as ``connect_args``, by driver."""
+
+_INI = """\
+[databases]
+* = {server}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen_port}
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+max_client_conn = 500
+default_pool_size = {pool_size}
+ignore_startup_parameters = extra_float_digits
+"""
+
+
+class PgBouncer:
+    """A pooler before a server, for as long as the block lasts.
+
+    Args:
+        server_url: Of the server, by TCP, with the user and password that all clients get.
+        pool_size: Sessions of the server for each database.
+    """
+
+    def __init__(self, server_url: str, *, pool_size: int = 40) -> None:
+        self._server = make_url(server_url)
+        self._pool_size = pool_size
+
+    def url(self, server_url: str) -> str:
+        """The URL of a database of the server, by way of the pooler."""
+        changed = make_url(server_url).set(host="127.0.0.1", port=self.port).set(query={})
+        return changed.render_as_string(hide_password=False)
+
+    def __enter__(self) -> Self:
+        program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+        assert program is not None, "PgBouncer is missing: apt-get install pgbouncer"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self._folder = Path(tempfile.mkdtemp(prefix="bgjob-pooler-"))
+        self._folder.chmod(0o755)  # for the account it runs under, as it refuses to be root
+        parts = {
+            "host": self._server.host,
+            "port": self._server.port,
+            "user": self._server.username,
+            "password": self._server.password,
+        }
+        server = " ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
+        ini = self._folder / "pgbouncer.ini"
+        ini.write_text(_INI.format(server=server, listen_port=self.port, pool_size=self._pool_size))
+        self._log = (self._folder / "log").open("wb")
+        self._process = subprocess.Popen(
+            [program, str(ini)],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            user="nobody" if os.geteuid() == 0 else None,
+        )
+        wait_until(self._answers, what="PgBouncer")
+        return self
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, (self._folder / "log").read_text()
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+        shutil.rmtree(self._folder)
+
+
+def connect_as_documented() -> None:
+    """Let every engine of this process connect with what a pooler needs."""
+
+    @event.listens_for(Engine, "do_connect")
+    def connect(dialect: Any, _record: Any, _args: Any, parameters: dict[str, Any]) -> None:
+        parameters.update(POOLED.get(dialect.driver.removesuffix("_async"), {}))

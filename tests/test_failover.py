@@ -1,0 +1,89 @@
+"""The primary dies and a standby takes over, with all that was committed and replayed."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import create_engine
+
+from sqlalchemy_bgjob import enqueue_many
+from support import wait_until
+from support.processes import Fleet, Variant
+from support.standby import ask, standby_of, wait_for_replay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+
+
+@pytest.fixture
+def standby(own_server: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
+    with standby_of(own_server) as standby:
+        yield standby
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant("sync", "psycopg"),
+        pytest.param(Variant("async", "psycopg"), marks=pytest.mark.chaos),
+    ],
+    ids=str,
+)
+def test_workers_follow_to_the_new_primary(
+    own_server: EmbeddedPostgres, standby: EmbeddedPostgres, tmp_path: Path, variant: Variant
+) -> None:
+    """A URL of both servers that wants the one that can be written to; the process stays."""
+    url = (
+        "postgresql+psycopg://postgres@/postgres"
+        f"?host=127.0.0.1:{own_server.port}&host=127.0.0.1:{standby.port}"
+        "&target_session_attrs=read-write"
+    )
+    engine = create_engine(url, pool_pre_ping=True)
+    with Fleet(engine, tmp_path, variant) as fleet:
+        fleet.create_tables()
+        process = fleet.start()
+        held = [f"held-{n}" for n in range(4)]
+        enqueue_many(engine, fleet.app.late, [4.0] * 4, ids=held)
+        fleet.wait_for_starts(4, process)
+        ids = [f"job-{n:03}" for n in range(100)]
+        enqueue_many(engine, fleet.app.effect, [None] * 100, delay=3.0, ids=ids)
+        wait_for_replay(own_server, standby)
+
+        own_server._halt("immediate")
+        ask(standby, "SELECT pg_promote()")
+        up = time.monotonic()
+        engine.dispose()
+        fleet.wait_until_done(60)
+
+        print(f"all done {time.monotonic() - up:.1f} s after the promotion")
+        assert process.alive
+        fleet.check([*ids, *held], with_effects=[*ids, *held], faults=1)
+        assert {line["crashes"] for line in fleet.journal.read("start")} == {0}
+    engine.dispose()
+
+
+def test_a_worker_on_a_standby_is_refused_until_it_is_promoted(
+    own_server: EmbeddedPostgres, standby: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    primary = create_engine(own_server.url)
+    with Fleet(primary, tmp_path) as fleet:
+        fleet.create_tables()
+        enqueue_many(primary, fleet.app.effect, [None], ids=["one"])
+        wait_for_replay(own_server, standby)
+        refused = fleet.start(url=standby.url, wait=False)
+        assert refused.wait() != 0
+        assert "pg_is_in_recovery" in refused.log
+    own_server._halt("fast")
+    ask(standby, "SELECT pg_promote()")
+    promoted = create_engine(standby.url)
+    with Fleet(promoted, tmp_path) as fleet:
+        fleet.start()
+        wait_until(lambda: fleet.jobs_left == 0, what="the job")
+    promoted.dispose()
+    primary.dispose()

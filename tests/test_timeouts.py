@@ -1,0 +1,95 @@
+"""Timeouts that somebody has set for the role or the database: they cost an attempt, no job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from sqlalchemy_bgjob import constant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_bgjob import Context
+    from support.running import Bench
+
+SELECT_1 = text("SELECT 1")
+
+
+@pytest.fixture
+def timeout(bench: Bench, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a setting that all new sessions begin with, at half a second."""
+    name: str = request.param
+    database = bench.sql("SELECT quote_ident(current_database())")[0][0]
+    bench.sql(f"ALTER DATABASE {database} SET {name} = '500ms'")
+    yield name
+    bench.sql(f"ALTER DATABASE {database} RESET {name}")
+
+
+def gone(bench: Bench, pid: int) -> bool:
+    return not bench.sql("SELECT 1 FROM pg_stat_activity WHERE pid = :pid", pid=pid)
+
+
+def takes_long(bench: Bench, session: Session) -> None:
+    session.execute(text("SELECT pg_sleep(20)"))
+
+
+def waits_for_a_lock(bench: Bench, session: Session) -> None:
+    session.execute(text("LOCK TABLE note"))
+
+
+def is_idle(bench: Bench, session: Session) -> None:
+    pid = session.scalar(text("SELECT pg_backend_pid()"))
+    bench.pause(lambda: gone(bench, pid or 0))
+    session.execute(SELECT_1)
+
+
+def goes_on(bench: Bench, session: Session) -> None:
+    for _ in range(100):
+        session.execute(text("SELECT pg_sleep(0.05)"))
+
+
+@pytest.mark.parametrize(
+    ("timeout", "body", "sqlstate"),
+    [
+        ("statement_timeout", takes_long, "57014"),
+        ("lock_timeout", waits_for_a_lock, "55P03"),
+        ("idle_in_transaction_session_timeout", is_idle, "25P03"),
+        ("transaction_timeout", goes_on, "25P04"),
+    ],
+    indirect=["timeout"],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_it_fails_the_attempt_and_is_named(
+    bench: Bench, timeout: str, body: Any, sqlstate: str
+) -> None:
+    def handler(session: Session, ctx: Context[Any]) -> None:
+        bench.note(session, ctx)
+        body(bench, session)
+
+    slow = bench.enqueue(bench.handler("slow", handler, retry=constant(3600.0)))
+    plain = bench.handler("plain", bench.note)
+    others = [bench.enqueue(plain) for _ in range(20)]
+    blocker = bench.outside.connect().execution_options(isolation_level="READ COMMITTED")
+    with blocker, blocker.begin():
+        if body is waits_for_a_lock:
+            for setting in ("idle_in_transaction_session_timeout", "transaction_timeout"):
+                blocker.execute(text(f"SET LOCAL {setting} = 0"))
+            blocker.execute(text("LOCK TABLE note IN ROW SHARE MODE"))
+        ran = bench.run()
+
+    assert ran.of(slow) == ["started", "will_be_retried"]
+    error = bench.job(slow).last_error
+    # The other drivers do not pass on why the server has ended a connection.
+    if sqlstate in ("57014", "55P03") or bench.flavor.driver == "psycopg":
+        assert sqlstate in error
+        assert timeout in error
+    assert "Error" in error
+    assert bench.notes(slow) == []
+    for job_id in others:
+        assert bench.notes(job_id) == ["written"]
+        assert ran.of(job_id) == ["started", "completed"]
