@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 LEASE = 4.0
 SETTINGS: dict[str, Any] = FAST | {"lease_timeout": LEASE, "shutdown_timeout": 1.0}
-AT_LEAST = 5
-"""How often each fault comes."""
 BACKLOG = 3_000
 """Jobs that may wait before the producer pauses."""
 MOST_FAULTS_OF_A_JOB = 8
@@ -83,6 +81,7 @@ class Soak:
         seed: Of all choices.
         jobs: How many at least.
         minutes: For how long at least.
+        each: How often each fault comes at least.
     """
 
     def __init__(
@@ -95,9 +94,17 @@ class Soak:
         seed: int,
         jobs: int,
         minutes: float,
+        each: int,
     ) -> None:
         self.fleet, self.server, self.proxy, self.pooler = fleet, server, proxy, pooler
-        self.dice, self.jobs, self.seconds = random.Random(seed), jobs, minutes * 60
+        self.dice, self.jobs, self.seconds, self.each = (
+            random.Random(seed),
+            jobs,
+            minutes * 60,
+            each,
+        )
+        self.pace = 1.1 * jobs / self.seconds
+        """Jobs a second."""
         self.members = [
             Member(Variant("sync", "psycopg")),
             Member(Variant("async", "asyncpg")),
@@ -233,7 +240,8 @@ class Soak:
 
     def cut(self, *, arrives: bool) -> None:
         before = self.proxy.cuts
-        self.proxy.cut_commit("INSERT INTO effect", sent_by="client", arrives=arrives)
+        # A job's id, as the statements themselves are sent but once to a connection.
+        self.proxy.cut_commit("effect-", sent_by="client", arrives=arrives)
         wait_until(lambda: self.proxy.cuts > before, 60, what="a COMMIT to cut")
 
     def pause(self, seconds: float) -> None:
@@ -253,6 +261,7 @@ class Soak:
             if kind in ("late", "nap"):
                 args = [dice.random() for _ in args]
             self.enqueue(kind, args, rolls_back=dice.random() < 0.03)
+            self.enough.wait(len(args) / self.pace)
 
     def backlog(self) -> int:
         with suppress(DBAPIError):
@@ -308,7 +317,7 @@ class Soak:
         while not self.failures:
             late = time.monotonic() - began > self.seconds
             enough = len(self.produced.committed) >= self.jobs
-            if late and enough and all(done[name] >= AT_LEAST for name in self.faults):
+            if late and enough and all(done[name] >= self.each for name in self.faults):
                 break
             if not order:
                 order = self.dice.sample(sorted(self.faults), len(self.faults))
@@ -368,6 +377,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="at least; 20 by default")
     parser.add_argument("--jobs", type=int, default=100_000, help="at least; 100,000 by default")
+    parser.add_argument("--each", type=int, default=5, help="times of each fault, at least; 5")
     parser.add_argument("--seed", type=int, help="of an earlier run; otherwise a new one")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
@@ -384,7 +394,14 @@ def main() -> int:
         with engine.begin() as connection:
             connection.execute(text("CREATE TABLE mark (n int PRIMARY KEY)"))
         soak = Soak(
-            fleet, server, proxy, pooler, seed=seed, jobs=options.jobs, minutes=options.minutes
+            fleet,
+            server,
+            proxy,
+            pooler,
+            seed=seed,
+            jobs=options.jobs,
+            minutes=options.minutes,
+            each=options.each,
         )
         passed = soak.run()
     print(f"seed {seed}: {'passed' if passed else 'FAILED'}")

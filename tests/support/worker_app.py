@@ -236,11 +236,11 @@ def _functions(journal: Journal) -> dict[str, Any]:
     def nap(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            time.sleep(seconds)
+            _sleep(seconds)
 
     def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
-        time.sleep(seconds)
+        _sleep(seconds)
         ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
 
     def hold(ctx: Context[Any], seconds: float) -> None:
@@ -248,7 +248,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
         ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            time.sleep(seconds)
+            _sleep(seconds)
 
     def block(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
@@ -269,6 +269,11 @@ def _functions(journal: Journal) -> dict[str, Any]:
         "block": block,
         "hog": hog,
     }
+
+
+def _sleep(seconds: float) -> None:
+    # Not time.sleep(): a library that sets the time of day breaks the system call behind it.
+    threading.Event().wait(seconds)
 
 
 def _keep_busy(seconds: float) -> None:
