@@ -22,10 +22,10 @@ SELECT_1 = text("SELECT 1")
 
 @pytest.fixture
 def timeout(bench: Bench, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of a setting that all new sessions begin with, at half a second."""
+    """The name of a setting that all new sessions begin with, at two seconds."""
     name: str = request.param
     database = bench.sql("SELECT quote_ident(current_database())")[0][0]
-    bench.sql(f"ALTER DATABASE {database} SET {name} = '500ms'")
+    bench.sql(f"ALTER DATABASE {database} SET {name} = '2s'")
     yield name
     bench.sql(f"ALTER DATABASE {database} RESET {name}")
 
@@ -39,7 +39,7 @@ def takes_long(bench: Bench, session: Session) -> None:
 
 
 def waits_for_a_lock(bench: Bench, session: Session) -> None:
-    session.execute(text("LOCK TABLE note"))
+    session.execute(text("SELECT pg_advisory_xact_lock(1)"))
 
 
 def is_idle(bench: Bench, session: Session) -> None:
@@ -79,7 +79,7 @@ def test_it_fails_the_attempt_and_is_named(
         if body is waits_for_a_lock:
             for setting in ("idle_in_transaction_session_timeout", "transaction_timeout"):
                 blocker.execute(text(f"SET LOCAL {setting} = 0"))
-            blocker.execute(text("LOCK TABLE note IN ROW SHARE MODE"))
+            blocker.execute(text("SELECT pg_advisory_xact_lock(1)"))
         ran = bench.run()
 
     assert ran.of(slow) == ["started", "will_be_retried"]
