@@ -8,9 +8,7 @@ claim begins where the last one stopped.
 That must not miss a job. After a claim that came back short a lane is read from two seconds before
 the server's clock, which finds what was committed late; and every second, or when something asks
 for it, from the head, which finds everything: retries, jobs that were given back, priorities that
-are new. Jobs that come while the head is looked at wait for its end. So that this happens to fewer
-than one in a hundred, looks take at most a two-hundredth of a worker's time, up to one every ten
-seconds.
+are new. Looks at the head take at most a tenth of a worker's time.
 """
 
 from collections.abc import Sequence
@@ -22,8 +20,8 @@ from ._validation import EARLIEST
 LOOK_EVERY: Final = 1.0
 """Seconds between looks at the head, as long as they are short."""
 LOOK_AT_LEAST_EVERY: Final = 10.0
-LOOK_SHARE: Final = 200
-"""A look is followed by this many times its own length without one, up to LOOK_AT_LEAST_EVERY."""
+LOOK_SHARE: Final = 10
+"""A look is followed by this many times its own length without one."""
 REMEMBERED: Final = 60.0
 """Seconds for which a lane is read that has no jobs any more: most get new ones."""
 
@@ -74,9 +72,8 @@ class Lanes:
         self._seen_at |= dict.fromkeys(priorities, now)
         self._seen_at = {p: at for p, at in self._seen_at.items() if now - at < REMEMBERED}
         self._positions = tuple(Position(p, EARLIEST, "") for p in sorted(self._seen_at))
-        pause = min(seconds * LOOK_SHARE, LOOK_AT_LEAST_EVERY)
-        self._allowed_at = now + pause
-        self._due_at = now + max(LOOK_EVERY, pause)
+        self._allowed_at = now + seconds * LOOK_SHARE
+        self._due_at = now + min(max(LOOK_EVERY, seconds * LOOK_SHARE), LOOK_AT_LEAST_EVERY)
 
     def read(self, last: Position | None) -> None:
         """A claim has read the lanes to their ends; or, full, only as far as *last*."""

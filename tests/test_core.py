@@ -30,7 +30,7 @@ from sqlalchemy_bgjob._core import (
     Wait,
     settle_again_after,
 )
-from sqlalchemy_bgjob._lanes import LOOK_SHARE, Position
+from sqlalchemy_bgjob._lanes import Position
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
 from sqlalchemy_bgjob._outcomes import COMPLETED
 from sqlalchemy_bgjob.settings import WorkerSettings
@@ -371,7 +371,7 @@ def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
 
 def test_a_look_that_has_to_wait_for_its_share_of_the_time_does_not_wait_for_the_poll() -> None:
     idle = core(2, poll_interval=60.0)
-    idle.looked("q", [0], 0.5 / LOOK_SHARE, NOW)
+    idle.looked("q", [0], 0.05, NOW)
     caught_up(idle)
 
     idle.wake("q", NOW + 0.01)

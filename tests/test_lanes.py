@@ -67,8 +67,8 @@ def test_the_head_is_looked_at_every_second() -> None:
     assert lanes.onward(NOW + LOOK_EVERY) is None
 
 
-@pytest.mark.parametrize("seconds", [0.01, 0.04])
-def test_a_slow_look_takes_a_two_hundredth_of_the_time(seconds: float) -> None:
+@pytest.mark.parametrize("seconds", [0.2, 0.5])
+def test_a_slow_look_takes_a_tenth_of_the_time(seconds: float) -> None:
     lanes = looked(0, seconds=seconds)
 
     assert lanes.onward(NOW + seconds * LOOK_SHARE - 0.01) is not None
@@ -76,24 +76,19 @@ def test_a_slow_look_takes_a_two_hundredth_of_the_time(seconds: float) -> None:
 
 
 def test_the_slowest_look_is_repeated_all_the_same() -> None:
-    lanes = looked(0, seconds=60.0)
-    assert lanes.onward(NOW + LOOK_AT_LEAST_EVERY - 0.01) is not None
-    lanes.ask()
-    lanes.read(None)
-    assert lanes.look_in(NOW) == LOOK_AT_LEAST_EVERY
-    assert lanes.onward(NOW + LOOK_AT_LEAST_EVERY) is None
+    assert looked(0, seconds=60.0).onward(NOW + LOOK_AT_LEAST_EVERY) is None
 
 
 def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
-    quick, slow = looked(0, seconds=0.00001), looked(0, seconds=0.01)
+    quick, slow = looked(0, seconds=0.0001), looked(0, seconds=0.05)
     for lanes in (quick, slow):
         lanes.ask()
         assert lanes.onward(NOW + 0.9) is not None, "what is new lies ahead, most of the time"
         lanes.read(None)
 
     assert quick.onward(NOW + 0.002) is None
-    assert slow.onward(NOW + 1.9) is not None
-    assert slow.onward(NOW + 2.0) is None
+    assert slow.onward(NOW + 0.4) is not None
+    assert slow.onward(NOW + 0.5) is None
 
 
 def test_what_was_asked_for_before_a_look_is_answered_by_it() -> None:
@@ -177,7 +172,7 @@ def test_what_goes_before_a_backlog_is_found_within_seconds(
     backlog: Backlog, put: Callable[[Backlog], None]
 ) -> None:
     put(backlog)
-    assert backlog.begins("new") < LOOK_AT_LEAST_EVERY + 2.0
+    assert backlog.begins("new") < 3.0
 
 
 @pytest.mark.core
@@ -190,7 +185,7 @@ def test_what_is_committed_late_is_found_within_seconds(backlog: Backlog) -> Non
         done = len(backlog.begun)
         wait_until(lambda: len(backlog.begun) > done + 300, what="what comes after it")
         connection.commit()
-        assert backlog.begins("early") < LOOK_AT_LEAST_EVERY + 2.0
+        assert backlog.begins("early") < 3.0
 
 
 @pytest.mark.core
@@ -211,4 +206,4 @@ def test_a_retry_finds_its_way_back_into_a_backlog(engine: Engine) -> None:
         assert len(backlog.begun) < 6_000
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM bgjob_job WHERE claimed_by IS NULL"))
-    assert tries[1] - tries[0] < LOOK_AT_LEAST_EVERY + 2.0
+    assert tries[1] - tries[0] < 3.0
