@@ -30,6 +30,8 @@ FIRST_POLL: Final = 0.005
 """After work, a queue is looked at again this soon, then half as often."""
 SUSTAINED: Final = 1.0
 """Seconds of work without a pause after which producers are spared the notifications."""
+PATIENCE: Final = 0.2
+"""Seconds by which what is done once a second is put off while jobs are picked up."""
 AGAIN: Final = 0.1
 """Seconds until a worker that can't go on looks whether it can."""
 _RETRY_LOCKED: Final = (0.05, 5.0)
@@ -41,11 +43,15 @@ _MEMORY: Final = 0.1  # the weight of the newest run in the mean
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Take up to *limit* due jobs of a queue, read on from *onward*, or from the head."""
+    """Take up to *limit* due jobs of a queue, read on from *onward*, or from the head.
+
+    *woken* says that a notification asked for it: somebody waits, and what can wait is not done.
+    """
 
     queue: str
     limit: int
     onward: tuple[Position, ...] | None = None
+    woken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +373,9 @@ class Core:
                 continue
             if (limit := self._room(q, now)) and q.due_at <= now:
                 q.progress = False
-                return Claim(q.name, limit, q.lanes.onward(now))
+                # A look at the head that is due does not delay a job that was just committed.
+                looks_at = now - PATIENCE if q.woken else now
+                return Claim(q.name, limit, q.lanes.onward(looks_at), q.woken)
         return None
 
     def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from . import _lifecycle as lifecycle
 from ._core import (
+    PATIENCE,
     Announce,
     Claim,
     Core,
@@ -321,14 +322,14 @@ class Dispatcher:
 
     # ---- the control connection -------------------------------------------------------------
 
-    def _control(self, *, in_transactions: bool = True) -> Connection:
+    def _control(self, *, in_transactions: bool = True, patience: float = 0.0) -> Connection:
         """The connection for claims and settlements; in which mode, a claim leaves as it is."""
         if self._connection is None:
             self._connection, self._rests = own(self._runtime.engine.connect()), False
             self._direct = direct(self._statements.claim_onward, self._connection)
         if self._rests and in_transactions:
             self._commit_each(self._connection, False)
-        keep(self._connection, self._heart.worker_id)
+        keep(self._connection, self._heart.worker_id, patience=patience)
         return self._connection
 
     def _rest(self) -> None:
@@ -402,7 +403,8 @@ class Dispatcher:
         self._core.announced(step.queues)
 
     def _claim(self, step: Claim, worker_id: int) -> None:
-        connection = self._control(in_transactions=False)
+        patience = PATIENCE if step.woken else 0.0
+        connection = self._control(in_transactions=False, patience=patience)
         skip = self._refusing(step.queue)
         try:
             last: Position | None = None

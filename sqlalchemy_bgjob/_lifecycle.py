@@ -608,7 +608,7 @@ def name_session(connection: Connection, worker_id: int) -> None:
     connection.info["bgjob_worker"] = worker_id
 
 
-def plan_anew(connection: Connection) -> None:
+def plan_anew(connection: Connection, older_than: float = PLANS_LAST) -> None:
     """Let this session forget its plans, once a second. Commits.
 
     The plan of a prepared statement lasts until the table's statistics change. Made while the table
@@ -617,7 +617,7 @@ def plan_anew(connection: Connection) -> None:
     """
     now = time.monotonic()
     planned_at = connection.info.setdefault("bgjob_planned_at", now)
-    if now - planned_at >= PLANS_LAST:
+    if now - planned_at >= older_than:
         with connection.begin():
             connection.exec_driver_sql("DISCARD PLANS")
         connection.info["bgjob_planned_at"] = now

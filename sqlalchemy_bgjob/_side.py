@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine.interfaces import IsolationLevel
 
 from ._execution import Attempt, Run
-from ._lifecycle import Fate, Pending, name_session, plan_anew
+from ._lifecycle import PLANS_LAST, Fate, Pending, name_session, plan_anew
 from ._sockets import watch
 
 Attendant = threading.Thread | asyncio.Task[None]
@@ -108,11 +108,14 @@ def commit_each(connection: Connection, each: bool) -> None:
     connection.dialect.set_isolation_level(driver, "AUTOCOMMIT" if each else "READ COMMITTED")
 
 
-def keep(connection: Connection, worker_id: int | None) -> None:
-    """Before a worker's statements: name the session, and let it plan anew now and then."""
+def keep(connection: Connection, worker_id: int | None, *, patience: float = 0.0) -> None:
+    """Before a worker's statements: name the session, and let it plan anew now and then.
+
+    With *patience*, so many seconds later: the next statement then need not wait for its plan.
+    """
     if worker_id is not None:
         name_session(connection, worker_id)
-    plan_anew(connection)
+    plan_anew(connection, PLANS_LAST + patience)
 
 
 class Backoff:

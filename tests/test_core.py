@@ -17,6 +17,7 @@ from sqlalchemy_bgjob._core import (
     AGAIN,
     FIRST_POLL,
     LINGER,
+    PATIENCE,
     SETTLED_IN,
     SUSTAINED,
     Announce,
@@ -30,7 +31,7 @@ from sqlalchemy_bgjob._core import (
     Wait,
     settle_again_after,
 )
-from sqlalchemy_bgjob._lanes import Position
+from sqlalchemy_bgjob._lanes import LOOK_EVERY, Position
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
 from sqlalchemy_bgjob._outcomes import COMPLETED
 from sqlalchemy_bgjob.settings import WorkerSettings
@@ -270,7 +271,7 @@ def test_a_notification_ends_the_wait(queue: str | None) -> None:
 
     idle.wake(queue, NOW)
 
-    assert step(idle) == Claim("q", 2)
+    assert step(idle) == Claim("q", 2, woken=True)
 
 
 def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
@@ -279,7 +280,7 @@ def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
 
     two.wake("b", NOW)
 
-    assert step(two) == Claim("b", 1)
+    assert step(two) == Claim("b", 1, woken=True)
     two.claim_sent("b", NOW, from_head=True)
     two.looked("b", [0], 0.0, NOW)
     two.polled("b", 1, 0, None, NOW, listening=True)
@@ -291,7 +292,7 @@ def test_a_notification_during_a_claim_asks_for_another_one() -> None:
     idle = core(2)
     caught_up(idle)
     idle.wake("q", NOW)
-    assert step(idle) == Claim("q", 2)
+    assert step(idle) == Claim("q", 2, woken=True)
     idle.claim_sent("q", NOW)
 
     idle.wake("q", NOW)
@@ -317,7 +318,7 @@ def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
     idle = core(2, poll_interval=30.0)
     caught_up(idle)
     idle.wake("q", NOW)
-    assert step(idle) == Claim("q", 2)
+    assert step(idle) == Claim("q", 2, woken=True)
     idle.claim_sent("q", NOW, from_head=True)
     idle.looked("q", [0], 0.0, NOW)
 
@@ -339,7 +340,7 @@ def test_what_a_notification_is_of_is_looked_for_ahead_and_then_from_the_head() 
     ahead = (Position(0, None, ""),)
 
     idle.wake("q", NOW)
-    assert step(idle) == Claim("q", 2, ahead)
+    assert step(idle) == Claim("q", 2, ahead, woken=True)
     idle.claim_sent("q", NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
@@ -348,6 +349,23 @@ def test_what_a_notification_is_of_is_looked_for_ahead_and_then_from_the_head() 
     idle.looked("q", [0], 0.0, NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
     assert isinstance(step(idle), Wait)
+
+
+def test_a_job_that_was_just_committed_does_not_wait_for_a_look() -> None:
+    """A look that is due waits for a moment without notifications; but not for long."""
+    idle = core(2)
+    idle.looked("q", [0], 0.0, NOW)
+    caught_up(idle)
+    ahead = (Position(0, None, ""),)
+    due = NOW + LOOK_EVERY
+
+    idle.wake("q", due)
+    assert step(idle, due) == Claim("q", 2, ahead, woken=True)
+    assert step(idle, due + PATIENCE) == Claim("q", 2, None, woken=True)
+
+    idle.claim_sent("q", due)
+    idle.polled("q", 2, 1, None, due, listening=True)
+    assert step(idle, due + FIRST_POLL) == Claim("q", 2, None)
 
 
 def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:

@@ -490,6 +490,21 @@ def test_a_session_is_named_once_for_each_worker(queue: Queue) -> None:
     assert name == f"bgjob/{OTHER}"
 
 
+def test_a_statement_that_is_in_a_hurry_leaves_new_plans_to_the_next(queue: Queue) -> None:
+    sent: list[str] = []
+    with queue.engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", lambda *args: sent.append(args[2]))
+        keep(connection, None)
+        connection.info["bgjob_planned_at"] -= lifecycle.PLANS_LAST
+
+        keep(connection, None, patience=60.0)
+        assert sent == []
+        keep(connection, None)
+        keep(connection, None)
+
+    assert sent == ["DISCARD PLANS"]
+
+
 @pytest.mark.parametrize("level", [None, "AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
 def test_the_workers_own_statements_are_read_committed(queue: Queue, level: str | None) -> None:
     """Under AUTOCOMMIT a settlement is not one step; under the others claims fail each other."""
