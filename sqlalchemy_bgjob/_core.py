@@ -162,7 +162,7 @@ class Core:
 
     def looked(self, queue: str, priorities: Sequence[int], seconds: float, now: float) -> None:
         """A claim from the head took so long, and found these lanes; :meth:`polled` follows."""
-        self._queues[queue].lanes.looked(priorities, seconds, now)
+        self._queues[queue].lanes.looked(priorities, seconds, now, told=self._listening)
 
     def polled(
         self,
@@ -189,9 +189,9 @@ class Core:
         q = self._queues[queue]
         self._listening = listening
         if found < limit:
-            q.lanes.read(None)
+            q.lanes.read(None, now, found=found > 0)
         elif last is not None:
-            q.lanes.read(last)
+            q.lanes.read(last, now, found=True)
         else:
             q.lanes.forget()
         if found:
@@ -214,12 +214,15 @@ class Core:
             pause = min(pause, max(due_in, 0.0) + 0.001)
         q.poll_at = now + min(pause, q.lanes.look_in(now))
 
-    def wake(self, queue: str | None, now: float) -> None:
-        """A notification: look at this queue, or at all of them, at once."""
+    def wake(self, queue: str | None, now: float, *, new: bool = False) -> None:
+        """A notification: look at this queue, or at all of them, at once.
+
+        With *new* it is of new jobs, otherwise of any, also of such as were given back.
+        """
         for q in self._queues.values():
             if queue is None or q.name == queue:
                 q.woken = True
-                q.lanes.ask()
+                q.lanes.ask(new=new)
                 q.poll_at = min(q.poll_at, now)
 
     def expect(self, queue: str, at: float) -> None:
@@ -236,7 +239,7 @@ class Core:
             q.lanes.sent()
         if q.expected_at <= now:
             q.expected_at = _NEVER
-            q.lanes.ask()
+            q.lanes.ask(new=True)
 
     def announced(self, queues: tuple[str, ...] | None) -> None:
         """Producers were told where this worker waits; None if nobody knows what they see."""

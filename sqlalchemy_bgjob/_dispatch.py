@@ -144,9 +144,9 @@ class Dispatcher:
             self._core.draining = True
         self._runtime.wake()
 
-    def _wake(self, queue: str | None) -> None:
+    def _wake(self, queue: str | None, *, new: bool = False) -> None:
         with self._lock:
-            self._core.wake(queue, time.monotonic())
+            self._core.wake(queue, time.monotonic(), new=new)
         self._runtime.wake()
 
     def _lost(self, worker_id: int) -> None:

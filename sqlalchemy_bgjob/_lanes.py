@@ -8,9 +8,12 @@ claim begins where the last one stopped.
 That must not miss a job. After a claim that came back short a lane is read from two seconds before
 the server's clock, which finds what was committed late; and every second, or when something asks
 for it, from the head, which finds everything: retries, jobs that were given back, priorities that
-are new. Looks at the head take at most a tenth of a worker's time.
+are new. Looks that were asked for take at most a tenth of a worker's time; the others a
+five-hundredth, where notifications tell of jobs that are given back: beside a long transaction a
+look takes tens of milliseconds, and each job that comes meanwhile waits for it.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
@@ -20,8 +23,12 @@ from ._validation import EARLIEST
 LOOK_EVERY: Final = 1.0
 """Seconds between looks at the head, as long as they are short."""
 LOOK_AT_LEAST_EVERY: Final = 10.0
-LOOK_SHARE: Final = 10
-"""A look is followed by this many times its own length without one."""
+LOOK_SHARE: Final = 500
+"""A look is followed by this many times its own length without one that nobody has asked for."""
+ASKED_SHARE: Final = 10
+"""The same for looks that were asked for, and for all looks where no notifications arrive."""
+JUST_FOUND: Final = 0.1
+"""Seconds after a claim in which a notification of new jobs may be of those that it has found."""
 REMEMBERED: Final = 60.0
 """Seconds for which a lane is read that has no jobs any more: most get new ones."""
 
@@ -40,14 +47,23 @@ class Lanes:
     def __init__(self) -> None:
         self._positions: tuple[Position, ...] = ()
         self._seen_at: dict[int, float] = {}
+        # Of several, as a busy machine makes single ones seem long.
+        self._took: deque[float] = deque(maxlen=3)
         self._due_at = 0.0
         self._allowed_at = 0.0
+        self._found_at = float("-inf")
         self._asked = False
+        self._behind = False  # what was asked for is not new
         self._tried = False
 
-    def ask(self) -> None:
-        """Something may be found: read on, and if that finds nothing look at the head."""
+    def ask(self, *, new: bool = False) -> None:
+        """Something may be found: read on, and if that finds nothing look at the head.
+
+        What is *new* is found by reading on, unless its commit was late or its priority is new too;
+        so if another job was found instead, or just before, it was that one.
+        """
         self._asked, self._tried = True, False
+        self._behind = self._behind or not new
 
     def onward(self, now: float) -> tuple[Position, ...] | None:
         """Where the next claim reads on; None for the heads of all lanes."""
@@ -61,23 +77,35 @@ class Lanes:
 
     def sent(self) -> None:
         """A claim from the heads is on its way: what is asked from now on, it may not see."""
-        self._asked = self._tried = False
+        self._asked = self._behind = self._tried = False
 
     def look_in(self, now: float) -> float:
         """Seconds until what was asked for, and not found by reading on, may be looked for."""
         return max(self._allowed_at - now, 0.0) if self._asked and self._tried else float("inf")
 
-    def looked(self, priorities: Sequence[int], seconds: float, now: float) -> None:
-        """A claim from the heads has found these lanes, and took so long."""
+    def looked(
+        self, priorities: Sequence[int], seconds: float, now: float, *, told: bool = True
+    ) -> None:
+        """A claim from the heads has found these lanes, and took so long.
+
+        *told* says whether notifications arrive of what the next look would find.
+        """
         self._seen_at |= dict.fromkeys(priorities, now)
         self._seen_at = {p: at for p, at in self._seen_at.items() if now - at < REMEMBERED}
         self._positions = tuple(Position(p, EARLIEST, "") for p in sorted(self._seen_at))
-        self._allowed_at = now + seconds * LOOK_SHARE
-        self._due_at = now + min(max(LOOK_EVERY, seconds * LOOK_SHARE), LOOK_AT_LEAST_EVERY)
+        self._took.append(seconds)
+        took = min(self._took)
+        self._allowed_at = now + took * ASKED_SHARE
+        pause = max(LOOK_EVERY, took * (LOOK_SHARE if told else ASKED_SHARE))
+        self._due_at = now + min(pause, LOOK_AT_LEAST_EVERY)
 
-    def read(self, last: Position | None) -> None:
+    def read(self, last: Position | None, now: float, *, found: bool) -> None:
         """A claim has read the lanes to their ends; or, full, only as far as *last*."""
         self._tried = True
+        if found:
+            self._found_at = now
+        if not self._behind and now < self._found_at + JUST_FOUND:
+            self._asked = False
         self._positions = tuple(_read(position, last) for position in self._positions)
 
     def forget(self) -> None:

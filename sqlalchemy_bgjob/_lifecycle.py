@@ -324,8 +324,8 @@ def _settle_group(
                 if item.job.id in held:
                     item.xid, item.if_committed = xid, item.settlement
             if any(item.settlement.kind is Kind.HANDED_BACK for item in items):
-                # Whoever waits has a free slot for what found none here.
-                _wake(connection, statements, (item.job.queue for item in items))
+                # Somebody may have a free slot for what found none here.
+                _tell_given_back(connection, statements, (item.job.queue for item in items))
     except Exception as error:
         if lost_connection(error):
             raise
@@ -403,7 +403,7 @@ def hand_back_others(
     """
     with connection.begin():
         queues = _hand_back_others(connection, statements, worker_id, known)
-        _wake(connection, statements, queues)
+        _tell_given_back(connection, statements, queues)
     return len(queues)
 
 
@@ -462,7 +462,7 @@ def unregister(connection: Connection, statements: Statements, *, worker_id: int
     with connection.begin():
         queues = _hand_back_others(connection, statements, worker_id, known=())
         _run(connection, statements.unregister, worker=worker_id)
-        _wake(connection, statements, queues)
+        _tell_given_back(connection, statements, queues)
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,7 +542,7 @@ def _rescue(
             queues = _give_back(connection, statements.give_back, worker=worker_id)
             if not _run(connection, statements.holds_any, worker=worker_id).scalar():
                 _run(connection, statements.unregister, worker=worker_id)
-            _wake(connection, statements, queues)
+            _tell_given_back(connection, statements, queues)
             rescued.append(Rescued(worker_id, len(queues)))
     return rescued
 
@@ -590,13 +590,13 @@ def rescue_orphans(connection: Connection, statements: Statements) -> int:
     """
     with connection.begin():
         queues = _give_back(connection, statements.give_back_orphans)
-        _wake(connection, statements, queues)
+        _tell_given_back(connection, statements, queues)
     return len(queues)
 
 
-def _wake(connection: Connection, statements: Statements, queues: Iterable[str]) -> None:
+def _tell_given_back(connection: Connection, statements: Statements, queues: Iterable[str]) -> None:
     for queue in sorted(set(queues)):
-        _run(connection, statements.notify, queue=queue)
+        _run(connection, statements.notify_given_back, queue=queue)
 
 
 def name_session(connection: Connection, worker_id: int) -> None:

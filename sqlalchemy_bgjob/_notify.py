@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
@@ -35,13 +35,20 @@ Notification = tuple[str, str]
 Wait = Callable[[float], list[Notification]]
 
 
+class OnWake(Protocol):
+    """What is called with a notification."""
+
+    def __call__(self, queue: str | None, *, new: bool = False) -> None: ...
+
+
 class Listener:
     """Listens for one worker until it is stopped.
 
     Args:
         runtime: Where to connect, and how to await.
         statements: Those of the tables; they name the channel.
-        on_wake: Called with a queue's name, or with None for all queues.
+        on_wake: Called with a queue's name, or with None for all queues, and with whether it is of
+            new jobs only.
         on_session: Called with (pid, backend_start) once listening works, with None when it ends.
     """
 
@@ -50,7 +57,7 @@ class Listener:
         runtime: Runtime,
         statements: Statements,
         *,
-        on_wake: Callable[[str | None], None],
+        on_wake: OnWake,
         on_session: Callable[[tuple[int, datetime] | None], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
@@ -98,10 +105,11 @@ class Listener:
     def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
         connection = own(connection, "AUTOCOMMIT")
+        new, given_back = self._statements.channel, self._statements.channel_of_given_back
         # A side channel makes the test independent of what queues are called.
-        test = f"{self._statements.channel}_{secrets.token_hex(8)}"
+        test = f"{new}_{secrets.token_hex(8)}"
         row = connection.execute(self._statements.listener_session).one_or_none()
-        wait = _listen_on(connection, (self._statements.channel, test), self._runtime)
+        wait = _listen_on(connection, (new, given_back, test), self._runtime)
         if not self._hears(engine, wait, test):
             if not self._warned:
                 self._warned = True
@@ -118,8 +126,8 @@ class Listener:
         self._on_wake(None)
         while not self._stopping.is_set():
             for channel, queue in wait(_STOP_WITHIN):
-                if channel == self._statements.channel:
-                    self._on_wake(queue)
+                if channel != test:
+                    self._on_wake(queue, new=channel == new)
         return True
 
     def _hears(self, engine: Engine, wait: Wait, test: str) -> bool:

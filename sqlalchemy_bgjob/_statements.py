@@ -170,6 +170,7 @@ class Statements:
         self._dead: Table = models.dead_job
         self._worker: Table = models.worker
         self.channel = channel_name(models.schema, models.table_prefix)
+        self.channel_of_given_back = f"{self.channel}_given_back"
         # Built once for each combination of flags: building costs more than sending.
         self.insert_job: Callable[[bool], Executable] = cache(self._insert_job)
         self.insert_jobs: Callable[[bool], Executable] = cache(self._insert_jobs)
@@ -311,6 +312,16 @@ class Statements:
     def notify(self) -> Executable:
         """See :func:`wake_up`."""
         return wake_up(self._models.schema, self._models.table_prefix)
+
+    @cached_property
+    def notify_given_back(self) -> Executable:
+        """Tell all workers at this transaction's commit: jobs of a queue were given back.
+
+        They stand where busy workers do not look, so it is not only for those who wait; and it is
+        rare. Parameter: queue.
+        """
+        notified = func.pg_notify(self.channel_of_given_back, _given("queue", Text))
+        return select(cast(notified, Text))
 
     # ---- claim -----------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from sqlalchemy import Engine, MetaData, text
 
 from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._lanes import (
+    ASKED_SHARE,
+    JUST_FOUND,
     LOOK_AT_LEAST_EVERY,
     LOOK_EVERY,
     LOOK_SHARE,
@@ -28,9 +30,9 @@ NOW = 1_000.0
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def looked(*priorities: int, seconds: float = 0.001, now: float = NOW) -> Lanes:
+def looked(*priorities: int, seconds: float = 0.001, now: float = NOW, told: bool = True) -> Lanes:
     lanes = Lanes()
-    lanes.looked(priorities, seconds, now)
+    lanes.looked(priorities, seconds, now, told=told)
     return lanes
 
 
@@ -40,22 +42,22 @@ def test_the_first_claim_reads_from_the_head() -> None:
 
 def test_after_a_full_look_what_was_not_reached_is_read_from_its_head() -> None:
     lanes = looked(-1, 0, 5)
-    lanes.read(last := Position(0, MOMENT, "m"))
+    lanes.read(last := Position(0, MOMENT, "m"), NOW, found=True)
 
     assert lanes.onward(NOW) == (Position(-1, None, ""), last, Position(5, EARLIEST, ""))
 
 
 def test_after_a_full_claim_each_lane_is_read_on() -> None:
     lanes = looked(0, 5)
-    lanes.read(Position(5, MOMENT, "m"))
-    lanes.read(last := Position(5, MOMENT + timedelta(seconds=1), "a"))
+    lanes.read(Position(5, MOMENT, "m"), NOW, found=True)
+    lanes.read(last := Position(5, MOMENT + timedelta(seconds=1), "a"), NOW, found=True)
 
     assert lanes.onward(NOW) == (Position(0, None, ""), last)
 
 
 def test_after_a_short_claim_all_lanes_are_read_from_two_seconds_ago() -> None:
     lanes = looked(0, 5)
-    lanes.read(None)
+    lanes.read(None, NOW, found=False)
 
     assert lanes.onward(NOW) == (Position(0, None, ""), Position(5, None, ""))
 
@@ -67,12 +69,26 @@ def test_the_head_is_looked_at_every_second() -> None:
     assert lanes.onward(NOW + LOOK_EVERY) is None
 
 
-@pytest.mark.parametrize("seconds", [0.2, 0.5])
-def test_a_slow_look_takes_a_tenth_of_the_time(seconds: float) -> None:
-    lanes = looked(0, seconds=seconds)
+@pytest.mark.parametrize(
+    ("seconds", "told", "share"),
+    [(0.01, True, LOOK_SHARE), (0.2, False, ASKED_SHARE), (0.5, False, ASKED_SHARE)],
+)
+def test_slow_looks_take_their_share_of_the_time(seconds: float, told: bool, share: int) -> None:
+    """A small one where notifications tell what a look would find."""
+    lanes = looked(0, seconds=seconds, told=told)
 
-    assert lanes.onward(NOW + seconds * LOOK_SHARE - 0.01) is not None
-    assert lanes.onward(NOW + seconds * LOOK_SHARE) is None
+    assert lanes.onward(NOW + seconds * share - 0.01) is not None
+    assert lanes.onward(NOW + seconds * share) is None
+
+
+def test_one_slow_look_among_others_was_slow_by_chance() -> None:
+    lanes = looked(0, seconds=0.001)
+    lanes.looked([0], 5.0, NOW)
+    assert lanes.onward(NOW + LOOK_EVERY) is None
+
+    for _ in range(3):
+        lanes.looked([0], 5.0, NOW)
+    assert lanes.onward(NOW + LOOK_EVERY) is not None
 
 
 def test_the_slowest_look_is_repeated_all_the_same() -> None:
@@ -84,20 +100,48 @@ def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
     for lanes in (quick, slow):
         lanes.ask()
         assert lanes.onward(NOW + 0.9) is not None, "what is new lies ahead, most of the time"
-        lanes.read(None)
+        lanes.read(None, NOW, found=False)
 
     assert quick.onward(NOW + 0.002) is None
     assert slow.onward(NOW + 0.4) is not None
     assert slow.onward(NOW + 0.5) is None
 
 
+def test_what_is_new_was_found_if_something_was() -> None:
+    """Beside a long transaction a look takes long, and is not worth it for each new job."""
+    lanes = looked(0, seconds=0.0001)
+    lanes.ask(new=True)
+    lanes.read(None, NOW, found=True)
+    assert lanes.onward(NOW + 0.5) is not None
+    lanes.ask(new=True)
+    lanes.read(None, NOW + JUST_FOUND / 2, found=False)
+    assert lanes.onward(NOW + 0.5) is not None, "the claim before may have found it"
+
+    lanes.ask(new=True)
+    lanes.read(None, NOW + 0.5, found=False)
+    assert lanes.onward(NOW + 0.5) is None, "committed late, or of a new priority"
+
+
+def test_what_was_given_back_is_looked_for_whatever_else_is_found() -> None:
+    lanes = looked(0, seconds=0.0001)
+    lanes.ask()
+    lanes.ask(new=True)
+
+    lanes.read(None, NOW, found=True)
+
+    assert lanes.onward(NOW + 0.5) is None
+    lanes.sent()
+    lanes.looked([0], 0.0001, NOW + 0.5)
+    assert lanes.onward(NOW + 0.6) is not None
+
+
 def test_what_was_asked_for_before_a_look_is_answered_by_it() -> None:
     lanes = looked(0)
     lanes.ask()
-    lanes.read(None)
+    lanes.read(None, NOW, found=False)
     lanes.sent()
     lanes.looked([0], 0.001, NOW + 0.1)
-    lanes.read(None)
+    lanes.read(None, NOW, found=False)
 
     assert lanes.onward(NOW + 0.9) is not None
     assert lanes.look_in(NOW + 0.9) == float("inf")
@@ -172,7 +216,7 @@ def test_what_goes_before_a_backlog_is_found_within_seconds(
     backlog: Backlog, put: Callable[[Backlog], None]
 ) -> None:
     put(backlog)
-    assert backlog.begins("new") < 3.0
+    assert backlog.begins("new") < LOOK_AT_LEAST_EVERY + 2.0
 
 
 @pytest.mark.core
@@ -185,7 +229,7 @@ def test_what_is_committed_late_is_found_within_seconds(backlog: Backlog) -> Non
         done = len(backlog.begun)
         wait_until(lambda: len(backlog.begun) > done + 300, what="what comes after it")
         connection.commit()
-        assert backlog.begins("early") < 3.0
+        assert backlog.begins("early") < LOOK_AT_LEAST_EVERY + 2.0
 
 
 @pytest.mark.core
@@ -206,4 +250,4 @@ def test_a_retry_finds_its_way_back_into_a_backlog(engine: Engine) -> None:
         assert len(backlog.begun) < 6_000
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM bgjob_job WHERE claimed_by IS NULL"))
-    assert tries[1] - tries[0] < 3.0
+    assert tries[1] - tries[0] < LOOK_AT_LEAST_EVERY + 2.0

@@ -448,22 +448,27 @@ def test_a_handed_back_job_is_claimed_with_the_same_attempt(queue: Queue) -> Non
     assert second.lease == first.lease + 2
 
 
-def test_whoever_waits_is_told_of_what_was_handed_back(queue: Queue) -> None:
-    """One with a free slot would otherwise see it only when it next looks at the head."""
+def test_all_are_told_of_what_was_given_back(queue: Queue) -> None:
+    """Also who does not wait: it would otherwise see it only when it next looks at the head."""
     with queue.engine.connect() as listener:
         listener.execution_options(isolation_level="AUTOCOMMIT")
-        listener.exec_driver_sql(f'LISTEN "{queue.statements.channel}"')
-        queue.execute(
-            "INSERT INTO bgjob_worker"
-            " (id, hostname, pid, version, queues, lease_timeout, waits_for)"
-            " VALUES (:id, 'h', 1, '0', '{}', 30, '[\"q\"]')",
-            id=OTHER,
-        )
+        listener.exec_driver_sql(f'LISTEN "{queue.statements.channel_of_given_back}"')
         jobs = queue.claim("a", "b")
         driver: Any = listener.connection.driver_connection
         queue.settle([Pending(jobs[0], COMPLETED)])
         assert list(driver.notifies(timeout=0.1)) == []
         queue.settle([Pending(jobs[1], HAND_BACK)])
+        assert [n.payload for n in driver.notifies(timeout=5.0, stop_after=1)] == ["q"]
+        queue.claim("c")
+        queue.execute(
+            "INSERT INTO bgjob_worker"
+            " (id, hostname, pid, version, queues, lease_timeout, lost_at)"
+            " VALUES (:id, 'h', 1, '0', '{}', 30, now())",
+            id=ME,
+        )
+        with queue.engine.connect() as connection:
+            (rescued,) = lifecycle.rescue_rest(own(connection), queue.statements)
+        assert rescued.jobs == 2  # and what was handed back, which is claimed again
         assert [n.payload for n in driver.notifies(timeout=5.0, stop_after=1)] == ["q"]
 
 
