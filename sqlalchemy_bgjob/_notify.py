@@ -12,9 +12,10 @@ import secrets
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection, Engine, func
@@ -31,8 +32,10 @@ SELF_TEST_TIMEOUT: Final = 3.0
 AFTER_FAILED_TEST: Final = 300.0
 _STOP_WITHIN: Final = 0.25
 
-Notification = tuple[str, str]
-Wait = Callable[[float], list[Notification]]
+Hear = Callable[[str, str], None]
+"""Called with the channel and the payload of each notification."""
+Wait = Callable[[float], None]
+"""Waits for a notification, at most so many seconds; what arrives is heard."""
 
 
 class OnWake(Protocol):
@@ -108,9 +111,17 @@ class Listener:
         new, given_back = self._statements.channel, self._statements.channel_of_given_back
         # A side channel makes the test independent of what queues are called.
         test = f"{new}_{secrets.token_hex(8)}"
+        tested = threading.Event()
+
+        def hear(channel: str, queue: str) -> None:
+            if channel == test:
+                tested.set()
+            elif self.listening:
+                self._on_wake(queue, new=channel == new)
+
         row = connection.execute(self._statements.listener_session).one_or_none()
-        wait = _listen_on(connection, (new, given_back, test), self._runtime)
-        if not self._hears(engine, wait, test):
+        wait = _listen_on(connection, (new, given_back, test), hear, self._runtime)
+        if not self._hears(engine, wait, test, tested):
             if not self._warned:
                 self._warned = True
                 logger.warning(
@@ -125,12 +136,10 @@ class Listener:
         self._on_session(session)
         self._on_wake(None)
         while not self._stopping.is_set():
-            for channel, queue in wait(_STOP_WITHIN):
-                if channel != test:
-                    self._on_wake(queue, new=channel == new)
+            wait(_STOP_WITHIN)
         return True
 
-    def _hears(self, engine: Engine, wait: Wait, test: str) -> bool:
+    def _hears(self, engine: Engine, wait: Wait, test: str, tested: threading.Event) -> bool:
         with engine.connect() as other, other.begin():
             watch(other)
             other.execute(sql_select(func.pg_notify(test, "")))
@@ -138,49 +147,57 @@ class Listener:
         while not self._stopping.is_set():
             # In this order: whoever was kept from listening for long looks once more.
             late = time.monotonic() >= deadline
-            if any(channel == test for channel, _ in wait(_STOP_WITHIN)):
+            wait(_STOP_WITHIN)
+            if tested.is_set():
                 return True
             if late:
                 return False
         return True
 
 
-def _listen_on(connection: Connection, channels: tuple[str, ...], runtime: Runtime) -> Wait:
+def _listen_on(
+    connection: Connection, channels: tuple[str, ...], hear: Hear, runtime: Runtime
+) -> Wait:
     """LISTEN, and how to wait for notifications, in the driver's own way."""
     driver: Any = connection.connection.driver_connection
     name = connection.dialect.driver
     if name == "asyncpg":
-        return _listen_on_asyncpg(driver, channels, runtime)
+        return _listen_on_asyncpg(driver, channels, hear, runtime)
     for channel in channels:
         connection.exec_driver_sql(f'LISTEN "{channel}"')
     if name == "psycopg2":
-        return lambda seconds: list(_wait_psycopg2(driver, seconds))
+        return partial(_wait_psycopg2, driver, hear)
     if connection.dialect.is_async:
-        return lambda seconds: list(runtime.await_(_wait_psycopg_async(driver, seconds)))
-    return lambda seconds: [
-        (n.channel, n.payload) for n in driver.notifies(timeout=seconds, stop_after=1)
-    ]
+        return lambda seconds: runtime.await_(_wait_psycopg_async(driver, hear, seconds))
+    return partial(_wait_psycopg, driver, hear)
 
 
-def _wait_psycopg2(driver: Any, seconds: float) -> Iterator[Notification]:
+def _wait_psycopg2(driver: Any, hear: Hear, seconds: float) -> None:
     if not driver.notifies:
         select.select([driver], [], [], seconds)
         driver.poll()
     while driver.notifies:
         notification = driver.notifies.pop(0)
-        yield notification.channel, notification.payload
+        hear(notification.channel, notification.payload)
 
 
-async def _wait_psycopg_async(driver: Any, seconds: float) -> list[Notification]:
-    return [(n.channel, n.payload) async for n in driver.notifies(timeout=seconds, stop_after=1)]
+def _wait_psycopg(driver: Any, hear: Hear, seconds: float) -> None:
+    for notification in driver.notifies(timeout=seconds, stop_after=1):
+        hear(notification.channel, notification.payload)
 
 
-def _listen_on_asyncpg(driver: Any, channels: tuple[str, ...], runtime: Runtime) -> Wait:
-    arrived: list[Notification] = []
+async def _wait_psycopg_async(driver: Any, hear: Hear, seconds: float) -> None:
+    async for notification in driver.notifies(timeout=seconds, stop_after=1):
+        hear(notification.channel, notification.payload)
+
+
+def _listen_on_asyncpg(
+    driver: Any, channels: tuple[str, ...], hear: Hear, runtime: Runtime
+) -> Wait:
     changed = asyncio.Event()
 
     def on_notification(_: Any, pid: int, channel: str, payload: str) -> None:
-        arrived.append((channel, payload))
+        hear(channel, payload)  # here and now: each turn of the event loop would be a delay
         changed.set()
 
     driver.add_termination_listener(lambda _: changed.set())
@@ -189,16 +206,13 @@ def _listen_on_asyncpg(driver: Any, channels: tuple[str, ...], runtime: Runtime)
         for channel in channels:
             await driver.add_listener(channel, on_notification)
 
-    async def wait(seconds: float) -> list[Notification]:
-        if not arrived and not driver.is_closed():
-            changed.clear()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), seconds)
-        if not arrived and driver.is_closed():
+    async def wait(seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+        changed.clear()
+        if driver.is_closed():
             raise ConnectionError("the listening connection was closed")
-        result = list(arrived)
-        arrived.clear()
-        return result
 
     runtime.await_(listen())
-    return lambda seconds: list(runtime.await_(wait(seconds)))
+    return lambda seconds: runtime.await_(wait(seconds))
