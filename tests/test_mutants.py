@@ -111,7 +111,8 @@ def poison(fleet: Fleet, mutant: str | None) -> list[str]:
     """A job kills its worker; after two attempts it is dead."""
     enqueue(fleet.engine, fleet.app.crash, id="crash")
     for _ in range(4):
-        process = fleet.start(crash_attempts=2, mutant=mutant, **FAST)
+        # Not waited for: it may be dead before anybody has seen it.
+        process = fleet.start(crash_attempts=2, mutant=mutant, wait=False, **FAST)
         wait_until(lambda process=process: fleet.jobs_left == 0 or not process.alive, 20)
         if process.alive:
             break
