@@ -64,6 +64,18 @@ class Direct:
             cursor.close()
 
 
+def may_commit_each(connection: Connection) -> bool:
+    """Whether statements on this connection may commit by themselves, one by one.
+
+    asyncpg prepares a statement and runs it in two steps. Where it keeps no prepared statements, as
+    users of a pooler in transaction mode tell it, only a transaction makes both meet one session.
+    """
+    if connection.dialect.driver != "asyncpg":
+        return True
+    driver: Any = connection.connection.dbapi_connection
+    return getattr(driver, "_prepared_statement_cache", None) is not None
+
+
 def direct(statement: Executable, connection: Connection) -> Direct | None:
     """The statement for the driver's cursor; None where SQLAlchemy must run it in a transaction.
 
@@ -74,6 +86,10 @@ def direct(statement: Executable, connection: Connection) -> Direct | None:
     listened = any(getattr(engine.dispatch, name) for name in _EVENTS)
     translated = engine.get_execution_options().get("schema_translate_map")
     plain = engine.dialect.driver in _DRIVERS and not (engine.echo or listened or translated)
-    if not plain or connection.default_isolation_level != "READ COMMITTED":
+    if (
+        not plain
+        or not may_commit_each(connection)
+        or connection.default_isolation_level != "READ COMMITTED"
+    ):
         return None
     return Direct(statement, engine)

@@ -18,17 +18,21 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection
 
 from . import _lifecycle as lifecycle
+from ._direct import may_commit_each
 from ._errors import describe
 from ._ids import new_worker_id
 from ._side import Backoff, Runtime, own, side_engine
 from ._statements import Statements
 from ._version import __version__
 from .settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import IsolationLevel
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -110,7 +114,9 @@ class Heart:
                     with engine.connect() as connection:
                         # Each beat commits by itself: if the network died between the beat and its
                         # COMMIT, the row would stay locked, and nobody could judge this worker.
-                        self._live(own(connection, "AUTOCOMMIT"), backoff)
+                        each = may_commit_each(connection)
+                        level: IsolationLevel = "AUTOCOMMIT" if each else "READ COMMITTED"
+                        self._live(own(connection, level), backoff)
                 except Exception as error:
                     self._on_error(error)
                     if not self._stopping.is_set():
@@ -187,5 +193,6 @@ class Heart:
             queues=self._queues,
             lease_timeout=self._settings.lease_timeout,
         )
-        lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=self._listener)
+        # Before the beat, which may fail: the row is there, and would be nobody's.
         self.worker_id = worker_id
+        lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=self._listener)

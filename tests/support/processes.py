@@ -189,7 +189,8 @@ class Fleet:
 
     def wait_for(self, process: WorkerProcess) -> int:
         """The id of a process's worker, once it is registered and, if it may, listens."""
-        listens = process.config.settings.get("listen", True)
+        # Behind a pooler nobody does.
+        listens = process.config.settings.get("listen", True) and not process.config.pooled
 
         def registered() -> int | None:
             assert process.alive, f"the worker ended:\n{process.log}"
