@@ -343,7 +343,8 @@ class Dispatcher:
 
     def _lost_control(self, error: BaseException) -> None:
         self._report(error)
-        logger.info("worker interrupted: %s", describe(error).splitlines()[0])
+        why = describe(error).splitlines()[0]
+        logger.log(self._backoff.level, "worker interrupted: %s", why)
         connection, self._connection = self._connection, None
         if connection is not None:
             try:

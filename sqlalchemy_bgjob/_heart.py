@@ -120,7 +120,8 @@ class Heart:
                 except Exception as error:
                     self._on_error(error)
                     if not self._stopping.is_set():
-                        logger.info("heartbeat interrupted: %s", describe(error).splitlines()[0])
+                        why = describe(error).splitlines()[0]
+                        logger.log(backoff.level, "heartbeat interrupted: %s", why)
                 self._stopping.wait(backoff.pause())
         finally:
             engine.dispose()

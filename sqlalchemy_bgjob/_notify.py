@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
 
-from ._errors import describe
+from ._errors import describe, lost_connection, refused_connection, sqlstate
 from ._side import Backoff, Runtime, own, side_engine
 from ._sockets import watch
 from ._statements import Statements
@@ -30,6 +30,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 SELF_TEST_TIMEOUT: Final = 3.0
 AFTER_FAILED_TEST: Final = 300.0
+REFUSALS: Final = 4
+"""In a row, after which LISTEN is tried again as rarely as after a failed test."""
 _STOP_WITHIN: Final = 0.25
 
 Hear = Callable[[str, str], None]
@@ -79,6 +81,7 @@ class Listener:
         """Listen, and begin again whenever the connection is lost."""
         engine = side_engine(self._runtime.engine)
         backoff = Backoff()
+        refusals = 0
         try:
             while not self._stopping.is_set():
                 pause = AFTER_FAILED_TEST
@@ -88,10 +91,15 @@ class Listener:
                             pause = backoff.pause()
                         connection.invalidate()  # a session that listens must not be used again
                 except Exception as error:
-                    pause = backoff.pause()
+                    refusals = refusals + 1 if _is_refusal(error) else 0
+                    if refusals:
+                        self._warn(f"LISTEN is refused ({sqlstate(error)})")
                     if not self._stopping.is_set():
                         self._on_error(error)
-                        logger.info("not listening: %s", describe(error).splitlines()[0])
+                        why = describe(error).splitlines()[0]
+                        logger.log(backoff.level, "not listening: %s", why)
+                    if refusals < REFUSALS:
+                        pause = backoff.pause()
                 finally:
                     if self.listening:
                         self.listening = False
@@ -122,13 +130,7 @@ class Listener:
         row = connection.execute(self._statements.listener_session).one_or_none()
         wait = _listen_on(connection, (new, given_back, test), hear, self._runtime)
         if not self._hears(engine, wait, test, tested):
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "notifications do not arrive (a connection pooler in transaction mode?): "
-                    "falling back to polling; give the worker a direct connection, or turn "
-                    "listening off (listen=False, --no-listen)"
-                )
+            self._warn("notifications do not arrive (a connection pooler in transaction mode?)")
             return False
         backoff.reset()
         self.listening = True
@@ -138,6 +140,15 @@ class Listener:
         while not self._stopping.is_set():
             wait(_STOP_WITHIN)
         return True
+
+    def _warn(self, problem: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: falling back to polling; give the worker a direct connection, or turn "
+                "listening off (listen=False, --no-listen)",
+                problem,
+            )
 
     def _hears(self, engine: Engine, wait: Wait, test: str, tested: threading.Event) -> bool:
         with engine.connect() as other, other.begin():
@@ -153,6 +164,12 @@ class Listener:
             if late:
                 return False
         return True
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the server has answered, and the answer was no."""
+    refused = sqlstate(error) is not None and not lost_connection(error)
+    return refused and not refused_connection(error)
 
 
 def _listen_on(

@@ -21,7 +21,7 @@ from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from . import _loader
-from ._errors import advice, lost_connection, sqlstate
+from ._errors import advice, lost_connection, refused_connection, sqlstate
 from ._exits import (
     DATABASE,
     FAILED,
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SAY_AGAIN_AFTER: Final = 5.0
+"""Seconds: as long as the longest wait between two attempts to connect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -407,6 +409,9 @@ class LogObserver(Observer):
     row's ``last_error``.
     """
 
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+
     def job_completed(self, job: JobInfo, seconds: float) -> None:
         """A job is done."""
         self._log(logging.DEBUG, job, "completed", seconds=round(seconds, 6))
@@ -429,10 +434,18 @@ class LogObserver(Observer):
 
     def worker_error(self, error: BaseException) -> None:
         """The database can't be reached: an operator wants its words."""
-        if isinstance(error, OperationalError | InterfaceError | OSError) and (
-            lost_connection(error) or sqlstate(error) is None
-        ):
-            logger.warning("no connection to the database: %s", database_message(error))
+        # Those of asyncpg come as they are, with an SQLSTATE; libpq's without.
+        silent = isinstance(error, OperationalError | InterfaceError) and sqlstate(error) is None
+        if silent or lost_connection(error) or refused_connection(error):
+            self._warn(f"no connection to the database: {database_message(error)}")
+
+    def _warn(self, words: str) -> None:
+        """Say the same once in five seconds, however many connections have met it."""
+        now = time.monotonic()
+        self._said = {said: at for said, at in self._said.items() if now - at < SAY_AGAIN_AFTER}
+        if words not in self._said:
+            self._said[words] = now
+            logger.warning("%s", words)
 
     def _log(
         self, level: int, job: JobInfo, what: str, *, error: str | None = None, **extra: Any

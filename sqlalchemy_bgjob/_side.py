@@ -6,6 +6,7 @@ application's pool, nor wait for it.
 """
 
 import asyncio
+import logging
 import random
 import threading
 from collections.abc import Callable, Coroutine
@@ -125,6 +126,11 @@ class Backoff:
 
     def __init__(self) -> None:
         self._next = self.FIRST
+
+    @property
+    def level(self) -> int:
+        """At which level to log a failure: the first one is news, the rest of an outage is not."""
+        return logging.INFO if self._next == self.FIRST else logging.DEBUG
 
     def reset(self) -> None:
         """It worked: begin anew at the next failure."""

@@ -85,7 +85,8 @@ class Watch:
                 except Exception as error:
                     if not self._stopping.is_set():
                         self._on_error(error)
-                        logger.info("watch interrupted: %s", describe(error).splitlines()[0])
+                        why = describe(error).splitlines()[0]
+                        logger.log(backoff.level, "watch interrupted: %s", why)
                 self._stopping.wait(backoff.pause())
         finally:
             engine.dispose()

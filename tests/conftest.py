@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine
@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from support import pooler
 from support.catalog import Catalog, catalog
 from support.choice import Choice
+from support.commands import Command
 from support.databases import (
     TestServer,
     chosen_server,
@@ -26,7 +27,7 @@ from support.running import FLAVORS, Bench
 from support.tables import Names, create_all, new_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy_bgjob._embedded import EmbeddedPostgres
@@ -175,3 +176,19 @@ def fleet(engine: Engine, tmp_path: Path, variant: Variant) -> Iterator[Fleet]:
     with Fleet(engine, tmp_path, variant) as fleet:
         fleet.create_tables()
         yield fleet
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Start commands, which end with the test."""
+    started: list[Command] = []
+
+    def start(*arguments: str, **options: Any) -> Command:
+        folder = tmp_path / f"command{len(started)}"
+        folder.mkdir()
+        started.append(Command(folder, *arguments, **options))
+        return started[-1]
+
+    yield start
+    for command in started:
+        command.__exit__(None, None, None)

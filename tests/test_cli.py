@@ -33,7 +33,6 @@ from sqlalchemy_bgjob._urls import sync_url
 from sqlalchemy_bgjob.cli import SETTING_HELP, Queue, Seconds, cli
 from sqlalchemy_bgjob.settings import SETTING_NAMES
 from support import cli_app as app
-from support.commands import Command
 from support.databases import with_driver
 from support.waiting import wait_until
 
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 
     from conftest import UrlFor
     from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from support.commands import Command
 
 
 @pytest.fixture
@@ -49,22 +49,6 @@ def tables(engine: Engine) -> Engine:
     """The tables of ``support.cli_app`` in this test's database."""
     app.metadata.create_all(engine)
     return engine
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Start commands, which end with the test."""
-    started: list[Command] = []
-
-    def start(*arguments: str, **options: Any) -> Command:
-        folder = tmp_path / f"command{len(started)}"
-        folder.mkdir()
-        started.append(Command(folder, *arguments, **options))
-        return started[-1]
-
-    yield start
-    for command in started:
-        command.__exit__(None, None, None)
 
 
 def add(engine: Engine, handler: Any, arg: Any = None) -> None:

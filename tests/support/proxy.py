@@ -25,6 +25,8 @@ _COMMITTED = b"COMMIT\x00"
 _COMMITS = (b"COMMIT\x00", b"COMMIT;\x00")
 _IDLE = b"Z\x00\x00\x00\x05I"
 """The end of the server's answer to what left no transaction open."""
+_ENCRYPT = {80_877_103, 80_877_104}
+"""What a client asks first, before it says who it is: for TLS, and for GSSAPI."""
 
 
 @dataclass
@@ -66,6 +68,8 @@ class Proxy:
     Attributes:
         port: Where it listens on 127.0.0.1.
         cuts: How many COMMITs it has broken.
+        refusals: How many new connections it has refused.
+        replacements: How often it has put other words into a client's mouth.
     """
 
     def __init__(self, url: str) -> None:
@@ -79,7 +83,11 @@ class Proxy:
         self._flowing.set()
         self._closing = asyncio.Event()
         self._refusing = False
+        self._refusal: bytes | None = None
+        self._replaced: tuple[bytes, bytes] | None = None
         self.cuts = 0
+        self.refusals = 0
+        self.replacements = 0
         self.port = 0
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
@@ -112,14 +120,21 @@ class Proxy:
         """Reset all connections; new ones are passed on."""
         self._call(self._abort_all)
 
-    def refuse(self) -> None:
-        """Reset all connections, and new ones too."""
+    def refuse(self, sqlstate: str | None = None, words: str = "") -> None:
+        """Reset all connections, and new ones too; those with an error of a server, if given."""
+        fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{words}\0\0".encode()
+        error = b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
 
         def refuse() -> None:
-            self._refusing = True
+            self._refusing, self._refusal = True, None if sqlstate is None else error
             self._abort_all()
 
         self._call(refuse)
+
+    def replace(self, words: str, others: str) -> None:
+        """Let the server read *others*, of the same length, for *words* that a client sends."""
+        assert len(words) == len(others)
+        self._replaced = words.encode(), others.encode()
 
     def blackhole(self) -> None:
         """Pass on nothing any more, and close nothing."""
@@ -184,6 +199,9 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         if self._refusing:
+            self.refusals += 1
+            with suppress(OSError, EOFError):
+                await self._answer_refusal(reader, client)
             client.transport.abort()
             return
         try:
@@ -200,6 +218,22 @@ class Proxy:
         await asyncio.wait(link.tasks)
         self._links.discard(link)
 
+    async def _answer_refusal(
+        self, reader: asyncio.StreamReader, client: asyncio.StreamWriter
+    ) -> None:
+        if self._refusal is None:
+            return
+        while True:
+            size = int.from_bytes(await reader.readexactly(4), "big")
+            rest = await reader.readexactly(size - 4)
+            if int.from_bytes(rest[:4], "big") not in _ENCRYPT:
+                break
+            client.write(b"N")
+        client.write(self._refusal)
+        client.write_eof()
+        await client.drain()
+        await reader.read()  # until the client has read it and leaves
+
     async def _pump(
         self,
         link: _Link,
@@ -210,6 +244,9 @@ class Proxy:
         try:
             while data := await reader.read(65_536):
                 await self._flowing.wait()
+                if sender == "client" and self._replaced and self._replaced[0] in data:
+                    data = data.replace(*self._replaced)
+                    self.replacements += 1
                 if self._look(link, data, sender):
                     break
                 if link.cutting and sender == "server":
