@@ -220,8 +220,8 @@ class Supervisor:
     def _pass_signals_on(self) -> None:
         for number in self._signals[self._passed_on :]:
             self._passed_on += 1
+            self._stop()  # before anything is said: nobody may read the log
             logger.info("%s: passing it on", signal.Signals(number).name)
-            self._stop()
 
     def _stop(self) -> None:
         if self._deadline is None:

@@ -147,7 +147,6 @@ def open_files(pid: int) -> int:
 @pytest.mark.parametrize(
     ("driver", "seconds"),
     [
-        ("psycopg", 3.0),
         ("asyncpg", 3.0),
         pytest.param("psycopg", 60.0, marks=pytest.mark.chaos),
         pytest.param("asyncpg", 600.0, marks=pytest.mark.chaos),

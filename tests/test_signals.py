@@ -1,0 +1,237 @@
+"""Signals at any moment of a worker's life: it ends, soon, without a traceback, and nothing hangs.
+
+While Python itself starts and imports the command line, a signal does what it does to any program.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import random
+import select as multiplex
+import signal
+import subprocess
+import sys
+import termios
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from sqlalchemy import Engine, func, select, text
+
+from sqlalchemy_bgjob import enqueue, enqueue_many
+from support import cli_app as app
+from support import wait_until, with_driver
+from support.commands import TESTS
+from support.proxy import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from support.commands import Command
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ENDS = {0, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS)}
+WITHIN = 6.0
+"""Seconds for the end after the second signal; alone on a machine it takes less than two."""
+
+
+@pytest.fixture
+def tables(engine: Engine) -> Engine:
+    app.metadata.create_all(engine)
+    return engine
+
+
+def state(engine: Engine) -> list[tuple[int | None, int]]:
+    """Who has claimed each job, and its attempt."""
+    with engine.connect() as connection:
+        found = connection.execute(text("SELECT claimed_by, attempt FROM bgjob_job"))
+        return [(row.claimed_by, row.attempt) for row in found]
+
+
+def wait_till(at: float) -> None:
+    wait_until(lambda: time.monotonic() >= at, 60, what="the moment of a signal")
+
+
+def signal_twice(command: Command, moment: float, gap: float, dice: random.Random) -> float:
+    """Two signals at their times; the seconds from the second one to the end of the process.
+
+    Of the same number, two that come before the process gets its turn would be one.
+    """
+    for at, number in zip((moment, moment + gap), dice.sample(SIGNALS, 2), strict=True):
+        wait_till(at)
+        if command.alive:
+            command.signal(number)
+    second = time.monotonic()
+    code = command.wait(30)
+    assert code in ENDS, command.stderr
+    importing = code == -signal.SIGINT and "cli.main(" not in command.stderr
+    assert importing or "Traceback" not in command.stderr, command.stderr
+    took = time.monotonic() - second
+    if took > WITHIN:
+        print(f"took {took:.1f} s, {gap:.3f} s after the first:\n{command.stderr}")
+    return took
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("kind", "driver", "rounds"),
+    [
+        ("functions", "psycopg", 1),
+        ("coroutines", "asyncpg", 1),
+        pytest.param("functions", "psycopg", 100, marks=pytest.mark.chaos),
+        pytest.param("coroutines", "asyncpg", 100, marks=pytest.mark.chaos),
+    ],
+)
+def test_two_signals_at_any_moment_end_a_worker(
+    tables: Engine,
+    database_url: str,
+    tmp_path: Path,
+    start: Callable[..., Command],
+    kind: str,
+    driver: str,
+    rounds: int,
+) -> None:
+    """Jobs that run are released, their attempts given back; none stays claimed."""
+    seed = 1 if rounds < 10 else random.randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    jobs = getattr(app, kind)
+    block = next(handler for handler in jobs.registry if handler.type == "block")
+    enqueue_many(tables, block, [str(tmp_path)] * 40)
+    url = with_driver(database_url, driver)
+
+    took = []
+    for _ in range(rounds):
+        begun = time.monotonic()
+        pair = [start("worker", f"support.cli_app:{kind}", "--database-url", url) for _ in range(2)]
+        moments = sorted(begun + dice.uniform(0.0, 2.0) for _ in pair)
+        for command, moment in zip(pair, moments, strict=True):
+            took.append(signal_twice(command, moment, dice.uniform(0.0, 0.3), dice))
+
+        assert set(state(tables)) == {(None, 0)}
+        with tables.connect() as connection:
+            assert connection.scalar(text("SELECT count(*) FROM bgjob_worker")) == 0
+
+    print(f"ended at most {max(took):.2f} s after the second signal")
+    assert max(took) < WITHIN
+    assert len(state(tables)) == 40
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("kind", "driver"), [("functions", "psycopg"), ("coroutines", "asyncpg")])
+def test_two_signals_at_any_moment_of_an_outage_end_a_worker(
+    tables: Engine,
+    database_url: str,
+    tmp_path: Path,
+    start: Callable[..., Command],
+    kind: str,
+    driver: str,
+) -> None:
+    """What it can't write, rescue will; it waits a few seconds for the database, and leaves."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    jobs = getattr(app, kind)
+    block = next(handler for handler in jobs.registry if handler.type == "block")
+    enqueue_many(tables, block, [str(tmp_path)] * 40)
+
+    took = []
+    for _ in range(40):
+        with Proxy(database_url) as proxy:
+            url = with_driver(proxy.url, driver)
+            command = start("worker", f"support.cli_app:{kind}", "--database-url", url)
+            wait_until((tmp_path / "started").exists, 60, what=f"a start\n{command.stderr}")
+            proxy.refuse()
+            moment = time.monotonic() + dice.uniform(0.0, 3.0)
+            took.append(signal_twice(command, moment, dice.uniform(0.0, 0.3), dice))
+        (tmp_path / "started").unlink()
+        with tables.begin() as connection:
+            connection.execute(text("UPDATE bgjob_job SET claimed_by = NULL"))
+
+    print(f"ended at most {max(took):.2f} s after the second signal")
+    assert max(took) < 5.0 + WITHIN
+    assert len(state(tables)) == 40
+
+
+# ---- nobody reads what it logs --------------------------------------------------------------
+
+
+class Unread:
+    """A worker whose log goes into a pipe that nobody reads."""
+
+    def __init__(self, kind: str, url: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sqlalchemy_bgjob", "worker", f"support.cli_app:{kind}"],
+            cwd=TESTS,
+            env={**os.environ, "BGJOB_DATABASE_URL": url, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pipesize=4096,
+        )
+
+    @property
+    def full(self) -> bool:
+        """Whether the pipe takes no more: a line is never longer than half a page."""
+        assert self.process.stderr is not None
+        size = array.array("i", [0])
+        fcntl.ioctl(self.process.stderr, termios.FIONREAD, size)
+        return size[0] > 2048 and not self._writable()
+
+    def _writable(self) -> bool:
+        with Path(f"/proc/{self.process.pid}/fd/2").open("wb", buffering=0) as pipe:
+            return bool(multiplex.select([], [pipe], [], 0)[1])
+
+    def read(self) -> str:
+        """All that it says, up to its end."""
+        return self.process.communicate(timeout=60)[1].decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", pytest.param("asyncpg", marks=pytest.mark.chaos)])
+def test_a_worker_whose_log_nobody_reads_works_on(
+    tables: Engine, database_url: str, driver: str
+) -> None:
+    """Whoever logs waits; its heart beats, jobs complete, and the first signal drains."""
+    url = with_driver(database_url, driver)
+    worker = app.functions.WorkerRow
+    beat = select(worker.beat_at, worker.lost_at)
+
+    def look() -> Any:
+        with tables.connect() as connection:
+            return connection.execute(beat).one_or_none()
+
+    def noted(words: str) -> bool:
+        query = select(func.count()).where(app.Note.words.startswith(words))
+        with tables.connect() as connection:
+            return connection.scalar(query) == 1
+
+    with Unread("functions", url, BGJOB_HEARTBEAT_INTERVAL="300ms") as unread:
+        enqueue_many(tables, app.fail, ["x" * 100] * 300)
+        wait_until(lambda: unread.full, 60, what="a full pipe")
+        before = wait_until(look, what="the worker's row")
+        wait_until(
+            lambda: look().beat_at > before.beat_at + timedelta(seconds=2), what="further beats"
+        )
+        enqueue(tables, app.note, "unheard")
+        wait_until(lambda: noted("unheard"), 20, what="a job beside")
+        assert unread.full
+        assert look().lost_at is None
+
+        unread.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: look() is None, 20, what="the end of the worker")
+        said = unread.read()
+
+    assert unread.process.returncode == 0
+    assert "Traceback" not in said
