@@ -14,6 +14,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from zipfile import ZipFile
 
 import alembic
 import pytest
@@ -793,7 +794,7 @@ with engine.begin() as connection:
 """
 
 
-def test_the_wheel_carries_the_migrations(
+def test_the_wheel_carries_the_migrations_and_nothing_strange(
     tmp_path: Path, database_url: str, engine: Engine, expected: ExpectedCatalog
 ) -> None:
     """In a new virtual environment that sees our dependencies, but not our source."""
@@ -804,6 +805,11 @@ def test_the_wheel_carries_the_migrations(
         cwd=tmp_path,
     )
     (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as archive:
+        folders = {name.partition("/")[0] for name in archive.namelist()}
+        endings = {Path(name).suffix for name in archive.namelist() if ".dist-info/" not in name}
+    assert {folder.rpartition(".")[2] for folder in folders} == {"sqlalchemy_bgjob", "dist-info"}
+    assert endings <= {".py", ".typed", ".mako", ".ini"}, "tests, data or secrets are in the wheel"
     home = tmp_path / "venv"
     venv.create(home, with_pip=False, symlinks=True)
     python = home / "bin" / "python"

@@ -27,3 +27,17 @@ def test_links_lead_to_files() -> None:
     for page in (TESTS.parent / "README.md", *DOCS.rglob("*.md")):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_actions_are_pinned_by_their_commit() -> None:
+    """A tag can be moved to other code; a commit can't."""
+    used = [
+        line.strip()
+        for workflow in sorted((TESTS.parent / ".github" / "workflows").glob("*.y*ml"))
+        for line in workflow.read_text().splitlines()
+        if re.match(r"\s*-?\s*uses:", line)
+    ]
+
+    assert used or not (TESTS.parent / ".github").exists(), "a source distribution has none"
+    unpinned = [line for line in used if not re.search(r"@[0-9a-f]{40}( #.*)?$", line)]
+    assert unpinned == []

@@ -219,12 +219,14 @@ def test_duplicates_in_any_chunk_undo_all_chunks(session: Session) -> None:
     assert ids(session) == [many[-1]]
 
 
-def test_ids_in_opposite_orders_do_not_deadlock(clean: Engine) -> None:
+@pytest.mark.parametrize(
+    ("rounds", "size"), [(15, 300), pytest.param(1_000, 50, marks=pytest.mark.chaos)]
+)
+def test_ids_in_opposite_orders_do_not_deadlock(clean: Engine, rounds: int, size: int) -> None:
     """Each producer meets the other's uncommitted ids, and both insert them in the same order."""
-    many = [f"{n:04}" for n in range(300)]
+    many = [f"{n:04}" for n in range(size)]
     errors: list[BaseException] = []
     results: list[BulkResult] = []
-    rounds = 15
     barrier = threading.Barrier(2)
 
     def produce(own: list[str]) -> None:
@@ -248,7 +250,7 @@ def test_ids_in_opposite_orders_do_not_deadlock(clean: Engine) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(110)
 
     assert errors == []
     assert sum(result.inserted for result in results) == rounds * len(many)

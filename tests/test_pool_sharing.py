@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, NullPool, StaticPool, create_engine, text
+from sqlalchemy import Connection, Engine, MetaData, NullPool, StaticPool, create_engine, text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, enqueue_many
+from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
 from support import wait_until, wait_until_async
 
 if TYPE_CHECKING:
@@ -176,3 +179,124 @@ def test_without_a_pool_every_handler_has_its_own_connection(
             return connection.execute(text(mine)).scalar_one()
 
     wait_until(lambda: open_sessions() == 0, what="the end of all connections")
+
+
+# ---- the application has taken all ----------------------------------------------------------
+
+
+SMALL: Any = {"pool_size": 3, "max_overflow": 0, "pool_timeout": 0.2, "pool_pre_ping": True}
+
+
+class Errors(Observer):
+    """What went wrong, by name."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def worker_error(self, error: BaseException) -> None:
+        self.names.append(type(error).__name__)
+
+
+def beats(engine: Engine) -> float:
+    """When the worker has last beaten."""
+    with engine.connect() as connection:
+        query = text("SELECT extract(epoch FROM max(beat_at)) FROM bgjob_worker")
+        return float(connection.execute(query).scalar_one())
+
+
+def end_sessions(engine: Engine, but: set[int]) -> None:
+    """End the sessions of the worker, but for those that the test has taken."""
+    query = text(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE application_name LIKE 'bgjob/%' AND NOT (pid = ANY(:but))"
+    )
+    with engine.begin() as connection:
+        connection.execute(query, {"but": list(but)})
+
+
+def test_a_pool_that_the_application_has_exhausted_is_waited_for(
+    engine: Engine, database_url: str
+) -> None:
+    """The worker beats, and goes on within seconds once there is a connection."""
+    crowd = Crowd(engine)
+    shared = create_engine(database_url, **SMALL)
+    errors = Errors()
+    held: list[Connection] = []
+
+    def take_all() -> bool:
+        """The worker's own connections too, as it loses them."""
+        pids = {connection.scalar(text("SELECT pg_backend_pid()")) for connection in held}
+        if len(held) < 3:
+            end_sessions(engine, pids)
+            with suppress(PoolTimeoutError):
+                held.append(shared.connect())
+        return len(held) == 3
+
+    settings: Any = {"heartbeat_interval": 0.2, "poll_interval": 0.1, "observers": [errors]}
+    with Worker(crowd.jobs, shared, queues={"default": 2}, **settings):
+        enqueue_many(engine, crowd.handler, [None] * 5)
+        wait_until(lambda: crowd.left(engine) == 0, what="jobs before")
+        wait_until(take_all, what="all connections")
+        wait_until(lambda: errors.names.count("TimeoutError") >= 2, what="attempts in vain")
+        enqueue_many(engine, crowd.handler, [None] * 5)
+        last = beats(engine)
+        wait_until(lambda: beats(engine) > last + 0.5, what="beats meanwhile")
+        assert crowd.ended == 5
+
+        for connection in held:
+            connection.close()
+        freed = time.monotonic()
+        wait_until(lambda: crowd.left(engine) == 0, what="jobs after")
+        took = time.monotonic() - freed
+
+    print(f"went on {took:.1f} s after there were connections")
+    assert took < 10.0
+    assert crowd.ended == 10
+    shared.dispose()
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", pytest.param("psycopg", marks=pytest.mark.chaos)])
+def test_an_async_pool_that_the_application_has_exhausted_is_waited_for(
+    engine: Engine, url_for: UrlFor, driver: str
+) -> None:
+    """The same in an event loop: it goes on while the worker waits."""
+    from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+    crowd = Crowd(engine, coroutine=True)
+    errors = Errors()
+
+    async def main() -> float:
+        shared = create_async_engine(url_for(driver), **SMALL)
+        held: list[AsyncConnection] = []
+
+        async def take_all() -> bool:
+            pids = {await c.scalar(text("SELECT pg_backend_pid()")) for c in held}
+            if len(held) < 3:
+                end_sessions(engine, pids)
+                with suppress(PoolTimeoutError):
+                    held.append(await shared.connect())
+            return len(held) == 3
+
+        settings: Any = {"heartbeat_interval": 0.2, "poll_interval": 0.1, "observers": [errors]}
+        async with AsyncWorker(crowd.jobs, shared, queues={"default": 2}, **settings):
+            await wait_until_async(take_all, what="all connections")
+            await wait_until_async(
+                lambda: errors.names.count("TimeoutError") >= 2, what="attempts in vain"
+            )
+            enqueue_many(engine, crowd.handler, [None] * 5)
+            last = beats(engine)
+            await wait_until_async(lambda: beats(engine) > last + 0.5, what="beats meanwhile")
+            assert crowd.ended == 0
+
+            for connection in held:
+                await connection.close()
+            freed = time.monotonic()
+            await wait_until_async(lambda: crowd.left(engine) == 0, what="jobs after")
+            took = time.monotonic() - freed
+        await shared.dispose()
+        return took
+
+    took = asyncio.run(main())
+    print(f"went on {took:.1f} s after there were connections")
+    assert took < 10.0
+    assert crowd.ended == 5

@@ -22,12 +22,22 @@ from sqlalchemy import (
     text,
     values,
 )
-from sqlalchemy.exc import DBAPIError, InternalError, PendingRollbackError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InternalError,
+    InvalidRequestError,
+    PendingRollbackError,
+    ProgrammingError,
+    ResourceClosedError,
+    UnboundExecutionError,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import enqueue, enqueue_from, enqueue_many
+from sqlalchemy_bgjob import InvalidArg, enqueue, enqueue_from, enqueue_many
 from support.producers import ASYNC, KINDS, UNITS, Producer, producer
 from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt
+from support.tables import new_engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -340,6 +350,80 @@ def test_another_target_is_refused_by_name(wrong: Any) -> None:
     ):
         with pytest.raises(TypeError, match="Session, scoped_session, Connection or Engine"):
             use()
+
+
+def test_a_session_that_is_bound_to_nothing_is_refused_at_once() -> None:
+    """In the caller, not in a worker; and no other database is found for it."""
+    for use in (
+        lambda session: enqueue(session, send_receipt, Receipt(1)),
+        lambda session: enqueue_many(session, send_receipt, [Receipt(1)]),
+        lambda session: enqueue_from(session, send_receipt, numbers(1, 1)),
+    ):
+        with Session() as session, pytest.raises(UnboundExecutionError):
+            use(session)
+
+    async def unbound() -> None:
+        async with AsyncSession() as session:
+            with pytest.raises(UnboundExecutionError):
+                await enqueue(session, send_receipt, Receipt(1))
+            with pytest.raises(UnboundExecutionError):
+                await enqueue_many(session, send_receipt, [Receipt(1)])
+
+    asyncio.run(unbound())
+
+
+def test_a_session_of_another_database_is_the_callers_own_error(
+    shop: Engine, url: str, server: TestServer
+) -> None:
+    """It has no such table; a job never goes elsewhere than the rest of the transaction."""
+    with new_engine(server) as other, Session(other) as session:
+        with pytest.raises(ProgrammingError) as refused:
+            enqueue(session, send_receipt, Receipt(1))
+
+        assert refused.value.orig is not None
+        assert getattr(refused.value.orig, "sqlstate", None) == "42P01"
+    assert stored(shop) == []
+
+
+def test_what_was_closed_for_good_is_refused_at_once(shop: Engine, url: str) -> None:
+    """A closed connection, and a session that may not be used again."""
+    connection = shop.connect()
+    connection.close()
+    session = Session(shop, close_resets_only=False)
+    session.close()
+
+    for use in (
+        lambda target: enqueue(target, send_receipt, Receipt(1)),
+        lambda target: enqueue_many(target, send_receipt, [Receipt(1)]),
+        lambda target: enqueue_many(target, send_receipt, [Receipt(1)], ids=["one"]),
+        lambda target: enqueue_from(target, send_receipt, numbers(1, 1)),
+    ):
+        with pytest.raises(ResourceClosedError):
+            use(connection)
+        with pytest.raises(InvalidRequestError, match="closed"):
+            use(session)
+    assert stored(shop) == []
+
+
+@pytest.mark.parametrize("state", ["expired", "detached", "deleted"])
+def test_an_orm_object_is_refused_whatever_its_state(shop: Engine, url: str, state: str) -> None:
+    """At once, with the remedy, and without a query for what it would have to load."""
+    with Session(shop) as session:
+        order = Order(email="a")
+        session.add(order)
+        session.commit()
+        if state == "detached":
+            session.expunge(order)
+        elif state == "deleted":
+            session.delete(order)
+            session.commit()
+        sent: list[str] = []
+        with session.connection() as connection:
+            event.listen(connection, "before_cursor_execute", lambda *args: sent.append(args[2]))
+            with pytest.raises(InvalidArg, match="primary key"):
+                enqueue(session, note, {"order": order})
+    assert sent == []
+    assert stored(shop) == []
 
 
 def test_a_sharded_session_is_refused(shop: Engine, url: str) -> None:
