@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
+from ._frozen import qualified
 from ._registry import NewJob, NewJobs, in_chunks, with_ids
 from .exceptions import InvalidArg
 
@@ -65,7 +66,8 @@ def copy(connection: Connection, table: Table, jobs: Iterable[NewJob], now: date
         InvalidArg: One of the jobs; the transaction has failed, up to the last savepoint.
     """
     columns = ", ".join(_COLUMNS)
-    name = connection.dialect.identifier_preparer.format_table(table)
+    # Not by the dialect, which doubles percent signs: COPY takes no parameters.
+    name = qualified(table.schema, table.name)
     statement = f"COPY {name} ({columns}) FROM STDIN WITH (FORMAT binary)"
     driver = _driver_of(connection)
     dialect = connection.dialect

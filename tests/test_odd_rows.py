@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from sqlalchemy_bgjob import Context, MoveToDlq, Retry, constant
+from sqlalchemy_bgjob._errors import sqlstate
 from support import wait_until
-from support.running import FLAVORS, Bench, Gate, Recorder
+from support.running import FLAVORS, Bench, Flavor, Gate, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,6 +88,35 @@ def test_headers_that_are_no_object_count_as_none(bench: Bench) -> None:
     assert seen == [{}] * len(odd)
     assert len(ran.named("job_completed")) == len(odd)
     assert ran.named("worker_error") == []
+
+
+@pytest.mark.parametrize("flavor", [FLAVORS[0], FLAVORS[-1]], ids=str)
+def test_counters_at_their_end_stop_that_job_alone(flavor: Flavor, bench_url: str) -> None:
+    """A claim adds one to attempt and lease: there is an error, and no number below zero."""
+    bench = Bench(flavor, bench_url)
+    bench.reset()
+    handler = bench.handler("t", lambda ctx: None, uses_session=False, max_attempts=None)
+    ends = {"attempt": 2**31 - 1, "lease": 2**63 - 1, "crashes": 2**31 - 1}
+    for column, end in ends.items():
+        for name, value in ((f"{column} at its end", end), (f"{column} before it", end - 1)):
+            bench.enqueue(handler, id=name)
+            bench.sql(
+                f"UPDATE bgjob_job SET {column} = :value WHERE id = :id", id=name, value=value
+            )
+    others = [bench.enqueue(handler) for _ in range(5)]
+    runnable = [*others, *(f"{column} before it" for column in ends), "crashes at its end"]
+
+    ran = bench.run(until=lambda: not any(map(bench.job, runnable)))
+
+    for job_id in runnable:
+        assert ran.of(job_id) == ["started", "completed"]
+    for column in ("attempt", "lease"):
+        row = bench.job(f"{column} at its end")
+        assert (getattr(row, column), row.claimed_by) == (ends[column], None)
+        assert ran.of(row.id) == []
+    told = {sqlstate(event.rest[0]) for event in ran.named("worker_error")}
+    assert told == {"22003"}
+    bench.close()
 
 
 # ---- unknown types -------------------------------------------------------------------------------
