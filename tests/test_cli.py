@@ -33,6 +33,7 @@ from sqlalchemy_bgjob._urls import sync_url
 from sqlalchemy_bgjob.cli import SETTING_HELP, Queue, Seconds, cli
 from sqlalchemy_bgjob.settings import SETTING_NAMES
 from support import cli_app as app
+from support.catalog import catalog
 from support.databases import with_driver
 from support.waiting import wait_until
 
@@ -835,6 +836,28 @@ def test_missing_tables_exit_with_4(
     assert "Error: table 'bgjob_job' does not exist" in command.stderr
     assert "run `sqlalchemy-bgjob migrate`" in command.stderr
     assert "Traceback" not in command.stderr
+
+
+def test_tables_of_a_later_release_are_refused_with_4_and_left_alone(
+    tables: Engine, database_url: str, start: Callable[..., Command]
+) -> None:
+    """Those that do not bear the workers of this one."""
+    with tables.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE bgjob_job ADD COLUMN later text")
+        comment = "COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 9 (workers since 8)'"
+        connection.exec_driver_sql(comment)
+        before = catalog(connection)
+    for command in (
+        start("worker", "support.cli_app:functions", "--database-url", database_url),
+        start("migrate", "--database-url", database_url),
+    ):
+        assert command.wait() == 4, command.stderr
+        assert "of version 9" in command.stderr
+        assert "install a newer release" in command.stderr
+        assert "Traceback" not in command.stderr
+
+    with tables.connect() as connection:
+        assert catalog(connection) == before
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import _doctor, _health
+from sqlalchemy_bgjob._errors import sqlstate
 from sqlalchemy_bgjob.cli import cli
+from support import wait_until
 from support.databases import with_driver
 from support.tables import NAMES, create_all
 
@@ -143,6 +147,43 @@ def test_what_is_wrong_is_told(tables: Engine, broken: str, told: str) -> None:
     (problem,) = problems(tables)
 
     assert told in problem
+
+
+def test_an_index_that_was_given_up_half_way_is_told(tables: Engine) -> None:
+    """CREATE INDEX CONCURRENTLY leaves it behind when it is cancelled, and nobody uses it."""
+    run(tables, "DROP INDEX bgjob_job_claim_idx")
+    create = (
+        "CREATE INDEX CONCURRENTLY bgjob_job_claim_idx ON bgjob_job"
+        " (queue, priority, next_run_at, id) WITH (fillfactor = 50)"
+    )
+    waits = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND starts_with(query, 'CREATE INDEX') AND wait_event_type = 'Lock'"
+    )
+    alone = tables.execution_options(isolation_level="AUTOCOMMIT")
+
+    def build() -> str | None:
+        with alone.connect() as connection, pytest.raises(DBAPIError) as ended:
+            connection.exec_driver_sql(create)
+        return sqlstate(ended.value)
+
+    def waiting() -> int | None:
+        with alone.connect() as connection:
+            return connection.exec_driver_sql(waits).scalar()
+
+    with ThreadPoolExecutor() as pool, tables.connect() as writer:
+        writer.exec_driver_sql("INSERT INTO bgjob_job (id, queue, type) VALUES ('a', 'q', 't')")
+        building = pool.submit(build)
+        pid = wait_until(waiting, what="the build to wait")
+        writer.exec_driver_sql(f"SELECT pg_cancel_backend({pid})")
+        assert building.result(20) == "57014"
+        writer.rollback()
+
+    (problem,) = problems(tables)
+    assert problem == "the index 'bgjob_job_claim_idx' is invalid; REINDEX it"
+    with alone.connect() as connection:
+        connection.exec_driver_sql("REINDEX INDEX CONCURRENTLY bgjob_job_claim_idx")
+    assert problems(tables) == []
 
 
 def test_what_a_role_lacks_is_told(tables: Engine) -> None:

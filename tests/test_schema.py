@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -23,12 +24,14 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    event,
     text,
 )
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import _frozen, models, schema
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate, SchemaUnknown
+from support import wait_until, wait_until_async
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
 
@@ -236,6 +239,100 @@ def test_eight_processes_migrate_at_once_and_one_does_it(
     assert [process.returncode for process in processes] == [0] * 8
     with engine.connect() as connection:
         assert catalog(connection, "app") == expected(NAMES["schema"])
+
+
+KILLED = """
+import os, signal, sys
+from sqlalchemy import create_engine, event
+from sqlalchemy_bgjob import schema
+
+engine = create_engine(sys.argv[1], pool_size=1, max_overflow=0)
+sent = 0
+
+@event.listens_for(engine, "after_cursor_execute")
+def count(*_):
+    global sent
+    sent += 1
+    if sent == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with engine.begin() as connection:
+    schema.migrate(connection)
+"""
+
+
+def advisory_locks(connection: Connection) -> int:
+    query = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
+        " (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return connection.execute(text(query)).scalar_one()
+
+
+def test_a_migration_that_is_killed_anywhere_is_as_if_it_had_not_begun(
+    engine: Engine, database_url: str, expected: ExpectedCatalog
+) -> None:
+    """It is one transaction, and its lock ends with it; the next one does all of it."""
+    sent: list[str] = []
+    with engine.connect() as connection:
+        event.listen(connection, "before_cursor_execute", lambda *args: sent.append(args[2]))
+        schema.migrate(connection)
+        connection.rollback()
+    assert len(sent) >= 6
+
+    for number in (2, len(sent) // 2, len(sent)):
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, database_url, str(number)], check=False, timeout=60
+        )
+        assert killed.returncode == -signal.SIGKILL
+        with engine.connect() as connection:
+            wait_until(lambda c=connection: advisory_locks(c) == 0, what="the lock's end")
+            assert leftovers(connection) == []
+
+    alone = create_engine(database_url, pool_size=1, max_overflow=0)
+    with alone.begin() as connection:
+        assert schema.migrate(connection) == 0
+        assert catalog(connection) == expected(NAMES["plain"])
+    alone.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_migration_that_is_cancelled_half_way_is_as_if_it_had_not_begun(
+    engine: Engine, url_for: UrlFor, driver: str, expected: ExpectedCatalog
+) -> None:
+    """While it waits for another session, which makes a table of the same name."""
+    waits = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+
+    def waiting() -> bool:
+        with engine.connect() as connection:
+            return connection.scalar(waits) == 1
+
+    async def main() -> None:
+        one = create_async_engine(url_for(driver), pool_size=1, max_overflow=0)
+
+        async def migrate() -> int:
+            async with one.begin() as connection:
+                return await connection.run_sync(schema.migrate)
+
+        with engine.connect() as other:
+            other.execute(text("CREATE TABLE bgjob_worker (id int)"))
+            running = asyncio.create_task(migrate())
+            await wait_until_async(waiting, what="the migration to wait")
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            await wait_until_async(lambda: advisory_locks(other) == 0, what="the lock's end")
+            other.rollback()
+            assert leftovers(other) == []
+        assert await migrate() == 0
+        await one.dispose()
+
+    asyncio.run(main())
+    with engine.connect() as connection:
+        assert catalog(connection) == expected(NAMES["plain"])
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])

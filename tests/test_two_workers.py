@@ -6,10 +6,11 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import text
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import VARIANTS
+from support.processes import TWO, VARIANTS
 
 if TYPE_CHECKING:
     from support.processes import Fleet
@@ -57,6 +58,39 @@ def test_effects_of_two_processes_are_exactly_once(fleet: Fleet) -> None:
     each_ran_once(fleet, count)
     assert fleet.effects() == dict.fromkeys(ids, 1)
     wait_until(lambda: fleet.journal.count("completed") == count, what="all job_completed events")
+
+
+LATER = (
+    "ALTER TABLE bgjob_job ADD COLUMN later jsonb DEFAULT '{}', ADD COLUMN more bigint",
+    "ALTER TABLE bgjob_dead_job ADD COLUMN later jsonb, ADD COLUMN more bigint",
+    "ALTER TABLE bgjob_worker ADD COLUMN later text NOT NULL DEFAULT ''",
+    "CREATE INDEX bgjob_job_later_idx ON bgjob_job (more) WHERE more IS NOT NULL",
+    "CREATE TABLE bgjob_schedule (name text PRIMARY KEY)",
+    "COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 9 (workers since 1)'",
+)
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_workers_go_on_while_the_tables_move_on(fleet: Fleet) -> None:
+    """A deploy migrates first: workers of this release run before, during and after it."""
+    ids = [f"job-{n:03}" for n in range(200)]
+    before = fleet.start(wait=False)
+    fleet.wait_for(before)
+    enqueue_many(fleet.engine, fleet.app.effect, [None] * 100, ids=ids[:100])
+    fleet.wait_for_starts(10, before)
+
+    with fleet.engine.begin() as connection:
+        for statement in LATER:
+            connection.execute(text(statement))
+    after = fleet.start()
+    enqueue_many(fleet.engine, fleet.app.effect, [None] * 100, ids=ids[100:])
+    enqueue(fleet.engine, fleet.app.give_up, id="dead")
+    fleet.wait_until_done()
+
+    assert before.alive
+    assert after.alive
+    assert fleet.scalar("SELECT job_id FROM bgjob_dead_job") == "dead"
+    fleet.check([*ids, "dead"], with_effects=ids)
 
 
 def test_a_busy_worker_leaves_the_rest_to_the_other(fleet: Fleet) -> None:
