@@ -32,6 +32,10 @@ SUSTAINED: Final = 1.0
 """Seconds of work without a pause after which producers are spared the notifications."""
 PATIENCE: Final = 0.2
 """Seconds by which what is done once a second is put off while jobs are picked up."""
+IN_VAIN: Final = 20
+"""Looks in a row that a notification asked for and that found nothing: then the next ones wait."""
+COOL_DOWN: Final = 0.05
+"""Seconds from such a look to the next: anybody who may connect may notify, however often."""
 AGAIN: Final = 0.1
 """Seconds until a worker that can't go on looks whether it can."""
 _RETRY_LOCKED: Final = (0.05, 5.0)
@@ -111,6 +115,10 @@ class _Queue:
     no_ahead_until: float = 0.0
     stuck: bool = False  # jobs were handed back, and no run has ended since
     woken: bool = False
+    asked: bool = False  # by a notification, since the last claim was sent
+    by_wake: bool = False  # the claim that was sent last had been asked for
+    in_vain: int = 0  # such claims in a row that found nothing
+    cool_until: float = 0.0
     progress: bool = False  # a run has ended since the loop last claimed or started one
     waits: bool = False  # nothing was found: it wants to be notified
     busy_since: float = _NEVER  # every poll since then has found something
@@ -128,6 +136,10 @@ class _Queue:
         such claim needs another run that has ended.
         """
         return self.progress and self.running > 0 and (self.mean or 0.0) < SHORT
+
+    def soonest(self, now: float) -> float:
+        """When a notification may be followed: at once, unless many have led to nothing."""
+        return now if self.in_vain < IN_VAIN else max(now, self.cool_until)
 
     def ahead(self, now: float, most: int) -> int:
         if self.mean is None or self.stuck or now < self.no_ahead_until:
@@ -195,10 +207,13 @@ class Core:
         else:
             q.lanes.forget()
         if found:
+            q.in_vain = 0
             q.pause = FIRST_POLL
             q.busy_since = min(q.busy_since, now)
             q.waits = q.waits and now < q.busy_since + SUSTAINED
         else:
+            q.in_vain += q.by_wake
+            q.cool_until = now + COOL_DOWN
             q.busy_since = _NEVER
             if listening and not q.waits:
                 # Said first, then looked once more: what was committed before it was said did not
@@ -206,7 +221,7 @@ class Core:
                 q.waits, q.woken = True, True
         if found >= limit or q.woken or (not found and q.lanes.wants_look(now)):
             q.woken = False
-            q.poll_at = now
+            q.poll_at = q.soonest(now)
             return
         pause, q.pause = q.pause, min(q.pause * 2, self._settings.poll_interval)
         pause *= random.uniform(0.9, 1.0)  # workers that started together part company
@@ -221,9 +236,9 @@ class Core:
         """
         for q in self._queues.values():
             if queue is None or q.name == queue:
-                q.woken = True
+                q.woken = q.asked = True
                 q.lanes.ask(new=new)
-                q.poll_at = min(q.poll_at, now)
+                q.poll_at = min(q.poll_at, q.soonest(now))
 
     def expect(self, queue: str, at: float) -> None:
         """A job will be due at that time: look at the queue then, if not before."""
@@ -234,6 +249,7 @@ class Core:
     def claim_sent(self, queue: str, now: float, *, from_head: bool = False) -> None:
         """A claim is on its way: a notification from now on asks for another one."""
         q = self._queues[queue]
+        q.by_wake, q.asked = q.asked, False
         q.woken = False
         if from_head:
             q.lanes.sent()

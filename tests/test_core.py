@@ -15,7 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sqlalchemy_bgjob._core import (
     AGAIN,
+    COOL_DOWN,
     FIRST_POLL,
+    IN_VAIN,
     LINGER,
     PATIENCE,
     SETTLED_IN,
@@ -311,6 +313,34 @@ def test_a_notification_before_a_claim_asks_for_one_only() -> None:
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
     assert isinstance(step(idle), Wait)
+
+
+def test_notifications_that_lead_to_nothing_are_followed_more_and_more_rarely() -> None:
+    """Anybody may send thousands of them; one that leads to a job is followed at once again."""
+    idle = core(2, poll_interval=30.0)
+    caught_up(idle)
+    claims = []
+    for n in range(2_000):
+        now = NOW + n / 1_000
+        idle.wake("q", now)
+        if isinstance(step(idle, now), Claim):
+            claims.append(now)
+            idle.claim_sent("q", now, from_head=True)
+            idle.looked("q", [0], 0.0, now)
+            idle.wake("q", now)
+            idle.polled("q", 2, 0, None, now, listening=True)
+
+    assert claims[:IN_VAIN] == [NOW + n / 1_000 for n in range(IN_VAIN)]
+    assert 30 <= len(claims) - IN_VAIN <= 2.0 / COOL_DOWN + 1
+
+    later = NOW + 10.0
+    idle.wake("q", later)
+    assert step(idle, later) == Claim("q", 2)
+    idle.claim_sent("q", later, from_head=True)
+    idle.looked("q", [0], 0.0, later)
+    idle.polled("q", 2, 1, None, later, listening=True)
+    idle.wake("q", later + 0.001)
+    assert isinstance(step(idle, later + 0.001), Claim)
 
 
 def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:

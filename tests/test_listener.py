@@ -10,12 +10,17 @@ import time
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, MetaData, text
 
 from sqlalchemy_bgjob import BGJob, Context, Reschedule, Retry, Worker, enqueue
+from sqlalchemy_bgjob._core import COOL_DOWN, IN_VAIN
+from sqlalchemy_bgjob._dispatch import Dispatcher
+from sqlalchemy_bgjob._statements import Statements
 from support import wait_until
 from support.processes import ALL_DRIVERS, ONE, TWO
+from support.running import FLAVORS, Bench, Flavor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +133,54 @@ def test_delayed_jobs_of_several_priorities_start_when_they_are_due(fleet: Fleet
 
     for job_id, (delay, _) in delays.items():
         assert start_times(fleet)[job_id] - began == pytest.approx(delay, abs=0.4)
+
+
+FORGED = ["default", "", "other", "\U0001f600", "'; DROP TABLE bgjob_job --", "x" * 7_000]
+
+
+@pytest.mark.parametrize("flavor", [FLAVORS[0], FLAVORS[-1]], ids=str)
+def test_a_flood_of_forged_notifications_costs_few_claims(
+    flavor: Flavor, bench_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may connect may notify: no error, few looks, and a job starts all the same."""
+    bench = Bench(flavor, bench_url)
+    bench.reset()
+    handler = bench.handler("t", lambda ctx: started.append(time.monotonic()), uses_session=False)
+    started: list[float] = []
+    enqueued: list[str] = []
+    claims: list[float] = []
+    sent = 0
+    claim = Dispatcher._claim_together
+
+    def counted(self: Dispatcher, *args: Any) -> Any:
+        claims.append(time.monotonic())
+        return claim(self, *args)
+
+    monkeypatch.setattr(Dispatcher, "_claim_together", counted)
+    channel = Statements(bench.jobs.models).channel
+
+    def flood() -> None:
+        nonlocal sent
+        wait_until(lambda: bench.sql("SELECT 1 FROM bgjob_worker WHERE waits_for ? 'default'"))
+        claims.clear()
+        with psycopg.connect(bench_url.replace("+psycopg", ""), autocommit=True) as connection:
+            begun = time.monotonic()
+            while time.monotonic() - begun < 1.5:
+                with connection.pipeline():
+                    for payload in FORGED * 20:
+                        connection.execute("SELECT pg_notify(%s, %s)", (channel, payload))
+                sent += 20 * len(FORGED)
+                if time.monotonic() - begun > 1.0 and not enqueued:
+                    enqueued.append(bench.enqueue(handler))
+
+    ran = bench.run(during=flood, until=lambda: started, poll_interval=RARELY, listen=True)
+
+    print(f"{sent} notifications, {len(claims)} claims")
+    assert sent > 1_000
+    # A look may be two claims: where the last one ended, and from the head.
+    assert len(claims) < 2 * (2 * IN_VAIN + 2.0 / COOL_DOWN)
+    assert ran.named("worker_error") == []
+    bench.close()
 
 
 @pytest.mark.parametrize("variant", TWO, ids=str)
