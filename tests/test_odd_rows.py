@@ -51,6 +51,8 @@ def test_an_arg_that_can_not_be_decoded_goes_to_the_dlq_alone(bench: Bench) -> N
         name: bench.enqueue(handler, Order(7))
         for name in (
             '{"number": "secret"}', '{"number"', "[]", "", "\\377\\376", "[[[[[[", "null",
+            f'{{"number": {"9" * 5_000}}}', '{"number": 1e400}', "[" * 3_000 + "]" * 3_000,
+            '{"number": 7}' + " " * 1_048_576,
         )
     }  # fmt: skip
     for arg, job_id in bad.items():

@@ -6,19 +6,24 @@ import random
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Column, MetaData, Table, Text, create_engine, func, select, text, true
+from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import BGJob, Context, Observer, Retry, Worker, enqueue_many
+from sqlalchemy_bgjob import BGJob, Context, Observer, Retry, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._errors import sqlstate
 from support import wait_until
+from support.processes import ASYNC, THREADS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine
+
+    from support.processes import Fleet
 
 FAST: Any = {"heartbeat_interval": 0.1, "lease_timeout": 0.5, "rescue_interval": 0.1}
 FAST |= {"poll_interval": 0.05, "orphan_interval": 0.2, "death_check_interval": 0.1}
@@ -36,6 +41,56 @@ HURRY = text(
     "UPDATE bgjob_job SET next_run_at = now(), crashes = 0"
     " WHERE id IN (SELECT id FROM bgjob_job WHERE claimed_by IS NULL FOR UPDATE SKIP LOCKED)"
 )
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("variant", "count"),
+    [
+        (THREADS, 200),
+        pytest.param(THREADS, 2_000, marks=pytest.mark.chaos),
+        pytest.param(ASYNC, 2_000, marks=pytest.mark.chaos),
+    ],
+    ids=str,
+)
+def test_what_is_rolled_back_is_never_started(fleet: Fleet, count: int) -> None:
+    """Transactions and savepoints that end at random, while a worker waits for what they leave."""
+    seed = 7 if count < 1_000 else random.randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    process = fleet.start()
+    committed: set[str] = set()
+    rolled_back: set[str] = set()
+
+    for n in range(count):
+        inside: set[str] = set()
+        with Session(fleet.engine) as session:
+            for part in range(dice.randrange(1, 4)):
+                job_id = f"job-{n:05}-{part}"
+                savepoint = session.begin_nested() if dice.random() < 0.5 else None
+                enqueue(session, fleet.app.effect, id=job_id)
+                if savepoint is not None and dice.random() < 0.5:
+                    savepoint.rollback()
+                    rolled_back.add(job_id)
+                else:
+                    inside.add(job_id)
+            with suppress(ZeroDivisionError):
+                if (end := dice.random()) < 0.6:
+                    session.commit()
+                    committed |= inside
+                    continue
+                if end < 0.8:
+                    raise ZeroDivisionError
+                session.rollback()
+            rolled_back |= inside
+    fleet.wait_until_done(60)
+
+    assert process.alive
+    assert len(committed) > count / 2
+    assert len(rolled_back) > count / 2
+    assert set(fleet.journal.starts()) == committed
+    problems = fleet.problems(committed, with_effects=committed, rolled_back=rolled_back)
+    assert problems == []
 
 
 class Errors(Observer):

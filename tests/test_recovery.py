@@ -234,6 +234,36 @@ def test_a_process_is_killed_at_a_commit(fleet: Fleet, point: str, arrives: bool
 
 
 @pytest.mark.parametrize(
+    ("arrives", "killed"),
+    [
+        (False, True),
+        pytest.param(True, True, marks=pytest.mark.chaos),
+        pytest.param(False, False, marks=pytest.mark.chaos),
+        pytest.param(True, False, marks=pytest.mark.chaos),
+    ],
+)
+def test_a_sweep_that_is_cut_short_is_made_again(fleet: Fleet, arrives: bool, killed: bool) -> None:
+    """At its COMMIT the rescuer dies, or loses its connection: another one, or it, repairs."""
+    ids = ids_of("held", 4)
+    settings = FAST | {"lease_timeout": 4.0}
+    victim = fleet.start(slots=4, **settings)
+    enqueue_many(fleet.engine, fleet.app.hold, [60.0] * 4, ids=ids)
+    fleet.wait_for_starts(4, victim)
+    with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:
+        rescuer = fleet.start(url=proxy.url, slots=4, **settings)
+        proxy.cut_commit("WorkerLost", sent_by="client", arrives=arrives, hangs=killed)
+        victim.kill()
+        wait_until(lambda: proxy.cuts == 1, what="the COMMIT of the sweep")
+        if killed:
+            rescuer.kill()
+            fleet.start(slots=4, **settings)
+        wait_until(lambda: len(second_starts(fleet, ids)) == 4, 30, what="the second starts")
+        fleet.wait_until_done()
+
+    fleet.check(ids, with_effects=ids, faults=2)
+
+
+@pytest.mark.parametrize(
     "variant", [ASYNC, pytest.param(THREADS, marks=pytest.mark.chaos)], ids=str
 )
 def test_a_handler_that_is_busy_for_long_keeps_its_lease(fleet: Fleet) -> None:

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy_bgjob
 from sqlalchemy_bgjob import enqueue
 from support import wait_until
+from support.processes import ONE
 
 if TYPE_CHECKING:
     from sqlalchemy_bgjob import Context
@@ -90,6 +91,7 @@ def test_what_looks_like_an_object_stays_plain_data(bench: Bench) -> None:
     assert seen == [arg]
 
 
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_secrets_are_in_no_log_and_no_row(fleet: Fleet) -> None:
     """Args, parameters of statements, DETAILs and the password, with all loggers at DEBUG."""
     url = fleet.engine.url.set(password=f"password-{CANARY}")
