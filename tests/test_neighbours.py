@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import MetaData, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
@@ -154,6 +154,37 @@ def test_a_row_that_refuses_to_be_given_back_keeps_no_other(engine, app):
         wait_until(lambda: left(engine, app) == {"bad"}, 20)
 
     assert len(jobs) == 3
+
+
+def test_jobs_of_a_new_release_wait_for_its_workers(engine, app):
+    """A rolling deploy: workers of the old release meet a type that they do not know."""
+    old, new = BGJob(MetaData()), BGJob(MetaData())
+    seen = []
+
+    @old.handler("old", session=False)
+    @new.handler("old", session=False)
+    def of_old(ctx: Context):
+        seen.append(("old", ctx.job.attempt))
+
+    @new.handler("new", session=False)
+    def of_new(ctx: Context):
+        seen.append(("new", ctx.job.attempt))
+
+    met = text("SELECT count(*) FROM bgjob_job WHERE unknown_since IS NOT NULL")
+    leaving = Worker(old, engine, queues={"default": 5})
+    leaving.start()
+    with engine.connect() as connection:
+        for job_type in ("old", "new"):
+            for _ in range(20):
+                new.enqueue(engine, job_type, queue="default")
+        wait_until(lambda: connection.scalar(met) == 20, what="types that nobody knows")
+        wait_until(lambda: seen.count(("old", 1)) == 20)
+        with Worker(new, engine, queues={"default": 5}):
+            leaving.stop()
+            wait_until(lambda: seen.count(("new", 1)) == 20, what="the new type's jobs")
+
+    assert len(seen) == 40
+    assert left(engine, app) == set()
 
 
 def claimed(engine, app, count, worker=5):

@@ -347,6 +347,39 @@ def test_a_rescue_takes_less_than_a_second(server: TestServer, size: int) -> Non
         assert sorted(took)[1] < 1.0
 
 
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_claims_are_quick_beside_millions(server: TestServer) -> None:
+    """A million that are due, a million for later, a million dead; nothing was analysed."""
+    dead = (
+        "INSERT INTO bgjob_dead_job (id, job_id, queue, type, priority, attempt, lease,"
+        " next_run_at, job_created_at, job_updated_at)"
+        " SELECT n, 'dead-' || n, 'q', 't', 0, 1, n, now(), now(), now()"
+        " FROM generate_series(1, 1000000) AS n"
+    )
+    took = []
+    with new_engine(server) as engine, engine.connect() as made:
+        statements = make_queue(engine)
+        with engine.begin() as connection:
+            fill(connection, 1_000_000)
+            fill(connection, 1_000_000, due_in=86_400.0, prefix="later-")
+            connection.execute(text(dead))
+        connection = own(made)
+        last: list[Position] | None = None
+        for _ in range(200):
+            given: Any = {"queue": "q", "limit": BATCH, "worker_id": ME, "onward": last}
+            begun = time.monotonic()
+            with connection.begin():
+                jobs = lifecycle.claim(connection, statements, **given)
+            took.append(time.monotonic() - begun)
+            assert len(jobs) == BATCH
+            last = [Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)]
+            settle(connection, statements, jobs, COMPLETED)
+    took.sort()
+    print(f"claims of {BATCH}: median {took[100] * 1000:.1f} ms, p99 {took[198] * 1000:.1f} ms")
+    assert took[198] < 0.1
+
+
 def test_one_lost_job_is_found_among_ten_thousand_that_run(server: TestServer) -> None:
     """By the row of its worker: the jobs of those that live are not even looked at one by one."""
     silent = ME + 1

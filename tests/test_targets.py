@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +37,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import InvalidArg, enqueue, enqueue_from, enqueue_many
+from sqlalchemy_bgjob._errors import sqlstate
 from support.producers import ASYNC, KINDS, UNITS, Producer, producer
 from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt
 from support.tables import new_engine
@@ -522,6 +525,37 @@ def test_a_commit_that_fails_leaves_no_job(shop: Engine, url: str) -> None:
         enqueue(second, send_receipt, Receipt(3))
         second.commit()
     assert stored(shop) == [1, 2, 3]
+
+
+def test_a_deadlock_with_another_transaction_takes_the_job_with_it(shop: Engine, url: str) -> None:
+    """The server ends one of the two; its caller tries again, and there is one job of each."""
+    with Session(shop) as session:
+        session.add_all([Order(id=1, email="a"), Order(id=2, email="b")])
+        session.commit()
+    both = threading.Barrier(2)
+    ended: list[str | None] = []
+
+    def work(number: int, first: int, second: int) -> None:
+        for attempt in range(2):
+            with Session(shop) as session:
+                try:
+                    session.execute(text("SET LOCAL deadlock_timeout = '50ms'"))
+                    enqueue(session, send_receipt, Receipt(number))
+                    session.get(Order, first, with_for_update=True)
+                    if attempt == 0:
+                        both.wait(20)
+                    session.get(Order, second, with_for_update=True)
+                    session.commit()
+                    return
+                except DBAPIError as error:
+                    ended.append(sqlstate(error))
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, 1, 1, 2), pool.submit(work, 2, 2, 1)]:
+            done.result(30)
+
+    assert ended == ["40P01"]
+    assert stored(shop) == [1, 2]
 
 
 def test_a_hook_that_raises_after_the_commit_takes_nothing_back(shop: Engine, url: str) -> None:
