@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ._dispatch import Dispatcher
-from ._execution import Environment, Run
+from ._execution import Attempt, Environment, Run
 from ._lifecycle import Pending
 from ._outcomes import HAND_BACK
 from ._pool import HandlerConnections, give_back
@@ -126,7 +126,8 @@ class AsyncRuntime:
             return
         while True:
             attempt = worker.attempt(run)
-            returned, error = None, None
+            returned: Any = None
+            error: BaseException | None = None
             try:
                 if run.handler.options.timeout is None:
                     returned = await attempt.begin()
@@ -134,11 +135,10 @@ class AsyncRuntime:
                     async with asyncio.timeout(run.handler.options.timeout):
                         returned = await attempt.begin()
             except GeneratorExit as raised:
-                if not attempt.opened:  # nothing may be awaited any more
-                    ended = attempt.end(None, raised)
-                    if (following := worker.ended(run, *ended)) is not None:
-                        worker.start(following)
-                raise
+                if not (attempt.opened and _is_current(task)):
+                    self._closed(attempt, raised, run, worker)
+                    raise
+                error = raised  # the handler's own, and no end of the coroutine
             except BaseException as raised:
                 error = raised
             if attempt.opened:
@@ -156,6 +156,13 @@ class AsyncRuntime:
             self._tasks[task] = run, worker
             if time.monotonic() >= self._turn_ends and not await self._give_way(run, worker):
                 return
+
+    def _closed(self, attempt: Attempt, raised: GeneratorExit, run: Run, worker: RunsJobs) -> None:
+        """End a run whose coroutine is closed: nothing may be awaited any more."""
+        if not attempt.opened:
+            following = worker.ended(run, *attempt.end(None, raised))
+            if following is not None:
+                worker.start(following)
 
     async def _give_way(self, run: Run, worker: RunsJobs) -> bool:
         """Let the event loop go on; whether the run is still to be done then."""
@@ -239,6 +246,14 @@ class AsyncRuntime:
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
         self._threads.close()
+
+
+def _is_current(task: asyncio.Task[None]) -> bool:
+    """Whether a task runs; not so where its coroutine is closed from outside."""
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # no loop runs any more
+        return False
 
 
 def _differs(context: Context) -> bool:

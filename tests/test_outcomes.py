@@ -467,6 +467,45 @@ def test_exceptions_that_break_the_bookkeeping_do_not(bench: Bench) -> None:
     assert "returned a int" in bench.job(result).last_error
 
 
+class Ending(BaseException):
+    """As a library might raise it to end a program."""
+
+
+@pytest.mark.parametrize(
+    ("error", "uses_session"),
+    [
+        (SystemExit, False),
+        (KeyboardInterrupt, True),
+        (GeneratorExit, True),
+        (GeneratorExit, False),
+        (Ending, True),
+    ],
+)
+def test_what_ends_a_program_ends_an_attempt(
+    bench: Bench, error: type[BaseException], uses_session: bool
+) -> None:
+    """And neither the worker nor its event loop: others run meanwhile and after it."""
+
+    def end(*given: Any) -> None:
+        if uses_session:
+            bench.note(*given)
+        raise error
+
+    handler = bench.handler("end", end, uses_session=uses_session, retry=constant(3600.0))
+    ended = bench.enqueue(handler)
+    others = bench.handler("other", lambda ctx: None, uses_session=False)
+    fine = [bench.enqueue(others) for _ in range(3)]
+
+    ran = bench.run()
+
+    job = bench.job(ended)
+    assert (job.attempt, job.claimed_by) == (1, None)
+    assert job.last_error.startswith(error.__name__)
+    assert ran.of(ended) == ["started", "will_be_retried"]
+    assert [ran.of(job_id)[-1] for job_id in fine] == ["completed"] * 3
+    assert bench.notes(ended) == []
+
+
 CANARY = "canary-77d0"
 
 
