@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlalchemy_bgjob import enqueue_many
-from support.processes import ASYNC, THREADS, VARIANTS
+from support.processes import THREADS, VARIANTS
 
 if TYPE_CHECKING:
     from support.processes import Fleet, WorkerProcess
@@ -45,7 +45,7 @@ def held(process: WorkerProcess) -> Held:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("variant", "warm_up", "completing", "failing"),
-    [(THREADS, 3_000, 5_000, 500), (ASYNC, 3_000, 5_000, 500), *LONG],
+    [(THREADS, 3_000, 5_000, 500), *LONG],
     ids=str,
 )
 def test_neither_jobs_that_complete_nor_jobs_that_fail_leave_anything_behind(

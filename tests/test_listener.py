@@ -138,7 +138,9 @@ def test_delayed_jobs_of_several_priorities_start_when_they_are_due(fleet: Fleet
 FORGED = ["default", "", "other", "\U0001f600", "'; DROP TABLE bgjob_job --", "x" * 7_000]
 
 
-@pytest.mark.parametrize("flavor", [FLAVORS[0], FLAVORS[-1]], ids=str)
+@pytest.mark.parametrize(
+    "flavor", [FLAVORS[0], pytest.param(FLAVORS[-1], marks=pytest.mark.chaos)], ids=str
+)
 def test_a_flood_of_forged_notifications_costs_few_claims(
     flavor: Flavor, bench_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy_bgjob import enqueue
 from sqlalchemy_bgjob._notify import REFUSALS
 from support import cli_app as app
 from support import wait_until, with_driver
-from support.processes import VARIANTS
+from support.processes import ONE
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -35,7 +35,11 @@ FINAL = {
     "28P01": 'password authentication failed for user "postgres"',
     "3D000": 'database "shop" does not exist',
 }
-DRIVERS = ["psycopg", "asyncpg", pytest.param("psycopg2", marks=pytest.mark.chaos)]
+DRIVERS = [
+    pytest.param("psycopg", marks=pytest.mark.chaos),
+    "asyncpg",
+    pytest.param("psycopg2", marks=pytest.mark.chaos),
+]
 
 
 @pytest.fixture
@@ -147,7 +151,7 @@ def open_files(pid: int) -> int:
 @pytest.mark.parametrize(
     ("driver", "seconds"),
     [
-        ("asyncpg", 3.0),
+        ("asyncpg", 2.0),
         pytest.param("psycopg", 60.0, marks=pytest.mark.chaos),
         pytest.param("asyncpg", 600.0, marks=pytest.mark.chaos),
     ],
@@ -187,7 +191,7 @@ def test_an_outage_fills_neither_the_log_nor_the_table_of_files(
     # What the drivers say differs by how far an attempt came.
     assert len(said) <= 12 + 3 * seconds / 5
     assert most <= files + 4, "a connection is a file while it is tried"
-    assert took < 8.0
+    assert took < 15.0
     worker.signal(signal.SIGTERM)
     assert worker.wait() == 0
 
@@ -195,7 +199,7 @@ def test_an_outage_fills_neither_the_log_nor_the_table_of_files(
 # ---- LISTEN is refused ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_a_worker_that_may_not_listen_says_so_once_and_polls(fleet: Fleet, proxy: Proxy) -> None:
     """As some poolers refuse it. It is tried a few times, then rarely; jobs start by polling."""
     proxy.replace('LISTEN "', 'LI5TEN "')

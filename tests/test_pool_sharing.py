@@ -255,7 +255,8 @@ def test_a_pool_that_the_application_has_exhausted_is_waited_for(
     shared.dispose()
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", pytest.param("psycopg", marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_an_async_pool_that_the_application_has_exhausted_is_waited_for(
     engine: Engine, url_for: UrlFor, driver: str
 ) -> None:

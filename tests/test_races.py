@@ -151,7 +151,7 @@ class Arena:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("seconds", [2.0, pytest.param(60.0, marks=pytest.mark.chaos)])
 def test_all_that_changes_rows_at_the_same_time_waits_in_no_circle(
     engine: Engine, database_url: str, seconds: float
 ) -> None:

@@ -81,7 +81,6 @@ def signal_twice(command: Command, moment: float, gap: float, dice: random.Rando
     ("kind", "driver", "rounds"),
     [
         ("functions", "psycopg", 1),
-        ("coroutines", "asyncpg", 1),
         pytest.param("functions", "psycopg", 100, marks=pytest.mark.chaos),
         pytest.param("coroutines", "asyncpg", 100, marks=pytest.mark.chaos),
     ],

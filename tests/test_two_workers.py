@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import TWO, VARIANTS
+from support.processes import ONE, VARIANTS
 
 if TYPE_CHECKING:
     from support.processes import Fleet
@@ -70,7 +70,7 @@ LATER = (
 )
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_workers_go_on_while_the_tables_move_on(fleet: Fleet) -> None:
     """A deploy migrates first: workers of this release run before, during and after it."""
     ids = [f"job-{n:03}" for n in range(200)]
