@@ -56,6 +56,14 @@ def pytest_configure(config: pytest.Config) -> None:
         pooler.connect_as_documented()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, through a pooler, what is about sessions."""
+    if os.environ.get(pooler.VARIABLE):
+        left_out = [item for item in items if pooler.needs_sessions(item.nodeid)]
+        items[:] = [item for item in items if not pooler.needs_sessions(item.nodeid)]
+        config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Say at the top which server it is, and fail there if it cannot be had."""
     try:

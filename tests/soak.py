@@ -207,13 +207,22 @@ class Soak:
         self.send(process, signal.SIGCONT)
 
     def dies(self, point: Any) -> None:
-        skip = self.dice.randrange(3 if point == "beat" else 20)
+        # Few: it shares what there is with six others.
+        skip = self.dice.randrange(3 if point == "beat" else 10)
         process = self.fleet.start(
             dies_after=point, dies_skip=skip, wait=False, slots=4, **SETTINGS
         )
         with self.lock:
             self.doomed.append(process)
-        wait_until(lambda: not process.alive, 60, what=f"the death of {process.pid} at {point}")
+        try:
+            wait_until(
+                lambda: not process.alive, 180, what=f"the death of {process.pid} at {point}"
+            )
+        except AssertionError:
+            print(
+                f"started {len(self.fleet.started_by(process))} jobs, skips {skip}:\n{process.log}"
+            )
+            raise
 
     def poison(self, how: Any) -> None:
         self.enqueue("crash", [how])

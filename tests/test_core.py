@@ -335,7 +335,7 @@ def test_notifications_that_lead_to_nothing_are_followed_more_and_more_rarely() 
 
     later = NOW + 10.0
     idle.wake("q", later)
-    assert step(idle, later) == Claim("q", 2)
+    assert step(idle, later) == Claim("q", 2, woken=True)
     idle.claim_sent("q", later, from_head=True)
     idle.looked("q", [0], 0.0, later)
     idle.polled("q", 2, 1, None, later, listening=True)

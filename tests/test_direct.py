@@ -16,11 +16,12 @@ from sqlalchemy_bgjob._errors import lost_connection
 from sqlalchemy_bgjob._lanes import Position
 from sqlalchemy_bgjob._statements import Statements, parameters
 from sqlalchemy_bgjob._validation import EARLIEST
+from support.pooler import POOLED
 from support.rows import ME, add, make_tables
 from support.tables import new_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from sqlalchemy import Connection
 
@@ -45,7 +46,10 @@ def statements(engine: Engine) -> Statements:
 
 
 async def with_driver(
-    engine: Engine, driver: str, action: Callable[[Engine, Connection], None]
+    engine: Engine,
+    driver: str,
+    action: Callable[[Engine, Connection], None],
+    connect_args: Mapping[str, Any] | None = None,
 ) -> None:
     """Do it on a connection of the driver whose statements commit by themselves."""
 
@@ -57,7 +61,7 @@ async def with_driver(
     if driver == "psycopg":
         do(engine)
         return
-    other = create_async_engine(url)
+    other = create_async_engine(url, connect_args={**(connect_args or {})})
     try:
         await greenlet_spawn(do, other.sync_engine)
     finally:
@@ -146,3 +150,18 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
     assert not usable(watched)
     options = {"options": "-c default_transaction_isolation=serializable"}
     assert not usable(create_engine(engine.url, connect_args=options))
+
+
+@pytest.mark.anyio
+async def test_where_nothing_is_kept_prepared_sqlalchemy_runs_it_in_transactions(
+    engine: Engine, statements: Statements
+) -> None:
+    """So asyncpg is told behind a pooler, where each of its steps might meet another session."""
+    found: list[Direct | None] = []
+
+    def look(engine: Engine, connection: Connection) -> None:
+        found.append(direct(statements.claim_onward, connection))
+
+    await with_driver(engine, "asyncpg", look, POOLED["asyncpg"])
+
+    assert found == [None]

@@ -816,6 +816,26 @@ def test_no_job_is_started_on_an_old_beat(queue: Queue, monkeypatch: pytest.Monk
         assert started[0] >= let_go
 
 
+def test_a_worker_whose_first_beat_fails_is_registered_once(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second row would leave the first one to be found silent by others."""
+    beat, failures = lifecycle.beat, [RuntimeError("a pooler has lost the statement")]
+
+    def fail_first(*args: Any, **given: Any) -> float | None:
+        if failures:
+            raise failures.pop()
+        return beat(*args, **given)
+
+    monkeypatch.setattr(lifecycle, "beat", fail_first)
+    others = queue.workers()
+    enqueue(queue.engine, queue.work)
+    with Worker(queue.jobs, queue.engine, **FAST):
+        wait_until(lambda: not queue.job_rows(), 20, what="the end of the job")
+        assert len(set(queue.workers()) - set(others)) == 1
+    assert failures == []
+
+
 @pytest.mark.parametrize("starter", ["loop", "slot"])
 def test_a_job_is_at_no_time_in_nobody_s_hands(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, starter: str

@@ -37,6 +37,41 @@ POOLED: Mapping[str, Mapping[str, Any]] = {
 }
 """What the README tells to pass as ``connect_args``, by driver."""
 
+NEEDS_SESSIONS: Mapping[str, str] = {
+    "test_bench.py::test_bench_prints": "a command that is given no connect_args",
+    "test_direct.py::test_a_claim_gives_the_rows": "statements that commit by themselves",
+    "test_direct.py::test_errors": "statements that commit by themselves",
+    "test_direct.py::test_where_somebody_listens": "options at the start",
+    "test_doctor.py::test_a_healthy": "finds the pooler",
+    "test_doctor.py::test_what_a_role_lacks": "SET ROLE",
+    "test_enqueue.py::test_workers_hear": "LISTEN",
+    "test_examples.py": "applications that are given no connect_args",
+    "test_grants.py::test_what_is_not_granted": "SET ROLE",
+    "test_handlers.py::test_completed_with_the_writes_that_were_kept[asyncio-asyncpg-raw": "COMMIT",
+    "test_handlers.py::test_no_connection_is_taken": "names of sessions",
+    "test_lifecycle.py::test_all_are_told": "LISTEN",
+    "test_listener.py::test_a_listener_that_was_killed": "LISTEN",
+    "test_neighbours.py::test_an_unreadable_row_that_wakes": "LISTEN",
+    "test_plans.py": "auto_explain and settings of a session",
+    "test_pool_sharing.py::test_a_pool_that_the_application_has_exhausted": "names of sessions",
+    "test_pool_sharing.py::test_without_a_pool": "counts of sessions",
+    "test_recovery.py::test_jobs_of_a_killed_process": "an end of a session that is seen at once",
+    "test_rescue.py::test_a_beat_after_the_second_look": "ends of sessions",
+    "test_rescue.py::test_a_beat_between_the_two_looks": "ends of sessions",
+    "test_rescue.py::test_a_judge_never_finds_itself": "ends of sessions",
+    "test_rescue.py::test_a_lost_connection": "ends of sessions",
+    "test_rescue.py::test_a_worker_whose_listener": "ends of sessions",
+    "test_rescue.py::test_another_session": "names of sessions",
+    "test_rescue.py::test_every_worker_finds": "ends of sessions",
+    "test_rescue.py::test_sessions_that_are_hidden": "options at the start",
+    "test_session_scope.py::test_two_workers_on_an_engine_of_another_isolation_level[asyncio-asyncpg-"
+    "autocommit engine]": "SQLAlchemy's own statements at the start commit by themselves",
+    "test_supervisor.py::test_a_killed_process": "an end of a session that is seen at once",
+    "test_targets.py::test_a_session_that_reads_from_a_replica": "options at the start",
+}
+"""What can't be as it is without a pooler, by the beginning of the tests' names. ``test_pooler.py``
+shows what takes its place: polling, and rescue by silence."""
+
 _INI = """\
 [databases]
 * = {server}
@@ -113,6 +148,11 @@ class PgBouncer:
         self._process.wait()
         self._log.close()
         shutil.rmtree(self._folder)
+
+
+def needs_sessions(name: str) -> bool:
+    """Whether a test can't be run through a pooler."""
+    return any(name.startswith(f"tests/{beginning}") for beginning in NEEDS_SESSIONS)
 
 
 def connect_as_documented() -> None:
