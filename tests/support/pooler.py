@@ -39,6 +39,7 @@ POOLED: Mapping[str, Mapping[str, Any]] = {
 
 NEEDS_SESSIONS: Mapping[str, str] = {
     "test_bench.py::test_bench_prints": "a command that is given no connect_args",
+    "test_cli.py::test_a_worker_runs_jobs": "a command that is given no connect_args",
     "test_direct.py::test_a_claim_gives_the_rows": "statements that commit by themselves",
     "test_direct.py::test_errors": "statements that commit by themselves",
     "test_direct.py::test_where_somebody_listens": "options at the start",
@@ -61,6 +62,7 @@ NEEDS_SESSIONS: Mapping[str, str] = {
     "test_rescue.py::test_a_judge_never_finds_itself": "ends of sessions",
     "test_rescue.py::test_a_lost_connection": "ends of sessions",
     "test_rescue.py::test_a_worker_whose_listener": "ends of sessions",
+    "test_rescue.py::test_a_worker_whose_loop": "ends of sessions",
     "test_rescue.py::test_another_session": "names of sessions",
     "test_rescue.py::test_every_worker_finds": "ends of sessions",
     "test_rescue.py::test_sessions_that_are_hidden": "options at the start",
