@@ -617,7 +617,7 @@ class HeartAtWork:
             self._runtime.spawn("heart", self.heart.run),
             self._runtime.spawn("watch", self.watch.run),
         ]
-        wait_until(lambda: self.heart.worker_id, what="the registration")
+        wait_until(lambda: self.heart.fresh(time.monotonic()), what="the first beat")
         return self
 
     def __exit__(self, *args: object) -> None:

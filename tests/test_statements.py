@@ -284,6 +284,8 @@ def test_claimers_take_each_of_10_000_jobs_once(queue: Queue, claimers: int) -> 
                     assert len(jobs) <= 97
                     taken[worker_id] += ids(jobs)
                     leases.update({job.id: job.lease for job in jobs})
+                    if len(taken[worker_id]) == len(jobs):
+                        begin.wait(20)  # on a busy machine the first would take them all
         except BaseException as error:
             failures.append(error)
 
@@ -297,7 +299,7 @@ def test_claimers_take_each_of_10_000_jobs_once(queue: Queue, claimers: int) -> 
     assert not failures
     every = [id for claimed in taken.values() for id in claimed]
     assert len(every) == len(set(every)) == 10_000
-    assert all(taken.values()), "one of them never got a turn"
+    assert all(taken.values())
     found = rows(queue.connection)
     assert {id: row.lease for id, row in found.items()} == leases
     assert {row.attempt for row in found.values()} == {1}
