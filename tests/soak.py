@@ -174,7 +174,9 @@ class Soak:
         self.ended[f"exit code {code}"] += 1
         if code != 0:
             self.fleet.journal.note("killed", killed_pid=process.pid)
-        if code not in (0, 7, -signal.SIGKILL, -signal.SIGSEGV, 128 + signal.SIGTERM):
+        # A signal ends a process that has not begun to listen to it.
+        ends = (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGTERM, 128 + signal.SIGTERM)
+        if code not in (0, 7, *ends):
             self.failures.append(f"a worker ended with {code}:\n{process.log[-4000:]}")
 
     def one(self, way: str | None = None) -> WorkerProcess:

@@ -39,6 +39,10 @@ def test_what_is_allowed_is_no_problem() -> None:
     assert problems() == []
 
 
+def test_what_was_handed_back_may_start_elsewhere_at_once() -> None:
+    assert problems(without=(1,), handed_back=frozenset({("a", 5)})) == []
+
+
 @pytest.mark.parametrize(
     ("found", "options"),
     [

@@ -9,8 +9,8 @@ moment of a process that was killed. What is in the database is counted apart. A
 * a job was started more often than its failures and the faults that hit it explain (I3);
 * two settlements of one claim were accepted (I4), a job ended twice (I8), or by a claim that was
   not its last one;
-* a job was started while its last start went on, in a process that lived and had not been told that
-  its lease was lost (I5);
+* a job was started while its last start went on, in a process that lived, had not handed it back,
+  and had not been told that its lease was lost (I5);
 * a job has other effects than one for its completion (I6);
 * the lease of a start is not above those of all starts before it (I7).
 """
@@ -56,6 +56,8 @@ class History:
         with_effects: Those whose handler writes once through its session.
         faults: How many faults may have hit each job; each may cost one more start.
         lives: How often an id was enqueued, where that was more than once.
+        handed_back: The claims, as id and lease, that their holder gave back: at a shutdown that
+            nobody is told of, while a function that can't be interrupted goes on.
     """
 
     lines: Iterable[Mapping[str, Any]]
@@ -64,6 +66,7 @@ class History:
     with_effects: frozenset[str] = frozenset()
     faults: int = 0
     lives: Mapping[str, int] = field(default_factory=dict)
+    handed_back: frozenset[tuple[str, int | None]] = frozenset()
 
     def problems(self, found: Found) -> list[str]:
         """All that is not allowed, in words; empty if there is nothing."""
@@ -117,6 +120,8 @@ class History:
     ) -> bool:
         """Whether the claim of the start before was over, or may be believed to have been."""
         if gone.get(before["pid"], float("inf")) <= after["at"]:
+            return True
+        if (before["id"], before["lease"]) in self.handed_back:
             return True
         told = {
             line["event"]

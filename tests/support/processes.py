@@ -289,6 +289,7 @@ class Fleet:
 
         def none() -> bool:
             nonlocal problems
+            record = self.record
             history = History(
                 self.journal.read(),
                 committed=ids,
@@ -296,6 +297,7 @@ class Fleet:
                 rolled_back=frozenset(rolled_back),
                 faults=faults,
                 lives=dict.fromkeys(ids, lives),
+                handed_back=frozenset((c.id, c.lease_before) for c in record if c.handed_back),
             )
             dead = self.rows("SELECT job_id FROM bgjob_dead_job")
             found = Found(
@@ -303,7 +305,7 @@ class Fleet:
                 dead=frozenset(row.job_id for row in dead),
                 effects=self.effects(),
             )
-            problems = [*history.problems(found), *record_problems(self.record)]
+            problems = [*history.problems(found), *record_problems(record)]
             return not problems
 
         # Observers are told a moment after the commit.

@@ -16,16 +16,20 @@ KEEP_RECORD = (
       n bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
       did text, id text,
       lease_before bigint, worker_before bigint,
-      lease bigint, worker bigint
+      lease bigint, worker bigint,
+      handed_back boolean
     )
     """,
     """
     CREATE FUNCTION keep_record() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path FROM CURRENT AS $$
     BEGIN
-      INSERT INTO record (did, id, lease_before, worker_before, lease, worker)
+      INSERT INTO record (did, id, lease_before, worker_before, lease, worker, handed_back)
       VALUES (TG_OP, coalesce(NEW.id, OLD.id),
-              OLD.lease, OLD.claimed_by, NEW.lease, NEW.claimed_by);
+              OLD.lease, OLD.claimed_by, NEW.lease, NEW.claimed_by,
+              -- A rescue counts a crash.
+              coalesce(OLD.claimed_by IS NOT NULL AND NEW.claimed_by IS NULL
+                       AND NEW.crashes = OLD.crashes, false));
       RETURN NULL;
     END $$
     """,
@@ -34,7 +38,9 @@ KEEP_RECORD = (
     FOR EACH ROW EXECUTE FUNCTION keep_record()
     """,
 )
-READ_RECORD = "SELECT did, id, lease_before, worker_before, lease, worker FROM record ORDER BY n"
+READ_RECORD = (
+    "SELECT did, id, lease_before, worker_before, lease, worker, handed_back FROM record ORDER BY n"
+)
 
 
 class Change(NamedTuple):
@@ -46,6 +52,7 @@ class Change(NamedTuple):
     worker_before: int | None = None
     lease: int | None = None
     worker: int | None = None
+    handed_back: bool = False
 
 
 def record_problems(record: Iterable[Change], *, cancelled: bool = False) -> list[str]:
