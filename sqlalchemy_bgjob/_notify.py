@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
 
-from ._errors import describe, lost_connection, refused_connection, sqlstate
+from ._errors import describe, sqlstate
 from ._side import Backoff, Runtime, own, side_engine
 from ._sockets import watch
 from ._statements import Statements
@@ -91,8 +91,8 @@ class Listener:
                             pause = backoff.pause()
                         connection.invalidate()  # a session that listens must not be used again
                 except Exception as error:
-                    refusals = refusals + 1 if _is_refusal(error) else 0
-                    if refusals:
+                    refusals = refusals + 1 if _is_refusal(error) and not self.listening else 0
+                    if refusals == REFUSALS:
                         self._warn(f"LISTEN is refused ({sqlstate(error)})")
                     if not self._stopping.is_set():
                         self._on_error(error)
@@ -167,9 +167,11 @@ class Listener:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether the server has answered, and the answer was no."""
-    refused = sqlstate(error) is not None and not lost_connection(error)
-    return refused and not refused_connection(error)
+    """Whether LISTEN itself is refused: not supported here, or no such command, as poolers say.
+
+    All else may pass in a moment: a standby that is promoted, a timeout, a server without room.
+    """
+    return (sqlstate(error) or "")[:2] in ("0A", "42")
 
 
 def _listen_on(

@@ -215,3 +215,16 @@ def test_a_worker_that_may_not_listen_says_so_once_and_polls(fleet: Fleet, proxy
     assert "LISTEN is refused (42601)" in process.log
     assert len(process.log.splitlines()) <= 20
     assert process.alive
+
+
+@pytest.mark.parametrize("variant", ONE, ids=str)
+def test_a_listener_that_fails_for_another_reason_is_back_soon(fleet: Fleet, proxy: Proxy) -> None:
+    """As on a standby that is being promoted: nobody is to wait for minutes after that."""
+    proxy.replace('LISTEN "', 'MOVE   "')
+    process = fleet.start(url=proxy.url, wait=False, poll_interval=0.5)
+    wait_until(lambda: proxy.replacements > REFUSALS, 20, what="attempts to listen")
+
+    proxy.replace('LISTEN "', 'LISTEN "')
+    fleet.wait_for(process)
+
+    assert "falling back to polling" not in process.log
