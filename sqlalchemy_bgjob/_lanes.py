@@ -29,6 +29,8 @@ ASKED_SHARE: Final = 10
 """The same for looks that were asked for, and for all looks where no notifications arrive."""
 JUST_FOUND: Final = 0.1
 """Seconds after a claim in which a notification of new jobs may be of those that it has found."""
+REACH: Final = 1.5
+"""Seconds after which a lane is not read on from two seconds ago, but from its head."""
 REMEMBERED: Final = 60.0
 """Seconds for which a lane is read that has no jobs any more: most get new ones."""
 
@@ -50,17 +52,21 @@ class Lanes:
         # Of several, as a busy machine makes single ones seem long.
         self._took: deque[float] = deque(maxlen=3)
         self._due_at = 0.0
-        self._allowed_at = 0.0
+        self._allowed_at = 0.0  # for what was asked for
+        self._cheap_at = 0.0  # for what was most probably found
+        self._read_at = float("-inf")
         self._found_at = float("-inf")
         self._asked = False
+        self._doubtful = False  # most probably found; if not, it was late or of a new priority
         self._behind = False  # what was asked for is not new
         self._tried = False
 
     def ask(self, *, new: bool = False) -> None:
         """Something may be found: read on, and if that finds nothing look at the head.
 
-        What is *new* is found by reading on, unless its commit was late or its priority is new too;
-        so if another job was found instead, or just before, it was that one.
+        What is *new* is found by reading on, unless its commit was late or its priority is new too.
+        If another job was found instead, or just before, it was most probably that one, and the
+        look may wait for its small share of the time.
         """
         self._asked, self._tried = True, False
         self._behind = self._behind or not new
@@ -68,6 +74,8 @@ class Lanes:
     def onward(self, now: float) -> tuple[Position, ...] | None:
         """Where the next claim reads on; None for the heads of all lanes."""
         if not self._positions or now >= self._due_at:
+            return None
+        if now >= self._read_at + REACH and now >= self._allowed_at:
             return None
         return None if self.wants_look(now) else self._positions
 
@@ -77,11 +85,13 @@ class Lanes:
 
     def sent(self) -> None:
         """A claim from the heads is on its way: what is asked from now on, it may not see."""
-        self._asked = self._behind = self._tried = False
+        self._asked = self._doubtful = self._behind = self._tried = False
 
     def look_in(self, now: float) -> float:
         """Seconds until what was asked for, and not found by reading on, may be looked for."""
-        return max(self._allowed_at - now, 0.0) if self._asked and self._tried else float("inf")
+        if self._asked and self._tried:
+            return max(self._allowed_at - now, 0.0)
+        return max(self._cheap_at - now, 0.0) if self._doubtful else float("inf")
 
     def looked(
         self, priorities: Sequence[int], seconds: float, now: float, *, told: bool = True
@@ -95,17 +105,20 @@ class Lanes:
         self._positions = tuple(Position(p, EARLIEST, "") for p in sorted(self._seen_at))
         self._took.append(seconds)
         took = min(self._took)
+        cheap = min(took * (LOOK_SHARE if told else ASKED_SHARE), LOOK_AT_LEAST_EVERY)
+        self._read_at = now
         self._allowed_at = now + took * ASKED_SHARE
-        pause = max(LOOK_EVERY, took * (LOOK_SHARE if told else ASKED_SHARE))
-        self._due_at = now + min(pause, LOOK_AT_LEAST_EVERY)
+        self._cheap_at = now + cheap
+        self._due_at = now + max(cheap, LOOK_EVERY)
 
     def read(self, last: Position | None, now: float, *, found: bool) -> None:
         """A claim has read the lanes to their ends; or, full, only as far as *last*."""
         self._tried = True
+        self._read_at = now
         if found:
             self._found_at = now
-        if not self._behind and now < self._found_at + JUST_FOUND:
-            self._asked = False
+        if self._asked and not self._behind and now < self._found_at + JUST_FOUND:
+            self._asked, self._doubtful = False, True
         self._positions = tuple(_read(position, last) for position in self._positions)
 
     def forget(self) -> None:

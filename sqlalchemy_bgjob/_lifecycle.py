@@ -27,7 +27,7 @@ from ._errors import describe, lost_connection
 from ._health import Health, look
 from ._ids import new_id
 from ._lanes import Position
-from ._outcomes import Kind, Settlement
+from ._outcomes import INTERRUPTED, Kind, Settlement
 from ._statements import GiveBack, Statements, application_name, parameters
 from ._validation import CONTENT_TYPE
 
@@ -323,9 +323,6 @@ def _settle_group(
             for item in items:
                 if item.job.id in held:
                     item.xid, item.if_committed = xid, item.settlement
-            if any(item.settlement.kind is Kind.HANDED_BACK for item in items):
-                # Somebody may have a free slot for what found none here.
-                _tell_given_back(connection, statements, (item.job.queue for item in items))
     except Exception as error:
         if lost_connection(error):
             raise
@@ -336,6 +333,11 @@ def _settle_group(
                 fate for item in items for fate in _settle_group(connection, statements, [item])
             ]
         return [(items[0], _record_failure(connection, statements, items[0], error))]
+    if any(item.settlement.kind is Kind.HANDED_BACK for item in items):
+        # Somebody may have a free slot for what found none here.
+        queues = {item.job.queue for item in items}
+        everybody = any(item.settlement == INTERRUPTED for item in items)
+        _tell_given_back(connection, statements, queues, everybody=everybody)
     fates = [(item, Fate.SETTLED) for item in items if item.job.id in held]
     missing = [item for item in items if item.job.id not in held]
     if missing:
@@ -403,7 +405,7 @@ def hand_back_others(
     """
     with connection.begin():
         queues = _hand_back_others(connection, statements, worker_id, known)
-        _tell_given_back(connection, statements, queues)
+    _tell_given_back(connection, statements, queues)
     return len(queues)
 
 
@@ -462,7 +464,7 @@ def unregister(connection: Connection, statements: Statements, *, worker_id: int
     with connection.begin():
         queues = _hand_back_others(connection, statements, worker_id, known=())
         _run(connection, statements.unregister, worker=worker_id)
-        _tell_given_back(connection, statements, queues)
+    _tell_given_back(connection, statements, queues)
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,6 +536,7 @@ def _rescue(
     given: dict[str, Any],
 ) -> list[Rescued]:
     rescued: list[Rescued] = []
+    given_back: set[str] = set()
     # One transaction judges, marks and takes: a beat meanwhile waits, and finds its row lost.
     with connection.begin():
         for worker_id in _run(connection, locking, **given).scalars().all():
@@ -542,8 +545,9 @@ def _rescue(
             queues = _give_back(connection, statements.give_back, worker=worker_id)
             if not _run(connection, statements.holds_any, worker=worker_id).scalar():
                 _run(connection, statements.unregister, worker=worker_id)
-            _tell_given_back(connection, statements, queues)
+            given_back.update(queues)
             rescued.append(Rescued(worker_id, len(queues)))
+    _tell_given_back(connection, statements, given_back)
     return rescued
 
 
@@ -590,13 +594,32 @@ def rescue_orphans(connection: Connection, statements: Statements) -> int:
     """
     with connection.begin():
         queues = _give_back(connection, statements.give_back_orphans)
-        _tell_given_back(connection, statements, queues)
+    _tell_given_back(connection, statements, queues)
     return len(queues)
 
 
-def _tell_given_back(connection: Connection, statements: Statements, queues: Iterable[str]) -> None:
-    for queue in sorted(set(queues)):
-        _run(connection, statements.notify_given_back, queue=queue)
+def _tell_given_back(
+    connection: Connection,
+    statements: Statements,
+    queues: Collection[str],
+    *,
+    everybody: bool = True,
+) -> None:
+    """Wake workers that wait, or everybody, in a transaction of its own.
+
+    A hint that fails, as the server may have no room for it, must undo nothing: the jobs are found
+    by the next look at the head.
+    """
+    if not queues:
+        return
+    try:
+        with connection.begin():
+            for queue in sorted(set(queues)):
+                _run(connection, statements.notify_given_back(everybody), queue=queue)
+    except Exception as error:
+        if lost_connection(error):
+            raise
+        logger.warning("not told of jobs that were given back: %s", describe(error))
 
 
 def name_session(connection: Connection, worker_id: int) -> None:

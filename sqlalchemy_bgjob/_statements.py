@@ -177,6 +177,7 @@ class Statements:
         self.complete: Callable[[bool], Executable] = cache(self._complete)
         self.release: Callable[[bool], Executable] = cache(self._release)
         self.bury: Callable[[bool], Executable] = cache(self._bury)
+        self.notify_given_back: Callable[[bool], Executable] = cache(self._notify_given_back)
 
     @property
     def table_names(self) -> list[str]:
@@ -313,15 +314,15 @@ class Statements:
         """See :func:`wake_up`."""
         return wake_up(self._models.schema, self._models.table_prefix)
 
-    @cached_property
-    def notify_given_back(self) -> Executable:
-        """Tell all workers at this transaction's commit: jobs of a queue were given back.
+    def _notify_given_back(self, everybody: bool) -> Executable:
+        """Tell workers at this transaction's commit: jobs of a queue were given back.
 
-        They stand where busy workers do not look, so it is not only for those who wait; and it is
-        rare. Parameter: queue.
+        They stand where busy workers do not look. So with *everybody*, for what is rare, it is not
+        only for those who wait. Parameter: queue.
         """
-        notified = func.pg_notify(self.channel_of_given_back, _given("queue", Text))
-        return select(cast(notified, Text))
+        queue = _given("queue", Text)
+        notified = select(cast(func.pg_notify(self.channel_of_given_back, queue), Text))
+        return notified if everybody else notified.where(awaited(self._worker, queue))
 
     # ---- claim -----------------------------------------------------------------------------
 

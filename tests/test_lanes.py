@@ -16,6 +16,7 @@ from sqlalchemy_bgjob._lanes import (
     LOOK_AT_LEAST_EVERY,
     LOOK_EVERY,
     LOOK_SHARE,
+    REACH,
     REMEMBERED,
     Lanes,
     Position,
@@ -76,9 +77,19 @@ def test_the_head_is_looked_at_every_second() -> None:
 def test_slow_looks_take_their_share_of_the_time(seconds: float, told: bool, share: int) -> None:
     """A small one where notifications tell what a look would find."""
     lanes = looked(0, seconds=seconds, told=told)
+    lanes.read(None, NOW + seconds * share - 0.02, found=False)
 
     assert lanes.onward(NOW + seconds * share - 0.01) is not None
     assert lanes.onward(NOW + seconds * share) is None
+
+
+def test_what_was_not_read_for_long_is_read_from_its_head() -> None:
+    """From two seconds ago would leave out what was committed before."""
+    lanes = looked(0, 5, seconds=0.01)
+    lanes.read(Position(5, MOMENT, "m"), NOW, found=True)
+
+    assert lanes.onward(NOW + REACH - 0.1) is not None
+    assert lanes.onward(NOW + REACH) is None
 
 
 def test_one_slow_look_among_others_was_slow_by_chance() -> None:
@@ -107,19 +118,26 @@ def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
     assert slow.onward(NOW + 0.5) is None
 
 
-def test_what_is_new_was_found_if_something_was() -> None:
+def test_what_is_new_was_most_probably_found_if_something_was() -> None:
     """Beside a long transaction a look takes long, and is not worth it for each new job."""
-    lanes = looked(0, seconds=0.0001)
+    lanes = looked(0, seconds=0.001)
     lanes.ask(new=True)
     lanes.read(None, NOW, found=True)
-    assert lanes.onward(NOW + 0.5) is not None
+    assert lanes.onward(NOW + 0.1) is not None
     lanes.ask(new=True)
     lanes.read(None, NOW + JUST_FOUND / 2, found=False)
-    assert lanes.onward(NOW + 0.5) is not None, "the claim before may have found it"
+    assert lanes.onward(NOW + 0.1) is not None, "the claim before may have found it"
 
+    assert lanes.look_in(NOW + 0.1) == pytest.approx(0.001 * LOOK_SHARE - 0.1)
+    assert lanes.onward(NOW + 0.001 * LOOK_SHARE) is None, "but if it was not, a look finds it"
+
+
+def test_what_is_new_and_was_not_found_was_committed_late_or_is_of_a_new_priority() -> None:
+    lanes = looked(0, seconds=0.001)
     lanes.ask(new=True)
-    lanes.read(None, NOW + 0.5, found=False)
-    assert lanes.onward(NOW + 0.5) is None, "committed late, or of a new priority"
+    lanes.read(None, NOW + 0.2, found=False)
+
+    assert lanes.onward(NOW + 0.2) is None
 
 
 def test_what_was_given_back_is_looked_for_whatever_else_is_found() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
-from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
+from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
 from sqlalchemy_bgjob._side import keep, own
 from sqlalchemy_bgjob._statements import Statements
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
@@ -448,28 +449,59 @@ def test_a_handed_back_job_is_claimed_with_the_same_attempt(queue: Queue) -> Non
     assert second.lease == first.lease + 2
 
 
-def test_all_are_told_of_what_was_given_back(queue: Queue) -> None:
-    """Also who does not wait: it would otherwise see it only when it next looks at the head."""
+def test_who_is_told_of_what_was_given_back(queue: Queue) -> None:
+    """All, of what is rare; of single jobs that found no slot, who waits, as that may be often."""
+
+    def heard(seconds: float = 5.0) -> list[str]:
+        return [n.payload for n in driver.notifies(timeout=seconds, stop_after=1)]
+
     with queue.engine.connect() as listener:
         listener.execution_options(isolation_level="AUTOCOMMIT")
         listener.exec_driver_sql(f'LISTEN "{queue.statements.channel_of_given_back}"')
-        jobs = queue.claim("a", "b")
         driver: Any = listener.connection.driver_connection
-        queue.settle([Pending(jobs[0], COMPLETED)])
-        assert list(driver.notifies(timeout=0.1)) == []
-        queue.settle([Pending(jobs[1], HAND_BACK)])
-        assert [n.payload for n in driver.notifies(timeout=5.0, stop_after=1)] == ["q"]
-        queue.claim("c")
-        queue.execute(
+        jobs = queue.claim("a", "b", "c")
+        queue.settle([Pending(jobs[0], COMPLETED), Pending(jobs[1], HAND_BACK)])
+        assert heard(0.1) == []
+        queue.settle([Pending(jobs[2], INTERRUPTED)])
+        assert heard() == ["q"]
+
+        insert = (
             "INSERT INTO bgjob_worker"
-            " (id, hostname, pid, version, queues, lease_timeout, lost_at)"
-            " VALUES (:id, 'h', 1, '0', '{}', 30, now())",
-            id=ME,
+            " (id, hostname, pid, version, queues, lease_timeout, lost_at, waits_for)"
+            " VALUES (:id, 'h', 1, '0', '{}', 30, :lost, CAST(:waits AS jsonb))"
         )
+        lost = datetime(2026, 1, 1, tzinfo=UTC)
+        queue.claim("d")
+        queue.execute(insert, id=ME, lost=lost, waits="[]")
         with queue.engine.connect() as connection:
             (rescued,) = lifecycle.rescue_rest(own(connection), queue.statements)
-        assert rescued.jobs == 2  # and what was handed back, which is claimed again
-        assert [n.payload for n in driver.notifies(timeout=5.0, stop_after=1)] == ["q"]
+        assert rescued.jobs == 3
+        assert heard() == ["q"]
+
+        queue.execute(insert, id=OTHER, lost=None, waits='["q"]')
+        queue.settle([Pending(queue.claim("e")[0], HAND_BACK)])
+        assert heard() == ["q"]
+
+
+def test_a_rescue_that_can_not_tell_is_made(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the server has no room for one more notification, its COMMIT fails."""
+    queue.claim("a", "b")
+    queue.execute(
+        "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, lost_at)"
+        " VALUES (:id, 'h', 1, '0', '{}', 30, now())",
+        id=ME,
+    )
+    refused = lambda everybody: text("SELECT 1 / 0, :given_queue")  # noqa: E731
+    monkeypatch.setattr(queue.statements, "notify_given_back", refused)
+
+    with queue.engine.connect() as connection:
+        (rescued,) = lifecycle.rescue_rest(own(connection), queue.statements)
+
+    assert rescued.jobs == 2
+    assert {row.claimed_by for row in rows(queue.connection).values()} == {None}
+    assert "not told of jobs that were given back" in caplog.text
 
 
 # ---- the sessions of a worker ---------------------------------------------------------------
