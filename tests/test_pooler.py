@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
 from support.databases import with_driver
-from support.pooler import POOLED, PgBouncer
+from support.pooler import NEEDS_SESSIONS, POOLED, PgBouncer
 from support.processes import ALL_DRIVERS, FAST, TWO, VARIANTS, Fleet
 from support.shop import make_tables, note
 
@@ -164,3 +164,11 @@ def test_a_listener_that_hears_nothing_is_noticed(fleet: Fleet, wide_pooler: PgB
     enqueue(fleet.engine, fleet.app.quick, id="polled")
     fleet.wait_until_done(10)
     assert process.log.count("pooler") == 1
+
+
+def test_every_test_that_is_left_out_exists(pytestconfig: pytest.Config) -> None:
+    """One that was renamed would go through the pooler again, and fail there for no reason."""
+    folder = pytestconfig.rootpath / "tests"
+    for beginning in NEEDS_SESSIONS:
+        file, _, name = beginning.partition("::")
+        assert f"def {name.partition('[')[0]}" in (folder / file).read_text(), beginning
