@@ -404,7 +404,8 @@ class Dispatcher:
         self._core.announced(step.queues)
 
     def _claim(self, step: Claim, worker_id: int) -> None:
-        patience = PATIENCE if step.woken else 0.0
+        # Polls renew the plans a little early, so that no job that wakes the worker pays for it.
+        patience = PATIENCE if step.woken else -PATIENCE
         connection = self._control(in_transactions=False, patience=patience)
         skip = self._refusing(step.queue)
         try:
