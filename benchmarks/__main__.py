@@ -1,5 +1,6 @@
 """The command line of the comparisons: ``python -m benchmarks compare`` and ``... designs``."""
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 from benchmarks.compare import run_compare
 from benchmarks.designs import run_designs
 from benchmarks.peers import PEERS
+from benchmarks.report import table_lines
 from sqlalchemy_bgjob._bench_workloads import chosen
 from sqlalchemy_bgjob._exits import CommandError
 
@@ -20,6 +22,8 @@ work_folder_option = click.option(
     help="For the peers' environments, which are kept, and the data, which is not; on the disk "
     "that is to be measured, and where the server's account can reach it.",
 )
+
+RESULTS = Path(__file__).parent / "results.json"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -49,7 +53,7 @@ def cli() -> None:
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(__file__).parent / "results.json",
+    default=RESULTS,
     show_default=True,
     help="A JSON file for every single figure.",
 )
@@ -104,6 +108,18 @@ def designs(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> None
         run_designs(jobs=jobs, rounds=rounds, out=out, work_folder=work_folder)
     except CommandError as error:
         raise click.ClickException(str(error)) from None
+
+
+@cli.command()
+@click.argument(
+    "results",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=RESULTS,
+)
+def table(results: Path) -> None:
+    """Print the table of the README from the JSON file that compare has written."""
+    for line in table_lines(json.loads(results.read_text())):
+        click.echo(line)
 
 
 if __name__ == "__main__":

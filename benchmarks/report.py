@@ -16,6 +16,16 @@ MAIN_VARIANT: Mapping[str, str] = {
     "W7": "AsyncWorker",
 }
 """What of ours is compared with the others, where it is not the only one."""
+TABLE = (
+    ("enqueue, one job a commit (jobs/s)", "W1", "jobs_per_second", "{:,.0f}"),
+    ("enqueue, 100,000 in one transaction (jobs/s)", "W2", "jobs_per_second", "{:,.0f}"),
+    ("drain by one process (jobs/s)", "W3", "jobs_per_second", "{:,.0f}"),
+    ("drain by two processes (jobs/s)", "W4", "jobs_per_second", "{:,.0f}"),
+    ("pick-up by an idle worker, p50 (ms)", "W5", "p50_ms", "{:.2f}"),
+    ("the same, p99 (ms)", "W5", "p99_ms", "{:.2f}"),
+    ("drain beside an open transaction, last tenth (jobs/s)", "W7", "last_per_second", "{:,.0f}"),
+)
+"""The rows of the README's table: what, workload, figure, and how it is written."""
 COMPARED = ("jobs_per_second", "first_per_second", "last_per_second", "p50_ms", "p99_ms")
 
 
@@ -85,6 +95,19 @@ def target_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
         for verdict in verdicts
     ]
     yield from columns(rows, indent="  ")
+
+
+def table_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """The medians of all contestants, as Markdown; *found* is what the JSON file holds."""
+    figures = medians(Measurement(**m) for m in found["measurements"])
+    names = list(found["contestants"])
+    yield f"| | {' | '.join(names)} |"
+    yield "|---" + "|---:" * len(names) + "|"
+    for what, workload, figure, form in TABLE:
+        variants = [MAIN_VARIANT.get(workload, "") if name == OURS else "" for name in names]
+        keys = [Key(workload, *who, figure) for who in zip(names, variants, strict=True)]
+        cells = [form.format(figures[key]) if key in figures else "-" for key in keys]
+        yield f"| {what} | {' | '.join(cells)} |"
 
 
 def exit_code(verdicts: Iterable[Verdict], failures: Iterable["tuple[str, str]"]) -> int:
