@@ -15,6 +15,10 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asc
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
+_SAYS: Final = "bgjob-says"
+_MOST_UNSAID: Final = 20
+"""Lines of :func:`say` that wait; while there are so many, further ones are dropped."""
+
 _own_stderr = _json = False
 
 
@@ -42,6 +46,16 @@ def configure(format: LogFormat, level: str, process: str | None = None) -> None
 def own_stderr() -> bool:
     """Whether stderr is for log lines only: JSON, or those of several processes."""
     return _own_stderr
+
+
+def say(level: int, words: str, *args: object) -> None:
+    """Log, and wait for it for a second at most: a pipe that nobody reads may be full."""
+    if sum(thread.name == _SAYS for thread in threading.enumerate()) >= _MOST_UNSAID:
+        return
+    arguments = (level, words, *args)
+    thread = threading.Thread(target=logger.log, args=arguments, name=_SAYS, daemon=True)
+    thread.start()
+    thread.join(1.0)
 
 
 def report(problem: str, *, exit_code: int, traceback: str | None) -> None:

@@ -32,6 +32,7 @@ from ._exits import (
     CommandError,
     exit_now,
 )
+from ._logs import say
 from ._mailbox import Mailbox
 from ._urls import ASYNC_DRIVERS, database_url, sync_url
 from .bgjob import BGJob
@@ -146,7 +147,7 @@ class _Process:
         while True:
             event = self._events.get(None if deadline is None else deadline - time.monotonic())
             if event is None:
-                _say(logging.ERROR, "the worker does not end: a handler blocks it; exiting")
+                say(logging.ERROR, "the worker does not end: a handler blocks it; exiting")
                 exit_now(FAILED)
             if event == "ended":
                 return
@@ -160,15 +161,15 @@ class _Process:
         seconds = self._options.settings.shutdown_timeout
         if event == "parent gone":
             worker.request_stop()
-            _say(logging.WARNING, "the supervisor is gone: draining for at most %g s", seconds)
+            say(logging.WARNING, "the supervisor is gone: draining for at most %g s", seconds)
         elif self._asked == 1:
             worker.request_stop()
             name = signal.Signals((self._signals or [signal.SIGTERM])[0]).name
             words = "%s: draining for at most %g s; again to stop at once"
-            _say(logging.INFO, words, name, seconds)
+            say(logging.INFO, words, name, seconds)
         else:
             worker.request_stop(0.0)
-            _say(logging.WARNING, "second signal: releasing what runs")
+            say(logging.WARNING, "second signal: releasing what runs")
 
     def _work(self, worker: Runner) -> None:
         try:
@@ -183,13 +184,6 @@ class _Process:
             self._passed_on += 1
             self._events.put("signal")
         self._events.put("parent gone")
-
-
-def _say(level: int, words: str, *args: object) -> None:
-    """Log, and wait for it for a second at most: a pipe that nobody reads may be full."""
-    thread = threading.Thread(target=logger.log, args=(level, words, *args), daemon=True)
-    thread.start()
-    thread.join(1.0)
 
 
 def _failed(error: BaseException) -> int:

@@ -24,10 +24,9 @@ from types import FrameType
 from typing import IO, Final, Literal
 
 from ._exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, exit_now
+from ._logs import say
 from ._mailbox import Mailbox
 from .settings import STUCK_AFTER as GIVEN_UP_AFTER
-
-logger = logging.getLogger("sqlalchemy_bgjob")
 
 SUPERVISED: Final = "_BGJOB_SUPERVISED"
 """Environment variable of a child: its name, and the number of the pipe's file."""
@@ -186,7 +185,7 @@ class Supervisor:
                 except OSError as error:  # too many processes or files, no memory: it may pass
                     self._start_again(slot, f"could not be started ({error})")
                     continue
-                logger.info("process %s started: pid %d", slot.name, slot.child.process.pid)
+                say(logging.INFO, "process %s started: pid %d", slot.name, slot.child.process.pid)
                 threading.Thread(target=self._wait_for, args=(slot,), daemon=True).start()
 
     def _wait_for(self, slot: _Slot) -> None:
@@ -203,7 +202,7 @@ class Supervisor:
         if self._deadline is not None:
             self._failed |= code not in DRAINED
         elif code in HOPELESS:
-            logger.error("process %s exited with %d: stopping the others", slot.name, code)
+            say(logging.ERROR, "process %s exited with %d: stopping the others", slot.name, code)
             self._hopeless = code
             self._stop()
         else:
@@ -214,14 +213,15 @@ class Supervisor:
 
     def _start_again(self, slot: _Slot, what: str) -> None:
         slot.start_at = time.monotonic() + slot.backoff
-        logger.warning("process %s %s: starting another in %.1f s", slot.name, what, slot.backoff)
+        words = "process %s %s: starting another in %.1f s"
+        say(logging.WARNING, words, slot.name, what, slot.backoff)
         slot.backoff = min(slot.backoff * 2, LAST_BACKOFF)
 
     def _pass_signals_on(self) -> None:
         for number in self._signals[self._passed_on :]:
             self._passed_on += 1
             self._stop()  # before anything is said: nobody may read the log
-            logger.info("%s: passing it on", signal.Signals(number).name)
+            say(logging.INFO, "%s: passing it on", signal.Signals(number).name)
 
     def _stop(self) -> None:
         if self._deadline is None:
@@ -238,8 +238,8 @@ class Supervisor:
             return
         for slot in self._slots:
             if slot.child is not None:
-                logger.error("process %s does not end: killing it", slot.name)
                 slot.child.kill()
+                say(logging.ERROR, "process %s does not end: killing it", slot.name)
         self._failed = True
         self._deadline = time.monotonic() + STUCK_AFTER
 

@@ -24,7 +24,7 @@ from sqlalchemy import Engine, create_engine, make_url, select, text
 from sqlalchemy.orm import Session
 
 import sqlalchemy_bgjob._process as process
-from sqlalchemy_bgjob import JobInfo, WorkerSettings, enqueue, schema
+from sqlalchemy_bgjob import JobInfo, WorkerSettings, _logs, enqueue, schema
 from sqlalchemy_bgjob._exits import CommandError
 from sqlalchemy_bgjob._loader import load
 from sqlalchemy_bgjob._logs import JsonFormatter
@@ -1056,6 +1056,26 @@ def test_a_record_becomes_json_whatever_it_holds() -> None:
     assert line["process"] == "2"
     assert line["process_"] == "nan"
     assert line["stack"] == "Stack"
+
+
+def test_of_lines_that_nobody_reads_only_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a thread of its own: a process that crashes for days would need ever more."""
+    read, said = threading.Event(), []
+
+    def log(level: int, words: str) -> None:
+        read.wait(60)
+        said.append(words)
+
+    monkeypatch.setattr(_logs.logger, "log", log)
+    monkeypatch.setattr(_logs, "_MOST_UNSAID", 1)
+    _logs.say(logging.INFO, "first")
+    _logs.say(logging.INFO, "second")
+    read.set()
+    wait_until(lambda: said)
+
+    monkeypatch.setattr(_logs, "_MOST_UNSAID", 2)
+    _logs.say(logging.INFO, "third")
+    assert said == ["first", "third"]
 
 
 def test_the_log_observer_names_jobs_and_hides_what_they_hold(

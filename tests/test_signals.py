@@ -163,9 +163,10 @@ def test_two_signals_at_any_moment_of_an_outage_end_a_worker(
 class Unread:
     """A worker whose log goes into a pipe that nobody reads."""
 
-    def __init__(self, kind: str, url: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, url: str, **environment: str) -> None:
+        command = ["worker", "support.cli_app:functions", *arguments]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sqlalchemy_bgjob", "worker", f"support.cli_app:{kind}"],
+            [sys.executable, "-m", "sqlalchemy_bgjob", *command],
             cwd=TESTS,
             env={**os.environ, "BGJOB_DATABASE_URL": url, **environment},
             stdin=subprocess.DEVNULL,
@@ -187,7 +188,8 @@ class Unread:
             return bool(multiplex.select([], [pipe], [], 0)[1])
 
     def read(self) -> str:
-        """All that it says, up to its end."""
+        """All that it has said, and its end: nobody reads before."""
+        self.process.wait(60)
         return self.process.communicate(timeout=60)[1].decode()
 
     def __enter__(self) -> Self:
@@ -216,7 +218,7 @@ def test_a_worker_whose_log_nobody_reads_works_on(
         with tables.connect() as connection:
             return connection.scalar(query) == 1
 
-    with Unread("functions", url, BGJOB_HEARTBEAT_INTERVAL="300ms") as unread:
+    with Unread(url=url, BGJOB_HEARTBEAT_INTERVAL="300ms") as unread:
         enqueue_many(tables, app.fail, ["x" * 100] * 300)
         wait_until(lambda: unread.full, 60, what="a full pipe")
         before = wait_until(look, what="the worker's row")
@@ -234,3 +236,26 @@ def test_a_worker_whose_log_nobody_reads_works_on(
 
     assert unread.process.returncode == 0
     assert "Traceback" not in said
+
+
+def test_a_supervisor_whose_log_nobody_reads_passes_both_signals_on(
+    tables: Engine, database_url: str, tmp_path: Path
+) -> None:
+    """And ends when its processes have released what ran."""
+    job = app.functions.models.job
+    blocked = select(job.c.claimed_by, job.c.attempt).where(job.c.type == "block")
+
+    with Unread("--processes", "2", "--queue", "default:5", url=database_url) as unread:
+        app.functions.enqueue(tables, "block", str(tmp_path))
+        wait_until((tmp_path / "started").exists, 60, what="the start of a job")
+        enqueue_many(tables, app.fail, ["x" * 100] * 300)
+        wait_until(lambda: unread.full, 60, what="a full pipe")
+
+        for number in SIGNALS:
+            unread.process.send_signal(number)
+        said = unread.read()
+
+    assert unread.process.returncode in {128 + number for number in SIGNALS}
+    assert "Traceback" not in said
+    with tables.connect() as connection:
+        assert connection.execute(blocked).all() == [(None, 0)]
