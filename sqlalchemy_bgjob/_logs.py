@@ -5,6 +5,7 @@ import logging
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -54,8 +55,9 @@ def say(level: int, words: str, *args: object) -> None:
         return
     arguments = (level, words, *args)
     thread = threading.Thread(target=logger.log, args=arguments, name=_SAYS, daemon=True)
-    thread.start()
-    thread.join(1.0)
+    with suppress(RuntimeError):  # no thread is left: whoever handles a signal must go on
+        thread.start()
+        thread.join(1.0)
 
 
 def report(problem: str, *, exit_code: int, traceback: str | None) -> None:

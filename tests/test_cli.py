@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -1076,6 +1077,25 @@ def test_of_lines_that_nobody_reads_only_some_wait(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(_logs, "_MOST_UNSAID", 2)
     _logs.say(logging.INFO, "third")
     assert said == ["first", "third"]
+
+
+def test_a_line_that_no_thread_is_left_for_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever handles a signal says it, and must go on."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    asked: list[float | None] = []
+    worker: Any = SimpleNamespace(request_stop=lambda timeout=None: asked.append(timeout))
+    main = process._Process(process.WorkerOptions(app="unused"))
+
+    with main._events:
+        for _ in range(2):
+            main._on_signal(signal.SIGTERM, None)
+            main._stop(worker, "signal")
+
+    assert asked == [None, 0.0]
 
 
 def test_the_log_observer_names_jobs_and_hides_what_they_hold(
