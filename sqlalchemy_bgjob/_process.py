@@ -21,7 +21,7 @@ from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from . import _loader
-from ._errors import advice, lost_connection, refused_connection, sqlstate
+from ._errors import advice, describe, lost_connection, refused_connection, sqlstate
 from ._exits import (
     DATABASE,
     FAILED,
@@ -435,11 +435,16 @@ class LogObserver(Observer):
         self._log(logging.WARNING, job, "lost its lease, it runs elsewhere")
 
     def worker_error(self, error: BaseException) -> None:
-        """The database can't be reached: an operator wants its words."""
+        """Whatever the database refuses is told of for as long as it lasts.
+
+        Where it can't be reached an operator wants its words; others may hold what rows hold.
+        """
         # Those of asyncpg come as they are, with an SQLSTATE; libpq's without.
         silent = isinstance(error, OperationalError | InterfaceError) and sqlstate(error) is None
         if silent or lost_connection(error) or refused_connection(error):
             self._warn(f"no connection to the database: {database_message(error)}")
+        elif isinstance(error, SQLAlchemyError) or sqlstate(error) is not None:
+            self._warn(f"database error: {describe(error).splitlines()[0]}")
 
     def _warn(self, words: str) -> None:
         """Say the same once in five seconds, however many connections have met it."""

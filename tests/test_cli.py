@@ -22,6 +22,8 @@ import pytest
 from click import UsageError
 from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine, make_url, select, text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 import sqlalchemy_bgjob._process as process
@@ -1112,7 +1114,7 @@ def test_the_log_observer_names_jobs_and_hides_what_they_hold(
     observer.job_will_be_retried(job, "ValueError: secret\n  a.py:3 in f\n  b.py:4 in g", 2.0)
     observer.job_will_be_retried(job, "TimeoutError: secret", 2.0)
     observer.job_lease_lost(job)
-    observer.worker_error(ValueError("not about a connection"))
+    observer.worker_error(ValueError("not about the database"))
     observer.worker_error(ConnectionRefusedError("nobody there"))
     caplog.set_level(logging.DEBUG)
     observer.job_completed(job, 0.1)
@@ -1128,3 +1130,45 @@ def test_the_log_observer_names_jobs_and_hides_what_they_hold(
         "job 7 (send, attempt 2) runs again in 3.0 s",
     ]
     assert {vars(record).get("job_id") for record in caplog.records} == {"7", None}
+
+
+class Refused(Exception):
+    """A driver's error, whose message holds what a row holds."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__("DETAIL: secret")
+        self.sqlstate = code
+
+
+def test_the_log_observer_tells_of_each_trouble_with_the_database_once_in_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the second kind of an unbroken streak, and of what lasts for days."""
+    now = 0.0
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: now))
+    observer = process.LogObserver()
+    privilege = ProgrammingError("UPDATE", {"arg": "secret"}, Refused("42501"))
+    column = ProgrammingError("UPDATE", {"arg": "secret"}, Refused("42703"))
+    full = PoolTimeoutError("QueuePool limit of size 1 overflow 0 reached")
+
+    for moment, error in [
+        (0.0, privilege),
+        (1.0, privilege),
+        (2.0, column),
+        (3.0, full),
+        (3.0, Refused("25006")),
+        (4.9, privilege),
+        (5.1, privilege),
+        (6.0, column),
+    ]:
+        now = moment
+        observer.worker_error(error)
+
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "database error: ProgrammingError: Refused 42501",
+        "database error: ProgrammingError: Refused 42703",
+        "database error: TimeoutError: QueuePool limit of size 1 overflow 0 reached",
+        "database error: Refused: Refused 25006",
+        "database error: ProgrammingError: Refused 42501",
+    ]

@@ -11,6 +11,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue
 from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob._process import LogObserver
 from support import wait_until
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def test_claims_that_fail_again_and_again_are_tried_ever_more_rarely(engine: Eng
     ids=["column", "table", "privilege"],
 )
 def test_tables_that_break_under_a_worker_are_told_of_until_they_are_mended(
-    engine: Engine, broken: str, mended: str, told: str
+    engine: Engine, caplog: pytest.LogCaptureFixture, broken: str, mended: str, told: str
 ) -> None:
-    """It neither ends nor hurries, and works on by itself."""
+    """It neither ends nor hurries, and works on by itself; the command line logs it."""
     jobs = BGJob(MetaData())
     done: list[str] = []
 
@@ -107,7 +108,7 @@ def test_tables_that_break_under_a_worker_are_told_of_until_they_are_mended(
     try:
         run("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
         poor = create_engine(engine.url.set(username=role, password="test"))
-        with Worker(jobs, poor, observers=[errors], poll_interval=0.1):
+        with Worker(jobs, poor, observers=[errors, LogObserver()], poll_interval=0.1):
             first = enqueue(engine, note)
             wait_until(lambda: done == [first.id], what="a job before")
 
@@ -122,3 +123,5 @@ def test_tables_that_break_under_a_worker_are_told_of_until_they_are_mended(
         run("DROP ROLE {role}")
 
     assert len(errors.at) < 100
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any(told in warning for warning in warnings)
