@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from support.processes import Fleet
 
-FAST: Any = {"heartbeat_interval": 0.1, "lease_timeout": 0.5, "rescue_interval": 0.1}
+# A lease that outlasts a busy machine: only workers that never lived are to be rescued.
+FAST: Any = {"heartbeat_interval": 0.1, "lease_timeout": 5.0, "rescue_interval": 0.1}
 FAST |= {"poll_interval": 0.05, "orphan_interval": 0.2, "death_check_interval": 0.1}
 REGISTER = text(
     "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at)"
@@ -177,6 +178,11 @@ def test_all_that_changes_rows_at_the_same_time_waits_in_no_circle(
             connection.execute(REGISTER, {"id": worker_id})
             lost += connection.execute(CLAIM, {"id": worker_id}).rowcount
 
+    def enough() -> bool:
+        """Each had its turns, handlers wrote, and there was something to rescue."""
+        turns = len(arena.done) == 9 and min(arena.done.values()) >= 5
+        return turns and lost > 5 and arena.count(arena.effect) > 0
+
     def all_done() -> bool:
         with producers.begin() as connection:  # what has crashed may wait for a minute
             connection.execute(HURRY)
@@ -199,7 +205,9 @@ def test_all_that_changes_rows_at_the_same_time_waits_in_no_circle(
     arena.again_and_again("die", die)
     begun = time.monotonic()
     wait_until(
-        lambda: arena.failures or time.monotonic() - begun > seconds, seconds + 5, what="the end"
+        lambda: arena.failures or (time.monotonic() - begun > seconds and enough()),
+        seconds + 60,
+        what="the end, and enough of all",
     )
     arena.stop()
     wait_until(all_done, 60, what="the end of all jobs")
@@ -208,9 +216,6 @@ def test_all_that_changes_rows_at_the_same_time_waits_in_no_circle(
 
     print(dict(arena.done), f"{lost} jobs lost", dict(errors.states))
     assert arena.failures == []
-    assert min(arena.done.values()) >= 5, "each had its turns"
-    assert arena.count(arena.effect) > 0
-    assert lost > 5, "there was something to rescue"
     assert errors.states == {}
     with producers.connect() as connection:
         assert connection.scalar(text(deadlocks)) == before
