@@ -1,5 +1,6 @@
 """What the README says is what happens: its Python runs, its commands exist."""
 
+import json
 import re
 import shlex
 from dataclasses import fields
@@ -118,3 +119,15 @@ def test_install_table_names_real_extras():
 
     assert named
     assert named <= set(project["optional-dependencies"])
+
+
+def test_the_table_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is printed from the file that the comparison has written, not typed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.report import table_lines
+
+    found = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    assert found["scale"] == 1
+    assert found["rounds"] == 3
+
+    assert "\n".join(table_lines(found)) in README
