@@ -30,6 +30,11 @@ FIRST_POLL: Final = 0.005
 """After work, a queue is looked at again this soon, then half as often."""
 SUSTAINED: Final = 1.0
 """Seconds of work without a pause after which producers are spared the notifications."""
+MANY: Final = 200
+"""Notifications within a second after which producers are spared them for a second."""
+SPARED: Final = 1.0
+SPARED_POLL: Final = 0.01
+"""The longest pause between two polls meanwhile."""
 PATIENCE: Final = 0.2
 """Seconds by which what is done once a second is put off while jobs are picked up."""
 IN_VAIN: Final = 20
@@ -121,6 +126,9 @@ class _Queue:
     cool_until: float = 0.0
     progress: bool = False  # a run has ended since the loop last claimed or started one
     waits: bool = False  # nothing was found: it wants to be notified
+    notified: int = 0
+    notified_since: float = 0.0
+    spared_until: float = 0.0
     busy_since: float = _NEVER  # every poll since then has found something
 
     @property
@@ -140,6 +148,14 @@ class _Queue:
     def soonest(self, now: float) -> float:
         """When a notification may be followed: at once, unless many have led to nothing."""
         return now if self.in_vain < IN_VAIN else max(now, self.cool_until)
+
+    def count_notification(self, now: float) -> None:
+        """Committers that notify wait for each other: of many of them, none is needed."""
+        if now >= self.notified_since + 1.0:
+            self.notified_since, self.notified = now, 0
+        self.notified += 1
+        if self.notified >= MANY:
+            self.waits, self.spared_until = False, now + SPARED
 
     def ahead(self, now: float, most: int) -> int:
         if self.mean is None or self.stuck or now < self.no_ahead_until:
@@ -215,7 +231,7 @@ class Core:
             q.in_vain += q.by_wake
             q.cool_until = now + COOL_DOWN
             q.busy_since = _NEVER
-            if listening and not q.waits:
+            if listening and not q.waits and now >= q.spared_until:
                 # Said first, then looked once more: what was committed before it was said did not
                 # notify.
                 q.waits, q.woken = True, True
@@ -224,6 +240,8 @@ class Core:
             q.poll_at = q.soonest(now)
             return
         pause, q.pause = q.pause, min(q.pause * 2, self._settings.poll_interval)
+        if now < q.spared_until and q.in_vain < IN_VAIN:
+            pause = min(pause, SPARED_POLL)
         pause *= random.uniform(0.9, 1.0)  # workers that started together part company
         if due_in is not None:
             pause = min(pause, max(due_in, 0.0) + 0.001)
@@ -237,6 +255,7 @@ class Core:
         for q in self._queues.values():
             if queue is None or q.name == queue:
                 q.woken = q.asked = True
+                q.count_notification(now)
                 q.lanes.ask(new=new)
                 q.poll_at = min(q.poll_at, q.soonest(now))
 

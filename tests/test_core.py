@@ -19,8 +19,11 @@ from sqlalchemy_bgjob._core import (
     FIRST_POLL,
     IN_VAIN,
     LINGER,
+    MANY,
     PATIENCE,
     SETTLED_IN,
+    SPARED,
+    SPARED_POLL,
     SUSTAINED,
     Announce,
     Claim,
@@ -323,6 +326,8 @@ def test_notifications_that_lead_to_nothing_are_followed_more_and_more_rarely() 
     for n in range(2_000):
         now = NOW + n / 1_000
         idle.wake("q", now)
+        if isinstance(announce := step(idle, now), Announce):
+            idle.announced(announce.queues)
         if isinstance(step(idle, now), Claim):
             claims.append(now)
             idle.claim_sent("q", now, from_head=True)
@@ -461,6 +466,41 @@ def test_under_sustained_load_producers_are_spared_the_notifications() -> None:
     one.polled("q", 1, 1, None, NOW + SUSTAINED, listening=True)
 
     assert step(one, NOW + SUSTAINED) == Announce(())
+
+
+def test_producers_that_notify_often_are_spared_it_for_a_second() -> None:
+    """Each of their commits waits for those of the others; a poll finds their jobs as well."""
+    idle = core(2)
+    caught_up(idle)
+    for n in range(MANY):
+        assert not isinstance(step(idle), Announce)
+        idle.wake("q", NOW + n / 1_000, new=True)
+    last = NOW + (MANY - 1) / 1_000
+
+    assert step(idle, last) == Announce(())
+    idle.announced(())
+    now, polls = last, 0
+    while now < last + SPARED - 0.02:
+        assert isinstance(step(idle, now), Claim)
+        idle.claim_sent("q", now, from_head=True)
+        idle.looked("q", [0], 0.0, now)
+        idle.polled("q", 2, 0, None, now, listening=True)
+        following = step(idle, now)
+        assert isinstance(following, Wait), "nothing is announced meanwhile"
+        now, polls = now + following.seconds, polls + 1
+    assert polls >= SPARED / SPARED_POLL - 2
+
+    idle.claim_sent("q", last + SPARED)
+    idle.polled("q", 2, 0, None, last + SPARED, listening=True)
+    assert step(idle, last + SPARED) == Announce(("q",))
+
+
+def test_fewer_notifications_go_on() -> None:
+    idle = core(2)
+    caught_up(idle)
+    for n in range(5 * MANY):
+        idle.wake("q", NOW + n * 1.2 / MANY, new=True)
+    assert not isinstance(step(idle, NOW + 6.0), Announce)
 
 
 def test_nobody_knows_what_producers_see_after_a_lost_answer() -> None:
