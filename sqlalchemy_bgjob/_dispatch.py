@@ -53,6 +53,9 @@ from .telemetry import Events, Observer, announce, event_of
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
+VISIBLE_WITHIN: Final = 1.0
+"""Seconds that the first claim waits until the listener works, by which others see that a process
+has ended; behind a pooler it never does."""
 REFUSAL_LASTS: Final = 60.0
 """Seconds for which a row that could not be claimed is left aside."""
 RECONCILE_AFTER: Final = (0.0, 2.0, 10.0)
@@ -94,6 +97,7 @@ class Dispatcher:
         self._retry_at = 0.0
         self._start_backoff = Backoff()
         self._start_at = 0.0
+        self._visible_by = 0.0
         self._disconnected_at = float("-inf")
         self._reconcile_at: list[tuple[float, int]] = []
         self._refused: dict[tuple[str, str], float] = {}
@@ -190,6 +194,7 @@ class Dispatcher:
             beside.append(self._runtime.spawn("bgjob-heart", self._heart.run))
             beside.append(self._runtime.spawn("bgjob-watch", self._watch.run))
             if self._settings.listen:
+                self._visible_by = self._turned_at + VISIBLE_WITHIN
                 beside.append(self._runtime.attend("bgjob-listener", self._listener.run))
             ready()
             while not self._finished():
@@ -217,7 +222,7 @@ class Dispatcher:
     def _step(self) -> None:
         self._turned_at = now = time.monotonic()
         worker_id = self._heart.worker_id
-        may_claim = worker_id is not None and now >= self._retry_at
+        may_claim = worker_id is not None and now >= self._retry_at and self._is_visible(now)
         may_start = self._heart.fresh(now, self._disconnected_at)
         if worker_id is not None and not may_start:
             self._heart.beat_soon()
@@ -259,6 +264,17 @@ class Dispatcher:
             case Finished():
                 pass
 
+    def _is_visible(self, now: float) -> bool:
+        """Whether others would see the end of this process, or it has waited for that enough.
+
+        A job that kills its process at once would else cost all that were claimed with it, at each
+        of its attempts, a whole ``lease_timeout``.
+        """
+        if now < self._visible_by and not self._heart.visible:
+            return False
+        self._visible_by = 0.0
+        return True
+
     def _wait(self, seconds: float, now: float) -> None:
         self._guarded(self._rest, (), mended=False)
         times = [now + seconds]
@@ -266,8 +282,7 @@ class Dispatcher:
             times.append(self._deadline)
         if self._reconcile_at:
             times.append(self._reconcile_at[0][0])
-        if now < self._retry_at:
-            times.append(self._retry_at)
+        times += [at for at in (self._retry_at, self._visible_by) if now < at]
         self._runtime.wait(max(min(times) - now, 0.0))
 
     def _finished(self) -> bool:

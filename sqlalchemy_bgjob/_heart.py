@@ -49,7 +49,8 @@ class Heart:
         settings: The worker's.
         queues: What the worker serves, for its row.
         turned_at: When the worker's loop has last turned, by the monotonic clock.
-        on_change: Called when the worker was registered, and after each beat that was overdue.
+        on_change: Called when the worker was registered, after each beat that was overdue, and when
+            the end of its process can be seen.
         on_lost: Called with the old id when the worker's jobs were taken from it, before it has a
             new one.
         on_error: Called with what went wrong.
@@ -78,6 +79,8 @@ class Heart:
         self._unbroken_since = float("inf")
         self.worker_id: int | None = None
         """The id under which this worker is registered now."""
+        self.visible = False
+        """Whether others see at once when this process ends: they know the session that listens."""
 
     def fresh(self, now: float, since: float = float("-inf")) -> bool:
         """Whether a job may be started: nobody can have judged this worker lost yet.
@@ -161,11 +164,10 @@ class Heart:
     def _beat(self, connection: Connection) -> float:
         """Beat, or register; the seconds since the last beat by the server's clock."""
         sent = time.monotonic()
+        was_visible = self.visible
         gap: float | None = None
         if self.worker_id is not None:
-            gap = lifecycle.beat(
-                connection, self._statements, worker_id=self.worker_id, listener=self._listener
-            )
+            gap = self._write_beat(connection, self.worker_id)
             if gap is None:
                 lost, self.worker_id = self.worker_id, None
                 logger.warning("worker %d was found lost: its jobs run elsewhere", lost)
@@ -176,9 +178,15 @@ class Heart:
             sent = time.monotonic()
         overdue = not self.fresh(sent)
         self._last_beat = sent
-        if overdue:
+        if overdue or self.visible > was_visible:
             self._on_change()
         return gap or 0.0
+
+    def _write_beat(self, connection: Connection, worker_id: int) -> float | None:
+        listener = self._listener
+        gap = lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=listener)
+        self.visible = listener is not None
+        return gap
 
     def _register(self, connection: Connection) -> None:
         worker_id = new_worker_id()
@@ -196,4 +204,4 @@ class Heart:
         )
         # Before the beat, which may fail: the row is there, and would be nobody's.
         self.worker_id = worker_id
-        lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=self._listener)
+        self._write_beat(connection, worker_id)

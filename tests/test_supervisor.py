@@ -160,6 +160,24 @@ def test_the_processes_end_when_the_supervisor_is_killed(
     assert pair.registered() == {}
 
 
+def test_a_job_that_kills_its_process_at_once_is_noticed_like_any_other(
+    tables: Engine, database_url: str, tmp_path: Path
+) -> None:
+    """Its process has hardly begun, and must have told by then how to see that it has ended."""
+    with Session(tables) as session, session.begin():
+        enqueue(session, app.kill)
+    with Command(
+        tmp_path, "worker", "support.cli_app:functions", BGJOB_DATABASE_URL=database_url
+    ) as first:
+        assert first.wait() == -signal.SIGKILL
+    with Command(
+        tmp_path, "worker", "support.cli_app:functions", BGJOB_DATABASE_URL=database_url
+    ) as second:
+        # Less than half of the lease: after that it would be its silence.
+        wait_until(lambda: not left(tables), 14, what="the end of the job elsewhere")
+        assert "whose process has ended" in second.stderr
+
+
 def test_the_second_signal_is_passed_on_too(pair: Pair, tables: Engine, tmp_path: Path) -> None:
     pair.wait_for_two()
     app.functions.enqueue(tables, "block", str(tmp_path))
