@@ -1,10 +1,12 @@
-"""One statement on the driver's cursor: the claim of a worker that waits, whose latency counts.
+"""One statement in the driver's own way: the claim of a worker that waits, whose latency counts.
 
 ``Connection.execute`` costs about a quarter of a millisecond in a process that has just slept,
-which is a fifth of the time from an enqueue to its handler. What SQLAlchemy would do besides
-running the statement is to tell others of it; where somebody listens, it does.
+which is a fifth of the time from an enqueue to its handler; the cursor that SQLAlchemy makes for
+asyncpg costs some more. What SQLAlchemy would do besides running the statement is to tell others of
+it; where somebody listens, it does.
 """
 
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import Connection, Engine
@@ -24,11 +26,16 @@ _EVENTS: Final = (
 )
 
 
+Await = Callable[[Coroutine[Any, Any, Any]], Any]
+"""The result of a coroutine."""
+
+
 class Direct:
     """A statement compiled for an engine's dialect."""
 
-    def __init__(self, statement: Executable, engine: Engine) -> None:
+    def __init__(self, statement: Executable, engine: Engine, await_: Await) -> None:
         self.statement = statement
+        self._await = await_
         self._dialect = engine.dialect
         compiled = cast("ClauseElement", statement).compile(dialect=engine.dialect)
         self._compiled = cast("SQLCompiler", compiled)
@@ -44,24 +51,34 @@ class Direct:
         if (names := self._compiled.positiontup) is not None:
             values = tuple(values[name] for name in names)
         driver: Any = connection.connection.dbapi_connection
+        if self._dialect.driver == "asyncpg":
+            return self._fetch_asyncpg(driver.driver_connection, values)
         kinds: Any = self._dialect.dbapi
         cursor = driver.cursor()
         try:
             cursor.execute(self._sql, values)
             return list(cursor.fetchall())
         except kinds.Error as error:
-            lost = self._dialect.is_disconnect(error, driver, cursor)
             raise DBAPIError.instance(
                 self._sql,
                 None,
                 error,
                 kinds.Error,
                 hide_parameters=True,
-                connection_invalidated=lost,
+                connection_invalidated=self._dialect.is_disconnect(error, driver, cursor),
                 dialect=self._dialect,
             ) from error
         finally:
             cursor.close()
+
+    def _fetch_asyncpg(self, driver: Any, values: tuple[Any, ...]) -> list[Any]:
+        try:
+            return list(self._await(driver.fetch(self._sql, *values)))
+        except Exception as error:  # the driver's own, which SQLAlchemy has no classes for
+            lost = driver.is_closed()
+            raise DBAPIError(
+                self._sql, None, error, hide_parameters=True, connection_invalidated=lost
+            ) from error
 
 
 def may_commit_each(connection: Connection) -> bool:
@@ -76,8 +93,8 @@ def may_commit_each(connection: Connection) -> bool:
     return getattr(driver, "_prepared_statement_cache", None) is not None
 
 
-def direct(statement: Executable, connection: Connection) -> Direct | None:
-    """The statement for the driver's cursor; None where SQLAlchemy must run it in a transaction.
+def direct(statement: Executable, connection: Connection, await_: Await) -> Direct | None:
+    """The statement in the driver's own way; None where SQLAlchemy must run it in a transaction.
 
     What commits by itself runs at the session's own isolation level, and only under READ COMMITTED
     do workers pass over each other's rows.
@@ -92,4 +109,4 @@ def direct(statement: Executable, connection: Connection) -> Direct | None:
         or connection.default_isolation_level != "READ COMMITTED"
     ):
         return None
-    return Direct(statement, engine)
+    return Direct(statement, engine, await_)

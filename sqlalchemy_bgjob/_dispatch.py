@@ -341,7 +341,8 @@ class Dispatcher:
         """The connection for claims and settlements; in which mode, a claim leaves as it is."""
         if self._connection is None:
             self._connection, self._rests = own(self._runtime.engine.connect()), False
-            self._direct = direct(self._statements.claim_onward, self._connection)
+            claim, await_ = self._statements.claim_onward, self._runtime.await_
+            self._direct = direct(claim, self._connection, await_)
         if self._rests and in_transactions:
             self._commit_each(self._connection, False)
         keep(self._connection, self._heart.worker_id, patience=patience)
@@ -449,17 +450,23 @@ class Dispatcher:
     def _claim_together(
         self, connection: Connection, step: Claim, worker_id: int, skip: list[str]
     ) -> tuple[list[ClaimedJob], float | None]:
+        claim = partial(
+            lifecycle.claim,
+            connection,
+            self._statements,
+            queue=step.queue,
+            limit=step.limit,
+            worker_id=worker_id,
+            onward=step.onward,
+            skip=skip,
+        )
+        direct = self._direct if self._rests and step.onward is not None and not skip else None
+        jobs = claim(direct=direct) if direct is not None else []
+        if jobs:
+            return jobs, None
         with connection.begin():
-            jobs = lifecycle.claim(
-                connection,
-                self._statements,
-                queue=step.queue,
-                limit=step.limit,
-                worker_id=worker_id,
-                onward=step.onward,
-                skip=skip,
-                direct=self._direct if self._rests else None,
-            )
+            if direct is None:
+                jobs = claim()
             if step.onward is None:
                 # This alone tells how long the way to the heads is; what is claimed takes time too.
                 begun = time.monotonic()

@@ -107,7 +107,7 @@ def claim(
     """Take up to *limit* due jobs of one queue, in order, but for those to skip. Caller commits.
 
     They are read from the head, or with *onward* from there on in each lane; then *direct*, if
-    given, runs the statement.
+    given, runs the statement, which commits by itself.
     """
     given: dict[str, Any] = {"queue": queue, "limit": limit, "worker": worker_id}
     statement = statements.claim

@@ -56,7 +56,7 @@ class AsyncRuntime:
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._event = asyncio.Event()
+        self._bell: asyncio.Future[None] = self._loop.create_future()  # of the wait that goes on
         self._woken = False
         self._tasks: dict[asyncio.Task[None], tuple[Run, RunsJobs]] = {}
         self._turn_ends = 0.0
@@ -64,25 +64,27 @@ class AsyncRuntime:
 
     def wait(self, seconds: float) -> None:
         """Wait for wake(), at most so long; the event loop goes on."""
-        await_only(self._wait(seconds))
-
-    async def _wait(self, seconds: float) -> None:
-        if self._event.is_set():
-            await asyncio.sleep(0)  # never hog the loop, however often we are woken
+        if self._woken:
+            await_only(asyncio.sleep(0))  # never hog the loop, however often we are woken
         else:
+            # An asyncio.Event and a timeout would do; but here each step delays a job.
+            self._bell = self._loop.create_future()
+            timer = self._loop.call_later(seconds, self._ring)
             try:
-                async with asyncio.timeout(seconds):
-                    await self._event.wait()
-            except TimeoutError:
-                pass
-        self._event.clear()
+                await_only(self._bell)
+            finally:
+                timer.cancel()
         self._woken = False
 
     def wake(self) -> None:
         """End the wait, or the next one."""
         if not self._woken:
             self._woken = True
-            self._call(self._event.set)
+            self._call(self._ring)
+
+    def _ring(self) -> None:
+        if not self._bell.done():
+            self._bell.set_result(None)
 
     def start(self, run: Run, worker: RunsJobs) -> None:
         """Do a run as a task, or in a thread if its handler is a function."""

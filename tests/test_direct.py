@@ -1,4 +1,4 @@
-"""The claim on the driver's cursor gives and raises what SQLAlchemy would."""
+"""The claim in the driver's own way gives what SQLAlchemy would, and raises what it raises."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._direct import Direct, direct
-from sqlalchemy_bgjob._errors import lost_connection
+from sqlalchemy_bgjob._errors import lost_connection, sqlstate
 from sqlalchemy_bgjob._lanes import Position
 from sqlalchemy_bgjob._statements import Statements, parameters
 from sqlalchemy_bgjob._validation import EARLIEST
@@ -82,7 +82,7 @@ async def test_a_claim_gives_the_rows_that_sqlalchemy_would(
         add(connection, "c", unknown_since="2026-01-01 00:00:00+00")
 
     def claim(engine: Engine, connection: Connection) -> None:
-        claim = direct(statements.claim_onward, connection)
+        claim = direct(statements.claim_onward, connection, await_only)
         assert claim is not None
         heads = [Position(0, EARLIEST, ""), Position(5, EARLIEST, "")]
         given: Any = {"queue": "q", "limit": 10, "worker_id": ME, "onward": heads}
@@ -113,11 +113,12 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
     engine: Engine, statements: Statements, driver: str
 ) -> None:
     def fail(engine: Engine, connection: Connection) -> None:
-        claim = Direct(statements.claim_onward, engine)
+        claim = Direct(statements.claim_onward, engine, await_only)
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
         connection.execute(text("SET search_path = nowhere"))
-        with pytest.raises(ProgrammingError) as wrong:
+        with pytest.raises(DBAPIError) as wrong:
             claim.fetch(connection, GIVEN)
+        assert sqlstate(wrong.value) == "42P01"
         assert not lost_connection(wrong.value)
         assert "1001" not in str(wrong.value), "parameters are not told"
         connection.execute(text("RESET search_path"))
@@ -137,7 +138,7 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
     def usable(engine: Engine) -> bool:
         try:
             with engine.connect() as connection:
-                return direct(statements.claim_onward, connection) is not None
+                return direct(statements.claim_onward, connection, await_only) is not None
         finally:
             engine.dispose()
 
@@ -160,7 +161,7 @@ async def test_where_nothing_is_kept_prepared_sqlalchemy_runs_it_in_transactions
     found: list[Direct | None] = []
 
     def look(engine: Engine, connection: Connection) -> None:
-        found.append(direct(statements.claim_onward, connection))
+        found.append(direct(statements.claim_onward, connection, await_only))
 
     await with_driver(engine, "asyncpg", look, POOLED["asyncpg"])
 
