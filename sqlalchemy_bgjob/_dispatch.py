@@ -280,9 +280,9 @@ class Dispatcher:
         times = [now + seconds]
         if self._deadline is not None:
             times.append(self._deadline)
-        if self._reconcile_at:
-            times.append(self._reconcile_at[0][0])
-        times += [at for at in (self._retry_at, self._visible_by) if now < at]
+        # What is due already waits for one of the others: the connection, or being visible.
+        due = [at for at, _ in self._reconcile_at[:1]]
+        times += [at for at in (self._retry_at, self._visible_by, *due) if now < at]
         self._runtime.wait(max(min(times) - now, 0.0))
 
     def _finished(self) -> bool:

@@ -6,8 +6,10 @@ can't know then whether the server has committed; it must neither lose the jobs 
 
 from __future__ import annotations
 
+import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,6 +35,12 @@ def end(process: WorkerProcess) -> None:
     """Let the worker leave, so that all its events are told."""
     process.signal(signal.SIGTERM)
     assert process.wait() == 0, process.log
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used, also in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def handed_back(fleet: Fleet) -> int:
@@ -73,6 +81,25 @@ def test_jobs_of_a_claim_without_an_answer_start_once(
     starts = [line for lines in fleet.journal.starts().values() for line in lines]
     assert [(line["attempt"], line["crashes"]) for line in starts] == [(1, 0)] * len(ids)
     assert fleet.journal.count("completed") == len(ids)
+
+
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_an_outage_that_met_a_claim_is_waited_for_at_rest(fleet: Fleet, proxy: Proxy) -> None:
+    """There is something to look up as soon as the server is back, and nothing to do until then."""
+    process = fleet.start(url=proxy.url)
+    proxy.refuse()  # a claim finds its connection lost, and can't know whether it was committed
+    wait_until(lambda: proxy.refusals >= 3, 15, what="the worker's attempts to connect")
+    before = cpu_seconds(process.pid)
+    began, tries = time.monotonic(), proxy.refusals
+    wait_until(lambda: proxy.refusals >= tries + 12, 60, what="further attempts")
+    took, used = time.monotonic() - began, cpu_seconds(process.pid) - before
+    proxy.pass_on()
+    enqueue(fleet.engine, fleet.app.quick)
+    fleet.wait_until_done(20)
+    end(process)
+
+    print(f"{used:.2f} s of the processor in {took:.2f} s")
+    assert used < 0.3 * took + 0.1
 
 
 @pytest.mark.parametrize("variant", ONE, ids=str)
