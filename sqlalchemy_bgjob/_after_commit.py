@@ -28,6 +28,13 @@ def after_commit(connection: Connection, call: Call) -> None:
     connection.info.setdefault(_WAITING, []).append(call)
 
 
+def others_listen(engine: Engine) -> bool:
+    """Whether anybody else wants to hear when transactions of this engine begin and commit."""
+    own = (_on_next_event, _on_commit)
+    listeners = (*engine.dispatch.begin, *engine.dispatch.commit)
+    return any(listener not in own for listener in listeners)
+
+
 def _listen(engine: Engine) -> None:
     target: Any
     for target, name, listener in (

@@ -7,11 +7,14 @@ it; where somebody listens, it does.
 """
 
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement, Executable
+
+from ._after_commit import others_listen
 
 if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
@@ -51,13 +54,13 @@ class Direct:
         if (names := self._compiled.positiontup) is not None:
             values = tuple(values[name] for name in names)
         driver: Any = connection.connection.dbapi_connection
-        if self._dialect.driver == "asyncpg":
-            return self._fetch_asyncpg(driver.driver_connection, values)
         kinds: Any = self._dialect.dbapi
-        cursor = driver.cursor()
         try:
-            cursor.execute(self._sql, values)
-            return list(cursor.fetchall())
+            if self._dialect.driver == "asyncpg" and _as_it_comes(driver):
+                return self._fetch_asyncpg(driver, values)
+            with closing(driver.cursor()) as cursor:
+                cursor.execute(self._sql, values)
+                return list(cursor.fetchall())
         except kinds.Error as error:
             raise DBAPIError.instance(
                 self._sql,
@@ -65,20 +68,28 @@ class Direct:
                 error,
                 kinds.Error,
                 hide_parameters=True,
-                connection_invalidated=self._dialect.is_disconnect(error, driver, cursor),
+                connection_invalidated=self._dialect.is_disconnect(error, driver, None),
                 dialect=self._dialect,
             ) from error
-        finally:
-            cursor.close()
 
     def _fetch_asyncpg(self, driver: Any, values: tuple[Any, ...]) -> list[Any]:
         try:
-            return list(self._await(driver.fetch(self._sql, *values)))
-        except Exception as error:  # the driver's own, which SQLAlchemy has no classes for
-            lost = driver.is_closed()
-            raise DBAPIError(
-                self._sql, None, error, hide_parameters=True, connection_invalidated=lost
-            ) from error
+            return list(self._await(driver.driver_connection.fetch(self._sql, *values)))
+        except Exception as error:
+            # As its cursor does. In asyncpg's own words it might tell what is in the row.
+            driver._handle_exception(error)  # noqa: SLF001
+            raise
+
+
+def _as_it_comes(driver: Any) -> bool:
+    """Whether asyncpg keeps what it has prepared, under names of its own.
+
+    Who has told SQLAlchemy otherwise has a reason to, such as a pooler.
+    """
+    name = getattr(driver, "_prepared_statement_name_func", None)
+    own = getattr(driver, "_default_name_func", None)
+    keeps = getattr(driver.driver_connection, "_stmt_cache_enabled", False)
+    return keeps is True and name is not None and name is own
 
 
 def may_commit_each(connection: Connection) -> bool:
@@ -100,7 +111,7 @@ def direct(statement: Executable, connection: Connection, await_: Await) -> Dire
     do workers pass over each other's rows.
     """
     engine = connection.engine
-    listened = any(getattr(engine.dispatch, name) for name in _EVENTS)
+    listened = any(getattr(engine.dispatch, name) for name in _EVENTS) or others_listen(engine)
     translated = engine.get_execution_options().get("schema_translate_map")
     plain = engine.dialect.driver in _DRIVERS and not (engine.echo or listened or translated)
     if (

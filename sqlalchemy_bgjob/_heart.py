@@ -185,7 +185,7 @@ class Heart:
     def _write_beat(self, connection: Connection, worker_id: int) -> float | None:
         listener = self._listener
         gap = lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=listener)
-        self.visible = listener is not None
+        self.visible = gap is not None and listener is not None
         return gap
 
     def _register(self, connection: Connection) -> None:

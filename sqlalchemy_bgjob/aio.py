@@ -64,14 +64,15 @@ class AsyncRuntime:
 
     def wait(self, seconds: float) -> None:
         """Wait for wake(), at most so long; the event loop goes on."""
+        # An asyncio.Event and a timeout would do; but here each step delays a job. The bell is
+        # there before the look whether it rang: a signal handler may ring it in between.
+        self._bell = bell = self._loop.create_future()
         if self._woken:
             await_only(asyncio.sleep(0))  # never hog the loop, however often we are woken
         else:
-            # An asyncio.Event and a timeout would do; but here each step delays a job.
-            self._bell = self._loop.create_future()
             timer = self._loop.call_later(seconds, self._ring)
             try:
-                await_only(self._bell)
+                await_only(bell)
             finally:
                 timer.cancel()
         self._woken = False

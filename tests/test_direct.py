@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+import asyncpg
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._after_commit import after_commit
 from sqlalchemy_bgjob._direct import Direct, direct
 from sqlalchemy_bgjob._errors import lost_connection, sqlstate
 from sqlalchemy_bgjob._lanes import Position
@@ -116,7 +119,7 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
         claim = Direct(statements.claim_onward, engine, await_only)
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
         connection.execute(text("SET search_path = nowhere"))
-        with pytest.raises(DBAPIError) as wrong:
+        with pytest.raises(ProgrammingError) as wrong:
             claim.fetch(connection, GIVEN)
         assert sqlstate(wrong.value) == "42P01"
         assert not lost_connection(wrong.value)
@@ -149,6 +152,14 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
     watched = create_engine(engine.url)
     event.listen(watched, "before_cursor_execute", lambda *_: None)
     assert not usable(watched)
+    told = create_engine(engine.url)
+    with told.connect() as connection:
+        after_commit(connection, lambda: None)
+    assert usable(told), "nobody but this library listens"
+    for name in ("begin", "commit"):
+        roles = create_engine(engine.url)
+        event.listen(roles, name, lambda _: None)
+        assert not usable(roles)
     options = {"options": "-c default_transaction_isolation=serializable"}
     assert not usable(create_engine(engine.url, connect_args=options))
 
@@ -166,3 +177,37 @@ async def test_where_nothing_is_kept_prepared_sqlalchemy_runs_it_in_transactions
     await with_driver(engine, "asyncpg", look, POOLED["asyncpg"])
 
     assert found == [None]
+
+
+@pytest.mark.parametrize(
+    ("connect_args", "own"),
+    [
+        ({}, True),
+        ({"statement_cache_size": 0}, False),
+        ({"prepared_statement_name_func": lambda: f"mine_{uuid4()}"}, False),
+    ],
+    ids=["as it comes", "keeps nothing", "names of the user's"],
+)
+@pytest.mark.anyio
+async def test_asyncpg_itself_claims_only_where_it_prepares_as_it_likes(
+    engine: Engine,
+    statements: Statements,
+    monkeypatch: pytest.MonkeyPatch,
+    connect_args: dict[str, Any],
+    own: bool,
+) -> None:
+    fetch, fetched = asyncpg.Connection.fetch, []
+
+    async def noted(self: Any, sql: str, *values: Any) -> Any:
+        fetched.append(sql)
+        return await fetch(self, sql, *values)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", noted)
+
+    def claim(engine: Engine, connection: Connection) -> None:
+        fetched.clear()
+        assert Direct(statements.claim_onward, engine, await_only).fetch(connection, GIVEN) == []
+
+    await with_driver(engine, "asyncpg", claim, connect_args)
+
+    assert len(fetched) == own

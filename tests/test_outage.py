@@ -15,6 +15,7 @@ from sqlalchemy import Engine, make_url, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import enqueue
+from sqlalchemy_bgjob._dispatch import VISIBLE_WITHIN
 from sqlalchemy_bgjob._notify import REFUSALS
 from support import cli_app as app
 from support import wait_until, with_driver
@@ -203,7 +204,10 @@ def test_an_outage_fills_neither_the_log_nor_the_table_of_files(
 def test_a_worker_that_may_not_listen_says_so_once_and_polls(fleet: Fleet, proxy: Proxy) -> None:
     """As some poolers refuse it. It is tried a few times, then rarely; jobs start by polling."""
     proxy.replace('LISTEN "', 'LI5TEN "')
+    enqueue(fleet.engine, fleet.app.quick)
     process = fleet.start(url=proxy.url, wait=False, poll_interval=0.5)
+    wait_until(lambda: fleet.workers == 1, 20, what="its row")
+    fleet.wait_until_done(VISIBLE_WITHIN + 2)  # it does not wait for a listener for long
     wait_until(lambda: proxy.replacements >= REFUSALS, 20, what="attempts to listen")
     for n in range(3):
         enqueue(fleet.engine, fleet.app.quick, id=f"job-{n}")
