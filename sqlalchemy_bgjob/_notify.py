@@ -87,9 +87,13 @@ class Listener:
                 pause = AFTER_FAILED_TEST
                 try:
                     with engine.connect() as connection:
-                        if self._listen(engine, connection, backoff):
-                            pause = backoff.pause()
-                        connection.invalidate()  # a session that listens must not be used again
+                        try:
+                            if self._listen(engine, connection, backoff):
+                                pause = backoff.pause()
+                        finally:
+                            # A session that listens must not be used again, nor one that failed
+                            # to: it may listen to some of the channels.
+                            connection.invalidate()
                 except Exception as error:
                     refusals = refusals + 1 if _is_refusal(error) and not self.listening else 0
                     if refusals == REFUSALS:

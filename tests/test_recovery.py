@@ -118,8 +118,9 @@ def test_twenty_kills_with_fifty_running(fleet: Fleet, server: TestServer, way: 
         victim = fleet.start(**options)
         for n in range(20):
             killed = ids_of(f"kill-{n:02}", count)
+            before = len(fleet.started_by(victim))
             enqueue_many(fleet.engine, fleet.app.hold, [120.0] * count, ids=killed)
-            fleet.wait_for_starts(len(fleet.started_by(victim)) + count, victim)
+            fleet.wait_for_starts(before + count, victim)
             survivor = fleet.start(**options)
             at = time.monotonic()
             victim.kill()

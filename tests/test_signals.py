@@ -67,8 +67,10 @@ def signal_twice(command: Command, moment: float, gap: float, dice: random.Rando
             command.signal(number)
     second = time.monotonic()
     code = command.wait(30)
-    assert code in ENDS, command.stderr
-    importing = code == -signal.SIGINT and "cli.main(" not in command.stderr
+    # Python's own way to end so, before it has come to the command line.
+    starting = code == 1 and "Could not import runpy module" in command.stderr
+    assert code in ENDS or starting, command.stderr
+    importing = starting or (code == -signal.SIGINT and "cli.main(" not in command.stderr)
     assert importing or "Traceback" not in command.stderr, command.stderr
     took = time.monotonic() - second
     if took > WITHIN:
