@@ -124,6 +124,7 @@ class _Queue:
     by_wake: bool = False  # the claim that was sent last had been asked for
     in_vain: int = 0  # such claims in a row that found nothing
     cool_until: float = 0.0
+    refused_until: float = 0.0  # the database refuses all claims
     progress: bool = False  # a run has ended since the loop last claimed or started one
     waits: bool = False  # nothing was found: it wants to be notified
     notified: int = 0
@@ -134,7 +135,7 @@ class _Queue:
     @property
     def due_at(self) -> float:
         """When to look at the queue next."""
-        return min(self.poll_at, self.expected_at)
+        return max(min(self.poll_at, self.expected_at), self.refused_until)
 
     @property
     def moves_on(self) -> bool:
@@ -240,8 +241,10 @@ class Core:
             q.poll_at = q.soonest(now)
             return
         pause, q.pause = q.pause, min(q.pause * 2, self._settings.poll_interval)
-        if now < q.spared_until and q.in_vain < IN_VAIN:
-            pause = min(pause, SPARED_POLL)
+        if now < q.spared_until:
+            # Producers don't notify until then: what they add is found a moment later, not a poll.
+            left = q.spared_until - now
+            pause = min(pause, SPARED_POLL if q.in_vain < IN_VAIN else left)
         pause *= random.uniform(0.9, 1.0)  # workers that started together part company
         if due_in is not None:
             pause = min(pause, max(due_in, 0.0) + 0.001)
@@ -258,6 +261,14 @@ class Core:
                 q.count_notification(now)
                 q.lanes.ask(new=new)
                 q.poll_at = min(q.poll_at, q.soonest(now))
+
+    def refused(self, queue: str, until: float, now: float) -> None:
+        """The database refused a claim, and it was not for single rows: leave the queue alone.
+
+        What that claim was to look for is still to be looked for then.
+        """
+        self.wake(queue, now)
+        self._queues[queue].refused_until = until
 
     def expect(self, queue: str, at: float) -> None:
         """A job will be due at that time: look at the queue then, if not before."""
@@ -332,7 +343,7 @@ class Core:
             may_start: Whether the worker has beaten lately enough to start a job.
             may_claim: Whether the worker is registered and its connection is up.
         """
-        if may_claim and (back := self._to_hand_back(now)):
+        if may_claim and (back := self._to_hand_back(now, may_start=may_start)):
             return HandBack(tuple(back))
         # However much there is to claim or to start: what has ended is settled, and soon.
         if may_claim and (items := self._to_settle(now, self._settings.max_claim, SETTLED_IN)):
@@ -430,20 +441,22 @@ class Core:
         most = self._settings.max_claim * 2
         return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
 
-    def _to_hand_back(self, now: float) -> list[ClaimedJob]:
+    def _to_hand_back(self, now: float, *, may_start: bool) -> list[ClaimedJob]:
         back: list[ClaimedJob] = []
         for q in self._queues.values():
-            if not q.ready or not (self.draining or q.running >= q.slots):
+            full = q.running >= q.slots
+            if not q.ready or not (self.draining or full or not may_start):
                 continue
             since, job = q.ready[0]
             # A job that may take the worker down with it must not drag others along, so it is
             # not held: whoever has a free slot may have it. Such jobs stand in front.
-            if not self.draining and not job.careful and now < since + self._settings.hold_timeout:
+            at_once = job.careful and full
+            if not self.draining and not at_once and now < since + self._settings.hold_timeout:
                 continue
             keep: deque[tuple[float, ClaimedJob]] = deque()
             for since, job in q.ready:
                 held_too_long = now >= since + self._settings.hold_timeout
-                if self.draining or held_too_long or job.careful:
+                if self.draining or held_too_long or (job.careful and full):
                     back.append(job)
                 else:
                     keep.append((since, job))

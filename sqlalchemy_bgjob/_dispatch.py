@@ -34,7 +34,14 @@ from ._core import (
     settle_again_after,
 )
 from ._direct import Direct, direct
-from ._errors import describe, lost_connection, note_advice, refused_connection, sqlstate
+from ._errors import (
+    describe,
+    lost_connection,
+    note_advice,
+    refused_connection,
+    refuses_a_row,
+    sqlstate,
+)
 from ._execution import Attempt, Environment, Run, job_info
 from ._health import Health
 from ._heart import Heart
@@ -56,6 +63,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 VISIBLE_WITHIN: Final = 1.0
 """Seconds that the first claim waits until the listener works, by which others see that a process
 has ended; behind a pooler it never does."""
+RECONCILE_AGAIN: Final = 10.0
+"""Seconds until that is tried again, where the database has refused it."""
 REFUSAL_LASTS: Final = 60.0
 """Seconds for which a row that could not be claimed is left aside."""
 RECONCILE_AFTER: Final = (0.0, 2.0, 10.0)
@@ -96,6 +105,7 @@ class Dispatcher:
         self._backoff = Backoff()
         self._retry_at = 0.0
         self._start_backoff = Backoff()
+        self._claim_backoffs: dict[str, Backoff] = {}
         self._start_at = 0.0
         self._visible_by = 0.0
         self._disconnected_at = float("-inf")
@@ -361,6 +371,11 @@ class Dispatcher:
         self._report(error)
         why = describe(error).splitlines()[0]
         logger.log(self._backoff.level, "worker interrupted: %s", why)
+        self._drop_control()
+        self._disconnected_at = now = time.monotonic()
+        self._retry_at = now + self._backoff.pause()
+
+    def _drop_control(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
@@ -369,8 +384,6 @@ class Dispatcher:
                 connection.close()
             except Exception as second:
                 logger.debug("closing a lost connection: %s", describe(second).splitlines()[0])
-        self._disconnected_at = now = time.monotonic()
-        self._retry_at = now + self._backoff.pause()
 
     def _reconcile_soon(self, worker_id: int) -> None:
         now = time.monotonic()
@@ -388,9 +401,20 @@ class Dispatcher:
             self._runtime.wake()
 
     def _reconcile(self) -> None:
-        """Hand back what a claim without an answer may have given us."""
+        """Hand back what a claim without an answer may have given us.
+
+        Nothing waits for it but the next one: as long as it fails, the worker works on.
+        """
         entry = self._reconcile_at[0]
-        count = self._hand_back_unknown(self._control(), entry[1])
+        try:
+            count = self._hand_back_unknown(self._control(), entry[1])
+        except Exception as error:
+            if not lost_connection(error):
+                again = time.monotonic() + RECONCILE_AGAIN, entry[1]
+                with self._lock:
+                    others = [other for other in self._reconcile_at if other[1] != entry[1]]
+                    self._reconcile_at = sorted([*others, again])
+            raise
         with self._lock:
             if entry in self._reconcile_at:
                 self._reconcile_at.remove(entry)
@@ -439,7 +463,11 @@ class Dispatcher:
                 if self._rests:  # it may be committed, and hold what the driver can't read
                     connection = self._control()
                     self._hand_back_unknown(connection, worker_id)
-                jobs = self._claim_one_by_one(connection, step, worker_id, skip, error)
+                found = self._claim_one_by_one(connection, step, worker_id, skip, error)
+                if found is None:
+                    return
+                jobs = found
+            self._claim_backoffs.pop(step.queue, None)
             self._take(step, worker_id, jobs, due_in, last)
         except BaseException:
             self._reconcile_soon(worker_id)
@@ -489,19 +517,32 @@ class Dispatcher:
         worker_id: int,
         skip: list[str],
         error: Exception,
-    ) -> list[ClaimedJob]:
-        """Find the rows that refuse to be claimed, and leave them aside for a while."""
-        with connection.begin():
-            jobs, refused = lifecycle.claim_one_by_one(
-                connection,
-                self._statements,
-                queue=step.queue,
-                limit=step.limit,
-                worker_id=worker_id,
-                skip=skip,
-            )
+    ) -> list[ClaimedJob] | None:
+        """Find the rows that refuse to be claimed, and leave them aside for a while.
+
+        None if it is not a matter of single rows: then all of the queue is left alone for a moment,
+        and no other queue is the worse for it.
+        """
+        try:
+            with connection.begin():
+                jobs, refused = lifecycle.claim_one_by_one(
+                    connection,
+                    self._statements,
+                    queue=step.queue,
+                    limit=step.limit,
+                    worker_id=worker_id,
+                    skip=skip,
+                )
+        except Exception as second:
+            if lost_connection(second):
+                raise
+            self._leave_alone(step.queue, second)
+            return None
         if not jobs:
-            raise error  # not a matter of single rows, or nobody is kept waiting
+            refused = {id: reason for id, reason in refused.items() if refuses_a_row(reason)}
+        if not jobs and not refused:
+            self._leave_alone(step.queue, error)
+            return None
         until = time.monotonic() + REFUSAL_LASTS
         for id, reason in refused.items():
             self._refused[step.queue, id] = until
@@ -509,6 +550,17 @@ class Dispatcher:
             summary = describe(reason).splitlines()[0]
             logger.warning("job %s can't be claimed, its neighbours are: %s", id, summary)
         return jobs
+
+    def _leave_alone(self, queue: str, error: Exception) -> None:
+        """Claim nothing from a queue for longer and longer, while the database refuses that."""
+        backoff = self._claim_backoffs.setdefault(queue, Backoff())
+        why = describe(error).splitlines()[0]
+        logger.log(backoff.level, "queue %r can't be claimed from: %s", queue, why)
+        self._report(error)
+        self._drop_control()  # it may be the session's fault
+        now = time.monotonic()
+        with self._lock:
+            self._core.refused(queue, now + backoff.pause(), now)
 
     def _refusing(self, queue: str) -> list[str]:
         """The rows of a queue that refused to be claimed lately."""
@@ -545,6 +597,11 @@ class Dispatcher:
                 listening=self._listener.listening,
                 last=last,
             )
+        # Not in the lock: a log that nobody reads must not keep a signal from ending the worker.
+        news = {job.type for job in jobs if job.handler is None and job.unknown_for is None}
+        for type in sorted(news):
+            if self._registry.find(type, step.queue) is None:
+                logger.warning("no handler for job type %r in queue %r", type, step.queue)
 
     def _admit(self, job: ClaimedJob) -> bool:
         """Whether a claimed job is to be run; otherwise its settlement is on its way."""
@@ -553,8 +610,6 @@ class Dispatcher:
             settlement = unknown_type(
                 job.type, job.unknown_for or 0.0, self._settings.unknown_type_grace
             )
-            if job.unknown_for is None:
-                logger.warning("no handler for job type %r in queue %r", job.type, job.queue)
             self._core.settle(Pending(job, settlement), 0.0)
             return False
         limit = handler.options.max_attempts

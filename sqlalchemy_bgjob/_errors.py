@@ -44,6 +44,16 @@ def lost_connection(error: BaseException) -> bool:
     return code is not None and (code[:2] == "08" or code in _UNAVAILABLE)
 
 
+def refuses_a_row(error: BaseException) -> bool:
+    """Whether a statement failed for what is in a row, whatever becomes of the others.
+
+    By the server: a value that can't be had (class 22), a constraint (23); or by the driver, which
+    could not read it.
+    """
+    code = sqlstate(error)
+    return code[:2] in ("22", "23") if code is not None else not lost_connection(error)
+
+
 _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
 
 

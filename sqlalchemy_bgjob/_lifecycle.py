@@ -36,6 +36,9 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 PLANS_LAST: Final = 1.0
 """Seconds for which a session of a worker keeps its plans."""
 
+REFUSING: Final = 100
+"""How many rows that refuse to be claimed are passed over in one claim."""
+
 
 @dataclass(slots=True, eq=False)
 class ClaimedJob:
@@ -153,12 +156,13 @@ def claim_one_by_one(
     """As :func:`claim`, when that was refused: what can be claimed, and the ids that refuse.
 
     A row may refuse an UPDATE (a check that was added NOT VALID), or hold what the driver can't
-    read. Its neighbours are none the worse for it. The caller commits.
+    read. Its neighbours are none the worse for it, also where it stands at the head of a queue of
+    which only one job is claimed at a time. The caller commits.
 
     Raises:
-        DBAPIError: The connection was lost.
+        DBAPIError: The connection was lost, or the rows could not even be read.
     """
-    given = {"queue": queue, "limit": limit, "skip": list(skip)}
+    given = {"queue": queue, "limit": limit + REFUSING, "skip": list(skip)}
     jobs: list[ClaimedJob] = []
     refused: dict[str, Exception] = {}
     for id in _run(connection, statements.due_ids, **given).scalars().all():
@@ -173,6 +177,8 @@ def claim_one_by_one(
                 raise
             savepoint.rollback()
             refused[id] = error
+        if len(jobs) == limit:
+            break
     return jobs, refused
 
 
@@ -416,7 +422,7 @@ def _hand_back_others(
     jobs = [job for job in known if job.worker_id == worker_id]
     ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
     given = {"worker": worker_id, "ids": ids, "leases": leases}
-    return list(_run(connection, statements.hand_back_others, **given).scalars())
+    return _give_back(connection, statements.hand_back_others, **given)
 
 
 def beat(

@@ -11,6 +11,7 @@ named parameters, and hands it out. The threaded and the asyncio worker therefor
 * A hot statement touches one queue only.
 """
 
+from collections.abc import Mapping
 from functools import cache, cached_property
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -652,7 +653,7 @@ class Statements:
         return select(cast(func.pg_xact_status(xid), Text))
 
     @cached_property
-    def hand_back_others(self) -> Executable:
+    def hand_back_others(self) -> "GiveBack":
         """Queue again, attempt unspent, all that a worker has claimed but for the jobs it knows of.
 
         By lease too: it may know of an earlier claim of the same job. Reads the whole table: for
@@ -666,23 +667,9 @@ class Statements:
             .where(given.c.ids == held.c.id, given.c.leases == held.c.lease)
             .exists()
         )
-        locked: Select[Any] = (
-            select(literal_column("held.ctid"))
-            .select_from(held)
-            .where(held.c.claimed_by == _given("worker", BigInteger), not_(known))
-            .with_for_update(of=held, skip_locked=True, key_share=True)
-        )
-        return (
-            update(job)
-            .where(_at(locked))
-            .values(
-                claimed_by=None,
-                lease=job.c.lease + 1,
-                attempt=func.greatest(job.c.attempt - 1, 0),
-                updated_at=func.now(),
-            )
-            .returning(job.c.queue)
-        )
+        mine = and_(held.c.claimed_by == _given("worker", BigInteger), not_(known))
+        unspent = func.greatest(job.c.attempt - 1, 0)
+        return self._give_back(held, mine, {"attempt": unspent})
 
     # ---- operate ---------------------------------------------------------------------------
 
@@ -984,35 +971,55 @@ class Statements:
 
     @cached_property
     def mark_lost(self) -> Executable:
-        """Parameter: worker."""
+        """It waits for nothing any more, either. Parameter: worker."""
         worker = self._worker
         return (
             update(worker)
             .where(worker.c.id == _given("worker", BigInteger), worker.c.lost_at.is_(None))
-            .values(lost_at=func.clock_timestamp())
+            .values(lost_at=func.clock_timestamp(), waits_for=literal([], JSONB))
         )
 
     @cached_property
     def give_back(self) -> "GiveBack":
         """Queue a lost worker's jobs again; returns the queue of each. Parameter: worker."""
         held = self._job.alias("held")
-        return self._give_back(held, held.c.claimed_by == _given("worker", BigInteger))
+        return self._rescue(held, held.c.claimed_by == _given("worker", BigInteger))
 
     @cached_property
     def give_back_orphans(self) -> "GiveBack":
         """Queue jobs again whose claim names no worker that exists; returns the queue of each."""
         held = self._job.alias("held")
         known = select(self._worker.c.id).where(self._worker.c.id == held.c.claimed_by).exists()
-        return self._give_back(held, and_(held.c.claimed_by.is_not(None), not_(known)))
+        return self._rescue(held, and_(held.c.claimed_by.is_not(None), not_(known)))
 
-    def _give_back(self, held: Any, condition: ColumnElement[bool]) -> "GiveBack":
+    def _rescue(self, held: Any, condition: ColumnElement[bool]) -> "GiveBack":
+        job = self._job
+        # The first time at once; then after a random wait, so that the jobs of one crash part
+        # company, and the one that kills its workers is soon alone with the blame.
+        # The inner LEAST keeps the power from overflowing.
+        longest = func.least(60, func.power(2, func.least(job.c.crashes, 10)))
+        wait = func.random() * longest * _SECOND
+        values = {
+            "crashes": job.c.crashes + 1,
+            "next_run_at": case(
+                (job.c.crashes > 0, func.clock_timestamp() + wait), else_=job.c.next_run_at
+            ),
+            "last_error": literal(describe(WorkerLost()), Text),
+        }
+        return self._give_back(held, condition, values)
+
+    def _give_back(
+        self, held: Any, condition: ColumnElement[bool], values: Mapping[str, Any]
+    ) -> "GiveBack":
         return GiveBack(
-            together=self._rescue(held, condition),
+            together=self._queue_again(held, condition, values),
             ids=select(held.c.id).where(condition),
-            one=self._rescue(held, and_(condition, held.c.id == _given("id", Text))),
+            one=self._queue_again(held, and_(condition, held.c.id == _given("id", Text)), values),
         )
 
-    def _rescue(self, held: Any, condition: ColumnElement[bool]) -> Executable:
+    def _queue_again(
+        self, held: Any, condition: ColumnElement[bool], values: Mapping[str, Any]
+    ) -> Executable:
         job = self._job
         locked: Select[Any] = (
             select(literal_column("held.ctid"))
@@ -1020,24 +1027,10 @@ class Statements:
             .where(condition)
             .with_for_update(of=held, skip_locked=True, key_share=True)
         )
-        # The first time at once; then after a random wait, so that the jobs of one crash part
-        # company, and the one that kills its workers is soon alone with the blame.
-        # The inner LEAST keeps the power from overflowing.
-        longest = func.least(60, func.power(2, func.least(job.c.crashes, 10)))
-        wait = func.random() * longest * _SECOND
         return (
             update(job)
             .where(_at(locked))
-            .values(
-                claimed_by=None,
-                lease=job.c.lease + 1,
-                crashes=job.c.crashes + 1,
-                next_run_at=case(
-                    (job.c.crashes > 0, func.clock_timestamp() + wait), else_=job.c.next_run_at
-                ),
-                last_error=literal(describe(WorkerLost()), Text),
-                updated_at=func.now(),
-            )
+            .values(claimed_by=None, lease=job.c.lease + 1, updated_at=func.now(), **values)
             .returning(job.c.queue)
         )
 

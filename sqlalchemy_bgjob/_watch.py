@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
-_ORPHAN_SHARE: Final = 100
-"""The search for orphans reads the table: it takes at most this part of a worker's time."""
+_READING_SHARE: Final = 100
+"""What reads the table of jobs takes at most this part of a worker's time."""
 
 
 class Watch:
@@ -96,6 +96,7 @@ class Watch:
         begun = time.monotonic()
         next_look = begun
         next_sweep = begun + settings.rescue_interval * random.random()
+        next_rest = next_sweep
         next_orphans = begun + settings.orphan_interval * random.random()
         next_sample = begun + settings.health_interval * random.random()
         self._seen = {}
@@ -110,18 +111,24 @@ class Watch:
                 next_look = now + settings.death_check_interval
             if now >= next_sweep:
                 self._guarded(self._look_for_silent, connection)
-                self._guarded(self._look_for_rest, connection)
                 next_sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
+            if now >= next_rest:
+                # A row that can't be given back makes each of these read the table.
+                begun = time.monotonic()
+                self._guarded(self._look_for_rest, connection)
+                took = time.monotonic() - begun
+                pause = max(settings.rescue_interval, took * _READING_SHARE)
+                next_rest = now + pause * random.uniform(0.9, 1.0)
             if now >= next_orphans:
                 self._guarded(self._look_for_orphans, connection)
                 took = time.monotonic() - now
-                pause = max(settings.orphan_interval, took * _ORPHAN_SHARE)
+                pause = max(settings.orphan_interval, took * _READING_SHARE)
                 next_orphans = now + pause * random.uniform(0.9, 1.1)
             if now >= next_sample:
                 self._guarded(self._sample_health, connection)
                 next_sample = now + settings.health_interval
             backoff.reset()
-            next_turn = min(next_look, next_sweep, next_orphans, next_sample)
+            next_turn = min(next_look, next_sweep, next_rest, next_orphans, next_sample)
             self._stopping.wait(max(next_turn - time.monotonic(), 0.0))
 
     def _guarded(self, sweep: Callable[[Connection], None], connection: Connection) -> None:

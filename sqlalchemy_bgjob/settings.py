@@ -38,7 +38,7 @@ class WorkerSettings:
     death_check_interval: float = 1.0
     """How often each worker looks for ended processes by their database session."""
     orphan_interval: float = 60.0
-    """How often, over all workers, jobs whose claim names no known worker are looked for."""
+    """How often each worker looks for jobs whose claim names no known worker."""
     health_interval: float = 60.0
     """How often one of the workers looks for what keeps the server from cleaning up."""
     poll_interval: float = 1.0

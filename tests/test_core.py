@@ -495,6 +495,35 @@ def test_producers_that_notify_often_are_spared_it_for_a_second() -> None:
     assert step(idle, last + SPARED) == Announce(("q",))
 
 
+def test_after_many_notifications_in_vain_it_asks_again_when_producers_are_spared_no_more() -> None:
+    """Or it would neither be told nor look before a whole poll interval has passed."""
+    idle = core(2, poll_interval=60.0)
+    caught_up(idle)
+
+    def in_vain(now: float) -> None:
+        idle.claim_sent("q", now, from_head=True)
+        idle.looked("q", [0], 0.0, now)
+        idle.polled("q", 2, 0, None, now, listening=True)
+
+    for n in range(MANY):
+        idle.wake("q", NOW + n / 1_000, new=True)
+        in_vain(NOW + n / 1_000)
+    last = NOW + (MANY - 1) / 1_000
+    assert step(idle, last) == Announce(())
+    idle.announced(())
+
+    now = last
+    while not isinstance(following := step(idle, now), Announce):
+        if isinstance(following, Claim):
+            in_vain(now)
+        else:
+            assert isinstance(following, Wait)
+            now += following.seconds
+
+    assert following == Announce(("q",))
+    assert now <= last + SPARED + COOL_DOWN
+
+
 def test_fewer_notifications_go_on() -> None:
     idle = core(2)
     caught_up(idle)
@@ -615,6 +644,35 @@ def test_a_job_that_is_not_started_within_a_second_is_handed_back() -> None:
     assert isinstance(back, HandBack)
     assert [one.id for one in back.jobs] == [f"job-{n}" for n in range(1, 10)]
     assert quick.ready() == []
+
+
+def test_jobs_that_may_not_be_started_go_to_those_who_may() -> None:
+    """No thread can be made, or the heart can't reach the database: slots are free all the same."""
+    stopped = core(3)
+    claim_all(stopped, [*jobs(2), job("careful", careful=True)])
+
+    for at in (0.0, 0.99):
+        assert isinstance(stopped.next_step(NOW + at, may_start=False, may_claim=True), Wait)
+    back = stopped.next_step(NOW + 1.0, may_start=False, may_claim=True)
+
+    assert isinstance(back, HandBack)
+    assert sorted(one.id for one in back.jobs) == ["careful", "job-0", "job-1"]
+
+
+def test_a_queue_that_refuses_is_left_alone_and_then_looked_at() -> None:
+    two = Core({"a": 1, "b": 1}, WorkerSettings())
+    two.refused("a", NOW + 5.0, NOW)
+    claimed = set()
+    for _ in range(4):
+        following = step(two)
+        assert isinstance(following, Claim)
+        two.polled(following.queue, 1, 1, None, NOW, listening=False)
+        claimed.add(following.queue)
+    assert claimed == {"b"}
+
+    two.wake("a", NOW + 1.0)
+    assert {step(two, NOW + 4.9).queue for _ in range(2)} == {"b"}
+    assert "a" in {step(two, NOW + 5.0).queue for _ in range(2)}
 
 
 def test_what_was_handed_back_is_not_claimed_ahead_again_before_a_run_ends() -> None:

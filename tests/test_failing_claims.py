@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -9,13 +11,13 @@ import pytest
 from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import DeclarativeBase
 
-from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue
+from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, _lifecycle, enqueue
 from sqlalchemy_bgjob._errors import sqlstate
 from sqlalchemy_bgjob._process import LogObserver
 from support import wait_until
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine
 
 
 class Errors(Observer):
@@ -28,6 +30,19 @@ class Errors(Observer):
     def worker_error(self, error: BaseException) -> None:
         self.at.append(time.monotonic())
         self.states.append(sqlstate(error))
+
+
+def refuse_claims(engine: Engine, queue: str) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"""
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+                AS 'BEGIN RAISE EXCEPTION ''refused''; END';
+            CREATE TRIGGER refuse BEFORE UPDATE ON bgjob_job FOR EACH ROW
+                WHEN (new.claimed_by IS NOT NULL AND new.queue = '{queue}')
+                EXECUTE FUNCTION refuse();
+            """
+        )
 
 
 def test_claims_that_fail_again_and_again_are_tried_ever_more_rarely(engine: Engine) -> None:
@@ -45,17 +60,7 @@ def test_claims_that_fail_again_and_again_are_tried_ever_more_rarely(engine: Eng
 
     Base.metadata.create_all(engine)
     job = enqueue(engine, note)
-    with engine.begin() as connection:
-        connection.execute(
-            text(
-                """
-                CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
-                    AS 'BEGIN RAISE EXCEPTION ''refused''; END';
-                CREATE TRIGGER refuse BEFORE UPDATE ON bgjob_job
-                    FOR EACH ROW WHEN (new.claimed_by IS NOT NULL) EXECUTE FUNCTION refuse();
-                """
-            )
-        )
+    refuse_claims(engine, "default")
     errors = Errors()
 
     with Worker(jobs, engine, observers=[errors]):
@@ -66,6 +71,64 @@ def test_claims_that_fail_again_and_again_are_tried_ever_more_rarely(engine: Eng
 
     # 50 ms that double, each cut by up to a half.
     assert errors.at[6] - errors.at[0] >= 0.5 * 0.05 * (2**6 - 1)
+
+
+def test_a_queue_whose_claims_are_refused_disturbs_no_other(engine: Engine) -> None:
+    """It is tried ever more rarely although the other one goes on, and that one does not wait."""
+    jobs = BGJob(MetaData())
+    done: list[str] = []
+
+    @jobs.handler("note", session=False)
+    def note(ctx: Context) -> None:
+        done.append(ctx.job.id)
+
+    jobs.metadata.create_all(engine)
+    enqueue(engine, note, queue="bad")
+    refuse_claims(engine, "bad")
+    errors = Errors()
+    slowest = 0.0
+    with Worker(jobs, engine, queues={"bad": 1, "good": 1}, observers=[errors]):
+        wait_until(lambda: errors.at, what="the first refusal")
+        for n in range(1, 40):
+            began = time.monotonic()
+            enqueue(engine, note, queue="good")
+            wait_until(lambda n=n: len(done) == n, 10, what="the next job of the other queue")
+            slowest = max(slowest, time.monotonic() - began)
+            wait_until(lambda began=began: time.monotonic() >= began + 0.05)
+        took = time.monotonic() - errors.at[0]
+
+    print(f"{len(errors.at)} refusals in {took:.1f} s, the slowest pick-up {slowest * 1000:.0f} ms")
+    assert errors.states == ["P0001"] * len(errors.at)
+    assert len(errors.at) <= 8, "50 ms that double, each cut by up to a half"
+
+
+def test_what_can_not_be_handed_back_keeps_no_job_waiting(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that looks for jobs of its own that it does not know reads the whole table."""
+    jobs = BGJob(MetaData())
+    done: list[str] = []
+
+    @jobs.handler("note", session=False)
+    def note(ctx: Context) -> None:
+        done.append(ctx.job.id)
+
+    jobs.metadata.create_all(engine)
+
+    def refused(connection: Connection, *_: object, **__: object) -> int:
+        with connection.begin():
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 1")
+            connection.exec_driver_sql("SELECT pg_sleep(10)")
+        return 0
+
+    monkeypatch.setattr(_lifecycle, "hand_back_others", refused)
+    errors = Errors()
+    with Worker(jobs, engine, observers=[errors], orphan_interval=0.2):
+        wait_until(lambda: "57014" in errors.states, what="a look that was refused")
+        for n in range(1, 6):
+            enqueue(engine, note)
+            wait_until(lambda n=n: len(done) == n, 5, what="a job after it")
+        assert all(state == "57014" for state in errors.states)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +188,33 @@ def test_tables_that_break_under_a_worker_are_told_of_until_they_are_mended(
     assert len(errors.at) < 100
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert any(told in warning for warning in warnings)
+
+
+def test_a_log_that_nobody_reads_keeps_no_signal_from_the_worker(engine: Engine) -> None:
+    """A worker of an older release logs of each new type of job that it does not know."""
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    blocked, read = threading.Event(), threading.Event()
+
+    class Full(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "no handler for job type" in record.getMessage():
+                blocked.set()
+                read.wait(30)
+
+    pipe = Full()
+    logger = logging.getLogger("sqlalchemy_bgjob")
+    logger.addHandler(pipe)
+    try:
+        jobs.enqueue(engine, "unknown", None, queue="default")
+        with Worker(jobs, engine, queues={"default": 1}) as worker:
+            assert blocked.wait(20)
+            stopping = threading.Thread(target=worker.request_stop, daemon=True)
+            stopping.start()
+            stopping.join(5)
+            returned = not stopping.is_alive()
+            read.set()
+        assert returned, "it waits for the one who logs"
+    finally:
+        read.set()
+        logger.removeHandler(pipe)

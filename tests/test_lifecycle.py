@@ -419,6 +419,23 @@ def test_handing_back_waits_for_no_lock_and_does_the_rest_later(queue: Queue) ->
     assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 0
 
 
+def test_a_row_that_can_not_be_handed_back_keeps_no_other(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue.claim("a", "refuses", "z")
+    queue.connection.execute(
+        text("ALTER TABLE bgjob_job ADD CHECK (id <> 'refuses' OR claimed_by IS NOT NULL)")
+    )
+    queue.connection.commit()
+
+    given: dict[str, Any] = {"worker_id": ME, "known": []}
+    assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 2
+
+    held = [id for id, row in rows(queue.connection).items() if row.claimed_by is not None]
+    assert held == ["refuses"]
+    assert "job refuses can't be given back" in caplog.text
+
+
 def test_unregister_gives_back_what_is_left(queue: Queue) -> None:
     lifecycle.register(
         queue.connection,

@@ -103,6 +103,24 @@ def test_a_row_that_refuses_to_be_claimed_is_left_aside(engine, app):
 
 
 @pytest.mark.core
+def test_rows_that_refuse_at_the_head_keep_nobody_waiting(engine, app):
+    """As many as there are slots, and more: the next job gets through."""
+    refusing, good = [f"refuses-{n}" for n in range(3)], [f"good-{n}" for n in range(5)]
+    enqueue_many(engine, app.noop, [None] * 3, ids=refusing, priority=7)
+    refuse_updates(engine)
+    events = Counter()
+
+    with Worker(app.jobs, engine, queues={"default": 1}, observers=[events]):
+        wait_until(lambda: len(events.errors) >= 3, what="each was tried, and told of")
+        enqueue_many(engine, app.noop, [None] * 5, ids=good, priority=8)
+        wait_until(lambda: len(events.completed) == 5, 5, what="the others")
+
+    assert sorted(events.completed) == good
+    assert left(engine, app) == set(refusing)
+    assert len(events.errors) == 3, "for a minute they are not tried again"
+
+
+@pytest.mark.core
 def test_an_unreadable_row_that_wakes_an_idle_worker_goes_back_unspent(engine, app):
     """The claim of a worker that waits commits by itself, before anybody has read its rows."""
     events = Counter()
