@@ -63,8 +63,10 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 VISIBLE_WITHIN: Final = 1.0
 """Seconds that the first claim waits until the listener works, by which others see that a process
 has ended; behind a pooler it never does."""
+LOST_AGAIN: Final = 2.0
 RECONCILE_AGAIN: Final = 10.0
-"""Seconds until that is tried again, where the database has refused it."""
+"""Seconds until unknown claims are looked for again, when the database has refused to; the first
+one, when the connection was lost meanwhile."""
 REFUSAL_LASTS: Final = 60.0
 """Seconds for which a row that could not be claimed is left aside."""
 RECONCILE_AFTER: Final = (0.0, 2.0, 10.0)
@@ -406,14 +408,16 @@ class Dispatcher:
         Nothing waits for it but the next one: as long as it fails, the worker works on.
         """
         entry = self._reconcile_at[0]
+        connection, begun = self._control(), time.monotonic()
         try:
-            count = self._hand_back_unknown(self._control(), entry[1])
+            count = self._hand_back_unknown(connection, entry[1])
         except Exception as error:
-            if not lost_connection(error):
-                again = time.monotonic() + RECONCILE_AGAIN, entry[1]
-                with self._lock:
-                    others = [other for other in self._reconcile_at if other[1] != entry[1]]
-                    self._reconcile_at = sorted([*others, again])
+            now = time.monotonic()
+            pause = LOST_AGAIN if lost_connection(error) else RECONCILE_AGAIN
+            again = now + max(pause, (now - begun) * 10), entry[1]
+            with self._lock:
+                others = [other for other in self._reconcile_at if other[1] != entry[1]]
+                self._reconcile_at = sorted([*others, again])
             raise
         with self._lock:
             if entry in self._reconcile_at:
@@ -557,7 +561,8 @@ class Dispatcher:
         why = describe(error).splitlines()[0]
         logger.log(backoff.level, "queue %r can't be claimed from: %s", queue, why)
         self._report(error)
-        self._drop_control()  # it may be the session's fault
+        if backoff.is_first:
+            self._drop_control()  # it may be the session's fault
         now = time.monotonic()
         with self._lock:
             self._core.refused(queue, now + backoff.pause(), now)
@@ -598,10 +603,9 @@ class Dispatcher:
                 last=last,
             )
         # Not in the lock: a log that nobody reads must not keep a signal from ending the worker.
-        news = {job.type for job in jobs if job.handler is None and job.unknown_for is None}
-        for type in sorted(news):
-            if self._registry.find(type, step.queue) is None:
-                logger.warning("no handler for job type %r in queue %r", type, step.queue)
+        left = (job for job in jobs if job.handler is None and job.unknown_for is None)
+        for type in sorted({job.type for job in left if self._find(job) is None}):
+            logger.warning("no handler for job type %r in queue %r", type, step.queue)
 
     def _admit(self, job: ClaimedJob) -> bool:
         """Whether a claimed job is to be run; otherwise its settlement is on its way."""

@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from sqlalchemy.exc import DBAPIError, OperationalError, PendingRollbackError, StatementError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    StatementError,
+)
 
 from .settings import MAX_ERROR_LENGTH
 
@@ -51,7 +57,14 @@ def refuses_a_row(error: BaseException) -> bool:
     could not read it.
     """
     code = sqlstate(error)
-    return code[:2] in ("22", "23") if code is not None else not lost_connection(error)
+    if code is not None:
+        return code[:2] in ("22", "23")
+    return not (lost_connection(error) or isinstance(error, InterfaceError | MemoryError))
+
+
+def ran_out_of_time(error: BaseException) -> bool:
+    """Whether a statement was given up by statement_timeout or lock_timeout, or by somebody."""
+    return sqlstate(error) in ("57014", "55P03")
 
 
 _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Executable, Result
 from sqlalchemy.exc import DBAPIError
 
 from ._direct import Direct
-from ._errors import describe, lost_connection
+from ._errors import describe, lost_connection, ran_out_of_time, refuses_a_row
 from ._health import Health, look
 from ._ids import new_id
 from ._lanes import Position
@@ -38,6 +38,10 @@ PLANS_LAST: Final = 1.0
 
 REFUSING: Final = 100
 """How many rows that refuse to be claimed are passed over in one claim."""
+DOUBTFUL: Final = 10
+"""The same, where the refusal may be meant for all rows: a trigger, a privilege."""
+REFUSING_LASTS: Final = 0.5
+"""Seconds after which no further row is tried."""
 
 
 @dataclass(slots=True, eq=False)
@@ -165,6 +169,7 @@ def claim_one_by_one(
     given = {"queue": queue, "limit": limit + REFUSING, "skip": list(skip)}
     jobs: list[ClaimedJob] = []
     refused: dict[str, Exception] = {}
+    begun, doubtful = time.monotonic(), 0
     for id in _run(connection, statements.due_ids, **given).scalars().all():
         savepoint = connection.begin_nested()
         try:
@@ -176,8 +181,13 @@ def claim_one_by_one(
             if lost_connection(error):
                 raise
             savepoint.rollback()
+            if ran_out_of_time(error):
+                break  # so would the next ones
             refused[id] = error
-        if len(jobs) == limit:
+            doubtful += not refuses_a_row(error)
+        if len(jobs) == limit or time.monotonic() > begun + REFUSING_LASTS:
+            break
+        if not jobs and doubtful >= limit + DOUBTFUL:
             break
     return jobs, refused
 
@@ -565,7 +575,7 @@ def _give_back(connection: Connection, statements: GiveBack, **given: Any) -> li
         savepoint.commit()
         return queues
     except Exception as error:
-        if lost_connection(error):
+        if lost_connection(error) or ran_out_of_time(error):
             raise
         savepoint.rollback()
     queues = []

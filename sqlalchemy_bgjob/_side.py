@@ -128,9 +128,14 @@ class Backoff:
         self._next = self.FIRST
 
     @property
+    def is_first(self) -> bool:
+        """Whether nothing has failed since it worked."""
+        return self._next == self.FIRST
+
+    @property
     def level(self) -> int:
         """At which level to log a failure: the first one is news, the rest of an outage is not."""
-        return logging.INFO if self._next == self.FIRST else logging.DEBUG
+        return logging.INFO if self.is_first else logging.DEBUG
 
     def reset(self) -> None:
         """It worked: begin anew at the next failure."""

@@ -821,7 +821,7 @@ class Statements:
         worker = self._worker
         return (
             update(worker)
-            .where(worker.c.id == _given("worker", BigInteger))
+            .where(worker.c.id == _given("worker", BigInteger), worker.c.lost_at.is_(None))
             .values(waits_for=_given("queues", JSONB))
         )
 

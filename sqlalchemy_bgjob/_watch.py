@@ -36,6 +36,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 _READING_SHARE: Final = 100
 """What reads the table of jobs takes at most this part of a worker's time."""
+_AT_LEAST_EVERY: Final = 300.0
+"""Seconds: it may have waited for a lock instead."""
 
 
 class Watch:
@@ -117,12 +119,12 @@ class Watch:
                 begun = time.monotonic()
                 self._guarded(self._look_for_rest, connection)
                 took = time.monotonic() - begun
-                pause = max(settings.rescue_interval, took * _READING_SHARE)
+                pause = max(settings.rescue_interval, min(took * _READING_SHARE, _AT_LEAST_EVERY))
                 next_rest = now + pause * random.uniform(0.9, 1.0)
             if now >= next_orphans:
                 self._guarded(self._look_for_orphans, connection)
                 took = time.monotonic() - now
-                pause = max(settings.orphan_interval, took * _READING_SHARE)
+                pause = max(settings.orphan_interval, min(took * _READING_SHARE, _AT_LEAST_EVERY))
                 next_orphans = now + pause * random.uniform(0.9, 1.1)
             if now >= next_sample:
                 self._guarded(self._sample_health, connection)
