@@ -66,7 +66,7 @@ def claim_without_a_new_lease(stack: ExitStack) -> None:
 
 
 def rescue_without_a_new_lease(stack: ExitStack) -> None:
-    _change(stack, "_rescue", lambda job: {"lease": job.c.lease})
+    _change(stack, "_queue_again", lambda job: {"lease": job.c.lease})
 
 
 def hand_back_without_a_new_lease(stack: ExitStack) -> None:
@@ -180,7 +180,7 @@ def a_beating_worker_is_rescued(stack: ExitStack) -> None:
 
 def a_crash_costs_nothing(stack: ExitStack) -> None:
     """A rescue gives the attempt back."""
-    _change(stack, "_rescue", lambda job: {"attempt": func.greatest(job.c.attempt - 1, 0)})
+    _change(stack, "_queue_again", lambda job: {"attempt": func.greatest(job.c.attempt - 1, 0)})
 
 
 MUTANTS: dict[str, Callable[[ExitStack], None]] = {
