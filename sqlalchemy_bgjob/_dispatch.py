@@ -11,7 +11,7 @@ does, or a refusal at the start.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -387,11 +387,11 @@ class Dispatcher:
             except Exception as second:
                 logger.debug("closing a lost connection: %s", describe(second).splitlines()[0])
 
-    def _reconcile_soon(self, worker_id: int) -> None:
+    def _reconcile_soon(self, worker_id: int, *, after: Sequence[float] = RECONCILE_AFTER) -> None:
         now = time.monotonic()
         with self._lock:
             others = [entry for entry in self._reconcile_at if entry[1] != worker_id]
-            own = [(now + after, worker_id) for after in RECONCILE_AFTER]
+            own = [(now + pause, worker_id) for pause in after]
             self._reconcile_at = sorted(others + own)
 
     def _look_for_own_orphans(self) -> None:
@@ -414,10 +414,7 @@ class Dispatcher:
         except Exception as error:
             now = time.monotonic()
             pause = LOST_AGAIN if lost_connection(error) else RECONCILE_AGAIN
-            again = now + max(pause, (now - begun) * 10), entry[1]
-            with self._lock:
-                others = [other for other in self._reconcile_at if other[1] != entry[1]]
-                self._reconcile_at = sorted([*others, again])
+            self._reconcile_soon(entry[1], after=(max(pause, (now - begun) * 10),))
             raise
         with self._lock:
             if entry in self._reconcile_at:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import MetaData, create_engine, text
@@ -19,6 +19,8 @@ from support import wait_until
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+    from sqlalchemy_bgjob._registry import JobType
+
 
 class Errors(Observer):
     """When each error was told of, and its SQLSTATE."""
@@ -30,6 +32,19 @@ class Errors(Observer):
     def worker_error(self, error: BaseException) -> None:
         self.at.append(time.monotonic())
         self.states.append(sqlstate(error))
+
+
+def noting(engine: Engine) -> tuple[BGJob[Any, Any], JobType[None], list[str]]:
+    """Tables, a handler that notes the job's id, and what it has noted."""
+    jobs = BGJob(MetaData())
+    done: list[str] = []
+
+    @jobs.handler("note", session=False)
+    def note(ctx: Context) -> None:
+        done.append(ctx.job.id)
+
+    jobs.metadata.create_all(engine)
+    return jobs, note, done
 
 
 def refuse_claims(engine: Engine, queue: str) -> None:
@@ -75,14 +90,7 @@ def test_claims_that_fail_again_and_again_are_tried_ever_more_rarely(engine: Eng
 
 def test_a_queue_whose_claims_are_refused_disturbs_no_other(engine: Engine) -> None:
     """It is tried ever more rarely although the other one goes on, and that one does not wait."""
-    jobs = BGJob(MetaData())
-    done: list[str] = []
-
-    @jobs.handler("note", session=False)
-    def note(ctx: Context) -> None:
-        done.append(ctx.job.id)
-
-    jobs.metadata.create_all(engine)
+    jobs, note, done = noting(engine)
     enqueue_many(engine, note, [None] * 200, queue="bad")
     refuse_claims(engine, "bad")
     errors = Errors()
@@ -115,14 +123,7 @@ def test_what_can_not_be_handed_back_keeps_no_job_waiting(
 
     Where a time limit or something on the way does not let it, that happens each time.
     """
-    jobs = BGJob(MetaData())
-    done: list[str] = []
-
-    @jobs.handler("note", session=False)
-    def note(ctx: Context) -> None:
-        done.append(ctx.job.id)
-
-    jobs.metadata.create_all(engine)
+    jobs, note, done = noting(engine)
 
     def refused(connection: Connection, *_: object, **__: object) -> int:
         with connection.begin():
@@ -161,14 +162,7 @@ def test_tables_that_break_under_a_worker_are_told_of_until_they_are_mended(
     engine: Engine, caplog: pytest.LogCaptureFixture, broken: str, mended: str, told: str
 ) -> None:
     """It neither ends nor hurries, and works on by itself; the command line logs it."""
-    jobs = BGJob(MetaData())
-    done: list[str] = []
-
-    @jobs.handler("note", session=False)
-    def note(ctx: Context) -> None:
-        done.append(ctx.job.id)
-
-    jobs.metadata.create_all(engine)
+    jobs, note, done = noting(engine)
     role = f"worker_{engine.url.database}"
     errors = Errors()
 
