@@ -6,7 +6,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
@@ -63,22 +65,24 @@ def make_settings(settings: WorkerSettings | None, options: SettingOptions) -> W
 
 
 class ThreadRuntime:
-    """Waits on an event, and runs handlers in daemon threads that are used again."""
+    """Waits for a bell to ring, and runs handlers in daemon threads that are used again."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._event = threading.Event()
+        # Not an Event: a signal handler that sets one may interrupt the wait for it, and wait for
+        # the lock that this wait holds.
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._threads = Threads()
 
     def wait(self, seconds: float) -> None:
         """Wait for wake(), at most so long."""
-        self._event.wait(seconds)
-        self._event.clear()
+        with suppress(Empty):
+            self._bell.get(timeout=seconds)
 
     def wake(self) -> None:
         """End the wait, or the next one."""
-        if not self._event.is_set():
-            self._event.set()
+        if self._bell.empty():
+            self._bell.put(None)
 
     def start(self, run: Run, worker: RunsJobs) -> None:
         """Do a run in a thread, and what follows it there."""

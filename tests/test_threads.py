@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -269,3 +271,45 @@ def test_a_worker_outlives_a_time_without_threads(
 
     assert sorted(ran) == [(job_id, 1) for job_id in ids]
     assert set(errors) <= {"can't start new thread"}
+
+
+RINGS = """
+import faulthandler
+import signal
+import time
+
+from sqlalchemy import create_engine
+
+from sqlalchemy_bgjob.worker import ThreadRuntime
+
+runtime = ThreadRuntime(create_engine("postgresql+psycopg://"))
+rings = waits = 0
+
+
+def ring(*_):
+    global rings
+    rings += 1
+    runtime.wake()
+
+
+faulthandler.dump_traceback_later(20, exit=True)
+signal.signal(signal.SIGALRM, ring)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+while rings < 1000:
+    runtime.wait(0.0001)
+    waits += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(rings, waits)
+"""
+
+
+def test_a_signal_handler_may_stop_the_worker_that_waits_in_its_thread() -> None:
+    """Whatever the wait is about to do, also with its locks, when the signal comes."""
+    done = subprocess.run(
+        [sys.executable, "-c", RINGS], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    rings, waits = map(int, done.stdout.split())
+    assert rings >= 1000
+    assert waits >= 100
