@@ -41,6 +41,7 @@ from ._errors import (
     refused_connection,
     refuses_a_row,
     sqlstate,
+    summary,
 )
 from ._execution import Attempt, Environment, Run, job_info
 from ._health import Health
@@ -133,7 +134,8 @@ class Dispatcher:
             self._statements,
             settings,
             self._heart,
-            on_orphans=self._look_for_own_orphans,
+            known=self._known,
+            on_unknown=self._reconcile_soon,
             on_health=self._tell_health,
             on_error=self._report,
         )
@@ -172,9 +174,8 @@ class Dispatcher:
             for run in self._all_runs():
                 run.lease_lost = True
                 self._tell_deferred(run)
-            # A claim may have come after the judgement; nobody else would look for it soon.
-            self._reconcile_soon(worker_id)
-        self._runtime.wake()
+        # A claim may have come after the judgement; nobody else would look for it soon.
+        self._reconcile_soon(worker_id)
 
     def _all_runs(self) -> list[Run]:
         return [*self._runs.values(), *self._late_runs]
@@ -305,24 +306,27 @@ class Dispatcher:
                 return True
             if time.monotonic() < self._deadline:
                 return False
-            self._interrupt()
-            return not self._core.busy
+            left = self._interrupt()
+            finished = not self._core.busy
+        for job in left:
+            logger.warning("job %s: left unsettled at shutdown", job.id)
+        return finished
 
-    def _interrupt(self) -> None:
+    def _interrupt(self) -> list[ClaimedJob]:
         """The time to drain is over: release what runs, attempt given back.
 
-        What is being committed is given another two seconds; the releases have three more.
+        What is being committed is given another two seconds; the releases have three more. Returns
+        what is given up then.
         """
         self._interruptions += 1
         self._deadline = time.monotonic() + (2.0 if self._interruptions == 1 else 3.0)
         if self._interruptions > 2:
             # Not even the releases could be written: rescue has to do it.
-            for item in self._core.unsettled():
-                logger.warning("job %s: left unsettled at shutdown", item.job.id)
+            left = [item.job for item in self._core.unsettled()]
             self._runs, self._late_runs = {}, set()
             self._core = Core({}, self._settings)
             self._core.draining = True
-            return
+            return left
         for run in self._all_runs():
             run.cancelled = True
             if run.committing and self._interruptions == 1:
@@ -332,6 +336,7 @@ class Dispatcher:
             self._core.finished(run.job, 0.0)
             self._core.settle_later(Pending(run.job, INTERRUPTED), 0.0)
             self._runtime.cancel(run)
+        return []
 
     def _guarded(
         self, action: Callable[[], None], items: Iterable[Pending], *, mended: bool = True
@@ -371,8 +376,7 @@ class Dispatcher:
 
     def _lost_control(self, error: BaseException) -> None:
         self._report(error)
-        why = describe(error).splitlines()[0]
-        logger.log(self._backoff.level, "worker interrupted: %s", why)
+        self._backoff.log("worker interrupted", error)
         self._drop_control()
         self._disconnected_at = now = time.monotonic()
         self._retry_at = now + self._backoff.pause()
@@ -385,7 +389,7 @@ class Dispatcher:
                     connection.invalidate()
                 connection.close()
             except Exception as second:
-                logger.debug("closing a lost connection: %s", describe(second).splitlines()[0])
+                logger.debug("closing a lost connection: %s", summary(second))
 
     def _reconcile_soon(self, worker_id: int, *, after: Sequence[float] = RECONCILE_AFTER) -> None:
         now = time.monotonic()
@@ -393,14 +397,7 @@ class Dispatcher:
             others = [entry for entry in self._reconcile_at if entry[1] != worker_id]
             own = [(now + pause, worker_id) for pause in after]
             self._reconcile_at = sorted(others + own)
-
-    def _look_for_own_orphans(self) -> None:
-        """A claim may even be committed long after: when a standby or a disk had stalled."""
-        worker_id = self._heart.worker_id
-        if worker_id is not None:
-            with self._lock:
-                self._reconcile_at = sorted([*self._reconcile_at, (time.monotonic(), worker_id)])
-            self._runtime.wake()
+        self._runtime.wake()
 
     def _reconcile(self) -> None:
         """Hand back what a claim without an answer may have given us.
@@ -424,13 +421,15 @@ class Dispatcher:
             self._wake(None)
 
     def _hand_back_unknown(self, connection: Connection, worker_id: int) -> int:
-        with self._lock:
-            known = [item.job for item in self._core.unsettled()]
-            known += [run.job for run in self._all_runs()]
-            known += self._core.ready()
         return lifecycle.hand_back_others(
-            connection, self._statements, worker_id=worker_id, known=known
+            connection, self._statements, worker_id=worker_id, known=self._known()
         )
+
+    def _known(self) -> list[ClaimedJob]:
+        """All jobs that are in the hands of this worker."""
+        with self._lock:
+            unsettled = [item.job for item in self._core.unsettled()]
+            return [*unsettled, *(run.job for run in self._all_runs()), *self._core.ready()]
 
     # ---- claim ------------------------------------------------------------------------------
 
@@ -548,15 +547,13 @@ class Dispatcher:
         for id, reason in refused.items():
             self._refused[step.queue, id] = until
             self._report(reason)
-            summary = describe(reason).splitlines()[0]
-            logger.warning("job %s can't be claimed, its neighbours are: %s", id, summary)
+            logger.warning("job %s can't be claimed, its neighbours are: %s", id, summary(reason))
         return jobs
 
     def _leave_alone(self, queue: str, error: Exception) -> None:
         """Claim nothing from a queue for longer and longer, while the database refuses that."""
         backoff = self._claim_backoffs.setdefault(queue, Backoff())
-        why = describe(error).splitlines()[0]
-        logger.log(backoff.level, "queue %r can't be claimed from: %s", queue, why)
+        backoff.log(f"queue {queue!r} can't be claimed from", error)
         self._report(error)
         if backoff.is_first:
             self._drop_control()  # it may be the session's fault
@@ -748,7 +745,7 @@ class Dispatcher:
                     logger.warning(
                         "job %s can't be settled, it will be tried again: %s",
                         item.job.id,
-                        describe(item.error).splitlines()[0],
+                        summary(item.error),
                     )
                 with self._lock:
                     self._core.settle_later(item, now + pause)
@@ -785,14 +782,14 @@ class Dispatcher:
                 lifecycle.unregister(self._control(), self._statements, worker_id=worker_id)
         except Exception as error:  # others will find this worker silent, and clean up
             self._report(error)
-            logger.info("worker not unregistered: %s", describe(error).splitlines()[0])
+            logger.info("worker not unregistered: %s", summary(error))
         finally:
             if self._connection is not None:
                 connection, self._connection = self._connection, None
                 try:
                     connection.close()
                 except Exception as error:
-                    logger.debug("closing: %s", describe(error).splitlines()[0])
+                    logger.debug("closing: %s", summary(error))
             self._runtime.block(partial(self._events.stop, 5.0))
 
 

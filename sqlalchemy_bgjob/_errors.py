@@ -137,6 +137,11 @@ def describe(error: BaseException) -> str:
     return clean("\n".join(lines))
 
 
+def summary(error: BaseException) -> str:
+    """The first line of what :func:`describe` says: for a line of the log."""
+    return clean(_headline(error)).splitlines()[0]
+
+
 def _cause(error: BaseException) -> BaseException | None:
     if _is_database_error(error):
         return None  # the driver's own errors, whose messages hold what ours leave out

@@ -24,7 +24,6 @@ from sqlalchemy import Connection
 
 from . import _lifecycle as lifecycle
 from ._direct import may_commit_each
-from ._errors import describe
 from ._ids import new_worker_id
 from ._side import Backoff, Runtime, own, side_engine
 from ._statements import Statements
@@ -123,8 +122,7 @@ class Heart:
                 except Exception as error:
                     self._on_error(error)
                     if not self._stopping.is_set():
-                        why = describe(error).splitlines()[0]
-                        logger.log(backoff.level, "heartbeat interrupted: %s", why)
+                        backoff.log("heartbeat interrupted", error)
                 self._stopping.wait(backoff.pause())
         finally:
             engine.dispose()

@@ -420,19 +420,25 @@ def hand_back_others(
     For after a claim whose answer was lost: the server may have given jobs that never arrived.
     """
     with connection.begin():
-        queues = _hand_back_others(connection, statements, worker_id, known)
+        queues = _give_back(connection, statements.hand_back_others, **_besides(worker_id, known))
     _tell_given_back(connection, statements, queues)
     return len(queues)
 
 
-def _hand_back_others(
-    connection: Connection, statements: Statements, worker_id: int, known: Iterable[ClaimedJob]
-) -> list[str]:
+def held_besides(
+    connection: Connection, statements: Statements, *, worker_id: int, known: Iterable[ClaimedJob]
+) -> set[str]:
+    """The ids of what :func:`hand_back_others` would hand back. Reads the whole table."""
+    with connection.begin():
+        ids = _run(connection, statements.hand_back_others.ids, **_besides(worker_id, known))
+        return set(ids.scalars())
+
+
+def _besides(worker_id: int, known: Iterable[ClaimedJob]) -> dict[str, Any]:
     # Pairs, not a mapping: a worker may know two leases of one job, the older one lost.
     jobs = [job for job in known if job.worker_id == worker_id]
     ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
-    given = {"worker": worker_id, "ids": ids, "leases": leases}
-    return _give_back(connection, statements.hand_back_others, **given)
+    return {"worker": worker_id, "ids": ids, "leases": leases}
 
 
 def beat(
@@ -478,7 +484,7 @@ def register(
 def unregister(connection: Connection, statements: Statements, *, worker_id: int) -> None:
     """Remove a worker's row, and give back what it may still hold. Commits."""
     with connection.begin():
-        queues = _hand_back_others(connection, statements, worker_id, known=())
+        queues = _give_back(connection, statements.hand_back_others, **_besides(worker_id, ()))
         _run(connection, statements.unregister, worker=worker_id)
     _tell_given_back(connection, statements, queues)
 

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
 
-from ._errors import describe, sqlstate
+from ._errors import sqlstate
 from ._side import Backoff, Runtime, own, side_engine
 from ._sockets import watch
 from ._statements import Statements
@@ -100,8 +100,7 @@ class Listener:
                         self._warn(f"LISTEN is refused ({sqlstate(error)})")
                     if not self._stopping.is_set():
                         self._on_error(error)
-                        why = describe(error).splitlines()[0]
-                        logger.log(backoff.level, "not listening: %s", why)
+                        backoff.log("not listening", error)
                     if refusals < REFUSALS:
                         pause = backoff.pause()
                 finally:

@@ -21,7 +21,7 @@ from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
 from . import _loader
-from ._errors import advice, describe, lost_connection, refused_connection, sqlstate
+from ._errors import advice, lost_connection, refused_connection, sqlstate, summary
 from ._exits import (
     DATABASE,
     FAILED,
@@ -444,7 +444,7 @@ class LogObserver(Observer):
         if silent or lost_connection(error) or refused_connection(error):
             self._warn(f"no connection to the database: {database_message(error)}")
         elif isinstance(error, SQLAlchemyError) or sqlstate(error) is not None:
-            self._warn(f"database error: {describe(error).splitlines()[0]}")
+            self._warn(f"database error: {summary(error)}")
 
     def _warn(self, words: str) -> None:
         """Say the same once in five seconds, however many connections have met it."""

@@ -15,9 +15,12 @@ from typing import Any, Protocol
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine.interfaces import IsolationLevel
 
+from ._errors import summary
 from ._execution import Attempt, Run
 from ._lifecycle import PLANS_LAST, Fate, Pending, name_session, plan_anew
 from ._sockets import watch
+
+logger = logging.getLogger("sqlalchemy_bgjob")
 
 Attendant = threading.Thread | asyncio.Task[None]
 
@@ -132,10 +135,9 @@ class Backoff:
         """Whether nothing has failed since it worked."""
         return self._next == self.FIRST
 
-    @property
-    def level(self) -> int:
-        """At which level to log a failure: the first one is news, the rest of an outage is not."""
-        return logging.INFO if self.is_first else logging.DEBUG
+    def log(self, what: str, error: BaseException) -> None:
+        """Log a failure: the first one is news, the rest of an outage is not."""
+        logger.log(logging.INFO if self.is_first else logging.DEBUG, "%s: %s", what, summary(error))
 
     def reset(self) -> None:
         """It worked: begin anew at the next failure."""

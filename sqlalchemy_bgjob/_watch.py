@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection
 
 from . import _lifecycle as lifecycle
-from ._errors import describe, lost_connection
+from ._errors import lost_connection, summary
 from ._health import Health
 from ._heart import Heart
-from ._lifecycle import Rescued
+from ._lifecycle import ClaimedJob, Rescued
 from ._side import Backoff, Runtime, own, side_engine
 from ._statements import Statements
 from .settings import WorkerSettings
@@ -38,6 +38,9 @@ _READING_SHARE: Final = 100
 """What reads the table of jobs takes at most this part of a worker's time."""
 _AT_LEAST_EVERY: Final = 300.0
 """Seconds: it may have waited for a lock instead."""
+_SUSPECTED_AGAIN: Final = 1.0
+"""Seconds until jobs that this worker does not know of are looked for once more: for a moment, so
+are those whose claim or settlement is on its way."""
 
 
 class Watch:
@@ -48,8 +51,9 @@ class Watch:
         statements: Those of the tables.
         settings: The worker's.
         heart: The worker's own, which says whether it is fit to judge.
-        on_orphans: Called when orphans were looked for: the worker may have some of its own, whose
-            claim was committed long after its answer was lost.
+        known: The jobs that are in the hands of this worker.
+        on_unknown: Called with its id when it has others besides, whose claim was committed long
+            after its answer was lost: a standby or a disk may have stalled.
         on_health: Called with what was found, if it was this worker that looked.
         on_error: Called with what went wrong.
     """
@@ -61,15 +65,17 @@ class Watch:
         settings: WorkerSettings,
         heart: Heart,
         *,
-        on_orphans: Callable[[], None],
+        known: Callable[[], list[ClaimedJob]],
+        on_unknown: Callable[[int], None],
         on_health: Callable[[Health], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
         self._runtime, self._statements, self._settings = runtime, statements, settings
-        self._heart, self._on_orphans, self._on_error = heart, on_orphans, on_error
-        self._on_health = on_health
+        self._heart, self._known, self._on_unknown = heart, known, on_unknown
+        self._on_health, self._on_error = on_health, on_error
         self._stopping = threading.Event()
         self._seen: dict[int, datetime] = {}
+        self._suspected: set[str] = set()
 
     def stop(self) -> None:
         """Ask the thread to end; a sweep that waits for a lock is not waited for."""
@@ -87,8 +93,7 @@ class Watch:
                 except Exception as error:
                     if not self._stopping.is_set():
                         self._on_error(error)
-                        why = describe(error).splitlines()[0]
-                        logger.log(backoff.level, "watch interrupted: %s", why)
+                        backoff.log("watch interrupted", error)
                 self._stopping.wait(backoff.pause())
         finally:
             engine.dispose()
@@ -101,7 +106,7 @@ class Watch:
         next_rest = next_sweep
         next_orphans = begun + settings.orphan_interval * random.random()
         next_sample = begun + settings.health_interval * random.random()
-        self._seen = {}
+        self._seen, self._suspected = {}, set()
         while not self._stopping.is_set():
             now = time.monotonic()
             if self._heart.worker_id is not None:
@@ -125,6 +130,8 @@ class Watch:
                 self._guarded(self._look_for_orphans, connection)
                 took = time.monotonic() - now
                 pause = max(settings.orphan_interval, min(took * _READING_SHARE, _AT_LEAST_EVERY))
+                if self._suspected:
+                    pause = _SUSPECTED_AGAIN
                 next_orphans = now + pause * random.uniform(0.9, 1.1)
             if now >= next_sample:
                 self._guarded(self._sample_health, connection)
@@ -140,7 +147,7 @@ class Watch:
             if lost_connection(error):
                 raise
             self._on_error(error)
-            logger.warning("a sweep failed: %s", describe(error).splitlines()[0])
+            logger.warning("a sweep failed: %s", summary(error))
 
     def _look_for_ended(self, connection: Connection) -> None:
         rescued, self._seen = lifecycle.rescue_ended(connection, self._statements, self._seen)
@@ -165,7 +172,16 @@ class Watch:
         found = lifecycle.rescue_orphans(connection, self._statements)
         if found:
             logger.warning("gave back %d jobs that no known worker held", found)
-        self._on_orphans()
+        worker_id = self._heart.worker_id
+        if worker_id is not None:
+            unknown = lifecycle.held_besides(
+                connection, self._statements, worker_id=worker_id, known=self._known()
+            )
+            suspected, self._suspected = self._suspected, set()
+            if not suspected:
+                self._suspected = unknown
+            elif suspected & unknown:
+                self._on_unknown(worker_id)
 
     def _sample_health(self, connection: Connection) -> None:
         worker_id = self._heart.worker_id

@@ -19,6 +19,7 @@ from support import wait_until
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
+    from sqlalchemy_bgjob import JobInfo
     from sqlalchemy_bgjob._registry import JobType
 
 
@@ -45,6 +46,51 @@ def noting(engine: Engine) -> tuple[BGJob[Any, Any], JobType[None], list[str]]:
 
     jobs.metadata.create_all(engine)
     return jobs, note, done
+
+
+def claim_unasked(engine: Engine, job: JobInfo) -> None:
+    """As a claim that is committed long after its answer was lost."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE bgjob_job SET claimed_by = (SELECT id FROM bgjob_worker),"
+                " lease = lease + 1, attempt = attempt + 1, next_run_at = now() WHERE id = :id"
+            ),
+            {"id": job.id},
+        )
+
+
+def test_a_worker_finds_what_it_holds_without_knowing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as there is nothing of the kind, its loop does not read the table for it."""
+    jobs, note, done = noting(engine)
+    looks, given_back, jobs_in_all = [], [], 0
+    held_besides, hand_back_others = _lifecycle.held_besides, _lifecycle.hand_back_others
+
+    def look(*args: Any, **options: Any) -> set[str]:
+        found = held_besides(*args, **options)
+        looks.append(found)
+        return found
+
+    def hand_back(*args: Any, **options: Any) -> int:
+        given_back.append(hand_back_others(*args, **options))
+        return given_back[-1]
+
+    monkeypatch.setattr(_lifecycle, "held_besides", look)
+    monkeypatch.setattr(_lifecycle, "hand_back_others", hand_back)
+    with Worker(jobs, engine, orphan_interval=0.05, poll_interval=60.0):
+        while len(looks) < 5:
+            jobs_in_all += enqueue_many(engine, note, [None] * 200).inserted
+            wait_until(lambda n=jobs_in_all: len(done) == n, what="the jobs of a busy worker")
+        in_vain = list(given_back)
+        late = enqueue(engine, note, delay=60.0)
+        claim_unasked(engine, late)
+        wait_until(lambda: late.id in done, what="the job that was claimed unasked")
+
+    assert in_vain == []
+    assert {late.id} in looks
+    assert given_back[0] == 1
 
 
 def refuse_claims(engine: Engine, queue: str) -> None:
@@ -134,6 +180,7 @@ def test_what_can_not_be_handed_back_keeps_no_job_waiting(
     monkeypatch.setattr(_lifecycle, "hand_back_others", refused)
     errors = Errors()
     with Worker(jobs, engine, observers=[errors], orphan_interval=0.2):
+        claim_unasked(engine, enqueue(engine, note, delay=60.0))
         wait_until(lambda: told in errors.states, what="a look that was refused")
         for n in range(1, 6):
             enqueue(engine, note)

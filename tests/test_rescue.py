@@ -603,7 +603,8 @@ class HeartAtWork:
             queue.statements,
             self.heart._settings,
             self.heart,
-            on_orphans=lambda: None,
+            known=list,
+            on_unknown=lambda _: None,
             on_health=lambda _: None,
             on_error=self.errors.append,
         )
