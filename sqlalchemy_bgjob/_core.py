@@ -6,7 +6,6 @@ as many as would be started within 50 ms, so that short jobs come in large batch
 wait in the table, where other workers can take them.
 """
 
-import random
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Final
 
 from ._lanes import Lanes, Position
 from ._lifecycle import ClaimedJob, Fate, Pending
+from ._polling import Polling
 from .settings import WorkerSettings
 
 AHEAD: Final = 0.05
@@ -26,27 +26,13 @@ SHORT: Final = 0.002
 """Seconds below which jobs follow each other quickly enough for the loop to fetch more first."""
 SETTLED_IN: Final = 0.100
 """Seconds after which a settlement comes before anything else."""
-FIRST_POLL: Final = 0.005
-"""After work, a queue is looked at again this soon, then half as often."""
-SUSTAINED: Final = 1.0
-"""Seconds of work without a pause after which producers are spared the notifications."""
-MANY: Final = 200
-"""Notifications within a second after which producers are spared them for a second."""
-SPARED: Final = 1.0
-SPARED_POLL: Final = 0.01
-"""The longest pause between two polls meanwhile."""
 PATIENCE: Final = 0.2
 """Seconds by which what is done once a second is put off while jobs are picked up."""
-IN_VAIN: Final = 20
-"""Looks in a row that a notification asked for and that found nothing: then the next ones wait."""
-COOL_DOWN: Final = 0.05
-"""Seconds from such a look to the next: anybody who may connect may notify, however often."""
 AGAIN: Final = 0.1
 """Seconds until a worker that can't go on looks whether it can."""
 _RETRY_LOCKED: Final = (0.05, 5.0)
 _RETRY_REFUSED: Final = (1.0, 60.0)
 _SHORTEST_RUN: Final = 0.0001
-_NEVER: Final = float("inf")
 _MEMORY: Final = 0.1  # the weight of the newest run in the mean
 
 
@@ -110,32 +96,14 @@ Step = Claim | Announce | Start | Settle | HandBack | Wait | Finished
 class _Queue:
     name: str
     slots: int
+    polling: Polling
     running: int = 0
     ready: deque[tuple[float, ClaimedJob]] = field(default_factory=deque)
     lanes: Lanes = field(default_factory=Lanes)
     mean: float | None = None
-    poll_at: float = 0.0
-    expected_at: float = _NEVER  # a job that this worker has put off is due then
-    pause: float = FIRST_POLL
     no_ahead_until: float = 0.0
     stuck: bool = False  # jobs were handed back, and no run has ended since
-    woken: bool = False
-    asked: bool = False  # by a notification, since the last claim was sent
-    by_wake: bool = False  # the claim that was sent last had been asked for
-    in_vain: int = 0  # such claims in a row that found nothing
-    cool_until: float = 0.0
-    refused_until: float = 0.0  # the database refuses all claims
     progress: bool = False  # a run has ended since the loop last claimed or started one
-    waits: bool = False  # nothing was found: it wants to be notified
-    notified: int = 0
-    notified_since: float = 0.0
-    spared_until: float = 0.0
-    busy_since: float = _NEVER  # every poll since then has found something
-
-    @property
-    def due_at(self) -> float:
-        """When to look at the queue next."""
-        return max(min(self.poll_at, self.expected_at), self.refused_until)
 
     @property
     def moves_on(self) -> bool:
@@ -145,18 +113,6 @@ class _Queue:
         such claim needs another run that has ended.
         """
         return self.progress and self.running > 0 and (self.mean or 0.0) < SHORT
-
-    def soonest(self, now: float) -> float:
-        """When a notification may be followed: at once, unless many have led to nothing."""
-        return now if self.in_vain < IN_VAIN else max(now, self.cool_until)
-
-    def count_notification(self, now: float) -> None:
-        """Committers that notify wait for each other: of many of them, none is needed."""
-        if now >= self.notified_since + 1.0:
-            self.notified_since, self.notified = now, 0
-        self.notified += 1
-        if self.notified >= MANY:
-            self.waits, self.spared_until = False, now + SPARED
 
     def ahead(self, now: float, most: int) -> int:
         if self.mean is None or self.stuck or now < self.no_ahead_until:
@@ -168,7 +124,10 @@ class Core:
     """The state of a worker's queues, and the rule that picks the next step."""
 
     def __init__(self, queues: Mapping[str, int], settings: WorkerSettings) -> None:
-        self._queues = {name: _Queue(name, slots) for name, slots in queues.items()}
+        self._queues = {
+            name: _Queue(name, slots, Polling(settings.poll_interval))
+            for name, slots in queues.items()
+        }
         self._settings = settings
         self._outbox: deque[Pending] = deque()  # to be written now
         self._oldest = 0.0  # since when the first of them waits
@@ -223,32 +182,14 @@ class Core:
             q.lanes.read(last, now, found=True)
         else:
             q.lanes.forget()
-        if found:
-            q.in_vain = 0
-            q.pause = FIRST_POLL
-            q.busy_since = min(q.busy_since, now)
-            q.waits = q.waits and now < q.busy_since + SUSTAINED
-        else:
-            q.in_vain += q.by_wake
-            q.cool_until = now + COOL_DOWN
-            q.busy_since = _NEVER
-            if listening and not q.waits and now >= q.spared_until:
-                # Said first, then looked once more: what was committed before it was said did not
-                # notify.
-                q.waits, q.woken = True, True
-        if found >= limit or q.woken or (not found and q.lanes.wants_look(now)):
-            q.woken = False
-            q.poll_at = q.soonest(now)
-            return
-        pause, q.pause = q.pause, min(q.pause * 2, self._settings.poll_interval)
-        if now < q.spared_until:
-            # Producers don't notify until then: what they add is found a moment later, not a poll.
-            left = q.spared_until - now
-            pause = min(pause, SPARED_POLL if q.in_vain < IN_VAIN else left)
-        pause *= random.uniform(0.9, 1.0)  # workers that started together part company
-        if due_in is not None:
-            pause = min(pause, max(due_in, 0.0) + 0.001)
-        q.poll_at = now + min(pause, q.lanes.look_in(now))
+        q.polling.polled(
+            found,
+            now,
+            limit=limit,
+            due_in=due_in,
+            look_in=q.lanes.look_in(now),
+            listening=listening,
+        )
 
     def wake(self, queue: str | None, now: float, *, new: bool = False) -> None:
         """A notification: look at this queue, or at all of them, at once.
@@ -257,10 +198,8 @@ class Core:
         """
         for q in self._queues.values():
             if queue is None or q.name == queue:
-                q.woken = q.asked = True
-                q.count_notification(now)
+                q.polling.wake(now)
                 q.lanes.ask(new=new)
-                q.poll_at = min(q.poll_at, q.soonest(now))
 
     def refused(self, queue: str, until: float, now: float) -> None:
         """The database refused a claim, and it was not for single rows: leave the queue alone.
@@ -268,23 +207,19 @@ class Core:
         What that claim was to look for is still to be looked for then.
         """
         self.wake(queue, now)
-        self._queues[queue].refused_until = until
+        self._queues[queue].polling.refused(until)
 
     def expect(self, queue: str, at: float) -> None:
         """A job will be due at that time: look at the queue then, if not before."""
         if (q := self._queues.get(queue)) is not None:
-            # Apart from poll_at: a claim that is on its way has not seen the job.
-            q.expected_at = min(q.expected_at, at)
+            q.polling.expect(at)
 
     def claim_sent(self, queue: str, now: float, *, from_head: bool = False) -> None:
         """A claim is on its way: a notification from now on asks for another one."""
         q = self._queues[queue]
-        q.by_wake, q.asked = q.asked, False
-        q.woken = False
         if from_head:
             q.lanes.sent()
-        if q.expected_at <= now:
-            q.expected_at = _NEVER
+        if q.polling.sent(now):
             q.lanes.ask(new=True)
 
     def announced(self, queues: tuple[str, ...] | None) -> None:
@@ -396,7 +331,7 @@ class Core:
         if waiting == 1 or waiting * 2 >= self._settings.max_claim:
             return True
         q = self._queues[queue]
-        return not q.ready or (q.due_at <= now and self._room(q, now) > 0)
+        return not q.ready or (q.polling.due_at <= now and self._room(q, now) > 0)
 
     def _room(self, q: _Queue, now: float) -> int:
         free = q.slots - q.running
@@ -410,7 +345,7 @@ class Core:
     def _to_announce(self) -> Announce | None:
         if not self._listening:
             return None
-        waiting = tuple(q.name for q in self._queues.values() if q.waits)
+        waiting = tuple(q.name for q in self._queues.values() if q.polling.waits)
         return Announce(waiting) if waiting != self._announced else None
 
     def _to_claim(self, now: float, *, early: bool = False) -> Claim | None:
@@ -420,11 +355,11 @@ class Core:
             self._turn.rotate(-1)  # queues take turns
             if early and not q.moves_on:
                 continue
-            if (limit := self._room(q, now)) and q.due_at <= now:
+            if (limit := self._room(q, now)) and q.polling.due_at <= now:
                 q.progress = False
                 # A look at the head that is due does not delay a job that was just committed.
-                looks_at = now - PATIENCE if q.woken else now
-                return Claim(q.name, limit, q.lanes.onward(looks_at), q.woken)
+                looks_at = now - PATIENCE if q.polling.woken else now
+                return Claim(q.name, limit, q.lanes.onward(looks_at), q.polling.woken)
         return None
 
     def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:
@@ -476,7 +411,7 @@ class Core:
             if q.ready and q.running >= q.slots:
                 times.append(q.ready[0][0] + self._settings.hold_timeout)
             if not self.draining and self._room(q, now):
-                times.append(q.due_at)
+                times.append(q.polling.due_at)
         return max(min(times) - now, 0.0)
 
 

@@ -15,16 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sqlalchemy_bgjob._core import (
     AGAIN,
-    COOL_DOWN,
-    FIRST_POLL,
-    IN_VAIN,
     LINGER,
-    MANY,
     PATIENCE,
     SETTLED_IN,
-    SPARED,
-    SPARED_POLL,
-    SUSTAINED,
     Announce,
     Claim,
     Core,
@@ -39,6 +32,15 @@ from sqlalchemy_bgjob._core import (
 from sqlalchemy_bgjob._lanes import LOOK_EVERY, Position
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
 from sqlalchemy_bgjob._outcomes import COMPLETED
+from sqlalchemy_bgjob._polling import (
+    COOL_DOWN,
+    FIRST_POLL,
+    IN_VAIN,
+    MANY,
+    SPARED,
+    SPARED_POLL,
+    SUSTAINED,
+)
 from sqlalchemy_bgjob.settings import WorkerSettings
 
 NOW = 1_000.0

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import Engine, MetaData, text
 
 from sqlalchemy_bgjob import BGJob, Context, Reschedule, Retry, Worker, enqueue
-from sqlalchemy_bgjob._core import COOL_DOWN, IN_VAIN
 from sqlalchemy_bgjob._dispatch import Dispatcher
+from sqlalchemy_bgjob._polling import COOL_DOWN, IN_VAIN
 from sqlalchemy_bgjob._statements import Statements
 from support import wait_until
 from support.processes import ALL_DRIVERS, ONE, TWO
