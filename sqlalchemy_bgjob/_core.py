@@ -28,6 +28,9 @@ SETTLED_IN: Final = 0.100
 """Seconds after which a settlement comes before anything else."""
 PATIENCE: Final = 0.2
 """Seconds by which what is done once a second is put off while jobs are picked up."""
+MOST_UNWRITTEN: Final = 1_000
+"""Settlements of a queue that could not be written yet, after which no more is claimed from it:
+what has run and is not settled runs again when this worker ends."""
 AGAIN: Final = 0.1
 """Seconds until a worker that can't go on looks whether it can."""
 _RETRY_LOCKED: Final = (0.05, 5.0)
@@ -103,6 +106,7 @@ class _Queue:
     mean: float | None = None
     no_ahead_until: float = 0.0
     stuck: bool = False  # jobs were handed back, and no run has ended since
+    unwritten: int = 0  # settlements that were tried, and are to be tried again
     progress: bool = False  # a run has ended since the loop last claimed or started one
 
     @property
@@ -238,10 +242,16 @@ class Core:
         """A settlement to write, soon."""
         self._oldest = min(self._oldest, now) if self._outbox else now
         self._outbox.append(item)
+        self._count_unwritten(item, 1)
 
     def settle_later(self, item: Pending, at: float) -> None:
         """A settlement to write, not before the given time."""
         heappush(self._later, (at, next(self._count), item))
+        self._count_unwritten(item, 1)
+
+    def _count_unwritten(self, item: Pending, by: int) -> None:
+        if item.tries:
+            self._queues[item.job.queue].unwritten += by
 
     def not_started(self, job: ClaimedJob) -> None:
         """A job could not be started: its slot is free, and nothing was learnt from it."""
@@ -249,6 +259,9 @@ class Core:
 
     def settled(self, job: ClaimedJob) -> None:
         """A job was settled otherwise: what waits to be written of it is void."""
+        for item in self.unsettled():
+            if item.job is job:
+                self._count_unwritten(item, -1)
         self._outbox = deque(item for item in self._outbox if item.job is not job)
         self._later = sorted(entry for entry in self._later if entry[2].job is not job)
 
@@ -334,6 +347,8 @@ class Core:
         return not q.ready or (q.polling.due_at <= now and self._room(q, now) > 0)
 
     def _room(self, q: _Queue, now: float) -> int:
+        if q.unwritten >= MOST_UNWRITTEN:
+            return 0
         free = q.slots - q.running
         most = self._settings.max_claim
         # Two batches, so that the next is on its way while the one before is worked on.
@@ -366,6 +381,7 @@ class Core:
         """What to settle, once it is a batch or has waited so long, or nothing else goes on."""
         while self._later and self._later[0][0] <= now:
             at, _, item = heappop(self._later)
+            self._count_unwritten(item, -1)
             self.settle(item, at)
         if not self._outbox:
             return ()
@@ -374,7 +390,10 @@ class Core:
             return ()
         self._oldest = now
         most = self._settings.max_claim * 2
-        return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
+        items = tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
+        for item in items:
+            self._count_unwritten(item, -1)
+        return items
 
     def _to_hand_back(self, now: float, *, may_start: bool) -> list[ClaimedJob]:
         back: list[ClaimedJob] = []

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sqlalchemy_bgjob._core import (
     AGAIN,
     LINGER,
+    MOST_UNWRITTEN,
     PATIENCE,
     SETTLED_IN,
     Announce,
@@ -910,6 +911,39 @@ def test_a_settlement_that_is_to_be_tried_later_waits_for_its_time() -> None:
     assert isinstance(following, Wait)
     assert following.seconds == pytest.approx(0.5)
     assert step(idle, NOW + 0.5) == Settle((item,))
+
+
+def test_a_queue_whose_settlements_are_refused_is_claimed_from_no_more_for_a_while() -> None:
+    """What runs there would run again; the other queue goes on."""
+    core = Core({"q": 2, "other": 2}, WorkerSettings())
+
+    def claimed_from() -> set[str]:
+        found = set()
+        while isinstance(following := step(core), Claim):
+            found.add(following.queue)
+            core.claim_sent(following.queue, NOW, from_head=True)
+            core.polled(following.queue, following.limit, 0, None, NOW, listening=False)
+        assert isinstance(following, Wait)
+        assert following.seconds > 0, "it must not spin"
+        core.wake(None, NOW)
+        return found
+
+    refused = [done(one) for one in jobs(MOST_UNWRITTEN)]
+    for item in refused:
+        item.tries = 1
+    for item in refused[1:]:
+        core.settle_later(item, NOW + 1.0)
+    assert claimed_from() == {"q", "other"}
+    core.settle_later(refused[0], NOW + 1.0)
+    assert claimed_from() == {"other"}
+
+    again = step(core, NOW + 1.0)
+    assert isinstance(again, Settle)
+    for item in again.items[:-1]:
+        core.settle_later(item, NOW + 5.0)
+    following = step(core, NOW + 1.0)
+    assert isinstance(following, Claim), "one of them was written"
+    assert following.queue == "q"
 
 
 def test_what_is_to_be_written_at_once_does_not_wait_behind_what_came_before() -> None:

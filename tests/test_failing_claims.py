@@ -1,4 +1,4 @@
-"""A database that answers and yet refuses every claim: the worker waits longer each time."""
+"""A database that answers and yet refuses claims, or settlements: the worker takes it slowly."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import DeclarativeBase
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, _lifecycle, enqueue, enqueue_many
+from sqlalchemy_bgjob._core import MOST_UNWRITTEN
 from sqlalchemy_bgjob._errors import sqlstate
 from sqlalchemy_bgjob._process import LogObserver
 from support import wait_until
@@ -186,6 +187,34 @@ def test_what_can_not_be_handed_back_keeps_no_job_waiting(
             enqueue(engine, note)
             wait_until(lambda n=n: len(done) == n, 5, what="a job after it")
         assert set(errors.states) == {told}
+
+
+def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine) -> None:
+    """All that has run and is not settled would run again if the worker ended."""
+    jobs, note, done = noting(engine)
+    errors = Errors()
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            """
+            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+                AS 'BEGIN RAISE EXCEPTION ''refused''; END';
+            CREATE TRIGGER refuse BEFORE DELETE ON bgjob_job FOR EACH ROW
+                EXECUTE FUNCTION refuse();
+            """
+        )
+    enqueue_many(engine, note, [None] * 3_000)
+
+    with Worker(jobs, engine, queues={"default": 2}, observers=[errors], max_claim=50) as worker:
+        wait_until(lambda: len(errors.at) >= MOST_UNWRITTEN, 60, what="refused settlements")
+        wait_until(lambda: time.monotonic() > errors.at[-1] + 1.0, 60, what="no more of them")
+        mended = len(done)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP FUNCTION refuse CASCADE")
+        wait_until(lambda: len(done) == 3_000, 90, what="the rest, when they are written")
+        wait_until(lambda: not worker._dispatcher._core.busy, 90, what="all settlements")
+
+    assert mended <= MOST_UNWRITTEN + 3 * 50
+    assert len(set(done)) == 3_000
 
 
 @pytest.mark.parametrize(
