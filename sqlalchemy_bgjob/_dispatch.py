@@ -21,6 +21,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from . import _lifecycle as lifecycle
+from ._control import Control
 from ._core import (
     PATIENCE,
     Announce,
@@ -33,7 +34,6 @@ from ._core import (
     Wait,
     settle_again_after,
 )
-from ._direct import Direct, direct
 from ._errors import (
     describe,
     lost_connection,
@@ -51,7 +51,7 @@ from ._lifecycle import ClaimedJob, Fate, Pending
 from ._notify import Listener
 from ._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
 from ._registry import JobType, Registry
-from ._side import Attendant, Backoff, Runtime, commit_each, keep, own
+from ._side import Attendant, Backoff, Runtime
 from ._start import check_database
 from ._statements import Statements
 from ._watch import Watch
@@ -102,9 +102,6 @@ class Dispatcher:
         """By job id; with an earlier lease's beside it, which is lost, in ``_late_runs``."""
         self._late_runs: set[Run] = set()
         self._announced_by: int | None = None
-        self._connection: Connection | None = None
-        self._rests = False  # each statement on it commits by itself
-        self._direct: Direct | None = None
         self._backoff = Backoff()
         self._retry_at = 0.0
         self._start_backoff = Backoff()
@@ -129,6 +126,7 @@ class Dispatcher:
             on_lost=self._lost,
             on_error=self._report,
         )
+        self._control = Control(runtime, self._statements, lambda: self._heart.worker_id)
         self._watch = Watch(
             runtime,
             self._statements,
@@ -219,7 +217,7 @@ class Dispatcher:
         """Wait for the database and check it; False if the worker was stopped meanwhile."""
         while self._deadline is None:
             try:
-                connection = self._control()
+                connection = self._control.get()
                 check_database(connection, self._models)
                 return True
             except Exception as error:  # asyncpg's own errors of connecting come as they are
@@ -289,7 +287,7 @@ class Dispatcher:
         return True
 
     def _wait(self, seconds: float, now: float) -> None:
-        self._guarded(self._rest, (), mended=False)
+        self._guarded(self._control.rest, (), mended=False)
         times = [now + seconds]
         if self._deadline is not None:
             times.append(self._deadline)
@@ -354,42 +352,12 @@ class Dispatcher:
 
     # ---- the control connection -------------------------------------------------------------
 
-    def _control(self, *, in_transactions: bool = True, patience: float = 0.0) -> Connection:
-        """The connection for claims and settlements; in which mode, a claim leaves as it is."""
-        if self._connection is None:
-            self._connection, self._rests = own(self._runtime.engine.connect()), False
-            claim, await_ = self._statements.claim_onward, self._runtime.await_
-            self._direct = direct(claim, self._connection, await_)
-        if self._rests and in_transactions:
-            self._commit_each(self._connection, False)
-        keep(self._connection, self._heart.worker_id, patience=patience)
-        return self._connection
-
-    def _rest(self) -> None:
-        """Nothing is to be done: what wakes the worker then is claimed in one round trip."""
-        if self._connection is not None and self._direct is not None and not self._rests:
-            self._commit_each(self._connection, True)
-
-    def _commit_each(self, connection: Connection, each: bool) -> None:
-        commit_each(connection, each)
-        self._rests = each
-
     def _lost_control(self, error: BaseException) -> None:
         self._report(error)
         self._backoff.log("worker interrupted", error)
-        self._drop_control()
+        self._control.drop()
         self._disconnected_at = now = time.monotonic()
         self._retry_at = now + self._backoff.pause()
-
-    def _drop_control(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                if not connection.invalidated:
-                    connection.invalidate()
-                connection.close()
-            except Exception as second:
-                logger.debug("closing a lost connection: %s", summary(second))
 
     def _reconcile_soon(self, worker_id: int, *, after: Sequence[float] = RECONCILE_AFTER) -> None:
         now = time.monotonic()
@@ -405,7 +373,7 @@ class Dispatcher:
         Nothing waits for it but the next one: as long as it fails, the worker works on.
         """
         entry = self._reconcile_at[0]
-        connection, begun = self._control(), time.monotonic()
+        connection, begun = self._control.get(), time.monotonic()
         try:
             count = self._hand_back_unknown(connection, entry[1])
         except Exception as error:
@@ -436,7 +404,7 @@ class Dispatcher:
     def _announce(self, step: Announce, worker_id: int) -> None:
         try:
             lifecycle.announce(
-                self._control(), self._statements, worker_id=worker_id, queues=step.queues
+                self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
             )
         except BaseException:
             self._core.announced(None)
@@ -446,7 +414,7 @@ class Dispatcher:
     def _claim(self, step: Claim, worker_id: int) -> None:
         # Polls renew the plans a little early, so that no job that wakes the worker pays for it.
         patience = PATIENCE if step.woken else -PATIENCE
-        connection = self._control(in_transactions=False, patience=patience)
+        connection = self._control.as_it_is(patience=patience)
         skip = self._refusing(step.queue)
         try:
             last: Position | None = None
@@ -460,8 +428,8 @@ class Dispatcher:
             except Exception as error:
                 if lost_connection(error):
                     raise
-                if self._rests:  # it may be committed, and hold what the driver can't read
-                    connection = self._control()
+                if self._control.rests:  # it may be committed, and hold what the driver can't read
+                    connection = self._control.get()
                     self._hand_back_unknown(connection, worker_id)
                 found = self._claim_one_by_one(connection, step, worker_id, skip, error)
                 if found is None:
@@ -488,7 +456,7 @@ class Dispatcher:
             onward=step.onward,
             skip=skip,
         )
-        direct = self._direct if self._rests and step.onward is not None and not skip else None
+        direct = self._control.direct if step.onward is not None and not skip else None
         jobs = claim(direct=direct) if direct is not None else []
         if jobs:
             return jobs, None
@@ -556,7 +524,7 @@ class Dispatcher:
         backoff.log(f"queue {queue!r} can't be claimed from", error)
         self._report(error)
         if backoff.is_first:
-            self._drop_control()  # it may be the session's fault
+            self._control.drop()  # it may be the session's fault
         now = time.monotonic()
         with self._lock:
             self._core.refused(queue, now + backoff.pause(), now)
@@ -733,7 +701,7 @@ class Dispatcher:
     # ---- settle -----------------------------------------------------------------------------
 
     def _settle(self, items: tuple[Pending, ...]) -> None:
-        fates = lifecycle.settle(self._control(), self._statements, items)
+        fates = lifecycle.settle(self._control.get(), self._statements, items)
         now = time.monotonic()
         told = self._events.wants("job_completed")
         for item, fate in fates:
@@ -779,17 +747,12 @@ class Dispatcher:
         worker_id = self._heart.worker_id
         try:
             if worker_id is not None:
-                lifecycle.unregister(self._control(), self._statements, worker_id=worker_id)
+                lifecycle.unregister(self._control.get(), self._statements, worker_id=worker_id)
         except Exception as error:  # others will find this worker silent, and clean up
             self._report(error)
             logger.info("worker not unregistered: %s", summary(error))
         finally:
-            if self._connection is not None:
-                connection, self._connection = self._connection, None
-                try:
-                    connection.close()
-                except Exception as error:
-                    logger.debug("closing: %s", summary(error))
+            self._control.close()
             self._runtime.block(partial(self._events.stop, 5.0))
 
 

@@ -1,0 +1,91 @@
+"""The control connection: on which a worker's loop claims, settles and hands back."""
+
+import logging
+from collections.abc import Callable
+
+from sqlalchemy import Connection
+
+from ._direct import Direct, direct
+from ._errors import summary
+from ._side import Runtime, commit_each, keep, own
+from ._statements import Statements
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+class Control:
+    """Connects when it is needed, and again after it was dropped.
+
+    While a worker has nothing to do its connection *rests*: each statement commits by itself, so
+    that the claim that a job wakes it for takes one round trip. It is used in transactions
+    otherwise.
+
+    Args:
+        runtime: Where to connect.
+        statements: Those of the tables.
+        worker_id: The id under which the worker is registered, by which its sessions are named.
+    """
+
+    def __init__(
+        self, runtime: Runtime, statements: Statements, worker_id: Callable[[], int | None]
+    ) -> None:
+        self._runtime, self._statements, self._worker_id = runtime, statements, worker_id
+        self._connection: Connection | None = None
+        self._direct: Direct | None = None
+        self.rests = False
+        """Whether each statement commits by itself now."""
+
+    def get(self) -> Connection:
+        """The connection, for statements in transactions."""
+        connection = self._connected()
+        self._rest(connection, False)
+        keep(connection, self._worker_id())
+        return connection
+
+    def as_it_is(self, *, patience: float = 0.0) -> Connection:
+        """The connection, in whatever mode it is; for *patience* see :func:`._side.keep`."""
+        connection = self._connected()
+        keep(connection, self._worker_id(), patience=patience)
+        return connection
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection, self.rests = own(self._runtime.engine.connect()), False
+            claim, await_ = self._statements.claim_onward, self._runtime.await_
+            self._direct = direct(claim, self._connection, await_)
+        return self._connection
+
+    @property
+    def direct(self) -> Direct | None:
+        """How to claim in one round trip, while the connection rests."""
+        return self._direct if self.rests else None
+
+    def rest(self) -> None:
+        """Nothing is to be done; where one round trip is not possible, nothing changes."""
+        if self._connection is not None and self._direct is not None:
+            self._rest(self._connection, True)
+
+    def _rest(self, connection: Connection, rests: bool) -> None:
+        if self.rests != rests:
+            commit_each(connection, rests)
+            self.rests = rests
+
+    def drop(self) -> None:
+        """Use this connection no more: it is lost, or its session may be at fault."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                if not connection.invalidated:
+                    connection.invalidate()
+                connection.close()
+            except Exception as error:
+                logger.debug("closing a lost connection: %s", summary(error))
+
+    def close(self) -> None:
+        """Give it back: the worker ends."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except Exception as error:
+                logger.debug("closing: %s", summary(error))
