@@ -22,7 +22,8 @@ from benchmarks.server import libpq, new_database, running_server
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._bench_machine import server_settings
 from sqlalchemy_bgjob._bench_yardsticks import compiled
-from sqlalchemy_bgjob._statements import Statements, parameters
+from sqlalchemy_bgjob._sql import parameters
+from sqlalchemy_bgjob._statements import Statements
 from sqlalchemy_bgjob._validation import EARLIEST
 from sqlalchemy_bgjob.bench import harness_engine, origin
 

@@ -19,7 +19,7 @@ from sqlalchemy.schema import CreateSchema
 from ._bench_jobs import QUEUE, Answer, App
 from ._enqueue import enqueue, enqueue_many
 from ._ids import new_id
-from ._statements import parameters
+from ._sql import parameters
 from ._targets import Unit, run_in
 from ._version import __version__
 

@@ -13,7 +13,7 @@ from ._bench_jobs import QUEUE, Answer, App
 from ._bench_producers import remaining
 from ._ids import new_worker_id
 from ._lifecycle import ClaimedJob
-from ._statements import parameters
+from ._sql import parameters
 from ._validation import EARLIEST
 
 RAW_BATCH: Final = 200

@@ -23,7 +23,8 @@ from . import _codec, _validation
 from ._copy import BLOCK, WORTH_IT, can_copy, copy
 from ._errors import sqlstate
 from ._registry import UNTYPED, JobType, NewJob, column_values, in_chunks, new_job, with_ids
-from ._statements import Statements, parameters, wake_up
+from ._sql import parameters, wake_up
+from ._statements import Statements
 from ._targets import SyncTarget, Unit, can_notify, run_in
 from .exceptions import InvalidArg, JobAlreadyExists
 from .models import JobMixin, Models

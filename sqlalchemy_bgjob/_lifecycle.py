@@ -28,7 +28,9 @@ from ._health import Health, look
 from ._ids import new_id
 from ._lanes import Position
 from ._outcomes import INTERRUPTED, Kind, Settlement
-from ._statements import GiveBack, Statements, application_name, parameters
+from ._sql import application_name, parameters
+from ._sql_give_back import GiveBack
+from ._statements import Statements
 from ._validation import CONTENT_TYPE
 
 logger = logging.getLogger("sqlalchemy_bgjob")

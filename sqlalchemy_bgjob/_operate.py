@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, true
 
 from . import _validation
-from ._statements import Statements, parameters
+from ._sql import parameters
+from ._statements import Statements
 from ._targets import Unit, run_in
 from .models import Models
 

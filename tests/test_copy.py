@@ -140,7 +140,7 @@ def test_a_savepoint_takes_its_own_jobs_with_it(shop: Engine, copied: list[int])
 
 
 def test_waiting_workers_are_told(shop: Engine, copied: list[int]) -> None:
-    from sqlalchemy_bgjob._statements import channel_name
+    from sqlalchemy_bgjob._sql import channel_name
 
     insert = (
         "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, waits_for)"

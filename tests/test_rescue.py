@@ -30,7 +30,8 @@ from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._heart import Heart
 from sqlalchemy_bgjob._lifecycle import Fate, Pending, Rescued
 from sqlalchemy_bgjob._outcomes import COMPLETED
-from sqlalchemy_bgjob._statements import Statements, application_name
+from sqlalchemy_bgjob._sql import application_name
+from sqlalchemy_bgjob._statements import Statements
 from sqlalchemy_bgjob._watch import Watch
 from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.worker import ThreadRuntime

@@ -14,7 +14,8 @@ from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, sel
 from sqlalchemy_bgjob import _dispatch, _execution, _lifecycle, _session
 from sqlalchemy_bgjob._lifecycle import Fate
 from sqlalchemy_bgjob._outcomes import COMPLETED
-from sqlalchemy_bgjob._statements import Statements, _at, _given, _unnest, _xid
+from sqlalchemy_bgjob._sql import at, parameter, transaction_id, unnest
+from sqlalchemy_bgjob._statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,10 +54,10 @@ def fence_by_id_alone(stack: ExitStack) -> None:
         locked: Any = (
             select(literal_column("held.ctid"))
             .select_from(held)
-            .where(held.c.id == _given("id", Text))
+            .where(held.c.id == parameter("id", Text))
             .with_for_update(skip_locked=True)
         )
-        return delete(self._job).where(_at(locked)).returning(_xid())
+        return delete(self._job).where(at(locked)).returning(transaction_id())
 
     _replace(stack, Statements, _one_by_one=one_by_one, complete_one=property(complete_one))
 
@@ -95,9 +96,13 @@ def a_release_deletes(stack: ExitStack) -> None:
     """A job that is to run again is dropped."""
 
     def release(self: Any, wait: bool) -> Any:
-        given = _unnest(ids=Text(), leases=BigInteger())
+        given = unnest(ids=Text(), leases=BigInteger())
         job = self._job
-        return delete(job).where(_at(self._held(given, wait=wait))).returning(job.c.id, _xid())
+        return (
+            delete(job)
+            .where(at(self._held(given, wait=wait)))
+            .returning(job.c.id, transaction_id())
+        )
 
     _replace(stack, Statements, _release=release)
 
@@ -172,8 +177,8 @@ def a_beating_worker_is_rescued(stack: ExitStack) -> None:
     """Every other worker is taken for silent."""
 
     def silent_workers(self: Any) -> Any:
-        others = self._worker.c.id != _given("judge", BigInteger)
-        return self._lock_workers(and_(others, _given("connected", BigInteger) > 0))
+        others = self._worker.c.id != parameter("judge", BigInteger)
+        return self._lock_workers(and_(others, parameter("connected", BigInteger) > 0))
 
     _replace(stack, Statements, silent_workers=property(silent_workers))
 
