@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._enqueue import BulkResult, JobRef, enqueue, enqueue_from, enqueue_many
+    from ._enqueue import BulkResult, JobRef, enqueue, enqueue_many
+    from ._enqueue_from import enqueue_from
     from ._execution import Context
     from ._health import Health
     from ._operate import Redriven
@@ -71,7 +72,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_enqueue": ("BulkResult", "JobRef", "enqueue", "enqueue_from", "enqueue_many"),
+    "_enqueue": ("BulkResult", "JobRef", "enqueue", "enqueue_many"),
+    "_enqueue_from": ("enqueue_from",),
     "_execution": ("Context",),
     "_health": ("Health",),
     "_operate": ("Redriven",),

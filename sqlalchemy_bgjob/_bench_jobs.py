@@ -25,8 +25,8 @@ from sqlalchemy import (
     make_url,
 )
 
-from ._enqueue import statements_of
 from ._execution import Context
+from ._statements import statements_of
 from .bgjob import BGJob
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""enqueue, enqueue_many, enqueue_from: jobs in the caller's own transaction.
+"""enqueue, enqueue_many: jobs in the caller's own transaction.
 
 Nothing is committed or closed here, except when the target is an Engine. Everything is checked
 and encoded before the first statement, and a duplicate never aborts the transaction: ON CONFLICT
@@ -14,19 +14,16 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, FromClause, Select, event, inspect
-from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy import Connection, FromClause, event, inspect
 from sqlalchemy.orm import Mapper, SessionTransaction, object_session
-from sqlalchemy.types import TypeEngine
 
-from . import _codec, _validation
+from . import _validation
 from ._copy import BLOCK, WORTH_IT, can_copy, copy
-from ._errors import sqlstate
 from ._registry import UNTYPED, JobType, NewJob, column_values, in_chunks, new_job, with_ids
 from ._sql import parameters, wake_up
-from ._statements import Statements
+from ._statements import statements_of
 from ._targets import SyncTarget, Unit, can_notify, run_in
-from .exceptions import InvalidArg, JobAlreadyExists
+from .exceptions import JobAlreadyExists
 from .models import JobMixin, Models
 
 if TYPE_CHECKING:
@@ -125,8 +122,8 @@ def enqueue(
         InvalidArg: The arg, or a header, can't be stored or decoded again; the error names its
             path. Raised before any SQL, as are TypeError and ValueError for the other arguments.
     """
-    job = _of(handler).new_job(arg, id, queue, delay, run_at, priority, headers)
-    _check_on_conflict(on_conflict)
+    job = registered(handler).new_job(arg, id, queue, delay, run_at, priority, headers)
+    check_on_conflict(on_conflict)
     return run_in(
         target, handler.models, lambda unit: _insert_one(unit, handler.models, job, on_conflict)
     )
@@ -150,7 +147,7 @@ def enqueue_type(
     """As :func:`enqueue`, for a producer that knows only the type's name."""
     codec = handler.codec if handler is not None else UNTYPED
     job = new_job(codec, type, queue, arg, id, delay, run_at, priority, headers)
-    _check_on_conflict(on_conflict)
+    check_on_conflict(on_conflict)
     return run_in(target, models, lambda unit: _insert_one(unit, models, job, on_conflict))
 
 
@@ -244,7 +241,7 @@ def enqueue_many(
         JobAlreadyExists: Live jobs have some of these ids; the transaction stays usable.
         InvalidArg: As for :func:`enqueue`; the path begins with the job's index.
     """
-    _check_on_conflict(on_conflict)
+    check_on_conflict(on_conflict)
     models: Models | None
     if isinstance(handler, JobType):
         if args is None:
@@ -343,7 +340,7 @@ def _insert_many(
     if on_conflict == "ignore":
         inserted = _insert(unit, models, everything)
         return BulkResult(len(inserted), _missing(everything, inserted))
-    with _Undo(unit) as undo:
+    with Undo(unit) as undo:
         inserted = _insert(unit, models, everything)
         duplicates = _missing(everything, inserted)
         if duplicates:
@@ -372,7 +369,7 @@ def _copied(unit: Unit, models: Models, jobs: _Jobs) -> bool:
     if now is None:
         return False
     # A bad arg among the later ones ends the COPY, and must not end the caller's transaction.
-    with nullcontext() if jobs.all_at_once() else _Undo(unit):
+    with nullcontext() if jobs.all_at_once() else Undo(unit):
         copy(unit.connection, models.job, jobs, now)
     if unit.can_notify:
         for queue in sorted({job.shared.queue for job in jobs.first}):
@@ -390,7 +387,7 @@ def _missing(jobs: Iterable[NewJob], inserted: set[str]) -> tuple[str, ...]:
     return tuple(sorted(missing))
 
 
-class _Undo:
+class Undo:
     """A savepoint around a bulk statement, so that all or nothing costs the caller nothing."""
 
     def __init__(self, unit: Unit) -> None:
@@ -425,169 +422,11 @@ def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
     )
 
 
-# ---- from a query --------------------------------------------------------------------------------
-
-
-@overload
-def enqueue_from(
-    target: SyncTarget,
-    handler: JobType[Any],
-    select: Select[Any],
-    *,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
-) -> int: ...
-@overload
-def enqueue_from(
-    target: "AsyncTarget",
-    handler: JobType[Any],
-    select: Select[Any],
-    *,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
-) -> Coroutine[Any, Any, int]: ...
-def enqueue_from(
-    target: Any,
-    handler: JobType[Any],
-    select: Select[Any],
-    *,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
-) -> Any:
-    """One job for each row of a query, without the rows leaving the database; returns how many.
-
-    The labels ``id``, ``delay`` (seconds) and ``priority`` are the job's own; all other columns
-    become the fields of the arg, a JSON object as PostgreSQL's ``to_jsonb`` makes it.
-
-    Args:
-        target: As for :func:`enqueue`.
-        handler: A registered handler whose arg is an object of these fields.
-        select: A query over your own tables; every column has a name or a label.
-        queue, delay, run_at, priority, headers: As for :func:`enqueue`, for what is no label.
-        on_conflict: With ``"raise"`` an id that a live job has, or that comes twice, adds no job at
-            all; with ``"ignore"`` those rows are left out.
-
-    Raises:
-        JobAlreadyExists: As above; the transaction stays usable, and the ids are not known.
-        ValueError: The labels are not the fields of the handler's arg.
-    """
-    _check_on_conflict(on_conflict)
-    models = _of(handler).models
-    labels = _check_labels(handler, select)
-    start, moment = _validation.start(delay, run_at)
-    values = {
-        "queue": _validation.name("queue", handler.queue if queue is None else queue),
-        "type": handler.type,
-        "headers": _validation.headers(headers),
-        "priority": _validation.priority(priority),
-        "delay": None if start is None else timedelta(seconds=start),
-        "run_at": moment,
-    }
-    for label, argument in (("delay", delay), ("priority", priority or None)):
-        if label in labels:
-            if argument is not None:
-                raise ValueError(f"{label} is given twice: as an argument and as a label")
-            values.pop(label)
-    if "delay" in labels and run_at is not None:
-        raise ValueError("give either run_at= or a label delay, not both")
-
-    def insert(unit: Unit) -> int:
-        ignore = on_conflict == "ignore" or "id" not in labels
-        statement = statements_of(models).insert_from(
-            select, notify=unit.can_notify, ignore_duplicates=ignore
-        )
-        if ignore:
-            return len(unit.execute(statement, parameters(**values)).all())
-        with _Undo(unit) as undo:
-            try:
-                return len(unit.execute(statement, parameters(**values)).all())
-            except IntegrityError as error:
-                undo.now()
-                if sqlstate(error) == "23505":
-                    raise JobAlreadyExists(()) from None
-                raise
-
-    return run_in(target, models, insert)
-
-
-def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
-    if not isinstance(select, Select):
-        raise TypeError(f"enqueue_from takes a select(), not {type(select).__name__}")
-    # Of the subquery that it will be: there func.lower(x), for one, has no name that it keeps.
-    try:
-        columns = list(select.subquery().c)
-    except InvalidRequestError:  # the same label twice
-        columns = []
-    names = [str(column.name) for column in columns]
-    labels = set(names)
-    if not names or len(labels) < len(names) or any(name.startswith("%(") for name in names):
-        raise ValueError("every column of the select needs a name of its own: use .label()")
-    for column in columns:
-        if _python_type(column.type) in (bytes, timedelta):
-            raise ValueError(
-                f"to_jsonb does not write {column.name!r}, of type {column.type!r}, as a handler "
-                f"reads it; make it a number or text: extract('epoch', ...), func.encode(...)"
-            )
-    arg_labels = labels - {"id", "delay", "priority"}
-    if not handler.takes_arg:
-        if arg_labels:
-            raise ValueError(
-                f"the handler of {handler.type!r} takes no arg, but the select has the columns "
-                f"{', '.join(sorted(arg_labels))}"
-            )
-        return labels
-    fields = _codec.fields(handler.annotation)
-    if fields is None:
-        _check_takes_object(handler)
-    else:
-        missing, unknown = fields.required - arg_labels, arg_labels - fields.known
-        if missing or unknown:
-            problem = "; ".join(
-                f"{what} {', '.join(sorted(which))}"
-                for what, which in (("missing:", missing), ("not a field:", unknown))
-                if which
-            )
-            raise ValueError(
-                f"the select's labels are not the fields of the arg of {handler.type!r} ({problem})"
-            )
-    return labels
-
-
-def _check_takes_object(handler: JobType[Any]) -> None:
-    try:
-        handler.decode(b"{}", None)
-    except InvalidArg as error:
-        # Anything else may be mended by the fields that a row brings.
-        if error.path == "$" and error.reason.endswith("got `object`"):
-            raise ValueError(
-                f"the handler of {handler.type!r} takes no object of fields, which is what the "
-                f"rows of a select become ({error.reason})"
-            ) from None
-
-
-def _python_type(type_: TypeEngine[Any]) -> type | None:
-    try:
-        return type_.python_type
-    except NotImplementedError:
-        return None
-
-
 # ---- what they share -----------------------------------------------------------------------------
 
 
-def _of(handler: object) -> JobType[Any]:
+def registered(handler: object) -> JobType[Any]:
+    """The handler; a TypeError that says what to do if it is none."""
     if not isinstance(handler, JobType):
         name = getattr(handler, "__name__", type(handler).__name__)
         raise TypeError(
@@ -597,20 +436,10 @@ def _of(handler: object) -> JobType[Any]:
     return handler
 
 
-def _check_on_conflict(on_conflict: str) -> None:
+def check_on_conflict(on_conflict: str) -> None:
+    """A ValueError for what is no such word."""
     if on_conflict not in ("raise", "ignore"):
         raise ValueError(f"on_conflict={on_conflict!r} is neither 'raise' nor 'ignore'")
-
-
-_statements: WeakKeyDictionary[Models, Statements] = WeakKeyDictionary()
-
-
-def statements_of(models: Models) -> Statements:
-    """The statements of a set of tables, built once."""
-    found = _statements.get(models)
-    if found is None:
-        found = _statements[models] = Statements(models)
-    return found
 
 
 _woken: WeakKeyDictionary[SessionTransaction, set[tuple[FromClause, str]]] = WeakKeyDictionary()

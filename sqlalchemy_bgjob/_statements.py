@@ -5,12 +5,15 @@ named parameters, and hands it out. The threaded and the asyncio worker therefor
 A hot statement touches one queue only.
 """
 
+from weakref import WeakKeyDictionary
+
 from ._sql_claim import ClaimStatements
 from ._sql_enqueue import EnqueueStatements
 from ._sql_give_back import GiveBackStatements
 from ._sql_operate import OperateStatements
 from ._sql_settle import SettleStatements
 from ._sql_workers import WorkerStatements
+from .models import Models
 
 
 class Statements(
@@ -22,3 +25,14 @@ class Statements(
     OperateStatements,
 ):
     """The statements of one set of tables. Their parameters are named in each docstring."""
+
+
+_statements: WeakKeyDictionary[Models, Statements] = WeakKeyDictionary()
+
+
+def statements_of(models: Models) -> Statements:
+    """The statements of a set of tables, built once."""
+    found = _statements.get(models)
+    if found is None:
+        found = _statements[models] = Statements(models)
+    return found

@@ -9,11 +9,12 @@ from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import TypeVar
 
 from . import _validation
-from ._enqueue import JobRef, OnConflict, enqueue_type, statements_of
+from ._enqueue import JobRef, OnConflict, enqueue_type
 from ._execution import Context
 from ._operate import Redriven, cancel, prune, redrive
 from ._outcomes import Outcome
 from ._registry import HandlerOptions, JobType, Registry
+from ._statements import statements_of
 from ._targets import SyncTarget
 from ._work_one import work_one
 from .models import DEFAULT_PREFIX, DeadJobMixin, JobMixin, Models, WorkerMixin, build_models

@@ -25,7 +25,7 @@ from sqlalchemy_bgjob import (
     enqueue_from,
     enqueue_many,
 )
-from sqlalchemy_bgjob._enqueue import statements_of
+from sqlalchemy_bgjob._statements import statements_of
 from support import wait_until, with_driver
 from support.databases import private_server
 from support.producers import UNITS, Producer, Sent, producer

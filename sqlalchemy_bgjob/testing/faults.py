@@ -21,8 +21,8 @@ from unittest.mock import patch
 import click
 
 from sqlalchemy_bgjob import _dispatch, _execution, _lifecycle, _session, _validation
-from sqlalchemy_bgjob._enqueue import statements_of
 from sqlalchemy_bgjob._sql import parameters
+from sqlalchemy_bgjob._statements import statements_of
 from sqlalchemy_bgjob._targets import Unit, run_in
 from sqlalchemy_bgjob.bgjob import BGJob
 
