@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
@@ -69,20 +68,22 @@ class ThreadRuntime:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        # Not an Event: a signal handler that sets one may interrupt the wait for it, and wait for
-        # the lock that this wait holds.
-        self._bell: SimpleQueue[None] = SimpleQueue()
+        # Held until somebody rings. Not an Event: a signal handler that sets one may interrupt the
+        # wait for it, and wait for the lock that this wait holds. Nor a SimpleQueue: of 3.11, a
+        # wait that is interrupted just before its time is over goes on without end.
+        self._bell = threading.Lock()
+        self._bell.acquire()
         self._threads = Threads()
 
     def wait(self, seconds: float) -> None:
         """Wait for wake(), at most so long."""
-        with suppress(Empty):
-            self._bell.get(timeout=seconds)
+        self._bell.acquire(timeout=seconds)
 
     def wake(self) -> None:
         """End the wait, or the next one."""
-        if self._bell.empty():
-            self._bell.put(None)
+        if self._bell.locked():
+            with suppress(RuntimeError):  # somebody else has rung meanwhile
+                self._bell.release()
 
     def start(self, run: Run, worker: RunsJobs) -> None:
         """Do a run in a thread, and what follows it there."""

@@ -273,43 +273,63 @@ def test_a_worker_outlives_a_time_without_threads(
     assert set(errors) <= {"can't start new thread"}
 
 
-RINGS = """
+WAITS = """
 import faulthandler
 import signal
+import sys
 import time
 
 from sqlalchemy import create_engine
 
 from sqlalchemy_bgjob.worker import ThreadRuntime
 
+wakes, every, seconds = sys.argv[1] == "wakes", float(sys.argv[2]), float(sys.argv[3])
 runtime = ThreadRuntime(create_engine("postgresql+psycopg://"))
-rings = waits = 0
+signals = waits = 0
+longest = 0.0
 
 
-def ring(*_):
-    global rings
-    rings += 1
-    runtime.wake()
+def handle(*_):
+    global signals
+    signals += 1
+    if wakes:
+        runtime.wake()
+    busy_until = time.perf_counter() + (0.0 if wakes else 0.001)
+    while time.perf_counter() < busy_until:
+        pass
 
 
 faulthandler.dump_traceback_later(20, exit=True)
-signal.signal(signal.SIGALRM, ring)
-signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
-while rings < 1000:
-    runtime.wait(0.0001)
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, every, every)
+ends = time.monotonic() + 2.0
+while (begun := time.monotonic()) < ends:
+    runtime.wait(seconds)
+    longest = max(longest, time.monotonic() - begun)
     waits += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
-print(rings, waits)
+print(signals, waits, longest)
 """
 
 
-def test_a_signal_handler_may_stop_the_worker_that_waits_in_its_thread() -> None:
-    """Whatever the wait is about to do, also with its locks, when the signal comes."""
+@pytest.mark.parametrize(
+    ("handler", "every", "seconds"),
+    [("wakes", 0.001, 0.0001), ("does not wake", 0.017, 0.005)],
+)
+def test_a_wait_in_the_main_thread_ends_whenever_a_signal_comes(
+    handler: str, every: float, seconds: float
+) -> None:
+    """It may come while the wait takes its locks, and take all the time that is left of it."""
     done = subprocess.run(
-        [sys.executable, "-c", RINGS], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", WAITS, handler, str(every), str(seconds)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
     assert done.returncode == 0, done.stderr
-    rings, waits = map(int, done.stdout.split())
-    assert rings >= 1000
+    signals, waits, longest = map(float, done.stdout.split())
+    assert signals >= 50
     assert waits >= 100
+    assert longest < 1.0
