@@ -133,7 +133,7 @@ class Dispatcher:
             settings,
             self._heart,
             known=self._known,
-            on_unknown=self._reconcile_soon,
+            on_unknown=self._found_unknown,
             on_health=self._tell_health,
             on_error=self._report,
         )
@@ -366,6 +366,11 @@ class Dispatcher:
             own = [(now + pause, worker_id) for pause in after]
             self._reconcile_at = sorted(others + own)
         self._runtime.wake()
+
+    def _found_unknown(self, worker_id: int) -> None:
+        with self._lock:
+            if all(entry[1] != worker_id for entry in self._reconcile_at):
+                self._reconcile_soon(worker_id, after=(0.0,))
 
     def _reconcile(self) -> None:
         """Hand back what a claim without an answer may have given us.

@@ -429,11 +429,26 @@ def hand_back_others(
 
 def held_besides(
     connection: Connection, statements: Statements, *, worker_id: int, known: Iterable[ClaimedJob]
-) -> set[str]:
-    """The ids of what :func:`hand_back_others` would hand back. Reads the whole table."""
+) -> set[tuple[str, int]]:
+    """Id and lease of what :func:`hand_back_others` is for. Reads the whole table; commits."""
     with connection.begin():
-        ids = _run(connection, statements.hand_back_others.ids, **_besides(worker_id, known))
-        return set(ids.scalars())
+        rows = _run(connection, statements.hand_back_others.held, **_besides(worker_id, known))
+        return {(row.id, row.lease) for row in rows}
+
+
+def holds_some(
+    connection: Connection,
+    statements: Statements,
+    *,
+    worker_id: int,
+    jobs: Iterable[tuple[str, int]],
+) -> bool:
+    """Whether a worker still holds any of these jobs, by id and lease. Commits."""
+    jobs = list(jobs)
+    given = {"ids": [id for id, _ in jobs], "leases": [lease for _, lease in jobs]}
+    with connection.begin():
+        found = _run(connection, statements.still_held, worker=worker_id, **given)
+        return found.first() is not None
 
 
 def _besides(worker_id: int, known: Iterable[ClaimedJob]) -> dict[str, Any]:
@@ -587,7 +602,7 @@ def _give_back(connection: Connection, statements: GiveBack, **given: Any) -> li
             raise
         savepoint.rollback()
     queues = []
-    for id in _run(connection, statements.ids, **given).scalars().all():
+    for id in _run(connection, statements.held, **given).scalars().all():
         savepoint = connection.begin_nested()
         try:
             queues += _run(connection, statements.one, **given, id=id).scalars()

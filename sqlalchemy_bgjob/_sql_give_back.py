@@ -29,7 +29,8 @@ class GiveBack(NamedTuple):
     """One statement for all jobs, and what it takes to do the same one by one."""
 
     together: Executable
-    ids: Executable
+    held: Executable
+    """Id and lease of each."""
     one: Executable
     """Takes the further parameter id."""
 
@@ -90,7 +91,7 @@ class GiveBackStatements(Tables):
     ) -> GiveBack:
         return GiveBack(
             together=self._queue_again(held, condition, values),
-            ids=select(held.c.id).where(condition),
+            held=select(held.c.id, held.c.lease).where(condition),
             one=self._queue_again(
                 held, and_(condition, held.c.id == parameter("id", Text)), values
             ),

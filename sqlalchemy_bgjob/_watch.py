@@ -39,8 +39,8 @@ _READING_SHARE: Final = 100
 _AT_LEAST_EVERY: Final = 300.0
 """Seconds: it may have waited for a lock instead."""
 _SUSPECTED_AGAIN: Final = 1.0
-"""Seconds until jobs that this worker does not know of are looked for once more: for a moment, so
-are those whose claim or settlement is on its way."""
+"""Seconds until it is asked whether a job that this worker holds is still not known to it: for a
+moment, that is so of all whose claim or settlement is on its way."""
 
 
 class Watch:
@@ -75,7 +75,7 @@ class Watch:
         self._on_health, self._on_error = on_health, on_error
         self._stopping = threading.Event()
         self._seen: dict[int, datetime] = {}
-        self._suspected: set[str] = set()
+        self._suspected: set[tuple[str, int]] = set()
 
     def stop(self) -> None:
         """Ask the thread to end; a sweep that waits for a lock is not waited for."""
@@ -106,6 +106,7 @@ class Watch:
         next_rest = next_sweep
         next_orphans = begun + settings.orphan_interval * random.random()
         next_sample = begun + settings.health_interval * random.random()
+        next_again = float("inf")
         self._seen, self._suspected = {}, set()
         while not self._stopping.is_set():
             now = time.monotonic()
@@ -119,26 +120,32 @@ class Watch:
             if now >= next_sweep:
                 self._guarded(self._look_for_silent, connection)
                 next_sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
-            if now >= next_rest:
-                # A row that can't be given back makes each of these read the table.
-                begun = time.monotonic()
-                self._guarded(self._look_for_rest, connection)
-                took = time.monotonic() - begun
-                pause = max(settings.rescue_interval, min(took * _READING_SHARE, _AT_LEAST_EVERY))
+            if now >= next_rest:  # a row that can't be given back makes each of these read
+                pause = self._read(self._look_for_rest, connection, settings.rescue_interval)
                 next_rest = now + pause * random.uniform(0.9, 1.0)
             if now >= next_orphans:
-                self._guarded(self._look_for_orphans, connection)
-                took = time.monotonic() - now
-                pause = max(settings.orphan_interval, min(took * _READING_SHARE, _AT_LEAST_EVERY))
-                if self._suspected:
-                    pause = _SUSPECTED_AGAIN
+                pause = self._read(self._look_for_orphans, connection, settings.orphan_interval)
                 next_orphans = now + pause * random.uniform(0.9, 1.1)
+                if self._suspected:
+                    next_again = min(next_again, time.monotonic() + _SUSPECTED_AGAIN)
+            if now >= next_again:
+                next_again = float("inf")
+                self._guarded(self._look_again, connection)
             if now >= next_sample:
                 self._guarded(self._sample_health, connection)
                 next_sample = now + settings.health_interval
             backoff.reset()
-            next_turn = min(next_look, next_sweep, next_rest, next_orphans, next_sample)
+            next_turn = min(next_look, next_sweep, next_rest, next_orphans, next_again, next_sample)
             self._stopping.wait(max(next_turn - time.monotonic(), 0.0))
+
+    def _read(
+        self, sweep: Callable[[Connection], None], connection: Connection, interval: float
+    ) -> float:
+        """Do a sweep that may read the table of jobs; the seconds from its start to the next."""
+        begun = time.monotonic()
+        self._guarded(sweep, connection)
+        took = time.monotonic() - begun
+        return max(interval, min(took * _READING_SHARE, _AT_LEAST_EVERY))
 
     def _guarded(self, sweep: Callable[[Connection], None], connection: Connection) -> None:
         try:
@@ -173,15 +180,19 @@ class Watch:
         if found:
             logger.warning("gave back %d jobs that no known worker held", found)
         worker_id = self._heart.worker_id
-        if worker_id is not None:
-            unknown = lifecycle.held_besides(
+        if worker_id is not None and not self._suspected:
+            self._suspected = lifecycle.held_besides(
                 connection, self._statements, worker_id=worker_id, known=self._known()
             )
-            suspected, self._suspected = self._suspected, set()
-            if not suspected:
-                self._suspected = unknown
-            elif suspected & unknown:
-                self._on_unknown(worker_id)
+
+    def _look_again(self, connection: Connection) -> None:
+        suspected, self._suspected = self._suspected, set()
+        unknown = suspected - {(job.id, job.lease) for job in self._known()}
+        worker_id = self._heart.worker_id
+        if worker_id is not None and lifecycle.holds_some(
+            connection, self._statements, worker_id=worker_id, jobs=unknown
+        ):
+            self._on_unknown(worker_id)
 
     def _sample_health(self, connection: Connection) -> None:
         worker_id = self._heart.worker_id

@@ -69,7 +69,7 @@ def test_a_worker_finds_what_it_holds_without_knowing(
     looks, given_back, jobs_in_all = [], [], 0
     held_besides, hand_back_others = _lifecycle.held_besides, _lifecycle.hand_back_others
 
-    def look(*args: Any, **options: Any) -> set[str]:
+    def look(*args: Any, **options: Any) -> set[tuple[str, int]]:
         found = held_besides(*args, **options)
         looks.append(found)
         return found
@@ -90,8 +90,35 @@ def test_a_worker_finds_what_it_holds_without_knowing(
         wait_until(lambda: late.id in done, what="the job that was claimed unasked")
 
     assert in_vain == []
-    assert {late.id} in looks
+    assert [late.id] in [[id for id, _ in found] for found in looks]
     assert given_back[0] == 1
+
+
+def test_a_look_that_fails_is_not_made_again_before_its_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, note, done = noting(engine)
+    looks: list[str] = []
+    held_besides, holds_some = _lifecycle.held_besides, _lifecycle.holds_some
+
+    def look(*args: Any, **options: Any) -> set[tuple[str, int]]:
+        looks.append("all")
+        return held_besides(*args, **options)
+
+    def look_again(*args: Any, **options: Any) -> bool:
+        looks.append("again")
+        if looks.count("again") == 1:
+            raise ValueError("it takes too long")
+        return holds_some(*args, **options)
+
+    monkeypatch.setattr(_lifecycle, "held_besides", look)
+    monkeypatch.setattr(_lifecycle, "holds_some", look_again)
+    with Worker(jobs, engine, orphan_interval=1.5):
+        late = enqueue(engine, note, delay=60.0)
+        claim_unasked(engine, late)
+        wait_until(lambda: late.id in done, 20, what="the job that was claimed unasked")
+
+    assert looks[-4:] == ["all", "again"] * 2
 
 
 def refuse_claims(engine: Engine, queue: str) -> None:
