@@ -242,16 +242,15 @@ class Core:
         """A settlement to write, soon."""
         self._oldest = min(self._oldest, now) if self._outbox else now
         self._outbox.append(item)
-        self._count_unwritten(item, 1)
 
     def settle_later(self, item: Pending, at: float) -> None:
-        """A settlement to write, not before the given time."""
+        """A settlement to write, not before the given time; if it was tried, in vain."""
         heappush(self._later, (at, next(self._count), item))
-        self._count_unwritten(item, 1)
+        self._queues[item.job.queue].unwritten += item.tries == 1
 
-    def _count_unwritten(self, item: Pending, by: int) -> None:
-        if item.tries:
-            self._queues[item.job.queue].unwritten += by
+    def written(self, item: Pending) -> None:
+        """A settlement was written, or its lease is lost, after it had been tried in vain."""
+        self._queues[item.job.queue].unwritten -= 1
 
     def not_started(self, job: ClaimedJob) -> None:
         """A job could not be started: its slot is free, and nothing was learnt from it."""
@@ -260,8 +259,8 @@ class Core:
     def settled(self, job: ClaimedJob) -> None:
         """A job was settled otherwise: what waits to be written of it is void."""
         for item in self.unsettled():
-            if item.job is job:
-                self._count_unwritten(item, -1)
+            if item.job is job and item.tries:
+                self.written(item)
         self._outbox = deque(item for item in self._outbox if item.job is not job)
         self._later = sorted(entry for entry in self._later if entry[2].job is not job)
 
@@ -381,7 +380,6 @@ class Core:
         """What to settle, once it is a batch or has waited so long, or nothing else goes on."""
         while self._later and self._later[0][0] <= now:
             at, _, item = heappop(self._later)
-            self._count_unwritten(item, -1)
             self.settle(item, at)
         if not self._outbox:
             return ()
@@ -390,10 +388,7 @@ class Core:
             return ()
         self._oldest = now
         most = self._settings.max_claim * 2
-        items = tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
-        for item in items:
-            self._count_unwritten(item, -1)
-        return items
+        return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
 
     def _to_hand_back(self, now: float, *, may_start: bool) -> list[ClaimedJob]:
         back: list[ClaimedJob] = []

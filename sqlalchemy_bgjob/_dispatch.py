@@ -722,7 +722,11 @@ class Dispatcher:
                     )
                 with self._lock:
                     self._core.settle_later(item, now + pause)
-            elif fate is not Fate.SETTLED or item.settlement is not COMPLETED or told:
+                continue
+            if item.tries:
+                with self._lock:
+                    self._core.written(item)
+            if fate is not Fate.SETTLED or item.settlement is not COMPLETED or told:
                 self._tell(item, fate, None)
 
     def _tell(self, item: Pending, fate: Fate, run: Run | None) -> None:
