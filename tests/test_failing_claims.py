@@ -49,8 +49,14 @@ def noting(engine: Engine) -> tuple[BGJob[Any, Any], JobType[None], list[str]]:
     return jobs, note, done
 
 
+def registered(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.execute(text("SELECT count(*) FROM bgjob_worker")).scalar())
+
+
 def claim_unasked(engine: Engine, job: JobInfo) -> None:
     """As a claim that is committed long after its answer was lost."""
+    wait_until(lambda: registered(engine), what="the row of the worker")
     with engine.begin() as connection:
         connection.execute(
             text(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import JobInfo
+    from sqlalchemy_bgjob._lifecycle import ClaimedJob
 
 SLOW = constant(3600.0)
 
@@ -136,9 +137,10 @@ def interruptions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     interrupt = Dispatcher._interrupt
 
-    def record(self: Dispatcher) -> None:
-        interrupt(self)
+    def record(self: Dispatcher) -> list[ClaimedJob]:
+        left = interrupt(self)
         made.append(len(made))
+        return left
 
     monkeypatch.setattr(Dispatcher, "_interrupt", record)
     return made
