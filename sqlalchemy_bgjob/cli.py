@@ -152,8 +152,12 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="sqlalchemy-bgjob")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Background jobs in PostgreSQL, for applications that use SQLAlchemy."""
+    # A worker counts signals itself, once it has been imported.
+    if ctx.invoked_subcommand != "worker" and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @cli.command()
