@@ -72,20 +72,18 @@ class Control:
 
     def drop(self) -> None:
         """Use this connection no more: it is lost, or its session may be at fault."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                if not connection.invalidated:
-                    connection.invalidate()
-                connection.close()
-            except Exception as error:
-                logger.debug("closing a lost connection: %s", summary(error))
+        self._close(invalidate=True)
 
     def close(self) -> None:
         """Give it back: the worker ends."""
+        self._close(invalidate=False)
+
+    def _close(self, *, invalidate: bool) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
+                if invalidate and not connection.invalidated:
+                    connection.invalidate()
                 connection.close()
             except Exception as error:
                 logger.debug("closing: %s", summary(error))

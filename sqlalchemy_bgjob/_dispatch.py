@@ -350,7 +350,7 @@ class Dispatcher:
                     self._core.settle(item, 0.0)
             self._lost_control(error)
 
-    # ---- the control connection -------------------------------------------------------------
+    # ---- when the connection is lost --------------------------------------------------------
 
     def _lost_control(self, error: BaseException) -> None:
         self._report(error)

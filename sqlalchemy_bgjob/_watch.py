@@ -189,8 +189,12 @@ class Watch:
         suspected, self._suspected = self._suspected, set()
         unknown = suspected - {(job.id, job.lease) for job in self._known()}
         worker_id = self._heart.worker_id
-        if worker_id is not None and lifecycle.holds_some(
-            connection, self._statements, worker_id=worker_id, jobs=unknown
+        if (
+            unknown
+            and worker_id is not None
+            and lifecycle.holds_some(
+                connection, self._statements, worker_id=worker_id, jobs=unknown
+            )
         ):
             self._on_unknown(worker_id)
 

@@ -127,17 +127,20 @@ def test_a_look_that_fails_is_not_made_again_before_its_time(
     assert looks[-4:] == ["all", "again"] * 2
 
 
-def refuse_claims(engine: Engine, queue: str) -> None:
+def refuse(engine: Engine, change: str, when: str = "") -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(
             f"""
             CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
                 AS 'BEGIN RAISE EXCEPTION ''refused''; END';
-            CREATE TRIGGER refuse BEFORE UPDATE ON bgjob_job FOR EACH ROW
-                WHEN (new.claimed_by IS NOT NULL AND new.queue = '{queue}')
+            CREATE TRIGGER refuse BEFORE {change} ON bgjob_job FOR EACH ROW {when}
                 EXECUTE FUNCTION refuse();
             """
         )
+
+
+def refuse_claims(engine: Engine, queue: str) -> None:
+    refuse(engine, "UPDATE", f"WHEN (new.claimed_by IS NOT NULL AND new.queue = '{queue}')")
 
 
 def test_claims_that_fail_again_and_again_are_tried_ever_more_rarely(engine: Engine) -> None:
@@ -226,15 +229,7 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine) -> None:
     """All that has run and is not settled would run again if the worker ended."""
     jobs, note, done = noting(engine)
     errors = Errors()
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            """
-            CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
-                AS 'BEGIN RAISE EXCEPTION ''refused''; END';
-            CREATE TRIGGER refuse BEFORE DELETE ON bgjob_job FOR EACH ROW
-                EXECUTE FUNCTION refuse();
-            """
-        )
+    refuse(engine, "DELETE")
     enqueue_many(engine, note, [None] * 3_000)
 
     with Worker(jobs, engine, queues={"default": 2}, observers=[errors], max_claim=50) as worker:
