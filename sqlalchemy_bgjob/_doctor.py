@@ -15,7 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from ._errors import sqlstate
 from ._frozen import STEPS, qualified, table_of
 from ._health import look
-from .exceptions import SchemaOutOfDate, SchemaUnknown
+from ._table_kinds import heirs
+from .exceptions import SchemaOutOfDate
 from .schema import LATEST, check, db_version, foreign_key_problems, storage_drift
 
 OLDEST_SERVER: Final = 14
@@ -130,12 +131,14 @@ def _clock(connection: Connection) -> Iterator[Finding]:
 def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
     try:
         check(connection, schema=name, table_prefix=prefix)
-    except (SchemaOutOfDate, SchemaUnknown) as error:
+    except SchemaOutOfDate as error:
         yield Finding("tables", "problem", str(error))
         return
     version = db_version(connection, schema=name, table_prefix=prefix)
     yield Finding("tables", "ok", f"version {version}")
     yield from _told("structure", _structure(connection, name, prefix), "as designed")
+    for heir in heirs(connection, schema=name, table_prefix=prefix):
+        yield Finding("structure", "note", heir)
     storage = storage_drift(connection, schema=name, table_prefix=prefix)
     missing = [f"a storage parameter is not as designed; run: {sql}" for sql in storage]
     yield from _told("storage", missing, "as designed")
@@ -284,27 +287,27 @@ _WORKERS: Final = """
     SELECT id, pid, hostname,
            CAST(extract(epoch FROM clock_timestamp() - beat_at) AS float8) AS seconds,
            clock_timestamp() - beat_at > lease_timeout * interval '1 second' AS silent
-    FROM {worker} ORDER BY id
+    FROM ONLY {worker} ORDER BY id
 """
 # A look into the index for each queue and priority, however many jobs there are.
 _WAITING: Final = """
     WITH RECURSIVE lanes AS (
-      (SELECT queue, priority FROM {job} ORDER BY queue, priority LIMIT 1)
+      (SELECT queue, priority FROM ONLY {job} ORDER BY queue, priority LIMIT 1)
       UNION ALL
       SELECT following.queue, following.priority FROM lanes, LATERAL (
-        SELECT queue, priority FROM {job}
+        SELECT queue, priority FROM ONLY {job}
         WHERE (queue, priority) > (lanes.queue, lanes.priority)
         ORDER BY queue, priority LIMIT 1
       ) AS following
     )
     SELECT queue, CAST(extract(epoch FROM clock_timestamp() - min(oldest)) AS float8) AS seconds,
            EXISTS (
-             SELECT FROM {worker} AS w
+             SELECT FROM ONLY {worker} AS w
              WHERE jsonb_exists(CAST(w.queues AS jsonb), lanes.queue)
                AND clock_timestamp() - w.beat_at < w.lease_timeout * interval '1 second'
            ) AS served
     FROM lanes, LATERAL (
-      SELECT next_run_at AS oldest FROM {job} AS due
+      SELECT next_run_at AS oldest FROM ONLY {job} AS due
       WHERE due.queue = lanes.queue AND due.priority = lanes.priority
         AND due.claimed_by IS NULL
       ORDER BY due.next_run_at LIMIT 1

@@ -7,7 +7,7 @@ the join into a scan of the table. A locked row cannot move.
 
 from functools import cache
 from hashlib import sha1
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ARRAY,
@@ -37,6 +37,11 @@ from .models import Models
 
 _CTID: ColumnElement[Any] = literal_column("ctid")
 SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
+
+ONLY: Final = "ONLY"
+"""The hint by which a statement means a table's own rows, and not those of tables that inherit from
+it, such as an archive: an address is unique within one table, and an archived row is no job. Every
+statement gives it for every table of the queue; see tests/test_inheritance.py."""
 
 APPLICATION_NAME_PREFIX = "bgjob/"
 PARAMETER_PREFIX = "given_"
@@ -80,7 +85,7 @@ def awaited(worker: FromClause, queue: ColumnElement[Any]) -> ColumnElement[bool
     notifications would tell busy workers what they find by themselves.
     """
     waits_for = cast(worker.c.waits_for, JSONB)
-    return select(worker.c.id).where(waits_for.has_key(queue)).exists()
+    return select(worker.c.id).with_hint(worker, ONLY).where(waits_for.has_key(queue)).exists()
 
 
 def array_parameter(name: str, item: Any) -> ColumnElement[Any]:

@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import CTE
 
-from ._sql import Tables, array_parameter, at, parameter, seconds, unnest
+from ._sql import ONLY, Tables, array_parameter, at, parameter, seconds, unnest
 
 _LATE_COMMITS: ColumnElement[Any] = literal_column("interval '2 seconds'")
 """How far behind the clock a claim looks for jobs whose transaction was committed late."""
@@ -40,6 +40,7 @@ class ClaimStatements(Tables):
         queue = parameter("queue", Text)
         first = (
             select(job.c.priority)
+            .with_hint(job, ONLY)
             .where(job.c.queue == queue)
             .order_by(job.c.priority)
             .limit(1)
@@ -48,6 +49,7 @@ class ClaimStatements(Tables):
         lanes = select(first.c.priority).cte("lanes", recursive=True)
         next_priority = (
             select(func.min(following.c.priority))
+            .with_hint(following, ONLY)
             .where(following.c.queue == queue, following.c.priority > lanes.c.priority)
             .scalar_subquery()
         )
@@ -71,6 +73,7 @@ class ClaimStatements(Tables):
         lane: Select[Any] = (
             select(literal_column(f"due.{value}").label("value"))
             .select_from(due)
+            .with_hint(due, ONLY)
             .where(due.c.priority == lanes.c.priority, *self._is_due(due))
             .order_by(due.c.next_run_at, due.c.id)
             .limit(limit)
@@ -109,6 +112,7 @@ class ClaimStatements(Tables):
         job = self._job
         return (
             update(job)
+            .with_hint(ONLY)
             .where(at(locked))
             .values(
                 claimed_by=parameter("worker", BigInteger),
@@ -172,6 +176,7 @@ class ClaimStatements(Tables):
         row: Select[Any] = (
             select(literal_column("due.ctid"))
             .select_from(due)
+            .with_hint(due, ONLY)
             .where(due.c.id == parameter("id", Text), *self._is_due(due))
         )
         return self._claim(self._lock_to_claim(row))
@@ -186,6 +191,7 @@ class ClaimStatements(Tables):
         job = self._job.alias("scheduled")
         earliest = (
             select(func.min(job.c.next_run_at))
+            .with_hint(job, ONLY)
             .where(
                 job.c.queue == parameter("queue", Text),
                 job.c.priority == lanes.c.priorities,

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 from ._errors import describe
-from ._sql import SECOND, Tables, at, parameter, unnest
+from ._sql import ONLY, SECOND, Tables, at, parameter, unnest
 from .exceptions import WorkerLost
 
 
@@ -67,7 +67,13 @@ class GiveBackStatements(Tables):
     def give_back_orphans(self) -> GiveBack:
         """Queue jobs again whose claim names no worker that exists; returns the queue of each."""
         held = self._job.alias("held")
-        known = select(self._worker.c.id).where(self._worker.c.id == held.c.claimed_by).exists()
+        worker = self._worker
+        known = (
+            select(worker.c.id)
+            .with_hint(worker, ONLY)
+            .where(worker.c.id == held.c.claimed_by)
+            .exists()
+        )
         return self._rescue(held, and_(held.c.claimed_by.is_not(None), not_(known)))
 
     def _rescue(self, held: Any, condition: ColumnElement[bool]) -> GiveBack:
@@ -91,7 +97,7 @@ class GiveBackStatements(Tables):
     ) -> GiveBack:
         return GiveBack(
             together=self._queue_again(held, condition, values),
-            held=select(held.c.id, held.c.lease).where(condition),
+            held=select(held.c.id, held.c.lease).with_hint(held, ONLY).where(condition),
             one=self._queue_again(
                 held, and_(condition, held.c.id == parameter("id", Text)), values
             ),
@@ -104,11 +110,13 @@ class GiveBackStatements(Tables):
         locked: Select[Any] = (
             select(literal_column("held.ctid"))
             .select_from(held)
+            .with_hint(held, ONLY)
             .where(condition)
             .with_for_update(of=held, skip_locked=True, key_share=True)
         )
         return (
             update(job)
+            .with_hint(ONLY)
             .where(at(locked))
             .values(claimed_by=None, lease=job.c.lease + 1, updated_at=func.now(), **values)
             .returning(job.c.queue)
@@ -117,7 +125,10 @@ class GiveBackStatements(Tables):
     @cached_property
     def holds_any(self) -> Executable:
         """Whether a worker still holds a job. Parameter: worker."""
-        held = select(self._job.c.id).where(
-            self._job.c.claimed_by == parameter("worker", BigInteger)
+        job = self._job
+        held = (
+            select(job.c.id)
+            .with_hint(job, ONLY)
+            .where(job.c.claimed_by == parameter("worker", BigInteger))
         )
         return select(held.exists())

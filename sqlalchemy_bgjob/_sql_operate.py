@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from ._sql import Tables, parameter
+from ._sql import ONLY, Tables, parameter
 from .models import lease_at_insert
 
 
@@ -33,6 +33,7 @@ class OperateStatements(Tables):
         job = self._job
         return (
             delete(job)
+            .with_hint(ONLY)
             .where(job.c.id == parameter("id", Text), job.c.claimed_by.is_(None))
             .returning(job.c.id)
         )
@@ -46,8 +47,14 @@ class OperateStatements(Tables):
         job, dead = self._job, self._dead
         # All columns from here: what somebody has edited while this waited is what runs.
         found = (
-            select(*dead.c).where(where).order_by(*self._dead_order).limit(limit).with_for_update()
-        ).cte("found")
+            select(*dead.c)
+            .with_hint(dead, ONLY)
+            .where(where)
+            .order_by(*self._dead_order)
+            .limit(limit)
+            .with_for_update()
+            .cte("found")
+        )
         newest_first = (found.c.moved_at.desc(), found.c.id.desc())
         place = func.row_number().over(partition_by=found.c.job_id, order_by=newest_first)
         ranked = select(*found.c, place.label("place")).subquery("ranked")
@@ -74,6 +81,7 @@ class OperateStatements(Tables):
         )
         gone = (
             delete(dead)
+            .with_hint(ONLY)
             .where(dead.c.id == last.c.id, last.c.job_id == back.c.id)
             .returning(dead.c.id)
             .cte("gone")
@@ -88,13 +96,15 @@ class OperateStatements(Tables):
         # By id and not by address: a row that was edited while this waited has a new one.
         old = (
             select(dead.c.id)
+            .with_hint(dead, ONLY)
             .where(dead.c.moved_at < func.now() - parameter("age", Interval), where)
             .order_by(*self._dead_order)
             .limit(limit)
             .with_for_update()
             .cte("old")
         )
-        gone = delete(dead).where(dead.c.id == old.c.id).returning(dead.c.id).cte("gone")
+        done = delete(dead).with_hint(ONLY).where(dead.c.id == old.c.id)
+        gone = done.returning(dead.c.id).cte("gone")
         return select(func.count()).select_from(gone)
 
     @property
@@ -111,7 +121,7 @@ class OperateStatements(Tables):
             self._dead: ("next_run_at", "job_created_at", "job_updated_at", "moved_at"),
         }
         return tuple(
-            update(table).values({name: table.c[name] - by for name in names})
+            update(table).with_hint(ONLY).values({name: table.c[name] - by for name in names})
             for table, names in times.items()
         )
 
@@ -125,4 +135,5 @@ class OperateStatements(Tables):
             .render_derived()
         )
         notified = func.pg_notify(self.channel, queues.c.queue)
-        return select(cast(notified, Text)).select_from(self._worker.join(queues, true()))
+        waiting = self._worker.join(queues, true())
+        return select(cast(notified, Text)).select_from(waiting).with_hint(self._worker, ONLY)

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ._sql import SECOND, Tables, array_parameter, at, parameter, transaction_id, unnest
+from ._sql import ONLY, SECOND, Tables, array_parameter, at, parameter, transaction_id, unnest
 from .models import Models
 
 
@@ -72,12 +72,17 @@ class SettleStatements(Tables):
         would invite the latter, is not named.
         """
         held = self._job.alias("held")
-        one = select(value.label("value")).where(
-            held.c.id == given.c.ids,
-            held.c.lease == given.c.leases,
-            held.c.claimed_by == parameter("worker", BigInteger),
+        one = (
+            select(value.label("value"))
+            .select_from(held)
+            .with_hint(held, ONLY)
+            .where(
+                held.c.id == given.c.ids,
+                held.c.lease == given.c.leases,
+                held.c.claimed_by == parameter("worker", BigInteger),
+            )
         )
-        found = complete(held, one.select_from(held)).lateral("found")
+        found = complete(held, one).lateral("found")
         return select(found.c.value).select_from(given.join(found, true()))
 
     def _complete(self, wait: bool) -> Executable:
@@ -87,7 +92,8 @@ class SettleStatements(Tables):
         """
         given = unnest(ids=Text(), leases=BigInteger())
         job = self._job
-        gone = delete(job).where(at(self._held(given, wait=wait))).returning(job.c.id).cte("gone")
+        done = delete(job).with_hint(ONLY).where(at(self._held(given, wait=wait)))
+        gone = done.returning(job.c.id).cte("gone")
         count = func.count()
         all_gone = count == func.cardinality(array_parameter("ids", Text()))
         which = case((not_(all_gone), func.array_agg(gone.c.id, type_=ARRAY(Text))))
@@ -105,6 +111,7 @@ class SettleStatements(Tables):
         locked: Select[Any] = (
             select(literal_column("held.ctid"))
             .select_from(held)
+            .with_hint(held, ONLY)
             .where(
                 held.c.id == parameter("id", Text),
                 held.c.lease == parameter("lease", BigInteger),
@@ -112,7 +119,7 @@ class SettleStatements(Tables):
             )
             .with_for_update(skip_locked=True)
         )
-        return delete(job).where(at(locked)).returning(transaction_id())
+        return delete(job).with_hint(ONLY).where(at(locked)).returning(transaction_id())
 
     def _release(self, wait: bool) -> Executable:
         """Queue jobs again; returns id and xid of each.
@@ -136,6 +143,7 @@ class SettleStatements(Tables):
         again = func.clock_timestamp() + given.c.delays * SECOND
         return (
             update(job)
+            .with_hint(ONLY)
             .where(at(self._held(given, wait=wait, keeps_key=True)), job.c.id == given.c.ids)
             .values(
                 claimed_by=None,
@@ -162,7 +170,8 @@ class SettleStatements(Tables):
         given = unnest(
             ids=Text(), leases=BigInteger(), dead_ids=Text(), give_backs=Integer(), errors=Text()
         )
-        moved = delete(job).where(at(self._held(given, wait=wait))).returning(*job.c).cte("moved")
+        gone = delete(job).with_hint(ONLY).where(at(self._held(given, wait=wait)))
+        moved = gone.returning(*job.c).cte("moved")
         values: dict[str, Any] = {
             "id": given.c.dead_ids,
             "job_id": moved.c.id,
@@ -196,6 +205,7 @@ class SettleStatements(Tables):
         job = self._job
         return (
             update(job)
+            .with_hint(ONLY)
             .where(at(self._held(given, wait=False, keeps_key=True)))
             .values(last_error=parameter("error", Text), updated_at=func.now())
         )

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ._sql import APPLICATION_NAME_PREFIX, SECOND, Tables, parameter, seconds
+from ._sql import APPLICATION_NAME_PREFIX, ONLY, SECOND, Tables, parameter, seconds
 
 _activity = table(
     "pg_stat_activity",
@@ -64,7 +64,8 @@ class WorkerStatements(Tables):
     @cached_property
     def unregister(self) -> Executable:
         """Remove a worker's row. Parameter: worker."""
-        return delete(self._worker).where(self._worker.c.id == parameter("worker", BigInteger))
+        worker = self._worker
+        return delete(worker).with_hint(ONLY).where(worker.c.id == parameter("worker", BigInteger))
 
     @cached_property
     def beat(self) -> Executable:
@@ -75,9 +76,15 @@ class WorkerStatements(Tables):
         """
         worker = self._worker
         me = parameter("worker", BigInteger)
-        before = select(worker.c.id, worker.c.beat_at).where(worker.c.id == me).subquery("before")
+        before = (
+            select(worker.c.id, worker.c.beat_at)
+            .with_hint(worker, ONLY)
+            .where(worker.c.id == me)
+            .subquery("before")
+        )
         return (
             update(worker)
+            .with_hint(ONLY)
             .where(worker.c.id == me, worker.c.lost_at.is_(None), before.c.id == worker.c.id)
             .values(
                 beat_at=func.clock_timestamp(),
@@ -93,6 +100,7 @@ class WorkerStatements(Tables):
         worker = self._worker
         return (
             update(worker)
+            .with_hint(ONLY)
             .where(worker.c.id == parameter("worker", BigInteger), worker.c.lost_at.is_(None))
             .values(waits_for=parameter("queues", JSONB))
         )
@@ -117,6 +125,7 @@ class WorkerStatements(Tables):
         silence = func.clock_timestamp() - worker.c.beat_at
         fit = (
             select(judge.c.id)
+            .with_hint(judge, ONLY)
             .where(
                 judge.c.id == parameter("judge", BigInteger),
                 judge.c.lost_at.is_(None),
@@ -138,6 +147,7 @@ class WorkerStatements(Tables):
         worker = self._worker
         return (
             select(worker.c.id)
+            .with_hint(worker, ONLY)
             .where(worker.c.lost_at.is_not(None))
             .with_for_update(skip_locked=True)
         )
@@ -155,7 +165,7 @@ class WorkerStatements(Tables):
             worker.c.lost_at.is_(None),
             func.clock_timestamp() - worker.c.beat_at < worker.c.lease_timeout * SECOND,
         )
-        return select(func.min(worker.c.id) == me).where(beating)
+        return select(func.min(worker.c.id) == me).with_hint(worker, ONLY).where(beating)
 
     @cached_property
     def ended_workers(self) -> Executable:
@@ -166,7 +176,7 @@ class WorkerStatements(Tables):
         of the server ends sessions of the living, so sessions from before it prove nothing.
         """
         worker = self._worker
-        return select(worker.c.id, worker.c.beat_at).where(self._ended())
+        return select(worker.c.id, worker.c.beat_at).with_hint(worker, ONLY).where(self._ended())
 
     @cached_property
     def ended_again(self) -> Executable:
@@ -224,6 +234,7 @@ class WorkerStatements(Tables):
         worker = self._worker
         return (
             select(worker.c.id)
+            .with_hint(worker, ONLY)
             .where(worker.c.lost_at.is_(None), condition)
             .with_for_update(skip_locked=True)
         )
@@ -247,6 +258,7 @@ class WorkerStatements(Tables):
         worker = self._worker
         return (
             update(worker)
+            .with_hint(ONLY)
             .where(worker.c.id == parameter("worker", BigInteger), worker.c.lost_at.is_(None))
             .values(lost_at=func.clock_timestamp(), waits_for=literal([], JSONB))
         )

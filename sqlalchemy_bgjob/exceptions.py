@@ -41,19 +41,22 @@ class SchemaOutOfDate(BGJobError):
                 f"{self.needed}; install a newer release of sqlalchemy-bgjob"
             )
         problem = f"is of version {self.found}" if self.found else "does not exist"
-        options = "".join(
-            f" {flag} {shlex.quote(value)}"
-            for flag, value, default in (
-                ("--schema", self.schema, None),
-                ("--table-prefix", self.table_prefix, "bgjob_"),
-            )
-            if value != default and value is not None
-        )
+        options = _options(self.schema, self.table_prefix)
         return (
             f"{where} {problem}, and the workers of this release need version {self.needed}; run "
             f"`sqlalchemy-bgjob migrate{options}`, or with Alembic `alembic revision "
             f"--autogenerate` and `alembic upgrade head`"
         )
+
+
+def _options(schema: str | None, table_prefix: str) -> str:
+    """The options of the command line that name these tables."""
+    given = (("--schema", schema, None), ("--table-prefix", table_prefix, "bgjob_"))
+    return "".join(
+        f" {flag} {shlex.quote(value)}"
+        for flag, value, default in given
+        if value != default and value is not None
+    )
 
 
 class SchemaUnknown(SchemaOutOfDate):
@@ -78,6 +81,23 @@ class SchemaUnknown(SchemaOutOfDate):
             f"table {self.table} {says}, so its version is not known; if it is another program's, "
             f"choose another table_prefix= or schema=; if it is the queue's, give it its comment "
             f"back, for example: COMMENT ON TABLE {self.table} IS '{expected}'"
+        )
+
+
+class NotAPlainTable(SchemaOutOfDate):
+    """One of the queue's tables is partitioned, or is no table at all."""
+
+    def __init__(self, table: str, kind: str, schema: str | None, table_prefix: str) -> None:
+        super().__init__(None, 0, schema, table_prefix)
+        self.args = (table, kind, schema, table_prefix)
+        self.table, self.kind = table, kind
+
+    def __str__(self) -> str:
+        options = _options(self.schema, self.table_prefix)
+        return (
+            f"{self.table} is {self.kind}, and the queue needs a plain table, whose rows it "
+            f"fetches by their address; drop the three tables if they are empty, or rename them, "
+            f"run `sqlalchemy-bgjob migrate{options}`, and copy their rows"
         )
 
 

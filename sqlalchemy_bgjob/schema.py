@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
 
 from ._frozen import STEPS, Operations, SetStorage, qualified, table_of
+from ._table_kinds import require_plain_tables
 from .exceptions import SchemaOutOfDate, SchemaUnknown
 
 LATEST: Final = 1
@@ -133,6 +134,7 @@ def migrate(
         The version that was there before; 0 is none.
 
     Raises:
+        NotAPlainTable: One of them is partitioned, or a view.
         SchemaOutOfDate: The tables are newer than this release can run on.
         SchemaUnknown: There is a table of that name, and it does not say its version.
         ValueError: The connection is not to PostgreSQL, or not in a READ COMMITTED transaction:
@@ -141,6 +143,7 @@ def migrate(
     _require_postgresql(connection)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
     _require_read_committed(connection)
+    require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
     found = read_version(connection, schema=schema, table_prefix=table_prefix)
     if found.number >= LATEST:
         _check(found, schema, table_prefix)
@@ -266,9 +269,11 @@ def check(
     """Refuse tables that this release's workers cannot run on; nothing is modified.
 
     Raises:
+        NotAPlainTable: One of them is partitioned, or a view.
         SchemaOutOfDate: They are missing, older, or newer and say that it is too old for them.
         SchemaUnknown: There is a table of that name, and it does not say its version.
     """
+    require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
     _check(read_version(connection, schema=schema, table_prefix=table_prefix), schema, table_prefix)
 
 
