@@ -35,7 +35,6 @@ from ._core import (
     settle_again_after,
 )
 from ._errors import (
-    describe,
     lost_connection,
     note_advice,
     refused_connection,
@@ -46,6 +45,7 @@ from ._errors import (
 from ._execution import Attempt, Environment, Run, job_info
 from ._health import Health
 from ._heart import Heart
+from ._job_log import log_observer
 from ._lanes import Position
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._notify import Listener
@@ -96,7 +96,7 @@ class Dispatcher:
         self._statements = statements
         self._core = Core(queues, settings)
         self._lock = threading.RLock()
-        self._events = Events(observers)
+        self._events = Events((log_observer(registry), *observers))
         self._tells_starts = self._events.wants("job_started")
         self._runs: dict[str, Run] = {}
         """By job id; with an earlier lease's beside it, which is lost, in ``_late_runs``."""
@@ -643,7 +643,7 @@ class Dispatcher:
             self._runtime.start(run, self)
         except Exception as error:  # no thread can be made
             self._report(error)
-            logger.warning("job %s can't be started: %s", run.job.id, describe(error))
+            logger.warning("job %s can't be started: %s", run.job.id, summary(error))
             now = time.monotonic()
             with self._lock:
                 self._start_at = now + self._start_backoff.pause()

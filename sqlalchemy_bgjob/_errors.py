@@ -5,7 +5,6 @@ messages are translated, and hold the values of rows. The one exception is a ref
 """
 
 import re
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -18,12 +17,13 @@ from sqlalchemy.exc import (
     StatementError,
 )
 
+from ._frames import causes, places, source
 from .settings import MAX_ERROR_LENGTH
 
 RETRY_AT_ONCE: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the same attempt would likely pass now."""
 
-_MAX_FRAMES = 12
+_MOST_MEMBERS: Final = 5
 
 
 def sqlstate(error: BaseException | None) -> str | None:
@@ -117,35 +117,71 @@ def note_advice(error: BaseException) -> None:
         error.add_note(found)
 
 
+def database_message(error: BaseException) -> str:
+    """The database's or driver's own words for why there is no connection.
+
+    Only for errors of connecting: others may hold the values of rows.
+    """
+    orig = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    lines = [line.strip() for line in str(orig).splitlines() if line.strip()]
+    said, remedy = "; ".join(lines[:2]) or type(orig).__name__, advice(error)
+    return said if remedy is None else f"{said}; {remedy}"
+
+
 def describe(error: BaseException) -> str:
-    """An error as text for ``last_error``: type, message, and where it was raised.
+    """An error as text for ``last_error``: type, message, and the frames that led to it.
+
+    The frames are in Python's order without this library's, the user's innermost frame last; those
+    of other libraries that it had called stand before, under words of their own.
 
     A database error gives its SQLSTATE and constraint instead of its message, which would hold
     parameters and the values of rows. An exception group names its first five members.
     """
-    lines = [_headline(error)]
-    seen = {id(error)}
-    cause = _cause(error)
-    while cause is not None and id(cause) not in seen and len(lines) < 5:
-        seen.add(id(cause))
-        lines.append(f"caused by {_headline(cause)}")
-        cause = _cause(cause)
+    first, *causes = _headlines(error)
+    lines = [first, *(f"caused by {cause}" for cause in causes)]
     if isinstance(error, BaseExceptionGroup):
-        lines += [f"contains {_headline(member)}" for member in error.exceptions[:5]]
-    frames = traceback.extract_tb(error.__traceback__)[-_MAX_FRAMES:]
-    lines += [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in reversed(frames)]
+        lines += [f"contains {_headline(member)}" for member in error.exceptions[:_MOST_MEMBERS]]
+    found = places(error)
+    if found.raised_in:
+        lines += ["raised in", *(f"  {place}" for place in found.raised_in), "called from"]
+    lines += [f"  {place}" for place in found.called_from]
     return clean("\n".join(lines))
 
 
-def summary(error: BaseException) -> str:
-    """The first line of what :func:`describe` says: for a line of the log."""
-    return clean(_headline(error)).splitlines()[0]
+def stack(error: BaseException) -> str:
+    """An error as Python shows it: the lines of its frames, of its causes and of its members.
+
+    The messages are those of :func:`describe`, so that it holds as little of a row as that does.
+    """
+    shown: list[str] = []
+    for cause, headline in zip(causes(error), _headlines(error), strict=False):
+        text = f"Traceback (most recent call last):\n{source(cause.__traceback__)}{headline}"
+        shown.append(text if not shown else f"caused by\n{text}")
+    if isinstance(error, BaseExceptionGroup):
+        shown += [f"contains\n{stack(member)}" for member in error.exceptions[:_MOST_MEMBERS]]
+    return "\n\n".join(shown)
 
 
-def _cause(error: BaseException) -> BaseException | None:
-    if _is_database_error(error):
-        return None  # the driver's own errors, whose messages hold what ours leave out
-    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+def _headlines(error: BaseException) -> list[str]:
+    """An error and its causes; after a database error none, for they hold what ours leave out."""
+    lines = []
+    for cause in causes(error):
+        lines.append(_headline(cause))
+        if _is_database_error(cause):
+            break
+    return lines
+
+
+def summary(error: BaseException, *, place: bool = False) -> str:
+    """The first line of what :func:`describe` says, for a line of the log.
+
+    Args:
+        error: What was raised.
+        place: Whether to name the user's innermost frame too.
+    """
+    line = clean(_headline(error)).splitlines()[0]
+    called_from = places(error).called_from if place else ()
+    return f"{line} ({called_from[-1]})" if called_from else line
 
 
 def _is_database_error(error: BaseException) -> bool:
@@ -171,8 +207,8 @@ def _headline(error: BaseException) -> str:
 
 def _constraint(error: Any) -> str | None:
     diag = getattr(error, "diag", None)
-    for source in (diag, error, getattr(error, "__cause__", None)):
-        name = getattr(source, "constraint_name", None)
+    for holder in (diag, error, getattr(error, "__cause__", None)):
+        name = getattr(holder, "constraint_name", None)
         if isinstance(name, str):
             return name
     return None

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine
 
 from ._codec import Encoded
 from ._errors import describe
+from ._job_log import log_stack
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._outcomes import (
     COMPLETED,
@@ -268,6 +269,7 @@ def _decide(
     handler: JobType[Any], job: ClaimedJob, outcome: Any, arg: Encoded | None
 ) -> Settlement:
     options = handler.options
+    log_stack(job, handler, getattr(outcome, "error", None))
     return decide(
         outcome,
         attempt=job.attempt,

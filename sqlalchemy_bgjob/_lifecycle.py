@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Executable, Result
 from sqlalchemy.exc import DBAPIError
 
 from ._direct import Direct
-from ._errors import describe, lost_connection, ran_out_of_time, refuses_a_row
+from ._errors import describe, lost_connection, ran_out_of_time, refuses_a_row, summary
 from ._health import Health, look
 from ._ids import new_id
 from ._lanes import Position
@@ -410,7 +410,7 @@ def _record_failure(
     except Exception as second:
         if lost_connection(second):
             raise
-        logger.warning("job %s: its error could not be noted: %s", item.job.id, describe(second))
+        logger.warning("job %s: its error could not be noted: %s", item.job.id, summary(second))
     return Fate.FAILED
 
 
@@ -611,7 +611,7 @@ def _give_back(connection: Connection, statements: GiveBack, **given: Any) -> li
             if lost_connection(error):
                 raise
             savepoint.rollback()
-            logger.warning("job %s can't be given back: %s", id, describe(error))
+            logger.warning("job %s can't be given back: %s", id, summary(error))
     return queues
 
 
@@ -658,7 +658,7 @@ def _tell_given_back(
     except Exception as error:
         if lost_connection(error):
             raise
-        logger.warning("not told of jobs that were given back: %s", describe(error))
+        logger.warning("not told of jobs that were given back: %s", summary(error))
 
 
 def name_session(connection: Connection, worker_id: int) -> None:

@@ -18,10 +18,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sqlalchemy import URL, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from . import _loader
-from ._errors import advice, lost_connection, refused_connection, sqlstate, summary
+from ._errors import database_message, sqlstate
 from ._exits import (
     DATABASE,
     FAILED,
@@ -38,7 +38,6 @@ from ._urls import ASYNC_DRIVERS, database_url, sync_url
 from .bgjob import BGJob
 from .exceptions import SchemaOutOfDate, WorkerRefused
 from .settings import SPARE_CONNECTIONS, STUCK_AFTER, WorkerSettings
-from .telemetry import JobInfo, Observer
 from .worker import Worker, served_queues
 
 if TYPE_CHECKING:
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-SAY_AGAIN_AFTER: Final = 5.0
-"""Seconds: as long as the longest wait between two attempts to connect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,17 +195,6 @@ def _failed(error: BaseException) -> int:
     return FAILED
 
 
-def database_message(error: BaseException) -> str:
-    """The database's or driver's own words for why there is no connection.
-
-    Only for errors of connecting: others may hold the values of rows.
-    """
-    orig = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    lines = [line.strip() for line in str(orig).splitlines() if line.strip()]
-    said, remedy = "; ".join(lines[:2]) or type(orig).__name__, advice(error)
-    return said if remedy is None else f"{said}; {remedy}"
-
-
 # ---- what to run ----------------------------------------------------------------------------
 
 
@@ -323,7 +309,6 @@ class _ThreadRunner:
             engine,
             queues=queues,
             session_factory=factories[0] if factories else None,
-            observers=[LogObserver()],
             settings=settings,
         )
         self.request_stop = self._worker.request_stop
@@ -366,7 +351,6 @@ class _AsyncRunner:
             queues=queues,
             session_factory=for_coroutines[0] if for_coroutines else None,
             sync_session_factory=for_functions[0] if for_functions else None,
-            observers=[LogObserver()],
             settings=settings,
         )
         self.request_stop = self._worker.request_stop
@@ -402,83 +386,3 @@ def _is_async(factory: Any) -> bool:
 
 def _describe(queues: Mapping[str, int]) -> str:
     return ", ".join(f"{name}:{slots}" for name, slots in sorted(queues.items()))
-
-
-class LogObserver(Observer):
-    """Logs what became of jobs: at debug what went well, as warnings what did not.
-
-    An error is logged by its type and place; its message may hold values of the arg, and is in the
-    row's ``last_error``.
-    """
-
-    def __init__(self) -> None:
-        self._said: dict[str, float] = {}
-
-    def job_completed(self, job: JobInfo, seconds: float) -> None:
-        """A job is done."""
-        self._log(logging.DEBUG, job, "completed", seconds=round(seconds, 6))
-
-    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
-        """It runs again, as its handler wished."""
-        self._log(logging.DEBUG, job, f"runs again in {delay:.1f} s")
-
-    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
-        """It failed."""
-        self._log(logging.WARNING, job, f"failed, next attempt in {delay:.1f} s", error=error)
-
-    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
-        """It was given up."""
-        self._log(logging.WARNING, job, "moved to the DLQ", error=error)
-
-    def job_lease_lost(self, job: JobInfo) -> None:
-        """It runs elsewhere."""
-        self._log(logging.WARNING, job, "lost its lease, it runs elsewhere")
-
-    def worker_error(self, error: BaseException) -> None:
-        """Whatever the database refuses is told of for as long as it lasts.
-
-        Where it can't be reached an operator wants its words; others may hold what rows hold.
-        """
-        # Those of asyncpg come as they are, with an SQLSTATE; libpq's without.
-        silent = isinstance(error, OperationalError | InterfaceError) and sqlstate(error) is None
-        if silent or lost_connection(error) or refused_connection(error):
-            self._warn(f"no connection to the database: {database_message(error)}")
-        elif isinstance(error, SQLAlchemyError) or sqlstate(error) is not None:
-            self._warn(f"database error: {summary(error)}")
-
-    def _warn(self, words: str) -> None:
-        """Say the same once in five seconds, however many connections have met it."""
-        now = time.monotonic()
-        self._said = {said: at for said, at in self._said.items() if now - at < SAY_AGAIN_AFTER}
-        if words not in self._said:
-            self._said[words] = now
-            logger.warning("%s", words)
-
-    def _log(
-        self, level: int, job: JobInfo, what: str, *, error: str | None = None, **extra: Any
-    ) -> None:
-        if not logger.isEnabledFor(level):
-            return
-        if error is not None:
-            extra["error"] = where = _place(error)
-            what = f"{what}: {where}"
-        fields = {
-            "job_id": job.id,
-            "job_type": job.type,
-            "queue": job.queue,
-            "attempt": job.attempt,
-            **extra,
-        }
-        logger.log(
-            level, "job %s (%s, attempt %d) %s", job.id, job.type, job.attempt, what, extra=fields
-        )
-
-
-def _place(error: str) -> str:
-    """The type of a described error, and where it was raised."""
-    headline, *rest = error.splitlines()
-    kind = headline.partition(":")[0]
-    frame = next((line.strip() for line in rest if line.startswith("  ")), None)
-    if not kind.isidentifier():
-        return "see last_error"  # the words of a Retry or MoveToDlq
-    return kind if frame is None else f"{kind} at {frame}"

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, Transaction, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ._errors import describe, sqlstate
+from ._errors import sqlstate, summary
 from ._lifecycle import Fate, Pending, holds, write
 from ._statements import Statements
 
@@ -245,7 +245,9 @@ class HandlerSession:
             try:
                 session.commit()
             except Exception as error:  # a hook's own failure; the job is settled
-                logger.error("job %s: after the commit: %s", pending.job.id, describe(error))
+                logger.error(
+                    "job %s: after the commit: %s", pending.job.id, summary(error, place=True)
+                )
         self._release()
         return Fate.SETTLED
 

@@ -25,8 +25,8 @@ from ._bench_arena import FULL_DRAIN, OURS, Arena, BenchError, Contestant, Measu
 from ._bench_jobs import App
 from ._bench_machine import machine, server_settings, versions
 from ._bench_workloads import Workload, chosen
+from ._errors import database_message
 from ._exits import DATABASE, FAILED, OK, SIGNALLED, USAGE, CommandError
-from ._process import database_message
 from ._urls import database_url as parse
 from ._urls import is_installed, sync_url
 

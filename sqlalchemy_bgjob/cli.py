@@ -491,8 +491,7 @@ def version() -> int:
 
 def _database_error(error: BaseException) -> CommandError:
     """Told in the database's words: no statement of a migration holds the values of rows."""
-    from ._errors import lost_connection, sqlstate
-    from ._process import database_message
+    from ._errors import database_message, lost_connection, sqlstate
 
     code = sqlstate(error)
     refused = code is None or lost_connection(error) or code[:2] in {"28", "3D"}

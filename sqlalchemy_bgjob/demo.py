@@ -257,7 +257,7 @@ class _Demo:
         from sqlalchemy.exc import DBAPIError
 
         from . import schema
-        from ._process import database_message
+        from ._errors import database_message
 
         try:
             with self._engine.begin() as connection:

@@ -14,7 +14,6 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, _lifecycle, enqueue, enqueue_many
 from sqlalchemy_bgjob._core import MOST_UNWRITTEN
 from sqlalchemy_bgjob._errors import sqlstate
-from sqlalchemy_bgjob._process import LogObserver
 from support import wait_until
 
 if TYPE_CHECKING:
@@ -265,7 +264,7 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine) -> None:
 def test_tables_that_break_under_a_worker_are_told_of_until_they_are_mended(
     engine: Engine, caplog: pytest.LogCaptureFixture, broken: str, mended: str, told: str
 ) -> None:
-    """It neither ends nor hurries, and works on by itself; the command line logs it."""
+    """It neither ends nor hurries, and works on by itself, and its log says so."""
     jobs, note, done = noting(engine)
     role = f"worker_{engine.url.database}"
     errors = Errors()
@@ -278,7 +277,7 @@ def test_tables_that_break_under_a_worker_are_told_of_until_they_are_mended(
     try:
         run("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
         poor = create_engine(engine.url.set(username=role, password="test"))
-        with Worker(jobs, poor, observers=[errors, LogObserver()], poll_interval=0.1):
+        with Worker(jobs, poor, observers=[errors], poll_interval=0.1):
             first = enqueue(engine, note)
             wait_until(lambda: done == [first.id], what="a job before")
 
