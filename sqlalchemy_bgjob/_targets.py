@@ -15,9 +15,9 @@ from sqlalchemy import (
     NestedTransaction,
     Result,
     TwoPhaseTransaction,
-    insert,
+    update,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from ._errors import note_advice
@@ -45,16 +45,15 @@ class Unit:
         self.target = target
         if models is None:
             return  # an empty bulk, of which nothing is asked
-        # An insert as the clause: sessions that send reading statements to a replica go by it, and
-        # would take ours for one.
-        self._where = {"mapper": models.Job.__mapper__, "clause": insert(models.job)}
-        bind = target if isinstance(target, Connection) else target.get_bind(**self._where)
+        bind = target if isinstance(target, Connection) else _bind_of_writes(target, models)
         dialect = bind.dialect.name
         if dialect != "postgresql":
             raise ValueError(
                 f"the queue is in PostgreSQL, and this target's database is {dialect!r}; give one "
                 f"of the database that has the tables"
             )
+        # Asked once: a get_bind may choose another follower each time.
+        self._bind = bind
 
     def execute(
         self, statement: Executable, parameters: dict[str, Any] | None = None
@@ -63,9 +62,7 @@ class Unit:
         if isinstance(self.target, Session):
             self._flush(self.target)
         try:
-            if isinstance(self.target, Connection):
-                return self.target.execute(statement, parameters)
-            return self.target.execute(statement, parameters, bind_arguments=dict(self._where))
+            return self.connection.execute(statement, parameters)
         except DBAPIError as error:
             note_advice(error)
             raise
@@ -81,8 +78,9 @@ class Unit:
         return self.connection.begin_nested()
 
     def _flush(self, session: Session) -> None:
-        # SQLAlchemy 2.0 flushes before some statements only; a job may refer to a new row.
-        if session.autoflush:
+        # SQLAlchemy 2.0 flushes before some statements only; a job may refer to a new row. A hook
+        # that is called by a flush is part of it, and an event of a mapper too.
+        if session.autoflush and not session._flushing:  # noqa: SLF001 - the flag of its own autoflush
             session.flush()
 
     @property
@@ -95,7 +93,32 @@ class Unit:
         """The connection of the transaction."""
         if isinstance(self.target, Connection):
             return self.target
-        return self.target.connection(bind_arguments=dict(self._where))
+        return self.target.connection(bind_arguments={"bind": self._bind})
+
+
+def _bind_of_writes(session: Session, models: Models) -> Engine | Connection:
+    """Where the session would write a job of its own.
+
+    A ``get_bind`` that sends reading statements to a follower goes by ``_flushing``, which the
+    recipes of SQLAlchemy's documentation read, or by the statement's class; that is an Update or a
+    Delete in those recipes, which see an Insert only in a flush. So it is asked for an Update, as
+    in a flush.
+
+    Raises:
+        UnboundExecutionError: The session has no bind for the queue's models.
+    """
+    flushing = session._flushing  # noqa: SLF001 - as above
+    session._flushing = True  # noqa: SLF001
+    try:
+        return session.get_bind(mapper=models.Job.__mapper__, clause=update(models.job))
+    except UnboundExecutionError as error:
+        error.add_note(
+            "The queue's models have a base class of their own: a session with binds= needs it, "
+            "as in Session(binds={Base: engine, jobs.Base: engine})."
+        )
+        raise
+    finally:
+        session._flushing = flushing  # noqa: SLF001
 
 
 def can_notify(connection: Connection) -> bool:

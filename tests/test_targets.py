@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import (
-    Delete,
     Engine,
-    Insert,
     Integer,
-    Update,
     column,
     create_engine,
     delete,
@@ -462,37 +459,6 @@ def test_a_session_of_several_databases_uses_the_jobs_own(shop: Engine, url: str
         session.commit()
 
     assert stored(shop) == [1, 2, 3]
-
-
-class RoutingSession(Session):
-    """Reads from a replica, as SQLAlchemy's documentation shows."""
-
-    leader: Engine
-    follower: Engine
-
-    def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Engine:
-        writes = self._flushing or isinstance(clause, Insert | Update | Delete)  # type: ignore[attr-defined]
-        return self.leader if writes else self.follower
-
-
-@pytest.mark.core
-def test_a_session_that_reads_from_a_replica_writes_its_jobs_to_the_leader(
-    shop: Engine, url: str
-) -> None:
-    """The statement is a SELECT of what an INSERT in its WITH returned."""
-    options = "-c default_transaction_read_only=on"
-    follower = create_engine(shop.url, connect_args={"options": options})
-    RoutingSession.leader, RoutingSession.follower = shop, follower
-    with RoutingSession() as session:
-        assert session.execute(text("SHOW transaction_read_only")).scalar() == "on"
-        enqueue(session, send_receipt, Receipt(1))
-        enqueue_many(session, send_receipt, [Receipt(2)], ids=["two"])
-        enqueue_from(session, send_receipt, numbers(3, 3))
-        session.add(send_receipt.job(Receipt(4)))
-        session.commit()
-    follower.dispose()
-
-    assert stored(shop) == [1, 2, 3, 4]
 
 
 def test_a_commit_that_fails_leaves_no_job(shop: Engine, url: str) -> None:
