@@ -30,7 +30,7 @@ from ._outcomes import (
 )
 from ._pool import is_autocommit
 from ._registry import HandlerOptions, JobType, Registry
-from ._statements import Statements
+from ._statements import statements_of
 from ._targets import Unit, run_in
 from .exceptions import InvalidArg, LeaseLost
 from .models import Models
@@ -86,7 +86,7 @@ class _WorkOne:
         observers: tuple[Observer, ...],
     ) -> None:
         self._connection, self._registry = connection, registry
-        self._statements = Statements(models)
+        self._statements = statements_of(models)
         self._session_factory, self._observers = session_factory, observers
 
     def run(self, queue: str, given: JobType[Any] | None) -> Outcome | None:

@@ -22,6 +22,7 @@ from sqlalchemy_bgjob import (
     Reschedule,
     Retry,
     _after_commit,
+    _lifecycle,
     constant,
 )
 from sqlalchemy_bgjob.exceptions import LeaseLost
@@ -655,6 +656,25 @@ def test_an_engine_is_a_transaction_of_its_own(bench: Bench) -> None:
         engine.dispose()
 
     assert watcher.saw[-1] == ("job_completed", True, ["written"])
+
+
+@pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
+def test_the_statements_are_built_once_for_all_calls(bench: Bench) -> None:
+    """A call uses a few of the queue's statements; building all of them is work for nothing."""
+    used: list[Any] = []
+    claim = _lifecycle.claim
+
+    def look(connection: Any, statements: Any, **options: Any) -> Any:
+        used.append(statements)
+        return claim(connection, statements, **options)
+
+    with pytest.MonkeyPatch.context() as patch, Session(bench.outside) as session:
+        patch.setattr(_lifecycle, "claim", look)
+        session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+        for _ in range(2):
+            bench.jobs.work_one(session, "default")
+
+    assert used[0] is used[1]
 
 
 @pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
