@@ -50,6 +50,7 @@ from ._lanes import Position
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._notify import Listener
 from ._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
+from ._overdue import Overdue
 from ._registry import JobType, Registry
 from ._side import Attendant, Backoff, Runtime
 from ._start import check_database
@@ -101,6 +102,7 @@ class Dispatcher:
         self._runs: dict[str, Run] = {}
         """By job id; with an earlier lease's beside it, which is lost, in ``_late_runs``."""
         self._late_runs: set[Run] = set()
+        self._overdue = Overdue()
         self._announced_by: int | None = None
         self._backoff = Backoff()
         self._retry_at = 0.0
@@ -210,6 +212,7 @@ class Dispatcher:
             ready()
             while not self._finished():
                 self._step()
+                self._name_overdue()
         finally:
             self._end(beside)
 
@@ -288,7 +291,7 @@ class Dispatcher:
 
     def _wait(self, seconds: float, now: float) -> None:
         self._guarded(self._control.rest, (), mended=False)
-        times = [now + seconds]
+        times = [now + seconds, self._overdue.look_at]
         if self._deadline is not None:
             times.append(self._deadline)
         # What is due already waits for one of the others: the connection, or being visible.
@@ -607,6 +610,7 @@ class Dispatcher:
 
     def _prepare(self, job: ClaimedJob) -> Run:
         run = Run(job, job.handler)
+        self._overdue.starts(run)
         earlier = self._runs.get(job.id)
         self._runs[job.id] = run
         if earlier is not None:
@@ -636,6 +640,21 @@ class Dispatcher:
         if run.untold:
             run.untold = False
             self._events.emit("job_started", run.info)
+
+    def _name_overdue(self) -> None:
+        """Tell of runs that go on beyond their timeout."""
+        if (now := self._turned_at) < self._overdue.look_at:
+            return
+        with self._lock:
+            overdue = self._overdue.look(self._all_runs(), now)
+        for run in overdue:
+            logger.warning(
+                "job %s of type %r goes on beyond its timeout of %g s, and keeps its slot until it "
+                "returns; let its handler look at ctx.cancelled",
+                run.job.id,
+                run.job.type,
+                run.handler.options.timeout,
+            )
 
     def start(self, run: Run) -> None:
         """Run a job in a slot of its own; if there can be none, hand it back and pause."""

@@ -21,6 +21,7 @@ from ._outcomes import (
     UNCHANGED,
     Kind,
     MoveToDlq,
+    Outcome,
     Reschedule,
     Retry,
     Settlement,
@@ -54,6 +55,7 @@ class Run:
         "started_at",
         "successor",
         "task",
+        "told_overdue",
         "untold",
     )
 
@@ -64,6 +66,7 @@ class Run:
         # The handler is done, and what it did may be committed any moment.
         self.committing = False
         self.deadline: float | None = None
+        self.told_overdue = False
         self.started_at = 0.0
         # The next run of the same job, claimed before this one was told; nor is its start told
         # then, which comes after that.
@@ -71,6 +74,26 @@ class Run:
         self.untold = False
         self.task: Any = None  # of a coroutine
         self._info: JobInfo | None = None
+
+    @property
+    def late(self) -> bool:
+        """Whether the handler's ``timeout`` is over."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def outcome(self, returned: object) -> Outcome:
+        """The outcome of a handler that returned: the one that it says, or that it is complete.
+
+        Raises:
+            TimeoutError: It says none, and returned after its deadline. It may have stopped
+                half-way, because ``ctx.cancelled`` told it to.
+            TypeError: It returned something else.
+        """
+        if returned is None and self.late:
+            raise TimeoutError(
+                f"the handler returned after its timeout of {self.handler.options.timeout:g} s, so "
+                f"what it wrote is undone; one that has finished late may return Complete()"
+            )
+        return as_outcome(returned, self.handler.type)
 
     @property
     def info(self) -> JobInfo:
@@ -111,10 +134,12 @@ class Context(Generic[S]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether the handler should stop: lease lost, worker stopping, or deadline passed."""
+        """Whether the handler should stop: lease lost, worker stopping, or deadline passed.
+
+        A handler that returns None after its deadline has failed; see ``timeout``.
+        """
         run = self._run
-        late = run.deadline is not None and time.monotonic() >= run.deadline
-        return run.cancelled or run.lease_lost or late
+        return run.cancelled or run.lease_lost or run.late
 
     @property
     def deadline(self) -> float | None:
@@ -211,7 +236,7 @@ class Attempt:
         """The settlement, and its fate if the handler's own transaction wrote it. Never raises."""
         self._over = True
         run, unit = self._run, self._unit
-        if returned is None and error is None and unit is None:
+        if returned is None and error is None and unit is None and run.deadline is None:
             return Pending(run.job, COMPLETED), None
         try:
             settlement, keep = self._settlement(returned, error)
@@ -246,8 +271,8 @@ class Attempt:
         outcome: Any = None
         if error is None:
             try:
-                outcome = as_outcome(returned, handler.type)
-            except TypeError as useless:
+                outcome = self._run.outcome(returned)
+            except (TimeoutError, TypeError) as useless:
                 error = useless
         keep = error is None
         if error is not None:

@@ -23,7 +23,6 @@ from ._outcomes import (
     Reschedule,
     Retry,
     Settlement,
-    as_outcome,
     decide,
     failed,
     unknown_type,
@@ -165,7 +164,7 @@ class _WorkOne:
             returned = handler.function(Context(run, get_session), *args)
             if handler.is_coroutine:
                 returned = _await(returned, handler.options.timeout)
-            outcome = as_outcome(returned, handler.type)
+            outcome = run.outcome(returned)
             arg = _new_arg(handler, outcome)
             if session is not None:
                 _sync(session).commit()

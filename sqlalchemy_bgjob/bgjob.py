@@ -142,8 +142,10 @@ class BGJob(Generic[J, D]):
             queue: Where its jobs go unless enqueue says otherwise.
             max_attempts: After how many failed attempts a job is moved to the DLQ; None for never.
             retry: Seconds until the next attempt, from the number of the failed one.
-            timeout: Seconds or a timedelta. A coroutine is cancelled then, and has failed; a
-                function can only be told, by ``ctx.cancelled``.
+            timeout: Seconds or a timedelta from the handler's start. A coroutine is cancelled then;
+                a function can only be told, by ``ctx.cancelled``, and keeps its slot until it
+                returns. One that returns None later than that has failed with a TimeoutError, and
+                what it wrote is undone; an outcome that it returns or raises stands.
             isolation_level: Of the handler's transaction; by default the engine's.
             session: False for a handler that never uses ``ctx.session``.
 
