@@ -4,8 +4,9 @@ Database errors are told apart by SQLSTATE and by ``connection_invalidated``, ne
 messages are translated, and hold the values of rows. The one exception is a refused connection.
 """
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -224,3 +225,9 @@ def clean(text: str) -> str:
         half = (MAX_ERROR_LENGTH - 20) // 2
         text = f"{text[:half]}\n... cut ...\n{text[-half:]}"
     return text
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known names that are closest to a wrong one, as a question; empty if none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -4,7 +4,6 @@ Every way to get it wrong has a sentence of its own, with what was tried and the
 traceback is part of it only when the application itself raised.
 """
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from ._errors import did_you_mean
 from ._exits import USAGE, CommandError
 
 
@@ -25,10 +25,10 @@ def load(target: str, *, example: str = "app:jobs") -> Any:
         CommandError: There is no such thing, or the application raised.
     """
     module_name, colon, path = target.partition(":")
-    if module_name.endswith(".py") or "/" in module_name:
-        guess = ".".join(Path(module_name).with_suffix("").parts)
+    if _is_file(module_name):
         raise _refused(
-            f"{target!r} names a file; write the module's name: {guess}:{path or 'jobs'}"
+            f"{target!r} names a file; write the module's name: "
+            f"{_module_of(module_name)}:{path or 'jobs'}"
         )
     if not colon or not module_name or not path:
         raise _refused(f"{target!r} is not module:object; write it like {example}")
@@ -49,6 +49,30 @@ def load(target: str, *, example: str = "app:jobs") -> Any:
             raise _raised(f"reading {name!r} of {where}", error) from None
         where = f"{where}'s {name!r}"
     return _call(found, where, target) if call else found
+
+
+def import_module(name: str) -> None:
+    """Import a module for what that does, such as registering handlers.
+
+    Raises:
+        CommandError: There is no such module, or it raised.
+    """
+    module_name, colon, _ = name.partition(":")
+    if colon or _is_file(module_name):
+        raise _refused(
+            f"{name!r} is not a module; write the module's name: {_module_of(module_name)}"
+        )
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise _refused(f"{name!r} is not a module's name; write it like shop.tasks")
+    _import(name, name)
+
+
+def _is_file(module_name: str) -> bool:
+    return module_name.endswith(".py") or "/" in module_name
+
+
+def _module_of(file: str) -> str:
+    return ".".join(Path(file.removesuffix(".py")).parts)
 
 
 def _import(name: str, target: str) -> ModuleType:
@@ -89,8 +113,8 @@ def _public(found: object) -> list[str]:
 
 
 def _closest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    question = did_you_mean(name, known)
+    return f"; {question}" if question else ""
 
 
 def _refused(problem: str) -> CommandError:

@@ -34,11 +34,12 @@ from ._exits import (
 )
 from ._logs import say
 from ._mailbox import Mailbox
+from ._served import require_handlers, served_queues
 from ._urls import ASYNC_DRIVERS, database_url, sync_url
 from .bgjob import BGJob
 from .exceptions import SchemaOutOfDate, WorkerRefused
 from .settings import SPARE_CONNECTIONS, STUCK_AFTER, WorkerSettings
-from .worker import Worker, served_queues
+from .worker import Worker
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -57,6 +58,7 @@ class WorkerOptions:
         database_url: Where the jobs are; not needed with *engine*.
         engine: Names the application's own Engine or AsyncEngine.
         session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
+        imports: Modules that register handlers, beside the one that *app* names.
         queues: Concurrency by queue; None for all queues that handlers name.
         settings: The worker's.
         parent_pipe: A file that ends when the supervisor does.
@@ -66,6 +68,7 @@ class WorkerOptions:
     database_url: str | None = None
     engine: str | None = None
     session_factories: tuple[str, ...] = ()
+    imports: tuple[str, ...] = ()
     queues: Mapping[str, int] | None = None
     settings: WorkerSettings = WorkerSettings()  # noqa: RUF009 - it is frozen
     parent_pipe: int | None = None
@@ -222,17 +225,34 @@ def make_runner(options: WorkerOptions) -> Runner:
         CommandError: The application or the options are not as they must be.
     """
     jobs = load_jobs(options.app)
+    for module in options.imports:
+        _loader.import_module(module)
+    _refuse_no_handlers(jobs, options)
     engine = None if options.engine is None else _loader.load(options.engine, example="app:engine")
     factories = [
         _loader.load(target, example="app:SessionLocal") for target in options.session_factories
     ]
     try:
-        queues = served_queues(jobs, options.queues)
+        queues = served_queues(jobs.registry, options.queues)
         if engine is None:
             return _for_url(jobs, database_url(options.database_url), queues, factories, options)
         return _for_engine(jobs, engine, queues, factories, options)
     except (ImportError, TypeError, ValueError) as error:  # a driver without its library, say
         raise CommandError(USAGE, str(error)) from None
+
+
+def _refuse_no_handlers(jobs: BGJob[Any, Any], options: WorkerOptions) -> None:
+    try:
+        require_handlers(jobs.registry)
+    except ValueError as error:
+        if not options.imports:
+            raise CommandError(USAGE, str(error)) from None
+        imported = ", ".join(map(repr, options.imports))
+        raise CommandError(
+            USAGE,
+            f"{imported} registers no handler with {options.app!r}; let its modules use that very "
+            f"BGJob, imported by that name",
+        ) from None
 
 
 def _for_url(

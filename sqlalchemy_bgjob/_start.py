@@ -2,14 +2,12 @@
 
 import logging
 import os
-from collections.abc import Mapping
 from typing import Final
 
 from sqlalchemy import Connection, Engine, Pool, text
 from sqlalchemy.pool import NullPool, QueuePool
 
-from . import _validation, schema
-from ._registry import Registry
+from . import schema
 from .exceptions import WorkerRefused
 from .models import Models
 from .settings import SPARE_CONNECTIONS
@@ -19,17 +17,6 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 MIN_POOL = SPARE_CONNECTIONS + 1
 
 _IMPORTED_BY: Final = os.getpid()
-
-
-def check_queues(queues: Mapping[str, int]) -> dict[str, int]:
-    """The served queues: names, and a concurrency from 1 to 10,000 for each."""
-    if not queues:
-        raise ValueError("queues= is empty; name at least one, for example {'default': 10}")
-    for queue, slots in queues.items():
-        _validation.name("queue", queue)
-        if not _validation.is_int(slots) or not 1 <= slots <= 10_000:
-            raise ValueError(f"the concurrency {slots!r} of queue {queue!r} is not 1 to 10000")
-    return dict(queues)
 
 
 def check_dialect(engine: Engine) -> None:
@@ -116,10 +103,3 @@ def check_database(connection: Connection, models: Models) -> None:
             logger.warning("a storage parameter is not as designed; run: %s", statement)
         for problem in schema.foreign_key_problems(connection, schema=name, table_prefix=prefix):
             logger.warning("%s", problem)
-
-
-def serve(registry: Registry, queues: Mapping[str, int]) -> None:
-    """Warn when handlers are registered for queues that this worker does not serve."""
-    unserved = sorted(registry.queues() - set(queues))
-    if unserved:
-        logger.info("not served by this worker: queues %s", ", ".join(map(repr, unserved)))

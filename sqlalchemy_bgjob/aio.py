@@ -27,20 +27,14 @@ from ._lifecycle import Pending
 from ._outcomes import HAND_BACK
 from ._pool import HandlerConnections, give_back
 from ._registry import JobType
+from ._served import check_handlers, served_handlers, served_queues
 from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._statements import Statements
 from .bgjob import BGJob
 from .settings import WorkerSettings
 from .telemetry import Observer
-from .worker import (
-    SettingOptions,
-    ThreadRuntime,
-    make_settings,
-    served_handlers,
-    served_queues,
-    thread_environment,
-)
+from .worker import SettingOptions, ThreadRuntime, make_settings, thread_environment
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -331,7 +325,7 @@ class AsyncWorker:
                 own_sockets(one)
         self._made_by = os.getpid()
         self.settings = make_settings(settings, options)
-        self.queues = served_queues(jobs, queues)
+        self.queues = served_queues(jobs.registry, queues)
         self._jobs, self._engine = jobs, engine.sync_engine
         self._observers = tuple(observers)
         self._session_factory = session_factory or AsyncSession
@@ -339,7 +333,7 @@ class AsyncWorker:
         slots = sum(self.queues.values())
         self._permits = pool_permits(self._engine, slots)
         self._own_sync_engine: Engine | None = None
-        functions = [h for h in served_handlers(jobs, self.queues) if not h.is_coroutine]
+        functions = [h for h in served_handlers(jobs.registry, self.queues) if not h.is_coroutine]
         if sync_engine is None and functions:
             sync_engine = self._make_sync_engine(functions, slots)
         self._sync_engine = sync_engine
@@ -368,6 +362,7 @@ class AsyncWorker:
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
+            ValueError: No handler is registered, or none that this worker can run.
         """
         await self._run(lambda: None)
 
@@ -412,6 +407,14 @@ class AsyncWorker:
 
     async def _run(self, ready: Callable[[], None]) -> None:
         refuse_fork(self._made_by)
+        check_handlers(
+            self._jobs.registry,
+            self.queues,
+            can_run=self._can_run,
+            unless="all handlers are functions, and their ctx.session needs a synchronous engine; "
+            "pass sync_engine=, or register them with session=False",
+            grace=self.settings.unknown_type_grace,
+        )
         threads = ThreadRuntime(self._sync_engine or self._engine)
         runtime = AsyncRuntime(self._engine, threads)
         self._dispatcher = dispatcher = self._make_dispatcher(runtime, threads)
@@ -456,10 +459,12 @@ class AsyncWorker:
             queues=self.queues,
             settings=self.settings,
             observers=self._observers,
-            can_run=lambda handler: (
-                handler.is_coroutine or sync_engine is not None or not handler.options.session
-            ),
+            can_run=self._can_run,
         )
+
+    def _can_run(self, handler: JobType[Any]) -> bool:
+        has_session = self._sync_engine is not None or not handler.options.session
+        return handler.is_coroutine or has_session
 
     async def __aenter__(self) -> Self:
         await self.start()

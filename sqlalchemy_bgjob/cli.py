@@ -164,6 +164,14 @@ def cli(ctx: click.Context) -> None:
 @click.argument("app", envvar="BGJOB_APP")
 @_database_option
 @_option(
+    "--import",
+    "imports",
+    metavar="MODULE",
+    multiple=True,
+    help="A module that registers handlers and that APP's own module does not import; may be "
+    "repeated.",
+)
+@_option(
     "--queue",
     "queues",
     type=Queue(),
@@ -195,6 +203,7 @@ def cli(ctx: click.Context) -> None:
 def worker(
     app: str,
     database_url: str | None,
+    imports: tuple[str, ...],
     queues: tuple[tuple[str, int], ...],
     processes: int,
     engine: str | None,
@@ -237,6 +246,7 @@ def worker(
             database_url=database_url,
             engine=engine,
             session_factories=session_factories,
+            imports=imports,
             queues=named or None,
             settings=checked,
             parent_pipe=None if child is None else child[0],

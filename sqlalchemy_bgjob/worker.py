@@ -18,18 +18,12 @@ from ._dispatch import Dispatcher
 from ._execution import Environment, Run
 from ._pool import HandlerConnections
 from ._registry import JobType
+from ._served import check_handlers, refuse_coroutines, served_queues
 from ._side import Attendant, RunsJobs
-from ._start import (
-    check_dialect,
-    check_queues,
-    own_sockets,
-    pool_permits,
-    refuse_fork,
-    serve,
-)
+from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._statements import Statements
 from .bgjob import BGJob
-from .settings import DEFAULT_CONCURRENCY, WorkerSettings
+from .settings import WorkerSettings
 from .telemetry import Observer
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -223,8 +217,9 @@ class Worker:
         own_sockets(engine)
         self._made_by = os.getpid()
         self.settings = make_settings(settings, options)
-        self.queues = served_queues(jobs, queues)
-        refuse_coroutines(jobs, self.queues)
+        self._registry = jobs.registry
+        self.queues = served_queues(self._registry, queues)
+        refuse_coroutines(self._registry, self.queues)
         permits = pool_permits(engine, sum(self.queues.values()))
         self._runtime = ThreadRuntime(engine)
         statements = Statements(jobs.models)
@@ -238,7 +233,7 @@ class Worker:
             queues=self.queues,
             settings=self.settings,
             observers=observers,
-            can_run=lambda handler: not handler.is_coroutine,
+            can_run=_is_function,
         )
         self._begun = threading.Event()
         self._ended = threading.Event()
@@ -251,8 +246,16 @@ class Worker:
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
+            ValueError: No handler is registered, or none that a thread can run.
         """
         refuse_fork(self._made_by)
+        check_handlers(
+            self._registry,
+            self.queues,
+            can_run=_is_function,
+            unless="all handlers are coroutines, which a Worker does not run; use AsyncWorker",
+            grace=self.settings.unknown_type_grace,
+        )
         try:
             self._dispatcher.run(self._begun.set)
         finally:
@@ -314,30 +317,8 @@ class Worker:
         self.stop()
 
 
-def served_queues(jobs: BGJob[Any, Any], queues: Mapping[str, int] | None) -> dict[str, int]:
-    """The queues to serve, by default all that handlers name."""
-    if queues is None:
-        queues = dict.fromkeys(sorted(jobs.registry.queues()), DEFAULT_CONCURRENCY)
-        if not queues:
-            raise ValueError("no handler is registered; import their modules, or give queues=")
-    checked = check_queues(queues)
-    serve(jobs.registry, checked)
-    return checked
-
-
-def served_handlers(jobs: BGJob[Any, Any], queues: Mapping[str, int]) -> list[JobType[Any]]:
-    """The handlers of the queues that are served."""
-    return [handler for handler in jobs.registry if handler.queue in queues]
-
-
-def refuse_coroutines(jobs: BGJob[Any, Any], queues: Mapping[str, int]) -> None:
-    """A Worker can't run coroutines: better to say so than to leave their jobs lying."""
-    coroutines = [h.type for h in served_handlers(jobs, queues) if h.is_coroutine]
-    if coroutines:
-        raise ValueError(
-            f"the handlers of {', '.join(map(repr, coroutines))} are coroutines; "
-            f"use AsyncWorker, or do not serve their queues here"
-        )
+def _is_function(handler: JobType[Any]) -> bool:
+    return not handler.is_coroutine
 
 
 def thread_environment(

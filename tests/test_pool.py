@@ -12,7 +12,8 @@ from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 
 from sqlalchemy_bgjob import _start, settings
 from sqlalchemy_bgjob._pool import HandlerConnections
-from sqlalchemy_bgjob._start import check_dialect, check_queues, pool_permits
+from sqlalchemy_bgjob._served import check_queues
+from sqlalchemy_bgjob._start import check_dialect, pool_permits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

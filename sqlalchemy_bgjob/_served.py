@@ -1,0 +1,121 @@
+"""Which queues a worker serves, and whether the handlers that it has go with them.
+
+A job whose type no worker knows is dead after ``unknown_type_grace``. So a worker that was started
+without its handlers must not run, and one that seems to lack some of them says so.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from . import _validation
+from ._errors import did_you_mean
+from ._registry import JobType, Registry
+from .settings import DEFAULT_CONCURRENCY
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+_REMEDY = (
+    "import the modules that register handlers before the worker starts (on the command line: "
+    "--import shop.tasks)"
+)
+
+
+def check_queues(queues: Mapping[str, int]) -> dict[str, int]:
+    """The served queues: names, and a concurrency from 1 to 10,000 for each."""
+    if not queues:
+        raise ValueError("queues= is empty; name at least one, for example {'default': 10}")
+    for queue, slots in queues.items():
+        _validation.name("queue", queue)
+        if not _validation.is_int(slots) or not 1 <= slots <= 10_000:
+            raise ValueError(f"the concurrency {slots!r} of queue {queue!r} is not 1 to 10000")
+    return dict(queues)
+
+
+def served_queues(registry: Registry, queues: Mapping[str, int] | None) -> dict[str, int]:
+    """The queues to serve, by default all that handlers name.
+
+    Raises:
+        ValueError: No queue is given and no handler names one, or :func:`check_queues` refuses.
+    """
+    if queues is None:
+        require_handlers(registry)
+        queues = dict.fromkeys(sorted(registry.queues()), DEFAULT_CONCURRENCY)
+    return check_queues(queues)
+
+
+def served_handlers(registry: Registry, queues: Mapping[str, int]) -> list[JobType[Any]]:
+    """The handlers of the queues that are served."""
+    return [handler for handler in registry if handler.queue in queues]
+
+
+def refuse_coroutines(registry: Registry, queues: Mapping[str, int]) -> None:
+    """A Worker can't run coroutines: better to say so than to leave their jobs lying."""
+    coroutines = [h.type for h in served_handlers(registry, queues) if h.is_coroutine]
+    if coroutines:
+        raise ValueError(
+            f"the handlers of {', '.join(map(repr, coroutines))} are coroutines; "
+            f"use AsyncWorker, or do not serve their queues here"
+        )
+
+
+def require_handlers(registry: Registry) -> None:
+    """Refuse to work without any handler.
+
+    Raises:
+        ValueError: None is registered.
+    """
+    if not list(registry):
+        raise ValueError(f"no handler is registered; {_REMEDY}")
+
+
+def check_handlers(
+    registry: Registry,
+    queues: Mapping[str, int],
+    *,
+    can_run: Callable[[JobType[Any]], bool],
+    unless: str,
+    grace: float,
+) -> None:
+    """Refuse to work without any handler; warn of queues that handlers and worker disagree on.
+
+    Args:
+        registry: The handlers, as they are when the worker starts.
+        queues: What it serves.
+        can_run: Whether it can run a handler.
+        unless: Why it can run none of them, and what to do.
+        grace: Seconds that a job of an unknown type waits.
+
+    Raises:
+        ValueError: There is no handler that this worker can run.
+    """
+    require_handlers(registry)
+    if not any(can_run(handler) for handler in registry):
+        raise ValueError(unless)
+    named = registry.queues()
+    unnamed = sorted(set(queues) - named)
+    if unnamed:
+        # Only a warning: queue= of enqueue() sends jobs of any handler there.
+        end = f"after {grace:g} s" if grace else "at once"
+        logger.warning(
+            "no handler names the %s; jobs there whose type no handler knows are dead %s: %s",
+            _queues(f"{queue!r}{_guess(queue, named)}" for queue in unnamed),
+            end,
+            _REMEDY,
+        )
+    unserved = sorted(named - set(queues))
+    if unserved:
+        logger.warning(
+            "not served by this worker: the %s; their jobs wait for another one",
+            _queues(map(repr, unserved)),
+        )
+
+
+def _guess(queue: str, named: set[str]) -> str:
+    guess = did_you_mean(queue, named)
+    return f" ({guess})" if guess else ""
+
+
+def _queues(names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"queue{'s' if len(listed) > 1 else ''} {', '.join(listed)}"
