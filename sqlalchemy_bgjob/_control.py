@@ -1,7 +1,9 @@
 """The control connection: on which a worker's loop claims, settles and hands back."""
 
 import logging
+import time
 from collections.abc import Callable
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -11,6 +13,10 @@ from ._side import Runtime, commit_each, keep, own
 from ._statements import Statements
 
 logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+DOUBTED_AFTER: Final = 1.0
+"""Seconds: however many queues refuse to be claimed from, no more sessions are begun for it."""
 
 
 class Control:
@@ -31,6 +37,7 @@ class Control:
     ) -> None:
         self._runtime, self._statements, self._worker_id = runtime, statements, worker_id
         self._connection: Connection | None = None
+        self._connected_at = 0.0
         self._direct: Direct | None = None
         self.rests = False
         """Whether each statement commits by itself now."""
@@ -51,6 +58,7 @@ class Control:
     def _connected(self) -> Connection:
         if self._connection is None:
             self._connection, self.rests = own(self._runtime.engine.connect()), False
+            self._connected_at = time.monotonic()
             claim, await_ = self._statements.claim_onward, self._runtime.await_
             self._direct = direct(claim, self._connection, await_)
         return self._connection
@@ -69,6 +77,11 @@ class Control:
         if self.rests != rests:
             commit_each(connection, rests)
             self.rests = rests
+
+    def doubt(self) -> None:
+        """Its session may be at fault: begin another, unless this one is a moment old."""
+        if time.monotonic() - self._connected_at > DOUBTED_AFTER:
+            self.drop()
 
     def drop(self) -> None:
         """Use this connection no more: it is lost, or its session may be at fault."""

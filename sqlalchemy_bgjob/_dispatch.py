@@ -35,6 +35,7 @@ from ._core import (
     settle_again_after,
 )
 from ._errors import (
+    doubts_session,
     lost_connection,
     note_advice,
     refused_connection,
@@ -531,8 +532,8 @@ class Dispatcher:
         backoff = self._claim_backoffs.setdefault(queue, Backoff())
         backoff.log(f"queue {queue!r} can't be claimed from", error)
         self._report(error)
-        if backoff.is_first:
-            self._control.drop()  # it may be the session's fault
+        if doubts_session(error):
+            self._control.doubt()
         now = time.monotonic()
         with self._lock:
             self._core.refused(queue, now + backoff.pause(), now)
@@ -732,6 +733,8 @@ class Dispatcher:
             if fate is Fate.LOCKED or fate is Fate.FAILED:
                 pause = settle_again_after(fate, item.tries)
                 item.tries += 1
+                if fate is Fate.FAILED and item.error is not None and doubts_session(item.error):
+                    self._control.doubt()
                 if fate is Fate.FAILED and item.tries == 1 and item.error is not None:
                     self._report(item.error)
                     logger.warning(

@@ -47,7 +47,8 @@ def lost_connection(error: BaseException) -> bool:
     if isinstance(error, OSError | EOFError):  # asyncpg's connect raises these bare
         return True
     code = sqlstate(error)
-    # 08: connection; 57P01-57P03: shut down, crashed, starting up; 53300: too many clients.
+    # 08: connection; 57P01-57P03: shut down, crashed, starting up; 53300: too many clients;
+    # 25006: a standby, or a session that was opened while the database was read-only.
     return code is not None and (code[:2] == "08" or code in _UNAVAILABLE)
 
 
@@ -68,7 +69,16 @@ def ran_out_of_time(error: BaseException) -> bool:
     return sqlstate(error) in ("57014", "55P03")
 
 
-_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04"})
+def doubts_session(error: BaseException) -> bool:
+    """Whether an error may be its session's own fault, so that a new one may do better.
+
+    So is all that is not known to come from a row, from a timeout, or from others' transactions.
+    """
+    known = (sqlstate(error) or "")[:2] in ("22", "23", "40")
+    return not (known or ran_out_of_time(error))
+
+
+_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04", "25006"})
 
 
 _FINAL: Final = frozenset({"28P01", "28000", "3D000"})
@@ -99,6 +109,7 @@ _POOLER: Final = (
 _ADVICE: Final[Mapping[str, str]] = {
     "26000": _POOLER,
     "42P05": _POOLER,
+    "25006": "the server is a standby, or default_transaction_read_only is on",
     "25P03": "see idle_in_transaction_session_timeout",
     "25P04": "see transaction_timeout",
     "57014": "see statement_timeout, unless somebody canceled it",

@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from . import _lifecycle as lifecycle
 from ._direct import may_commit_each
 from ._ids import new_worker_id
-from ._side import Backoff, Runtime, own, side_engine
+from ._side import Backoff, Runtime, own, session_of, side_engine
 from ._statements import Statements
 from ._version import __version__
 from .settings import WorkerSettings
@@ -113,7 +113,7 @@ class Heart:
         try:
             while not self._stopping.is_set():
                 try:
-                    with engine.connect() as connection:
+                    with session_of(engine) as connection:
                         # Each beat commits by itself: if the network died between the beat and its
                         # COMMIT, the row would stay locked, and nobody could judge this worker.
                         each = may_commit_each(connection)

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
 
 from ._errors import sqlstate
-from ._side import Backoff, Runtime, own, side_engine
+from ._side import Backoff, Runtime, own, session_of, side_engine
 from ._sockets import watch
 from ._statements import Statements
 
@@ -86,14 +86,9 @@ class Listener:
             while not self._stopping.is_set():
                 pause = AFTER_FAILED_TEST
                 try:
-                    with engine.connect() as connection:
-                        try:
-                            if self._listen(engine, connection, backoff):
-                                pause = backoff.pause()
-                        finally:
-                            # A session that listens must not be used again, nor one that failed
-                            # to: it may listen to some of the channels.
-                            connection.invalidate()
+                    with session_of(engine) as connection:
+                        if self._listen(engine, connection, backoff):
+                            pause = backoff.pause()
                 except Exception as error:
                     refusals = refusals + 1 if _is_refusal(error) and not self.listening else 0
                     if refusals == REFUSALS:
@@ -154,7 +149,7 @@ class Listener:
             )
 
     def _hears(self, engine: Engine, wait: Wait, test: str, tested: threading.Event) -> bool:
-        with engine.connect() as other, other.begin():
+        with session_of(engine) as other, other.begin():
             watch(other)
             other.execute(sql_select(func.pg_notify(test, "")))
         deadline = time.monotonic() + SELF_TEST_TIMEOUT

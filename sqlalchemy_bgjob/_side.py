@@ -9,7 +9,8 @@ import asyncio
 import logging
 import random
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
@@ -90,6 +91,20 @@ class RunsJobs(Protocol):
 def side_engine(engine: Engine) -> Engine:
     """An engine that connects like the given one, through a pool of its own."""
     return Engine(engine.pool.recreate(), engine.dialect, engine.url)
+
+
+@contextmanager
+def session_of(engine: Engine) -> Iterator[Connection]:
+    """A connection of a side engine, whose session ends with the block and is never used again.
+
+    A session keeps what the server was when it began: one that was opened while the database was
+    read-only stays read-only. So whoever has met an error begins a new one.
+    """
+    with engine.connect() as connection:
+        try:
+            yield connection
+        finally:
+            connection.invalidate()
 
 
 def own(connection: Connection, isolation_level: IsolationLevel = "READ COMMITTED") -> Connection:

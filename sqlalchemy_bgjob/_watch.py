@@ -8,7 +8,8 @@ table of jobs, or wait for a lock on it, and the worker beats meanwhile. The rul
   clock, everyone looks silent, and nobody is.
 * A worker whose process seems to have ended is looked at twice on the same connection.
 * Nothing depends on a leader: every worker looks, and whoever locks the row first judges.
-* A sweep that fails is tried again at its next turn, and keeps no other sweep from its own.
+* A sweep that fails is tried again at its next turn, and keeps no other sweep from its own. Unless
+  the reason is known, that is done in another session.
 """
 
 import logging
@@ -21,11 +22,11 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection
 
 from . import _lifecycle as lifecycle
-from ._errors import lost_connection, summary
+from ._errors import doubts_session, lost_connection, summary
 from ._health import Health
 from ._heart import Heart
 from ._lifecycle import ClaimedJob, Rescued
-from ._side import Backoff, Runtime, own, side_engine
+from ._side import Backoff, Runtime, own, session_of, side_engine
 from ._statements import Statements
 from .settings import WorkerSettings
 
@@ -41,6 +42,22 @@ _AT_LEAST_EVERY: Final = 300.0
 _SUSPECTED_AGAIN: Final = 1.0
 """Seconds until it is asked whether a job that this worker holds is still not known to it: for a
 moment, that is so of all whose claim or settlement is on its way."""
+
+
+class _Turns:
+    """When each sweep is due, by the monotonic clock; spread, as other workers begin with us."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.look = now = time.monotonic()
+        self.sweep = self.rest = now + settings.rescue_interval * random.random()
+        self.orphans = now + settings.orphan_interval * random.random()
+        self.sample = now + settings.health_interval * random.random()
+        self.again = float("inf")
+
+    @property
+    def next(self) -> float:
+        """When the first of them is due."""
+        return min(self.look, self.sweep, self.rest, self.orphans, self.sample, self.again)
 
 
 class Watch:
@@ -76,6 +93,7 @@ class Watch:
         self._stopping = threading.Event()
         self._seen: dict[int, datetime] = {}
         self._suspected: set[tuple[str, int]] = set()
+        self._doubtful = False
 
     def stop(self) -> None:
         """Ask the thread to end; a sweep that waits for a lock is not waited for."""
@@ -85,12 +103,14 @@ class Watch:
         """Look, and connect again whenever the connection is lost."""
         engine = side_engine(self._runtime.engine)
         backoff = Backoff()
+        turns = _Turns(self._settings)
         try:
             while not self._stopping.is_set():
                 try:
-                    with engine.connect() as connection:
-                        self._live(own(connection), backoff)
+                    with session_of(engine) as connection:
+                        self._live(own(connection), turns, backoff)
                 except Exception as error:
+                    turns = _Turns(self._settings)
                     if not self._stopping.is_set():
                         self._on_error(error)
                         backoff.log("watch interrupted", error)
@@ -98,45 +118,43 @@ class Watch:
         finally:
             engine.dispose()
 
-    def _live(self, connection: Connection, backoff: Backoff) -> None:
+    def _live(self, connection: Connection, turns: _Turns, backoff: Backoff) -> None:
+        """Look until stopped, or until a sweep has failed for what may be the session's fault."""
         settings = self._settings
-        begun = time.monotonic()
-        next_look = begun
-        next_sweep = begun + settings.rescue_interval * random.random()
-        next_rest = next_sweep
-        next_orphans = begun + settings.orphan_interval * random.random()
-        next_sample = begun + settings.health_interval * random.random()
-        next_again = float("inf")
         self._seen, self._suspected = {}, set()
+        self._doubtful = False
+        works_from = time.monotonic() + settings.rescue_interval  # each sweep has had its turn
         while not self._stopping.is_set():
             now = time.monotonic()
             if self._heart.worker_id is not None:
                 # Whoever finds this worker lost ends this session too, and with it the locks of a
                 # rescue in which it may have been frozen.
                 lifecycle.name_session(connection, self._heart.worker_id)
-            if now >= next_look:
+            if now >= turns.look:
                 self._guarded(self._look_for_ended, connection)
-                next_look = now + settings.death_check_interval
-            if now >= next_sweep:
+                turns.look = now + settings.death_check_interval
+            if now >= turns.sweep:
                 self._guarded(self._look_for_silent, connection)
-                next_sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
-            if now >= next_rest:  # a row that can't be given back makes each of these read
+                turns.sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
+            if now >= turns.rest:  # a row that can't be given back makes each of these read
                 pause = self._read(self._look_for_rest, connection, settings.rescue_interval)
-                next_rest = now + pause * random.uniform(0.9, 1.0)
-            if now >= next_orphans:
+                turns.rest = now + pause * random.uniform(0.9, 1.0)
+            if now >= turns.orphans:
                 pause = self._read(self._look_for_orphans, connection, settings.orphan_interval)
-                next_orphans = now + pause * random.uniform(0.9, 1.1)
+                turns.orphans = now + pause * random.uniform(0.9, 1.1)
                 if self._suspected:
-                    next_again = min(next_again, time.monotonic() + _SUSPECTED_AGAIN)
-            if now >= next_again:
-                next_again = float("inf")
+                    turns.again = min(turns.again, time.monotonic() + _SUSPECTED_AGAIN)
+            if now >= turns.again:
+                turns.again = float("inf")
                 self._guarded(self._look_again, connection)
-            if now >= next_sample:
+            if now >= turns.sample:
                 self._guarded(self._sample_health, connection)
-                next_sample = now + settings.health_interval
-            backoff.reset()
-            next_turn = min(next_look, next_sweep, next_rest, next_orphans, next_again, next_sample)
-            self._stopping.wait(max(next_turn - time.monotonic(), 0.0))
+                turns.sample = now + settings.health_interval
+            if self._doubtful:
+                return
+            if now >= works_from:
+                backoff.reset()
+            self._stopping.wait(max(turns.next - time.monotonic(), 0.0))
 
     def _read(
         self, sweep: Callable[[Connection], None], connection: Connection, interval: float
@@ -153,6 +171,7 @@ class Watch:
         except Exception as error:
             if lost_connection(error):
                 raise
+            self._doubtful = self._doubtful or doubts_session(error)
             self._on_error(error)
             logger.warning("a sweep failed: %s", summary(error))
 

@@ -1,0 +1,140 @@
+"""Sessions keep what the server was when they began: those of a bad time are given up.
+
+A provider makes a database read-only while its disk is full; a failover leads to a reader for some
+seconds; somebody sets a wrong search_path for a minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import make_url
+
+from sqlalchemy_bgjob._errors import sqlstate
+from support import wait_until
+from support.processes import FAST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from support.databases import TestServer
+    from support.running import Bench
+
+READ_ONLY = {"default_transaction_read_only": "on"}
+REFUSALS = [
+    pytest.param(READ_ONLY, "25006", id="read-only"),
+    pytest.param({"search_path": "nowhere"}, "42P01", id="search_path"),
+]
+SETTINGS = {**FAST, "listen": True}
+
+
+def end_sessions(server: TestServer, bench: Bench) -> None:
+    with server._connect() as admin:
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+            [make_url(bench.url).database],
+        )
+    bench.outside.dispose()
+
+
+@contextlib.contextmanager
+def bad_time(
+    server: TestServer, bench: Bench, settings: Mapping[str, str] = READ_ONLY
+) -> Iterator[None]:
+    """Every session that begins in the block has these settings, as long as it lasts."""
+    database = make_url(bench.url).database
+    with server._connect() as admin:
+        for name, value in settings.items():
+            admin.execute(f'ALTER DATABASE "{database}" SET {name} = {value}')
+        end_sessions(server, bench)
+        try:
+            yield
+        finally:
+            admin.execute(f'ALTER DATABASE "{database}" RESET ALL')
+            bench.outside.dispose()
+
+
+def refused(caplog: pytest.LogCaptureFixture, code: str, *beginnings: str) -> bool:
+    """Whether one of these lines of the log tells of a refusal."""
+    return any(
+        line.startswith(beginnings) and code in line
+        for line in (record.getMessage() for record in list(caplog.records))
+    )
+
+
+def lose_a_job(bench: Bench, job_id: str) -> None:
+    """Let a job run in a worker that has been silent for an hour."""
+    bench.sql(
+        "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at)"
+        " VALUES (815, 'elsewhere', 1, '0', '{}', 1, now() - interval '1 hour')"
+    )
+    bench.sql(
+        "UPDATE bgjob_job SET claimed_by = 815, attempt = 1, next_run_at = now() WHERE id = :id",
+        id=job_id,
+    )
+
+
+@pytest.mark.parametrize(("settings", "code"), REFUSALS)
+def test_a_worker_gives_up_sessions_of_a_bad_time(
+    bench: Bench,
+    server: TestServer,
+    caplog: pytest.LogCaptureFixture,
+    settings: Mapping[str, str],
+    code: str,
+) -> None:
+    """Heart, rescuer and loop have all met it; afterwards each of them does its work."""
+    handler = bench.handler("t", bench.note)
+    caplog.set_level(logging.DEBUG, "sqlalchemy_bgjob")
+
+    def during() -> None:
+        first = bench.enqueue(handler)
+        wait_until(lambda: bench.notes(first), 60, what="a job before")
+        with bad_time(server, bench, settings):
+            for who in (
+                ("heartbeat interrupted",),
+                ("watch interrupted", "a sweep failed"),
+                ("worker interrupted", "queue 'default' can't"),
+            ):
+                wait_until(
+                    lambda who=who: refused(caplog, code, *who), 60, what=f"{who} in the log"
+                )
+        since = bench.sql("SELECT clock_timestamp()")[0][0]
+        lost = bench.enqueue(handler, delay=3600.0)
+        lose_a_job(bench, lost)
+        after = bench.enqueue(handler)
+        wait_until(lambda: bench.notes(after), 60, what="a job after")
+        wait_until(lambda: bench.notes(lost), 60, what="the job of a lost worker")
+        wait_until(
+            lambda: bench.sql("SELECT 1 FROM bgjob_worker WHERE beat_at > :since", since=since),
+            60,
+            what="a heartbeat",
+        )
+
+    ran = bench.run(during=during, deadline=120.0, **SETTINGS)
+
+    errors = [sqlstate(event.rest[0]) for event in ran.named("worker_error")]
+    assert code in errors
+
+
+def test_a_worker_that_began_in_a_read_only_time_goes_on(
+    bench: Bench, server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waits as for a database that is not up yet, and registers when it can."""
+    handler = bench.handler("t", bench.note)
+    caplog.set_level(logging.DEBUG, "sqlalchemy_bgjob")
+    done: list[str] = []
+
+    def during() -> None:
+        wait_until(lambda: refused(caplog, "25006", "heartbeat"), 60, what="a refused heartbeat")
+        stack.close()
+        done.append(bench.enqueue(handler))
+        wait_until(lambda: bench.notes(done[0]), 60, what="the job")
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bad_time(server, bench))
+        bench.run(during=during, deadline=120.0, **SETTINGS)
+
+    assert bench.notes(done[0]) == ["written"]
