@@ -588,11 +588,11 @@ class Dispatcher:
             self._core.settle(Pending(job, settlement), 0.0)
             return False
         limit = handler.options.max_attempts
-        if limit is not None and job.attempt > limit:
-            settlement = crashed_too_often(job.attempt, job.last_error)
-            self._core.settle(Pending(job, settlement), 0.0)
+        dead = crashed_too_often(job.attempt, limit, job.crashes, job.last_error)
+        if dead is not None:
+            self._core.settle(Pending(job, dead), 0.0)
             return False
-        job.careful = job.crashes > 0 or job.attempt == limit
+        job.careful = job.crashes > 0 or (limit is not None and job.attempt >= limit)
         job.handler = handler
         return True
 

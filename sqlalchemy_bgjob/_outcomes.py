@@ -204,9 +204,24 @@ def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
     return Settlement(Kind.UNKNOWN_TYPE, delay=delay, keep_error=True, give_back=True)
 
 
-def crashed_too_often(attempt: int, last_error: str | None) -> Settlement:
-    """A job whose every allowed attempt has been started, the last of them by a lost worker."""
-    error = describe(WorkerLost(attempt - 1))
+def crashed_too_often(
+    attempt: int, max_attempts: int | None, crashes: int, last_error: str | None
+) -> Settlement | None:
+    """The end of a claimed job that may not be started any more; None for one that may.
+
+    It has had all of its attempts, and a worker was lost with one of them: another start might take
+    another worker. Without that the job was put back to be run again, as when *max_attempts* was
+    lowered meanwhile, so it gets that run.
+
+    Args:
+        attempt: Which attempt this would be, from 1.
+        max_attempts: How many there may be; None is without end.
+        crashes: How often a worker was lost that ran the job.
+        last_error: What the row says of the attempt before; it is kept below the reason.
+    """
+    if max_attempts is None or attempt <= max_attempts or not crashes:
+        return None
+    error = describe(WorkerLost(crashes, attempt - 1, max_attempts))
     if last_error:
         error = clean(f"{error}\n{last_error}")
     return Settlement(Kind.DEAD, error=error, give_back=True)

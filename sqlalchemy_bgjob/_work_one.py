@@ -23,6 +23,7 @@ from ._outcomes import (
     Reschedule,
     Retry,
     Settlement,
+    crashed_too_often,
     decide,
     failed,
     unknown_type,
@@ -118,9 +119,13 @@ class _WorkOne:
                 f"the handler of {handler.type!r} is a coroutine; give work_one an AsyncSession or "
                 f"AsyncConnection"
             )
+        options = handler.options
+        spent = crashed_too_often(job.attempt, options.max_attempts, job.crashes, job.last_error)
+        if spent is not None:
+            self._settle(job, spent)
+            return MoveToDlq(spent.error)
         run = Run(job, handler)
         run.started_at = time.monotonic()
-        options = handler.options
         if options.timeout is not None:
             run.deadline = run.started_at + options.timeout
         outcome, arg = self._call(run)

@@ -142,17 +142,26 @@ class LeaseLost(BGJobError):
 class WorkerLost(BGJobError):
     """The process that ran an attempt ended or fell silent; the text of such a job.
 
-    *attempt* is the number of the last attempt that was allowed, or None if others are left.
+    The numbers are those of a job that is dead of it, and None while attempts are left: how many
+    attempts ended so, of how many, and how many are allowed.
     """
 
-    def __init__(self, attempt: int | None = None) -> None:
-        super().__init__(attempt)
-        self.attempt = attempt
+    def __init__(
+        self,
+        crashes: int | None = None,
+        attempts: int | None = None,
+        max_attempts: int | None = None,
+    ) -> None:
+        super().__init__(crashes, attempts, max_attempts)
+        self.crashes, self.attempts, self.max_attempts = crashes, attempts, max_attempts
 
     def __str__(self) -> str:
-        if self.attempt is None:
+        if self.crashes is None:
             return "the worker that ran the job was lost"
-        return f"attempt {self.attempt} ended with the worker that ran it"
+        return (
+            f"{self.crashes} of {self.attempts} attempts ended with the worker that ran them, and "
+            f"max_attempts is {self.max_attempts}"
+        )
 
 
 class WorkerRefused(BGJobError):

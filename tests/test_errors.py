@@ -261,7 +261,10 @@ def test_errors_are_told_apart_by_sqlstate_and_not_by_text(url_for: UrlFor) -> N
     [
         (UnknownType("mail", 300.0), "no worker knew the job type 'mail' for 300 s"),
         (WorkerLost(), "the worker that ran the job was lost"),
-        (WorkerLost(20), "attempt 20 ended with the worker that ran it"),
+        (
+            WorkerLost(2, 5, 3),
+            "2 of 5 attempts ended with the worker that ran them, and max_attempts is 3",
+        ),
         (LeaseLost("j"), "the lease of job 'j' was lost: the job runs elsewhere, stop here"),
         (
             JobAlreadyExists(("a", "b", "c", "d")),

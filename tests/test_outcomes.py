@@ -185,11 +185,20 @@ def test_an_unknown_type_waits_longer_each_time_and_then_dies() -> None:
 
 
 def test_too_many_crashes_keep_the_last_error() -> None:
-    settlement = crashed_too_often(4, "WorkerLost: ...")
+    settlement = crashed_too_often(4, 3, 3, "WorkerLost: ...")
+    assert settlement is not None
     assert (settlement.kind, settlement.give_back) == (Kind.DEAD, True)
     assert settlement.error == (
-        "WorkerLost: attempt 3 ended with the worker that ran it\nWorkerLost: ..."
+        "WorkerLost: 3 of 3 attempts ended with the worker that ran them, and max_attempts is 3\n"
+        "WorkerLost: ..."
     )
+
+
+@pytest.mark.parametrize(
+    ("attempt", "max_attempts", "crashes"), [(3, 3, 3), (4, 3, 0), (9, None, 8)]
+)
+def test_a_job_may_be_started(attempt: int, max_attempts: int | None, crashes: int) -> None:
+    assert crashed_too_often(attempt, max_attempts, crashes, "x") is None
 
 
 # ---- on every driver -----------------------------------------------------------------------------

@@ -425,7 +425,7 @@ def poisoned(
     assert fleet.effects() == dict.fromkeys(ids, 1)
     dead = fleet.rows("SELECT job_id, attempt, last_error FROM bgjob_dead_job")
     assert [(row.job_id, row.attempt) for row in dead] == [("poison", max_attempts)]
-    assert dead[0].last_error.startswith(f"WorkerLost: attempt {max_attempts} ended")
+    assert dead[0].last_error.startswith(f"WorkerLost: {max_attempts} of {max_attempts} ")
 
 
 @pytest.mark.parametrize(

@@ -548,6 +548,31 @@ def test_an_unknown_type_is_put_off(bench: Bench, target: Target) -> None:
     assert bench.dead(job_id).attempt == 0
 
 
+@pytest.mark.parametrize("crashes", [0, 2])
+def test_a_job_whose_attempts_are_spent(bench: Bench, target: Target, crashes: int) -> None:
+    """As with a worker: it gets the run that it waits for, unless it took workers along."""
+    ran: list[int] = []
+
+    @bench.jobs.handler("t", queue="q", max_attempts=3)
+    def handler(ctx: Context[Any]) -> None:
+        ran.append(ctx.job.attempt)
+
+    job_id = bench.enqueue(handler)
+    bench.sql("UPDATE bgjob_job SET attempt = 5, crashes = :crashes", crashes=crashes)
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        outcome = call(bench.jobs.work_one(t, "q"))
+        call(t.commit())
+        assert isinstance(outcome, MoveToDlq if crashes else Complete)
+
+    target.run(bench, work)
+
+    assert ran == ([] if crashes else [6])
+    if crashes:
+        reason = "WorkerLost: 2 of 5 attempts ended with the worker that ran them, and max_attempts"
+        assert (bench.dead(job_id).attempt, bench.dead(job_id).last_error) == (5, f"{reason} is 3")
+
+
 def test_an_arg_that_does_not_decode_goes_to_the_dlq(bench: Bench, target: Target) -> None:
     job_id = bench.jobs.enqueue(bench.outside, "t", "text", queue="q").id
 
