@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._pool import HandlerConnections
 from sqlalchemy_bgjob._side import keep, own
 from sqlalchemy_bgjob._statements import Statements
-from support.plans import Plan, recorded_plans
+from support.plans import Plan, let_cleaning_catch_up, recorded_plans
 from support.rows import ME, add, claim, fill, ids, make_tables, pending
 from support.tables import new_engine
 
@@ -58,8 +58,10 @@ def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -
         # The settlements' own; what else ran looked the missing ones up.
         steps[name] = Step(plans[-1], jobs)
         plans.clear()
+        let_cleaning_catch_up(connection.engine)
 
     plans.clear()
+    let_cleaning_catch_up(connection.engine)
     half = max(BATCH // 2, 1)
     jobs = claim(connection, statements, half)
     note("claim", len(jobs))

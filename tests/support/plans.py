@@ -10,10 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import text
+
+from support.waiting import wait_until
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
 
 _SETTINGS = {
     "auto_explain.log_min_duration": "0",
@@ -51,6 +55,25 @@ class Plan:
             for node in self.nodes()
             if node.get("Relation Name") == table and "Scan" in node["Node Type"]
         }
+
+
+def let_cleaning_catch_up(engine: Engine) -> None:
+    """Wait until the server may clean up after every transaction that has ended by now.
+
+    Index scans mark the entries of dead rows and skip them from then on, once every transaction
+    that began before those rows died has ended, in any database of the server. Another test may
+    be in a long one. What it begins after this does not matter here.
+    """
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with autocommit.connect() as connection:
+        ended = connection.scalar(text(f"SELECT {_XID.format('xmax')}"))
+        passed = text(f"SELECT {_XID.format('xmin')} >= :ended")
+        wait_until(
+            lambda: connection.scalar(passed, {"ended": ended}), 60, what="older transactions' end"
+        )
+
+
+_XID = "CAST(CAST(pg_snapshot_{}(pg_current_snapshot()) AS text) AS bigint)"
 
 
 @contextmanager
