@@ -239,6 +239,8 @@ class Attempt:
         if returned is None and error is None and unit is None and run.deadline is None:
             return Pending(run.job, COMPLETED), None
         try:
+            if unit is not None and error is not None:
+                unit.complete(error)
             settlement, keep = self._settlement(returned, error)
             pending = Pending(run.job, settlement)
             if not keep or unit is None:
@@ -256,6 +258,7 @@ class Attempt:
                     Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
                 )
             except BaseException as refusal:
+                unit.complete(refusal)
                 pending.settlement = _after(run.handler, run.job, refused(refusal))
             return pending, None
         except BaseException as strange:  # an exception that can't even be looked at

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._errors import sqlstate, summary
+from ._last_words import LastWords, complete, last_words
 from ._lifecycle import Fate, Pending, holds, write
 from ._statements import Statements
 
@@ -81,6 +82,7 @@ class HandlerSession:
         self._outer: Any = None
         self._session: Session | None = None
         self._connection: Connection | None = None
+        self._last_words: LastWords | None = None
         self._root: Transaction | None = None
         self._kept = False  # the handler has called commit()
         self._ended_in_order = False  # by commit() or rollback(), not by close()
@@ -148,6 +150,7 @@ class HandlerSession:
             self._disconnect(connection)
         if self._connection is None:
             self._connection = self._connect()
+            self._last_words = last_words(self._connection)
         connection = self._connection
         if self._root is None:
             self._root = connection.begin()
@@ -205,6 +208,10 @@ class HandlerSession:
             self._kept = False
 
     # ---- the worker's side --------------------------------------------------------------------
+
+    def complete(self, error: BaseException) -> None:
+        """Let an error of the run say why the server has ended the session, if it has."""
+        complete(error, self._last_words)
 
     def commit(self, statements: Statements, pending: Pending) -> Fate | None:
         """Flush, settle and commit in one transaction; None if no statement ever ran.
