@@ -773,10 +773,16 @@ def test_adding_a_thousand_jobs_says_it_once(clean: Engine) -> None:
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 def test_two_phase_transactions_take_jobs_without_a_word(
-    driver: str, clean: Engine, listener: Listener
+    driver: str, own_server: EmbeddedPostgres
 ) -> None:
-    """PostgreSQL refuses to prepare a transaction that has used NOTIFY."""
-    engine = create_engine(with_driver(clean.url, driver))
+    """PostgreSQL refuses to prepare a transaction that has used NOTIFY.
+
+    The server is the test's own: by default PostgreSQL allows no prepared transactions.
+    """
+    engine = create_engine(with_driver(own_server.url, driver))
+    make_tables(engine)
+    clean = create_engine(own_server.url)
+    listener = Listener(clean)
 
     def fill(target: Any) -> None:
         enqueue(target, note, 1)
@@ -810,8 +816,10 @@ def test_two_phase_transactions_take_jobs_without_a_word(
     engine.dispose()
 
     assert listener.heard() == []
+    listener.close()
     with Session(clean) as session:
         assert count(session) == 5 + 2 + 1 + 5 - 2 + 2
+    clean.dispose()
 
 
 def test_a_server_without_prepared_transactions_changes_nothing() -> None:
