@@ -1,11 +1,18 @@
-"""What the command line logs: lines to read, or one JSON object a line; both to stderr."""
+"""What the command line logs: lines to read, or one JSON object a line; both to stderr.
+
+The process is the command line's, and so is its stderr. :func:`configure` says how its lines look,
+and :func:`restore` says it again once the application has been imported, which may configure
+logging in any way of its own. Handlers of the application that write elsewhere are left to it.
+"""
 
 import json
 import logging
+import os
 import sys
 import threading
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -13,14 +20,38 @@ from typing import Any, Final, Literal
 LogFormat = Literal["text", "json"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_OURS: Final = ("sqlalchemy_bgjob", "sqlalchemy_bgjob.jobs")
 
-logger = logging.getLogger("sqlalchemy_bgjob")
+logger = logging.getLogger(_OURS[0])
 
 _SAYS: Final = "bgjob-says"
 _MOST_UNSAID: Final = 20
 """Lines of :func:`say` that wait; while there are so many, further ones are dropped."""
 
-_own_stderr = _json = False
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """What the command line was told about its log."""
+
+    handler: logging.Handler
+    level: str
+    is_json: bool
+    own_stderr: bool
+
+
+_log: _Log | None = None
+
+
+class _OwnLogger(logging.Logger):
+    """A logger that ``logging.config`` and ``logging.disable()`` of the application leave on.
+
+    The former switches off whatever logger it does not name, also later, in a handler for example.
+    """
+
+    disabled = property(lambda self: False, lambda self, value: None)
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name of the base class
+        return level >= self.getEffectiveLevel()
 
 
 def configure(format: LogFormat, level: str, process: str | None = None) -> None:
@@ -31,22 +62,72 @@ def configure(format: LogFormat, level: str, process: str | None = None) -> None
         level: The lowest level, such as ``info``.
         process: Which of several processes this is, for each line to say.
     """
-    global _own_stderr, _json  # noqa: PLW0603 - logging is a matter of the process
-    _json = format == "json"
-    _own_stderr = _json or process is not None
+    global _log  # noqa: PLW0603 - logging is a matter of the process
+    is_json = format == "json"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter(process) if format == "json" else text_formatter(process))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.captureWarnings(capture=True)
+    handler.setFormatter(JsonFormatter(process) if is_json else text_formatter(process))
+    _log = _Log(handler, level.upper(), is_json, is_json or process is not None)
+    for name in _OURS:
+        logging.getLogger(name).__class__ = _OwnLogger
+    restore()
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
 
 
+def restore() -> None:
+    """Make the log again what :func:`configure` was told, whatever was configured since."""
+    if _log is None:
+        return
+    root = logging.getLogger()
+    elsewhere = [handler for handler in root.handlers if not _is_for_the_console(handler)]
+    root.handlers[:] = [_log.handler, *elsewhere]
+    root.setLevel(_log.level)
+    # A handler list of its own: the root's may be replaced later.
+    logger.handlers[:] = root.handlers
+    logger.setLevel(_log.level)
+    logger.propagate = False
+    logging.getLogger(_OURS[1]).propagate = True
+    logging.captureWarnings(capture=True)
+    logging.getLogger("py.warnings").disabled = False
+    if _log.own_stderr:
+        _take_over_others()
+
+
+def _take_over_others() -> None:
+    """Let the loggers that write to the console in a way of their own leave it to the root."""
+    for other in list(logging.Logger.manager.loggerDict.values()):
+        if not isinstance(other, logging.Logger) or other.name in _OURS:
+            continue
+        own = [handler for handler in other.handlers if _is_for_the_console(handler)]
+        if own:
+            other.handlers[:] = [handler for handler in other.handlers if handler not in own]
+            other.propagate = True
+
+
+def _is_for_the_console(handler: logging.Handler) -> bool:
+    """Whether what a handler gets is written to stdout or stderr, by itself or by whom it tells."""
+    if _log is not None and handler is _log.handler:
+        return True
+    behind = getattr(getattr(handler, "listener", None), "handlers", ())  # a queue's
+    if behind:
+        return all(map(_is_for_the_console, behind))
+    loguru = sys.modules.get("loguru")
+    globals_of_emit = getattr(type(handler).emit, "__globals__", {})
+    if loguru is not None and any(value is loguru.logger for value in globals_of_emit.values()):
+        return True
+    console = getattr(handler, "console", None)  # rich's
+    stream = getattr(handler, "stream", None) or getattr(console, "file", None)
+    if stream is None:
+        return False
+    with suppress(OSError, ValueError, AttributeError):  # in memory, or closed
+        written = os.fstat(stream.fileno())
+        return any(os.path.samestat(written, os.fstat(number)) for number in (1, 2))
+    return stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+
+
 def own_stderr() -> bool:
     """Whether stderr is for log lines only: JSON, or those of several processes."""
-    return _own_stderr
+    return _log is not None and _log.own_stderr
 
 
 def say(level: int, words: str, *args: object) -> None:
@@ -63,7 +144,7 @@ def say(level: int, words: str, *args: object) -> None:
 def report(problem: str, *, exit_code: int, traceback: str | None) -> None:
     """Log why a command ends."""
     extra = {"exit_code": exit_code, **({} if traceback is None else {"exception": traceback})}
-    text_only = traceback is not None and not _json
+    text_only = traceback is not None and not (_log is not None and _log.is_json)
     logger.error("%s", f"{traceback}{problem}" if text_only else problem, extra=extra)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from . import _loader
+from . import _loader, _logs
 from ._errors import database_message, sqlstate
 from ._exits import (
     DATABASE,
@@ -82,7 +82,10 @@ def run_worker(options: WorkerOptions) -> int:
     """
     process = _Process(options)
     process.obey_signals()
-    worker = make_runner(options)
+    try:
+        worker = make_runner(options)
+    finally:
+        _logs.restore()  # the application is imported, and may have configured logging
     return process.run(worker)
 
 
