@@ -25,6 +25,7 @@ class Mailbox(Generic[T]):
     def __init__(self) -> None:
         self._before: int | None = None
         self._events: deque[T] = deque()
+        self._files: dict[int, T] = {}
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -35,6 +36,14 @@ class Mailbox(Generic[T]):
         with contextlib.suppress(OSError):  # full: it has not even looked yet; or it has left
             self._writer.send(b"\0")
 
+    def watch(self, file: int, event: T) -> None:
+        """From now on a file that can be read, or that has ended, is this event."""
+        self._files[file] = event
+
+    def unwatch(self, file: int) -> None:
+        """Watch a file no longer."""
+        self._files.pop(file, None)
+
     def get(self, timeout: float | None = None) -> T | None:
         """The next event; None when there is none within *timeout* seconds."""
         until = None if timeout is None else time.monotonic() + timeout
@@ -42,7 +51,9 @@ class Mailbox(Generic[T]):
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 return None
-            select.select([self._reader], [], [], left)
+            watched = [self._reader.fileno(), *self._files]
+            readable, _, _ = select.select(watched, [], [], left)
+            self._events.extend(event for file, event in self._files.items() if file in readable)
             with contextlib.suppress(BlockingIOError):
                 self._reader.recv(4096)
         return self._events.popleft()

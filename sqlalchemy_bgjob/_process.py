@@ -3,7 +3,8 @@
 The worker runs in a thread. The main thread only waits: for a signal, for the end of the worker,
 or for the end of the supervisor. So a handler that blocks, even an event loop, blocks no signal.
 
-The first SIGTERM or SIGINT drains; the second releases what runs at once; the third exits.
+The first SIGTERM or SIGINT drains; the second releases what runs at once; the third exits. What
+arrives within a second of one that counts is the same, see :mod:`._signals`.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -35,6 +37,7 @@ from ._exits import (
 from ._logs import say
 from ._mailbox import Mailbox
 from ._served import require_handlers, served_queues
+from ._signals import SIGNALS, Requests
 from ._urls import ASYNC_DRIVERS, database_url, sync_url
 from .bgjob import BGJob
 from .exceptions import SchemaOutOfDate, WorkerRefused
@@ -45,8 +48,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 logger = logging.getLogger("sqlalchemy_bgjob")
-
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +106,12 @@ class _Process:
     def __init__(self, options: WorkerOptions) -> None:
         self._options = options
         self._events: Mailbox[str] = Mailbox()
-        self._signals: list[int] = []
-        self._passed_on = 0
+        self._own = Requests()
+        self._pipe = options.parent_pipe
+        if self._pipe is not None:
+            os.set_blocking(self._pipe, False)
+        self._passed_on = bytearray()  # a byte for each request that the supervisor has passed on
+        self._expected = 0  # how many of its signals have arrived
         self._obeyed = 0
         self._error: BaseException | None = None
 
@@ -116,20 +121,34 @@ class _Process:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
-        if len(self._signals) >= 3:
+        self._read_pipe()
+        if self._expected < len(self._passed_on):
+            # The supervisor's, which has said so before it sent the signal. However late it comes,
+            # it is no second request: a signal to the whole service has reached us already.
+            self._expected += 1
+        else:
+            self._own.add(number)
+        if self._asked >= 3:
             exit_now(SIGNALLED + number)
         self._events.put("signal")
+
+    def _read_pipe(self) -> bool:
+        """Take in what the supervisor has passed on; whether the supervisor is gone."""
+        if self._pipe is None:
+            return False
+        with suppress(BlockingIOError):
+            found = os.read(self._pipe, 64)
+            # At once: a signal handler may do the same in between.
+            self._passed_on.extend(found)
+            return not found
+        return False
 
     def run(self, worker: Runner) -> int:
         """Wait for what comes, until the worker has ended; the exit code."""
         thread = threading.Thread(target=self._work, args=(worker,), name="bgjob-main", daemon=True)
         thread.start()
-        if self._options.parent_pipe is not None:
-            watcher = threading.Thread(
-                target=self._watch_parent, args=(self._options.parent_pipe,), daemon=True
-            )
-            watcher.start()
+        if self._pipe is not None:
+            self._events.watch(self._pipe, "pipe")
         with self._events:
             self._obey(worker)
         thread.join(timeout=2.0)  # an event loop may have a little to tidy up
@@ -137,12 +156,16 @@ class _Process:
             return _failed(self._error)
         if self._asked < 2:
             return OK
-        return SIGNALLED + (self._signals or [signal.SIGTERM])[-1]
+        return SIGNALLED + self._last_signal
 
     @property
     def _asked(self) -> int:
-        """How often this process was told to stop: of two signals it may have got one."""
-        return max(len(self._signals), self._passed_on)
+        """How often this process was told to stop, by signals of its own or by the supervisor."""
+        return max(len(self._own.numbers), len(self._passed_on))
+
+    @property
+    def _last_signal(self) -> int:
+        return self._own.numbers[-1] if self._own.numbers else signal.SIGTERM
 
     def _obey(self, worker: Runner) -> None:
         """Until the worker has ended."""
@@ -154,6 +177,9 @@ class _Process:
                 exit_now(FAILED)
             if event == "ended":
                 return
+            if event == "pipe" and self._pipe is not None and self._read_pipe():
+                self._events.unwatch(self._pipe)
+                event = "parent gone"
             if deadline is None:
                 deadline = time.monotonic() + self._options.settings.shutdown_timeout + STUCK_AFTER
             if event == "parent gone" or self._asked > self._obeyed:
@@ -167,7 +193,7 @@ class _Process:
             say(logging.WARNING, "the supervisor is gone: draining for at most %g s", seconds)
         elif self._asked == 1:
             worker.request_stop()
-            name = signal.Signals((self._signals or [signal.SIGTERM])[0]).name
+            name = signal.Signals(self._last_signal).name
             words = "%s: draining for at most %g s; again to stop at once"
             say(logging.INFO, words, name, seconds)
         else:
@@ -180,13 +206,6 @@ class _Process:
         except BaseException as error:
             self._error = error
             self._events.put("ended")
-
-    def _watch_parent(self, pipe: int) -> None:
-        # A byte for each signal that was passed on; the end, when the only writer is gone.
-        while os.read(pipe, 1):
-            self._passed_on += 1
-            self._events.put("signal")
-        self._events.put("parent gone")
 
 
 def _failed(error: BaseException) -> int:

@@ -5,7 +5,8 @@
   it on, and counts.
 * Each holds the reading end of a pipe from the supervisor. When the supervisor is gone, even by
   SIGKILL, the pipe ends, and the process drains and exits. Each signal that is passed on is a byte
-  in it too: of two signals in quick succession the system may deliver one.
+  in it before: of two signals in quick succession the system may deliver one, and a process can
+  tell what was passed on from what was sent to all processes of the service.
 * One that crashes is started again, with backoff. One that exits because of wrong arguments, a
   database that refuses or a schema that is out of date would do so again: then all end.
 """
@@ -26,6 +27,7 @@ from typing import IO, Final, Literal
 from ._exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, exit_now
 from ._logs import say
 from ._mailbox import Mailbox
+from ._signals import SIGNALS, Requests
 from .settings import STUCK_AFTER as GIVEN_UP_AFTER
 
 SUPERVISED: Final = "_BGJOB_SUPERVISED"
@@ -39,7 +41,6 @@ HEALTHY_AFTER: Final = 10.0
 """Seconds after which a process counts as well started: its next backoff is the first again."""
 STUCK_AFTER: Final = GIVEN_UP_AFTER + 5.0
 """Seconds beyond ``shutdown_timeout``; a process gives itself up a little earlier."""
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Child:
@@ -75,7 +76,7 @@ class Child:
             os.close(reader)
 
     def send(self, number: int) -> None:
-        """Signal the process, and say so; one that has ended is fine."""
+        """Say that a signal comes, and signal the process; one that has ended is fine."""
         with contextlib.suppress(OSError):
             os.write(self._writer, b"\0")
         self.process.send_signal(number)
@@ -136,16 +137,18 @@ class Supervisor:
         self._shutdown_timeout = shutdown_timeout
         self._slots = [_Slot(str(number)) for number in range(1, processes + 1)]
         self._events: Mailbox[_Slot | Literal["signal"]] = Mailbox()
-        self._signals: list[int] = []
+        self._requests = Requests()
         self._passed_on = 0
+        self._told = 0
         self._deadline: float | None = None
         self._hopeless: int | None = None
         self._failed = False
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Count a signal; the third ends everything at once."""
-        self._signals.append(number)
-        if len(self._signals) >= 3:
+        if not self._requests.add(number):
+            return
+        if len(self._requests.numbers) >= 3:
             for slot in self._slots:
                 if slot.child is not None:
                     slot.child.kill()
@@ -204,7 +207,7 @@ class Supervisor:
         elif code in HOPELESS:
             say(logging.ERROR, "process %s exited with %d: stopping the others", slot.name, code)
             self._hopeless = code
-            self._stop()
+            self._stop(times=1)
         else:
             if time.monotonic() - child.started_at >= HEALTHY_AFTER:
                 slot.backoff = FIRST_BACKOFF
@@ -218,12 +221,16 @@ class Supervisor:
         slot.backoff = min(slot.backoff * 2, LAST_BACKOFF)
 
     def _pass_signals_on(self) -> None:
-        for number in self._signals[self._passed_on :]:
+        for number in self._requests.numbers[self._passed_on :]:
             self._passed_on += 1
-            self._stop()  # before anything is said: nobody may read the log
+            self._stop(times=self._passed_on)  # before it is said: nobody may read the log
             say(logging.INFO, "%s: passing it on", signal.Signals(number).name)
 
-    def _stop(self) -> None:
+    def _stop(self, *, times: int) -> None:
+        """Tell each process to stop, unless all have been told so often."""
+        if self._told >= times:
+            return
+        self._told = times
         if self._deadline is None:
             self._deadline = time.monotonic() + self._shutdown_timeout + STUCK_AFTER
         for slot in self._slots:
@@ -244,8 +251,8 @@ class Supervisor:
         self._deadline = time.monotonic() + STUCK_AFTER
 
     def _exit_code(self) -> int:
-        if len(self._signals) >= 2:
-            return SIGNALLED + self._signals[-1]
+        if len(self._requests.numbers) >= 2:
+            return SIGNALLED + self._requests.numbers[-1]
         if self._hopeless is not None:
             return self._hopeless
         return FAILED if self._failed else OK

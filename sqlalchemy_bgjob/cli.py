@@ -218,8 +218,8 @@ def worker(
     directory is importable. A database that is not up yet is waited for.
 
     The first SIGTERM or SIGINT stops claiming and drains, the second releases what runs, the third
-    exits. The worker is one of threads, or of asyncio if the driver is asyncpg or a handler is a
-    coroutine.
+    exits; signals within a second are one. The worker is one of threads, or of asyncio if the
+    driver is asyncpg or a handler is a coroutine.
     """
     from . import _logs, _supervisor
 

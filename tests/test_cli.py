@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ from sqlalchemy_bgjob import WorkerSettings, _logs, enqueue, schema
 from sqlalchemy_bgjob._exits import CommandError
 from sqlalchemy_bgjob._loader import load
 from sqlalchemy_bgjob._logs import JsonFormatter
+from sqlalchemy_bgjob._signals import Requests
 from sqlalchemy_bgjob._urls import database_url as parse_url
 from sqlalchemy_bgjob._urls import sync_url
 from sqlalchemy_bgjob.cli import SETTING_HELP, Queue, Seconds, cli
@@ -706,7 +708,7 @@ def test_the_second_signal_releases_what_runs(
 
     command.signal(signal.SIGTERM)
     command.says("SIGTERM: draining")
-    command.signal(signal.SIGTERM)
+    command.signal_again(signal.SIGTERM)
 
     assert command.wait() == 128 + signal.SIGTERM, command.stderr
     assert rows(tables) == [(0, None, "interrupted by shutdown")]
@@ -719,10 +721,10 @@ def test_the_third_signal_ends_even_a_blocked_event_loop(
 
     command.signal(signal.SIGTERM)
     command.says("SIGTERM: draining")
-    command.signal(signal.SIGTERM)
+    command.signal_again(signal.SIGTERM)
     command.says("second signal")
     assert command.alive
-    command.signal(signal.SIGINT)
+    command.signal_again(signal.SIGINT)
 
     assert command.wait(10) == 128 + signal.SIGINT
     assert [(attempt, claimed is None) for attempt, claimed, _ in rows(tables)] == [(1, False)]
@@ -1088,6 +1090,7 @@ def test_a_line_that_no_thread_is_left_for_is_dropped(monkeypatch: pytest.Monkey
     asked: list[float | None] = []
     worker: Any = SimpleNamespace(request_stop=lambda timeout=None: asked.append(timeout))
     main = process._Process(process.WorkerOptions(app="unused"))
+    main._own = Requests(itertools.count(step=2.0).__next__)
 
     with main._events:
         for _ in range(2):

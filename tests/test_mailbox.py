@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +35,23 @@ def test_more_events_than_the_socket_holds_are_kept() -> None:
         for number in range(10_000):
             mailbox.put(number)
         assert [mailbox.get(0.0) for _ in range(10_000)] == list(range(10_000))
+
+
+def test_a_file_that_can_be_read_is_an_event() -> None:
+    """Again and again, as long as nobody reads it; also when it has ended."""
+    reader, writer = os.pipe()
+    with Mailbox[str]() as mailbox:
+        mailbox.watch(reader, "file")
+        assert mailbox.get(0.01) is None
+        os.write(writer, b"x")
+        assert [mailbox.get(30.0), mailbox.get(30.0)] == ["file"] * 2
+        os.read(reader, 1)
+        assert mailbox.get(0.01) is None
+        os.close(writer)
+        assert mailbox.get(30.0) == "file"
+        mailbox.unwatch(reader)
+        assert mailbox.get(0.01) is None
+    os.close(reader)
 
 
 def test_an_event_after_the_end_harms_nobody() -> None:

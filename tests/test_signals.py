@@ -23,9 +23,10 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
+from sqlalchemy_bgjob._signals import SAME_WITHIN, Requests
 from support import cli_app as app
 from support import wait_until, with_driver
-from support.commands import TESTS
+from support.commands import TESTS, wait_till
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -52,19 +53,19 @@ def state(engine: Engine) -> list[tuple[int | None, int]]:
         return [(row.claimed_by, row.attempt) for row in found]
 
 
-def wait_till(at: float) -> None:
-    wait_until(lambda: time.monotonic() >= at, 60, what="the moment of a signal")
-
-
 def signal_twice(command: Command, moment: float, gap: float, dice: random.Random) -> float:
     """Two signals at their times; the seconds from the second one to the end of the process.
 
-    Of the same number, two that come before the process gets its turn would be one.
+    The second comes *gap* seconds after the first instant at which it is another request.
     """
-    for at, number in zip((moment, moment + gap), dice.sample(SIGNALS, 2), strict=True):
-        wait_till(at)
-        if command.alive:
-            command.signal(number)
+    first, second_number = dice.sample(SIGNALS, 2)
+    wait_till(moment)
+    if command.alive:
+        command.signal(first)
+    wait_until(lambda: "draining" in command.stderr or not command.alive, 60)
+    wait_till(time.monotonic() + SAME_WITHIN + gap)
+    if command.alive:
+        command.signal(second_number)
     second = time.monotonic()
     code = command.wait(30)
     # Python's own way to end so, before it has come to the command line.
@@ -180,6 +181,67 @@ def test_two_signals_at_any_moment_of_an_outage_end_a_worker(
     assert len(state(tables)) == 40
 
 
+# ---- several signals, one request ---------------------------------------------------------------
+
+
+def test_signals_within_a_second_of_one_that_counts_are_one() -> None:
+    """By the clock at their arrival; an echo does not put off what comes later."""
+    arrivals = iter((10.0, 10.03, 10.99, 11.0, 11.5, 11.99, 12.5))
+    requests = Requests(arrivals.__next__)
+
+    counted = [requests.add(signal.SIGTERM) for _ in range(7)]
+
+    assert counted == [True, False, False, True, False, False, True]
+    assert requests.numbers == [signal.SIGTERM] * 3
+
+
+def begin_job(tables: Engine, kind: str, folder: Path, command: Command) -> None:
+    getattr(app, kind).enqueue(tables, "block", str(folder))
+    wait_until((folder / "started").exists, 60, what=f"the start of a job\n{command.stderr}")
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("numbers", [SIGNALS, SIGNALS[::-1]], ids=["term int", "int term"])
+@pytest.mark.parametrize("kind", ["functions", "coroutines"])
+def test_two_signals_at_once_let_a_job_end(
+    tables: Engine,
+    database_url: str,
+    tmp_path: Path,
+    start: Callable[..., Command],
+    kind: str,
+    numbers: tuple[signal.Signals, ...],
+) -> None:
+    """As of an init that signals the group, ``timeout``, or ``uv run`` beside a terminal."""
+    command = start("worker", f"support.cli_app:{kind}", "--database-url", database_url)
+    begin_job(tables, kind, tmp_path, command)
+
+    for number in numbers:
+        command.signal(number)
+    command.says("draining")
+    (tmp_path / "go").touch()
+
+    assert command.wait() == 0, command.stderr
+    assert state(tables) == []
+
+
+def test_signals_twice_at_once_release_and_do_not_exit(
+    tables: Engine, database_url: str, tmp_path: Path, start: Callable[..., Command]
+) -> None:
+    """Four signals are two requests: the jobs are released, not left to be rescued."""
+    command = start("worker", "support.cli_app:functions", "--database-url", database_url)
+    begin_job(tables, "functions", tmp_path, command)
+
+    for number in SIGNALS:
+        command.signal(number)
+    command.says("draining")
+    wait_till(time.monotonic() + SAME_WITHIN)
+    for number in SIGNALS:
+        command.signal(number)
+
+    assert command.wait() in {128 + number for number in SIGNALS}, command.stderr
+    assert state(tables) == [(None, 0)]
+
+
 # ---- nobody reads what it logs --------------------------------------------------------------
 
 
@@ -276,6 +338,8 @@ def test_a_supervisor_whose_log_nobody_reads_passes_both_signals_on(
 
         for number in SIGNALS:
             unread.process.send_signal(number)
+            # Nobody can read that it has arrived: three times as long as it needs.
+            wait_till(time.monotonic() + 3 * SAME_WITHIN)
         said = unread.read()
 
     assert unread.process.returncode in {128 + number for number in SIGNALS}

@@ -14,9 +14,9 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import _supervisor, enqueue
+from sqlalchemy_bgjob import _signals, _supervisor, enqueue
 from support import cli_app as app
-from support.commands import Command, process_exists
+from support.commands import Command, process_exists, wait_till
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -186,10 +186,91 @@ def test_the_second_signal_is_passed_on_too(pair: Pair, tables: Engine, tmp_path
     pair.command.signal(signal.SIGTERM)
     pair.command.says("SIGTERM: draining")
     assert pair.command.alive
-    pair.command.signal(signal.SIGTERM)
+    pair.command.signal_again(signal.SIGTERM)
 
     assert pair.command.wait() == 128 + signal.SIGTERM, pair.command.stderr
     assert left(tables) == [("block", 0, True, "interrupted by shutdown")]
+
+
+def signal_all(pair: Pair, pids: list[int]) -> None:
+    """As systemd does, and ``docker stop`` under an init that signals every process."""
+    for pid in (pair.command.pid, *pids):
+        os.kill(pid, signal.SIGTERM)
+
+
+@pytest.mark.core
+def test_a_signal_to_all_processes_lets_jobs_end(
+    pair: Pair, tables: Engine, tmp_path: Path
+) -> None:
+    """Each worker gets it twice: from outside, and passed on by the supervisor."""
+    pids = pair.wait_for_two()
+    app.functions.enqueue(tables, "block", str(tmp_path))
+    wait_until((tmp_path / "started").exists, 60)
+
+    signal_all(pair, pids)
+    pair.command.says("SIGTERM: passing it on")
+    (tmp_path / "go").touch()
+
+    assert pair.command.wait() == 0, pair.command.stderr
+    assert "second signal" not in pair.command.stderr
+    assert left(tables) == []
+
+
+def test_a_supervisor_that_is_late_adds_no_request(
+    pair: Pair, tables: Engine, tmp_path: Path
+) -> None:
+    """It passes on what its processes have got from outside seconds before."""
+    pids = pair.wait_for_two()
+    app.functions.enqueue(tables, "block", str(tmp_path))
+    wait_until((tmp_path / "started").exists, 60)
+
+    pair.command.signal(signal.SIGSTOP)
+    signal_all(pair, pids)
+    pair.command.says("draining for at most")
+    pair.command.signal_again(signal.SIGCONT)
+    pair.command.says("SIGTERM: passing it on")
+    (tmp_path / "go").touch()
+
+    assert pair.command.wait() == 0, pair.command.stderr
+    assert "second signal" not in pair.command.stderr
+    assert left(tables) == []
+
+
+def test_a_second_signal_to_all_processes_is_the_second(
+    pair: Pair, tables: Engine, tmp_path: Path
+) -> None:
+    """Not the third, which would leave the jobs to be rescued."""
+    pids = pair.wait_for_two()
+    app.functions.enqueue(tables, "block", str(tmp_path))
+    wait_until((tmp_path / "started").exists, 60)
+    (busy,) = [pid for pid, id in pair.registered().items() if holds_a_job(tables, id)]
+
+    signal_all(pair, pids)
+    pair.command.says("SIGTERM: passing it on")
+    pair.command.says("SIGTERM: draining")
+    wait_until(lambda: not any(map(process_exists, set(pids) - {busy})), 60)
+    wait_till(time.monotonic() + _signals.SAME_WITHIN)
+    signal_all(pair, [busy])
+
+    assert pair.command.wait() == 128 + signal.SIGTERM, pair.command.stderr
+    assert left(tables) == [("block", 0, True, "interrupted by shutdown")]
+
+
+def test_a_worker_counts_signals_of_its_own(pair: Pair, tables: Engine, tmp_path: Path) -> None:
+    """An operator may stop one process of several, and insist."""
+    pair.wait_for_two()
+    app.functions.enqueue(tables, "block", str(tmp_path))
+    wait_until((tmp_path / "started").exists, 60)
+    (busy,) = [pid for pid, id in pair.registered().items() if holds_a_job(tables, id)]
+    (tmp_path / "started").unlink()
+
+    os.kill(busy, signal.SIGTERM)
+    pair.command.says("SIGTERM: draining")
+    wait_till(time.monotonic() + _signals.SAME_WITHIN)
+    os.kill(busy, signal.SIGINT)
+
+    pair.command.says("exited with 130: starting another")
+    wait_until((tmp_path / "started").exists, 60, what="the job's start elsewhere")
 
 
 def test_the_third_signal_kills(pair: Pair, tables: Engine) -> None:
@@ -199,13 +280,13 @@ def test_the_third_signal_kills(pair: Pair, tables: Engine) -> None:
         os.kill(pid, signal.SIGSTOP)
 
     for number in range(1, 3):
-        pair.command.signal(signal.SIGTERM)
+        pair.command.signal_again(signal.SIGTERM)
         wait_until(
             lambda n=number: pair.command.stderr.count("SIGTERM: passing it on") == n,  # type: ignore[misc]
             what=f"signal {number}",
         )
     assert pair.command.alive
-    pair.command.signal(signal.SIGINT)
+    pair.command.signal_again(signal.SIGINT)
 
     assert pair.command.wait(10) == 128 + signal.SIGINT
     wait_until(lambda: not any(map(process_exists, pids)), 10)
@@ -348,6 +429,22 @@ def test_processes_that_do_not_end_are_killed(
 
     assert wait_until(lambda: codes) == [1]
     assert children[1].got == [signal.SIGTERM, "killed", "closed"]
+
+
+def test_a_first_signal_is_no_second_where_all_end_anyway(children: list[Process]) -> None:
+    """What no restart mends has told all to drain; the first signal asks for no more."""
+    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=30)
+    codes = running(supervisor)
+    wait_until(lambda: len(children) == 2)
+
+    children[0].end(2)
+    wait_until(lambda: children[1].got)
+    supervisor.on_signal(signal.SIGTERM, None)
+    wait_until(lambda: supervisor._passed_on == 1)
+    children[1].end(0)
+
+    assert wait_until(lambda: codes) == [2]
+    assert children[1].got == [signal.SIGTERM, "closed"]
 
 
 @pytest.mark.parametrize(

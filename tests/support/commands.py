@@ -6,9 +6,11 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from sqlalchemy_bgjob._signals import SAME_WITHIN
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -53,6 +55,11 @@ class Command:
     def stderr(self) -> str:
         return self._err.read_text(errors="replace")
 
+    def signal_again(self, number: signal.Signals) -> None:
+        """Signal once more, after the one before was told of: as a further request to stop."""
+        wait_till(time.monotonic() + SAME_WITHIN)
+        self.signal(number)
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -80,6 +87,11 @@ class Command:
         if self.alive:
             self._process.kill()
         self._process.wait()
+
+
+def wait_till(at: float) -> None:
+    """Wait for a moment of the monotonic clock, where time itself is the condition."""
+    wait_until(lambda: time.monotonic() >= at, 60, what="a moment")
 
 
 def process_exists(pid: int) -> bool:

@@ -1,0 +1,34 @@
+"""How often a process was told to stop, whatever number of signals that took.
+
+One request to stop often arrives as several signals within milliseconds. systemd signals every
+process of the service, and the supervisor passes its own signal on to the same processes; an init
+that signals the group, ``timeout`` and ``uv run`` do likewise. So what arrives within a second of a
+signal that counts is the same request.
+"""
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SAME_WITHIN: Final = 1.0
+"""Seconds, by the monotonic clock when the signal arrives."""
+
+
+class Requests:
+    """The signals that count, in order. Pure, but for the clock; signal handlers may use it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._counted_at = float("-inf")
+        self.numbers: list[int] = []
+
+    def add(self, number: int) -> bool:
+        """A signal has arrived; whether it is another request, and not an echo of the last."""
+        now = self._clock()
+        if now - self._counted_at < SAME_WITHIN:
+            return False
+        self._counted_at = now
+        self.numbers.append(number)
+        return True
