@@ -39,8 +39,9 @@ _activity = table(
     column("state", Text),
     schema="pg_catalog",
 )
-_bgwriter = table(
-    "pg_stat_bgwriter", column("stats_reset", DateTime(timezone=True)), schema="pg_catalog"
+_resets = tuple(
+    table(name, column("stats_reset", DateTime(timezone=True)), schema="pg_catalog")
+    for name in ("pg_stat_bgwriter", "pg_stat_wal", "pg_stat_slru")
 )
 
 
@@ -218,15 +219,10 @@ class WorkerStatements(Tables):
             )
             .exists()
         )
-        # After the crash of one session the server ends all others, and begins anew without being
-        # started anew; its statistics tell.
-        began = func.greatest(
-            func.pg_postmaster_start_time(), select(_bgwriter.c.stats_reset).scalar_subquery()
-        )
         return and_(
             worker.c.lost_at.is_(None),
             worker.c.listener_pid.is_not(None),
-            worker.c.listener_started_at > began,
+            worker.c.listener_started_at > _up_since(),
             not_(exists),
         )
 
@@ -262,3 +258,18 @@ class WorkerStatements(Tables):
             .where(worker.c.id == parameter("worker", BigInteger), worker.c.lost_at.is_(None))
             .values(lost_at=func.clock_timestamp(), waits_for=literal([], JSONB))
         )
+
+
+def _up_since() -> ColumnElement[Any]:
+    """A moment since when the server has not begun anew, the earliest that is known.
+
+    After the crash of one session it ends all others and begins anew without being started anew. No
+    session and no process of its own outlives that, and its statistics begin anew too. So whatever
+    is older than now proves that it has been up since then: the oldest session, which is a process
+    of the server's own where this role may see those, and else one of this role's; and the oldest
+    statistics, of which anybody with the right to may reset each by itself.
+    """
+    oldest = select(func.min(_activity.c.backend_start)).scalar_subquery()
+    resets = [select(func.min(view.c.stats_reset)).scalar_subquery() for view in _resets]
+    # Statistics outlive an orderly restart.
+    return func.greatest(func.pg_postmaster_start_time(), func.least(oldest, *resets))

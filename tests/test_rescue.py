@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -561,6 +561,65 @@ def test_a_restart_of_the_server_is_no_proof_of_death(
         assert queue.looks(judge, 3) == []
     assert queue.job_rows()[0].crashes == 0
     engine.dispose()
+
+
+RESETS = {
+    "bgwriter": ("SELECT pg_stat_reset_shared('bgwriter')",),
+    "everything": (
+        *(f"SELECT pg_stat_reset_shared('{kind}')" for kind in ("bgwriter", "archiver", "wal")),
+        "SELECT pg_stat_reset_slru(NULL)",
+        "SELECT pg_stat_reset()",
+    ),
+}
+
+
+@pytest.fixture
+def role(queue: Queue) -> Iterator[Engine]:
+    """An engine that logs in as a role which sees its own sessions only."""
+    name = f"bgjob_role_{os.getpid()}"
+    queue.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+    queue.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {name}")
+    engine = create_engine(queue.engine.url.set(username=name, password="x"))
+    yield engine
+    engine.dispose()
+    queue.execute(f"DROP OWNED BY {name}")
+    queue.execute(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("reset", RESETS)
+def test_reset_statistics_are_no_restart(queue: Queue, reset: str) -> None:
+    """Monitoring does that; a process that has ended is seen as soon as before."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+    queue.beat(WORKER, ended_session(queue, queue.engine))
+    for statement in RESETS[reset]:
+        queue.execute(statement)
+
+    with queue.connect() as judge:
+        assert queue.looks(judge) == [Rescued(WORKER, 1)]
+
+
+@pytest.mark.parametrize("reset", RESETS)
+def test_reset_statistics_are_no_restart_to_any_role(
+    queue: Queue, role: Engine, reset: str
+) -> None:
+    """To one that sees no server process, its own older sessions tell, or what was not reset."""
+    queue.register(WORKER)
+    queue.claim(WORKER)
+
+    with ExitStack() as stack:
+        if reset == "everything":
+            older = stack.enter_context(role.connect())
+            assert queue.listener(older)[1] is not None
+        queue.beat(WORKER, ended_session(queue, role))
+        for statement in RESETS[reset]:
+            queue.execute(statement)
+
+        judge = stack.enter_context(role.connect())
+        hidden = text("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+        assert judge.execute(hidden).scalar() == 0
+        judge.commit()
+        assert queue.looks(judge) == [Rescued(WORKER, 1)]
 
 
 def _connected(engine: Engine, gone: tuple[int, Any]) -> Connection | None:
