@@ -272,6 +272,11 @@ def _decoder(annotation: Any) -> Callable[[bytes], Any]:
     try:
         info = msgspec.inspect.type_info(annotation)
         decoder: Any = msgspec.json.Decoder(annotation, dec_hook=_dec_hook)
+    except NameError as error:
+        raise TypeError(
+            f"arg annotation {_name(annotation)}: {error}; "
+            f"define the types of its fields at the top level of its module"
+        ) from None
     except TypeError as error:
         if "pydantic" not in sys.modules:
             raise TypeError(f"arg annotation {_name(annotation)}: {error}") from error

@@ -5,6 +5,7 @@ name that comes from the database.
 """
 
 import inspect
+import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from ._ids import new_id, new_ids
 from .exceptions import InvalidArg
 from .models import Models
 from .retry import RetryPolicy
+
+if sys.version_info >= (3, 14):
+    import annotationlib
 
 A = TypeVar("A")
 
@@ -322,7 +326,7 @@ class Registry:
 def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
     """Whether a handler takes an arg, and its annotation (Any when there is none)."""
     where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
-    parameters = list(inspect.signature(function).parameters.values())
+    parameters = _parameters(function)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required_rest = [
         p.name
@@ -330,9 +334,8 @@ def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
         if p not in positional[:2] and p.default is p.empty and p.kind not in _VARIADIC
     ]
     if not positional or required_rest:
-        raise TypeError(
-            f"handler {where} must be f(ctx) or f(ctx, arg), not f{inspect.signature(function)}"
-        )
+        bare = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+        raise TypeError(f"handler {where} must be f(ctx) or f(ctx, arg), not f{bare}")
     if len(positional) == 1:
         return False, None
     if positional[1].annotation is inspect.Parameter.empty:
@@ -345,11 +348,22 @@ def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
     try:
         hints = typing.get_type_hints(only_arg, globalns=names, include_extras=True)
     except NameError as error:
+        written = _parameters(function, as_text=True)[1].annotation
         raise TypeError(
-            f"the annotation {arg.annotation!r} of {where} can't be resolved ({error}); "
+            f"the annotation {written!r} of {where} can't be resolved ({error}); "
             f"define the arg's type at the top level of its module"
         ) from None
     return True, hints[arg.name]
+
+
+def _parameters(function: Callable[..., Any], *, as_text: bool = False) -> list[inspect.Parameter]:
+    """A function's parameters; what their annotations name need not exist."""
+    if sys.version_info < (3, 14):
+        signature = inspect.signature(function)
+    else:  # annotations are evaluated only now, all together
+        form = annotationlib.Format.STRING if as_text else annotationlib.Format.FORWARDREF
+        signature = inspect.signature(function, annotation_format=form)
+    return list(signature.parameters.values())
 
 
 def _code_of(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -179,6 +179,110 @@ for n, f in enumerate((their_handlers.handle, decorated, functools.partial(decor
     assert done.stdout.split() == ["Theirs(x=1)"] * 3, done.stderr
 
 
+LAZY = "" if sys.version_info >= (3, 14) else "from __future__ import annotations"
+"""What a module begins with whose annotations are evaluated when somebody asks for them."""
+
+
+def run_handlers(folder: Path, source: str) -> str:
+    """What a module prints that is given ``jobs``."""
+    header = f"""{LAZY}
+import dataclasses
+import functools
+from typing import TYPE_CHECKING
+from sqlalchemy import MetaData
+from sqlalchemy_bgjob import BGJob
+
+if TYPE_CHECKING:
+    from sqlalchemy_bgjob import Context, Unknown
+
+jobs = BGJob(MetaData())
+"""
+    (folder / "handlers.py").write_text(header + textwrap.dedent(source))
+    done = subprocess.run(
+        [sys.executable, "handlers.py"], capture_output=True, text=True, check=False, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.core
+def test_names_for_type_checkers_only_are_left_alone(tmp_path: Path) -> None:
+    """Linters move what only annotations need under TYPE_CHECKING."""
+    told = run_handlers(
+        tmp_path,
+        """
+        @jobs.handler("function")
+        def function(ctx: Context, number: int, *, log: Unknown = None) -> Unknown: ...
+
+        @jobs.handler("coroutine")
+        async def coroutine(ctx: Context[Unknown], number: int | None) -> None: ...
+
+        class Callable:
+            def __call__(self, ctx: Context, number: list[int]) -> Unknown: ...
+            def method(self, ctx: Context, number: "int") -> Unknown: ...
+
+        jobs.handler("object")(Callable())
+        jobs.handler("method")(Callable().method)
+        jobs.handler("partial")(functools.partial(function.function, log=1))
+
+        @functools.wraps(function.function)
+        def wrapper(*args): ...
+
+        jobs.handler("wrapped")(wrapper)
+        jobs.default_handler("queue")(function.function)
+        for handler in jobs.registry:
+            print(handler.annotation)
+        """,
+    )
+
+    assert told.splitlines() == [
+        "<class 'int'>",
+        "int | None",
+        "list[int]",
+        *["<class 'int'>"] * 4,
+    ]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("annotation", ["Unknown", "list[Unknown]", "Unknown | None", "HasUnknown"])
+def test_an_arg_that_can_not_be_evaluated_is_refused(annotation: str, tmp_path: Path) -> None:
+    """Its type is needed at run time, whatever it is for type checkers."""
+    told = run_handlers(
+        tmp_path,
+        f"""
+        @dataclasses.dataclass
+        class HasUnknown:
+            field: Unknown
+
+        try:
+            @jobs.handler("t")
+            def handler(ctx: Context, arg: {annotation}): ...
+        except TypeError as error:
+            print(error)
+        """,
+    )
+
+    assert annotation in told
+    assert "name 'Unknown' is not defined" in told
+    assert "top level of its module" in told
+
+
+@pytest.mark.core
+def test_a_wrong_function_is_shown_without_annotations(tmp_path: Path) -> None:
+    told = run_handlers(
+        tmp_path,
+        """
+        try:
+            @jobs.handler("t")
+            def handler(ctx: Context, arg: int, more: Unknown): ...
+        except TypeError as error:
+            print(error)
+        """,
+    )
+
+    assert "not f(ctx, arg, more)" in told
+
+
 WRONG_FUNCTIONS: list[Callable[..., Any]] = [
     lambda: None,
     lambda *, ctx: None,
