@@ -256,6 +256,23 @@ class Core:
         """A job could not be started: its slot is free, and nothing was learnt from it."""
         self._queues[job.queue].running -= 1
 
+    def put_off(self, job: ClaimedJob, until: float, now: float) -> list[ClaimedJob]:
+        """A run found no connection for its session: claim nothing from its queue until then.
+
+        Returns what is ready there and may want one too; it is to be handed back.
+        """
+        q = self._queues[job.queue]
+        self.not_started(job)
+        self.refused(job.queue, until, now)
+        q.stuck = True  # claim no more than may be started
+        back = [ready for _, ready in q.ready if ready.handler.options.session]
+        q.ready = deque(entry for entry in q.ready if not entry[1].handler.options.session)
+        return back
+
+    def go_on(self, queue: str, now: float) -> None:
+        """A session has found a connection: claim again."""
+        self.refused(queue, now, now)
+
     def settled(self, job: ClaimedJob) -> None:
         """A job was settled otherwise: what waits to be written of it is void."""
         for item in self.unsettled():

@@ -9,6 +9,7 @@ does, or a refusal at the start.
 """
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,6 +53,7 @@ from ._lifecycle import ClaimedJob, Fate, Pending
 from ._notify import Listener
 from ._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
 from ._overdue import Overdue
+from ._pauses import SPREAD, Pauses
 from ._registry import JobType, Registry
 from ._side import Attendant, Backoff, Runtime
 from ._start import check_database
@@ -104,6 +106,7 @@ class Dispatcher:
         """By job id; with an earlier lease's beside it, which is lost, in ``_late_runs``."""
         self._late_runs: set[Run] = set()
         self._overdue = Overdue()
+        self._pauses = Pauses()
         self._announced_by: int | None = None
         self._backoff = Backoff()
         self._retry_at = 0.0
@@ -708,7 +711,12 @@ class Dispatcher:
                 return None
             if run.untold:
                 self._tell_start(run)
-            self._core.finished(run.job, pending.seconds)
+            if run.connected is False:
+                self._put_off(run, pending, now)
+            else:
+                self._core.finished(run.job, pending.seconds)
+                if self._pauses and run.connected and self._pauses.end(queue):
+                    self._core.go_on(queue, now)
             if fate is None:
                 self._core.settle(pending, now)
             else:
@@ -722,6 +730,20 @@ class Dispatcher:
                 return following
         self._runtime.wake()
         return following
+
+    def _put_off(self, run: Run, pending: Pending, now: float) -> None:
+        """A run found no connection for its session: give its queue's claims a rest, and its job.
+
+        Jobs that use no session are claimed from there when the pause is over, and run.
+        """
+        queue, error = run.job.queue, pending.error
+        if error is not None and self._pauses.begins(queue, now):
+            self._report(error)
+        until = self._pauses.until(queue, now)
+        delay = until - now + random.uniform(0.0, SPREAD)
+        pending.settlement = replace(pending.settlement, delay=delay)
+        for job in self._core.put_off(run.job, until, now):
+            self._core.settle(Pending(job, HAND_BACK), now)
 
     # ---- settle -----------------------------------------------------------------------------
 

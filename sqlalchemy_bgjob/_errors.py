@@ -135,9 +135,29 @@ def database_message(error: BaseException) -> str:
     Only for errors of connecting: others may hold the values of rows.
     """
     orig = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    lines = [line.strip() for line in str(orig).splitlines() if line.strip()]
+    lines = [line.strip() for line in _printed(orig).splitlines() if line.strip()]
     said, remedy = "; ".join(lines[:2]) or type(orig).__name__, advice(error)
+    said = _PASSWORD.sub(r"\1***", _BEFORE_AT.sub("***@", said))
     return said if remedy is None else f"{said}; {remedy}"
+
+
+# A driver may quote a URL or a part of it, as a host that it can't resolve.
+_BEFORE_AT: Final = re.compile(r"[^\s'\"]+@(?=\S)")
+_PASSWORD: Final = re.compile(r"(password\s*=\s*)('[^']*'|[^\s&]+)", re.IGNORECASE)
+
+
+def of_connecting(error: BaseException) -> bool:
+    """Whether an error is of a connection, and of no statement: its message holds no row."""
+    code = sqlstate(error)
+    if code is not None and code[:2] not in ("08", "28") and code not in _NO_CONNECTION:
+        return False
+    if isinstance(error, StatementError):
+        known = isinstance(error, OperationalError | InterfaceError)
+        return error.statement is None and (known or code is not None)
+    return code is not None  # asyncpg's own, which come as they are
+
+
+_NO_CONNECTION: Final = frozenset({"57P01", "57P02", "57P03", "53300", "3D000"})
 
 
 def describe(error: BaseException) -> str:
@@ -204,17 +224,23 @@ def _headline(error: BaseException) -> str:
     name = type(error).__name__
     if isinstance(error, PendingRollbackError):  # its message quotes the error of the flush
         return f"{name}: the session was used after a flush had failed; roll it back first"
+    if of_connecting(error):
+        return f"{name}: {database_message(error)}"
     if _is_database_error(error):
         orig = error.orig if isinstance(error, StatementError) else error
         parts = [type(orig).__name__, sqlstate(error), _constraint(orig)]
         words = f"{name}: " + " ".join(part for part in parts if part)
         remedy = advice(error)
         return words if remedy is None else f"{words} ({remedy})"
-    try:
-        message = str(error)
-    except Exception:  # a broken __str__ must not hide the failure
-        message = "(its message could not be built)"
+    message = _printed(error)
     return f"{name}: {message}" if message else name
+
+
+def _printed(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a broken __str__ must not hide the failure
+        return "(its message could not be built)"
 
 
 def _constraint(error: Any) -> str | None:

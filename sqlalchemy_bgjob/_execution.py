@@ -48,6 +48,7 @@ class Run:
         "_info",
         "cancelled",
         "committing",
+        "connected",
         "deadline",
         "handler",
         "job",
@@ -65,6 +66,8 @@ class Run:
         self.cancelled = False
         # The handler is done, and what it did may be committed any moment.
         self.committing = False
+        # Whether its session found the database; None if it was not used.
+        self.connected: bool | None = None
         self.deadline: float | None = None
         self.told_overdue = False
         self.started_at = 0.0
@@ -241,6 +244,8 @@ class Attempt:
         try:
             if unit is not None and error is not None:
                 unit.complete(error)
+            if returned is None and not isinstance(error, Outcome) and self._lacks_connection():
+                return self._put_off(), None
             settlement, keep = self._settlement(returned, error)
             pending = Pending(run.job, settlement)
             if not keep or unit is None:
@@ -259,6 +264,8 @@ class Attempt:
                 )
             except BaseException as refusal:
                 unit.complete(refusal)
+                if self._lacks_connection():  # its first statement was the last flush
+                    return self._put_off(), None
                 pending.settlement = _after(run.handler, run.job, refused(refusal))
             return pending, None
         except BaseException as strange:  # an exception that can't even be looked at
@@ -266,7 +273,26 @@ class Attempt:
             return Pending(run.job, _decide(run.handler, run.job, Retry(None, text), None)), None
         finally:
             if unit is not None:
+                run.connected = unit.reached or run.connected
                 unit.discard()
+
+    def _lacks_connection(self) -> bool:
+        """Whether the handler has asked its session for the database, and there was no connection.
+
+        Its deadline may have come while it waited for one.
+        """
+        error = self._unit.unconnected if self._unit is not None else None
+        return isinstance(error, Exception) or (error is not None and self._run.late)
+
+    def _put_off(self) -> Pending:
+        """Give the attempt back; the worker knows for how long such jobs are to wait."""
+        assert self._unit is not None
+        error = self._unit.unconnected
+        if not isinstance(error, Exception):
+            error = TimeoutError("there was no connection within the handler's timeout")
+        self._run.connected = False
+        settlement = Settlement(Kind.RESCHEDULED, delay=0.0, error=describe(error), give_back=True)
+        return Pending(self._run.job, settlement, error=error)
 
     def _settlement(self, returned: Any, error: BaseException | None) -> tuple[Settlement, bool]:
         """What follows from the call, and whether the handler's writes are kept."""

@@ -88,6 +88,10 @@ class HandlerSession:
         self._ended_in_order = False  # by commit() or rollback(), not by close()
         self._settling = False
         self._over = False
+        self.reached = False
+        """Whether this run has had a connection at some time."""
+        self.unconnected: BaseException | None = None
+        """Why this run has never had a connection, though its handler asked for one."""
 
     @property
     def session(self) -> Any:
@@ -149,7 +153,7 @@ class HandlerSession:
             connection, self._connection = self._connection, None
             self._disconnect(connection)
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection = self._first_connection()
             self._last_words = last_words(self._connection)
         connection = self._connection
         if self._root is None:
@@ -158,6 +162,17 @@ class HandlerSession:
             raise TransactionEnded
         if self._kept and not connection.in_nested_transaction():
             connection.begin_nested()
+        return connection
+
+    def _first_connection(self) -> Connection:
+        if self.reached:
+            return self._connect()
+        try:
+            connection = self._connect()
+        except BaseException as error:
+            self.unconnected = error
+            raise
+        self.reached, self.unconnected = True, None
         return connection
 
     def _intact(self) -> bool:

@@ -278,8 +278,13 @@ class _AsyncPermits:
     def __init__(self, permits: int) -> None:
         self._semaphore = asyncio.Semaphore(permits)
 
-    def acquire(self) -> None:
-        await_only(self._semaphore.acquire())
+    def acquire(self, *, timeout: float | None = None) -> bool:
+        if timeout is None:
+            return await_only(self._semaphore.acquire())
+        try:
+            return await_only(asyncio.wait_for(self._semaphore.acquire(), timeout))
+        except TimeoutError:
+            return False
 
     def release(self) -> None:
         self._semaphore.release()
@@ -435,7 +440,7 @@ class AsyncWorker:
     def _make_dispatcher(self, runtime: AsyncRuntime, threads: ThreadRuntime) -> Dispatcher:
         statements = Statements(self._jobs.models)
         permits = _AsyncPermits(self._permits) if self._permits is not None else None
-        connections = HandlerConnections(self._engine, permits, _give_back_apart)
+        connections = HandlerConnections(self._engine, permits, _give_back_apart, _AsyncPermits(0))
         on_loop = Environment(
             statements=statements,
             engine=self._engine,

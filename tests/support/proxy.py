@@ -120,14 +120,18 @@ class Proxy:
         """Reset all connections; new ones are passed on."""
         self._call(self._abort_all)
 
-    def refuse(self, sqlstate: str | None = None, words: str = "") -> None:
-        """Reset all connections, and new ones too; those with an error of a server, if given."""
+    def refuse(self, sqlstate: str | None = None, words: str = "", *, keep: bool = False) -> None:
+        """Reset all connections, and new ones too; those with an error of a server, if given.
+
+        With *keep* the connections that there are stay, as at a limit of the server's.
+        """
         fields = f"SFATAL\0VFATAL\0C{sqlstate}\0M{words}\0\0".encode()
         error = b"E" + (len(fields) + 4).to_bytes(4, "big") + fields
 
         def refuse() -> None:
             self._refusing, self._refusal = True, None if sqlstate is None else error
-            self._abort_all()
+            if not keep:
+                self._abort_all()
 
         self._call(refuse)
 
