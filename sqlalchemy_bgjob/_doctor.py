@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ._errors import sqlstate
 from ._frozen import STEPS, qualified, table_of
+from ._grants import lacks
 from ._health import look
 from ._table_kinds import heirs
 from .exceptions import SchemaOutOfDate
@@ -129,10 +130,16 @@ def _clock(connection: Connection) -> Iterator[Finding]:
 
 
 def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
+    lacking = _privileges(connection, name, prefix)
     try:
         check(connection, schema=name, table_prefix=prefix)
     except SchemaOutOfDate as error:
         yield Finding("tables", "problem", str(error))
+        return
+    except DBAPIError as error:
+        if sqlstate(error) != "42501" or not lacking:
+            raise
+        yield Finding("privileges", "problem", lacking[0])
         return
     version = db_version(connection, schema=name, table_prefix=prefix)
     yield Finding("tables", "ok", f"version {version}")
@@ -144,7 +151,7 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
     yield from _told("storage", missing, "as designed")
     keys = foreign_key_problems(connection, schema=name, table_prefix=prefix)
     yield from _told("foreign keys", [*map(str, keys)], "none is in the way of a job's end")
-    yield from _told("privileges", _privileges(connection, name, prefix), "those of a worker")
+    yield from _told("privileges", lacking, "those of a worker")
 
 
 def _structure(connection: Connection, name: str | None, prefix: str) -> list[str]:
@@ -224,26 +231,11 @@ _CONSTRAINTS = text(
 
 
 def _privileges(connection: Connection, name: str | None, prefix: str) -> list[str]:
-    problems: list[str] = []
-    needed = {
-        "job": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-        "dead_job": ("INSERT",),
-        "worker": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    }
-    lacking = text(
-        "SELECT privilege FROM unnest(CAST(:privileges AS TEXT[])) AS privilege"
-        " WHERE NOT has_table_privilege(to_regclass(CAST(:table AS TEXT)), privilege)"
-    )
-    for kind, privileges in needed.items():
-        table = qualified(name, f"{prefix}{kind}")
-        given = {"table": table, "privileges": list(privileges)}
-        lacks = connection.execute(lacking, given).scalars().all()
-        if lacks:
-            problems.append(
-                f"this role lacks {', '.join(lacks)} on {table}, which a worker needs; "
-                f"see sqlalchemy-bgjob grants --worker ROLE"
-            )
-    return problems
+    return [
+        f"this role lacks {lacking}, which a worker needs; "
+        f"run what sqlalchemy-bgjob grants --worker ROLE prints"
+        for lacking in lacks(connection, "worker", schema=name, table_prefix=prefix)
+    ]
 
 
 # ---- workers ------------------------------------------------------------------------------------

@@ -198,10 +198,10 @@ def test_what_a_role_lacks_is_told(tables: Engine) -> None:
         run(tables, f'DROP OWNED BY "{role}"', f'DROP ROLE "{role}"')
 
     told = [finding.text for finding in found if finding.level == "problem"]
-    assert [text.split(",")[0] for text in told] == [
-        "this role lacks SELECT",
-        'this role lacks INSERT on "bgjob_dead_job"',
-        "this role lacks SELECT",
+    assert [text.split(" which")[0] for text in told] == [
+        'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_job",',
+        'this role lacks INSERT, SELECT ("job_id") ON "bgjob_dead_job",',
+        'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_worker",',
     ]
     assert "sqlalchemy-bgjob grants --worker ROLE" in told[0]
     assert found[-1] == _doctor.Finding(

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine, MetaData, create_engine, literal, select, text, true
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy import Engine, MetaData, create_engine, event, literal, select, text, true
+from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import BGJob, MoveToDlq, Worker, enqueue, enqueue_from, enqueue_many
-from sqlalchemy_bgjob._grants import TASKS, grants
+from sqlalchemy_bgjob import (
+    AsyncWorker,
+    BGJob,
+    MoveToDlq,
+    Reschedule,
+    Worker,
+    WorkerSettings,
+    enqueue,
+    enqueue_from,
+    enqueue_many,
+)
+from sqlalchemy_bgjob._doctor import examine
+from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob._grants import TASKS, grants, needs
 from sqlalchemy_bgjob.cli import cli
-from support import wait_until
+from support import wait_until, wait_until_async
+from support.running import FLAVORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy_bgjob._grants import Task
+    from support.running import Flavor
 
 pytestmark = pytest.mark.core
 
@@ -37,17 +53,30 @@ class Roles:
         def handle(ctx: Any, arg: int) -> MoveToDlq | None:
             return MoveToDlq("no") if arg < 0 else None
 
+        @self.jobs.handler("every end", max_attempts=2)
+        def every_end(ctx: Any, arg: str) -> Any:
+            match arg:
+                case "enqueue":
+                    enqueue(ctx.session, handle, 1)
+                case "retry" if ctx.job.attempt == 1:
+                    raise ValueError
+                case "reschedule" if ctx.job.attempt == 1:
+                    return Reschedule(0, arg="done")
+                case "dead":
+                    return MoveToDlq("no")
+            return None
+
         @self.jobs.handler("of rows")
         def of_rows(ctx: Any, arg: dict[str, int]) -> None: ...
 
-        self.handle, self.of_rows = handle, of_rows
+        self.handle, self.every_end, self.of_rows = handle, every_end, of_rows
         with owner.begin() as connection:
             connection.execute(text('CREATE SCHEMA "We""ird Schema"'))
             self.jobs.metadata.create_all(connection)
         self.engines = {task: self._make(task, stack) for task in TASKS}
 
     def _make(self, task: Task, stack: ExitStack) -> Engine:
-        name = f"{task} {self.owner.url.database}"
+        name = self.name(task)
         with self.owner.begin() as connection:
             connection.execute(text(f"CREATE ROLE \"{name}\" LOGIN PASSWORD 'secret'"))
             for statement in grants(
@@ -63,6 +92,9 @@ class Roles:
         with self.owner.begin() as connection:
             connection.execute(text(f'DROP OWNED BY "{name}"'))
             connection.execute(text(f'DROP ROLE "{name}"'))
+
+    def name(self, task: Task) -> str:
+        return f"{task} {self.owner.url.database}"
 
     def put(self, *args: int) -> None:
         enqueue_many(self.owner, self.handle, args)
@@ -94,9 +126,8 @@ def sql(engine: Engine, statement: str) -> None:
         connection.execute(text(statement.replace("@", '"We""ird Schema".bgjob_')))
 
 
-def test_who_enqueues_may_in_every_way(roles: Roles) -> None:
+def enqueue_in_every_way(roles: Roles) -> None:
     engine, jobs = roles.engines["enqueue"], roles.jobs
-
     enqueue(engine, roles.handle, 1, id="own")
     assert enqueue(engine, roles.handle, 1, id="own", on_conflict="ignore").inserted is False
     enqueue_many(engine, roles.handle, [1, 2])
@@ -108,7 +139,12 @@ def test_who_enqueues_may_in_every_way(roles: Roles) -> None:
         job = jobs.Job(queue="q", type="t", arg=1)
         session.add(job)
         session.flush()
-        assert job.attempt == 0
+        read_back = ("attempt", "crashes", "lease", "next_run_at", "created_at", "updated_at")
+        assert all(getattr(job, name) is not None for name in read_back)
+
+
+def test_who_enqueues_may_in_every_way(roles: Roles) -> None:
+    enqueue_in_every_way(roles)
 
     assert roles.count("job") == 1 + 2 + 2_000 + 1 + 1 + 2
 
@@ -174,6 +210,163 @@ def test_who_only_looks_sees_all_but_args(roles: Roles) -> None:
 def test_what_is_not_granted_is_refused(roles: Roles, task: Task, statement: str) -> None:
     with refused():
         sql(roles.engines[task], statement)
+
+
+# ---- each privilege is needed, and no other ------------------------------------------------------
+
+SINGLE = [
+    (task, one.kind, one.verb, column)
+    for task in TASKS
+    for one in needs(task)
+    for column in (one.columns or (None,))
+]
+
+
+@pytest.fixture
+def refusals() -> Iterator[list[str]]:
+    """What the server refuses to any engine of this process while a test runs."""
+    heard: list[str] = []
+
+    def note(context: Any) -> None:
+        if sqlstate(context.original_exception) == "42501":
+            heard.append(str(context.original_exception))
+
+    def plain(*_: Any) -> None: ...
+
+    event.listen(Engine, "handle_error", note)
+    # A claim that nobody listens to goes by the driver, past the event above.
+    event.listen(Engine, "before_cursor_execute", plain)
+    yield heard
+    event.remove(Engine, "handle_error", note)
+    event.remove(Engine, "before_cursor_execute", plain)
+
+
+def put_one_of_each_end(roles: Roles) -> None:
+    ends = ("complete", "enqueue", "retry", "reschedule", "dead")
+    enqueue_many(roles.owner, roles.every_end, ends)
+
+
+def work(roles: Roles, refusals: list[str]) -> None:
+    put_one_of_each_end(roles)
+    with Worker(roles.jobs, roles.engines["worker"], queues={"default": 2}):
+        wait_until(lambda: refusals or roles.count("job") == 0, 60, what="the end of the jobs")
+
+
+def operate(roles: Roles) -> None:
+    engine, jobs = roles.engines["operator"], roles.jobs
+    enqueue(roles.owner, roles.handle, 1, id="live")
+    columns = "id, job_id, queue, type, lease, next_run_at, job_created_at, job_updated_at"
+    for id in ("1", "2"):
+        values = f"'{id}', 'dead {id}', 'q', 't', 1, now(), now(), now()"
+        sql(roles.owner, f"INSERT INTO @dead_job ({columns}) VALUES ({values})")
+    with Session(engine) as session, session.begin():
+        for model in (jobs.Job, jobs.WorkerRow):
+            session.scalars(select(model)).all()
+        session.get_one(jobs.DeadJob, "1").arg = b"5"
+    assert jobs.redrive(engine, jobs.DeadJob.id == "1").ids == ("dead 1",)
+    assert jobs.prune(engine, 0) == 1
+    assert jobs.cancel(engine, "live") is True
+
+
+def look(roles: Roles) -> None:
+    with roles.engines["dashboard"].connect() as connection:
+        for model in (roles.jobs.Job, roles.jobs.DeadJob, roles.jobs.WorkerRow):
+            columns = [column for column in model.__table__.c if column.name != "arg"]
+            connection.execute(select(*columns)).all()
+
+
+def act(roles: Roles, task: Task, refusals: list[str]) -> None:
+    """Do all that a role is for; it ends early where the server refuses something."""
+    acts: dict[Task, Callable[[], None]] = {
+        "enqueue": lambda: enqueue_in_every_way(roles),
+        "worker": lambda: work(roles, refusals),
+        "operator": lambda: operate(roles),
+        "dashboard": lambda: look(roles),
+    }
+    try:
+        acts[task]()
+    except DBAPIError as error:
+        if sqlstate(error) != "42501":
+            raise
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_granted_is_enough(roles: Roles, task: Task, refusals: list[str]) -> None:
+    act(roles, task, refusals)
+
+    assert refusals == []
+
+
+@pytest.mark.parametrize("flavor", FLAVORS, ids=str)
+def test_it_is_enough_for_each_kind_of_worker(
+    roles: Roles, flavor: Flavor, refusals: list[str]
+) -> None:
+    """With a dead worker's jobs to take over; and the doctor is content with the role."""
+    sql(
+        roles.owner,
+        "INSERT INTO @worker (id, hostname, pid, version, queues, lease_timeout, beat_at)"
+        " VALUES (7, 'far', 42, '0', '{}', 1, now() - interval '1 hour')",
+    )
+    put_one_of_each_end(roles)
+    sql(roles.owner, "UPDATE @job SET claimed_by = 7, attempt = 1, lease = lease + 1")
+    url = roles.engines["worker"].url.set(drivername=f"postgresql+{flavor.driver}")
+    options = {
+        "queues": {"default": 2},
+        "settings": WorkerSettings(heartbeat_interval=0.5, lease_timeout=3, rescue_interval=0.5),
+    }
+
+    def done() -> bool:
+        return bool(refusals) or (roles.count("job"), roles.count("worker")) == (0, 1)
+
+    async def run() -> None:
+        engine = create_async_engine(url)
+        functions = create_engine(url.set(drivername="postgresql+psycopg"))
+        async with AsyncWorker(roles.jobs, engine, sync_engine=functions, **options):
+            await wait_until_async(done, 60, what="the end of the jobs")
+        await engine.dispose()
+        functions.dispose()
+
+    if flavor.is_async:
+        asyncio.run(run())
+    else:
+        engine = create_engine(url)
+        with Worker(roles.jobs, engine, **options):
+            wait_until(done, 60, what="the end of the jobs")
+        engine.dispose()
+
+    assert refusals == []
+    assert roles.count("dead_job") == 1
+    assert privilege_problems(roles) == []
+
+
+@pytest.mark.parametrize(("task", "kind", "verb", "column"), SINGLE)
+def test_each_privilege_is_needed(
+    roles: Roles, task: Task, kind: str, verb: str, column: str | None, refusals: list[str]
+) -> None:
+    """Without it the server refuses that table, and the doctor tells a worker which it is."""
+    which = verb if column is None else f'{verb} ("{column}")'
+    sql(roles.owner, f'REVOKE {which} ON @{kind} FROM "{roles.name(task)}"')
+
+    act(roles, task, refusals)
+
+    assert {message.splitlines()[0].split()[-1] for message in refusals} == {f"bgjob_{kind}"}
+    if task == "worker":
+        (problem,) = privilege_problems(roles)
+        assert f'lacks {which} ON "We""ird Schema"."bgjob_{kind}",' in problem
+
+
+def test_a_schema_without_usage_is_told(roles: Roles) -> None:
+    sql(roles.owner, f'REVOKE USAGE ON SCHEMA "We""ird Schema" FROM "{roles.name("worker")}"')
+
+    (problem,) = privilege_problems(roles)
+
+    assert 'this role lacks USAGE ON SCHEMA "We""ird Schema", which a worker needs' in problem
+
+
+def privilege_problems(roles: Roles) -> list[str]:
+    with roles.engines["worker"].connect() as connection:
+        found = examine(connection, schema=SCHEMA, table_prefix="bgjob_")
+    return [one.text for one in found if (one.check, one.level) == ("privileges", "problem")]
 
 
 def test_the_command_prints_them() -> None:
