@@ -19,11 +19,11 @@ import alembic
 from alembic.autogenerate.api import AutogenContext
 from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations, ops
-from alembic.util import PriorityDispatchResult
+from alembic.util import CommandError, PriorityDispatchResult
 from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Table, UniqueConstraint
 
 from . import schema as bgjob
-from .exceptions import SchemaUnknown
+from .exceptions import ForeignTable, SchemaUnknown
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +128,9 @@ def _rewrite(
     assert connection is not None
     try:
         found = bgjob.db_version(connection, schema=queue.schema, table_prefix=queue.prefix)
+    except ForeignTable as error:
+        # Alembic's own operations would make it ours, and drop the columns of its program.
+        raise CommandError(str(error)) from None
     except SchemaUnknown:
         # A dump may have lost the comment; Alembic's own operation restores it.
         return None

@@ -6,7 +6,7 @@ and a program that holds one of its objects has imported it already.
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
-from ._errors import note_advice
+from ._errors import note_advice, sqlstate
 from .models import Models
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ T = TypeVar("T")
 SyncTarget = Session | scoped_session[Any] | Connection | Engine
 if TYPE_CHECKING:
     AsyncTarget = AsyncSession | async_scoped_session[Any] | AsyncConnection | AsyncEngine
+
+
+_NO_SUCH_COLUMN: Final = "42703"
+_LAYOUT: Final = (
+    "If it is the queue's table that lacks a column, the table is of another version or another "
+    "program's; see `sqlalchemy-bgjob doctor`."
+)
 
 
 class Unit:
@@ -65,6 +72,8 @@ class Unit:
             return self.connection.execute(statement, parameters)
         except DBAPIError as error:
             note_advice(error)
+            if sqlstate(error) == _NO_SUCH_COLUMN:
+                error.add_note(_LAYOUT)
             raise
 
     def savepoint(self) -> NestedTransaction:

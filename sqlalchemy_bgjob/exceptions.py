@@ -84,6 +84,25 @@ class SchemaUnknown(SchemaOutOfDate):
         )
 
 
+class ForeignTable(SchemaOutOfDate):
+    """A table of one of the queue's names is another program's."""
+
+    def __init__(
+        self, table: str, owner: str | None, schema: str | None, table_prefix: str
+    ) -> None:
+        super().__init__(None, 0, schema, table_prefix)
+        self.args = (table, owner, schema, table_prefix)
+        self.table, self.owner = table, owner
+
+    def __str__(self) -> str:
+        owner = self.owner or "another program's"
+        return (
+            f"{self.table} is {owner}, by its columns, and not this "
+            f"queue's; leave it as it is, and give the queue tables of its own by another schema= "
+            f"or table_prefix= of BGJob(), and --schema or --table-prefix on the command line"
+        )
+
+
 class NotAPlainTable(SchemaOutOfDate):
     """One of the queue's tables is partitioned, or is no table at all."""
 

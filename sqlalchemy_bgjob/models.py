@@ -59,6 +59,7 @@ from . import _validation
 from ._codec import Codec, Encoded
 from ._frozen import SetStorage
 from ._ids import new_id
+from ._layouts import refuse_create_all
 
 SCHEMA_VERSION: Final = 1
 """The version of the tables that these models describe."""
@@ -441,14 +442,16 @@ def build_models(
     check_names(schema, table_prefix)
     schema = schema if schema is not None else metadata.schema
     base = _base_over(metadata)
-    return Models(
-        Job=_map(base, "Job", JobMixin, f"{table_prefix}job", schema),
-        DeadJob=_map(base, "DeadJob", DeadJobMixin, f"{table_prefix}dead_job", schema),
-        WorkerRow=_map(base, "WorkerRow", WorkerMixin, f"{table_prefix}worker", schema),
-        Base=base,
-        metadata=metadata,
-        schema=schema,
-        table_prefix=table_prefix,
+    return _guarded(
+        Models(
+            Job=_map(base, "Job", JobMixin, f"{table_prefix}job", schema),
+            DeadJob=_map(base, "DeadJob", DeadJobMixin, f"{table_prefix}dead_job", schema),
+            WorkerRow=_map(base, "WorkerRow", WorkerMixin, f"{table_prefix}worker", schema),
+            Base=base,
+            metadata=metadata,
+            schema=schema,
+            table_prefix=table_prefix,
+        )
     )
 
 
@@ -480,7 +483,17 @@ def _complete(
     check_names(table.schema, prefix)
     base = _base_over(table.metadata)
     worker = _map(base, "WorkerRow", WorkerMixin, f"{prefix}worker", table.schema)
-    return Models(job, dead_job, worker, base, table.metadata, table.schema, prefix)
+    return _guarded(Models(job, dead_job, worker, base, table.metadata, table.schema, prefix))
+
+
+def _guarded(models: Models) -> Models:
+    """Let ``create_all()`` refuse another program's tables, which it would pass over."""
+
+    def before_create(metadata: MetaData, connection: object, **_: Any) -> None:
+        refuse_create_all(connection, schema=models.schema, table_prefix=models.table_prefix)
+
+    event.listen(models.metadata, "before_create", before_create)
+    return models
 
 
 def _metadata_of(target: object) -> MetaData:

@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
 
 from ._frozen import STEPS, Operations, SetStorage, qualified, table_of
+from ._layouts import require_own_tables
 from ._table_kinds import require_plain_tables
 from .exceptions import SchemaOutOfDate, SchemaUnknown
 
@@ -74,9 +75,13 @@ def upgrade(
         table_prefix: How the tables' names begin.
 
     Raises:
+        ForeignTable: A table of one of these names is another program's.
         ValueError: The versions do not go up, or this release does not know them.
     """
     _check_versions("upgrade", from_version, to_version)
+    connection = _connection_of(op)
+    if connection is not None:
+        require_own_tables(connection, schema=schema, table_prefix=table_prefix)
     for version in range(from_version + 1, to_version + 1):
         STEPS[version].upgrade(op, schema, table_prefix)
         _set_comment(op, version, schema, table_prefix)
@@ -102,6 +107,17 @@ def downgrade(
         STEPS[version].downgrade(op, schema, table_prefix)
         if version > 1:
             _set_comment(op, version - 1, schema, table_prefix)
+
+
+def _connection_of(op: Any) -> Connection | None:
+    """To PostgreSQL, where the statements run at once; None where they are only written down."""
+    if isinstance(op, Connection):
+        connection = op
+    elif not hasattr(op, "get_context") or op.get_context().as_sql:
+        return None
+    else:
+        connection = op.get_bind()
+    return connection if connection.dialect.name == "postgresql" else None
 
 
 def _check_versions(verb: str, lower: int, higher: int) -> None:
@@ -136,6 +152,7 @@ def migrate(
     Raises:
         NotAPlainTable: One of them is partitioned, or a view.
         SchemaOutOfDate: The tables are newer than this release can run on.
+        ForeignTable: A table of one of these names is another program's.
         SchemaUnknown: There is a table of that name, and it does not say its version.
         ValueError: The connection is not to PostgreSQL, or not in a READ COMMITTED transaction:
             without one the lock would not hold, or what others did would not be seen.
@@ -231,6 +248,7 @@ def db_version(
     """The version of the tables in the database; 0 if there are none.
 
     Raises:
+        ForeignTable: A table of one of these names is another program's.
         SchemaUnknown: There is a table of that name, and it does not say its version.
     """
     return read_version(connection, schema=schema, table_prefix=table_prefix).number
@@ -248,10 +266,11 @@ def read_version(
         ),
         {"name": name},
     ).one_or_none()
-    if row is None:
-        return Version(0, 0)
-    comment: str | None = row[0]
-    version = version_in(comment)
+    comment: str | None = None if row is None else row[0]
+    version = Version(0, 0) if row is None else version_in(comment)
+    require_own_tables(
+        connection, schema=schema, table_prefix=table_prefix, says_version=version is not None
+    )
     if version is None:
         raise SchemaUnknown(name, comment, LATEST, schema, table_prefix)
     return version
@@ -271,6 +290,7 @@ def check(
     Raises:
         NotAPlainTable: One of them is partitioned, or a view.
         SchemaOutOfDate: They are missing, older, or newer and say that it is too old for them.
+        ForeignTable: A table of one of these names is another program's.
         SchemaUnknown: There is a table of that name, and it does not say its version.
     """
     require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
