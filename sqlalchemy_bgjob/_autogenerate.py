@@ -20,10 +20,10 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations, ops
 from alembic.util import CommandError, PriorityDispatchResult
-from sqlalchemy import CheckConstraint, ForeignKeyConstraint, Table, UniqueConstraint
+from sqlalchemy import CheckConstraint, Connection, ForeignKeyConstraint, Table, UniqueConstraint
 
 from . import schema as bgjob
-from .exceptions import ForeignTable, SchemaUnknown
+from .exceptions import ForeignTable, SchemaOutOfDate, SchemaUnknown
 
 _log = logging.getLogger(__name__)
 
@@ -113,9 +113,27 @@ def _queues(autogen_context: AutogenContext) -> Iterator[_Queue]:
         version = bgjob.version_in(table.comment)
         if version is None or not table.name.endswith("job"):
             continue
+        queue = _Queue(table.schema, table.name.removesuffix("job"), version.number)
         # A project may keep the queue out of its history.
         if autogen_context.run_object_filters(table, table.name, "table", False, None):
-            yield _Queue(table.schema, table.name.removesuffix("job"), version.number)
+            yield queue
+        else:
+            _tell_hidden(queue, autogen_context.connection)
+
+
+def _tell_hidden(queue: _Queue, connection: Connection | None) -> None:
+    assert connection is not None
+    try:
+        found = bgjob.db_version(connection, schema=queue.schema, table_prefix=queue.prefix)
+    except SchemaOutOfDate as error:
+        _log.warning("%s", error)
+        return
+    if found < queue.version:
+        _log.warning(
+            "include_object hides the table %r, so no migration is written for it; let the queue's "
+            "tables through, or run `sqlalchemy-bgjob migrate` beside Alembic",
+            f"{queue.prefix}job",
+        )
 
 
 def _rewrite(
@@ -136,6 +154,11 @@ def _rewrite(
         return None
     default = connection.dialect.default_schema_name
     known = queue.schema in schemas or (queue.schema == default and None in schemas)
+    # What include_name hides is not looked at, and would be taken for missing.
+    known = known and all(
+        autogen_context.run_name_filters(name, "table", {"schema_name": queue.schema})
+        for name in (f"{queue.prefix}{kind}" for kind in ("job", "dead_job", "worker"))
+    )
     filtered = _Filter(queue, found, default, reflected=known or found == 0)
     if found == queue.version and known:
         # What differs now is drift, and the frozen function would not mend it.

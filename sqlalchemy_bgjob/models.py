@@ -44,6 +44,7 @@ from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
+    MappedAsDataclass,
     Mapper,
     declared_attr,
     has_inherited_table,
@@ -124,6 +125,15 @@ _json_codec: Codec = Codec(Any)
 
 class _Columns:
     """What a live and a dead job have in common."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # The constructor would want every column, and would know of no server default.
+        if issubclass(cls, MappedAsDataclass):
+            raise TypeError(
+                f"{cls.__name__} can't be a dataclass; build it on a base of its own over the same "
+                f"MetaData: class JobBase(DeclarativeBase): metadata = Base.metadata"
+            )
+        super().__init_subclass__(**options)
 
     queue: Mapped[str] = mapped_column(_text, nullable=False, sort_order=-89)
     type: Mapped[str] = mapped_column(_text, nullable=False, sort_order=-88)
@@ -518,10 +528,17 @@ def _map(
     namespace: dict[str, Any] = {"__tablename__": table, "__module__": __name__}
     if schema is not None:
         namespace["__table_args__"] = {"schema": schema}
-    if (f"{schema}.{table}" if schema else table) in base.metadata.tables:
+    there = base.metadata.tables.get(f"{schema}.{table}" if schema else table)
+    if there in _finished:
         raise ValueError(
             f"this MetaData has a table {table!r} already: call BGJob() once for each MetaData, "
             f"or give the second one its own table_prefix= or schema="
+        )
+    if there is not None:
+        raise ValueError(
+            f"this MetaData has a table {table!r} that BGJob() has not made; if it is reflected "
+            f"from the database, call BGJob() before reflect(), or before prepare() of automap; "
+            f"if it is a table of your own, give BGJob() a table_prefix= or schema="
         )
     return type(name, (mixin, base), namespace)
 

@@ -477,6 +477,46 @@ def test_a_queue_that_the_project_keeps_out_of_its_history(connection: Connectio
     assert differences(connection, Names().metadata(), include_object=include) == []
 
 
+def test_tables_that_include_object_hides_are_told_of(
+    connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While they are missing; who makes them in another way hears nothing more."""
+    told = "include_object hides the table 'bgjob_job', so no migration is written for it"
+
+    def hide(item: Any, name: str, kind: str, reflected: bool, compare_to: Any) -> bool:
+        return kind != "table" or not name.startswith("bgjob_")
+
+    differences(connection, Names().metadata(), include_object=hide)
+    assert told in caplog.text
+    caplog.clear()
+
+    schema.migrate(connection)
+    differences(connection, Names().metadata(), include_object=hide)
+    assert told not in caplog.text
+
+
+@pytest.mark.parametrize("place", ["plain", "schema"])
+def test_tables_that_include_name_hides_are_made_once(
+    project: Callable[..., Project], place: str
+) -> None:
+    """Alembic takes what it may not look at for missing, and would make it again and again."""
+
+    def hide(name: str | None, kind: str, parents: Any) -> bool:
+        return kind != "table" or not (name or "").startswith("bgjob_")
+
+    names = NAMES[place]
+    site = project(names.metadata(), options={"include_name": hide})
+
+    (line,) = statements(site.revision(), "upgrade")
+    assert line.startswith("bgjob.upgrade(op, from_version=0, to_version=1")
+    site.upgrade()
+
+    site.check()
+    without = {"autogenerate_plugins": PLUGINS, "include_name": hide}
+    found = differences(site.connection, names.metadata(), **without)
+    assert {entry[0] for entry in found} >= {"add_table"}
+
+
 def test_drift_at_the_current_version_is_not_hidden(connection: Connection) -> None:
     """The frozen function would not mend it, so Alembic's own operations stay."""
     schema.migrate(connection)

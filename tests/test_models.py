@@ -671,3 +671,24 @@ def test_an_sqlmodel_table_can_refer_to_jobs(connection: Connection, build: Any)
         assert "errand" in inspect(connection).get_table_names()
     finally:
         SQLModel.metadata.remove(SQLModel.metadata.tables["errand"])
+
+
+@pytest.mark.parametrize("mixin", [JobMixin, DeadJobMixin])
+def test_a_dataclass_is_told_to_take_a_plain_base(mixin: type) -> None:
+    """And on the base that it names the models work, in the metadata of the dataclasses."""
+
+    class Base(MappedAsDataclass, DeclarativeBase): ...
+
+    with pytest.raises(TypeError, match="Mine can't be a dataclass; build it on a base of its own"):
+        type("Mine", (mixin, Base), {})
+
+    class JobBase(DeclarativeBase):
+        metadata = Base.metadata
+
+    class Job(JobMixin, JobBase): ...
+
+    class DeadJob(DeadJobMixin, JobBase): ...
+
+    jobs = build_models(Base, models=(Job, DeadJob))
+    assert jobs.Job(queue="q", type="t", arg=1).arg == b"1"
+    assert jobs.metadata is Base.metadata
