@@ -136,8 +136,10 @@ class Heart:
                 now = time.monotonic()
                 if now >= next_beat or self._urgent.is_set():
                     self._urgent.clear()
-                    if self._is_stuck(now) or self._beat(connection) > settings.lease_timeout / 2:
-                        self._unbroken_since = now
+                    last, longest = self._last_beat, settings.lease_timeout / 2
+                    gap = self._is_stuck(now) or self._beat(connection) > longest
+                    if gap or time.monotonic() - last > longest:
+                        self._unbroken_since = time.monotonic()
                     backoff.reset()
                     next_beat = now + settings.heartbeat_interval
                 self._urgent.wait(max(next_beat - time.monotonic(), 0.0))
@@ -156,7 +158,12 @@ class Heart:
         return self._stuck
 
     def unbroken(self, now: float) -> float:
-        """Seconds for which this worker has been connected and has beaten without a gap."""
+        """Seconds for which this worker has been connected and has beaten without a gap.
+
+        None while a beat is overdue: what keeps it may keep the others from theirs.
+        """
+        if now - self._last_beat > self._settings.lease_timeout / 2:
+            return 0.0
         return max(now - self._unbroken_since, 0.0)
 
     def _beat(self, connection: Connection) -> float:

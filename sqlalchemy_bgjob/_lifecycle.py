@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Executable, Result
 from sqlalchemy.exc import DBAPIError
@@ -528,6 +528,52 @@ def rescue_silent(
     """
     given = {"judge": judge, "connected": connected}
     return _rescue(connection, statements, statements.silent_workers, given)
+
+
+class Beat(NamedTuple):
+    """A worker's last beat, and when it was first seen, by this process's monotonic clock."""
+
+    at: datetime
+    seen_at: float
+
+
+def rescue_unchanged(
+    connection: Connection,
+    statements: Statements,
+    seen: dict[int, Beat],
+    *,
+    judge: int,
+    connected: float,
+) -> list[Rescued]:
+    """Take the jobs of workers whose last beat has not changed for their lease_timeout. Commits.
+
+    What :func:`rescue_silent` does by the server's clock, this does by this process's own: a beat
+    from before the server's clock was set back lies ahead of it, and would pass for a sign of life
+    until the clock has come there again.
+
+    Args:
+        connection: Idle, outside a transaction.
+        statements: Those of the tables.
+        seen: The last beats that were seen; brought up to date here. Empty at the first look.
+        judge, connected: As for :func:`rescue_silent`.
+    """
+    asked = time.monotonic()
+    with connection.begin():
+        rows: Any = connection.execute(statements.beats).all()
+    answered = time.monotonic()
+    before = dict(seen)
+    seen.clear()
+    rescued: list[Rescued] = []
+    for worker_id, beat_at, lease_timeout in rows:
+        beat = before.get(worker_id)
+        if beat is None or beat.at != beat_at:
+            beat = Beat(beat_at, answered)
+        seen[worker_id] = beat
+        if asked - beat.seen_at > lease_timeout and worker_id != judge:
+            given = {"worker": worker_id, "beat_at": beat_at}
+            given |= {"judge": judge, "connected": connected}
+            rescued += _rescue(connection, statements, statements.unchanged_worker, given)
+    return rescued
 
 
 def rescue_rest(connection: Connection, statements: Statements) -> list[Rescued]:

@@ -122,9 +122,40 @@ class WorkerStatements(Tables):
         Parameters: judge, connected (seconds).
         """
         worker = self._worker
-        judge = worker.alias("judge")
         silence = func.clock_timestamp() - worker.c.beat_at
-        fit = (
+        return self._lock_workers(
+            and_(silence > worker.c.lease_timeout * SECOND, self._judge_is_fit())
+        )
+
+    @cached_property
+    def beats(self) -> Executable:
+        """Id, last beat and lease_timeout of all workers that were not found lost."""
+        worker = self._worker
+        return (
+            select(worker.c.id, worker.c.beat_at, worker.c.lease_timeout)
+            .with_hint(worker, ONLY)
+            .where(worker.c.lost_at.is_(None))
+        )
+
+    @cached_property
+    def unchanged_worker(self) -> Executable:
+        """Lock a worker's row if it has not beaten since.
+
+        Parameters: as silent_workers, and worker, beat_at.
+        """
+        worker = self._worker
+        return self._lock_workers(
+            and_(
+                worker.c.id == parameter("worker", BigInteger),
+                worker.c.beat_at == parameter("beat_at", DateTime(timezone=True)),
+                self._judge_is_fit(),
+            )
+        )
+
+    def _judge_is_fit(self) -> ColumnElement[bool]:
+        worker = self._worker
+        judge = worker.alias("judge")
+        beats = (
             select(judge.c.id)
             .with_hint(judge, ONLY)
             .where(
@@ -134,13 +165,7 @@ class WorkerStatements(Tables):
             )
             .exists()
         )
-        return self._lock_workers(
-            and_(
-                silence > worker.c.lease_timeout * SECOND,
-                worker.c.lease_timeout <= parameter("connected", Float(53)),
-                fit,
-            )
-        )
+        return and_(worker.c.lease_timeout <= parameter("connected", Float(53)), beats)
 
     @cached_property
     def lost_workers(self) -> Executable:

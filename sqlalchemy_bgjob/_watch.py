@@ -6,6 +6,8 @@ table of jobs, or wait for a lock on it, and the worker beats meanwhile. The rul
 * A worker is judged silent only by one that has itself beaten without a gap for the other's
   ``lease_timeout``, by both clocks: after an outage, a frozen machine or a jump of the server's
   clock, everyone looks silent, and nobody is.
+* Silence is told by either clock: the server's, or the judge's own monotonic one, by which a beat
+  has not changed. The server's may have been set back, and the beat be ahead of it.
 * A worker whose process seems to have ended is looked at twice on the same connection.
 * Nothing depends on a leader: every worker looks, and whoever locks the row first judges.
 * A sweep that fails is tried again at its next turn, and keeps no other sweep from its own. Unless
@@ -17,7 +19,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
@@ -25,7 +27,7 @@ from . import _lifecycle as lifecycle
 from ._errors import doubts_session, lost_connection, summary
 from ._health import Health
 from ._heart import Heart
-from ._lifecycle import ClaimedJob, Rescued
+from ._lifecycle import Beat, ClaimedJob, Rescued
 from ._side import Backoff, Runtime, own, session_of, side_engine
 from ._statements import Statements
 from .settings import WorkerSettings
@@ -92,6 +94,7 @@ class Watch:
         self._on_health, self._on_error = on_health, on_error
         self._stopping = threading.Event()
         self._seen: dict[int, datetime] = {}
+        self._beats: dict[int, Beat] = {}
         self._suspected: set[tuple[str, int]] = set()
         self._doubtful = False
 
@@ -121,7 +124,7 @@ class Watch:
     def _live(self, connection: Connection, turns: _Turns, backoff: Backoff) -> None:
         """Look until stopped, or until a sweep has failed for what may be the session's fault."""
         settings = self._settings
-        self._seen, self._suspected = {}, set()
+        self._seen, self._beats, self._suspected = {}, {}, set()
         self._doubtful = False
         works_from = time.monotonic() + settings.rescue_interval  # each sweep has had its turn
         while not self._stopping.is_set():
@@ -182,12 +185,9 @@ class Watch:
     def _look_for_silent(self, connection: Connection) -> None:
         judge = self._heart.worker_id
         if judge is not None:
-            silent = lifecycle.rescue_silent(
-                connection,
-                self._statements,
-                judge=judge,
-                connected=self._heart.unbroken(time.monotonic()),
-            )
+            fit: Any = {"judge": judge, "connected": self._heart.unbroken(time.monotonic())}
+            silent = lifecycle.rescue_silent(connection, self._statements, **fit)
+            silent += lifecycle.rescue_unchanged(connection, self._statements, self._beats, **fit)
             _report(silent, "that fell silent")
 
     def _look_for_rest(self, connection: Connection) -> None:

@@ -1,15 +1,24 @@
-"""A worker whose machine has another time, or whose time jumps: the database's clock counts."""
+"""A machine that has another time, or whose time jumps: a worker's, and the server's own."""
 
 from __future__ import annotations
 
+import shutil
+import signal
+import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import create_engine
 
 from sqlalchemy_bgjob import enqueue_many
 from support import wait_until
+from support.databases import private_server
 from support.processes import FAST, TWO, Fleet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.system
 
@@ -77,3 +86,48 @@ def test_a_clock_that_is_wrong_and_jumps_changes_nothing(
     assert max(waits) < 8.0
     years = {line["year"] for line in fleet.journal.read("start")}
     assert years - {time.gmtime().tm_year}, "the clock was never wrong"
+
+
+@pytest.fixture
+def server_clock() -> Iterator[Clock]:
+    """A clock whose file the server's user may read."""
+    folder = Path(tempfile.mkdtemp(prefix="bgjob-clock-"))
+    folder.chmod(0o755)
+    yield Clock(folder / "faketime")
+    shutil.rmtree(folder)
+
+
+def test_the_server_s_clock_steps_back_behind_a_frozen_worker(
+    server_clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its last beat lies an hour ahead, and its jobs move as soon as if the clock had not moved."""
+    with monkeypatch.context() as patch:
+        for name, value in server_clock.environment.items():
+            patch.setenv(name, value)
+        stack = private_server()
+        server = stack.__enter__()
+    try:
+        engine = create_engine(server.url)
+        with Fleet(engine, tmp_path) as fleet:
+            fleet.create_tables()
+            frozen = fleet.start(**FAST)
+            naps = [f"nap-{n}" for n in range(3)]
+            enqueue_many(engine, fleet.app.nap, [1.0] * 3, ids=naps)
+            fleet.wait_for_starts(3, frozen)
+            frozen.signal(signal.SIGSTOP)
+            hour = "SELECT extract(epoch FROM clock_timestamp())"
+            before = fleet.scalar(hour)
+            server_clock.set("-1h")
+            wait_until(lambda: fleet.scalar(hour) < before - 3000, what="the server's hour")
+            other = fleet.start(**FAST)
+
+            taken = "SELECT count(*) = 0 FROM bgjob_worker WHERE pid = :pid"
+            wait_until(lambda: fleet.scalar(taken, pid=frozen.pid), 60, what="the rescue")
+
+            assert other.alive
+            # They are due at the time that they were enqueued at, which is to come again.
+            rows = fleet.rows("SELECT crashes, claimed_by FROM bgjob_job")
+            assert [(row.crashes, row.claimed_by) for row in rows] == [(1, None)] * 3
+        engine.dispose()
+    finally:
+        stack.__exit__(None, None, None)

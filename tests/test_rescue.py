@@ -412,6 +412,74 @@ def test_two_leases_of_one_job_settle_apart(queue: Queue) -> None:
     assert fates == {late: Fate.STALE, good: Fate.SETTLED}
 
 
+def test_a_beat_ahead_of_the_clock_that_stays_is_silence(queue: Queue) -> None:
+    """The server's clock was set back by an hour: one worker was frozen before, one lives."""
+    queue.register(WORKER, lease=2.0, silent_for=-HOUR)
+    queue.register(OTHER, lease=2.0, silent_for=-HOUR)
+    queue.claim(WORKER, 2)
+    kept = queue.claim(OTHER)
+
+    def rescued() -> bool:
+        queue.execute("UPDATE bgjob_worker SET beat_at = beat_at + interval '1 s' WHERE id = 3")
+        return WORKER not in queue.workers()
+
+    with HeartAtWork(queue, lease_timeout=2.0) as at_work:
+        wait_until(rescued, 30, what="the frozen worker's rescue")
+        assert at_work.errors == []
+
+    assert OTHER in queue.workers()
+    assert {row.id for row in queue.job_rows() if row.claimed_by} == {job.id for job in kept}
+    assert sorted(row.crashes for row in queue.job_rows()) == [0, 1, 1]
+
+
+def test_unchanged_beats_are_judged_with_the_same_care(queue: Queue) -> None:
+    """By a judge that beats and was connected for as long; and not once the beat has changed."""
+    queue.register(WORKER, silent_for=-HOUR)
+    queue.claim(WORKER)
+
+    def look(connected: float = HOUR, ago: float = LEASE + 1) -> list[Rescued]:
+        with queue.connect() as connection:
+            given: Any = {"judge": JUDGE, "connected": connected}
+            seen: dict[int, Any] = {}
+            lifecycle.rescue_unchanged(connection, queue.statements, seen, **given)
+            old = {id: beat._replace(seen_at=beat.seen_at - ago) for id, beat in seen.items()}
+            return lifecycle.rescue_unchanged(connection, queue.statements, old, **given)
+
+    assert look(ago=LEASE - 5) == []
+    assert look(connected=LEASE - 1) == []
+    queue.silence(JUDGE, HOUR)
+    assert look() == []
+    queue.beat(JUDGE)
+    assert look() == [Rescued(WORKER, 1)]
+
+
+def test_a_beat_during_the_look_is_a_sign_of_life(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.register(WORKER, silent_for=-HOUR)
+    queue.claim(WORKER)
+    rescue = lifecycle._rescue
+
+    def beat_before(*args: Any) -> list[Rescued]:
+        queue.beat(WORKER)
+        return rescue(*args)
+
+    monkeypatch.setattr(lifecycle, "_rescue", beat_before)
+    with queue.connect() as connection:
+        seen: dict[int, Any] = {}
+        for _ in range(2):
+            given: Any = {"judge": JUDGE, "connected": HOUR}
+            assert lifecycle.rescue_unchanged(connection, queue.statements, seen, **given) == []
+            seen |= {id: beat._replace(seen_at=beat.seen_at - HOUR) for id, beat in seen.items()}
+
+
+def test_a_judge_whose_beat_is_under_way_judges_nobody(queue: Queue) -> None:
+    """A server that stood still for a minute has kept everybody from beating."""
+    with HeartAtWork(queue) as at_work:
+        wait_until(lambda: at_work.heart.unbroken(time.monotonic()) > 0.5, what="a judge")
+        assert at_work.heart.unbroken(time.monotonic() + LEASE) == 0.0
+
+
 # ---- by the end of a session --------------------------------------------------------------------
 
 
