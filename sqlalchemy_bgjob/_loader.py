@@ -9,7 +9,7 @@ import importlib.util
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -95,9 +95,13 @@ def _call(factory: Callable[[], Any], where: str, target: str) -> Any:
     if not callable(factory):
         raise _refused(f"{where} is not callable; write {target[:-2]} without ()")
     try:
-        return factory()
+        made = factory()
     except (Exception, SystemExit) as error:
         raise _raised(f"calling {where}", error) from None
+    if isinstance(made, Coroutine):
+        made.close()
+        raise _refused(f"{where} is a coroutine function; name a plain function, or an object")
+    return made
 
 
 def _modules(package: str) -> list[str]:

@@ -8,9 +8,11 @@ arrives within a second of one that counts is the same, see :mod:`._signals`.
 """
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +38,7 @@ from ._exits import (
 )
 from ._logs import say
 from ._mailbox import Mailbox
-from ._served import require_handlers, served_queues
+from ._served import require_handlers, served_handlers, served_queues
 from ._signals import SIGNALS, Requests
 from ._urls import ASYNC_DRIVERS, database_url, sync_url
 from .bgjob import BGJob
@@ -58,6 +60,7 @@ class WorkerOptions:
         app: Names the BGJob, see :func:`._loader.load`.
         database_url: Where the jobs are; not needed with *engine*.
         engine: Names the application's own Engine or AsyncEngine.
+        sync_engine: Names an Engine for functions, beside an AsyncEngine or a URL for asyncpg.
         session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
         imports: Modules that register handlers, beside the one that *app* names.
         queues: Concurrency by queue; None for all queues that handlers name.
@@ -68,6 +71,7 @@ class WorkerOptions:
     app: str
     database_url: str | None = None
     engine: str | None = None
+    sync_engine: str | None = None
     session_factories: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     queues: Mapping[str, int] | None = None
@@ -233,11 +237,23 @@ def load_jobs(app: str) -> BGJob[Any, Any]:
     if isinstance(found, BGJob):
         return found
     what = f"{app!r} is of type {type(found).__name__!r}, not BGJob"
-    if callable(found) and not isinstance(found, type):
+    if inspect.isroutine(found):
         raise CommandError(USAGE, f"{what}; if it makes one, write {app}()")
-    holders = [name for name in dir(found) if isinstance(getattr(found, name, None), BGJob)]
-    hint = f"; did you mean {' or '.join(f'{app}.{name}' for name in holders)}?" if holders else ""
-    raise CommandError(USAGE, what + hint)
+    module = app.partition(":")[0]
+    near = [f"{app}.{name}" for name in _held_by(found)]
+    near += [f"{module}:{name}" for name in _held_by(sys.modules[module])]
+    remedy = (
+        f"did you mean {' or '.join(near)}?"
+        if near
+        else "name the object that BGJob(...) has made, such as app:jobs"
+    )
+    raise CommandError(USAGE, f"{what}; {remedy}")
+
+
+def _held_by(holder: Any) -> list[str]:
+    """The names of BGJobs; no property is read, as it may raise, or connect."""
+    names = dir(holder)
+    return [name for name in names if isinstance(inspect.getattr_static(holder, name, None), BGJob)]
 
 
 def make_runner(options: WorkerOptions) -> Runner:
@@ -251,14 +267,14 @@ def make_runner(options: WorkerOptions) -> Runner:
         _loader.import_module(module)
     _refuse_no_handlers(jobs, options)
     engine = None if options.engine is None else _loader.load(options.engine, example="app:engine")
-    factories = [
-        _loader.load(target, example="app:SessionLocal") for target in options.session_factories
-    ]
+    sync_engine = _load_sync_engine(options)
+    factories = [_load_factory(target) for target in options.session_factories]
     try:
         queues = served_queues(jobs.registry, options.queues)
         if engine is None:
-            return _for_url(jobs, database_url(options.database_url), queues, factories, options)
-        return _for_engine(jobs, engine, queues, factories, options)
+            url = database_url(options.database_url)
+            return _for_url(jobs, url, sync_engine, queues, factories, options)
+        return _for_engine(jobs, engine, sync_engine, queues, factories, options)
     except (ImportError, TypeError, ValueError) as error:  # a driver without its library, say
         raise CommandError(USAGE, str(error)) from None
 
@@ -277,9 +293,54 @@ def _refuse_no_handlers(jobs: BGJob[Any, Any], options: WorkerOptions) -> None:
         ) from None
 
 
+def _load_factory(target: str) -> Any:
+    found = _loader.load(target, example="app:SessionLocal")
+    if not callable(found):
+        raise CommandError(
+            USAGE,
+            f"{target!r} is of type {type(found).__name__!r}, which makes no sessions; name a "
+            f"Session class or a sessionmaker",
+        )
+    return found
+
+
+def _load_sync_engine(options: WorkerOptions) -> Engine | None:
+    if options.sync_engine is None:
+        return None
+    found = _loader.load(options.sync_engine, example="app:sync_engine")
+    if not isinstance(found, Engine):
+        raise CommandError(
+            USAGE, f"{options.sync_engine!r} is of type {type(found).__name__!r}, not Engine"
+        )
+    return found
+
+
+def _refuse_functions(jobs: BGJob[Any, Any], queues: Mapping[str, int], why: str) -> None:
+    """Refuse functions that may use ``ctx.session`` where there is no engine for them."""
+    handlers = served_handlers(jobs.registry, queues)
+    functions = [h.type for h in handlers if not h.is_coroutine and h.options.session]
+    if functions:
+        raise CommandError(
+            USAGE,
+            f"the handlers of {', '.join(map(repr, functions))} are functions, whose ctx.session "
+            f"needs a synchronous engine, and {why}; name one by --sync-engine app:sync_engine, or "
+            f"register them with session=False",
+        )
+
+
+def _refuse_sync_engine(options: WorkerOptions) -> None:
+    if options.sync_engine is not None:
+        raise CommandError(
+            USAGE,
+            "--sync-engine goes with asyncio, and this worker has threads, whose engine is that of "
+            "--engine or of the database URL; leave it out",
+        )
+
+
 def _for_url(
     jobs: BGJob[Any, Any],
     url: URL,
+    sync_engine: Engine | None,
     queues: Mapping[str, int],
     factories: list[Any],
     options: WorkerOptions,
@@ -295,6 +356,7 @@ def _for_url(
                 f"the handlers of {', '.join(map(repr, served))} are coroutines, and the driver "
                 f"{driver!r} has no asyncio; use postgresql+psycopg:// or postgresql+asyncpg://",
             )
+        _refuse_sync_engine(options)
         engine = create_engine(url, pool_size=pool_size, max_overflow=0)
         return _ThreadRunner(jobs, engine, queues, factories, options.settings)
     try:
@@ -308,28 +370,34 @@ def _for_url(
             USAGE, 'asyncio needs greenlet; pip install "sqlalchemy-bgjob[asyncio]"'
         ) from None
     functions = any(not h.is_coroutine and h.options.session for h in jobs.registry)
-    for_threads = sync_url(url) if functions else None
-    sync_engine = (
-        create_engine(for_threads, pool_size=pool_size, max_overflow=0) if for_threads else None
-    )
+    if functions and sync_engine is None:
+        for_threads = sync_url(url)
+        if for_threads is not None:
+            sync_engine = create_engine(for_threads, pool_size=pool_size, max_overflow=0)
+        else:
+            _refuse_functions(jobs, queues, "none can be made from a URL like this one")
     return _AsyncRunner(jobs, async_engine, sync_engine, queues, factories, options.settings)
 
 
 def _for_engine(
     jobs: BGJob[Any, Any],
     engine: Any,
+    sync_engine: Engine | None,
     queues: Mapping[str, int],
     factories: list[Any],
     options: WorkerOptions,
 ) -> Runner:
     if isinstance(engine, Engine):
+        _refuse_sync_engine(options)
         return _ThreadRunner(jobs, engine, queues, factories, options.settings)
     if not hasattr(engine, "sync_engine"):
         raise CommandError(
             USAGE,
             f"{options.engine!r} is of type {type(engine).__name__!r}, not Engine or AsyncEngine",
         )
-    return _AsyncRunner(jobs, engine, None, queues, factories, options.settings)
+    if sync_engine is None and not engine.dialect.driver.startswith("psycopg"):
+        _refuse_functions(jobs, queues, f"none can be made from {options.engine!r}")
+    return _AsyncRunner(jobs, engine, sync_engine, queues, factories, options.settings)
 
 
 class _ThreadRunner:

@@ -77,6 +77,13 @@ class Queue(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         if isinstance(value, tuple):
             return value[0], int(value[1])
         name, colon, number = str(value).rpartition(":")
+        if any(part.strip() for part in str(value).split(",")[1:]):
+            self.fail(
+                f"{value!r} has a comma; give each queue an option of its own, such as "
+                f"--queue mail:10 --queue default, or BGJOB_QUEUE='mail:10 default'",
+                param,
+                ctx,
+            )
         if not colon:
             name, number = number, str(DEFAULT_CONCURRENCY)
         if not name or not (number.isascii() and number.isdecimal()) or int(number) < 1:
@@ -188,7 +195,14 @@ def cli(ctx: click.Context) -> None:
 @_option(
     "--engine",
     metavar="MODULE:ENGINE",
-    help="The application's own Engine or AsyncEngine, instead of one made from the URL.",
+    help="The application's own Engine or AsyncEngine, instead of one made from the URL. "
+    "BGJOB_DATABASE_URL is not used then, and --database-url beside it is refused.",
+)
+@_option(
+    "--sync-engine",
+    metavar="MODULE:ENGINE",
+    help="An Engine for ctx.session of functions, beside an AsyncEngine or a URL for asyncpg. By "
+    "default one is made from the URL, where psycopg or psycopg2 can use it.",
 )
 @_option(
     "--session-factory",
@@ -200,13 +214,17 @@ def cli(ctx: click.Context) -> None:
 )
 @_setting_options
 @_logging_options
+@click.pass_context
 def worker(
+    ctx: click.Context,
+    /,
     app: str,
     database_url: str | None,
     imports: tuple[str, ...],
     queues: tuple[tuple[str, int], ...],
     processes: int,
     engine: str | None,
+    sync_engine: str | None,
     session_factories: tuple[str, ...],
     log_format: Any,
     log_level: str,
@@ -231,6 +249,11 @@ def worker(
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     checked = _settings(settings)
+    by_option = click.core.ParameterSource.COMMANDLINE
+    if engine is not None and ctx.get_parameter_source("database_url") is by_option:
+        raise CommandError(
+            USAGE, "--engine (or BGJOB_ENGINE) names an engine already; leave out --database-url"
+        )
     named = dict(queues)
     if len(named) < len(queues):
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
@@ -245,6 +268,7 @@ def worker(
             app=app,
             database_url=database_url,
             engine=engine,
+            sync_engine=sync_engine,
             session_factories=session_factories,
             imports=imports,
             queues=named or None,
@@ -332,6 +356,13 @@ def _in_transaction(url: "URL", action: "Callable[[Connection], T]") -> T:
     from .exceptions import SchemaOutOfDate
 
     options: Any = {"poolclass": NullPool, "isolation_level": "READ COMMITTED"}
+    connected = False
+
+    def act(connection: "Connection") -> T:
+        nonlocal connected
+        connected = True
+        return action(connection)
+
     try:
         if url.get_driver_name() == "asyncpg":
             import asyncio
@@ -340,17 +371,20 @@ def _in_transaction(url: "URL", action: "Callable[[Connection], T]") -> T:
 
             async def run() -> T:
                 async with create_async_engine(url, **options).begin() as connection:
-                    return await connection.run_sync(action)
+                    return await connection.run_sync(act)
 
             return asyncio.run(run())
         with create_engine(url, **options).begin() as connection:
-            return action(connection)
+            return act(connection)
     except SchemaOutOfDate as error:
         raise CommandError(SCHEMA, str(error)) from None
     except Exception as error:
         # On SQLAlchemy 2.0 asyncpg's own errors of connecting come as they are.
         if isinstance(error, DBAPIError | OSError) or sqlstate(error) is not None:
             raise _database_error(error) from None
+        if not connected:  # what the driver makes of a URL that it can't use
+            problem = f"the driver can't connect by this database URL: {error}"
+            raise CommandError(USAGE, problem) from None
         raise
 
 

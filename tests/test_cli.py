@@ -256,6 +256,28 @@ def test_queues_have_a_concurrency(given: object, expected: tuple[str, int]) -> 
         (["--database-url", "postgresql+json://x"], "known; use one of psycopg, asyncpg"),
         (["--database-url", "postgresql://a:se#cret@x:port/y"], "URL is not understood"),
         (["--engine", "support.cli_app:note"], "not Engine or AsyncEngine"),
+        (["--database-url", "postgresql://a:p@se#cret@x/y"], "URL is not understood"),
+        (
+            ["--session-factory", "support.cli_app:idle_engine"],
+            "is of type 'Engine', which makes no sessions; name a Session class or a sessionmaker",
+        ),
+        (["--queue", "a,b"], "'a,b' has a comma; give each queue an option of its own"),
+        (["--queue", "mail:3,default:2"], "--queue mail:10 --queue default"),
+        (["--engine", "e:e", "--database-url", "postgresql://h/d"], "leave out --database-url"),
+        (["--sync-engine", "support.cli_app:note"], "'JobType', not Engine"),
+        (
+            ["--sync-engine", "support.cli_app:idle_engine", "--database-url", "postgresql://h/d"],
+            "--sync-engine goes with asyncio",
+        ),
+        (
+            ["--database-url", "postgresql+asyncpg://h/d?channel_binding=require"],
+            "asyncpg takes no 'channel_binding' from a database URL; leave it out",
+        ),
+        (
+            ["--database-url", "postgresql+asyncpg://h/d?command_timeout=5"],
+            "none can be made from a URL like this one; name one by --sync-engine",
+        ),
+        (["--engine", "support.cli_app:idle_asyncpg"], "name one by --sync-engine"),
     ],
 )
 def test_wrong_usage_is_told_with_2(
@@ -382,6 +404,10 @@ def test_a_traceback_begins_in_the_application(
 @pytest.mark.parametrize(
     ("target", "words"),
     [
+        ("support.cli_app:asgi", "'Asgi', not BGJob; did you mean support.cli_app:both or"),
+        ("support.cli_app:flask_like", "did you mean support.cli_app:flask_like.jobs or"),
+        ("support.cli_app:make_later()", "is a coroutine function; name a plain function"),
+        ("support.commands:TESTS", "name the object that BGJob(...) has made, such as app:jobs"),
         ("support.cli_app:make_functions", "if it makes one, write support.cli_app:make_functions"),
         ("support.cli_app:Base", "is of type 'DeclarativeAttributeIntercept', not BGJob"),
         ("support:cli_app", "did you mean support:cli_app.both or support:cli_app.coroutines"),
@@ -440,11 +466,52 @@ def test_functions_beside_asyncpg_get_a_driver_for_threads(
     assert found.render_as_string(hide_password=False) == (
         "postgresql+psycopg://u:p@h/d?sslmode=require"
     )
-    assert sync_url(make_url("postgresql+asyncpg://h/d?statement_cache_size=0")) is None
+    several = "h/d?host=a:1&host=b:2&target_session_attrs=read-write"
+    found = sync_url(make_url(f"postgresql+asyncpg://{several}"))
+    assert found == make_url(f"postgresql+psycopg://{several}")
+    assert sync_url(make_url("postgresql+asyncpg://h/d?command_timeout=5")) is None
     monkeypatch.setattr("sqlalchemy_bgjob._urls.is_installed", lambda module: False)
     assert sync_url(url) is None
     plain = make_url("postgresql+psycopg2://h/d")
     assert sync_url(plain) is plain
+
+
+def test_asyncpg_gets_sslmode_in_its_own_word() -> None:
+    """Hosting platforms write it as libpq has it."""
+    found = parse_url("postgresql+asyncpg://u:p@h/d?sslmode=require")
+    assert found == make_url("postgresql+asyncpg://u:p@h/d?ssl=require")
+    plain = "postgresql+psycopg://u:p@h/d?sslmode=require&channel_binding=require"
+    assert parse_url(plain) == make_url(plain)
+
+
+@pytest.mark.parametrize("command", ["migrate", "doctor"])
+@pytest.mark.parametrize(
+    ("driver", "query", "code", "words"),
+    [
+        ("asyncpg", "sslmode=disable", {0, 4, 1}, ""),
+        ("asyncpg", "sslmode=no", {3}, "must be one of: disable, allow"),
+        ("asyncpg", "prepared_statement_cache_size=x", {2}, "can't connect by this database URL"),
+        ("asyncpg", "connect_timeout=3", {2}, "asyncpg takes no 'connect_timeout'"),
+        ("psycopg", "no_such=3", {3}, "no_such"),
+        ("psycopg2", "no_such=3", {3}, "no_such"),
+    ],
+)
+def test_parameters_of_a_url_are_no_traceback(
+    url_for: UrlFor, command: str, driver: str, query: str, code: set[int], words: str
+) -> None:
+    found, _, err = run(command, "--database-url", f"{url_for(driver)}?{query}")
+
+    assert found in code, err
+    assert words in err
+
+
+def test_an_engine_wins_over_a_url_of_the_environment(
+    parsed: Callable[..., process.WorkerOptions],
+) -> None:
+    """Which is there for ``migrate``, that takes no engine."""
+    options = parsed("app:jobs", "--engine", "app:engine", BGJOB_DATABASE_URL="postgresql://h/d")
+
+    assert options.engine == "app:engine"
 
 
 # ---- migrate ------------------------------------------------------------------------------------
@@ -623,6 +690,10 @@ def test_coroutines_need_a_driver_that_has_asyncio(
         ),
         (["functions", "--engine", "engine()"], ["one Session"]),
         (["coroutines", "--engine", "async_engine()"], ["one AsyncSession"]),
+        (
+            ["both", "--engine", "asyncpg_engine()", "--sync-engine", "engine()"],
+            ["one Session", "two AsyncSession"],
+        ),
     ],
 )
 def test_an_application_brings_its_own_sessions_and_engine(

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqlalchemy_bgjob import BGJob, Context
+from support.databases import with_driver
 from support.waiting import wait_until, wait_until_async
 
 POISON_ATTEMPTS = 4
@@ -67,6 +68,40 @@ def engine() -> Any:
 
 def async_engine() -> Any:
     return create_async_engine(os.environ["APP_URL"], pool_size=5)
+
+
+def asyncpg_engine() -> Any:
+    return create_async_engine(with_driver(os.environ["APP_URL"], "asyncpg"), pool_size=5)
+
+
+idle_engine = create_engine("postgresql+psycopg://h/d")
+idle_asyncpg = create_async_engine("postgresql+asyncpg://h/d")
+
+
+class Asgi:
+    """What a web framework calls an application."""
+
+    async def __call__(self, *args: object) -> None: ...
+
+
+asgi = Asgi()
+
+
+class FlaskLike:
+    """Has a BGJob, and properties that work within a request only."""
+
+    jobs = functions
+
+    @property
+    def engine(self) -> Any:
+        raise RuntimeError("working outside of application context")
+
+
+flask_like = FlaskLike()
+
+
+async def make_later() -> BGJob[Any, Any]:
+    return functions
 
 
 @functions.handler("note")
