@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 
 from ._codec import Encoded
 from ._errors import describe
-from ._job_log import log_stack
+from ._job_log import log_policy_problem, log_stack
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._outcomes import (
     COMPLETED,
@@ -270,7 +270,9 @@ class Attempt:
             return pending, None
         except BaseException as strange:  # an exception that can't even be looked at
             text = f"a {type(strange).__name__} while the handler's end was recorded"
-            return Pending(run.job, _decide(run.handler, run.job, Retry(None, text), None)), None
+            return Pending(
+                run.job, settlement_for(run.handler, run.job, Retry(None, text), None)
+            ), None
         finally:
             if unit is not None:
                 run.connected = unit.reached or run.connected
@@ -312,25 +314,29 @@ class Attempt:
                 arg = handler.codec.encode(outcome.arg)
             except Exception as refusal:
                 return _after(handler, job, refusal), False
-        return _decide(handler, job, outcome, arg), keep
+        return settlement_for(handler, job, outcome, arg), keep
 
 
 def _after(handler: JobType[Any], job: ClaimedJob, error: BaseException) -> Settlement:
-    return _decide(handler, job, failed(error), None)
+    return settlement_for(handler, job, failed(error), None)
 
 
-def _decide(
-    handler: JobType[Any], job: ClaimedJob, outcome: Any, arg: Encoded | None
+def settlement_for(
+    handler: JobType[Any], job: ClaimedJob, outcome: Outcome, arg: Encoded | None
 ) -> Settlement:
+    """What follows from an outcome by the handler's options; what should be logged of it, is."""
     options = handler.options
     log_stack(job, handler, getattr(outcome, "error", None))
-    return decide(
+    settlement = decide(
         outcome,
         attempt=job.attempt,
         max_attempts=options.max_attempts,
         policy=options.retry,
         arg=arg,
     )
+    if settlement.policy_problem is not None:
+        log_policy_problem(handler, settlement.policy_problem)
+    return settlement
 
 
 def job_info(job: ClaimedJob) -> JobInfo:

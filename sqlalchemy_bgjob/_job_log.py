@@ -8,6 +8,7 @@ import logging
 import re
 import time
 from typing import Any, Final
+from weakref import WeakSet
 
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
@@ -116,6 +117,16 @@ def log_stack(job: Any, handler: JobType[Any], error: BaseException | str | None
         job_logger.debug("%s raised\n%s", _name(job, handler), stack(error))
 
 
+_complained: WeakSet[JobType[Any]] = WeakSet()
+
+
+def log_policy_problem(handler: JobType[Any], problem: str) -> None:
+    """Say once what is wrong with a handler's retry policy; each ``last_error`` says it again."""
+    if handler not in _complained:
+        _complained.add(handler)
+        job_logger.warning("handler of %r: %s", handler.type, problem)
+
+
 def _name(job: Any, handler: JobType[Any] | None) -> str:
     limit = None if handler is None else handler.options.max_attempts
     attempt = f"{job.attempt}" if limit is None else f"{job.attempt} of {limit}"
@@ -125,13 +136,13 @@ def _name(job: Any, handler: JobType[Any] | None) -> str:
 def _headline(error: str) -> tuple[str, str | None]:
     """The message of a described error in one line, and the user's frame that it came from."""
     lines = error.splitlines() or [""]
-    frame = _FRAME.fullmatch(lines[-1]) if len(lines) > 1 else None
+    frames = [found for line in lines[1:] if (found := _FRAME.fullmatch(line))]
     message = lines[0]
     if len(lines) > 1 and lines[1].startswith("contains "):
         message = f"{message}, {lines[1]}"
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]}..."
-    return _printable(message), None if frame is None else _printable(frame[1])
+    return _printable(message), _printable(frames[-1][1]) if frames else None
 
 
 def _printable(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from . import _validation, retry
 from ._codec import Encoded
-from ._errors import RETRY_AT_ONCE, clean, describe, sqlstate
+from ._errors import RETRY_AT_ONCE, clean, describe, sqlstate, summary
 from .exceptions import UnknownType, WorkerLost
 
 
@@ -103,6 +103,7 @@ class Settlement:
         error: The new ``last_error``; with *keep_error* the old one stays.
         give_back: Whether the claim's attempt is not counted.
         arg: A new arg, or None to leave it.
+        policy_problem: What is wrong with the handler's retry policy, for the log.
     """
 
     kind: Kind
@@ -111,6 +112,7 @@ class Settlement:
     keep_error: bool = False
     give_back: bool = False
     arg: Encoded | None = None
+    policy_problem: str | None = None
 
 
 COMPLETED: Final = Settlement(Kind.COMPLETED)
@@ -167,7 +169,7 @@ def decide(
         outcome: What the handler returned or raised.
         attempt: Which attempt this was, from 1.
         max_attempts: After how many the job is dead; None for never.
-        policy: Seconds until the next attempt, if the outcome does not say.
+        policy: Seconds until the next attempt, if the outcome does not say; it may give the job up.
         arg: The encoded new arg of a Reschedule.
     """
     match outcome:
@@ -181,11 +183,9 @@ def decide(
             settlement = Settlement(Kind.RETRY, error=error_text(outcome.error))
             if max_attempts is not None and attempt >= max_attempts:
                 return replace(settlement, kind=Kind.DEAD)
-            delay = outcome.after
-            if delay is None:
-                raised = outcome.error if isinstance(outcome.error, BaseException) else None
-                delay = _backoff(policy, attempt, raised)
-            return replace(settlement, delay=delay)
+            if outcome.after is not None:
+                return replace(settlement, delay=outcome.after)
+            return _by_policy(policy, attempt, outcome.error, settlement)
         case _:
             raise TypeError(f"{type(outcome).__name__} is not an outcome that can be settled")
 
@@ -234,11 +234,49 @@ def error_text(error: BaseException | str | None) -> str | None:
     return clean(error) if isinstance(error, str) else describe(error)
 
 
-def _backoff(policy: retry.RetryPolicy, attempt: int, error: BaseException | None) -> float:
+def _by_policy(
+    policy: retry.RetryPolicy,
+    attempt: int,
+    error: BaseException | str | None,
+    settlement: Settlement,
+) -> Settlement:
+    """When the next attempt is, or that there is none, by the handler's policy.
+
+    A mistake in the policy must not keep the failure from being recorded: it is noted beside it.
+    """
+    raised = error if isinstance(error, BaseException) else None
     try:
-        delay = float(policy(attempt, error))
-    except Exception:  # a bug in the user's policy must not keep the failure from being recorded
-        return retry.DEFAULT(attempt, error)
-    if not isfinite(delay) or delay < 0:
-        return retry.DEFAULT(attempt, error)
-    return min(delay, retry.MAX_BACKOFF)
+        answer: object = policy(attempt, raised)
+    except MoveToDlq as given_up:
+        answer = given_up
+    except BaseException as mistake:
+        return _by_default(attempt, raised, settlement, f"raised {summary(mistake, place=True)}")
+    if answer is None or isinstance(answer, MoveToDlq):
+        words = "the retry policy allows no further attempt"
+        own = None if answer is None else answer.error
+        if own is not None and own is not error:
+            words = f"{words}: {error_text(own)}"
+        return replace(settlement, kind=Kind.DEAD, error=_joined(settlement.error, words))
+    if isinstance(answer, timedelta):
+        answer = answer.total_seconds()
+    if not isinstance(answer, int | float):
+        return _by_default(attempt, raised, settlement, f"returned a {_type_name(answer)}")
+    if not isfinite(answer) or answer < 0:
+        return _by_default(attempt, raised, settlement, f"returned {answer!r}")
+    return replace(settlement, delay=min(float(answer), retry.MAX_BACKOFF))
+
+
+def _by_default(
+    attempt: int, error: BaseException | None, settlement: Settlement, what: str
+) -> Settlement:
+    problem = (
+        f"the retry policy {what}; it must return seconds from 0 or a timedelta, or None for no "
+        f"further attempt; the default delay is used"
+    )
+    delay = retry.DEFAULT(attempt, error)
+    error_and_problem = _joined(settlement.error, problem)
+    return replace(settlement, delay=delay, error=error_and_problem, policy_problem=problem)
+
+
+def _joined(error: str | None, words: str) -> str:
+    return clean(words if error is None else f"{error}\n{words}")

@@ -12,7 +12,7 @@ from . import _lifecycle as lifecycle
 from . import _validation
 from ._after_commit import after_commit
 from ._codec import Encoded
-from ._execution import Context, Run, job_info
+from ._execution import Context, Run, job_info, settlement_for
 from ._ids import new_worker_id
 from ._lifecycle import ClaimedJob, Pending
 from ._outcomes import (
@@ -24,7 +24,6 @@ from ._outcomes import (
     Retry,
     Settlement,
     crashed_too_often,
-    decide,
     failed,
     unknown_type,
 )
@@ -131,13 +130,7 @@ class _WorkOne:
         outcome, arg = self._call(run)
         self._settle(
             job,
-            decide(
-                outcome,
-                attempt=job.attempt,
-                max_attempts=options.max_attempts,
-                policy=options.retry,
-                arg=arg,
-            ),
+            settlement_for(handler, job, outcome, arg),
             time.monotonic() - run.started_at,
         )
         return outcome

@@ -141,7 +141,9 @@ class BGJob(Generic[J, D]):
             type: The name that is stored with each job, at most 128 characters.
             queue: Where its jobs go unless enqueue says otherwise.
             max_attempts: After how many failed attempts a job is moved to the DLQ; None for never.
-            retry: Seconds until the next attempt, from the number of the failed one.
+            retry: ``f(attempt, error)``, with the number of the failed attempt and its exception
+                (None if there was none), gives seconds or a timedelta until the next one;
+                None gives the job up. See :mod:`sqlalchemy_bgjob.retry`.
             timeout: Seconds or a timedelta from the handler's start. A coroutine is cancelled then;
                 a function can only be told, by ``ctx.cancelled``, and keeps its slot until it
                 returns. One that returns None later than that has failed with a TimeoutError, and

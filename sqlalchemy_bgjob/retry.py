@@ -1,14 +1,23 @@
 """Backoff policies: which attempt failed -> seconds until the next one.
 
 A policy is any callable that takes the number of the failed attempt (from 1) and the exception, if
-there was one, and returns seconds as a float. An unusable answer is treated as :data:`DEFAULT`.
+there was one, and returns seconds or a timedelta. It is not asked after the last attempt, nor where
+the handler's ``Retry(after=...)`` says when. To give the job up before ``max_attempts``, it returns
+None or raises :class:`~sqlalchemy_bgjob.MoveToDlq`.
+
+If it raises anything else, or returns what is no such answer, :data:`DEFAULT` is used;
+``last_error`` says so each time, and the log once for each handler.
 """
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from math import isfinite
 
-RetryPolicy = Callable[[int, BaseException | None], float]
+Backoff = Callable[[int, BaseException | None], float]
+"""A policy that always gives seconds."""
+RetryPolicy = Callable[[int, BaseException | None], float | timedelta | None]
+"""Of the failed attempt's number and exception: seconds, or None for no further attempt."""
 
 MAX_BACKOFF = 30 * 86_400.0
 """No policy can put a job off for longer than 30 days."""
@@ -16,7 +25,7 @@ MAX_BACKOFF = 30 * 86_400.0
 
 def exponential(
     base: float = 2.0, factor: float = 2.0, maximum: float = 3_600.0, jitter: float = 0.2
-) -> RetryPolicy:
+) -> Backoff:
     """Wait *base* seconds after the first failure, *factor* times longer after each further one.
 
     Args:
@@ -43,7 +52,7 @@ def exponential(
     return policy
 
 
-def constant(seconds: float, jitter: float = 0.0) -> RetryPolicy:
+def constant(seconds: float, jitter: float = 0.0) -> Backoff:
     """Wait the same number of *seconds* after every failure."""
     _check("seconds", seconds, 0.0, MAX_BACKOFF)
     _check("jitter", jitter, 0.0, 1.0)

@@ -133,6 +133,7 @@ def test_lines_name_jobs_and_stay_lines(caplog: pytest.LogCaptureFixture) -> Non
     observer.job_moved_to_dlq(job, None)
     observer.job_will_be_retried(job, "ValueError: a\n  a.py:3 in f\n  b.py:4 in g", 2.0)
     observer.job_will_be_retried(job, "ValueError: a\nb\x1b[2J\n  b.py:4 in g", 2.0)
+    observer.job_will_be_retried(job, "V: a\n  a.py:1 in g\nthe retry policy failed", 2.0)
     observer.job_will_be_retried(job, "A\x1b[2JB", 2.0)
     observer.job_will_be_retried(job, "X: two (2 sub-exceptions)\ncontains KeyError: 'b'", 2.0)
     observer.job_will_be_retried(endless, "Y: " + "a" * 1000, 2.0)
@@ -147,6 +148,7 @@ def test_lines_name_jobs_and_stay_lines(caplog: pytest.LogCaptureFixture) -> Non
         "job 7 (send, attempt 2 of 5) moved to the DLQ",
         f"{failed}: ValueError: a (b.py:4 in g)",
         f"{failed}: ValueError: a (b.py:4 in g)",
+        f"{failed}: V: a (a.py:1 in g)",
         f"{failed}: A\\x1b[2JB",
         f"{failed}: X: two (2 sub-exceptions), contains KeyError: 'b'",
         f"job 8 (always, attempt 9) failed, next attempt in 2.0 s: Y: {'a' * 297}...",

@@ -115,14 +115,66 @@ def broken(attempt: int, error: BaseException | None) -> float:
     raise RuntimeError("a bug in the policy")
 
 
+def ended(attempt: int, error: BaseException | None) -> float:
+    raise SystemExit(1)
+
+
 @pytest.mark.parametrize(
-    "policy",
-    [broken, lambda *_: -1.0, lambda *_: float("nan"), lambda *_: float("inf"), lambda *_: None],
+    ("policy", "words"),
+    [
+        (broken, "raised RuntimeError: a bug in the policy ("),
+        (ended, "raised SystemExit: 1 ("),
+        (lambda *_: -1.0, "returned -1.0"),
+        (lambda *_: float("nan"), "returned nan"),
+        (lambda *_: float("inf"), "returned inf"),
+        (lambda *_: "10", "returned a str"),
+        (lambda: 1.0, "raised TypeError: "),
+    ],
 )
-def test_a_useless_policy_is_replaced(policy: Any) -> None:
-    delay = settled(failed(ValueError()), policy=policy).delay
-    assert delay is not None
-    assert 1.6 <= delay <= 2.0
+def test_a_useless_policy_is_replaced_and_said_so(policy: Any, words: str) -> None:
+    settlement = settled(failed(ValueError("the cause")), policy=policy)
+
+    assert settlement.kind is Kind.RETRY
+    assert settlement.delay is not None
+    assert 1.6 <= settlement.delay <= 2.0
+    assert settlement.error is not None
+    first, last = settlement.error.splitlines()
+    assert first == "ValueError: the cause"
+    assert last == settlement.policy_problem
+    assert last.startswith(f"the retry policy {words}")
+    assert "seconds" in last
+
+
+def gives_up(attempt: int, error: BaseException | None) -> float:
+    raise MoveToDlq("no such customer")
+
+
+def gives_up_by_the_cause(attempt: int, error: BaseException | None) -> float:
+    raise MoveToDlq(error)
+
+
+NO_FURTHER = "ValueError: the cause\nthe retry policy allows no further attempt"
+
+
+@pytest.mark.parametrize(
+    ("policy", "error"),
+    [
+        (lambda *_: None, NO_FURTHER),
+        (gives_up, f"{NO_FURTHER}: no such customer"),
+        (lambda *_: MoveToDlq("no such customer"), f"{NO_FURTHER}: no such customer"),
+        (gives_up_by_the_cause, NO_FURTHER),
+    ],
+)
+def test_a_policy_may_give_the_job_up(policy: Any, error: str) -> None:
+    settlement = settled(failed(ValueError("the cause")), policy=policy, max_attempts=None)
+
+    assert settlement == Settlement(Kind.DEAD, error=error)
+
+
+def test_a_policy_is_not_asked_where_the_outcome_says_when() -> None:
+    assert settled(Retry(3), policy=gives_up) == Settlement(Kind.RETRY, delay=3.0)
+    assert settled(Retry(), policy=lambda *_: timedelta(minutes=2)).delay == 120.0
+    assert settled(Retry(), policy=lambda *_: None).error is not None
 
 
 def test_a_policy_can_not_put_a_job_off_for_ever() -> None:
@@ -474,6 +526,35 @@ def test_exceptions_that_break_the_bookkeeping_do_not(bench: Bench) -> None:
         assert ran.of(ids[name]) == ["started", "will_be_retried"]
     assert ran.of(fine) == ["started", "completed"]
     assert "returned a int" in bench.job(result).last_error
+
+
+@pytest.mark.core
+def test_a_policy_of_the_users_decides_about_each_attempt(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that gives up, and one with a mistake, which is logged once and noted each time."""
+
+    def fail(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        raise LookupError("no such customer")
+
+    def mistaken(attempt: int, error: BaseException | None) -> float:
+        return {1: 0.0}[attempt]
+
+    gone = bench.enqueue(bench.handler("gone", fail, retry=lambda attempt, error: None))
+    handler = bench.handler("mistaken", fail, retry=mistaken)
+    again = [bench.enqueue(handler) for _ in range(3)]
+    bench.run(until=lambda: all("KeyError: 2" in (bench.job(id).last_error or "") for id in again))
+
+    dead = bench.dead(gone)
+    assert dead.attempt == 1
+    assert dead.last_error.startswith("LookupError: no such customer\n")
+    assert dead.last_error.endswith("the retry policy allows no further attempt")
+    assert bench.notes(gone) == []
+    told = [r.getMessage() for r in caplog.records if "retry policy" in r.getMessage()]
+    (line,) = told
+    assert line.startswith("handler of 'mistaken': the retry policy raised KeyError: 2 (")
+    assert " in mistaken)" in line
 
 
 class Ending(BaseException):
