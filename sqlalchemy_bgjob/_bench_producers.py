@@ -110,7 +110,7 @@ def _enqueue_silently(app: App, connection: Connection, value: dict[str, Any]) -
         )
         return unit.execute(app.statements.insert_job(False), values).first()
 
-    run_in(connection, app.jobs.models, write)
+    run_in(connection, app.jobs.models, write, call="enqueue")
 
 
 def _through_core_session(app: App, engine: Engine, jobs: int) -> None:

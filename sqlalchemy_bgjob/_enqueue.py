@@ -125,7 +125,10 @@ def enqueue(
     job = registered(handler).new_job(arg, id, queue, delay, run_at, priority, headers)
     check_on_conflict(on_conflict)
     return run_in(
-        target, handler.models, lambda unit: _insert_one(unit, handler.models, job, on_conflict)
+        target,
+        handler.models,
+        lambda unit: _insert_one(unit, handler.models, job, on_conflict),
+        call="enqueue",
     )
 
 
@@ -148,7 +151,12 @@ def enqueue_type(
     codec = handler.codec if handler is not None else UNTYPED
     job = new_job(codec, type, queue, arg, id, delay, run_at, priority, headers)
     check_on_conflict(on_conflict)
-    return run_in(target, models, lambda unit: _insert_one(unit, models, job, on_conflict))
+    return run_in(
+        target,
+        models,
+        lambda unit: _insert_one(unit, models, job, on_conflict),
+        call="BGJob.enqueue",
+    )
 
 
 def _insert_one(unit: Unit, models: Models, job: NewJob, on_conflict: OnConflict) -> JobRef:
@@ -258,7 +266,10 @@ def enqueue_many(
         own_ids = len({job.id for job in taken}) < len(taken)  # the same job twice
         jobs = _Jobs(taken, iter(()), len(taken))
     return run_in(
-        target, models, lambda unit: _insert_many(unit, models, jobs, on_conflict, own_ids)
+        target,
+        models,
+        lambda unit: _insert_many(unit, models, jobs, on_conflict, own_ids),
+        call="enqueue_many",
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Coroutine, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, overload
 
-from sqlalchemy import Select
+from sqlalchemy import Select, TextClause
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.types import TypeEngine
 
@@ -112,12 +112,24 @@ def enqueue_from(
                     raise JobAlreadyExists(()) from None
                 raise
 
-    return run_in(target, models, insert)
+    return run_in(target, models, insert, call="enqueue_from")
 
 
 def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
     if not isinstance(select, Select):
-        raise TypeError(f"enqueue_from takes a select(), not {type(select).__name__}")
+        raise TypeError(
+            f"enqueue_from takes a select(), not {type(select).__name__}; write for example "
+            f"select(Order.id.label('order_id')).where(...), or around a text that has columns "
+            f"select(text(...).columns(column('order_id')).subquery())"
+        )
+    expressions = [described["expr"] for described in select.column_descriptions]
+    nameless = [expression for expression in expressions if isinstance(expression, TextClause)]
+    if nameless:
+        raise ValueError(
+            f"text({nameless[0].text!r}) in the select has no name that its value could have in "
+            f"the arg; write column('name') for a plain column, or "
+            f"literal_column(...).label('name') for an expression"
+        )
     # Of the subquery that it will be: there func.lower(x), for one, has no name that it keeps.
     try:
         columns = list(select.subquery().c)

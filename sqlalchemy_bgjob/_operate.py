@@ -34,7 +34,7 @@ def cancel(models: Models, statements: Statements, target: Any, id: str) -> Any:
     def work(unit: Unit) -> bool:
         return unit.execute(statements.cancel, parameters(id=id)).first() is not None
 
-    return run_in(target, models, work)
+    return run_in(target, models, work, call="BGJob.cancel")
 
 
 def redrive(
@@ -59,7 +59,7 @@ def redrive(
             left=tuple(sorted(id for id, _, back in rows if not back)),
         )
 
-    return run_in(target, models, work)
+    return run_in(target, models, work, call="BGJob.redrive")
 
 
 def prune(
@@ -77,4 +77,4 @@ def prune(
     def work(unit: Unit) -> int:
         return int(unit.execute(statement, parameters(age=age)).scalar_one())
 
-    return run_in(target, models, work)
+    return run_in(target, models, work, call="BGJob.prune")

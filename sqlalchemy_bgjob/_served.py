@@ -21,18 +21,45 @@ _REMEDY = (
 )
 
 
-def check_queues(queues: Mapping[str, int]) -> dict[str, int]:
-    """The served queues: names, and a concurrency from 1 to 10,000 for each."""
+def check_queues(queues: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
+    """The served queues: names, and a concurrency from 1 to 10,000 for each.
+
+    Names alone, as a list of them, are served with the default concurrency each.
+    """
+    if isinstance(queues, str):
+        raise TypeError(
+            f"queues={queues!r} is one str; write queues={{{queues!r}: {DEFAULT_CONCURRENCY}}} for "
+            f"{DEFAULT_CONCURRENCY} jobs at once, or queues=[{queues!r}]"
+        )
+    if not isinstance(queues, Mapping):
+        queues = _with_default_concurrency(queues)
     if not queues:
         raise ValueError("queues= is empty; name at least one, for example {'default': 10}")
     for queue, slots in queues.items():
         _validation.name("queue", queue)
         if not _validation.is_int(slots) or not 1 <= slots <= 10_000:
-            raise ValueError(f"the concurrency {slots!r} of queue {queue!r} is not 1 to 10000")
+            raise ValueError(
+                f"the concurrency {slots!r} of queue {queue!r} is not 1 to 10000 jobs at once; "
+                f"write queues={{{queue!r}: {DEFAULT_CONCURRENCY}}}"
+            )
     return dict(queues)
 
 
-def served_queues(registry: Registry, queues: Mapping[str, int] | None) -> dict[str, int]:
+def _with_default_concurrency(names: object) -> dict[str, int]:
+    listed: list[Any] = list(names) if isinstance(names, Iterable) else [None]
+    if not all(isinstance(name, str) for name in listed):
+        raise TypeError(
+            f"queues={names!r} is neither a mapping of names to concurrency, such as "
+            f"{{'mail': {DEFAULT_CONCURRENCY}}}, nor a list of names, such as ['mail']"
+        )
+    if len(set(listed)) < len(listed):
+        raise ValueError(f"queues={listed!r} names a queue twice; name each once")
+    return dict.fromkeys(listed, DEFAULT_CONCURRENCY)
+
+
+def served_queues(
+    registry: Registry, queues: Mapping[str, int] | Iterable[str] | None
+) -> dict[str, int]:
     """The queues to serve, by default all that handlers name.
 
     Raises:

@@ -6,6 +6,7 @@ and a program that holds one of its objects has imported it already.
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import (
@@ -135,10 +136,11 @@ def can_notify(connection: Connection) -> bool:
     return not isinstance(connection.get_transaction(), TwoPhaseTransaction)
 
 
-def run_in(target: object, models: Models | None, work: Callable[[Unit], T]) -> Any:
+def run_in(target: object, models: Models | None, work: Callable[[Unit], T], *, call: str) -> Any:
     """Do *work* in the target's transaction: its result, or for asyncio a coroutine of it.
 
-    An Engine is a transaction of its own, committed here.
+    An Engine is a transaction of its own, committed here. The coroutine is named after the *call*
+    that the user wrote, so that Python's warning that it was never awaited tells where to look.
 
     Raises:
         TypeError: The target is none of the kinds that are accepted.
@@ -148,9 +150,9 @@ def run_in(target: object, models: Models | None, work: Callable[[Unit], T]) -> 
         if isinstance(target, asyncio_module.async_scoped_session):
             target = target()
         if isinstance(target, asyncio_module.AsyncSession | asyncio_module.AsyncConnection):
-            return target.run_sync(lambda sync: work(Unit(_unsharded(sync), models)))
+            return _named(call, target.run_sync(lambda sync: work(Unit(_unsharded(sync), models))))
         if isinstance(target, asyncio_module.AsyncEngine):
-            return _in_own_transaction(target, models, work)
+            return _named(call, _in_own_transaction(target, models, work))
     if isinstance(target, scoped_session):
         target = target()
     if isinstance(target, Session | Connection):
@@ -162,6 +164,12 @@ def run_in(target: object, models: Models | None, work: Callable[[Unit], T]) -> 
         f"a job belongs to a Session, scoped_session, Connection or Engine, or to one of their "
         f"asyncio twins, not to a {type(target).__name__}"
     )
+
+
+def _named(call: str, coroutine: Any) -> Any:
+    with suppress(AttributeError):  # of a subclass that answers with something else
+        coroutine.__name__ = coroutine.__qualname__ = call
+    return coroutine
 
 
 async def _in_own_transaction(

@@ -57,7 +57,7 @@ def work_one(
         one = _WorkOne(unit.connection, models, registry, session_factory, tuple(observers))
         return one.run(queue, given)
 
-    return run_in(target, models, work)
+    return run_in(target, models, work, call="BGJob.work_one")
 
 
 def _as_job_type(models: Models, queue: str, handler: Callable[..., Any]) -> JobType[Any]:

@@ -24,6 +24,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from ._dispatch import Dispatcher
 from ._execution import Attempt, Environment, Run
 from ._lifecycle import Pending
+from ._misuse import OnlyAsyncWith
 from ._outcomes import HAND_BACK
 from ._pool import HandlerConnections, give_back
 from ._registry import JobType
@@ -290,14 +291,15 @@ class _AsyncPermits:
         self._semaphore.release()
 
 
-class AsyncWorker:
+class AsyncWorker(OnlyAsyncWith):
     """Claims jobs and runs their handlers: coroutines on the event loop, functions in threads.
 
     Args:
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
         engine: On PostgreSQL, with psycopg or asyncpg; two of its connections are the worker's.
         sync_engine: For ``ctx.session`` of functions; on psycopg made from the URL if left out.
-        queues: Concurrency by queue; by default 10 for each queue that a handler names.
+        queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
+            handler names.
         session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an
             async_sessionmaker. By default ``AsyncSession``.
         sync_session_factory: The same for functions. By default ``Session``.
@@ -315,7 +317,7 @@ class AsyncWorker:
         engine: AsyncEngine,
         *,
         sync_engine: Engine | None = None,
-        queues: Mapping[str, int] | None = None,
+        queues: Mapping[str, int] | Iterable[str] | None = None,
         session_factory: Callable[[], Any] | None = None,
         sync_session_factory: Callable[[], Any] | None = None,
         observers: Iterable[Observer] = (),

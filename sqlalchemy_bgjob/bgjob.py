@@ -11,6 +11,7 @@ from typing_extensions import TypeVar
 from . import _validation
 from ._enqueue import JobRef, OnConflict, enqueue_type
 from ._execution import Context
+from ._misuse import name_of, needs_a_type
 from ._operate import Redriven, cancel, prune, redrive
 from ._outcomes import Outcome
 from ._registry import HandlerOptions, JobType, Registry
@@ -121,6 +122,7 @@ class BGJob(Generic[J, D]):
 
     # ---- handlers ---------------------------------------------------------------------------
 
+    @needs_a_type
     def handler(
         self,
         type: str,
@@ -179,6 +181,11 @@ class BGJob(Generic[J, D]):
 
         It finds the type in ``ctx.job.type``. Arguments as for :meth:`handler`.
         """
+        if callable(queue):
+            raise TypeError(
+                f"@jobs.default_handler got {name_of(queue)} instead of a queue; write "
+                f"@jobs.default_handler(), or name the queue: @jobs.default_handler('mail')"
+            )
 
         def register(function: Callable[..., Any]) -> JobType[Any]:
             made = self._make(

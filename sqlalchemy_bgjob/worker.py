@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from ._dispatch import Dispatcher
 from ._execution import Environment, Run
+from ._misuse import OnlyWith
 from ._pool import HandlerConnections
 from ._registry import JobType
 from ._served import check_handlers, refuse_coroutines, served_queues
@@ -181,13 +182,14 @@ class Threads:
             del work
 
 
-class Worker:
+class Worker(OnlyWith):
     """Claims jobs and runs their handlers in threads of this process.
 
     Args:
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
         engine: On PostgreSQL, with psycopg or psycopg2; two of its connections are the worker's.
-        queues: Concurrency by queue; by default 10 for each queue that a handler names.
+        queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
+            handler names.
         session_factory: Makes ``ctx.session``: a Session class, a sessionmaker, or a
             scoped_session, which is then the handler's session. By default ``Session``.
         observers: Told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
@@ -203,7 +205,7 @@ class Worker:
         jobs: BGJob[Any, Any],
         engine: Engine,
         *,
-        queues: Mapping[str, int] | None = None,
+        queues: Mapping[str, int] | Iterable[str] | None = None,
         session_factory: Callable[[], Any] | None = None,
         observers: Iterable[Observer] = (),
         settings: WorkerSettings | None = None,

@@ -139,7 +139,7 @@ def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> 
             unit.execute(statement, parameters(by=timedelta(seconds=seconds)))
         unit.execute(statements.wake_all)
 
-    return run_in(target, jobs.models, work)
+    return run_in(target, jobs.models, work, call="let_time_pass")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -1,0 +1,60 @@
+"""Answers to calls that Python itself would let pass, or answer with a riddle. Pure."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def name_of(given: object) -> str:
+    """What somebody would call it: a function's or class's own name, or its type's."""
+    return str(getattr(given, "__name__", type(given).__name__))
+
+
+def needs_a_type(method: Callable[P, R]) -> Callable[P, R]:
+    """Refuse ``@jobs.handler`` without parentheses, and without the name that they are for."""
+
+    @wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = args[1] if len(args) > 1 else kwargs.get("type", ...)
+        if given is ...:
+            raise TypeError(
+                "@jobs.handler(...) needs the name of the job's type, which is stored with each "
+                "job; write for example @jobs.handler('send_receipt')"
+            )
+        if callable(given):
+            raise TypeError(
+                f"@jobs.handler got {name_of(given)} instead of the name of a job's type; write "
+                f"@jobs.handler({name_of(given)!r})"
+            )
+        return method(*args, **kwargs)
+
+    return checked
+
+
+class OnlyWith:
+    """Of what is entered by ``with``: says so to ``async with``."""
+
+    if not TYPE_CHECKING:
+
+        async def __aenter__(self) -> NoReturn:
+            name = type(self).__name__
+            raise TypeError(f"{name} is entered by `with`; in a coroutine use AsyncWorker")
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+
+class OnlyAsyncWith:
+    """Of what is entered by ``async with``: says so to ``with``."""
+
+    if not TYPE_CHECKING:
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(
+                f"{type(self).__name__} is entered by `async with`, in a coroutine; "
+                f"without an event loop use Worker"
+            )
+
+        def __exit__(self, *_: object) -> None: ...

@@ -1,0 +1,172 @@
+"""Mistakes that people make in their first hour, and what they are told to write instead."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import MetaData, column, create_engine, select, text, true
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from sqlalchemy_bgjob import (
+    AsyncWorker,
+    BGJob,
+    Worker,
+    enqueue,
+    enqueue_from,
+    enqueue_many,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+URL = "postgresql+psycopg://nobody@nowhere.invalid/none"
+jobs: BGJob[Any, Any] = BGJob(MetaData())
+
+
+@jobs.handler("send", queue="mail")
+def send(ctx: Any, arg: Any) -> None: ...
+
+
+def plain(ctx: Any) -> None: ...
+
+
+# ---- handlers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("register", "words"),
+    [
+        (lambda: jobs.handler(plain), "write @jobs.handler('plain')"),  # type: ignore[arg-type]
+        (jobs.handler, "write for example @jobs.handler('send_receipt')"),
+        (lambda: jobs.handler(queue="mail"), "write for example @jobs.handler('send_receipt')"),
+        (lambda: jobs.handler(send), "write @jobs.handler('send')"),  # type: ignore[arg-type]
+        (lambda: jobs.default_handler(plain), "write @jobs.default_handler()"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_decorator_without_its_name_says_what_to_write(
+    register: Callable[[], Any], words: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        register()
+    assert words in str(caught.value)
+
+
+# ---- queues --------------------------------------------------------------------------------------
+
+
+def of_threads(queues: Any) -> Any:
+    return Worker(jobs, create_engine(URL, pool_size=12), queues=queues)
+
+
+def of_asyncio(queues: Any) -> Any:
+    sync_engine = create_engine(URL, pool_size=12)
+    engine = create_async_engine(URL, pool_size=12)
+    return AsyncWorker(jobs, engine, sync_engine=sync_engine, queues=queues)
+
+
+@pytest.mark.parametrize("worker", [of_threads, of_asyncio])
+def test_names_of_queues_alone_get_ten_slots_each(worker: Callable[[Any], Any]) -> None:
+    """As ``--queue mail`` does on the command line."""
+    assert worker(["mail"]).queues == {"mail": 10}
+    assert worker({"mail": 4}).queues == {"mail": 4}
+
+
+@pytest.mark.parametrize("worker", [of_threads, of_asyncio])
+@pytest.mark.parametrize(
+    ("queues", "words"),
+    [
+        ("mail", "write queues={'mail': 10}"),
+        (7, "such as {'mail': 10}"),
+        ([("mail", 10)], "such as {'mail': 10}"),
+        ([], "name at least one"),
+        (["mail", "mail"], "names a queue twice"),
+        ({"mail": "10"}, "write queues={'mail': 10}"),
+    ],
+)
+def test_other_queues_say_what_to_write(
+    worker: Callable[[Any], Any], queues: Any, words: str
+) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        worker(queues)
+    assert words in str(caught.value)
+
+
+# ---- await ---------------------------------------------------------------------------------------
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "enqueue": lambda target: enqueue(target, send, 1),
+    "enqueue_many": lambda target: enqueue_many(target, send, [1, 2]),
+    "enqueue_from": lambda target: enqueue_from(target, send, select(column("n"))),
+    "BGJob.enqueue": lambda target: jobs.enqueue(target, "send", 1),
+    "BGJob.cancel": lambda target: jobs.cancel(target, "7"),
+    "BGJob.redrive": lambda target: jobs.redrive(target, true()),
+    "BGJob.prune": lambda target: jobs.prune(target, timedelta(days=1)),
+    "BGJob.work_one": lambda target: jobs.work_one(target, "mail"),
+}
+
+
+@pytest.fixture(params=["psycopg", "asyncpg"])
+def async_engine(request: pytest.FixtureRequest) -> Iterator[Any]:
+    engine = create_async_engine(URL.replace("psycopg", request.param))
+    yield engine
+    asyncio.run(engine.dispose())
+
+
+@pytest.mark.parametrize("kind", ["session", "connection", "engine"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_forgotten_await_names_the_call(async_engine: Any, kind: str, name: str) -> None:
+    targets = {
+        "session": lambda: AsyncSession(async_engine),
+        "connection": async_engine.connect,
+        "engine": lambda: async_engine,
+    }
+
+    def forget() -> None:
+        CALLS[name](targets[kind]())
+        gc.collect()
+
+    with pytest.warns(RuntimeWarning, match=f"^coroutine '{name}' was never awaited"):
+        forget()
+
+
+# ---- with ----------------------------------------------------------------------------------------
+
+
+def test_an_async_worker_is_not_entered_by_with() -> None:
+    worker: Any = of_asyncio({"mail": 1})
+    with pytest.raises(TypeError, match="is entered by `async with`"), worker:
+        pass
+
+
+def test_a_worker_is_not_entered_by_async_with() -> None:
+    worker: Any = of_threads({"mail": 1})
+
+    async def enter() -> None:
+        async with worker:
+            pass
+
+    with pytest.raises(TypeError, match="is entered by `with`"):
+        asyncio.run(enter())
+
+
+# ---- selects -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beside", [[], [column("order_id")]])
+def test_a_text_in_a_select_has_no_name(beside: list[Any]) -> None:
+    """Beside a column that has one it would be left out of the arg without a word."""
+    with pytest.raises(
+        ValueError, match=r"text\('n'\) in the select has no name.*column\('name'\)"
+    ):
+        enqueue_from(Session(create_engine(URL)), send, select(text("n"), *beside))
+
+
+@pytest.mark.parametrize("given", [text("SELECT 1"), "SELECT 1", None])
+def test_what_is_no_select_says_what_to_write(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"write for example select\("):
+        enqueue_from(Session(create_engine(URL)), send, given)
