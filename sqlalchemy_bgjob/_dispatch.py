@@ -9,6 +9,7 @@ does, or a refusal at the start.
 """
 
 import logging
+import os
 import random
 import threading
 import time
@@ -45,6 +46,7 @@ from ._errors import (
     summary,
 )
 from ._execution import Attempt, Environment, Run, job_info
+from ._forks import leave_if_forked
 from ._health import Health
 from ._heart import Heart
 from ._job_log import log_observer
@@ -214,7 +216,10 @@ class Dispatcher:
                 self._visible_by = self._turned_at + VISIBLE_WITHIN
                 beside.append(self._runtime.attend("bgjob-listener", self._listener.run))
             ready()
+            process = os.getpid()
             while not self._finished():
+                # A child that a coroutine has forked, and that awaits, comes to here.
+                leave_if_forked(process, None)
                 self._step()
                 self._name_overdue()
         finally:

@@ -4,6 +4,7 @@ Written once, for functions, which run in threads, and for coroutines. What most
 costs them nothing: a session, and the job as plain data, are made when they are asked for.
 """
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, Engine
 
 from ._codec import Encoded
 from ._errors import describe
+from ._forks import leave_if_forked
 from ._job_log import log_policy_problem, log_stack
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._outcomes import (
@@ -158,6 +160,7 @@ class Environment:
         connect: Takes a connection for an isolation level (None: the engine's) and a worker.
         disconnect: Gives it back, whatever state it is in.
         scoped: Whether the handler's session is a scoped_session's.
+        process: The one that runs the worker.
     """
 
     statements: Statements
@@ -166,6 +169,7 @@ class Environment:
     connect: Callable[[str | None, int], Connection]
     disconnect: Callable[[Connection], None]
     scoped: bool = field(init=False)
+    process: int = field(init=False, default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         scoped = getattr(self.session_factory, "registry", None) is not None
@@ -239,6 +243,7 @@ class Attempt:
         """The settlement, and its fate if the handler's own transaction wrote it. Never raises."""
         self._over = True
         run, unit = self._run, self._unit
+        leave_if_forked(self._environment.process, run.job.type, error)
         if returned is None and error is None and unit is None and run.deadline is None:
             return Pending(run.job, COMPLETED), None
         try:

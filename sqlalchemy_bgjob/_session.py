@@ -12,6 +12,7 @@ Nothing is locked while a handler runs, so there is no lock that it could give a
 """
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -21,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ._errors import sqlstate, summary
+from ._forks import Forked
 from ._last_words import LastWords, complete, last_words
 from ._lifecycle import Fate, Pending, holds, write
 from ._statements import Statements
@@ -88,6 +90,7 @@ class HandlerSession:
         self._ended_in_order = False  # by commit() or rollback(), not by close()
         self._settling = False
         self._over = False
+        self._process = os.getpid()
         self.reached = False
         """Whether this run has had a connection at some time."""
         self.unconnected: BaseException | None = None
@@ -146,6 +149,8 @@ class HandlerSession:
         return mine == its and mine != (None, None, None)
 
     def _joined(self) -> Connection:
+        if os.getpid() != self._process:
+            raise Forked
         if self._over:
             raise JobEnded  # or this connection would never be given back
         if self._connection is not None and self._root is None and self._connection.invalidated:

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from ._forks import file_number, keep_from_children
+
 UNANSWERED: Final = 15.0
 """Seconds after which data that was sent and not acknowledged ends the connection."""
 IDLE, EVERY, TIMES = 10, 3, 3
@@ -25,10 +27,14 @@ _OPTIONS: Final = (
 
 
 def watch(connection: Connection) -> None:
-    """Let the kernel watch this connection, once. What the user has set to be shorter stays."""
+    """Let the kernel watch this connection, once. What the user has set to be shorter stays.
+
+    It is kept from processes that are forked later, too.
+    """
     if connection.info.get("bgjob_watched"):
         return
     connection.info["bgjob_watched"] = True
+    keep_from_children(connection)
     # A Unix socket has no such options, and a driver may hide its socket: then all is as before.
     with suppress(Exception):
         _set(_socket(connection.connection.driver_connection))
@@ -36,9 +42,7 @@ def watch(connection: Connection) -> None:
 
 def _socket(driver: Any) -> socket.socket:
     """The connection's own socket as a copy that shares it; to be closed."""
-    transport = getattr(driver, "_transport", None)  # asyncpg
-    number = transport.get_extra_info("socket").fileno() if transport else driver.fileno()
-    return socket.socket(fileno=socket.dup(number))
+    return socket.socket(fileno=socket.dup(file_number(driver)))
 
 
 def _set(copy: socket.socket) -> None:

@@ -1,5 +1,6 @@
 """work_one: one job, run and settled in a transaction that belongs to the caller."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from . import _validation
 from ._after_commit import after_commit
 from ._codec import Encoded
 from ._execution import Context, Run, job_info, settlement_for
+from ._forks import Forked, kept_from_children, leave_if_forked
 from ._ids import new_worker_id
 from ._lifecycle import ClaimedJob, Pending
 from ._outcomes import (
@@ -86,6 +88,7 @@ class _WorkOne:
     ) -> None:
         self._connection, self._registry = connection, registry
         self._statements = statements_of(models)
+        self._process = os.getpid()
         self._session_factory, self._observers = session_factory, observers
 
     def run(self, queue: str, given: JobType[Any] | None) -> Outcome | None:
@@ -159,10 +162,7 @@ class _WorkOne:
                 args = (handler.decode(job.arg, job.headers),) if handler.takes_arg else ()
             except InvalidArg as error:
                 raise MoveToDlq(error) from error
-            returned = handler.function(Context(run, get_session), *args)
-            if handler.is_coroutine:
-                returned = _await(returned, handler.options.timeout)
-            outcome = run.outcome(returned)
+            outcome = run.outcome(self._returned(run, get_session, args))
             arg = _new_arg(handler, outcome)
             if session is not None:
                 _sync(session).commit()
@@ -183,6 +183,25 @@ class _WorkOne:
             except Exception as second:
                 return Retry(None, second), None
 
+    def _returned(self, run: Run, get_session: Callable[[], Any], args: tuple[Any, ...]) -> Any:
+        """What the handler returns, in the process that has called it and in no other."""
+        handler, type = run.handler, run.job.type
+        try:
+            with kept_from_children(self._connection):
+                returned = handler.function(Context(run, get_session), *args)
+                if handler.is_coroutine:
+                    returned = _await(returned, handler.options.timeout)
+        except BaseException as error:
+            leave_if_forked(self._process, type, error)
+            raise
+        leave_if_forked(self._process, type)
+        return returned
+
+    def _bind(self, *args: Any, **kwargs: Any) -> Connection:
+        if os.getpid() != self._process:
+            raise Forked
+        return self._connection
+
     def _make_session(self, handler: JobType[Any]) -> Any:
         connection = self._connection
         is_async = connection.dialect.is_async
@@ -194,7 +213,7 @@ class _WorkOne:
         session = _sync(outer)
         session.join_transaction_mode = "create_savepoint"
         session.twophase = False
-        session.get_bind = lambda *args, **kwargs: connection  # type: ignore[method-assign]
+        session.get_bind = self._bind  # type: ignore[method-assign]
         if not handler.is_coroutine:
             outer = session  # a function awaits nothing
         return outer

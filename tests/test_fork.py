@@ -134,3 +134,163 @@ def test_the_parents_connections_are_left_alone(code: str, engine: Engine) -> No
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
     assert done.stdout.strip() == "ok", done.stderr
+
+
+# ---- a handler that forks -----------------------------------------------------------------------
+
+FORKS = """
+import gc, multiprocessing, time
+from sqlalchemy import Column, Integer, Table, Text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy_bgjob import Observer, enqueue_many
+
+kind, driver, sync_url = sys.argv[2:5]
+is_async = kind in ("coroutine", "work_one coroutine")
+note = Table("note", jobs.metadata, Column("pid", Integer), Column("way", Text))
+outside = create_engine(sync_url)
+jobs.metadata.create_all(outside)
+me, codes, started = os.getpid(), [], []
+
+
+class Told(Observer):
+    def job_started(self, job):
+        started.append(job.id)
+
+
+def uses_the_session(session):
+    session.execute(text("SELECT 1"))
+
+
+def raises(session):
+    raise ValueError("from the child")
+
+
+def disposes(session):
+    engine = getattr(engines[0], "sync_engine", engines[0])
+    engine.pool.dispose()
+    gc.collect()
+    raise SystemExit(7)
+
+
+WAYS = {
+    "return": (1, lambda session: None),
+    "sys.exit": (0, lambda session: sys.exit()),
+    "sys.exit(3)": (3, lambda session: sys.exit(3)),
+    "sys.exit(words)": (1, lambda session: sys.exit("words")),
+    "exception": (1, raises),
+    "os._exit": (5, lambda session: os._exit(5)),
+    "the session": (1, uses_the_session),
+    "dispose": (7, disposes),
+}
+
+
+def fork(session, way):
+    session.execute(note.insert().values(pid=os.getpid(), way=way))
+    if way == "rollback":
+        with session.begin_nested():
+            child = os.fork()
+            if child == 0:
+                raise ValueError("its savepoint is the parent's")
+        expected = 1
+    elif way == "multiprocessing":
+        process = multiprocessing.get_context("fork").Process(target=session.rollback)
+        process.start()
+        process.join()
+        return
+    else:
+        expected, leave = WAYS[way]
+        child = os.fork()
+        if child == 0:
+            return leave(session)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code != expected:
+        codes.append((way, code))
+    session.execute(note.insert().values(pid=os.getpid(), way=way))
+
+
+if is_async:
+    @jobs.handler("forks", max_attempts=1)
+    async def forks(ctx, way: str):
+        await ctx.session.run_sync(fork, way)
+        if os.getpid() != me and way == "return":
+            await asyncio.sleep(3600)  # on the parent's event loop
+else:
+    @jobs.handler("forks", max_attempts=1)
+    def forks(ctx, way: str):
+        fork(ctx.session, way)
+
+
+ways = [*WAYS, "rollback", "multiprocessing"]
+enqueue_many(outside, forks, ways)
+engines = [(create_async_engine if is_async else create_engine)(url, pool_size=3, max_overflow=0)]
+
+
+def done():
+    with outside.connect() as connection:
+        return not connection.scalar(text("SELECT count(*) FROM bgjob_job"))
+
+
+options = {"queues": {"default": 1}, "observers": [Told()], "poll_interval": 0.05}
+if kind == "function":
+    with Worker(jobs, engines[0], **options):
+        wait_until(done, 60)
+elif kind == "coroutine":
+    async def main():
+        async with AsyncWorker(jobs, engines[0], sync_engine=outside, **options):
+            await asyncio.to_thread(wait_until, done, 60)
+
+    asyncio.run(main())
+elif kind == "work_one function":
+    for _ in ways:
+        with Session(engines[0]) as session, session.begin():
+            jobs.work_one(session, "default", observers=[Told()])
+else:
+    async def main():
+        for _ in ways:
+            async with AsyncSession(engines[0]) as session, session.begin():
+                await jobs.work_one(session, "default", observers=[Told()])
+
+    asyncio.run(main())
+assert os.getpid() == me, "a child came to here"
+with outside.connect() as connection:
+    rows = connection.execute(text("SELECT way, pid, count(*) FROM note GROUP BY 1, 2")).all()
+    dead = connection.execute(text("SELECT last_error FROM bgjob_dead_job")).all()
+assert not codes, codes
+assert not dead, dead
+expected = {(way, me): 1 if way == "multiprocessing" else 2 for way in ways}
+assert {(way, pid): count for way, pid, count in rows} == expected, rows
+wait_until(lambda: len(started) == len(ways), 30)
+print("ok")
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "driver"),
+    [
+        ("function", "psycopg"),
+        ("function", "psycopg2"),
+        ("coroutine", "psycopg"),
+        ("coroutine", "asyncpg"),
+        ("work_one function", "psycopg"),
+        ("work_one function", "psycopg2"),
+        ("work_one coroutine", "psycopg"),
+        ("work_one coroutine", "asyncpg"),
+    ],
+)
+def test_a_forked_child_never_goes_on_as_the_worker(kind: str, driver: str, engine: Engine) -> None:
+    """However it leaves its handler: the parent's effects are all there, each once."""
+    url, sync_url = (with_driver(engine.url, name) for name in (driver, "psycopg"))
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE + FORKS, url, kind, driver, sync_url],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.stdout.strip() == "ok", done.stderr
+    assert "the handler of 'forks' in process" in done.stderr
+    assert "raised ValueError and ends here" in done.stderr
+    assert "from the child" not in done.stderr

@@ -1,0 +1,96 @@
+"""Keeps a process that a handler has forked out of the worker, and off its connections.
+
+A child goes on with copies of everything. Where its handler returns or raises it would come back
+into the worker, settle the job on the parent's socket, and take further ones; its ROLLBACK would
+undo what the parent has written. So a child that comes back ends. And from the fork on the sockets
+of the worker lead nowhere in the child, whatever it, or its garbage collection, does with them.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NoReturn
+from weakref import WeakSet
+
+from sqlalchemy import Connection
+
+_connections: Final[WeakSet[Any]] = WeakSet()
+
+
+class Forked(RuntimeError):
+    """A session was used in another process than the one that runs its job."""
+
+    def __str__(self) -> str:
+        return (
+            "ctx.session belongs to the process that runs the job, and this one was forked from "
+            "it; use ctx.session there, or connect anew here"
+        )
+
+
+def file_number(driver: Any) -> int:
+    """The file descriptor of a driver's connection."""
+    transport = getattr(driver, "_transport", None)  # asyncpg
+    number: int = transport.get_extra_info("socket").fileno() if transport else driver.fileno()
+    return number
+
+
+def keep_from_children(connection: Connection) -> None:
+    """Let no process that is forked from now on speak on this connection."""
+    _connections.add(connection.connection.driver_connection)
+
+
+@contextmanager
+def kept_from_children(connection: Connection) -> Iterator[None]:
+    """Do the same for a while, with a connection that is not the worker's."""
+    driver = connection.connection.driver_connection
+    if driver in _connections:
+        yield
+        return
+    _connections.add(driver)
+    try:
+        yield
+    finally:
+        _connections.discard(driver)
+
+
+def _cut_off() -> None:
+    """In the child: put a socket that has been closed in the place of each of the parent's."""
+    closed, other = socket.socketpair()
+    other.close()
+    with closed:
+        for driver in list(_connections):
+            with suppress(Exception):  # it has been closed
+                os.dup2(closed.fileno(), file_number(driver))
+    _connections.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_cut_off)
+
+
+def leave_if_forked(process: int, type: str | None, error: BaseException | None = None) -> None:
+    """End this process if it is not *process*: a handler has forked it, and it came back.
+
+    Args:
+        process: Which one runs the worker.
+        type: Of the job whose handler may have forked; None if that is not known.
+        error: What the handler has raised. The code of a SystemExit is the child's.
+    """
+    if os.getpid() != process:
+        _leave(process, type, error)
+
+
+def _leave(process: int, type: str | None, error: BaseException | None) -> NoReturn:
+    if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+        os._exit(error.code or 0)
+    whose = "a handler" if type is None else f"the handler of {type!r}"
+    how = "returned" if error is None else f"raised {error.__class__.__name__}"
+    words = (
+        f"sqlalchemy-bgjob: {whose} in process {process} has forked process {os.getpid()}, which "
+        f"{how} and ends here, so that it does not go on as a worker; end such a child by "
+        f"os._exit(), or use multiprocessing or subprocess\n"
+    )
+    with suppress(OSError):  # not sys.stderr, whose lock another thread may have held
+        os.write(2, words.encode("utf-8", "backslashreplace"))
+    os._exit(1)
