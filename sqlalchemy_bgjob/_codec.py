@@ -12,18 +12,18 @@ nor SQLAlchemy is imported here: an annotation of theirs can't exist before the 
 
 import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from inspect import Parameter
-from typing import Annotated, Any, NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import msgspec
 import msgspec.inspect
 
+from ._shapes import ANYTHING, members, model_names, shape_of
 from ._walk import MAX_DEPTH, check, dump, is_model, join, size_problem
 from .exceptions import InvalidArg
 from .settings import MAX_ARG_SIZE
@@ -62,20 +62,24 @@ class Codec:
     def __init__(self, annotation: Any = Any) -> None:
         if isinstance(annotation, str):
             raise TypeError(f"annotation {annotation!r} is a string; resolve it first")
-        members = _members(annotation)
-        self._untyped = any(m is Any or m is object or m is Parameter.empty for m in members)
+        parts = members(annotation)
+        self._untyped = any(m is Any or m is object or m is Parameter.empty for m in parts)
         if self._untyped:
-            annotation, members = Any, [Any]
+            annotation, parts = Any, [Any]
         self.annotation = annotation
         self._name = _name(annotation)
-        self._raw_type = next((m for m in members if m in _BYTES_TYPES), None)
-        rest = [m for m in members if m not in _BYTES_TYPES]
+        self._raw_type = next((m for m in parts if m in _BYTES_TYPES), None)
+        rest = [m for m in parts if m not in _BYTES_TYPES]
         self._only_raw = self._raw_type is not None and all(m is type(None) for m in rest)
         self._load: Callable[[bytes], Any] = _decoder(
             # msgspec would read these bytes from a base64 string, and allows no str beside them.
             annotation if self._raw_type is None or not rest else Union[tuple(rest)]  # noqa: UP007
         )
-        self.allows_none = type(None) in members or self._loads_null()
+        self._shape = ANYTHING if self._only_raw else shape_of(annotation)
+        # What is exactly of this class has no key too many, if it holds no other object.
+        named = [m for m in rest if m is not type(None)]
+        self._exact = named[0] if len(named) == 1 and self._shape.is_plain() else None
+        self.allows_none = type(None) in parts or self._loads_null()
 
     def encode(self, arg: Any, *, max_size: int = MAX_ARG_SIZE) -> Encoded:
         """The bytes to store for *arg*, which :meth:`decode` is sure to read.
@@ -100,6 +104,7 @@ class Codec:
         if self._only_raw:
             got = type(arg).__name__
             raise InvalidArg("$", f"{got} given, but the handler takes {self._name}; encode it")
+        exact = type(arg) is self._exact
         if kind == _PYDANTIC:
             arg = dump(arg, "$")
         check(arg, max_size=max_size)
@@ -107,6 +112,8 @@ class Codec:
         _check_size(len(data), max_size)
         if not self._untyped:
             self._decode_json(data)
+            if self._shape is not ANYTHING and not exact:
+                self._check_keys(data)
         return Encoded(data, None)
 
     def decode(
@@ -145,6 +152,13 @@ class Codec:
         path, reason = _explain(failure, data, self._load)
         raise InvalidArg(path, reason.format(name=self._name))
 
+    def _check_keys(self, data: bytes) -> None:
+        """Refuse what the handler would not get, though it can be decoded."""
+        steps = self._shape.unread(msgspec.json.decode(data))
+        if steps is not None:
+            reason = f"{self._name} has no such field, so the handler would not get it; take it out"
+            raise InvalidArg(_render(steps), reason)
+
     def _loads_null(self) -> bool:
         try:
             self._load(b"null")
@@ -158,10 +172,10 @@ def fields(annotation: Any) -> Fields | None:
 
     Names are those in JSON: a struct's ``rename`` and a model's aliases are applied.
     """
-    members = [member for member in _members(annotation) if member is not type(None)]
-    if len(members) != 1:
+    parts = [part for part in members(annotation) if part is not type(None)]
+    if len(parts) != 1:
         return None
-    (member,) = members
+    (member,) = parts
     if hasattr(member, "__pydantic_validator__") and hasattr(member, "model_fields"):
         return _pydantic_fields(member)
     try:
@@ -184,15 +198,9 @@ def fields(annotation: Any) -> Fields | None:
 
 
 def _pydantic_fields(model: Any) -> Fields:
-    config = model.model_config
-    by_name = config.get("validate_by_name") or config.get("populate_by_name")
-    by_alias = config.get("validate_by_alias", True)
     known: set[str] = set()
     required: set[str] = set()
-    for name, field in model.model_fields.items():
-        alias = field.validation_alias
-        plain = [alias] if isinstance(alias, str) and by_alias else []
-        names = plain + ([name] if by_name or not plain else [])
+    for names, field in model_names(model):
         known.update(names)
         if field.is_required():
             required.add(names[0])
@@ -264,10 +272,10 @@ def _dec_hook(cls: type, item: Any) -> Any:
 
 def _decoder(annotation: Any) -> Callable[[bytes], Any]:
     """The function that decodes JSON to the annotation; what can't be decoded is refused here."""
-    members = [member for member in _members(annotation) if member is not type(None)]
-    if any(hasattr(member, "__pydantic_validator__") for member in members):
-        for member in members:
-            _refuse_mapped(member, annotation)
+    parts = [part for part in members(annotation) if part is not type(None)]
+    if any(hasattr(part, "__pydantic_validator__") for part in parts):
+        for part in parts:
+            _refuse_mapped(part, annotation)
         return _adapter(annotation)
     try:
         info = msgspec.inspect.type_info(annotation)
@@ -342,22 +350,6 @@ def _classes(info: msgspec.inspect.Type, *, custom: bool = False) -> Iterator[ty
         elif cls is not None and not custom:
             yield cls
         stack.extend(getattr(node, name) for name in node.__struct_fields__)
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The members of a union, aliases resolved; any other type is its own only member."""
-    while True:
-        if typing.get_origin(annotation) is Annotated:
-            annotation = typing.get_args(annotation)[0]
-        elif isinstance(annotation, typing.NewType):
-            annotation = annotation.__supertype__
-        elif type(annotation).__name__ == "TypeAliasType":
-            annotation = annotation.__value__
-        else:
-            break
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        return [part for member in typing.get_args(annotation) for part in _members(member)]
-    return [type(None) if annotation is None else annotation]
 
 
 def _name(annotation: Any) -> str:

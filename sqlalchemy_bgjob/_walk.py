@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import reduce
 from typing import Any, NoReturn
 from uuid import UUID
 
 import msgspec
 
+from ._shapes import left_out_of_dump
 from .exceptions import InvalidArg
 from .settings import MAX_ARG_SIZE
 
@@ -354,13 +356,20 @@ def dump(item: Any, path: "str | Callable[[], str]") -> Any:
         else:
             dumped = type(item).__pydantic_serializer__.to_python(item, by_alias=True, **options)
         problem = _lost_in_dump(item, dumped)
+        lost = left_out_of_dump(item)
     except MemoryError:
         raise
     except Exception as error:
-        problem = f"can't be dumped as JSON ({type(error).__name__})"
-    if problem is None:
+        problem, lost = f"can't be dumped as JSON ({type(error).__name__})", None
+    if problem is None and lost is None:
         return dumped
-    raise InvalidArg(path if isinstance(path, str) else path(), f"{type(item).__name__} {problem}")
+    where, name = path if isinstance(path, str) else path(), type(item).__name__
+    if problem is not None:
+        raise InvalidArg(where, f"{name} {problem}")
+    raise InvalidArg(
+        reduce(join, lost or (), where),
+        f"a field of a subclass, which {name} leaves out; name the subclass in its annotation",
+    )
 
 
 def _lost_in_dump(item: Any, dumped: Any) -> str | None:
