@@ -3,7 +3,15 @@
 Python makes an exception of SIGINT, wherever it stands. Within imports, which take most of a
 second, that prints a traceback; within a callback of theirs it is printed and lost, and so is the
 signal. So until a command has begun SIGINT ends the process as SIGTERM does.
+
+``python -m`` puts the working directory before everything, where a ``json.py`` or ``sqlalchemy.py``
+of the application would be imported instead of the library. A worker adds it again, last.
 """
+
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]
 
 import signal
 

@@ -6,10 +6,13 @@ traceback is part of it only when the application itself raised.
 
 import importlib
 import importlib.util
+import logging
 import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import suppress
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
@@ -17,9 +20,16 @@ from typing import Any
 from ._errors import did_you_mean
 from ._exits import USAGE, CommandError
 
+logger = logging.getLogger("sqlalchemy_bgjob")
 
-def load(target: str, *, example: str = "app:jobs") -> Any:
+
+def load(target: str, app_dir: Path, *, example: str = "app:jobs") -> Any:
     """Import ``module:object``, ``module:object.attribute`` or call ``module:factory()``.
+
+    Args:
+        target: Names the object.
+        app_dir: The folder of the application, last on Python's path.
+        example: What a target may look like, for the error.
 
     Raises:
         CommandError: There is no such thing, or the application raised.
@@ -38,7 +48,7 @@ def load(target: str, *, example: str = "app:jobs") -> Any:
         raise _refused(
             f"{target!r} is not module:object, module:object.attribute or module:factory()"
         )
-    found: Any = _import(module_name, target)
+    found: Any = _import(module_name, target, app_dir)
     where = f"module {module_name!r}"
     for name in path.split("."):
         try:
@@ -51,7 +61,7 @@ def load(target: str, *, example: str = "app:jobs") -> Any:
     return _call(found, where, target) if call else found
 
 
-def import_module(name: str) -> None:
+def import_module(name: str, app_dir: Path) -> None:
     """Import a module for what that does, such as registering handlers.
 
     Raises:
@@ -64,7 +74,7 @@ def import_module(name: str) -> None:
         )
     if not all(part.isidentifier() for part in name.split(".")):
         raise _refused(f"{name!r} is not a module's name; write it like shop.tasks")
-    _import(name, name)
+    _import(name, name, app_dir)
 
 
 def _is_file(module_name: str) -> bool:
@@ -75,7 +85,8 @@ def _module_of(file: str) -> str:
     return ".".join(Path(file.removesuffix(".py")).parts)
 
 
-def _import(name: str, target: str) -> ModuleType:
+def _import(name: str, target: str, app_dir: Path) -> ModuleType:
+    _warn_of_another(name.partition(".")[0], app_dir)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -83,9 +94,10 @@ def _import(name: str, target: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _raised(f"importing {name!r}", error) from None
         parent, _, missing = error.name.rpartition(".")
-        folder = f"package {parent!r}" if parent else f"{str(Path.cwd())!r} and Python's path"
+        path = f"{str(app_dir.resolve())!r} and Python's path"
+        folder = f"package {parent!r}" if parent else path
         problem = f"no module {error.name!r} in {folder}"
-        known = _modules(parent)
+        known = _modules(parent, app_dir)
         raise _refused(f"cannot load {target!r}: {problem}{_closest(missing, known)}") from None
     except (Exception, SystemExit) as error:
         raise _raised(f"importing {name!r}", error) from None
@@ -104,10 +116,27 @@ def _call(factory: Callable[[], Any], where: str, target: str) -> Any:
     return made
 
 
-def _modules(package: str) -> list[str]:
-    """The modules that could have been meant: of the package, or of the working directory."""
+def _warn_of_another(name: str, app_dir: Path) -> None:
+    """Tell that a module of the application is hidden by an installed one of the same name."""
+    with suppress(ImportError, ValueError):  # there is none, or it has no place
+        found = importlib.util.find_spec(name)
+        hidden = PathFinder.find_spec(name, [str(app_dir.resolve())])
+        if found is None or hidden is None or found.origin is None or hidden.origin is None:
+            return
+        if Path(found.origin).resolve() != Path(hidden.origin).resolve():
+            logger.warning(
+                "%r is imported from %r, which comes first, and not from %r; if that is the one "
+                "you mean, rename it, or set PYTHONPATH to its folder",
+                name,
+                found.origin,
+                hidden.origin,
+            )
+
+
+def _modules(package: str, app_dir: Path) -> list[str]:
+    """The modules that could have been meant: of the package, or of the application's folder."""
     if not package:
-        return [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
+        return [module.name for module in pkgutil.iter_modules([str(app_dir.resolve())])]
     path: Iterable[str] = getattr(sys.modules.get(package), "__path__", ())
     return [module.name for module in pkgutil.iter_modules(path)]
 

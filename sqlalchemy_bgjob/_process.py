@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +63,7 @@ class WorkerOptions:
         engine: Names the application's own Engine or AsyncEngine.
         sync_engine: Names an Engine for functions, beside an AsyncEngine or a URL for asyncpg.
         session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
+        app_dir: Where modules are found that Python's own path does not have.
         imports: Modules that register handlers, beside the one that *app* names.
         queues: Concurrency by queue; None for all queues that handlers name.
         settings: The worker's.
@@ -73,6 +75,7 @@ class WorkerOptions:
     engine: str | None = None
     sync_engine: str | None = None
     session_factories: tuple[str, ...] = ()
+    app_dir: Path = Path()
     imports: tuple[str, ...] = ()
     queues: Mapping[str, int] | None = None
     settings: WorkerSettings = WorkerSettings()  # noqa: RUF009 - it is frozen
@@ -227,13 +230,13 @@ def _failed(error: BaseException) -> int:
 # ---- what to run ----------------------------------------------------------------------------
 
 
-def load_jobs(app: str) -> BGJob[Any, Any]:
+def load_jobs(app: str, app_dir: Path) -> BGJob[Any, Any]:
     """The application's BGJob.
 
     Raises:
         CommandError: It can't be found, or is something else.
     """
-    found = _loader.load(app)
+    found = _loader.load(app, app_dir)
     if isinstance(found, BGJob):
         return found
     what = f"{app!r} is of type {type(found).__name__!r}, not BGJob"
@@ -262,13 +265,15 @@ def make_runner(options: WorkerOptions) -> Runner:
     Raises:
         CommandError: The application or the options are not as they must be.
     """
-    jobs = load_jobs(options.app)
+    jobs = load_jobs(options.app, options.app_dir)
     for module in options.imports:
-        _loader.import_module(module)
+        _loader.import_module(module, options.app_dir)
     _refuse_no_handlers(jobs, options)
-    engine = None if options.engine is None else _loader.load(options.engine, example="app:engine")
+    engine = None
+    if options.engine is not None:
+        engine = _loader.load(options.engine, options.app_dir, example="app:engine")
     sync_engine = _load_sync_engine(options)
-    factories = [_load_factory(target) for target in options.session_factories]
+    factories = [_load_factory(target, options.app_dir) for target in options.session_factories]
     try:
         queues = served_queues(jobs.registry, options.queues)
         if engine is None:
@@ -293,8 +298,8 @@ def _refuse_no_handlers(jobs: BGJob[Any, Any], options: WorkerOptions) -> None:
         ) from None
 
 
-def _load_factory(target: str) -> Any:
-    found = _loader.load(target, example="app:SessionLocal")
+def _load_factory(target: str, app_dir: Path) -> Any:
+    found = _loader.load(target, app_dir, example="app:SessionLocal")
     if not callable(found):
         raise CommandError(
             USAGE,
@@ -307,7 +312,7 @@ def _load_factory(target: str) -> Any:
 def _load_sync_engine(options: WorkerOptions) -> Engine | None:
     if options.sync_engine is None:
         return None
-    found = _loader.load(options.sync_engine, example="app:sync_engine")
+    found = _loader.load(options.sync_engine, options.app_dir, example="app:sync_engine")
     if not isinstance(found, Engine):
         raise CommandError(
             USAGE, f"{options.sync_engine!r} is of type {type(found).__name__!r}, not Engine"

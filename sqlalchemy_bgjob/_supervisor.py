@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import IO, Final, Literal
 
@@ -59,7 +60,7 @@ class Child:
         reader, self._writer = os.pipe()
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sqlalchemy_bgjob", *arguments],
+                [sys.executable, *safe_path(), "-m", "sqlalchemy_bgjob", *arguments],
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
                 pass_fds=[reader],
@@ -90,6 +91,11 @@ class Child:
         """Close the pipe: a process that still runs drains and exits."""
         with contextlib.suppress(OSError):
             os.close(self._writer)
+
+
+def safe_path() -> list[str]:
+    """For ``python -m``: keep the working directory off the path, unless this package is there."""
+    return [] if Path(__file__).parent.parent == Path.cwd() else ["-P"]
 
 
 def supervised() -> tuple[int, str] | None:

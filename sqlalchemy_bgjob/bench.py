@@ -27,6 +27,7 @@ from ._bench_machine import machine, server_settings, versions
 from ._bench_workloads import Workload, chosen
 from ._errors import database_message
 from ._exits import DATABASE, FAILED, OK, SIGNALLED, USAGE, CommandError
+from ._supervisor import safe_path
 from ._urls import database_url as parse
 from ._urls import is_installed, sync_url
 
@@ -167,7 +168,7 @@ def our_contestant(url: "URL", schema: str | None = None) -> Contestant:
     dsn = url.render_as_string(hide_password=False)
     return Contestant(
         name=OURS,
-        argv=(sys.executable, "-m", "sqlalchemy_bgjob._bench_app"),
+        argv=(sys.executable, *safe_path(), "-m", "sqlalchemy_bgjob._bench_app"),
         dsn="-",
         options=options,
         environment={"BGJOB_DATABASE_URL": dsn},

@@ -171,6 +171,14 @@ def cli(ctx: click.Context) -> None:
 @click.argument("app", envvar="BGJOB_APP")
 @_database_option
 @_option(
+    "--app-dir",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    default=".",
+    metavar="FOLDER",
+    help="Where the application's modules are. It comes last on Python's path: an installed module "
+    "of the same name is imported instead, with a warning.",
+)
+@_option(
     "--import",
     "imports",
     metavar="MODULE",
@@ -220,6 +228,7 @@ def worker(
     /,
     app: str,
     database_url: str | None,
+    app_dir: Path,
     imports: tuple[str, ...],
     queues: tuple[tuple[str, int], ...],
     processes: int,
@@ -232,8 +241,9 @@ def worker(
 ) -> int:
     """Run the jobs of an application.
 
-    APP names its BGJob: module:object, module:object.attribute or module:factory(). The working
-    directory is importable. A database that is not up yet is waited for.
+    APP names its BGJob: module:object, module:object.attribute or module:factory(). Modules are
+    found where Python finds them, and else in --app-dir, by default the working directory. A
+    database that is not up yet is waited for.
 
     The first SIGTERM or SIGINT stops claiming and drains, the second releases what runs, the third
     exits; signals within a second are one. The worker is one of threads, or of asyncio if the
@@ -246,8 +256,9 @@ def worker(
         _logs.configure(log_format, log_level, child[1])
     else:
         _logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if str(app_dir) not in sys.path:
+        # Last: a sqlalchemy.py of the application must not be taken for SQLAlchemy.
+        sys.path.append(str(app_dir))
     checked = _settings(settings)
     by_option = click.core.ParameterSource.COMMANDLINE
     if engine is not None and ctx.get_parameter_source("database_url") is by_option:
@@ -270,6 +281,7 @@ def worker(
             engine=engine,
             sync_engine=sync_engine,
             session_factories=session_factories,
+            app_dir=app_dir,
             imports=imports,
             queues=named or None,
             settings=checked,

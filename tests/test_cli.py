@@ -344,7 +344,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_an_object_is_found_by_module_and_name(
     modules: Path, target: str, expected: object
 ) -> None:
-    assert load(target) == expected
+    assert load(target, modules) == expected
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_a_wrong_name_says_what_was_tried_and_what_is_close(
     modules: Path, target: str, words: str
 ) -> None:
     with pytest.raises(CommandError) as raised:
-        load(target)
+        load(target, modules)
 
     assert words in str(raised.value)
     assert raised.value.exit_code == 2
@@ -391,7 +391,7 @@ def test_a_traceback_begins_in_the_application(
     modules: Path, target: str, words: str, frame: str
 ) -> None:
     with pytest.raises(CommandError) as raised:
-        load(target)
+        load(target, modules)
 
     assert words in str(raised.value)
     trace = raised.value.traceback

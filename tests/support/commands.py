@@ -15,6 +15,7 @@ from support.waiting import wait_until
 
 if TYPE_CHECKING:
     import signal
+    from collections.abc import Sequence
     from types import TracebackType
 
 TESTS = Path(__file__).parent.parent
@@ -27,13 +28,18 @@ class Command:
     """One ``python -m sqlalchemy_bgjob ...``; a context manager that leaves no process behind."""
 
     def __init__(
-        self, folder: Path, *arguments: str, cwd: Path = TESTS, **environment: str
+        self,
+        folder: Path,
+        *arguments: str,
+        cwd: Path = TESTS,
+        program: Sequence[str] = (sys.executable, "-m", "sqlalchemy_bgjob"),
+        **environment: str,
     ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BGJOB_")}
         self._out, self._err = folder / "stdout", folder / "stderr"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sqlalchemy_bgjob", *arguments],
+                [*program, *arguments],
                 cwd=cwd,
                 env={**clean, **environment},
                 stdin=subprocess.DEVNULL,
