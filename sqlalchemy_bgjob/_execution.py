@@ -5,6 +5,7 @@ costs them nothing: a session, and the job as plain data, are made when they are
 """
 
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +33,7 @@ from ._outcomes import (
     failed,
 )
 from ._registry import JobType
-from ._session import HandlerSession, JobEnded, RowLocked, refused
+from ._session import HandlerSession, JobEnded, RowLocked, SettlementConflict, refused
 from ._statements import Statements
 from .exceptions import InvalidArg
 from .telemetry import JobInfo
@@ -41,6 +42,8 @@ S = TypeVar("S")
 
 AFTER_ROW_LOCKED: Final = 5.0
 """Seconds until a job runs again whose end a user's open transaction had held up."""
+AFTER_CONFLICT: Final = 0.1
+"""The longest time until one runs again whose end had met a serialization failure."""
 
 
 class Run:
@@ -267,6 +270,8 @@ class Attempt:
                 pending.settlement = Settlement(
                     Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
                 )
+            except SettlementConflict as conflict:
+                pending.settlement = _after_conflict(run.handler, run.job, conflict)
             except BaseException as refusal:
                 unit.complete(refusal)
                 if self._lacks_connection():  # its first statement was the last flush
@@ -320,6 +325,20 @@ class Attempt:
             except Exception as refusal:
                 return _after(handler, job, refusal), False
         return settlement_for(handler, job, outcome, arg), keep
+
+
+def _after_conflict(
+    handler: JobType[Any], job: ClaimedJob, conflict: SettlementConflict
+) -> Settlement:
+    """The attempt is given back, every other time.
+
+    The handler has done its part. But one that conflicts with itself, by a session of its own
+    beside ``ctx.session``, would else run for ever.
+    """
+    if (job.last_error or "").startswith(SettlementConflict.__name__):
+        return _after(handler, job, conflict.__cause__ or conflict)
+    delay = random.uniform(0.0, AFTER_CONFLICT)
+    return Settlement(Kind.RESCHEDULED, delay=delay, error=describe(conflict), give_back=True)
 
 
 def _after(handler: JobType[Any], job: ClaimedJob, error: BaseException) -> Settlement:

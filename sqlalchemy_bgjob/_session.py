@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, Transaction, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ._errors import sqlstate, summary
+from ._errors import RETRY_AT_ONCE, sqlstate, summary
 from ._forks import Forked
 from ._last_words import LastWords, complete, last_words
 from ._lifecycle import Fate, Pending, holds, write
@@ -42,6 +42,16 @@ class RowLocked(RuntimeError):
 
     def __str__(self) -> str:
         return "an open transaction refers to the job and keeps it from ending; it runs again"
+
+
+class SettlementConflict(RuntimeError):
+    """The job's end, or its COMMIT, met a serialization failure or a deadlock."""
+
+    def __str__(self) -> str:
+        return (
+            "another transaction was in the way of the job's end, under the isolation level of its "
+            "handler; it runs again, attempt unspent unless this happens twice in a row"
+        )
 
 
 class TransactionEnded(RuntimeError):
@@ -258,16 +268,9 @@ class HandlerSession:
         if not self._intact():
             raise TransactionEnded
         self._settling = True
-        nested = connection.get_nested_transaction()
-        if nested is not None:
-            nested.commit()
-        held, xid = self._write(connection, statements, pending)
-        if not held:
+        if not self._settle(connection, statements, pending):
             self.discard()
             return Fate.STALE
-        pending.xid, pending.if_committed = xid, pending.settlement
-        connection.commit()
-        pending.xid = None
         if transaction is not None:
             try:
                 session.commit()
@@ -277,6 +280,27 @@ class HandlerSession:
                 )
         self._release()
         return Fate.SETTLED
+
+    def _settle(self, connection: Connection, statements: Statements, pending: Pending) -> bool:
+        """Settle and commit; False if the lease did not hold.
+
+        Raises:
+            SettlementConflict: The handler's own statements have passed, and these have not.
+        """
+        try:
+            nested = connection.get_nested_transaction()
+            if nested is not None:
+                nested.commit()
+            held, xid = self._write(connection, statements, pending)
+            if held:
+                pending.xid, pending.if_committed = xid, pending.settlement
+                connection.commit()
+                pending.xid = None
+        except DBAPIError as error:
+            if sqlstate(error) in RETRY_AT_ONCE:
+                raise SettlementConflict from error
+            raise
+        return bool(held)
 
     def _write(
         self, connection: Connection, statements: Statements, pending: Pending

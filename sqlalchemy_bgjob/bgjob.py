@@ -150,7 +150,8 @@ class BGJob(Generic[J, D]):
                 a function can only be told, by ``ctx.cancelled``, and keeps its slot until it
                 returns. One that returns None later than that has failed with a TimeoutError, and
                 what it wrote is undone; an outcome that it returns or raises stands.
-            isolation_level: Of the handler's transaction; by default the engine's.
+            isolation_level: Of the handler's transaction; by default the engine's. The job's end is
+                written in it too: a serialization failure there costs no attempt the first time.
             session: False for a handler that never uses ``ctx.session``.
 
         Raises:
