@@ -853,8 +853,8 @@ def test_a_job_refers_to_a_row_that_is_flushed_with_it(clean: Engine) -> None:
         assert the_job(session).arg_json["order_id"] == session.scalars(select(Order.id)).one()
 
 
-def test_a_lost_answer_to_commit_is_mended_by_an_own_id(clean: Engine) -> None:
-    """A caller that does not know whether its COMMIT came through says it again."""
+def test_a_lost_answer_to_commit_leaves_one_live_job(clean: Engine) -> None:
+    """A caller that does not know whether its COMMIT came through says it again, in time."""
     with Session(clean) as session:
         enqueue(session, note, 1, id="order-7")
         session.commit()

@@ -10,9 +10,11 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
@@ -22,7 +24,11 @@ from support.proxy import Proxy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_bgjob import Context
     from support.processes import Fleet, WorkerProcess
+    from support.running import Bench
 
 
 @pytest.fixture
@@ -196,3 +202,41 @@ def test_connections_that_are_reset_again_and_again_lose_nothing(
 
     fleet.check(ids, with_effects=ids, faults=10)
     assert {line["crashes"] for line in fleet.journal.read("start")} == {0}
+
+
+@pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
+def test_an_own_id_runs_again_when_its_job_has_ended(fleet: Fleet, proxy: Proxy) -> None:
+    """The enqueuer does not know whether its COMMIT came through, and says it again: too late."""
+    fleet.start()
+    producer = create_engine(proxy.url)
+    proxy.cut_commit("order-7", sent_by="client")
+
+    with pytest.raises(DBAPIError):
+        enqueue(producer, fleet.app.effect, id="order-7")
+    producer.dispose()
+    wait_until(lambda: fleet.journal.count("completed") == 1, 60, what="the first job's end")
+    again = enqueue(fleet.engine, fleet.app.effect, id="order-7", on_conflict="ignore")
+    wait_until(lambda: fleet.journal.count("completed") == 2, 60, what="the second job's end")
+
+    assert proxy.cuts == 1
+    assert again.inserted
+    assert fleet.effects() == {"order-7": 2}
+
+
+def test_an_effect_with_a_row_of_its_own_happens_once(bench: Bench) -> None:
+    """However often its job is enqueued: the row commits together with the effect."""
+    bench.sql("CREATE TABLE IF NOT EXISTS receipt (order_id text PRIMARY KEY)")
+    bench.sql("TRUNCATE receipt")
+    add = text("INSERT INTO receipt VALUES (:id) ON CONFLICT DO NOTHING RETURNING order_id")
+
+    def handler(session: Session, ctx: Context[Any]) -> None:
+        if session.scalar(add, {"id": ctx.job.id}) is not None:
+            bench.note(session, ctx)
+
+    receipt = bench.handler("receipt", handler)
+    for _ in range(2):
+        assert bench.enqueue(receipt, id="order-7") == "order-7"
+        ran = bench.run()
+        assert ran.of("order-7") == ["started", "completed"]
+
+    assert bench.notes("order-7") == ["written"]
