@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from ._encodings import encoding_problem
 from ._errors import sqlstate
 from ._frozen import STEPS, qualified, table_of
 from ._grants import lacks
@@ -50,7 +51,8 @@ def examine(connection: Connection, *, schema: str | None, table_prefix: str) ->
         schema: The tables' schema; None if they are on the search path.
         table_prefix: How the tables' names begin.
     """
-    findings = [*_server(connection), *_pooler(connection.engine), *_clock(connection)]
+    findings = [*_server(connection), *_encoding(connection)]
+    findings += [*_pooler(connection.engine), *_clock(connection)]
     tables = list(_tables(connection, schema, table_prefix))
     findings += tables
     if tables[0].level == "problem":
@@ -80,6 +82,11 @@ def _server(connection: Connection) -> Iterator[Finding]:
         yield Finding("server", "problem", f"{version}, a standby; connect to the primary")
     else:
         yield Finding("server", "ok", version)
+
+
+def _encoding(connection: Connection) -> Iterator[Finding]:
+    problem = encoding_problem(connection)
+    yield from _told("encoding", [] if problem is None else [problem], "UTF8")
 
 
 def _pooler(engine: Engine) -> Iterator[Finding]:

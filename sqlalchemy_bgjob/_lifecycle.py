@@ -23,6 +23,7 @@ from sqlalchemy import Connection, Executable, Result
 from sqlalchemy.exc import DBAPIError
 
 from ._direct import Direct
+from ._encodings import storable
 from ._errors import describe, lost_connection, ran_out_of_time, refuses_a_row, summary
 from ._health import Health, look
 from ._ids import new_id
@@ -247,7 +248,9 @@ def write(
         (dead, statements.bury, _bury_columns),
     ):
         if group:
-            rows: Any = _run(connection, statement(wait), **_fence(group), **columns(group))
+            given = _fence(group) | columns(group)
+            given["errors"] = [storable(connection, item.settlement.error) for item in group]
+            rows: Any = _run(connection, statement(wait), **given)
             for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
                 held.add(job_id)
     return held, xid
@@ -271,7 +274,6 @@ def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
     return {
         "give_backs": [int(s.give_back) for s in settlements],
         "delays": [s.delay for s in settlements],
-        "errors": [s.error for s in settlements],
         "keep_errors": [s.keep_error for s in settlements],
         "args": [s.arg.data if s.arg else None for s in settlements],
         "new_args": [s.arg is not None for s in settlements],
@@ -284,7 +286,6 @@ def _bury_columns(items: Sequence[Pending]) -> dict[str, Any]:
     return {
         "dead_ids": [new_id() for _ in items],
         "give_backs": [int(item.settlement.give_back) for item in items],
-        "errors": [item.settlement.error for item in items],
     }
 
 
@@ -406,7 +407,8 @@ def _record_failure(
     text = f"the settlement ({item.settlement.kind.value}) was refused: {describe(error)}"
     try:
         with connection.begin():
-            _run(connection, statements.note_error, error=text, **_fence([item]))
+            fence = _fence([item])
+            _run(connection, statements.note_error, error=storable(connection, text), **fence)
     except Exception as second:
         if lost_connection(second):
             raise
@@ -490,7 +492,7 @@ def register(
             connection,
             statements.register,
             id=worker_id,
-            hostname=hostname,
+            hostname=storable(connection, hostname),
             pid=pid,
             version=version,
             queues=queues,

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine, Pool, text
 from sqlalchemy.pool import NullPool, QueuePool
 
 from . import schema
+from ._encodings import encoding_problem
 from .exceptions import WorkerRefused
 from .models import Models
 from .settings import SPARE_CONNECTIONS
@@ -97,6 +98,8 @@ def check_database(connection: Connection, models: Models) -> None:
                 "this server is a standby (pg_is_in_recovery), where nothing can be claimed",
                 "connect to the primary, for example with target_session_attrs=read-write",
             )
+        if (encoding := encoding_problem(connection)) is not None:
+            logger.warning("%s", encoding)
         name, prefix = models.schema, models.table_prefix
         schema.check(connection, schema=name, table_prefix=prefix)
         for statement in schema.storage_drift(connection, schema=name, table_prefix=prefix):

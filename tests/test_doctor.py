@@ -54,6 +54,7 @@ def test_a_healthy_database_is_fine(tables: Engine) -> None:
     assert {finding.level for finding in found} == {"ok"}, found
     assert [finding.check for finding in found] == [
         "server",
+        "encoding",
         "pooler",
         "clock",
         "tables",
