@@ -19,6 +19,7 @@ from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 
 from . import _validation
 from ._copy import BLOCK, WORTH_IT, can_copy, copy
+from ._misuse import name_of
 from ._registry import UNTYPED, JobType, NewJob, column_values, in_chunks, new_job, with_ids
 from ._sql import parameters, wake_up
 from ._statements import statements_of
@@ -251,10 +252,13 @@ def enqueue_many(
     """
     check_on_conflict(on_conflict)
     models: Models | None
-    if isinstance(handler, JobType):
-        if args is None:
-            raise TypeError("enqueue_many(target, handler, args) needs args, one for each job")
-        models = handler.models
+    if isinstance(handler, JobType) or callable(handler):
+        models = registered(handler).models
+        if not isinstance(args, Iterable):
+            raise TypeError(
+                "enqueue_many(target, handler, args) needs args, a list with one for each job; a "
+                "single job is enqueued by enqueue(target, handler, arg)"
+            )
         own_ids = ids is not None
         jobs = _jobs_of(handler, args, ids, queue, delay, run_at, priority, headers)
     else:
@@ -438,8 +442,13 @@ def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
 
 def registered(handler: object) -> JobType[Any]:
     """The handler; a TypeError that says what to do if it is none."""
+    if isinstance(handler, str):
+        raise TypeError(
+            f"{handler!r} is a str, not a registered handler; by the name of its type a job is "
+            f"enqueued with jobs.enqueue(target, {handler!r}, arg)"
+        )
     if not isinstance(handler, JobType):
-        name = getattr(handler, "__name__", type(handler).__name__)
+        name = name_of(handler)
         raise TypeError(
             f"{name} is not a registered handler; decorate it with @jobs.handler(...), or use "
             f"jobs.enqueue(target, 'type', arg, queue=...) where the handler can't be imported"

@@ -49,6 +49,11 @@ class Retry(Outcome):
         after: float | timedelta | None = None,
         error: BaseException | str | None = None,
     ) -> None:
+        if isinstance(after, str | BaseException):
+            raise TypeError(
+                f"after must be seconds or a timedelta, not {_type_name(after)}; write "
+                f"Retry(error=...) for what went wrong"
+            )
         super().__init__(after, error)
         self.after = None if after is None else _validation.seconds("after", after)
         self.error = _checked(error)

@@ -71,7 +71,10 @@ class HandlerOptions:
         if attempts is not None and attempts > 1_000_000:
             raise ValueError(f"max_attempts={attempts!r} is above 1000000; None is without end")
         if not callable(self.retry):
-            raise TypeError(f"retry={self.retry!r} is not callable; see sqlalchemy_bgjob.retry")
+            raise TypeError(
+                f"retry={self.retry!r} is not callable; write constant(10) for 10 s after each "
+                f"failure, exponential(...), or a function of attempt and error"
+            )
         if self.timeout is not None and _validation.seconds("timeout", self.timeout) == 0:
             raise ValueError("timeout=0 would end every run at once; None is without a limit")
         if self.isolation_level not in (None, *ISOLATION_LEVELS):
@@ -296,7 +299,8 @@ class Registry:
         if existing is not None:
             raise ValueError(
                 f"the type {handler.type!r} is registered already, by "
-                f"{existing.function.__module__}.{existing.function.__qualname__}"
+                f"{_full_name(existing.function)}; give one of the two another name. If both are "
+                f"this function, its module was imported under two names, such as __main__"
             )
         self._by_type[handler.type] = handler
 
@@ -323,9 +327,19 @@ class Registry:
         yield from self._by_queue.values()
 
 
+def _full_name(function: Callable[..., Any]) -> str:
+    module = getattr(function, "__module__", "?")
+    return f"{module}.{getattr(function, '__qualname__', function)}"
+
+
 def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
     """Whether a handler takes an arg, and its annotation (Any when there is none)."""
-    where = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+    if not callable(function):
+        raise TypeError(
+            f"a {type(function).__name__} is not callable; put @jobs.handler(...) above a function "
+            f"f(ctx) or f(ctx, arg)"
+        )
+    where = _full_name(function)
     parameters = _parameters(function)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required_rest = [
@@ -335,7 +349,10 @@ def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
     ]
     if not positional or required_rest:
         bare = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
-        raise TypeError(f"handler {where} must be f(ctx) or f(ctx, arg), not f{bare}")
+        raise TypeError(
+            f"handler {where} must be f(ctx) or f(ctx, arg), not f{bare}; put several values into "
+            f"one dataclass, and register a method when it is bound to its object"
+        )
     if len(positional) == 1:
         return False, None
     if positional[1].annotation is inspect.Parameter.empty:

@@ -160,9 +160,11 @@ def run_in(target: object, models: Models | None, work: Callable[[Unit], T], *, 
     if isinstance(target, Engine):
         with target.begin() as connection:
             return work(Unit(connection, models))
+    what = f"the class {target.__name__}" if isinstance(target, type) else type(target).__name__
     raise TypeError(
         f"a job belongs to a Session, scoped_session, Connection or Engine, or to one of their "
-        f"asyncio twins, not to a {type(target).__name__}"
+        f"asyncio twins, not to {what}; give one of these to {call} first, and call what makes "
+        f"sessions: SessionLocal()"
     )
 
 

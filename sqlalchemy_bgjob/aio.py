@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from ._arguments import as_observers, check_arguments, check_factory
 from ._dispatch import Dispatcher
 from ._execution import Attempt, Environment, Run
 from ._lifecycle import Pending
@@ -324,8 +325,20 @@ class AsyncWorker(OnlyAsyncWith):
         settings: WorkerSettings | None = None,
         **options: Unpack[SettingOptions],
     ) -> None:
+        check_arguments(jobs, settings, options)
+        check_factory(session_factory)
+        check_factory(sync_session_factory)
+        self._observers = as_observers(observers)
         if not isinstance(engine, AsyncEngine):
-            raise TypeError(f"AsyncWorker takes an AsyncEngine, not {type(engine).__name__}")
+            raise TypeError(
+                f"AsyncWorker takes an AsyncEngine, not {type(engine).__name__}; write "
+                f"AsyncWorker(jobs, create_async_engine(...)), or use Worker for an Engine"
+            )
+        if sync_engine is not None and not isinstance(sync_engine, Engine):
+            raise TypeError(
+                f"sync_engine must be an Engine, not {type(sync_engine).__name__}; make it by "
+                f"create_engine(...)"
+            )
         check_dialect(engine.sync_engine)
         for one in (engine.sync_engine, sync_engine):
             if one is not None:
@@ -334,7 +347,6 @@ class AsyncWorker(OnlyAsyncWith):
         self.settings = make_settings(settings, options)
         self.queues = served_queues(jobs.registry, queues)
         self._jobs, self._engine = jobs, engine.sync_engine
-        self._observers = tuple(observers)
         self._session_factory = session_factory or AsyncSession
         self._sync_session_factory = sync_session_factory or Session
         slots = sum(self.queues.values())

@@ -275,6 +275,11 @@ class BGJob(Generic[J, D]):
         Raises:
             ValueError: The type is not registered here, and no queue is given.
         """
+        if isinstance(type, JobType):
+            raise TypeError(
+                f"jobs.enqueue takes the name of a type; with a handler write "
+                f"enqueue(target, {name_of(type)}, arg), imported from sqlalchemy_bgjob"
+            )
         handler = self.registry.find_type(type)
         if queue is None:
             if handler is None:

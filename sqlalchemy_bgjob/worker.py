@@ -14,6 +14,7 @@ from typing import Any, Self, TypedDict, Unpack
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from ._arguments import as_observers, check_arguments, check_factory
 from ._dispatch import Dispatcher
 from ._execution import Environment, Run
 from ._misuse import OnlyWith
@@ -211,8 +212,14 @@ class Worker(OnlyWith):
         settings: WorkerSettings | None = None,
         **options: Unpack[SettingOptions],
     ) -> None:
+        check_arguments(jobs, settings, options)
+        check_factory(session_factory)
+        told = as_observers(observers)
         if not isinstance(engine, Engine):
-            raise TypeError(f"Worker takes an Engine, not {type(engine).__name__}")
+            raise TypeError(
+                f"Worker takes an Engine, not {type(engine).__name__}; write "
+                f"Worker(jobs, create_engine(...)), or use AsyncWorker for an AsyncEngine"
+            )
         check_dialect(engine)
         if engine.dialect.is_async:
             raise TypeError("Worker takes a synchronous engine; use AsyncWorker for this one")
@@ -234,7 +241,7 @@ class Worker(OnlyWith):
             lambda handler: environment,
             queues=self.queues,
             settings=self.settings,
-            observers=observers,
+            observers=told,
             can_run=_is_function,
         )
         self._begun = threading.Event()

@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy_bgjob import (
     AsyncWorker,
     BGJob,
+    Observer,
+    Retry,
     Worker,
     enqueue,
     enqueue_from,
@@ -170,3 +172,64 @@ def test_a_text_in_a_select_has_no_name(beside: list[Any]) -> None:
 def test_what_is_no_select_says_what_to_write(given: Any) -> None:
     with pytest.raises(TypeError, match=r"write for example select\("):
         enqueue_from(Session(create_engine(URL)), send, given)
+
+
+# ---- what else is told ---------------------------------------------------------------------------
+
+
+class Shop:
+    def handle(self, ctx: Any, arg: Any) -> None: ...
+
+
+def sync_engine() -> Any:
+    return create_engine(URL, pool_size=12)
+
+
+def session() -> Session:
+    return Session(create_engine(URL))
+
+
+MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
+    "type twice": (lambda: jobs.handler("send")(plain), "give one of the two another name"),
+    "unbound method": (lambda: jobs.handler("m")(Shop.handle), "bound to its object"),  # type: ignore[arg-type]
+    "no function": (lambda: jobs.handler("n")("send"), "above a function f(ctx)"),  # type: ignore[call-overload]
+    "retry=3": (lambda: jobs.handler("r", retry=3)(plain), "write constant(10)"),  # type: ignore[arg-type]
+    "a plain function": (lambda: enqueue(session(), plain, 1), "decorate it with @jobs.handler"),  # type: ignore[call-overload]
+    "a type's name": (lambda: enqueue(session(), "send", 1), "jobs.enqueue(target, 'send', arg)"),  # type: ignore[call-overload]
+    "no target": (lambda: enqueue(send, send), "give one of these to enqueue first"),  # type: ignore[call-overload]
+    "a class": (lambda: enqueue(Session, send, 1), "not to the class Session"),  # type: ignore[call-overload]
+    "an id that is no str": (lambda: enqueue(session(), send, 1, id=7), "write id=str(...)"),  # type: ignore[call-overload]
+    "one arg": (lambda: enqueue_many(session(), send, 5), "needs args, a list"),  # type: ignore[call-overload]
+    "many of a function": (lambda: enqueue_many(session(), plain, [5]), "is not a registered"),  # type: ignore[call-overload]
+    "jobs.enqueue": (lambda: jobs.enqueue(session(), send, 1), "enqueue(target, send, arg)"),  # type: ignore[call-overload]
+    "Retry of a text": (lambda: Retry("down"), "write Retry(error=...)"),  # type: ignore[arg-type]
+    "async engine": (lambda: Worker(jobs, create_async_engine(URL)), "use AsyncWorker"),  # type: ignore[arg-type]
+    "sync engine": (lambda: AsyncWorker(jobs, sync_engine()), "use Worker for an Engine"),
+    "two async engines": (
+        lambda: AsyncWorker(jobs, create_async_engine(URL), sync_engine=create_async_engine(URL)),  # type: ignore[arg-type]
+        "make it by create_engine",
+    ),
+    "engine first": (lambda: Worker(sync_engine(), jobs), "takes the BGJob first"),  # type: ignore[arg-type]
+    "concurrency=": (lambda: Worker(jobs, sync_engine(), concurrency=3), "queues={'mail': 10}"),  # type: ignore[call-arg]
+    "a dict": (lambda: Worker(jobs, sync_engine(), settings={}), "write WorkerSettings(...)"),  # type: ignore[arg-type]
+    "a session": (
+        lambda: Worker(jobs, sync_engine(), session_factory=session()),  # type: ignore[arg-type]
+        "such as sessionmaker(engine)",
+    ),
+    "an observer": (
+        lambda: Worker(jobs, sync_engine(), observers=Observer()),  # type: ignore[arg-type]
+        "write observers=[MyObserver()]",
+    ),
+    "a class of observers": (
+        lambda: AsyncWorker(jobs, create_async_engine(URL), observers=[Observer]),  # type: ignore[list-item]
+        "write observers=[MyObserver()]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_mistake_is_answered_with_what_to_write(name: str) -> None:
+    call, words = MESSAGES[name]
+    with pytest.raises((TypeError, ValueError)) as caught:
+        call()
+    assert words in str(caught.value)

@@ -1,0 +1,58 @@
+"""What both workers are given, checked when they are made.
+
+Otherwise it would fail with each job, or by an error that names none of the arguments.
+"""
+
+from collections.abc import Iterable
+
+from .bgjob import BGJob
+from .settings import SETTING_NAMES, WorkerSettings
+from .telemetry import Observer
+
+
+def check_arguments(jobs: object, settings: object, options: Iterable[str]) -> None:
+    """The application's BGJob, and either settings or known fields of them.
+
+    Raises:
+        TypeError: One of them is not of its kind.
+    """
+    if not isinstance(jobs, BGJob):
+        raise TypeError(
+            f"a worker takes the BGJob first, not {type(jobs).__name__}; write (jobs, engine)"
+        )
+    unknown = sorted(set(options) - set(SETTING_NAMES))
+    if unknown:
+        raise TypeError(
+            f"a worker has no setting {unknown[0]!r}; queues={{'mail': 10}} says how many jobs run "
+            f"at once, and the settings are {', '.join(SETTING_NAMES)}"
+        )
+    if settings is not None and not isinstance(settings, WorkerSettings):
+        raise TypeError(
+            f"settings must be a WorkerSettings, not {type(settings).__name__}; write "
+            f"WorkerSettings(...), or give its fields as keywords of the worker"
+        )
+
+
+def check_factory(factory: object) -> None:
+    """What makes sessions.
+
+    Raises:
+        TypeError: It can't be called.
+    """
+    if factory is not None and not callable(factory):
+        raise TypeError(
+            f"a session factory makes sessions, and a {type(factory).__name__} can't be called; "
+            f"give what made it, such as sessionmaker(engine)"
+        )
+
+
+def as_observers(observers: object) -> tuple[Observer, ...]:
+    """The observers that were given.
+
+    Raises:
+        TypeError: They are no list, or a class is among them.
+    """
+    listed = tuple(observers) if isinstance(observers, Iterable) else None
+    if listed is None or any(isinstance(observer, type) for observer in listed):
+        raise TypeError("observers= takes a list of objects; write observers=[MyObserver()]")
+    return listed
