@@ -4,6 +4,7 @@ It only reads, but for one setting of its own session that no program has.
 """
 
 import secrets
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ CLOCKS_APART: Final = 5.0
 """Seconds between this machine's clock and the server's that are told of."""
 WAITS_FOR: Final = 60.0
 """Seconds for which a job may have been due before its queue is told of."""
+MANY: Final = 1_000
+"""So many due jobs of a queue and priority are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,9 @@ def examine(connection: Connection, *, schema: str | None, table_prefix: str) ->
         connection,
         [qualified(schema, f"{table_prefix}{kind}") for kind in ("job", "dead_job", "worker")],
     )
-    findings += _told("vacuum and notifications", found.problems, "nothing is held back")
+    if found.problems or not found.notes:
+        findings += _told("vacuum and notifications", found.problems, "nothing is held back")
+    findings += [Finding("vacuum and notifications", "note", one) for one in found.notes]
     findings += _workers(connection, schema, table_prefix)
     return findings
 
@@ -256,40 +261,61 @@ def _workers(connection: Connection, name: str | None, prefix: str) -> Iterator[
         return connection.execute(text(sql.format(**names)), given).all()
 
     try:
-        workers, waiting = run(_WORKERS), run(_WAITING, waits_for=WAITS_FOR)
+        workers, queues = run(_WORKERS), run(_DUE, many=MANY)
     except DBAPIError as error:
         if sqlstate(error) != "42501":
             raise
         yield Finding("workers", "note", "this role may not look at jobs and workers")
         return
-    silent = [
-        f"worker {row.id} (pid {row.pid} on {row.hostname}) has been silent for "
-        f"{row.seconds:.0f} s; others take its jobs while any worker runs"
-        for row in workers
-        if row.silent
-    ]
     beating = sum(not row.silent for row in workers)
-    yield from _told("workers", silent, f"{beating} beating")
-    unserved = [
-        f"queue {row.queue!r}: a job has been due for {row.seconds:.0f} s, and "
-        + (
-            "its workers are busy or stuck; start more"
-            if row.served
-            else "no worker serves this queue; start one with --queue"
+    yield from _told_of_workers([row for row in workers if row.silent], beating, bool(queues))
+    waits = [waits for row in queues if (waits := _told_of_queue(row)) is not None]
+    fine = f"no job has been due for {WAITS_FOR:.0f} s" if queues else "no job is due"
+    yield from _told("queues", waits, fine)
+
+
+def _told_of_workers(silent: list[Any], beating: int, due: bool) -> Iterator[Finding]:
+    remedy = (
+        "another takes its jobs and removes it; look again in a minute"
+        if beating
+        else "no other runs: start one, which takes its jobs"
+    )
+    for row in silent:
+        who = f"worker {row.id} (pid {row.pid} on {row.hostname})"
+        yield Finding(
+            "workers", "problem", f"{who} has been silent for {row.seconds:.0f} s; {remedy}"
         )
-        for row in waiting
-    ]
-    yield from _told("queues", unserved, "nothing waits for long")
+    if beating:
+        yield Finding("workers", "ok", f"{beating} beating")
+    elif due:
+        yield Finding("workers", "note", "none runs, and jobs are due")
+    elif not silent:
+        yield Finding("workers", "ok", "none runs, and no job is due")
+
+
+def _told_of_queue(row: Any) -> str | None:
+    """What is wrong with a queue that has due jobs; None where its workers may soon be at it."""
+    if row.served and row.seconds < WAITS_FOR:
+        return None
+    jobs = "1 job is" if row.due == 1 else f"{row.due} jobs are"
+    jobs = f"more than {MANY} jobs are" if row.due > MANY else jobs
+    remedy = (
+        "its workers are busy or stuck; start more, or look at what they run"
+        if row.served
+        else f"no worker serves this queue; start one with --queue {shlex.quote(row.queue)}"
+    )
+    return f"queue {row.queue!r}: {jobs} due, the first for {row.seconds:.0f} s, and {remedy}"
 
 
 _WORKERS: Final = """
     SELECT id, pid, hostname,
            CAST(extract(epoch FROM clock_timestamp() - beat_at) AS float8) AS seconds,
-           clock_timestamp() - beat_at > lease_timeout * interval '1 second' AS silent
+           lost_at IS NOT NULL
+             OR clock_timestamp() - beat_at > lease_timeout * interval '1 second' AS silent
     FROM ONLY {worker} ORDER BY id
 """
-# A look into the index for each queue and priority, however many jobs there are.
-_WAITING: Final = """
+# A look into the index for each queue and priority, at no more than so many of its due jobs.
+_DUE: Final = """
     WITH RECURSIVE lanes AS (
       (SELECT queue, priority FROM ONLY {job} ORDER BY queue, priority LIMIT 1)
       UNION ALL
@@ -299,18 +325,21 @@ _WAITING: Final = """
         ORDER BY queue, priority LIMIT 1
       ) AS following
     )
-    SELECT queue, CAST(extract(epoch FROM clock_timestamp() - min(oldest)) AS float8) AS seconds,
+    SELECT queue, CAST(sum(due) AS bigint) AS due,
+           CAST(extract(epoch FROM clock_timestamp() - min(oldest)) AS float8) AS seconds,
            EXISTS (
              SELECT FROM ONLY {worker} AS w
-             WHERE jsonb_exists(CAST(w.queues AS jsonb), lanes.queue)
+             WHERE jsonb_exists(CAST(w.queues AS jsonb), lanes.queue) AND w.lost_at IS NULL
                AND clock_timestamp() - w.beat_at < w.lease_timeout * interval '1 second'
            ) AS served
     FROM lanes, LATERAL (
-      SELECT next_run_at AS oldest FROM ONLY {job} AS due
-      WHERE due.queue = lanes.queue AND due.priority = lanes.priority
-        AND due.claimed_by IS NULL
-      ORDER BY due.next_run_at LIMIT 1
+      SELECT min(next_run_at) AS oldest, count(*) AS due FROM (
+        SELECT next_run_at FROM ONLY {job} AS one
+        WHERE one.queue = lanes.queue AND one.priority = lanes.priority
+          AND one.claimed_by IS NULL AND one.next_run_at <= now()
+        ORDER BY one.next_run_at LIMIT :many + 1
+      ) AS few
     ) AS first
-    WHERE oldest < clock_timestamp() - :waits_for * interval '1 second'
+    WHERE due > 0
     GROUP BY queue ORDER BY queue
 """

@@ -62,23 +62,36 @@ class Holder:
         if self.seconds is None:
             since = f"is {self.transactions} transactions behind"
         else:
-            since = f"has been open for {self.seconds:.0f} s"
+            opened = "has had a transaction open" if self.kind == "session" else "has been open"
+            since = f"{opened} for {self.seconds:.0f} s"
         return f"{who} {since} and keeps ended jobs from being removed; {remedy}"
 
 
 @dataclass(frozen=True, slots=True)
 class DeadRows:
-    """A table of the queue with more dead rows than live ones."""
+    """A table of the queue with more dead rows than live ones, as after each large drain.
+
+    Attributes:
+        table: Its name.
+        dead: How many rows are dead.
+        live: How many are not.
+        autovacuum: Whether the server removes them by itself.
+    """
 
     table: str
     dead: int
     live: int
+    autovacuum: bool = True
 
-    def __str__(self) -> str:
-        return (
-            f"{self.table} has {self.dead} dead rows and {self.live} live ones; "
-            f"see what holds vacuum back, then VACUUM it"
-        )
+    def told(self, *, held_back: bool) -> str:
+        """In words, with what to do: *held_back* while something too old is in the way."""
+        if not self.autovacuum:
+            remedy = "autovacuum is off for it: turn it on, or VACUUM it"
+        elif held_back:
+            remedy = "end what holds vacuum back, and autovacuum removes them"
+        else:
+            remedy = "autovacuum removes them within minutes; if they stay, VACUUM (VERBOSE) it"
+        return f"{self.table} has {self.dead} dead rows and {self.live} live ones; {remedy}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +114,28 @@ class Health:
     @property
     def problems(self) -> list[str]:
         """What somebody should do something about, in words."""
-        found = [str(self.holder)] if self.holder is not None and self.holder.too_old else []
-        found += map(str, self.dead_rows)
+        found = [str(self.holder)] if self.holder is not None and self._held_back else []
+        found += [
+            rows.told(held_back=self._held_back) for rows in self.dead_rows if self._stay(rows)
+        ]
         if self.notifications > NOTIFICATIONS:
             found.append(
                 f"the server's notification queue is {self.notifications:.0%} full: a session that "
                 f"listens is in a long transaction; find it in pg_stat_activity and end it"
             )
         return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What the server mends by itself, in words."""
+        return [rows.told(held_back=False) for rows in self.dead_rows if not self._stay(rows)]
+
+    @property
+    def _held_back(self) -> bool:
+        return self.holder is not None and self.holder.too_old
+
+    def _stay(self, rows: DeadRows) -> bool:
+        return self._held_back or not rows.autovacuum
 
 
 def look(connection: Connection, tables: Iterable[str]) -> Health:
@@ -151,8 +178,11 @@ _OLDEST = text(
 )
 _DEAD_ROWS = text(
     """
-    SELECT CAST(CAST(relid AS regclass) AS TEXT), n_dead_tup, n_live_tup
-    FROM pg_catalog.pg_stat_all_tables
+    SELECT CAST(CAST(relid AS regclass) AS TEXT), n_dead_tup, n_live_tup,
+           CAST(current_setting('autovacuum') AS bool) AND coalesce(
+             (SELECT CAST(option_value AS bool) FROM pg_options_to_table(reloptions)
+              WHERE option_name = 'autovacuum_enabled'), true)
+    FROM pg_catalog.pg_stat_all_tables JOIN pg_catalog.pg_class ON oid = relid
     WHERE relid IN (SELECT to_regclass(name) FROM unnest(CAST(:tables AS TEXT[])) AS name)
       AND n_dead_tup > :limit AND n_dead_tup > n_live_tup
     ORDER BY 1
