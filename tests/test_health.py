@@ -81,6 +81,7 @@ def test_what_could_not_be_looked_at_ends_no_watch(
         return look(*args)
 
     monkeypatch.setattr(lifecycle, "look", fails_once)
+    bench.handler("plain", nothing)
     samples = Samples()
     ran = bench.run(health_interval=0.05, observers=(samples,), until=lambda: bool(samples.seen))
     assert len(calls) >= 2
