@@ -430,7 +430,6 @@ class _ThreadRunner:
 
     def run(self, ended: Callable[[], None]) -> None:
         """Work until stopped."""
-        logger.info("worker of threads: %s", _describe(self._worker.queues))
         try:
             self._worker.run()
         finally:
@@ -472,7 +471,6 @@ class _AsyncRunner:
 
     def run(self, ended: Callable[[], None]) -> None:
         """Work until stopped."""
-        logger.info("worker of asyncio: %s", _describe(self._worker.queues))
         asyncio.run(self._run(ended))
 
     async def _run(self, ended: Callable[[], None]) -> None:
@@ -497,7 +495,3 @@ def _is_async(factory: Any) -> bool:
     if isinstance(factory, type):
         return issubclass(factory, AsyncSession)
     return isinstance(factory, async_sessionmaker | async_scoped_session)
-
-
-def _describe(queues: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}:{slots}" for name, slots in sorted(queues.items()))

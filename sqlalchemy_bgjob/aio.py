@@ -32,6 +32,7 @@ from ._registry import JobType
 from ._served import check_handlers, served_handlers, served_queues
 from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
+from ._start_line import log_start
 from ._statements import Statements
 from .bgjob import BGJob
 from .settings import WorkerSettings
@@ -434,6 +435,7 @@ class AsyncWorker(OnlyAsyncWith):
             "pass sync_engine=, or register them with session=False",
             grace=self.settings.unknown_type_grace,
         )
+        log_start("asyncio", self._engine.url, self.queues, self._jobs.registry)
         threads = ThreadRuntime(self._sync_engine or self._engine)
         runtime = AsyncRuntime(self._engine, threads)
         self._dispatcher = dispatcher = self._make_dispatcher(runtime, threads)

@@ -127,8 +127,18 @@ def run_demo(folder: Path | None, *, database_url: str | None, limit: int | None
                 signal.signal(number, signal.SIG_IGN)
     for line in report.lines():
         click.echo(line)
-    return OK if report.succeeded else FAILED
+    if not report.succeeded:
+        return FAILED
+    click.echo(_NEXT)
+    return OK
 
+
+_NEXT: Final = f"""
+what to read next:
+  {Path(__file__).with_name("_demo_app.py")}: the application whose jobs these were
+  README.md: "Fifteen lines" and "What it promises"; then "Add the tables", for your own database
+  docs/reliability.md: what holds when things go wrong, fault by fault
+  sqlalchemy-bgjob worker --help: how to run a worker"""
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

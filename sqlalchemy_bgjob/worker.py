@@ -23,6 +23,7 @@ from ._registry import JobType
 from ._served import check_handlers, refuse_coroutines, served_queues
 from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
+from ._start_line import log_start
 from ._statements import Statements
 from .bgjob import BGJob
 from .settings import WorkerSettings
@@ -265,6 +266,7 @@ class Worker(OnlyWith):
             unless="all handlers are coroutines, which a Worker does not run; use AsyncWorker",
             grace=self.settings.unknown_type_grace,
         )
+        log_start("threads", self._runtime.engine.url, self.queues, self._registry)
         try:
             self._dispatcher.run(self._begun.set)
         finally:

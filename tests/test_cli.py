@@ -25,7 +25,7 @@ from sqlalchemy import Engine, create_engine, make_url, select, text
 from sqlalchemy.orm import Session
 
 import sqlalchemy_bgjob._process as process
-from sqlalchemy_bgjob import WorkerSettings, _logs, enqueue, schema
+from sqlalchemy_bgjob import WorkerSettings, __version__, _logs, enqueue, schema
 from sqlalchemy_bgjob._exits import CommandError
 from sqlalchemy_bgjob._loader import load
 from sqlalchemy_bgjob._logs import JsonFormatter
@@ -641,7 +641,10 @@ def test_a_worker_runs_jobs_and_drains_at_the_first_signal(
     wait_until(lambda: notes(tables) == expected, 60, what=f"the notes\n{command.stderr}")
     command.signal(signal.SIGTERM)
     assert command.wait() == 0, command.stderr
-    assert f"worker of {kind}: default:3" in command.stderr
+    database = make_url(url_for(driver)).database
+    (started,) = [line for line in command.stderr.splitlines() if "worker of " in line]
+    assert f"worker of {kind}, sqlalchemy-bgjob {__version__}: database {database!r} at" in started
+    assert "; queues default:3; handlers " in started
     assert "SIGTERM: draining for at most 25 s" in command.stderr
     assert "Traceback" not in command.stderr
     with tables.connect() as connection:

@@ -85,7 +85,9 @@ def test_thirty_files_are_indexed_once_in_spite_of_a_kill(tmp_path: Path, tempor
     with Command(tmp_path, "demo", str(files), TMPDIR=str(temporary)) as command:
         assert command.wait(100) == 0, command.stderr + command.stdout
 
-    assert command.stdout.endswith("\nevery file exactly once: yes\n")
+    assert "\nevery file exactly once: yes\n\nwhat to read next:\n" in command.stdout
+    (application,) = re.findall(r"^  (/.*_demo_app\.py):", command.stdout, re.MULTILINE)
+    assert Path(application).exists()
     found = numbers(command)
     assert (found["files"], found["jobs"], found["dead"]) == (30, 31, 1)
     assert 1 <= found["retries"] <= 2
