@@ -42,7 +42,7 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 def lost_connection(error: BaseException) -> bool:
     """Whether the connection is of no more use, so that a COMMIT's outcome may be unknown."""
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if was_invalidated(error):
         return True
     if isinstance(error, OSError | EOFError):  # asyncpg's connect raises these bare
         return True
@@ -50,6 +50,11 @@ def lost_connection(error: BaseException) -> bool:
     # 08: connection; 57P01-57P03: shut down, crashed, starting up; 53300: too many clients;
     # 25006: a standby, or a session that was opened while the database was read-only.
     return code is not None and (code[:2] == "08" or code in _UNAVAILABLE)
+
+
+def was_invalidated(error: BaseException) -> bool:
+    """Whether SQLAlchemy has found a connection lost that it had; a new one may be had."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def refuses_a_row(error: BaseException) -> bool:

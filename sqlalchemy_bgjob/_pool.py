@@ -13,8 +13,9 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection, Engine
 
+from ._errors import was_invalidated
 from ._lifecycle import name_session, plan_anew
-from ._sockets import watch
+from ._sockets import may_be_lost, watch
 
 WAIT_FOR_OTHERS: Final = 30.0
 """Seconds for which a handler whose connection is refused waits for those of other handlers."""
@@ -73,11 +74,14 @@ class HandlerConnections:
     def _open_or_wait(self, isolation_level: str | None, worker_id: int) -> Connection:
         """Open a connection; while others are in use, wait for one of them if that is refused."""
         until = time.monotonic() + WAIT_FOR_OTHERS
-        inherited = False
+        inherited = found_lost = False
         while True:
             try:
                 return self._open(isolation_level, worker_id, inherited=inherited)
-            except Exception:
+            except Exception as error:
+                if was_invalidated(error) and not found_lost:
+                    inherited, found_lost = False, True
+                    continue  # SQLAlchemy has emptied the pool of all that are as old
                 with self._lock:
                     if not self._in_use or time.monotonic() >= until:
                         raise
@@ -124,7 +128,10 @@ class HandlerConnections:
             if isolation_level is not None:
                 connection = connection.execution_options(isolation_level=isolation_level)
             name_session(connection, worker_id)
-            plan_anew(connection)
+            if may_be_lost(connection):
+                plan_anew(connection, 0.0)  # a statement of ours, not the handler's, finds it lost
+            else:
+                plan_anew(connection)
         except BaseException:
             try:
                 self._close(connection)

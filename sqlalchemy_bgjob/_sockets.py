@@ -5,6 +5,7 @@ was on its way is then waited for until the kernel gives up, a quarter of an hou
 listener that only waits never hears of it. The kernel can be asked to look sooner.
 """
 
+import select
 import socket
 from contextlib import suppress
 from typing import Any, Final
@@ -38,6 +39,23 @@ def watch(connection: Connection) -> None:
     # A Unix socket has no such options, and a driver may hide its socket: then all is as before.
     with suppress(Exception):
         _set(_socket(connection.connection.driver_connection))
+
+
+def may_be_lost(connection: Connection) -> bool:
+    """Whether a connection of a pool may have been ended while it was idle.
+
+    The other end has sent what nobody has asked for, its farewell most likely. This costs no round
+    trip.
+    """
+    driver: Any = connection.connection.driver_connection
+    is_closed = getattr(driver, "is_closed", None)  # asyncpg, whose event loop has read it
+    if is_closed is not None and is_closed():
+        return True
+    with suppress(Exception):  # a driver may hide its socket, and a system have no poll()
+        poll = select.poll()
+        poll.register(file_number(driver), select.POLLIN)
+        return bool(poll.poll(0))
+    return False
 
 
 def _socket(driver: Any) -> socket.socket:

@@ -267,6 +267,29 @@ def test_a_connection_that_is_lost_after_a_statement_is_a_failed_attempt(bench: 
     assert bench.job(job_id).attempt == 1
 
 
+def test_a_connection_that_was_ended_while_idle_costs_nothing(bench: Bench) -> None:
+    """Neither an attempt nor a pause: another one is opened in its stead."""
+    pids: list[int] = []
+
+    def body(session: Session, ctx: Context[Any]) -> None:
+        pids.append(session.scalar(text("SELECT pg_backend_pid()")) or 0)
+
+    handler = bench.handler("t", body, max_attempts=1)
+    ids = [bench.enqueue(handler)]
+
+    def end_it() -> None:
+        for count in range(1, 4):
+            wait_until(lambda: none_left(bench), what="the job")
+            assert len(pids) == count
+            assert bench.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=pids[-1])[0][0]
+            ids.append(bench.enqueue(handler))
+
+    ran = bench.run(during=end_it, until=lambda: none_left(bench), deadline=60.0)
+
+    assert [ran.of(id) for id in ids] == [["started", "completed"]] * 4
+    assert len(set(pids)) == 4
+
+
 # ---- without a worker ---------------------------------------------------------------------------
 
 
