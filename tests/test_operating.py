@@ -1,0 +1,76 @@
+"""What docs/operating.md says to run is run, and does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from sqlalchemy_bgjob import JobAlreadyExists, enqueue
+from support.shop import make_tables, note
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from sqlalchemy_bgjob import Context
+    from support.running import Bench
+
+PAGE = Path(__file__).parent.parent / "docs" / "operating.md"
+(EMPTY_THE_QUEUE,) = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+def leave_what_a_copy_has(bench: Bench) -> list[str]:
+    """Jobs of production: one is due, one belongs to a worker of production, which is silent."""
+
+    def handler(ctx: Context[Any]) -> None: ...
+
+    mail = bench.handler("mail", handler, uses_session=False)
+    due, running = bench.enqueue(mail), bench.enqueue(mail)
+    bench.steal(running)
+    bench.sql("UPDATE bgjob_worker SET beat_at = now() - interval '1 day', lease_timeout = 30")
+    return [due, running]
+
+
+def test_a_copy_of_production_runs_its_jobs(bench: Bench) -> None:
+    ids = leave_what_a_copy_has(bench)
+
+    ran = bench.run(deadline=60.0)
+
+    assert all("completed" in ran.of(job_id) for job_id in ids)
+
+
+def test_an_emptied_copy_runs_nothing(bench: Bench) -> None:
+    leave_what_a_copy_has(bench)
+    for statement in EMPTY_THE_QUEUE.split(";"):
+        if statement.strip():
+            bench.sql(statement)
+
+    ran = bench.run()
+
+    assert ran.named("job_started") == []
+
+
+def test_ids_are_shared_by_tenants_behind_row_security(engine: Engine) -> None:
+    """As SECURITY.md says: a hidden job's id is taken, and with "ignore" nothing is made."""
+    make_tables(engine)
+    with engine.connect() as connection, connection.begin() as transaction:
+        for statement in (
+            "ALTER TABLE bgjob_job ENABLE ROW LEVEL SECURITY",
+            "CREATE POLICY own ON bgjob_job USING (queue = 'mine') WITH CHECK (true)",
+            "CREATE ROLE bgjob_tenant",  # gone with the rollback
+            "GRANT ALL ON ALL TABLES IN SCHEMA public TO bgjob_tenant",
+        ):
+            connection.execute(text(statement))
+        enqueue(connection, note, 1, id="order-7", queue="other")
+        connection.execute(text("SET LOCAL ROLE bgjob_tenant"))
+
+        assert connection.scalar(text("SELECT count(*) FROM bgjob_job")) == 0
+        with pytest.raises(JobAlreadyExists):
+            enqueue(connection, note, 2, id="order-7", queue="mine")
+        ignored = enqueue(connection, note, 2, id="order-7", queue="mine", on_conflict="ignore")
+        assert not ignored.inserted
+        assert enqueue(connection, note, 2, id="mine-7", queue="mine").inserted
+        transaction.rollback()
