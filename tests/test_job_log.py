@@ -187,7 +187,7 @@ def test_each_trouble_with_the_database_is_said_again_and_again(
         (1.0, privilege),
         (2.0, column),
         (3.0, full),
-        (3.0, Refused("25006")),
+        (3.0, Refused("42P01")),
         (4.9, privilege),
         (5.1, privilege),
         (6.0, column),
@@ -200,6 +200,6 @@ def test_each_trouble_with_the_database_is_said_again_and_again(
         "database error: ProgrammingError: Refused 42501",
         "database error: ProgrammingError: Refused 42703",
         "database error: TimeoutError: QueuePool limit of size 1 overflow 0 reached",
-        "database error: Refused: Refused 25006",
+        "database error: Refused: Refused 42P01",
         "database error: ProgrammingError: Refused 42501",
     ]
