@@ -33,7 +33,8 @@ from ._outcomes import (
     failed,
 )
 from ._registry import JobType
-from ._session import HandlerSession, JobEnded, RowLocked, SettlementConflict, refused
+from ._row_errors import RowLocked, SettlementConflict
+from ._session import HandlerSession, JobEnded, refused
 from ._statements import Statements
 from .exceptions import InvalidArg
 from .telemetry import JobInfo
@@ -264,7 +265,10 @@ class Attempt:
             if run.cancelled:
                 return Pending(run.job, INTERRUPTED), None
             try:
-                return pending, unit.commit(self._environment.statements, pending)
+                fate = unit.commit(
+                    self._environment.statements, pending, outcome_was_named=returned is not None
+                )
+                return pending, fate
             except RowLocked as locked:
                 # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
                 pending.settlement = Settlement(

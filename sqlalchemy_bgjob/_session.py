@@ -5,8 +5,10 @@ one COMMIT comes after the settlement, so the handler's writes and the job's end
 
 * ``session.commit()`` keeps what was written so far against a later ``rollback()``, and commits
   nothing yet. Only from then on is a savepoint spent; the common path needs none.
-* ``session.rollback()`` and ``session.close()`` undo what was not kept, as they always do.
-* A handler that ends the transaction behind the session's back is found out, and has failed.
+* ``session.rollback()`` and ``session.close()`` undo what was not kept, as they always do. A
+  handler that returns although its writes were lost so has failed, see :mod:`._writes`.
+* A handler that ends the transaction behind the session's back has failed, see
+  :mod:`._transaction`.
 
 Nothing is locked while a handler runs, so there is no lock that it could give away.
 """
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Transaction, event
+from sqlalchemy import Connection, Engine, Transaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -25,43 +27,20 @@ from ._errors import RETRY_AT_ONCE, sqlstate, summary
 from ._forks import Forked
 from ._last_words import LastWords, complete, last_words
 from ._lifecycle import Fate, Pending, holds, write
+from ._row_errors import RowLocked, SettlementConflict
+from ._session_events import watch
+from ._sql import has_written
 from ._statements import Statements
+from ._transaction import Mark, TransactionEnded
+from ._writes import Writes
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 _ISOLATION: Final = "isolation_level"
-_UNIT: Final = "_bgjob_unit"
 
 
 LOCK_TIMEOUT_MS: Final = 1_000
 """How long a handler's settlement waits for a row that somebody else has locked."""
-
-
-class RowLocked(RuntimeError):
-    """A user's open transaction refers to the job, so that it can't end now."""
-
-    def __str__(self) -> str:
-        return "an open transaction refers to the job and keeps it from ending; it runs again"
-
-
-class SettlementConflict(RuntimeError):
-    """The job's end, or its COMMIT, met a serialization failure or a deadlock."""
-
-    def __str__(self) -> str:
-        return (
-            "another transaction was in the way of the job's end, under the isolation level of its "
-            "handler; it runs again, attempt unspent unless this happens twice in a row"
-        )
-
-
-class TransactionEnded(RuntimeError):
-    """A handler ended the transaction that its session is part of."""
-
-    def __str__(self) -> str:
-        return (
-            "the handler ended the transaction of its session through the connection; "
-            "use ctx.session.commit() and ctx.session.rollback()"
-        )
 
 
 class JobEnded(RuntimeError):
@@ -93,8 +72,10 @@ class HandlerSession:
         self._engine = engine
         self._outer: Any = None
         self._session: Session | None = None
+        self._writes: Writes | None = None
         self._connection: Connection | None = None
         self._last_words: LastWords | None = None
+        self._mark: Mark | None = None  # of a transaction whose connection the handler has taken
         self._root: Transaction | None = None
         self._kept = False  # the handler has called commit()
         self._ended_in_order = False  # by commit() or rollback(), not by close()
@@ -118,7 +99,8 @@ class HandlerSession:
             # On the instance, so that a session class with a get_bind of its own joins too.
             self._original_get_bind = session.get_bind
             session.get_bind = self._get_bind  # type: ignore[method-assign]
-            session.info[_UNIT] = self
+            self._writes = Writes(session, self._has_written)
+            watch(session, self)
         return self._outer
 
     def enter_scope(self) -> None:
@@ -139,6 +121,15 @@ class HandlerSession:
     # ---- the session's side -------------------------------------------------------------------
 
     def _get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._writes is not None
+        bind = self._bind(args, kwargs)
+        connection = self._connection
+        if self._writes.bound(args, kwargs) and bind is connection is not None:
+            with suppress(DBAPIError):  # after an error, of which the handler was told
+                self._mark = self._mark or Mark(connection)
+        return bind
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             bind = self._original_get_bind(*args, **kwargs)
         except Exception:
@@ -172,9 +163,11 @@ class HandlerSession:
             self._last_words = last_words(self._connection)
         connection = self._connection
         if self._root is None:
-            self._root = connection.begin()
+            self._root, self._mark = connection.begin(), None
         elif not self._intact():
             raise TransactionEnded
+        elif self._mark is not None:
+            self._mark.check_driver(connection)
         if self._kept and not connection.in_nested_transaction():
             connection.begin_nested()
         return connection
@@ -204,8 +197,20 @@ class HandlerSession:
         """Whether this is the handler's session."""
         return session is self._session
 
+    def _has_written(self) -> bool:
+        """Whether the transaction has written, as far as the server can tell; False otherwise."""
+        connection = self._connection
+        if connection is None or self._kept or not self._intact():
+            return False
+        try:
+            return bool(connection.scalar(has_written()))
+        except DBAPIError:  # it is not usable any more, after an error that the handler was told
+            return False
+
     def after_commit(self, session: Session) -> None:
         """The handler has called commit()."""
+        assert self._writes is not None
+        self._writes.after_commit(session)
         # It also fires when a savepoint of the handler's own is released.
         if self._settling or session.in_nested_transaction():
             return
@@ -216,11 +221,15 @@ class HandlerSession:
 
     def after_rollback(self, session: Session) -> None:
         """The handler has called rollback(), or a flush has failed."""
+        assert self._writes is not None
+        self._writes.after_rollback(session)
         if not session.in_nested_transaction():
             self._ended_in_order = True
 
     def after_transaction_end(self, ended: SessionTransaction) -> None:
         """A transaction of the session is over: by commit(), rollback() or close()."""
+        assert self._writes is not None
+        self._writes.after_transaction_end(ended)
         if self._settling or ended.parent is not None:
             return
         in_order, self._ended_in_order = self._ended_in_order, False
@@ -243,10 +252,19 @@ class HandlerSession:
         """Let an error of the run say why the server has ended the session, if it has."""
         complete(error, self._last_words)
 
-    def commit(self, statements: Statements, pending: Pending) -> Fate | None:
+    def commit(
+        self, statements: Statements, pending: Pending, *, outcome_was_named: bool
+    ) -> Fate | None:
         """Flush, settle and commit in one transaction; None if no statement ever ran.
 
+        Args:
+            statements: Those of the tables.
+            pending: What is to be settled.
+            outcome_was_named: Whether the handler returned an outcome, and not None.
+
         Raises:
+            WritesUndone: What the handler had written was lost before it returned.
+            TransactionEnded: The handler has ended the transaction.
             Exception: Nothing was committed, but for a COMMIT without an answer: then *pending*
                 has the transaction's id.
         """
@@ -258,6 +276,8 @@ class HandlerSession:
             # What commit() does first: the before_commit hooks, and the flush. The rest of it
             # follows the real COMMIT, so that after_commit hooks tell the truth.
             transaction._prepare_impl()  # noqa: SLF001 - there is no public way
+        assert self._writes is not None
+        self._writes.check(outcome_was_named=outcome_was_named)
         connection = self._connection
         if connection is None or (self._root is None and not connection.in_transaction()):
             self._settling = True
@@ -267,6 +287,8 @@ class HandlerSession:
             return None
         if not self._intact():
             raise TransactionEnded
+        if self._mark is not None:
+            self._mark.check(connection)
         self._settling = True
         if not self._settle(connection, statements, pending):
             self.discard()
@@ -336,7 +358,7 @@ class HandlerSession:
         if self._session is not None:
             with suppress(BaseException):
                 self._session.close()
-            self._session.info.pop(_UNIT, None)
+            watch(self._session, None)
         registry = getattr(self._factory, "registry", None)
         if registry is not None and self._session is not None:
             with suppress(Exception):  # outside of its scope by now
@@ -344,36 +366,6 @@ class HandlerSession:
         if connection is not None:
             with suppress(BaseException):  # a cancellation: it is given back all the same
                 self._disconnect(connection)
-
-
-# For all sessions, once: listening to each one of its own took a twentieth of a small job's time.
-
-
-@event.listens_for(Session, "after_commit")
-def _after_commit(session: Session) -> None:
-    unit = _unit_of(session)
-    if unit is not None:
-        unit.after_commit(session)
-
-
-@event.listens_for(Session, "after_rollback")
-def _after_rollback(session: Session) -> None:
-    unit = _unit_of(session)
-    if unit is not None:
-        unit.after_rollback(session)
-
-
-@event.listens_for(Session, "after_transaction_end")
-def _after_transaction_end(session: Session, ended: SessionTransaction) -> None:
-    unit = _unit_of(session)
-    if unit is not None:
-        unit.after_transaction_end(ended)
-
-
-def _unit_of(session: Session) -> HandlerSession | None:
-    unit: HandlerSession | None = session.info.get(_UNIT)
-    # A handler may make a session of its own with the info of this one.
-    return unit if unit is not None and unit.is_of(session) else None
 
 
 def refused(error: BaseException) -> BaseException:

@@ -119,6 +119,18 @@ def transaction_id() -> ColumnElement[str]:
     return cast(func.pg_current_xact_id(), Text).label("xid")
 
 
+@cache
+def transaction_began_at() -> Executable:
+    """When this transaction began: no two of one session have begun at the same time."""
+    return select(func.now())
+
+
+@cache
+def has_written() -> Executable:
+    """Whether this transaction has written anything, or locked a row."""
+    return select(func.pg_current_xact_id_if_assigned().is_not(None))
+
+
 class Tables:
     """One set of tables, and the channels of its workers."""
 

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, NestedTransaction
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from . import _lifecycle as lifecycle
 from . import _validation
 from ._after_commit import after_commit
 from ._codec import Encoded
+from ._errors import sqlstate
 from ._execution import Context, Run, job_info, settlement_for
 from ._forks import Forked, kept_from_children, leave_if_forked
 from ._ids import new_worker_id
@@ -31,15 +33,21 @@ from ._outcomes import (
 )
 from ._pool import is_autocommit
 from ._registry import HandlerOptions, JobType, Registry
+from ._row_errors import RowKept, RowMissing
+from ._session_events import watch
 from ._statements import statements_of
 from ._targets import Unit, run_in
-from .exceptions import InvalidArg, LeaseLost
+from ._transaction import TransactionEnded
+from ._writes import Writes
+from .exceptions import InvalidArg
 from .models import Models
 from .retry import DEFAULT
 from .settings import DEFAULT_MAX_ATTEMPTS, WorkerSettings
 from .telemetry import JobInfo, Observer, announce, tell
 
 _GRACE = WorkerSettings().unknown_type_grace
+_NO_SAVEPOINT = frozenset({"3B001", "25P01"})
+"""No such savepoint, or no transaction at all: it was ended behind the caller's back."""
 
 
 def work_one(
@@ -130,31 +138,26 @@ class _WorkOne:
         run.started_at = time.monotonic()
         if options.timeout is not None:
             run.deadline = run.started_at + options.timeout
-        outcome, arg = self._call(run)
-        self._settle(
-            job,
-            settlement_for(handler, job, outcome, arg),
-            time.monotonic() - run.started_at,
-        )
-        return outcome
+        return self._call(run)
 
     def _can_run(self, handler: JobType[Any]) -> bool:
         return not handler.is_coroutine or self._connection.dialect.is_async
 
-    def _call(self, run: Run) -> tuple[Outcome, Encoded | None]:
+    def _call(self, run: Run) -> Outcome:
         """Run the handler inside a savepoint, which is released when its writes are to be kept."""
         connection = self._connection
         job, handler = run.job, run.handler
         self._tell_later("job_started", run.info)
         savepoint = connection.begin_nested()
         session: Any = None
+        writes: Writes | None = None
 
         def get_session() -> Any:
-            nonlocal session
+            nonlocal session, writes
             if not handler.options.session:
                 raise RuntimeError(f"the handler of {handler.type!r} has session=False")
             if session is None:
-                session = self._make_session(handler)
+                session, writes = self._make_session(handler)
             return session
 
         try:
@@ -162,26 +165,33 @@ class _WorkOne:
                 args = (handler.decode(job.arg, job.headers),) if handler.takes_arg else ()
             except InvalidArg as error:
                 raise MoveToDlq(error) from error
-            outcome = run.outcome(self._returned(run, get_session, args))
-            arg = _new_arg(handler, outcome)
-            if session is not None:
+            returned = self._returned(run, get_session, args)
+            outcome = run.outcome(returned)
+            settlement = settlement_for(handler, job, outcome, _new_arg(handler, outcome))
+            if writes is not None:
                 _sync(session).commit()
-                _sync(session).close()
+                writes.check(outcome_was_named=returned is not None)
+                _close(session)
+            # Within the savepoint: if the handler has changed its own row, that is undone with it.
+            self._settle(job, settlement, time.monotonic() - run.started_at)
             savepoint.commit()
-            return outcome, arg
+            return outcome
         except Exception as error:
             if session is not None:
-                _sync(session).close()
+                _close(session)
             while (inner := connection.get_nested_transaction()) not in (None, savepoint):
                 inner.close()  # a savepoint that could not be released stays in the way
             if connection.invalidated or inner is None:
                 raise  # the caller's transaction itself is gone
-            savepoint.rollback()
+            _undo(savepoint, error)
             try:
                 outcome = failed(error)
-                return outcome, _new_arg(handler, outcome)
+                settlement = settlement_for(handler, job, outcome, _new_arg(handler, outcome))
             except Exception as second:
-                return Retry(None, second), None
+                outcome = Retry(None, second)
+                settlement = settlement_for(handler, job, outcome, None)
+            self._settle(job, settlement, time.monotonic() - run.started_at)
+            return outcome
 
     def _returned(self, run: Run, get_session: Callable[[], Any], args: tuple[Any, ...]) -> Any:
         """What the handler returns, in the process that has called it and in no other."""
@@ -197,12 +207,7 @@ class _WorkOne:
         leave_if_forked(self._process, type)
         return returned
 
-    def _bind(self, *args: Any, **kwargs: Any) -> Connection:
-        if os.getpid() != self._process:
-            raise Forked
-        return self._connection
-
-    def _make_session(self, handler: JobType[Any]) -> Any:
+    def _make_session(self, handler: JobType[Any]) -> tuple[Any, Writes]:
         connection = self._connection
         is_async = connection.dialect.is_async
         factory = self._session_factory
@@ -213,17 +218,32 @@ class _WorkOne:
         session = _sync(outer)
         session.join_transaction_mode = "create_savepoint"
         session.twophase = False
-        session.get_bind = self._bind  # type: ignore[method-assign]
+        # The caller's transaction has written already, so the server can't be asked what this has.
+        writes = Writes(session, lambda: False)
+
+        def get_bind(*args: Any, **kwargs: Any) -> Connection:
+            if os.getpid() != self._process:
+                raise Forked
+            writes.bound(args, kwargs)
+            return connection
+
+        session.get_bind = get_bind  # type: ignore[method-assign]
+        watch(session, writes)
         if not handler.is_coroutine:
             outer = session  # a function awaits nothing
-        return outer
+        return outer, writes
 
     def _settle(self, job: ClaimedJob, settlement: Settlement, seconds: float = 0.0) -> None:
-        held, _ = lifecycle.write(
-            self._connection, self._statements, [Pending(job, settlement)], wait=True
-        )
-        if not held:  # the row is locked by this very transaction; only the handler can have gone
-            raise LeaseLost(job.id)
+        """Write the settlement of a job whose row this transaction has locked.
+
+        Raises:
+            RowMissing, RowKept: The handler has changed the row, or a trigger keeps it.
+        """
+        pending = Pending(job, settlement)
+        held, _ = lifecycle.write(self._connection, self._statements, [pending], wait=True)
+        if not held:
+            kept = lifecycle.holds(self._connection, self._statements, pending)
+            raise RowKept if kept else RowMissing
         info = job_info(job)
         after_commit(
             self._connection,
@@ -236,6 +256,15 @@ class _WorkOne:
         after_commit(self._connection, lambda: tell(self._observers, name, (info,)))
 
 
+def _undo(savepoint: NestedTransaction, error: Exception) -> None:
+    try:
+        savepoint.rollback()
+    except DBAPIError as gone:
+        if sqlstate(gone) in _NO_SAVEPOINT:
+            raise TransactionEnded from error
+        raise
+
+
 def _new_arg(handler: JobType[Any], outcome: Outcome) -> Encoded | None:
     if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
         return handler.codec.encode(outcome.arg)
@@ -245,6 +274,11 @@ def _new_arg(handler: JobType[Any], outcome: Outcome) -> Encoded | None:
 def _sync(session: Any) -> Session:
     result: Session = getattr(session, "sync_session", session)
     return result
+
+
+def _close(session: Any) -> None:
+    _sync(session).close()
+    watch(_sync(session), None)
 
 
 def _await(awaitable: Any, timeout: float | None) -> Any:

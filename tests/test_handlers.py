@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
+from sqlalchemy.exc import IntegrityError
 
-from sqlalchemy_bgjob import constant
+from sqlalchemy_bgjob import Complete, constant, enqueue_many
+from sqlalchemy_bgjob._transaction import TransactionEnded
 from support.running import FLAVORS, Bench
 from support.waiting import wait_until
 
@@ -39,6 +41,7 @@ class Handlers:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
+        self.child = bench.handler("child", lambda s, ctx: None, queue="nobody")
 
     def note(self, session: Session, ctx: Context[Any], words: str) -> None:
         self.bench.note(session, ctx, words)
@@ -102,6 +105,109 @@ class Handlers:
         s.commit()
         s.rollback()
         s.commit()
+
+    def with_begin_left_by_an_error(self, s: Session, ctx: Context[Any]) -> None:
+        with suppress(ZeroDivisionError), s.begin():
+            self.note(s, ctx, "a")
+            _ = 1 / 0
+
+    def core_writes_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        s.execute(insert(self.bench.Note).values(job_id=ctx.job.id, text="a"))
+        s.rollback()
+
+    def text_writes_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        s.execute(text("INSERT INTO note (job_id, text) VALUES (:id, 'a')"), {"id": ctx.job.id})
+        s.close()
+
+    def connection_writes_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        s.connection().execute(insert(self.bench.Note).values(job_id=ctx.job.id, text="a"))
+        s.close()
+
+    def adds_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        s.add(self.bench.Note(job_id=ctx.job.id, text="a"))
+        s.close()
+
+    def adds_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        s.add(self.bench.Note(job_id=ctx.job.id, text="a"))
+        s.rollback()
+
+    def changes_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        note = self.bench.Note(job_id=ctx.job.id, text="a")
+        s.add(note)
+        s.commit()
+        note.text = "b"
+        s.close()
+
+    def writes_then_reset(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.reset()
+
+    def writes_then_invalidate(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.invalidate()
+
+    def with_session_uncommitted(self, s: Session, ctx: Context[Any]) -> None:
+        with s:
+            self.note(s, ctx, "a")
+
+    def closes_in_a_savepoint(self, s: Session, ctx: Context[Any]) -> None:
+        s.begin_nested()
+        self.note(s, ctx, "a")
+        s.close()
+
+    def rollback_over_a_savepoint(self, s: Session, ctx: Context[Any]) -> None:
+        with s.begin_nested():
+            self.note(s, ctx, "a")
+        s.rollback()
+
+    def enqueues_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        enqueue_many(s, self.child, [None, None], ids=["c1", "c2"])
+        s.close()
+
+    def rollback_then_reads(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.rollback()
+        s.execute(SELECT_1)
+        s.close()
+
+    def rollback_then_complete(self, s: Session, ctx: Context[Any]) -> Complete:
+        self.note(s, ctx, "a")
+        s.rollback()
+        return Complete()
+
+    def closes_then_complete(self, s: Session, ctx: Context[Any]) -> Complete:
+        self.note(s, ctx, "a")
+        s.close()
+        return Complete()
+
+    def duplicate_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        with suppress(IntegrityError):
+            s.execute(insert(self.bench.Note).values(job_id=ctx.job.id))
+        s.rollback()
+
+    def duplicate_flushed_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        s.add(self.bench.Note(job_id=ctx.job.id))
+        with suppress(IntegrityError):
+            s.flush()
+        s.rollback()
+
+    def duplicate_in_savepoint_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        with suppress(IntegrityError), s.begin_nested():
+            s.add(self.bench.Note(job_id=ctx.job.id))
+        s.close()
+
+    def reads_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        with s:
+            s.execute(select(self.bench.Note).limit(1).with_for_update()).first()
+            s.execute(text("-- all of it\n SELECT count(*) FROM note"))
+
+    def reads_by_connection_then_closes(self, s: Session, ctx: Context[Any]) -> None:
+        s.connection().execute(select(self.bench.Note).limit(1)).first()
+        s.close()
+
+    def reads_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        s.scalars(select(self.bench.Note).limit(1)).first()
+        s.rollback()
 
     def closes(self, s: Session, ctx: Context[Any]) -> None:
         self.note(s, ctx, "a")
@@ -303,6 +409,51 @@ class Handlers:
         self.note(s, ctx, "a")
         s.connection().exec_driver_sql("ROLLBACK")
 
+    def text_commit(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.execute(text("commit"))
+
+    def text_rollback_swallowed(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        with suppress(TransactionEnded):
+            s.execute(text("/* all */ ROLLBACK WORK"))
+
+    def text_to_a_savepoint(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.execute(text("SAVEPOINT here"))
+        self.note(s, ctx, "b")
+        s.execute(text("ROLLBACK TO SAVEPOINT here"))
+        s.expire_all()
+
+    def raw_commit_and_begin(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().exec_driver_sql("COMMIT")
+        s.connection().exec_driver_sql("BEGIN")
+        self.note(s, ctx, "b")
+
+    def driver_commit(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().connection.commit()
+        self.note(s, ctx, "b")
+
+    def driver_rollback(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().connection.rollback()
+
+    def get_bind_commit(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.get_bind().exec_driver_sql("COMMIT")  # type: ignore[union-attr]
+        self.note(s, ctx, "b")
+
+    def takes_the_connection(self, s: Session, ctx: Context[Any]) -> None:
+        self.note(s, ctx, "a")
+        s.connection().execute(insert(self.bench.Note).values(job_id=ctx.job.id, text="b"))
+        s.commit()
+        s.connection().execute(insert(self.bench.Note).values(job_id=ctx.job.id, text="c"))
+
+    def takes_the_connection_only(self, s: Session, ctx: Context[Any]) -> None:
+        s.connection()
+
     def raw_commit_then_raise(self, s: Session, ctx: Context[Any]) -> None:
         self.note(s, ctx, "a")
         s.connection().exec_driver_sql("COMMIT")
@@ -361,18 +512,27 @@ class Handlers:
         return bool(self.bench.sql("SELECT FROM pg_stat_activity WHERE pid = :pid", pid=pid))
 
 
+LOST_BY_CLOSE = "closed, or removed from its scope, over writes"
+LOST_BY_ROLLBACK = "nothing is left of what the handler wrote"
+
 COMPLETED: dict[Callable[..., Any], list[str]] = {
     Handlers.ok: ["a"],
     Handlers.commit_then_more: ["a", "b"],
     Handlers.rollback_then_more: ["b"],
-    Handlers.rollback_last: [],
     Handlers.commit_more_rollback: ["a"],
+    Handlers.rollback_then_complete: [],
+    Handlers.duplicate_then_rollback: [],
+    Handlers.duplicate_flushed_then_rollback: [],
+    Handlers.duplicate_in_savepoint_then_closes: [],
+    Handlers.reads_then_closes: [],
+    Handlers.reads_by_connection_then_closes: [],
+    Handlers.reads_then_rollback: [],
+    Handlers.text_to_a_savepoint: ["a"],
+    Handlers.takes_the_connection: ["a", "b", "c"],
+    Handlers.takes_the_connection_only: [],
     Handlers.commit_twice_then_rollback: ["a", "b"],
     Handlers.commit_rollback_commit: ["a", "c"],
     Handlers.commit_nothing: [],
-    Handlers.closes: [],
-    Handlers.closes_then_more: ["b"],
-    Handlers.commits_then_closes: ["a"],
     Handlers.with_session: ["a"],
     Handlers.with_begin: ["a"],
     Handlers.with_begin_twice: ["a", "c"],
@@ -393,14 +553,38 @@ COMPLETED: dict[Callable[..., Any], list[str]] = {
     Handlers.adds_then_commits: ["a"],
     Handlers.reads_only: [],
     Handlers.ended_session_then_rollback: ["b"],
-    # Behind SQLAlchemy's back, and so the first part is not undone by anything later.
-    Handlers.raw_commit: ["a", "b"],
-    Handlers.raw_rollback: [],
 }
 """The job is completed, and these writes are there."""
 
 FAILED: dict[Callable[..., Any], str] = {
     Handlers.raises: "ValueError: no",
+    Handlers.closes: LOST_BY_CLOSE,
+    Handlers.closes_then_more: LOST_BY_CLOSE,
+    Handlers.closes_then_complete: LOST_BY_CLOSE,
+    Handlers.commits_then_closes: LOST_BY_CLOSE,
+    Handlers.text_writes_then_closes: LOST_BY_CLOSE,
+    Handlers.connection_writes_then_closes: LOST_BY_CLOSE,
+    Handlers.adds_then_closes: LOST_BY_CLOSE,
+    Handlers.changes_then_closes: LOST_BY_CLOSE,
+    Handlers.writes_then_reset: LOST_BY_CLOSE,
+    Handlers.writes_then_invalidate: LOST_BY_CLOSE,
+    Handlers.with_session_uncommitted: LOST_BY_CLOSE,
+    Handlers.closes_in_a_savepoint: LOST_BY_CLOSE,
+    Handlers.enqueues_then_closes: LOST_BY_CLOSE,
+    Handlers.rollback_last: LOST_BY_ROLLBACK,
+    Handlers.with_begin_left_by_an_error: LOST_BY_ROLLBACK,
+    Handlers.core_writes_then_rollback: LOST_BY_ROLLBACK,
+    Handlers.adds_then_rollback: LOST_BY_ROLLBACK,
+    Handlers.rollback_over_a_savepoint: LOST_BY_ROLLBACK,
+    Handlers.rollback_then_reads: LOST_BY_ROLLBACK,
+    Handlers.text_commit: "TransactionEnded",
+    Handlers.text_rollback_swallowed: "TransactionEnded",
+    Handlers.raw_commit: "TransactionEnded",
+    Handlers.raw_commit_and_begin: "TransactionEnded",
+    Handlers.raw_rollback: "TransactionEnded",
+    Handlers.driver_commit: "TransactionEnded",
+    Handlers.driver_rollback: "TransactionEnded",
+    Handlers.get_bind_commit: "TransactionEnded",
     Handlers.commit_then_raise: "ValueError: no",
     Handlers.commit_more_then_raise: "ValueError: no",
     Handlers.db_error: "22012",
@@ -423,7 +607,13 @@ FAILED: dict[Callable[..., Any], str] = {
 }
 """The attempt has failed with this error, and no write is left (but see LEAKED)."""
 
-LEAKED = {Handlers.raw_commit_then_raise: ["a"]}
+LEAKED = {
+    Handlers.raw_commit_then_raise: ["a"],
+    Handlers.raw_commit: ["a"],
+    Handlers.raw_commit_and_begin: ["a"],
+    Handlers.driver_commit: ["a"],
+    Handlers.get_bind_commit: ["a"],
+}
 """What the driver was told to commit, nobody can undo."""
 
 

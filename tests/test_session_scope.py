@@ -146,6 +146,40 @@ def test_an_applications_scoped_session_is_the_handlers(bench: Bench) -> None:
 
 
 @only_threads
+def test_a_scoped_session_that_is_removed_over_writes(bench: Bench) -> None:
+    app_session = scoped_session(sessionmaker())
+
+    def body(ctx: Context[Any]) -> None:
+        app_session.add(bench.Note(job_id=ctx.job.id, text="lost"))
+        app_session.remove()
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=False, retry=SLOW))
+    ran = bench.run(session_factory=app_session)
+
+    assert ran.of(job_id) == ["started", "will_be_retried"]
+    assert "removed from its scope" in bench.job(job_id).last_error
+
+
+@only_asyncio
+def test_an_async_scoped_session_that_is_removed_over_writes(bench: Bench) -> None:
+    import asyncio
+
+    app_session = async_scoped_session(async_sessionmaker(), scopefunc=asyncio.current_task)
+
+    @bench.jobs.handler("t", retry=SLOW)
+    async def handler(ctx: Context[AsyncSession]) -> None:
+        app_session.add(bench.Note(job_id=ctx.job.id, text="lost"))
+        await app_session.flush()
+        await app_session.remove()
+
+    job_id = bench.enqueue(handler)
+    ran = bench.run(session_factory=app_session)
+
+    assert ran.of(job_id) == ["started", "will_be_retried"]
+    assert "removed from its scope" in bench.job(job_id).last_error
+
+
+@only_threads
 def test_a_run_leaves_nothing_in_the_scope(bench: Bench) -> None:
     app_session = scoped_session(sessionmaker())
     left: list[bool] = []
@@ -292,7 +326,7 @@ def shop(database_url: str) -> Iterator[FlaskShop]:
 
 
 def test_flasks_scoped_session_joins_within_its_app_context(shop: FlaskShop) -> None:
-    """As in a view, what was not committed goes with the app context."""
+    """The handler enters it by itself, and so has to commit before it leaves it."""
 
     @shop.jobs.handler("t", retry=constant(0.0))
     def handler(ctx: Context[Session], words: str) -> None:
@@ -300,8 +334,6 @@ def test_flasks_scoped_session_joins_within_its_app_context(shop: FlaskShop) -> 
             assert ctx.session is shop.db.session()
             shop.db.session.add(shop.Note(text=words))
             shop.db.session.commit()
-            shop.db.session.add(shop.Note(text="not committed"))
-            shop.db.session.flush()
             if ctx.job.attempt == 1:
                 fail()
 
@@ -318,6 +350,31 @@ def test_flasks_scoped_session_joins_within_its_app_context(shop: FlaskShop) -> 
         "job_started",
         "job_completed",
     ]
+
+
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_what_flasks_app_context_drops_fails_the_attempt(
+    shop: FlaskShop, kept_before: bool
+) -> None:
+    """It removes the session when the handler leaves it: what was not committed is lost."""
+
+    @shop.jobs.handler("t", max_attempts=1)
+    def handler(ctx: Context[Session], words: str) -> None:
+        with shop.app.app_context():
+            assert ctx.session is shop.db.session()
+            if kept_before:
+                shop.db.session.add(shop.Note(text=words))
+                shop.db.session.commit()
+            shop.db.session.add(shop.Note(text="not committed"))
+
+    enqueue(shop.engine, handler, "kept")
+
+    notes, recorder = shop.run(session_factory=shop.db.session)
+
+    assert notes == []
+    told = [(e.name, *e.rest) for e in recorder.events if e.job][1:]
+    assert [name for name, _ in told] == ["job_moved_to_dlq"]
+    assert "around=" in told[0][1]
 
 
 def test_flasks_session_class_joins_although_its_get_bind_says_no(shop: FlaskShop) -> None:

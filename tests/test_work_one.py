@@ -25,6 +25,7 @@ from sqlalchemy_bgjob import (
     _lifecycle,
     constant,
 )
+from sqlalchemy_bgjob._transaction import TransactionEnded
 from sqlalchemy_bgjob.exceptions import LeaseLost
 from support.databases import with_driver
 from support.running import FLAVORS, Bench, Recorder
@@ -260,6 +261,47 @@ class Contained:
         s.close()
 
     @staticmethod
+    def rollback_last(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.rollback()
+
+    @staticmethod
+    def rollback_then_complete(bench: Bench, s: Session, ctx: Context[Any]) -> Complete:
+        bench.note(s, ctx, "a")
+        s.rollback()
+        return Complete()
+
+    @staticmethod
+    def text_then_closes(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        s.execute(text("INSERT INTO note (job_id, text) VALUES (:id, 'a')"), {"id": ctx.job.id})
+        s.close()
+
+    @staticmethod
+    def reads_then_closes(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        with s:
+            s.connection().execute(text("SELECT 1"))
+
+    @staticmethod
+    def text_commit(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.execute(text("COMMIT"))
+
+    @staticmethod
+    def deletes_its_row(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.delete(s.get_one(bench.jobs.Job, ctx.job.id))
+
+    @staticmethod
+    def renames_its_row(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.execute(text("UPDATE bgjob_job SET id = 'other' WHERE id = :id"), {"id": ctx.job.id})
+
+    @staticmethod
+    def leads_elsewhere(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx, "a")
+        s.execute(text("CREATE TEMP TABLE bgjob_job (LIKE bgjob_job) ON COMMIT DROP"))
+
+    @staticmethod
     def commit_then_raise(bench: Bench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.commit()
@@ -281,7 +323,15 @@ class Contained:
 KEPT: dict[Callable[..., Any], list[str] | None] = {
     Contained.commit_more_rollback: ["a"],
     Contained.rollback_then_more: ["b"],
-    Contained.closes: [],
+    Contained.closes: None,
+    Contained.rollback_last: None,
+    Contained.rollback_then_complete: [],
+    Contained.text_then_closes: None,
+    Contained.reads_then_closes: [],
+    Contained.text_commit: None,
+    Contained.deletes_its_row: None,
+    Contained.renames_its_row: None,
+    Contained.leads_elsewhere: None,
     Contained.commit_then_raise: None,
     Contained.flush_at_the_end: None,
     Contained.error_swallowed: None,
@@ -310,6 +360,39 @@ def test_a_handler_can_not_end_the_callers_transaction(
         assert bench.job(job_id).attempt == 1
     else:
         assert bench.job(job_id) is None
+
+
+def test_a_handler_that_commits_by_the_driver_is_named(bench: Bench, target: Target) -> None:
+    """The caller's transaction is gone, so that the caller has to be told."""
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        s.connection().exec_driver_sql("COMMIT")
+
+    job_id = bench.enqueue(bench.handler("t", body))
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        with pytest.raises(TransactionEnded, match="ended the transaction"):
+            call(bench.jobs.work_one(t, "default"))
+        call(t.rollback())
+
+    target.run(bench, work)
+
+    assert bench.job(job_id).attempt == 1, "the driver has committed the claim"
+
+
+def test_a_trigger_that_keeps_the_row_is_named(bench: Bench, target: Target) -> None:
+    job_id = bench.enqueue(bench.handler("t", bench.note, retry=SLOW))
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        call(bench.jobs.work_one(t, "default"))
+        call(t.commit())
+
+    with bench.trigger("RETURN NULL;"):
+        target.run(bench, work)
+
+    assert "a trigger keeps the job's row" in bench.job(job_id).last_error
+    assert (bench.job(job_id).attempt, bench.notes(job_id)) == (1, [])
 
 
 @pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")

@@ -93,8 +93,8 @@ def _places(point: Point, reached: Callable[[], None]) -> Sequence[tuple[Any, st
             reached()
         return fates
 
-    def commit(self: Any, *args: Any) -> Any:
-        fate = original_commit(self, *args)
+    def commit(self: Any, *args: Any, **options: Any) -> Any:
+        fate = original_commit(self, *args, **options)
         if fate is settled:
             reached()
         return fate

@@ -84,8 +84,8 @@ def stale_is_taken_for_settled(stack: ExitStack) -> None:
     def explain(connection: Any, statements: Any, items: Any) -> Any:
         return [(item, Fate.SETTLED) for item in items]
 
-    def commit(self: Any, statements: Any, pending: Any) -> Any:
-        fate = original(self, statements, pending)
+    def commit(self: Any, *args: Any, **options: Any) -> Any:
+        fate = original(self, *args, **options)
         return Fate.SETTLED if fate is Fate.STALE else fate
 
     _replace(stack, _lifecycle, _explain=explain)
