@@ -29,6 +29,7 @@ from ._health import Health, look
 from ._ids import new_id
 from ._lanes import Position
 from ._outcomes import INTERRUPTED, Kind, Settlement
+from ._row_errors import RowKept
 from ._sql import application_name, parameters
 from ._sql_give_back import GiveBack
 from ._statements import Statements
@@ -367,17 +368,46 @@ def _settle_group(
 def _explain(
     connection: Connection, statements: Statements, items: list[Pending]
 ) -> list[tuple[Pending, Fate]]:
-    """Rows that were not found are locked, settled by a COMMIT without an answer, or not ours."""
+    """Rows that were not settled are locked, kept by a trigger, settled before, or not ours."""
     asked = {id(item): _look_up(connection, statements, item) for item in items if item.xid}
     with connection.begin():
         held = set(_run(connection, statements.still_held, **_fence(items)).scalars())
+        free = set(_run(connection, statements.free, **_fence(items)).scalars()) if held else held
     fates: list[tuple[Pending, Fate]] = []
     for item in items:
-        fate = Fate.LOCKED if item.job.id in held else asked.get(id(item)) or Fate.STALE
+        if item.job.id in free:
+            fate = _settle_free(connection, statements, item)
+        else:
+            fate = Fate.LOCKED if item.job.id in held else asked.get(id(item)) or Fate.STALE
         if fate is Fate.SETTLED and item.if_committed is not None:
             item.settlement = item.if_committed
         fates.append((item, fate))
     return fates
+
+
+def _settle_free(connection: Connection, statements: Statements, item: Pending) -> Fate:
+    """Settle a row that was not settled before, and that nobody has locked: a trigger keeps it.
+
+    Or the lock was given back in between. So it is locked first, and whether it then can be settled
+    is a matter of the row alone.
+    """
+    before = item.xid, item.if_committed
+    refusal: Exception = RowKept()
+    try:
+        with connection.begin():
+            if not _run(connection, statements.free, **_fence([item])).first():
+                return Fate.LOCKED
+            held, xid = write(connection, statements, [item])
+            if held:
+                item.xid, item.if_committed = xid, item.settlement
+        if held:
+            return Fate.SETTLED
+    except Exception as error:
+        if lost_connection(error):
+            raise
+        item.xid, item.if_committed = before
+        refusal = error
+    return _record_failure(connection, statements, item, refusal)
 
 
 def _look_up(connection: Connection, statements: Statements, item: Pending) -> Fate | None:

@@ -27,7 +27,7 @@ from ._errors import RETRY_AT_ONCE, sqlstate, summary
 from ._forks import Forked
 from ._last_words import LastWords, complete, last_words
 from ._lifecycle import Fate, Pending, holds, write
-from ._row_errors import RowLocked, SettlementConflict
+from ._row_errors import RowKept, RowLocked, RowMissing, SettlementConflict
 from ._session_events import watch
 from ._sql import has_written
 from ._statements import Statements
@@ -265,6 +265,8 @@ class HandlerSession:
         Raises:
             WritesUndone: What the handler had written was lost before it returned.
             TransactionEnded: The handler has ended the transaction.
+            RowMissing, RowKept: The job can't be settled here. Whether its lease was lost, only the
+                worker's own settlement can tell.
             Exception: Nothing was committed, but for a COMMIT without an answer: then *pending*
                 has the transaction's id.
         """
@@ -290,9 +292,7 @@ class HandlerSession:
         if self._mark is not None:
             self._mark.check(connection)
         self._settling = True
-        if not self._settle(connection, statements, pending):
-            self.discard()
-            return Fate.STALE
+        self._settle(connection, statements, pending)
         if transaction is not None:
             try:
                 session.commit()
@@ -303,8 +303,8 @@ class HandlerSession:
         self._release()
         return Fate.SETTLED
 
-    def _settle(self, connection: Connection, statements: Statements, pending: Pending) -> bool:
-        """Settle and commit; False if the lease did not hold.
+    def _settle(self, connection: Connection, statements: Statements, pending: Pending) -> None:
+        """Settle and commit.
 
         Raises:
             SettlementConflict: The handler's own statements have passed, and these have not.
@@ -313,35 +313,40 @@ class HandlerSession:
             nested = connection.get_nested_transaction()
             if nested is not None:
                 nested.commit()
-            held, xid = self._write(connection, statements, pending)
-            if held:
-                pending.xid, pending.if_committed = xid, pending.settlement
-                connection.commit()
-                pending.xid = None
+            xid = self._write(connection, statements, pending)
+            pending.xid, pending.if_committed = xid, pending.settlement
+            connection.commit()
+            pending.xid = None
         except DBAPIError as error:
             if sqlstate(error) in RETRY_AT_ONCE:
                 raise SettlementConflict from error
             raise
-        return bool(held)
 
     def _write(
         self, connection: Connection, statements: Statements, pending: Pending
-    ) -> tuple[set[str], str | None]:
+    ) -> str | None:
         """Write the settlement, waiting for a moment if somebody else has locked the row.
 
         Raises:
             RowLocked: It is locked for longer: a user's open transaction refers to the job.
+            RowMissing: There is no such row with this lease.
+            RowKept: There is, and it was not settled.
         """
         held, xid = write(connection, statements, [pending])
-        if held or not holds(connection, statements, pending):
-            return held, xid
+        if held:
+            return xid
+        if not holds(connection, statements, pending):
+            raise RowMissing
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
         try:
-            return write(connection, statements, [pending], wait=True)
+            held, xid = write(connection, statements, [pending], wait=True)
         except DBAPIError as error:
             if sqlstate(error) == "55P03":
                 raise RowLocked from None
             raise
+        if not held:
+            raise RowKept if holds(connection, statements, pending) else RowMissing
+        return xid
 
     def discard(self) -> None:
         """Undo everything and give the connection back, whatever state they are in."""

@@ -199,6 +199,16 @@ class SettleStatements(Tables):
         )
 
     @cached_property
+    def free(self) -> Executable:
+        """Which of them nobody else has locked; they are locked then. Parameters as in complete."""
+        given = unnest(ids=Text(), leases=BigInteger())
+        return self._one_by_one(
+            given,
+            literal_column("held.id", Text),
+            lambda held, one: one.with_for_update(skip_locked=True),
+        )
+
+    @cached_property
     def note_error(self) -> Executable:
         """Write last_error of a job that can't be settled. Parameters: as complete, and error."""
         given = unnest(ids=Text(), leases=BigInteger())

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, sel
 from sqlalchemy_bgjob import _dispatch, _execution, _lifecycle, _session
 from sqlalchemy_bgjob._lifecycle import Fate
 from sqlalchemy_bgjob._outcomes import COMPLETED
+from sqlalchemy_bgjob._row_errors import RowMissing
 from sqlalchemy_bgjob._sql import at, parameter, transaction_id, unnest
 from sqlalchemy_bgjob._statements import Statements
 
@@ -85,8 +86,10 @@ def stale_is_taken_for_settled(stack: ExitStack) -> None:
         return [(item, Fate.SETTLED) for item in items]
 
     def commit(self: Any, *args: Any, **options: Any) -> Any:
-        fate = original(self, *args, **options)
-        return Fate.SETTLED if fate is Fate.STALE else fate
+        try:
+            return original(self, *args, **options)
+        except RowMissing:
+            return Fate.SETTLED
 
     _replace(stack, _lifecycle, _explain=explain)
     _replace(stack, _session.HandlerSession, commit=commit)

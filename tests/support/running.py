@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,7 +33,7 @@ from support.databases import with_driver
 from support.waiting import wait_until, wait_until_async
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy_bgjob import JobInfo
 
@@ -232,6 +233,22 @@ class Bench:
         )
         with self.outside.connect() as connection:
             return connection.scalar(busy) == 0
+
+    @contextmanager
+    def trigger(self, body: str, when: str = "BEFORE DELETE") -> Iterator[None]:
+        """A user's trigger on the job table, for as long as it lasts."""
+        self.sql(
+            f"CREATE FUNCTION of_the_user() RETURNS trigger LANGUAGE plpgsql "
+            f"AS $$ BEGIN {body} END $$"
+        )
+        self.sql(
+            f"CREATE TRIGGER of_the_user {when} ON bgjob_job "
+            f"FOR EACH ROW EXECUTE FUNCTION of_the_user()"
+        )
+        try:
+            yield
+        finally:
+            self.sql("DROP FUNCTION of_the_user CASCADE")
 
     def steal(self, job_id: str, *, worker_id: int = 4711) -> None:
         """Give a running job to another worker that lives, as a rescue and a claim would."""

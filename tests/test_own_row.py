@@ -1,0 +1,158 @@
+"""A handler, or a trigger of the user's, that takes a job's own row away or keeps it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import text
+
+from sqlalchemy_bgjob import MoveToDlq, Retry, constant
+from support.running import Bench, Recorder
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
+    from sqlalchemy_bgjob import Context
+
+AT_ONCE = constant(0.0)
+MISSING = "the job's own row is not there in the transaction of ctx.session"
+KEPT = "a trigger keeps the job's row as it is"
+
+
+def by_orm(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    s.delete(s.get_one(bench.jobs.Job, ctx.job.id))
+
+
+def by_sql(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    s.execute(text("DELETE FROM bgjob_job WHERE id = :id"), {"id": ctx.job.id})
+
+
+def renamed(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    s.get_one(bench.jobs.Job, ctx.job.id).id = f"{ctx.job.id}-done"
+
+
+def lease_changed(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    s.execute(
+        text("UPDATE bgjob_job SET claimed_by = NULL, lease = lease + 1 WHERE id = :id"),
+        {"id": ctx.job.id},
+    )
+
+
+def led_elsewhere(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    s.execute(text("CREATE TEMP TABLE bgjob_job (LIKE bgjob_job) ON COMMIT DROP"))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("change", [by_orm, by_sql, renamed, lease_changed, led_elsewhere])
+def test_a_handler_that_changes_its_own_row_has_failed(
+    bench: Bench, change: Callable[..., None]
+) -> None:
+    """It is told the reason, each attempt counts, and the last one is the end."""
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        bench.note(s, ctx)
+        change(bench, s, ctx)
+
+    handler = bench.handler("t", body, retry=AT_ONCE, max_attempts=3)
+    job_id = bench.enqueue(handler, id="own")
+    ran = bench.run()
+
+    expected = ["started", "will_be_retried"] * 2 + ["started", "moved_to_dlq"]
+    assert ran.of(job_id) == expected
+    dead = bench.dead(job_id)
+    assert dead.attempt == 3
+    assert MISSING in dead.last_error
+    assert bench.notes(job_id) == []
+
+
+@pytest.mark.parametrize("outcome", [Retry(3600), MoveToDlq("given up")])
+def test_another_outcome_for_a_row_that_is_gone(bench: Bench, outcome: Any) -> None:
+    def body(s: Session, ctx: Context[Any]) -> Any:
+        by_sql(bench, s, ctx)
+        return outcome
+
+    job_id = bench.enqueue(bench.handler("t", body, retry=AT_ONCE, max_attempts=1))
+    ran = bench.run()
+
+    assert ran.of(job_id) == ["started", "moved_to_dlq"]
+    assert MISSING in bench.dead(job_id).last_error
+
+
+@pytest.mark.parametrize("uses_session", [True, False])
+def test_a_row_that_is_deleted_from_outside_is_a_lost_lease(
+    bench: Bench, uses_session: bool
+) -> None:
+    """Committed by another session: the job is no more, and nothing is written."""
+
+    def body(*args: Any) -> None:
+        if uses_session:
+            bench.note(*args)
+        bench.sql("DELETE FROM bgjob_job WHERE id = :id", id=args[-1].job.id)
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=uses_session))
+    recorder = Recorder()
+    bench.run(
+        observers=(recorder,),
+        until=lambda: any(e.name == "job_lease_lost" for e in recorder.events),
+        deadline=60.0,
+    )
+
+    assert [e.name for e in recorder.events if e.job] == ["job_started", "job_lease_lost"]
+    assert bench.job(job_id) is bench.dead(job_id) is None
+    assert bench.notes(job_id) == []
+
+
+def test_a_trigger_that_keeps_the_row_fails_a_handler_with_a_session(bench: Bench) -> None:
+    job_id = bench.enqueue(bench.handler("t", bench.note, retry=constant(3600.0)))
+
+    with bench.trigger("RETURN NULL;"):
+        ran = bench.run()
+
+    assert ran.of(job_id) == ["started", "will_be_retried"]
+    assert KEPT in bench.job(job_id).last_error
+    assert bench.job(job_id).attempt == 1
+    assert bench.notes(job_id) == []
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
+@pytest.mark.parametrize("end", ["complete", "die"])
+def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
+    bench: Bench, how: str, end: str
+) -> None:
+    """Its settlement is tried until the trigger is gone; the row says why, and so does an event."""
+    calls: list[str] = []
+
+    def body(ctx: Context[Any]) -> Any:
+        calls.append(ctx.job.id)
+        return MoveToDlq("given up") if end == "die" else None
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=False))
+    recorder = Recorder()
+
+    def mend() -> None:
+        wait_until(lambda: bench.job(job_id).last_error, 60)
+        seen.append(bench.job(job_id).last_error)
+
+    seen: list[str] = []
+    with bench.trigger(how):
+        # The worker outlives the trigger, and settles the job then.
+        bench.run(
+            observers=(recorder,),
+            during=mend,
+            until=lambda: (
+                bench.sql("DROP TRIGGER IF EXISTS of_the_user ON bgjob_job") is not None
+                and bench.job(job_id) is None
+            ),
+            deadline=60.0,
+        )
+
+    assert "was refused" in seen[0]
+    assert (KEPT if "NULL" in how else "P0001") in seen[0]
+    assert len(calls) == 1
+    assert any(e.name == "worker_error" for e in recorder.events)
+    assert (bench.dead(job_id) is None) == (end == "complete")
