@@ -23,6 +23,7 @@ from sqlalchemy import Connection, Engine, Transaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
+from . import _scope
 from ._errors import RETRY_AT_ONCE, sqlstate, summary
 from ._forks import Forked
 from ._last_words import LastWords, complete, last_words
@@ -105,17 +106,15 @@ class HandlerSession:
 
     def enter_scope(self) -> None:
         """Make a scoped_session this run's session before the handler first calls it."""
-        if getattr(self._factory, "registry", None) is not None:
-            # One that only the handler enters, as Flask's app context, is joined by ctx.session.
-            with suppress(Exception):
-                _ = self.session
+        _ = self.session
 
     def _make(self) -> Any:
         registry = getattr(self._factory, "registry", None)
         if registry is None:
             return self._factory()
         session = self._factory.session_factory()  # type: ignore[attr-defined]
-        registry.set(session)
+        # Tasks of the handler's own have a scope of their own, and not this thread's session.
+        _scope.enter(registry, session, late=not hasattr(session, "sync_session"))
         return session
 
     # ---- the session's side -------------------------------------------------------------------
@@ -366,8 +365,7 @@ class HandlerSession:
             watch(self._session, None)
         registry = getattr(self._factory, "registry", None)
         if registry is not None and self._session is not None:
-            with suppress(Exception):  # outside of its scope by now
-                registry.clear()
+            _scope.leave(registry)
         if connection is not None:
             with suppress(BaseException):  # a cancellation: it is given back all the same
                 self._disconnect(connection)

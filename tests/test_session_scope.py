@@ -352,6 +352,36 @@ def test_flasks_scoped_session_joins_within_its_app_context(shop: FlaskShop) -> 
     ]
 
 
+@pytest.mark.parametrize("asks", ["not", "before", "within"])
+def test_flasks_session_is_the_handlers_in_each_context_it_enters(
+    shop: FlaskShop, asks: str
+) -> None:
+    """Also where ``ctx.session`` is never asked for, or is before there is a context."""
+
+    @shop.jobs.handler("t", retry=constant(0.0))
+    def handler(ctx: Context[Session], words: str) -> None:
+        if asks == "before":
+            assert ctx.session.scalar(text("SELECT 1")) == 1
+        for part in ("first", "second"):
+            with shop.app.app_context():
+                shop.db.session.add(shop.Note(text=f"{words} {part}"))
+                if asks == "within":
+                    assert ctx.session is shop.db.session()
+                with shop.app.app_context():
+                    assert shop.db.session() is not ctx.session, "a context within has its own"
+                shop.db.session.commit()
+        if ctx.job.attempt == 1:
+            fail()
+
+    enqueue(shop.engine, handler, "kept")
+
+    notes, _ = shop.run(session_factory=shop.db.session)
+
+    assert notes == ["kept first", "kept second"], "the writes of the first attempt are undone"
+    with shop.app.app_context():
+        assert shop.db.session().get_bind() is shop.db.engine, "it is Flask's own again"
+
+
 @pytest.mark.parametrize("kept_before", [False, True])
 def test_what_flasks_app_context_drops_fails_the_attempt(
     shop: FlaskShop, kept_before: bool
@@ -361,7 +391,6 @@ def test_what_flasks_app_context_drops_fails_the_attempt(
     @shop.jobs.handler("t", max_attempts=1)
     def handler(ctx: Context[Session], words: str) -> None:
         with shop.app.app_context():
-            assert ctx.session is shop.db.session()
             if kept_before:
                 shop.db.session.add(shop.Note(text=words))
                 shop.db.session.commit()
