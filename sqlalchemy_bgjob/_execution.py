@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from ._around import Around
 from ._codec import Encoded
 from ._errors import describe
 from ._forks import leave_if_forked
@@ -163,6 +164,7 @@ class Environment:
     Attributes:
         connect: Takes a connection for an isolation level (None: the engine's) and a worker.
         disconnect: Gives it back, whatever state it is in.
+        around: Makes the context that is entered around run and commit, if there is one.
         scoped: Whether the handler's session is a scoped_session's.
         process: The one that runs the worker.
     """
@@ -172,6 +174,7 @@ class Environment:
     session_factory: Callable[[], Any]
     connect: Callable[[str | None, int], Connection]
     disconnect: Callable[[Connection], None]
+    around: Callable[[], Any] | None = None
     scoped: bool = field(init=False)
     process: int = field(init=False, default_factory=os.getpid)
 
@@ -187,20 +190,34 @@ class Attempt:
     settles. The last needs a thread or a greenlet only where :attr:`opened` says so.
     """
 
-    __slots__ = ("_environment", "_over", "_run", "_unit")
+    __slots__ = ("_environment", "_over", "_run", "_unit", "around")
 
     def __init__(self, environment: Environment, run: Run) -> None:
         self._environment, self._run = environment, run
+        make = environment.around
+        self.around = None if make is None else Around(make, run.job.id)
         self._unit: HandlerSession | None = None
         self._over = False
+
+    def _start(self) -> None:
+        run, timeout = self._run, self._run.handler.options.timeout
+        run.started_at = time.monotonic()
+        if timeout is not None:
+            run.deadline = run.started_at + timeout
+
+    async def begin_around(self) -> Any:
+        """For a coroutine: enter what is around, and do what :meth:`begin` does."""
+        assert self.around is not None
+        self._start()
+        await self.around.enter_async()
+        return await self.begin()
 
     def begin(self) -> Any:
         """Decode the arg and call the function: what it returns, or raises."""
         run = self._run
         handler = run.handler
-        run.started_at = time.monotonic()
-        if handler.options.timeout is not None:
-            run.deadline = run.started_at + handler.options.timeout
+        if self.around is None:
+            self._start()
         if self._environment.scoped and handler.options.session:
             self._make_unit().enter_scope()  # before the handler first calls it
         if handler.takes_arg:
@@ -237,11 +254,27 @@ class Attempt:
 
     def execute(self) -> tuple[Pending, Fate | None]:
         """Run a function from its begin to its end."""
+        around = self.around
+        if around is not None:
+            return self._execute_around(around)
         try:
             returned = self.begin()
         except BaseException as error:
             return self.end(None, error)
         return self.end(returned, None)
+
+    def _execute_around(self, around: Around) -> tuple[Pending, Fate | None]:
+        returned: Any = None
+        error: BaseException | None = None
+        try:
+            self._start()
+            around.enter()
+            returned = self.begin()
+        except BaseException as raised:
+            error = raised
+        ended = self.end(returned, error)
+        around.leave(error)
+        return ended
 
     def end(self, returned: Any, error: BaseException | None) -> tuple[Pending, Fate | None]:
         """The settlement, and its fate if the handler's own transaction wrote it. Never raises."""

@@ -64,6 +64,7 @@ class WorkerOptions:
         sync_engine: Names an Engine for functions, beside an AsyncEngine or a URL for asyncpg.
         session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
         app_dir: Where modules are found that Python's own path does not have.
+        around: Names what makes the context that is entered around each job.
         imports: Modules that register handlers, beside the one that *app* names.
         queues: Concurrency by queue; None for all queues that handlers name.
         settings: The worker's.
@@ -76,6 +77,7 @@ class WorkerOptions:
     sync_engine: str | None = None
     session_factories: tuple[str, ...] = ()
     app_dir: Path = Path()
+    around: str | None = None
     imports: tuple[str, ...] = ()
     queues: Mapping[str, int] | None = None
     settings: WorkerSettings = WorkerSettings()  # noqa: RUF009 - it is frozen
@@ -274,12 +276,15 @@ def make_runner(options: WorkerOptions) -> Runner:
         engine = _loader.load(options.engine, options.app_dir, example="app:engine")
     sync_engine = _load_sync_engine(options)
     factories = [_load_factory(target, options.app_dir) for target in options.session_factories]
+    around = options.around and _loader.load(
+        options.around, options.app_dir, example="app:app.app_context"
+    )
     try:
         queues = served_queues(jobs.registry, options.queues)
         if engine is None:
             url = database_url(options.database_url)
-            return _for_url(jobs, url, sync_engine, queues, factories, options)
-        return _for_engine(jobs, engine, sync_engine, queues, factories, options)
+            return _for_url(jobs, url, sync_engine, queues, factories, around, options)
+        return _for_engine(jobs, engine, sync_engine, queues, factories, around, options)
     except (ImportError, TypeError, ValueError) as error:  # a driver without its library, say
         raise CommandError(USAGE, str(error)) from None
 
@@ -348,6 +353,7 @@ def _for_url(
     sync_engine: Engine | None,
     queues: Mapping[str, int],
     factories: list[Any],
+    around: Any,
     options: WorkerOptions,
 ) -> Runner:
     pool_size = sum(queues.values()) + SPARE_CONNECTIONS
@@ -363,7 +369,7 @@ def _for_url(
             )
         _refuse_sync_engine(options)
         engine = create_engine(url, pool_size=pool_size, max_overflow=0)
-        return _ThreadRunner(jobs, engine, queues, factories, options.settings)
+        return _ThreadRunner(jobs, engine, queues, factories, around, options.settings)
     try:
         from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
 
@@ -381,7 +387,9 @@ def _for_url(
             sync_engine = create_engine(for_threads, pool_size=pool_size, max_overflow=0)
         else:
             _refuse_functions(jobs, queues, "none can be made from a URL like this one")
-    return _AsyncRunner(jobs, async_engine, sync_engine, queues, factories, options.settings)
+    return _AsyncRunner(
+        jobs, async_engine, sync_engine, queues, factories, around, options.settings
+    )
 
 
 def _for_engine(
@@ -390,11 +398,12 @@ def _for_engine(
     sync_engine: Engine | None,
     queues: Mapping[str, int],
     factories: list[Any],
+    around: Any,
     options: WorkerOptions,
 ) -> Runner:
     if isinstance(engine, Engine):
         _refuse_sync_engine(options)
-        return _ThreadRunner(jobs, engine, queues, factories, options.settings)
+        return _ThreadRunner(jobs, engine, queues, factories, around, options.settings)
     if not hasattr(engine, "sync_engine"):
         raise CommandError(
             USAGE,
@@ -402,7 +411,7 @@ def _for_engine(
         )
     if sync_engine is None and not engine.dialect.driver.startswith("psycopg"):
         _refuse_functions(jobs, queues, f"none can be made from {options.engine!r}")
-    return _AsyncRunner(jobs, engine, sync_engine, queues, factories, options.settings)
+    return _AsyncRunner(jobs, engine, sync_engine, queues, factories, around, options.settings)
 
 
 class _ThreadRunner:
@@ -414,6 +423,7 @@ class _ThreadRunner:
         engine: Engine,
         queues: Mapping[str, int],
         factories: list[Any],
+        around: Any,
         settings: WorkerSettings,
     ) -> None:
         if len(factories) > 1:
@@ -424,6 +434,7 @@ class _ThreadRunner:
             engine,
             queues=queues,
             session_factory=factories[0] if factories else None,
+            around=around,
             settings=settings,
         )
         self.request_stop = self._worker.request_stop
@@ -447,6 +458,7 @@ class _AsyncRunner:
         sync_engine: Engine | None,
         queues: Mapping[str, int],
         factories: list[Any],
+        around: Any,
         settings: WorkerSettings,
     ) -> None:
         from .aio import AsyncWorker  # noqa: PLC0415 - threads need no asyncio
@@ -465,6 +477,7 @@ class _AsyncRunner:
             queues=queues,
             session_factory=for_coroutines[0] if for_coroutines else None,
             sync_session_factory=for_functions[0] if for_functions else None,
+            around=around,
             settings=settings,
         )
         self.request_stop = self._worker.request_stop

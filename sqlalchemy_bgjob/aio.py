@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ._arguments import as_observers, check_arguments, check_factory
+from ._around import check_around
 from ._dispatch import Dispatcher
 from ._execution import Attempt, Environment, Run
 from ._lifecycle import Pending
@@ -128,12 +129,14 @@ class AsyncRuntime:
             attempt = worker.attempt(run)
             returned: Any = None
             error: BaseException | None = None
+            around = attempt.around
+            begin = attempt.begin if around is None else attempt.begin_around
             try:
                 if run.handler.options.timeout is None:
-                    returned = await attempt.begin()
+                    returned = await begin()
                 else:
                     async with asyncio.timeout(run.handler.options.timeout):
-                        returned = await attempt.begin()
+                        returned = await begin()
             except GeneratorExit as raised:
                 if not (attempt.opened and _is_current(task)):
                     self._closed(attempt, raised, run, worker)
@@ -145,6 +148,8 @@ class AsyncRuntime:
                 ended = await greenlet_spawn(attempt.end, returned, error)
             else:
                 ended = attempt.end(returned, error)
+            if around is not None:
+                await around.leave_async(error)
             run.task = None
             following = worker.ended(run, *ended)
             if following is None:
@@ -159,8 +164,14 @@ class AsyncRuntime:
 
     def _closed(self, attempt: Attempt, raised: GeneratorExit, run: Run, worker: RunsJobs) -> None:
         """End a run whose coroutine is closed: nothing may be awaited any more."""
-        if not attempt.opened:
-            following = worker.ended(run, *attempt.end(None, raised))
+        if attempt.opened:
+            if attempt.around is not None:
+                attempt.around.leave(raised)
+        else:
+            ended = attempt.end(None, raised)
+            if attempt.around is not None:
+                attempt.around.leave(raised)
+            following = worker.ended(run, *ended)
             if following is not None:
                 worker.start(following)
 
@@ -305,6 +316,8 @@ class AsyncWorker(OnlyAsyncWith):
         session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an
             async_sessionmaker. By default ``AsyncSession``.
         sync_session_factory: The same for functions. By default ``Session``.
+        around: As for :class:`~sqlalchemy_bgjob.Worker`; for coroutines it may return an
+            asynchronous context manager, which they prefer.
         observers: Told of every event, from a thread of their own.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
@@ -322,6 +335,7 @@ class AsyncWorker(OnlyAsyncWith):
         queues: Mapping[str, int] | Iterable[str] | None = None,
         session_factory: Callable[[], Any] | None = None,
         sync_session_factory: Callable[[], Any] | None = None,
+        around: Callable[[], Any] | None = None,
         observers: Iterable[Observer] = (),
         settings: WorkerSettings | None = None,
         **options: Unpack[SettingOptions],
@@ -348,6 +362,8 @@ class AsyncWorker(OnlyAsyncWith):
         self.settings = make_settings(settings, options)
         self.queues = served_queues(jobs.registry, queues)
         self._jobs, self._engine = jobs, engine.sync_engine
+        check_around(around)
+        self._around = around
         self._session_factory = session_factory or AsyncSession
         self._sync_session_factory = sync_session_factory or Session
         slots = sum(self.queues.values())
@@ -463,13 +479,14 @@ class AsyncWorker(OnlyAsyncWith):
             session_factory=self._session_factory,
             connect=connections.connect,
             disconnect=connections.disconnect,
+            around=self._around,
         )
         sync_engine = self._sync_engine
         in_threads = on_loop
         if sync_engine is not None:
             sync_permits = pool_permits(sync_engine, sum(self.queues.values()))
             in_threads = thread_environment(
-                sync_engine, statements, self._sync_session_factory, sync_permits
+                sync_engine, statements, self._sync_session_factory, sync_permits, self._around
             )
         return Dispatcher(
             self._jobs.models,

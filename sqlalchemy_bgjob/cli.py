@@ -220,6 +220,11 @@ def cli(ctx: click.Context) -> None:
     help="A Session class or sessionmaker that makes ctx.session; twice if both functions and "
     "coroutines need their own.",
 )
+@_option(
+    "--around",
+    metavar="MODULE:CONTEXT",
+    help="Makes a context manager that is entered around each job, such as app:app.app_context.",
+)
 @_setting_options
 @_logging_options
 @click.pass_context
@@ -235,6 +240,7 @@ def worker(
     engine: str | None,
     sync_engine: str | None,
     session_factories: tuple[str, ...],
+    around: str | None,
     log_format: Any,
     log_level: str,
     **settings: Any,
@@ -282,6 +288,7 @@ def worker(
             sync_engine=sync_engine,
             session_factories=session_factories,
             app_dir=app_dir,
+            around=around,
             imports=imports,
             queues=named or None,
             settings=checked,

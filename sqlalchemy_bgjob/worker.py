@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from ._arguments import as_observers, check_arguments, check_factory
+from ._around import check_around
 from ._dispatch import Dispatcher
 from ._execution import Environment, Run
 from ._misuse import OnlyWith
@@ -194,6 +195,9 @@ class Worker(OnlyWith):
             handler names.
         session_factory: Makes ``ctx.session``: a Session class, a sessionmaker, or a
             scoped_session, which is then the handler's session. By default ``Session``.
+        around: Called without arguments for each job. It returns a context manager, as Flask's
+            ``app.app_context`` does, which is entered in the job's thread before the handler runs
+            and left after its session's commit. An error on the way in is a failed attempt.
         observers: Told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
@@ -209,6 +213,7 @@ class Worker(OnlyWith):
         *,
         queues: Mapping[str, int] | Iterable[str] | None = None,
         session_factory: Callable[[], Any] | None = None,
+        around: Callable[[], Any] | None = None,
         observers: Iterable[Observer] = (),
         settings: WorkerSettings | None = None,
         **options: Unpack[SettingOptions],
@@ -224,6 +229,7 @@ class Worker(OnlyWith):
         check_dialect(engine)
         if engine.dialect.is_async:
             raise TypeError("Worker takes a synchronous engine; use AsyncWorker for this one")
+        check_around(around)
         own_sockets(engine)
         self._made_by = os.getpid()
         self.settings = make_settings(settings, options)
@@ -233,7 +239,9 @@ class Worker(OnlyWith):
         permits = pool_permits(engine, sum(self.queues.values()))
         self._runtime = ThreadRuntime(engine)
         statements = Statements(jobs.models)
-        environment = thread_environment(engine, statements, session_factory or Session, permits)
+        environment = thread_environment(
+            engine, statements, session_factory or Session, permits, around
+        )
         self._dispatcher = Dispatcher(
             jobs.models,
             jobs.registry,
@@ -337,6 +345,7 @@ def thread_environment(
     statements: Statements,
     session_factory: Callable[[], Any],
     permits: int | None,
+    around: Callable[[], Any] | None,
 ) -> Environment:
     """Where functions run: in threads, with sessions of a synchronous engine."""
     semaphore = threading.Semaphore(permits) if permits is not None else None
@@ -347,4 +356,5 @@ def thread_environment(
         session_factory=session_factory,
         connect=connections.connect,
         disconnect=connections.disconnect,
+        around=around,
     )
