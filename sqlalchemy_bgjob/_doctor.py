@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ._encodings import encoding_problem
 from ._errors import sqlstate
-from ._frozen import STEPS, qualified, table_of
+from ._frozen import STEPS, qualified, table_of, translated
 from ._grants import lacks
 from ._health import look
 from ._table_kinds import heirs
@@ -54,6 +54,7 @@ def examine(connection: Connection, *, schema: str | None, table_prefix: str) ->
         schema: The tables' schema; None if they are on the search path.
         table_prefix: How the tables' names begin.
     """
+    schema = translated(connection, schema)
     findings = [*_server(connection), *_encoding(connection)]
     findings += [*_pooler(connection.engine), *_clock(connection)]
     tables = list(_tables(connection, schema, table_prefix))

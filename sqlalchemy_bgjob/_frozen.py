@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Connection,
     DateTime,
     Float,
     Index,
@@ -227,6 +228,16 @@ def _compile_create_schema(element: CreateSchemaIfMissing, compiler: Any, **_: A
     )
     sql = f"DO {literal(block)}"
     return sql.replace("%", "%%") if "format" in compiler.dialect.paramstyle else sql
+
+
+def translated(connection: Connection, schema: str | None) -> str | None:
+    """The schema that is meant on this connection, for what names its tables by text.
+
+    SQLAlchemy's own statements follow ``schema_translate_map``; text does not.
+    """
+    names: Mapping[str | None, str | None] | None
+    names = connection.get_execution_options().get("schema_translate_map")
+    return names.get(schema, schema) if names else schema
 
 
 def qualified(schema: str | None, table: str) -> str:

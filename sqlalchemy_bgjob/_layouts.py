@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
-from ._frozen import STEPS, qualified, table_of
+from ._frozen import STEPS, qualified, table_of, translated
 from .exceptions import ForeignTable
 
 _SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
@@ -37,6 +37,7 @@ def require_own_tables(
     Raises:
         ForeignTable: One of them is another program's.
     """
+    schema = translated(connection, schema)
     names = {kind: f"{table_prefix}{kind}" for kind in _SINCE_ALWAYS}
     rows = connection.execute(_COLUMNS, {"schema": schema, "names": [*names.values()]}).all()
     for kind, name in names.items():
@@ -59,9 +60,7 @@ def refuse_create_all(connection: object, *, schema: str | None, table_prefix: s
     """
     # Not one that only prints; and elsewhere than in PostgreSQL there is no queue.
     if isinstance(connection, Connection) and connection.dialect.name == "postgresql":
-        translated = connection.get_execution_options().get("schema_translate_map") or {}
-        where = translated.get(schema, schema)
-        require_own_tables(connection, schema=where, table_prefix=table_prefix)
+        require_own_tables(connection, schema=schema, table_prefix=table_prefix)
 
 
 def _is_go(types: Mapping[str, str]) -> bool:

@@ -620,7 +620,7 @@ def sample_health(
     with connection.begin():
         if not _run(connection, statements.is_eldest, worker=worker_id).scalar():
             return None
-        return look(connection, statements.table_names)
+        return look(connection, statements.table_names(connection))
 
 
 def rescue_ended(

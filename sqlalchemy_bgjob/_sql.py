@@ -13,6 +13,7 @@ from sqlalchemy import (
     ARRAY,
     BindParameter,
     ColumnElement,
+    Connection,
     Executable,
     Float,
     FromClause,
@@ -32,7 +33,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ._frozen import qualified
+from ._frozen import qualified, translated
 from .models import Models
 
 _CTID: ColumnElement[Any] = literal_column("ctid")
@@ -142,8 +143,8 @@ class Tables:
         self.channel = channel_name(models.schema, models.table_prefix)
         self.channel_of_given_back = f"{self.channel}_given_back"
 
-    @property
-    def table_names(self) -> list[str]:
+    def table_names(self, connection: Connection) -> list[str]:
         """The tables' names, quoted, as PostgreSQL's functions take them: that of jobs is first."""
         tables = (self._job, self._dead, self._worker)
-        return [qualified(table.schema, table.name) for table in tables]
+        schema = translated(connection, self._models.schema)
+        return [qualified(schema, table.name) for table in tables]

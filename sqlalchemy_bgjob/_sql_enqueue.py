@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
+from ._frozen import qualified
 from ._sql import SECOND, Tables, awaited, parameter, unnest, wake_up
 from .models import Models
 
@@ -106,7 +107,8 @@ class EnqueueStatements(Tables):
         It opens the transaction: SQLAlchemy sends BEGIN with the first statement of its own, and
         a COPY before it would be committed by itself.
         """
-        name = literal(self.table_names[0], Text)
+        # COPY, which this is for, is not used where schemas are translated.
+        name = literal(qualified(self._job.schema, self._job.name), Text)
         secured = func.row_security_active(cast(name, REGCLASS))
         return select(case((not_(secured), func.now())))
 

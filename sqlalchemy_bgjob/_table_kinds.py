@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from ._frozen import qualified
+from ._frozen import qualified, translated
 from .exceptions import NotAPlainTable
 
 KINDS: Final = ("job", "dead_job", "worker")
@@ -29,6 +29,7 @@ def require_plain_tables(connection: Connection, *, schema: str | None, table_pr
     Raises:
         NotAPlainTable: One of them is something else.
     """
+    schema = translated(connection, schema)
     for table in _tables(schema, table_prefix):
         kind = connection.execute(_KIND, {"table": table}).scalar()
         if kind is not None and kind != "r":
@@ -37,6 +38,7 @@ def require_plain_tables(connection: Connection, *, schema: str | None, table_pr
 
 def heirs(connection: Connection, *, schema: str | None, table_prefix: str) -> list[str]:
     """In words: which tables inherit from the queue's, and what that means."""
+    schema = translated(connection, schema)
     return [
         f"{heir} inherits from {table}: its rows are no jobs of the queue, none is run or changed; "
         f"ONLY in your own queries leaves them out there too"

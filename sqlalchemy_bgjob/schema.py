@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Dialect, Table, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
 
-from ._frozen import STEPS, Operations, SetStorage, qualified, table_of
+from ._frozen import STEPS, Operations, SetStorage, qualified, table_of, translated
 from ._layouts import require_own_tables
 from ._table_kinds import require_plain_tables
 from .exceptions import SchemaOutOfDate, SchemaUnknown
@@ -160,6 +160,7 @@ def migrate(
     _require_postgresql(connection)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
     _require_read_committed(connection)
+    schema = translated(connection, schema)
     require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
     found = read_version(connection, schema=schema, table_prefix=table_prefix)
     if found.number >= LATEST:
@@ -258,6 +259,7 @@ def read_version(
     connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
 ) -> Version:
     """As :func:`db_version`, with the oldest version whose workers can run on these tables."""
+    schema = translated(connection, schema)
     name = qualified(schema, f"{table_prefix}job")
     row = connection.execute(
         text(
@@ -310,6 +312,7 @@ def storage_drift(
     Alembic does not see these: a table made by plain autogenerate on SQLAlchemy 2.0 lacks them,
     and its updates are slower for it, not wrong.
     """
+    schema = translated(connection, schema)
     script = _Script()
     tables = STEPS[LATEST].tables(schema, table_prefix)
     for kind, designed in STEPS[LATEST].storage.items():
@@ -360,6 +363,7 @@ def foreign_key_problems(
     connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
 ) -> list[ForeignKeyProblem]:
     """The foreign keys to the job and dead job tables that block or lack an index."""
+    schema = translated(connection, schema)
     rows = connection.execute(
         _FOREIGN_KEYS,
         {
