@@ -97,7 +97,10 @@ def may_commit_each(connection: Connection) -> bool:
 
     asyncpg prepares a statement and runs it in two steps. Where it keeps no prepared statements, as
     users of a pooler in transaction mode tell it, only a transaction makes both meet one session.
+    And who listens to "begin" may set what lasts for a transaction: a role, or a search_path.
     """
+    if others_listen(connection.engine):
+        return False
     if connection.dialect.driver != "asyncpg":
         return True
     driver: Any = connection.connection.dbapi_connection
@@ -111,7 +114,7 @@ def direct(statement: Executable, connection: Connection, await_: Await) -> Dire
     do workers pass over each other's rows.
     """
     engine = connection.engine
-    listened = any(getattr(engine.dispatch, name) for name in _EVENTS) or others_listen(engine)
+    listened = any(getattr(engine.dispatch, name) for name in _EVENTS)
     translated = engine.get_execution_options().get("schema_translate_map")
     plain = engine.dialect.driver in _DRIVERS and not (engine.echo or listened or translated)
     if (

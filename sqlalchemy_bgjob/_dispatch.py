@@ -19,8 +19,6 @@ from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from . import _lifecycle as lifecycle
 from ._control import Control
@@ -40,9 +38,8 @@ from ._errors import (
     doubts_session,
     lost_connection,
     note_advice,
-    refused_connection,
+    passes_by_itself,
     refuses_a_row,
-    sqlstate,
     summary,
 )
 from ._execution import Attempt, Environment, Run, job_info
@@ -58,7 +55,7 @@ from ._overdue import Overdue
 from ._pauses import SPREAD, Pauses
 from ._registry import JobType, Registry
 from ._side import Attendant, Backoff, Runtime
-from ._start import check_database
+from ._start import cant_register, check_database
 from ._statements import Statements
 from ._watch import Watch
 from .models import Models
@@ -198,7 +195,7 @@ class Dispatcher:
     # ---- the loop ---------------------------------------------------------------------------
 
     def run(self, ready: Callable[[], None]) -> None:
-        """Work until stopped and drained. *ready* is called once the worker has begun.
+        """Work until stopped and drained. *ready* is called once the worker is registered.
 
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
@@ -215,11 +212,11 @@ class Dispatcher:
             if self._settings.listen:
                 self._visible_by = self._turned_at + VISIBLE_WITHIN
                 beside.append(self._runtime.attend("bgjob-listener", self._listener.run))
-            ready()
-            process = os.getpid()
+            begun, process = False, os.getpid()
             while not self._finished():
                 # A child that a coroutine has forked, and that awaits, comes to here.
                 leave_if_forked(process, None)
+                begun = begun or self._has_begun(ready)
                 self._step()
                 self._name_overdue()
         finally:
@@ -233,13 +230,20 @@ class Dispatcher:
                 check_database(connection, self._models)
                 return True
             except Exception as error:  # asyncpg's own errors of connecting come as they are
-                if refused_connection(error):
-                    raise
-                if not lost_connection(error) and not _cannot_connect(error):
+                if not passes_by_itself(error):
                     note_advice(error)
                     raise
                 self._lost_control(error)
                 self._runtime.wait(max(self._retry_at - time.monotonic(), 0.0))
+        return False
+
+    def _has_begun(self, ready: Callable[[], None]) -> bool:
+        """Whether the worker is registered, without which it claims nothing; *ready* is told."""
+        if self._heart.worker_id is not None:
+            ready()
+            return True
+        if self._heart.refusal is not None:
+            raise cant_register(self._heart.refusal) from self._heart.refusal
         return False
 
     def _step(self) -> None:
@@ -812,9 +816,3 @@ class Dispatcher:
         finally:
             self._control.close()
             self._runtime.block(partial(self._events.stop, 5.0))
-
-
-def _cannot_connect(error: BaseException) -> bool:
-    # Drivers give no SQLSTATE when nobody answers. What else has none, will not pass by waiting.
-    unreachable = isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
-    return unreachable and sqlstate(error) is None

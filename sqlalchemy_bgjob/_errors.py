@@ -17,6 +17,7 @@ from sqlalchemy.exc import (
     PendingRollbackError,
     StatementError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ._frames import causes, places, source
 from .settings import MAX_ERROR_LENGTH
@@ -103,6 +104,18 @@ def refused_connection(error: BaseException) -> bool:
     if code is not None:
         return code in _FINAL
     return isinstance(error, OperationalError) and bool(_FINAL_WORDS.search(str(error.orig)))
+
+
+def passes_by_itself(error: BaseException) -> bool:
+    """Whether what failed may succeed when it is tried again, though nobody mends anything."""
+    if lost_connection(error) or ran_out_of_time(error):
+        return True
+    code = sqlstate(error)
+    if code is not None:  # others' transactions, room, locks, operators, disks
+        return code[:2] in ("40", "53", "55", "57", "58")
+    # Drivers give no SQLSTATE when nobody answers.
+    unreachable = isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
+    return unreachable and not refused_connection(error)
 
 
 _POOLER: Final = (

@@ -24,6 +24,7 @@ from sqlalchemy import Connection
 
 from . import _lifecycle as lifecycle
 from ._direct import may_commit_each
+from ._errors import passes_by_itself
 from ._ids import new_worker_id
 from ._side import Backoff, Runtime, own, session_of, side_engine
 from ._statements import Statements
@@ -37,6 +38,10 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 NO_PROGRESS_AFTER: Final = 600.0
 """Seconds without a turn of the worker's loop after which its heart stops."""
+
+
+REFUSALS: Final = 3
+"""Failures to register that do not pass by themselves: then a worker that begins gives up."""
 
 
 class Heart:
@@ -76,6 +81,9 @@ class Heart:
         self._stuck = False
         self._last_beat = float("-inf")
         self._unbroken_since = float("inf")
+        self._refusals = 0
+        self.refusal: BaseException | None = None
+        """What keeps it from registering, if that will not pass by itself."""
         self.worker_id: int | None = None
         """The id under which this worker is registered now."""
         self.visible = False
@@ -108,7 +116,7 @@ class Heart:
 
     def run(self) -> None:
         """Beat and look, and connect again whenever the connection is lost."""
-        engine = side_engine(self._runtime.engine)
+        engine = side_engine(self._runtime.heart_engine)
         backoff = Backoff()
         try:
             while not self._stopping.is_set():
@@ -121,11 +129,20 @@ class Heart:
                         self._live(own(connection, level), backoff)
                 except Exception as error:
                     self._on_error(error)
+                    self._note_refusal(error)
                     if not self._stopping.is_set():
                         backoff.log("heartbeat interrupted", error)
                 self._stopping.wait(backoff.pause())
         finally:
-            engine.dispose()
+            engine.pool.dispose()  # no listener of the application's is told of it
+
+    def _note_refusal(self, error: BaseException) -> None:
+        if passes_by_itself(error):
+            return
+        self._refusals += 1
+        if self._refusals == REFUSALS:
+            self.refusal = error
+            self._on_change()
 
     def _live(self, connection: Connection, backoff: Backoff) -> None:
         settings = self._settings

@@ -104,7 +104,7 @@ class Listener:
                         self._on_session(None)
                 self._pause(pause)
         finally:
-            engine.dispose()
+            engine.pool.dispose()  # no listener of the application's is told of it
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

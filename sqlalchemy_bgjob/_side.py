@@ -1,8 +1,8 @@
 """Connections of a worker's own: how it opens them, and how long it waits to try again.
 
-A side engine connects exactly as the user's engine does (its URL, ``connect_args``, hooks and
-token providers), but through a pool of its own: a listener and a heart must not take part in the
-application's pool, nor wait for it.
+A side engine is what the user's engine is (URL, ``connect_args``, token providers, listeners and
+options), but for a pool of its own: a listener and a heart must not take part in the application's
+pool, nor wait for it.
 """
 
 import asyncio
@@ -31,6 +31,8 @@ class Runtime(Protocol):
 
     engine: Engine
     """Connects when used from the worker's loop; for asyncio, from within a greenlet."""
+    heart_engine: Engine
+    """What heart and rescuer connect like, from threads and event loops of their own."""
 
     def wait(self, seconds: float) -> None:
         """Wait for :meth:`wake`, at most so long; from the worker's loop."""
@@ -48,7 +50,7 @@ class Runtime(Protocol):
         """Cancel what can be cancelled of a run: a coroutine."""
 
     def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
-        """Run *target* in a daemon thread in which a side engine of :attr:`engine` works."""
+        """Run *target* in a daemon thread in which a side engine of :attr:`heart_engine` works."""
 
     def attend(self, name: str, target: Callable[[], None]) -> Attendant:
         """Run *target* beside the worker's loop: in a thread, or as a task of its event loop.
@@ -89,8 +91,23 @@ class RunsJobs(Protocol):
 
 
 def side_engine(engine: Engine) -> Engine:
-    """An engine that connects like the given one, through a pool of its own."""
-    return Engine(engine.pool.recreate(), engine.dialect, engine.url)
+    """An engine that is like the given one in all but its pool: that is its own.
+
+    It has the same listeners, also on the pool, and execution options: a schema_translate_map, or a
+    "begin" that sets a role, decides which tables are found.
+    """
+    side = Engine(
+        engine.pool.recreate(),
+        engine.dialect,
+        engine.url,
+        logging_name=engine.logging_name,
+        hide_parameters=engine.hide_parameters,
+        execution_options=engine.get_execution_options(),
+    )
+    # As engine.execution_options() does; but what that makes has the engine's own pool.
+    side.dispatch = side.dispatch._join(engine.dispatch)  # noqa: SLF001 - there is no public way
+    side._has_events = engine._has_events  # noqa: SLF001
+    return side
 
 
 @contextmanager

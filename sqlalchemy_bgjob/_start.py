@@ -5,10 +5,12 @@ import os
 from typing import Final
 
 from sqlalchemy import Connection, Engine, Pool, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from . import schema
 from ._encodings import encoding_problem
+from ._errors import sqlstate, summary
 from .exceptions import WorkerRefused
 from .models import Models
 from .settings import SPARE_CONNECTIONS
@@ -100,9 +102,21 @@ def check_database(connection: Connection, models: Models) -> None:
             )
         if (encoding := encoding_problem(connection)) is not None:
             logger.warning("%s", encoding)
-        name, prefix = models.schema, models.table_prefix
+        translated = connection.get_execution_options().get("schema_translate_map") or {}
+        name, prefix = translated.get(models.schema, models.schema), models.table_prefix
         schema.check(connection, schema=name, table_prefix=prefix)
         for statement in schema.storage_drift(connection, schema=name, table_prefix=prefix):
             logger.warning("a storage parameter is not as designed; run: %s", statement)
         for problem in schema.foreign_key_problems(connection, schema=name, table_prefix=prefix):
             logger.warning("%s", problem)
+
+
+def cant_register(error: BaseException) -> WorkerRefused:
+    """For a worker whose heart can't write its row, while its loop can reach the database."""
+    remedy = "see what `sqlalchemy-bgjob doctor` says of this role and these tables"
+    if not isinstance(error, SQLAlchemyError) and sqlstate(error) is None:
+        remedy = (
+            "heart and rescuer connect from threads of their own, with event loops of their own; "
+            "if the engine's connections belong to one loop, give AsyncWorker heart_engine="
+        )
+    return WorkerRefused(f"the worker can't register: {summary(error)}", remedy)

@@ -104,7 +104,7 @@ class Watch:
 
     def run(self) -> None:
         """Look, and connect again whenever the connection is lost."""
-        engine = side_engine(self._runtime.engine)
+        engine = side_engine(self._runtime.heart_engine)
         backoff = Backoff()
         turns = _Turns(self._settings)
         try:
@@ -119,7 +119,7 @@ class Watch:
                         backoff.log("watch interrupted", error)
                 self._stopping.wait(backoff.pause())
         finally:
-            engine.dispose()
+            engine.pool.dispose()  # no listener of the application's is told of it
 
     def _live(self, connection: Connection, turns: _Turns, backoff: Backoff) -> None:
         """Look until stopped, or until a sweep has failed for what may be the session's fault."""

@@ -38,7 +38,14 @@ from ._statements import Statements
 from .bgjob import BGJob
 from .settings import WorkerSettings
 from .telemetry import Observer
-from .worker import SettingOptions, ThreadRuntime, make_settings, thread_environment
+from .worker import (
+    START_TIMEOUT,
+    SettingOptions,
+    ThreadRuntime,
+    make_settings,
+    say_it_waits,
+    thread_environment,
+)
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -49,8 +56,10 @@ TURN: Final = 0.002
 class AsyncRuntime:
     """Waits on the event loop; coroutines run as tasks, functions in threads."""
 
-    def __init__(self, engine: Engine, threads: ThreadRuntime) -> None:
-        self.engine = engine
+    def __init__(
+        self, engine: Engine, threads: ThreadRuntime, heart_engine: Engine | None = None
+    ) -> None:
+        self.engine, self.heart_engine = engine, heart_engine or engine
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -311,6 +320,9 @@ class AsyncWorker(OnlyAsyncWith):
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
         engine: On PostgreSQL, with psycopg or asyncpg; two of its connections are the worker's.
         sync_engine: For ``ctx.session`` of functions; on psycopg made from the URL if left out.
+        heart_engine: How heart and rescuer connect, if they can't as *engine* does: from threads
+            and event loops of their own, where a connection that belongs to one loop, as one of an
+            ``asyncpg.Pool``, must not be used. To the same tables, past any pooler if possible.
         queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
             handler names.
         session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an
@@ -332,6 +344,7 @@ class AsyncWorker(OnlyAsyncWith):
         engine: AsyncEngine,
         *,
         sync_engine: Engine | None = None,
+        heart_engine: Engine | AsyncEngine | None = None,
         queues: Mapping[str, int] | Iterable[str] | None = None,
         session_factory: Callable[[], Any] | None = None,
         sync_session_factory: Callable[[], Any] | None = None,
@@ -364,6 +377,10 @@ class AsyncWorker(OnlyAsyncWith):
         self._jobs, self._engine = jobs, engine.sync_engine
         check_around(around)
         self._around = around
+        if isinstance(heart_engine, AsyncEngine):
+            heart_engine = heart_engine.sync_engine
+        self._heart_engine = heart_engine or self._engine
+        check_dialect(self._heart_engine)
         self._session_factory = session_factory or AsyncSession
         self._sync_session_factory = sync_session_factory or Session
         slots = sum(self.queues.values())
@@ -403,9 +420,10 @@ class AsyncWorker(OnlyAsyncWith):
         await self._run(lambda: None)
 
     async def start(self) -> None:
-        """Work in a task; returns when it has begun, raising what :meth:`run` would.
+        """Work in a task; returns when the worker is registered, or raises as :meth:`run`.
 
-        A database that is not up yet is waited for in the background.
+        A database that is not up yet, or is read-only, is waited for in the background: then it
+        returns after 10 s, with a warning in the log.
         """
         if self._task is not None:
             raise RuntimeError("this worker was started already; make a new one")
@@ -413,11 +431,13 @@ class AsyncWorker(OnlyAsyncWith):
         self._task = asyncio.create_task(self._run(begun.set), name="bgjob-worker")
         waiting = asyncio.create_task(begun.wait())
         try:
-            await asyncio.wait(
-                {self._task, waiting}, timeout=10.0, return_when=asyncio.FIRST_COMPLETED
+            done, _ = await asyncio.wait(
+                {self._task, waiting}, timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             waiting.cancel()
+        if not done:
+            say_it_waits()
         if self._task.done():
             await self._task
 
@@ -453,7 +473,7 @@ class AsyncWorker(OnlyAsyncWith):
         )
         log_start("asyncio", self._engine.url, self.queues, self._jobs.registry)
         threads = ThreadRuntime(self._sync_engine or self._engine)
-        runtime = AsyncRuntime(self._engine, threads)
+        runtime = AsyncRuntime(self._engine, threads, self._heart_engine)
         self._dispatcher = dispatcher = self._make_dispatcher(runtime, threads)
         if self._stop_timeout is not None:
             dispatcher.stop(self._stop_timeout)

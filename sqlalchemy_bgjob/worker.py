@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Final, Self, TypedDict, Unpack
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -32,7 +32,17 @@ from .telemetry import Observer
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
-_START_TIMEOUT = 10.0
+START_TIMEOUT: Final = 10.0
+"""Seconds for which a start waits until the worker is registered."""
+
+
+def say_it_waits() -> None:
+    """Log that a start returns before the worker is registered."""
+    logger.warning(
+        "the worker has not begun within %g s, as the database can't be worked on yet; "
+        "it goes on trying, and observers hear why",
+        START_TIMEOUT,
+    )
 
 
 class SettingOptions(TypedDict, total=False):
@@ -65,7 +75,7 @@ class ThreadRuntime:
     """Waits for a bell to ring, and runs handlers in daemon threads that are used again."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine = self.heart_engine = engine
         # Held until somebody rings. Not an Event: a signal handler that sets one may interrupt the
         # wait for it, and wait for the lock that this wait holds. Nor a SimpleQueue: of 3.11, a
         # wait that is interrupted just before its time is over goes on without end.
@@ -282,15 +292,17 @@ class Worker(OnlyWith):
             self._ended.set()
 
     def start(self) -> None:
-        """Work in a thread of its own; returns when it has begun, raising what :meth:`run` would.
+        """Work in a thread of its own; returns when it is registered, or raises as :meth:`run`.
 
-        A database that is not up yet is waited for in the background.
+        A database that is not up yet, or is read-only, is waited for in the background: then it
+        returns after 10 s, with a warning in the log.
         """
         if self._thread is not None:
             raise RuntimeError("this worker was started already; make a new one")
         self._thread = threading.Thread(target=self._run, name="bgjob-worker", daemon=True)
         self._thread.start()
-        self._begun.wait(_START_TIMEOUT)
+        if not self._begun.wait(START_TIMEOUT):
+            say_it_waits()
         self._raise()
 
     def stop(self, timeout: float | None = None) -> None:
