@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import URL, Connection, Dialect, Engine, Pool
 from sqlalchemy.engine.interfaces import IsolationLevel
 
 from ._errors import summary
@@ -96,18 +96,31 @@ def side_engine(engine: Engine) -> Engine:
     It has the same listeners, also on the pool, and execution options: a schema_translate_map, or a
     "begin" that sets a role, decides which tables are found.
     """
-    side = Engine(
-        engine.pool.recreate(),
-        engine.dialect,
-        engine.url,
+    return engine_like(engine, engine.pool.recreate(), engine.dialect, engine.url)
+
+
+class _LikeAnother(Engine):
+    """What is listened to on the class Engine is heard by the other engine's listeners already."""
+
+    _sa_propagate_class_events = False
+
+
+def engine_like(engine: Engine, pool: Pool, dialect: Dialect, url: URL) -> Engine:
+    """An engine with the listeners and execution options of another, on a pool of its own.
+
+    As ``engine.execution_options()`` makes one, but that has the other's pool.
+    """
+    made = _LikeAnother(
+        pool,
+        dialect,
+        url,
         logging_name=engine.logging_name,
         hide_parameters=engine.hide_parameters,
         execution_options=engine.get_execution_options(),
     )
-    # As engine.execution_options() does; but what that makes has the engine's own pool.
-    side.dispatch = side.dispatch._join(engine.dispatch)  # noqa: SLF001 - there is no public way
-    side._has_events = engine._has_events  # noqa: SLF001
-    return side
+    made.dispatch = made.dispatch._join(engine.dispatch)  # noqa: SLF001 - there is no public way
+    made._has_events = engine._has_events  # noqa: SLF001
+    return made
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -35,6 +35,7 @@ from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._start_line import log_start
 from ._statements import Statements
+from ._twin import check_twin, sync_twin
 from .bgjob import BGJob
 from .settings import WorkerSettings
 from .telemetry import Observer
@@ -319,7 +320,8 @@ class AsyncWorker(OnlyAsyncWith):
     Args:
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
         engine: On PostgreSQL, with psycopg or asyncpg; two of its connections are the worker's.
-        sync_engine: For ``ctx.session`` of functions; on psycopg made from the URL if left out.
+        sync_engine: For ``ctx.session`` of functions; on psycopg, if left out, one that
+            connects as *engine* does, with its arguments, listeners and options.
         heart_engine: How heart and rescuer connect, if they can't as *engine* does: from threads
             and event loops of their own, where a connection that belongs to one loop, as one of an
             ``asyncpg.Pool``, must not be used. To the same tables, past any pooler if possible.
@@ -396,7 +398,7 @@ class AsyncWorker(OnlyAsyncWith):
 
     def _make_sync_engine(self, functions: list[JobType[Any]], slots: int) -> Engine | None:
         if self._engine.dialect.driver.startswith("psycopg"):
-            self._own_sync_engine = create_engine(self._engine.url, pool_size=slots + 2)
+            self._own_sync_engine = sync_twin(self._engine, slots + 2)
             return self._own_sync_engine
         with_session = [h.type for h in functions if h.options.session]
         if with_session:
@@ -463,6 +465,8 @@ class AsyncWorker(OnlyAsyncWith):
 
     async def _run(self, ready: Callable[[], None]) -> None:
         refuse_fork(self._made_by)
+        if self._own_sync_engine is not None:
+            await asyncio.to_thread(check_twin, self._own_sync_engine)
         check_handlers(
             self._jobs.registry,
             self.queues,

@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import psycopg
 import pytest
-from sqlalchemy import MetaData, create_engine, event
+from sqlalchemy import MetaData, create_engine, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, enqueue
@@ -158,3 +159,81 @@ def test_connections_of_one_event_loop_are_refused_by_name(database_url: str) ->
     asyncio.run(main())
     plain.dispose()
     assert ran == [job.id]
+
+
+# ---- the engine for functions of AsyncWorker ------------------------------------------------
+
+
+def function_and_coroutine(url: str) -> tuple[BGJob[Any, Any], list[str]]:
+    """Handlers of two due jobs, that note which role and setting their session has."""
+    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    seen: list[str] = []
+    look = text("SELECT current_user || ' ' || current_setting('application.tenant', true)")
+
+    @jobs.handler("function", max_attempts=1)
+    def function(ctx: Context[Any]) -> None:
+        seen.append(ctx.session.scalar(look))
+
+    @jobs.handler("coroutine", max_attempts=1)
+    async def coroutine(ctx: Context[Any]) -> None:
+        seen.append(await ctx.session.scalar(look))
+
+    plain = create_engine(url)
+    jobs.metadata.create_all(plain)
+    for handler in (function, coroutine):
+        enqueue(plain, handler)
+    plain.dispose()
+    return jobs, seen
+
+
+def test_functions_connect_as_coroutines_do(database_url: str) -> None:
+    """By connect_args, a listener that gives the user, and one that sets up each connection."""
+    jobs, seen = function_and_coroutine(database_url)
+    url = make_url(database_url)
+    options = {"options": "-c application.tenant=7"}
+    engine = create_async_engine(url.set(username="nobody"), pool_size=24, connect_args=options)
+    connected = []
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def provide(dialect: Any, record: Any, args: Any, params: dict[str, Any]) -> None:
+        params["user"] = url.username
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        connected.append(type(connection).__name__)
+
+    async def main() -> None:
+        async with AsyncWorker(jobs, engine):
+            await wait_until_async(lambda: len(seen) == 2)
+        await engine.dispose()
+
+    asyncio.run(main())
+
+    assert seen == [f"{url.username} 7"] * 2
+    assert "Connection" in connected
+
+
+def test_functions_that_can_not_connect_so_are_refused(database_url: str) -> None:
+    """What makes connections for asyncio is no use to a thread: sync_engine= is asked for."""
+    jobs, _ = function_and_coroutine(database_url)
+    url = database_url.replace("+psycopg", "")
+
+    async def connect() -> Any:
+        return await psycopg.AsyncConnection.connect(url)
+
+    created = create_async_engine(database_url, async_creator=connect)
+    with pytest.raises(ValueError, match="sync_engine="):
+        AsyncWorker(jobs, created)
+
+    given = create_async_engine(database_url)
+
+    @event.listens_for(given.sync_engine, "do_connect")
+    def provide(dialect: Any, record: Any, args: Any, params: dict[str, Any]) -> None:
+        assert asyncio.get_running_loop(), "where the tokens are"
+
+    async def main() -> None:
+        with pytest.raises(WorkerRefused, match="sync_engine="):
+            await AsyncWorker(jobs, given).run()
+        await given.dispose()
+
+    asyncio.run(main())
