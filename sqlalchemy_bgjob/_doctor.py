@@ -18,6 +18,7 @@ from ._errors import sqlstate
 from ._frozen import STEPS, qualified, table_of, translated
 from ._grants import lacks
 from ._health import look
+from ._row_security import hidden
 from ._table_kinds import heirs
 from .exceptions import SchemaOutOfDate
 from .schema import LATEST, check, db_version, foreign_key_problems, storage_drift
@@ -165,6 +166,12 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
     keys = foreign_key_problems(connection, schema=name, table_prefix=prefix)
     yield from _told("foreign keys", [*map(str, keys)], "none is in the way of a job's end")
     yield from _told("privileges", lacking, "those of a worker")
+    unseen = hidden(connection, schema=name, table_prefix=prefix)
+    if unseen.maybe:
+        yield Finding("row security", "note", "; ".join(unseen.maybe))
+    told = [f"{problem}; {remedy}" for problem, remedy in unseen.for_sure]
+    if told or not unseen.maybe:
+        yield from _told("row security", told, "hides nothing from this role")
 
 
 def _structure(connection: Connection, name: str | None, prefix: str) -> list[str]:

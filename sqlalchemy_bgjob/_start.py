@@ -11,6 +11,7 @@ from sqlalchemy.pool import NullPool, QueuePool
 from . import schema
 from ._encodings import encoding_problem
 from ._errors import sqlstate, summary
+from ._row_security import hidden
 from .exceptions import WorkerRefused
 from .models import Models
 from .settings import SPARE_CONNECTIONS
@@ -91,7 +92,7 @@ def check_database(connection: Connection, models: Models) -> None:
     """Refuse a database that can't be worked on; warn of what will get in the way. Commits.
 
     Raises:
-        WorkerRefused: It is a standby.
+        WorkerRefused: It is a standby, or row level security hides the rows of a table.
         SchemaOutOfDate: The tables are missing or of another version.
     """
     with connection.begin():
@@ -105,6 +106,11 @@ def check_database(connection: Connection, models: Models) -> None:
         translated = connection.get_execution_options().get("schema_translate_map") or {}
         name, prefix = translated.get(models.schema, models.schema), models.table_prefix
         schema.check(connection, schema=name, table_prefix=prefix)
+        unseen = hidden(connection, schema=name, table_prefix=prefix)
+        if unseen.for_sure:
+            raise WorkerRefused(*unseen.for_sure[0])
+        for risk in unseen.maybe:
+            logger.warning("%s", risk)
         for statement in schema.storage_drift(connection, schema=name, table_prefix=prefix):
             logger.warning("a storage parameter is not as designed; run: %s", statement)
         for problem in schema.foreign_key_problems(connection, schema=name, table_prefix=prefix):

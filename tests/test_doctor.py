@@ -68,6 +68,7 @@ def test_a_healthy_database_is_fine(tables: Engine) -> None:
         "storage",
         "foreign keys",
         "privileges",
+        "row security",
         "vacuum and notifications",
         "workers",
         "queues",

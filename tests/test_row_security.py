@@ -1,0 +1,136 @@
+"""Row level security: what it hides from a worker's role is told, at the start and by doctor."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, MetaData, create_engine, text
+
+from sqlalchemy_bgjob import BGJob, Context, Worker, _doctor, enqueue
+from sqlalchemy_bgjob.exceptions import WorkerRefused
+from support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TABLES = ("bgjob_job", "bgjob_dead_job", "bgjob_worker")
+
+
+def run(engine: Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+@pytest.fixture
+def jobs(engine: Engine) -> BGJob[Any, Any]:
+    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs.metadata.create_all(engine)
+    return jobs
+
+
+@pytest.fixture
+def worker_engine(engine: Engine, jobs: BGJob[Any, Any]) -> Iterator[Engine]:
+    """As a role that is no owner, with all privileges."""
+    role = f"worker_{engine.url.database}"
+    run(engine, f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'test'")
+    run(engine, *(f'GRANT ALL ON {table} TO "{role}"' for table in TABLES))
+    poor = create_engine(engine.url.set(username=role, password="test"), pool_size=12)
+    yield poor
+    poor.dispose()
+    run(engine, f'DROP OWNED BY "{role}"', f'DROP ROLE "{role}"')
+
+
+def found(engine: Engine) -> list[_doctor.Finding]:
+    with engine.connect() as connection:
+        findings = _doctor.examine(connection, schema=None, table_prefix="bgjob_")
+    return [finding for finding in findings if finding.check == "row security"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("table", "policy", "lacks"),
+    [
+        ("bgjob_job", None, "SELECT, UPDATE, DELETE"),
+        ("bgjob_job", "FOR SELECT USING (true)", "UPDATE, DELETE"),
+        ("bgjob_job", "AS RESTRICTIVE USING (true)", "SELECT, UPDATE, DELETE"),
+        ("bgjob_job", "TO postgres USING (true)", "SELECT, UPDATE, DELETE"),
+        ("bgjob_dead_job", None, "INSERT"),
+        ("bgjob_worker", None, "SELECT, INSERT, UPDATE, DELETE"),
+    ],
+)
+def test_a_worker_that_sees_nothing_is_refused(
+    engine: Engine,
+    jobs: BGJob[Any, Any],
+    worker_engine: Engine,
+    table: str,
+    policy: str | None,
+    lacks: str,
+) -> None:
+    """It would find an empty table for ever, and nobody would hear of it."""
+    run(engine, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    if policy is not None:
+        owner = engine.url.username or "postgres"
+        run(engine, f"CREATE POLICY p ON {table} {policy.replace('postgres', owner)}")
+    jobs.handler("t")(lambda ctx: None)
+
+    with pytest.raises(WorkerRefused, match=f'{table}".* no policy allows {lacks}; .*BYPASSRLS'):
+        Worker(jobs, worker_engine).run()
+    (finding,) = found(worker_engine)
+    assert finding.level == "problem"
+    assert lacks in finding.text
+    assert [one.level for one in found(engine)] == ["ok"], "the owner sees all"
+
+
+@pytest.mark.core
+def test_a_policy_that_may_hide_jobs_is_told_of(
+    engine: Engine,
+    jobs: BGJob[Any, Any],
+    worker_engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A worker of one tenant is what somebody may want; it runs the jobs that it sees."""
+    ran: list[str] = []
+
+    @jobs.handler("t", session=False)
+    def handle(ctx: Context[Any]) -> None:
+        ran.append(ctx.job.id)
+
+    run(
+        engine,
+        "ALTER TABLE bgjob_job ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY p ON bgjob_job USING (id LIKE 'mine%')",
+    )
+    for job_id in ("others", "mine"):
+        enqueue(engine, handle, id=job_id)
+
+    with caplog.at_level(logging.WARNING, "sqlalchemy_bgjob"), Worker(jobs, worker_engine):
+        wait_until(lambda: ran, what="the job that is seen")
+
+    assert ran == ["mine"]
+    assert caplog.text.count("row level security") == 1
+    assert [finding.level for finding in found(worker_engine)] == ["note"]
+
+
+@pytest.mark.core
+def test_policies_that_hide_nothing_are_fine(
+    engine: Engine,
+    jobs: BGJob[Any, Any],
+    worker_engine: Engine,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for table in TABLES:
+        run(
+            engine,
+            f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
+            f"CREATE POLICY p ON {table} USING (true) WITH CHECK (true)",
+        )
+    jobs.handler("t")(lambda ctx: None)
+
+    with caplog.at_level(logging.WARNING, "sqlalchemy_bgjob"), Worker(jobs, worker_engine):
+        pass
+
+    assert "row level security" not in caplog.text
+    assert [finding.level for finding in found(worker_engine)] == ["ok"]
