@@ -5,7 +5,6 @@ costs them nothing: a session, and the job as plain data, are made when they are
 """
 
 import os
-import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from ._outcomes import (
     failed,
 )
 from ._registry import JobType
-from ._row_errors import RowLocked, SettlementConflict
+from ._row_errors import RowLocked
 from ._session import HandlerSession, JobEnded, refused
 from ._statements import Statements
 from .exceptions import InvalidArg
@@ -44,8 +43,6 @@ S = TypeVar("S")
 
 AFTER_ROW_LOCKED: Final = 5.0
 """Seconds until a job runs again whose end a user's open transaction had held up."""
-AFTER_CONFLICT: Final = 0.1
-"""The longest time until one runs again whose end had met a serialization failure."""
 
 
 class Run:
@@ -307,8 +304,6 @@ class Attempt:
                 pending.settlement = Settlement(
                     Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
                 )
-            except SettlementConflict as conflict:
-                pending.settlement = _after_conflict(run.handler, run.job, conflict)
             except BaseException as refusal:
                 unit.complete(refusal)
                 if self._lacks_connection():  # its first statement was the last flush
@@ -362,20 +357,6 @@ class Attempt:
             except Exception as refusal:
                 return _after(handler, job, refusal), False
         return settlement_for(handler, job, outcome, arg), keep
-
-
-def _after_conflict(
-    handler: JobType[Any], job: ClaimedJob, conflict: SettlementConflict
-) -> Settlement:
-    """The attempt is given back, every other time.
-
-    The handler has done its part. But one that conflicts with itself, by a session of its own
-    beside ``ctx.session``, would else run for ever.
-    """
-    if (job.last_error or "").startswith(SettlementConflict.__name__):
-        return _after(handler, job, conflict.__cause__ or conflict)
-    delay = random.uniform(0.0, AFTER_CONFLICT)
-    return Settlement(Kind.RESCHEDULED, delay=delay, error=describe(conflict), give_back=True)
 
 
 def _after(handler: JobType[Any], job: ClaimedJob, error: BaseException) -> Settlement:

@@ -8,16 +8,6 @@ class RowLocked(RuntimeError):
         return "an open transaction refers to the job and keeps it from ending; it runs again"
 
 
-class SettlementConflict(RuntimeError):
-    """The job's end, or its COMMIT, met a serialization failure or a deadlock."""
-
-    def __str__(self) -> str:
-        return (
-            "another transaction was in the way of the job's end, under the isolation level of its "
-            "handler; it runs again, attempt unspent unless this happens twice in a row"
-        )
-
-
 class RowMissing(RuntimeError):
     """The job's row is not found in the transaction of its handler's session."""
 

@@ -24,11 +24,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from . import _scope
-from ._errors import RETRY_AT_ONCE, sqlstate, summary
+from ._errors import sqlstate, summary
 from ._forks import Forked
 from ._last_words import LastWords, complete, last_words
 from ._lifecycle import Fate, Pending, holds, write
-from ._row_errors import RowKept, RowLocked, RowMissing, SettlementConflict
+from ._row_errors import RowKept, RowLocked, RowMissing
 from ._session_events import watch
 from ._sql import has_written
 from ._statements import Statements
@@ -291,7 +291,13 @@ class HandlerSession:
         if self._mark is not None:
             self._mark.check(connection)
         self._settling = True
-        self._settle(connection, statements, pending)
+        nested = connection.get_nested_transaction()
+        if nested is not None:
+            nested.commit()
+        xid = self._write(connection, statements, pending)
+        pending.xid, pending.if_committed = xid, pending.settlement
+        connection.commit()
+        pending.xid = None
         if transaction is not None:
             try:
                 session.commit()
@@ -301,25 +307,6 @@ class HandlerSession:
                 )
         self._release()
         return Fate.SETTLED
-
-    def _settle(self, connection: Connection, statements: Statements, pending: Pending) -> None:
-        """Settle and commit.
-
-        Raises:
-            SettlementConflict: The handler's own statements have passed, and these have not.
-        """
-        try:
-            nested = connection.get_nested_transaction()
-            if nested is not None:
-                nested.commit()
-            xid = self._write(connection, statements, pending)
-            pending.xid, pending.if_committed = xid, pending.settlement
-            connection.commit()
-            pending.xid = None
-        except DBAPIError as error:
-            if sqlstate(error) in RETRY_AT_ONCE:
-                raise SettlementConflict from error
-            raise
 
     def _write(
         self, connection: Connection, statements: Statements, pending: Pending

@@ -151,7 +151,8 @@ class BGJob(Generic[J, D]):
                 returns. One that returns None later than that has failed with a TimeoutError, and
                 what it wrote is undone; an outcome that it returns or raises stands.
             isolation_level: Of the handler's transaction; by default the engine's. The job's end is
-                written in it too: a serialization failure there costs no attempt the first time.
+                written in it too. An attempt that meets a serialization failure, wherever, has
+                failed and is made again at once; so leave *max_attempts* room for such failures.
             session: False for a handler that never uses ``ctx.session``.
 
         Raises:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob import Context
     from support.running import Bench
 
-AT_ONCE = constant(0.0)
+SLOW = constant(3_600.0)
 
 
 @pytest.fixture
@@ -69,39 +69,55 @@ def none_left(bench: Bench) -> bool:
     return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
-def test_a_conflict_of_the_jobs_end_gives_the_attempt_back(
+def test_a_conflict_is_a_failed_attempt_made_again_at_once(
     bench: Bench, conflicts: Callable[[int], None]
 ) -> None:
     conflicts(1)
-    job_id = bench.enqueue(bench.handler("t", marked(bench), max_attempts=1))
+    job_id = bench.enqueue(bench.handler("t", marked(bench), max_attempts=2, retry=SLOW))
 
     ran = bench.run(until=lambda: none_left(bench), deadline=60.0)
 
-    assert ran.of(job_id) == ["started", "rescheduled", "started", "completed"]
-    last = ran.last(job_id).job
-    assert last is not None
-    assert last.attempt == 1
-    assert (last.last_error or "").startswith("SettlementConflict: ")
-    assert "40001" in (last.last_error or "")
+    assert ran.of(job_id) == ["started", "will_be_retried", "started", "completed"]
+    (retried,) = ran.named("job_will_be_retried")
+    error, delay = retried.rest
+    assert "40001" in error
+    assert delay == 0.0
     assert bench.notes(job_id) == ["written"]
 
 
 def test_a_job_that_always_conflicts_is_dead_in_the_end(
     bench: Bench, conflicts: Callable[[int], None]
 ) -> None:
-    """As one whose handler conflicts with a session of its own: it must not run for ever."""
     conflicts(1_000)
-    handler = bench.handler("t", marked(bench), max_attempts=3, retry=AT_ONCE)
-    job_id = bench.enqueue(handler)
+    job_id = bench.enqueue(bench.handler("t", marked(bench), max_attempts=3, retry=SLOW))
 
     ran = bench.run(until=lambda: none_left(bench), deadline=60.0)
 
-    assert ran.of(job_id).count("started") == 6
-    assert ran.of(job_id).count("rescheduled") == 3
+    assert ran.of(job_id) == [*["started", "will_be_retried"] * 2, "started", "moved_to_dlq"]
     dead = bench.dead(job_id)
     assert dead.attempt == 3
     assert "40001" in dead.last_error
     assert bench.notes(job_id) == []
+
+
+def test_a_handler_that_conflicts_with_itself_is_dead(bench: Bench) -> None:
+    """Another session of the handler's own writes what ``ctx.session`` has read, and reads it."""
+    serializable = bench.outside.execution_options(isolation_level="SERIALIZABLE")
+
+    def body(session: Session, ctx: Context[Any]) -> None:
+        session.execute(text("SELECT count(*) FROM note"))
+        with serializable.begin() as other:
+            other.execute(text("SELECT count(*) FROM note"))
+            other.execute(text("INSERT INTO note (text) VALUES ('of the other session')"))
+        bench.note(session, ctx)
+
+    handler = bench.handler("t", body, isolation_level="SERIALIZABLE", max_attempts=3, retry=SLOW)
+    job_id = bench.enqueue(handler)
+
+    ran = bench.run(until=lambda: none_left(bench), deadline=60.0)
+
+    assert ran.of(job_id).count("started") == 3
+    assert "40001" in bench.dead(job_id).last_error
 
 
 def test_a_conflict_of_the_handlers_own_is_a_failed_attempt(bench: Bench) -> None:
@@ -111,7 +127,7 @@ def test_a_conflict_of_the_handlers_own_is_a_failed_attempt(bench: Bench) -> Non
                 text("DO $$ BEGIN RAISE EXCEPTION 'as if' USING ERRCODE = '40001'; END $$")
             )
 
-    job_id = bench.enqueue(bench.handler("t", body, max_attempts=2))
+    job_id = bench.enqueue(bench.handler("t", body, max_attempts=2, retry=SLOW))
 
     ran = bench.run(until=lambda: none_left(bench), deadline=60.0)
 
