@@ -19,7 +19,7 @@ from ._frozen import STEPS, qualified, table_of, translated
 from ._grants import lacks
 from ._health import look
 from ._row_security import hidden
-from ._table_kinds import heirs
+from ._table_kinds import KINDS, heirs
 from .exceptions import SchemaOutOfDate
 from .schema import LATEST, check, db_version, foreign_key_problems, storage_drift
 
@@ -55,7 +55,6 @@ def examine(connection: Connection, *, schema: str | None, table_prefix: str) ->
         schema: The tables' schema; None if they are on the search path.
         table_prefix: How the tables' names begin.
     """
-    schema = translated(connection, schema)
     findings = [*_server(connection), *_encoding(connection)]
     findings += [*_pooler(connection.engine), *_clock(connection)]
     tables = list(_tables(connection, schema, table_prefix))
@@ -64,7 +63,7 @@ def examine(connection: Connection, *, schema: str | None, table_prefix: str) ->
         return findings  # nothing else can be looked at
     found = look(
         connection,
-        [qualified(schema, f"{table_prefix}{kind}") for kind in ("job", "dead_job", "worker")],
+        [qualified(translated(connection, schema), f"{table_prefix}{kind}") for kind in KINDS],
     )
     if found.problems or not found.notes:
         findings += _told("vacuum and notifications", found.problems, "nothing is held back")
@@ -180,7 +179,7 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
     step = STEPS[LATEST]
     for kind in step.storage:
         table = table_of(step.tables(name, prefix), kind, name, prefix)
-        full_name = qualified(name, f"{prefix}{kind}")
+        full_name = qualified(translated(connection, name), f"{prefix}{kind}")
         there = _catalog(connection, full_name)
         problems += [
             f"{full_name} has no column {column.name!r}; restore it"
@@ -264,8 +263,8 @@ def _privileges(connection: Connection, name: str | None, prefix: str) -> list[s
 def _workers(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
     def run(sql: str, **given: float) -> Any:
         # A colon in a name is no parameter.
-        kinds = ("job", "worker")
-        names = {kind: qualified(name, f"{prefix}{kind}").replace(":", "\\:") for kind in kinds}
+        where = translated(connection, name)
+        names = {kind: qualified(where, f"{prefix}{kind}").replace(":", "\\:") for kind in KINDS}
         return connection.execute(text(sql.format(**names)), given).all()
 
     try:

@@ -207,11 +207,14 @@ def _compile_set_storage(element: SetStorage, compiler: Any, **_: Any) -> str:
 
 
 class CreateSchemaIfMissing(ExecutableDDLElement):
-    """``CREATE SCHEMA IF NOT EXISTS`` asks for the right to create one even if it exists."""
+    """``CREATE SCHEMA IF NOT EXISTS`` asks for the right to create one even if it exists.
+
+    Of which name, the connection's ``schema_translate_map`` decides, as it does for the tables.
+    """
 
     inherit_cache = False
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str | None) -> None:
         self.name = name
 
 
@@ -221,9 +224,11 @@ def _compile_create_schema(element: CreateSchemaIfMissing, compiler: Any, **_: A
         escaped = value.replace("'", "''")
         return f"'{escaped}'"
 
-    create = literal(f"CREATE SCHEMA {quoted(element.name)}")
+    name: str | None = (compiler.schema_translate_map or {}).get(element.name, element.name)
+    name = name or compiler.dialect.default_schema_name or "public"  # as SQLAlchemy takes None
+    create = literal(f"CREATE SCHEMA {quoted(name)}")
     block = (
-        f"BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal(element.name)}) "
+        f"BEGIN IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = {literal(name)}) "
         f"THEN EXECUTE {create}; END IF; END"
     )
     sql = f"DO {literal(block)}"

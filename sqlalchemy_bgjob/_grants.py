@@ -10,7 +10,7 @@ from typing import Final, Literal, get_args
 
 from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
-from ._frozen import STEPS, qualified, quoted, table_of
+from ._frozen import STEPS, qualified, quoted, table_of, translated
 from .schema import LATEST
 
 Task = Literal["enqueue", "worker", "operator", "dashboard"]
@@ -116,6 +116,7 @@ def lacks(
 
     A table or column that is missing is none of this function's business.
     """
+    schema = translated(connection, schema)
     if schema is not None and connection.execute(_USAGE, {"schema": schema}).scalar() is False:
         return [f"USAGE ON SCHEMA {quoted(schema)}"]  # nothing within it can be asked for
     found = []

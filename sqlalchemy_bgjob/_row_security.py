@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from ._frozen import qualified
+from ._frozen import qualified, translated
 
 NEEDED: Final[Mapping[str, Mapping[str, str]]] = {
     "job": {"r": "SELECT", "w": "UPDATE", "d": "DELETE"},
@@ -35,7 +35,7 @@ class Hidden:
 
 def hidden(connection: Connection, *, schema: str | None, table_prefix: str) -> Hidden:
     """What is hidden from the connection's role; of a table that is missing, nothing."""
-    found = Hidden([], [])
+    found, schema = Hidden([], []), translated(connection, schema)
     for kind, needed in NEEDED.items():
         table = qualified(schema, f"{table_prefix}{kind}")
         if not connection.execute(_ACTIVE, {"table": table}).scalar():

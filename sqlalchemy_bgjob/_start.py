@@ -103,8 +103,7 @@ def check_database(connection: Connection, models: Models) -> None:
             )
         if (encoding := encoding_problem(connection)) is not None:
             logger.warning("%s", encoding)
-        translated = connection.get_execution_options().get("schema_translate_map") or {}
-        name, prefix = translated.get(models.schema, models.schema), models.table_prefix
+        name, prefix = models.schema, models.table_prefix
         schema.check(connection, schema=name, table_prefix=prefix)
         unseen = hidden(connection, schema=name, table_prefix=prefix)
         if unseen.for_sure:

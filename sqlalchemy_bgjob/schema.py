@@ -22,7 +22,15 @@ from sqlalchemy import Connection, Dialect, Table, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
 
-from ._frozen import STEPS, Operations, SetStorage, qualified, table_of, translated
+from ._frozen import (
+    STEPS,
+    CreateSchemaIfMissing,
+    Operations,
+    SetStorage,
+    qualified,
+    table_of,
+    translated,
+)
 from ._layouts import require_own_tables
 from ._table_kinds import require_plain_tables
 from .exceptions import SchemaOutOfDate, SchemaUnknown
@@ -82,6 +90,8 @@ def upgrade(
     connection = _connection_of(op)
     if connection is not None:
         require_own_tables(connection, schema=schema, table_prefix=table_prefix)
+        if schema is None and translated(connection, schema) is not None:
+            op.execute(CreateSchemaIfMissing(schema))  # the steps do so for a schema of a name
     for version in range(from_version + 1, to_version + 1):
         STEPS[version].upgrade(op, schema, table_prefix)
         _set_comment(op, version, schema, table_prefix)
@@ -160,11 +170,10 @@ def migrate(
     _require_postgresql(connection)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
     _require_read_committed(connection)
-    schema = translated(connection, schema)
     require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
     found = read_version(connection, schema=schema, table_prefix=table_prefix)
     if found.number >= LATEST:
-        _check(found, schema, table_prefix)
+        _check(found, translated(connection, schema), table_prefix)
     else:
         upgrade(
             connection,
@@ -296,7 +305,8 @@ def check(
         SchemaUnknown: There is a table of that name, and it does not say its version.
     """
     require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
-    _check(read_version(connection, schema=schema, table_prefix=table_prefix), schema, table_prefix)
+    found = read_version(connection, schema=schema, table_prefix=table_prefix)
+    _check(found, translated(connection, schema), table_prefix)
 
 
 def _check(found: Version, schema: str | None, table_prefix: str) -> None:

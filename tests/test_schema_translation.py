@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import MetaData, text
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from sqlalchemy import MetaData, create_engine, text
 
-from sqlalchemy_bgjob import BGJob, schema
+from sqlalchemy_bgjob import BGJob, enqueue, schema
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._doctor import examine
+from sqlalchemy_bgjob._grants import grants, lacks
 from sqlalchemy_bgjob._start import check_database
 from sqlalchemy_bgjob._statements import Statements
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
+from support.processes import FAST
 from support.rows import ME
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection, Engine
+
+    from support.running import Bench
 
 pytestmark = pytest.mark.core
 
@@ -32,9 +40,13 @@ def name(request: pytest.FixtureRequest) -> str | None:
 
 @pytest.fixture
 def tenant(engine: Engine, name: str | None) -> Iterator[Connection]:
-    """A connection on which that schema is the tenant's; the tables are there and nowhere else."""
+    """A connection on which that schema is the tenant's; the tables are there and nowhere else.
+
+    The tenant's own name stands for another schema: whoever translates twice ends there.
+    """
+    translation = {name: "Tenant 1", "Tenant 1": "Tenant 2"}
     with engine.connect() as made:
-        connection = made.execution_options(schema_translate_map={name: "Tenant 1"})
+        connection = made.execution_options(schema_translate_map=translation)
         with connection.begin():
             schema.migrate(connection, schema=name)
         yield connection
@@ -46,6 +58,36 @@ def test_migrate_makes_the_tables_where_they_are_used(tenant: Connection, name: 
         assert tenant.scalars(text(where)).all() == ["Tenant 1"]
         assert schema.migrate(tenant, schema=name) == schema.LATEST
         assert schema.db_version(tenant, schema=name) == schema.LATEST
+
+
+def test_a_schema_that_stands_for_none_is_the_usual_one(engine: Engine) -> None:
+    with engine.begin() as made:
+        connection = made.execution_options(schema_translate_map={"app": None})
+        schema.migrate(connection, schema="app")
+        where = connection.scalars(text("SELECT schemaname FROM pg_tables WHERE tablename ~ 'bgj'"))
+        assert where.all() == ["public"] * 3
+        schema.check(connection, schema="app")
+
+
+@pytest.mark.parametrize("with_alembic", [False, True], ids=["connection", "alembic"])
+def test_upgrade_makes_the_tables_and_their_schema(
+    engine: Engine, name: str | None, with_alembic: bool
+) -> None:
+    """As a migration of each tenant runs it; downgrade takes away the same tables."""
+    translation = {name: "Tenant 1", "Tenant 1": "Tenant 2"}
+    tables = text("SELECT schemaname FROM pg_tables WHERE tablename LIKE 'bgjob%'")
+    schemas = text("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'Tenant%' OR nspname='app'")
+    with engine.begin() as made:
+        connection = made.execution_options(schema_translate_map=translation)
+        op: Any = Operations(MigrationContext.configure(connection)) if with_alembic else connection
+
+        schema.upgrade(op, schema=name)
+        assert connection.scalars(tables).all() == ["Tenant 1"] * 3
+        assert connection.scalars(schemas).all() == ["Tenant 1"]
+        assert schema.db_version(connection, schema=name) == schema.LATEST
+
+        schema.downgrade(op, from_version=schema.LATEST, schema=name)
+        assert connection.scalars(tables).all() == []
 
 
 def test_a_worker_looks_at_the_tables_that_it_works_on(
@@ -83,6 +125,22 @@ def test_doctor_looks_at_the_tables_that_are_used(tenant: Connection, name: str 
     assert problem.startswith("queue 'mail': ")
 
 
+def test_the_privileges_asked_for_are_those_of_the_tables_used(
+    tenant: Connection, name: str | None
+) -> None:
+    role = f"weak_{uuid4().hex}"
+    with tenant.begin() as transaction:
+        tenant.execute(text(f"CREATE ROLE {role}"))
+        granted = grants([("worker", role)], schema="Tenant 1", table_prefix="bgjob_")
+        tenant.exec_driver_sql(granted)
+        tenant.execute(text(f'REVOKE DELETE ON "Tenant 1".bgjob_job FROM {role}'))
+        tenant.execute(text(f"SET LOCAL ROLE {role}"))
+        lacking = lacks(tenant, "worker", schema=name, table_prefix="bgjob_")
+        transaction.rollback()
+
+    assert lacking == ['DELETE ON "Tenant 1"."bgjob_job"']
+
+
 def test_a_look_at_the_health_is_at_the_tables_that_are_used(
     tenant: Connection, name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,3 +159,70 @@ def test_a_look_at_the_health_is_at_the_tables_that_are_used(
     lifecycle.sample_health(tenant, statements, worker_id=ME)
 
     assert seen == [[f'"Tenant 1"."bgjob_{kind}"' for kind in ("job", "dead_job", "worker")]]
+
+
+# ---- workers of one tenant, beside the tables of another ----------------------------------------
+
+LOST_WORKER = """
+    INSERT INTO {schema}.bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at)
+    VALUES (815, 'elsewhere', 1, '0', '{{}}', 1, now() - interval '1 hour')
+"""
+LOST_JOB = """
+    INSERT INTO {schema}.bgjob_job (id, queue, type, claimed_by, attempt)
+    VALUES ('lost', 'default', 't', 815, 1)
+"""
+ITS_ROWS = "SELECT id, claimed_by, attempt FROM public.bgjob_job"
+
+
+@pytest.fixture
+def tenants(bench: Bench) -> Iterator[Engine]:
+    """The tables are in public and in ``tenant``; an engine that works on the latter."""
+    bench.sql("CREATE SCHEMA tenant")
+    engine = create_engine(bench.url, execution_options={"schema_translate_map": {None: "tenant"}})
+    bench.Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+    bench.sql("DROP SCHEMA tenant CASCADE")
+
+
+def test_a_tenants_worker_leaves_the_jobs_of_others_alone(bench: Bench, tenants: Engine) -> None:
+    """It runs its own, those of a crashed worker too; neither loop nor rescuer see the others."""
+    handler = bench.handler("t", bench.note)
+    for where in ("public", "tenant"):
+        bench.sql(LOST_WORKER.format(schema=where))
+        bench.sql(LOST_JOB.format(schema=where))
+    enqueue(bench.outside, handler, id="due")
+    enqueue(tenants, handler, id="due")
+    before = bench.sql(ITS_ROWS)
+
+    bench.run(
+        until=lambda: not bench.sql("SELECT 1 FROM tenant.bgjob_job"),
+        deadline=60.0,
+        execution={"schema_translate_map": {None: "tenant"}},
+        **FAST,
+    )
+
+    done = [row.job_id for row in bench.sql("SELECT job_id FROM tenant.note ORDER BY job_id")]
+    assert done == ["due", "lost"]
+    assert bench.sql(ITS_ROWS) == before
+    assert bench.sql("SELECT id FROM public.bgjob_worker") == [(815,)]
+    assert bench.sql("SELECT 1 FROM public.note") == []
+
+
+def test_a_tenants_job_wakes_its_worker(bench: Bench, tenants: Engine) -> None:
+    """All tenants of one set of models share a channel; whether one waits, its own tables say."""
+    handler = bench.handler("t", bench.note)
+    waits = "SELECT 1 FROM tenant.bgjob_worker WHERE waits_for ? 'default'"
+
+    def enqueue_one() -> None:
+        wait_until(lambda: bench.sql(waits), what="a worker that waits to be notified")
+        enqueue(tenants, handler)
+
+    bench.run(
+        during=enqueue_one,
+        until=lambda: bench.sql("SELECT 1 FROM tenant.note"),
+        deadline=60.0,
+        poll_interval=3_600.0,
+        listen=True,
+        execution={"schema_translate_map": {None: "tenant"}},
+    )
