@@ -300,6 +300,10 @@ def test_a_log_that_nobody_reads_keeps_no_signal_from_the_worker(engine: Engine)
     """A worker of an older release logs of each new type of job that it does not know."""
     jobs = BGJob(MetaData())
     jobs.metadata.create_all(engine)
+
+    @jobs.handler("known")
+    def known(ctx: Context[Any], arg: Any) -> None: ...
+
     blocked, read = threading.Event(), threading.Event()
 
     class Full(logging.Handler):

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, MetaData, create_engine, text
 from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
-from sqlalchemy_bgjob._execution import Attempt, Run
+from sqlalchemy_bgjob._execution import Attempt, Environment, Run
 from sqlalchemy_bgjob.aio import AsyncRuntime
 from sqlalchemy_bgjob.worker import ThreadRuntime
 from support import wait_until, wait_until_async
@@ -370,7 +370,8 @@ class Slots:
         return run in self.held
 
     def attempt(self, run: Run) -> Attempt:
-        return Attempt(cast("Any", SimpleNamespace(scoped=False)), run)
+        unused: Any = None
+        return Attempt(Environment(unused, unused, unused, unused, unused), run)
 
     def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
         self.held.discard(run)
@@ -385,7 +386,7 @@ def runs(number: int, function: Any) -> list[Run]:
     """Runs of a coroutine function."""
     jobs = BGJob(MetaData())
     handler = jobs.handler("t", session=False)(function)
-    jobs_ = [cast("Any", SimpleNamespace(id=str(n), attempt=1)) for n in range(number)]
+    jobs_ = [cast("Any", SimpleNamespace(id=str(n), type="any", attempt=1)) for n in range(number)]
     return [Run(job, handler) for job in jobs_]
 
 
