@@ -575,6 +575,12 @@ def test_migrate_answers_each_trouble_with_its_exit_code(engine: Engine, databas
         connection.exec_driver_sql("DROP TABLE bgjob_job")
         connection.exec_driver_sql("CREATE TABLE bgjob_worker (id text)")
     code, _, err = run("migrate", "--database-url", database_url)
+    assert (code, "another program's" in err) == (4, True), err
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE bgjob_worker")
+        connection.exec_driver_sql("CREATE TABLE orders (id text)")
+        connection.exec_driver_sql("CREATE INDEX bgjob_job_claim_idx ON orders (id)")
+    code, _, err = run("migrate", "--database-url", database_url)
     assert (code, "already exists" in err) == (1, True), err
 
 
