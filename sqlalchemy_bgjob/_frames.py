@@ -73,6 +73,15 @@ def places(error: BaseException) -> Places:
     return Places(called_from=tuple(ours[-_MOST_FRAMES:]))
 
 
+def users_place(error: BaseException) -> Place | None:
+    """The user's own innermost frame of an exception or of one of its causes, if there is any."""
+    for one in causes(error):
+        for frame, line in reversed(_walk(one.__traceback__)):
+            if _is_users(frame):
+                return _place(frame, line)
+    return None
+
+
 def causes(error: BaseException) -> list[BaseException]:
     """An exception, what caused it, what caused that: as far as Python itself would show them."""
     found: list[BaseException] = []

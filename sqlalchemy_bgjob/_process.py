@@ -26,6 +26,13 @@ from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from . import _loader, _logs
+from ._engines import (
+    cant_connect,
+    failed_to_connect,
+    load_engine,
+    load_sync_engine,
+    make_async_engine,
+)
 from ._errors import database_message, sqlstate
 from ._exits import (
     DATABASE,
@@ -162,7 +169,7 @@ class _Process:
             self._obey(worker)
         thread.join(timeout=2.0)  # an event loop may have a little to tidy up
         if self._error is not None:
-            return _failed(self._error)
+            return _failed(self._error, self._options.engine)
         if self._asked < 2:
             return OK
         return SIGNALLED + self._last_signal
@@ -217,7 +224,7 @@ class _Process:
             self._events.put("ended")
 
 
-def _failed(error: BaseException) -> int:
+def _failed(error: BaseException, engine: str | None) -> int:
     """What made a worker end by itself: raises it as what a user can read, or logs it."""
     if isinstance(error, SchemaOutOfDate):
         raise CommandError(SCHEMA, str(error)) from None
@@ -225,6 +232,8 @@ def _failed(error: BaseException) -> int:
         raise CommandError(DATABASE, str(error)) from None
     if isinstance(error, SQLAlchemyError) or sqlstate(error) is not None:
         raise CommandError(DATABASE, f"the database refuses: {database_message(error)}") from None
+    if failed_to_connect(error):
+        raise cant_connect(error, engine) from None
     logger.critical("the worker failed: %s", type(error).__name__, exc_info=error)
     return FAILED
 
@@ -273,8 +282,10 @@ def make_runner(options: WorkerOptions) -> Runner:
     _refuse_no_handlers(jobs, options)
     engine = None
     if options.engine is not None:
-        engine = _loader.load(options.engine, options.app_dir, example="app:engine")
-    sync_engine = _load_sync_engine(options)
+        engine = load_engine(options.engine, options.app_dir)
+    sync_engine = None
+    if options.sync_engine is not None:
+        sync_engine = load_sync_engine(options.sync_engine, options.app_dir)
     factories = [_load_factory(target, options.app_dir) for target in options.session_factories]
     around = options.around and _loader.load(
         options.around, options.app_dir, example="app:app.app_context"
@@ -310,17 +321,6 @@ def _load_factory(target: str, app_dir: Path) -> Any:
             USAGE,
             f"{target!r} is of type {type(found).__name__!r}, which makes no sessions; name a "
             f"Session class or a sessionmaker",
-        )
-    return found
-
-
-def _load_sync_engine(options: WorkerOptions) -> Engine | None:
-    if options.sync_engine is None:
-        return None
-    found = _loader.load(options.sync_engine, options.app_dir, example="app:sync_engine")
-    if not isinstance(found, Engine):
-        raise CommandError(
-            USAGE, f"{options.sync_engine!r} is of type {type(found).__name__!r}, not Engine"
         )
     return found
 
@@ -370,16 +370,7 @@ def _for_url(
         _refuse_sync_engine(options)
         engine = create_engine(url, pool_size=pool_size, max_overflow=0)
         return _ThreadRunner(jobs, engine, queues, factories, around, options.settings)
-    try:
-        from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
-
-        async_engine = create_async_engine(url, pool_size=pool_size, max_overflow=0)
-    except (ImportError, ValueError) as error:
-        if "greenlet" not in str(error):
-            raise
-        raise CommandError(
-            USAGE, 'asyncio needs greenlet; pip install "sqlalchemy-bgjob[asyncio]"'
-        ) from None
+    async_engine = make_async_engine(url, pool_size=pool_size, max_overflow=0)
     functions = any(not h.is_coroutine and h.options.session for h in jobs.registry)
     if functions and sync_engine is None:
         for_threads = sync_url(url)
@@ -394,7 +385,7 @@ def _for_url(
 
 def _for_engine(
     jobs: BGJob[Any, Any],
-    engine: Any,
+    engine: "Engine | AsyncEngine",
     sync_engine: Engine | None,
     queues: Mapping[str, int],
     factories: list[Any],
@@ -404,11 +395,6 @@ def _for_engine(
     if isinstance(engine, Engine):
         _refuse_sync_engine(options)
         return _ThreadRunner(jobs, engine, queues, factories, around, options.settings)
-    if not hasattr(engine, "sync_engine"):
-        raise CommandError(
-            USAGE,
-            f"{options.engine!r} is of type {type(engine).__name__!r}, not Engine or AsyncEngine",
-        )
     if sync_engine is None and not engine.dialect.driver.startswith("psycopg"):
         _refuse_functions(jobs, queues, f"none can be made from {options.engine!r}")
     return _AsyncRunner(jobs, engine, sync_engine, queues, factories, around, options.settings)

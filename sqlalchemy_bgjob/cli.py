@@ -14,18 +14,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn
 
 import click
 
-from ._exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, CommandError, leave
+from ._exits import FAILED, OK, SIGNALLED, USAGE, CommandError, leave
 from ._version import __version__
 from .settings import DEFAULT_CONCURRENCY, WorkerSettings
-
-if TYPE_CHECKING:
-    from sqlalchemy import URL, Connection
-
-T = TypeVar("T")
 
 SETTING_HELP: Final[Mapping[str, str]] = {
     "heartbeat_interval": "How often the worker says that it lives.",
@@ -133,6 +128,37 @@ _database_option = _option(
     "psycopg2. Without a driver it is the first of these that is installed.",
 )
 
+_app_dir_option = _option(
+    "--app-dir",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    default=".",
+    metavar="FOLDER",
+    help="Where the application's modules are. It comes last on Python's path: an installed module "
+    "of the same name is imported instead, with a warning.",
+)
+_engine_option = _option(
+    "--engine",
+    metavar="MODULE:ENGINE",
+    help="The application's own Engine or AsyncEngine, instead of one made from the URL. "
+    "BGJOB_DATABASE_URL is not used then, and --database-url beside it is refused.",
+)
+
+
+def _connection_options(command: Any) -> Any:
+    return _database_option(_engine_option(_app_dir_option(command)))
+
+
+def _take_engine(ctx: click.Context, engine: str | None, app_dir: Path) -> None:
+    """Let the application's modules be found, and refuse an engine beside a URL."""
+    if str(app_dir) not in sys.path:
+        # Last: a sqlalchemy.py of the application must not be taken for SQLAlchemy.
+        sys.path.append(str(app_dir))
+    by_option = click.core.ParameterSource.COMMANDLINE
+    if engine is not None and ctx.get_parameter_source("database_url") is by_option:
+        raise CommandError(
+            USAGE, "--engine (or BGJOB_ENGINE) names an engine already; leave out --database-url"
+        )
+
 
 def _schema_options(command: Any) -> Any:
     command = _option("--table-prefix", default="bgjob_", help="How the tables' names begin.")(
@@ -170,14 +196,7 @@ def cli(ctx: click.Context) -> None:
 @cli.command()
 @click.argument("app", envvar="BGJOB_APP")
 @_database_option
-@_option(
-    "--app-dir",
-    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
-    default=".",
-    metavar="FOLDER",
-    help="Where the application's modules are. It comes last on Python's path: an installed module "
-    "of the same name is imported instead, with a warning.",
-)
+@_app_dir_option
 @_option(
     "--import",
     "imports",
@@ -200,12 +219,7 @@ def cli(ctx: click.Context) -> None:
     default=1,
     help="How many processes work. More than one are supervised, and replaced when they crash.",
 )
-@_option(
-    "--engine",
-    metavar="MODULE:ENGINE",
-    help="The application's own Engine or AsyncEngine, instead of one made from the URL. "
-    "BGJOB_DATABASE_URL is not used then, and --database-url beside it is refused.",
-)
+@_engine_option
 @_option(
     "--sync-engine",
     metavar="MODULE:ENGINE",
@@ -262,15 +276,8 @@ def worker(
         _logs.configure(log_format, log_level, child[1])
     else:
         _logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
-    if str(app_dir) not in sys.path:
-        # Last: a sqlalchemy.py of the application must not be taken for SQLAlchemy.
-        sys.path.append(str(app_dir))
     checked = _settings(settings)
-    by_option = click.core.ParameterSource.COMMANDLINE
-    if engine is not None and ctx.get_parameter_source("database_url") is by_option:
-        raise CommandError(
-            USAGE, "--engine (or BGJOB_ENGINE) names an engine already; leave out --database-url"
-        )
+    _take_engine(ctx, engine, app_dir)
     named = dict(queues)
     if len(named) < len(queues):
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
@@ -305,7 +312,7 @@ def _settings(given: Mapping[str, Any]) -> WorkerSettings:
 
 
 @cli.command()
-@_database_option
+@_connection_options
 @_schema_options
 @click.option("--sql", is_flag=True, help="Print the SQL for psql; needs no database.")
 @click.option(
@@ -321,8 +328,13 @@ def _settings(given: Mapping[str, Any]) -> WorkerSettings:
     type=click.IntRange(min=0),
     help="With --sql: the version to reach, up or down. By default the latest.",
 )
+@click.pass_context
 def migrate(
+    ctx: click.Context,
+    /,
     database_url: str | None,
+    engine: str | None,
+    app_dir: Path,
     schema: str | None,
     table_prefix: str,
     sql: bool,
@@ -350,10 +362,13 @@ def migrate(
         return OK
     if from_version or to_version is not None:
         raise CommandError(USAGE, "--from and --to go with --sql; a database tells its version")
-    from ._urls import database_url as parse
+    from ._engines import run_in_transaction
 
-    before = _in_transaction(
-        parse(database_url),
+    _take_engine(ctx, engine, app_dir)
+    before = run_in_transaction(
+        database_url,
+        engine,
+        app_dir,
         lambda connection: tables.migrate(connection, schema=schema, table_prefix=table_prefix),
     )
     where = f"{table_prefix}* in schema {schema}" if schema else f"{table_prefix}*"
@@ -366,52 +381,21 @@ def migrate(
     return OK
 
 
-def _in_transaction(url: "URL", action: "Callable[[Connection], T]") -> T:
-    """Connect by whatever driver, and run *action* in one READ COMMITTED transaction."""
-    from sqlalchemy import NullPool, create_engine
-    from sqlalchemy.exc import DBAPIError
-
-    from ._errors import sqlstate
-    from .exceptions import SchemaOutOfDate
-
-    options: Any = {"poolclass": NullPool, "isolation_level": "READ COMMITTED"}
-    connected = False
-
-    def act(connection: "Connection") -> T:
-        nonlocal connected
-        connected = True
-        return action(connection)
-
-    try:
-        if url.get_driver_name() == "asyncpg":
-            import asyncio
-
-            from sqlalchemy.ext.asyncio import create_async_engine
-
-            async def run() -> T:
-                async with create_async_engine(url, **options).begin() as connection:
-                    return await connection.run_sync(act)
-
-            return asyncio.run(run())
-        with create_engine(url, **options).begin() as connection:
-            return act(connection)
-    except SchemaOutOfDate as error:
-        raise CommandError(SCHEMA, str(error)) from None
-    except Exception as error:
-        # On SQLAlchemy 2.0 asyncpg's own errors of connecting come as they are.
-        if isinstance(error, DBAPIError | OSError) or sqlstate(error) is not None:
-            raise _database_error(error) from None
-        if not connected:  # what the driver makes of a URL that it can't use
-            problem = f"the driver can't connect by this database URL: {error}"
-            raise CommandError(USAGE, problem) from None
-        raise
-
-
 @cli.command()
-@_database_option
+@_connection_options
 @_schema_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def doctor(database_url: str | None, schema: str | None, table_prefix: str, as_json: bool) -> int:
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    /,
+    database_url: str | None,
+    engine: str | None,
+    app_dir: Path,
+    schema: str | None,
+    table_prefix: str,
+    as_json: bool,
+) -> int:
     """Look for what is wrong with the queue's database, and say what to do.
 
     Server, pooler, clocks, tables and indexes, storage parameters, foreign keys, privileges, what
@@ -419,10 +403,13 @@ def doctor(database_url: str | None, schema: str | None, table_prefix: str, as_j
     to be mended.
     """
     from ._doctor import examine
-    from ._urls import database_url as parse
+    from ._engines import run_in_transaction
 
-    findings = _in_transaction(
-        parse(database_url),
+    _take_engine(ctx, engine, app_dir)
+    findings = run_in_transaction(
+        database_url,
+        engine,
+        app_dir,
         lambda connection: examine(connection, schema=schema, table_prefix=table_prefix),
     )
     for finding in findings:
@@ -550,17 +537,6 @@ def version() -> int:
     for name, value in lines.items():
         click.echo(f"{name:<{width}}  {value}")
     return OK
-
-
-def _database_error(error: BaseException) -> CommandError:
-    """Told in the database's words: no statement of a migration holds the values of rows."""
-    from ._errors import database_message, lost_connection, sqlstate
-
-    code = sqlstate(error)
-    refused = code is None or lost_connection(error) or code[:2] in {"28", "3D"}
-    return CommandError(
-        DATABASE if refused else FAILED, f"the database refuses: {database_message(error)}"
-    )
 
 
 def _report(error: CommandError) -> None:

@@ -508,7 +508,7 @@ def test_parameters_of_a_url_are_no_traceback(
 def test_an_engine_wins_over_a_url_of_the_environment(
     parsed: Callable[..., process.WorkerOptions],
 ) -> None:
-    """Which is there for ``migrate``, that takes no engine."""
+    """Which may be there for another command."""
     options = parsed("app:jobs", "--engine", "app:engine", BGJOB_DATABASE_URL="postgresql://h/d")
 
     assert options.engine == "app:engine"
@@ -573,7 +573,7 @@ def test_migrate_answers_each_trouble_with_its_exit_code(engine: Engine, databas
     assert run("migrate", "--database-url", database_url)[0] == 4
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE bgjob_job")
-        connection.exec_driver_sql("CREATE TABLE bgjob_worker (id text)")
+        connection.exec_driver_sql("CREATE TYPE bgjob_worker AS ENUM ()")
     code, _, err = run("migrate", "--database-url", database_url)
     assert (code, "another program's" in err) == (4, True), err
     with engine.begin() as connection:
@@ -604,6 +604,84 @@ def test_a_bug_in_a_command_is_not_made_nice(
     monkeypatch.setattr(schema, "migrate", broken)
     with pytest.raises(LookupError, match="inside"):
         run("migrate", "--database-url", database_url)
+
+
+# ---- commands that connect as the application does ----------------------------------------------
+
+
+@pytest.mark.parametrize("own", ["tenant_engine()", "tenant_asyncpg_engine()"])
+def test_migrate_and_doctor_take_an_engine(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch, own: str
+) -> None:
+    """Its options and listeners decide which tables are meant."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA tenant")
+    target = ["--engine", f"support.cli_app:{own}"]
+
+    code, out, err = run("migrate", *target, APP_URL=database_url)
+    assert (code, "created the tables" in out) == (0, True), err
+    with engine.connect() as connection:
+        assert schema.db_version(connection, schema="tenant") == schema.LATEST
+        assert schema.db_version(connection) == 0
+    environment = {"BGJOB_ENGINE": target[1], "BGJOB_DATABASE_URL": "postgresql://h/d"}
+    code, out, err = run("doctor", APP_URL=database_url, **environment)
+    assert (code, "problem" in out) == (0, False), out + err
+
+
+@pytest.mark.parametrize("command", ["migrate", "doctor"])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--engine", "support.cli_app:note"], "'JobType', not Engine or AsyncEngine"),
+        (["--engine", "support.cli_app:no_such"], "has no 'no_such'"),
+        (["--engine", "e:e", "--database-url", "postgresql://h/d"], "leave out --database-url"),
+        (["--engine", "support.cli_app:misspelt_asyncpg_engine()"], "can't connect: TypeError"),
+        (["--engine", "support.cli_app:tokenless_engine()"], "LookupError: no token ("),
+    ],
+)
+def test_a_wrong_engine_is_told_with_2(
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    arguments: list[str],
+    words: str,
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    code, _, err = run(command, *arguments, APP_URL=database_url)
+
+    assert code == 2
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--engine", "support.cli_app:misspelt_asyncpg_engine()"], 2, "correct its URL"),
+        (["--engine", "support.cli_app:misspelt_engine()"], 3, "no_such"),
+        (["--engine", "support.cli_app:tokenless_engine()"], 2, "cli_app.py"),
+        (
+            ["--database-url", "postgresql+asyncpg://h/d?prepared_statement_cache_size=x"],
+            2,
+            "can't connect by this database URL: ValueError",
+        ),
+    ],
+)
+def test_a_worker_that_can_not_connect_is_no_traceback(
+    tables: Engine,
+    database_url: str,
+    start: Callable[..., Command],
+    arguments: list[str],
+    code: int,
+    words: str,
+) -> None:
+    """What a driver makes of its arguments, or an application's listener, is no fault of ours."""
+    command = start("worker", "support.cli_app:coroutines", *arguments, APP_URL=database_url)
+
+    assert command.wait() == code, command.stderr
+    assert "Traceback" not in command.stderr
+    assert words in command.stderr.splitlines()[-1]
 
 
 # ---- the worker at work -------------------------------------------------------------------------

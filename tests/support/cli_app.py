@@ -10,7 +10,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import MetaData, Text, create_engine
+from sqlalchemy import MetaData, Text, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -72,6 +72,46 @@ def async_engine() -> Any:
 
 def asyncpg_engine() -> Any:
     return create_async_engine(with_driver(os.environ["APP_URL"], "asyncpg"), pool_size=5)
+
+
+def tenant_engine() -> Any:
+    """Connects to the schema "tenant", which no URL says, and in AUTOCOMMIT."""
+    return create_engine(
+        os.environ["APP_URL"],
+        isolation_level="AUTOCOMMIT",
+        execution_options={"schema_translate_map": {None: "tenant"}},
+    )
+
+
+def tenant_asyncpg_engine() -> Any:
+    """The same by a listener."""
+    made = asyncpg_engine()
+
+    @event.listens_for(made.sync_engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("SET LOCAL search_path = tenant")
+
+    return made
+
+
+def misspelt_engine() -> Any:
+    return create_async_engine(os.environ["APP_URL"], connect_args={"no_such": 3}, pool_size=5)
+
+
+def misspelt_asyncpg_engine() -> Any:
+    url = with_driver(os.environ["APP_URL"], "asyncpg")
+    return create_async_engine(url, connect_args={"no_such": 3}, pool_size=5)
+
+
+def tokenless_engine() -> Any:
+    """An engine whose passwords are looked up where there are none."""
+    made = async_engine()
+
+    @event.listens_for(made.sync_engine, "do_connect")
+    def look_up(*args: Any) -> None:
+        raise LookupError("no token")
+
+    return made
 
 
 idle_engine = create_engine("postgresql+psycopg://h/d")
