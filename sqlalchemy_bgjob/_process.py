@@ -69,6 +69,7 @@ class WorkerOptions:
         database_url: Where the jobs are; not needed with *engine*.
         engine: Names the application's own Engine or AsyncEngine.
         sync_engine: Names an Engine for functions, beside an AsyncEngine or a URL for asyncpg.
+        heart_engine: Names how heart and rescuer connect, beside an AsyncEngine.
         session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
         app_dir: Where modules are found that Python's own path does not have.
         around: Names what makes the context that is entered around each job.
@@ -82,6 +83,7 @@ class WorkerOptions:
     database_url: str | None = None
     engine: str | None = None
     sync_engine: str | None = None
+    heart_engine: str | None = None
     session_factories: tuple[str, ...] = ()
     app_dir: Path = Path()
     around: str | None = None
@@ -286,6 +288,9 @@ def make_runner(options: WorkerOptions) -> Runner:
     sync_engine = None
     if options.sync_engine is not None:
         sync_engine = load_sync_engine(options.sync_engine, options.app_dir)
+    heart_engine = None
+    if options.heart_engine is not None:
+        heart_engine = load_engine(options.heart_engine, options.app_dir)
     factories = [_load_factory(target, options.app_dir) for target in options.session_factories]
     around = options.around and _loader.load(
         options.around, options.app_dir, example="app:app.app_context"
@@ -294,8 +299,12 @@ def make_runner(options: WorkerOptions) -> Runner:
         queues = served_queues(jobs.registry, options.queues)
         if engine is None:
             url = database_url(options.database_url)
-            return _for_url(jobs, url, sync_engine, queues, factories, around, options)
-        return _for_engine(jobs, engine, sync_engine, queues, factories, around, options)
+            return _for_url(
+                jobs, url, sync_engine, heart_engine, queues, factories, around, options
+            )
+        return _for_engine(
+            jobs, engine, sync_engine, heart_engine, queues, factories, around, options
+        )
     except (ImportError, TypeError, ValueError) as error:  # a driver without its library, say
         raise CommandError(USAGE, str(error)) from None
 
@@ -338,7 +347,13 @@ def _refuse_functions(jobs: BGJob[Any, Any], queues: Mapping[str, int], why: str
         )
 
 
-def _refuse_sync_engine(options: WorkerOptions) -> None:
+def _refuse_engines_of_asyncio(options: WorkerOptions) -> None:
+    if options.heart_engine is not None:
+        raise CommandError(
+            USAGE,
+            "--heart-engine goes with asyncio, and in this worker of threads the heart connects as "
+            "the engine of --engine or the database URL does; leave it out",
+        )
     if options.sync_engine is not None:
         raise CommandError(
             USAGE,
@@ -351,6 +366,7 @@ def _for_url(
     jobs: BGJob[Any, Any],
     url: URL,
     sync_engine: Engine | None,
+    heart_engine: "Engine | AsyncEngine | None",
     queues: Mapping[str, int],
     factories: list[Any],
     around: Any,
@@ -367,7 +383,7 @@ def _for_url(
                 f"the handlers of {', '.join(map(repr, served))} are coroutines, and the driver "
                 f"{driver!r} has no asyncio; use postgresql+psycopg:// or postgresql+asyncpg://",
             )
-        _refuse_sync_engine(options)
+        _refuse_engines_of_asyncio(options)
         engine = create_engine(url, pool_size=pool_size, max_overflow=0)
         return _ThreadRunner(jobs, engine, queues, factories, around, options.settings)
     async_engine = make_async_engine(url, pool_size=pool_size, max_overflow=0)
@@ -379,7 +395,7 @@ def _for_url(
         else:
             _refuse_functions(jobs, queues, "none can be made from a URL like this one")
     return _AsyncRunner(
-        jobs, async_engine, sync_engine, queues, factories, around, options.settings
+        jobs, async_engine, sync_engine, heart_engine, queues, factories, around, options.settings
     )
 
 
@@ -387,17 +403,20 @@ def _for_engine(
     jobs: BGJob[Any, Any],
     engine: "Engine | AsyncEngine",
     sync_engine: Engine | None,
+    heart_engine: "Engine | AsyncEngine | None",
     queues: Mapping[str, int],
     factories: list[Any],
     around: Any,
     options: WorkerOptions,
 ) -> Runner:
     if isinstance(engine, Engine):
-        _refuse_sync_engine(options)
+        _refuse_engines_of_asyncio(options)
         return _ThreadRunner(jobs, engine, queues, factories, around, options.settings)
     if sync_engine is None and not engine.dialect.driver.startswith("psycopg"):
         _refuse_functions(jobs, queues, f"none can be made from {options.engine!r}")
-    return _AsyncRunner(jobs, engine, sync_engine, queues, factories, around, options.settings)
+    return _AsyncRunner(
+        jobs, engine, sync_engine, heart_engine, queues, factories, around, options.settings
+    )
 
 
 class _ThreadRunner:
@@ -442,6 +461,7 @@ class _AsyncRunner:
         jobs: BGJob[Any, Any],
         engine: "AsyncEngine",
         sync_engine: Engine | None,
+        heart_engine: "Engine | AsyncEngine | None",
         queues: Mapping[str, int],
         factories: list[Any],
         around: Any,
@@ -460,6 +480,7 @@ class _AsyncRunner:
             jobs,
             engine,
             sync_engine=sync_engine,
+            heart_engine=heart_engine,
             queues=queues,
             session_factory=for_coroutines[0] if for_coroutines else None,
             sync_session_factory=for_functions[0] if for_functions else None,

@@ -122,6 +122,7 @@ def cant_register(error: BaseException) -> WorkerRefused:
     if not isinstance(error, SQLAlchemyError) and sqlstate(error) is None:
         remedy = (
             "heart and rescuer connect from threads of their own, with event loops of their own; "
-            "if the engine's connections belong to one loop, give AsyncWorker heart_engine="
+            "if the engine's connections belong to one loop, give AsyncWorker heart_engine= "
+            "(--heart-engine on the command line)"
         )
     return WorkerRefused(f"the worker can't register: {summary(error)}", remedy)

@@ -14,7 +14,7 @@ from ._errors import passes_by_itself, summary
 from ._side import engine_like
 from .exceptions import WorkerRefused
 
-_REMEDY: Final = "pass sync_engine=, an Engine for functions"
+_REMEDY: Final = "pass sync_engine= (--sync-engine on the command line), an Engine for functions"
 _POOL_EVENTS: Final = (
     "connect",
     "first_connect",

@@ -369,6 +369,11 @@ class AsyncWorker(OnlyAsyncWith):
                 f"sync_engine must be an Engine, not {type(sync_engine).__name__}; make it by "
                 f"create_engine(...)"
             )
+        if not isinstance(heart_engine, Engine | AsyncEngine | None):
+            raise TypeError(
+                f"heart_engine must be an Engine or AsyncEngine, not "
+                f"{type(heart_engine).__name__}; make it by create_engine(...)"
+            )
         check_dialect(engine.sync_engine)
         for one in (engine.sync_engine, sync_engine):
             if one is not None:

@@ -227,6 +227,12 @@ def cli(ctx: click.Context) -> None:
     "default one is made from the URL, where psycopg or psycopg2 can use it.",
 )
 @_option(
+    "--heart-engine",
+    metavar="MODULE:ENGINE",
+    help="How heart and rescuer connect, beside an AsyncEngine whose connections belong to one "
+    "event loop, as those of an asyncpg.Pool do.",
+)
+@_option(
     "--session-factory",
     "session_factories",
     metavar="MODULE:FACTORY",
@@ -253,6 +259,7 @@ def worker(
     processes: int,
     engine: str | None,
     sync_engine: str | None,
+    heart_engine: str | None,
     session_factories: tuple[str, ...],
     around: str | None,
     log_format: Any,
@@ -293,6 +300,7 @@ def worker(
             database_url=database_url,
             engine=engine,
             sync_engine=sync_engine,
+            heart_engine=heart_engine,
             session_factories=session_factories,
             app_dir=app_dir,
             around=around,

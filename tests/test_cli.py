@@ -269,6 +269,11 @@ def test_queues_have_a_concurrency(given: object, expected: tuple[str, int]) -> 
             ["--sync-engine", "support.cli_app:idle_engine", "--database-url", "postgresql://h/d"],
             "--sync-engine goes with asyncio",
         ),
+        (["--heart-engine", "support.cli_app:note"], "'JobType', not Engine or AsyncEngine"),
+        (
+            ["--heart-engine", "support.cli_app:idle_engine", "--database-url", "postgresql://h/d"],
+            "--heart-engine goes with asyncio",
+        ),
         (
             ["--database-url", "postgresql+asyncpg://h/d?channel_binding=require"],
             "asyncpg takes no 'channel_binding' from a database URL; leave it out",
@@ -660,6 +665,7 @@ def test_a_wrong_engine_is_told_with_2(
     [
         (["--engine", "support.cli_app:misspelt_asyncpg_engine()"], 2, "correct its URL"),
         (["--engine", "support.cli_app:misspelt_engine()"], 3, "no_such"),
+        (["--engine", "support.cli_app:engine_of_one_loop()"], 3, "--heart-engine"),
         (["--engine", "support.cli_app:tokenless_engine()"], 2, "cli_app.py"),
         (
             ["--database-url", "postgresql+asyncpg://h/d?prepared_statement_cache_size=x"],
@@ -780,6 +786,10 @@ def test_coroutines_need_a_driver_that_has_asyncio(
         (
             ["both", "--engine", "asyncpg_engine()", "--sync-engine", "engine()"],
             ["one Session", "two AsyncSession"],
+        ),
+        (
+            ["coroutines", "--engine", "engine_of_one_loop()", "--heart-engine", "engine()"],
+            ["one AsyncSession"],
         ),
     ],
 )

@@ -5,12 +5,14 @@ All share the same table names, so each test uses one of them.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import MetaData, Text, create_engine, event
+import asyncpg
+from sqlalchemy import MetaData, Text, create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -92,6 +94,20 @@ def tenant_asyncpg_engine() -> Any:
         connection.exec_driver_sql("SET LOCAL search_path = tenant")
 
     return made
+
+
+def engine_of_one_loop() -> Any:
+    """Its connections can be made in the event loop only that has made the first."""
+    url = make_url(os.environ["APP_URL"]).set(drivername="postgresql")
+    loops: list[Any] = []
+
+    async def connect() -> Any:
+        loops.append(asyncio.get_running_loop())
+        if loops[-1] is not loops[0]:
+            raise RuntimeError("this belongs to a different event loop")
+        return await asyncpg.connect(url.render_as_string(hide_password=False))
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, pool_size=5)
 
 
 def misspelt_engine() -> Any:
