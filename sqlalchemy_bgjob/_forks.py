@@ -35,15 +35,21 @@ def file_number(driver: Any) -> int:
     return number
 
 
+def _driver(connection: Connection) -> Any:
+    """The driver's connection: of the proxies that an asyncpg.Pool hands out, what is behind it."""
+    driver: Any = connection.connection.driver_connection
+    return getattr(driver, "_con", None) or driver
+
+
 def keep_from_children(connection: Connection) -> None:
     """Let no process that is forked from now on speak on this connection."""
-    _connections.add(connection.connection.driver_connection)
+    _connections.add(_driver(connection))
 
 
 @contextmanager
 def kept_from_children(connection: Connection) -> Iterator[None]:
     """Do the same for a while, with a connection that is not the worker's."""
-    driver = connection.connection.driver_connection
+    driver = _driver(connection)
     if driver in _connections:
         yield
         return

@@ -26,7 +26,7 @@ from . import _lifecycle as lifecycle
 from ._direct import may_commit_each
 from ._errors import passes_by_itself
 from ._ids import new_worker_id
-from ._side import Backoff, Runtime, own, session_of, side_engine
+from ._side import Backoff, OfAnotherLoop, Runtime, own, session_of, side_engine
 from ._statements import Statements
 from ._version import __version__
 from .settings import WorkerSettings
@@ -139,7 +139,8 @@ class Heart:
     def _note_refusal(self, error: BaseException) -> None:
         if passes_by_itself(error):
             return
-        self._refusals += 1
+        # Each connection of another loop may be one that a pool of the application's has lost.
+        self._refusals = REFUSALS if isinstance(error, OfAnotherLoop) else self._refusals + 1
         if self._refusals == REFUSALS:
             self.refusal = error
             self._on_change()

@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from sqlalchemy import URL, Connection, Dialect, Engine, Pool
@@ -96,7 +96,34 @@ def side_engine(engine: Engine) -> Engine:
     It has the same listeners, also on the pool, and execution options: a schema_translate_map, or a
     "begin" that sets a role, decides which tables are found.
     """
-    return engine_like(engine, engine.pool.recreate(), engine.dialect, engine.url)
+    pool = engine.pool.recreate()
+    if engine.dialect.is_async:
+        _refuse_other_loops(pool)
+    return engine_like(engine, pool, engine.dialect, engine.url)
+
+
+class OfAnotherLoop(RuntimeError):
+    """A connection belongs to another event loop than that of the thread that is to use it."""
+
+    def __str__(self) -> str:
+        return "the engine's creator hands out connections of another event loop"
+
+
+def _refuse_other_loops(pool: Any) -> None:
+    """Look at each connection before its first use, which would break it for its own loop too."""
+    create = pool._invoke_creator  # noqa: SLF001 - an event comes too late: SQLAlchemy closes then
+
+    def create_here(record: Any) -> Any:
+        connection: Any = create(record)
+        driver = getattr(connection, "driver_connection", None)
+        loop = getattr(driver, "_loop", None)  # asyncpg's; those of psycopg belong to none
+        if driver is None or loop is None or loop is asyncio.get_running_loop():
+            return connection
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(driver.terminate)  # a pool has its place back then
+        raise OfAnotherLoop
+
+    pool._creator = create_here  # noqa: SLF001
 
 
 class _LikeAnother(Engine):

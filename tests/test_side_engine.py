@@ -161,6 +161,53 @@ def test_connections_of_one_event_loop_are_refused_by_name(database_url: str) ->
     assert ran == [job.id]
 
 
+@pytest.mark.parametrize("size", [6, 12])
+def test_an_asyncpg_pool_is_refused_and_stays_whole(database_url: str, size: int) -> None:
+    """Its connections are looked at before their first use in the loop of the heart."""
+    jobs: BGJob[Any, Any] = BGJob(MetaData())
+
+    @jobs.handler("t", session=False)
+    async def handle(ctx: Context[Any]) -> None:
+        ran.append(ctx.job.id)
+
+    ran: list[str] = []
+    plain = create_engine(database_url)
+    jobs.metadata.create_all(plain)
+    job = enqueue(plain, handle)
+
+    async def main() -> None:
+        url = database_url.replace("+psycopg", "")
+        pool = await asyncpg.create_pool(url, min_size=size, max_size=size)
+
+        async def connect() -> Any:
+            return await pool.acquire()
+
+        engine = create_async_engine(
+            with_driver(database_url, "asyncpg"), async_creator=connect, pool_size=size
+        )
+        with pytest.raises(WorkerRefused, match=r"another event loop.*heart_engine="):
+            await AsyncWorker(jobs, engine).start()
+        await engine.dispose()
+        async with AsyncWorker(jobs, engine, heart_engine=plain):
+            await wait_until_async(lambda: ran)
+        await engine.dispose()
+        taken = [await pool.acquire(timeout=60.0) for _ in range(size)]
+        assert [await connection.fetchval("SELECT 1") for connection in taken] == [1] * size
+        pool.terminate()
+
+    asyncio.run(main())
+    plain.dispose()
+    assert ran == [job.id]
+
+
+def test_an_engine_for_the_heart_is_an_engine(database_url: str) -> None:
+    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    wrong: Any = database_url
+
+    with pytest.raises(TypeError, match="heart_engine must be an Engine or AsyncEngine, not str"):
+        AsyncWorker(jobs, create_async_engine(database_url), heart_engine=wrong)
+
+
 # ---- the engine for functions of AsyncWorker ------------------------------------------------
 
 
