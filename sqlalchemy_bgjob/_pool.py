@@ -55,6 +55,7 @@ class HandlerConnections:
         self._returned = returned or threading.Semaphore(0)
         self._lock = threading.Lock()
         self._in_use = 0
+        self._given_back = 0  # how often, ever
         self._waiting = 0
 
     def connect(self, isolation_level: str | None, worker_id: int) -> Connection:
@@ -76,6 +77,7 @@ class HandlerConnections:
         until = time.monotonic() + WAIT_FOR_OTHERS
         inherited = found_lost = False
         while True:
+            given_back = self._given_back
             try:
                 return self._open(isolation_level, worker_id, inherited=inherited)
             except Exception as error:
@@ -83,10 +85,12 @@ class HandlerConnections:
                     inherited, found_lost = False, True
                     continue  # SQLAlchemy has emptied the pool of all that are as old
                 with self._lock:
-                    if not self._in_use or time.monotonic() >= until:
+                    # The last that was in use may have come back while this one was refused.
+                    came_back = not self._in_use and self._given_back != given_back
+                    if time.monotonic() >= until or not (self._in_use or came_back):
                         raise
-                    self._waiting += 1
-            inherited = self._wait_for_another()
+                    self._waiting += not came_back
+            inherited = not came_back and self._wait_for_another()
 
     def _wait_for_another(self) -> bool:
         """Wait for a moment: whether a handler has ended meanwhile and left its place to this one.
@@ -150,6 +154,7 @@ class HandlerConnections:
             self._close(connection)
         finally:
             with self._lock:
+                self._given_back += 1
                 left = self._waiting > 0
                 if left:
                     self._waiting -= 1

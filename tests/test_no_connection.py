@@ -61,10 +61,15 @@ def none_left(bench: Bench) -> bool:
     return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
-def refuse(bench: Bench, proxy: Proxy, sqlstate: str | None, words: str) -> None:
-    """Once the worker has what it needs for itself, let there be no further connection."""
+def refuse(
+    bench: Bench, proxy: Proxy, sqlstate: str | None, words: str, *, in_use: int = 0
+) -> None:
+    """Once the worker has what it needs for itself, let there be no further connection.
+
+    Handlers have so many of the connections *in_use*.
+    """
     wait_until(lambda: bench.sql("SELECT 1 FROM bgjob_worker"), what="the worker's row")
-    wait_until(lambda: proxy.connections >= 3, what="those that claim, beat and watch")
+    wait_until(lambda: proxy.connections >= 3 + in_use, what="those that claim, beat and watch")
     proxy.refuse(sqlstate, words, keep=True)
 
 
@@ -138,7 +143,7 @@ def test_handlers_share_the_connections_that_there_are(bench: Bench, proxy: Prox
 
     def outage() -> None:
         gate.wait()
-        refuse(bench, proxy, *FULL)
+        refuse(bench, proxy, *FULL, in_use=1)
         before = proxy.refusals
         uses = bench.handler("uses", bench.note, max_attempts=1)
         others.extend(bench.enqueue(uses) for _ in range(12))
@@ -148,6 +153,42 @@ def test_handlers_share_the_connections_that_there_are(bench: Bench, proxy: Prox
     ran = bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0)
 
     for id in (first, *others):
+        assert ran.of(id) == ["started", "completed"]
+        assert bench.notes(id) == ["written"]
+
+
+def test_a_connection_that_comes_back_during_a_refusal_is_used(
+    bench: Bench, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only one that there is was in use when a handler asked, and is free when it is told."""
+    gate, connect, refused = Gate(bench), HandlerConnections._open, []
+
+    def is_told_late(self: Any, *args: Any, **options: Any) -> Any:
+        try:
+            return connect(self, *args, **options)
+        except Exception:
+            refused.append(1)
+            gate.open()
+            bench.pause(lambda: not self._in_use)
+            raise
+
+    monkeypatch.setattr(HandlerConnections, "_open", is_told_late)
+
+    def holds(session: Session, ctx: Context[Any]) -> None:
+        bench.note(session, ctx)
+        gate.hold()
+
+    ids = [bench.enqueue(bench.handler("first", holds, max_attempts=1))]
+
+    def outage() -> None:
+        gate.wait()
+        refuse(bench, proxy, *FULL, in_use=1)
+        ids.append(bench.enqueue(bench.handler("uses", bench.note, max_attempts=1)))
+
+    ran = bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0)
+
+    assert refused == [1]
+    for id in ids:
         assert ran.of(id) == ["started", "completed"]
         assert bench.notes(id) == ["written"]
 

@@ -362,7 +362,7 @@ class Gate:
 
     def wait(self) -> None:
         """For the test: the handler is held now."""
-        assert self._reached.wait(10.0), "no handler came to the gate"
+        assert self._reached.wait(60.0), "no handler came to the gate"
 
     def open(self) -> None:
         self._open.set()
