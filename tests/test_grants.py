@@ -28,6 +28,7 @@ from sqlalchemy_bgjob._doctor import examine
 from sqlalchemy_bgjob._errors import sqlstate
 from sqlalchemy_bgjob._grants import TASKS, grants, needs
 from sqlalchemy_bgjob.cli import cli
+from sqlalchemy_bgjob.exceptions import WorkerRefused
 from support import wait_until, wait_until_async
 from support.running import FLAVORS
 
@@ -285,8 +286,9 @@ def act(roles: Roles, task: Task, refusals: list[str]) -> None:
     }
     try:
         acts[task]()
-    except DBAPIError as error:
-        if sqlstate(error) != "42501":
+    except (DBAPIError, WorkerRefused) as error:
+        cause = error.__cause__ if isinstance(error, WorkerRefused) else error
+        if sqlstate(cause) != "42501":
             raise
 
 
