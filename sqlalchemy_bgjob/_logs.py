@@ -79,14 +79,16 @@ def restore() -> None:
     if _log is None:
         return
     root = logging.getLogger()
-    elsewhere = [handler for handler in root.handlers if not _is_for_the_console(handler)]
-    root.handlers[:] = [_log.handler, *elsewhere]
+    root.handlers[:] = [_log.handler, *_elsewhere(root)]
     root.setLevel(_log.level)
+    own = [handler for handler in _elsewhere(logger) if handler not in root.handlers]
     # A handler list of its own: the root's may be replaced later.
-    logger.handlers[:] = root.handlers
+    logger.handlers[:] = [*root.handlers, *own]
     logger.setLevel(_log.level)
     logger.propagate = False
-    logging.getLogger(_OURS[1]).propagate = True
+    of_jobs = logging.getLogger(_OURS[1])
+    of_jobs.handlers[:] = _elsewhere(of_jobs)
+    of_jobs.propagate = True
     logging.captureWarnings(capture=True)
     logging.getLogger("py.warnings").disabled = False
     if _log.own_stderr:
@@ -98,10 +100,14 @@ def _take_over_others() -> None:
     for other in list(logging.Logger.manager.loggerDict.values()):
         if not isinstance(other, logging.Logger) or other.name in _OURS:
             continue
-        own = [handler for handler in other.handlers if _is_for_the_console(handler)]
-        if own:
-            other.handlers[:] = [handler for handler in other.handlers if handler not in own]
+        elsewhere = _elsewhere(other)
+        if elsewhere != other.handlers:
+            other.handlers[:] = elsewhere
             other.propagate = True
+
+
+def _elsewhere(of: logging.Logger) -> list[logging.Handler]:
+    return [handler for handler in of.handlers if not _is_for_the_console(handler)]
 
 
 def _is_for_the_console(handler: logging.Handler) -> bool:

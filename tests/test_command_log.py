@@ -164,19 +164,35 @@ def test_text_and_level_hold_too(shop: Callable[..., Command]) -> None:
     assert "worker of " not in command.stderr
 
 
+ELSEWHERE = {
+    "root": 'logging.basicConfig(filename="shop.log", level="INFO", force=True)',
+    "sqlalchemy_bgjob": """logging.config.dictConfig({
+        "version": 1,
+        "handlers": {"file": {"class": "logging.FileHandler", "filename": "shop.log"}},
+        "loggers": {"sqlalchemy_bgjob": {"handlers": ["file"]}},
+    })""",
+    "sqlalchemy_bgjob.jobs": """logging.config.dictConfig({
+        "version": 1,
+        "handlers": {
+            "file": {"class": "logging.FileHandler", "filename": "shop.log"},
+            "console": {"class": "logging.StreamHandler", "stream": "ext://sys.stderr"},
+        },
+        "loggers": {"sqlalchemy_bgjob.jobs": {"handlers": ["file", "console"]}},
+    })""",
+}
+
+
+@pytest.mark.parametrize("logger", ELSEWHERE)
 def test_handlers_that_write_elsewhere_hear_all(
-    shop: Callable[..., Command], tmp_path: Path
+    shop: Callable[..., Command], tmp_path: Path, logger: str
 ) -> None:
     """A file, an error tracker: they are the application's, and get what the worker says too."""
-    command = shop(
-        'logging.basicConfig(filename="shop.log", level="INFO", force=True)',
-        *("--log-format", "json"),
-    )
+    command = shop(ELSEWHERE[logger], "--log-format", "json")
     records(command, until="moved to the DLQ")
 
     log = (tmp_path / "shop.log").read_text()
-    assert "moved to the DLQ: ValueError: no such customer" in log
-    assert "words of the shop" in log
+    assert log.count("moved to the DLQ: ValueError: no such customer") == 1
+    assert ("words of the shop" in log) is (logger == "root")
 
 
 LOGURU = """
