@@ -57,7 +57,7 @@ def load(target: str, app_dir: Path, *, example: str = "app:jobs") -> Any:
             raise _refused(f"{where} has no {name!r}{_closest(name, _public(found))}") from None
         except Exception as error:
             raise _raised(f"reading {name!r} of {where}", error) from None
-        where = f"{where}'s {name!r}"
+        where = f"{name!r} of {where}"
     return _call(found, where, target) if call else found
 
 

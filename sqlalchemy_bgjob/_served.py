@@ -133,7 +133,7 @@ def check_handlers(
     unserved = sorted(named - set(queues))
     if unserved:
         logger.warning(
-            "not served by this worker: the %s; their jobs wait for another one",
+            "not served by this worker: the %s, whose jobs wait for another worker",
             _queues(map(repr, unserved)),
         )
 
