@@ -578,7 +578,7 @@ def test_migrate_answers_each_trouble_with_its_exit_code(engine: Engine, databas
     assert run("migrate", "--database-url", database_url)[0] == 4
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE bgjob_job")
-        connection.exec_driver_sql("CREATE TYPE bgjob_worker AS ENUM ()")
+        connection.exec_driver_sql("CREATE TABLE bgjob_worker (id text)")
     code, _, err = run("migrate", "--database-url", database_url)
     assert (code, "another program's" in err) == (4, True), err
     with engine.begin() as connection:
