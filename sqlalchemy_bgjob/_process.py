@@ -46,7 +46,7 @@ from ._exits import (
 )
 from ._logs import say
 from ._mailbox import Mailbox
-from ._served import require_handlers, served_handlers, served_queues
+from ._served import UnfitHandlers, require_handlers, served_handlers, served_queues
 from ._signals import SIGNALS, Requests
 from ._urls import ASYNC_DRIVERS, database_url, sync_url
 from .bgjob import BGJob
@@ -228,6 +228,8 @@ class _Process:
 
 def _failed(error: BaseException, engine: str | None) -> int:
     """What made a worker end by itself: raises it as what a user can read, or logs it."""
+    if isinstance(error, UnfitHandlers):
+        raise CommandError(USAGE, str(error)) from None
     if isinstance(error, SchemaOutOfDate):
         raise CommandError(SCHEMA, str(error)) from None
     if isinstance(error, WorkerRefused):

@@ -6,7 +6,7 @@ without its handlers must not run, and one that seems to lack some of them says 
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from . import _validation
 from ._errors import did_you_mean
@@ -19,6 +19,25 @@ _REMEDY = (
     "import the modules that register handlers before the worker starts (on the command line: "
     "--import shop.tasks)"
 )
+GIVE_SYNC_ENGINE: Final = (
+    "pass sync_engine=, an Engine for functions (on the command line: --sync-engine "
+    "app:sync_engine)"
+)
+_GIVE_ASYNC_ENGINE: Final = (
+    "use AsyncWorker (on the command line: --engine app:async_engine, or a URL for psycopg or "
+    "asyncpg)"
+)
+ONLY_COROUTINES: Final = (
+    f"all handlers are coroutines, which a Worker does not run; {_GIVE_ASYNC_ENGINE}"
+)
+ONLY_FUNCTIONS: Final = (
+    f"all handlers are functions, and their ctx.session needs a synchronous engine; "
+    f"{GIVE_SYNC_ENGINE}, or register them with session=False"
+)
+
+
+class UnfitHandlers(ValueError):
+    """No handler is registered, or none that this worker can run; told when a worker starts."""
 
 
 def check_queues(queues: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
@@ -40,7 +59,8 @@ def check_queues(queues: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
         if not _validation.is_int(slots) or not 1 <= slots <= 10_000:
             raise ValueError(
                 f"the concurrency {slots!r} of queue {queue!r} is not 1 to 10000 jobs at once; "
-                f"write queues={{{queue!r}: {DEFAULT_CONCURRENCY}}}"
+                f"write queues={{{queue!r}: {DEFAULT_CONCURRENCY}}} (on the command line: --queue "
+                f"{queue}:{DEFAULT_CONCURRENCY})"
             )
     return dict(queues)
 
@@ -82,7 +102,7 @@ def refuse_coroutines(registry: Registry, queues: Mapping[str, int]) -> None:
     if coroutines:
         raise ValueError(
             f"the handlers of {', '.join(map(repr, coroutines))} are coroutines; "
-            f"use AsyncWorker, or do not serve their queues here"
+            f"{_GIVE_ASYNC_ENGINE}, or do not serve their queues here"
         )
 
 
@@ -90,10 +110,10 @@ def require_handlers(registry: Registry) -> None:
     """Refuse to work without any handler.
 
     Raises:
-        ValueError: None is registered.
+        UnfitHandlers: None is registered.
     """
     if not list(registry):
-        raise ValueError(f"no handler is registered; {_REMEDY}")
+        raise UnfitHandlers(f"no handler is registered; {_REMEDY}")
 
 
 def check_handlers(
@@ -114,22 +134,19 @@ def check_handlers(
         grace: Seconds that a job of an unknown type waits.
 
     Raises:
-        ValueError: There is no handler that this worker can run.
+        UnfitHandlers: There is no handler that this worker can run.
     """
     require_handlers(registry)
-    if not any(can_run(handler) for handler in registry):
-        raise ValueError(unless)
     named = registry.queues()
-    unnamed = sorted(set(queues) - named)
+    guesses = [f"{queue!r}{_guess(queue, named)}" for queue in sorted(set(queues) - named)]
+    unnamed = f"no handler names the {_queues(guesses)}" if guesses else ""
+    if not any(can_run(handler) for handler in registry):
+        raise UnfitHandlers(f"{unless}; {unnamed}" if unnamed else unless)
     if unnamed:
         # Only a warning: queue= of enqueue() sends jobs of any handler there.
         end = f"after {grace:g} s" if grace else "at once"
-        logger.warning(
-            "no handler names the %s; jobs there whose type no handler knows are dead %s: %s",
-            _queues(f"{queue!r}{_guess(queue, named)}" for queue in unnamed),
-            end,
-            _REMEDY,
-        )
+        words = "%s; jobs there whose type no handler knows are dead %s: %s"
+        logger.warning(words, unnamed, end, _REMEDY)
     unserved = sorted(named - set(queues))
     if unserved:
         logger.warning(

@@ -11,10 +11,10 @@ from typing import Any, Final
 from sqlalchemy import Engine, create_engine, event
 
 from ._errors import passes_by_itself, summary
+from ._served import GIVE_SYNC_ENGINE
 from ._side import engine_like
 from .exceptions import WorkerRefused
 
-_REMEDY: Final = "pass sync_engine= (--sync-engine on the command line), an Engine for functions"
 _POOL_EVENTS: Final = (
     "connect",
     "first_connect",
@@ -39,7 +39,7 @@ def sync_twin(engine: Engine, pool_size: int) -> Engine:
     if arguments is None or any(map(_is_async, arguments.items())):
         raise ValueError(
             f"the engine makes its connections in a way of its own, by a creator or a class for "
-            f"asyncio, which functions in threads can't use; {_REMEDY}"
+            f"asyncio, which functions in threads can't use; {GIVE_SYNC_ENGINE}"
         )
     dialect: Any = engine.dialect
     twin = create_engine(
@@ -72,7 +72,7 @@ def check_twin(twin: Engine) -> None:
     except Exception as error:
         if not passes_by_itself(error):
             problem = f"functions can't connect as the AsyncEngine does: {summary(error)}"
-            raise WorkerRefused(problem, _REMEDY) from error
+            raise WorkerRefused(problem, GIVE_SYNC_ENGINE) from error
 
 
 def _arguments(creator: Any) -> dict[str, Any] | None:

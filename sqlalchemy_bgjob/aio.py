@@ -30,7 +30,13 @@ from ._misuse import OnlyAsyncWith
 from ._outcomes import HAND_BACK
 from ._pool import HandlerConnections, give_back
 from ._registry import JobType
-from ._served import check_handlers, served_handlers, served_queues
+from ._served import (
+    GIVE_SYNC_ENGINE,
+    ONLY_FUNCTIONS,
+    check_handlers,
+    served_handlers,
+    served_queues,
+)
 from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._start_line import log_start
@@ -397,6 +403,7 @@ class AsyncWorker(OnlyAsyncWith):
         if sync_engine is None and functions:
             sync_engine = self._make_sync_engine(functions, slots)
         self._sync_engine = sync_engine
+        self._sync_permits = None if sync_engine is None else pool_permits(sync_engine, slots)
         self._dispatcher: Dispatcher | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop_timeout: float | None = None
@@ -409,7 +416,7 @@ class AsyncWorker(OnlyAsyncWith):
         if with_session:
             raise ValueError(
                 f"the handlers of {', '.join(map(repr, with_session))} are functions, and "
-                f"ctx.session of a function needs a synchronous engine; pass sync_engine=, "
+                f"ctx.session of a function needs a synchronous engine; {GIVE_SYNC_ENGINE}, "
                 f"or register them with session=False"
             )
         return None
@@ -476,8 +483,7 @@ class AsyncWorker(OnlyAsyncWith):
             self._jobs.registry,
             self.queues,
             can_run=self._can_run,
-            unless="all handlers are functions, and their ctx.session needs a synchronous engine; "
-            "pass sync_engine=, or register them with session=False",
+            unless=ONLY_FUNCTIONS,
             grace=self.settings.unknown_type_grace,
         )
         log_start("asyncio", self._engine.url, self.queues, self._jobs.registry)
@@ -513,9 +519,12 @@ class AsyncWorker(OnlyAsyncWith):
         sync_engine = self._sync_engine
         in_threads = on_loop
         if sync_engine is not None:
-            sync_permits = pool_permits(sync_engine, sum(self.queues.values()))
             in_threads = thread_environment(
-                sync_engine, statements, self._sync_session_factory, sync_permits, self._around
+                sync_engine,
+                statements,
+                self._sync_session_factory,
+                self._sync_permits,
+                self._around,
             )
         return Dispatcher(
             self._jobs.models,

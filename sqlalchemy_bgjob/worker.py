@@ -21,7 +21,7 @@ from ._execution import Environment, Run
 from ._misuse import OnlyWith
 from ._pool import HandlerConnections
 from ._registry import JobType
-from ._served import check_handlers, refuse_coroutines, served_queues
+from ._served import ONLY_COROUTINES, check_handlers, refuse_coroutines, served_queues
 from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._start_line import log_start
@@ -281,7 +281,7 @@ class Worker(OnlyWith):
             self._registry,
             self.queues,
             can_run=_is_function,
-            unless="all handlers are coroutines, which a Worker does not run; use AsyncWorker",
+            unless=ONLY_COROUTINES,
             grace=self.settings.unknown_type_grace,
         )
         log_start("threads", self._runtime.engine.url, self.queues, self._registry)

@@ -183,6 +183,17 @@ def tables(engine: Engine) -> Engine:
     return engine
 
 
+ENGINES = """
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+
+for_threads = create_engine("postgresql+psycopg://127.0.0.1:1/x", pool_size=20)
+small = create_engine("postgresql+psycopg://127.0.0.1:1/x", pool_size=2, max_overflow=0)
+on_asyncpg = create_async_engine("postgresql+asyncpg://127.0.0.1:1/x", pool_size=20)
+created = create_async_engine("postgresql+psycopg://", async_creator=lambda: None)
+"""
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     """An application whose handlers are in a module of their own, as in most."""
@@ -202,6 +213,10 @@ def shop(tmp_path: Path) -> Path:
         "from shop.db import jobs\n@jobs.handler('resize', queue='pictures')\ndef f(ctx): ...\n"
     )
     (package / "broken.py").write_text("1 / 0\n")
+    (package / "engines.py").write_text(ENGINES)
+    (package / "waiting.py").write_text(
+        "from shop.db import jobs\n@jobs.handler('call', queue='mail')\nasync def call(ctx): ...\n"
+    )
     return tmp_path
 
 
@@ -277,3 +292,49 @@ def test_the_command_line_warns_once_of_queues(start: Callable[..., Command], sh
     command.says("no connection to the database")
     assert command.stderr.count("no handler names the queue 'male' (did you mean 'mail'?)") == 1
     assert command.stderr.count("not served by this worker") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["waiting", "--engine", "shop.engines:for_threads"], "--engine app:async_engine"),
+        (["waiting", "--database-url", "postgresql+psycopg2://127.0.0.1:1/x"], "or a URL for"),
+        (["tasks", "--engine", "shop.engines:on_asyncpg"], "--sync-engine app:sync_engine"),
+    ],
+)
+def test_a_mistyped_queue_beside_the_wrong_engine_is_told(
+    start: Callable[..., Command], shop: Path, arguments: list[str], words: str
+) -> None:
+    """In a sentence, with the queue that was meant, also where no handler is of the served ones."""
+    module, *options = arguments
+    command = start(
+        *("worker", "shop.db:jobs", "--import", f"shop.{module}", "--queue", "mial:2", *options),
+        cwd=shop,
+    )
+
+    assert command.wait() == 2, command.stderr
+    assert words in command.stderr
+    assert "no handler names the queue 'mial' (did you mean 'mail'?)" in command.stderr
+    assert "Traceback" not in command.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--engine", "shop.engines:created"], "--sync-engine app:sync_engine"),
+        (
+            ["--engine", "shop.engines:on_asyncpg", "--sync-engine", "shop.engines:small"],
+            "pool holds 2 connections, and a worker needs at least 3",
+        ),
+        (["--engine", "shop.engines:for_threads", "--queue", "mail:20000"], "--queue mail:10)"),
+    ],
+)
+def test_the_command_line_refuses_in_its_own_words(
+    start: Callable[..., Command], shop: Path, options: list[str], words: str
+) -> None:
+    """What an argument of a worker would mend is told as the option that passes it."""
+    command = start("worker", "shop.db:jobs", "--import", "shop.tasks", *options, cwd=shop)
+
+    assert command.wait() == 2, command.stderr
+    assert words in command.stderr
+    assert "Traceback" not in command.stderr
