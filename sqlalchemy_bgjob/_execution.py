@@ -70,7 +70,7 @@ class Run:
         self.cancelled = False
         # The handler is done, and what it did may be committed any moment.
         self.committing = False
-        # Whether its session found the database; None if it was not used.
+        # Whether its session could be used; None if it was not.
         self.connected: bool | None = None
         self.deadline: float | None = None
         self.told_overdue = False
@@ -283,8 +283,9 @@ class Attempt:
         try:
             if unit is not None and error is not None:
                 unit.complete(error)
-            if returned is None and not isinstance(error, Outcome) and self._lacks_connection():
-                return self._put_off(), None
+            excuse = self._excuse(error)
+            if excuse is not None and returned is None and not isinstance(error, Outcome):
+                return self._put_off(excuse), None
             settlement, keep = self._settlement(returned, error)
             pending = Pending(run.job, settlement)
             if not keep or unit is None:
@@ -294,22 +295,7 @@ class Attempt:
             run.committing = True
             if run.cancelled:
                 return Pending(run.job, INTERRUPTED), None
-            try:
-                fate = unit.commit(
-                    self._environment.statements, pending, outcome_was_named=returned is not None
-                )
-                return pending, fate
-            except RowLocked as locked:
-                # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
-                pending.settlement = Settlement(
-                    Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
-                )
-            except BaseException as refusal:
-                unit.complete(refusal)
-                if self._lacks_connection():  # its first statement was the last flush
-                    return self._put_off(), None
-                pending.settlement = _after(run.handler, run.job, refused(refusal))
-            return pending, None
+            return self._commit(unit, pending, outcome_was_named=returned is not None)
         except BaseException as strange:  # an exception that can't even be looked at
             text = f"a {type(strange).__name__} while the handler's end was recorded"
             return Pending(
@@ -317,26 +303,52 @@ class Attempt:
             ), None
         finally:
             if unit is not None:
-                run.connected = unit.reached or run.connected
+                if run.connected is None:
+                    run.connected = unit.reached or None
                 unit.discard()
 
-    def _lacks_connection(self) -> bool:
-        """Whether the handler has asked its session for the database, and there was no connection.
+    def _commit(
+        self, unit: HandlerSession, pending: Pending, *, outcome_was_named: bool
+    ) -> tuple[Pending, Fate | None]:
+        run = self._run
+        try:
+            fate = unit.commit(
+                self._environment.statements, pending, outcome_was_named=outcome_was_named
+            )
+            return pending, fate
+        except RowLocked as locked:
+            # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
+            pending.settlement = Settlement(
+                Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
+            )
+        except BaseException as refusal:
+            unit.complete(refusal)
+            excuse = self._excuse(refusal)
+            if excuse is not None:  # its first statement, or its first write, was the last flush
+                return self._put_off(excuse), None
+            pending.settlement = _after(run.handler, run.job, refused(refusal))
+        return pending, None
+
+    def _excuse(self, error: BaseException | None) -> BaseException | None:
+        """Why the handler could not do its part: it got no connection, or one of no use.
 
         Its deadline may have come while it waited for one.
         """
-        error = self._unit.unconnected if self._unit is not None else None
-        return isinstance(error, Exception) or (error is not None and self._run.late)
+        unit = self._unit
+        if unit is None:
+            return None
+        lacks = unit.unconnected
+        if isinstance(lacks, Exception):
+            return lacks
+        if lacks is not None and self._run.late:
+            return TimeoutError("there was no connection within the handler's timeout")
+        return None if error is None else unit.unfit(error)
 
-    def _put_off(self) -> Pending:
+    def _put_off(self, excuse: BaseException) -> Pending:
         """Give the attempt back; the worker knows for how long such jobs are to wait."""
-        assert self._unit is not None
-        error = self._unit.unconnected
-        if not isinstance(error, Exception):
-            error = TimeoutError("there was no connection within the handler's timeout")
         self._run.connected = False
-        settlement = Settlement(Kind.RESCHEDULED, delay=0.0, error=describe(error), give_back=True)
-        return Pending(self._run.job, settlement, error=error)
+        settlement = Settlement(Kind.RESCHEDULED, delay=0.0, error=describe(excuse), give_back=True)
+        return Pending(self._run.job, settlement, error=excuse)
 
     def _settlement(self, returned: Any, error: BaseException | None) -> tuple[Settlement, bool]:
         """What follows from the call, and whether the handler's writes are kept."""

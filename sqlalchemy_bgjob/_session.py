@@ -33,6 +33,7 @@ from ._session_events import watch
 from ._sql import has_written
 from ._statements import Statements
 from ._transaction import Mark, TransactionEnded
+from ._unfit import blamed, fault, replace_pooled
 from ._writes import Writes
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -250,6 +251,26 @@ class HandlerSession:
     def complete(self, error: BaseException) -> None:
         """Let an error of the run say why the server has ended the session, if it has."""
         complete(error, self._last_words)
+
+    def unfit(self, error: BaseException) -> BaseException | None:
+        """What the run has failed by, if that is its session's fault; the session is then ended."""
+        connection, found = self._connection, blamed(error)
+        if connection is None or connection.invalidated or found is None:
+            return None
+        self._settling = True
+        try:
+            if self._session is not None:
+                self._session.close()
+            transaction = connection.get_transaction()
+            if transaction is not None:
+                transaction.rollback()
+            told = fault(connection, found)
+            if told is not None:
+                replace_pooled(connection, found)
+            return told
+        except Exception as strange:  # the connection is lost by now, which says nothing
+            logger.debug("asking a handler's session: %s", summary(strange))
+            return None
 
     def commit(
         self, statements: Statements, pending: Pending, *, outcome_was_named: bool

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import (
     ARRAY,
     BindParameter,
+    Boolean,
     ColumnElement,
     Connection,
     Executable,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     extract,
     func,
     literal_column,
+    or_,
     select,
     table,
 )
@@ -130,6 +132,13 @@ def transaction_began_at() -> Executable:
 def has_written() -> Executable:
     """Whether this transaction has written anything, or locked a row."""
     return select(func.pg_current_xact_id_if_assigned().is_not(None))
+
+
+@cache
+def is_read_only() -> Executable:
+    """Whether each transaction of this session is read-only unless it says otherwise."""
+    default = cast(func.current_setting("default_transaction_read_only"), Boolean)
+    return select(or_(default, func.pg_is_in_recovery()))
 
 
 class Tables:
