@@ -34,6 +34,20 @@ REFUSALS: Final = 4
 """In a row, after which LISTEN is tried again as rarely as after a failed test."""
 _STOP_WITHIN: Final = 0.25
 
+_DRIVERS: Final = frozenset({"psycopg", "psycopg_async", "psycopg2", "asyncpg"})
+
+
+class CantListen(RuntimeError):
+    """The driver has no way to wait for notifications that is known here."""
+
+    def __init__(self, driver: str) -> None:
+        super().__init__(driver)
+        self.driver = driver
+
+    def __str__(self) -> str:
+        return f"no way to LISTEN with the driver {self.driver!r} is known"
+
+
 Hear = Callable[[str, str], None]
 """Called with the channel and the payload of each notification."""
 Wait = Callable[[float], None]
@@ -89,6 +103,9 @@ class Listener:
                     with session_of(engine) as connection:
                         if self._listen(engine, connection, backoff):
                             pause = backoff.pause()
+                except CantListen as lacking:
+                    self._warn(str(lacking), remedy="use psycopg, psycopg2 or asyncpg")
+                    return
                 except Exception as error:
                     refusals = refusals + 1 if _is_refusal(error) and not self.listening else 0
                     if refusals == REFUSALS:
@@ -139,13 +156,14 @@ class Listener:
             wait(_STOP_WITHIN)
         return True
 
-    def _warn(self, problem: str) -> None:
+    def _warn(self, problem: str, *, remedy: str = "give the worker a direct connection") -> None:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "%s: falling back to polling; give the worker a direct connection, or turn "
-                "listening off (listen=False, --no-listen)",
+                "%s: falling back to polling; %s, or turn listening off (listen=False, "
+                "--no-listen)",
                 problem,
+                remedy,
             )
 
     def _hears(self, engine: Engine, wait: Wait, test: str, tested: threading.Event) -> bool:
@@ -178,6 +196,8 @@ def _listen_on(
     """LISTEN, and how to wait for notifications, in the driver's own way."""
     driver: Any = connection.connection.driver_connection
     name = connection.dialect.driver
+    if name not in _DRIVERS:
+        raise CantListen(name)
     if name == "asyncpg":
         return _listen_on_asyncpg(driver, channels, hear, runtime)
     for channel in channels:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, MetaData, text
 
-from sqlalchemy_bgjob import BGJob, Context, Reschedule, Retry, Worker, enqueue
+from sqlalchemy_bgjob import BGJob, Context, Reschedule, Retry, Worker, _notify, enqueue
 from sqlalchemy_bgjob._dispatch import Dispatcher
 from sqlalchemy_bgjob._polling import COOL_DOWN, IN_VAIN
 from sqlalchemy_bgjob._statements import Statements
@@ -262,3 +262,25 @@ def test_what_is_committed_while_a_worker_claims_is_not_missed(engine: Engine) -
                 late.append(wait_until(lambda n=n: ran.get(str(n)), 10) - committed)
         wait_until(lambda: len(ran) == 100, 10, what="all jobs")
     assert max(late) < 1.0
+
+
+def test_a_driver_that_can_not_listen_is_told_of_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a driver that is not known nothing is asked again and again; the worker polls."""
+    monkeypatch.setattr(_notify, "_DRIVERS", frozenset())
+    handler = bench.handler("t", bench.note)
+
+    def words() -> list[str]:
+        return [r.getMessage() for r in list(caplog.records) if "LISTEN" in r.getMessage()]
+
+    def during() -> None:
+        wait_until(words, what="the warning")
+        bench.enqueue(handler)
+
+    ran = bench.run(during=during, listen=True)
+
+    assert len(words()) == 1
+    assert "psycopg2 or asyncpg" in words()[0]
+    assert ran.named("worker_error") == []
+    assert len(ran.named("job_completed")) == 1
