@@ -8,6 +8,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from ._direct import Direct, direct
+from ._encodings import changes_encoding
 from ._errors import summary
 from ._side import Runtime, commit_each, keep, own
 from ._statements import Statements
@@ -37,6 +38,8 @@ class Control:
     ) -> None:
         self._runtime, self._statements, self._worker_id = runtime, statements, worker_id
         self._connection: Connection | None = None
+        self._is_changed = False
+        """Whether the pool, which is the application's, must not get the session back."""
         self._connected_at = 0.0
         self._direct: Direct | None = None
         self.rests = False
@@ -57,7 +60,9 @@ class Control:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection, self.rests = own(self._runtime.engine.connect()), False
+            connection = self._runtime.engine.connect()
+            self._is_changed = changes_encoding(connection)
+            self._connection, self.rests = own(connection), False
             self._connected_at = time.monotonic()
             claim, await_ = self._statements.claim_onward, self._runtime.await_
             self._direct = direct(claim, self._connection, await_)
@@ -89,7 +94,7 @@ class Control:
 
     def close(self) -> None:
         """Give it back: the worker ends."""
-        self._close(invalidate=False)
+        self._close(invalidate=self._is_changed)
 
     def _close(self, *, invalidate: bool) -> None:
         connection, self._connection = self._connection, None

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from sqlalchemy import URL, Connection, Dialect, Engine, Pool
 from sqlalchemy.engine.interfaces import IsolationLevel
 
+from ._encodings import speak_utf8
 from ._errors import summary
 from ._execution import Attempt, Run
 from ._lifecycle import PLANS_LAST, Fate, Pending, name_session, plan_anew
@@ -168,9 +169,10 @@ def own(connection: Connection, isolation_level: IsolationLevel = "READ COMMITTE
     """Prepare a new connection for the worker's own statements: watched, and READ COMMITTED.
 
     Whatever the user's engine says: under AUTOCOMMIT a settlement would not be one step, and under
-    REPEATABLE READ claims would fail by serialization errors.
+    REPEATABLE READ claims would fail by serialization errors. And in UTF-8, if the database is.
     """
     watch(connection)
+    speak_utf8(connection)
     return connection.execution_options(isolation_level=isolation_level)
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy_bgjob import MoveToDlq, Retry
 from sqlalchemy_bgjob._doctor import examine
 from support.databases import with_driver
-from support.running import FLAVORS, Bench
+from support.running import FLAVORS, Bench, Flavor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,12 +89,44 @@ def test_an_error_of_any_text_ends_its_job(
 
     bench.run()
 
-    assert bench.dead(raises).last_error.startswith(f"ValueError: {ESCAPED}")
+    # The worker's own session is of UTF-8 where the database is.
+    stored = TEXT if encoding == "client" else ESCAPED
+    assert bench.dead(raises).last_error.startswith(f"ValueError: {stored}")
     assert bench.dead(dies).last_error == ESCAPED
     assert bench.job(retried).last_error == ESCAPED
     assert bench.notes(dies) == bench.notes(retried) == ["written"]
     what = "client_encoding is LATIN1" if encoding == "client" else f"encoding is {encoding}"
     assert any(what in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("flavor", [f for f in FLAVORS if f.driver != "asyncpg"], ids=str)
+def test_a_session_of_less_than_utf8_runs_every_job(server: TestServer, flavor: Flavor) -> None:
+    """What another worker noted or enqueued can be read, and the pool's sessions stay as they are.
+
+    One row that the session can't be sent would be claimed by nobody for ever.
+    """
+    url = database(server, "client")
+    bench = Bench(flavor, url)
+    bench.reset()
+    seen: list[str] = []
+
+    def look(session: Any, ctx: Any) -> None:
+        bench.note(session, ctx)
+        seen.append(session.connection().exec_driver_sql("SHOW client_encoding").scalar_one())
+
+    job_id = bench.enqueue(bench.handler("t", look))
+    utf8 = create_engine(url, connect_args={"client_encoding": "UTF8"})
+    with utf8.begin() as connection:
+        connection.execute(text("UPDATE bgjob_job SET last_error = :text"), {"text": TEXT})
+    utf8.dispose()
+
+    bench.run()
+
+    assert bench.notes(job_id) == ["written"]
+    assert seen == ["LATIN1"]
+    assert bench.dead(job_id) is None
+    bench.close()
+    server.drop_database(url)
 
 
 def test_work_one_stores_any_text(encoded: tuple[Bench, str]) -> None:
