@@ -147,17 +147,6 @@ class UnknownType(BGJobError):
         return f"no worker knew the job type {self.type!r} for {self.seconds:g} s"
 
 
-class LeaseLost(BGJobError):
-    """The job was taken from this worker; whatever it did will not be committed."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
-
-    def __str__(self) -> str:
-        return f"the lease of job {self.job_id!r} was lost: the job runs elsewhere, stop here"
-
-
 class WorkerLost(BGJobError):
     """The process that ran an attempt ended or fell silent; the text of such a job.
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqlalchemy_bgjob import JobAlreadyExists, LeaseLost, UnknownType, WorkerLost, WorkerRefused
+from sqlalchemy_bgjob import JobAlreadyExists, UnknownType, WorkerLost, WorkerRefused
 from sqlalchemy_bgjob._errors import clean, describe, lost_connection, sqlstate
 from sqlalchemy_bgjob.settings import MAX_ERROR_LENGTH
 
@@ -265,7 +265,6 @@ def test_errors_are_told_apart_by_sqlstate_and_not_by_text(url_for: UrlFor) -> N
             WorkerLost(2, 5, 3),
             "2 of 5 attempts ended with the worker that ran them, and max_attempts is 3",
         ),
-        (LeaseLost("j"), "the lease of job 'j' was lost: the job runs elsewhere, stop here"),
         (
             JobAlreadyExists(("a", "b", "c", "d")),
             (
