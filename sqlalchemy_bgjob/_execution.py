@@ -319,7 +319,7 @@ class Attempt:
         except RowLocked as locked:
             # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
             pending.settlement = Settlement(
-                Kind.RETRY, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
+                Kind.RESCHEDULED, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
             )
         except BaseException as refusal:
             unit.complete(refusal)

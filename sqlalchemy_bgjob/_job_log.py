@@ -100,7 +100,7 @@ class DebugLogObserver(LogObserver):
         self._log(logging.DEBUG, job, "completed", seconds=round(seconds, 6))
 
     def job_rescheduled(self, job: JobInfo, delay: float) -> None:
-        """It runs again, as its handler wished."""
+        """It runs again, attempt given back."""
         self._log(logging.DEBUG, job, f"runs again in {delay:.1f} s")
 
 

@@ -50,7 +50,11 @@ class Observer:
         """The job is done and gone; its handler took so many seconds."""
 
     def job_rescheduled(self, job: JobInfo, delay: float) -> None:
-        """The job runs again after *delay* seconds; nothing has failed."""
+        """The job runs again after *delay* seconds, attempt given back.
+
+        Its handler wished so; or there was no connection for it, or somebody's transaction kept the
+        job from ending. Then ``last_error`` in its row says so.
+        """
 
     def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
         """The attempt failed; the next one is due after *delay* seconds."""

@@ -317,6 +317,40 @@ def test_a_users_open_transaction_refers_to_a_running_job(
     assert bool(named) == (referring == "NO ACTION"), "the worker's start names it"
 
 
+@pytest.mark.usefixtures("referring")
+def test_a_job_that_is_kept_from_ending_has_not_failed(
+    bench: Bench, users: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sqlalchemy_bgjob._execution.AFTER_ROW_LOCKED", 0.1)
+    gate = Gate(bench)
+
+    def body(session: Session, ctx: Context[Any]) -> None:
+        bench.note(session, ctx)
+        if ctx.job.last_error is None:
+            gate.hold()
+
+    job_id = bench.enqueue(bench.handler("t", body, max_attempts=1))
+
+    def refer() -> None:
+        gate.wait()
+        users.execute(text("INSERT INTO receipt VALUES (1, :id)"), {"id": job_id})
+        gate.open()
+        wait_until(lambda: bench.job(job_id).last_error is not None, 30.0)
+        users.rollback()
+
+    ran = bench.run(during=refer, until=lambda: bench.job(job_id) is None, deadline=60.0)
+
+    names = ran.of(job_id)
+    assert names[:2] == ["started", "rescheduled"]
+    assert names[-2:] == ["started", "completed"]
+    assert set(names) == {"started", "rescheduled", "completed"}
+    job = ran.last(job_id).job
+    assert job is not None
+    assert job.attempt == 1
+    assert "an open transaction refers to the job" in (job.last_error or "")
+    assert bench.notes(job_id) == ["written"]
+
+
 def test_a_row_that_somebody_has_locked_is_settled_later(bench: Bench, users: Connection) -> None:
     gate = Gate(bench)
     handler = bench.handler("t", lambda ctx: gate.hold(), uses_session=False)
