@@ -122,10 +122,10 @@ class AsyncRuntime:
         run, worker = self._tasks.pop(task)
         if not worker.holds(run):
             return
-        # A handler can't come to here: it is a mistake of ours, or the end of the event loop. But
-        # neither the slot nor the job may be lost with it.
-        error = None if task.cancelled() else task.exception()
-        logger.error("a run ended without a settlement", exc_info=error)
+        # A handler can't come to here: the task was cancelled before it ran, as at the end of the
+        # event loop, or it is a mistake of ours. Neither the slot nor the job may be lost with it.
+        if not task.cancelled():
+            logger.error("a run ended without a settlement", exc_info=task.exception())
         following = worker.ended(run, Pending(run.job, HAND_BACK), None)
         if following is not None:
             worker.start(following)

@@ -591,6 +591,34 @@ def test_a_mistake_of_ours_loses_neither_slot_nor_job(
     assert "a run ended without a settlement" in caplog.text
 
 
+def test_a_task_that_is_cancelled_before_it_runs_is_no_mistake(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by an application that cancels all tasks; the job is handed back, and the slot goes on."""
+    ran: list[str] = []
+
+    async def run(ctx: Context[Any]) -> None:
+        ran.append(ctx.job.id)
+
+    first, second = runs(2, run)
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        assert first.task is not None
+        first.task.cancel()
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+
+    assert ran == []
+    assert slots.settled == ["0: handed_back"]
+    assert slots.started == [second]
+    assert caplog.records == []
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_a_cancellation_that_comes_while_writes_are_undone_loses_no_job(
