@@ -136,6 +136,58 @@ def test_the_parents_connections_are_left_alone(code: str, engine: Engine) -> No
     assert done.stdout.strip() == "ok", done.stderr
 
 
+POOL = """
+import asyncpg
+
+plain = create_engine(sys.argv[2])
+jobs.metadata.create_all(plain)
+codes = []
+
+
+@jobs.handler("forks")
+async def forks(ctx):
+    await ctx.session.execute(text("SELECT 1"))
+    child = os.fork()
+    if child == 0:
+        raise SystemExit(7)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    await ctx.session.execute(text("SELECT 1"))
+
+
+async def main():
+    async with asyncpg.create_pool(sys.argv[3], min_size=1, max_size=9) as pool:
+        engine = create_async_engine(url, async_creator=pool.acquire)
+        enqueue(plain, forks)
+        async with AsyncWorker(jobs, engine, sync_engine=plain, heart_engine=plain):
+            await asyncio.to_thread(wait_until, lambda: codes, 60)
+        enqueue(plain, forks)
+        async with engine.begin() as connection:
+            outcome = await jobs.work_one(connection, "default")
+        await engine.dispose()
+    assert type(outcome).__name__ == "Complete", outcome
+    assert codes == [7, 7], codes
+
+
+asyncio.run(main())
+print("ok")
+"""
+
+
+def test_children_do_not_speak_on_a_pool_of_asyncpgs_own(engine: Engine) -> None:
+    """Its connections are proxies, of which there can be no weak reference."""
+    url, sync_url = (with_driver(engine.url, name) for name in ("asyncpg", "psycopg"))
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE + POOL, url, sync_url, url.replace("+asyncpg", "")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.stdout.strip() == "ok", done.stderr
+
+
 # ---- a handler that forks -----------------------------------------------------------------------
 
 FORKS = """
