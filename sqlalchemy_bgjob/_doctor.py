@@ -22,6 +22,7 @@ from ._row_security import hidden
 from ._table_kinds import KINDS, heirs
 from .exceptions import SchemaOutOfDate
 from .schema import LATEST, check, db_version, foreign_key_problems, storage_drift
+from .settings import DEFAULT_CONCURRENCY
 
 OLDEST_SERVER: Final = 14
 CLOCKS_APART: Final = 5.0
@@ -309,9 +310,14 @@ def _told_of_queue(row: Any) -> str | None:
     remedy = (
         "its workers are busy or stuck; start more, or look at what they run"
         if row.served
-        else f"no worker serves this queue; start one with --queue {shlex.quote(row.queue)}"
+        else f"no worker serves this queue; start one with --queue {_option(row.queue)}"
     )
     return f"queue {row.queue!r}: {jobs} due, the first for {row.seconds:.0f} s, and {remedy}"
+
+
+def _option(queue: str) -> str:
+    """As a shell and the command line take it: a name that has a colon needs the number too."""
+    return shlex.quote(f"{queue}:{DEFAULT_CONCURRENCY}")
 
 
 _WORKERS: Final = """

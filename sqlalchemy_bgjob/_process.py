@@ -46,6 +46,7 @@ from ._exits import (
 )
 from ._logs import say
 from ._mailbox import Mailbox
+from ._queue_option import refuse_lists
 from ._served import UnfitHandlers, require_handlers, served_handlers, served_queues
 from ._signals import SIGNALS, Requests
 from ._urls import ASYNC_DRIVERS, database_url, sync_url
@@ -284,6 +285,7 @@ def make_runner(options: WorkerOptions) -> Runner:
     for module in options.imports:
         _loader.import_module(module, options.app_dir)
     _refuse_no_handlers(jobs, options)
+    refuse_lists(options.queues or (), jobs.registry.queues())
     engine = None
     if options.engine is not None:
         engine = load_engine(options.engine, options.app_dir)

@@ -19,8 +19,9 @@ from typing import Any, Final, NoReturn
 import click
 
 from ._exits import FAILED, OK, SIGNALLED, USAGE, CommandError, leave
+from ._queue_option import Queue
 from ._version import __version__
-from .settings import DEFAULT_CONCURRENCY, WorkerSettings
+from .settings import WorkerSettings
 
 SETTING_HELP: Final[Mapping[str, str]] = {
     "heartbeat_interval": "How often the worker says that it lives.",
@@ -58,32 +59,6 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
             return float(number) * _UNITS[unit]
         except (KeyError, ValueError):
             self.fail(f"{value!r} is not a duration such as 2.5, 500ms, 30s, 5m or 1h", param, ctx)
-
-
-class Queue(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
-    """A queue and how many of its jobs run at once: ``mail:10``, or ``mail`` for ten."""
-
-    name = "name:concurrency"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Name and number."""
-        if isinstance(value, tuple):
-            return value[0], int(value[1])
-        name, colon, number = str(value).rpartition(":")
-        if any(part.strip() for part in str(value).split(",")[1:]):
-            self.fail(
-                f"{value!r} has a comma; give each queue an option of its own, such as "
-                f"--queue mail:10 --queue default, or BGJOB_QUEUE='mail:10 default'",
-                param,
-                ctx,
-            )
-        if not colon:
-            name, number = number, str(DEFAULT_CONCURRENCY)
-        if not name or not (number.isascii() and number.isdecimal()) or int(number) < 1:
-            self.fail(f"{value!r} is not name:concurrency, such as mail:10", param, ctx)
-        return name, int(number)
 
 
 def _option(name: str, *declarations: str, **attributes: Any) -> Callable[[Any], Any]:

@@ -29,10 +29,11 @@ from sqlalchemy_bgjob import WorkerSettings, __version__, _logs, enqueue, schema
 from sqlalchemy_bgjob._exits import CommandError
 from sqlalchemy_bgjob._loader import load
 from sqlalchemy_bgjob._logs import JsonFormatter
+from sqlalchemy_bgjob._queue_option import Queue
 from sqlalchemy_bgjob._signals import Requests
 from sqlalchemy_bgjob._urls import database_url as parse_url
 from sqlalchemy_bgjob._urls import sync_url
-from sqlalchemy_bgjob.cli import SETTING_HELP, Queue, Seconds, cli
+from sqlalchemy_bgjob.cli import SETTING_HELP, Seconds, cli
 from sqlalchemy_bgjob.settings import SETTING_NAMES
 from support import cli_app as app
 from support.catalog import catalog
@@ -232,10 +233,19 @@ def test_durations_have_units(given: object, expected: float) -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("mail:3", ("mail", 3)), ("mail", ("mail", 10)), ("a:b:3", ("a:b", 3)), (("a", 1), ("a", 1))],
+    [
+        ("mail:3", ("mail", 3)),
+        ("mail", ("mail", 10)),
+        ("a:b:3", ("a:b", 3)),
+        ("a,b:3", ("a,b", 3)),
+        (("a", 1), ("a", 1)),
+    ],
 )
 def test_queues_have_a_concurrency(given: object, expected: tuple[str, int]) -> None:
     assert Queue().convert(given, None, None) == expected
+
+
+BY_URL = ["--database-url", "postgresql+psycopg://127.0.0.1:1/x"]
 
 
 @pytest.mark.core
@@ -244,6 +254,7 @@ def test_queues_have_a_concurrency(given: object, expected: tuple[str, int]) -> 
     [
         (["--queue", "mail:0"], "'mail:0' is not name:concurrency"),
         (["--queue", ":3"], "':3' is not name:concurrency"),
+        (["--queue", "tenant:mail"], "a name with a colon needs both: tenant:mail:10"),
         (["--queue", "a:1", "--queue", "a:2"], "a queue is named twice"),
         (["--poll-interval", "soon"], "'soon' is not a duration"),
         (["--poll-interval", "3x"], "'3x' is not a duration"),
@@ -261,8 +272,13 @@ def test_queues_have_a_concurrency(given: object, expected: tuple[str, int]) -> 
             ["--session-factory", "support.cli_app:idle_engine"],
             "is of type 'Engine', which makes no sessions; name a Session class or a sessionmaker",
         ),
-        (["--queue", "a,b"], "'a,b' has a comma; give each queue an option of its own"),
-        (["--queue", "mail:3,default:2"], "--queue mail:10 --queue default"),
+        (
+            ["--queue", "a,b", *BY_URL],
+            "'a,b', which has a comma; give each queue an option of its own",
+        ),
+        (["--queue", "mail,", *BY_URL], "no handler names the queue 'mail,', which has a comma"),
+        (["--queue", "mail:3,", *BY_URL], "'mail:3,' has a comma"),
+        (["--queue", "mail:3,default:2", *BY_URL], "--queue mail:10 --queue default"),
         (["--engine", "e:e", "--database-url", "postgresql://h/d"], "leave out --database-url"),
         (["--sync-engine", "support.cli_app:note"], "'JobType', not Engine"),
         (

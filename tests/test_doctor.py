@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import BGJob, Worker, _doctor, _health, enqueue_many
 from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob._queue_option import refuse_lists
 from sqlalchemy_bgjob.cli import cli
 from support import wait_until
 from support.databases import with_driver
@@ -369,7 +371,7 @@ def test_due_jobs_without_a_worker_are_a_problem_at_once(tables: Engine) -> None
         "note workers: none runs, and jobs are due",
         (
             "problem queues: queue 'mail': 5 jobs are due, the first for N s, and no worker serves "
-            "this queue; start one with --queue mail"
+            "this queue; start one with --queue mail:10"
         ),
     ]
 
@@ -392,7 +394,22 @@ def test_due_jobs_beside_workers_of_other_queues_are_told(tables: Engine) -> Non
 
     assert workers == "ok workers: 1 beating"
     assert "queue 'my mail': more than 1000 jobs are due" in queue
-    assert queue.endswith("no worker serves this queue; start one with --queue 'my mail'")
+    assert queue.endswith("no worker serves this queue; start one with --queue 'my mail:10'")
+
+
+@pytest.mark.parametrize("queue", ["tenant:mail", "a,b", "mail:1,x", "it's; all", "-v"])
+def test_a_worker_takes_the_queue_as_the_doctor_writes_it(tables: Engine, queue: str) -> None:
+    """Whatever its name is: a legal one may have colons, commas, blanks and quotes."""
+    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs.handler("t", queue=queue, session=False)(lambda ctx: None)
+    jobs.enqueue(tables, "t", queue=queue)
+
+    (told,) = about(tables, "queues")
+    written = shlex.split(told.rpartition("start one with ")[2])
+    command = cli.commands["worker"].make_context("worker", ["app:jobs", *written])
+
+    assert command.params["queues"] == ((queue, 10),)
+    refuse_lists([queue], jobs.registry.queues())
 
 
 @pytest.mark.parametrize("others", [True, False])
