@@ -251,6 +251,7 @@ def test_a_partitioned_table_is_refused_by_name(engine: Engine, partitioned: str
 def test_no_worker_starts_on_a_partitioned_table(bench_url: str, flavor: Any) -> None:
     bench = Bench(flavor, bench_url)
     bench.reset()
+    bench.handler("known", lambda *_: None)
     bench.sql("ALTER TABLE bgjob_job RENAME TO plain")
     bench.sql("CREATE TABLE bgjob_job (LIKE plain INCLUDING ALL) PARTITION BY HASH (id)")
     bench.sql("COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 1 (workers since 1)'")

@@ -51,9 +51,14 @@ def test_no_module_can_make_code_of_data(source: Path) -> None:
 
 
 def test_modules_are_imported_by_name_only_where_a_user_names_them() -> None:
-    """The package's own lazy names, and ``--app``; the worker's modules do not even know how."""
-    by_name = {source.name for source in SOURCES if "import_module" in source.read_text()}
+    """The package's own lazy names, APP and ``--import``; no other module even knows how."""
+    by_name = {source.name for source in SOURCES if "import import_module" in source.read_text()}
+    by_name |= {
+        source.name for source in SOURCES if "importlib.import_module" in source.read_text()
+    }
     assert by_name == {"__init__.py", "_loader.py"}
+    calls = {source.name for source in SOURCES if "_loader.import_module(" in source.read_text()}
+    assert calls == {"_process.py"}
 
 
 def test_session_locks_are_never_taken() -> None:
