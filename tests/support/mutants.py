@@ -113,7 +113,7 @@ def a_release_deletes(stack: ExitStack) -> None:
 def settled_outside_the_handler_s_transaction(stack: ExitStack) -> None:
     """First the handler's writes are committed, and the job's end goes with the next batch."""
 
-    def commit(self: Any, statements: Any, pending: Any) -> None:
+    def commit(self: Any, *args: Any, **options: Any) -> None:
         self._session.flush()
         self._settling = True
         if self._connection is not None:
