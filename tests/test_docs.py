@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy_bgjob.cli import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 TESTS = Path(__file__).parent
-DOCS = TESTS.parent / "docs"
+ROOT = TESTS.parent
+DOCS = ROOT / "docs"
+PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
 
 
 def test_the_tests_that_reliability_names_exist() -> None:
@@ -22,11 +32,60 @@ def test_the_tests_that_reliability_names_exist() -> None:
     assert missing == []
 
 
-def test_links_lead_to_files() -> None:
-    """In the README and in every page of the docs."""
-    for page in (TESTS.parent / "README.md", *DOCS.rglob("*.md")):
-        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+def test_links_lead_to_files_and_headings() -> None:
+    """In the README and in every other page."""
+    found = [
+        (page, *link.partition("#")[::2])
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text())
+        if "://" not in link
+    ]
+
+    assert any(heading for _, _, heading in found)
+    for page, file, heading in found:
+        target = page.parent / file if file else page
+        assert target.exists(), f"{page.name}: {file}"
+        assert not heading or heading in headings(target), f"{page.name}: {file}#{heading}"
+
+
+def headings(page: Path) -> set[str]:
+    """What links can name, as GitHub makes it of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_commands_of_the_docs_exist() -> None:
+    """Each command and flag is known to the command line."""
+    shown = [
+        line.removeprefix("$ ")
+        for page in PAGES
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("$ ")
+    ]
+    commands = [words for line in shown for words in commands_of(line)]
+    faults = ["python", "-m", "sqlalchemy_bgjob.testing.faults", "--kill-after", "handler"]
+    ours = [
+        words[len(before) :]
+        for words in commands
+        for before in (["sqlalchemy-bgjob"], faults)
+        if words[: len(before)] == before
+    ]
+
+    assert len(ours) >= 10
+    assert any(words[: len(faults)] == faults for words in commands)
+    for name, *words in ours:
+        known = {option for parameter in cli.commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known
+
+
+def commands_of(line: str) -> Iterator[list[str]]:
+    """The words of each command of a line, which are joined by ``&&``, ``|`` or ``>``."""
+    words = shlex.shlex(line, posix=True, punctuation_chars="&|>")
+    words.whitespace_split = True
+    for joins, command in groupby(words, key=lambda word: set(word) <= set("&|>")):
+        if not joins:
+            yield list(command)
 
 
 def test_actions_are_pinned_by_their_commit() -> None:

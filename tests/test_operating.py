@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import JobAlreadyExists, enqueue
+from support.pooler import POOLED
 from support.shop import make_tables, note
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Engine
 
+    from conftest import UrlFor
     from sqlalchemy_bgjob import Context
     from support.running import Bench
 
 PAGE = Path(__file__).parent.parent / "docs" / "operating.md"
+(ENGINES,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 (EMPTY_THE_QUEUE,) = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
@@ -51,6 +59,43 @@ def test_an_emptied_copy_runs_nothing(bench: Bench) -> None:
     ran = bench.run()
 
     assert ran.named("job_started") == []
+
+
+def test_engines_for_a_pooler_are_the_tested_ones(engine: Engine, url_for: UrlFor) -> None:
+    """They enqueue, and tests/test_pooler.py gives theirs the same arguments."""
+    make_tables(engine)
+    passed = {}
+
+    def recorded(create: Callable[..., Any]) -> Callable[..., Any]:
+        def make(url: str, *, connect_args: dict[str, Any]) -> Any:
+            passed[url] = connect_args
+            return create(url, connect_args=connect_args)
+
+        return make
+
+    program: dict[str, Any] = {
+        "create_engine": recorded(create_engine),
+        "create_async_engine": recorded(create_async_engine),
+        "DATABASE_URL": url_for("psycopg"),
+        "ASYNC_DATABASE_URL": url_for("asyncpg"),
+        "uuid4": uuid4,
+    }
+    exec(compile(ENGINES, PAGE, "exec"), program)
+
+    async def enqueue_by_asyncpg() -> None:
+        await enqueue(program["asyncpg_engine"], note, 2)
+        await program["asyncpg_engine"].dispose()
+
+    enqueue(program["engine"], note, 1)
+    program["engine"].dispose()
+    asyncio.run(enqueue_by_asyncpg())
+
+    assert passed[url_for("psycopg")] == POOLED["psycopg"]
+    names, tested = dict(passed[url_for("asyncpg")]), dict(POOLED["asyncpg"])
+    given, expected = (each.pop("prepared_statement_name_func")() for each in (names, tested))
+    assert names == tested
+    assert given.startswith("bgjob_")
+    assert len(given) == len(expected)
 
 
 def test_ids_are_shared_by_tenants_behind_row_security(engine: Engine) -> None:

@@ -1,40 +1,42 @@
-"""What the README says is what happens: its Python runs, its commands exist."""
+"""What the README says is what happens: its Python runs, its tables are complete."""
 
 import json
 import re
 import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support import wait_until, wait_until_async
+from support.commands import Command
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-CONSOLE = [
-    line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("$ ")
-]
 OF_ALEMBIC = ("context.configure(", "def upgrade()")
 
 
 @pytest.mark.core
-def test_python_of_the_readme_runs(database_url, url_for, capsys):
-    """Every block but Alembic's two, in order, in one program."""
+def test_python_of_the_readme_runs(database_url, url_for, capsys, monkeypatch):
+    """Every block but Alembic's two, in order, in one program; the first is the module app."""
     imports = """
 import asyncio
 from datetime import UTC, datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Mapped
 from sqlalchemy_bgjob import (
-    AsyncWorker, DeadJobMixin, JobMixin, Observer, Retry, enqueue_from, enqueue_many, exponential
+    AsyncWorker, BGJob, Context, DeadJobMixin, JobMixin, MoveToDlq, Observer, Retry, enqueue_from,
+    enqueue_many, exponential
 )
 """
     program = {"DATABASE_URL": database_url, "ASYNC_DATABASE_URL": url_for("asyncpg")}
@@ -57,19 +59,51 @@ from sqlalchemy_bgjob import (
         "wait_until_mailed_async": lambda: wait_until_async(lambda: left() == 0, 30),
     }
     exec(imports, program)
-    blocks = [block for block in PYTHON if not block.startswith(OF_ALEMBIC)]
+    first, *blocks = [block for block in PYTHON if not block.startswith(OF_ALEMBIC)]
+    app = ModuleType("app")
+    monkeypatch.setitem(sys.modules, "app", app)
+    exec(compile(first, "app.py", "exec"), vars(app))
     for block in blocks:
         exec(compile(block, "README.md", "exec"), program)
         if "async def main" in block:
             exec("asyncio.run(main())", program)
     program["engine"].dispose()
 
-    assert len(blocks) >= 10
+    assert len(blocks) >= 9
     assert "mail to ada@example.com" in capsys.readouterr().out
     with Session(program["engine"]) as session:
         assert session.scalar(select(program["Order"].receipt_sent)) is True
     program["engine"].dispose()
     assert program["tenant_jobs"].DeadJob.__table__.c.tenant_id is not None
+
+
+@pytest.mark.core
+def test_the_quick_start_sends_one_mail(
+    database_url: str, engine: Engine, start: Callable[..., Command], tmp_path: Path
+) -> None:
+    """Its two files and its command as they stand; a second worker has nothing to do."""
+    app, order = PYTHON[:2]
+    (tmp_path / "app.py").write_text(app)
+    (tmp_path / "order.py").write_text(f"DATABASE_URL = {database_url!r}\n{order}")
+    (command,) = re.findall(r"^\$ sqlalchemy-bgjob (worker app:jobs .*)$", README, re.MULTILINE)
+    words = shlex.split(command.replace("postgresql+psycopg://...", database_url))
+
+    subprocess.run([sys.executable, "order.py"], cwd=tmp_path, check=True)
+    mails = []
+    for _ in range(2):
+        worker = start(*words, cwd=tmp_path)
+        wait_until(lambda: in_the_queue(engine) == 0, 60)
+        worker.says("worker of ")
+        worker.signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        mails.append(worker.stdout.strip())
+
+    assert mails == ["mail to ada@example.com", ""]
+
+
+def in_the_queue(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return connection.scalar(text("SELECT count(*) FROM bgjob_job")) or 0
 
 
 def test_alembic_blocks_are_what_the_plugin_writes():
@@ -81,20 +115,6 @@ def test_alembic_blocks_are_what_the_plugin_writes():
     assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"]' in tests
     assert "bgjob.upgrade(op, from_version=0, to_version=1)" in upgrade
     assert "bgjob.upgrade(op, from_version=0, to_version=1)" in tests
-
-
-def test_commands_of_the_readme_exist():
-    """Each command and flag is known to the command line."""
-    from sqlalchemy_bgjob.cli import cli
-
-    commands = [shlex.split(part) for line in CONSOLE for part in re.split(r"&&|>", line)]
-    ours = [words for words in commands if words[0] == "sqlalchemy-bgjob"]
-
-    assert len(ours) >= 4
-    for words in ours:
-        command = cli.commands[words[1]]
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words[2:] if word.startswith("--")} <= known
 
 
 def test_settings_table_is_complete():

@@ -35,7 +35,7 @@ POOLED: Mapping[str, Mapping[str, Any]] = {
         "prepared_statement_name_func": lambda: f"bgjob_{uuid.uuid4()}",
     },
 }
-"""What the README tells to pass as ``connect_args``, by driver."""
+"""What docs/operating.md tells to pass as ``connect_args``, by driver."""
 
 NEEDS_SESSIONS: Mapping[str, str] = {
     "test_bench.py::test_bench_prints": "a command that is given no connect_args",
