@@ -108,7 +108,7 @@ def enqueue(
             or one of their asyncio twins (then await the result).
         handler: A function registered with ``@jobs.handler``.
         arg: What the handler gets; at most 1 MiB once encoded.
-        id: An own id, at most 255 characters: only one live job can have it.
+        id: An id of your own, at most 255 characters: only one live job can have it.
         queue: Another queue than the handler's.
         delay: Seconds, or a timedelta, before the first attempt; counted by the database's clock
             from the start of the caller's transaction.
@@ -241,7 +241,7 @@ def enqueue_many(
         target: As for :func:`enqueue`.
         handler: A registered handler, or jobs made by ``handler.job(...)``.
         args: An arg for each job.
-        ids: An own id for each job, as many as args.
+        ids: An id of your own for each job, as many as args.
         queue, delay, run_at, priority, headers: As for :func:`enqueue`; the same for all.
         on_conflict: ``"raise"`` is all or nothing: with a duplicate no job is added.
             ``"ignore"`` adds the others, and tells which they were.

@@ -135,8 +135,8 @@ class JobType(Generic[A]):
         """A ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
 
         Raises:
-            TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an own id is
-                for ``enqueue(session, handler, arg, id=...)`` only.
+            TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an id of
+                your own is for ``enqueue(session, handler, arg, id=...)`` only.
             InvalidArg, ValueError: As for ``enqueue``.
         """
         if "id" in refused:

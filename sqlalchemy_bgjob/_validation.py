@@ -30,7 +30,7 @@ def name(what: str, value: object) -> str:
 
 
 def job_id(value: object) -> str:
-    """An own id: 1 to 255 characters without NUL or lone surrogates."""
+    """An id of the caller's own: 1 to 255 characters without NUL or lone surrogates."""
     if not isinstance(value, str):
         raise TypeError(f"id must be a str, not {type(value).__name__}; write id=str(...)")
     return _text("id", value, MAX_ID_LENGTH)

@@ -9,7 +9,7 @@ MAX_ARG_SIZE: Final = 1_048_576
 MAX_NAME_LENGTH: Final = 128
 """Characters of a queue or a type."""
 MAX_ID_LENGTH: Final = 255
-"""Characters of a job's own id."""
+"""Characters of an id that the caller gives to a job."""
 MAX_ERROR_LENGTH: Final = 8_192
 """Characters of an error text kept in a row; longer ones lose their middle."""
 DEFAULT_MAX_ATTEMPTS: Final = 20
