@@ -4,8 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from sqlalchemy import URL
+from sqlalchemy import Engine
 
+from ._creators import connects_by_url
 from ._registry import Registry
 from ._version import __version__
 
@@ -14,12 +15,12 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 _MOST_NAMED: Final = 20
 
 
-def log_start(kind: str, url: URL, queues: Mapping[str, int], registry: Registry) -> None:
+def log_start(kind: str, engine: Engine, queues: Mapping[str, int], registry: Registry) -> None:
     """Log it, at INFO.
 
     Args:
         kind: What the worker runs handlers in.
-        url: Of its engine; the password is not shown, nor any other parameter.
+        engine: Its URL tells the database; no password is shown, nor any other parameter.
         queues: Concurrency by queue.
         registry: The handlers.
     """
@@ -27,22 +28,28 @@ def log_start(kind: str, url: URL, queues: Mapping[str, int], registry: Registry
         "worker of %s, sqlalchemy-bgjob %s: %s; queues %s; handlers %s",
         kind,
         __version__,
-        describe_database(url),
+        describe_database(engine),
         ", ".join(f"{name}:{slots}" for name, slots in sorted(queues.items())),
         describe_handlers(registry),
     )
 
 
-def describe_database(url: URL) -> str:
-    """A database by name and host."""
-    name = f"database {url.database!r}" if url.database else "the driver's default database"
+def describe_database(engine: Engine) -> str:
+    """A database by the name and host that are in the URL, and no more than these."""
+    if not connects_by_url(engine):
+        return "the database that the engine's creator connects to"
+    url = engine.url
     given = url.query.get("host", ())
     hosts = [given] if isinstance(given, str) else list(given)
     if not hosts and url.host:
         # After the last "@": before it is the rest of a password that was not escaped.
         host = url.host.rpartition("@")[2]
         hosts = [host if url.port is None else f"{host}:{url.port}"]
-    return f"{name} at {', '.join(hosts) or 'its default host'}"
+    if not hosts and not url.database:
+        # connect_args, a listener or the driver's defaults may name it.
+        return "a database that the URL does not name"
+    name = f"database {url.database!r}" if url.database else "a database"
+    return f"{name} at {', '.join(hosts)}" if hosts else name
 
 
 def describe_handlers(registry: Registry) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, create_engine, event
 
+from ._creators import connects_by_url
 from ._errors import passes_by_itself, summary
 from ._served import GIVE_SYNC_ENGINE
 from ._side import engine_like
@@ -35,7 +36,7 @@ def sync_twin(engine: Engine, pool_size: int) -> Engine:
     Raises:
         ValueError: How the engine connects can't be had without an event loop.
     """
-    arguments = _arguments(engine.pool._creator)  # noqa: SLF001 - there is no public way
+    arguments = _arguments(engine)
     if arguments is None or any(map(_is_async, arguments.items())):
         raise ValueError(
             f"the engine makes its connections in a way of its own, by a creator or a class for "
@@ -75,10 +76,11 @@ def check_twin(twin: Engine) -> None:
             raise WorkerRefused(problem, GIVE_SYNC_ENGINE) from error
 
 
-def _arguments(creator: Any) -> dict[str, Any] | None:
+def _arguments(engine: Engine) -> dict[str, Any] | None:
     """What ``create_engine`` connects with; None if somebody else does."""
-    if getattr(creator, "__module__", None) != create_engine.__module__:
+    if not connects_by_url(engine):
         return None
+    creator: Any = engine.pool._creator  # noqa: SLF001 - there is no public way
     found = getclosurevars(creator).nonlocals
     if found.get("cargs_tup") or "cparams" not in found:
         return None

@@ -486,7 +486,7 @@ class AsyncWorker(OnlyAsyncWith):
             unless=ONLY_FUNCTIONS,
             grace=self.settings.unknown_type_grace,
         )
-        log_start("asyncio", self._engine.url, self.queues, self._jobs.registry)
+        log_start("asyncio", self._engine, self.queues, self._jobs.registry)
         threads = ThreadRuntime(self._sync_engine or self._engine)
         runtime = AsyncRuntime(self._engine, threads, self._heart_engine)
         self._dispatcher = dispatcher = self._make_dispatcher(runtime, threads)

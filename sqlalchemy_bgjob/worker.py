@@ -284,7 +284,7 @@ class Worker(OnlyWith):
             unless=ONLY_COROUTINES,
             grace=self.settings.unknown_type_grace,
         )
-        log_start("threads", self._runtime.engine.url, self.queues, self._registry)
+        log_start("threads", self._runtime.engine, self.queues, self._registry)
         try:
             self._dispatcher.run(self._begun.set)
         finally:

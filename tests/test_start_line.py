@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, create_engine, make_url
+from sqlalchemy import MetaData, create_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, __version__
 
@@ -68,14 +68,38 @@ def test_asyncio_says_what_it_is(jobs: BGJob[Any, Any], line: Callable[[], str])
         ("postgresql+psycopg://db.example.com/shop", "database 'shop' at db.example.com"),
         ("postgresql+psycopg:///shop?host=a:1&host=b:2", "database 'shop' at a:1, b:2"),
         ("postgresql+psycopg:///shop?host=/run/pg", "database 'shop' at /run/pg"),
-        ("postgresql+psycopg://", "the driver's default database at its default host"),
+        ("postgresql+psycopg:///shop", "database 'shop'"),
+        ("postgresql+psycopg://db.example.com", "a database at db.example.com"),
+        ("postgresql+psycopg://", "a database that the URL does not name"),
         ("postgresql+psycopg://u:p@se#cret@x/shop", "database 'shop' at x"),
     ],
 )
 def test_a_database_is_named_without_its_password(url: str, words: str) -> None:
     from sqlalchemy_bgjob._start_line import describe_database
 
-    assert describe_database(make_url(url)) == words
+    assert describe_database(create_engine(url)) == words
+
+
+def test_a_creator_is_named_and_not_the_url_that_it_ignores() -> None:
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import QueuePool
+
+    from sqlalchemy_bgjob._side import side_engine
+    from sqlalchemy_bgjob._start_line import describe_database
+
+    def connect() -> Any:
+        """Connects elsewhere."""
+
+    url = "postgresql+psycopg://h/d"
+    engines = [
+        create_engine(url, creator=connect),
+        create_engine(url, pool=QueuePool(connect)),
+        create_async_engine(url, async_creator=connect).sync_engine,
+    ]
+    words = "the database that the engine's creator connects to"
+    assert [describe_database(engine) for engine in engines] == [words] * 3
+    assert describe_database(side_engine(engines[0])) == words
+    assert describe_database(create_async_engine(url).sync_engine) == "database 'd' at h"
 
 
 def test_of_many_handlers_some_are_named(jobs: BGJob[Any, Any]) -> None:
