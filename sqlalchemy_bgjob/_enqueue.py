@@ -54,7 +54,7 @@ class BulkResult:
     inserted: int
     """How many jobs are new."""
     duplicates: tuple[str, ...]
-    """The own ids that live jobs had already, sorted."""
+    """The ids, of those that were given, that live jobs had already, sorted."""
 
 
 @overload
