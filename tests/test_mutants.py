@@ -145,12 +145,22 @@ EACH: list[tuple[Any, str, str]] = [
     ),
     (killed_within_a_settlement, "observers_before_the_commit", r"ended 2 times"),
     (two_at_work, "a_beating_worker_is_rescued", r"started 2 times with 0 failures and 0 faults"),
+    (
+        two_at_work,
+        "a_beat_is_old_when_it_is_first_seen",
+        r"started 2 times with 0 failures and 0 faults",
+    ),
     (two_at_work, "claims_what_is_claimed", r"was taken by \d+"),
     (answer_lost, "a_lost_claim_is_forgotten", r"committed, and never started"),
     (stopped, "hand_back_without_a_new_lease", r"went to None without a new lease"),
     (stopped, "a_release_deletes", r"gone, and completed 0 times"),
     (row_locked, "claims_wait_for_locks", r"committed, and never started"),
     (poison, "a_crash_costs_nothing", r"started [34] times with 0 failures and 1 faults"),
+    (
+        poison,
+        "spent_attempts_are_not_looked_at",
+        r"started [34] times with 0 failures and 1 faults",
+    ),
     (a_second_life, "leases_begin_anew", r"inserted with lease 0, which is not new"),
 ]
 SCENARIOS = list(dict.fromkeys(scenario for scenario, _, _ in EACH))

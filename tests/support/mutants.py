@@ -186,6 +186,17 @@ def a_beating_worker_is_rescued(stack: ExitStack) -> None:
     _replace(stack, Statements, silent_workers=property(silent_workers))
 
 
+def a_beat_is_old_when_it_is_first_seen(stack: ExitStack) -> None:
+    """Silence by the judge's own clock is counted from before it looked."""
+    original = _lifecycle.Beat
+    _replace(stack, _lifecycle, Beat=lambda at, seen_at: original(at, seen_at - 3600))
+
+
+def spent_attempts_are_not_looked_at(stack: ExitStack) -> None:
+    """A job that has killed its workers gets one more run, each time."""
+    _replace(stack, _dispatch, crashed_too_often=lambda *args: None)
+
+
 def a_crash_costs_nothing(stack: ExitStack) -> None:
     """A rescue gives the attempt back."""
     _change(stack, "_queue_again", lambda job: {"attempt": func.greatest(job.c.attempt - 1, 0)})
@@ -207,6 +218,8 @@ MUTANTS: dict[str, Callable[[ExitStack], None]] = {
         claims_wait_for_locks,
         a_lost_claim_is_forgotten,
         a_beating_worker_is_rescued,
+        a_beat_is_old_when_it_is_first_seen,
+        spent_attempts_are_not_looked_at,
         a_crash_costs_nothing,
     )
 }
