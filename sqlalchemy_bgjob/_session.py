@@ -32,7 +32,7 @@ from ._row_errors import RowKept, RowLocked, RowMissing
 from ._session_events import watch
 from ._sql import has_written
 from ._statements import Statements
-from ._transaction import Mark, TransactionEnded
+from ._transaction import OpenTransaction, TransactionEnded
 from ._unfit import blamed, fault, replace_pooled
 from ._writes import Writes
 
@@ -77,8 +77,8 @@ class HandlerSession:
         self._writes: Writes | None = None
         self._connection: Connection | None = None
         self._last_words: LastWords | None = None
-        self._mark: Mark | None = None  # of a transaction whose connection the handler has taken
         self._root: Transaction | None = None
+        self._open: OpenTransaction | None = None  # the root, as the driver and the server see it
         self._kept = False  # the handler has called commit()
         self._ended_in_order = False  # by commit() or rollback(), not by close()
         self._settling = False
@@ -125,8 +125,9 @@ class HandlerSession:
         bind = self._bind(args, kwargs)
         connection = self._connection
         if self._writes.bound(args, kwargs) and bind is connection is not None:
+            assert self._open is not None
             with suppress(DBAPIError):  # after an error, of which the handler was told
-                self._mark = self._mark or Mark(connection)
+                self._open.mark()
         return bind
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -163,11 +164,11 @@ class HandlerSession:
             self._last_words = last_words(self._connection)
         connection = self._connection
         if self._root is None:
-            self._root, self._mark = connection.begin(), None
+            self._root, self._open = connection.begin(), OpenTransaction(connection)
         elif not self._intact():
             raise TransactionEnded
-        elif self._mark is not None:
-            self._mark.check_driver(connection)
+        elif self._open is not None:
+            self._open.look()
         if self._kept and not connection.in_nested_transaction():
             connection.begin_nested()
         return connection
@@ -309,8 +310,8 @@ class HandlerSession:
             return None
         if not self._intact():
             raise TransactionEnded
-        if self._mark is not None:
-            self._mark.check(connection)
+        if self._open is not None:
+            self._open.check()
         self._settling = True
         nested = connection.get_nested_transaction()
         if nested is not None:

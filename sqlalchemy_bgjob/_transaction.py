@@ -1,10 +1,14 @@
 """Notices that a handler has ended the transaction of its session behind the session's back.
 
-By SQL as text that is seen before it is sent. A handler that takes the connection may end it in
-other ways, also by the driver (usual with COPY). That is seen twice: at the next statement of the
-session by the driver's state, which costs nothing, and at the settlement by the time at which the
-transaction began, since a driver may have begun the next one by itself. The latter costs two short
-statements for a handler that takes the connection, and none for the others.
+A statement that ends it, and is sent as text, is refused before it is sent. There are other ways:
+a text of several statements, a connection that the handler has taken, the driver itself (usual with
+COPY), a connection that a mapper's event hands out. They are seen twice:
+
+* By the driver's state, at the next statement of the session and before the settlement. That costs
+  nothing; but a driver may have begun the next transaction by itself.
+* By the time at which the transaction began, before the settlement. That costs two short
+  statements, for a handler that takes the connection or sends several statements as one text, and
+  none for the others.
 """
 
 import re
@@ -13,13 +17,14 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from ._sql import transaction_began_at
+from ._sql_text import first_word_at
 
 _IDLE: Final = 0
 """PQTRANS_IDLE of libpq."""
 _ENDS_THE_TRANSACTION: Final = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:commit|end|abort|prepare\s+transaction|"
+    r"(?:commit|end|abort|prepare\s+transaction|"
     r"rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b",
-    re.IGNORECASE | re.DOTALL,
+    re.IGNORECASE,
 )
 
 
@@ -39,34 +44,46 @@ def refuse_to_end(sql: str) -> None:
     Raises:
         TransactionEnded: It is COMMIT, ROLLBACK, PREPARE TRANSACTION or a synonym.
     """
-    if _ENDS_THE_TRANSACTION.match(sql):
+    if _ENDS_THE_TRANSACTION.match(sql, first_word_at(sql)):
         raise TransactionEnded
 
 
-class Mark:
-    """Which transaction a connection is in, to be compared later."""
+class OpenTransaction:
+    """The transaction that a connection has begun, as far as it is known."""
 
-    __slots__ = ("_began_at",)
+    __slots__ = ("_began_at", "_connection", "_seen")
 
     def __init__(self, connection: Connection) -> None:
-        self._began_at: Any = connection.scalar(transaction_began_at())
+        self._connection = connection
+        self._seen = False  # SQLAlchemy begins it; most drivers do so at their first statement
+        self._began_at: Any = None
 
-    def check_driver(self, connection: Connection) -> None:
+    def mark(self) -> None:
+        """Ask the server when it began, for :meth:`check`."""
+        if self._began_at is None:
+            self._began_at = self._connection.scalar(transaction_began_at())
+            self._seen = True
+
+    def look(self) -> None:
         """See whether the driver is in a transaction still, without asking the server.
 
         Raises:
-            TransactionEnded: It is in none.
+            TransactionEnded: It was in one, and is in none.
         """
-        if _is_idle(connection.connection.driver_connection):
+        if not _is_idle(self._connection.connection.driver_connection):
+            self._seen = True
+        elif self._seen:
             raise TransactionEnded
 
-    def check(self, connection: Connection) -> None:
-        """See whether it is in that transaction still.
+    def check(self) -> None:
+        """See whether it is the same one still; the server is asked if it was marked.
 
         Raises:
-            TransactionEnded: It is in another one, or in none.
+            TransactionEnded: It is another one, or none.
         """
-        if connection.scalar(transaction_began_at()) != self._began_at:
+        self.look()
+        marked = self._began_at is not None
+        if marked and self._connection.scalar(transaction_began_at()) != self._began_at:
             raise TransactionEnded
 
 

@@ -9,7 +9,7 @@ A return means that the work is done. So writes must not be lost in silence befo
 
 All is seen on the client, without a statement more: flushes and statements that write, by their
 kind; of what is sent as text, by its first word. Only where the handler took the connection itself,
-and that is undone, the server is asked.
+or sent several statements as one text, and that is undone, the server is asked.
 """
 
 import re
@@ -17,17 +17,23 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
-from sqlalchemy import ExecutableDDLElement, TextClause
+from sqlalchemy import ExecutableDDLElement
 from sqlalchemy.orm import Session, SessionTransaction
 
+from ._sql_text import first_word_at, may_be_several, sql_of
 from ._transaction import TransactionEnded, refuse_to_end
 
 _READS: Final = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:select|values|table|show|explain|set|reset|fetch|move|"
+    r"(?:select|values|table|show|explain|set|reset|fetch|move|"
     r"declare|close|lock|savepoint|release|rollback|listen|unlisten|with(?!.*\b(?:insert|update|delete|"
     r"merge)\b))\b",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+def reads(sql: str) -> bool:
+    """Whether a text is known to write nothing, by its first word."""
+    return _READS.match(sql, first_word_at(sql)) is not None
 
 
 class WritesUndone(RuntimeError):
@@ -74,7 +80,7 @@ class Writes:
         self._where: set[SessionTransaction | None] = set()
         """The savepoints with writes that are not kept yet; None for outside of all."""
         self._flushing = False
-        self._taken = False  # the handler has the connection, and may write through it
+        self._taken = False  # the handler may have written what only the server knows of
         self._kept = False
         self._off = False
         self._refusal: TransactionEnded | None = None
@@ -112,29 +118,35 @@ class Writes:
     # ---- what is written ----------------------------------------------------------------------
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """The session asks for its bind, with these arguments: whether to give it to the handler.
+        """The session asks for its bind, with these arguments: whether for what can't be foreseen.
 
-        A flush asks with the mapper as the one positional argument, a statement names itself.
+        A flush asks with the mapper as the one positional argument, a statement names itself. Who
+        names nothing gives the connection to the handler; and of a text with several statements
+        only the first word is looked at.
         """
         if args:
             self._flushing = True
-        elif "clause" not in kwargs:
-            self._taken = True
-            return True
-        return False
+            return False
+        if "clause" in kwargs:
+            sql = sql_of(kwargs["clause"])
+            if sql is None or not may_be_several(sql):
+                return False
+        self._taken = True
+        return True
 
     def _executed(self, statement: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(statement, TextClause):
+        sql = sql_of(statement)
+        if sql is not None:
             try:
-                refuse_to_end(statement.text)
+                refuse_to_end(sql)
             except TransactionEnded as refusal:
                 self._refusal = refusal  # in case that it is swallowed
                 raise
-            writes = not _READS.match(statement.text)
+            wrote = not reads(sql)
         else:
-            writes = isinstance(statement, ExecutableDDLElement) or statement.is_dml
+            wrote = isinstance(statement, ExecutableDDLElement) or statement.is_dml
         result = self._execute(statement, *args, **kwargs)
-        if writes:
+        if wrote:
             self._wrote()
         return result
 
