@@ -36,6 +36,11 @@ def reads(sql: str) -> bool:
     return _READS.match(sql, first_word_at(sql)) is not None
 
 
+def writes(statement: Any) -> bool:
+    """Whether a statement that SQLAlchemy builds writes."""
+    return getattr(statement, "is_dml", False) or isinstance(statement, ExecutableDDLElement)
+
+
 class WritesUndone(RuntimeError):
     """A handler returned although what it had written through its session was undone."""
 
@@ -142,11 +147,8 @@ class Writes:
             except TransactionEnded as refusal:
                 self._refusal = refusal  # in case that it is swallowed
                 raise
-            wrote = not reads(sql)
-        else:
-            wrote = isinstance(statement, ExecutableDDLElement) or statement.is_dml
-        result = self._execute(statement, *args, **kwargs)
-        if wrote:
+        result = self._execute(statement, *args, **kwargs)  # what is no statement is refused here
+        if writes(statement) if sql is None else not reads(sql):
             self._wrote()
         return result
 

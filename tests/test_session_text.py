@@ -131,6 +131,9 @@ class Handlers:
         with suppress(Exception):
             s.execute(text("SELECT :missing"))
 
+    def a_string(self, s: Session, ctx: Context[Any]) -> None:
+        s.execute("SELECT 1")  # type: ignore[call-overload]
+
 
 SEVERAL: dict[Callable[..., Any], str | list[str]] = {
     Handlers.rolled_back: "TransactionEnded",
@@ -158,6 +161,7 @@ SINGLE: dict[Callable[..., Any], str | list[str]] = {
     Handlers.returning_entities_then_closes: LOST_BY_CLOSE,
     Handlers.a_semicolon_in_a_value: ["a; ROLLBACK"],
     Handlers.nothing_was_sent: [],
+    Handlers.a_string: "should be explicitly declared as text('SELECT 1')",
 }
 
 LEAKED = {Handlers.committed: ["a"], Handlers.committed_by_ddl: ["a"]}
