@@ -259,6 +259,8 @@ class HandlerSession:
         if connection is None or connection.invalidated or found is None:
             return None
         self._settling = True
+        if self._writes is not None:
+            self._writes.stop()
         try:
             if self._session is not None:
                 self._session.close()
@@ -359,6 +361,8 @@ class HandlerSession:
     def discard(self) -> None:
         """Undo everything and give the connection back, whatever state they are in."""
         self._settling = True
+        if self._writes is not None:
+            self._writes.stop()  # nobody is told any more what was undone, so nobody asks
         # Whatever comes, also a cancellation that comes late: the connection must be given back.
         if self._session is not None:
             with suppress(BaseException):

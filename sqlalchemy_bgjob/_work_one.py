@@ -177,6 +177,8 @@ class _WorkOne:
             savepoint.commit()
             return outcome
         except Exception as error:
+            if writes is not None:
+                writes.stop()
             if session is not None:
                 _close(session)
             while (inner := connection.get_nested_transaction()) not in (None, savepoint):

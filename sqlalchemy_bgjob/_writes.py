@@ -113,12 +113,16 @@ class Writes:
             WritesUndone: What it wrote was undone, and that was not its word.
             TransactionEnded: It has tried to end the transaction by SQL.
         """
-        self._off = True  # what follows is the worker's own
+        self.stop()
         if self._refusal is not None:
             raise self._refusal
         undone = self.undone
         if undone is Undone.CLOSED or (undone is not None and not outcome_was_named):
             raise WritesUndone(undone.value)
+
+    def stop(self) -> None:
+        """Watch no more: what follows is the worker's own."""
+        self._off = True
 
     # ---- what is written ----------------------------------------------------------------------
 

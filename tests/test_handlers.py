@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import insert, select, text
+from sqlalchemy import Engine, event, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob import Complete, constant, enqueue_many
@@ -675,6 +675,31 @@ def test_failed_without_a_trace(everything: AllAtOnce, body: Callable[..., Any])
 
 def test_the_worker_itself_met_no_error(everything: AllAtOnce) -> None:
     assert everything.ran.named("worker_error") == []
+
+
+@pytest.mark.parametrize(("end", "asked"), [("raises", 0), ("closes", 1)])
+def test_a_failed_attempt_asks_the_server_nothing(bench: Bench, end: str, asked: int) -> None:
+    """Whether it has written matters where it returns; a connection may be slow to answer."""
+    sent: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        s.connection().execute(SELECT_1)
+        if end == "raises":
+            raise ValueError("no")
+        s.close()
+
+    bench.enqueue(bench.handler("t", body, retry=SLOW))
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        bench.run()
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+    assert str(SELECT_1) in sent
+    assert sum("pg_current_xact_id_if_assigned" in statement for statement in sent) == asked
 
 
 # ---- only with asyncio ---------------------------------------------------------------------------
