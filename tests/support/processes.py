@@ -38,7 +38,7 @@ FAST: dict[str, Any] = {
 """Settings under which a lost worker is found within seconds."""
 
 DRIVERS: dict[str, Kind] = {"psycopg": "sync", "psycopg2": "sync", "asyncpg": "async"}
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 _TESTS = Path(__file__).parent.parent
 
 
