@@ -15,7 +15,7 @@ from sqlalchemy import pool as sqlalchemy_pool
 from sqlalchemy.exc import DBAPIError
 
 from . import _loader
-from ._errors import database_message, lost_connection, sqlstate, summary
+from ._errors import database_message, lost_connection, sqlstate
 from ._exits import DATABASE, FAILED, SCHEMA, USAGE, CommandError
 from ._frames import users_place
 from ._urls import database_url
@@ -152,17 +152,21 @@ def failed_to_connect(error: BaseException) -> bool:
 
 
 def cant_connect(error: BaseException, target: str | None) -> CommandError:
-    """For what a driver makes of arguments that it can't use, or the application's own code."""
+    """For what a driver makes of arguments that it can't use, or the application's own code.
+
+    They may quote what they were given, so passwords are masked.
+    """
+    problem = f"{type(error).__name__}: {database_message(error)}"
     if target is None:
         return CommandError(
             USAGE,
-            f"the driver can't connect by this database URL: {summary(error)}; correct the URL, or "
+            f"the driver can't connect by this database URL: {problem}; correct the URL, or "
             f"name an engine of your own by --engine",
         )
     place = users_place(error)
     where = f" ({place})" if place else ""
     return CommandError(
         USAGE,
-        f"the engine {target!r} can't connect: {summary(error)}{where}; correct its URL, its "
+        f"the engine {target!r} can't connect: {problem}{where}; correct its URL, its "
         f"connect_args, or what makes its connections",
     )

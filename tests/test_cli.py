@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 
 import sqlalchemy_bgjob._process as process
 from sqlalchemy_bgjob import WorkerSettings, __version__, _logs, enqueue, schema
+from sqlalchemy_bgjob._engines import cant_connect
 from sqlalchemy_bgjob._exits import CommandError
 from sqlalchemy_bgjob._loader import load
 from sqlalchemy_bgjob._logs import JsonFormatter
@@ -533,6 +534,18 @@ def test_an_engine_wins_over_a_url_of_the_environment(
     options = parsed("app:jobs", "--engine", "app:engine", BGJOB_DATABASE_URL="postgresql://h/d")
 
     assert options.engine == "app:engine"
+
+
+@pytest.mark.parametrize("target", [None, "app:engine"])
+def test_what_can_not_connect_is_told_without_a_password(target: str | None) -> None:
+    """Drivers and creators may quote what they were given."""
+    quoted = ValueError("can't use postgresql://u:secret@h/d?password=secret")
+
+    problem = cant_connect(quoted, target).problem
+
+    assert "ValueError: can't use" in problem
+    assert "secret@" not in problem
+    assert "password=secret" not in problem
 
 
 # ---- migrate ------------------------------------------------------------------------------------
