@@ -140,7 +140,7 @@ def _schema_options(command: Any) -> Any:
         command
     )
     return _option(
-        "--schema", help="Where the tables are, if not on the search path; migrate makes it."
+        "--schema", help="The schema of the tables; by default the search path finds them."
     )(command)
 
 
@@ -326,7 +326,8 @@ def migrate(
 ) -> int:
     """Bring the queue's tables to this release's version, without Alembic.
 
-    It may run any number of times, also at once from several places.
+    It creates a --schema that is missing. It may run any number of times, also at once from several
+    places.
     """
     from . import schema as tables
 

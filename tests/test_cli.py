@@ -205,6 +205,15 @@ def test_each_flag_has_a_help_text_with_its_variable_and_default() -> None:
         assert SETTING_HELP[field.name].split()[0] in out
 
 
+@pytest.mark.parametrize("command", ["migrate", "doctor", "grants"])
+def test_only_migrate_says_that_it_creates_a_schema(command: str) -> None:
+    words = " ".join(run(command, "--help")[1].split())
+
+    assert "--schema TEXT The schema of the tables; by default the search path finds" in words
+    assert ("creates a --schema that is missing" in words) == (command == "migrate")
+    assert "makes it" not in words
+
+
 def test_the_rest_may_come_from_the_environment_too(
     parsed: Callable[..., process.WorkerOptions],
 ) -> None:
