@@ -129,16 +129,27 @@ def run_demo(folder: Path | None, *, database_url: str | None, limit: int | None
         click.echo(line)
     if not report.succeeded:
         return FAILED
-    click.echo(_NEXT)
+    click.echo(what_to_read_next(Path(__file__).parent))
     return OK
 
 
-_NEXT: Final = f"""
+def what_to_read_next(package: Path) -> str:
+    """With where it is found: a checkout has its documents beside the package, a wheel has none."""
+    folder = package.parent
+    # A README.md alone may be one that another package has put into site-packages.
+    checkout = (folder / "docs" / "reliability.md").is_file()
+
+    def document(name: str) -> str:
+        return str(folder / name) if checkout else f"{name} in a checkout of the project"
+
+    return f"""
 what to read next:
-  {Path(__file__).with_name("_demo_app.py")}: the application whose jobs these were
-  README.md: "Fifteen lines" and "What it promises"; then "Add the tables", for your own database
-  docs/reliability.md: what holds when things go wrong, fault by fault
+  {package / "_demo_app.py"}: the application whose jobs these were
+  {document("README.md")}: "Fifteen lines" and "What it promises"; then "Add the tables", for your
+    own database
+  {document("docs/reliability.md")}: what holds when things go wrong, fault by fault
   sqlalchemy-bgjob worker --help: how to run a worker"""
+
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

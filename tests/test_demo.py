@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy_bgjob import _demo_app as app
 from sqlalchemy_bgjob import demo
 from sqlalchemy_bgjob._embedded import EmbeddedPostgres, EmbeddedPostgresError
-from sqlalchemy_bgjob.demo import Report, find_files
+from sqlalchemy_bgjob.demo import Report, find_files, what_to_read_next
 from support.commands import Command
 from support.waiting import wait_until
 
@@ -77,6 +77,21 @@ def temporary(tmp_path: Path) -> Iterator[Path]:
 
 
 # ---- whole runs ---------------------------------------------------------------------------------
+
+
+def test_what_to_read_next_is_where_it_says(tmp_path: Path) -> None:
+    """A wheel has no README.md beside it; a checkout has."""
+    (tmp_path / "README.md").touch()  # of another package
+    installed = what_to_read_next(tmp_path / "sqlalchemy_bgjob")
+    assert "README.md in a checkout of the project" in installed
+    assert "docs/reliability.md in a checkout of the project" in installed
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "reliability.md").touch()
+    checkout = what_to_read_next(tmp_path / "sqlalchemy_bgjob")
+    assert f"{tmp_path}/README.md" in checkout
+    assert f"{tmp_path}/docs/reliability.md" in checkout
+    assert "in a checkout of the project" not in checkout
 
 
 @pytest.mark.core
