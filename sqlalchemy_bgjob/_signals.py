@@ -13,7 +13,9 @@ from typing import Final
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 SAME_WITHIN: Final = 1.0
-"""Seconds, by the monotonic clock when the signal arrives."""
+"""Seconds, by the monotonic clock when Python runs the signal's handler.
+
+That is in the main thread and between two of its bytecodes, so it may be later than the signal."""
 
 
 class Requests:
