@@ -741,7 +741,7 @@ class Dispatcher:
         return following
 
     def _put_off(self, run: Run, pending: Pending, now: float) -> None:
-        """A run found no connection for its session: give its queue's claims a rest, and its job.
+        """A run found no connection, or no context: give its queue's claims a rest, and its job.
 
         Jobs that use no session are claimed from there when the pause is over, and run.
         """

@@ -36,7 +36,7 @@ from ._registry import JobType
 from ._row_errors import RowLocked
 from ._session import HandlerSession, JobEnded, refused
 from ._statements import Statements
-from .exceptions import InvalidArg
+from .exceptions import InvalidArg, NoContextManager
 from .telemetry import JobInfo
 
 S = TypeVar("S")
@@ -70,7 +70,7 @@ class Run:
         self.cancelled = False
         # The handler is done, and what it did may be committed any moment.
         self.committing = False
-        # Whether its session could be used; None if it was not.
+        # Whether its session could be used, or the context around it; None if it used no session.
         self.connected: bool | None = None
         self.deadline: float | None = None
         self.told_overdue = False
@@ -330,13 +330,13 @@ class Attempt:
         return pending, None
 
     def _excuse(self, error: BaseException | None) -> BaseException | None:
-        """Why the handler could not do its part: it got no connection, or one of no use.
+        """Why the handler could not do its part: no context, no connection, or one of no use.
 
         Its deadline may have come while it waited for one.
         """
         unit = self._unit
         if unit is None:
-            return None
+            return error if isinstance(error, NoContextManager) else None
         lacks = unit.unconnected
         if isinstance(lacks, Exception):
             return lacks

@@ -21,6 +21,7 @@ from ._errors import (
     summary,
 )
 from ._registry import JobType, Registry
+from .exceptions import NoContextManager
 from .telemetry import JobInfo, Observer
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -63,6 +64,9 @@ class LogObserver(Observer):
             self._warn(f"no connection to the database: {database_message(error)}")
         elif isinstance(error, SQLAlchemyError) or sqlstate(error) is not None:
             self._warn(f"database error: {summary(error)}")
+        elif isinstance(error, NoContextManager):
+            cause = f" ({summary(error.__cause__, place=True)})" if error.__cause__ else ""
+            self._warn(f"no job can be run: {error}{cause}")
 
     def _warn(self, words: str) -> None:
         """Say the same once in five seconds, however many connections have met it."""

@@ -1,7 +1,8 @@
 """How long jobs that use a session wait, after one of them found no connection. Pure.
 
 The server may have no room for this role, or refuse its password, while the worker's own sessions
-live on. Without a pause the worker would claim jobs only to give them back.
+live on. Without a pause the worker would claim jobs only to give them back. The same holds where
+the application gives no context to run them in.
 """
 
 from typing import Final

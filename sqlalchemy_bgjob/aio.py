@@ -388,7 +388,6 @@ class AsyncWorker(OnlyAsyncWith):
         self.settings = make_settings(settings, options)
         self.queues = served_queues(jobs.registry, queues)
         self._jobs, self._engine = jobs, engine.sync_engine
-        check_around(around)
         self._around = around
         if isinstance(heart_engine, AsyncEngine):
             heart_engine = heart_engine.sync_engine
@@ -400,6 +399,7 @@ class AsyncWorker(OnlyAsyncWith):
         self._permits = pool_permits(self._engine, slots)
         self._own_sync_engine: Engine | None = None
         functions = [h for h in served_handlers(jobs.registry, self.queues) if not h.is_coroutine]
+        check_around(around, functions=[handler.type for handler in functions])
         if sync_engine is None and functions:
             sync_engine = self._make_sync_engine(functions, slots)
         self._sync_engine = sync_engine

@@ -181,3 +181,17 @@ class WorkerRefused(BGJobError):
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.remedy}"
+
+
+class NoContextManager(BGJobError):
+    """What is given as ``around=`` gave no context manager that the job can be run in."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return (
+            f"around= {self.problem}; the queue's jobs wait, with no attempt spent, until it "
+            f"returns a context manager, as app.app_context does"
+        )

@@ -21,7 +21,13 @@ from ._execution import Environment, Run
 from ._misuse import OnlyWith
 from ._pool import HandlerConnections
 from ._registry import JobType
-from ._served import ONLY_COROUTINES, check_handlers, refuse_coroutines, served_queues
+from ._served import (
+    ONLY_COROUTINES,
+    check_handlers,
+    refuse_coroutines,
+    served_handlers,
+    served_queues,
+)
 from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._start_line import log_start
@@ -207,7 +213,8 @@ class Worker(OnlyWith):
             scoped_session, which is then the handler's session. By default ``Session``.
         around: Called without arguments for each job. It returns a context manager, as Flask's
             ``app.app_context`` does, which is entered in the job's thread before the handler runs
-            and left after its session's commit. An error on the way in is a failed attempt.
+            and left after its session's commit. An error on the way in is a failed attempt; if
+            there is no context manager to enter, the job waits and its attempt is given back.
         observers: Told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
@@ -239,13 +246,14 @@ class Worker(OnlyWith):
         check_dialect(engine)
         if engine.dialect.is_async:
             raise TypeError("Worker takes a synchronous engine; use AsyncWorker for this one")
-        check_around(around)
         own_sockets(engine)
         self._made_by = os.getpid()
         self.settings = make_settings(settings, options)
         self._registry = jobs.registry
         self.queues = served_queues(self._registry, queues)
         refuse_coroutines(self._registry, self.queues)
+        functions = served_handlers(self._registry, self.queues)
+        check_around(around, functions=[handler.type for handler in functions])
         permits = pool_permits(engine, sum(self.queues.values()))
         self._runtime = ThreadRuntime(engine)
         statements = Statements(jobs.models)

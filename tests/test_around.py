@@ -6,6 +6,7 @@ import asyncio
 import re
 import sys
 import threading
+import time
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,9 +14,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine
 
-from sqlalchemy_bgjob import Worker, constant
+from sqlalchemy_bgjob import constant
 from sqlalchemy_bgjob._exits import CommandError
 from sqlalchemy_bgjob._process import WorkerOptions, make_runner
 from support.running import FLAVORS, Bench
@@ -186,31 +186,155 @@ def test_the_timeout_of_a_coroutine_counts_its_entering_too(bench: Bench) -> Non
     assert bench.job(job_id).last_error.startswith("TimeoutError")
 
 
-def test_what_a_function_can_not_enter_is_named(bench_url: str) -> None:
-    bench = Bench(FLAVORS[0], bench_url)
-    bench.reset()
-    job_id = bench.enqueue(bench.handler("t", bench.note, retry=SLOW))
-    bench.run(around=Contexts(bench).asynchronous)
+class Order:
+    """No context manager; and its likes need arguments."""
 
-    assert "only coroutines can enter an asynchronous one" in bench.job(job_id).last_error
-    bench.close()
+    def __init__(self, id: int) -> None:
+        self.id = id
 
 
-def test_what_can_not_be_called_is_refused_at_once(bench_url: str) -> None:
-    bench = Bench(FLAVORS[0], bench_url)
-    bench.handler("t", bench.note)
-    engine = create_engine(bench_url)
+class OnlyAsynchronous:
+    async def __aenter__(self) -> None: ...
 
-    with pytest.raises(TypeError, match=r"such as app\.app_context, not a _GeneratorContext"):
-        Worker(bench.jobs, engine, around=Contexts(bench).sync())
+    async def __aexit__(self, *told: object) -> None: ...
 
-    engine.dispose()
-    bench.close()
+
+@asynccontextmanager
+async def asynchronous() -> AsyncIterator[None]:
+    yield
+
+
+def generator() -> Iterator[None]:
+    yield
+
+
+async def asynchronous_generator() -> AsyncIterator[None]:
+    yield
+
+
+async def coroutine() -> None: ...
+
+
+def fails() -> Any:
+    raise LookupError("no such application")
+
+
+def name_of(around: object) -> str:
+    return getattr(around, "__name__", "used once")
+
+
+FOR_NO_JOB = (Order, generator, asynchronous_generator, coroutine, contextmanager(generator)())
+FOR_NO_FUNCTION = (OnlyAsynchronous, asynchronous)
+
+
+@pytest.mark.parametrize("around", [*FOR_NO_JOB, *FOR_NO_FUNCTION], ids=name_of)
+@pytest.mark.parametrize("bench", [FLAVORS[0], FLAVORS[2]], ids=str, indirect=True)
+def test_what_could_serve_no_job_is_refused_at_once(bench: Bench, around: Any) -> None:
+    """By both workers, and as the command line's own mistake."""
+    calls: list[str] = []
+    bench.jobs.handler("function")(lambda ctx: calls.append("ran"))
+    if around in FOR_NO_FUNCTION:
+        words = r"returns an asynchronous context manager, which the functions .*'function'"
+    else:
+        words = r"around= takes a callable .*, such as app\.app_context, not "
+
+    with pytest.raises(TypeError, match=words):
+        bench.run(around=around)
+
+
+@pytest.mark.parametrize("around", FOR_NO_FUNCTION, ids=name_of)
+@pytest.mark.parametrize("bench", ASYNCIO, ids=str, indirect=True)
+def test_an_asynchronous_one_serves_coroutines_alone(bench: Bench, around: Any) -> None:
+    """Functions of queues that are not served here do not count."""
+    job_id = bench.enqueue(bench.handler("coroutine", bench.note))
+    bench.jobs.handler("function", queue="elsewhere")(lambda ctx: None)
+
+    ran = bench.run(around=around)
+
+    assert ran.of(job_id) == ["started", "completed"]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (fails, "LookupError: no such application"),
+        (Order, "missing 1 required positional argument"),
+        (lambda: None, "gave None, which is no context manager"),
+        (asynchronous_generator, "of type async_generator, which is no"),
+    ],
+    ids=["fails", "wants more", "gives None", "gives a generator"],
+)
+@pytest.mark.parametrize("uses_session", [True, False])
+def test_what_gives_no_context_costs_no_attempt(
+    bench: Bench, caplog: pytest.LogCaptureFixture, wrong: Any, words: str, *, uses_session: bool
+) -> None:
+    """It is nothing of the job's: the queue rests, and goes on once there is one."""
+    contexts, mended = Contexts(bench), threading.Event()
+
+    def around() -> Any:
+        return contexts.sync() if mended.is_set() else wrong()
+
+    handler = bench.handler(
+        "t",
+        bench.note if uses_session else lambda ctx: None,
+        uses_session=uses_session,
+        max_attempts=1,
+    )
+    ids = [bench.enqueue(handler) for _ in range(20)]
+    contexts.job_id = ids[0]
+
+    def mend() -> None:
+        wait_until(lambda: any(bench.job(id).last_error for id in ids), what="an error")
+        mended.set()
+
+    ran = bench.run(
+        around=around,
+        during=mend,
+        until=lambda: not bench.sql("SELECT FROM bgjob_job"),
+        deadline=60.0,
+    )
+
+    told = {event.job.last_error for event in ran.events if event.job and event.job.last_error}
+    assert all("around= " in error and words in error for error in told)
+    assert "sqlalchemy_bgjob/" not in "".join(told), "a frame of the library"
+    assert len(told) == 1
+    assert all(ran.of(id)[-1] == "completed" for id in ids)
+    assert {ran.last(id).job.attempt for id in ids} == {1}  # type: ignore[union-attr]
+    assert bench.sql("SELECT FROM bgjob_dead_job") == []
+    (refused, *_) = ran.named("worker_error")
+    assert refused.subject == "NoContextManager"
+    assert caplog.text.count("around= ") == 1, "one line, and no line for each job"
+
+
+@pytest.mark.core
+def test_a_context_that_never_comes_is_not_spun_on(bench: Bench) -> None:
+    """However many jobs are due."""
+    calls: list[float] = []
+
+    def never() -> None:
+        calls.append(time.monotonic())
+
+    handler = bench.handler("t", lambda ctx: None, uses_session=False, session=False)
+    bench.enqueue(handler)
+    bench.sql(
+        "INSERT INTO bgjob_job (id, queue, type) SELECT 'j' || n, 'default', 't'"
+        " FROM generate_series(1, 500) n"
+    )
+    # Slots and what is claimed ahead, after 0.05, 0.1, 0.2 ... seconds, or the half of that.
+    bench.run(around=never, until=lambda: calls and time.monotonic() > calls[0] + 5.0)
+
+    assert len(calls) < 100
+    assert bench.sql("SELECT max(attempt), count(*) FROM bgjob_job")[0] == (0, 501)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("no_such", "has no 'no_such'"), ("POISON_ATTEMPTS", "around= takes a callable")],
+    [
+        ("no_such", "has no 'no_such'"),
+        ("POISON_ATTEMPTS", "around= takes a callable"),
+        ("Base", "not the class Base"),
+    ],
 )
 def test_a_context_that_the_command_line_can_not_use(
     database_url: str, name: str, words: str

@@ -19,6 +19,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import JobAlreadyExists, UnknownType, WorkerLost, WorkerRefused
 from sqlalchemy_bgjob._errors import clean, describe, lost_connection, sqlstate
+from sqlalchemy_bgjob.exceptions import NoContextManager
 from sqlalchemy_bgjob.settings import MAX_ERROR_LENGTH
 
 if TYPE_CHECKING:
@@ -273,6 +274,13 @@ def test_errors_are_told_apart_by_sqlstate_and_not_by_text(url_for: UrlFor) -> N
             ),
         ),
         (WorkerRefused("no", "do this"), "no; do this"),
+        (
+            NoContextManager("gave None"),
+            (
+                "around= gave None; the queue's jobs wait, with no attempt spent, until it "
+                "returns a context manager, as app.app_context does"
+            ),
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
