@@ -4,7 +4,7 @@ Platforms switch it on for every new table. What a worker can't see it never run
 hear of it; so start and doctor look.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -41,27 +41,41 @@ def hidden(connection: Connection, *, schema: str | None, table_prefix: str) -> 
         if not connection.execute(_ACTIVE, {"table": table}).scalar():
             continue
         policies = connection.execute(_POLICIES, {"table": table}).all()
-        lacking = [
-            name
-            for letter, name in needed.items()
-            if not any(policy.permissive and policy.command in (letter, "*") for policy in policies)
-        ]
-        remedy = (
+        lacking = [name for letter, name in needed.items() if not _permits(policies, letter)]
+        create = (
             f"run CREATE POLICY bgjob_worker ON {table} TO worker_role USING (true) "
             f"WITH CHECK (true), or give the role BYPASSRLS"
         )
+        restricted = any(_restricts(policies, letter) for letter in needed)
         if lacking:
             problem = (
                 f"row level security of {table} hides its rows from this role: no policy allows "
                 f"{', '.join(lacking)}"
             )
-            found.for_sure.append((problem, remedy))
-        elif not all(policy.is_plain for policy in policies):
+            found.for_sure.append((problem, create))
+        elif restricted or not all(_permits(policies, letter, all_rows=True) for letter in needed):
+            lift = "let no restrictive policy apply to the role, or give it BYPASSRLS"
             found.maybe.append(
                 f"row level security of {table} applies to this role: a job that a policy hides is "
-                f"never run; so that it hides none {remedy}"
+                f"never run. To hide none, {lift if restricted else create}"
             )
     return found
+
+
+def _permits(policies: Iterable[Any], letter: str, *, all_rows: bool = False) -> bool:
+    """Whether a policy permits a command; of several that do, one is enough."""
+    return any(
+        policy.permissive and policy.command in (letter, "*") and (policy.always or not all_rows)
+        for policy in policies
+    )
+
+
+def _restricts(policies: Iterable[Any], letter: str) -> bool:
+    """Whether a policy may forbid a command that others permit."""
+    return any(
+        policy.command in (letter, "*") and not (policy.permissive or policy.always)
+        for policy in policies
+    )
 
 
 _ACTIVE: Final[Any] = text(
@@ -72,9 +86,8 @@ _ACTIVE: Final[Any] = text(
 _POLICIES: Final[Any] = text(
     """
     SELECT CAST(polcmd AS TEXT) AS command, polpermissive AS permissive,
-           polpermissive
-           AND coalesce(pg_get_expr(polqual, polrelid), 'true') = 'true'
-           AND coalesce(pg_get_expr(polwithcheck, polrelid), 'true') = 'true' AS is_plain
+           coalesce(pg_get_expr(polqual, polrelid), 'true') = 'true'
+           AND coalesce(pg_get_expr(polwithcheck, polrelid), 'true') = 'true' AS always
     FROM pg_catalog.pg_policy
     WHERE polrelid = to_regclass(CAST(:table AS TEXT))
       AND (0 = ANY (polroles)

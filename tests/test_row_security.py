@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TABLES = ("bgjob_job", "bgjob_dead_job", "bgjob_worker")
+ALL = "USING (true) WITH CHECK (true)"
+OF_A_TENANT = "TO PUBLIC USING (current_setting('tenant', true) = 'a')"
 
 
 def run(engine: Engine, *statements: str) -> None:
@@ -85,6 +87,34 @@ def test_a_worker_that_sees_nothing_is_refused(
 
 
 @pytest.mark.core
+@pytest.mark.parametrize(
+    ("policies", "remedy"),
+    [
+        ((ALL, f"AS RESTRICTIVE {OF_A_TENANT}"), "let no restrictive policy apply"),
+        (
+            (ALL, "AS RESTRICTIVE FOR UPDATE USING (true) WITH CHECK (queue = 'a')"),
+            "let no restrictive policy apply",
+        ),
+        (("USING (true) WITH CHECK (queue = 'a')",), "run CREATE POLICY"),
+        ((OF_A_TENANT, "FOR SELECT USING (true)"), "run CREATE POLICY"),
+    ],
+)
+def test_one_policy_that_may_hide_a_job_is_enough(
+    engine: Engine, worker_engine: Engine, policies: tuple[str, ...], remedy: str
+) -> None:
+    """A restrictive one, or one command that no other policy permits for all rows."""
+    run(
+        engine,
+        "ALTER TABLE bgjob_job ENABLE ROW LEVEL SECURITY",
+        *(f"CREATE POLICY p{n} ON bgjob_job {policy}" for n, policy in enumerate(policies)),
+    )
+
+    (finding,) = found(worker_engine)
+    assert finding.level == "note"
+    assert f"To hide none, {remedy}" in finding.text
+
+
+@pytest.mark.core
 def test_a_policy_that_may_hide_jobs_is_told_of(
     engine: Engine,
     jobs: BGJob[Any, Any],
@@ -115,17 +145,35 @@ def test_a_policy_that_may_hide_jobs_is_told_of(
 
 
 @pytest.mark.core
+@pytest.mark.parametrize(
+    "policies",
+    [
+        (ALL,),
+        ("USING (true)",),
+        (OF_A_TENANT, ALL),
+        (OF_A_TENANT, f"AS RESTRICTIVE {ALL}", "AS RESTRICTIVE FOR INSERT WITH CHECK (true)", ALL),
+        (
+            OF_A_TENANT,
+            "FOR SELECT USING (true)",
+            "FOR INSERT WITH CHECK (true)",
+            "FOR UPDATE USING (true)",
+            "FOR DELETE USING (true)",
+        ),
+    ],
+)
 def test_policies_that_hide_nothing_are_fine(
     engine: Engine,
     jobs: BGJob[Any, Any],
     worker_engine: Engine,
     caplog: pytest.LogCaptureFixture,
+    policies: tuple[str, ...],
 ) -> None:
+    """Of several that permit, one that permits all is enough."""
     for table in TABLES:
         run(
             engine,
             f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
-            f"CREATE POLICY p ON {table} USING (true) WITH CHECK (true)",
+            *(f"CREATE POLICY p{n} ON {table} {policy}" for n, policy in enumerate(policies)),
         )
     jobs.handler("t")(lambda ctx: None)
 
