@@ -13,7 +13,7 @@ their own on these tables.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -497,10 +497,17 @@ def _complete(
 
 
 def _guarded(models: Models) -> Models:
-    """Let ``create_all()`` refuse another program's tables, which it would pass over."""
+    """Let ``create_all()`` refuse another program's tables, which it would pass over.
 
-    def before_create(metadata: MetaData, connection: object, **_: Any) -> None:
-        refuse_create_all(connection, schema=models.schema, table_prefix=models.table_prefix)
+    Only if it is about to create one of the queue's: whoever asks for others gets them.
+    """
+    ours = {models.job, models.dead_job, models.worker}
+
+    def before_create(
+        metadata: MetaData, connection: object, *, tables: Iterable[Table], **_: Any
+    ) -> None:
+        if not ours.isdisjoint(tables):
+            refuse_create_all(connection, schema=models.schema, table_prefix=models.table_prefix)
 
     event.listen(models.metadata, "before_create", before_create)
     return models

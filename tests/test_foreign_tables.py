@@ -12,7 +12,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from click.testing import CliRunner
-from sqlalchemy import Engine, MetaData, create_engine, inspect, text
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, inspect, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -119,6 +119,26 @@ def test_every_way_to_the_tables_refuses_them(theirs: Engine, layout: str, way: 
     assert told.startswith(refusal(layout))
     assert "by another schema= or table_prefix= of BGJob()" in told
     assert "COMMENT" not in told
+
+
+@every_layout
+@pytest.mark.parametrize("again", [False, True])
+def test_tables_without_the_queue_are_created_beside_them(
+    theirs: Engine, layout: str, *, again: bool
+) -> None:
+    """Whoever asks for none of the queue's tables gets what is asked for."""
+    metadata = queue().metadata
+    mine = Table("mine", metadata, Column("id", Integer, primary_key=True))
+    if again:
+        metadata.create_all(theirs, tables=[mine])
+
+    metadata.create_all(theirs, tables=[mine])
+
+    assert inspect(theirs).has_table("mine")
+    with pytest.raises(ForeignTable):
+        metadata.create_all(theirs)
+    with pytest.raises(ForeignTable):
+        metadata.create_all(theirs, checkfirst=False)
 
 
 def test_the_error_is_one_of_the_schema_and_survives_pickling() -> None:
