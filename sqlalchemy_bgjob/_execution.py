@@ -16,6 +16,7 @@ from ._around import Around
 from ._codec import Encoded
 from ._errors import describe
 from ._forks import leave_if_forked
+from ._frames import causes
 from ._job_log import log_policy_problem, log_stack
 from ._lifecycle import ClaimedJob, Fate, Pending
 from ._outcomes import (
@@ -32,6 +33,7 @@ from ._outcomes import (
     decide,
     failed,
 )
+from ._pool import NoConnectionInTime
 from ._registry import JobType
 from ._row_errors import RowLocked
 from ._session import HandlerSession, JobEnded, refused
@@ -60,6 +62,7 @@ class Run:
         "started_at",
         "successor",
         "task",
+        "timer",
         "told_overdue",
         "untold",
     )
@@ -80,12 +83,22 @@ class Run:
         self.successor: Run | None = None
         self.untold = False
         self.task: Any = None  # of a coroutine
+        self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
         self._info: JobInfo | None = None
 
     @property
     def late(self) -> bool:
         """Whether the handler's ``timeout`` is over."""
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def postpone(self, seconds: float) -> None:
+        """Move the deadline on, unless the handler was cancelled for it."""
+        timer = self.timer
+        if self.deadline is None or (timer is not None and timer.expired()):
+            return
+        self.deadline += seconds
+        if timer is not None:
+            timer.reschedule(timer.when() + seconds)
 
     def outcome(self, returned: object) -> Outcome:
         """The outcome of a handler that returned: the one that it says, or that it is complete.
@@ -150,7 +163,10 @@ class Context(Generic[S]):
 
     @property
     def deadline(self) -> float | None:
-        """When the handler's ``timeout`` ends, by ``time.monotonic()``; None for never."""
+        """When the handler's ``timeout`` ends, by ``time.monotonic()``; None for never.
+
+        It moves on by the time for which the session waits for a connection.
+        """
         return self._run.deadline
 
 
@@ -159,7 +175,8 @@ class Environment:
     """Where runs take place.
 
     Attributes:
-        connect: Takes a connection for an isolation level (None: the engine's) and a worker.
+        connect: Takes a connection for an isolation level (None: the engine's) and a worker, and
+            waits for those of other handlers until a monotonic time (None: however long).
         disconnect: Gives it back, whatever state it is in.
         around: Makes the context that is entered around run and commit, if there is one.
         scoped: Whether the handler's session is a scoped_session's.
@@ -169,7 +186,7 @@ class Environment:
     statements: Statements
     engine: Engine
     session_factory: Callable[[], Any]
-    connect: Callable[[str | None, int], Connection]
+    connect: Callable[[str | None, int, float | None], Connection]
     disconnect: Callable[[Connection], None]
     around: Callable[[], Any] | None = None
     scoped: bool = field(init=False)
@@ -234,15 +251,25 @@ class Attempt:
         return (self._unit or self._make_unit()).session
 
     def _make_unit(self) -> HandlerSession:
-        environment, run = self._environment, self._run
-        isolation_level = run.handler.options.isolation_level
+        environment = self._environment
         self._unit = HandlerSession(
-            lambda: environment.connect(isolation_level, run.job.worker_id),
+            self._connect,
             environment.disconnect,
             environment.session_factory,
             environment.engine,
         )
         return self._unit
+
+    def _connect(self) -> Connection:
+        """A connection for the session; the time that it takes is not counted as the handler's."""
+        run, connect = self._run, self._environment.connect
+        level, worker_id = run.handler.options.isolation_level, run.job.worker_id
+        if run.deadline is None or run.late or self._over:
+            return connect(level, worker_id, None)
+        asked_at = time.monotonic()
+        connection = connect(level, worker_id, run.deadline)
+        run.postpone(time.monotonic() - asked_at)
+        return connection
 
     @property
     def opened(self) -> bool:
@@ -332,7 +359,7 @@ class Attempt:
     def _excuse(self, error: BaseException | None) -> BaseException | None:
         """Why the handler could not do its part: no context, no connection, or one of no use.
 
-        Its deadline may have come while it waited for one.
+        Its deadline may have come while it waited for one, or a timeout of the handler's own.
         """
         unit = self._unit
         if unit is None:
@@ -340,8 +367,8 @@ class Attempt:
         lacks = unit.unconnected
         if isinstance(lacks, Exception):
             return lacks
-        if lacks is not None and self._run.late:
-            return TimeoutError("there was no connection within the handler's timeout")
+        if lacks is not None and (self._run.late or _stems_from(error, type(lacks))):
+            return NoConnectionInTime()
         return None if error is None else unit.unfit(error)
 
     def _put_off(self, excuse: BaseException) -> Pending:
@@ -369,6 +396,12 @@ class Attempt:
             except Exception as refusal:
                 return _after(handler, job, refusal), False
         return settlement_for(handler, job, outcome, arg), keep
+
+
+def _stems_from(error: BaseException | None, cancellation: type[BaseException]) -> bool:
+    """Whether an error is a cancellation, or a timeout that was made of one."""
+    # Not the same one: the wait may have been in a task of the handler's own.
+    return error is not None and any(isinstance(cause, cancellation) for cause in causes(error))
 
 
 def _after(handler: JobType[Any], job: ClaimedJob, error: BaseException) -> Settlement:

@@ -33,6 +33,16 @@ class Permits(Protocol):
         """Give it back."""
 
 
+class NoConnectionInTime(TimeoutError):
+    """The time was over in which a handler could wait for a connection."""
+
+    def __str__(self) -> str:
+        return (
+            "there was no connection within the handler's timeout; give the pool two connections "
+            "more than the worker has slots, or the worker fewer slots"
+        )
+
+
 class HandlerConnections:
     """Takes connections for handlers, within the number of permits.
 
@@ -58,23 +68,39 @@ class HandlerConnections:
         self._given_back = 0  # how often, ever
         self._waiting = 0
 
-    def connect(self, isolation_level: str | None, worker_id: int) -> Connection:
+    def connect(
+        self, isolation_level: str | None, worker_id: int, until: float | None = None
+    ) -> Connection:
         """A connection in a transaction mode of its own, named after the worker.
 
         The engine's isolation level stands unless the handler has one; only AUTOCOMMIT, in which
         the writes and the settlement could not be one step, is overridden.
+
+        Args:
+            isolation_level: The handler's.
+            worker_id: The worker's.
+            until: When other handlers are waited for no longer, by the monotonic clock; None to
+                wait for a permit however long that takes.
+
+        Raises:
+            NoConnectionInTime: There was no permit until then.
         """
         if self._permits is not None:
-            self._permits.acquire()
+            left = None if until is None else max(until - time.monotonic(), 0.0)
+            if not self._permits.acquire(timeout=left):
+                raise NoConnectionInTime
         try:
-            return self._open_or_wait(isolation_level, worker_id)
+            return self._open_or_wait(isolation_level, worker_id, until)
         except BaseException:
             self._release()
             raise
 
-    def _open_or_wait(self, isolation_level: str | None, worker_id: int) -> Connection:
+    def _open_or_wait(
+        self, isolation_level: str | None, worker_id: int, until: float | None
+    ) -> Connection:
         """Open a connection; while others are in use, wait for one of them if that is refused."""
-        until = time.monotonic() + WAIT_FOR_OTHERS
+        longest = time.monotonic() + WAIT_FOR_OTHERS
+        until = longest if until is None else min(until, longest)
         inherited = found_lost = False
         while True:
             given_back = self._given_back

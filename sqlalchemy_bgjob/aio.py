@@ -151,7 +151,7 @@ class AsyncRuntime:
                 if run.handler.options.timeout is None:
                     returned = await begin()
                 else:
-                    async with asyncio.timeout(run.handler.options.timeout):
+                    async with asyncio.timeout(run.handler.options.timeout) as run.timer:
                         returned = await begin()
             except GeneratorExit as raised:
                 if not (attempt.opened and _is_current(task)):

@@ -146,7 +146,8 @@ class BGJob(Generic[J, D]):
             retry: ``f(attempt, error)``, with the number of the failed attempt and its exception
                 (None if there was none), gives seconds or a timedelta until the next one;
                 None gives the job up. See :mod:`sqlalchemy_bgjob.retry`.
-            timeout: Seconds or a timedelta from the handler's start. A coroutine is cancelled then;
+            timeout: Seconds or a timedelta from the handler's start, without those for which its
+                session waits for a connection. A coroutine is cancelled then;
                 a function can only be told, by ``ctx.cancelled``, and keeps its slot until it
                 returns. One that returns None later than that has failed with a TimeoutError, and
                 what it wrote is undone; an outcome that it returns or raises stands.

@@ -140,8 +140,9 @@ class Permits:
     def __init__(self) -> None:
         self.taken = 0
 
-    def acquire(self) -> None:
+    def acquire(self, *, timeout: float | None = None) -> bool:
         self.taken += 1
+        return True
 
     def release(self) -> None:
         self.taken -= 1
