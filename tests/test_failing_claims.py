@@ -225,6 +225,7 @@ def test_what_can_not_be_handed_back_keeps_no_job_waiting(
         assert set(errors.states) == {told}
 
 
+@pytest.mark.timeout(600)
 def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine) -> None:
     """All that has run and is not settled would run again if the worker ended."""
     jobs, note, done = noting(engine)
@@ -233,13 +234,13 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine) -> None:
     enqueue_many(engine, note, [None] * 3_000)
 
     with Worker(jobs, engine, queues={"default": 2}, observers=[errors], max_claim=50) as worker:
-        wait_until(lambda: len(errors.at) >= MOST_UNWRITTEN, 60, what="refused settlements")
-        wait_until(lambda: time.monotonic() > errors.at[-1] + 1.0, 60, what="no more of them")
+        wait_until(lambda: len(errors.at) >= MOST_UNWRITTEN, 180, what="refused settlements")
+        wait_until(lambda: time.monotonic() > errors.at[-1] + 1.0, 180, what="no more of them")
         mended = len(done)
         with engine.begin() as connection:
             connection.exec_driver_sql("DROP FUNCTION refuse CASCADE")
-        wait_until(lambda: len(done) == 3_000, 90, what="the rest, when they are written")
-        wait_until(lambda: not worker._dispatcher._core.busy, 90, what="all settlements")
+        wait_until(lambda: len(done) == 3_000, 180, what="the rest, when they are written")
+        wait_until(lambda: not worker._dispatcher._core.busy, 180, what="all settlements")
 
     assert mended <= MOST_UNWRITTEN + 3 * 50
     assert len(set(done)) == 3_000
