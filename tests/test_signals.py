@@ -215,8 +215,7 @@ def test_two_signals_at_once_let_a_job_end(
     command = start("worker", f"support.cli_app:{kind}", "--database-url", database_url)
     begin_job(tables, kind, tmp_path, command)
 
-    for number in numbers:
-        command.signal(number)
+    command.signal_at_once(*numbers)
     command.says("draining")
     (tmp_path / "go").touch()
 
@@ -231,12 +230,10 @@ def test_signals_twice_at_once_release_and_do_not_exit(
     command = start("worker", "support.cli_app:functions", "--database-url", database_url)
     begin_job(tables, "functions", tmp_path, command)
 
-    for number in SIGNALS:
-        command.signal(number)
+    command.signal_at_once(*SIGNALS)
     command.says("draining")
     wait_till(time.monotonic() + SAME_WITHIN)
-    for number in SIGNALS:
-        command.signal(number)
+    command.signal_at_once(*SIGNALS)
 
     assert command.wait() in {128 + number for number in SIGNALS}, command.stderr
     assert state(tables) == [(None, 0)]

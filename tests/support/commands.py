@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,6 @@ from sqlalchemy_bgjob._signals import SAME_WITHIN
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    import signal
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -65,6 +65,11 @@ class Command:
         """Signal once more, after the one before was told of: as a further request to stop."""
         wait_till(time.monotonic() + SAME_WITHIN)
         self.signal(number)
+
+    def signal_at_once(self, *numbers: signal.Signals) -> None:
+        """Send several different signals, which it meets together however busy the machine is."""
+        for number in (signal.SIGSTOP, *numbers, signal.SIGCONT):
+            self.signal(number)
 
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
