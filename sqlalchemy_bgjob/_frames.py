@@ -5,6 +5,7 @@ the value of a variable.
 """
 
 import os
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -13,13 +14,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, NamedTuple
 
-from .exceptions import BGJobError
-
 _OURS: Final = str(Path(__file__).parent) + os.sep
 _STANDARD: Final = tuple(
     str(Path(sysconfig.get_paths()[name])) + os.sep for name in ("stdlib", "platstdlib")
 )
 _INSTALLED: Final = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+_CALLED_BY_US: Final = frozenset({"sqlalchemy", "psycopg", "psycopg2", "asyncpg"})
+_MISTAKES: Final = (AssertionError, AttributeError, LookupError, NameError)
+"""What this library does not raise to tell the user something."""
 _MOST_FRAMES: Final = 12
 _MOST_CAUSES: Final = 5
 
@@ -55,19 +57,21 @@ def places(error: BaseException) -> Places:
     """Where an exception, or one of its causes, has left the user's code.
 
     The user's code is what belongs neither to this library, nor to Python's own, nor to an
-    installed package. An application that is itself installed is told by the module of the first
-    frame: a handler, or what wraps it.
+    installed package. An application that is itself installed is told by the first module that
+    belongs neither to Python nor to what this library calls: a handler, or what wraps it.
 
-    Where there are no frames but this library's, it is a mistake of ours, and they are told; not so
-    for an error that it raises to tell the user something.
+    Where nothing is the user's, no frame is told: the words say it all, or the database has refused
+    what this library sent. But for a mistake of ours, which is reported with its place.
     """
     stacks = [_walk(one.__traceback__) for one in causes(error)]
     for stack in stacks:
         if any(_is_users(frame) for frame, _ in stack):
             return _in_two(stack, _is_users)
-    for stack in filter(None, stacks):
-        return _in_two(stack, _belongs_to(stack[0][0]))
-    if isinstance(error, BGJobError):  # its words are for the user, and say it all
+    for stack in stacks:
+        first = next((frame for frame, _ in stack if not _is_beneath(frame)), None)
+        if first is not None:
+            return _in_two(stack, _belongs_to(first))
+    if not isinstance(error, _MISTAKES):
         return Places()
     ours = [_place(*frame) for frame in traceback.walk_tb(error.__traceback__)]
     return Places(called_from=tuple(ours[-_MOST_FRAMES:]))
@@ -124,7 +128,15 @@ def _is_users(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
     if file.startswith("<"):  # what Python or a library has made; or what was typed
         return frame.f_globals.get("__name__") == "__main__"
+    if _package(frame) in _CALLED_BY_US:  # what is compiled has no folder: asyncpg/protocol.pyx
+        return False
     return not (any(part in file for part in _INSTALLED) or file.startswith(_STANDARD))
+
+
+def _is_beneath(frame: FrameType) -> bool:
+    """Whether a frame is of what this library calls itself."""
+    package = _package(frame)
+    return package in _CALLED_BY_US or package in sys.stdlib_module_names
 
 
 def _belongs_to(first: FrameType) -> Callable[[FrameType], bool]:

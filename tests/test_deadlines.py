@@ -85,6 +85,7 @@ def test_a_return_after_the_deadline_is_a_failed_attempt(
     assert (job.attempt, job.claimed_by) == (1, None)
     assert job.last_error.startswith("TimeoutError: ")
     assert "3600 s" in job.last_error
+    assert "\n" not in job.last_error, "it names a frame, and none is the user's"
     assert bench.notes(job_id) == []
 
 

@@ -8,11 +8,15 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import create_engine, event
+from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob._errors import describe, stack
+from sqlalchemy_bgjob._around import check_around
+from sqlalchemy_bgjob._errors import clean, describe, stack
 from sqlalchemy_bgjob._frames import Places, places
+from sqlalchemy_bgjob._outcomes import as_outcome
+from sqlalchemy_bgjob._transaction import refuse_to_end
 from sqlalchemy_bgjob._validation import headers, name
-from sqlalchemy_bgjob.exceptions import InvalidArg
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,15 +61,33 @@ def without_callers(error: BaseException) -> BaseException:
 
 
 def test_a_mistake_of_this_library_tells_where_it_is() -> None:
-    error = without_callers(raised(lambda: name("queue", 7)))
+    error = without_callers(raised(lambda: clean(None)))  # type: ignore[arg-type]
 
-    assert describe(error).splitlines()[-1].endswith(" in _text")
+    assert describe(error).splitlines()[-1].endswith(" in clean")
 
 
-def test_what_this_library_tells_the_user_needs_no_frames() -> None:
-    error = without_callers(raised(lambda: headers({"a": float("nan")})))
+@pytest.mark.parametrize(
+    "tells",
+    [
+        lambda: headers({"a": float("nan")}),
+        lambda: name("queue", 7),
+        lambda: as_outcome(42, "t"),
+        lambda: refuse_to_end("COMMIT"),
+        lambda: check_around(42, functions=()),
+    ],
+    ids=["header", "name", "outcome", "end", "around"],
+)
+def test_what_this_library_tells_the_user_needs_no_frames(tells: Callable[[], Any]) -> None:
+    error = without_callers(raised(tells))
 
-    assert isinstance(error, InvalidArg)
+    assert error.__traceback__ is not None
+    assert places(error) == Places()
+
+
+def test_what_this_library_has_called_is_not_the_users() -> None:
+    """As a settlement that the server refuses: its innermost frame is one of SQLAlchemy's."""
+    error = without_callers(raised(lambda: create_engine("nothing://")))
+
     assert error.__traceback__ is not None
     assert places(error) == Places()
 
@@ -102,6 +124,21 @@ def test_an_installed_application_is_the_users_too(installed: Callable[[str, str
 
     assert [place.function for place in found.called_from] == ["handle"]
     assert [place.function for place in found.raised_in] == ["fail"]
+
+
+def test_an_installed_application_that_another_library_calls(
+    installed: Callable[[str, str], Any],
+) -> None:
+    """As a hook of the session, or what a coroutine of the application waits for."""
+    hooks = installed("fw_hooks", "def refuse(session): raise LookupError('x')\n")
+    session = Session()
+    event.listen(session, "before_commit", hooks.refuse)
+    session.begin()
+
+    found = places(without_callers(raised(session.commit)))
+
+    assert found.called_from[-1].function == "refuse"
+    assert found.raised_in == ()
 
 
 def test_a_wrapper_that_is_installed_is_not_the_users(

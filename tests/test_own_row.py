@@ -118,6 +118,18 @@ def test_a_trigger_that_keeps_the_row_fails_a_handler_with_a_session(bench: Benc
     assert bench.notes(job_id) == []
 
 
+@pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
+def test_an_end_that_is_refused_names_no_frame(bench: Bench, how: str) -> None:
+    """None of them is the user's: the handler had returned."""
+    job_id = bench.enqueue(bench.handler("t", bench.note, retry=constant(3600.0)))
+
+    with bench.trigger(how):
+        bench.run()
+
+    assert (KEPT if "NULL" in how else "P0001") in bench.job(job_id).last_error
+    assert "\n" not in bench.job(job_id).last_error
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
 @pytest.mark.parametrize("end", ["complete", "die"])
