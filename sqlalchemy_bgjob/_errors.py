@@ -25,6 +25,9 @@ from .settings import MAX_ERROR_LENGTH
 RETRY_AT_ONCE: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the same attempt would likely pass now."""
 
+READ_ONLY: Final = "25006"
+"""A write in a read-only transaction: of a standby, or of a session that began in such a time."""
+
 _MOST_MEMBERS: Final = 5
 
 
@@ -84,7 +87,7 @@ def doubts_session(error: BaseException) -> bool:
     return not (known or ran_out_of_time(error))
 
 
-_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04", "25006"})
+_UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04", READ_ONLY})
 
 
 _FINAL: Final = frozenset({"28P01", "28000", "3D000"})
@@ -127,7 +130,7 @@ _POOLER: Final = (
 _ADVICE: Final[Mapping[str, str]] = {
     "26000": _POOLER,
     "42P05": _POOLER,
-    "25006": "the server is a standby, or default_transaction_read_only is on",
+    READ_ONLY: "the server is a standby, or default_transaction_read_only is on",
     "25P03": "see idle_in_transaction_session_timeout",
     "25P04": "see transaction_timeout",
     "57014": "see statement_timeout, unless somebody canceled it",

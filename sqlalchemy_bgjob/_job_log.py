@@ -13,6 +13,7 @@ from weakref import WeakSet
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from ._errors import (
+    READ_ONLY,
     database_message,
     lost_connection,
     refused_connection,
@@ -59,10 +60,12 @@ class LogObserver(Observer):
         Where it can't be reached an operator wants its words; others may hold what rows hold.
         """
         # Those of asyncpg come as they are, with an SQLSTATE; libpq's without.
-        silent = isinstance(error, OperationalError | InterfaceError) and sqlstate(error) is None
-        if silent or lost_connection(error) or refused_connection(error):
+        code = sqlstate(error)
+        silent = isinstance(error, OperationalError | InterfaceError) and code is None
+        lost = lost_connection(error) and code != READ_ONLY
+        if silent or lost or refused_connection(error):
             self._warn(f"no connection to the database: {database_message(error)}")
-        elif isinstance(error, SQLAlchemyError) or sqlstate(error) is not None:
+        elif isinstance(error, SQLAlchemyError) or code is not None:
             self._warn(f"database error: {summary(error)}")
         elif isinstance(error, NoContextManager):
             cause = f" ({summary(error.__cause__, place=True)})" if error.__cause__ else ""

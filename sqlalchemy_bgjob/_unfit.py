@@ -11,12 +11,11 @@ from typing import Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from ._errors import sqlstate
+from ._errors import READ_ONLY, sqlstate
 from ._frames import causes
 from ._sql import is_read_only
 
 _NOT_PREPARED: Final = frozenset({"26000", "42P05"})
-_READ_ONLY: Final = "25006"
 _ABORTED: Final = "25P02"
 _PREPARES: Final = re.compile(r"\s*(prepare|execute|deallocate)\b", re.IGNORECASE)
 """What may well meet such an error for the handler's own fault."""
@@ -36,7 +35,7 @@ def blamed(error: BaseException) -> BaseException | None:
     """The error, or its cause, that may be the fault of the session."""
     for cause in causes(error):
         code = sqlstate(cause)
-        if code in (_READ_ONLY, _ABORTED) or isinstance(cause, PendingRollbackError):
+        if code in (READ_ONLY, _ABORTED) or isinstance(cause, PendingRollbackError):
             return cause
         if code in _NOT_PREPARED and isinstance(cause, DBAPIError):
             return None if _PREPARES.match(cause.statement or "") else cause
@@ -54,7 +53,7 @@ def fault(connection: Connection, error: BaseException) -> BaseException | None:
     with connection.begin():
         if not connection.scalar(is_read_only()):
             return None
-    return error if code == _READ_ONLY else ReadOnlySession()
+    return error if code == READ_ONLY else ReadOnlySession()
 
 
 def replace_pooled(connection: Connection, error: BaseException) -> None:

@@ -203,3 +203,15 @@ def test_each_trouble_with_the_database_is_said_again_and_again(
         "database error: Refused: Refused 42P01",
         "database error: ProgrammingError: Refused 42501",
     ]
+
+
+def test_a_read_only_session_is_no_lost_connection(caplog: pytest.LogCaptureFixture) -> None:
+    observer = LogObserver(Registry())
+
+    observer.worker_error(ProgrammingError("UPDATE", {"arg": "secret"}, Refused("25006")))
+
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "database error: ProgrammingError: Refused 25006 "
+        "(the server is a standby, or default_transaction_read_only is on)"
+    )
