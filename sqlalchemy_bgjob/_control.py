@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from ._direct import Direct, direct
 from ._encodings import changes_encoding
 from ._errors import summary
+from ._leave_clean import leave_clean
 from ._side import Runtime, commit_each, keep, own
 from ._statements import Statements
 
@@ -101,6 +102,7 @@ class Control:
         if connection is not None:
             try:
                 if invalidate and not connection.invalidated:
+                    leave_clean(connection)
                     connection.invalidate()
                 connection.close()
             except Exception as error:

@@ -19,6 +19,7 @@ from sqlalchemy.engine.interfaces import IsolationLevel
 from ._encodings import speak_utf8
 from ._errors import summary
 from ._execution import Attempt, Run
+from ._leave_clean import leave_clean
 from ._lifecycle import PLANS_LAST, Fate, Pending, name_session, plan_anew
 from ._sockets import watch
 
@@ -156,12 +157,14 @@ def session_of(engine: Engine) -> Iterator[Connection]:
     """A connection of a side engine, whose session ends with the block and is never used again.
 
     A session keeps what the server was when it began: one that was opened while the database was
-    read-only stays read-only. So whoever has met an error begins a new one.
+    read-only stays read-only. So whoever has met an error begins a new one. It is left clean, for
+    where the engine's creator takes connections from a pool, to close one is to give it back.
     """
     with engine.connect() as connection:
         try:
             yield connection
         finally:
+            leave_clean(connection)
             connection.invalidate()
 
 

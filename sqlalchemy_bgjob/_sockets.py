@@ -7,7 +7,9 @@ listener that only waits never hears of it. The kernel can be asked to look soon
 
 import select
 import socket
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -56,6 +58,28 @@ def may_be_lost(connection: Connection) -> bool:
         poll.register(file_number(driver), select.POLLIN)
         return bool(poll.poll(0))
     return False
+
+
+@contextmanager
+def within(seconds: float, connection: Connection) -> Iterator[None]:
+    """Let statements on a connection take so long at most; then it is ended, and they fail.
+
+    Raises:
+        Exception: The driver hides its socket.
+    """
+    with _socket(connection.connection.driver_connection) as copy:
+        timer = threading.Timer(seconds, _end, (copy,))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _end(copy: socket.socket) -> None:
+    with suppress(OSError):  # the other end was faster, or the block
+        copy.shutdown(socket.SHUT_RDWR)
 
 
 def _socket(driver: Any) -> socket.socket:
