@@ -15,6 +15,8 @@ from support import with_driver
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+pytestmark = pytest.mark.timeout(300)
+
 BEFORE = """
 import asyncio, os, sys
 from sqlalchemy import MetaData, create_engine, text
@@ -117,22 +119,27 @@ print("ok")
 """
 
 
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A program that forks, which pytest itself must not."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+        cwd=Path(__file__).parent,
+        # Python warns of a fork in a process with threads: that is what it is about.
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+
 @pytest.mark.parametrize(
     "code",
     [MADE_IN_THE_CHILD, ASYNC_IN_THE_CHILD, MADE_BEFORE],
     ids=["Worker", "AsyncWorker", "made before"],
 )
 def test_the_parents_connections_are_left_alone(code: str, engine: Engine) -> None:
-    done = subprocess.run(
-        # A child of a process with threads: that is what it is about.
-        [sys.executable, "-c", BEFORE + code, with_driver(engine.url, "psycopg")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
+    done = run(BEFORE + code, with_driver(engine.url, "psycopg"))
     assert done.stdout.strip() == "ok", done.stderr
 
 
@@ -176,15 +183,7 @@ print("ok")
 def test_children_do_not_speak_on_a_pool_of_asyncpgs_own(engine: Engine) -> None:
     """Its connections are proxies, of which there can be no weak reference."""
     url, sync_url = (with_driver(engine.url, name) for name in ("asyncpg", "psycopg"))
-    done = subprocess.run(
-        [sys.executable, "-c", BEFORE + POOL, url, sync_url, url.replace("+asyncpg", "")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-        cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
+    done = run(BEFORE + POOL, url, sync_url, url.replace("+asyncpg", ""))
     assert done.stdout.strip() == "ok", done.stderr
 
 
@@ -333,15 +332,7 @@ print("ok")
 def test_a_forked_child_never_goes_on_as_the_worker(kind: str, driver: str, engine: Engine) -> None:
     """However it leaves its handler: the parent's effects are all there, each once."""
     url, sync_url = (with_driver(engine.url, name) for name in (driver, "psycopg"))
-    done = subprocess.run(
-        [sys.executable, "-c", BEFORE + FORKS, url, kind, driver, sync_url],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-        cwd=Path(__file__).parent,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
+    done = run(BEFORE + FORKS, url, kind, driver, sync_url)
     assert done.stdout.strip() == "ok", done.stderr
     assert "the handler of 'forks' in process" in done.stderr
     assert "raised ValueError and ends here" in done.stderr
