@@ -116,6 +116,7 @@ class Dispatcher:
         self._disconnected_at = float("-inf")
         self._reconcile_at: list[tuple[float, int]] = []
         self._refused: dict[tuple[str, str], float] = {}
+        self._refused_ends: dict[tuple[str, int], ClaimedJob] = {}  # they have run
         self._deadline: float | None = None
         self._interruptions = 0
         self._empty: set[str] = set()
@@ -766,6 +767,8 @@ class Dispatcher:
                 item.tries += 1
                 if fate is Fate.FAILED and item.error is not None and doubts_session(item.error):
                     self._control.doubt()
+                if fate is Fate.FAILED and not item.settlement.give_back:
+                    self._refused_ends[item.job.id, item.job.lease] = item.job
                 if fate is Fate.FAILED and item.tries == 1 and item.error is not None:
                     self._report(item.error)
                     logger.warning(
@@ -777,6 +780,7 @@ class Dispatcher:
                     self._core.settle_later(item, now + pause)
                 continue
             if item.tries:
+                self._refused_ends.pop((item.job.id, item.job.lease), None)
                 with self._lock:
                     self._core.written(item)
             if fate is not Fate.SETTLED or item.settlement is not COMPLETED or told:
@@ -809,7 +813,12 @@ class Dispatcher:
         worker_id = self._heart.worker_id
         try:
             if worker_id is not None:
-                lifecycle.unregister(self._control.get(), self._statements, worker_id=worker_id)
+                lifecycle.unregister(
+                    self._control.get(),
+                    self._statements,
+                    worker_id=worker_id,
+                    refused=self._refused_ends.values(),
+                )
         except Exception as error:  # others will find this worker silent, and clean up
             self._report(error)
             logger.info("worker not unregistered: %s", summary(error))

@@ -454,7 +454,7 @@ def hand_back_others(
     For after a claim whose answer was lost: the server may have given jobs that never arrived.
     """
     with connection.begin():
-        queues = _give_back(connection, statements.hand_back_others, **_besides(worker_id, known))
+        queues = _give_back(connection, statements.hand_back_others, **_of_worker(worker_id, known))
     _tell_given_back(connection, statements, queues)
     return len(queues)
 
@@ -464,7 +464,7 @@ def held_besides(
 ) -> set[tuple[str, int]]:
     """Id and lease of what :func:`hand_back_others` is for. Reads the whole table; commits."""
     with connection.begin():
-        rows = _run(connection, statements.hand_back_others.held, **_besides(worker_id, known))
+        rows = _run(connection, statements.hand_back_others.held, **_of_worker(worker_id, known))
         return {(row.id, row.lease) for row in rows}
 
 
@@ -483,9 +483,9 @@ def holds_some(
         return found.first() is not None
 
 
-def _besides(worker_id: int, known: Iterable[ClaimedJob]) -> dict[str, Any]:
+def _of_worker(worker_id: int, some: Iterable[ClaimedJob]) -> dict[str, Any]:
     # Pairs, not a mapping: a worker may know two leases of one job, the older one lost.
-    jobs = [job for job in known if job.worker_id == worker_id]
+    jobs = [job for job in some if job.worker_id == worker_id]
     ids, leases = [job.id for job in jobs], [job.lease for job in jobs]
     return {"worker": worker_id, "ids": ids, "leases": leases}
 
@@ -530,10 +530,23 @@ def register(
         )
 
 
-def unregister(connection: Connection, statements: Statements, *, worker_id: int) -> None:
-    """Remove a worker's row, and give back what it may still hold. Commits."""
+def unregister(
+    connection: Connection,
+    statements: Statements,
+    *,
+    worker_id: int,
+    refused: Iterable[ClaimedJob] = (),
+) -> None:
+    """Remove a worker's row, and give back what it may still hold. Commits.
+
+    The attempts of *refused*, which have run and whose settlement was refused, are spent.
+    """
+    given = _of_worker(worker_id, refused)
     with connection.begin():
-        queues = _give_back(connection, statements.hand_back_others, **_besides(worker_id, ()))
+        queues: list[str] = []
+        if given["ids"]:
+            queues += _give_back(connection, statements.give_back_refused, **given)
+        queues += _give_back(connection, statements.hand_back_others, **_of_worker(worker_id, ()))
         _run(connection, statements.unregister, worker=worker_id)
     _tell_given_back(connection, statements, queues)
 

@@ -76,8 +76,29 @@ class GiveBackStatements(Tables):
         )
         return self._rescue(held, and_(held.c.claimed_by.is_not(None), not_(known)))
 
-    def _rescue(self, held: Any, condition: ColumnElement[bool]) -> GiveBack:
+    @cached_property
+    def give_back_refused(self) -> GiveBack:
+        """Queue jobs again that have run and whose settlement is refused; returns each queue.
+
+        As from a lost worker: the attempt counts, so that a job of which no end can be written is
+        not run anew without end. The row says already what was refused. Parameters: worker, and
+        lists ids, leases.
+        """
+        held = self._job.alias("held")
+        given = unnest(ids=Text(), leases=BigInteger())
+        meant = (
+            select(given.c.ids)
+            .where(given.c.ids == held.c.id, given.c.leases == held.c.lease)
+            .exists()
+        )
+        mine = and_(held.c.claimed_by == parameter("worker", BigInteger), meant)
+        return self._rescue(held, mine, error=self._job.c.last_error)
+
+    def _rescue(
+        self, held: Any, condition: ColumnElement[bool], error: ColumnElement[Any] | None = None
+    ) -> GiveBack:
         job = self._job
+        lost = literal(describe(WorkerLost()), Text)
         # The first time at once; then after a random wait, so that the jobs of one crash part
         # company, and the one that kills its workers is soon alone with the blame.
         # The inner LEAST keeps the power from overflowing.
@@ -88,7 +109,7 @@ class GiveBackStatements(Tables):
             "next_run_at": case(
                 (job.c.crashes > 0, func.clock_timestamp() + wait), else_=job.c.next_run_at
             ),
-            "last_error": literal(describe(WorkerLost()), Text),
+            "last_error": lost if error is None else error,
         }
         return self._give_back(held, condition, values)
 

@@ -168,3 +168,35 @@ def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
     assert len(calls) == 1
     assert any(e.name == "worker_error" for e in recorder.events)
     assert (bench.dead(job_id) is None) == (end == "complete")
+
+
+def test_a_refused_settlement_spends_attempts_at_restarts(bench: Bench) -> None:
+    """A job whose row can't be deleted is not run without end, however often workers restart."""
+    calls: list[str] = []
+    handler = bench.handler(
+        "t",
+        lambda ctx: calls.append(ctx.job.id),
+        uses_session=False,
+        session=False,
+        max_attempts=2,
+    )
+    job_id = bench.enqueue(handler)
+
+    def restart() -> Any:
+        recorder = Recorder()
+        bench.run(
+            observers=(recorder,),
+            until=lambda: any(e.name == "worker_error" for e in recorder.events),
+            shutdown_timeout=0.1,
+            deadline=60.0,
+        )
+        return bench.job(job_id)
+
+    with bench.trigger("RETURN NULL;"):
+        rows = [restart() for _ in range(3)]
+
+    assert calls == [job_id] * 2
+    assert [(row.attempt, row.claimed_by) for row in rows] == [(1, None), (2, None), (2, None)]
+    assert all(KEPT in row.last_error for row in rows)
+    assert "(completed) was refused" in rows[1].last_error
+    assert "(dead) was refused" in rows[2].last_error
