@@ -263,15 +263,19 @@ class Core:
         """
         q = self._queues[job.queue]
         self.not_started(job)
-        self.refused(job.queue, until, now)
+        self._pause(job.queue, until, now)
         q.stuck = True  # claim no more than may be started
         back = [ready for _, ready in q.ready if ready.handler.options.session]
         q.ready = deque(entry for entry in q.ready if not entry[1].handler.options.session)
         return back
 
     def go_on(self, queue: str, now: float) -> None:
-        """A session has found a connection: claim again."""
-        self.refused(queue, now, now)
+        """A session has found a connection: claim again, unless claims are refused."""
+        self._pause(queue, now, now)
+
+    def _pause(self, queue: str, until: float, now: float) -> None:
+        self.wake(queue, now)
+        self._queues[queue].polling.pause(until)
 
     def settled(self, job: ClaimedJob) -> None:
         """A job was settled otherwise: what waits to be written of it is void."""

@@ -41,6 +41,7 @@ class Polling:
         self._pause = FIRST_POLL
         self._expected_at = _NEVER  # a job that this worker has put off is due then
         self._refused_until = 0.0  # the database refuses all claims
+        self._paused_until = 0.0  # its jobs find no connection for their sessions
         self._asked = False  # by a notification, since the last claim was sent
         self._by_wake = False  # the claim that was sent last had been asked for
         self._in_vain = 0  # such claims in a row that found nothing
@@ -57,7 +58,8 @@ class Polling:
     @property
     def due_at(self) -> float:
         """When to look next."""
-        return max(min(self._at, self._expected_at), self._refused_until)
+        rests_until = max(self._refused_until, self._paused_until)
+        return max(min(self._at, self._expected_at), rests_until)
 
     def wake(self, now: float) -> None:
         """Something asks for a look: it is due at once, unless many have led to nothing."""
@@ -68,6 +70,10 @@ class Polling:
     def refused(self, until: float) -> None:
         """The database refused a claim: leave the queue alone until then."""
         self._refused_until = until
+
+    def pause(self, until: float) -> None:
+        """Jobs of the queue find no connection: leave it alone until then, or as told anew."""
+        self._paused_until = until
 
     def expect(self, at: float) -> None:
         """A job will be due at that time: look then, if not before."""

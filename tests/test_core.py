@@ -1232,3 +1232,36 @@ TestAnyOrder.settings = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+# ---- pauses of a queue --------------------------------------------------------------------------
+
+
+def test_a_connection_that_is_found_ends_no_refusal_of_claims() -> None:
+    """Refused claims, and sessions without a connection, each have a pause of their own."""
+    core = Core({"q": 2}, WorkerSettings())
+    core.claimed("q", [job()], NOW)
+    started = core.next_start("q")
+    assert started is not None
+    core.refused("q", NOW + 60.0, NOW)
+
+    core.put_off(started, NOW + 1.0, NOW)
+    core.go_on("q", NOW + 0.5)
+
+    for at in (NOW + 0.5, NOW + 59.0):
+        assert not isinstance(core.next_step(at, may_start=True, may_claim=True), Claim)
+    assert isinstance(core.next_step(NOW + 60.0, may_start=True, may_claim=True), Claim)
+
+
+def test_a_refused_claim_shortens_no_pause() -> None:
+    core = Core({"q": 2}, WorkerSettings())
+    core.claimed("q", [job()], NOW)
+    started = core.next_start("q")
+    assert started is not None
+    core.put_off(started, NOW + 5.0, NOW)
+
+    core.refused("q", NOW + 1.0, NOW)
+
+    assert not isinstance(core.next_step(NOW + 2.0, may_start=True, may_claim=True), Claim)
+    core.go_on("q", NOW + 2.0)
+    assert isinstance(core.next_step(NOW + 2.0, may_start=True, may_claim=True), Claim)
