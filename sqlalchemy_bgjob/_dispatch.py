@@ -128,6 +128,7 @@ class Dispatcher:
             settings,
             queues,
             turned_at=lambda: self._turned_at,
+            on_reconnect=self._reconnected,
             on_change=runtime.wake,
             on_lost=self._lost,
             on_error=self._report,
@@ -170,6 +171,10 @@ class Dispatcher:
         with self._lock:
             self._core.wake(queue, time.monotonic(), new=new)
         self._runtime.wake()
+
+    def _reconnected(self) -> None:
+        """The heart has begun another session, perhaps with another server."""
+        self._listener.begin_anew()
 
     def _lost(self, worker_id: int) -> None:
         """The heart found that all jobs were taken from this worker, under its old id."""

@@ -53,6 +53,8 @@ class Heart:
         settings: The worker's.
         queues: What the worker serves, for its row.
         turned_at: When the worker's loop has last turned, by the monotonic clock.
+        on_reconnect: Called when a registered worker's heart has begun another session, which may
+            be of another server than that where the listener's is.
         on_change: Called when the worker was registered, after each beat that was overdue, and when
             the end of its process can be seen.
         on_lost: Called with the old id when the worker's jobs were taken from it, before it has a
@@ -68,13 +70,15 @@ class Heart:
         queues: Mapping[str, int],
         *,
         turned_at: Callable[[], float],
+        on_reconnect: Callable[[], None],
         on_change: Callable[[], None],
         on_lost: Callable[[int], None],
         on_error: Callable[[BaseException], None],
     ) -> None:
         self._runtime, self._statements, self._settings = runtime, statements, settings
         self._queues, self._turned_at = dict(queues), turned_at
-        self._on_change, self._on_lost, self._on_error = on_change, on_lost, on_error
+        self._on_reconnect, self._on_change = on_reconnect, on_change
+        self._on_lost, self._on_error = on_lost, on_error
         self._stopping = threading.Event()
         self._urgent = threading.Event()
         self._listener: tuple[int, datetime] | None = None
@@ -149,6 +153,11 @@ class Heart:
         settings = self._settings
         self._unbroken_since = time.monotonic()
         next_beat = 0.0
+        if self.worker_id is not None:
+            # On another server the listener's session is unknown, and looks ended there.
+            lifecycle.name_session(connection, self.worker_id)
+            self._listener = None
+            self._on_reconnect()
         try:
             while not self._stopping.is_set():
                 now = time.monotonic()

@@ -84,12 +84,21 @@ class Listener:
         self._statements = statements
         self._on_wake, self._on_session, self._on_error = on_wake, on_session, on_error
         self._stopping = threading.Event()
+        self._anew = threading.Event()
         self._warned = False
         self.listening = False
 
     def stop(self) -> None:
         """Ask it to end; it does within a quarter of a second."""
         self._stopping.set()
+
+    def begin_anew(self) -> None:
+        """Listen in another session: what this worker writes goes to another server, perhaps.
+
+        Where the old server is up, as one that has become read-only is, the session there lasts,
+        and hears nothing any more.
+        """
+        self._anew.set()
 
     def run(self) -> None:
         """Listen, and begin again whenever the connection is lost."""
@@ -99,6 +108,7 @@ class Listener:
         try:
             while not self._stopping.is_set():
                 pause = AFTER_FAILED_TEST
+                self._anew.clear()  # before it connects: what comes later is of that session
                 try:
                     with session_of(engine) as connection:
                         if self._listen(engine, connection, backoff):
@@ -125,7 +135,9 @@ class Listener:
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
+        while not (self._stopping.is_set() or self._anew.is_set()):
+            if (left := until - time.monotonic()) <= 0:
+                return
             self._runtime.sleep(min(left, _STOP_WITHIN))
 
     def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
@@ -152,7 +164,7 @@ class Listener:
         session = (row[0], row[1]) if row is not None and row[1] is not None else None
         self._on_session(session)
         self._on_wake(None)
-        while not self._stopping.is_set():
+        while not (self._stopping.is_set() or self._anew.is_set()):
             wait(_STOP_WITHIN)
         return True
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine
 
 from sqlalchemy_bgjob import enqueue_many
 from support import wait_until
-from support.processes import Fleet, Variant
+from support.processes import TWO, Fleet, Variant
 from support.standby import ask, standby_of, wait_for_replay
 
 if TYPE_CHECKING:
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+
+
+LISTENS = """
+    SELECT count(*) = 1 FROM bgjob_worker w JOIN pg_stat_activity s
+    ON s.pid = w.listener_pid AND s.backend_start = w.listener_started_at
+"""
+HEART_IS_NAMED = """
+    SELECT count(*) = 1 FROM bgjob_worker w JOIN pg_stat_activity s
+    ON s.application_name = 'bgjob/' || w.id AND s.query LIKE 'UPDATE %bgjob_worker SET beat_at%'
+"""
 
 
 @pytest.fixture
@@ -65,6 +76,44 @@ def test_workers_follow_to_the_new_primary(
         assert process.alive
         fleet.check([*ids, *held], with_effects=[*ids, *held], faults=1)
         assert {line["crashes"] for line in fleet.journal.read("start")} == {0}
+    engine.dispose()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_worker_listens_where_it_writes(
+    own_server: EmbeddedPostgres, standby: EmbeddedPostgres, tmp_path: Path, variant: Variant
+) -> None:
+    """The old primary is up and read-only: no session there ends, and none hears of a job."""
+    url = (
+        "postgresql+psycopg://postgres@/postgres"
+        f"?host=127.0.0.1:{own_server.port}&host=127.0.0.1:{standby.port}"
+        "&target_session_attrs=read-write"
+    )
+    engine = create_engine(url, pool_pre_ping=True)
+    with Fleet(engine, tmp_path, variant) as fleet:
+        fleet.create_tables()
+        process = fleet.start(poll_interval=3_600.0)
+        enqueue_many(engine, fleet.app.effect, [None], ids=["before"])
+        wait_until(lambda: fleet.jobs_left == 0, what="the job before")
+
+        engine.dispose()
+        with psycopg.connect(own_server.url.replace("+psycopg", ""), autocommit=True) as admin:
+            admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        ask(own_server, "SELECT pg_reload_conf()")
+        wait_until(
+            lambda: ask(own_server, "SHOW default_transaction_read_only") == "on", what="the old"
+        )
+        wait_for_replay(own_server, standby)
+        ask(standby, "SELECT pg_promote()")
+        wait_until(lambda: ask(standby, LISTENS), 60, what="a listener on the new primary")
+        named = ask(standby, HEART_IS_NAMED)
+
+        enqueue_many(engine, fleet.app.effect, [None], ids=["after"])
+        wait_until(lambda: fleet.jobs_left == 0, 60, what="the job after")
+        assert process.alive
+        assert named
+        fleet.check(["before", "after"], with_effects=["before", "after"], faults=1)
     engine.dispose()
 
 
