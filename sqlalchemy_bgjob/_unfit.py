@@ -14,10 +14,11 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from ._errors import READ_ONLY, sqlstate
 from ._frames import causes
 from ._sql import is_read_only
+from ._sql_text import first_word_at
 
 _NOT_PREPARED: Final = frozenset({"26000", "42P05"})
 _ABORTED: Final = "25P02"
-_PREPARES: Final = re.compile(r"\s*(prepare|execute|deallocate)\b", re.IGNORECASE)
+_PREPARES: Final = re.compile(r"(prepare|execute|deallocate)\b", re.IGNORECASE)
 """What may well meet such an error for the handler's own fault."""
 
 
@@ -38,7 +39,8 @@ def blamed(error: BaseException) -> BaseException | None:
         if code in (READ_ONLY, _ABORTED) or isinstance(cause, PendingRollbackError):
             return cause
         if code in _NOT_PREPARED and isinstance(cause, DBAPIError):
-            return None if _PREPARES.match(cause.statement or "") else cause
+            sql = cause.statement or ""
+            return None if _PREPARES.match(sql, first_word_at(sql)) else cause
     return None
 
 

@@ -217,9 +217,10 @@ def test_prepared_statements_that_are_gone_cost_no_attempt(bench: Bench) -> None
     assert "prepare_threshold" in ran.last("job-7").job.last_error
 
 
-def test_a_handlers_own_prepared_statement_is_its_own_affair(bench: Bench) -> None:
+@pytest.mark.parametrize("sql", ["EXECUTE unheard_of", "/* its own */ EXECUTE unheard_of"])
+def test_a_handlers_own_prepared_statement_is_its_own_affair(bench: Bench, sql: str) -> None:
     def body(session: Session, ctx: Context[Any]) -> None:
-        session.execute(text("EXECUTE unheard_of"))
+        session.execute(text(sql))
 
     job_id = bench.enqueue(bench.handler("t", body, retry=SLOW))
 
