@@ -608,16 +608,18 @@ def rescue_unchanged(
     answered = time.monotonic()
     before = dict(seen)
     seen.clear()
-    rescued: list[Rescued] = []
+    unchanged: list[tuple[int, datetime]] = []
     for worker_id, beat_at, lease_timeout in rows:
         beat = before.get(worker_id)
         if beat is None or beat.at != beat_at:
             beat = Beat(beat_at, answered)
         seen[worker_id] = beat
         if asked - beat.seen_at > lease_timeout and worker_id != judge:
-            given = {"worker": worker_id, "beat_at": beat_at}
-            given |= {"judge": judge, "connected": connected}
-            rescued += _rescue(connection, statements, statements.unchanged_worker, given)
+            unchanged.append((worker_id, beat_at))
+    rescued: list[Rescued] = []
+    for worker_id, beat_at in unchanged:
+        given = {"worker": worker_id, "beat_at": beat_at, "judge": judge, "connected": connected}
+        rescued += _rescue(connection, statements, statements.unchanged_worker, given)
     return rescued
 
 

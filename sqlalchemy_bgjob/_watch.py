@@ -124,7 +124,8 @@ class Watch:
     def _live(self, connection: Connection, turns: _Turns, backoff: Backoff) -> None:
         """Look until stopped, or until a sweep has failed for what may be the session's fault."""
         settings = self._settings
-        self._seen, self._beats, self._suspected = {}, {}, set()
+        # Not the beats: by this process's clock, they are as old in another session.
+        self._seen, self._suspected = {}, set()
         self._doubtful = False
         works_from = time.monotonic() + settings.rescue_interval  # each sweep has had its turn
         while not self._stopping.is_set():

@@ -435,6 +435,25 @@ def test_a_beat_ahead_of_the_clock_that_stays_is_silence(queue: Queue) -> None:
     assert sorted(row.crashes for row in queue.job_rows()) == [0, 1, 1]
 
 
+def test_a_sweep_that_always_fails_hides_no_silence(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watch begins a new session after each failure, and knows the beats of the last one."""
+
+    def fails(self: Watch, connection: Connection) -> None:
+        connection.execute(text("SELECT 1 FROM there_is_no_such_table"))
+
+    monkeypatch.setattr(Watch, "_look_for_ended", fails)
+    queue.register(WORKER, lease=2.0, silent_for=-HOUR)
+    queue.claim(WORKER)
+
+    with HeartAtWork(queue, lease_timeout=2.0, death_check_interval=0.2) as at_work:
+        wait_until(lambda: WORKER not in queue.workers(), 60, what="the silent worker's rescue")
+        assert len(at_work.errors) > 1
+
+    assert [row.claimed_by for row in queue.job_rows()] == [None]
+
+
 def test_unchanged_beats_are_judged_with_the_same_care(queue: Queue) -> None:
     """By a judge that beats and was connected for as long; and not once the beat has changed."""
     queue.register(WORKER, silent_for=-HOUR)
