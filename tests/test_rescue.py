@@ -744,6 +744,7 @@ class HeartAtWork:
             WorkerSettings(**{**FAST, **settings}),
             {"default": 1},
             turned_at=lambda: self.turned_at(),  # noqa: PLW0108 - it changes
+            on_reconnect=lambda: None,
             on_change=lambda: None,
             on_lost=self._on_lost,
             on_error=self.errors.append,
