@@ -126,8 +126,12 @@ class HandlerSession:
         connection = self._connection
         if self._writes.bound(args, kwargs) and bind is connection is not None:
             assert self._open is not None
-            with suppress(DBAPIError):  # after an error, of which the handler was told
+            try:
                 self._open.mark()
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                # Of what aborted the transaction the handler was told.
         return bind
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
