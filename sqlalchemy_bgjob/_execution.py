@@ -399,9 +399,14 @@ class Attempt:
 
 
 def _stems_from(error: BaseException | None, cancellation: type[BaseException]) -> bool:
-    """Whether an error is a cancellation, or a timeout that was made of one."""
+    """Whether an error was made of a cancellation, as a timeout is.
+
+    The bare cancellation is another matter: the handler's own program has given the task up.
+    """
+    if error is None or isinstance(error, cancellation):
+        return False
     # Not the same one: the wait may have been in a task of the handler's own.
-    return error is not None and any(isinstance(cause, cancellation) for cause in causes(error))
+    return any(isinstance(cause, cancellation) for cause in causes(error))
 
 
 def _after(handler: JobType[Any], job: ClaimedJob, error: BaseException) -> Settlement:
