@@ -441,7 +441,8 @@ def test_a_sweep_that_always_fails_hides_no_silence(
     """The watch begins a new session after each failure, and knows the beats of the last one."""
 
     def fails(self: Watch, connection: Connection) -> None:
-        connection.execute(text("SELECT 1 FROM there_is_no_such_table"))
+        with connection.begin():
+            connection.execute(text("SELECT 1 FROM there_is_no_such_table"))
 
     monkeypatch.setattr(Watch, "_look_for_ended", fails)
     queue.register(WORKER, lease=2.0, silent_for=-HOUR)
