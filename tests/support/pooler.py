@@ -70,8 +70,8 @@ NEEDS_SESSIONS: Mapping[str, str] = {
     "test_rescue.py::test_sessions_that_are_hidden": "options at the start",
     "test_session_scope.py::test_two_workers_on_an_engine_of_another_isolation_level[asyncio-asyncpg-"
     "autocommit engine]": "SQLAlchemy's own statements at the start commit by themselves",
+    "test_session_routing.py": "options at the start",
     "test_supervisor.py::test_a_killed_process": "an end of a session that is seen at once",
-    "test_targets.py::test_a_session_that_reads_from_a_replica": "options at the start",
 }
 """What can't be as it is without a pooler, by the beginning of the tests' names. ``test_pooler.py``
 shows what takes its place: polling, and rescue by silence."""
