@@ -53,7 +53,29 @@ def lost_connection(error: BaseException) -> bool:
     code = sqlstate(error)
     # 08: connection; 57P01-57P03: shut down, crashed, starting up; 53300: too many clients;
     # 25006: a standby, or a session that was opened while the database was read-only.
-    return code is not None and (code[:2] == "08" or code in _UNAVAILABLE)
+    unavailable = code is not None and (code[:2] == "08" or code in _UNAVAILABLE)
+    return unavailable or lacks_prepared(error)
+
+
+def lacks_prepared(error: BaseException) -> bool:
+    """Whether a session has no statement of a name that its driver has given, or another's.
+
+    A pooler gives its sessions to several, or has done so.
+    """
+    code = sqlstate(error)
+    if code != _PROTOCOL:
+        return code in _NOT_PREPARED
+    # Another's statement takes more values, or fewer. What a pooler says so ends the session.
+    if not isinstance(error, DBAPIError) or error.statement is None or error.connection_invalidated:
+        return False
+    by_psycopg = type(error.orig).__module__.startswith("psycopg")
+    return not (by_psycopg and _NUMBERED.search(error.statement))
+
+
+_NOT_PREPARED: Final = frozenset({"26000", "42P05"})
+_PROTOCOL: Final = "08P01"
+_NUMBERED: Final = re.compile(r"\$\d")
+"""A parameter that psycopg has not made: the statement itself is wrong."""
 
 
 def was_invalidated(error: BaseException) -> bool:
@@ -128,8 +150,6 @@ _POOLER: Final = (
     'f"bgjob_{uuid.uuid4()}"}'
 )
 _ADVICE: Final[Mapping[str, str]] = {
-    "26000": _POOLER,
-    "42P05": _POOLER,
     READ_ONLY: "the server is a standby, or default_transaction_read_only is on",
     "25P03": "see idle_in_transaction_session_timeout",
     "25P04": "see transaction_timeout",
@@ -140,7 +160,7 @@ _ADVICE: Final[Mapping[str, str]] = {
 
 def advice(error: BaseException) -> str | None:
     """Which setting a database error comes from, where its SQLSTATE tells."""
-    return _ADVICE.get(sqlstate(error) or "")
+    return _POOLER if lacks_prepared(error) else _ADVICE.get(sqlstate(error) or "")
 
 
 def note_advice(error: BaseException) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from ._errors import (
     READ_ONLY,
     database_message,
+    lacks_prepared,
     lost_connection,
     refused_connection,
     sqlstate,
@@ -62,7 +63,7 @@ class LogObserver(Observer):
         # Those of asyncpg come as they are, with an SQLSTATE; libpq's without.
         code = sqlstate(error)
         silent = isinstance(error, OperationalError | InterfaceError) and code is None
-        lost = lost_connection(error) and code != READ_ONLY
+        lost = lost_connection(error) and code != READ_ONLY and not lacks_prepared(error)
         if silent or lost or refused_connection(error):
             self._warn(f"no connection to the database: {database_message(error)}")
         elif isinstance(error, SQLAlchemyError) or code is not None:

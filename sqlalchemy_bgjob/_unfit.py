@@ -11,12 +11,11 @@ from typing import Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from ._errors import READ_ONLY, sqlstate
+from ._errors import READ_ONLY, lacks_prepared, sqlstate
 from ._frames import causes
 from ._sql import is_read_only
 from ._sql_text import first_word_at
 
-_NOT_PREPARED: Final = frozenset({"26000", "42P05"})
 _ABORTED: Final = "25P02"
 _PREPARES: Final = re.compile(r"(prepare|execute|deallocate)\b", re.IGNORECASE)
 """What may well meet such an error for the handler's own fault."""
@@ -38,7 +37,7 @@ def blamed(error: BaseException) -> BaseException | None:
         code = sqlstate(cause)
         if code in (READ_ONLY, _ABORTED) or isinstance(cause, PendingRollbackError):
             return cause
-        if code in _NOT_PREPARED and isinstance(cause, DBAPIError):
+        if isinstance(cause, DBAPIError) and lacks_prepared(cause):
             sql = cause.statement or ""
             return None if _PREPARES.match(sql, first_word_at(sql)) else cause
     return None
@@ -49,13 +48,12 @@ def fault(connection: Connection, error: BaseException) -> BaseException | None:
 
     One that is read-only by default, and not because a handler has asked for that.
     """
-    code = sqlstate(error)
-    if code in _NOT_PREPARED:
+    if lacks_prepared(error):
         return error
     with connection.begin():
         if not connection.scalar(is_read_only()):
             return None
-    return error if code == READ_ONLY else ReadOnlySession()
+    return error if sqlstate(error) == READ_ONLY else ReadOnlySession()
 
 
 def replace_pooled(connection: Connection, error: BaseException) -> None:

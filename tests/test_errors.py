@@ -255,6 +255,8 @@ def test_errors_are_told_apart_by_sqlstate_and_not_by_text(url_for: UrlFor) -> N
     assert not lost_connection(ValueError("server closed the connection unexpectedly"))
     assert lost_connection(ConnectionResetError())
     assert lost_connection(psycopg.errors.AdminShutdown())
+    assert lost_connection(psycopg.errors.InvalidSqlStatementName())
+    assert lost_connection(psycopg.errors.DuplicatePreparedStatement())
 
 
 @pytest.mark.parametrize(

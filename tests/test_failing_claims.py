@@ -194,6 +194,31 @@ def test_a_queue_whose_claims_are_refused_disturbs_no_other(engine: Engine) -> N
     assert sum(pauses) <= took, "50 ms that double up to 5 s, each cut by up to a half"
 
 
+def test_a_job_is_not_left_aside_for_what_its_session_lacks(engine: Engine) -> None:
+    """A pooler has taken the session's prepared statements away: in another one all is well."""
+    jobs, note, done = noting(engine)
+    errors = Errors()
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SEQUENCE refusals")
+        connection.exec_driver_sql(  # the claim of both jobs, and then of the first by itself
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "IF NEW.id = 'first' AND nextval('refusals') <= 2 THEN "
+            "RAISE EXCEPTION 'no such statement' USING ERRCODE = '26000'; END IF; "
+            "RETURN NEW; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON bgjob_job"
+            " FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+    enqueue_many(engine, note, [None] * 2, ids=["first", "second"])
+
+    with Worker(jobs, engine, observers=[errors]):
+        # Long before the end of the minute for which a row that refuses is left aside.
+        wait_until(lambda: len(done) == 2, what="both jobs")
+
+    assert "26000" in errors.states
+
+
 @pytest.mark.parametrize(
     ("ends", "told"),
     [("SELECT pg_sleep(10)", "57014"), ("SELECT pg_terminate_backend(pg_backend_pid())", "57P01")],

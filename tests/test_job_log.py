@@ -205,13 +205,21 @@ def test_each_trouble_with_the_database_is_said_again_and_again(
     ]
 
 
-def test_a_read_only_session_is_no_lost_connection(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("25006", "the server is a standby, or default_transaction_read_only is on"),
+        ("26000", "a pooler in transaction mode keeps no prepared statements: "),
+        ("42P05", "a pooler in transaction mode keeps no prepared statements: "),
+    ],
+)
+def test_a_session_of_no_use_is_no_lost_connection(
+    caplog: pytest.LogCaptureFixture, code: str, advice: str
+) -> None:
     observer = LogObserver(Registry())
 
-    observer.worker_error(ProgrammingError("UPDATE", {"arg": "secret"}, Refused("25006")))
+    observer.worker_error(ProgrammingError("UPDATE", {"arg": "secret"}, Refused(code)))
 
     (record,) = caplog.records
-    assert record.getMessage() == (
-        "database error: ProgrammingError: Refused 25006 "
-        "(the server is a standby, or default_transaction_read_only is on)"
-    )
+    said = record.getMessage()
+    assert said.startswith(f"database error: ProgrammingError: Refused {code} ({advice}")

@@ -20,6 +20,7 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import TextClause
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context
@@ -188,16 +189,24 @@ def test_sessions_of_a_read_only_time_are_all_replaced(bench: Bench) -> None:
 PREPARING = [flavor for flavor in FLAVORS if flavor.driver != "psycopg2"]
 
 
+GONE = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"
+OF_ANOTHER = """DO $$ DECLARE prepared record; BEGIN
+FOR prepared IN SELECT name FROM pg_prepared_statements WHERE statement NOT LIKE 'DO%' LOOP
+EXECUTE format('DEALLOCATE %I', prepared.name);
+EXECUTE format('PREPARE %I AS SELECT 1', prepared.name);
+END LOOP; END $$"""
+
+
+@pytest.mark.parametrize("spoil", [GONE, OF_ANOTHER], ids=["gone", "of another"])
 @pytest.mark.parametrize("bench", PREPARING, ids=str, indirect=True)
-def test_prepared_statements_that_are_gone_cost_no_attempt(bench: Bench) -> None:
+def test_prepared_statements_that_are_gone_cost_no_attempt(bench: Bench, spoil: str) -> None:
     """They go behind the driver's back, as with a pooler; in a new session all is well."""
     spoilt: list[str] = []
 
     def body(session: Session, ctx: Context[Any]) -> None:
         if len(ids) == 8 and not spoilt:
             spoilt.append(ctx.job.id)
-            forget = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"
-            session.connection().exec_driver_sql(forget)
+            session.execute(text(spoil))
         bench.note(session, ctx)
 
     handler = bench.handler("t", body, max_attempts=1)
@@ -217,10 +226,20 @@ def test_prepared_statements_that_are_gone_cost_no_attempt(bench: Bench) -> None
     assert "prepare_threshold" in ran.last("job-7").job.last_error
 
 
-@pytest.mark.parametrize("sql", ["EXECUTE unheard_of", "/* its own */ EXECUTE unheard_of"])
-def test_a_handlers_own_prepared_statement_is_its_own_affair(bench: Bench, sql: str) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        text("EXECUTE unheard_of"),
+        text("/* its own */ EXECUTE unheard_of"),
+        text("SELECT CAST($2 AS int), CAST(:one AS int)").bindparams(one=1),
+    ],
+    ids=["execute", "after a comment", "parameters"],
+)
+def test_a_handlers_own_prepared_statement_is_its_own_affair(
+    bench: Bench, statement: TextClause
+) -> None:
     def body(session: Session, ctx: Context[Any]) -> None:
-        session.execute(text(sql))
+        session.execute(statement)
 
     job_id = bench.enqueue(bench.handler("t", body, retry=SLOW))
 
