@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import traceback
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,11 @@ from support import wait_until
 from support.databases import with_driver
 from support.pooler import NEEDS_SESSIONS, POOLED, PgBouncer
 from support.processes import ALL_DRIVERS, FAST, TWO, VARIANTS, Fleet
+from support.running import FLAVORS, Bench
 from support.shop import make_tables, note
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Engine
 
@@ -43,6 +45,10 @@ def wide_pooler(server: TestServer) -> Iterator[PgBouncer]:
 
 def pooled(pooler: PgBouncer, engine: Engine, driver: str) -> str:
     return pooler.url(with_driver(engine.url, driver))
+
+
+def none_left(bench: Bench) -> bool:
+    return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
 SAYS = {"psycopg": "prepare_threshold", "asyncpg": "statement_cache_size"}
@@ -164,6 +170,47 @@ def test_a_listener_that_hears_nothing_is_noticed(fleet: Fleet, wide_pooler: PgB
     enqueue(fleet.engine, fleet.app.quick, id="polled")
     fleet.wait_until_done(10)
     assert process.log.count("pooler") == 1
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "bench", [flavor for flavor in FLAVORS if flavor.driver in SAYS], ids=str, indirect=True
+)
+def test_a_pooler_that_changes_its_mode_under_a_worker(
+    bench: Bench, server: TestServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The setting is named for as long as it lasts, and no attempt is spent; then all jobs run."""
+    handler = bench.handler("t", bench.note, max_attempts=1)
+    setting, ids = SAYS[bench.flavor.driver], []
+
+    def words() -> list[str]:
+        said = [(record.levelno, record.getMessage()) for record in list(caplog.records)]
+        return [words for level, words in said if level >= logging.WARNING and setting in words]
+
+    def said_again() -> bool:
+        said = words()
+        return len(set(said)) < len(said)
+
+    def jobs_until(condition: Callable[[], bool]) -> bool:
+        ids.append(bench.enqueue(handler))
+        return condition()
+
+    def change_modes() -> None:
+        wait_until(lambda: jobs_until(lambda: len(ids) > 10), what="some jobs")
+        wait_until(lambda: none_left(bench), what="the jobs before")
+        pooler.change_mode("transaction")
+        wait_until(lambda: jobs_until(said_again), 60, what=f"the same word of {setting} again")
+        pooler.change_mode("session")
+        wait_until(lambda: none_left(bench), 60, what="the jobs that met it")
+        ids.extend(bench.enqueue(handler) for _ in range(20))
+        wait_until(lambda: none_left(bench), 60, what="the jobs after it")
+
+    with PgBouncer(server.url, mode="session") as pooler:
+        bench.url = pooler.url(bench.url)
+        ran = bench.run(during=change_modes, **FAST)
+
+    assert [id for id in ids if bench.dead(id)] == []
+    assert {ran.of(id)[-1] for id in ids} == {"completed"}
 
 
 def test_every_test_that_is_left_out_exists(pytestconfig: pytest.Config) -> None:

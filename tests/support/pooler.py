@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode: a session of the server lasts for one transaction of a client.
+"""PgBouncer, mostly in transaction mode: a session of the server lasts for one transaction.
 
 Version 1.18, which Debian 12 has, keeps no prepared statements either: the strict case.
 """
@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import psycopg
 from sqlalchemy import Engine, event, make_url
 
 from support.waiting import wait_until
@@ -84,7 +85,8 @@ listen_addr = 127.0.0.1
 listen_port = {listen_port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
+admin_users = admin
+pool_mode = {mode}
 max_client_conn = 500
 default_pool_size = {pool_size}
 ignore_startup_parameters = extra_float_digits
@@ -97,11 +99,13 @@ class PgBouncer:
     Args:
         server_url: Of the server, by TCP, with the user and password that all clients get.
         pool_size: Sessions of the server for each database.
+        mode: Its ``pool_mode``.
     """
 
-    def __init__(self, server_url: str, *, pool_size: int = 40) -> None:
+    def __init__(self, server_url: str, *, pool_size: int = 40, mode: str = "transaction") -> None:
         self._server = make_url(server_url)
         self._pool_size = pool_size
+        self._mode = mode
 
     def url(self, server_url: str) -> str:
         """The URL of a database of the server, by way of the pooler."""
@@ -116,18 +120,10 @@ class PgBouncer:
             self.port = int(probe.getsockname()[1])
         self._folder = Path(tempfile.mkdtemp(prefix="bgjob-pooler-"))
         self._folder.chmod(0o755)  # for the account it runs under, as it refuses to be root
-        parts = {
-            "host": self._server.host,
-            "port": self._server.port,
-            "user": self._server.username,
-            "password": self._server.password,
-        }
-        server = " ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
-        ini = self._folder / "pgbouncer.ini"
-        ini.write_text(_INI.format(server=server, listen_port=self.port, pool_size=self._pool_size))
+        self._write_settings(self._mode)
         self._log = (self._folder / "log").open("wb")
         self._process = subprocess.Popen(
-            [program, str(ini)],
+            [program, str(self._folder / "pgbouncer.ini")],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -135,6 +131,25 @@ class PgBouncer:
         )
         wait_until(self._answers, what="PgBouncer")
         return self
+
+    def _write_settings(self, mode: str) -> None:
+        parts = {
+            "host": self._server.host,
+            "port": self._server.port,
+            "user": self._server.username,
+            "password": self._server.password,
+        }
+        server = " ".join(f"{name}={value}" for name, value in parts.items() if value is not None)
+        (self._folder / "pgbouncer.ini").write_text(
+            _INI.format(server=server, listen_port=self.port, pool_size=self._pool_size, mode=mode)
+        )
+
+    def change_mode(self, mode: str) -> None:
+        """Change its ``pool_mode`` by RELOAD: for clients that are connected, too."""
+        self._write_settings(mode)
+        console = f"host=127.0.0.1 port={self.port} user=admin dbname=pgbouncer"
+        with psycopg.connect(console, autocommit=True) as admin:
+            admin.execute("RELOAD")
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, (self._folder / "log").read_text()
