@@ -127,7 +127,8 @@ class HandlerConnections:
         try:
             got = self._returned.acquire(timeout=TRY_AGAIN_AFTER * random.uniform(0.5, 1.0))
         except BaseException:
-            self._waits_no_more()
+            if not self._waits_no_more():  # a place was left to it, which it takes no more
+                self._count(-1)
             raise
         if got or self._waits_no_more():
             return bool(got)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 
 from sqlalchemy_bgjob import _start, settings
@@ -16,7 +17,7 @@ from sqlalchemy_bgjob._served import check_queues
 from sqlalchemy_bgjob._start import check_dialect, pool_permits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 pytestmark = pytest.mark.core
 
@@ -190,6 +191,43 @@ def test_a_server_that_is_down_costs_no_permit() -> None:
         connections.connect(None, ME)
 
     assert permits.taken == 0
+
+
+class Cancelled(BaseException):
+    """What ends a wait from outside, as asyncio's CancelledError does."""
+
+
+class EndedAsItIsWoken:
+    """A semaphore whose wait is cancelled just after another handler has released it."""
+
+    def __init__(self) -> None:
+        self.release_another: Callable[[], None] = lambda: None
+
+    def acquire(self, *, timeout: float | None = None) -> bool:
+        self.release_another()
+        raise Cancelled
+
+    def release(self) -> None:
+        """The wait is over already."""
+
+
+def test_a_wait_that_is_cancelled_as_it_is_woken_counts_no_connection_as_in_use(
+    database_url: str,
+) -> None:
+    """Else every later refusal would be waited out, for a connection that nobody has."""
+    engine = create_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+    returned = EndedAsItIsWoken()
+    connections = HandlerConnections(engine, None, returned=returned)
+    first = connections.connect(None, ME)
+    returned.release_another = lambda: connections.disconnect(first)
+    with pytest.raises(Cancelled):
+        connections.connect(None, ME)
+
+    returned.release_another = lambda: None
+    with engine.connect(), pytest.raises(PoolTimeoutError):
+        connections.connect(None, ME)
+
+    engine.dispose()
 
 
 def test_an_isolation_level_that_is_refused_costs_no_permit_and_no_connection(
