@@ -20,6 +20,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ._frames import causes, places, source
+from ._row_errors import RowKept
 from .settings import MAX_ERROR_LENGTH
 
 RETRY_AT_ONCE: Final = frozenset({"40001", "40P01"})
@@ -103,10 +104,12 @@ def ran_out_of_time(error: BaseException) -> bool:
 def doubts_session(error: BaseException) -> bool:
     """Whether an error may be its session's own fault, so that a new one may do better.
 
-    So is all that is not known to come from a row, from a timeout, or from others' transactions.
+    So is all that is not known to come from a row, from a trigger, from a timeout, or from others'
+    transactions.
     """
-    known = (sqlstate(error) or "")[:2] in ("22", "23", "40")
-    return not (known or ran_out_of_time(error))
+    # 22, 23: values and constraints; 40: conflicts; P0: what PL/pgSQL raises.
+    known = (sqlstate(error) or "")[:2] in ("22", "23", "40", "P0")
+    return not (known or ran_out_of_time(error) or isinstance(error, RowKept))
 
 
 _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04", READ_ONLY})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sqlalchemy_bgjob import MoveToDlq, Retry, constant
+from sqlalchemy_bgjob import MoveToDlq, Retry, _control, constant
 from support.running import Bench, Recorder
 from support.waiting import wait_until
 
@@ -168,6 +168,40 @@ def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
     assert len(calls) == 1
     assert any(e.name == "worker_error" for e in recorder.events)
     assert (bench.dead(job_id) is None) == (end == "complete")
+
+
+@pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
+def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
+    bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new session would meet the same trigger."""
+    monkeypatch.setattr(_control, "DOUBTED_AFTER", 0.0)
+    bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
+    for name in ("tries", "pid"):  # their changes outlive a ROLLBACK
+        bench.sql(f"CREATE SEQUENCE {name}")
+    pids: list[int] = []
+
+    def tries_seen() -> int:
+        [(last, used)] = bench.sql("SELECT last_value, is_called FROM tries")
+        return int(last) if used else 0
+
+    def watch() -> None:
+        for tries in range(1, 4):
+            wait_until(lambda n=tries: tries_seen() >= n, 60, what="the next try")
+            pids.append(bench.sql("SELECT last_value FROM pid")[0][0])
+
+    tells = "PERFORM setval('pid', pg_backend_pid()); PERFORM nextval('tries');"
+    try:
+        with bench.trigger(f"{tells} {how}"):
+            bench.run(
+                during=watch,
+                until=lambda: bench.sql("DROP TRIGGER IF EXISTS of_the_user ON bgjob_job") == [],
+            )
+    finally:
+        for name in ("tries", "pid"):
+            bench.sql(f"DROP SEQUENCE {name}")
+
+    assert len(set(pids)) == 1
 
 
 def test_a_refused_settlement_spends_attempts_at_restarts(bench: Bench) -> None:
