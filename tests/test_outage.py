@@ -19,7 +19,7 @@ from sqlalchemy_bgjob._dispatch import VISIBLE_WITHIN
 from sqlalchemy_bgjob._notify import REFUSALS
 from support import cli_app as app
 from support import wait_until, with_driver
-from support.processes import ONE
+from support.processes import ONE, START_SECONDS
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def test_a_worker_that_may_not_listen_says_so_once_and_polls(fleet: Fleet, proxy
     proxy.replace('LISTEN "', 'LI5TEN "')
     enqueue(fleet.engine, fleet.app.quick)
     process = fleet.start(url=proxy.url, wait=False, poll_interval=0.5)
-    wait_until(lambda: fleet.workers == 1, 20, what="its row")
+    wait_until(lambda: fleet.workers == 1, START_SECONDS, what="its row")
     fleet.wait_until_done(VISIBLE_WITHIN + 2)  # it does not wait for a listener for long
     wait_until(lambda: proxy.replacements >= REFUSALS, 20, what="attempts to listen")
     for n in range(3):
@@ -226,7 +226,7 @@ def test_a_listener_that_fails_for_another_reason_is_back_soon(fleet: Fleet, pro
     """As on a standby that is being promoted: nobody is to wait for minutes after that."""
     proxy.replace('LISTEN "', 'MOVE   "')
     process = fleet.start(url=proxy.url, wait=False, poll_interval=0.5)
-    wait_until(lambda: proxy.replacements > REFUSALS, 20, what="attempts to listen")
+    wait_until(lambda: proxy.replacements > REFUSALS, START_SECONDS, what="attempts to listen")
 
     proxy.replace('LISTEN "', 'LISTEN "')
     fleet.wait_for(process)

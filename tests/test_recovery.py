@@ -167,7 +167,7 @@ def test_jobs_behind_a_dead_network_run_elsewhere(fleet: Fleet) -> None:
     ids = ids_of("held", 4)
     with Proxy(fleet.engine.url.render_as_string(hide_password=False)) as proxy:
         away = fleet.start(url=proxy.url, slots=4, **FAST)
-        enqueue_many(fleet.engine, fleet.app.hold, [8.0] * 4, ids=ids)
+        enqueue_many(fleet.engine, fleet.app.hold, [600.0] * 4, ids=ids)
         fleet.wait_for_starts(4, away)
         other = fleet.start(slots=4, **FAST)
 
@@ -176,6 +176,7 @@ def test_jobs_behind_a_dead_network_run_elsewhere(fleet: Fleet) -> None:
         fleet.wait_until_done()
         took = time.monotonic() - at
         proxy.pass_on()
+        fleet.journal.release()
         wait_until(lambda: fleet.journal.count("lease_lost") == 4, 30, what="lease_lost of each")
         fleet.wait_for(away)
 
@@ -300,13 +301,13 @@ def test_a_handler_that_lets_nobody_run_loses_its_lease(fleet: Fleet) -> None:
 
 
 def freeze_one_of_two(
-    fleet: Fleet, *, seconds: float, settings: dict[str, Any], held: int = 5
+    fleet: Fleet, *, settings: dict[str, Any], held: int = 5
 ) -> tuple[WorkerProcess, WorkerProcess, list[str], float]:
     """SIGSTOP a process while its jobs run, the other one beating on."""
     frozen = fleet.start(slots=held * 2, **settings)
     ids = ids_of("held", held) + ids_of("nap", held)
-    enqueue_many(fleet.engine, fleet.app.hold, [seconds] * held, ids=ids[:held])
-    enqueue_many(fleet.engine, fleet.app.nap, [seconds] * held, ids=ids[held:])
+    enqueue_many(fleet.engine, fleet.app.hold, [600.0] * held, ids=ids[:held])
+    enqueue_many(fleet.engine, fleet.app.nap, [600.0] * held, ids=ids[held:])
     fleet.wait_for_starts(held * 2, frozen)
     other = fleet.start(slots=held * 2, **settings)
     frozen.signal(signal.SIGSTOP)
@@ -317,7 +318,7 @@ def frozen_and_rescued(
     fleet: Fleet, *, settings: dict[str, Any], within: float, freeze: float = 0.0
 ) -> None:
     """All jobs of a frozen process complete elsewhere; when it goes on, nothing changes."""
-    frozen, other, ids, at = freeze_one_of_two(fleet, seconds=10.0, settings=settings)
+    frozen, other, ids, at = freeze_one_of_two(fleet, settings=settings)
 
     fleet.wait_until_done(within + 30)
     took = time.monotonic() - at
@@ -329,11 +330,12 @@ def frozen_and_rescued(
     assert fleet.effects() == dict.fromkeys(held, 1)
 
     # An own id lives again: the frozen process must not touch its second life.
-    enqueue(fleet.engine, fleet.app.nap, 600.0, id=ids[0])
+    enqueue(fleet.engine, fleet.app.late, 600.0, id=ids[0])
     wait_until(lambda: fleet.claimed_by(other) == [ids[0]], what="the claim of the second life")
     wait_until(lambda: time.monotonic() - at >= freeze, freeze + 5, what="the freeze's end")
     before = fleet.rows(STATE)
     workers = fleet.workers
+    fleet.journal.release()
     frozen.signal(signal.SIGCONT)
     lost = lambda: fleet.journal.count("lease_lost")  # noqa: E731
     wait_until(lambda: lost() == len(ids), 30, what="lease_lost of each of its jobs")
@@ -361,8 +363,8 @@ def test_a_freeze_of_a_minute_at_default_settings(fleet: Fleet) -> None:
 
 
 def frozen_and_kept(fleet: Fleet, *, seconds: float, settings: dict[str, Any]) -> None:
-    """A freeze shorter than the lease rescues nothing; its jobs outlast a slow machine's start."""
-    frozen, other, ids, at = freeze_one_of_two(fleet, seconds=15.0, settings=settings)
+    """A freeze shorter than the lease rescues nothing."""
+    frozen, other, ids, at = freeze_one_of_two(fleet, settings=settings)
     beats = "SELECT beat_at FROM bgjob_worker WHERE pid = :pid"
     last = fleet.scalar(beats, pid=frozen.pid)
 
@@ -371,6 +373,7 @@ def frozen_and_kept(fleet: Fleet, *, seconds: float, settings: dict[str, Any]) -
     assert fleet.claimed_by(frozen) == sorted(ids)
     assert fleet.scalar("SELECT max(crashes) FROM bgjob_job") == 0
     frozen.signal(signal.SIGCONT)
+    fleet.journal.release()
     fleet.wait_until_done()
 
     assert fleet.started_by(other) == []

@@ -246,7 +246,7 @@ class Fleet:
         """The ids of the jobs that a process has started, in order."""
         return [line["id"] for line in self.journal.read("start") if line["pid"] == process.pid]
 
-    def wait_for_starts(self, count: int, process: WorkerProcess, seconds: float = 20.0) -> None:
+    def wait_for_starts(self, count: int, process: WorkerProcess, seconds: float = 60.0) -> None:
         """Wait until a process has been seen to start so many jobs."""
         wait_until(
             lambda: len(self.started_by(process)) >= count, seconds, what=f"{count} starts there"

@@ -75,6 +75,19 @@ class Journal:
     def count(self, event: str) -> int:
         return len(self.read(event))
 
+    @property
+    def released(self) -> bool:
+        """Whether the handlers that hold their jobs are to return."""
+        return self._release.exists()
+
+    def release(self) -> None:
+        """Let the handlers return that hold their jobs."""
+        self._release.touch()
+
+    @property
+    def _release(self) -> Path:
+        return self.path.with_suffix(".released")
+
     def starts(self) -> dict[str, list[dict[str, Any]]]:
         """The starts of each job, in order."""
         found: dict[str, list[dict[str, Any]]] = {}
@@ -236,7 +249,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
     def nap(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            _sleep(seconds)
+            _hold(journal, seconds)
 
     def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
@@ -248,7 +261,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
         ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            _sleep(seconds)
+            _hold(journal, seconds)
 
     def block(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
@@ -271,9 +284,24 @@ def _functions(journal: Journal) -> dict[str, Any]:
     }
 
 
+_LOOK_EVERY = 0.1
+
+
 def _sleep(seconds: float) -> None:
     # Not time.sleep(): a library that sets the time of day breaks the system call behind it.
     threading.Event().wait(seconds)
+
+
+def _hold(journal: Journal, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not journal.released:
+        _sleep(min(left, _LOOK_EVERY))
+
+
+async def _hold_async(journal: Journal, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and not journal.released:  # noqa: ASYNC110 - another process says it
+        await asyncio.sleep(min(left, _LOOK_EVERY))
 
 
 def _keep_busy(seconds: float) -> None:
@@ -298,7 +326,7 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
     async def nap(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            await asyncio.sleep(seconds)
+            await _hold_async(journal, seconds)
 
     async def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
@@ -310,7 +338,7 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
         await ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            await asyncio.sleep(seconds)
+            await _hold_async(journal, seconds)
 
     async def block(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
