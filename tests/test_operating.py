@@ -38,14 +38,14 @@ def leave_what_a_copy_has(bench: Bench) -> list[str]:
     mail = bench.handler("mail", handler, uses_session=False)
     due, running = bench.enqueue(mail), bench.enqueue(mail)
     bench.steal(running)
-    bench.sql("UPDATE bgjob_worker SET beat_at = now() - interval '1 day', lease_timeout = 30")
+    bench.sql("UPDATE bgjob_worker SET beat_at = now() - interval '1 day', lease_timeout = 1")
     return [due, running]
 
 
 def test_a_copy_of_production_runs_its_jobs(bench: Bench) -> None:
     ids = leave_what_a_copy_has(bench)
 
-    ran = bench.run(deadline=60.0)
+    ran = bench.run(deadline=60.0, rescue_interval=0.2)
 
     assert all("completed" in ran.of(job_id) for job_id in ids)
 
