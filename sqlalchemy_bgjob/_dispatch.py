@@ -73,6 +73,9 @@ RECONCILE_AGAIN: Final = 10.0
 one, when the connection was lost meanwhile."""
 REFUSAL_LASTS: Final = 60.0
 """Seconds for which a row that could not be claimed is left aside."""
+COMMITTED_WITHIN: Final = 2.0
+RELEASED_WITHIN: Final = 3.0
+"""Seconds beyond ``shutdown_timeout`` for what is being committed, and then for the releases."""
 RECONCILE_AFTER: Final = (0.0, 2.0, 10.0)
 """Seconds after a lost answer at which unknown claims are handed back: the server may take a while
 to commit what it had been sent."""
@@ -335,11 +338,12 @@ class Dispatcher:
     def _interrupt(self) -> list[ClaimedJob]:
         """The time to drain is over: release what runs, attempt given back.
 
-        What is being committed is given another two seconds; the releases have three more. Returns
-        what is given up then.
+        What is being committed is given COMMITTED_WITHIN; the releases have RELEASED_WITHIN more.
+        Returns what is given up then.
         """
         self._interruptions += 1
-        self._deadline = time.monotonic() + (2.0 if self._interruptions == 1 else 3.0)
+        more = COMMITTED_WITHIN if self._interruptions == 1 else RELEASED_WITHIN
+        self._deadline = time.monotonic() + more
         if self._interruptions > 2:
             # Not even the releases could be written: rescue has to do it.
             left = [item.job for item in self._core.unsettled()]

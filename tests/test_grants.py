@@ -20,6 +20,7 @@ from sqlalchemy_bgjob import (
     Reschedule,
     Worker,
     WorkerSettings,
+    _dispatch,
     enqueue,
     enqueue_from,
     enqueue_many,
@@ -80,14 +81,26 @@ class Roles:
         name = self.name(task)
         with self.owner.begin() as connection:
             connection.execute(text(f"CREATE ROLE \"{name}\" LOGIN PASSWORD 'secret'"))
-            for statement in grants(
-                [(task, name)], schema=SCHEMA, table_prefix="bgjob_"
-            ).splitlines():
-                connection.execute(text(statement))
+        self.grant(task)
         engine = create_engine(self.owner.url.set(username=name, password="secret"))
         stack.callback(self._drop, name)
         stack.callback(engine.dispose)
         return engine
+
+    def grant(self, task: Task) -> None:
+        given = grants([(task, self.name(task))], schema=SCHEMA, table_prefix="bgjob_")
+        with self.owner.begin() as connection:
+            for statement in given.splitlines():
+                connection.execute(text(statement))
+
+    @contextmanager
+    def without(self, task: Task, privilege: str) -> Iterator[None]:
+        """Take a privilege from a role, and give it back."""
+        sql(self.owner, f'REVOKE {privilege} FROM "{self.name(task)}"')
+        try:
+            yield
+        finally:
+            self.grant(task)
 
     def _drop(self, name: str) -> None:
         with self.owner.begin() as connection:
@@ -109,10 +122,18 @@ class Roles:
             )
 
 
-@pytest.fixture
-def roles(engine: Engine) -> Iterator[Roles]:
+@pytest.fixture(scope="module")
+def shared(module_engine: Engine) -> Iterator[Roles]:
     with ExitStack() as stack:
-        yield Roles(engine, stack)
+        yield Roles(module_engine, stack)
+
+
+@pytest.fixture
+def roles(shared: Roles) -> Roles:
+    """The same for all tests of the module; the tables are empty."""
+    for table in ("job", "dead_job", "worker"):
+        sql(shared.owner, f"DELETE FROM @{table}")
+    return shared
 
 
 @contextmanager
@@ -249,8 +270,13 @@ def put_one_of_each_end(roles: Roles) -> None:
 
 def work(roles: Roles, refusals: list[str]) -> None:
     put_one_of_each_end(roles)
-    with Worker(roles.jobs, roles.engines["worker"], queues={"default": 2}):
-        wait_until(lambda: refusals or roles.count("job") == 0, 60, what="the end of the jobs")
+    with pytest.MonkeyPatch.context() as patch:
+        # What is refused is not waited for at the worker's end.
+        patch.setattr(_dispatch, "COMMITTED_WITHIN", 0.1)
+        patch.setattr(_dispatch, "RELEASED_WITHIN", 0.1)
+        options: Any = {"queues": {"default": 2}, "shutdown_timeout": 0.1}
+        with Worker(roles.jobs, roles.engines["worker"], **options):
+            wait_until(lambda: refusals or roles.count("job") == 0, 60, what="the end of the jobs")
 
 
 def operate(roles: Roles) -> None:
@@ -347,20 +373,18 @@ def test_each_privilege_is_needed(
 ) -> None:
     """Without it the server refuses that table, and the doctor tells a worker which it is."""
     which = verb if column is None else f'{verb} ("{column}")'
-    sql(roles.owner, f'REVOKE {which} ON @{kind} FROM "{roles.name(task)}"')
+    with roles.without(task, f"{which} ON @{kind}"):
+        act(roles, task, refusals)
 
-    act(roles, task, refusals)
-
-    assert {message.splitlines()[0].split()[-1] for message in refusals} == {f"bgjob_{kind}"}
-    if task == "worker":
-        (problem,) = privilege_problems(roles)
-        assert f'lacks {which} ON "We""ird Schema"."bgjob_{kind}",' in problem
+        assert {message.splitlines()[0].split()[-1] for message in refusals} == {f"bgjob_{kind}"}
+        if task == "worker":
+            (problem,) = privilege_problems(roles)
+            assert f'lacks {which} ON "We""ird Schema"."bgjob_{kind}",' in problem
 
 
 def test_a_schema_without_usage_is_told(roles: Roles) -> None:
-    sql(roles.owner, f'REVOKE USAGE ON SCHEMA "We""ird Schema" FROM "{roles.name("worker")}"')
-
-    (problem,) = privilege_problems(roles)
+    with roles.without("worker", 'USAGE ON SCHEMA "We""ird Schema"'):
+        (problem,) = privilege_problems(roles)
 
     assert 'this role lacks USAGE ON SCHEMA "We""ird Schema", which a worker needs' in problem
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sqlalchemy_bgjob import MoveToDlq, Retry, _control, constant
+from sqlalchemy_bgjob import MoveToDlq, Retry, _control, _dispatch, constant
 from support.running import Bench, Recorder
 from support.waiting import wait_until
 
@@ -204,8 +204,12 @@ def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
     assert len(set(pids)) == 1
 
 
-def test_a_refused_settlement_spends_attempts_at_restarts(bench: Bench) -> None:
+def test_a_refused_settlement_spends_attempts_at_restarts(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A job whose row can't be deleted is not run without end, however often workers restart."""
+    monkeypatch.setattr(_dispatch, "COMMITTED_WITHIN", 0.1)
+    monkeypatch.setattr(_dispatch, "RELEASED_WITHIN", 0.1)
     calls: list[str] = []
     handler = bench.handler(
         "t",
