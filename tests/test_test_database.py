@@ -8,7 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingUnixStreamServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
@@ -193,6 +193,44 @@ def test_a_database_with_open_connections_is_dropped(server: TestServer):
         names = connection.scalars(text("SELECT datname FROM pg_database")).all()
     admin.dispose()
     assert make_url(url).database not in names
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE kept (id int)",
+        "CREATE SCHEMA kept",
+        "ALTER DATABASE {} SET search_path = kept",
+        "REVOKE CONNECT ON DATABASE {} FROM PUBLIC",
+        "REVOKE ALL ON SCHEMA public FROM PUBLIC",
+        "SELECT lo_create(0)",
+    ],
+)
+def test_a_database_is_empty_whatever_the_one_before_held(server: TestServer, statement: str):
+    look = text("""
+        SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace),
+            (SELECT array_agg((nspname, nspowner, nspacl)::text ORDER BY nspname)
+                FROM pg_namespace WHERE nspname !~ '^pg_'),
+            current_setting('search_path'), obj_description('public'::regnamespace),
+            (SELECT datacl::text FROM pg_database WHERE datname = current_database()),
+            (SELECT count(*) FROM pg_largeobject_metadata)
+    """)
+
+    def seen(statement: str | None = None, **options: Any) -> Any:
+        url = server.create_database("reused", **options)
+        engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            found = connection.execute(look).one()
+            if statement is not None:
+                connection.exec_driver_sql(statement.format(engine.url.database))
+        engine.dispose()
+        server.drop_database(url)
+        return found
+
+    new = seen(template="template1")
+    seen(statement)
+
+    assert seen() == new
 
 
 def test_waiting_returns_the_first_true_value():
