@@ -16,7 +16,7 @@ from sqlalchemy_bgjob import AsyncWorker, BGJob, Complete, MoveToDlq, Reschedule
 from sqlalchemy_bgjob._execution import Run
 from sqlalchemy_bgjob._overdue import UNTIL_OVERDUE, Overdue
 from support.databases import with_driver
-from support.running import FLAVORS, Bench
+from support.running import FLAVORS, Bench, one_of_each
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def pass_deadline(ctx: Context[Any]) -> None:
 
 @with_work_one
 @pytest.mark.parametrize("uses_session", [True, False])
+@one_of_each
 def test_a_return_after_the_deadline_is_a_failed_attempt(
     bench: Bench, uses_session: bool, how: str
 ) -> None:
@@ -91,6 +92,7 @@ def test_a_return_after_the_deadline_is_a_failed_attempt(
 
 @with_work_one
 @pytest.mark.parametrize("outcome", [Complete(), Retry(HOUR), Reschedule(HOUR), MoveToDlq("x")])
+@one_of_each
 def test_an_outcome_that_is_said_after_the_deadline_stands(
     bench: Bench, outcome: Any, how: str
 ) -> None:
@@ -117,6 +119,7 @@ def test_an_outcome_that_is_said_after_the_deadline_stands(
 
 
 @with_work_one
+@one_of_each
 def test_a_return_in_time_is_complete(bench: Bench, how: str) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note, timeout=HOUR))
 
@@ -143,6 +146,7 @@ def test_a_coroutine_that_swallows_its_cancellation_has_failed(bench: Bench, how
     assert bench.notes(job_id) == []
 
 
+@one_of_each
 def test_its_attempts_end_in_the_dlq(bench: Bench) -> None:
     """A handler that always stops at its timeout is not complete by that, ever."""
     handler = bench.handler(
@@ -166,6 +170,7 @@ def going_on(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message for message in messages if "goes on beyond its timeout" in message]
 
 
+@one_of_each
 def test_a_handler_that_goes_on_is_named_once(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:

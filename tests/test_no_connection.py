@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._errors import describe, summary
 from sqlalchemy_bgjob._pauses import Pauses
 from sqlalchemy_bgjob._pool import HandlerConnections
 from support.proxy import Proxy
-from support.running import FLAVORS, Bench, Gate
+from support.running import FLAVORS, Bench, Gate, one_of_each
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ def test_jobs_wait_for_a_connection_attempt_unspent(
         assert ran.last(id).job.attempt == 1
 
 
+@one_of_each
 def test_an_outage_is_not_spun_on(bench: Bench, proxy: Proxy) -> None:
     """However many jobs are due, the server is asked a few times a second at most."""
     bench.handler("uses", bench.note, max_attempts=1, retry=SLOW)
@@ -131,6 +132,7 @@ def test_an_outage_is_not_spun_on(bench: Bench, proxy: Proxy) -> None:
     assert bench.sql("SELECT count(*) FROM note")[0][0] == 500
 
 
+@one_of_each
 def test_handlers_share_the_connections_that_there_are(bench: Bench, proxy: Proxy) -> None:
     """Where there is room for fewer than the pool could hold, the others wait for these."""
     gate = Gate(bench)
@@ -247,6 +249,7 @@ def test_a_deadline_that_comes_while_it_connects_costs_nothing(
     ],
     ids=str,
 )
+@one_of_each
 def test_a_handler_that_swallows_the_error_may_say_what_it_means(
     bench: Bench, proxy: Proxy, outcome: Any, becomes: str
 ) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, co
 from sqlalchemy_bgjob._dispatch import Dispatcher
 from sqlalchemy_bgjob.telemetry import Events, tell
 from support import wait_until
-from support.running import Bench, Gate, Recorder
+from support.running import Bench, Gate, Recorder, one_of_each
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -58,6 +58,7 @@ class Witness(Observer):
 
 @pytest.mark.core
 @pytest.mark.parametrize("uses_session", [True, False])
+@one_of_each
 def test_events_come_after_the_commit_that_made_them_true(bench: Bench, uses_session: bool) -> None:
     outcomes = {
         "completed": (None, "gone"),
@@ -83,6 +84,7 @@ def test_events_come_after_the_commit_that_made_them_true(bench: Bench, uses_ses
         assert witness.saw[job_id] == [("started", 1), (name, outcomes[name][1])]
 
 
+@one_of_each
 def test_each_transition_is_told_once_and_in_order(bench: Bench) -> None:
     """A hundred jobs of several attempts each: the story of each one is whole."""
 
@@ -106,6 +108,7 @@ def test_each_transition_is_told_once_and_in_order(bench: Bench) -> None:
         assert attempts == [n for n in range(1, number % 4 + 2) for _ in range(2)]
 
 
+@one_of_each
 def test_a_retry_is_told_before_the_next_start(bench: Bench) -> None:
     """Also when the next attempt is claimed before the thread of this one has said its word."""
     recorder = Recorder()
@@ -146,6 +149,7 @@ def interruptions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return made
 
 
+@one_of_each
 def test_a_commit_that_meets_the_end_of_the_drain_is_told(
     bench: Bench, interruptions: list[int]
 ) -> None:
@@ -162,6 +166,7 @@ def test_a_commit_that_meets_the_end_of_the_drain_is_told(
     assert ran.of(job_id) == ["started", "completed"]
 
 
+@one_of_each
 def test_a_start_is_told_that_waited_for_a_commit_without_end(
     bench: Bench, interruptions: list[int]
 ) -> None:
@@ -184,6 +189,7 @@ def test_a_start_is_told_that_waited_for_a_commit_without_end(
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "not known yet"])
+@one_of_each
 def test_a_run_that_lost_its_lease_does_not_defer_the_next_start(bench: Bench, known: bool) -> None:
     """The old run may go on for hours: what it did will not be told at all."""
     gate = Gate(bench)
@@ -209,6 +215,7 @@ def test_a_run_that_lost_its_lease_does_not_defer_the_next_start(bench: Bench, k
     assert ran.of(job_id)[:3] == ["started", "started", "completed"]
 
 
+@one_of_each
 def test_an_observer_that_raises_is_logged_and_the_others_hear_all(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,6 +238,7 @@ def test_an_observer_that_raises_is_logged_and_the_others_hear_all(
 
 
 @pytest.mark.core
+@one_of_each
 def test_an_observer_that_blocks_does_not_delay_the_worker(bench: Bench) -> None:
     free = threading.Event()
 
@@ -251,6 +259,7 @@ def test_an_observer_that_blocks_does_not_delay_the_worker(bench: Bench) -> None
     assert all(ran.of(job_id) == ["started", "completed"] for job_id in ids)
 
 
+@one_of_each
 def test_a_queue_is_empty_is_told_once_for_each_time(bench: Bench) -> None:
     handler = bench.handler("t", lambda ctx: None, uses_session=False)
     recorder = Recorder()
@@ -311,6 +320,7 @@ def test_a_cut_connection_is_a_worker_error_and_no_lie_about_jobs(bench: Bench) 
         assert ran.of(job_id).count("completed") == 1
 
 
+@one_of_each
 def test_what_is_told_late_is_told_before_the_stop_returns(bench: Bench) -> None:
     class Late(Recorder):
         def job_completed(self, job: JobInfo, seconds: float) -> None:

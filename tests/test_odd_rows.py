@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy_bgjob import Context, MoveToDlq, Retry, constant
 from sqlalchemy_bgjob._errors import sqlstate
 from support import wait_until
-from support.running import FLAVORS, Bench, Flavor, Gate, Recorder
+from support.running import FLAVORS, Bench, Flavor, Gate, Recorder, one_of_each, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -129,6 +129,7 @@ def unknown(bench: Bench, type: str = "tomorrow", **options: Any) -> str:
 
 
 @pytest.mark.core
+@one_of_each
 def test_an_unknown_type_is_put_off_and_costs_no_attempt(bench: Bench) -> None:
     """A rolling deploy: the workers that know it are yet to come."""
     known = bench.enqueue(bench.handler("known", lambda ctx: None, uses_session=False))
@@ -161,6 +162,7 @@ def test_an_unknown_type_is_put_off_and_costs_no_attempt(bench: Bench) -> None:
     assert done.type == "tomorrow"
 
 
+@one_of_each
 def test_a_job_that_became_known_forgets_that_it_was_not(bench: Bench) -> None:
     job_id = bench.enqueue(bench.handler("t", lambda ctx: Retry(1000), uses_session=False))
     bench.sql("UPDATE bgjob_job SET unknown_since = now() - interval '200 s'")
@@ -170,7 +172,7 @@ def test_a_job_that_became_known_forgets_that_it_was_not(bench: Bench) -> None:
     assert bench.job(job_id).unknown_since is None
 
 
-@pytest.mark.parametrize("grace", [0, 0.5])
+@paired("grace", [0, 0.5])
 def test_an_unknown_type_dies_after_its_grace(bench: Bench, grace: float) -> None:
     bench.handler("known", lambda ctx: None, uses_session=False)
     job_id = unknown(bench)
@@ -211,6 +213,7 @@ def test_a_type_that_this_worker_can_not_run_is_unknown_to_it(bench: Bench) -> N
     assert (job.attempt, job.last_error, job.claimed_by) == (0, None, None)
 
 
+@one_of_each
 def test_a_default_handler_takes_what_has_no_handler_of_its_own(bench: Bench) -> None:
     seen: list[tuple[str, str]] = []
 
@@ -252,6 +255,7 @@ def users(bench: Bench) -> Iterator[Connection]:
 
 @pytest.mark.core
 @pytest.mark.parametrize("uses_session", [True, False])
+@one_of_each
 def test_a_users_open_transaction_refers_to_a_running_job(
     bench: Bench,
     referring: str,

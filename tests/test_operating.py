@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import JobAlreadyExists, enqueue
 from support.pooler import POOLED
+from support.running import one_of_each
 from support.shop import make_tables, note
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def leave_what_a_copy_has(bench: Bench) -> list[str]:
     return [due, running]
 
 
+@one_of_each
 def test_a_copy_of_production_runs_its_jobs(bench: Bench) -> None:
     ids = leave_what_a_copy_has(bench)
 
@@ -50,6 +52,7 @@ def test_a_copy_of_production_runs_its_jobs(bench: Bench) -> None:
     assert all("completed" in ran.of(job_id) for job_id in ids)
 
 
+@one_of_each
 def test_an_emptied_copy_runs_nothing(bench: Bench) -> None:
     leave_what_a_copy_has(bench)
     for statement in EMPTY_THE_QUEUE.split(";"):

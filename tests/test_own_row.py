@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import MoveToDlq, Retry, _control, _dispatch, constant
-from support.running import Bench, Recorder
+from support.running import Bench, Recorder, one_of_each, paired
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def led_elsewhere(bench: Bench, s: Session, ctx: Context[Any]) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("change", [by_orm, by_sql, renamed, lease_changed, led_elsewhere])
+@paired("change", [by_orm, by_sql, renamed, lease_changed, led_elsewhere])
 def test_a_handler_that_changes_its_own_row_has_failed(
     bench: Bench, change: Callable[..., None]
 ) -> None:
@@ -69,7 +69,7 @@ def test_a_handler_that_changes_its_own_row_has_failed(
     assert bench.notes(job_id) == []
 
 
-@pytest.mark.parametrize("outcome", [Retry(3600), MoveToDlq("given up")])
+@paired("outcome", [Retry(3600), MoveToDlq("given up")])
 def test_another_outcome_for_a_row_that_is_gone(bench: Bench, outcome: Any) -> None:
     def body(s: Session, ctx: Context[Any]) -> Any:
         by_sql(bench, s, ctx)
@@ -83,6 +83,7 @@ def test_another_outcome_for_a_row_that_is_gone(bench: Bench, outcome: Any) -> N
 
 
 @pytest.mark.parametrize("uses_session", [True, False])
+@one_of_each
 def test_a_row_that_is_deleted_from_outside_is_a_lost_lease(
     bench: Bench, uses_session: bool
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_row_that_is_deleted_from_outside_is_a_lost_lease(
     assert bench.notes(job_id) == []
 
 
+@one_of_each
 def test_a_trigger_that_keeps_the_row_fails_a_handler_with_a_session(bench: Bench) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note, retry=constant(3600.0)))
 
@@ -132,7 +134,7 @@ def test_an_end_that_is_refused_names_no_frame(bench: Bench, how: str) -> None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
-@pytest.mark.parametrize("end", ["complete", "die"])
+@paired("end", ["complete", "die"])
 def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
     bench: Bench, how: str, end: str
 ) -> None:
@@ -204,6 +206,7 @@ def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
     assert len(set(pids)) == 1
 
 
+@one_of_each
 def test_a_refused_settlement_spends_attempts_at_restarts(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

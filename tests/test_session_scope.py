@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy_bgjob import BGJob, Context, Retry, Worker, constant, enqueue
 from sqlalchemy_bgjob._session import JobEnded
 from support import wait_until
-from support.running import FLAVORS, Bench, Flavor, Gate, Recorder
+from support.running import FLAVORS, Bench, Flavor, Gate, Recorder, one_of_each, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from support import TestServer
 
 THREADS = [flavor for flavor in FLAVORS if not flavor.is_async]
-only_threads = pytest.mark.parametrize("bench", THREADS, ids=str, indirect=True)
+only_threads = pytest.mark.parametrize("bench", THREADS[:1], ids=str, indirect=True)
 only_asyncio = pytest.mark.parametrize(
     "bench", [flavor for flavor in FLAVORS if flavor.is_async], ids=str, indirect=True
 )
@@ -71,7 +71,7 @@ def fail() -> None:
 # ---- factories -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("session_class", [Session, OwnSession, StubbornSession, sqlmodel.Session])
+@paired("session_class", [Session, OwnSession, StubbornSession, sqlmodel.Session])
 def test_a_factory_of_the_users_own(bench: Bench, session_class: type[Session]) -> None:
     body, sessions = write_and_fail_once(bench)
     job_id = bench.enqueue(bench.handler("t", body, retry=constant(0.0)))
@@ -221,6 +221,7 @@ def test_an_async_scoped_session_is_the_handlers(bench: Bench) -> None:
     assert app_session.registry.registry == {}
 
 
+@one_of_each
 def test_a_session_that_outlives_its_job_takes_no_connection(bench: Bench) -> None:
     """A thread, a task or a lazy load that is late gets an error, and no transaction of its own."""
     kept: list[Any] = []
@@ -464,6 +465,7 @@ class Hooks:
 
 
 @pytest.mark.core
+@one_of_each
 def test_hooks_run_once_and_after_commit_tells_the_truth(bench: Bench) -> None:
     hooks = Hooks(bench)
     job_id = bench.enqueue(bench.handler("t", hooks.body))
@@ -474,6 +476,7 @@ def test_hooks_run_once_and_after_commit_tells_the_truth(bench: Bench) -> None:
     assert bench.notes(job_id) == ["handler", "hook"]
 
 
+@one_of_each
 def test_no_after_commit_for_a_handler_that_failed(bench: Bench) -> None:
     hooks = Hooks(bench)
 
@@ -487,6 +490,7 @@ def test_no_after_commit_for_a_handler_that_failed(bench: Bench) -> None:
     assert hooks.calls == []
 
 
+@one_of_each
 def test_a_hook_that_refuses_the_commit_fails_the_attempt(bench: Bench) -> None:
     hooks = Hooks(bench)
     hooks.fail_before = True
@@ -499,6 +503,7 @@ def test_a_hook_that_refuses_the_commit_fails_the_attempt(bench: Bench) -> None:
     assert bench.notes(job_id) == []
 
 
+@one_of_each
 def test_a_hook_that_fails_after_the_commit_leaves_the_job_completed(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -665,6 +670,7 @@ def test_a_handler_under_serializable(bench: Bench) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("end", ["complete", "retry", "raise"])
 @pytest.mark.parametrize("uses_session", [True, False])
+@one_of_each
 def test_a_superseded_attempt_changes_nothing(bench: Bench, end: str, uses_session: bool) -> None:
     hooks, gate = Hooks(bench), Gate(bench)
 
@@ -709,6 +715,7 @@ def test_a_superseded_attempt_changes_nothing(bench: Bench, end: str, uses_sessi
     assert "after nothing" not in hooks.calls
 
 
+@one_of_each
 def test_a_late_settlement_of_an_earlier_life_changes_nothing(bench: Bench) -> None:
     """An own id: frozen, rescued, completed elsewhere, enqueued again and claimed again."""
     gate = Gate(bench)

@@ -27,7 +27,7 @@ from sqlalchemy_bgjob import (
 )
 from sqlalchemy_bgjob._transaction import TransactionEnded
 from support.databases import with_driver
-from support.running import FLAVORS, Bench, Recorder
+from support.running import FLAVORS, Bench, Recorder, one_of_each, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,6 +144,7 @@ def test_the_callers_rollback_leaves_the_job_as_it_was(
     assert recorder.events == []
 
 
+@one_of_each
 def test_an_empty_queue_is_none(bench: Bench, target: Target) -> None:
     bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False), delay=60)
     recorder = Recorder()
@@ -337,7 +338,7 @@ KEPT: dict[Callable[..., Any], list[str] | None] = {
 }
 
 
-@pytest.mark.parametrize("body", KEPT, ids=lambda body: body.__name__)
+@paired("body", KEPT)
 def test_a_handler_can_not_end_the_callers_transaction(
     bench: Bench, target: Target, body: Callable[..., Any]
 ) -> None:
@@ -487,6 +488,7 @@ def test_a_savepoint_of_the_callers_is_not_the_commit(bench: Bench, target: Targ
     assert len(watcher.events) == 2
 
 
+@one_of_each
 def test_an_observer_that_raises_harms_neither_the_caller_nor_the_others(
     bench: Bench, target: Target, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -508,6 +510,7 @@ def test_an_observer_that_raises_harms_neither_the_caller_nor_the_others(
     assert "observer 'Bad' failed in job_started" in caplog.text
 
 
+@one_of_each
 def test_listeners_do_not_pile_up(bench: Bench, target: Target) -> None:
     counts: list[int] = []
 
@@ -532,6 +535,7 @@ def test_listeners_do_not_pile_up(bench: Bench, target: Target) -> None:
 # ---- handlers and targets ------------------------------------------------------------------------
 
 
+@one_of_each
 def test_a_function_given_as_handler_takes_any_type(bench: Bench, target: Target) -> None:
     seen: list[Any] = []
     job_id = bench.jobs.enqueue(bench.outside, "never seen", {"a": [1]}, queue="q").id
@@ -609,6 +613,7 @@ def test_a_coroutine_needs_an_asyncio_target(bench: Bench, target: Target) -> No
     assert recorder.events == []
 
 
+@one_of_each
 def test_an_unknown_type_is_put_off(bench: Bench, target: Target) -> None:
     job_id = bench.jobs.enqueue(bench.outside, "tomorrow", None, queue="q").id
 
@@ -631,6 +636,7 @@ def test_an_unknown_type_is_put_off(bench: Bench, target: Target) -> None:
 
 
 @pytest.mark.parametrize("crashes", [0, 2])
+@one_of_each
 def test_a_job_whose_attempts_are_spent(bench: Bench, target: Target, crashes: int) -> None:
     """As with a worker: it gets the run that it waits for, unless it took workers along."""
     ran: list[int] = []
@@ -655,6 +661,7 @@ def test_a_job_whose_attempts_are_spent(bench: Bench, target: Target, crashes: i
         assert (bench.dead(job_id).attempt, bench.dead(job_id).last_error) == (5, f"{reason} is 3")
 
 
+@one_of_each
 def test_an_arg_that_does_not_decode_goes_to_the_dlq(bench: Bench, target: Target) -> None:
     job_id = bench.jobs.enqueue(bench.outside, "t", "text", queue="q").id
 
@@ -672,6 +679,7 @@ def test_an_arg_that_does_not_decode_goes_to_the_dlq(bench: Bench, target: Targe
 
 
 @pytest.mark.parametrize("way", ["return", "raise"])
+@one_of_each
 def test_a_new_arg_that_can_not_be_stored_is_a_failure(
     bench: Bench, target: Target, way: str
 ) -> None:
@@ -713,6 +721,7 @@ def test_autocommit_is_refused(bench: Bench, target: Target, how: str) -> None:
     assert bench.job(job_id)[:-1] == before
 
 
+@one_of_each
 def test_session_false_means_no_session(bench: Bench, target: Target) -> None:
     job_id = bench.enqueue(bench.handler("t", lambda s, ctx: None, session=False, retry=SLOW))
 
@@ -803,6 +812,7 @@ def test_two_callers_never_get_the_same_job(bench: Bench) -> None:
     assert bench.job(job_id) is None
 
 
+@one_of_each
 def test_the_timeout_of_a_handler_holds_here_too(bench: Bench, target: Target) -> None:
     """A coroutine is ended, and the caller's transaction goes on; a function sees its deadline."""
     seen: list[tuple[bool, bool]] = []
@@ -833,6 +843,7 @@ def test_the_timeout_of_a_handler_holds_here_too(bench: Bench, target: Target) -
         assert seen == [(True, False), (True, True)]
 
 
+@one_of_each
 def test_observers_hear_how_long_it_took(bench: Bench, target: Target) -> None:
     recorder = Recorder()
     until: list[float] = []

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+import pytest
 from sqlalchemy import (
     Engine,
     Row,
@@ -36,7 +37,7 @@ from support.databases import with_driver
 from support.waiting import wait_until, wait_until_async
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy_bgjob import JobInfo
 
@@ -58,6 +59,24 @@ FLAVORS = (
     Flavor("psycopg", is_async=True),
     Flavor("asyncpg", is_async=True),
 )
+
+
+one_of_each = pytest.mark.parametrize("bench", [FLAVORS[0], FLAVORS[-1]], ids=str, indirect=True)
+"""For a test whose subject is above the driver: a worker of each kind will do."""
+
+
+def paired(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Each value with a worker of each kind, whose drivers take turns."""
+    return pytest.mark.parametrize(
+        ("bench", name),
+        [
+            (flavor, value)
+            for number, value in enumerate(values)
+            for flavor in (FLAVORS[number % 2], FLAVORS[2 + number % 2])
+        ],
+        ids=lambda value: str(value) if isinstance(value, Flavor) else None,
+        indirect=["bench"],
+    )
 
 
 @dataclass(frozen=True)
