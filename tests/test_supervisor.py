@@ -272,6 +272,7 @@ def test_a_worker_counts_signals_of_its_own(pair: Pair, tables: Engine, tmp_path
 
     pair.command.says("exited with 130: starting another")
     wait_until((tmp_path / "started").exists, 60, what="the job's start elsewhere")
+    (tmp_path / "go").touch()  # the end of the processes does not wait for it
 
 
 def test_the_third_signal_kills(pair: Pair, tables: Engine) -> None:
