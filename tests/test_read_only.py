@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 from sqlalchemy_bgjob._errors import sqlstate
 from support import wait_until
 from support.processes import FAST
+from support.running import one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -119,6 +120,7 @@ def test_a_worker_gives_up_sessions_of_a_bad_time(
     assert code in errors
 
 
+@one_of_each
 def test_a_worker_that_began_in_a_read_only_time_goes_on(
     bench: Bench, server: TestServer, caplog: pytest.LogCaptureFixture
 ) -> None:
