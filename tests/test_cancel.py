@@ -34,6 +34,7 @@ SEED = 20261125
 BACKENDS = text(
     "SELECT count(*) FROM pg_stat_activity"
     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    " AND backend_type = 'client backend'"
 )
 
 END = text(
