@@ -37,12 +37,13 @@ def wait_for_end(fleet: Fleet, seconds: float = 15.0) -> None:
 def frozen(fleet: Fleet, mutant: str | None) -> list[str]:
     """A worker is frozen for longer than its lease, and goes on while another one is at work."""
     away = fleet.start(slots=3, mutant=mutant, **FAST)
-    # Once more than the time for which the other worker must have been connected.
+    # There for longer than the time for which it must have been connected to judge.
     enqueue_many(fleet.engine, fleet.app.late, [3.0] * 3, ids=IDS)
     fleet.wait_for_starts(3, away)
     other = fleet.start(slots=3, mutant=mutant, **FAST)
     away.signal(signal.SIGSTOP)
     fleet.wait_for_starts(3, other)
+    fleet.journal.release()
     away.signal(signal.SIGCONT)
     wait_for_end(fleet)
     fleet.wait_for(away)

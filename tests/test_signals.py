@@ -68,8 +68,9 @@ def signal_twice(command: Command, moment: float, gap: float, dice: random.Rando
         command.signal(second_number)
     second = time.monotonic()
     code = command.wait(30)
-    # Python's own way to end so, before it has come to the command line.
-    starting = code == 1 and "Could not import runpy module" in command.stderr
+    # Python's own ways to end so, before it has come to the command line.
+    python = ("Could not import runpy module", "Fatal Python error: init_import_site")
+    starting = code == 1 and any(words in command.stderr for words in python)
     assert code in ENDS or starting, command.stderr
     importing = starting or (code == -signal.SIGINT and "cli.main(" not in command.stderr)
     assert importing or "Traceback" not in command.stderr, command.stderr

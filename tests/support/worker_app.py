@@ -253,7 +253,10 @@ def _functions(journal: Journal) -> dict[str, Any]:
 
     def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
-        _sleep(seconds)
+        if len(journal.starts()[ctx.job.id]) == 1:
+            _hold(journal, _VERY_LONG)
+        else:
+            _sleep(seconds)
         ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
 
     def hold(ctx: Context[Any], seconds: float) -> None:
@@ -285,6 +288,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
 
 
 _LOOK_EVERY = 0.1
+_VERY_LONG = 600.0
 
 
 def _sleep(seconds: float) -> None:
@@ -330,7 +334,10 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
 
     async def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
-        await asyncio.sleep(seconds)
+        if len(journal.starts()[ctx.job.id]) == 1:
+            await _hold_async(journal, _VERY_LONG)
+        else:
+            await asyncio.sleep(seconds)
         await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
 
     async def hold(ctx: Context[Any], seconds: float) -> None:
