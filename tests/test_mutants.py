@@ -38,7 +38,7 @@ def frozen(fleet: Fleet, mutant: str | None) -> list[str]:
     """A worker is frozen for longer than its lease, and goes on while another one is at work."""
     away = fleet.start(slots=3, mutant=mutant, **FAST)
     # There for longer than the time for which it must have been connected to judge.
-    enqueue_many(fleet.engine, fleet.app.late, [3.0] * 3, ids=IDS)
+    enqueue_many(fleet.engine, fleet.app.held_late, [3.0] * 3, ids=IDS)
     fleet.wait_for_starts(3, away)
     other = fleet.start(slots=3, mutant=mutant, **FAST)
     away.signal(signal.SIGSTOP)

@@ -135,6 +135,7 @@ class App:
     nap: JobType[float]
     """Takes so many seconds at the first attempt, without a session."""
     late: JobType[float]
+    held_late: JobType[float]
     """Takes so many seconds at each attempt, then writes an effect."""
     hold: JobType[float]
     """Writes an effect and locks a row, then takes so many seconds at the first attempt."""
@@ -208,6 +209,7 @@ def make_app(  # noqa: C901 - a list of handlers
         effect=jobs.handler("effect", retry=again)(handlers["effect"]),
         nap=jobs.handler("nap", session=False, retry=again)(handlers["nap"]),
         late=jobs.handler("late", retry=again)(handlers["late"]),
+        held_late=jobs.handler("held_late", retry=again)(handlers["held_late"]),
         hold=jobs.handler("hold", retry=again)(handlers["hold"]),
         crash=jobs.handler("crash", max_attempts=crash_attempts, session=False)(crash),
         leak=jobs.handler("leak", max_attempts=1)(leak),
@@ -253,10 +255,12 @@ def _functions(journal: Journal) -> dict[str, Any]:
 
     def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
-        if len(journal.starts()[ctx.job.id]) == 1:
-            _hold(journal, _VERY_LONG)
-        else:
-            _sleep(seconds)
+        _sleep(seconds)
+        ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+
+    def held_late(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        _hold_first(journal, ctx.job.id, seconds)
         ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
 
     def hold(ctx: Context[Any], seconds: float) -> None:
@@ -281,6 +285,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
         "effect": effect,
         "nap": nap,
         "late": late,
+        "held_late": held_late,
         "hold": hold,
         "block": block,
         "hog": hog,
@@ -306,6 +311,21 @@ async def _hold_async(journal: Journal, seconds: float) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not journal.released:  # noqa: ASYNC110 - another process says it
         await asyncio.sleep(min(left, _LOOK_EVERY))
+
+
+def _hold_first(journal: Journal, job_id: str, seconds: float) -> None:
+    """Hold a job's first run until it is released; keep each later one for N seconds."""
+    if len(journal.starts()[job_id]) == 1:
+        _hold(journal, _VERY_LONG)
+    else:
+        _sleep(seconds)
+
+
+async def _hold_first_async(journal: Journal, job_id: str, seconds: float) -> None:
+    if len(journal.starts()[job_id]) == 1:
+        await _hold_async(journal, _VERY_LONG)
+    else:
+        await asyncio.sleep(seconds)
 
 
 def _keep_busy(seconds: float) -> None:
@@ -334,10 +354,12 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
 
     async def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
-        if len(journal.starts()[ctx.job.id]) == 1:
-            await _hold_async(journal, _VERY_LONG)
-        else:
-            await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)
+        await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+
+    async def held_late(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        await _hold_first_async(journal, ctx.job.id, seconds)
         await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
 
     async def hold(ctx: Context[Any], seconds: float) -> None:
@@ -362,6 +384,7 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
         "effect": effect,
         "nap": nap,
         "late": late,
+        "held_late": held_late,
         "hold": hold,
         "block": block,
         "hog": hog,
