@@ -233,6 +233,26 @@ def test_a_database_is_empty_whatever_the_one_before_held(server: TestServer, st
     assert seen() == new
 
 
+def test_a_database_of_another_encoding_is_given_to_nobody_else(server: TestServer):
+    url = server.create_database("of another encoding")
+    name = make_url(url).database
+    admin = create_engine(server.url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name}"))
+        connection.execute(
+            text(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING SQL_ASCII LOCALE 'C'")
+        )
+    admin.dispose()
+    server.drop_database(url)
+
+    following = server.create_database("the next one")
+    engine = create_engine(following)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SHOW server_encoding")) == "UTF8"
+    engine.dispose()
+    server.drop_database(following)
+
+
 def test_waiting_returns_the_first_true_value():
     values = iter([0, None, "there", "too late"])
 

@@ -46,6 +46,8 @@ ALTERED = """
             SELECT FROM pg_namespace
             WHERE nspname !~ '^pg_' AND nspname NOT IN ('public', 'information_schema')
         )
+        OR (SELECT count(DISTINCT (encoding, datcollate, datctype)) > 1 FROM pg_database
+            WHERE datname IN (current_database(), 'template0'))
         OR EXISTS (SELECT FROM pg_prepared_xacts WHERE database = current_database())
         OR EXISTS (SELECT FROM pg_replication_slots WHERE database = current_database())
         OR EXISTS (SELECT FROM pg_extension WHERE extname <> 'plpgsql')
