@@ -58,8 +58,8 @@ def changes_encoding(connection: Connection) -> bool:
 
 
 def _plain(name: str | None) -> str | None:
-    # asyncpg asks for "utf-8", and is told so.
-    return name and name.upper().replace("-", "").replace("UNICODE", UTF8)
+    # asyncpg asks for "'utf-8'", and is told so; with the quotes, if PgBouncer answers.
+    return name and name.strip("'").upper().replace("-", "").replace("UNICODE", UTF8)
 
 
 def encoding_problem(connection: Connection) -> str | None:

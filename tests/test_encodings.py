@@ -9,6 +9,7 @@ from sqlalchemy import create_engine, make_url, text
 
 from sqlalchemy_bgjob import MoveToDlq, Retry
 from sqlalchemy_bgjob._doctor import examine
+from sqlalchemy_bgjob._encodings import UTF8, _plain
 from support.databases import with_driver
 from support.running import FLAVORS, Bench, Flavor
 
@@ -140,6 +141,11 @@ def test_work_one_stores_any_text(encoded: tuple[Bench, str]) -> None:
 
     assert bench.dead(job_id).last_error == ESCAPED
     engine.dispose()
+
+
+@pytest.mark.parametrize("told", ["UTF8", "utf-8", "'utf-8'", "UNICODE"])
+def test_utf8_is_known_by_each_name_that_drivers_and_poolers_tell(told: str) -> None:
+    assert _plain(told) == UTF8
 
 
 def test_where_all_is_utf8_no_text_is_changed(bench: Bench) -> None:
