@@ -72,7 +72,7 @@ def test_what_is_missing_or_too_much(found: str, options: dict[str, Any]) -> Non
         ("a: 2 settlements of lease 7", {"event": "completed", "id": "a", "lease": 7}),
         ("b: ended 2 times", {"event": "completed", "id": "b", "lease": 4}),
         (
-            "b: the leases of its starts do not grow: [3, 3]",
+            "b: started more than once under one lease: [3, 3]",
             {"event": "start", "id": "b", "lease": 3},
         ),
         (
@@ -93,6 +93,19 @@ def test_a_frozen_worker_may_be_told_late_that_its_lease_is_lost() -> None:
     late = {"event": "lease_lost", "id": "a", "lease": 5, "pid": 1, "at": 30.0}
 
     assert problems(late, without=(1,)) == []
+
+
+def test_a_start_that_a_stopped_process_comes_to_late_is_in_vain() -> None:
+    """It had been claimed before the others; its worker finds the lease lost."""
+    late = [
+        {"event": "start", "id": "a", "lease": 6, "pid": 3, "at": 7.0},
+        {"event": "lease_lost", "id": "a", "lease": 6, "pid": 3, "at": 8.0},
+    ]
+
+    assert problems(*late, faults=2) == []
+    assert problems(late[0], faults=2) == ["a: started with lease 7 while 6 went on"]
+    settled = {"event": "retried", "id": "a", "lease": 6, "pid": 3, "at": 8.0}
+    assert "a: lease 6 was settled, and 8 had been started" in problems(late[0], settled, faults=2)
 
 
 def test_a_second_life_is_one_more_of_everything() -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -88,17 +89,23 @@ class History:
     def _of_job(
         self, id: str, lines: list[Mapping[str, Any]], gone: Mapping[int, float]
     ) -> Iterable[str]:
-        starts = [line for line in lines if line["event"] == "start"]
-        if not starts:
+        noted = [line for line in lines if line["event"] == "start"]
+        if not noted:
             yield "committed, and never started"
+        # In the order of the claims. A process that was stopped just before a handler's first line
+        # comes to it late: in vain, and after the start of a later claim.
+        starts = sorted(noted, key=itemgetter("lease"))
         failures = sum(line["event"] == "retried" for line in lines)
         lives = self.lives.get(id, 1)
         if len(starts) > lives + failures + self.faults:
             yield f"started {len(starts)} times with {failures} failures and {self.faults} faults"
         leases = [line["lease"] for line in starts]
-        if any(after <= before for before, after in pairwise(leases)):
-            yield f"the leases of its starts do not grow: {leases}"
         settled = Counter(line["lease"] for line in lines if line["event"] in SETTLED)
+        if any(count > 1 for count in Counter(leases).values()):
+            yield f"started more than once under one lease: {leases}"
+        for before, after in pairwise(line["lease"] for line in noted):
+            if after < before and after in settled:
+                yield f"lease {after} was settled, and {before} had been started"
         yield from (
             f"{count} settlements of lease {lease}" for lease, count in settled.items() if count > 1
         )
