@@ -54,6 +54,7 @@ from ._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, crashed_too_often, unk
 from ._overdue import Overdue
 from ._pauses import SPREAD, Pauses
 from ._registry import JobType, Registry
+from ._row_errors import RowKept
 from ._side import Attendant, Backoff, Runtime
 from ._start import cant_register, check_database
 from ._statements import Statements
@@ -774,7 +775,7 @@ class Dispatcher:
             if fate is Fate.LOCKED or fate is Fate.FAILED:
                 pause = settle_again_after(fate, item.tries)
                 item.tries += 1
-                if fate is Fate.FAILED and item.error is not None and doubts_session(item.error):
+                if fate is Fate.FAILED and _by_session(item.error):
                     self._control.doubt()
                 if fate is Fate.FAILED and not item.settlement.give_back:
                     self._refused_ends[item.job.id, item.job.lease] = item.job
@@ -834,3 +835,8 @@ class Dispatcher:
         finally:
             self._control.close()
             self._runtime.block(partial(self._events.stop, 5.0))
+
+
+def _by_session(error: Exception | None) -> bool:
+    """Whether a settlement may have been refused for what the session is, and not by a trigger."""
+    return error is not None and not isinstance(error, RowKept) and doubts_session(error)

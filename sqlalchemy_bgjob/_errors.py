@@ -20,7 +20,6 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ._frames import causes, places, source
-from ._row_errors import RowKept
 from .settings import MAX_ERROR_LENGTH
 
 RETRY_AT_ONCE: Final = frozenset({"40001", "40P01"})
@@ -109,7 +108,7 @@ def doubts_session(error: BaseException) -> bool:
     """
     # 22, 23: values and constraints; 40: conflicts; P0: what PL/pgSQL raises.
     known = (sqlstate(error) or "")[:2] in ("22", "23", "40", "P0")
-    return not (known or ran_out_of_time(error) or isinstance(error, RowKept))
+    return not (known or ran_out_of_time(error))
 
 
 _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", "25P04", READ_ONLY})
