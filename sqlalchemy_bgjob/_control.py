@@ -11,7 +11,8 @@ from ._direct import Direct, direct
 from ._encodings import changes_encoding
 from ._errors import summary
 from ._leave_clean import leave_clean
-from ._side import Runtime, commit_each, keep, own
+from ._runtime import Runtime
+from ._side import commit_each, keep, own
 from ._statements import Statements
 
 logger = logging.getLogger("sqlalchemy_bgjob")

@@ -13,8 +13,8 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final
 
-from ._lanes import Lanes, Position
-from ._lifecycle import ClaimedJob, Fate, Pending
+from ._lanes import Lanes
+from ._lifecycle import ClaimedJob, Fate, Pending, Position
 from ._polling import Polling
 from .settings import WorkerSettings
 

@@ -2,7 +2,7 @@
 
 It asks :mod:`._core` what to do next and does it: claims, starts, settles, hands back, waits. It is
 plain synchronous code; ``AsyncWorker`` runs it in a greenlet, where a wait or a statement lets the
-event loop go on. What differs between the two is a :class:`~._side.Runtime`.
+event loop go on. What differs between the two is a :class:`~._runtime.Runtime`.
 
 Nothing that goes wrong ends the loop: it is reported, and tried again with backoff. Only a stop
 does, or a refusal at the start.
@@ -47,15 +47,15 @@ from ._forks import leave_if_forked
 from ._health import Health
 from ._heart import Heart
 from ._job_log import log_observer
-from ._lanes import Position
-from ._lifecycle import ClaimedJob, Fate, Pending
+from ._lifecycle import ClaimedJob, Fate, Pending, Position
 from ._notify import Listener
 from ._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, crashed_too_often, unknown_type
 from ._overdue import Overdue
 from ._pauses import SPREAD, Pauses
 from ._registry import JobType, Registry
 from ._row_errors import RowKept
-from ._side import Attendant, Backoff, Runtime
+from ._runtime import Attendant, Runtime
+from ._side import Backoff
 from ._start import cant_register, check_database
 from ._statements import Statements
 from ._watch import Watch
@@ -837,6 +837,6 @@ class Dispatcher:
             self._runtime.block(partial(self._events.stop, 5.0))
 
 
-def _by_session(error: Exception | None) -> bool:
+def _by_session(error: BaseException | None) -> bool:
     """Whether a settlement may have been refused for what the session is, and not by a trigger."""
     return error is not None and not isinstance(error, RowKept) and doubts_session(error)

@@ -26,7 +26,9 @@ from . import _lifecycle as lifecycle
 from ._direct import may_commit_each
 from ._errors import passes_by_itself
 from ._ids import new_worker_id
-from ._side import Backoff, OfAnotherLoop, Runtime, own, session_of, side_engine
+from ._runtime import Runtime
+from ._sessions import name_session
+from ._side import Backoff, OfAnotherLoop, own, session_of, side_engine
 from ._statements import Statements
 from ._version import __version__
 from .settings import WorkerSettings
@@ -155,7 +157,7 @@ class Heart:
         next_beat = 0.0
         if self.worker_id is not None:
             # On another server the listener's session is unknown, and looks ended there.
-            lifecycle.name_session(connection, self.worker_id)
+            name_session(connection, self.worker_id)
             self._listener = None
             self._on_reconnect()
         try:
@@ -223,7 +225,7 @@ class Heart:
     def _register(self, connection: Connection) -> None:
         worker_id = new_worker_id()
         # Before the first claim: sessions are found by this name when the worker is lost.
-        lifecycle.name_session(connection, worker_id)
+        name_session(connection, worker_id)
         lifecycle.register(
             connection,
             self._statements,

@@ -15,9 +15,9 @@ look takes tens of milliseconds, and each job that comes meanwhile waits for it.
 
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Final, NamedTuple
+from typing import Final
 
+from ._lifecycle import Position
 from ._validation import EARLIEST
 
 LOOK_EVERY: Final = 1.0
@@ -33,14 +33,6 @@ REACH: Final = 1.5
 """Seconds after which a lane is not read on from two seconds ago, but from its head."""
 REMEMBERED: Final = 60.0
 """Seconds for which a lane is read that has no jobs any more: most get new ones."""
-
-
-class Position(NamedTuple):
-    """A lane, and the job after which it is read on; without a time, from two seconds ago."""
-
-    priority: int
-    at: datetime | None
-    id: str
 
 
 class Lanes:

@@ -27,18 +27,16 @@ from ._encodings import storable
 from ._errors import describe, lost_connection, ran_out_of_time, refuses_a_row, summary
 from ._health import Health, look
 from ._ids import new_id
-from ._lanes import Position
 from ._outcomes import INTERRUPTED, Kind, Settlement
 from ._row_errors import RowKept
-from ._sql import application_name, parameters
+from ._sessions import application_name
+from ._sql import parameters
 from ._sql_give_back import GiveBack
 from ._statements import Statements
 from ._validation import CONTENT_TYPE
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
-PLANS_LAST: Final = 1.0
-"""Seconds for which a session of a worker keeps its plans."""
 
 REFUSING: Final = 100
 """How many rows that refuse to be claimed are passed over in one claim."""
@@ -70,6 +68,14 @@ class ClaimedJob:
     # Whether this run may be the one that takes the worker, or the job, down: never held ahead.
     careful: bool = False
     handler: Any = None  # once the worker has found it
+
+
+class Position(NamedTuple):
+    """A lane, and the job after which it is read on; without a time, from two seconds ago."""
+
+    priority: int
+    at: datetime | None
+    id: str
 
 
 class Fate(Enum):
@@ -752,27 +758,3 @@ def _tell_given_back(
         if lost_connection(error):
             raise
         logger.warning("not told of jobs that were given back: %s", summary(error))
-
-
-def name_session(connection: Connection, worker_id: int) -> None:
-    """Name this session after its worker, once; see ``application_name``. Commits."""
-    if connection.info.get("bgjob_worker") == worker_id:
-        return
-    with connection.begin():
-        connection.exec_driver_sql(f"SET application_name = '{application_name(worker_id)}'")
-    connection.info["bgjob_worker"] = worker_id
-
-
-def plan_anew(connection: Connection, older_than: float = PLANS_LAST) -> None:
-    """Let this session forget its plans, once a second. Commits.
-
-    The plan of a prepared statement lasts until the table's statistics change. Made while the table
-    was a few pages long it reads all of it, and after a burst would go on doing so until autovacuum
-    comes by: a claim of 200 among 200,000 took 340 ms.
-    """
-    now = time.monotonic()
-    planned_at = connection.info.setdefault("bgjob_planned_at", now)
-    if now - planned_at >= older_than:
-        with connection.begin():
-            connection.exec_driver_sql("DISCARD PLANS")
-        connection.info["bgjob_planned_at"] = now

@@ -22,7 +22,8 @@ from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
 
 from ._errors import sqlstate
-from ._side import Backoff, Runtime, own, session_of, side_engine
+from ._runtime import Runtime
+from ._side import Backoff, own, session_of, side_engine
 from ._sockets import watch
 from ._statements import Statements
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection, Engine
 
 from ._errors import was_invalidated
-from ._lifecycle import name_session, plan_anew
+from ._sessions import name_session, plan_anew
 from ._sockets import may_be_lost, watch
 
 WAIT_FOR_OTHERS: Final = 30.0

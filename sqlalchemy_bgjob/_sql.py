@@ -46,13 +46,7 @@ ONLY: Final = "ONLY"
 it, such as an archive: an address is unique within one table, and an archived row is no job. Every
 statement gives it for every table of the queue; see tests/test_inheritance.py."""
 
-APPLICATION_NAME_PREFIX = "bgjob/"
 PARAMETER_PREFIX = "given_"
-
-
-def application_name(worker_id: int) -> str:
-    """The name that all sessions of a worker carry, so that others can tell them."""
-    return f"{APPLICATION_NAME_PREFIX}{worker_id}"
 
 
 def parameter(name: str, type_: Any) -> BindParameter[Any]:

@@ -27,7 +27,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ._sql import APPLICATION_NAME_PREFIX, ONLY, SECOND, Tables, parameter, seconds
+from ._sessions import APPLICATION_NAME_PREFIX
+from ._sql import ONLY, SECOND, Tables, parameter, seconds
 
 _activity = table(
     "pg_stat_activity",

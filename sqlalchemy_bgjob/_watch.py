@@ -28,7 +28,9 @@ from ._errors import doubts_session, lost_connection, summary
 from ._health import Health
 from ._heart import Heart
 from ._lifecycle import Beat, ClaimedJob, Rescued
-from ._side import Backoff, Runtime, own, session_of, side_engine
+from ._runtime import Runtime
+from ._sessions import name_session
+from ._side import Backoff, own, session_of, side_engine
 from ._statements import Statements
 from .settings import WorkerSettings
 
@@ -133,7 +135,7 @@ class Watch:
             if self._heart.worker_id is not None:
                 # Whoever finds this worker lost ends this session too, and with it the locks of a
                 # rescue in which it may have been frozen.
-                lifecycle.name_session(connection, self._heart.worker_id)
+                name_session(connection, self._heart.worker_id)
             if now >= turns.look:
                 self._guarded(self._look_for_ended, connection)
                 turns.look = now + settings.death_check_interval

@@ -30,6 +30,7 @@ from ._misuse import OnlyAsyncWith
 from ._outcomes import HAND_BACK
 from ._pool import HandlerConnections, give_back
 from ._registry import JobType
+from ._runtime import Attendant, RunsJobs
 from ._served import (
     GIVE_SYNC_ENGINE,
     ONLY_FUNCTIONS,
@@ -37,7 +38,6 @@ from ._served import (
     served_handlers,
     served_queues,
 )
-from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._start_line import log_start
 from ._statements import Statements

@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import click
 
 from ._exits import DATABASE, FAILED, OK, SIGNALLED, USAGE, CommandError
-from ._sql import application_name
+from ._sessions import application_name
 from ._supervisor import Child
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from ._execution import Environment, Run
 from ._misuse import OnlyWith
 from ._pool import HandlerConnections
 from ._registry import JobType
+from ._runtime import Attendant, RunsJobs
 from ._served import (
     ONLY_COROUTINES,
     check_handlers,
@@ -28,7 +29,6 @@ from ._served import (
     served_handlers,
     served_queues,
 )
-from ._side import Attendant, RunsJobs
 from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._start_line import log_start
 from ._statements import Statements

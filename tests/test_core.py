@@ -30,8 +30,8 @@ from sqlalchemy_bgjob._core import (
     Wait,
     settle_again_after,
 )
-from sqlalchemy_bgjob._lanes import LOOK_EVERY, Position
-from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
+from sqlalchemy_bgjob._lanes import LOOK_EVERY
+from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending, Position
 from sqlalchemy_bgjob._outcomes import COMPLETED
 from sqlalchemy_bgjob._polling import (
     COOL_DOWN,

@@ -16,7 +16,7 @@ from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._after_commit import after_commit
 from sqlalchemy_bgjob._direct import Direct, direct
 from sqlalchemy_bgjob._errors import lost_connection, sqlstate
-from sqlalchemy_bgjob._lanes import Position
+from sqlalchemy_bgjob._lifecycle import Position
 from sqlalchemy_bgjob._sql import parameters
 from sqlalchemy_bgjob._statements import Statements
 from sqlalchemy_bgjob._validation import EARLIEST

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
 from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
+from sqlalchemy_bgjob._sessions import PLANS_LAST, name_session
 from sqlalchemy_bgjob._side import keep, own
 from sqlalchemy_bgjob._statements import Statements
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
@@ -533,7 +534,7 @@ def test_a_session_is_named_once_for_each_worker(queue: Queue) -> None:
     with queue.engine.connect() as connection:
         event.listen(connection, "before_cursor_execute", note)
         for worker_id in (ME, ME, OTHER):
-            lifecycle.name_session(connection, worker_id)
+            name_session(connection, worker_id)
         name = connection.execute(text("SHOW application_name")).scalar()
         connection.rollback()
 
@@ -549,7 +550,7 @@ def test_a_statement_that_is_in_a_hurry_leaves_new_plans_to_the_next(queue: Queu
     with queue.engine.connect() as connection:
         event.listen(connection, "before_cursor_execute", lambda *args: sent.append(args[2]))
         keep(connection, None)
-        connection.info["bgjob_planned_at"] -= lifecycle.PLANS_LAST
+        connection.info["bgjob_planned_at"] -= PLANS_LAST
 
         keep(connection, None, patience=60.0)
         assert sent == []

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._lanes import Position
+from sqlalchemy_bgjob._lifecycle import Position
 from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._pool import HandlerConnections
 from sqlalchemy_bgjob._side import keep, own

@@ -31,7 +31,7 @@ from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._heart import Heart
 from sqlalchemy_bgjob._lifecycle import Fate, Pending, Rescued
 from sqlalchemy_bgjob._outcomes import COMPLETED
-from sqlalchemy_bgjob._sql import application_name
+from sqlalchemy_bgjob._sessions import application_name, name_session
 from sqlalchemy_bgjob._statements import Statements
 from sqlalchemy_bgjob._watch import Watch
 from sqlalchemy_bgjob.settings import WorkerSettings
@@ -328,7 +328,7 @@ def test_the_sessions_of_a_lost_worker_are_ended(queue: Queue) -> None:
     queue.register(WORKER, silent_for=HOUR)
     (job,) = queue.claim(WORKER)
     with queue.engine.connect() as frozen, queue.engine.connect() as bystander:
-        lifecycle.name_session(frozen, WORKER)
+        name_session(frozen, WORKER)
         lock = text("SELECT 1 FROM bgjob_job WHERE id = :id FOR UPDATE")
         frozen.execute(lock, {"id": job.id})
         bystander.execute(text("SELECT 1"))
@@ -572,7 +572,7 @@ def test_another_session_of_the_worker_is_a_sign_of_life(queue: Queue) -> None:
     queue.beat(WORKER, ended_session(queue, queue.engine))
 
     with queue.engine.connect() as heart, queue.connect() as judge:
-        lifecycle.name_session(heart, WORKER)
+        name_session(heart, WORKER)
         assert queue.looks(judge, 3) == []
 
 
@@ -582,7 +582,7 @@ def test_a_judge_never_finds_itself_ended(queue: Queue) -> None:
     queue.beat(JUDGE, ended_session(queue, queue.engine))
 
     with queue.engine.connect() as judge:
-        lifecycle.name_session(judge, JUDGE)
+        name_session(judge, JUDGE)
         assert queue.looks(judge, 3) == []
 
 
@@ -624,7 +624,7 @@ def test_sessions_that_are_hidden_from_the_judge_prove_nothing(
 
         queue.beat(WORKER, ended_session(queue, queue.engine))
         with queue.engine.connect() as heart:
-            lifecycle.name_session(heart, WORKER)
+            name_session(heart, WORKER)
             assert queue.looks(judge, 3) == []
 
 
