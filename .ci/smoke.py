@@ -61,7 +61,7 @@ def check_the_scripts_tell_the_version() -> None:
 def check_it_migrates_a_database() -> None:
     from sqlalchemy import create_engine, inspect
 
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
     with EmbeddedPostgres.start() as server:
         run("sqlalchemy-bgjob", "migrate", "--database-url", server.url)

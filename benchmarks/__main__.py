@@ -11,8 +11,8 @@ from benchmarks.compare import run_compare
 from benchmarks.designs import run_designs
 from benchmarks.peers import PEERS
 from benchmarks.report import table_lines
-from sqlalchemy_bgjob._bench_workloads import chosen
-from sqlalchemy_bgjob._exits import CommandError
+from sqlalchemy_bgjob._bench.workloads import chosen
+from sqlalchemy_bgjob._process.exits import CommandError
 
 work_folder_option = click.option(
     "--work-folder",

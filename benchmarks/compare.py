@@ -17,10 +17,10 @@ from benchmarks.peers import prepare
 from benchmarks.report import exit_code, head_lines, target_lines, workload_lines
 from benchmarks.server import libpq, new_database, running_server
 from benchmarks.targets import Verdict, judge, medians
-from sqlalchemy_bgjob._bench_arena import OURS, Arena, BenchError, Contestant, Measurement
-from sqlalchemy_bgjob._bench_machine import server_settings
-from sqlalchemy_bgjob._bench_workloads import Workload
-from sqlalchemy_bgjob.bench import document, harness_engine, our_contestant
+from sqlalchemy_bgjob._bench.arena import OURS, Arena, BenchError, Contestant, Measurement
+from sqlalchemy_bgjob._bench.command import document, harness_engine, our_contestant
+from sqlalchemy_bgjob._bench.machine import server_settings
+from sqlalchemy_bgjob._bench.workloads import Workload
 
 SLOW = 2_000
 """Jobs a second below which a peer's further drains have a tenth of the jobs."""

@@ -20,12 +20,12 @@ from sqlalchemy import MetaData, create_engine
 from benchmarks.report import origin_lines
 from benchmarks.server import libpq, new_database, running_server
 from sqlalchemy_bgjob import BGJob
-from sqlalchemy_bgjob._bench_machine import server_settings
-from sqlalchemy_bgjob._bench_yardsticks import compiled
-from sqlalchemy_bgjob._sql import parameters
-from sqlalchemy_bgjob._statements import Statements
-from sqlalchemy_bgjob._validation import EARLIEST
-from sqlalchemy_bgjob.bench import harness_engine, origin
+from sqlalchemy_bgjob._bench.command import harness_engine, origin
+from sqlalchemy_bgjob._bench.machine import server_settings
+from sqlalchemy_bgjob._bench.yardsticks import compiled
+from sqlalchemy_bgjob._drafts.validation import EARLIEST
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql.words import parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.targets import Key, Medians, Verdict, medians
-from sqlalchemy_bgjob._bench_arena import OURS, Measurement
-from sqlalchemy_bgjob._bench_workloads import Workload
-from sqlalchemy_bgjob.bench import FIGURES, columns
+from sqlalchemy_bgjob._bench.arena import OURS, Measurement
+from sqlalchemy_bgjob._bench.command import FIGURES, columns
+from sqlalchemy_bgjob._bench.workloads import Workload
 
 MAIN_VARIANT: Mapping[str, str] = {
     "W1": "Connection",

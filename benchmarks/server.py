@@ -9,9 +9,9 @@ from pathlib import Path
 
 from sqlalchemy import URL, make_url
 
-from sqlalchemy_bgjob._embedded import EmbeddedPostgres, EmbeddedPostgresError
-from sqlalchemy_bgjob._exits import FAILED, SIGNALLED, CommandError
-from sqlalchemy_bgjob.bench import harness_engine
+from sqlalchemy_bgjob._bench.command import harness_engine
+from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from sqlalchemy_bgjob._process.exits import FAILED, SIGNALLED, CommandError
 
 SETTINGS = {
     "shared_buffers": "1GB",

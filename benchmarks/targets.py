@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from sqlalchemy_bgjob._bench_arena import OURS, Measurement
+from sqlalchemy_bgjob._bench.arena import OURS, Measurement
 
 RATE = "jobs_per_second"
 

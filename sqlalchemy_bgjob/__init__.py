@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._enqueue import BulkResult, JobRef, enqueue, enqueue_many
-    from ._enqueue_from import enqueue_from
-    from ._execution import Context
-    from ._health import Health
-    from ._operate import Redriven
-    from ._outcomes import Complete, MoveToDlq, Outcome, Reschedule, Retry
-    from ._registry import JobType
+    from ._enqueue.from_query import enqueue_from
+    from ._enqueue.one import BulkResult, JobRef, enqueue, enqueue_many
+    from ._handlers.outcomes import Complete, MoveToDlq, Outcome, Reschedule, Retry
+    from ._handlers.registry import JobType
+    from ._inspect.health import Health
+    from ._lifecycle.operate import Redriven
+    from ._worker.attempt import Context
     from .aio import AsyncWorker
     from .bgjob import BGJob
     from .exceptions import (
@@ -70,13 +70,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_enqueue": ("BulkResult", "JobRef", "enqueue", "enqueue_many"),
-    "_enqueue_from": ("enqueue_from",),
-    "_execution": ("Context",),
-    "_health": ("Health",),
-    "_operate": ("Redriven",),
-    "_outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),
-    "_registry": ("JobType",),
+    "_enqueue.one": ("BulkResult", "JobRef", "enqueue", "enqueue_many"),
+    "_enqueue.from_query": ("enqueue_from",),
+    "_worker.attempt": ("Context",),
+    "_inspect.health": ("Health",),
+    "_lifecycle.operate": ("Redriven",),
+    "_handlers.outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),
+    "_handlers.registry": ("JobType",),
     "aio": ("AsyncWorker",),
     "bgjob": ("BGJob",),
     "exceptions": (

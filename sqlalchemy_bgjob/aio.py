@@ -22,26 +22,26 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from ._arguments import as_observers, check_arguments, check_factory
-from ._around import check_around
-from ._dispatch import Dispatcher
-from ._execution import Attempt, Environment, Run
-from ._lifecycle import Pending
-from ._misuse import OnlyAsyncWith
-from ._outcomes import HAND_BACK
-from ._pool import HandlerConnections, give_back
-from ._registry import JobType
-from ._runtime import Attendant, RunsJobs
-from ._served import (
+from ._handlers.around import check_around
+from ._handlers.outcomes import HAND_BACK
+from ._handlers.registry import JobType
+from ._handlers.served import (
     GIVE_SYNC_ENGINE,
     ONLY_FUNCTIONS,
     check_handlers,
     served_handlers,
     served_queues,
 )
-from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
-from ._start_line import log_start
-from ._statements import Statements
-from ._twin import check_twin, sync_twin
+from ._lifecycle import Pending
+from ._misuse import OnlyAsyncWith
+from ._sql import Statements
+from ._worker.attempt import Attempt, Environment, Run
+from ._worker.loop import Dispatcher
+from ._worker.permits import HandlerConnections, give_back
+from ._worker.preflight import check_dialect, own_sockets, pool_permits, refuse_fork
+from ._worker.runtime import Attendant, RunsJobs
+from ._worker.start_line import log_start
+from ._worker.twin import check_twin, sync_twin
 from .bgjob import BGJob
 from .settings import WorkerSettings
 from .telemetry import Observer

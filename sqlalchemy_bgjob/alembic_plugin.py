@@ -38,7 +38,7 @@ def _compare(
     autogen_context: "AutogenContext", upgrade_ops: "UpgradeOps", schemas: set[str | None]
 ) -> "PriorityDispatchResult":
     # Late, since it needs an Alembic that is complete.
-    from ._autogenerate import compare  # noqa: PLC0415
+    from .schema._autogenerate import compare  # noqa: PLC0415
 
     return compare(autogen_context, upgrade_ops, schemas)
 

@@ -8,23 +8,23 @@ from sqlalchemy import ColumnElement, MetaData
 from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import TypeVar
 
-from . import _validation
-from ._enqueue import JobRef, OnConflict, enqueue_type
-from ._execution import Context
+from ._db.targets import SyncTarget
+from ._drafts import validation
+from ._enqueue.one import JobRef, OnConflict, enqueue_type
+from ._handlers.outcomes import Outcome
+from ._handlers.registry import HandlerOptions, JobType, Registry
+from ._lifecycle.operate import Redriven, cancel, prune, redrive
 from ._misuse import name_of, needs_a_type
-from ._operate import Redriven, cancel, prune, redrive
-from ._outcomes import Outcome
-from ._registry import HandlerOptions, JobType, Registry
-from ._statements import statements_of
-from ._targets import SyncTarget
-from ._work_one import work_one
+from ._sql import statements_of
+from ._worker.attempt import Context
+from ._worker.work_one import work_one
 from .models import DEFAULT_PREFIX, DeadJobMixin, JobMixin, Models, WorkerMixin, build_models
 from .retry import DEFAULT, RetryPolicy
 from .settings import DEFAULT_MAX_ATTEMPTS
 from .telemetry import Observer
 
 if TYPE_CHECKING:
-    from ._targets import AsyncTarget
+    from ._db.targets import AsyncTarget
 
 J = TypeVar("J", bound=JobMixin, default=JobMixin)
 D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
@@ -215,11 +215,11 @@ class BGJob(Generic[J, D]):
         options = HandlerOptions(
             max_attempts=max_attempts,
             retry=retry,
-            timeout=None if timeout is None else _validation.seconds("timeout", timeout),
+            timeout=None if timeout is None else validation.seconds("timeout", timeout),
             isolation_level=isolation_level,
             session=session,
         )
-        type, queue = _validation.name("type", type), _validation.name("queue", queue)
+        type, queue = validation.name("type", type), validation.name("queue", queue)
         return JobType(self.models, type, queue, function, options)
 
     # ---- producers --------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from ._exits import FAILED, OK, SIGNALLED, USAGE, CommandError, leave
-from ._queue_option import Queue
+from ._process.exits import FAILED, OK, SIGNALLED, USAGE, CommandError, leave
+from ._process.queue_option import Queue
 from ._version import __version__
 from .settings import WorkerSettings
 
@@ -251,26 +251,26 @@ def worker(
     exits; signals within a second are one. The worker is one of threads, or of asyncio if the
     driver is asyncpg or a handler is a coroutine.
     """
-    from . import _logs, _supervisor
+    from ._process import logs, supervisor
 
-    child = _supervisor.supervised()
+    child = supervisor.supervised()
     if child is not None:
-        _logs.configure(log_format, log_level, child[1])
+        logs.configure(log_format, log_level, child[1])
     else:
-        _logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
+        logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
     checked = _settings(settings)
     _take_engine(ctx, engine, app_dir)
     named = dict(queues)
     if len(named) < len(queues):
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
     if child is None and processes > 1:
-        return _supervisor.supervise(
+        return supervisor.supervise(
             sys.argv[1:], processes=processes, shutdown_timeout=checked.shutdown_timeout
         )
-    from . import _process
+    from ._process import process
 
-    return _process.run_worker(
-        _process.WorkerOptions(
+    return process.run_worker(
+        process.WorkerOptions(
             app=app,
             database_url=database_url,
             engine=engine,
@@ -346,7 +346,7 @@ def migrate(
         return OK
     if from_version or to_version is not None:
         raise CommandError(USAGE, "--from and --to go with --sql; a database tells its version")
-    from ._engines import run_in_transaction
+    from ._process.engines import run_in_transaction
 
     _take_engine(ctx, engine, app_dir)
     before = run_in_transaction(
@@ -386,8 +386,8 @@ def doctor(
     holds vacuum back, silent workers, queues that nobody serves. The exit code is 1 if anything has
     to be mended.
     """
-    from ._doctor import examine
-    from ._engines import run_in_transaction
+    from ._inspect.doctor import examine
+    from ._process.engines import run_in_transaction
 
     _take_engine(ctx, engine, app_dir)
     findings = run_in_transaction(
@@ -420,8 +420,8 @@ def grants(schema: str | None, table_prefix: str, **roles: tuple[str, ...]) -> i
 
     The tables belong best to a role that nobody logs in as.
     """
-    from ._grants import TASKS
-    from ._grants import grants as statements
+    from .schema._grants import TASKS
+    from .schema._grants import grants as statements
 
     named = [(task, role) for task in TASKS for role in roles[task]]
     if not named:
@@ -450,7 +450,7 @@ def demo(folder: Path | None, database_url: str | None, limit: int | None) -> in
     not exist. The exit code is 1 unless every file was indexed exactly once and jobs of the killed
     worker were recovered.
     """
-    from .demo import run_demo
+    from ._dev.demo import run_demo
 
     return run_demo(folder, database_url=database_url, limit=limit)
 
@@ -487,7 +487,7 @@ def bench(
     at the end. In full it takes about ten minutes, writes millions of rows, and leaves the server
     little time for others. It needs psycopg, whatever the driver of the URL.
     """
-    from .bench import run_bench
+    from ._bench.command import run_bench
 
     return run_bench(
         database_url=database_url, only=only, jobs=jobs, scale=scale, json_path=json_path
@@ -524,10 +524,10 @@ def version() -> int:
 
 
 def _report(error: CommandError) -> None:
-    from . import _logs
+    from ._process import logs
 
-    if _logs.own_stderr():
-        _logs.report(error.problem, exit_code=error.exit_code, traceback=error.traceback)
+    if logs.own_stderr():
+        logs.report(error.problem, exit_code=error.exit_code, traceback=error.traceback)
         return
     if error.traceback is not None:
         click.echo(error.traceback, err=True, nl=False)

@@ -56,11 +56,11 @@ from sqlalchemy.sql.elements import conv
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-from . import _validation
-from ._codec import Codec, Encoded
-from ._frozen import SetStorage
-from ._ids import new_id
-from ._layouts import refuse_create_all
+from ._drafts import validation
+from ._drafts.codec import Codec, Encoded
+from ._drafts.ids import new_id
+from .schema._layouts import refuse_create_all
+from .schema._versions import SetStorage
 
 SCHEMA_VERSION: Final = 1
 """The version of the tables that these models describe."""
@@ -154,7 +154,7 @@ class _Columns:
     @hybrid_property
     def arg_json(self) -> Any:
         """The arg as plain JSON values; None when it is absent or is not JSON."""
-        if self.arg is None or (self.headers or {}).get(_validation.CONTENT_TYPE):
+        if self.arg is None or (self.headers or {}).get(validation.CONTENT_TYPE):
             return None
         try:
             return json.loads(self.arg)
@@ -165,7 +165,7 @@ class _Columns:
     @classmethod
     def _arg_json_sql(cls) -> ColumnElement[Any]:
         # A CASE, since a bytes row would fail the conversion and with it the user's whole query.
-        is_json = cls.headers[_validation.CONTENT_TYPE].as_string().is_(None)
+        is_json = cls.headers[validation.CONTENT_TYPE].as_string().is_(None)
         return case((is_json, func.convert_from(cls.arg, "UTF8").cast(JSONB)))
 
 
@@ -226,27 +226,27 @@ class JobMixin(_Columns):
 
     @validates("id")
     def _check_id(self, key: str, value: object) -> object:
-        return value if _is_sql(value) else _validation.job_id(value)
+        return value if _is_sql(value) else validation.job_id(value)
 
     @validates("queue", "type")
     def _check_name(self, key: str, value: object) -> object:
-        return value if _is_sql(value) else _validation.name(key, value)
+        return value if _is_sql(value) else validation.name(key, value)
 
     @validates("priority")
     def _check_priority(self, key: str, value: object) -> object:
-        return value if _is_sql(value) else _validation.priority(value)
+        return value if _is_sql(value) else validation.priority(value)
 
     @validates("next_run_at")
     def _check_next_run_at(self, key: str, value: object) -> object:
-        return value if _is_sql(value) else _validation.moment(key, value)
+        return value if _is_sql(value) else validation.moment(key, value)
 
     @validates("arg")
     def _encode_arg(self, key: str, value: object) -> object:
         if _is_sql(value):
             return value
         encoded = value if isinstance(value, Encoded) else _json_codec.encode(value)
-        own = {k: v for k, v in (self.headers or {}).items() if k != _validation.CONTENT_TYPE}
-        headers = _validation.headers(own or None, encoded.content_type)
+        own = {k: v for k, v in (self.headers or {}).items() if k != validation.CONTENT_TYPE}
+        headers = validation.headers(own or None, encoded.content_type)
         if headers != self.headers:
             self.headers = _Checked(headers or {})
         return encoded.data
@@ -259,10 +259,10 @@ class JobMixin(_Columns):
             return dict(value) or None
         if not isinstance(value, Mapping | None):
             raise TypeError(f"headers must be a mapping, not {type(value).__name__}")
-        content_type = (self.headers or {}).get(_validation.CONTENT_TYPE)
-        if value and _validation.CONTENT_TYPE in value:
-            content_type = value[_validation.CONTENT_TYPE]
-        return _validation.headers(value, content_type)
+        content_type = (self.headers or {}).get(validation.CONTENT_TYPE)
+        if value and validation.CONTENT_TYPE in value:
+            content_type = value[validation.CONTENT_TYPE]
+        return validation.headers(value, content_type)
 
     @hybrid_property
     def state(self) -> str:
@@ -383,9 +383,9 @@ def _finish_job(mapper: Mapper[Any], cls: type) -> None:
         "crashes": c.crashes >= 0,
         # 'infinity' and years beyond 9999 have no Python datetime: one such row would make every
         # claim that meets it fail.
-        "times": c.next_run_at.between(_validation.EARLIEST, _validation.LATEST)
-        & c.created_at.between(_validation.EARLIEST, _validation.LATEST)
-        & c.updated_at.between(_validation.EARLIEST, _validation.LATEST),
+        "times": c.next_run_at.between(validation.EARLIEST, validation.LATEST)
+        & c.created_at.between(validation.EARLIEST, validation.LATEST)
+        & c.updated_at.between(validation.EARLIEST, validation.LATEST),
     }.items():
         table.append_constraint(CheckConstraint(condition, name=conv(f"{table.name}_{name}_check")))
     table.comment = schema_comment()

@@ -15,23 +15,23 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from ._arguments import as_observers, check_arguments, check_factory
-from ._around import check_around
-from ._dispatch import Dispatcher
-from ._execution import Environment, Run
-from ._misuse import OnlyWith
-from ._pool import HandlerConnections
-from ._registry import JobType
-from ._runtime import Attendant, RunsJobs
-from ._served import (
+from ._handlers.around import check_around
+from ._handlers.registry import JobType
+from ._handlers.served import (
     ONLY_COROUTINES,
     check_handlers,
     refuse_coroutines,
     served_handlers,
     served_queues,
 )
-from ._start import check_dialect, own_sockets, pool_permits, refuse_fork
-from ._start_line import log_start
-from ._statements import Statements
+from ._misuse import OnlyWith
+from ._sql import Statements
+from ._worker.attempt import Environment, Run
+from ._worker.loop import Dispatcher
+from ._worker.permits import HandlerConnections
+from ._worker.preflight import check_dialect, own_sockets, pool_permits, refuse_fork
+from ._worker.runtime import Attendant, RunsJobs
+from ._worker.start_line import log_start
 from .bgjob import BGJob
 from .settings import WorkerSettings
 from .telemetry import Observer

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 
 class UrlFor(Protocol):

@@ -40,7 +40,7 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 LEASE = 4.0
 SETTINGS: dict[str, Any] = FAST | {"lease_timeout": LEASE, "shutdown_timeout": 1.0}

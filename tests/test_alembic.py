@@ -42,8 +42,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from test_schema import comment, version_2
 
-from sqlalchemy_bgjob import _autogenerate, _frozen, models, schema
-from sqlalchemy_bgjob._autogenerate import BGJobMigrateOp
+from sqlalchemy_bgjob import models, schema
+from sqlalchemy_bgjob.schema import _autogenerate, _versions
+from sqlalchemy_bgjob.schema._autogenerate import BGJobMigrateOp
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
 
@@ -246,7 +247,7 @@ def next_version(names: Names, monkeypatch: pytest.MonkeyPatch) -> MetaData:
         models, "schema_comment", lambda: schema.Version(2, schema.WORKERS_SINCE[2]).comment
     )
     metadata = names.metadata()
-    job = _frozen.table_of(metadata, "job", names.schema, names.prefix)
+    job = _versions.table_of(metadata, "job", names.schema, names.prefix)
     job.append_column(Column("tag", Text, server_default=text("''")))
     Index(f"{names.prefix}job_tag_idx", job.c.tag)
     return metadata
@@ -593,7 +594,7 @@ def test_the_operation_can_be_invoked(connection: Connection, expected: Expected
 
 
 def test_the_module_prefix_of_the_project_is_used(connection: Connection) -> None:
-    from sqlalchemy_bgjob._autogenerate import _render
+    from sqlalchemy_bgjob.schema._autogenerate import _render
 
     context = MigrationContext.configure(connection)
     autogen = AutogenContext(context, opts={"alembic_module_prefix": "alembic_op."})
@@ -618,7 +619,7 @@ def test_the_plugin_loads_on_older_alembics_too() -> None:
         "alembic",
         "alembic.config",
         "sqlalchemy_bgjob.alembic_plugin",
-        "sqlalchemy_bgjob._autogenerate",
+        "sqlalchemy_bgjob.schema._autogenerate",
     ],
 )
 def test_the_plugin_loads_whatever_is_imported_first(first: str) -> None:

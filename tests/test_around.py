@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sqlalchemy_bgjob import constant
-from sqlalchemy_bgjob._exits import CommandError
-from sqlalchemy_bgjob._process import WorkerOptions, make_runner
+from sqlalchemy_bgjob._process.exits import CommandError
+from sqlalchemy_bgjob._process.process import WorkerOptions, make_runner
 from support.running import FLAVORS, Bench, one_of_each
 from support.waiting import wait_until
 

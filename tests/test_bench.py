@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import pytest
 from sqlalchemy import Engine, make_url, text
 
-from sqlalchemy_bgjob import _bench_workloads as workloads
-from sqlalchemy_bgjob import bench
-from sqlalchemy_bgjob._bench_arena import OURS, Arena, BenchError, Contestant, Measurement
-from sqlalchemy_bgjob._bench_machine import server_cpu
-from sqlalchemy_bgjob._bench_times import (
+from sqlalchemy_bgjob._bench import command as bench
+from sqlalchemy_bgjob._bench import workloads
+from sqlalchemy_bgjob._bench.arena import OURS, Arena, BenchError, Contestant, Measurement
+from sqlalchemy_bgjob._bench.command import (
+    columns,
+    harness_engine,
+    in_words,
+    our_contestant,
+    run_bench,
+    section,
+)
+from sqlalchemy_bgjob._bench.machine import server_cpu
+from sqlalchemy_bgjob._bench.times import (
     cpu_share,
     ended,
     handled,
@@ -29,16 +37,8 @@ from sqlalchemy_bgjob._bench_times import (
     reached,
     waits,
 )
-from sqlalchemy_bgjob._bench_workloads import WORKLOADS, chosen
-from sqlalchemy_bgjob._exits import CommandError
-from sqlalchemy_bgjob.bench import (
-    columns,
-    harness_engine,
-    in_words,
-    our_contestant,
-    run_bench,
-    section,
-)
+from sqlalchemy_bgjob._bench.workloads import WORKLOADS, chosen
+from sqlalchemy_bgjob._process.exits import CommandError
 from support.commands import Command
 from support.waiting import wait_until
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, constant, enqueue_many
-from sqlalchemy_bgjob._side import Backoff
+from sqlalchemy_bgjob._db.connections import Backoff
 from support import wait_until, wait_until_async, with_driver
 
 if TYPE_CHECKING:

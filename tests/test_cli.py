@@ -25,15 +25,16 @@ from sqlalchemy import Engine, create_engine, make_url, select, text
 from sqlalchemy.orm import Session
 
 import sqlalchemy_bgjob._process as process
-from sqlalchemy_bgjob import WorkerSettings, __version__, _logs, enqueue, schema
-from sqlalchemy_bgjob._engines import cant_connect
-from sqlalchemy_bgjob._exits import CommandError
-from sqlalchemy_bgjob._loader import load
-from sqlalchemy_bgjob._logs import JsonFormatter
-from sqlalchemy_bgjob._queue_option import Queue
-from sqlalchemy_bgjob._signals import Requests
-from sqlalchemy_bgjob._urls import database_url as parse_url
-from sqlalchemy_bgjob._urls import sync_url
+from sqlalchemy_bgjob import WorkerSettings, __version__, enqueue, schema
+from sqlalchemy_bgjob._process import logs
+from sqlalchemy_bgjob._process.engines import cant_connect
+from sqlalchemy_bgjob._process.exits import CommandError
+from sqlalchemy_bgjob._process.loader import load
+from sqlalchemy_bgjob._process.logs import JsonFormatter
+from sqlalchemy_bgjob._process.queue_option import Queue
+from sqlalchemy_bgjob._process.signals import Requests
+from sqlalchemy_bgjob._process.urls import database_url as parse_url
+from sqlalchemy_bgjob._process.urls import sync_url
 from sqlalchemy_bgjob.cli import SETTING_HELP, Seconds, cli
 from sqlalchemy_bgjob.settings import SETTING_NAMES
 from support import cli_app as app
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conftest import UrlFor
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
     from support.commands import Command
 
 
@@ -153,7 +154,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., process.WorkerOptio
         return 0
 
     monkeypatch.setattr(process, "run_worker", run_worker)
-    monkeypatch.setattr("sqlalchemy_bgjob._logs.configure", lambda *args: None)
+    monkeypatch.setattr("sqlalchemy_bgjob._process.logs.configure", lambda *args: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def parse(*arguments: str, **environment: str) -> process.WorkerOptions:
@@ -314,7 +315,7 @@ BY_URL = ["--database-url", "postgresql+psycopg://127.0.0.1:1/x"]
 def test_wrong_usage_is_told_with_2(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
-    monkeypatch.setattr("sqlalchemy_bgjob._logs.configure", lambda *args: None)
+    monkeypatch.setattr("sqlalchemy_bgjob._process.logs.configure", lambda *args: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(process, "run_worker", lambda options: process.make_runner(options) and 0)
 
@@ -475,13 +476,13 @@ def test_a_url_without_a_driver_means_the_first_that_is_installed(
     caplog.set_level(logging.INFO)
     for missing, driver in ((set(), "psycopg"), ({"psycopg"}, "asyncpg"), ({"asyncpg"}, "psycopg")):
         monkeypatch.setattr(
-            "sqlalchemy_bgjob._urls.is_installed", lambda m, no=missing: m not in no
+            "sqlalchemy_bgjob._process.urls.is_installed", lambda m, no=missing: m not in no
         )
         assert parse_url("postgres://u:p@h/d").drivername == f"postgresql+{driver}"
         assert parse_url("postgresql://u:p@h/d").password == "p"
     assert "names no driver: using asyncpg" in caplog.text
 
-    monkeypatch.setattr("sqlalchemy_bgjob._urls.is_installed", lambda module: False)
+    monkeypatch.setattr("sqlalchemy_bgjob._process.urls.is_installed", lambda module: False)
     with pytest.raises(CommandError, match=r'pip install "sqlalchemy-bgjob\[psycopg\]"'):
         parse_url("postgresql://h/d")
     with pytest.raises(CommandError, match=r'sqlalchemy-bgjob\[asyncpg\]" \(installed: none\)'):
@@ -501,7 +502,7 @@ def test_functions_beside_asyncpg_get_a_driver_for_threads(
     found = sync_url(make_url(f"postgresql+asyncpg://{several}"))
     assert found == make_url(f"postgresql+psycopg://{several}")
     assert sync_url(make_url("postgresql+asyncpg://h/d?command_timeout=5")) is None
-    monkeypatch.setattr("sqlalchemy_bgjob._urls.is_installed", lambda module: False)
+    monkeypatch.setattr("sqlalchemy_bgjob._process.urls.is_installed", lambda module: False)
     assert sync_url(url) is None
     plain = make_url("postgresql+psycopg2://h/d")
     assert sync_url(plain) is plain
@@ -1236,8 +1237,8 @@ def test_json_logs_hold_warnings_and_uncaught_exceptions(
 
 def test_an_uncaught_exception_is_logged_too(tmp_path: Path) -> None:
     code = """
-        from sqlalchemy_bgjob import _logs
-        _logs.configure("json", "info", None)
+        from sqlalchemy_bgjob._process import logs
+        logs.configure("json", "info", None)
         raise LookupError("outside of everything")
     """
     done = subprocess.run(
@@ -1274,15 +1275,15 @@ def test_of_lines_that_nobody_reads_only_some_wait(monkeypatch: pytest.MonkeyPat
         read.wait(60)
         said.append(words)
 
-    monkeypatch.setattr(_logs.logger, "log", log)
-    monkeypatch.setattr(_logs, "_MOST_UNSAID", 1)
-    _logs.say(logging.INFO, "first")
-    _logs.say(logging.INFO, "second")
+    monkeypatch.setattr(logs.logger, "log", log)
+    monkeypatch.setattr(logs, "_MOST_UNSAID", 1)
+    logs.say(logging.INFO, "first")
+    logs.say(logging.INFO, "second")
     read.set()
     wait_until(lambda: said)
 
-    monkeypatch.setattr(_logs, "_MOST_UNSAID", 2)
-    _logs.say(logging.INFO, "third")
+    monkeypatch.setattr(logs, "_MOST_UNSAID", 2)
+    logs.say(logging.INFO, "third")
     assert said == ["first", "third"]
 
 

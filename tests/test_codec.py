@@ -31,7 +31,7 @@ from sqlalchemy.orm import (
 )
 from sqlmodel import Field, SQLModel
 
-from sqlalchemy_bgjob._codec import Codec, Encoded, Fields, fields
+from sqlalchemy_bgjob._drafts.codec import Codec, Encoded, Fields, fields
 from sqlalchemy_bgjob.exceptions import BGJobError, InvalidArg
 from sqlalchemy_bgjob.settings import MAX_ARG_SIZE
 

@@ -11,15 +11,9 @@ from sqlalchemy import Engine, MetaData, String, create_engine, event, func, sel
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqlalchemy_bgjob import (
-    BGJob,
-    DeadJobMixin,
-    InvalidArg,
-    JobMixin,
-    _copy,
-    _enqueue,
-    enqueue_many,
-)
+from sqlalchemy_bgjob import BGJob, DeadJobMixin, InvalidArg, JobMixin, enqueue_many
+from sqlalchemy_bgjob._enqueue import copy as copying
+from sqlalchemy_bgjob._enqueue import one as enqueueing
 from support.databases import with_driver
 from support.producers import producer
 from support.shop import Job, Order, make_tables, note, store
@@ -28,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MANY = 600
-SEVERAL_BLOCKS = 2 * _copy.BLOCK + 1
+SEVERAL_BLOCKS = 2 * copying.BLOCK + 1
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 COPIERS = ["Session-psycopg", "Connection-psycopg", "AsyncSession-psycopg", "AsyncEngine-psycopg"]
 UGLY = 'a\tb\\n "c"\r\n\\. \\N ü 🎈'
@@ -44,13 +38,13 @@ def shop(engine: Engine) -> Engine:
 def copied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many jobs each COPY has taken."""
     counts: list[int] = []
-    copy = _enqueue.copy
+    copy = enqueueing.copy
 
     def spy(connection: Any, table: Any, jobs: Any, now: Any) -> None:
         copy(connection, table, jobs, now)
         counts.append(jobs.count)
 
-    monkeypatch.setattr(_enqueue, "copy", spy)
+    monkeypatch.setattr(enqueueing, "copy", spy)
     return counts
 
 
@@ -103,10 +97,10 @@ def test_the_rows_are_those_of_an_insert(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     handler = store if isinstance(values[0], bytes) else note
-    monkeypatch.setattr(_enqueue, "WORTH_IT", 1)
+    monkeypatch.setattr(enqueueing, "WORTH_IT", 1)
     with Session(shop) as session, session.begin():
         enqueue_many(session, handler, values, **options)
-        monkeypatch.setattr(_enqueue, "WORTH_IT", 10**9)
+        monkeypatch.setattr(enqueueing, "WORTH_IT", 10**9)
         enqueue_many(session, handler, values, **options)
 
     assert copied == [len(values)]
@@ -140,7 +134,7 @@ def test_a_savepoint_takes_its_own_jobs_with_it(shop: Engine, copied: list[int])
 
 
 def test_waiting_workers_are_told(shop: Engine, copied: list[int]) -> None:
-    from sqlalchemy_bgjob._sql import channel_name
+    from sqlalchemy_bgjob._sql.words import channel_name
 
     insert = (
         "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, waits_for)"
@@ -205,7 +199,7 @@ def test_a_bad_arg_far_down_leaves_the_transaction_usable(kind: str, shop: Engin
 def test_a_lost_connection_is_sqlalchemys_error(
     number: int, shop: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = _copy._blocks
+    blocks = copying._blocks
 
     def cut(jobs: Any, now: Any) -> Iterator[bytes]:
         with shop.connect() as other:
@@ -215,7 +209,7 @@ def test_a_lost_connection_is_sqlalchemys_error(
 
     with Session(shop) as session:
         pid = session.scalar(select(func.pg_backend_pid()))
-        monkeypatch.setattr(_copy, "_blocks", cut)
+        monkeypatch.setattr(copying, "_blocks", cut)
         with pytest.raises(OperationalError) as lost:
             enqueue_many(session, note, range(number))
         assert lost.value.connection_invalidated
@@ -265,7 +259,7 @@ def test_days_have_24_hours_in_every_time_zone(
 def test_what_is_equal_may_be_written_differently(
     shop: Engine, copied: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_enqueue, "WORTH_IT", 1)
+    monkeypatch.setattr(enqueueing, "WORTH_IT", 1)
     with Session(shop) as session, session.begin():
         enqueue_many(session, [note.job(0, headers={"a": 1}), note.job(1, headers={"a": True})])
     with shop.connect() as connection:
@@ -276,7 +270,7 @@ def test_what_is_equal_may_be_written_differently(
 
 def test_large_args_go_in_small_blocks(shop: Engine, copied: list[int]) -> None:
     blocks = list(
-        _copy._blocks([*note.new_jobs(["x" * 1_000_000] * 20, *([None] * 4), 0, None)], NOW)
+        copying._blocks([*note.new_jobs(["x" * 1_000_000] * 20, *([None] * 4), 0, None)], NOW)
     )
     assert len(blocks) >= 3
     assert sum(block.count(b"default") for block in blocks) == 20
@@ -378,6 +372,6 @@ def test_few_jobs_are_one_statement(shop: Engine, copied: list[int]) -> None:
         event.listen(
             session.connection(), "before_cursor_execute", lambda *args: sent.append(args[2])
         )
-        enqueue_many(session, note, range(_copy.WORTH_IT - 1))
+        enqueue_many(session, note, range(copying.WORTH_IT - 1))
     assert copied == []
     assert len(sent) == 1

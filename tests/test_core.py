@@ -13,7 +13,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sqlalchemy_bgjob._core import (
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
+from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending, Position
+from sqlalchemy_bgjob._worker.plan.lanes import LOOK_EVERY
+from sqlalchemy_bgjob._worker.plan.planner import (
     AGAIN,
     LINGER,
     MOST_UNWRITTEN,
@@ -30,10 +33,7 @@ from sqlalchemy_bgjob._core import (
     Wait,
     settle_again_after,
 )
-from sqlalchemy_bgjob._lanes import LOOK_EVERY
-from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending, Position
-from sqlalchemy_bgjob._outcomes import COMPLETED
-from sqlalchemy_bgjob._polling import (
+from sqlalchemy_bgjob._worker.plan.polling import (
     COOL_DOWN,
     FIRST_POLL,
     IN_VAIN,

@@ -18,10 +18,10 @@ import pytest
 from sqlalchemy import Engine, insert, make_url, select, text, update
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import _demo_app as app
-from sqlalchemy_bgjob import demo
-from sqlalchemy_bgjob._embedded import EmbeddedPostgres, EmbeddedPostgresError
-from sqlalchemy_bgjob.demo import Report, find_files, what_to_read_next
+from sqlalchemy_bgjob._dev import demo
+from sqlalchemy_bgjob._dev import demo_app as app
+from sqlalchemy_bgjob._dev.demo import Report, find_files, what_to_read_next
+from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from support.commands import Command
 from support.waiting import wait_until
 
@@ -101,7 +101,7 @@ def test_thirty_files_are_indexed_once_in_spite_of_a_kill(tmp_path: Path, tempor
         assert command.wait(100) == 0, command.stderr + command.stdout
 
     assert "\nevery file exactly once: yes\n\nwhat to read next:\n" in command.stdout
-    (application,) = re.findall(r"^  (/.*_demo_app\.py):", command.stdout, re.MULTILINE)
+    (application,) = re.findall(r"^  (/.*demo_app\.py):", command.stdout, re.MULTILINE)
     assert Path(application).exists()
     found = numbers(command)
     assert (found["files"], found["jobs"], found["dead"]) == (30, 31, 1)
@@ -395,7 +395,7 @@ def test_a_server_that_does_not_start_and_a_missing_driver_are_told(
     with contextlib.ExitStack() as stack:
         with pytest.raises(demo.CommandError, match="no programs: install them"):
             demo._database(stack, None)
-        monkeypatch.setattr("sqlalchemy_bgjob._urls.sync_url", lambda url: None)
+        monkeypatch.setattr("sqlalchemy_bgjob._process.urls.sync_url", lambda url: None)
         with pytest.raises(demo.CommandError, match="handler is a function"):
             demo._database(stack, "postgresql+asyncpg://h/d")
 

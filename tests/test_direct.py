@@ -13,13 +13,13 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._after_commit import after_commit
-from sqlalchemy_bgjob._direct import Direct, direct
-from sqlalchemy_bgjob._errors import lost_connection, sqlstate
+from sqlalchemy_bgjob._db.after_commit import after_commit
+from sqlalchemy_bgjob._db.errors import lost_connection, sqlstate
+from sqlalchemy_bgjob._db.idle_statement import Direct, direct
+from sqlalchemy_bgjob._drafts.validation import EARLIEST
 from sqlalchemy_bgjob._lifecycle import Position
-from sqlalchemy_bgjob._sql import parameters
-from sqlalchemy_bgjob._statements import Statements
-from sqlalchemy_bgjob._validation import EARLIEST
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql.words import parameters
 from support.pooler import POOLED
 from support.rows import ME, add, make_tables
 from support.tables import new_engine

@@ -13,9 +13,11 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, MetaData, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_bgjob import BGJob, Worker, _doctor, _health, enqueue_many
-from sqlalchemy_bgjob._errors import sqlstate
-from sqlalchemy_bgjob._queue_option import refuse_lists
+from sqlalchemy_bgjob import BGJob, Worker, enqueue_many
+from sqlalchemy_bgjob._db.errors import sqlstate
+from sqlalchemy_bgjob._inspect import doctor
+from sqlalchemy_bgjob._inspect import health as health_module
+from sqlalchemy_bgjob._process.queue_option import refuse_lists
 from sqlalchemy_bgjob.cli import cli
 from support import wait_until
 from support.databases import with_driver
@@ -42,9 +44,9 @@ def run(engine: Engine, *sql: str) -> None:
             connection.execute(text(statement))
 
 
-def examine(engine: Engine, **where: Any) -> list[_doctor.Finding]:
+def examine(engine: Engine, **where: Any) -> list[doctor.Finding]:
     with engine.connect() as connection:
-        return _doctor.examine(connection, **{"schema": None, "table_prefix": "bgjob_"} | where)
+        return doctor.examine(connection, **{"schema": None, "table_prefix": "bgjob_"} | where)
 
 
 def problems(engine: Engine, **where: Any) -> list[str]:
@@ -215,7 +217,7 @@ def test_what_a_role_lacks_is_told(tables: Engine) -> None:
         'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_worker",',
     ]
     assert "sqlalchemy-bgjob grants --worker ROLE" in told[0]
-    assert found[-1] == _doctor.Finding(
+    assert found[-1] == doctor.Finding(
         "workers", "note", "this role may not look at jobs and workers"
     )
 
@@ -226,7 +228,7 @@ def test_what_a_role_lacks_is_told(tables: Engine) -> None:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A transaction is too old as soon as it is there."""
-    monkeypatch.setattr(_health, "HELD_BACK_AFTER", 0.0)
+    monkeypatch.setattr(health_module, "HELD_BACK_AFTER", 0.0)
     return
 
 
@@ -257,29 +259,29 @@ def test_a_transaction_that_is_short_is_none_of_it(tables: Engine) -> None:
     ("holder", "words"),
     [
         (
-            _health.Holder("prepared transaction", "gid-1", None, None, 70.0, 5),
+            health_module.Holder("prepared transaction", "gid-1", None, None, 70.0, 5),
             "prepared transaction 'gid-1' has been open for 70 s",
         ),
         (
-            _health.Holder("replication slot", "standby", None, None, None, 2_000_000),
+            health_module.Holder("replication slot", "standby", None, None, None, 2_000_000),
             "replication slot 'standby' is 2000000 transactions behind",
         ),
-        (_health.Holder("replication slot", "standby", None, None, None, 2), ""),
-        (_health.Holder("session", "", 7, "active", 59.0, 5), ""),
+        (health_module.Holder("replication slot", "standby", None, None, None, 2), ""),
+        (health_module.Holder("session", "", 7, "active", 59.0, 5), ""),
         (
-            _health.Holder("session", "", 7, "active", 61.0, 5),
+            health_module.Holder("session", "", 7, "active", 61.0, 5),
             "session 7 (no application_name, active) has had a transaction open for 61 s",
         ),
     ],
 )
-def test_each_kind_of_holder_is_told_in_words(holder: _health.Holder, words: str) -> None:
-    found = _health.Health(holder, (), 0.0).problems
+def test_each_kind_of_holder_is_told_in_words(holder: health_module.Holder, words: str) -> None:
+    found = health_module.Health(holder, (), 0.0).problems
 
     assert found == [] if not words else words in found[0]
 
 
-LONG = _health.Holder("session", "report", 7, "active", 61.0, 5)
-SHORT = _health.Holder("session", "report", 7, "active", 59.0, 5)
+LONG = health_module.Holder("session", "report", 7, "active", 61.0, 5)
+SHORT = health_module.Holder("session", "report", 7, "active", 59.0, 5)
 
 
 @pytest.mark.parametrize(
@@ -292,10 +294,10 @@ SHORT = _health.Holder("session", "report", 7, "active", 59.0, 5)
     ],
 )
 def test_dead_rows_are_told_with_what_is_true_of_them(
-    holder: _health.Holder | None, autovacuum: bool, problem: bool, words: str
+    holder: health_module.Holder | None, autovacuum: bool, problem: bool, words: str
 ) -> None:
-    rows = _health.DeadRows("bgjob_job", 200_000, 10, autovacuum)
-    health = _health.Health(holder, (rows,), 0.0)
+    rows = health_module.DeadRows("bgjob_job", 200_000, 10, autovacuum)
+    health = health_module.Health(holder, (rows,), 0.0)
 
     told, others = health.problems, health.notes
     if not problem:
@@ -306,7 +308,7 @@ def test_dead_rows_are_told_with_what_is_true_of_them(
 
 
 def test_a_full_notification_queue_is_told() -> None:
-    (full,) = _health.Health(None, (), 0.75).problems
+    (full,) = health_module.Health(None, (), 0.75).problems
 
     assert "the server's notification queue is 75% full" in full
 
@@ -432,8 +434,8 @@ def test_a_large_drain_is_no_fault_of_anybodys(
     tables: Engine, held: bool, autovacuum: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server's own counters after it: 2,000 dead rows here for 200,000 there."""
-    monkeypatch.setattr(_health, "DEAD_ROWS", 1_000)
-    monkeypatch.setattr(_health, "HELD_BACK_AFTER", 0.0 if held else 60.0)
+    monkeypatch.setattr(health_module, "DEAD_ROWS", 1_000)
+    monkeypatch.setattr(health_module, "HELD_BACK_AFTER", 0.0 if held else 60.0)
     # The server's own may not come in between, where it is not off: its threshold is higher.
     run(
         tables,

@@ -16,8 +16,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from sqlalchemy_bgjob import _embedded
-from sqlalchemy_bgjob._embedded import EmbeddedPostgres, EmbeddedPostgresError
+from sqlalchemy_bgjob._dev import embedded
+from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from support import wait_until
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def test_it_never_runs_as_root():
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_restart_keeps_the_address_and_the_data(mode: _embedded.StopMode):
+def test_a_restart_keeps_the_address_and_the_data(mode: embedded.StopMode):
     with EmbeddedPostgres.start(settings=FAST) as server:
         ask(server.url, "CREATE TABLE kept AS SELECT 7 AS n")
         url, pid = server.url, server.pid
@@ -153,7 +153,7 @@ def test_a_frozen_server_is_stopped_all_the_same(monkeypatch: pytest.MonkeyPatch
     server = EmbeddedPostgres.start(settings=FAST)
     pid = server.pid
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(_embedded, "STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr(embedded, "STOP_TIMEOUT", 0.1)
 
     server.stop()
 
@@ -175,7 +175,7 @@ def test_a_server_that_died_can_be_started_again():
 @pytest.fixture
 def closed_wheel(tmp_path: Path) -> Path:
     """The programs of the wheel in a folder that only its owner may enter."""
-    programs = _embedded._wheel_programs()
+    programs = embedded._wheel_programs()
     site_packages, package = programs.parents[2], programs.parents[1]
     for folder in site_packages.glob(f"{package.name}*"):
         if folder.suffix in {"", ".libs"}:
@@ -188,7 +188,7 @@ def test_a_wheel_that_its_account_cannot_reach_is_copied(
     closed_wheel: Path, monkeypatch: pytest.MonkeyPatch, temporary: Path
 ):
     """A virtual environment below /root is closed to the account that the server runs as."""
-    monkeypatch.setattr(_embedded, "_wheel_programs", lambda: closed_wheel)
+    monkeypatch.setattr(embedded, "_wheel_programs", lambda: closed_wheel)
 
     with EmbeddedPostgres.start(settings=FAST) as server:
         assert ask(server.url, "SELECT 1") == (1,)
@@ -206,9 +206,9 @@ def test_programs_that_may_not_be_run_are_named(tmp_path: Path):
 
 def test_a_port_that_was_just_taken_is_given_up(monkeypatch: pytest.MonkeyPatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        free = _embedded._free_port()
+        free = embedded._free_port()
         ports = iter([taken.getsockname()[1], free])
-        monkeypatch.setattr(_embedded, "_free_port", lambda: next(ports))
+        monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
 
         with EmbeddedPostgres.start(settings=FAST) as server:
             assert server.port == free
@@ -220,7 +220,7 @@ def test_no_free_port_is_an_error(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("random.randrange", lambda *limits: port)
 
         with pytest.raises(EmbeddedPostgresError, match="no free port"):
-            _embedded._free_port()
+            embedded._free_port()
 
 
 def test_a_bad_setting_is_told_in_the_servers_words(temporary: Path):
@@ -242,7 +242,7 @@ def test_a_folder_with_other_files_is_left_alone(open_folder: Path, temporary: P
 
 
 def test_a_server_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, temporary: Path):
-    monkeypatch.setattr(_embedded, "START_TIMEOUT", 0.0)
+    monkeypatch.setattr(embedded, "START_TIMEOUT", 0.0)
     monkeypatch.setattr(EmbeddedPostgres, "_is_ready", lambda self, pid: False)
 
     with pytest.raises(EmbeddedPostgresError, match="did not start"):
@@ -292,10 +292,10 @@ def test_nobody_will_do_where_there_is_no_postgres(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("pwd.getpwnam", only_nobody)
 
-    assert _embedded._unprivileged_account() == pwd.getpwall()[-1]
+    assert embedded._unprivileged_account() == pwd.getpwall()[-1]
 
 
 def test_callers_who_are_not_root_keep_their_account(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
 
-    assert _embedded._unprivileged_account() is None
+    assert embedded._unprivileged_account() is None

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 
 from sqlalchemy_bgjob import MoveToDlq, Retry
-from sqlalchemy_bgjob._doctor import examine
-from sqlalchemy_bgjob._encodings import UTF8, _plain
+from sqlalchemy_bgjob._db.encodings import UTF8, _plain
+from sqlalchemy_bgjob._inspect.doctor import examine
 from support.databases import with_driver
 from support.running import FLAVORS, Bench, Flavor
 

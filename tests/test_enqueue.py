@@ -25,7 +25,7 @@ from sqlalchemy_bgjob import (
     enqueue_from,
     enqueue_many,
 )
-from sqlalchemy_bgjob._statements import statements_of
+from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until, with_driver
 from support.databases import private_server
 from support.producers import UNITS, Producer, Sent, producer
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy_bgjob import JobType
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 FAR = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 CHANNEL = statements_of(jobs.models).channel

@@ -13,15 +13,8 @@ from sqlalchemy import Engine, create_engine, delete, event, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from sqlalchemy_bgjob import (
-    BGJob,
-    BulkResult,
-    InvalidArg,
-    JobAlreadyExists,
-    enqueue,
-    enqueue_many,
-)
-from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob import BGJob, BulkResult, InvalidArg, JobAlreadyExists, enqueue, enqueue_many
+from sqlalchemy_bgjob._db.errors import sqlstate
 from support import wait_until
 from support.producers import KINDS, UNITS, Producer, Sent, producer
 from support.shop import Job, Receipt, clean_up, jobs, make_tables, note, send_receipt, store

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import JobAlreadyExists, UnknownType, WorkerLost, WorkerRefused
-from sqlalchemy_bgjob._errors import clean, describe, lost_connection, sqlstate
+from sqlalchemy_bgjob._db.errors import clean, describe, lost_connection, sqlstate
 from sqlalchemy_bgjob.exceptions import NoContextManager
 from sqlalchemy_bgjob.settings import MAX_ERROR_LENGTH
 

@@ -12,15 +12,15 @@ from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import DeclarativeBase
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, _lifecycle, enqueue, enqueue_many
-from sqlalchemy_bgjob._core import MOST_UNWRITTEN
-from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob._db.errors import sqlstate
+from sqlalchemy_bgjob._worker.plan.planner import MOST_UNWRITTEN
 from support import wait_until
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
     from sqlalchemy_bgjob import JobInfo
-    from sqlalchemy_bgjob._registry import JobType
+    from sqlalchemy_bgjob._handlers.registry import JobType
 
 
 class Errors(Observer):

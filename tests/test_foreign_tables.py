@@ -17,7 +17,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, SchemaOutOfDate, Worker, enqueue, schema
-from sqlalchemy_bgjob._doctor import examine
+from sqlalchemy_bgjob._inspect.doctor import examine
 from sqlalchemy_bgjob.cli import cli
 from sqlalchemy_bgjob.exceptions import ForeignTable
 from support import wait_until

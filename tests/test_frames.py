@@ -11,12 +11,12 @@ import pytest
 from sqlalchemy import create_engine, event
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob._around import check_around
-from sqlalchemy_bgjob._errors import clean, describe, stack
-from sqlalchemy_bgjob._frames import Places, places
-from sqlalchemy_bgjob._outcomes import as_outcome
-from sqlalchemy_bgjob._transaction import refuse_to_end
-from sqlalchemy_bgjob._validation import headers, name
+from sqlalchemy_bgjob._db.errors import clean, describe, stack
+from sqlalchemy_bgjob._db.frames import Places, places
+from sqlalchemy_bgjob._drafts.validation import headers, name
+from sqlalchemy_bgjob._handlers.around import check_around
+from sqlalchemy_bgjob._handlers.outcomes import as_outcome
+from sqlalchemy_bgjob._worker.transaction import refuse_to_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
-from sqlalchemy_bgjob._health import look
+from sqlalchemy_bgjob._inspect.health import look
 from support import wait_until
 from support.databases import private_server
 from support.processes import FAST, Fleet
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 
 @pytest.fixture

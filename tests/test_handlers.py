@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob import Complete, constant, enqueue_many
-from sqlalchemy_bgjob._transaction import TransactionEnded
+from sqlalchemy_bgjob._worker.transaction import TransactionEnded
 from support.running import FLAVORS, Bench
 from support.waiting import wait_until
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from sqlalchemy_bgjob import Health, Observer, _health
+from sqlalchemy_bgjob import Health, Observer
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob._inspect import health
+from sqlalchemy_bgjob._sql import Statements
 from support.shop import jobs, make_tables
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def nothing(*_: Any) -> None:
 def test_a_worker_names_who_holds_vacuum_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_health, "HELD_BACK_AFTER", 0.0)
+    monkeypatch.setattr(health, "HELD_BACK_AFTER", 0.0)
     caplog.set_level(logging.WARNING, logger="sqlalchemy_bgjob")
     samples = Samples()
     bench.enqueue(bench.handler("plain", nothing))

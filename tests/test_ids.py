@@ -11,8 +11,8 @@ from uuid import UUID
 
 import pytest
 
-from sqlalchemy_bgjob import _ids
-from sqlalchemy_bgjob._ids import new_id, new_worker_id
+from sqlalchemy_bgjob._drafts import ids as ids_module
+from sqlalchemy_bgjob._drafts.ids import new_id, new_worker_id
 
 
 @pytest.mark.core
@@ -44,14 +44,14 @@ def test_ids_grow_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) ->
         following = new_id()
         assert following > first
         first = following
-    _ids._state.reset()
+    ids_module._state.reset()
 
 
 def test_ids_go_on_when_a_millisecond_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """The random bits overflow into the time, and the version and variant stay."""
     monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_000)
-    state = _ids._Monotonic()
-    monkeypatch.setattr(_ids, "_state", state)
+    state = ids_module._Monotonic()
+    monkeypatch.setattr(ids_module, "_state", state)
     state.last = (1_000 << 74) + (1 << 74) - 2
     ids = [new_id() for _ in range(3)]
 
@@ -82,16 +82,16 @@ def test_a_forked_child_repeats_no_id() -> None:
     """Nor waits for ever for a lock that another thread of its parent held."""
     code = """
 import os, sys, threading
-from sqlalchemy_bgjob import _ids
-_ids.new_id()
+from sqlalchemy_bgjob._drafts import ids
+ids.new_id()
 reader, writer = os.pipe()
-_ids._state.lock.acquire()
+ids._state.lock.acquire()
 child = os.fork()
 if child == 0:
-    os.write(writer, " ".join(_ids.new_id() for _ in range(100)).encode())
+    os.write(writer, " ".join(ids.new_id() for _ in range(100)).encode())
     os._exit(0)
-_ids._state.lock.release()
-parents = {_ids.new_id() for _ in range(100)}
+ids._state.lock.release()
+parents = {ids.new_id() for _ in range(100)}
 os.waitpid(child, 0)
 childs = set(os.read(reader, 100_000).decode().split())
 assert len(childs) == 100

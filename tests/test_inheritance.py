@@ -16,10 +16,10 @@ from sqlalchemy.dialects import postgresql
 
 from sqlalchemy_bgjob import BGJob, MoveToDlq, Reschedule, Retry, schema
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._doctor import examine
-from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._sql import wake_up
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
+from sqlalchemy_bgjob._inspect.doctor import examine
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql.words import wake_up
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending
 from support.running import FLAVORS, Bench

@@ -18,9 +18,9 @@ from sqlalchemy import MetaData, NullPool, create_engine, event, text
 
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
-from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._statements import statements_of
+from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until
 from support.rows import claim as claim_now
 from support.tables import new_engine

@@ -15,8 +15,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 import sqlalchemy_bgjob._job_log as job_log
 from sqlalchemy_bgjob import BGJob, JobInfo, MoveToDlq, constant
-from sqlalchemy_bgjob._job_log import DebugLogObserver, LogObserver, log_observer
-from sqlalchemy_bgjob._registry import Registry
+from sqlalchemy_bgjob._handlers.registry import Registry
+from sqlalchemy_bgjob.telemetry._job_log import DebugLogObserver, LogObserver, log_observer
 
 if TYPE_CHECKING:
     from support.running import Bench

@@ -23,7 +23,7 @@ from sqlalchemy_bgjob import (
     enqueue_from,
     enqueue_many,
 )
-from sqlalchemy_bgjob._statements import statements_of
+from sqlalchemy_bgjob._sql import statements_of
 from support.producers import Sent
 from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt, store
 

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import Engine, MetaData, text
 
 from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
-from sqlalchemy_bgjob._lanes import (
+from sqlalchemy_bgjob._drafts.validation import EARLIEST
+from sqlalchemy_bgjob._worker.plan.lanes import (
     ASKED_SHARE,
     JUST_FOUND,
     LOOK_AT_LEAST_EVERY,
@@ -21,7 +22,6 @@ from sqlalchemy_bgjob._lanes import (
     Lanes,
     Position,
 )
-from sqlalchemy_bgjob._validation import EARLIEST
 from support import wait_until
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._db.connections import keep, own
+from sqlalchemy_bgjob._db.sessions import PLANS_LAST, name_session
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
-from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
-from sqlalchemy_bgjob._sessions import PLANS_LAST, name_session
-from sqlalchemy_bgjob._side import keep, own
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob._sql import Statements
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
 from support.tables import new_engine
 from support.waiting import wait_until

@@ -14,10 +14,11 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, MetaData, text
 
-from sqlalchemy_bgjob import BGJob, Context, Reschedule, Retry, Worker, _notify, enqueue
-from sqlalchemy_bgjob._dispatch import Dispatcher
-from sqlalchemy_bgjob._polling import COOL_DOWN, IN_VAIN
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob import BGJob, Context, Reschedule, Retry, Worker, enqueue
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._worker import listener
+from sqlalchemy_bgjob._worker.loop import Dispatcher
+from sqlalchemy_bgjob._worker.plan.polling import COOL_DOWN, IN_VAIN
 from support import wait_until
 from support.processes import ALL_DRIVERS, ONE, TWO
 from support.running import FLAVORS, Bench, Flavor
@@ -268,7 +269,7 @@ def test_a_driver_that_can_not_listen_is_told_of_once(
     bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a driver that is not known nothing is asked again and again; the worker polls."""
-    monkeypatch.setattr(_notify, "_DRIVERS", frozenset())
+    monkeypatch.setattr(listener, "_DRIVERS", frozenset())
     handler = bench.handler("t", bench.note)
 
     def words() -> list[str]:

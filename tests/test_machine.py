@@ -28,10 +28,10 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, JobAlreadyExists, enqueue
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._codec import Encoded
+from sqlalchemy_bgjob._drafts.codec import Encoded
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
-from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._statements import statements_of
+from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support.tables import new_engine
 

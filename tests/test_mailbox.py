@@ -10,7 +10,7 @@ import textwrap
 import threading
 import time
 
-from sqlalchemy_bgjob._mailbox import Mailbox
+from sqlalchemy_bgjob._process.mailbox import Mailbox
 
 
 def test_events_come_in_order_and_none_means_late() -> None:

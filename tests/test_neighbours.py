@@ -9,9 +9,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import Fate, Pending
-from sqlalchemy_bgjob._outcomes import COMPLETED, Kind, Settlement
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob._sql import Statements
 from support import wait_until
 
 FAST = {"heartbeat_interval": 0.5, "lease_timeout": 3.0, "rescue_interval": 0.3}

@@ -17,9 +17,9 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.util import await_only
 
 from sqlalchemy_bgjob import Complete, MoveToDlq, Retry, constant
-from sqlalchemy_bgjob._errors import describe, summary
-from sqlalchemy_bgjob._pauses import Pauses
-from sqlalchemy_bgjob._pool import HandlerConnections
+from sqlalchemy_bgjob._db.errors import describe, summary
+from sqlalchemy_bgjob._worker.permits import HandlerConnections
+from sqlalchemy_bgjob._worker.plan.pauses import Pauses
 from support.proxy import Proxy
 from support.running import FLAVORS, Bench, Gate, one_of_each
 from support.waiting import wait_until

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, constant
-from sqlalchemy_bgjob._dispatch import Dispatcher
+from sqlalchemy_bgjob._worker.loop import Dispatcher
 from sqlalchemy_bgjob.telemetry import Events, tell
 from support import wait_until
 from support.running import Bench, Gate, Recorder, one_of_each

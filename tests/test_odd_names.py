@@ -39,7 +39,7 @@ from sqlalchemy_bgjob import (
     enqueue_many,
     schema,
 )
-from sqlalchemy_bgjob._doctor import examine
+from sqlalchemy_bgjob._inspect.doctor import examine
 from support import wait_until
 from support.running import FLAVORS, Flavor
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from sqlalchemy_bgjob import Context, MoveToDlq, Retry, constant
-from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob._db.errors import sqlstate
 from support import wait_until
 from support.running import FLAVORS, Bench, Flavor, Gate, Recorder, one_of_each, paired
 
@@ -325,7 +325,7 @@ def test_a_users_open_transaction_refers_to_a_running_job(
 def test_a_job_that_is_kept_from_ending_has_not_failed(
     bench: Bench, users: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sqlalchemy_bgjob._execution.AFTER_ROW_LOCKED", 0.1)
+    monkeypatch.setattr("sqlalchemy_bgjob._worker.attempt.AFTER_ROW_LOCKED", 0.1)
     gate = Gate(bench)
 
     def body(session: Session, ctx: Context[Any]) -> None:

@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, enqueue
 from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import Fate
-from sqlalchemy_bgjob._outcomes import COMPLETED, Kind, Settlement
-from sqlalchemy_bgjob._statements import statements_of
+from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support import wait_until
 from support.producers import UNITS, producer

@@ -15,8 +15,8 @@ from sqlalchemy import Engine, make_url, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import enqueue
-from sqlalchemy_bgjob._dispatch import VISIBLE_WITHIN
-from sqlalchemy_bgjob._notify import REFUSALS
+from sqlalchemy_bgjob._worker.listener import REFUSALS
+from sqlalchemy_bgjob._worker.loop import VISIBLE_WITHIN
 from support import cli_app as app
 from support import wait_until, with_driver
 from support.processes import ONE, START_SECONDS

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import event, text
 
 from sqlalchemy_bgjob import Complete, MoveToDlq, Reschedule, Retry, constant
-from sqlalchemy_bgjob._codec import Encoded
-from sqlalchemy_bgjob._outcomes import (
+from sqlalchemy_bgjob._drafts.codec import Encoded
+from sqlalchemy_bgjob._handlers.outcomes import (
     COMPLETED,
     Kind,
     Outcome,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sqlalchemy_bgjob import MoveToDlq, Retry, _control, _dispatch, constant
+from sqlalchemy_bgjob import MoveToDlq, Retry, constant
+from sqlalchemy_bgjob._worker import control, loop
 from support.running import Bench, Recorder, one_of_each, paired
 from support.waiting import wait_until
 
@@ -177,7 +178,7 @@ def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
     bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new session would meet the same trigger."""
-    monkeypatch.setattr(_control, "DOUBTED_AFTER", 0.0)
+    monkeypatch.setattr(control, "DOUBTED_AFTER", 0.0)
     bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
     for name in ("tries", "pid"):  # their changes outlive a ROLLBACK
         bench.sql(f"CREATE SEQUENCE {name}")
@@ -211,8 +212,8 @@ def test_a_refused_settlement_spends_attempts_at_restarts(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job whose row can't be deleted is not run without end, however often workers restart."""
-    monkeypatch.setattr(_dispatch, "COMMITTED_WITHIN", 0.1)
-    monkeypatch.setattr(_dispatch, "RELEASED_WITHIN", 0.1)
+    monkeypatch.setattr(loop, "COMMITTED_WITHIN", 0.1)
+    monkeypatch.setattr(loop, "RELEASED_WITHIN", 0.1)
     calls: list[str] = []
     handler = bench.handler(
         "t",

@@ -16,11 +16,11 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
+from sqlalchemy_bgjob._db.connections import keep, own
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import Position
-from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._pool import HandlerConnections
-from sqlalchemy_bgjob._side import keep, own
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._worker.permits import HandlerConnections
 from support.plans import Plan, let_cleaning_catch_up, recorded_plans
 from support.rows import ME, add, claim, fill, ids, make_tables, pending
 from support.tables import new_engine

@@ -11,10 +11,11 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 
-from sqlalchemy_bgjob import _start, settings
-from sqlalchemy_bgjob._pool import HandlerConnections
-from sqlalchemy_bgjob._served import check_queues
-from sqlalchemy_bgjob._start import check_dialect, pool_permits
+from sqlalchemy_bgjob import settings
+from sqlalchemy_bgjob._handlers.served import check_queues
+from sqlalchemy_bgjob._worker import preflight
+from sqlalchemy_bgjob._worker.permits import HandlerConnections
+from sqlalchemy_bgjob._worker.preflight import check_dialect, pool_permits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -129,7 +130,7 @@ def test_fewer_permits_than_slots_are_a_warning_with_the_number(
 def test_the_worker_itself_leaves_the_permits_to_the_handlers() -> None:
     """What is spared is what the worker takes from the user's pool at once."""
     assert settings.SPARE_CONNECTIONS == 2
-    assert _start.MIN_POOL == 3
+    assert preflight.MIN_POOL == 3
 
 
 # ---- connections ----------------------------------------------------------------------------

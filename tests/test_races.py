@@ -14,7 +14,7 @@ from sqlalchemy import Column, MetaData, Table, Text, create_engine, func, selec
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Retry, Worker, enqueue, enqueue_many
-from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob._db.errors import sqlstate
 from support import wait_until
 from support.processes import ASYNC, THREADS
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import make_url
 
-from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob._db.errors import sqlstate
 from support import wait_until
 from support.processes import FAST
 from support.running import one_of_each

@@ -17,23 +17,16 @@ import pytest
 from sqlalchemy import Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_bgjob import (
-    BGJob,
-    Context,
-    Observer,
-    Worker,
-    _heart,
-    _watch,
-    enqueue,
-    enqueue_many,
-)
+from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._heart import Heart
+from sqlalchemy_bgjob._db.sessions import application_name, name_session
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle import Fate, Pending, Rescued
-from sqlalchemy_bgjob._outcomes import COMPLETED
-from sqlalchemy_bgjob._sessions import application_name, name_session
-from sqlalchemy_bgjob._statements import Statements
-from sqlalchemy_bgjob._watch import Watch
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._worker import heart as heart_module
+from sqlalchemy_bgjob._worker import rescuer
+from sqlalchemy_bgjob._worker.heart import Heart
+from sqlalchemy_bgjob._worker.rescuer import Watch
 from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.worker import ThreadRuntime
 from support import wait_until
@@ -44,7 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy_bgjob import JobInfo
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.core
 
@@ -799,7 +792,7 @@ def test_a_worker_whose_loop_stands_still_beats_no_more(
     queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its jobs go to others; once it turns again, it goes on under a new id."""
-    monkeypatch.setattr(_heart, "NO_PROGRESS_AFTER", 0.5)
+    monkeypatch.setattr(heart_module, "NO_PROGRESS_AFTER", 0.5)
     fast = {"heartbeat_interval": 0.1, "lease_timeout": 1.0, "rescue_interval": 0.1}
     with HeartAtWork(queue, **fast) as stuck, HeartAtWork(queue, **fast) as other:
         first = stuck.heart.worker_id
@@ -826,7 +819,7 @@ def test_a_lost_connection_starts_the_judge_s_time_anew(
         connected.append(given["connected"])
         return rescue(*args, **given)
 
-    monkeypatch.setattr(_watch.lifecycle, "rescue_silent", spy)
+    monkeypatch.setattr(rescuer.lifecycle, "rescue_silent", spy)
     with HeartAtWork(queue, rescue_interval=0.05, heartbeat_interval=0.1) as at_work:
         wait_until(lambda: connected and connected[-1] > 0.5, what="half a second of connection")
         name = application_name(at_work.heart.worker_id or 0)
@@ -943,7 +936,7 @@ def test_no_job_is_started_on_an_old_beat(queue: Queue, monkeypatch: pytest.Monk
         free.wait(60)
         return beat(*args, **given)
 
-    monkeypatch.setattr(_heart.lifecycle, "beat", slow_beat)
+    monkeypatch.setattr(heart_module.lifecycle, "beat", slow_beat)
     started: list[float] = []
 
     @queue.jobs.handler("note", session=False)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, MetaData, create_engine, text
 
-from sqlalchemy_bgjob import BGJob, Context, Worker, _doctor, enqueue
+from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue
+from sqlalchemy_bgjob._inspect import doctor
 from sqlalchemy_bgjob.exceptions import WorkerRefused
 from support import wait_until
 
@@ -45,9 +46,9 @@ def worker_engine(engine: Engine, jobs: BGJob[Any, Any]) -> Iterator[Engine]:
     run(engine, f'DROP OWNED BY "{role}"', f'DROP ROLE "{role}"')
 
 
-def found(engine: Engine) -> list[_doctor.Finding]:
+def found(engine: Engine) -> list[doctor.Finding]:
     with engine.connect() as connection:
-        findings = _doctor.examine(connection, schema=None, table_prefix="bgjob_")
+        findings = doctor.examine(connection, schema=None, table_prefix="bgjob_")
     return [finding for finding in findings if finding.check == "row security"]
 
 

@@ -29,8 +29,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlalchemy_bgjob import _frozen, models, schema
+from sqlalchemy_bgjob import models, schema
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate, SchemaUnknown
+from sqlalchemy_bgjob.schema import _versions
 from support import wait_until, wait_until_async
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
@@ -489,15 +490,15 @@ def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that there is a second version, with one more column and index."""
 
     def tables(where: str | None, prefix: str) -> MetaData:
-        metadata = _frozen.tables_1(where, prefix)
-        job = _frozen.table_of(metadata, "job", where, prefix)
+        metadata = _versions.tables_1(where, prefix)
+        job = _versions.table_of(metadata, "job", where, prefix)
         job.append_column(Column("tag", Text, server_default=text("''")))
         Index(f"{prefix}job_tag_idx", job.c.tag)
         return metadata
 
     def upgrade(op: Any, where: str | None, prefix: str) -> None:
         table = schema.qualified(where, f"{prefix}job")
-        index = _frozen.quoted(f"{prefix}job_tag_idx")
+        index = _versions.quoted(f"{prefix}job_tag_idx")
         op.execute(plain_text(f"ALTER TABLE {table} ADD COLUMN tag TEXT DEFAULT ''"))
         op.execute(plain_text(f"CREATE INDEX {index} ON {table} (tag)"))
 
@@ -505,8 +506,8 @@ def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
         table = schema.qualified(where, f"{prefix}job")
         op.execute(plain_text(f"ALTER TABLE {table} DROP COLUMN tag"))
 
-    step = _frozen.Step(tables, _frozen.STORAGE_1, upgrade, downgrade)
-    monkeypatch.setattr(schema, "STEPS", {**_frozen.STEPS, 2: step})
+    step = _versions.Step(tables, _versions.STORAGE_1, upgrade, downgrade)
+    monkeypatch.setattr(schema, "STEPS", {**_versions.STEPS, 2: step})
     monkeypatch.setattr(schema, "WORKERS_SINCE", {1: 1, 2: 1})
     monkeypatch.setattr(schema, "LATEST", 2)
 

@@ -12,11 +12,11 @@ from sqlalchemy import MetaData, create_engine, text
 
 from sqlalchemy_bgjob import BGJob, enqueue, schema
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._doctor import examine
-from sqlalchemy_bgjob._grants import grants, lacks
-from sqlalchemy_bgjob._start import check_database
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob._inspect.doctor import examine
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._worker.preflight import check_database
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
+from sqlalchemy_bgjob.schema._grants import grants, lacks
 from support.processes import FAST
 from support.rows import ME
 from support.waiting import wait_until

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sqlalchemy_bgjob import BGJob, Context, Retry, Worker, constant, enqueue
-from sqlalchemy_bgjob._session import JobEnded
+from sqlalchemy_bgjob._worker.handler_session import JobEnded
 from support import wait_until
 from support.running import FLAVORS, Bench, Flavor, Gate, Recorder, one_of_each, paired
 

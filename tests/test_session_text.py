@@ -11,7 +11,7 @@ from sqlalchemy import DDL, event, select, text
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import constant
-from sqlalchemy_bgjob._transaction import TransactionEnded
+from sqlalchemy_bgjob._worker.transaction import TransactionEnded
 from support.running import FLAVORS, Bench
 
 if TYPE_CHECKING:

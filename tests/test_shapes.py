@@ -14,7 +14,7 @@ import pydantic
 import pytest
 from typing_extensions import TypedDict
 
-from sqlalchemy_bgjob._codec import Codec
+from sqlalchemy_bgjob._drafts.codec import Codec
 from sqlalchemy_bgjob.exceptions import InvalidArg
 
 pytestmark = pytest.mark.core

@@ -23,7 +23,7 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
-from sqlalchemy_bgjob._signals import SAME_WITHIN, Requests
+from sqlalchemy_bgjob._process.signals import SAME_WITHIN, Requests
 from support import cli_app as app
 from support import wait_until, with_driver
 from support.commands import TESTS, wait_till

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Connection, MetaData, create_engine, event, text
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, _sockets, enqueue
+from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, enqueue
+from sqlalchemy_bgjob._db import keepalive
 from support import wait_until, wait_until_async
 
 if TYPE_CHECKING:
     from conftest import UrlFor
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 
 def options(driver: Any) -> tuple[int, int, int]:
     """The time for unanswered data in ms, whether the kernel asks, and after how many seconds."""
-    with _sockets._socket(driver) as copy:
+    with keepalive._socket(driver) as copy:
         return (
             copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
             copy.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
@@ -37,8 +38,8 @@ def test_a_connection_is_watched_and_works_on(url_for: UrlFor, driver: str) -> N
     with engine.connect() as connection:
         assert look(connection)[0] == 0
 
-        _sockets.watch(connection)
-        _sockets.watch(connection)
+        keepalive.watch(connection)
+        keepalive.watch(connection)
 
         assert look(connection) == (15_000, 1, 10)
         assert connection.execute(text("SELECT 1")).scalar() == 1
@@ -52,7 +53,7 @@ def test_an_async_connection_is_watched_and_works_on(url_for: UrlFor, driver: st
     async def main() -> None:
         engine = create_async_engine(url_for(driver))
         async with engine.connect() as connection:
-            await connection.run_sync(_sockets.watch)
+            await connection.run_sync(keepalive.watch)
             assert await connection.run_sync(look) == (15_000, 1, 10)
             assert (await connection.execute(text("SELECT 1"))).scalar() == 1
         await engine.dispose()
@@ -65,7 +66,7 @@ def test_what_the_user_has_set_shorter_stays(url_for: UrlFor) -> None:
         url_for("psycopg"), connect_args={"tcp_user_timeout": 5_000, "keepalives_idle": 60}
     )
     with engine.connect() as connection:
-        _sockets.watch(connection)
+        keepalive.watch(connection)
         assert look(connection) == (5_000, 1, 10)
     engine.dispose()
 
@@ -73,7 +74,7 @@ def test_what_the_user_has_set_shorter_stays(url_for: UrlFor) -> None:
 def test_a_unix_socket_has_nothing_to_watch(own_server: EmbeddedPostgres) -> None:
     engine = create_engine(own_server.socket_url)
     with engine.connect() as connection:
-        _sockets.watch(connection)
+        keepalive.watch(connection)
         assert connection.execute(text("SELECT 1")).scalar() == 1
     engine.dispose()
 

@@ -6,9 +6,9 @@ from time import process_time
 
 import pytest
 
-from sqlalchemy_bgjob._sql_text import first_word_at, may_be_several
-from sqlalchemy_bgjob._transaction import TransactionEnded, refuse_to_end
-from sqlalchemy_bgjob._writes import reads
+from sqlalchemy_bgjob._db.sql_text import first_word_at, may_be_several
+from sqlalchemy_bgjob._worker.transaction import TransactionEnded, refuse_to_end
+from sqlalchemy_bgjob._worker.writes import reads
 
 
 @pytest.mark.parametrize(

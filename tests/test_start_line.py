@@ -75,7 +75,7 @@ def test_asyncio_says_what_it_is(jobs: BGJob[Any, Any], line: Callable[[], str])
     ],
 )
 def test_a_database_is_named_without_its_password(url: str, words: str) -> None:
-    from sqlalchemy_bgjob._start_line import describe_database
+    from sqlalchemy_bgjob._worker.start_line import describe_database
 
     assert describe_database(create_engine(url)) == words
 
@@ -84,8 +84,8 @@ def test_a_creator_is_named_and_not_the_url_that_it_ignores() -> None:
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import QueuePool
 
-    from sqlalchemy_bgjob._side import side_engine
-    from sqlalchemy_bgjob._start_line import describe_database
+    from sqlalchemy_bgjob._db.connections import side_engine
+    from sqlalchemy_bgjob._worker.start_line import describe_database
 
     def connect() -> Any:
         """Connects elsewhere."""
@@ -103,7 +103,7 @@ def test_a_creator_is_named_and_not_the_url_that_it_ignores() -> None:
 
 
 def test_of_many_handlers_some_are_named(jobs: BGJob[Any, Any]) -> None:
-    from sqlalchemy_bgjob._start_line import describe_handlers
+    from sqlalchemy_bgjob._worker.start_line import describe_handlers
 
     for number in range(100, 130):
         jobs.handler(f"t{number}", session=False)(lambda ctx: None)

@@ -14,11 +14,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateSchema
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._codec import Encoded
+from sqlalchemy_bgjob._drafts.codec import Encoded
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import Pending
-from sqlalchemy_bgjob._outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
-from sqlalchemy_bgjob._sql import PARAMETER_PREFIX, channel_name, parameters
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql.words import PARAMETER_PREFIX, channel_name, parameters
 from sqlalchemy_bgjob.models import DeadJobMixin, JobMixin, build_models
 from support.rows import ME, OTHER, add, claim, fill, ids, make_tables, pending, rows
 from support.tables import new_engine

@@ -15,7 +15,9 @@ import pytest
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import _signals, _supervisor, enqueue
+from sqlalchemy_bgjob import enqueue
+from sqlalchemy_bgjob._process import signals
+from sqlalchemy_bgjob._process import supervisor as supervisor_module
 from support import cli_app as app
 from support.commands import Command, process_exists, wait_till
 from support.waiting import wait_until
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from sqlalchemy_bgjob._supervisor import Supervisor
+    from sqlalchemy_bgjob._process.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -250,7 +252,7 @@ def test_a_second_signal_to_all_processes_is_the_second(
     pair.command.says("SIGTERM: passing it on")
     pair.command.says("SIGTERM: draining")
     wait_until(lambda: not any(map(process_exists, set(pids) - {busy})), 60)
-    wait_till(time.monotonic() + _signals.SAME_WITHIN)
+    wait_till(time.monotonic() + signals.SAME_WITHIN)
     signal_all(pair, [busy])
 
     assert pair.command.wait() == 128 + signal.SIGTERM, pair.command.stderr
@@ -267,7 +269,7 @@ def test_a_worker_counts_signals_of_its_own(pair: Pair, tables: Engine, tmp_path
 
     os.kill(busy, signal.SIGTERM)
     pair.command.says("SIGTERM: draining")
-    wait_till(time.monotonic() + _signals.SAME_WITHIN)
+    wait_till(time.monotonic() + signals.SAME_WITHIN)
     os.kill(busy, signal.SIGINT)
 
     pair.command.says("exited with 130: starting another")
@@ -394,7 +396,7 @@ class Process:
 
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
-    monkeypatch.setattr(_supervisor, "Child", Process)
+    monkeypatch.setattr(supervisor_module, "Child", Process)
     Process.made = []
     return Process.made
 
@@ -409,8 +411,8 @@ def running(supervisor: Supervisor) -> list[int]:
 def test_processes_that_do_not_end_are_killed(
     children: list[Process], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_supervisor, "STUCK_AFTER", 0.1)
-    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=0.1)
+    monkeypatch.setattr(supervisor_module, "STUCK_AFTER", 0.1)
+    supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=0.1)
     codes = running(supervisor)
     wait_until(lambda: len(children) == 2)
 
@@ -424,7 +426,7 @@ def test_processes_that_do_not_end_are_killed(
 
 def test_a_first_signal_is_no_second_where_all_end_anyway(children: list[Process]) -> None:
     """What no restart mends has told all to drain; the first signal asks for no more."""
-    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=30)
+    supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=30)
     codes = running(supervisor)
     wait_until(lambda: len(children) == 2)
 
@@ -446,7 +448,7 @@ def test_the_exit_code_is_0_only_if_all_have_drained(
     children: list[Process], ends: list[int], expected: int
 ) -> None:
     """One that was told before it had installed its handlers has had no job to lose."""
-    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=30)
+    supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=30)
     codes = running(supervisor)
     wait_until(lambda: len(children) == 2)
 
@@ -468,7 +470,7 @@ def crash(children: list[Process]) -> None:
 def test_a_process_that_crashes_again_and_again_is_started_ever_later(
     children: list[Process], caplog: pytest.LogCaptureFixture
 ) -> None:
-    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=30)
+    supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=30)
     with caplog.at_level("WARNING", "sqlalchemy_bgjob"):
         codes = running(supervisor)
         for started, delay in enumerate(("0.2", "0.4", "0.8"), 1):
@@ -487,12 +489,12 @@ def test_a_process_that_crashes_after_a_while_is_started_soon(
 ) -> None:
     """Its worker has worked, so the crashes before it are no reason to wait longer."""
     soon = "exited with 7: starting another in 0.2 s"
-    supervisor = _supervisor.Supervisor(["worker"], 1, shutdown_timeout=30)
+    supervisor = supervisor_module.Supervisor(["worker"], 1, shutdown_timeout=30)
     with caplog.at_level("WARNING", "sqlalchemy_bgjob"):
         codes = running(supervisor)
         for started in range(1, 4):
             wait_until(lambda started=started: len(children) == started)
-            children[-1].started_at = time.monotonic() - _supervisor.HEALTHY_AFTER
+            children[-1].started_at = time.monotonic() - supervisor_module.HEALTHY_AFTER
             children[-1].end(7)
             wait_until(lambda started=started: caplog.text.count(soon) == started)
 
@@ -503,7 +505,7 @@ def test_a_process_that_crashes_after_a_while_is_started_soon(
 
 def test_a_signal_while_all_have_crashed_ends_well(children: list[Process]) -> None:
     """None is alive: they wait to be started again."""
-    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=30)
+    supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=30)
     for slot in supervisor._slots:
         slot.backoff = 3_600.0
     codes = running(supervisor)
@@ -519,7 +521,7 @@ def test_a_signal_while_all_have_crashed_ends_well(children: list[Process]) -> N
 
 def test_a_process_that_ended_by_itself_is_replaced_at_once(children: list[Process]) -> None:
     """An operator may drain one of several: the others are not disturbed."""
-    supervisor = _supervisor.Supervisor(["worker"], 1, shutdown_timeout=30)
+    supervisor = supervisor_module.Supervisor(["worker"], 1, shutdown_timeout=30)
     codes = running(supervisor)
     wait_until(lambda: len(children) == 1)
     children[0].end(0)
@@ -542,8 +544,8 @@ def test_a_process_that_can_not_be_started_is_tried_again_later(
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return Process(arguments, name=name)
 
-    monkeypatch.setattr(_supervisor, "Child", make)
-    supervisor = _supervisor.Supervisor(["worker"], 2, shutdown_timeout=30)
+    monkeypatch.setattr(supervisor_module, "Child", make)
+    supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=30)
     with caplog.at_level("WARNING", "sqlalchemy_bgjob"):
         codes = running(supervisor)
         wait_until(lambda: len(children) == 2)
@@ -561,11 +563,11 @@ def test_a_child_takes_its_marks_out_of_the_environment(monkeypatch: pytest.Monk
     """Or a worker that a handler starts would take itself for a child of this supervisor."""
     reader, writer = os.pipe()
     os.set_inheritable(reader, True)
-    monkeypatch.setenv(_supervisor.SUPERVISED, f"{reader}:2")
+    monkeypatch.setenv(supervisor_module.SUPERVISED, f"{reader}:2")
 
-    assert _supervisor.supervised() == (reader, "2")
+    assert supervisor_module.supervised() == (reader, "2")
 
     assert not os.get_inheritable(reader)
-    assert _supervisor.supervised() is None
+    assert supervisor_module.supervised() is None
     os.close(reader)
     os.close(writer)

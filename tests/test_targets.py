@@ -34,7 +34,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import InvalidArg, enqueue, enqueue_from, enqueue_many
-from sqlalchemy_bgjob._errors import sqlstate
+from sqlalchemy_bgjob._db.errors import sqlstate
 from support.producers import ASYNC, KINDS, UNITS, Producer, producer
 from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt
 from support.tables import new_engine

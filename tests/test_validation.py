@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlalchemy_bgjob import InvalidArg, _validation
+from sqlalchemy_bgjob import InvalidArg
+from sqlalchemy_bgjob._drafts import validation
 
 
 @given(st.text(min_size=1, max_size=128))
@@ -18,39 +19,39 @@ def test_a_name_is_what_postgresql_can_store(text: str) -> None:
     """Returned as it is, or refused; never changed."""
     storable = "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
     if storable:
-        assert _validation.name("queue", text) == text
+        assert validation.name("queue", text) == text
     else:
         with pytest.raises(ValueError, match="queue="):
-            _validation.name("queue", text)
+            validation.name("queue", text)
 
 
 @pytest.mark.parametrize("length", [0, 129, 100_000])
 def test_the_message_shows_no_more_than_the_limit(length: int) -> None:
     with pytest.raises(ValueError, match=f"has {length} characters; 1 to 128") as refused:
-        _validation.name("type", "x" * length)
+        validation.name("type", "x" * length)
     assert len(str(refused.value)) < 200
 
 
 def test_an_id_may_be_longer_than_a_name() -> None:
-    assert _validation.job_id("i" * 255) == "i" * 255
+    assert validation.job_id("i" * 255) == "i" * 255
     with pytest.raises(ValueError, match="1 to 255"):
-        _validation.job_id("i" * 256)
+        validation.job_id("i" * 256)
 
 
 @pytest.mark.parametrize("value", [-32_768, -1, 0, 32_767])
 def test_a_priority_is_a_smallint(value: int) -> None:
-    assert _validation.priority(value) == value
+    assert validation.priority(value) == value
 
 
 @given(st.integers().filter(lambda n: not -32_768 <= n <= 32_767))
 def test_another_priority_is_refused_with_the_range(value: int) -> None:
     with pytest.raises(ValueError, match="not between -32768 and 32767"):
-        _validation.priority(value)
+        validation.priority(value)
 
 
-@given(st.floats(min_value=0, max_value=_validation.MAX_DELAY))
+@given(st.floats(min_value=0, max_value=validation.MAX_DELAY))
 def test_seconds_are_seconds(value: float) -> None:
-    assert _validation.seconds("delay", value) == value
+    assert validation.seconds("delay", value) == value
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_seconds_are_seconds(value: float) -> None:
     ],
 )
 def test_a_timedelta_is_its_seconds(value: Any, seconds: float) -> None:
-    result = _validation.seconds("delay", value)
+    result = validation.seconds("delay", value)
     assert result == seconds
     assert type(result) is float
 
@@ -75,13 +76,13 @@ def test_a_timedelta_is_its_seconds(value: Any, seconds: float) -> None:
 )
 def test_other_durations_are_refused_with_the_range(value: Any) -> None:
     with pytest.raises(ValueError, match="100 years"):
-        _validation.seconds("delay", value)
+        validation.seconds("delay", value)
 
 
 @pytest.mark.parametrize("value", ["1", None, True, 1j, b"1"], ids=repr)
 def test_what_is_no_duration_is_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError, match="delay must be seconds"):
-        _validation.seconds("delay", value)
+        validation.seconds("delay", value)
 
 
 @given(
@@ -94,7 +95,7 @@ def test_what_is_no_duration_is_a_type_error(value: Any) -> None:
     )
 )
 def test_an_aware_moment_is_returned_as_it_is(value: datetime) -> None:
-    assert _validation.moment("run_at", value) is value
+    assert validation.moment("run_at", value) is value
 
 
 class Nowhere(tzinfo):
@@ -107,38 +108,38 @@ class Nowhere(tzinfo):
 @pytest.mark.parametrize("zone", [None, Nowhere()], ids=["none", "nowhere"])
 def test_a_naive_moment_is_refused_with_the_remedy(zone: Any) -> None:
     with pytest.raises(ValueError, match=r"has no time zone.*datetime\.now\(UTC\)"):
-        _validation.moment("run_at", datetime(2030, 1, 1, tzinfo=zone))
+        validation.moment("run_at", datetime(2030, 1, 1, tzinfo=zone))
 
 
 def test_a_delay_or_a_moment_but_not_both() -> None:
     at = datetime(2030, 1, 1, tzinfo=UTC)
-    assert _validation.start(None, None) == (None, None)
-    assert _validation.start(0, None) == (0.0, None)
-    assert _validation.start(None, at) == (None, at)
+    assert validation.start(None, None) == (None, None)
+    assert validation.start(0, None) == (0.0, None)
+    assert validation.start(None, at) == (None, at)
     with pytest.raises(ValueError, match="not both"):
-        _validation.start(0, at)
+        validation.start(0, at)
 
 
 def test_headers_are_a_new_plain_dict_or_none() -> None:
     """The caller's own dict is neither kept nor changed."""
     given_ = {"a": (1, 2), "b": {"c": None}}
-    result = _validation.headers(given_, "application/octet-stream")
+    result = validation.headers(given_, "application/octet-stream")
     assert result == {"a": [1, 2], "b": {"c": None}, "content-type": "application/octet-stream"}
     assert given_ == {"a": (1, 2), "b": {"c": None}}
-    assert _validation.headers(None) is None
-    assert _validation.headers({}) is None
-    assert _validation.headers(None, "x") == _validation.headers({}, "x") == {"content-type": "x"}
+    assert validation.headers(None) is None
+    assert validation.headers({}) is None
+    assert validation.headers(None, "x") == validation.headers({}, "x") == {"content-type": "x"}
 
 
 def test_the_content_type_is_not_the_callers() -> None:
     for value in ({"content-type": "text/plain"}, {"content-type": None}):
         with pytest.raises(ValueError, match="derived from the arg"):
-            _validation.headers(value, "application/octet-stream")
+            validation.headers(value, "application/octet-stream")
     with pytest.raises(ValueError, match="derived from the arg"):
-        _validation.headers({"content-type": "application/octet-stream"})
+        validation.headers({"content-type": "application/octet-stream"})
 
 
 def test_headers_are_limited() -> None:
-    assert _validation.headers({"a": "x" * 65_000})
+    assert validation.headers({"a": "x" * 65_000})
     with pytest.raises(InvalidArg, match="headers"):
-        _validation.headers({"a": "x" * 65_536})
+        validation.headers({"a": "x" * 65_536})

@@ -21,11 +21,11 @@ from sqlalchemy_bgjob import (
     Observer,
     Reschedule,
     Retry,
-    _after_commit,
     _lifecycle,
     constant,
 )
-from sqlalchemy_bgjob._transaction import TransactionEnded
+from sqlalchemy_bgjob._db import after_commit
+from sqlalchemy_bgjob._worker.transaction import TransactionEnded
 from support.databases import with_driver
 from support.running import FLAVORS, Bench, Recorder, one_of_each, paired
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy_bgjob import JobInfo
-    from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 SLOW = constant(3600.0)
 
@@ -894,12 +894,12 @@ def test_an_engine_is_listened_to_once_however_often_its_pool_is_replaced() -> N
     """Pools come and go, and share their listeners; what counts is who listens, not an address."""
     engine = create_engine("postgresql+psycopg://nobody@localhost/nothing")
     for _ in range(50):
-        _after_commit._listen(engine)
+        after_commit._listen(engine)
         engine.dispose()
-    _after_commit._listen(engine)
+    after_commit._listen(engine)
 
-    assert list(engine.pool.dispatch.reset).count(_after_commit._on_reset) == 1
-    assert list(engine.dispatch.commit).count(_after_commit._on_commit) == 1
+    assert list(engine.pool.dispatch.reset).count(after_commit._on_reset) == 1
+    assert list(engine.dispatch.commit).count(after_commit._on_commit) == 1
     options = engine.execution_options(isolation_level="AUTOCOMMIT")
-    _after_commit._listen(options)
-    assert list(options.dispatch.commit).count(_after_commit._on_commit) == 1
+    after_commit._listen(options)
+    assert list(options.dispatch.commit).count(after_commit._on_commit) == 1

@@ -20,10 +20,12 @@ from unittest.mock import patch
 
 import click
 
-from sqlalchemy_bgjob import _dispatch, _execution, _lifecycle, _session, _validation
-from sqlalchemy_bgjob._sql import parameters
-from sqlalchemy_bgjob._statements import statements_of
-from sqlalchemy_bgjob._targets import Unit, run_in
+from sqlalchemy_bgjob import _lifecycle
+from sqlalchemy_bgjob._db.targets import Unit, run_in
+from sqlalchemy_bgjob._drafts import validation
+from sqlalchemy_bgjob._sql import statements_of
+from sqlalchemy_bgjob._sql.words import parameters
+from sqlalchemy_bgjob._worker import attempt, handler_session, loop
 from sqlalchemy_bgjob.bgjob import BGJob
 
 Point = Literal["claim", "handler", "write", "settle", "beat"]
@@ -104,17 +106,20 @@ def _places(point: Point, reached: Callable[[], None]) -> Sequence[tuple[Any, st
         reached()
         return gap
 
-    original_take = _dispatch.Dispatcher._take
-    original_end = _execution.Attempt.end
+    original_take = loop.Dispatcher._take
+    original_end = attempt.Attempt.end
     original_write = _lifecycle.write
     original_settle = _lifecycle.settle
-    original_commit = _session.HandlerSession.commit
+    original_commit = handler_session.HandlerSession.commit
     original_beat = _lifecycle.beat
     places: dict[Point, Sequence[tuple[Any, str, Any]]] = {
-        "claim": [(_dispatch.Dispatcher, "_take", take)],
-        "handler": [(_execution.Attempt, "end", end)],
-        "write": [(_lifecycle, "write", write), (_session, "write", write)],
-        "settle": [(_lifecycle, "settle", settle), (_session.HandlerSession, "commit", commit)],
+        "claim": [(loop.Dispatcher, "_take", take)],
+        "handler": [(attempt.Attempt, "end", end)],
+        "write": [(_lifecycle, "write", write), (handler_session, "write", write)],
+        "settle": [
+            (_lifecycle, "settle", settle),
+            (handler_session.HandlerSession, "commit", commit),
+        ],
         "beat": [(_lifecycle, "beat", beat)],
     }
     return places[point]
@@ -131,7 +136,7 @@ def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> 
         jobs: Whose tables.
         by: Seconds, or a timedelta.
     """
-    seconds = _validation.seconds("by", by)
+    seconds = validation.seconds("by", by)
     statements = statements_of(jobs.models)
 
     def work(unit: Unit) -> None:

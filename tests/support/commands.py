@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from sqlalchemy_bgjob._signals import SAME_WITHIN
+from sqlalchemy_bgjob._process.signals import SAME_WITHIN
 from support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 from sqlalchemy import URL, make_url
 
-from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 from support.choice import (
     Choice,
     ContainerServer,

@@ -11,12 +11,14 @@ from unittest.mock import patch
 
 from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select
 
-from sqlalchemy_bgjob import _dispatch, _execution, _lifecycle, _session
+from sqlalchemy_bgjob import _lifecycle
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle import Fate
-from sqlalchemy_bgjob._outcomes import COMPLETED
-from sqlalchemy_bgjob._row_errors import RowMissing
-from sqlalchemy_bgjob._sql import at, parameter, transaction_id, unnest
-from sqlalchemy_bgjob._statements import Statements
+from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
+from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql.words import at, parameter, transaction_id, unnest
+from sqlalchemy_bgjob._worker import attempt as attempt_module
+from sqlalchemy_bgjob._worker import handler_session, loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +82,7 @@ def hand_back_without_a_new_lease(stack: ExitStack) -> None:
 
 def stale_is_taken_for_settled(stack: ExitStack) -> None:
     """What was not found must have been settled."""
-    original = _session.HandlerSession.commit
+    original = handler_session.HandlerSession.commit
 
     def explain(connection: Any, statements: Any, items: Any) -> Any:
         return [(item, Fate.SETTLED) for item in items]
@@ -92,7 +94,7 @@ def stale_is_taken_for_settled(stack: ExitStack) -> None:
             return Fate.SETTLED
 
     _replace(stack, _lifecycle, _explain=explain)
-    _replace(stack, _session.HandlerSession, commit=commit)
+    _replace(stack, handler_session.HandlerSession, commit=commit)
 
 
 def a_release_deletes(stack: ExitStack) -> None:
@@ -120,25 +122,25 @@ def settled_outside_the_handler_s_transaction(stack: ExitStack) -> None:
             self._connection.commit()
         self._release()
 
-    _replace(stack, _session.HandlerSession, commit=commit)
+    _replace(stack, handler_session.HandlerSession, commit=commit)
 
 
 def an_unfenced_session(stack: ExitStack) -> None:
     """The handler's writes are committed, whether its lease still holds or not."""
-    original = _session.write  # type: ignore[attr-defined]
+    original = handler_session.write  # type: ignore[attr-defined]
 
     def write(connection: Any, statements: Any, items: Any, **options: Any) -> Any:
         held, xid = original(connection, statements, items, **options)
         return held or {item.job.id for item in items}, xid
 
-    _replace(stack, _session, write=write)
+    _replace(stack, handler_session, write=write)
 
 
 def observers_before_the_commit(stack: ExitStack) -> None:
-    original_tell = _dispatch.Dispatcher._tell
+    original_tell = loop.Dispatcher._tell
 
     def attempt(self: Any, run: Any) -> Any:
-        class Eager(_execution.Attempt):
+        class Eager(attempt_module.Attempt):
             def end(attempt, returned: Any, error: Any) -> Any:  # noqa: N805 - two selves
                 for observer in self._events._observers:
                     observer.job_completed(run.info, 0.0)
@@ -150,7 +152,7 @@ def observers_before_the_commit(stack: ExitStack) -> None:
         if item.settlement is not COMPLETED:
             original_tell(self, item, fate, run)
 
-    _replace(stack, _dispatch.Dispatcher, attempt=attempt, _tell=tell)
+    _replace(stack, loop.Dispatcher, attempt=attempt, _tell=tell)
 
 
 # ---- claims and rescue ----------------------------------------------------------------------
@@ -194,7 +196,7 @@ def a_beat_is_old_when_it_is_first_seen(stack: ExitStack) -> None:
 
 def spent_attempts_are_not_looked_at(stack: ExitStack) -> None:
     """A job that has killed its workers gets one more run, each time."""
-    _replace(stack, _dispatch, crashed_too_often=lambda *args: None)
+    _replace(stack, loop, crashed_too_often=lambda *args: None)
 
 
 def a_crash_costs_nothing(stack: ExitStack) -> None:

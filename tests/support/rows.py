@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine, Row
 
-    from sqlalchemy_bgjob._outcomes import Settlement
-    from sqlalchemy_bgjob._statements import Statements
+    from sqlalchemy_bgjob._handlers.outcomes import Settlement
+    from sqlalchemy_bgjob._sql import Statements
 
 ME, OTHER = 1001, 2002
 """Two workers."""

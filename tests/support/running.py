@@ -32,7 +32,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, JobType, Observer, Worker, enqueue
-from sqlalchemy_bgjob._registry import Registry
+from sqlalchemy_bgjob._handlers.registry import Registry
 from support.databases import with_driver
 from support.waiting import wait_until, wait_until_async
 

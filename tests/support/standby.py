@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from sqlalchemy_bgjob._embedded import EmbeddedPostgres
+from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 from support.databases import DISPOSABLE
 from support.waiting import wait_until
 

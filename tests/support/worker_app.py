@@ -26,16 +26,7 @@ from sqlalchemy import Column, MetaData, Table, Text, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_bgjob import (
-    BGJob,
-    Context,
-    JobInfo,
-    JobType,
-    MoveToDlq,
-    Observer,
-    Worker,
-    constant,
-)
+from sqlalchemy_bgjob import BGJob, Context, JobInfo, JobType, MoveToDlq, Observer, Worker, constant
 from sqlalchemy_bgjob.testing.faults import kill_worker_after
 from support.mutants import MUTANTS
 from support.pooler import connect_as_documented

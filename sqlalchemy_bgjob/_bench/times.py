@@ -1,0 +1,106 @@
+"""What a worker's notes come to: how many handlers were called by when, rates, waits. Pure.
+
+Handlers note the time of their call. A drain is timed by these notes alone: neither the start of
+the processes nor the end that the harness sees belongs to it. Only where a handler gets a whole
+batch at once, the notes are of the starts of batches, with the jobs that were done before, and the
+end is when the harness sees that no job is left.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+from .arena import Answer, BenchError
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The smallest value that so large a share of all is not above."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def _points(answer: Answer) -> list[tuple[float, float]]:
+    """How many handlers were called by when."""
+    marks = [(float(number), float(at)) for number, at in answer["marks"]]
+    points = [(1.0, answer["first"]), *marks, (float(answer["count"]), answer["last"])]
+    return sorted(set(points))
+
+
+def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
+    """The y of an x, on straight lines between ascending points."""
+    if x <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
+    return points[-1][1]
+
+
+def ended(answer: Answer, at: float) -> Answer:
+    """The notes of a worker of whole batches, whose last ones were done by then."""
+    return {**answer, "last": at} if answer["count"] else answer
+
+
+def reached(answer: Answer, number: float) -> float:
+    """When a worker called its handler for the so many-th time."""
+    return _interpolate(_points(answer), number)
+
+
+def handled(answer: Answer, at: float) -> float:
+    """How many calls a worker had begun at a time; none before its first."""
+    if answer["count"] == 0 or at < answer["first"]:
+        return 0.0
+    return _interpolate(sorted((time, number) for number, time in _points(answer)), at)
+
+
+def rate(answers: Sequence[Answer]) -> float:
+    """Jobs a second while all workers were at it.
+
+    That is between the latest first call and the earliest last one. Where there was hardly such a
+    time, it is between the first call of all and the last one.
+    """
+    busy = [answer for answer in answers if answer["count"]]
+    jobs = sum(answer["count"] for answer in busy)
+    begin, end = max(a["first"] for a in busy), min(a["last"] for a in busy)
+    if len(busy) == len(answers) and end > begin:
+        within = sum(handled(a, end) - handled(a, begin) for a in busy)
+        if within >= jobs / 5:
+            return float(within / (end - begin))
+    begin, end = min(a["first"] for a in busy), max(a["last"] for a in busy)
+    return float((jobs - 1) / max(end - begin, 1e-9))
+
+
+def waits(sent: Iterable[Sequence[float]], answers: Iterable[Answer]) -> list[tuple[float, float]]:
+    """For each job when its enqueue returned, and how long after that its handler was called.
+
+    Raises:
+        BenchError: A job was not run, or twice.
+    """
+    picked: dict[int, float] = {}
+    for answer in answers:
+        for number, at in answer["picked"]:
+            if number in picked:
+                raise BenchError(f"job {number} was run twice")
+            picked[number] = at
+    # Of (number, before, after) or (number, after).
+    returned = {int(entry[0]): float(entry[-1]) for entry in sent}
+    if picked.keys() != returned.keys():
+        raise BenchError(f"{len(returned)} jobs were enqueued and {len(picked)} were run")
+    return sorted((at, picked[number] - at) for number, at in returned.items())
+
+
+def cpu_share(answer: Answer) -> float:
+    """How much of one processor a worker used between its first and its last job."""
+    inside = [s for s in answer["samples"] if answer["first"] <= s[0] <= answer["last"]]
+    if len(inside) < 2:
+        inside = answer["samples"]
+    seconds = inside[-1][0] - inside[0][0]
+    return float((inside[-1][1] - inside[0][1]) / seconds) if seconds > 0 else 0.0
+
+
+def memory(answer: Answer) -> tuple[int, int, int]:
+    """Resident bytes of a worker at a quarter, at half and at the end of its work."""
+    begin, end = answer["first"], answer["last"]
+    inside = [s for s in answer["samples"] if begin <= s[0] <= end] or answer["samples"]
+    quarter, half = (inside[len(inside) // part] for part in (4, 2))
+    return quarter[2], half[2], inside[-1][2]

@@ -1,0 +1,91 @@
+"""The worker of the benchmark: an AsyncWorker or a Worker, in a process of its own."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import create_engine, select
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from ..aio import AsyncWorker
+from ..settings import SPARE_CONNECTIONS
+from ..worker import Worker
+from .jobs import QUEUE, Answer, App
+
+SETTLE: Final = 3.0
+"""Seconds for which a worker is given time to be idle and to listen; behind some poolers it never
+does. Before that no latency can be measured."""
+TICK: Final = 0.02
+SAMPLE_EVERY: Final = 0.1
+
+
+def work(app: App) -> Answer:
+    """Work until the ``stop_file`` exists, the parent is gone or ``enough`` handlers were called.
+
+    The ``ready_file`` is made when the worker runs.
+    """
+    concurrency = app.options.get("concurrency", 100)
+    cpu = time.process_time()
+    if app.is_async:
+        asyncio.run(_work_async(app, concurrency))
+    else:
+        _work_threads(app, concurrency)
+    return {**app.recorder.answer(), "cpu_seconds": time.process_time() - cpu}
+
+
+def _work_threads(app: App, concurrency: int) -> None:
+    engine = create_engine(app.url, pool_size=concurrency + SPARE_CONNECTIONS, max_overflow=0)
+    try:
+        with Worker(app.jobs, engine, queues={QUEUE: concurrency}):
+            _settle(app)
+            for _ in _ticks(app):
+                time.sleep(TICK)
+    finally:
+        engine.dispose()
+
+
+async def _work_async(app: App, concurrency: int) -> None:
+    url = app.url.set(drivername=f"postgresql+{app.driver}")
+    engine = create_async_engine(url, pool_size=concurrency + SPARE_CONNECTIONS, max_overflow=0)
+    try:
+        async with AsyncWorker(app.jobs, engine, queues={QUEUE: concurrency}):
+            await asyncio.to_thread(_settle, app)
+            for _ in _ticks(app):
+                await asyncio.sleep(TICK)
+    finally:
+        await engine.dispose()
+
+
+def _settle(app: App) -> None:
+    """Where latency is measured, wait until the worker says that it waits to be woken."""
+    if not app.options.get("latency"):
+        return
+    row = app.jobs.WorkerRow
+    query = select(row.listener_pid, row.waits_for).where(row.pid == os.getpid())
+    give_up_at = time.monotonic() + SETTLE
+    with app.engine() as engine:
+        while time.monotonic() < give_up_at:
+            with engine.connect() as connection:
+                found = connection.execute(query).all()
+            if found and all(listener and QUEUE in waits for listener, waits in found):
+                return
+            time.sleep(TICK)
+
+
+def _ticks(app: App) -> Iterator[None]:
+    """One for each TICK in which to go on; samples what the process uses."""
+    parent = os.getppid()
+    enough = app.options.get("enough")
+    Path(app.options["ready_file"]).touch()
+    sample_at = 0.0
+    while not os.path.exists(app.options["stop_file"]):  # noqa: PTH110 - fifty times a second
+        if os.getppid() != parent or (enough is not None and app.recorder.count >= enough):
+            return
+        if time.monotonic() >= sample_at:
+            app.recorder.sample()
+            sample_at = time.monotonic() + SAMPLE_EVERY
+        yield
+    app.recorder.sample()

@@ -1,0 +1,1 @@
+"""SQLAlchemy and the drivers tamed: targets, connections, errors. Knows no job."""

@@ -1,0 +1,191 @@
+"""Whose transaction a job belongs to: one function for every kind of session and connection.
+
+``sqlalchemy.ext.asyncio`` is never imported here: on SQLAlchemy 2.1 that fails without greenlet,
+and a program that holds one of its objects has imported it already.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Executable,
+    NestedTransaction,
+    Result,
+    TwoPhaseTransaction,
+    update,
+)
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
+from sqlalchemy.orm import Session, scoped_session
+
+from ..models import Models
+from .errors import note_advice, sqlstate
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import (
+        AsyncConnection,
+        AsyncEngine,
+        AsyncSession,
+        async_scoped_session,
+    )
+
+T = TypeVar("T")
+
+SyncTarget = Session | scoped_session[Any] | Connection | Engine
+if TYPE_CHECKING:
+    AsyncTarget = AsyncSession | async_scoped_session[Any] | AsyncConnection | AsyncEngine
+
+
+_NO_SUCH_COLUMN: Final = "42703"
+_LAYOUT: Final = (
+    "If it is the queue's table that lacks a column, the table is of another version or another "
+    "program's; see `sqlalchemy-bgjob doctor`."
+)
+
+
+class Unit:
+    """A Session or Connection in the caller's transaction, and how to run a statement in it."""
+
+    def __init__(self, target: Session | Connection, models: Models | None) -> None:
+        self.target = target
+        if models is None:
+            return  # an empty bulk, of which nothing is asked
+        bind = target if isinstance(target, Connection) else _bind_of_writes(target, models)
+        dialect = bind.dialect.name
+        if dialect != "postgresql":
+            raise ValueError(
+                f"the queue is in PostgreSQL, and this target's database is {dialect!r}; give one "
+                f"of the database that has the tables"
+            )
+        # Asked once: a get_bind may choose another follower each time.
+        self._bind = bind
+
+    def execute(
+        self, statement: Executable, parameters: dict[str, Any] | None = None
+    ) -> Result[Any]:
+        """Run a statement in the caller's transaction; what the session holds is flushed first."""
+        if isinstance(self.target, Session):
+            self._flush(self.target)
+        try:
+            return self.connection.execute(statement, parameters)
+        except DBAPIError as error:
+            note_advice(error)
+            if sqlstate(error) == _NO_SUCH_COLUMN:
+                error.add_note(_LAYOUT)
+            raise
+
+    def savepoint(self) -> NestedTransaction:
+        """A savepoint of the connection.
+
+        One of the Session would flush whatever autoflush says, and its release would call the
+        user's ``after_commit`` hooks while nothing is committed.
+        """
+        if isinstance(self.target, Session):
+            self._flush(self.target)  # before it, or its undoing would take the user's rows along
+        return self.connection.begin_nested()
+
+    def _flush(self, session: Session) -> None:
+        # SQLAlchemy 2.0 flushes before some statements only; a job may refer to a new row. A hook
+        # that is called by a flush is part of it, and an event of a mapper too.
+        if session.autoflush and not session._flushing:  # noqa: SLF001 - the flag of its own autoflush
+            session.flush()
+
+    @property
+    def can_notify(self) -> bool:
+        """NOTIFY is refused in a transaction that is to be prepared for two-phase commit."""
+        return can_notify(self.connection)
+
+    @property
+    def connection(self) -> Connection:
+        """The connection of the transaction."""
+        if isinstance(self.target, Connection):
+            return self.target
+        return self.target.connection(bind_arguments={"bind": self._bind})
+
+
+def _bind_of_writes(session: Session, models: Models) -> Engine | Connection:
+    """Where the session would write a job of its own.
+
+    A ``get_bind`` that sends reading statements to a follower goes by ``_flushing``, which the
+    recipes of SQLAlchemy's documentation read, or by the statement's class; that is an Update or a
+    Delete in those recipes, which see an Insert only in a flush. So it is asked for an Update, as
+    in a flush.
+
+    Raises:
+        UnboundExecutionError: The session has no bind for the queue's models.
+    """
+    flushing = session._flushing  # noqa: SLF001 - as above
+    session._flushing = True  # noqa: SLF001
+    try:
+        return session.get_bind(mapper=models.Job.__mapper__, clause=update(models.job))
+    except UnboundExecutionError as error:
+        error.add_note(
+            "The queue's models have a base class of their own: a session with binds= needs it, "
+            "as in Session(binds={Base: engine, jobs.Base: engine})."
+        )
+        raise
+    finally:
+        session._flushing = flushing  # noqa: SLF001
+
+
+def can_notify(connection: Connection) -> bool:
+    """Whether the connection's transaction may use NOTIFY."""
+    return not isinstance(connection.get_transaction(), TwoPhaseTransaction)
+
+
+def run_in(target: object, models: Models | None, work: Callable[[Unit], T], *, call: str) -> Any:
+    """Do *work* in the target's transaction: its result, or for asyncio a coroutine of it.
+
+    An Engine is a transaction of its own, committed here. The coroutine is named after the *call*
+    that the user wrote, so that Python's warning that it was never awaited tells where to look.
+
+    Raises:
+        TypeError: The target is none of the kinds that are accepted.
+    """
+    asyncio_module = sys.modules.get("sqlalchemy.ext.asyncio")
+    if asyncio_module is not None:
+        if isinstance(target, asyncio_module.async_scoped_session):
+            target = target()
+        if isinstance(target, asyncio_module.AsyncSession | asyncio_module.AsyncConnection):
+            return _named(call, target.run_sync(lambda sync: work(Unit(_unsharded(sync), models))))
+        if isinstance(target, asyncio_module.AsyncEngine):
+            return _named(call, _in_own_transaction(target, models, work))
+    if isinstance(target, scoped_session):
+        target = target()
+    if isinstance(target, Session | Connection):
+        return work(Unit(_unsharded(target), models))
+    if isinstance(target, Engine):
+        with target.begin() as connection:
+            return work(Unit(connection, models))
+    what = f"the class {target.__name__}" if isinstance(target, type) else type(target).__name__
+    raise TypeError(
+        f"a job belongs to a Session, scoped_session, Connection or Engine, or to one of their "
+        f"asyncio twins, not to {what}; give one of these to {call} first, and call what makes "
+        f"sessions: SessionLocal()"
+    )
+
+
+def _named(call: str, coroutine: Any) -> Any:
+    with suppress(AttributeError):  # of a subclass that answers with something else
+        coroutine.__name__ = coroutine.__qualname__ = call
+    return coroutine
+
+
+async def _in_own_transaction(
+    engine: "AsyncEngine", models: Models | None, work: Callable[[Unit], T]
+) -> T:
+    async with engine.begin() as connection:
+        return await connection.run_sync(lambda sync: work(Unit(sync, models)))
+
+
+def _unsharded(target: Session | Connection) -> Session | Connection:
+    module = sys.modules.get("sqlalchemy.ext.horizontal_shard")
+    if module is not None and isinstance(target, module.ShardedSession):
+        raise TypeError(
+            "a ShardedSession would put the job on every shard; name the one it belongs to: "
+            "enqueue(session.connection(bind_arguments={'shard_id': ...}), ...)"
+        )
+    return target

@@ -1,0 +1,1 @@
+"""For trying it out: an embedded server and the demo."""

@@ -1,0 +1,544 @@
+"""The demo: the main job on real input, with failures and a kill, and a recount at the end.
+
+1. A PostgreSQL is started (or one is given), and the tables are made in a schema of their own.
+2. Two worker processes start, with default settings, by the same command that users run.
+3. For each file of a folder one transaction inserts a row and enqueues a job. Every twentieth job
+   fails at its first attempt. One more job is for a file that does not exist.
+4. A few jobs in the middle wait for a lock that the demo holds. A worker that is seen waiting for
+   it is in the middle of a job, its row written and not committed: it is killed by SIGKILL, and
+   the lock released. Should the demo itself die, its lock and its workers end with it.
+5. When no job is left, every file is read again, and compared with what the jobs have written.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import stat
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import click
+
+from .._db.sessions import application_name
+from .._process.exits import DATABASE, FAILED, OK, SIGNALLED, USAGE, CommandError
+from .._process.supervisor import Child
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Engine
+    from sqlalchemy.orm import Session
+
+WORKERS: Final = 2
+SCHEMA_VARIABLE: Final = "BGJOB_DEMO_SCHEMA"
+FAILS_FIRST_EVERY: Final = 20
+MOST_WAITING: Final = 8
+"""How many jobs wait for the kill: fewer than a worker's slots, so that it goes on meanwhile."""
+STALLED_AFTER: Final = 90.0
+"""Seconds without any progress after which the demo gives up."""
+_SKIPPED: Final = frozenset({"__pycache__", "site-packages", "dist-packages"})
+
+
+@dataclass
+class Report:
+    """What came out."""
+
+    files: int
+    seconds: float = 0.0
+    entries: int = 0
+    retries: int = 0
+    dead: int = 0
+    recovered: int = 0
+    held_by_victim: int = 0
+    takeover_seconds: float | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> int:
+        """One for each file, and one for the file that is not there."""
+        return self.files + 1
+
+    @property
+    def exactly_once(self) -> bool:
+        """Whether each file has exactly the one entry that it must have."""
+        return not self.problems
+
+    @property
+    def succeeded(self) -> bool:
+        """Also whether there was something to recover: otherwise nothing was shown."""
+        return self.exactly_once and self.recovered > 0 and self.dead == 1
+
+    def lines(self) -> Iterator[str]:
+        """The table, and the line that counts."""
+        takeover = self.takeover_seconds
+        after = "" if takeover is None else f"  (taken over {takeover:.1f} s after the kill)"
+        rows = {
+            "files": f"{self.files:>8}",
+            "jobs": f"{self.jobs:>8}",
+            "retries": f"{self.retries:>8}",
+            "dead": f"{self.dead:>8}  (1 expected: a file that does not exist)",
+            "held by the killed worker": f"{self.held_by_victim:>8}",
+            "recovered after the kill": f"{self.recovered:>8}{after}",
+            "jobs per second": f"{self.jobs / max(self.seconds, 0.001):>8.0f}"
+            f"  ({self.seconds:.1f} s, enqueuing, kill and retries included)",
+        }
+        for name, value in rows.items():
+            yield f"{name:<26}{value}"
+        for problem in self.problems[:10]:
+            yield f"  {problem}"
+        if len(self.problems) > 10:
+            yield f"  and {len(self.problems) - 10} more"
+        if self.dead != 1:
+            yield f"  {self.dead} jobs are dead instead of 1"
+        if not self.recovered:
+            yield "  no job had to be recovered: the kill has shown nothing"
+        yield f"every file exactly once: {'yes' if self.exactly_once else 'no'}"
+
+
+def run_demo(folder: Path | None, *, database_url: str | None, limit: int | None) -> int:
+    """Run the demo and print what came out; the exit code.
+
+    Raises:
+        CommandError: There are no files, no database, or a worker failed.
+    """
+    files = find_files(folder, limit)
+    if not files:
+        raise CommandError(USAGE, f"there is no readable file in {str(folder)!r}")
+    interruption = _Interruption()
+    for number in _SIGNALS:
+        signal.signal(number, interruption.on_signal)
+    where = "" if database_url is not None else ", starting PostgreSQL"
+    click.echo(f"{len(files)} files{where}", err=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            url, schema = _database(stack, database_url)
+            report = _Demo(stack, url, schema, files, interruption).run()
+            interruption.check()
+        finally:
+            # A second Ctrl-C must not leave things behind.
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+    for line in report.lines():
+        click.echo(line)
+    if not report.succeeded:
+        return FAILED
+    click.echo(what_to_read_next(Path(__file__).parents[1]))
+    return OK
+
+
+def what_to_read_next(package: Path) -> str:
+    """With where it is found: a checkout has its documents beside the package, a wheel has none."""
+    folder = package.parent
+    # A README.md alone may be one that another package has put into site-packages.
+    checkout = (folder / "docs" / "reliability.md").is_file()
+
+    def document(name: str) -> str:
+        return str(folder / name) if checkout else f"{name} in a checkout of the project"
+
+    return f"""
+what to read next:
+  {package / "_demo_app.py"}: the application whose jobs these were
+  {document("README.md")}: "Fifteen lines" and "What it promises"; then "Add the tables", for your
+    own database
+  {document("docs/reliability.md")}: what holds when things go wrong, fault by fault
+  sqlalchemy-bgjob worker --help: how to run a worker"""
+
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Interruption:
+    """A signal that ends the demo.
+
+    It is raised where it comes, so that nothing is waited for, and remembered: in a finalizer or a
+    callback, where an exception is dropped, it would else be lost.
+    """
+
+    def __init__(self) -> None:
+        self._exit_code: int | None = None
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self._exit_code = SIGNALLED + number
+        self.check()
+
+    def check(self) -> None:
+        """Exit if there was a signal."""
+        if self._exit_code is not None:
+            raise SystemExit(self._exit_code)
+
+
+# ---- the input ------------------------------------------------------------------------------
+
+
+def find_files(folder: Path | None, limit: int | None = None) -> list[bytes]:
+    """The readable files of a folder, without hidden ones; by default Python's own sources."""
+    ending = ""
+    if folder is None:
+        folder, ending = Path(sysconfig.get_paths()["stdlib"]), ".py"
+    found: list[bytes] = []
+    for parent, folders, names in os.walk(folder.absolute()):
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in _SKIPPED)
+        for name in sorted(names):
+            path = Path(parent, name)
+            if name.startswith(".") or not name.endswith(ending) or not _is_readable_file(path):
+                continue
+            found.append(os.fsencode(path))
+            if len(found) == limit:
+                return found
+    return found
+
+
+def _is_readable_file(path: Path) -> bool:
+    # Not a pipe or a device, which would never end.
+    try:
+        return stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK)
+    except OSError:
+        return False
+
+
+def _database(stack: contextlib.ExitStack, given: str | None) -> tuple["URL", str]:
+    """Where to work, and the schema that goes at the end."""
+    from .._process.urls import database_url, sync_url
+    from .embedded import EmbeddedPostgres, EmbeddedPostgresError
+
+    if given is not None:
+        url = sync_url(database_url(given))
+        if url is None:
+            raise CommandError(
+                USAGE, 'the demo\'s handler is a function; pip install "sqlalchemy-bgjob[psycopg]"'
+            )
+        return url, f"bgjob_demo_{secrets.token_hex(4)}"
+    try:
+        server = stack.enter_context(EmbeddedPostgres.start())
+    except EmbeddedPostgresError as error:
+        raise CommandError(FAILED, str(error)) from None
+    return database_url(server.url), "bgjob_demo"
+
+
+# ---- the run --------------------------------------------------------------------------------
+
+
+class _Demo:
+    """One run, from the tables to the recount."""
+
+    def __init__(
+        self,
+        stack: contextlib.ExitStack,
+        url: "URL",
+        schema: str,
+        files: list[bytes],
+        interruption: _Interruption | None = None,
+    ) -> None:
+        from sqlalchemy import create_engine
+
+        self._stack, self._url, self._schema, self._files = stack, url, schema, files
+        self._interruption = interruption or _Interruption()
+        self._engine: Engine = create_engine(url, pool_size=5)
+        self._stack.callback(self._engine.dispose)
+        self._lock = secrets.randbits(62)
+        self._workers: list[Child] = []
+        self._logs: list[IO[bytes]] = []
+        self._report = Report(len(files))
+        self._enqueued = 0
+        self._enqueue_error: BaseException | None = None
+        self._stopping = False
+        self._victim: int | None = None
+        self._worker_id = 0
+        self._killed_at = 0.0
+
+    def run(self) -> Report:
+        """Do all of it."""
+        # The application is told its schema as the workers are; it reads it when it is imported.
+        os.environ[SCHEMA_VARIABLE] = self._schema
+        self._make_tables()
+        holder = self._stack.enter_context(self._engine.connect())
+        holder = holder.execution_options(isolation_level="AUTOCOMMIT")
+        holder.exec_driver_sql(f"SELECT pg_advisory_lock({self._lock})")
+        self._start_workers()
+        begun = time.monotonic()
+        enqueuing = threading.Thread(target=self._enqueue_all, daemon=True)
+        enqueuing.start()
+        self._stack.callback(self._stop_enqueuing, enqueuing)
+        with _progress(self._report.jobs) as show:
+            self._watch(show, lambda: holder.exec_driver_sql("SELECT pg_advisory_unlock_all()"))
+        self._report.seconds = time.monotonic() - begun
+        self._stop_workers()
+        self._recount()
+        return self._report
+
+    def _make_tables(self) -> None:
+        from sqlalchemy.exc import DBAPIError
+
+        from .. import schema
+        from .._db.errors import database_message
+
+        try:
+            with self._engine.begin() as connection:
+                schema.migrate(connection, schema=self._schema)
+                self._stack.callback(self._drop_schema)
+                from . import demo_app as app
+
+                app.Base.metadata.create_all(connection)
+        except DBAPIError as error:
+            message = f"the database refuses: {database_message(error)}"
+            raise CommandError(DATABASE, message) from None
+
+    def _drop_schema(self) -> None:
+        from sqlalchemy.schema import DropSchema
+
+        with self._engine.begin() as connection:
+            connection.execute(DropSchema(self._schema, cascade=True, if_exists=True))
+
+    # ---- workers ----------------------------------------------------------------------------
+
+    def _start_workers(self) -> None:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("BGJOB_")
+        }
+        environment["BGJOB_DATABASE_URL"] = self._url.render_as_string(hide_password=False)
+        environment[SCHEMA_VARIABLE] = self._schema
+        for number in range(1, WORKERS + 1):
+            log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
+            self._stack.enter_context(log)
+            child = Child(
+                ["worker", "sqlalchemy_bgjob._dev.demo_app:jobs"],
+                name=str(number),
+                environment=environment,
+                stderr=log,
+            )
+            self._workers.append(child)
+            self._logs.append(log)
+            self._stack.callback(_end, child)
+
+    def _check_workers(self) -> None:
+        for child, log in zip(self._workers, self._logs, strict=True):
+            code = child.process.poll()
+            if code is not None and child.process.pid != self._victim:
+                raise CommandError(
+                    FAILED, f"worker {child.name} exited with {code}; it said:\n{_tail(log)}"
+                )
+
+    def _stop_workers(self) -> None:
+        """As a deployment does: by one SIGTERM, after which a worker drains and exits with 0."""
+        for child in self._workers:
+            child.send(signal.SIGTERM)
+        for child, log in zip(self._workers, self._logs, strict=True):
+            code = child.process.wait(timeout=60)
+            if code != OK and child.process.pid != self._victim:
+                self._report.problems.append(
+                    f"worker {child.name} did not drain: it exited with {code}; {_tail(log)}"
+                )
+
+    def _kill_one(self, release: Callable[[], object]) -> None:
+        """Kill a worker that is seen in the middle of a job, and let the others go on."""
+        from sqlalchemy import select
+
+        from .demo_app import jobs
+
+        pids = {child.process.pid: child for child in self._workers}
+        with self._engine.begin() as connection:
+            waiting = connection.exec_driver_sql(_WAITING % self._lock).scalars().all()
+            row = jobs.WorkerRow
+            workers = connection.execute(select(row.id, row.pid).where(row.pid.in_(pids))).all()
+        names = {application_name(worker_id): (worker_id, pid) for worker_id, pid in workers}
+        found = next((names[name] for name in waiting if name in names), None)
+        if found is None:
+            return
+        worker_id, self._victim = found
+        self._killed_at = time.monotonic()
+        pids[self._victim].send(signal.SIGKILL)
+        pids[self._victim].process.wait()
+        self._worker_id = worker_id
+        release()
+
+    # ---- the main loop ----------------------------------------------------------------------
+
+    def _enqueue_all(self) -> None:
+        """One transaction for each file, as a web application has one for each request."""
+        from sqlalchemy.orm import Session
+
+        try:
+            for number, path in enumerate(self._plan()):
+                if self._stopping:
+                    return
+                with Session(self._engine) as session, session.begin():
+                    self._enqueue(session, number, path)
+                self._enqueued += 1
+        except BaseException as error:
+            self._enqueue_error = error
+
+    def _plan(self) -> list[bytes]:
+        """The files, and in the middle one that is not there."""
+        missing = os.path.join(  # noqa: PTH118 - a Path can't be made of bytes
+            os.path.dirname(self._files[0]),  # noqa: PTH120
+            f"no such file {secrets.token_hex(8)}".encode(),
+        )
+        middle = len(self._files) // 2
+        return [*self._files[:middle], missing, *self._files[middle:]]
+
+    def _enqueue(self, session: "Session", number: int, path: bytes) -> None:
+        from .._enqueue.one import enqueue
+        from . import demo_app as app
+
+        file = app.File(path=path)
+        session.add(file)
+        session.flush()
+        middle = len(self._files) // 2
+        waits = middle < number <= middle + MOST_WAITING
+        arg = app.IndexFile(
+            file.id,
+            fails_first=number % FAILS_FIRST_EVERY == 0,
+            waits_for=self._lock if waits else None,
+        )
+        enqueue(session, app.index_file, arg)
+
+    def _stop_enqueuing(self, thread: threading.Thread) -> None:
+        self._stopping = True
+        thread.join(timeout=10)
+
+    def _watch(self, show: Callable[[int], None], release: Callable[[], object]) -> None:
+        """Wait until no job is left; meanwhile kill one worker."""
+        done, changed_at = 0, time.monotonic()
+        while True:
+            self._interruption.check()
+            self._check_workers()
+            if self._enqueue_error is not None:
+                raise self._enqueue_error
+            all_enqueued = self._enqueued == self._report.jobs
+            left, now_done = self._count()
+            show(now_done)
+            if all_enqueued and not left:
+                return
+            if now_done > done:
+                done, changed_at = now_done, time.monotonic()
+            elif time.monotonic() - changed_at > STALLED_AFTER:
+                logs = "\n".join(_tail(log) for log in self._logs)
+                raise CommandError(
+                    FAILED, f"no job has ended for {STALLED_AFTER:g} s; the workers said:\n{logs}"
+                )
+            if self._victim is None:
+                self._kill_one(release)
+            time.sleep(0.05)
+
+    def _count(self) -> tuple[int, int]:
+        """How many jobs are left, and how many have ended."""
+        from sqlalchemy import func, select
+
+        from .demo_app import Entry, jobs
+
+        def count(table: Any) -> Any:
+            return select(func.count()).select_from(table).scalar_subquery()
+
+        with self._engine.begin() as connection:
+            left, entries, dead = connection.execute(
+                select(count(jobs.Job), count(Entry), count(jobs.DeadJob))
+            ).one()
+            if self._victim is not None and self._report.takeover_seconds is None:
+                # More than once: the server may yet commit a claim that it had been sent.
+                claimed = select(func.count()).where(jobs.Job.claimed_by == self._worker_id)
+                held = connection.execute(claimed).scalar_one()
+                self._report.held_by_victim = max(held, self._report.held_by_victim)
+                if not held:
+                    self._report.takeover_seconds = time.monotonic() - self._killed_at
+        return left, entries + dead
+
+    # ---- the recount ------------------------------------------------------------------------
+
+    def _recount(self) -> None:
+        """Read every file again, without the queue, and compare."""
+        from sqlalchemy import select
+        from sqlalchemy.orm import Session
+
+        from .demo_app import Entry, File, count, jobs
+
+        report = self._report
+        with Session(self._engine) as session:
+            dead = session.scalars(select(jobs.DeadJob.crashes)).all()
+            report.dead = len(dead)
+            report.recovered = sum(crashes > 0 for crashes in dead)
+            entries: dict[bytes, list[Entry]] = {path: [] for path in self._files}
+            for path, entry in session.execute(select(File.path, Entry).join(Entry)):
+                report.entries += 1
+                report.retries += entry.attempt - 1 - entry.crashes
+                report.recovered += entry.crashes > 0
+                if path in entries:
+                    entries[path].append(entry)
+                else:
+                    report.problems.append(f"{os.fsdecode(path)}: indexed, though it is not there")
+        for path, found in entries.items():
+            name = os.fsdecode(path)
+            if len(found) != 1:
+                report.problems.append(f"{name}: {len(found)} entries instead of 1")
+                continue
+            try:
+                expected = count(path)
+            except OSError as error:
+                report.problems.append(f"{name}: can't be read any more: {error.strerror}")
+                continue
+            if expected != (found[0].lines, found[0].words, found[0].sha256):
+                report.problems.append(f"{name}: the entry is not what the file holds")
+
+
+# Sessions that wait for the lock: a key is shown in two halves.
+_WAITING: Final = """
+    SELECT a.application_name
+    FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND NOT l.granted
+      AND ((l.classid::bigint << 32) | l.objid::bigint) = %d
+"""
+
+
+def _end(child: Child) -> None:
+    """A worker that still runs now is not needed any more."""
+    child.kill()
+    child.process.wait()
+    child.close()
+
+
+def _tail(log: IO[bytes]) -> str:
+    log.seek(0)
+    return "\n".join(log.read().decode(errors="replace").splitlines()[-20:])
+
+
+# ---- the progress bar -----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar where there is a terminal and rich is installed, else a line now and then."""
+    if not sys.stderr.isatty():
+        yield _Lines(total).show
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+    except ImportError:
+        with click.progressbar(length=total, label="jobs", file=sys.stderr) as plain:
+            yield lambda done: plain.update(done - plain.pos)
+        return
+    columns = ("jobs", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("jobs", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+class _Lines:
+    """Progress for a log: one line at most every two seconds."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._next = total, 0.0
+
+    def show(self, done: int) -> None:
+        """Say how many jobs have ended, if it is time to."""
+        now = time.monotonic()
+        if now >= self._next or done == self._total:
+            self._next = now + 2.0
+            click.echo(f"{done} of {self._total} jobs", err=True)

@@ -1,0 +1,136 @@
+"""What callers may write into a row, checked before any SQL. Pure.
+
+Every way into the table (enqueue, bulk, ``handler.job()``, a plain ``Job(...)``) calls these, so
+the rules are the same everywhere and a refusal leaves the caller's transaction as it was.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeGuard
+
+from ..exceptions import InvalidArg
+from ..settings import MAX_ID_LENGTH, MAX_NAME_LENGTH
+from .codec import Codec
+
+CONTENT_TYPE = "content-type"
+"""The header that is set when an arg is not JSON."""
+
+MAX_HEADERS_SIZE = 65_536
+MAX_DELAY = 100 * 366 * 86_400.0
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+
+_headers_codec = Codec(dict[str, Any])
+
+
+def name(what: str, value: object) -> str:
+    """A queue's or type's name: 1 to 128 characters without NUL or lone surrogates."""
+    return _text(what, value, MAX_NAME_LENGTH)
+
+
+def job_id(value: object) -> str:
+    """An id of the caller's own: 1 to 255 characters without NUL or lone surrogates."""
+    if not isinstance(value, str):
+        raise TypeError(f"id must be a str, not {type(value).__name__}; write id=str(...)")
+    return _text("id", value, MAX_ID_LENGTH)
+
+
+def _text(what: str, value: object, limit: int) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+    if not 1 <= len(value) <= limit:
+        raise ValueError(
+            f"{what}={value[:limit]!r} has {len(value)} characters; 1 to {limit} are allowed"
+        )
+    if "\x00" in value:
+        raise ValueError(f"{what}={value!r} contains a NUL character, which PostgreSQL refuses")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what}={value!r} contains a lone surrogate, which is no text") from None
+    return value
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether a value is an int, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def priority(value: object) -> int:
+    """-32768 to 32767; lower runs first."""
+    if not is_int(value):
+        raise TypeError(f"priority must be an int, not {type(value).__name__}")
+    if not -32_768 <= value <= 32_767:
+        raise ValueError(f"priority={value!r} is not between -32768 and 32767")
+    return value
+
+
+def seconds(what: str, value: object) -> float:
+    """A duration given as seconds or as a timedelta: 0 to 100 years."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"{what} must be seconds (int or float) or a timedelta, not {type(value).__name__}"
+        )
+    if not 0 <= value <= MAX_DELAY:  # false for NaN too
+        raise ValueError(f"{what}={value!r} s is not between 0 and {MAX_DELAY:g} s (100 years)")
+    return float(value)
+
+
+def limit(value: object) -> int | None:
+    """How many rows at most: a positive number, or None for all."""
+    if value is None:
+        return None
+    if not is_int(value):
+        raise TypeError(f"limit must be an int or None, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"limit={value!r} is below 1; None means all")
+    return value
+
+
+def moment(what: str, value: object) -> datetime:
+    """An aware datetime from 1970 to 9998; a naive one would mean the session's time zone."""
+    if not isinstance(value, datetime):
+        raise TypeError(f"{what} must be a datetime, not {type(value).__name__}")
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise ValueError(
+            f"{what}={value!r} has no time zone; "
+            f"give it one, for example datetime.now(UTC) + timedelta(minutes=5)"
+        )
+    try:
+        in_range = EARLIEST <= value.astimezone(UTC) < LATEST
+    except OverflowError:
+        in_range = False
+    if not in_range:
+        raise ValueError(f"{what}={value!r} is not between the years 1970 and 9998")
+    return value
+
+
+def start(delay: object, run_at: object) -> tuple[float | None, datetime | None]:
+    """When the first attempt is due: seconds from the transaction's start, or a moment."""
+    if delay is not None and run_at is not None:
+        raise ValueError("give either delay= or run_at=, not both")
+    if run_at is not None:
+        return None, moment("run_at", run_at)
+    return (seconds("delay", delay) if delay is not None else None), None
+
+
+def headers(value: object, content_type: str | None = None) -> dict[str, Any] | None:
+    """The headers of a row: the caller's JSON object plus the arg's content type; None if empty."""
+    if value is None:
+        return {CONTENT_TYPE: content_type} if content_type else None
+    if not isinstance(value, Mapping):
+        raise TypeError(f"headers must be a mapping, not {type(value).__name__}")
+    if CONTENT_TYPE in value and value[CONTENT_TYPE] != content_type:
+        raise ValueError(f"headers may not set {CONTENT_TYPE!r}: it is derived from the arg")
+    try:
+        data = _headers_codec.encode(dict(value), max_size=MAX_HEADERS_SIZE).data
+    except InvalidArg as error:
+        raise InvalidArg(f"headers{error.path[1:]}", error.reason) from None
+    # As plain JSON values: the engine's own serializer knows no UUID or datetime.
+    result: dict[str, Any] = json.loads(data or b"{}")
+    if content_type:
+        result[CONTENT_TYPE] = content_type
+    return result or None

@@ -1,0 +1,147 @@
+"""COPY: how many new jobs at once get into the table fastest, and what it takes for that.
+
+SQLAlchemy has no COPY, so the driver's own is used, in the transaction that the caller's statements
+are in. What the server would compute is computed here, from its own clock: COPY takes values only.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from struct import Struct
+from typing import Any, Final
+
+from sqlalchemy import Connection, Table
+from sqlalchemy.exc import DBAPIError
+
+from .._handlers.registry import NewJob, NewJobs, in_chunks, with_ids
+from ..exceptions import InvalidArg
+from ..schema._versions import qualified
+
+WORTH_IT: Final = 500
+"""From so many jobs on it saves more than its opening statement costs."""
+BLOCK: Final = 2_000
+"""Jobs that are sent at once."""
+_BLOCK_BYTES: Final = 8 * 1_048_576
+_COLUMNS: Final = ("id", "queue", "type", "arg", "lease", "priority", "headers", "next_run_at")
+
+# The binary format, as PostgreSQL's manual has it under COPY: each value after its length.
+_HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_TRAILER: Final = b"\xff\xff"
+_LENGTH: Final = Struct("!i").pack
+_INT16: Final = Struct("!ih").pack
+_INT64: Final = Struct("!iq").pack
+_COUNT: Final = Struct("!h").pack(len(_COLUMNS))
+_NULL: Final = _LENGTH(-1)
+_JSONB: Final = b"\x01"
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+def can_copy(connection: Connection, table: Table) -> bool:
+    """Whether COPY does here what an INSERT would do."""
+    return (
+        connection.dialect.driver in ("psycopg", "psycopg_async")
+        and not connection.get_execution_options().get("schema_translate_map")
+        # Texts go as they are in the binary format.
+        and _driver_of(connection).info.encoding == "utf-8"
+        # The user's own columns may have defaults that are functions in Python.
+        and not any(c.default is not None and c.name not in _COLUMNS for c in table.c)
+    )
+
+
+def _driver_of(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+def copy(connection: Connection, table: Table, jobs: Iterable[NewJob], now: datetime) -> None:
+    """Add jobs whose ids are new. The caller's transaction is open, and the caller commits.
+
+    Args:
+        connection: The caller's.
+        table: Of live jobs.
+        jobs: What to add; each is asked for when those before it are on their way.
+        now: When the transaction began, by the server's clock.
+
+    Raises:
+        DBAPIError: As an INSERT would.
+        InvalidArg: One of the jobs; the transaction has failed, up to the last savepoint.
+    """
+    columns = ", ".join(_COLUMNS)
+    # Not by the dialect, which doubles percent signs: COPY takes no parameters.
+    name = qualified(table.schema, table.name)
+    statement = f"COPY {name} ({columns}) FROM STDIN WITH (FORMAT binary)"
+    driver = _driver_of(connection)
+    dialect = connection.dialect
+    error_class = dialect.loaded_dbapi.Error
+    blocks = _blocks(jobs, now)
+    try:
+        if dialect.is_async:
+            from sqlalchemy.util import await_only  # noqa: PLC0415 - greenlet, which this has
+
+            await_only(_copy_async(driver, statement, blocks))
+        else:
+            with driver.cursor() as cursor, cursor.copy(statement) as stream:
+                for block in blocks:
+                    stream.write(block)
+    except error_class as error:
+        lost = dialect.is_disconnect(error, driver, None)
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            statement, None, error, error_class, connection_invalidated=lost, dialect=dialect
+        ) from error
+    except InvalidArg:
+        raise  # from the jobs, and the driver has told the server
+    except BaseException:
+        # Cancelled, most likely: the server's transaction has failed, and SQLAlchemy, which does
+        # not know, would take the answer to the caller's COMMIT for one.
+        connection.invalidate()
+        raise
+
+
+async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> None:
+    async with driver.cursor() as cursor, cursor.copy(statement) as stream:
+        for block in blocks:
+            await stream.write(block)
+
+
+def _blocks(jobs: Iterable[NewJob], now: datetime) -> Iterator[bytes]:
+    # Made here, while the server takes in the block before.
+    yield _HEADER
+    for chunk in in_chunks(jobs, BLOCK, _BLOCK_BYTES):
+        yield b"".join(_rows(with_ids(chunk), now))
+    yield _TRAILER
+
+
+def _rows(jobs: Iterable[tuple[str, NewJob]], now: datetime) -> Iterator[bytes]:
+    """Rows in COPY's binary format, with what several of them share written once."""
+    last: NewJobs | None = None
+    names = rest = b""
+    now = now.astimezone(UTC)  # in another zone, adding a day may add 23 hours
+    # As the column's default: the insert's clock in microseconds. These ids have had no lease.
+    lease = int(now.timestamp() * 1_000_000)
+    for id, job in jobs:
+        arg, shared = job.arg, job.shared
+        if shared is not last:
+            last = shared
+            names = _value(shared.queue.encode()) + _value(shared.type.encode())
+            rest = _INT64(8, lease) + _INT16(2, shared.priority)
+            headers = shared.headers
+            rest += _value(_JSONB + json.dumps(headers).encode()) if headers else _NULL
+            rest += _INT64(8, _microseconds(_start(shared, now)))
+        data = _NULL if arg is None else _LENGTH(len(arg)) + arg
+        yield b"".join((_COUNT, _LENGTH(len(id)), id.encode(), names, data, rest))
+
+
+def _value(data: bytes) -> bytes:
+    return _LENGTH(len(data)) + data
+
+
+def _start(shared: NewJobs, now: datetime) -> datetime:
+    if shared.run_at is not None:
+        return shared.run_at
+    return now + timedelta(seconds=shared.delay) if shared.delay else now
+
+
+def _microseconds(moment: datetime) -> int:
+    """As PostgreSQL counts."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)

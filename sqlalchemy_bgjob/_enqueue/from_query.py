@@ -1,0 +1,189 @@
+"""enqueue_from: jobs from a query of the user's own, without its rows leaving the database."""
+
+from collections.abc import Coroutine, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, overload
+
+from sqlalchemy import Select, TextClause
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy.types import TypeEngine
+
+from .._db.errors import sqlstate
+from .._db.targets import SyncTarget, Unit, run_in
+from .._drafts import codec, validation
+from .._handlers.registry import JobType
+from .._sql import statements_of
+from .._sql.words import parameters
+from ..exceptions import InvalidArg, JobAlreadyExists
+from .one import OnConflict, Undo, check_on_conflict, registered
+
+if TYPE_CHECKING:
+    from .._db.targets import AsyncTarget
+
+
+@overload
+def enqueue_from(
+    target: SyncTarget,
+    handler: JobType[Any],
+    select: Select[Any],
+    *,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> int: ...
+@overload
+def enqueue_from(
+    target: "AsyncTarget",
+    handler: JobType[Any],
+    select: Select[Any],
+    *,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> Coroutine[Any, Any, int]: ...
+def enqueue_from(
+    target: Any,
+    handler: JobType[Any],
+    select: Select[Any],
+    *,
+    queue: str | None = None,
+    delay: float | timedelta | None = None,
+    run_at: datetime | None = None,
+    priority: int = 0,
+    on_conflict: OnConflict = "raise",
+    headers: Mapping[str, Any] | None = None,
+) -> Any:
+    """One job for each row of a query, without the rows leaving the database; returns how many.
+
+    The labels ``id``, ``delay`` (seconds) and ``priority`` are the job's own; all other columns
+    become the fields of the arg, a JSON object as PostgreSQL's ``to_jsonb`` makes it.
+
+    Args:
+        target: As for :func:`enqueue`.
+        handler: A registered handler whose arg is an object of these fields.
+        select: A query over your own tables; every column has a name or a label.
+        queue, delay, run_at, priority, headers: As for :func:`enqueue`, for what is no label.
+        on_conflict: With ``"raise"`` an id that a live job has, or that comes twice, adds no job at
+            all; with ``"ignore"`` those rows are left out.
+
+    Raises:
+        JobAlreadyExists: As above; the transaction stays usable, and the ids are not known.
+        ValueError: The labels are not the fields of the handler's arg.
+    """
+    check_on_conflict(on_conflict)
+    models = registered(handler).models
+    labels = _check_labels(handler, select)
+    start, moment = validation.start(delay, run_at)
+    values = {
+        "queue": validation.name("queue", handler.queue if queue is None else queue),
+        "type": handler.type,
+        "headers": validation.headers(headers),
+        "priority": validation.priority(priority),
+        "delay": None if start is None else timedelta(seconds=start),
+        "run_at": moment,
+    }
+    for label, argument in (("delay", delay), ("priority", priority or None)):
+        if label in labels:
+            if argument is not None:
+                raise ValueError(f"{label} is given twice: as an argument and as a label")
+            values.pop(label)
+    if "delay" in labels and run_at is not None:
+        raise ValueError("give either run_at= or a label delay, not both")
+
+    def insert(unit: Unit) -> int:
+        ignore = on_conflict == "ignore" or "id" not in labels
+        statement = statements_of(models).insert_from(
+            select, notify=unit.can_notify, ignore_duplicates=ignore
+        )
+        if ignore:
+            return len(unit.execute(statement, parameters(**values)).all())
+        with Undo(unit) as undo:
+            try:
+                return len(unit.execute(statement, parameters(**values)).all())
+            except IntegrityError as error:
+                undo.now()
+                if sqlstate(error) == "23505":
+                    raise JobAlreadyExists(()) from None
+                raise
+
+    return run_in(target, models, insert, call="enqueue_from")
+
+
+def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
+    if not isinstance(select, Select):
+        raise TypeError(
+            f"enqueue_from takes a select(), not {type(select).__name__}; write for example "
+            f"select(Order.id.label('order_id')).where(...), or around a text that has columns "
+            f"select(text(...).columns(column('order_id')).subquery())"
+        )
+    expressions = [described["expr"] for described in select.column_descriptions]
+    nameless = [expression for expression in expressions if isinstance(expression, TextClause)]
+    if nameless:
+        raise ValueError(
+            f"text({nameless[0].text!r}) in the select has no name that its value could have in "
+            f"the arg; write column('name') for a plain column, or "
+            f"literal_column(...).label('name') for an expression"
+        )
+    # Of the subquery that it will be: there func.lower(x), for one, has no name that it keeps.
+    try:
+        columns = list(select.subquery().c)
+    except InvalidRequestError:  # the same label twice
+        columns = []
+    names = [str(column.name) for column in columns]
+    labels = set(names)
+    if not names or len(labels) < len(names) or any(name.startswith("%(") for name in names):
+        raise ValueError("every column of the select needs a name of its own: use .label()")
+    for column in columns:
+        if _python_type(column.type) in (bytes, timedelta):
+            raise ValueError(
+                f"to_jsonb does not write {column.name!r}, of type {column.type!r}, as a handler "
+                f"reads it; make it a number or text: extract('epoch', ...), func.encode(...)"
+            )
+    arg_labels = labels - {"id", "delay", "priority"}
+    if not handler.takes_arg:
+        if arg_labels:
+            raise ValueError(
+                f"the handler of {handler.type!r} takes no arg, but the select has the columns "
+                f"{', '.join(sorted(arg_labels))}"
+            )
+        return labels
+    fields = codec.fields(handler.annotation)
+    if fields is None:
+        _check_takes_object(handler)
+    else:
+        missing, unknown = fields.required - arg_labels, arg_labels - fields.known
+        if missing or unknown:
+            problem = "; ".join(
+                f"{what} {', '.join(sorted(which))}"
+                for what, which in (("missing:", missing), ("not a field:", unknown))
+                if which
+            )
+            raise ValueError(
+                f"the select's labels are not the fields of the arg of {handler.type!r} ({problem})"
+            )
+    return labels
+
+
+def _check_takes_object(handler: JobType[Any]) -> None:
+    try:
+        handler.decode(b"{}", None)
+    except InvalidArg as error:
+        # Anything else may be mended by the fields that a row brings.
+        if error.path == "$" and error.reason.endswith("got `object`"):
+            raise ValueError(
+                f"the handler of {handler.type!r} takes no object of fields, which is what the "
+                f"rows of a select become ({error.reason})"
+            ) from None
+
+
+def _python_type(type_: TypeEngine[Any]) -> type | None:
+    try:
+        return type_.python_type
+    except NotImplementedError:
+        return None

@@ -1,0 +1,1 @@
+"""What an application registers: handlers, their options and their outcomes."""

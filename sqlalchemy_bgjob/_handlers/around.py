@@ -1,0 +1,153 @@
+"""The context that an application enters around each job: around its run and its commit.
+
+So what ends with it, such as Flask's scoped session, ends after the job was settled. It is entered
+in the job's own thread or task. What fails on the way in is a failed attempt; what fails on the way
+out comes too late for that, and is logged. Where there is no context to enter, that is the fault of
+no job: its attempt is given back.
+"""
+
+import inspect
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from .._db.errors import summary
+from ..exceptions import NoContextManager
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+def check_around(around: object, *, functions: Iterable[str]) -> None:
+    """Refuse what could serve no job, or no function where functions are served.
+
+    Args:
+        around: None, or what :class:`Around` calls.
+        functions: The types of the jobs served whose handlers are functions.
+
+    Raises:
+        TypeError: It can't be called, would serve one job only, or never gives a context manager
+            that can be entered.
+    """
+    if around is None:
+        return
+    if _serves_no_job(around):
+        given = f"a {type(around).__name__}"
+        if isinstance(around, type) or inspect.isroutine(around):
+            kind = "class" if isinstance(around, type) else "function"
+            given = f"the {kind} {around.__name__}, which gives none"
+        raise TypeError(
+            f"around= takes a callable that returns a context manager, such as app.app_context, "
+            f"not {given}; of a generator @contextlib.contextmanager makes one"
+        )
+    served = sorted(functions)
+    if served and _is_asynchronous(around):
+        raise TypeError(
+            f"around= returns an asynchronous context manager, which the functions that handle "
+            f"{', '.join(map(repr, served))} can't enter; give one that has __enter__, or serve "
+            f"their queues by a worker without it"
+        )
+
+
+def _serves_no_job(around: object) -> bool:
+    if isinstance(around, type):
+        return not (hasattr(around, "__enter__") or hasattr(around, "__aenter__"))
+    # One of contextlib's can be called too, as a decorator.
+    return (
+        hasattr(around, "__enter__")
+        or not callable(around)
+        or inspect.isgeneratorfunction(around)
+        or inspect.isasyncgenfunction(around)
+        or inspect.iscoroutinefunction(around)
+    )
+
+
+def _is_asynchronous(around: object) -> bool:
+    if isinstance(around, type):
+        return not hasattr(around, "__enter__")
+    return getattr(around, "__code__", None) is _DECORATED
+
+
+@asynccontextmanager
+async def _decorated() -> AsyncIterator[None]:
+    yield
+
+
+_DECORATED: Final = getattr(_decorated, "__code__", _decorated)
+"""The code of all functions that are decorated so."""
+
+
+class Around:
+    """One entering of it.
+
+    Args:
+        make: Returns a context manager, or for coroutines an asynchronous one.
+        job_id: Whose it is.
+    """
+
+    __slots__ = ("_job_id", "_make", "_manager")
+
+    def __init__(self, make: Callable[[], Any], job_id: str) -> None:
+        self._make, self._job_id = make, job_id
+        self._manager: Any = None  # once it was entered
+
+    def enter(self) -> None:
+        """Enter it for a function.
+
+        Raises:
+            NoContextManager: There is none that a function could enter.
+        """
+        self._enter(self._made())
+
+    def _made(self) -> Any:
+        try:
+            return self._make()
+        except Exception as error:
+            raise NoContextManager("failed when it was called") from error
+
+    def _enter(self, manager: Any) -> None:
+        if not hasattr(manager, "__enter__"):
+            only = "that a function can enter; only coroutines can enter an asynchronous one"
+            words = only if hasattr(manager, "__aenter__") else "at all"
+            given = None if manager is None else f"an object of type {type(manager).__name__}"
+            raise NoContextManager(f"gave {given}, which is no context manager {words}")
+        manager.__enter__()
+        self._manager = manager
+
+    async def enter_async(self) -> None:
+        """Enter it for a coroutine: the asynchronous way if it has one."""
+        manager = self._made()
+        if not hasattr(manager, "__aenter__"):
+            self._enter(manager)
+            return
+        await manager.__aenter__()
+        self._manager = manager
+
+    def leave(self, error: BaseException | None) -> None:
+        """Leave it, with the error that the handler raised. Never raises."""
+        manager, self._manager = self._manager, None
+        if manager is None or not hasattr(manager, "__exit__"):
+            return
+        try:
+            manager.__exit__(*_told(error))
+        except BaseException as late:
+            self._log(late)
+
+    async def leave_async(self, error: BaseException | None) -> None:
+        """Leave it in the way in which it was entered. Never raises."""
+        if not hasattr(self._manager, "__aexit__"):
+            self.leave(error)
+            return
+        manager, self._manager = self._manager, None
+        try:
+            await manager.__aexit__(*_told(error))
+        except BaseException as late:
+            self._log(late)
+
+    def _log(self, error: BaseException) -> None:
+        words = "job %s: the context around it failed when it was left: %s"
+        logger.error(words, self._job_id, summary(error))
+
+
+def _told(error: BaseException | None) -> tuple[Any, Any, Any]:
+    return (type(error), error, error.__traceback__) if error is not None else (None, None, None)

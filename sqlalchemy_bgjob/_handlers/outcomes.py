@@ -1,0 +1,288 @@
+"""What one attempt led to, and what follows from it for the row. Pure.
+
+A handler *returns* an outcome to keep its writes, or *raises* one to undo them first; any other
+exception is a failed attempt. :func:`decide` turns either into a :class:`Settlement`, the one
+description of a row's next state that :mod:`._lifecycle` writes.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import Enum
+from math import isfinite
+from typing import Any, Final
+
+from .. import retry
+from .._db.errors import RETRY_AT_ONCE, clean, describe, sqlstate, summary
+from .._drafts import validation
+from .._drafts.codec import Encoded
+from ..exceptions import UnknownType, WorkerLost
+
+
+class Unchanged(Enum):
+    """The type of :data:`UNCHANGED`."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED: Final = Unchanged.UNCHANGED
+"""Reschedule with the arg as it is; None would mean no arg."""
+
+
+class Outcome(Exception):
+    """Base of the four outcomes. Return one to keep the handler's writes, raise it to undo them."""
+
+
+class Complete(Outcome):
+    """The job is done and its row is deleted. Returning None means the same."""
+
+
+class Retry(Outcome):
+    """The attempt failed; run again, or move to the DLQ when ``max_attempts`` is reached.
+
+    Args:
+        after: Seconds or a timedelta, by the database's clock from the settlement;
+            None leaves it to the handler's retry policy.
+        error: An exception or text, kept as ``last_error``.
+    """
+
+    def __init__(
+        self,
+        after: float | timedelta | None = None,
+        error: BaseException | str | None = None,
+    ) -> None:
+        if isinstance(after, str | BaseException):
+            raise TypeError(
+                f"after must be seconds or a timedelta, not {_type_name(after)}; write "
+                f"Retry(error=...) for what went wrong"
+            )
+        super().__init__(after, error)
+        self.after = None if after is None else validation.seconds("after", after)
+        self.error = _checked(error)
+
+
+class Reschedule(Outcome):
+    """Run again later, with the attempt given back; nothing has failed.
+
+    Args:
+        after: Seconds or a timedelta, by the database's clock from the settlement.
+        arg: A new arg for the next run; left out, the arg stays.
+    """
+
+    def __init__(self, after: float | timedelta, *, arg: Any = UNCHANGED) -> None:
+        super().__init__(after)
+        self.after = validation.seconds("after", after)
+        self.arg = arg
+
+
+class MoveToDlq(Outcome):
+    """Give the job up: it moves to the dead table with *error* as its ``last_error``."""
+
+    def __init__(self, error: BaseException | str | None = None) -> None:
+        super().__init__(error)
+        self.error = _checked(error)
+
+
+def _checked(error: object) -> BaseException | str | None:
+    if error is None or isinstance(error, BaseException | str):
+        return error
+    raise TypeError(f"error must be an exception or a str, not {_type_name(error)}")
+
+
+class Kind(Enum):
+    """What happened to the job, as observers are told."""
+
+    COMPLETED = "completed"
+    RETRY = "retry"
+    RESCHEDULED = "rescheduled"
+    DEAD = "dead"
+    HANDED_BACK = "handed_back"
+    UNKNOWN_TYPE = "unknown_type"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """The next state of a row.
+
+    Attributes:
+        kind: COMPLETED deletes, DEAD moves to the dead table, the others queue the row again.
+        delay: Seconds until it is due; None leaves ``next_run_at`` as it is.
+        error: The new ``last_error``; with *keep_error* the old one stays.
+        give_back: Whether the claim's attempt is not counted.
+        arg: A new arg, or None to leave it.
+        policy_problem: What is wrong with the handler's retry policy, for the log.
+    """
+
+    kind: Kind
+    delay: float | None = None
+    error: str | None = None
+    keep_error: bool = False
+    give_back: bool = False
+    arg: Encoded | None = None
+    policy_problem: str | None = None
+
+
+COMPLETED: Final = Settlement(Kind.COMPLETED)
+HAND_BACK: Final = Settlement(Kind.HANDED_BACK, keep_error=True, give_back=True)
+INTERRUPTED: Final = Settlement(Kind.HANDED_BACK, error="interrupted by shutdown", give_back=True)
+
+UNKNOWN_TYPE_FIRST_DELAY: Final = 1.0
+UNKNOWN_TYPE_MAX_DELAY: Final = 30.0
+
+
+def as_outcome(returned: object, type: str) -> Outcome:
+    """The outcome of a handler that returned.
+
+    Raises:
+        TypeError: The value is neither None nor an outcome: a result that would be lost.
+    """
+    if returned is None:
+        return COMPLETE
+    if isinstance(returned, _OUTCOMES):
+        return returned
+    raise TypeError(
+        f"handler of {type!r} returned a {_type_name(returned)}; it must return None, "
+        f"Complete(), Retry(...), Reschedule(...) or MoveToDlq(...)"
+    )
+
+
+COMPLETE: Final = Complete()
+_OUTCOMES: Final = (Complete, Retry, Reschedule, MoveToDlq)
+
+
+def _type_name(value: object) -> str:
+    return f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
+def failed(error: BaseException) -> Outcome:
+    """The outcome of a handler that raised: the outcome itself, or a retry."""
+    if isinstance(error, _OUTCOMES):
+        return error
+    after = 0.0 if sqlstate(error) in RETRY_AT_ONCE else None
+    return Retry(after, error)
+
+
+def decide(
+    outcome: Outcome,
+    *,
+    attempt: int,
+    max_attempts: int | None,
+    policy: retry.RetryPolicy,
+    arg: Encoded | None = None,
+) -> Settlement:
+    """What becomes of the row.
+
+    Args:
+        outcome: What the handler returned or raised.
+        attempt: Which attempt this was, from 1.
+        max_attempts: After how many the job is dead; None for never.
+        policy: Seconds until the next attempt, if the outcome does not say; it may give the job up.
+        arg: The encoded new arg of a Reschedule.
+    """
+    match outcome:
+        case Complete():
+            return COMPLETED
+        case Reschedule():
+            return Settlement(Kind.RESCHEDULED, delay=outcome.after, give_back=True, arg=arg)
+        case MoveToDlq():
+            return Settlement(Kind.DEAD, error=error_text(outcome.error))
+        case Retry():
+            settlement = Settlement(Kind.RETRY, error=error_text(outcome.error))
+            if max_attempts is not None and attempt >= max_attempts:
+                return replace(settlement, kind=Kind.DEAD)
+            if outcome.after is not None:
+                return replace(settlement, delay=outcome.after)
+            return _by_policy(policy, attempt, outcome.error, settlement)
+        case _:
+            raise TypeError(f"{type(outcome).__name__} is not an outcome that can be settled")
+
+
+def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
+    """A job whose type this worker does not know, *unknown_for* seconds after one first met it.
+
+    It waits a second, then as long again as it has waited, up to 30 s; a rolling deploy brings
+    the worker that knows it. After *grace* seconds it is dead.
+    """
+    if unknown_for >= grace:
+        error = describe(UnknownType(type, grace))
+        return Settlement(Kind.DEAD, error=error, give_back=True)
+    delay = min(max(unknown_for, UNKNOWN_TYPE_FIRST_DELAY), UNKNOWN_TYPE_MAX_DELAY)
+    delay = min(delay, max(grace - unknown_for, 0.0))
+    return Settlement(Kind.UNKNOWN_TYPE, delay=delay, keep_error=True, give_back=True)
+
+
+def crashed_too_often(
+    attempt: int, max_attempts: int | None, crashes: int, last_error: str | None
+) -> Settlement | None:
+    """The end of a claimed job that may not be started any more; None for one that may.
+
+    It has had all of its attempts, and a worker was lost with one of them: another start might take
+    another worker. Without that the job was put back to be run again, as when *max_attempts* was
+    lowered meanwhile, so it gets that run.
+
+    Args:
+        attempt: Which attempt this would be, from 1.
+        max_attempts: How many there may be; None is without end.
+        crashes: How often a worker was lost that ran the job.
+        last_error: What the row says of the attempt before; it is kept below the reason.
+    """
+    if max_attempts is None or attempt <= max_attempts or not crashes:
+        return None
+    error = describe(WorkerLost(crashes, attempt - 1, max_attempts))
+    if last_error:
+        error = clean(f"{error}\n{last_error}")
+    return Settlement(Kind.DEAD, error=error, give_back=True)
+
+
+def error_text(error: BaseException | str | None) -> str | None:
+    """An error as it is stored."""
+    if error is None:
+        return None
+    return clean(error) if isinstance(error, str) else describe(error)
+
+
+def _by_policy(
+    policy: retry.RetryPolicy,
+    attempt: int,
+    error: BaseException | str | None,
+    settlement: Settlement,
+) -> Settlement:
+    """When the next attempt is, or that there is none, by the handler's policy.
+
+    A mistake in the policy must not keep the failure from being recorded: it is noted beside it.
+    """
+    raised = error if isinstance(error, BaseException) else None
+    try:
+        answer: object = policy(attempt, raised)
+    except MoveToDlq as given_up:
+        answer = given_up
+    except BaseException as mistake:
+        return _by_default(attempt, raised, settlement, f"raised {summary(mistake, place=True)}")
+    if answer is None or isinstance(answer, MoveToDlq):
+        words = "the retry policy allows no further attempt"
+        own = None if answer is None else answer.error
+        if own is not None and own is not error:
+            words = f"{words}: {error_text(own)}"
+        return replace(settlement, kind=Kind.DEAD, error=_joined(settlement.error, words))
+    if isinstance(answer, timedelta):
+        answer = answer.total_seconds()
+    if not isinstance(answer, int | float):
+        return _by_default(attempt, raised, settlement, f"returned a {_type_name(answer)}")
+    if not isfinite(answer) or answer < 0:
+        return _by_default(attempt, raised, settlement, f"returned {answer!r}")
+    return replace(settlement, delay=min(float(answer), retry.MAX_BACKOFF))
+
+
+def _by_default(
+    attempt: int, error: BaseException | None, settlement: Settlement, what: str
+) -> Settlement:
+    problem = (
+        f"the retry policy {what}; it must return seconds from 0 or a timedelta, or None for no "
+        f"further attempt; the default delay is used"
+    )
+    delay = retry.DEFAULT(attempt, error)
+    error_and_problem = _joined(settlement.error, problem)
+    return replace(settlement, delay=delay, error=error_and_problem, policy_problem=problem)
+
+
+def _joined(error: str | None, words: str) -> str:
+    return clean(words if error is None else f"{error}\n{words}")

@@ -1,0 +1,393 @@
+"""Handlers by type: what ``@jobs.handler`` makes of a function, and how a job finds it again.
+
+A job is only ever dispatched to a function that was registered here. Nothing is imported by a
+name that comes from the database.
+"""
+
+import inspect
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial, update_wrapper
+from itertools import repeat
+from types import SimpleNamespace
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import func
+
+from .._drafts import validation
+from .._drafts.codec import Codec, Encoded
+from .._drafts.ids import new_id, new_ids
+from ..exceptions import InvalidArg
+from ..models import Models
+from ..retry import RetryPolicy
+
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+A = TypeVar("A")
+
+ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+
+
+class NewJobs(NamedTuple):
+    """What jobs that are enqueued together have in common, checked."""
+
+    queue: str
+    type: str
+    priority: int
+    delay: float | None
+    run_at: datetime | None
+    headers: dict[str, Any] | None
+
+
+class NewJob(msgspec.Struct, frozen=True, gc=False):
+    """A job that is checked and encoded, ready for an INSERT. An empty id becomes a new one."""
+
+    id: str
+    arg: bytes | None
+    shared: NewJobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerOptions:
+    """How one handler's jobs are run and retried."""
+
+    max_attempts: int | None
+    retry: RetryPolicy
+    timeout: float | None
+    isolation_level: str | None
+    session: bool
+
+    def __post_init__(self) -> None:
+        attempts = self.max_attempts
+        if attempts is not None and (not validation.is_int(attempts) or attempts < 1):
+            raise ValueError(
+                f"max_attempts={attempts!r} is not a number from 1, nor None for without end"
+            )
+        if attempts is not None and attempts > 1_000_000:
+            raise ValueError(f"max_attempts={attempts!r} is above 1000000; None is without end")
+        if not callable(self.retry):
+            raise TypeError(
+                f"retry={self.retry!r} is not callable; write constant(10) for 10 s after each "
+                f"failure, exponential(...), or a function of attempt and error"
+            )
+        if self.timeout is not None and validation.seconds("timeout", self.timeout) == 0:
+            raise ValueError("timeout=0 would end every run at once; None is without a limit")
+        if self.isolation_level not in (None, *ISOLATION_LEVELS):
+            raise ValueError(
+                f"isolation_level={self.isolation_level!r} is not one of "
+                f"{', '.join(ISOLATION_LEVELS)}"
+            )
+
+
+class JobType(Generic[A]):
+    """A registered handler: still callable as the function it was, and able to make jobs."""
+
+    def __init__(
+        self,
+        models: Models,
+        type: str,
+        queue: str,
+        function: Callable[..., Any],
+        options: HandlerOptions,
+    ) -> None:
+        self.models: Final = models
+        self.type: Final = type
+        self.queue: Final = queue
+        self.function: Final = function
+        self.options: Final = options
+        self.takes_arg, self.annotation = _signature(function)
+        self.codec: Final = Codec(self.annotation)
+        self.is_coroutine: Final = inspect.iscoroutinefunction(_code_of(function))
+        update_wrapper(self, function, updated=())  # its attributes may be another JobType's
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the decorated function itself, as a unit test does."""
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<handler {self.type!r} on queue {self.queue!r}>"
+
+    def decode(self, arg: bytes | None, headers: Mapping[str, Any] | None) -> A:
+        """A row's arg as the handler takes it.
+
+        Raises:
+            InvalidArg: No attempt will ever decode it.
+        """
+        value: A = self.codec.decode(arg, (headers or {}).get(validation.CONTENT_TYPE))
+        return value
+
+    def job(
+        self,
+        arg: A | None = None,
+        *,
+        queue: str | None = None,
+        delay: float | timedelta | None = None,
+        run_at: datetime | None = None,
+        priority: int = 0,
+        headers: Mapping[str, Any] | None = None,
+        **refused: Any,
+    ) -> Any:
+        """A ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
+
+        Raises:
+            TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an id of
+                your own is for ``enqueue(session, handler, arg, id=...)`` only.
+            InvalidArg, ValueError: As for ``enqueue``.
+        """
+        if "id" in refused:
+            raise TypeError(
+                "job() takes no id=: a duplicate would abort the flush; "
+                "use enqueue(session, handler, arg, id=...)"
+            )
+        if refused:
+            raise TypeError(f"job() got an unexpected keyword argument {next(iter(refused))!r}")
+        new = self.new_job(arg, None, queue, delay, run_at, priority, headers)
+        its = new.shared
+        job = self.models.Job(
+            id=new.id,
+            queue=its.queue,
+            type=its.type,
+            headers=its.headers,
+            arg=Encoded(new.arg, (its.headers or {}).get(validation.CONTENT_TYPE)),
+            priority=its.priority,
+        )
+        if its.run_at is not None:
+            job.next_run_at = its.run_at
+        elif its.delay:
+            job.next_run_at = func.now() + timedelta(seconds=its.delay)
+        job.__dict__["_bgjob"] = (new, self.models, column_values(job))  # for enqueue_many
+        return job
+
+    def new_job(
+        self,
+        arg: Any,
+        id: str | None,
+        queue: str | None,
+        delay: float | timedelta | None,
+        run_at: datetime | None,
+        priority: int,
+        headers: Mapping[str, Any] | None,
+    ) -> NewJob:
+        """Check and encode one job."""
+        if not self.takes_arg and arg is not None:
+            raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
+        queue = self.queue if queue is None else queue
+        return new_job(self.codec, self.type, queue, arg, id, delay, run_at, priority, headers)
+
+    def new_jobs(
+        self,
+        args: Sequence[Any],
+        ids: Sequence[str] | None,
+        queue: str | None,
+        delay: float | timedelta | None,
+        run_at: datetime | None,
+        priority: int,
+        headers: Mapping[str, Any] | None,
+    ) -> Iterator[NewJob]:
+        """Check and encode many, one after the other; see :func:`new_jobs`."""
+        if not self.takes_arg and any(arg is not None for arg in args):
+            raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
+        queue = self.queue if queue is None else queue
+        return new_jobs(self.codec, self.type, queue, args, ids, delay, run_at, priority, headers)
+
+
+def column_values(job: Any) -> dict[str, Any]:
+    """What was set on an ORM object, without what is kept there for ourselves."""
+    private = ("_sa_instance_state", "_bgjob")
+    return {name: value for name, value in job.__dict__.items() if name not in private}
+
+
+def new_job(
+    codec: Codec,
+    type: str,
+    queue: str,
+    arg: Any,
+    id: str | None,
+    delay: float | timedelta | None,
+    run_at: datetime | None,
+    priority: int,
+    headers: Mapping[str, Any] | None,
+) -> NewJob:
+    """Check and encode one job of any type."""
+    own = [new_id() if id is None else validation.job_id(id)]
+    (job,) = new_jobs(
+        codec, type, queue, [arg], own, delay, run_at, priority, headers, numbered=False
+    )
+    return job
+
+
+def new_jobs(
+    codec: Codec,
+    type: str,
+    queue: str,
+    args: Sequence[Any],
+    ids: Sequence[str] | None,
+    delay: float | timedelta | None,
+    run_at: datetime | None,
+    priority: int,
+    headers: Mapping[str, Any] | None,
+    *,
+    numbered: bool = True,
+) -> Iterator[NewJob]:
+    """Check and encode jobs that differ in nothing but their args, and the ids that they may have.
+
+    Each is looked at when it is asked for, what they share with the first of them.
+
+    Raises:
+        InvalidArg: An arg; its path begins with the arg's index if they are *numbered*.
+    """
+    seconds, moment = validation.start(delay, run_at)
+    queue, type = validation.name("queue", queue), validation.name("type", type)
+    priority = validation.priority(priority)
+    shared: dict[str | None, NewJobs] = {}
+    encode = codec.encode
+    for index, (id, arg) in enumerate(zip(ids or repeat(""), args, strict=False)):
+        try:
+            data, kind = encode(arg)
+        except InvalidArg as error:
+            where = f"[{index}]{error.path[1:]}" if numbered else error.path
+            raise InvalidArg(where, error.reason) from None
+        if kind not in shared:
+            all_headers = validation.headers(headers, kind)
+            shared[kind] = NewJobs(queue, type, priority, seconds, moment, all_headers)
+        yield NewJob(id, data, shared[kind])
+
+
+def in_chunks(jobs: Iterable[NewJob], most: int, most_bytes: int) -> Iterator[list[NewJob]]:
+    """Jobs in lists of at most so many, whose args have together about so many bytes."""
+    chunk: list[NewJob] = []
+    size = 0
+    for job in jobs:
+        size += len(job.arg or b"")
+        if chunk and (len(chunk) == most or size > most_bytes):
+            yield chunk
+            chunk, size = [], len(job.arg or b"")
+        chunk.append(job)
+    if chunk:
+        yield chunk
+
+
+def with_ids(jobs: Sequence[NewJob]) -> list[tuple[str, NewJob]]:
+    """Jobs with their ids: their own, or new ones in the order of the jobs."""
+    new = iter(new_ids(sum(not job.id for job in jobs)))
+    return [(job.id or next(new), job) for job in jobs]
+
+
+UNTYPED: Final = Codec(Any)
+"""For producers that know only the type's name."""
+
+
+class Registry:
+    """The handlers of one :class:`~sqlalchemy_bgjob.BGJob`."""
+
+    def __init__(self) -> None:
+        self._by_type: dict[str, JobType[Any]] = {}
+        self._by_queue: dict[str, JobType[Any]] = {}
+
+    def add(self, handler: JobType[Any]) -> None:
+        """Register a handler under its type.
+
+        Raises:
+            ValueError: The type has a handler already.
+        """
+        existing = self._by_type.get(handler.type)
+        if existing is not None:
+            raise ValueError(
+                f"the type {handler.type!r} is registered already, by "
+                f"{_full_name(existing.function)}; give one of the two another name. If both are "
+                f"this function, its module was imported under two names, such as __main__"
+            )
+        self._by_type[handler.type] = handler
+
+    def add_default(self, handler: JobType[Any]) -> None:
+        """Register the handler of all types of a queue that have none of their own."""
+        if handler.queue in self._by_queue:
+            raise ValueError(f"queue {handler.queue!r} has a default handler already")
+        self._by_queue[handler.queue] = handler
+
+    def find(self, type: str, queue: str) -> JobType[Any] | None:
+        """The handler for a job, or None if this process knows none."""
+        return self._by_type.get(type) or self._by_queue.get(queue)
+
+    def find_type(self, type: str) -> JobType[Any] | None:
+        """The handler registered for a type itself."""
+        return self._by_type.get(type)
+
+    def queues(self) -> set[str]:
+        """The queues that registered handlers name."""
+        return {handler.queue for handler in self}
+
+    def __iter__(self) -> Iterator[JobType[Any]]:
+        yield from self._by_type.values()
+        yield from self._by_queue.values()
+
+
+def _full_name(function: Callable[..., Any]) -> str:
+    module = getattr(function, "__module__", "?")
+    return f"{module}.{getattr(function, '__qualname__', function)}"
+
+
+def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
+    """Whether a handler takes an arg, and its annotation (Any when there is none)."""
+    if not callable(function):
+        raise TypeError(
+            f"a {type(function).__name__} is not callable; put @jobs.handler(...) above a function "
+            f"f(ctx) or f(ctx, arg)"
+        )
+    where = _full_name(function)
+    parameters = _parameters(function)
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required_rest = [
+        p.name
+        for p in parameters
+        if p not in positional[:2] and p.default is p.empty and p.kind not in _VARIADIC
+    ]
+    if not positional or required_rest:
+        bare = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+        raise TypeError(
+            f"handler {where} must be f(ctx) or f(ctx, arg), not f{bare}; put several values into "
+            f"one dataclass, and register a method when it is bound to its object"
+        )
+    if len(positional) == 1:
+        return False, None
+    if positional[1].annotation is inspect.Parameter.empty:
+        return True, Any
+    arg = positional[1]
+    code = inspect.unwrap(_code_of(function))
+    # Only the arg's: the names of the others may be imported for type checkers alone.
+    only_arg = SimpleNamespace(__annotations__={arg.name: arg.annotation})
+    names = getattr(code, "__globals__", {})
+    try:
+        hints = typing.get_type_hints(only_arg, globalns=names, include_extras=True)
+    except NameError as error:
+        written = _parameters(function, as_text=True)[1].annotation
+        raise TypeError(
+            f"the annotation {written!r} of {where} can't be resolved ({error}); "
+            f"define the arg's type at the top level of its module"
+        ) from None
+    return True, hints[arg.name]
+
+
+def _parameters(function: Callable[..., Any], *, as_text: bool = False) -> list[inspect.Parameter]:
+    """A function's parameters; what their annotations name need not exist."""
+    if sys.version_info < (3, 14):
+        signature = inspect.signature(function)
+    else:  # annotations are evaluated only now, all together
+        form = annotationlib.Format.STRING if as_text else annotationlib.Format.FORWARDREF
+        signature = inspect.signature(function, annotation_format=form)
+    return list(signature.parameters.values())
+
+
+def _code_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function or method that runs when a partial or a callable object is called."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

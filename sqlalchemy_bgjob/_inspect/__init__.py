@@ -1,0 +1,1 @@
+"""Looks at the queue and at the server, which change nothing."""

@@ -1,0 +1,358 @@
+"""``sqlalchemy-bgjob doctor``: what is wrong with a queue's database, and what to do about it.
+
+It only reads, but for one setting of its own session that no program has.
+"""
+
+import secrets
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from .._db.encodings import encoding_problem
+from .._db.errors import sqlstate
+from ..exceptions import SchemaOutOfDate
+from ..schema import LATEST, check, db_version, foreign_key_problems, storage_drift
+from ..schema._grants import lacks
+from ..schema._row_security import hidden
+from ..schema._table_kinds import KINDS, heirs
+from ..schema._versions import STEPS, qualified, table_of, translated
+from ..settings import DEFAULT_CONCURRENCY
+from .health import look
+
+OLDEST_SERVER: Final = 14
+CLOCKS_APART: Final = 5.0
+"""Seconds between this machine's clock and the server's that are told of."""
+WAITS_FOR: Final = 60.0
+"""Seconds for which a job may have been due before its queue is told of."""
+MANY: Final = 1_000
+"""So many due jobs of a queue and priority are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        check: What was looked at.
+        level: ``ok``; ``note`` for what is good to know; ``problem`` for what must be mended.
+        text: What was found, and what to do.
+    """
+
+    check: str
+    level: Literal["ok", "note", "problem"]
+    text: str
+
+
+def examine(connection: Connection, *, schema: str | None, table_prefix: str) -> list[Finding]:
+    """Look at everything; the caller ends the connection's transaction.
+
+    Args:
+        connection: One to the queue's database. Two more are taken from its engine for a moment.
+        schema: The tables' schema; None if they are on the search path.
+        table_prefix: How the tables' names begin.
+    """
+    findings = [*_server(connection), *_encoding(connection)]
+    findings += [*_pooler(connection.engine), *_clock(connection)]
+    tables = list(_tables(connection, schema, table_prefix))
+    findings += tables
+    if tables[0].level == "problem":
+        return findings  # nothing else can be looked at
+    found = look(
+        connection,
+        [qualified(translated(connection, schema), f"{table_prefix}{kind}") for kind in KINDS],
+    )
+    if found.problems or not found.notes:
+        findings += _told("vacuum and notifications", found.problems, "nothing is held back")
+    findings += [Finding("vacuum and notifications", "note", one) for one in found.notes]
+    findings += _workers(connection, schema, table_prefix)
+    return findings
+
+
+def _told(check: str, problems: list[str], fine: str) -> Iterator[Finding]:
+    if not problems:
+        yield Finding(check, "ok", fine)
+    for problem in problems:
+        yield Finding(check, "problem", problem)
+
+
+def _server(connection: Connection) -> Iterator[Finding]:
+    number = int(connection.execute(text("SHOW server_version_num")).scalar_one())
+    version = f"PostgreSQL {number // 10_000}.{number % 10_000}"
+    if number // 10_000 < OLDEST_SERVER:
+        yield Finding("server", "problem", f"{version}; upgrade it to {OLDEST_SERVER} or later")
+    elif connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one():
+        yield Finding("server", "problem", f"{version}, a standby; connect to the primary")
+    else:
+        yield Finding("server", "ok", version)
+
+
+def _encoding(connection: Connection) -> Iterator[Finding]:
+    problem = encoding_problem(connection)
+    yield from _told("encoding", [] if problem is None else [problem], "UTF8")
+
+
+def _pooler(engine: Engine) -> Iterator[Finding]:
+    """Whether sessions are shared between transactions.
+
+    A second client is then given, for its transaction, the very session that the first has just
+    used, with all that was set in it.
+    """
+    token = secrets.token_hex(8)
+    mark = text("SELECT set_config('bgjob.doctor', :token, false)")
+    read = text("SELECT current_setting('bgjob.doctor', true)")
+    with engine.connect() as first, engine.connect() as second:
+        first.execution_options(isolation_level="AUTOCOMMIT").execute(mark, {"token": token})
+        with second.begin():
+            shared = second.execute(read).scalar_one() == token
+    if shared:
+        yield Finding(
+            "pooler",
+            "note",
+            "a pooler in transaction mode: workers poll, as LISTEN hears nothing there; give them "
+            'a direct connection, or psycopg connect_args={"prepare_threshold": None} and '
+            "--no-listen",
+        )
+    else:
+        yield Finding("pooler", "ok", "sessions are this client's own")
+
+
+def _clock(connection: Connection) -> Iterator[Finding]:
+    before = time.time()
+    server = float(
+        connection.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one()
+    )
+    apart = server - (before + time.time()) / 2
+    if abs(apart) > CLOCKS_APART:
+        yield Finding(
+            "clock",
+            "note",
+            f"the server's clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} "
+            f"this machine's; jobs go by the server's, a run_at that is computed here does not",
+        )
+    else:
+        yield Finding(
+            "clock", "ok", f"the server's and this machine's are {abs(apart):.1f} s apart"
+        )
+
+
+# ---- tables -------------------------------------------------------------------------------------
+
+
+def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
+    lacking = _privileges(connection, name, prefix)
+    try:
+        check(connection, schema=name, table_prefix=prefix)
+    except SchemaOutOfDate as error:
+        yield Finding("tables", "problem", str(error))
+        return
+    except DBAPIError as error:
+        if sqlstate(error) != "42501" or not lacking:
+            raise
+        yield Finding("privileges", "problem", lacking[0])
+        return
+    version = db_version(connection, schema=name, table_prefix=prefix)
+    yield Finding("tables", "ok", f"version {version}")
+    yield from _told("structure", _structure(connection, name, prefix), "as designed")
+    for heir in heirs(connection, schema=name, table_prefix=prefix):
+        yield Finding("structure", "note", heir)
+    storage = storage_drift(connection, schema=name, table_prefix=prefix)
+    missing = [f"a storage parameter is not as designed; run: {sql}" for sql in storage]
+    yield from _told("storage", missing, "as designed")
+    keys = foreign_key_problems(connection, schema=name, table_prefix=prefix)
+    yield from _told("foreign keys", [*map(str, keys)], "none is in the way of a job's end")
+    yield from _told("privileges", lacking, "those of a worker")
+    unseen = hidden(connection, schema=name, table_prefix=prefix)
+    if unseen.maybe:
+        yield Finding("row security", "note", "; ".join(unseen.maybe))
+    told = [f"{problem}; {remedy}" for problem, remedy in unseen.for_sure]
+    if told or not unseen.maybe:
+        yield from _told("row security", told, "hides nothing from this role")
+
+
+def _structure(connection: Connection, name: str | None, prefix: str) -> list[str]:
+    """Columns, indexes and checks that are missing or not what they should be."""
+    problems: list[str] = []
+    step = STEPS[LATEST]
+    for kind in step.storage:
+        table = table_of(step.tables(name, prefix), kind, name, prefix)
+        full_name = qualified(translated(connection, name), f"{prefix}{kind}")
+        there = _catalog(connection, full_name)
+        problems += [
+            f"{full_name} has no column {column.name!r}; restore it"
+            for column in table.c
+            if column.name not in there.columns
+        ]
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            columns = [column.name for column in index.columns]
+            found = there.indexes.get(str(index.name))
+            if found is None:
+                problems.append(
+                    f"{full_name} has no index {index.name!r} on ({', '.join(columns)}); create it"
+                )
+            elif not found[0]:
+                problems.append(f"the index {index.name!r} is invalid; REINDEX it")
+            elif found[1] != columns or found[2]:
+                problems.append(
+                    f"the index {index.name!r} is not on ({', '.join(columns)}) alone; "
+                    f"drop and create it"
+                )
+        problems += [
+            f"{full_name} has no constraint {constraint.name!r}; add it"
+            for constraint in sorted(table.constraints, key=lambda one: str(one.name))
+            if str(constraint.name) not in there.constraints
+        ]
+    return problems
+
+
+@dataclass(frozen=True)
+class _Catalog:
+    columns: frozenset[str]
+    indexes: dict[str, tuple[bool, list[str], bool]]
+    """Whether it is valid, its columns, and whether it is partial."""
+    constraints: frozenset[str]
+
+
+def _catalog(connection: Connection, table: str) -> _Catalog:
+    given = {"table": table}
+    return _Catalog(
+        columns=frozenset(connection.execute(_COLUMNS, given).scalars()),
+        indexes={
+            row[0]: (row[1], list(row[2]), row[3]) for row in connection.execute(_INDEXES, given)
+        },
+        constraints=frozenset(connection.execute(_CONSTRAINTS, given).scalars()),
+    )
+
+
+_COLUMNS = text(
+    "SELECT CAST(attname AS TEXT) FROM pg_catalog.pg_attribute"
+    " WHERE attrelid = to_regclass(CAST(:table AS TEXT)) AND attnum > 0 AND NOT attisdropped"
+)
+_INDEXES = text(
+    """
+    SELECT CAST(c.relname AS TEXT), i.indisvalid,
+           ARRAY(SELECT CAST(a.attname AS TEXT)
+                 FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
+                 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                 ORDER BY k.place),
+           i.indpred IS NOT NULL
+    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    WHERE i.indrelid = to_regclass(CAST(:table AS TEXT))
+    """
+)
+_CONSTRAINTS = text(
+    "SELECT CAST(conname AS TEXT) FROM pg_catalog.pg_constraint"
+    " WHERE conrelid = to_regclass(CAST(:table AS TEXT))"
+)
+
+
+def _privileges(connection: Connection, name: str | None, prefix: str) -> list[str]:
+    return [
+        f"this role lacks {lacking}, which a worker needs; "
+        f"run what sqlalchemy-bgjob grants --worker ROLE prints"
+        for lacking in lacks(connection, "worker", schema=name, table_prefix=prefix)
+    ]
+
+
+# ---- workers ------------------------------------------------------------------------------------
+
+
+def _workers(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
+    def run(sql: str, **given: float) -> Any:
+        # A colon in a name is no parameter.
+        where = translated(connection, name)
+        names = {kind: qualified(where, f"{prefix}{kind}").replace(":", "\\:") for kind in KINDS}
+        return connection.execute(text(sql.format(**names)), given).all()
+
+    try:
+        workers, queues = run(_WORKERS), run(_DUE, many=MANY)
+    except DBAPIError as error:
+        if sqlstate(error) != "42501":
+            raise
+        yield Finding("workers", "note", "this role may not look at jobs and workers")
+        return
+    beating = sum(not row.silent for row in workers)
+    yield from _told_of_workers([row for row in workers if row.silent], beating, bool(queues))
+    waits = [waits for row in queues if (waits := _told_of_queue(row)) is not None]
+    fine = f"no job has been due for {WAITS_FOR:.0f} s" if queues else "no job is due"
+    yield from _told("queues", waits, fine)
+
+
+def _told_of_workers(silent: list[Any], beating: int, due: bool) -> Iterator[Finding]:
+    remedy = (
+        "another takes its jobs and removes it; look again in a minute"
+        if beating
+        else "no other runs: start one, which takes its jobs"
+    )
+    for row in silent:
+        who = f"worker {row.id} (pid {row.pid} on {row.hostname})"
+        yield Finding(
+            "workers", "problem", f"{who} has been silent for {row.seconds:.0f} s; {remedy}"
+        )
+    if beating:
+        yield Finding("workers", "ok", f"{beating} beating")
+    elif due:
+        yield Finding("workers", "note", "none runs, and jobs are due")
+    elif not silent:
+        yield Finding("workers", "ok", "none runs, and no job is due")
+
+
+def _told_of_queue(row: Any) -> str | None:
+    """What is wrong with a queue that has due jobs; None where its workers may soon be at it."""
+    if row.served and row.seconds < WAITS_FOR:
+        return None
+    jobs = "1 job is" if row.due == 1 else f"{row.due} jobs are"
+    jobs = f"more than {MANY} jobs are" if row.due > MANY else jobs
+    remedy = (
+        "its workers are busy or stuck; start more, or look at what they run"
+        if row.served
+        else f"no worker serves this queue; start one with --queue {_option(row.queue)}"
+    )
+    return f"queue {row.queue!r}: {jobs} due, the first for {row.seconds:.0f} s, and {remedy}"
+
+
+def _option(queue: str) -> str:
+    """As a shell and the command line take it: a name that has a colon needs the number too."""
+    return shlex.quote(f"{queue}:{DEFAULT_CONCURRENCY}")
+
+
+_WORKERS: Final = """
+    SELECT id, pid, hostname,
+           CAST(extract(epoch FROM clock_timestamp() - beat_at) AS float8) AS seconds,
+           lost_at IS NOT NULL
+             OR clock_timestamp() - beat_at > lease_timeout * interval '1 second' AS silent
+    FROM ONLY {worker} ORDER BY id
+"""
+# A look into the index for each queue and priority, at no more than so many of its due jobs.
+_DUE: Final = """
+    WITH RECURSIVE lanes AS (
+      (SELECT queue, priority FROM ONLY {job} ORDER BY queue, priority LIMIT 1)
+      UNION ALL
+      SELECT following.queue, following.priority FROM lanes, LATERAL (
+        SELECT queue, priority FROM ONLY {job}
+        WHERE (queue, priority) > (lanes.queue, lanes.priority)
+        ORDER BY queue, priority LIMIT 1
+      ) AS following
+    )
+    SELECT queue, CAST(sum(due) AS bigint) AS due,
+           CAST(extract(epoch FROM clock_timestamp() - min(oldest)) AS float8) AS seconds,
+           EXISTS (
+             SELECT FROM ONLY {worker} AS w
+             WHERE jsonb_exists(CAST(w.queues AS jsonb), lanes.queue) AND w.lost_at IS NULL
+               AND clock_timestamp() - w.beat_at < w.lease_timeout * interval '1 second'
+           ) AS served
+    FROM lanes, LATERAL (
+      SELECT min(next_run_at) AS oldest, count(*) AS due FROM (
+        SELECT next_run_at FROM ONLY {job} AS one
+        WHERE one.queue = lanes.queue AND one.priority = lanes.priority
+          AND one.claimed_by IS NULL AND one.next_run_at <= now()
+        ORDER BY one.next_run_at LIMIT :many + 1
+      ) AS few
+    ) AS first
+    WHERE due > 0
+    GROUP BY queue ORDER BY queue
+"""

@@ -1,0 +1,1 @@
+"""One or several worker processes of the command line: signals, logs, exits."""

@@ -1,0 +1,61 @@
+"""``--queue``: how the command line names a queue that a worker serves.
+
+A queue may be called almost anything, and a name with a comma looks like a list of queues. Whether
+it is one is known when the application's handlers are.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any, Final
+
+import click
+
+from ..settings import DEFAULT_CONCURRENCY
+from .exits import USAGE, CommandError
+
+_NO_LIST: Final = (
+    "has a comma; give each queue an option of its own, such as --queue mail:10 --queue default, "
+    "or BGJOB_QUEUE='mail:10 default'"
+)
+
+
+class Queue(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+    """A queue and how many of its jobs run at once: ``mail:10``, or ``mail`` for ten."""
+
+    name = "name:concurrency"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Name and number."""
+        if isinstance(value, tuple):
+            return value[0], int(value[1])
+        name, colon, number = str(value).rpartition(":")
+        if not colon:
+            name, number = number, str(DEFAULT_CONCURRENCY)
+        if not name or not (number.isascii() and number.isdecimal()) or int(number) < 1:
+            self.fail(f"{value!r} {_problem(name, number, value)}", param, ctx)
+        return name, int(number)
+
+
+def _problem(name: str, number: str, value: str) -> str:
+    if name and "," in number:
+        return _NO_LIST
+    problem = "is not name:concurrency, such as mail:10"
+    if name and number and not number.isdecimal():
+        problem += f"; a name with a colon needs both: {value}:{DEFAULT_CONCURRENCY}"
+    return problem
+
+
+def refuse_lists(queues: Iterable[str], named: Collection[str]) -> None:
+    """Refuse what looks like a list of queues, and is the name of none.
+
+    Args:
+        queues: As the command line has them.
+        named: The queues that handlers name.
+
+    Raises:
+        CommandError: One has a comma, and no handler names it.
+    """
+    for queue in queues:
+        if "," in queue and queue not in named:
+            raise CommandError(USAGE, f"no handler names the queue {queue!r}, which {_NO_LIST}")

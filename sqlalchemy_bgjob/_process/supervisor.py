@@ -1,0 +1,264 @@
+"""Several worker processes under one command: started, told to stop, started again.
+
+* Processes are spawned, never forked: no thread, lock or connection is shared by accident.
+* Each has a process group of its own, so that Ctrl-C reaches only the supervisor, which passes
+  it on, and counts.
+* Each holds the reading end of a pipe from the supervisor. When the supervisor is gone, even by
+  SIGKILL, the pipe ends, and the process drains and exits. Each signal that is passed on is a byte
+  in it before: of two signals in quick succession the system may deliver one, and a process can
+  tell what was passed on from what was sent to all processes of the service.
+* One that crashes is started again, with backoff. One that exits because of wrong arguments, a
+  database that refuses or a schema that is out of date would do so again: then all end.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO, Final, Literal
+
+from ..settings import STUCK_AFTER as GIVEN_UP_AFTER
+from .exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, exit_now
+from .logs import say
+from .mailbox import Mailbox
+from .signals import SIGNALS, Requests
+
+SUPERVISED: Final = "_BGJOB_SUPERVISED"
+"""Environment variable of a child: its name, and the number of the pipe's file."""
+DRAINED: Final = frozenset({OK, -signal.SIGTERM, SIGNALLED + signal.SIGTERM})
+"""How a process ends that was told to; also before it could install its handlers."""
+HOPELESS: Final = frozenset({USAGE, DATABASE, SCHEMA})
+FIRST_BACKOFF: Final = 0.2
+LAST_BACKOFF: Final = 10.0
+HEALTHY_AFTER: Final = 10.0
+"""Seconds after which a process counts as well started: its next backoff is the first again."""
+STUCK_AFTER: Final = GIVEN_UP_AFTER + 5.0
+"""Seconds beyond ``shutdown_timeout``; a process gives itself up a little earlier."""
+
+
+class Child:
+    """One spawned worker process, and the pipe that tells it that we live."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        name: str,
+        environment: Mapping[str, str] | None = None,
+        stderr: IO[bytes] | None = None,
+    ) -> None:
+        self.name = name
+        self.started_at = time.monotonic()
+        reader, self._writer = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, *safe_path(), "-m", "sqlalchemy_bgjob", *arguments],
+                stdin=subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=[reader],
+                process_group=0,
+                env={
+                    **(os.environ if environment is None else environment),
+                    SUPERVISED: f"{reader}:{name}",
+                },
+            )
+        except BaseException:
+            os.close(self._writer)
+            raise
+        finally:
+            os.close(reader)
+
+    def send(self, number: int) -> None:
+        """Say that a signal comes, and signal the process; one that has ended is fine."""
+        with contextlib.suppress(OSError):
+            os.write(self._writer, b"\0")
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill it and whatever its handlers have started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close the pipe: a process that still runs drains and exits."""
+        with contextlib.suppress(OSError):
+            os.close(self._writer)
+
+
+def safe_path() -> list[str]:
+    """For ``python -m``: keep the working directory off the path, unless this package is there."""
+    return [] if Path(__file__).parents[2] == Path.cwd() else ["-P"]
+
+
+def supervised() -> tuple[int, str] | None:
+    """In a child: the file that ends with the supervisor, and this process's name.
+
+    Nothing that the application starts inherits either.
+    """
+    value = os.environ.pop(SUPERVISED, None)
+    if value is None:
+        return None
+    number, _, name = value.partition(":")
+    os.set_inheritable(int(number), False)
+    return int(number), name
+
+
+def supervise(arguments: Sequence[str], *, processes: int, shutdown_timeout: float) -> int:
+    """Run so many processes until a signal ends them; the exit code of the whole.
+
+    Args:
+        arguments: Of the command line; each process gets the same.
+        processes: How many.
+        shutdown_timeout: Seconds that a process drains.
+    """
+    supervisor = Supervisor(arguments, processes, shutdown_timeout)
+    for number in SIGNALS:
+        signal.signal(number, supervisor.on_signal)
+    return supervisor.run()
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The place of one process: what runs there, or when the next is started."""
+
+    name: str
+    child: Child | None = None
+    start_at: float | None = 0.0
+    backoff: float = FIRST_BACKOFF
+
+
+class Supervisor:
+    """Keeps its slots filled until it is told to stop."""
+
+    def __init__(self, arguments: Sequence[str], processes: int, shutdown_timeout: float) -> None:
+        self._arguments = list(arguments)
+        self._shutdown_timeout = shutdown_timeout
+        self._slots = [_Slot(str(number)) for number in range(1, processes + 1)]
+        self._events: Mailbox[_Slot | Literal["signal"]] = Mailbox()
+        self._requests = Requests()
+        self._passed_on = 0
+        self._told = 0
+        self._deadline: float | None = None
+        self._hopeless: int | None = None
+        self._failed = False
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Count a signal; the third ends everything at once."""
+        if not self._requests.add(number):
+            return
+        if len(self._requests.numbers) >= 3:
+            for slot in self._slots:
+                if slot.child is not None:
+                    slot.child.kill()
+            exit_now(SIGNALLED + number)
+        self._events.put("signal")
+
+    def run(self) -> int:
+        """Start, watch and restart; the exit code."""
+        with self._events:
+            while True:
+                if self._deadline is None:
+                    self._start_due()
+                elif not any(slot.child for slot in self._slots):
+                    return self._exit_code()
+                match self._events.get(timeout=self._pause()):
+                    case None:
+                        self._kill_stuck()
+                    case "signal":
+                        self._pass_signals_on()
+                    case slot:
+                        self._ended(slot)
+
+    def _pause(self) -> float | None:
+        """Seconds until something is due by itself."""
+        times = [slot.start_at for slot in self._slots if slot.start_at is not None]
+        if self._deadline is not None:
+            times = [self._deadline]
+        return max(min(times) - time.monotonic(), 0.0) if times else None
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.start_at is not None and slot.start_at <= now:
+                slot.start_at = None
+                try:
+                    slot.child = Child(self._arguments, name=slot.name)
+                except OSError as error:  # too many processes or files, no memory: it may pass
+                    self._start_again(slot, f"could not be started ({error})")
+                    continue
+                say(logging.INFO, "process %s started: pid %d", slot.name, slot.child.process.pid)
+                threading.Thread(target=self._wait_for, args=(slot,), daemon=True).start()
+
+    def _wait_for(self, slot: _Slot) -> None:
+        if slot.child is not None:
+            slot.child.process.wait()
+            self._events.put(slot)
+
+    def _ended(self, slot: _Slot) -> None:
+        child, slot.child = slot.child, None
+        if child is None:  # pragma: no cover - each child ends once
+            return
+        child.close()
+        code = child.process.returncode
+        if self._deadline is not None:
+            self._failed |= code not in DRAINED
+        elif code in HOPELESS:
+            say(logging.ERROR, "process %s exited with %d: stopping the others", slot.name, code)
+            self._hopeless = code
+            self._stop(times=1)
+        else:
+            if time.monotonic() - child.started_at >= HEALTHY_AFTER:
+                slot.backoff = FIRST_BACKOFF
+            end = f"exited with {code}" if code >= 0 else f"was killed by signal {-code}"
+            self._start_again(slot, f"(pid {child.process.pid}) {end}")
+
+    def _start_again(self, slot: _Slot, what: str) -> None:
+        slot.start_at = time.monotonic() + slot.backoff
+        words = "process %s %s: starting another in %.1f s"
+        say(logging.WARNING, words, slot.name, what, slot.backoff)
+        slot.backoff = min(slot.backoff * 2, LAST_BACKOFF)
+
+    def _pass_signals_on(self) -> None:
+        for number in self._requests.numbers[self._passed_on :]:
+            self._passed_on += 1
+            self._stop(times=self._passed_on)  # before it is said: nobody may read the log
+            say(logging.INFO, "%s: passing it on", signal.Signals(number).name)
+
+    def _stop(self, *, times: int) -> None:
+        """Tell each process to stop, unless all have been told so often."""
+        if self._told >= times:
+            return
+        self._told = times
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self._shutdown_timeout + STUCK_AFTER
+        for slot in self._slots:
+            slot.start_at = None
+            if slot.child is not None:
+                # Always this one: a SIGINT in the middle of Python's own start is an exception
+                # there, which may end the process with any code.
+                slot.child.send(signal.SIGTERM)
+
+    def _kill_stuck(self) -> None:
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        for slot in self._slots:
+            if slot.child is not None:
+                slot.child.kill()
+                say(logging.ERROR, "process %s does not end: killing it", slot.name)
+        self._failed = True
+        self._deadline = time.monotonic() + STUCK_AFTER
+
+    def _exit_code(self) -> int:
+        if len(self._requests.numbers) >= 2:
+            return SIGNALLED + self._requests.numbers[-1]
+        if self._hopeless is not None:
+            return self._hopeless
+        return FAILED if self._failed else OK

@@ -1,0 +1,207 @@
+"""SQL that makes jobs, and that tells workers of them."""
+
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Executable,
+    Float,
+    Interval,
+    LargeBinary,
+    Select,
+    SmallInteger,
+    Text,
+    case,
+    cast,
+    extract,
+    func,
+    literal,
+    literal_column,
+    not_,
+    select,
+    true,
+)
+from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+from ..models import Models
+from ..schema._versions import qualified
+from .words import SECOND, Tables, awaited, parameter, unnest, wake_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class EnqueueStatements(Tables):
+    """INSERT of one job, of many, and from a query; notifications."""
+
+    def __init__(self, models: Models) -> None:
+        super().__init__(models)
+        # Built once for each combination of flags: building costs more than sending.
+        self.insert_job: Callable[[bool], Executable] = cache(self._insert_job)
+        self.insert_jobs: Callable[[bool], Executable] = cache(self._insert_jobs)
+        self.notify_given_back: Callable[[bool], Executable] = cache(self._notify_given_back)
+
+    def _insert_job(self, notify: bool) -> Executable:
+        """One job, and with *notify* its wake-up in the same statement.
+
+        Returns its id, or nothing if it exists. Parameters: id, queue, type, arg,
+        priority, headers, delay (timedelta) or null, run_at or null.
+        """
+        job = self._job
+        inserted = (
+            pg_insert(job)
+            .values(
+                id=parameter("id", Text),
+                queue=parameter("queue", Text),
+                type=parameter("type", Text),
+                arg=parameter("arg", LargeBinary),
+                priority=parameter("priority", SmallInteger),
+                headers=parameter("headers", JSONB(none_as_null=True)),
+                next_run_at=_start(parameter("delay", Interval), _run_at_parameter()),
+            )
+            .on_conflict_do_nothing(index_elements=[job.c.id])
+            .returning(job.c.id)
+        )
+        if not notify:
+            return inserted
+        done = inserted.cte("inserted")
+        queue = parameter("queue", Text)
+        notified = case((awaited(self._worker, queue), func.pg_notify(self.channel, queue)))
+        return select(done.c.id, cast(notified, Text))
+
+    def _insert_jobs(self, notify: bool) -> Executable:
+        """Many jobs in one statement, one row for each that did not exist: its id.
+
+        Parameters: lists ids, queues, types, args, priorities, headers (JSON text), delays
+        (seconds or null), and run_ats; all of the same length.
+        """
+        given = unnest(
+            ids=Text(),
+            queues=Text(),
+            types=Text(),
+            args=LargeBinary(),
+            priorities=SmallInteger(),
+            headers=Text(),
+            delays=Float(53),
+            run_ats=DateTime(timezone=True),
+        )
+        rows = select(
+            given.c.ids,
+            given.c.queues,
+            given.c.types,
+            given.c.args,
+            given.c.priorities,
+            cast(given.c.headers, JSONB),
+            _start(given.c.delays * SECOND, given.c.run_ats),
+        )
+        return self._insert_from(rows, notify=notify)
+
+    @cached_property
+    def before_copy(self) -> Executable:
+        """When the transaction began; null where COPY is refused for the table's row security.
+
+        It opens the transaction: SQLAlchemy sends BEGIN with the first statement of its own, and
+        a COPY before it would be committed by itself.
+        """
+        # COPY, which this is for, is not used where schemas are translated.
+        name = literal(qualified(self._job.schema, self._job.name), Text)
+        secured = func.row_security_active(cast(name, REGCLASS))
+        return select(case((not_(secured), func.now())))
+
+    def insert_from(
+        self, source: Select[Any], *, notify: bool, ignore_duplicates: bool
+    ) -> Executable:
+        """``INSERT ... SELECT`` from the user's own query; one row for each new job: its id.
+
+        The labels id, delay (seconds) and priority are the job's own; all others become the JSON
+        object of the arg. Parameters: queue, type, headers, run_at, and delay (timedelta) and
+        priority unless they are labels.
+        """
+        rows = source.subquery("source")
+        # By name and not by key: the names are what to_jsonb sees.
+        given = {column.name: column for column in rows.c}
+        # The star makes it the row, also where a column is called source.
+        arg: ColumnElement[Any] = func.to_jsonb(literal_column("source.*"), type_=JSONB)
+        for name in sorted({"id", "delay", "priority"} & set(given)):
+            arg = arg.op("-", return_type=JSONB())(literal(name, Text))
+        one = select(
+            cast(given["id"], Text) if "id" in given else _uuid7(),
+            cast(parameter("queue", Text), Text),
+            cast(parameter("type", Text), Text),
+            func.convert_to(cast(arg, Text), "UTF8"),
+            cast(given["priority"], SmallInteger)
+            if "priority" in given
+            else cast(parameter("priority", SmallInteger), SmallInteger),
+            cast(parameter("headers", JSONB(none_as_null=True)), JSONB),
+            _start(
+                given["delay"] * SECOND
+                if "delay" in given
+                else cast(parameter("delay", Interval), Interval),
+                cast(parameter("run_at", DateTime(timezone=True)), DateTime(timezone=True)),
+            ),
+        ).select_from(rows)
+        return self._insert_from(one, notify=notify, ignore_duplicates=ignore_duplicates)
+
+    def _insert_from(
+        self, rows: Select[Any], *, notify: bool, ignore_duplicates: bool = True
+    ) -> Executable:
+        job = self._job
+        names = ["id", "queue", "type", "arg", "priority", "headers", "next_run_at"]
+        inserted = pg_insert(job).from_select(names, rows)
+        if ignore_duplicates:
+            inserted = inserted.on_conflict_do_nothing(index_elements=[job.c.id])
+        if not notify:
+            return inserted.returning(job.c.id)
+        # A user's own query may name a CTE or a table "inserted".
+        done = inserted.returning(job.c.id, job.c.queue).cte("bgjob_inserted")
+        # One notification for each queue, not for each job.
+        queues = select(done.c.queue).distinct().subquery("queues")
+        notified = func.pg_notify(self.channel, queues.c.queue)
+        woken = (
+            select(func.count(notified).label("count"))
+            .where(awaited(self._worker, queues.c.queue))
+            .subquery("woken")
+        )
+        return select(done.c.id).select_from(done.join(woken, true()))
+
+    @cached_property
+    def notify(self) -> Executable:
+        """See :func:`wake_up`."""
+        return wake_up(self._models.schema, self._models.table_prefix)
+
+    def _notify_given_back(self, everybody: bool) -> Executable:
+        """Tell workers at this transaction's commit: jobs of a queue were given back.
+
+        They stand where busy workers do not look. So with *everybody*, for what is rare, it is not
+        only for those who wait. Parameter: queue.
+        """
+        queue = parameter("queue", Text)
+        notified = select(cast(func.pg_notify(self.channel_of_given_back, queue), Text))
+        return notified if everybody else notified.where(awaited(self._worker, queue))
+
+
+def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnElement[Any]:
+    """When a new job is due: run_at, or so long after the caller's transaction began."""
+    return func.coalesce(run_at, func.now() + delay, func.now())
+
+
+def _run_at_parameter() -> ColumnElement[Any]:
+    return parameter("run_at", DateTime(timezone=True))
+
+
+def _uuid7() -> ColumnElement[str]:
+    """UUIDv7 text that grows from row to row; ``uuidv7()`` came only with PostgreSQL 18.
+
+    The time is the statement's; below it the 12 bits of rand_a count the rows, and what overflows
+    them adds to the milliseconds.
+    """
+    now = func.floor(extract("epoch", func.statement_timestamp()) * 1000)
+    counted = cast(now, BigInteger) * 4096 + func.row_number().over()
+    time = func.lpad(func.to_hex(counted), 15, "0")
+    rest = func.substr(cast(func.gen_random_uuid(), Text), 19)  # the dash, the variant, 62 bits
+    parts = (func.substr(time, 1, 8), "-", func.substr(time, 9, 4), "-7", func.substr(time, 13, 3))
+    return func.concat(*parts, rest)

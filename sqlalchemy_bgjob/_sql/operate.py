@@ -1,0 +1,139 @@
+"""SQL of the operator: cancel, redrive, prune; and of the test kit's clock."""
+
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Integer,
+    Interval,
+    Text,
+    cast,
+    delete,
+    func,
+    literal,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import insert as pg_insert
+
+from ..models import lease_at_insert
+from .words import ONLY, Tables, parameter
+
+
+class OperateStatements(Tables):
+    """What is done to jobs from outside."""
+
+    @cached_property
+    def cancel(self) -> Executable:
+        """Delete a job that no worker has claimed; returns its id. Parameter: id."""
+        job = self._job
+        return (
+            delete(job)
+            .with_hint(ONLY)
+            .where(job.c.id == parameter("id", Text), job.c.claimed_by.is_(None))
+            .returning(job.c.id)
+        )
+
+    def redrive(self, where: ColumnElement[bool], limit: int | None) -> Executable:
+        """Bring dead jobs back, of each job id the one that died last.
+
+        Returns job_id, queue, and whether it was brought back, of each that *where* finds: it stays
+        dead while a live job has its id. Parameter: delay (timedelta).
+        """
+        job, dead = self._job, self._dead
+        # All columns from here: what somebody has edited while this waited is what runs.
+        found = (
+            select(*dead.c)
+            .with_hint(dead, ONLY)
+            .where(where)
+            .order_by(*self._dead_order)
+            .limit(limit)
+            .with_for_update()
+            .cte("found")
+        )
+        newest_first = (found.c.moved_at.desc(), found.c.id.desc())
+        place = func.row_number().over(partition_by=found.c.job_id, order_by=newest_first)
+        ranked = select(*found.c, place.label("place")).subquery("ranked")
+        last = select(*ranked.c).where(ranked.c.place == 1).cte("last")
+        values: dict[str, Any] = {
+            "id": last.c.job_id,
+            # Above all that this job had, and above those of a later one of the same id.
+            "lease": func.greatest(last.c.lease + 1, lease_at_insert()),
+            "attempt": literal(0, Integer),
+            "crashes": literal(0, Integer),
+            "next_run_at": func.now() + parameter("delay", Interval),
+            "created_at": last.c.job_created_at,
+            "updated_at": func.now(),
+        }
+        values |= {
+            c.name: last.c[c.name] for c in job.c if c.name not in values and c.name in last.c
+        }
+        back = (
+            pg_insert(job)
+            .from_select(list(values), select(*values.values()))
+            .on_conflict_do_nothing(index_elements=[job.c.id])
+            .returning(job.c.id)
+            .cte("back")
+        )
+        gone = (
+            delete(dead)
+            .with_hint(ONLY)
+            .where(dead.c.id == last.c.id, last.c.job_id == back.c.id)
+            .returning(dead.c.id)
+            .cte("gone")
+        )
+        return select(found.c.job_id, found.c.queue, gone.c.id.is_not(None)).select_from(
+            found.outerjoin(gone, gone.c.id == found.c.id)
+        )
+
+    def prune(self, where: ColumnElement[bool], limit: int | None) -> Executable:
+        """Delete dead jobs, the oldest first; returns how many. Parameter: age (timedelta)."""
+        dead = self._dead
+        # By id and not by address: a row that was edited while this waited has a new one.
+        old = (
+            select(dead.c.id)
+            .with_hint(dead, ONLY)
+            .where(dead.c.moved_at < func.now() - parameter("age", Interval), where)
+            .order_by(*self._dead_order)
+            .limit(limit)
+            .with_for_update()
+            .cte("old")
+        )
+        done = delete(dead).with_hint(ONLY).where(dead.c.id == old.c.id)
+        gone = done.returning(dead.c.id).cte("gone")
+        return select(func.count()).select_from(gone)
+
+    @property
+    def _dead_order(self) -> tuple[ColumnElement[Any], ...]:
+        """In which order dead jobs are locked by all, so that nobody waits in a circle."""
+        return self._dead.c.moved_at, self._dead.c.id
+
+    @cached_property
+    def grow_older(self) -> tuple[Executable, ...]:
+        """Put all times of all jobs, live and dead, back. Parameter: by (timedelta)."""
+        by = parameter("by", Interval)
+        times = {
+            self._job: ("next_run_at", "created_at", "updated_at", "unknown_since"),
+            self._dead: ("next_run_at", "job_created_at", "job_updated_at", "moved_at"),
+        }
+        return tuple(
+            update(table).with_hint(ONLY).values({name: table.c[name] - by for name in names})
+            for table, names in times.items()
+        )
+
+    @cached_property
+    def wake_all(self) -> Executable:
+        """Wake all workers that wait, for whatever they wait."""
+        waits_for = cast(self._worker.c.waits_for, JSONB)
+        queues = (
+            func.jsonb_array_elements_text(waits_for)
+            .table_valued("queue", name="awaited")
+            .render_derived()
+        )
+        notified = func.pg_notify(self.channel, queues.c.queue)
+        waiting = self._worker.join(queues, true())
+        return select(cast(notified, Text)).select_from(waiting).with_hint(self._worker, ONLY)

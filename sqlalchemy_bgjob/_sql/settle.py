@@ -1,0 +1,227 @@
+"""SQL that settles. It names the id, the lease and the worker.
+
+If anyone has claimed the job since, it matches no row, and the late result is dropped.
+"""
+
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Executable,
+    Float,
+    Integer,
+    LargeBinary,
+    Select,
+    TableValuedAlias,
+    Text,
+    case,
+    cast,
+    delete,
+    func,
+    insert,
+    literal_column,
+    not_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from ..models import Models
+from .words import ONLY, SECOND, Tables, array_parameter, at, parameter, transaction_id, unnest
+
+
+class SettleStatements(Tables):
+    """Complete, release, bury; and what is asked when an answer was lost."""
+
+    def __init__(self, models: Models) -> None:
+        super().__init__(models)
+        self.complete: Callable[[bool], Executable] = cache(self._complete)
+        self.release: Callable[[bool], Executable] = cache(self._release)
+        self.bury: Callable[[bool], Executable] = cache(self._bury)
+
+    def _held(self, given: TableValuedAlias, *, wait: bool, keeps_key: bool = False) -> Select[Any]:
+        """The addresses of the given jobs that this worker still holds, locked.
+
+        Not `attempt`: reschedule and redrive give attempts back, so a value can recur. A batch does
+        not wait for a row that somebody else has locked; a handler's own transaction does. Where
+        the row stays, a foreign key that points at it does not stand in the way.
+        """
+        return self._one_by_one(
+            given,
+            literal_column("held.ctid"),
+            lambda held, one: one.with_for_update(skip_locked=not wait, key_share=keeps_key),
+        )
+
+    def _one_by_one(
+        self,
+        given: TableValuedAlias,
+        value: ColumnElement[Any],
+        complete: Callable[[Any, Select[Any]], Select[Any]],
+    ) -> Select[Any]:
+        """A value of each given job that this worker still holds.
+
+        A LATERAL that can't be pulled up: one look into the primary key for each job, whatever
+        the statistics say. Joined in the open, the same was a nested loop over all pairs, or a
+        scan of the queue's part of the claim's index, see tests/test_plans.py. So the queue, which
+        would invite the latter, is not named.
+        """
+        held = self._job.alias("held")
+        one = (
+            select(value.label("value"))
+            .select_from(held)
+            .with_hint(held, ONLY)
+            .where(
+                held.c.id == given.c.ids,
+                held.c.lease == given.c.leases,
+                held.c.claimed_by == parameter("worker", BigInteger),
+            )
+        )
+        found = complete(held, one).lateral("found")
+        return select(found.c.value).select_from(given.join(found, true()))
+
+    def _complete(self, wait: bool) -> Executable:
+        """Delete jobs that are done; returns how many, the xid, and if some were not, the ids.
+
+        Parameters: worker, and lists ids, leases. With *wait*, wait for locked rows.
+        """
+        given = unnest(ids=Text(), leases=BigInteger())
+        job = self._job
+        done = delete(job).with_hint(ONLY).where(at(self._held(given, wait=wait)))
+        gone = done.returning(job.c.id).cte("gone")
+        count = func.count()
+        all_gone = count == func.cardinality(array_parameter("ids", Text()))
+        which = case((not_(all_gone), func.array_agg(gone.c.id, type_=ARRAY(Text))))
+        # Where nothing was done, none is assigned.
+        return select(count, case((count > 0, transaction_id())), which).select_from(gone)
+
+    @cached_property
+    def complete_one(self) -> Executable:
+        """As :meth:`complete`, for one job and without waiting; returns the xid.
+
+        Parameters: worker, id, lease.
+        """
+        job = self._job
+        held = job.alias("held")
+        locked: Select[Any] = (
+            select(literal_column("held.ctid"))
+            .select_from(held)
+            .with_hint(held, ONLY)
+            .where(
+                held.c.id == parameter("id", Text),
+                held.c.lease == parameter("lease", BigInteger),
+                held.c.claimed_by == parameter("worker", BigInteger),
+            )
+            .with_for_update(skip_locked=True)
+        )
+        return delete(job).with_hint(ONLY).where(at(locked)).returning(transaction_id())
+
+    def _release(self, wait: bool) -> Executable:
+        """Queue jobs again; returns id and xid of each.
+
+        Parameters: worker, and lists ids, leases, give_backs, delays (seconds; null keeps
+        next_run_at), errors, keep_errors, args, new_args, headers (JSON text), unknowns.
+        """
+        job = self._job
+        given = unnest(
+            ids=Text(),
+            leases=BigInteger(),
+            give_backs=Integer(),
+            delays=Float(53),
+            errors=Text(),
+            keep_errors=Boolean(),
+            args=LargeBinary(),
+            new_args=Boolean(),
+            headers=Text(),
+            unknowns=Boolean(),
+        )
+        again = func.clock_timestamp() + given.c.delays * SECOND
+        return (
+            update(job)
+            .with_hint(ONLY)
+            .where(at(self._held(given, wait=wait, keeps_key=True)), job.c.id == given.c.ids)
+            .values(
+                claimed_by=None,
+                lease=job.c.lease + 1,
+                attempt=func.greatest(job.c.attempt - given.c.give_backs, 0),
+                next_run_at=func.coalesce(again, job.c.next_run_at),
+                last_error=case((given.c.keep_errors, job.c.last_error), else_=given.c.errors),
+                arg=case((given.c.new_args, given.c.args), else_=job.c.arg),
+                headers=case((given.c.new_args, cast(given.c.headers, JSONB)), else_=job.c.headers),
+                unknown_since=case(
+                    (given.c.unknowns, func.coalesce(job.c.unknown_since, func.now()))
+                ),
+                updated_at=func.now(),
+            )
+            .returning(job.c.id, transaction_id())
+        )
+
+    def _bury(self, wait: bool) -> Executable:
+        """Move jobs to the dead table; returns id and xid of each.
+
+        Parameters: worker, and lists ids, leases, dead_ids, give_backs, errors.
+        """
+        job, dead = self._job, self._dead
+        given = unnest(
+            ids=Text(), leases=BigInteger(), dead_ids=Text(), give_backs=Integer(), errors=Text()
+        )
+        gone = delete(job).with_hint(ONLY).where(at(self._held(given, wait=wait)))
+        moved = gone.returning(*job.c).cte("moved")
+        values: dict[str, Any] = {
+            "id": given.c.dead_ids,
+            "job_id": moved.c.id,
+            "job_created_at": moved.c.created_at,
+            "job_updated_at": moved.c.updated_at,
+            "moved_at": func.clock_timestamp(),
+            "attempt": func.greatest(moved.c.attempt - given.c.give_backs, 0),
+            "last_error": func.coalesce(given.c.errors, moved.c.last_error),
+        }
+        # The rest by name, the user's own columns among them where both tables have them.
+        values |= {
+            c.name: moved.c[c.name] for c in dead.c if c.name not in values and c.name in moved.c
+        }
+        rows = select(*values.values()).select_from(moved.join(given, moved.c.id == given.c.ids))
+        return (
+            insert(dead).from_select(list(values), rows).returning(dead.c.job_id, transaction_id())
+        )
+
+    @cached_property
+    def still_held(self) -> Executable:
+        """Which of the given jobs this worker holds, locked or not. Parameters as in complete."""
+        given = unnest(ids=Text(), leases=BigInteger())
+        return self._one_by_one(
+            given, literal_column("held.id", Text), lambda held, one: one.limit(1)
+        )
+
+    @cached_property
+    def free(self) -> Executable:
+        """Which of them nobody else has locked; they are locked then. Parameters as in complete."""
+        given = unnest(ids=Text(), leases=BigInteger())
+        return self._one_by_one(
+            given,
+            literal_column("held.id", Text),
+            lambda held, one: one.with_for_update(skip_locked=True),
+        )
+
+    @cached_property
+    def note_error(self) -> Executable:
+        """Write last_error of a job that can't be settled. Parameters: as complete, and error."""
+        given = unnest(ids=Text(), leases=BigInteger())
+        job = self._job
+        return (
+            update(job)
+            .with_hint(ONLY)
+            .where(at(self._held(given, wait=False, keeps_key=True)))
+            .values(last_error=parameter("error", Text), updated_at=func.now())
+        )
+
+    @cached_property
+    def transaction_status(self) -> Executable:
+        """committed, aborted or in progress. Parameter: xid, as text."""
+        xid = cast(parameter("xid", Text), Text).op("::")(literal_column("xid8"))
+        return select(cast(func.pg_xact_status(xid), Text))

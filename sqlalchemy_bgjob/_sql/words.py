@@ -1,0 +1,153 @@
+"""The words of which the queue's SQL is made: parameters, row locks, notifications.
+
+Rows are locked inside an ``ARRAY(SELECT ctid ... SKIP LOCKED)``, which is evaluated once: the LIMIT
+holds whichever plan is chosen, and the rows are then fetched by address, so no statistics can turn
+the join into a scan of the table. A locked row cannot move.
+"""
+
+from functools import cache
+from hashlib import sha1
+from typing import Any, Final
+
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Executable,
+    Float,
+    FromClause,
+    Select,
+    Table,
+    TableValuedAlias,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    column,
+    extract,
+    func,
+    literal_column,
+    or_,
+    select,
+    table,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from ..models import Models
+from ..schema._versions import qualified, translated
+
+_CTID: ColumnElement[Any] = literal_column("ctid")
+SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
+
+ONLY: Final = "ONLY"
+"""The hint by which a statement means a table's own rows, and not those of tables that inherit from
+it, such as an archive: an address is unique within one table, and an archived row is no job. Every
+statement gives it for every table of the queue; see tests/test_inheritance.py."""
+
+PARAMETER_PREFIX = "given_"
+
+
+def parameter(name: str, type_: Any) -> BindParameter[Any]:
+    """A named parameter; its value is given by :func:`parameters`."""
+    # Prefixed: SQLAlchemy keeps the columns' own names for the values of an INSERT or UPDATE.
+    return bindparam(f"{PARAMETER_PREFIX}{name}", type_=type_)
+
+
+def parameters(**values: Any) -> dict[str, Any]:
+    """Values for the parameters that the statements' docstrings name."""
+    return {f"{PARAMETER_PREFIX}{name}": value for name, value in values.items()}
+
+
+def channel_name(schema: str | None, table_prefix: str) -> str:
+    """The name on which workers LISTEN: one for each set of tables, at most 63 bytes."""
+    full_name = f"{schema or ''}.{table_prefix}"
+    return f"bgjob_{sha1(full_name.encode(), usedforsecurity=False).hexdigest()[:12]}"
+
+
+@cache
+def wake_up(schema: str | None, table_prefix: str) -> Executable:
+    """Wake the workers that wait for a queue, at this transaction's commit. Parameter: queue."""
+    worker = table(f"{table_prefix}worker", column("id"), column("waits_for", JSONB), schema=schema)
+    queue = parameter("queue", Text)
+    notified = func.pg_notify(channel_name(schema, table_prefix), queue)
+    return select(cast(notified, Text)).where(awaited(worker, queue))
+
+
+def awaited(worker: FromClause, queue: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a worker waits for this queue to be notified of.
+
+    Every COMMIT that notifies takes a lock which those of all other databases wait for, and most
+    notifications would tell busy workers what they find by themselves.
+    """
+    waits_for = cast(worker.c.waits_for, JSONB)
+    return select(worker.c.id).with_hint(worker, ONLY).where(waits_for.has_key(queue)).exists()
+
+
+def array_parameter(name: str, item: Any) -> ColumnElement[Any]:
+    """A parameter that takes a list."""
+    # The cast types an empty list, and spares drivers that send text from guessing.
+    return cast(parameter(name, ARRAY(item)), ARRAY(item))
+
+
+def unnest(**columns: Any) -> TableValuedAlias:
+    """Rows made of parallel array parameters: ``unnest(ids, leases, ...)``."""
+    arrays = [array_parameter(name, item) for name, item in columns.items()]
+    return (
+        func.unnest(*arrays)
+        .table_valued(*(column(name, item) for name, item in columns.items()), name="given")
+        .render_derived()
+    )
+
+
+def at(locked: Select[Any]) -> ColumnElement[bool]:
+    """Rows at the addresses that a locking SELECT of one ctid column returns."""
+    return any_(func.array(locked.scalar_subquery())) == _CTID
+
+
+def seconds(interval: ColumnElement[Any]) -> ColumnElement[float]:
+    """An interval as a number."""
+    return cast(extract("epoch", interval), Float(53))
+
+
+def transaction_id() -> ColumnElement[str]:
+    """This transaction's id, by which a COMMIT whose answer was lost can be looked up."""
+    return cast(func.pg_current_xact_id(), Text).label("xid")
+
+
+@cache
+def transaction_began_at() -> Executable:
+    """When this transaction began: no two of one session have begun at the same time."""
+    return select(func.now())
+
+
+@cache
+def has_written() -> Executable:
+    """Whether this transaction has written anything, or locked a row."""
+    return select(func.pg_current_xact_id_if_assigned().is_not(None))
+
+
+@cache
+def is_read_only() -> Executable:
+    """Whether each transaction of this session is read-only unless it says otherwise."""
+    default = cast(func.current_setting("default_transaction_read_only"), Boolean)
+    return select(or_(default, func.pg_is_in_recovery()))
+
+
+class Tables:
+    """One set of tables, and the channels of its workers."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._job: Table = models.job
+        self._dead: Table = models.dead_job
+        self._worker: Table = models.worker
+        self.channel = channel_name(models.schema, models.table_prefix)
+        self.channel_of_given_back = f"{self.channel}_given_back"
+
+    def table_names(self, connection: Connection) -> list[str]:
+        """The tables' names, quoted, as PostgreSQL's functions take them: that of jobs is first."""
+        tables = (self._job, self._dead, self._worker)
+        schema = translated(connection, self._models.schema)
+        return [qualified(schema, table.name) for table in tables]

@@ -1,0 +1,1 @@
+"""The running worker: what both kinds share."""

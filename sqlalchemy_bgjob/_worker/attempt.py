@@ -1,0 +1,449 @@
+"""Runs one claimed job: from the row's bytes to a settlement.
+
+Written once, for functions, which run in threads, and for coroutines. What most jobs do not need
+costs them nothing: a session, and the job as plain data, are made when they are asked for.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from .._db.errors import describe
+from .._db.forks import leave_if_forked
+from .._db.frames import causes
+from .._drafts.codec import Encoded
+from .._handlers.around import Around
+from .._handlers.outcomes import (
+    COMPLETED,
+    INTERRUPTED,
+    UNCHANGED,
+    Kind,
+    MoveToDlq,
+    Outcome,
+    Reschedule,
+    Retry,
+    Settlement,
+    as_outcome,
+    decide,
+    failed,
+)
+from .._handlers.registry import JobType
+from .._lifecycle import ClaimedJob, Fate, Pending
+from .._lifecycle.row_errors import RowLocked
+from .._sql import Statements
+from ..exceptions import InvalidArg, NoContextManager
+from ..telemetry import JobInfo
+from ..telemetry._job_log import log_policy_problem, log_stack
+from .handler_session import HandlerSession, JobEnded, refused
+from .permits import NoConnectionInTime
+
+S = TypeVar("S")
+
+AFTER_ROW_LOCKED: Final = 5.0
+"""Seconds until a job runs again whose end a user's open transaction had held up."""
+
+
+class Run:
+    """One run of one job, as the worker and the handler share it."""
+
+    __slots__ = (
+        "_info",
+        "cancelled",
+        "committing",
+        "connected",
+        "deadline",
+        "handler",
+        "job",
+        "lease_lost",
+        "started_at",
+        "successor",
+        "task",
+        "timer",
+        "told_overdue",
+        "untold",
+    )
+
+    def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
+        self.job, self.handler = job, handler
+        self.lease_lost = False
+        self.cancelled = False
+        # The handler is done, and what it did may be committed any moment.
+        self.committing = False
+        # Whether its session could be used, or the context around it; None if it used no session.
+        self.connected: bool | None = None
+        self.deadline: float | None = None
+        self.told_overdue = False
+        self.started_at = 0.0
+        # The next run of the same job, claimed before this one was told; nor is its start told
+        # then, which comes after that.
+        self.successor: Run | None = None
+        self.untold = False
+        self.task: Any = None  # of a coroutine
+        self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
+        self._info: JobInfo | None = None
+
+    @property
+    def late(self) -> bool:
+        """Whether the handler's ``timeout`` is over."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def postpone(self, seconds: float) -> None:
+        """Move the deadline on, unless the handler was cancelled for it."""
+        timer = self.timer
+        if self.deadline is None or (timer is not None and timer.expired()):
+            return
+        self.deadline += seconds
+        if timer is not None:
+            timer.reschedule(timer.when() + seconds)
+
+    def outcome(self, returned: object) -> Outcome:
+        """The outcome of a handler that returned: the one that it says, or that it is complete.
+
+        Raises:
+            TimeoutError: It says none, and returned after its deadline. It may have stopped
+                half-way, because ``ctx.cancelled`` told it to.
+            TypeError: It returned something else.
+        """
+        if returned is None and self.late:
+            raise TimeoutError(
+                f"the handler returned after its timeout of {self.handler.options.timeout:g} s, so "
+                f"what it wrote is undone; one that has finished late may return Complete()"
+            )
+        return as_outcome(returned, self.handler.type)
+
+    @property
+    def info(self) -> JobInfo:
+        """The job as handlers and observers see it; made when somebody looks."""
+        if self._info is None:
+            self._info = job_info(self.job)
+        return self._info
+
+
+class Context(Generic[S]):
+    """What a handler is given: its job, and a session that commits together with the job's end."""
+
+    __slots__ = ("_make_session", "_run")
+
+    def __init__(self, run: Run, session: Callable[[], S]) -> None:
+        self._run, self._make_session = run, session
+
+    @property
+    def job(self) -> JobInfo:
+        """The job: id, queue, type, attempt, last_error, times and headers."""
+        return self._run.info
+
+    @property
+    def session(self) -> S:
+        """A Session (in a coroutine an AsyncSession), made at the first use.
+
+        What is written through it commits together with the job's end, or not at all.
+
+        Raises:
+            RuntimeError: The handler was registered with ``session=False``.
+        """
+        return self._make_session()
+
+    @property
+    def lease_lost(self) -> bool:
+        """Whether the job was taken from this worker: what is done now will not be committed."""
+        return self._run.lease_lost
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the handler should stop: lease lost, worker stopping, or deadline passed.
+
+        A handler that returns None after its deadline has failed; see ``timeout``.
+        """
+        run = self._run
+        return run.cancelled or run.lease_lost or run.late
+
+    @property
+    def deadline(self) -> float | None:
+        """When the handler's ``timeout`` ends, by ``time.monotonic()``; None for never.
+
+        It moves on by the time for which the session waits for a connection.
+        """
+        return self._run.deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where runs take place.
+
+    Attributes:
+        connect: Takes a connection for an isolation level (None: the engine's) and a worker, and
+            waits for those of other handlers until a monotonic time (None: however long).
+        disconnect: Gives it back, whatever state it is in.
+        around: Makes the context that is entered around run and commit, if there is one.
+        scoped: Whether the handler's session is a scoped_session's.
+        process: The one that runs the worker.
+    """
+
+    statements: Statements
+    engine: Engine
+    session_factory: Callable[[], Any]
+    connect: Callable[[str | None, int, float | None], Connection]
+    disconnect: Callable[[Connection], None]
+    around: Callable[[], Any] | None = None
+    scoped: bool = field(init=False)
+    process: int = field(init=False, default_factory=os.getpid)
+
+    def __post_init__(self) -> None:
+        scoped = getattr(self.session_factory, "registry", None) is not None
+        object.__setattr__(self, "scoped", scoped)
+
+
+class Attempt:
+    """One call of a handler, from the row's bytes to a settlement.
+
+    :meth:`begin` calls the function; who runs a coroutine awaits what that returns; :meth:`end`
+    settles. The last needs a thread or a greenlet only where :attr:`opened` says so.
+    """
+
+    __slots__ = ("_environment", "_over", "_run", "_unit", "around")
+
+    def __init__(self, environment: Environment, run: Run) -> None:
+        self._environment, self._run = environment, run
+        make = environment.around
+        self.around = None if make is None else Around(make, run.job.id)
+        self._unit: HandlerSession | None = None
+        self._over = False
+
+    def _start(self) -> None:
+        run, timeout = self._run, self._run.handler.options.timeout
+        run.started_at = time.monotonic()
+        if timeout is not None:
+            run.deadline = run.started_at + timeout
+
+    async def begin_around(self) -> Any:
+        """For a coroutine: enter what is around, and do what :meth:`begin` does."""
+        assert self.around is not None
+        self._start()
+        await self.around.enter_async()
+        return await self.begin()
+
+    def begin(self) -> Any:
+        """Decode the arg and call the function: what it returns, or raises."""
+        run = self._run
+        handler = run.handler
+        if self.around is None:
+            self._start()
+        if self._environment.scoped and handler.options.session:
+            self._make_unit().enter_scope()  # before the handler first calls it
+        if handler.takes_arg:
+            try:
+                arg = handler.decode(run.job.arg, run.job.headers)
+            except InvalidArg as error:
+                raise MoveToDlq(error) from error  # no attempt will ever decode it
+            return handler.function(Context(run, self._session), arg)
+        return handler.function(Context(run, self._session))
+
+    def _session(self) -> Any:
+        handler = self._run.handler
+        if not handler.options.session:
+            raise RuntimeError(f"the handler of {handler.type!r} has session=False")
+        if self._unit is None and self._over:
+            raise JobEnded
+        return (self._unit or self._make_unit()).session
+
+    def _make_unit(self) -> HandlerSession:
+        environment = self._environment
+        self._unit = HandlerSession(
+            self._connect,
+            environment.disconnect,
+            environment.session_factory,
+            environment.engine,
+        )
+        return self._unit
+
+    def _connect(self) -> Connection:
+        """A connection for the session; the time that it takes is not counted as the handler's."""
+        run, connect = self._run, self._environment.connect
+        level, worker_id = run.handler.options.isolation_level, run.job.worker_id
+        if run.deadline is None or run.late or self._over:
+            return connect(level, worker_id, None)
+        asked_at = time.monotonic()
+        connection = connect(level, worker_id, run.deadline)
+        run.postpone(time.monotonic() - asked_at)
+        return connection
+
+    @property
+    def opened(self) -> bool:
+        """Whether there is a session, so that the end may have to wait for the database."""
+        return self._unit is not None
+
+    def execute(self) -> tuple[Pending, Fate | None]:
+        """Run a function from its begin to its end."""
+        around = self.around
+        if around is not None:
+            return self._execute_around(around)
+        try:
+            returned = self.begin()
+        except BaseException as error:
+            return self.end(None, error)
+        return self.end(returned, None)
+
+    def _execute_around(self, around: Around) -> tuple[Pending, Fate | None]:
+        returned: Any = None
+        error: BaseException | None = None
+        try:
+            self._start()
+            around.enter()
+            returned = self.begin()
+        except BaseException as raised:
+            error = raised
+        ended = self.end(returned, error)
+        around.leave(error)
+        return ended
+
+    def end(self, returned: Any, error: BaseException | None) -> tuple[Pending, Fate | None]:
+        """The settlement, and its fate if the handler's own transaction wrote it. Never raises."""
+        self._over = True
+        run, unit = self._run, self._unit
+        leave_if_forked(self._environment.process, run.job.type, error)
+        if returned is None and error is None and unit is None and run.deadline is None:
+            return Pending(run.job, COMPLETED), None
+        try:
+            if unit is not None and error is not None:
+                unit.complete(error)
+            excuse = self._excuse(error)
+            if excuse is not None and returned is None and not isinstance(error, Outcome):
+                return self._put_off(excuse), None
+            settlement, keep = self._settlement(returned, error)
+            pending = Pending(run.job, settlement)
+            if not keep or unit is None:
+                return pending, None
+            # In this order, against the interruption, which looks and writes in the opposite one:
+            # either it leaves this commit its time, or there is no commit.
+            run.committing = True
+            if run.cancelled:
+                return Pending(run.job, INTERRUPTED), None
+            return self._commit(unit, pending, outcome_was_named=returned is not None)
+        except BaseException as strange:  # an exception that can't even be looked at
+            text = f"a {type(strange).__name__} while the handler's end was recorded"
+            return Pending(
+                run.job, settlement_for(run.handler, run.job, Retry(None, text), None)
+            ), None
+        finally:
+            if unit is not None:
+                if run.connected is None:
+                    run.connected = unit.reached or None
+                unit.discard()
+
+    def _commit(
+        self, unit: HandlerSession, pending: Pending, *, outcome_was_named: bool
+    ) -> tuple[Pending, Fate | None]:
+        run = self._run
+        try:
+            fate = unit.commit(
+                self._environment.statements, pending, outcome_was_named=outcome_was_named
+            )
+            return pending, fate
+        except RowLocked as locked:
+            # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
+            pending.settlement = Settlement(
+                Kind.RESCHEDULED, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
+            )
+        except BaseException as refusal:
+            unit.complete(refusal)
+            excuse = self._excuse(refusal)
+            if excuse is not None:  # its first statement, or its first write, was the last flush
+                return self._put_off(excuse), None
+            pending.settlement = _after(run.handler, run.job, refused(refusal))
+        return pending, None
+
+    def _excuse(self, error: BaseException | None) -> BaseException | None:
+        """Why the handler could not do its part: no context, no connection, or one of no use.
+
+        Its deadline may have come while it waited for one, or a timeout of the handler's own.
+        """
+        unit = self._unit
+        if unit is None:
+            return error if isinstance(error, NoContextManager) else None
+        lacks = unit.unconnected
+        if isinstance(lacks, Exception):
+            return lacks
+        if lacks is not None and (self._run.late or _stems_from(error, type(lacks))):
+            return NoConnectionInTime()
+        return None if error is None else unit.unfit(error)
+
+    def _put_off(self, excuse: BaseException) -> Pending:
+        """Give the attempt back; the worker knows for how long such jobs are to wait."""
+        self._run.connected = False
+        settlement = Settlement(Kind.RESCHEDULED, delay=0.0, error=describe(excuse), give_back=True)
+        return Pending(self._run.job, settlement, error=excuse)
+
+    def _settlement(self, returned: Any, error: BaseException | None) -> tuple[Settlement, bool]:
+        """What follows from the call, and whether the handler's writes are kept."""
+        job, handler = self._run.job, self._run.handler
+        outcome: Any = None
+        if error is None:
+            try:
+                outcome = self._run.outcome(returned)
+            except (TimeoutError, TypeError) as useless:
+                error = useless
+        keep = error is None
+        if error is not None:
+            outcome = failed(error)
+        arg: Encoded | None = None
+        if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
+            try:
+                arg = handler.codec.encode(outcome.arg)
+            except Exception as refusal:
+                return _after(handler, job, refusal), False
+        return settlement_for(handler, job, outcome, arg), keep
+
+
+def _stems_from(error: BaseException | None, cancellation: type[BaseException]) -> bool:
+    """Whether an error was made of a cancellation, as a timeout is.
+
+    The bare cancellation is another matter: the handler's own program has given the task up.
+    """
+    if error is None or isinstance(error, cancellation):
+        return False
+    # Not the same one: the wait may have been in a task of the handler's own.
+    return any(isinstance(cause, cancellation) for cause in causes(error))
+
+
+def _after(handler: JobType[Any], job: ClaimedJob, error: BaseException) -> Settlement:
+    return settlement_for(handler, job, failed(error), None)
+
+
+def settlement_for(
+    handler: JobType[Any], job: ClaimedJob, outcome: Outcome, arg: Encoded | None
+) -> Settlement:
+    """What follows from an outcome by the handler's options; what should be logged of it, is."""
+    options = handler.options
+    log_stack(job, handler, getattr(outcome, "error", None))
+    settlement = decide(
+        outcome,
+        attempt=job.attempt,
+        max_attempts=options.max_attempts,
+        policy=options.retry,
+        arg=arg,
+    )
+    if settlement.policy_problem is not None:
+        log_policy_problem(handler, settlement.policy_problem)
+    return settlement
+
+
+def job_info(job: ClaimedJob) -> JobInfo:
+    """A claimed job as handlers and observers see it."""
+    return JobInfo(
+        id=job.id,
+        queue=job.queue,
+        type=job.type,
+        attempt=job.attempt,
+        lease=job.lease,
+        priority=job.priority,
+        crashes=job.crashes,
+        last_error=job.last_error,
+        headers=dict(job.headers or {}),
+        next_run_at=job.next_run_at,
+        created_at=job.created_at,
+        updated_at=job.updated_at,
+    )

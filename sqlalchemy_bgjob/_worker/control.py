@@ -1,0 +1,110 @@
+"""The control connection: on which a worker's loop claims, settles and hands back."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy import Connection
+
+from .._db.connections import commit_each, keep, own
+from .._db.encodings import changes_encoding
+from .._db.errors import summary
+from .._db.idle_statement import Direct, direct
+from .._db.leave_clean import leave_clean
+from .._sql import Statements
+from .runtime import Runtime
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+DOUBTED_AFTER: Final = 1.0
+"""Seconds: however many queues refuse to be claimed from, no more sessions are begun for it."""
+
+
+class Control:
+    """Connects when it is needed, and again after it was dropped.
+
+    While a worker has nothing to do its connection *rests*: each statement commits by itself, so
+    that the claim that a job wakes it for takes one round trip. It is used in transactions
+    otherwise.
+
+    Args:
+        runtime: Where to connect.
+        statements: Those of the tables.
+        worker_id: The id under which the worker is registered, by which its sessions are named.
+    """
+
+    def __init__(
+        self, runtime: Runtime, statements: Statements, worker_id: Callable[[], int | None]
+    ) -> None:
+        self._runtime, self._statements, self._worker_id = runtime, statements, worker_id
+        self._connection: Connection | None = None
+        self._is_changed = False
+        """Whether the pool, which is the application's, must not get the session back."""
+        self._connected_at = 0.0
+        self._direct: Direct | None = None
+        self.rests = False
+        """Whether each statement commits by itself now."""
+
+    def get(self) -> Connection:
+        """The connection, for statements in transactions."""
+        connection = self._connected()
+        self._rest(connection, False)
+        keep(connection, self._worker_id())
+        return connection
+
+    def as_it_is(self, *, patience: float = 0.0) -> Connection:
+        """The connection, in whatever mode it is; for *patience* see :func:`.connections.keep`."""
+        connection = self._connected()
+        keep(connection, self._worker_id(), patience=patience)
+        return connection
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            connection = self._runtime.engine.connect()
+            self._is_changed = changes_encoding(connection)
+            self._connection, self.rests = own(connection), False
+            self._connected_at = time.monotonic()
+            claim, await_ = self._statements.claim_onward, self._runtime.await_
+            self._direct = direct(claim, self._connection, await_)
+        return self._connection
+
+    @property
+    def direct(self) -> Direct | None:
+        """How to claim in one round trip, while the connection rests."""
+        return self._direct if self.rests else None
+
+    def rest(self) -> None:
+        """Nothing is to be done; where one round trip is not possible, nothing changes."""
+        if self._connection is not None and self._direct is not None:
+            self._rest(self._connection, True)
+
+    def _rest(self, connection: Connection, rests: bool) -> None:
+        if self.rests != rests:
+            commit_each(connection, rests)
+            self.rests = rests
+
+    def doubt(self) -> None:
+        """Its session may be at fault: begin another, unless this one is a moment old."""
+        if time.monotonic() - self._connected_at > DOUBTED_AFTER:
+            self.drop()
+
+    def drop(self) -> None:
+        """Use this connection no more: it is lost, or its session may be at fault."""
+        self._close(invalidate=True)
+
+    def close(self) -> None:
+        """Give it back: the worker ends."""
+        self._close(invalidate=self._is_changed)
+
+    def _close(self, *, invalidate: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                if invalidate and not connection.invalidated:
+                    leave_clean(connection)
+                    connection.invalidate()
+                connection.close()
+            except Exception as error:
+                logger.debug("closing: %s", summary(error))

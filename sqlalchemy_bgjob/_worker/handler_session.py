@@ -1,0 +1,398 @@
+"""The handler's session: opened when it is used, contained, and settled in its own transaction.
+
+The session joins a transaction that belongs to the worker. Whatever the handler calls on it, the
+one COMMIT comes after the settlement, so the handler's writes and the job's end are one step:
+
+* ``session.commit()`` keeps what was written so far against a later ``rollback()``, and commits
+  nothing yet. Only from then on is a savepoint spent; the common path needs none.
+* ``session.rollback()`` and ``session.close()`` undo what was not kept, as they always do. A
+  handler that returns although its writes were lost so has failed, see :mod:`._writes`.
+* A handler that ends the transaction behind the session's back has failed, see
+  :mod:`._transaction`.
+
+Nothing is locked while a handler runs, so there is no lock that it could give away.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Transaction
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, SessionTransaction
+
+from .._db.errors import sqlstate, summary
+from .._db.forks import Forked
+from .._db.last_words import LastWords, complete, last_words
+from .._lifecycle import Fate, Pending, holds, write
+from .._lifecycle.row_errors import RowKept, RowLocked, RowMissing
+from .._sql import Statements
+from .._sql.words import has_written
+from . import scope
+from .session_events import watch
+from .transaction import OpenTransaction, TransactionEnded
+from .unfit import blamed, fault, replace_pooled
+from .writes import Writes
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+_ISOLATION: Final = "isolation_level"
+
+
+LOCK_TIMEOUT_MS: Final = 1_000
+"""How long a handler's settlement waits for a row that somebody else has locked."""
+
+
+class JobEnded(RuntimeError):
+    """A session was used after the job it belongs to had ended."""
+
+    def __str__(self) -> str:
+        return "the job of this session has ended; nothing that is done now could be committed"
+
+
+class HandlerSession:
+    """The session of one run, and the transaction it lives in.
+
+    Args:
+        connect: Takes a connection for this run; called at the first statement.
+        disconnect: Gives it back.
+        factory: Makes the user's session: a class, a sessionmaker, or a scoped_session, which is
+            then this session for the length of the run.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        disconnect: Callable[[Connection], None],
+        factory: Callable[[], Any],
+        engine: Engine,
+    ) -> None:
+        self._connect, self._disconnect = connect, disconnect
+        self._factory = factory
+        self._engine = engine
+        self._outer: Any = None
+        self._session: Session | None = None
+        self._writes: Writes | None = None
+        self._connection: Connection | None = None
+        self._last_words: LastWords | None = None
+        self._root: Transaction | None = None
+        self._open: OpenTransaction | None = None  # the root, as the driver and the server see it
+        self._kept = False  # the handler has called commit()
+        self._ended_in_order = False  # by commit() or rollback(), not by close()
+        self._settling = False
+        self._over = False
+        self._process = os.getpid()
+        self.reached = False
+        """Whether this run has had a connection at some time."""
+        self.unconnected: BaseException | None = None
+        """Why this run has never had a connection, though its handler asked for one."""
+
+    @property
+    def session(self) -> Any:
+        """What the handler gets: a Session or an AsyncSession."""
+        if self._outer is None:
+            self._outer = self._make()
+            session: Session = getattr(self._outer, "sync_session", self._outer)
+            self._session = session
+            session.join_transaction_mode = "rollback_only"
+            session.twophase = False  # it is part of the worker's transaction
+            # On the instance, so that a session class with a get_bind of its own joins too.
+            self._original_get_bind = session.get_bind
+            session.get_bind = self._get_bind  # type: ignore[method-assign]
+            self._writes = Writes(session, self._has_written)
+            watch(session, self)
+        return self._outer
+
+    def enter_scope(self) -> None:
+        """Make a scoped_session this run's session before the handler first calls it."""
+        _ = self.session
+
+    def _make(self) -> Any:
+        registry = getattr(self._factory, "registry", None)
+        if registry is None:
+            return self._factory()
+        session = self._factory.session_factory()  # type: ignore[attr-defined]
+        # Tasks of the handler's own have a scope of their own, and not this thread's session.
+        scope.enter(registry, session, late=not hasattr(session, "sync_session"))
+        return session
+
+    # ---- the session's side -------------------------------------------------------------------
+
+    def _get_bind(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._writes is not None
+        bind = self._bind(args, kwargs)
+        connection = self._connection
+        if self._writes.bound(args, kwargs) and bind is connection is not None:
+            assert self._open is not None
+            try:
+                self._open.mark()
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                # Of what aborted the transaction the handler was told.
+        return bind
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            bind = self._original_get_bind(*args, **kwargs)
+        except Exception:
+            # Unbound; or a get_bind that can't be asked any more, as Flask's after its app context.
+            return self._joined()
+        if not self._same_database(bind.engine):
+            return bind  # another database keeps its own engine; its commit follows ours
+        # The session's engine may translate schemas, or log: what it is set to holds here too.
+        options = {k: v for k, v in bind.get_execution_options().items() if k != _ISOLATION}
+        connection = self._joined()
+        return connection.execution_options(**options) if options else connection
+
+    def _same_database(self, engine: Engine) -> bool:
+        if engine.pool is self._engine.pool:
+            return True
+        mine, its = ((e.url.host, e.url.port, e.url.database) for e in (self._engine, engine))
+        # A URL that names nothing, beside a creator function, says nothing.
+        return mine == its and mine != (None, None, None)
+
+    def _joined(self) -> Connection:
+        if os.getpid() != self._process:
+            raise Forked
+        if self._over:
+            raise JobEnded  # or this connection would never be given back
+        if self._connection is not None and self._root is None and self._connection.invalidated:
+            # Not the same one connected anew: that would be in the engine's isolation level.
+            connection, self._connection = self._connection, None
+            self._disconnect(connection)
+        if self._connection is None:
+            self._connection = self._first_connection()
+            self._last_words = last_words(self._connection)
+        connection = self._connection
+        if self._root is None:
+            self._root, self._open = connection.begin(), OpenTransaction(connection)
+        elif not self._intact():
+            raise TransactionEnded
+        elif self._open is not None:
+            self._open.look()
+        if self._kept and not connection.in_nested_transaction():
+            connection.begin_nested()
+        return connection
+
+    def _first_connection(self) -> Connection:
+        if self.reached:
+            return self._connect()
+        try:
+            connection = self._connect()
+        except BaseException as error:
+            self.unconnected = error
+            raise
+        self.reached, self.unconnected = True, None
+        return connection
+
+    def _intact(self) -> bool:
+        connection = self._connection
+        return (
+            connection is not None
+            and not connection.invalidated
+            and self._root is not None
+            and self._root.is_active
+            and connection.get_transaction() is self._root
+        )
+
+    def is_of(self, session: Session) -> bool:
+        """Whether this is the handler's session."""
+        return session is self._session
+
+    def _has_written(self) -> bool:
+        """Whether the transaction has written, as far as the server can tell; False otherwise."""
+        connection = self._connection
+        if connection is None or self._kept or not self._intact():
+            return False
+        try:
+            return bool(connection.scalar(has_written()))
+        except DBAPIError:  # it is not usable any more, after an error that the handler was told
+            return False
+
+    def after_commit(self, session: Session) -> None:
+        """The handler has called commit()."""
+        assert self._writes is not None
+        self._writes.after_commit(session)
+        # It also fires when a savepoint of the handler's own is released.
+        if self._settling or session.in_nested_transaction():
+            return
+        self._kept = self._ended_in_order = True
+        nested = self._connection.get_nested_transaction() if self._connection else None
+        if nested is not None:
+            nested.commit()
+
+    def after_rollback(self, session: Session) -> None:
+        """The handler has called rollback(), or a flush has failed."""
+        assert self._writes is not None
+        self._writes.after_rollback(session)
+        if not session.in_nested_transaction():
+            self._ended_in_order = True
+
+    def after_transaction_end(self, ended: SessionTransaction) -> None:
+        """A transaction of the session is over: by commit(), rollback() or close()."""
+        assert self._writes is not None
+        self._writes.after_transaction_end(ended)
+        if self._settling or ended.parent is not None:
+            return
+        in_order, self._ended_in_order = self._ended_in_order, False
+        if self._connection is None or self._root is None:
+            return
+        if not in_order and self._intact():
+            # close() leaves a joined transaction alone; what was not kept is to go all the same.
+            nested = self._connection.get_nested_transaction()
+            if nested is not None:
+                nested.rollback()
+            elif not self._kept:
+                self._root.rollback()
+        if (in_order and not self._root.is_active) or (not in_order and not self._kept):
+            self._root = None
+            self._kept = False
+
+    # ---- the worker's side --------------------------------------------------------------------
+
+    def complete(self, error: BaseException) -> None:
+        """Let an error of the run say why the server has ended the session, if it has."""
+        complete(error, self._last_words)
+
+    def unfit(self, error: BaseException) -> BaseException | None:
+        """What the run has failed by, if that is its session's fault; the session is then ended."""
+        connection, found = self._connection, blamed(error)
+        if connection is None or connection.invalidated or found is None:
+            return None
+        self._settling = True
+        if self._writes is not None:
+            self._writes.stop()
+        try:
+            if self._session is not None:
+                self._session.close()
+            transaction = connection.get_transaction()
+            if transaction is not None:
+                transaction.rollback()
+            told = fault(connection, found)
+            if told is not None:
+                replace_pooled(connection, found)
+            return told
+        except Exception as strange:  # the connection is lost by now, which says nothing
+            logger.debug("asking a handler's session: %s", summary(strange))
+            return None
+
+    def commit(
+        self, statements: Statements, pending: Pending, *, outcome_was_named: bool
+    ) -> Fate | None:
+        """Flush, settle and commit in one transaction; None if no statement ever ran.
+
+        Args:
+            statements: Those of the tables.
+            pending: What is to be settled.
+            outcome_was_named: Whether the handler returned an outcome, and not None.
+
+        Raises:
+            WritesUndone: What the handler had written was lost before it returned.
+            TransactionEnded: The handler has ended the transaction.
+            RowMissing, RowKept: The job can't be settled here. Whether its lease was lost, only the
+                worker's own settlement can tell.
+            Exception: Nothing was committed, but for a COMMIT without an answer: then *pending*
+                has the transaction's id.
+        """
+        session = self._session
+        if session is None:
+            return None
+        transaction = session.get_transaction()
+        if transaction is not None:
+            # What commit() does first: the before_commit hooks, and the flush. The rest of it
+            # follows the real COMMIT, so that after_commit hooks tell the truth.
+            transaction._prepare_impl()  # noqa: SLF001 - there is no public way
+        assert self._writes is not None
+        self._writes.check(outcome_was_named=outcome_was_named)
+        connection = self._connection
+        if connection is None or (self._root is None and not connection.in_transaction()):
+            self._settling = True
+            if transaction is not None:
+                session.commit()  # for its hooks; no statement ran here
+            self._release()
+            return None
+        if not self._intact():
+            raise TransactionEnded
+        if self._open is not None:
+            self._open.check()
+        self._settling = True
+        nested = connection.get_nested_transaction()
+        if nested is not None:
+            nested.commit()
+        xid = self._write(connection, statements, pending)
+        pending.xid, pending.if_committed = xid, pending.settlement
+        connection.commit()
+        pending.xid = None
+        if transaction is not None:
+            try:
+                session.commit()
+            except Exception as error:  # a hook's own failure; the job is settled
+                logger.error(
+                    "job %s: after the commit: %s", pending.job.id, summary(error, place=True)
+                )
+        self._release()
+        return Fate.SETTLED
+
+    def _write(
+        self, connection: Connection, statements: Statements, pending: Pending
+    ) -> str | None:
+        """Write the settlement, waiting for a moment if somebody else has locked the row.
+
+        Raises:
+            RowLocked: It is locked for longer: a user's open transaction refers to the job.
+            RowMissing: There is no such row with this lease.
+            RowKept: There is, and it was not settled.
+        """
+        held, xid = write(connection, statements, [pending])
+        if held:
+            return xid
+        if not holds(connection, statements, pending):
+            raise RowMissing
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
+        try:
+            held, xid = write(connection, statements, [pending], wait=True)
+        except DBAPIError as error:
+            if sqlstate(error) == "55P03":
+                raise RowLocked from None
+            raise
+        if not held:
+            raise RowKept if holds(connection, statements, pending) else RowMissing
+        return xid
+
+    def discard(self) -> None:
+        """Undo everything and give the connection back, whatever state they are in."""
+        self._settling = True
+        if self._writes is not None:
+            self._writes.stop()  # nobody is told any more what was undone, so nobody asks
+        # Whatever comes, also a cancellation that comes late: the connection must be given back.
+        if self._session is not None:
+            with suppress(BaseException):
+                self._session.close()
+        self._release()
+
+    def _release(self) -> None:
+        self._over = True
+        connection, self._connection = self._connection, None
+        if self._session is not None:
+            with suppress(BaseException):
+                self._session.close()
+            watch(self._session, None)
+        registry = getattr(self._factory, "registry", None)
+        if registry is not None and self._session is not None:
+            scope.leave(registry)
+        if connection is not None:
+            with suppress(BaseException):  # a cancellation: it is given back all the same
+                self._disconnect(connection)
+
+
+def refused(error: BaseException) -> BaseException:
+    """The error of a commit, put so that it says what the handler did."""
+    if sqlstate(error) == "25P02":
+        return RuntimeError(
+            "the handler swallowed a database error, so its transaction can't be committed; "
+            "let the error out, or run the statement in session.begin_nested()"
+        )
+    return error

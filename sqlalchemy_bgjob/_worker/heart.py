@@ -1,0 +1,241 @@
+"""The heart of a worker: it says that the worker lives.
+
+A thread and a connection of its own, which touch the table of workers only: neither a busy event
+loop nor an exhausted pool, a slow claim, a sweep or a lock on the table of jobs can make a worker
+look dead. The rules, and what each is for:
+
+* A beat that finds its row taken means that the jobs were given to others. All that runs is told,
+  and the worker goes on under a new id; an id is never taken up again.
+* No job is started on an old beat: see :meth:`Heart.fresh`.
+* A worker whose loop has not turned for ten minutes beats no more: it would keep its jobs for ever.
+* For how long it has beaten without a gap, by both clocks, is remembered for :mod:`._watch`.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Connection
+
+from .. import _lifecycle as lifecycle
+from .._db.connections import Backoff, OfAnotherLoop, own, session_of, side_engine
+from .._db.errors import passes_by_itself
+from .._db.idle_statement import may_commit_each
+from .._db.sessions import name_session
+from .._drafts.ids import new_worker_id
+from .._sql import Statements
+from .._version import __version__
+from ..settings import WorkerSettings
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine.interfaces import IsolationLevel
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+NO_PROGRESS_AFTER: Final = 600.0
+"""Seconds without a turn of the worker's loop after which its heart stops."""
+
+
+REFUSALS: Final = 3
+"""Failures to register that do not pass by themselves: then a worker that begins gives up."""
+
+
+class Heart:
+    """Beats for one worker until it is stopped.
+
+    Args:
+        runtime: Where to connect.
+        statements: Those of the tables.
+        settings: The worker's.
+        queues: What the worker serves, for its row.
+        turned_at: When the worker's loop has last turned, by the monotonic clock.
+        on_reconnect: Called when a registered worker's heart has begun another session, which may
+            be of another server than that where the listener's is.
+        on_change: Called when the worker was registered, after each beat that was overdue, and when
+            the end of its process can be seen.
+        on_lost: Called with the old id when the worker's jobs were taken from it, before it has a
+            new one.
+        on_error: Called with what went wrong.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        statements: Statements,
+        settings: WorkerSettings,
+        queues: Mapping[str, int],
+        *,
+        turned_at: Callable[[], float],
+        on_reconnect: Callable[[], None],
+        on_change: Callable[[], None],
+        on_lost: Callable[[int], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._runtime, self._statements, self._settings = runtime, statements, settings
+        self._queues, self._turned_at = dict(queues), turned_at
+        self._on_reconnect, self._on_change = on_reconnect, on_change
+        self._on_lost, self._on_error = on_lost, on_error
+        self._stopping = threading.Event()
+        self._urgent = threading.Event()
+        self._listener: tuple[int, datetime] | None = None
+        self._stuck = False
+        self._last_beat = float("-inf")
+        self._unbroken_since = float("inf")
+        self._refusals = 0
+        self.refusal: BaseException | None = None
+        """What keeps it from registering, if that will not pass by itself."""
+        self.worker_id: int | None = None
+        """The id under which this worker is registered now."""
+        self.visible = False
+        """Whether others see at once when this process ends: they know the session that listens."""
+
+    def fresh(self, now: float, since: float = float("-inf")) -> bool:
+        """Whether a job may be started: nobody can have judged this worker lost yet.
+
+        A process that was frozen finds its last beat old by the monotonic clock, and beats first.
+        So does one that has lost a connection: since then it must have beaten, for a judge ends
+        the connections of the worker that it judges.
+        """
+        limit = self._settings.lease_timeout - self._settings.heartbeat_interval
+        last = self._last_beat
+        return self.worker_id is not None and now - last < limit and last >= since
+
+    def set_listener(self, session: tuple[int, datetime] | None) -> None:
+        """The session that listens has changed: others must hear of it at once."""
+        self._listener = session
+        self._urgent.set()
+
+    def beat_soon(self) -> None:
+        """Beat as soon as possible."""
+        self._urgent.set()
+
+    def stop(self) -> None:
+        """Ask the thread to end."""
+        self._stopping.set()
+        self._urgent.set()
+
+    def run(self) -> None:
+        """Beat and look, and connect again whenever the connection is lost."""
+        engine = side_engine(self._runtime.heart_engine)
+        backoff = Backoff()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    with session_of(engine) as connection:
+                        # Each beat commits by itself: if the network died between the beat and its
+                        # COMMIT, the row would stay locked, and nobody could judge this worker.
+                        each = may_commit_each(connection)
+                        level: IsolationLevel = "AUTOCOMMIT" if each else "READ COMMITTED"
+                        self._live(own(connection, level), backoff)
+                except Exception as error:
+                    self._on_error(error)
+                    self._note_refusal(error)
+                    if not self._stopping.is_set():
+                        backoff.log("heartbeat interrupted", error)
+                self._stopping.wait(backoff.pause())
+        finally:
+            engine.pool.dispose()  # no listener of the application's is told of it
+
+    def _note_refusal(self, error: BaseException) -> None:
+        if passes_by_itself(error):
+            return
+        # Each connection of another loop may be one that a pool of the application's has lost.
+        self._refusals = REFUSALS if isinstance(error, OfAnotherLoop) else self._refusals + 1
+        if self._refusals == REFUSALS:
+            self.refusal = error
+            self._on_change()
+
+    def _live(self, connection: Connection, backoff: Backoff) -> None:
+        settings = self._settings
+        self._unbroken_since = time.monotonic()
+        next_beat = 0.0
+        if self.worker_id is not None:
+            # On another server the listener's session is unknown, and looks ended there.
+            name_session(connection, self.worker_id)
+            self._listener = None
+            self._on_reconnect()
+        try:
+            while not self._stopping.is_set():
+                now = time.monotonic()
+                if now >= next_beat or self._urgent.is_set():
+                    self._urgent.clear()
+                    last, longest = self._last_beat, settings.lease_timeout / 2
+                    gap = self._is_stuck(now) or self._beat(connection) > longest
+                    if gap or time.monotonic() - last > longest:
+                        self._unbroken_since = time.monotonic()
+                    backoff.reset()
+                    next_beat = now + settings.heartbeat_interval
+                self._urgent.wait(max(next_beat - time.monotonic(), 0.0))
+        finally:
+            self._unbroken_since = float("inf")
+
+    def _is_stuck(self, now: float) -> bool:
+        still = now - self._turned_at()
+        was, self._stuck = self._stuck, still > NO_PROGRESS_AFTER
+        if self._stuck and not was:
+            logger.critical(
+                "the worker's loop has not turned for %.0f s: no more heartbeats, so that others "
+                "take its jobs; a handler may block the event loop, or a statement wait for ever",
+                still,
+            )
+        return self._stuck
+
+    def unbroken(self, now: float) -> float:
+        """Seconds for which this worker has been connected and has beaten without a gap.
+
+        None while a beat is overdue: what keeps it may keep the others from theirs.
+        """
+        if now - self._last_beat > self._settings.lease_timeout / 2:
+            return 0.0
+        return max(now - self._unbroken_since, 0.0)
+
+    def _beat(self, connection: Connection) -> float:
+        """Beat, or register; the seconds since the last beat by the server's clock."""
+        sent = time.monotonic()
+        was_visible = self.visible
+        gap: float | None = None
+        if self.worker_id is not None:
+            gap = self._write_beat(connection, self.worker_id)
+            if gap is None:
+                lost, self.worker_id = self.worker_id, None
+                logger.warning("worker %d was found lost: its jobs run elsewhere", lost)
+                self._on_lost(lost)
+                gap = float("inf")
+        if self.worker_id is None:
+            self._register(connection)
+            sent = time.monotonic()
+        overdue = not self.fresh(sent)
+        self._last_beat = sent
+        if overdue or self.visible > was_visible:
+            self._on_change()
+        return gap or 0.0
+
+    def _write_beat(self, connection: Connection, worker_id: int) -> float | None:
+        listener = self._listener
+        gap = lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=listener)
+        self.visible = gap is not None and listener is not None
+        return gap
+
+    def _register(self, connection: Connection) -> None:
+        worker_id = new_worker_id()
+        # Before the first claim: sessions are found by this name when the worker is lost.
+        name_session(connection, worker_id)
+        lifecycle.register(
+            connection,
+            self._statements,
+            worker_id=worker_id,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            queues=self._queues,
+            lease_timeout=self._settings.lease_timeout,
+        )
+        # Before the beat, which may fail: the row is there, and would be nobody's.
+        self.worker_id = worker_id
+        self._write_beat(connection, worker_id)

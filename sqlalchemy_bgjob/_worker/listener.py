@@ -1,0 +1,268 @@
+"""LISTEN: a hint that there is work. Polling stays the truth.
+
+A connection of its own, outside the user's pool, and a thread or a task. Before it is believed, a
+notification is sent to it from another connection: a pooler in transaction mode accepts LISTEN
+and then delivers nothing. Whenever listening begins again, everything is looked at once, so that
+no wake-up is lost in between.
+"""
+
+import asyncio
+import logging
+import secrets
+import select
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, Protocol
+
+from sqlalchemy import Connection, Engine, func
+from sqlalchemy import select as sql_select
+
+from .._db.connections import Backoff, own, session_of, side_engine
+from .._db.errors import sqlstate
+from .._db.keepalive import watch
+from .._sql import Statements
+from .runtime import Runtime
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+SELF_TEST_TIMEOUT: Final = 3.0
+AFTER_FAILED_TEST: Final = 300.0
+REFUSALS: Final = 4
+"""In a row, after which LISTEN is tried again as rarely as after a failed test."""
+_STOP_WITHIN: Final = 0.25
+
+_DRIVERS: Final = frozenset({"psycopg", "psycopg_async", "psycopg2", "asyncpg"})
+
+
+class CantListen(RuntimeError):
+    """The driver has no way to wait for notifications that is known here."""
+
+    def __init__(self, driver: str) -> None:
+        super().__init__(driver)
+        self.driver = driver
+
+    def __str__(self) -> str:
+        return f"no way to LISTEN with the driver {self.driver!r} is known"
+
+
+Hear = Callable[[str, str], None]
+"""Called with the channel and the payload of each notification."""
+Wait = Callable[[float], None]
+"""Waits for a notification, at most so many seconds; what arrives is heard."""
+
+
+class OnWake(Protocol):
+    """What is called with a notification."""
+
+    def __call__(self, queue: str | None, *, new: bool = False) -> None: ...
+
+
+class Listener:
+    """Listens for one worker until it is stopped.
+
+    Args:
+        runtime: Where to connect, and how to await.
+        statements: Those of the tables; they name the channel.
+        on_wake: Called with a queue's name, or with None for all queues, and with whether it is of
+            new jobs only.
+        on_session: Called with (pid, backend_start) once listening works, with None when it ends.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        statements: Statements,
+        *,
+        on_wake: OnWake,
+        on_session: Callable[[tuple[int, datetime] | None], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._runtime = runtime
+        self._statements = statements
+        self._on_wake, self._on_session, self._on_error = on_wake, on_session, on_error
+        self._stopping = threading.Event()
+        self._anew = threading.Event()
+        self._warned = False
+        self.listening = False
+
+    def stop(self) -> None:
+        """Ask it to end; it does within a quarter of a second."""
+        self._stopping.set()
+
+    def begin_anew(self) -> None:
+        """Listen in another session: what this worker writes goes to another server, perhaps.
+
+        Where the old server is up, as one that has become read-only is, the session there lasts,
+        and hears nothing any more.
+        """
+        self._anew.set()
+
+    def run(self) -> None:
+        """Listen, and begin again whenever the connection is lost."""
+        engine = side_engine(self._runtime.engine)
+        backoff = Backoff()
+        refusals = 0
+        try:
+            while not self._stopping.is_set():
+                pause = AFTER_FAILED_TEST
+                self._anew.clear()  # before it connects: what comes later is of that session
+                try:
+                    with session_of(engine) as connection:
+                        if self._listen(engine, connection, backoff):
+                            pause = backoff.pause()
+                except CantListen as lacking:
+                    self._warn(str(lacking), remedy="use psycopg, psycopg2 or asyncpg")
+                    return
+                except Exception as error:
+                    refusals = refusals + 1 if _is_refusal(error) and not self.listening else 0
+                    if refusals == REFUSALS:
+                        self._warn(f"LISTEN is refused ({sqlstate(error)})")
+                    if not self._stopping.is_set():
+                        self._on_error(error)
+                        backoff.log("not listening", error)
+                    if refusals < REFUSALS:
+                        pause = backoff.pause()
+                finally:
+                    if self.listening:
+                        self.listening = False
+                        self._on_session(None)
+                self._pause(pause)
+        finally:
+            engine.pool.dispose()  # no listener of the application's is told of it
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not (self._stopping.is_set() or self._anew.is_set()):
+            if (left := until - time.monotonic()) <= 0:
+                return
+            self._runtime.sleep(min(left, _STOP_WITHIN))
+
+    def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
+        """Listen until stopped; False if notifications do not arrive here."""
+        connection = own(connection, "AUTOCOMMIT")
+        new, given_back = self._statements.channel, self._statements.channel_of_given_back
+        # A side channel makes the test independent of what queues are called.
+        test = f"{new}_{secrets.token_hex(8)}"
+        tested = threading.Event()
+
+        def hear(channel: str, queue: str) -> None:
+            if channel == test:
+                tested.set()
+            elif self.listening:
+                self._on_wake(queue, new=channel == new)
+
+        row = connection.execute(self._statements.listener_session).one_or_none()
+        wait = _listen_on(connection, (new, given_back, test), hear, self._runtime)
+        if not self._hears(engine, wait, test, tested):
+            self._warn("notifications do not arrive (a connection pooler in transaction mode?)")
+            return False
+        backoff.reset()
+        self.listening = True
+        session = (row[0], row[1]) if row is not None and row[1] is not None else None
+        self._on_session(session)
+        self._on_wake(None)
+        while not (self._stopping.is_set() or self._anew.is_set()):
+            wait(_STOP_WITHIN)
+        return True
+
+    def _warn(self, problem: str, *, remedy: str = "give the worker a direct connection") -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: falling back to polling; %s, or turn listening off (listen=False, "
+                "--no-listen)",
+                problem,
+                remedy,
+            )
+
+    def _hears(self, engine: Engine, wait: Wait, test: str, tested: threading.Event) -> bool:
+        with session_of(engine) as other, other.begin():
+            watch(other)
+            other.execute(sql_select(func.pg_notify(test, "")))
+        deadline = time.monotonic() + SELF_TEST_TIMEOUT
+        while not self._stopping.is_set():
+            # In this order: whoever was kept from listening for long looks once more.
+            late = time.monotonic() >= deadline
+            wait(_STOP_WITHIN)
+            if tested.is_set():
+                return True
+            if late:
+                return False
+        return True
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether LISTEN itself is refused: not supported here, or no such command, as poolers say.
+
+    All else may pass in a moment: a standby that is promoted, a timeout, a server without room.
+    """
+    return (sqlstate(error) or "")[:2] in ("0A", "42")
+
+
+def _listen_on(
+    connection: Connection, channels: tuple[str, ...], hear: Hear, runtime: Runtime
+) -> Wait:
+    """LISTEN, and how to wait for notifications, in the driver's own way."""
+    driver: Any = connection.connection.driver_connection
+    name = connection.dialect.driver
+    if name not in _DRIVERS:
+        raise CantListen(name)
+    if name == "asyncpg":
+        return _listen_on_asyncpg(driver, channels, hear, runtime)
+    for channel in channels:
+        connection.exec_driver_sql(f'LISTEN "{channel}"')
+    if name == "psycopg2":
+        return partial(_wait_psycopg2, driver, hear)
+    if connection.dialect.is_async:
+        return lambda seconds: runtime.await_(_wait_psycopg_async(driver, hear, seconds))
+    return partial(_wait_psycopg, driver, hear)
+
+
+def _wait_psycopg2(driver: Any, hear: Hear, seconds: float) -> None:
+    if not driver.notifies:
+        select.select([driver], [], [], seconds)
+        driver.poll()
+    while driver.notifies:
+        notification = driver.notifies.pop(0)
+        hear(notification.channel, notification.payload)
+
+
+def _wait_psycopg(driver: Any, hear: Hear, seconds: float) -> None:
+    for notification in driver.notifies(timeout=seconds, stop_after=1):
+        hear(notification.channel, notification.payload)
+
+
+async def _wait_psycopg_async(driver: Any, hear: Hear, seconds: float) -> None:
+    async for notification in driver.notifies(timeout=seconds, stop_after=1):
+        hear(notification.channel, notification.payload)
+
+
+def _listen_on_asyncpg(
+    driver: Any, channels: tuple[str, ...], hear: Hear, runtime: Runtime
+) -> Wait:
+    changed = asyncio.Event()
+
+    def on_notification(_: Any, pid: int, channel: str, payload: str) -> None:
+        hear(channel, payload)  # here and now: each turn of the event loop would be a delay
+        changed.set()
+
+    driver.add_termination_listener(lambda _: changed.set())
+
+    async def listen() -> None:
+        for channel in channels:
+            await driver.add_listener(channel, on_notification)
+
+    async def wait(seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+        changed.clear()
+        if driver.is_closed():
+            raise ConnectionError("the listening connection was closed")
+
+    runtime.await_(listen())
+    return lambda seconds: runtime.await_(wait(seconds))

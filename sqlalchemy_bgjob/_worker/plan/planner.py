@@ -1,0 +1,456 @@
+"""Which step a worker takes next. Pure: no I/O, no clock, no threads; the time is an argument.
+
+A queue has *slots* (its concurrency), jobs that run in them, and jobs that are *ready*: claimed and
+not started. How many jobs are claimed ahead of the slots follows from how long the handlers take:
+as many as would be started within 50 ms, so that short jobs come in large batches and long jobs
+wait in the table, where other workers can take them.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from itertools import count
+from typing import Final
+
+from ..._lifecycle import ClaimedJob, Fate, Pending, Position
+from ...settings import WorkerSettings
+from .lanes import Lanes
+from .polling import Polling
+
+AHEAD: Final = 0.05
+"""Seconds of work that may be claimed ahead of the slots."""
+LINGER: Final = 0.010
+"""The longest a settlement waits for others to share its statement, in seconds."""
+SHORT: Final = 0.002
+"""Seconds below which jobs follow each other quickly enough for the loop to fetch more first."""
+SETTLED_IN: Final = 0.100
+"""Seconds after which a settlement comes before anything else."""
+PATIENCE: Final = 0.2
+"""Seconds by which what is done once a second is put off while jobs are picked up."""
+MOST_UNWRITTEN: Final = 1_000
+"""Settlements of a queue that could not be written yet, after which no more is claimed from it:
+what has run and is not settled runs again when this worker ends."""
+AGAIN: Final = 0.1
+"""Seconds until a worker that can't go on looks whether it can."""
+_RETRY_LOCKED: Final = (0.05, 5.0)
+_RETRY_REFUSED: Final = (1.0, 60.0)
+_SHORTEST_RUN: Final = 0.0001
+_MEMORY: Final = 0.1  # the weight of the newest run in the mean
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Take up to *limit* due jobs of a queue, read on from *onward*, or from the head.
+
+    *woken* says that a notification asked for it: somebody waits, and what can wait is not done.
+    """
+
+    queue: str
+    limit: int
+    onward: tuple[Position, ...] | None = None
+    woken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell producers in which queues this worker waits: they wake it by a notification."""
+
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run a job that was claimed."""
+
+    job: ClaimedJob
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Write these settlements."""
+
+    items: tuple[Pending, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Queue these jobs again, unstarted and attempt unspent."""
+
+    jobs: tuple[ClaimedJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do for so many seconds, unless something happens."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Drained: nothing runs, nothing is ready, all is settled."""
+
+
+Step = Claim | Announce | Start | Settle | HandBack | Wait | Finished
+
+
+@dataclass(slots=True)
+class _Queue:
+    name: str
+    slots: int
+    polling: Polling
+    running: int = 0
+    ready: deque[tuple[float, ClaimedJob]] = field(default_factory=deque)
+    lanes: Lanes = field(default_factory=Lanes)
+    mean: float | None = None
+    no_ahead_until: float = 0.0
+    stuck: bool = False  # jobs were handed back, and no run has ended since
+    unwritten: int = 0  # settlements that were tried, and are to be tried again
+    progress: bool = False  # a run has ended since the loop last claimed or started one
+
+    @property
+    def moves_on(self) -> bool:
+        """Whether the runs of short jobs take up what is ready by themselves, one after the other.
+
+        While they do, a claim ahead costs no job its start: more slots would not be faster. Each
+        such claim needs another run that has ended.
+        """
+        return self.progress and self.running > 0 and (self.mean or 0.0) < SHORT
+
+    def ahead(self, now: float, most: int) -> int:
+        if self.mean is None or self.stuck or now < self.no_ahead_until:
+            return 0
+        return min(most, int(self.slots * AHEAD / max(self.mean, _SHORTEST_RUN)))
+
+
+class Core:
+    """The state of a worker's queues, and the rule that picks the next step."""
+
+    def __init__(self, queues: Mapping[str, int], settings: WorkerSettings) -> None:
+        self._queues = {
+            name: _Queue(name, slots, Polling(settings.poll_interval))
+            for name, slots in queues.items()
+        }
+        self._settings = settings
+        self._outbox: deque[Pending] = deque()  # to be written now
+        self._oldest = 0.0  # since when the first of them waits
+        self._later: list[tuple[float, int, Pending]] = []  # a heap by time
+        self._count = count()
+        self._turn = deque(self._queues.values())
+        self._announced: tuple[str, ...] | None = ()
+        self._listening = False
+        self.draining = False
+
+    # ---- what happened ----------------------------------------------------------------------
+
+    def claimed(self, queue: str, jobs: Iterable[ClaimedJob], now: float) -> None:
+        """Jobs came back from a claim; those that may kill their worker go first."""
+        q = self._queues[queue]
+        jobs = list(jobs)
+        for job in reversed([job for job in jobs if job.careful]):
+            q.ready.appendleft((now, job))
+        q.ready.extend((now, job) for job in jobs if not job.careful)
+
+    def looked(self, queue: str, priorities: Sequence[int], seconds: float, now: float) -> None:
+        """A claim from the head took so long, and found these lanes; :meth:`polled` follows."""
+        self._queues[queue].lanes.looked(priorities, seconds, now, told=self._listening)
+
+    def polled(
+        self,
+        queue: str,
+        limit: int,
+        found: int,
+        due_in: float | None,
+        now: float,
+        *,
+        listening: bool,
+        last: Position | None = None,
+    ) -> None:
+        """A claim ended: when is the next one worth its while?
+
+        Args:
+            queue: Whose.
+            limit: How many it was to take.
+            found: How many it took.
+            due_in: Seconds until the next job is due, if that was asked.
+            now: The monotonic time.
+            listening: Whether notifications arrive.
+            last: The last job that it took; None if it did not read the lanes in order.
+        """
+        q = self._queues[queue]
+        self._listening = listening
+        if found < limit:
+            q.lanes.read(None, now, found=found > 0)
+        elif last is not None:
+            q.lanes.read(last, now, found=True)
+        else:
+            q.lanes.forget()
+        q.polling.polled(
+            found,
+            now,
+            limit=limit,
+            due_in=due_in,
+            look_in=q.lanes.look_in(now),
+            listening=listening,
+        )
+
+    def wake(self, queue: str | None, now: float, *, new: bool = False) -> None:
+        """A notification: look at this queue, or at all of them, at once.
+
+        With *new* it is of new jobs, otherwise of any, also of such as were given back.
+        """
+        for q in self._queues.values():
+            if queue is None or q.name == queue:
+                q.polling.wake(now)
+                q.lanes.ask(new=new)
+
+    def refused(self, queue: str, until: float, now: float) -> None:
+        """The database refused a claim, and it was not for single rows: leave the queue alone.
+
+        What that claim was to look for is still to be looked for then.
+        """
+        self.wake(queue, now)
+        self._queues[queue].polling.refused(until)
+
+    def expect(self, queue: str, at: float) -> None:
+        """A job will be due at that time: look at the queue then, if not before."""
+        if (q := self._queues.get(queue)) is not None:
+            q.polling.expect(at)
+
+    def claim_sent(self, queue: str, now: float, *, from_head: bool = False) -> None:
+        """A claim is on its way: a notification from now on asks for another one."""
+        q = self._queues[queue]
+        if from_head:
+            q.lanes.sent()
+        if q.polling.sent(now):
+            q.lanes.ask(new=True)
+
+    def announced(self, queues: tuple[str, ...] | None) -> None:
+        """Producers were told where this worker waits; None if nobody knows what they see."""
+        self._announced = queues
+
+    def finished(self, job: ClaimedJob, seconds: float) -> None:
+        """A run ended and its slot is free."""
+        q = self._queues[job.queue]
+        q.running -= 1
+        q.stuck = False
+        q.progress = True
+        q.mean = seconds if q.mean is None else q.mean + _MEMORY * (seconds - q.mean)
+
+    def settle(self, item: Pending, now: float) -> None:
+        """A settlement to write, soon."""
+        self._oldest = min(self._oldest, now) if self._outbox else now
+        self._outbox.append(item)
+
+    def settle_later(self, item: Pending, at: float) -> None:
+        """A settlement to write, not before the given time; if it was tried, in vain."""
+        heappush(self._later, (at, next(self._count), item))
+        self._queues[item.job.queue].unwritten += item.tries == 1
+
+    def written(self, item: Pending) -> None:
+        """A settlement was written, or its lease is lost, after it had been tried in vain."""
+        self._queues[item.job.queue].unwritten -= 1
+
+    def not_started(self, job: ClaimedJob) -> None:
+        """A job could not be started: its slot is free, and nothing was learnt from it."""
+        self._queues[job.queue].running -= 1
+
+    def put_off(self, job: ClaimedJob, until: float, now: float) -> list[ClaimedJob]:
+        """A run found no connection for its session: claim nothing from its queue until then.
+
+        Returns what is ready there and may want one too; it is to be handed back.
+        """
+        q = self._queues[job.queue]
+        self.not_started(job)
+        self._pause(job.queue, until, now)
+        q.stuck = True  # claim no more than may be started
+        back = [ready for _, ready in q.ready if ready.handler.options.session]
+        q.ready = deque(entry for entry in q.ready if not entry[1].handler.options.session)
+        return back
+
+    def go_on(self, queue: str, now: float) -> None:
+        """A session has found a connection: claim again, unless claims are refused."""
+        self._pause(queue, now, now)
+
+    def _pause(self, queue: str, until: float, now: float) -> None:
+        self.wake(queue, now)
+        self._queues[queue].polling.pause(until)
+
+    def settled(self, job: ClaimedJob) -> None:
+        """A job was settled otherwise: what waits to be written of it is void."""
+        for item in self.unsettled():
+            if item.job is job and item.tries:
+                self.written(item)
+        self._outbox = deque(item for item in self._outbox if item.job is not job)
+        self._later = sorted(entry for entry in self._later if entry[2].job is not job)
+
+    def forget_ready(self) -> list[ClaimedJob]:
+        """The lease of everything ready was lost: forget it."""
+        lost = []
+        for q in self._queues.values():
+            lost += [job for _, job in q.ready]
+            q.ready.clear()
+        return lost
+
+    # ---- what follows -----------------------------------------------------------------------
+
+    def next_start(self, queue: str) -> ClaimedJob | None:
+        """The job to run in a slot that is free now; it counts as running from here on."""
+        q = self._queues[queue]
+        if self.draining or not q.ready or q.running >= q.slots:
+            return None
+        q.running += 1
+        return q.ready.popleft()[1]
+
+    def next_step(self, now: float, *, may_start: bool, may_claim: bool) -> Step:
+        """The next step at the monotonic time *now*.
+
+        Args:
+            now: Seconds of a monotonic clock.
+            may_start: Whether the worker has beaten lately enough to start a job.
+            may_claim: Whether the worker is registered and its connection is up.
+        """
+        if may_claim and (back := self._to_hand_back(now, may_start=may_start)):
+            return HandBack(tuple(back))
+        # However much there is to claim or to start: what has ended is settled, and soon.
+        if may_claim and (items := self._to_settle(now, self._settings.max_claim, SETTLED_IN)):
+            return Settle(items)
+        claims = may_claim and may_start and not self.draining
+        if claims and (claim := self._to_claim(now, early=True)):
+            return claim
+        if may_start:
+            for q in self._queues.values():
+                job = self.next_start(q.name)
+                if job is not None:
+                    q.progress = False
+                    return Start(job)
+        # Before smaller settlements: while one is written, what is ready may run out.
+        if claims and (step := self._to_announce() or self._to_claim(now)):
+            return step
+        if may_claim and (items := self._to_settle(now, self._settings.max_claim / 2, LINGER)):
+            return Settle(items)
+        if self.draining and not self.busy:
+            return Finished()
+        if not (may_start and may_claim):
+            return Wait(AGAIN)  # the heart or the connection wakes the worker when it is up
+        return Wait(self._until_next(now))
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs, is ready, or waits to be settled."""
+        return bool(self._outbox or self._later) or self._at_work
+
+    @property
+    def _at_work(self) -> bool:
+        return any(q.running or q.ready for q in self._queues.values())
+
+    @property
+    def running(self) -> int:
+        """How many jobs run."""
+        return sum(q.running for q in self._queues.values())
+
+    def unsettled(self) -> list[Pending]:
+        """What waits to be settled."""
+        return [*self._outbox, *(item for _, _, item in self._later)]
+
+    def ready(self) -> list[ClaimedJob]:
+        """What is claimed and not started."""
+        return [job for q in self._queues.values() for _, job in q.ready]
+
+    def needs_attention(self, queue: str, now: float) -> bool:
+        """Whether a run that ended in this queue leaves something for the loop to do now."""
+        waiting = len(self._outbox)
+        if waiting == 1 or waiting * 2 >= self._settings.max_claim:
+            return True
+        q = self._queues[queue]
+        return not q.ready or (q.polling.due_at <= now and self._room(q, now) > 0)
+
+    def _room(self, q: _Queue, now: float) -> int:
+        if q.unwritten >= MOST_UNWRITTEN:
+            return 0
+        free = q.slots - q.running
+        most = self._settings.max_claim
+        # Two batches, so that the next is on its way while the one before is worked on.
+        ahead = q.ahead(now, 2 * most)
+        room = min(free + ahead - len(q.ready), most)
+        # Half a batch at least, unless a slot is idle: many small claims cost more than one.
+        return room if room > 0 and (free > len(q.ready) or room * 2 > min(ahead, most)) else 0
+
+    def _to_announce(self) -> Announce | None:
+        if not self._listening:
+            return None
+        waiting = tuple(q.name for q in self._queues.values() if q.polling.waits)
+        return Announce(waiting) if waiting != self._announced else None
+
+    def _to_claim(self, now: float, *, early: bool = False) -> Claim | None:
+        """What to claim; *early*, that is before starts, only where runs take up what is ready."""
+        for _ in range(len(self._turn)):
+            q = self._turn[0]
+            self._turn.rotate(-1)  # queues take turns
+            if early and not q.moves_on:
+                continue
+            if (limit := self._room(q, now)) and q.polling.due_at <= now:
+                q.progress = False
+                # A look at the head that is due does not delay a job that was just committed.
+                looks_at = now - PATIENCE if q.polling.woken else now
+                return Claim(q.name, limit, q.lanes.onward(looks_at), q.polling.woken)
+        return None
+
+    def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:
+        """What to settle, once it is a batch or has waited so long, or nothing else goes on."""
+        while self._later and self._later[0][0] <= now:
+            at, _, item = heappop(self._later)
+            self.settle(item, at)
+        if not self._outbox:
+            return ()
+        enough = self.draining or len(self._outbox) >= batch or now >= self._oldest + linger
+        if not enough and self._at_work:
+            return ()
+        self._oldest = now
+        most = self._settings.max_claim * 2
+        return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
+
+    def _to_hand_back(self, now: float, *, may_start: bool) -> list[ClaimedJob]:
+        back: list[ClaimedJob] = []
+        for q in self._queues.values():
+            full = q.running >= q.slots
+            if not q.ready or not (self.draining or full or not may_start):
+                continue
+            since, job = q.ready[0]
+            # A job that may take the worker down with it must not drag others along, so it is
+            # not held: whoever has a free slot may have it. Such jobs stand in front.
+            at_once = job.careful and full
+            if not self.draining and not at_once and now < since + self._settings.hold_timeout:
+                continue
+            keep: deque[tuple[float, ClaimedJob]] = deque()
+            for since, job in q.ready:
+                held_too_long = now >= since + self._settings.hold_timeout
+                if self.draining or held_too_long or (job.careful and full):
+                    back.append(job)
+                else:
+                    keep.append((since, job))
+            q.ready = keep
+            # Or a long run makes its worker claim and hand back the same jobs all the time.
+            q.stuck, q.no_ahead_until = True, now + self._settings.hold_timeout
+            q.lanes.ask()
+        return back
+
+    def _until_next(self, now: float) -> float:
+        times = [now + self._settings.poll_interval]
+        if self._outbox:
+            times.append(max(self._oldest + LINGER, now))
+        if self._later:
+            times.append(self._later[0][0])
+        for q in self._queues.values():
+            if q.ready and q.running >= q.slots:
+                times.append(q.ready[0][0] + self._settings.hold_timeout)
+            if not self.draining and self._room(q, now):
+                times.append(q.polling.due_at)
+        return max(min(times) - now, 0.0)
+
+
+def settle_again_after(fate: Fate, tries: int) -> float:
+    """Seconds until a settlement that was not written is tried again, after so many tries."""
+    first, last = _RETRY_LOCKED if fate is Fate.LOCKED else _RETRY_REFUSED
+    return float(min(first * 2 ** min(tries, 10), last))  # a row may stay locked for days

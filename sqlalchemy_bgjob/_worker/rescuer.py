@@ -1,0 +1,236 @@
+"""The watch of a worker: it looks whether the others live, and takes the jobs of those that do not.
+
+A thread and a connection of its own, apart from the heart's: a sweep may have to read the whole
+table of jobs, or wait for a lock on it, and the worker beats meanwhile. The rules:
+
+* A worker is judged silent only by one that has itself beaten without a gap for the other's
+  ``lease_timeout``, by both clocks: after an outage, a frozen machine or a jump of the server's
+  clock, everyone looks silent, and nobody is.
+* Silence is told by either clock: the server's, or the judge's own monotonic one, by which a beat
+  has not changed. The server's may have been set back, and the beat be ahead of it.
+* A worker whose process seems to have ended is looked at twice on the same connection.
+* Nothing depends on a leader: every worker looks, and whoever locks the row first judges.
+* A sweep that fails is tried again at its next turn, and keeps no other sweep from its own. Unless
+  the reason is known, that is done in another session.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection
+
+from .. import _lifecycle as lifecycle
+from .._db.connections import Backoff, own, session_of, side_engine
+from .._db.errors import doubts_session, lost_connection, summary
+from .._db.sessions import name_session
+from .._inspect.health import Health
+from .._lifecycle import Beat, ClaimedJob, Rescued
+from .._sql import Statements
+from ..settings import WorkerSettings
+from .heart import Heart
+from .runtime import Runtime
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+_READING_SHARE: Final = 100
+"""What reads the table of jobs takes at most this part of a worker's time."""
+_AT_LEAST_EVERY: Final = 300.0
+"""Seconds: it may have waited for a lock instead."""
+_SUSPECTED_AGAIN: Final = 1.0
+"""Seconds until it is asked whether a job that this worker holds is still not known to it: for a
+moment, that is so of all whose claim or settlement is on its way."""
+
+
+class _Turns:
+    """When each sweep is due, by the monotonic clock; spread, as other workers begin with us."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.look = now = time.monotonic()
+        self.sweep = self.rest = now + settings.rescue_interval * random.random()
+        self.orphans = now + settings.orphan_interval * random.random()
+        self.sample = now + settings.health_interval * random.random()
+        self.again = float("inf")
+
+    @property
+    def next(self) -> float:
+        """When the first of them is due."""
+        return min(self.look, self.sweep, self.rest, self.orphans, self.sample, self.again)
+
+
+class Watch:
+    """Looks after the other workers until it is stopped.
+
+    Args:
+        runtime: Where to connect.
+        statements: Those of the tables.
+        settings: The worker's.
+        heart: The worker's own, which says whether it is fit to judge.
+        known: The jobs that are in the hands of this worker.
+        on_unknown: Called with its id when it has others besides, whose claim was committed long
+            after its answer was lost: a standby or a disk may have stalled.
+        on_health: Called with what was found, if it was this worker that looked.
+        on_error: Called with what went wrong.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        statements: Statements,
+        settings: WorkerSettings,
+        heart: Heart,
+        *,
+        known: Callable[[], list[ClaimedJob]],
+        on_unknown: Callable[[int], None],
+        on_health: Callable[[Health], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
+        self._runtime, self._statements, self._settings = runtime, statements, settings
+        self._heart, self._known, self._on_unknown = heart, known, on_unknown
+        self._on_health, self._on_error = on_health, on_error
+        self._stopping = threading.Event()
+        self._seen: dict[int, datetime] = {}
+        self._beats: dict[int, Beat] = {}
+        self._suspected: set[tuple[str, int]] = set()
+        self._doubtful = False
+
+    def stop(self) -> None:
+        """Ask the thread to end; a sweep that waits for a lock is not waited for."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Look, and connect again whenever the connection is lost."""
+        engine = side_engine(self._runtime.heart_engine)
+        backoff = Backoff()
+        turns = _Turns(self._settings)
+        try:
+            while not self._stopping.is_set():
+                try:
+                    with session_of(engine) as connection:
+                        self._live(own(connection), turns, backoff)
+                except Exception as error:
+                    turns = _Turns(self._settings)
+                    if not self._stopping.is_set():
+                        self._on_error(error)
+                        backoff.log("watch interrupted", error)
+                self._stopping.wait(backoff.pause())
+        finally:
+            engine.pool.dispose()  # no listener of the application's is told of it
+
+    def _live(self, connection: Connection, turns: _Turns, backoff: Backoff) -> None:
+        """Look until stopped, or until a sweep has failed for what may be the session's fault."""
+        settings = self._settings
+        # Not the beats: by this process's clock, they are as old in another session.
+        self._seen, self._suspected = {}, set()
+        self._doubtful = False
+        works_from = time.monotonic() + settings.rescue_interval  # each sweep has had its turn
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if self._heart.worker_id is not None:
+                # Whoever finds this worker lost ends this session too, and with it the locks of a
+                # rescue in which it may have been frozen.
+                name_session(connection, self._heart.worker_id)
+            if now >= turns.look:
+                self._guarded(self._look_for_ended, connection)
+                turns.look = now + settings.death_check_interval
+            if now >= turns.sweep:
+                self._guarded(self._look_for_silent, connection)
+                turns.sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
+            if now >= turns.rest:  # a row that can't be given back makes each of these read
+                pause = self._read(self._look_for_rest, connection, settings.rescue_interval)
+                turns.rest = now + pause * random.uniform(0.9, 1.0)
+            if now >= turns.orphans:
+                pause = self._read(self._look_for_orphans, connection, settings.orphan_interval)
+                turns.orphans = now + pause * random.uniform(0.9, 1.1)
+                if self._suspected:
+                    turns.again = min(turns.again, time.monotonic() + _SUSPECTED_AGAIN)
+            if now >= turns.again:
+                turns.again = float("inf")
+                self._guarded(self._look_again, connection)
+            if now >= turns.sample:
+                self._guarded(self._sample_health, connection)
+                turns.sample = now + settings.health_interval
+            if self._doubtful:
+                return
+            if now >= works_from:
+                backoff.reset()
+            self._stopping.wait(max(turns.next - time.monotonic(), 0.0))
+
+    def _read(
+        self, sweep: Callable[[Connection], None], connection: Connection, interval: float
+    ) -> float:
+        """Do a sweep that may read the table of jobs; the seconds from its start to the next."""
+        begun = time.monotonic()
+        self._guarded(sweep, connection)
+        took = time.monotonic() - begun
+        return max(interval, min(took * _READING_SHARE, _AT_LEAST_EVERY))
+
+    def _guarded(self, sweep: Callable[[Connection], None], connection: Connection) -> None:
+        try:
+            sweep(connection)
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            self._doubtful = self._doubtful or doubts_session(error)
+            self._on_error(error)
+            logger.warning("a sweep failed: %s", summary(error))
+
+    def _look_for_ended(self, connection: Connection) -> None:
+        rescued, self._seen = lifecycle.rescue_ended(connection, self._statements, self._seen)
+        _report(rescued, "whose process has ended")
+
+    def _look_for_silent(self, connection: Connection) -> None:
+        judge = self._heart.worker_id
+        if judge is not None:
+            fit: Any = {"judge": judge, "connected": self._heart.unbroken(time.monotonic())}
+            silent = lifecycle.rescue_silent(connection, self._statements, **fit)
+            silent += lifecycle.rescue_unchanged(connection, self._statements, self._beats, **fit)
+            _report(silent, "that fell silent")
+
+    def _look_for_rest(self, connection: Connection) -> None:
+        rest = lifecycle.rescue_rest(connection, self._statements)
+        _report([worker for worker in rest if worker.jobs], "that was lost")
+
+    def _look_for_orphans(self, connection: Connection) -> None:
+        found = lifecycle.rescue_orphans(connection, self._statements)
+        if found:
+            logger.warning("gave back %d jobs that no known worker held", found)
+        worker_id = self._heart.worker_id
+        if worker_id is not None and not self._suspected:
+            self._suspected = lifecycle.held_besides(
+                connection, self._statements, worker_id=worker_id, known=self._known()
+            )
+
+    def _look_again(self, connection: Connection) -> None:
+        suspected, self._suspected = self._suspected, set()
+        unknown = suspected - {(job.id, job.lease) for job in self._known()}
+        worker_id = self._heart.worker_id
+        if (
+            unknown
+            and worker_id is not None
+            and lifecycle.holds_some(
+                connection, self._statements, worker_id=worker_id, jobs=unknown
+            )
+        ):
+            self._on_unknown(worker_id)
+
+    def _sample_health(self, connection: Connection) -> None:
+        worker_id = self._heart.worker_id
+        if worker_id is None:
+            return
+        health = lifecycle.sample_health(connection, self._statements, worker_id=worker_id)
+        if health is not None:
+            for problem in health.problems:
+                logger.warning("%s", problem)
+            self._on_health(health)
+
+
+def _report(rescued: list[Rescued], how: str) -> None:
+    for worker in rescued:
+        logger.warning("took %d jobs from worker %d, %s", worker.jobs, worker.worker_id, how)

@@ -1,0 +1,77 @@
+"""What a worker's engine asks of threads or asyncio, and what they ask of it."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from sqlalchemy import Engine
+
+from .._lifecycle import Fate, Pending
+from .attempt import Attempt, Run
+
+Attendant = threading.Thread | asyncio.Task[None]
+
+
+class Runtime(Protocol):
+    """What differs between threads and asyncio: how to wait, and how to start a handler."""
+
+    engine: Engine
+    """Connects when used from the worker's loop; for asyncio, from within a greenlet."""
+    heart_engine: Engine
+    """What heart and rescuer connect like, from threads and event loops of their own."""
+
+    def wait(self, seconds: float) -> None:
+        """Wait for :meth:`wake`, at most so long; from the worker's loop."""
+
+    def wake(self) -> None:
+        """End the wait, or the next one; from any thread."""
+
+    def start(self, run: Run, worker: "RunsJobs") -> None:
+        """Do a run in a slot of its own, and whatever follows it there."""
+
+    def turn(self) -> None:
+        """Let what was started begin; from the worker's loop."""
+
+    def cancel(self, run: Run) -> None:
+        """Cancel what can be cancelled of a run: a coroutine."""
+
+    def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
+        """Run *target* in a daemon thread in which a side engine of :attr:`heart_engine` works."""
+
+    def attend(self, name: str, target: Callable[[], None]) -> Attendant:
+        """Run *target* beside the worker's loop: in a thread, or as a task of its event loop.
+
+        What it waits for must be waited for by :meth:`await_` and :meth:`sleep`.
+        """
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, in an attendant."""
+
+    def join(self, attendant: Attendant, timeout: float) -> None:
+        """Wait for a thread or an attendant to end, from the worker's loop."""
+
+    def block(self, action: Callable[[], None]) -> None:
+        """Do what blocks, from the worker's loop; where there is an event loop, it goes on."""
+
+    def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine; TypeError where coroutines can't be run."""
+
+
+class RunsJobs(Protocol):
+    """What a slot asks of the worker."""
+
+    def work(self, run: Run) -> None:
+        """Do a run whose handler is a function, and what follows it."""
+
+    def start(self, run: Run) -> None:
+        """Do a run in another slot."""
+
+    def holds(self, run: Run) -> bool:
+        """Whether a run is still to be done."""
+
+    def attempt(self, run: Run) -> Attempt:
+        """The call of its handler."""
+
+    def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
+        """A run has ended: the next one for its slot."""

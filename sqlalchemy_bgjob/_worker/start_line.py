@@ -1,0 +1,59 @@
+"""The line that a worker logs at its start: version, kind, database, queues and handlers."""
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from sqlalchemy import Engine
+
+from .._db.creators import connects_by_url
+from .._handlers.registry import Registry
+from .._version import __version__
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+_MOST_NAMED: Final = 20
+
+
+def log_start(kind: str, engine: Engine, queues: Mapping[str, int], registry: Registry) -> None:
+    """Log it, at INFO.
+
+    Args:
+        kind: What the worker runs handlers in.
+        engine: Its URL tells the database; no password is shown, nor any other parameter.
+        queues: Concurrency by queue.
+        registry: The handlers.
+    """
+    logger.info(
+        "worker of %s, sqlalchemy-bgjob %s: %s; queues %s; handlers %s",
+        kind,
+        __version__,
+        describe_database(engine),
+        ", ".join(f"{name}:{slots}" for name, slots in sorted(queues.items())),
+        describe_handlers(registry),
+    )
+
+
+def describe_database(engine: Engine) -> str:
+    """A database by the name and host that are in the URL, and no more than these."""
+    if not connects_by_url(engine):
+        return "the database that the engine's creator connects to"
+    url = engine.url
+    given = url.query.get("host", ())
+    hosts = [given] if isinstance(given, str) else list(given)
+    if not hosts and url.host:
+        # After the last "@": before it is the rest of a password that was not escaped.
+        host = url.host.rpartition("@")[2]
+        hosts = [host if url.port is None else f"{host}:{url.port}"]
+    if not hosts and not url.database:
+        # connect_args, a listener or the driver's defaults may name it.
+        return "a database that the URL does not name"
+    name = f"database {url.database!r}" if url.database else "a database"
+    return f"{name} at {', '.join(hosts)}" if hosts else name
+
+
+def describe_handlers(registry: Registry) -> str:
+    """The types of handlers; "*" is the default handler of a queue."""
+    names = sorted(h.type if h.type != "*" else f"* (queue {h.queue})" for h in registry)
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

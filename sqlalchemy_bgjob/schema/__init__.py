@@ -1,0 +1,456 @@
+"""Versions of the tables: how to move between them, and a worker's first checks.
+
+One pair of functions serves every way to the tables: a revision of the user's own Alembic history
+calls :func:`upgrade` and :func:`downgrade`, so do the revisions in ``alembic_migrations/``, and
+``sqlalchemy-bgjob migrate`` calls :func:`migrate`, which needs no Alembic at all.
+
+* A released version never changes, so nothing here imports the models: a revision that was written
+  for version 1 must build version 1 for ever.
+* Changes are additive. New columns come last and have a server default, so that what was released
+  before goes on enqueuing. A changed index or check gets a new name: Alembic compares names only.
+* The version stands in the job table's comment, where Alembic's autogenerate compares it. A table
+  of versions would be one that the user's own autogenerate wants to drop.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Dialect, Table, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
+
+from ..exceptions import SchemaOutOfDate, SchemaUnknown
+from ._layouts import require_own_tables
+from ._table_kinds import require_plain_tables
+from ._versions import (
+    STEPS,
+    CreateSchemaIfMissing,
+    Operations,
+    SetStorage,
+    qualified,
+    table_of,
+    translated,
+)
+
+LATEST: Final = 1
+"""The newest version that this release can build, and the one that its workers need."""
+
+WORKERS_SINCE: Final[Mapping[int, int]] = {1: 1}
+"""For each version: the oldest version whose workers can run on it."""
+
+DEFAULT_PREFIX: Final = "bgjob_"
+
+# Two of them at once wait for each other; the number is "bgjob" in ASCII.
+_MIGRATION_LOCK: Final = 0x62676A6F62
+
+_COMMENT = re.compile(r"sqlalchemy-bgjob schema (\d+) \(workers since (\d+)\)")
+
+
+class Version(NamedTuple):
+    """What the database says: its version, and the oldest one whose workers it bears."""
+
+    number: int
+    workers_since: int
+
+    @property
+    def comment(self) -> str:
+        """The job table's comment."""
+        return f"sqlalchemy-bgjob schema {self.number} (workers since {self.workers_since})"
+
+
+# --- Migration -----------------------------------------------------------------------------------
+
+
+def upgrade(
+    op: Operations,
+    *,
+    from_version: int = 0,
+    to_version: int = LATEST,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> None:
+    """Bring the tables from one version to a newer one; the caller commits.
+
+    Args:
+        op: ``alembic.op``, an Alembic ``Operations``, or a SQLAlchemy ``Connection``.
+        from_version: What is there; 0 is nothing.
+        to_version: What shall be there. A revision names it, or it would change its meaning with
+            the next release of this library.
+        schema: Where the tables are. It is created when it is missing.
+        table_prefix: How the tables' names begin.
+
+    Raises:
+        ForeignTable: A table of one of these names is another program's.
+        ValueError: The versions do not go up, or this release does not know them.
+    """
+    _check_versions("upgrade", from_version, to_version)
+    connection = _connection_of(op)
+    if connection is not None:
+        require_own_tables(connection, schema=schema, table_prefix=table_prefix)
+        if schema is None and translated(connection, schema) is not None:
+            op.execute(CreateSchemaIfMissing(schema))  # the steps do so for a schema of a name
+    for version in range(from_version + 1, to_version + 1):
+        STEPS[version].upgrade(op, schema, table_prefix)
+        _set_comment(op, version, schema, table_prefix)
+
+
+def downgrade(
+    op: Operations,
+    *,
+    from_version: int,
+    to_version: int = 0,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> None:
+    """Bring the tables from one version to an older one; the caller commits.
+
+    Version 0 is without tables, and so without jobs. The schema stays: it may hold other things.
+
+    Raises:
+        ValueError: The versions do not go down, or this release does not know them.
+    """
+    _check_versions("downgrade", to_version, from_version)
+    for version in range(from_version, to_version, -1):
+        STEPS[version].downgrade(op, schema, table_prefix)
+        if version > 1:
+            _set_comment(op, version - 1, schema, table_prefix)
+
+
+def _connection_of(op: Any) -> Connection | None:
+    """To PostgreSQL, where the statements run at once; None where they are only written down."""
+    if isinstance(op, Connection):
+        connection = op
+    elif not hasattr(op, "get_context") or op.get_context().as_sql:
+        return None
+    else:
+        connection = op.get_bind()
+    return connection if connection.dialect.name == "postgresql" else None
+
+
+def _check_versions(verb: str, lower: int, higher: int) -> None:
+    if not 0 <= lower <= higher <= LATEST:
+        start, end = (lower, higher) if verb == "upgrade" else (higher, lower)
+        raise ValueError(
+            f"cannot {verb} from version {start!r} to {end!r}: this release of sqlalchemy-bgjob "
+            f"knows the versions 0 to {LATEST}"
+        )
+
+
+def _set_comment(op: Operations, version: int, schema: str | None, prefix: str) -> None:
+    table = table_of(STEPS[version].tables(schema, prefix), "job", schema, prefix)
+    table.comment = Version(version, WORKERS_SINCE[version]).comment
+    op.execute(SetTableComment(table))
+
+
+def migrate(
+    connection: Connection,
+    *,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> int:
+    """Bring the tables to the latest version, without Alembic; the caller commits.
+
+    It waits for others that do the same, so every process of a deployment may call it. Newer
+    tables that this release's workers can run on are left as they are.
+
+    Returns:
+        The version that was there before; 0 is none.
+
+    Raises:
+        NotAPlainTable: One of them is partitioned, or a view.
+        SchemaOutOfDate: The tables are newer than this release can run on.
+        ForeignTable: A table of one of these names is another program's.
+        SchemaUnknown: There is a table of that name, and it does not say its version.
+        ValueError: The connection is not to PostgreSQL, or not in a READ COMMITTED transaction:
+            without one the lock would not hold, or what others did would not be seen.
+    """
+    _require_postgresql(connection)
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    _require_read_committed(connection)
+    require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
+    found = read_version(connection, schema=schema, table_prefix=table_prefix)
+    if found.number >= LATEST:
+        _check(found, translated(connection, schema), table_prefix)
+    else:
+        upgrade(
+            connection,
+            from_version=found.number,
+            to_version=LATEST,
+            schema=schema,
+            table_prefix=table_prefix,
+        )
+    return found.number
+
+
+def _require_postgresql(connection: Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        raise ValueError(
+            f"the queue needs PostgreSQL, and this connection is to {connection.dialect.name!r}; "
+            f"give the URL of a PostgreSQL database"
+        )
+
+
+def _require_read_committed(connection: Connection) -> None:
+    in_transaction, isolation = connection.execute(
+        text(
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND granted"
+            " AND locktype = 'advisory' AND classid = :high AND objid = :low),"
+            " current_setting('transaction_isolation')"
+        ),
+        {"high": _MIGRATION_LOCK >> 32, "low": _MIGRATION_LOCK & 0xFFFF_FFFF},
+    ).one()
+    if not in_transaction or isolation != "read committed":
+        raise ValueError(
+            f"the migration needs a transaction in READ COMMITTED, and this connection is in "
+            f"{isolation.upper() if in_transaction else 'AUTOCOMMIT'}; use "
+            f'connection.execution_options(isolation_level="READ COMMITTED") before its first '
+            f"statement"
+        )
+
+
+def migration_sql(
+    *,
+    from_version: int = 0,
+    to_version: int = LATEST,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> str:
+    """The same migration as SQL for ``psql``: one transaction, up or down.
+
+    Raises:
+        ValueError: This release does not know the versions.
+    """
+    script = _Script()
+    move = upgrade if from_version <= to_version else downgrade
+    move(
+        script,
+        from_version=from_version,
+        to_version=to_version,
+        schema=schema,
+        table_prefix=table_prefix,
+    )
+    return "\n\n".join(["BEGIN;", *script.statements, "COMMIT;", ""])
+
+
+class _Script:
+    """Writes statements down instead of running them."""
+
+    def __init__(self) -> None:
+        # By name, since the drivers' own styles double every percent sign.
+        self.dialect: Dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+        self.statements: list[str] = []
+
+    def execute(self, statement: ExecutableDDLElement, /) -> None:
+        sql = str(statement.compile(dialect=self.dialect))
+        lines = (line.replace("\t", "    ").rstrip() for line in sql.strip().splitlines())
+        self.statements.append("\n".join(lines) + ";")
+
+
+# --- What is there -------------------------------------------------------------------------------
+
+
+def db_version(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> int:
+    """The version of the tables in the database; 0 if there are none.
+
+    Raises:
+        ForeignTable: A table of one of these names is another program's.
+        SchemaUnknown: There is a table of that name, and it does not say its version.
+    """
+    return read_version(connection, schema=schema, table_prefix=table_prefix).number
+
+
+def read_version(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> Version:
+    """As :func:`db_version`, with the oldest version whose workers can run on these tables."""
+    schema = translated(connection, schema)
+    name = qualified(schema, f"{table_prefix}job")
+    row = connection.execute(
+        text(
+            "SELECT obj_description(oid, 'pg_class') FROM pg_catalog.pg_class"
+            " WHERE oid = to_regclass(CAST(:name AS TEXT))"
+        ),
+        {"name": name},
+    ).one_or_none()
+    comment: str | None = None if row is None else row[0]
+    version = Version(0, 0) if row is None else version_in(comment)
+    require_own_tables(
+        connection, schema=schema, table_prefix=table_prefix, says_version=version is not None
+    )
+    if version is None:
+        raise SchemaUnknown(name, comment, LATEST, schema, table_prefix)
+    return version
+
+
+def version_in(comment: str | None) -> Version | None:
+    """The version that a table's comment says; None if it says none."""
+    match = _COMMENT.match(comment or "")
+    return Version(int(match[1]), int(match[2])) if match else None
+
+
+def check(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> None:
+    """Refuse tables that this release's workers cannot run on; nothing is modified.
+
+    Raises:
+        NotAPlainTable: One of them is partitioned, or a view.
+        SchemaOutOfDate: They are missing, older, or newer and say that it is too old for them.
+        ForeignTable: A table of one of these names is another program's.
+        SchemaUnknown: There is a table of that name, and it does not say its version.
+    """
+    require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
+    found = read_version(connection, schema=schema, table_prefix=table_prefix)
+    _check(found, translated(connection, schema), table_prefix)
+
+
+def _check(found: Version, schema: str | None, table_prefix: str) -> None:
+    if found.number < LATEST or found.workers_since > LATEST:
+        raise SchemaOutOfDate(found.number, LATEST, schema, table_prefix)
+
+
+def storage_drift(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> list[str]:
+    """The ``ALTER TABLE`` statements that would set the storage parameters as designed.
+
+    Alembic does not see these: a table made by plain autogenerate on SQLAlchemy 2.0 lacks them,
+    and its updates are slower for it, not wrong.
+    """
+    schema = translated(connection, schema)
+    script = _Script()
+    tables = STEPS[LATEST].tables(schema, table_prefix)
+    for kind, designed in STEPS[LATEST].storage.items():
+        options = connection.execute(
+            text(
+                "SELECT reloptions FROM pg_catalog.pg_class"
+                " WHERE oid = to_regclass(CAST(:name AS TEXT))"
+            ),
+            {"name": qualified(schema, f"{table_prefix}{kind}")},
+        ).scalar_one_or_none()
+        found = dict(option.split("=", 1) for option in options or ())
+        missing = {name: value for name, value in designed.items() if found.get(name) != value}
+        if missing:
+            element = SetStorage(table_of(tables, kind, schema, table_prefix), missing)
+            script.execute(element)
+    return script.statements
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKeyProblem:
+    """A foreign key to our tables that stops or slows the end of a job."""
+
+    name: str
+    table: str
+    """Its table, quoted and with its schema where that is needed."""
+    columns: tuple[str, ...]
+    blocks: bool
+    """Whether deleting the row is refused while somebody refers to it."""
+    unindexed: bool
+    """Whether each deletion reads the whole referring table."""
+
+    def __str__(self) -> str:
+        columns = ", ".join(self.columns)
+        problems = []
+        if self.blocks:
+            problems.append(
+                "a job that it refers to cannot end; "
+                "make it ON DELETE SET NULL or ON DELETE CASCADE"
+            )
+        if self.unindexed:
+            problems.append(
+                f"every job's end reads the whole table; create an index on ({columns})"
+            )
+        return f"foreign key {self.name!r} of {self.table} ({columns}): {'; and '.join(problems)}"
+
+
+def foreign_key_problems(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> list[ForeignKeyProblem]:
+    """The foreign keys to the job and dead job tables that block or lack an index."""
+    schema = translated(connection, schema)
+    rows = connection.execute(
+        _FOREIGN_KEYS,
+        {
+            "job": qualified(schema, f"{table_prefix}job"),
+            "dead_job": qualified(schema, f"{table_prefix}dead_job"),
+        },
+    )
+    problems = (
+        ForeignKeyProblem(row.name, row.table, tuple(row.columns), row.blocks, not row.indexed)
+        for row in rows
+    )
+    return [problem for problem in problems if problem.blocks or problem.unindexed]
+
+
+# An index serves if it begins with the key's columns in any order, and leaves out at most nulls.
+_FOREIGN_KEYS = text(
+    """
+    SELECT c.conname AS name,
+           CAST(CAST(c.conrelid AS regclass) AS TEXT) AS "table",
+           ARRAY(
+               SELECT CAST(a.attname AS TEXT)
+               FROM unnest(c.conkey) WITH ORDINALITY AS k (attnum, place)
+               JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum
+               ORDER BY k.place
+           ) AS columns,
+           c.confdeltype IN ('a', 'r') AS blocks,
+           EXISTS (
+               SELECT FROM pg_catalog.pg_index i
+               WHERE i.indrelid = c.conrelid AND i.indisvalid
+                 AND (CAST(string_to_array(CAST(i.indkey AS TEXT), ' ') AS smallint[]))
+                     [1 : cardinality(c.conkey)] @> c.conkey
+                 AND (i.indpred IS NULL
+                      OR pg_get_expr(i.indpred, i.indrelid) ~ '^\\([^()]+ IS NOT NULL\\)$')
+           ) AS indexed
+    FROM pg_catalog.pg_constraint c
+    WHERE c.contype = 'f' AND c.conparentid = 0
+      AND c.confrelid IN (to_regclass(CAST(:job AS TEXT)), to_regclass(CAST(:dead_job AS TEXT)))
+    ORDER BY 2, 1
+    """
+)
+
+
+# --- For Alembic ---------------------------------------------------------------------------------
+
+
+def frozen_tables(
+    version: int, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> Iterator[Table]:
+    """The tables as they are at a version, to tell what belongs to it; none at version 0."""
+    if version:
+        yield from STEPS[version].tables(schema, table_prefix).tables.values()
+
+
+def migrations_path() -> Path:
+    """The folder of ``env.py`` and ``versions/``, in a checkout as in an installed package.
+
+    For projects that live with branches: ``version_locations`` takes
+    ``sqlalchemy_bgjob:alembic_migrations/versions``, or ``migrations_path() / "versions"``.
+    """
+    inside = Path(__file__).parents[1] / "alembic_migrations"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "alembic_migrations"
+
+
+def revision_options(op: Any) -> dict[str, Any]:
+    """Schema and prefix for the shipped revisions, which cannot hold them.
+
+    From ``context.configure(bgjob_schema=..., bgjob_table_prefix=...)`` in ``env.py``, else from
+    the options of the same names in ``alembic.ini``.
+    """
+    context = op.get_context()
+    options = {}
+    for name in ("schema", "table_prefix"):
+        key = f"bgjob_{name}"
+        value = context.opts.get(key)
+        if value is None and context.config is not None:
+            value = context.config.get_main_option(key)
+        # An ini file cannot say None.
+        if value is not None and (value or name == "table_prefix"):
+            options[name] = value
+    return options

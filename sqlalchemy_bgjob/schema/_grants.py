@@ -1,0 +1,159 @@
+"""The least privileges for each role that touches the queue's tables: to grant, and to ask for.
+
+A role that enqueues reads of jobs only the few columns that its own statements return, and one that
+only looks reads no arg. Headers and errors it does read: what is secret belongs into neither.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from sqlalchemy import ARRAY, Connection, Text, bindparam, text
+
+from . import LATEST
+from ._versions import STEPS, qualified, quoted, table_of, translated
+
+Task = Literal["enqueue", "worker", "operator", "dashboard"]
+"""What a role does.
+
+* ``enqueue``: all ways to enqueue, and nothing else;
+* ``worker``: claims, runs and settles; its handlers may enqueue;
+* ``operator``: cancel, redrive and prune, with a look at everything;
+* ``dashboard``: looks at everything but args.
+"""
+TASKS: Final[tuple[Task, ...]] = get_args(Task)
+
+_ALL: Final = ("SELECT", "INSERT", "UPDATE", "DELETE")
+# What an INSERT returns, and what a session reads back of a new row.
+_ENQUEUE_READS: Final = (
+    "id",
+    "queue",
+    "priority",
+    "attempt",
+    "crashes",
+    "lease",
+    "next_run_at",
+    "created_at",
+    "updated_at",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Privilege:
+    """One thing that a role must be allowed to do with one of the tables.
+
+    Attributes:
+        kind: The table: ``job``, ``dead_job`` or ``worker``.
+        verb: As GRANT names it.
+        columns: Of which columns; none is the whole table.
+    """
+
+    kind: str
+    verb: str
+    columns: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.verb + (f" ({', '.join(map(quoted, self.columns))})" if self.columns else "")
+
+
+def needs(task: Task) -> tuple[Privilege, ...]:
+    """All that a role needs for its task, on the tables of the latest version."""
+    return tuple(_needs(task))
+
+
+def _needs(task: Task) -> Iterator[Privilege]:
+    match task:
+        case "enqueue":
+            yield Privilege("job", "INSERT")
+            yield Privilege("job", "SELECT", _ENQUEUE_READS)
+            yield Privilege("worker", "SELECT", ("id", "waits_for"))
+        case "worker":
+            yield from (Privilege("job", verb) for verb in _ALL)
+            yield Privilege("dead_job", "INSERT")
+            yield Privilege("dead_job", "SELECT", ("job_id",))
+            yield from (Privilege("worker", verb) for verb in _ALL)
+        case "operator":
+            yield from (Privilege("job", verb) for verb in ("SELECT", "INSERT", "DELETE"))
+            # A redrive locks what it brings back, and an arg may have to be mended before.
+            yield from (Privilege("dead_job", verb) for verb in ("SELECT", "UPDATE", "DELETE"))
+            yield Privilege("worker", "SELECT")
+        case "dashboard":
+            yield Privilege("job", "SELECT", _without_arg("job"))
+            yield Privilege("dead_job", "SELECT", _without_arg("dead_job"))
+            yield Privilege("worker", "SELECT")
+
+
+def _without_arg(kind: str) -> tuple[str, ...]:
+    table = table_of(STEPS[LATEST].tables(None, ""), kind, None, "")
+    return tuple(column.name for column in table.c if column.name != "arg")
+
+
+def grants(roles: Iterable[tuple[Task, str]], *, schema: str | None, table_prefix: str) -> str:
+    """The GRANT statements for these roles, one a line; they belong to nobody else.
+
+    Args:
+        roles: What each role does, and its name.
+        schema: The tables' schema; None if they are on the search path.
+        table_prefix: How the tables' names begin.
+    """
+    lines: list[str] = []
+    for task, role in roles:
+        lines.append(f"-- {task}")
+        if schema is not None:
+            lines.append(f"GRANT USAGE ON SCHEMA {quoted(schema)} TO {quoted(role)};")
+        lines += [
+            f"GRANT {', '.join(map(str, privileges))} ON {qualified(schema, table_prefix + kind)} "
+            f"TO {quoted(role)};"
+            for kind, privileges in _by_table(needs(task)).items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def lacks(
+    connection: Connection, task: Task, *, schema: str | None, table_prefix: str
+) -> list[str]:
+    """What the connection's role lacks for a task, table by table, as GRANT names it.
+
+    A table or column that is missing is none of this function's business.
+    """
+    schema = translated(connection, schema)
+    if schema is not None and connection.execute(_USAGE, {"schema": schema}).scalar() is False:
+        return [f"USAGE ON SCHEMA {quoted(schema)}"]  # nothing within it can be asked for
+    found = []
+    for kind, privileges in _by_table(needs(task)).items():
+        table = qualified(schema, table_prefix + kind)
+        missing = [one for one in privileges if not _has(connection, table, one)]
+        if missing:
+            found.append(f"{', '.join(map(str, missing))} ON {table}")
+    return found
+
+
+def _by_table(privileges: Iterable[Privilege]) -> dict[str, list[Privilege]]:
+    found: dict[str, list[Privilege]] = {}
+    for privilege in privileges:
+        found.setdefault(privilege.kind, []).append(privilege)
+    return found
+
+
+def _has(connection: Connection, table: str, privilege: Privilege) -> bool:
+    given = {"table": table, "verb": privilege.verb, "columns": [*privilege.columns]}
+    return connection.execute(_HAS, given).scalar_one() is not False
+
+
+_USAGE = text(
+    "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = :schema"
+)
+# By number, as a column's name that is not there would be an error.
+_HAS = text(
+    """
+    SELECT CASE
+      WHEN cardinality(CAST(:columns AS TEXT[])) = 0 THEN has_table_privilege(its.oid, :verb)
+      ELSE (
+        SELECT bool_and(has_column_privilege(its.oid, attnum, :verb))
+        FROM pg_catalog.pg_attribute
+        WHERE attrelid = its.oid AND attname = ANY (CAST(:columns AS TEXT[]))
+      )
+    END
+    FROM (SELECT CAST(to_regclass(CAST(:table AS TEXT)) AS oid) AS oid) AS its
+    """
+).bindparams(bindparam("columns", type_=ARRAY(Text)), bindparam("verb", type_=Text))

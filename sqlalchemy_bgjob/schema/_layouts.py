@@ -1,0 +1,82 @@
+"""Whose the tables of the queue's names are: another program's may be called the same.
+
+The Go library bgjob has ``bgjob_job`` and ``bgjob_dead_job`` too, with other columns. A worker
+can't run on such tables, and to change them would break the program that they belong to.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sqlalchemy import ARRAY, Connection, Text, bindparam, text
+
+from ..exceptions import ForeignTable
+from ._versions import STEPS, qualified, table_of, translated
+
+_SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
+    "job": frozenset({"lease", "claimed_by"}),
+    "dead_job": frozenset({"lease", "crashes"}),
+    "worker": frozenset({"beat_at", "lease_timeout"}),
+}
+"""Columns that ours have in every version. A table without any of them never was ours."""
+
+_GO: Final = "the Go library bgjob's"
+
+
+def require_own_tables(
+    connection: Connection, *, schema: str | None, table_prefix: str, says_version: bool = True
+) -> None:
+    """Refuse tables of other programs; one that is missing is none of this function's business.
+
+    Args:
+        connection: To PostgreSQL; the caller ends its transaction.
+        schema: The tables' schema; None if they are on the search path.
+        table_prefix: How the tables' names begin.
+        says_version: Whether the job table's comment says that it is ours. Without it the table
+            needs all columns of the first version.
+
+    Raises:
+        ForeignTable: One of them is another program's.
+    """
+    schema = translated(connection, schema)
+    names = {kind: f"{table_prefix}{kind}" for kind in _SINCE_ALWAYS}
+    rows = connection.execute(_COLUMNS, {"schema": schema, "names": [*names.values()]}).all()
+    for kind, name in names.items():
+        types = {column: type for table, column, type in rows if table == name}
+        if not types:
+            continue
+        foreign = _SINCE_ALWAYS[kind].isdisjoint(types)
+        if kind == "job" and not says_version:
+            foreign = not _FIRST.issubset(types)
+        if foreign:
+            owner = _GO if _is_go(types) else None
+            raise ForeignTable(qualified(schema, name), owner, schema, table_prefix)
+
+
+def refuse_create_all(connection: object, *, schema: str | None, table_prefix: str) -> None:
+    """As :func:`require_own_tables`, before a ``create_all()``, which would pass over them.
+
+    Raises:
+        ForeignTable: One of them is another program's.
+    """
+    # Not one that only prints; and elsewhere than in PostgreSQL there is no queue.
+    if isinstance(connection, Connection) and connection.dialect.name == "postgresql":
+        require_own_tables(connection, schema=schema, table_prefix=table_prefix)
+
+
+def _is_go(types: Mapping[str, str]) -> bool:
+    return types.get("next_run_at") == "bigint" and {"queue", "type", "attempt"} <= set(types)
+
+
+_FIRST: Final = frozenset(table_of(STEPS[1].tables(None, ""), "job", None, "").c.keys())
+# By name and not by to_regclass(), which is an error where the schema may not be used.
+_COLUMNS: Final[Any] = text(
+    """
+    SELECT CAST(c.relname AS TEXT), CAST(a.attname AS TEXT),
+           CAST(CAST(a.atttypid AS regtype) AS TEXT)
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+    WHERE c.relname = ANY (CAST(:names AS TEXT[])) AND a.attnum > 0 AND NOT a.attisdropped
+      AND (n.nspname = :schema OR :schema IS NULL AND pg_table_is_visible(c.oid))
+    """
+).bindparams(bindparam("names", type_=ARRAY(Text)), bindparam("schema", type_=Text))

@@ -1,0 +1,97 @@
+"""Row level security, under which a role that is no owner may see an empty table without an error.
+
+Platforms switch it on for every new table. What a worker can't see it never runs, nor does anybody
+hear of it; so start and doctor look.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, text
+
+from ._versions import qualified, translated
+
+NEEDED: Final[Mapping[str, Mapping[str, str]]] = {
+    "job": {"r": "SELECT", "w": "UPDATE", "d": "DELETE"},
+    "dead_job": {"a": "INSERT"},
+    "worker": {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"},
+}
+"""What a worker does to each table, by the letters of the catalog."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """What row level security keeps from this role.
+
+    Attributes:
+        for_sure: Problem and remedy, where no policy lets it do what a worker does.
+        maybe: In words, where a policy decides row by row.
+    """
+
+    for_sure: list[tuple[str, str]]
+    maybe: list[str]
+
+
+def hidden(connection: Connection, *, schema: str | None, table_prefix: str) -> Hidden:
+    """What is hidden from the connection's role; of a table that is missing, nothing."""
+    found, schema = Hidden([], []), translated(connection, schema)
+    for kind, needed in NEEDED.items():
+        table = qualified(schema, f"{table_prefix}{kind}")
+        if not connection.execute(_ACTIVE, {"table": table}).scalar():
+            continue
+        policies = connection.execute(_POLICIES, {"table": table}).all()
+        lacking = [name for letter, name in needed.items() if not _permits(policies, letter)]
+        create = (
+            f"run CREATE POLICY bgjob_worker ON {table} TO worker_role USING (true) "
+            f"WITH CHECK (true), or give the role BYPASSRLS"
+        )
+        restricted = any(_restricts(policies, letter) for letter in needed)
+        if lacking:
+            problem = (
+                f"row level security of {table} hides its rows from this role: no policy allows "
+                f"{', '.join(lacking)}"
+            )
+            found.for_sure.append((problem, create))
+        elif restricted or not all(_permits(policies, letter, all_rows=True) for letter in needed):
+            lift = "let no restrictive policy apply to the role, or give it BYPASSRLS"
+            found.maybe.append(
+                f"row level security of {table} applies to this role: a job that a policy hides is "
+                f"never run. To hide none, {lift if restricted else create}"
+            )
+    return found
+
+
+def _permits(policies: Iterable[Any], letter: str, *, all_rows: bool = False) -> bool:
+    """Whether a policy permits a command; of several that do, one is enough."""
+    return any(
+        policy.permissive and policy.command in (letter, "*") and (policy.always or not all_rows)
+        for policy in policies
+    )
+
+
+def _restricts(policies: Iterable[Any], letter: str) -> bool:
+    """Whether a policy may forbid a command that others permit."""
+    return any(
+        policy.command in (letter, "*") and not (policy.permissive or policy.always)
+        for policy in policies
+    )
+
+
+_ACTIVE: Final[Any] = text(
+    "SELECT row_security_active(oid) FROM pg_catalog.pg_class"
+    " WHERE oid = to_regclass(CAST(:table AS TEXT))"
+)
+# Those for this role or one that it inherits from; 0 is everybody.
+_POLICIES: Final[Any] = text(
+    """
+    SELECT CAST(polcmd AS TEXT) AS command, polpermissive AS permissive,
+           coalesce(pg_get_expr(polqual, polrelid), 'true') = 'true'
+           AND coalesce(pg_get_expr(polwithcheck, polrelid), 'true') = 'true' AS always
+    FROM pg_catalog.pg_policy
+    WHERE polrelid = to_regclass(CAST(:table AS TEXT))
+      AND (0 = ANY (polroles)
+           OR EXISTS (SELECT FROM unnest(polroles) AS role
+                      WHERE pg_has_role(current_user, role, 'USAGE')))
+    """
+)

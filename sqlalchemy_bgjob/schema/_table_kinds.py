@@ -1,0 +1,61 @@
+"""What the queue's tables are to the server: plain ones, which is what the statements need.
+
+Rows are fetched by their address, which is unique within one table. A partitioned table has its
+rows in several, and a view has none. A table with children that inherit from it is a plain one: the
+statements leave the children's rows alone, see ``ONLY`` in :mod:`._sql`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from sqlalchemy import Connection, text
+
+from ..exceptions import NotAPlainTable
+from ._versions import qualified, translated
+
+KINDS: Final = ("job", "dead_job", "worker")
+
+_NAMES: Final[Mapping[str, str]] = {
+    "p": "a partitioned table",
+    "v": "a view",
+    "m": "a materialized view",
+    "f": "a foreign table",
+}
+
+
+def require_plain_tables(connection: Connection, *, schema: str | None, table_prefix: str) -> None:
+    """Refuse what is no plain table; one that is missing is none of this function's business.
+
+    Raises:
+        NotAPlainTable: One of them is something else.
+    """
+    schema = translated(connection, schema)
+    for table in _tables(schema, table_prefix):
+        kind = connection.execute(_KIND, {"table": table}).scalar()
+        if kind is not None and kind != "r":
+            raise NotAPlainTable(table, _NAMES.get(kind, "no table"), schema, table_prefix)
+
+
+def heirs(connection: Connection, *, schema: str | None, table_prefix: str) -> list[str]:
+    """In words: which tables inherit from the queue's, and what that means."""
+    schema = translated(connection, schema)
+    return [
+        f"{heir} inherits from {table}: its rows are no jobs of the queue, none is run or changed; "
+        f"ONLY in your own queries leaves them out there too"
+        for table in _tables(schema, table_prefix)
+        for heir in connection.execute(_HEIRS, {"table": table}).scalars()
+    ]
+
+
+def _tables(schema: str | None, prefix: str) -> Iterator[str]:
+    yield from (qualified(schema, f"{prefix}{kind}") for kind in KINDS)
+
+
+_KIND: Final[Any] = text(
+    "SELECT CAST(relkind AS TEXT) FROM pg_catalog.pg_class"
+    " WHERE oid = to_regclass(CAST(:table AS TEXT))"
+)
+_HEIRS: Final[Any] = text(
+    "SELECT CAST(CAST(inhrelid AS regclass) AS TEXT) FROM pg_catalog.pg_inherits"
+    " WHERE inhparent = to_regclass(CAST(:table AS TEXT)) ORDER BY 1"
+)

@@ -1,0 +1,175 @@
+"""Observers: what a worker tells about its jobs, after the COMMIT that made it true.
+
+Observers run on a thread of their own, one event after the other. Whatever they raise is logged,
+and however long they take, the worker goes on.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from .._handlers.outcomes import Kind, Settlement
+from .._inspect.health import Health
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+MAX_WAITING_EVENTS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """A job as it was claimed: plain data, safe after its row is gone."""
+
+    id: str
+    queue: str
+    type: str
+    attempt: int
+    """Which run this is, from 1."""
+    lease: int
+    priority: int
+    crashes: int
+    last_error: str | None
+    """The error of the attempt before."""
+    headers: Mapping[str, Any]
+    next_run_at: datetime
+    created_at: datetime
+    updated_at: datetime
+
+
+class Observer:
+    """Override what you want to hear of. Calls come from one thread, in order."""
+
+    def job_started(self, job: JobInfo) -> None:
+        """A handler is about to run."""
+
+    def job_completed(self, job: JobInfo, seconds: float) -> None:
+        """The job is done and gone; its handler took so many seconds."""
+
+    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+        """The job runs again after *delay* seconds, attempt given back.
+
+        Its handler wished so; or there was no connection for it, or somebody's transaction kept the
+        job from ending. Then ``last_error`` in its row says so.
+        """
+
+    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+        """The attempt failed; the next one is due after *delay* seconds."""
+
+    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+        """The job was given up and is in the dead table."""
+
+    def job_lease_lost(self, job: JobInfo) -> None:
+        """The job had been taken from this worker; what it did is not settled by it."""
+
+    def queue_is_empty(self, queue: str) -> None:
+        """The worker has caught up: nothing is due in this queue."""
+
+    def health_sampled(self, health: Health) -> None:
+        """One of the workers has looked at the server, once in each ``health_interval``.
+
+        ``health.problems`` says in words what somebody should do something about.
+        """
+
+    def worker_error(self, error: BaseException) -> None:
+        """Something failed that is not a handler: the connection, a settlement, the listener."""
+
+
+_EVENTS: Final = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
+class Events:
+    """Hands events over to the observers' thread."""
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = tuple(observers)
+        self._queue: queue.Queue[tuple[str, tuple[Any, ...]] | None] = queue.Queue(
+            MAX_WAITING_EVENTS
+        )
+        self._thread: threading.Thread | None = None
+        self._dropped = False
+        self._wanted = frozenset(name for name in _EVENTS if self._wants(name))
+
+    def _wants(self, name: str) -> bool:
+        own = [getattr(getattr(o, name, None), "__func__", o) for o in self._observers]
+        return any(function is not getattr(Observer, name) for function in own)
+
+    def wants(self, name: str) -> bool:
+        """Whether any observer has overridden this method: what nobody hears need not be told."""
+        return name in self._wanted
+
+    def start(self) -> None:
+        """Start the thread, if there is anyone to tell."""
+        if self._observers:
+            self._thread = threading.Thread(target=self._run, name="bgjob-observers", daemon=True)
+            self._thread.start()
+
+    def emit(self, name: str, *args: Any) -> None:
+        """Tell of an event; never blocks. With 100,000 untold events, new ones are dropped."""
+        if self._thread is None or name not in self._wanted:
+            return
+        try:
+            self._queue.put_nowait((name, args))
+        except queue.Full:
+            if not self._dropped:
+                self._dropped = True
+                logger.warning("observers are %d events behind: dropping", MAX_WAITING_EVENTS)
+
+    def stop(self, timeout: float) -> None:
+        """Tell what is left, for at most *timeout* seconds, and end the thread."""
+        if self._thread is not None:
+            try:
+                self._queue.put(None, timeout=timeout)
+            except queue.Full:
+                return
+            self._thread.join(timeout)
+            self._thread = None
+
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            tell(self._observers, *event)
+
+
+_EVENT_OF: Final[Mapping[Kind, str | None]] = {
+    Kind.COMPLETED: "job_completed",
+    Kind.RESCHEDULED: "job_rescheduled",
+    Kind.RETRY: "job_will_be_retried",
+    Kind.DEAD: "job_moved_to_dlq",
+    # Nothing happened to the job that anyone waits for.
+    Kind.HANDED_BACK: None,
+    Kind.UNKNOWN_TYPE: None,
+}
+
+
+def event_of(settlement: Settlement) -> str | None:
+    """The event that a settlement is when it was committed."""
+    return _EVENT_OF[settlement.kind]
+
+
+def announce(
+    emit: Callable[..., None], job: JobInfo, settlement: Settlement, seconds: float
+) -> None:
+    """Emit the event of a settlement that was committed."""
+    event = event_of(settlement)
+    match settlement.kind:
+        case Kind.COMPLETED:
+            emit(event, job, seconds)
+        case Kind.RESCHEDULED:
+            emit(event, job, settlement.delay)
+        case Kind.RETRY:
+            emit(event, job, settlement.error, settlement.delay)
+        case Kind.DEAD:
+            attempt = job.attempt - settlement.give_back
+            emit(event, replace(job, attempt=attempt), settlement.error)
+
+
+def tell(observers: Iterable[Observer], name: str, args: tuple[Any, ...]) -> None:
+    """Call one method of each observer; what they raise is logged and goes no further."""
+    for observer in observers:
+        try:
+            getattr(observer, name)(*args)
+        except Exception:
+            logger.exception("observer %r failed in %s", type(observer).__name__, name)

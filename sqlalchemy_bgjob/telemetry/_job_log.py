@@ -1,0 +1,158 @@
+"""What a worker's log says of jobs, wherever the worker runs: one line for each failed attempt.
+
+The lines belong to the logger ``sqlalchemy_bgjob.jobs``, so that an application that tells of
+failures in a way of its own can turn them off and keep what the worker says of itself.
+"""
+
+import logging
+import re
+import time
+from typing import Any, Final
+from weakref import WeakSet
+
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+
+from .._db.errors import (
+    READ_ONLY,
+    database_message,
+    lacks_prepared,
+    lost_connection,
+    refused_connection,
+    sqlstate,
+    stack,
+    summary,
+)
+from .._handlers.registry import JobType, Registry
+from ..exceptions import NoContextManager
+from . import JobInfo, Observer
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+job_logger = logging.getLogger("sqlalchemy_bgjob.jobs")
+
+SAY_AGAIN_AFTER: Final = 5.0
+"""Seconds: as long as the longest wait between two attempts to connect."""
+_MOST_CHARACTERS: Final = 300
+"""Of a message; all of it is in the row's ``last_error``."""
+_FRAME: Final = re.compile(r"  (.+:\d+ in .+)")
+
+
+class LogObserver(Observer):
+    """Logs what went wrong with jobs, and whatever the database refuses, as warnings."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._said: dict[str, float] = {}
+
+    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+        """It failed."""
+        self._log(logging.WARNING, job, f"failed, next attempt in {delay:.1f} s", error=error)
+
+    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+        """It was given up."""
+        self._log(logging.WARNING, job, "moved to the DLQ", error=error)
+
+    def job_lease_lost(self, job: JobInfo) -> None:
+        """It runs elsewhere."""
+        self._log(logging.WARNING, job, "lost its lease, it runs elsewhere")
+
+    def worker_error(self, error: BaseException) -> None:
+        """Whatever the database refuses is told of for as long as it lasts.
+
+        Where it can't be reached an operator wants its words; others may hold what rows hold.
+        """
+        # Those of asyncpg come as they are, with an SQLSTATE; libpq's without.
+        code = sqlstate(error)
+        silent = isinstance(error, OperationalError | InterfaceError) and code is None
+        lost = lost_connection(error) and code != READ_ONLY and not lacks_prepared(error)
+        if silent or lost or refused_connection(error):
+            self._warn(f"no connection to the database: {database_message(error)}")
+        elif isinstance(error, SQLAlchemyError) or code is not None:
+            self._warn(f"database error: {summary(error)}")
+        elif isinstance(error, NoContextManager):
+            cause = f" ({summary(error.__cause__, place=True)})" if error.__cause__ else ""
+            self._warn(f"no job can be run: {error}{cause}")
+
+    def _warn(self, words: str) -> None:
+        """Say the same once in five seconds, however many connections have met it."""
+        now = time.monotonic()
+        self._said = {said: at for said, at in self._said.items() if now - at < SAY_AGAIN_AFTER}
+        if words not in self._said:
+            self._said[words] = now
+            logger.warning("%s", words)
+
+    def _log(
+        self, level: int, job: JobInfo, what: str, *, error: str | None = None, **extra: Any
+    ) -> None:
+        handler = self._registry.find(job.type, job.queue)
+        if error is not None:
+            extra["error"], place = _headline(error)
+            what = f"{what}: {extra['error']}"
+            if place is not None:
+                extra["place"], what = place, f"{what} ({place})"
+        fields = {
+            "job_id": job.id,
+            "job_type": job.type,
+            "queue": job.queue,
+            "attempt": job.attempt,
+            "max_attempts": handler.options.max_attempts if handler is not None else None,
+            **extra,
+        }
+        job_logger.log(level, "%s %s", _name(job, handler), what, extra=fields)
+
+
+class DebugLogObserver(LogObserver):
+    """Logs also what went well, at debug."""
+
+    def job_completed(self, job: JobInfo, seconds: float) -> None:
+        """A job is done."""
+        self._log(logging.DEBUG, job, "completed", seconds=round(seconds, 6))
+
+    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+        """It runs again, attempt given back."""
+        self._log(logging.DEBUG, job, f"runs again in {delay:.1f} s")
+
+
+def log_observer(registry: Registry) -> LogObserver:
+    """The observer that logs; what nobody reads, as at most levels a line for each job, is free."""
+    if job_logger.isEnabledFor(logging.DEBUG):
+        return DebugLogObserver(registry)
+    return LogObserver(registry)
+
+
+def log_stack(job: Any, handler: JobType[Any], error: BaseException | str | None) -> None:
+    """At debug, what an attempt failed by: its whole traceback, without anybody's values."""
+    if isinstance(error, BaseException) and job_logger.isEnabledFor(logging.DEBUG):
+        job_logger.debug("%s raised\n%s", _name(job, handler), stack(error))
+
+
+_complained: WeakSet[JobType[Any]] = WeakSet()
+
+
+def log_policy_problem(handler: JobType[Any], problem: str) -> None:
+    """Say once what is wrong with a handler's retry policy; each ``last_error`` says it again."""
+    if handler not in _complained:
+        _complained.add(handler)
+        job_logger.warning("handler of %r: %s", handler.type, problem)
+
+
+def _name(job: Any, handler: JobType[Any] | None) -> str:
+    limit = None if handler is None else handler.options.max_attempts
+    attempt = f"{job.attempt}" if limit is None else f"{job.attempt} of {limit}"
+    return f"job {job.id} ({job.type}, attempt {attempt})"
+
+
+def _headline(error: str) -> tuple[str, str | None]:
+    """The message of a described error in one line, and the user's frame that it came from."""
+    lines = error.splitlines() or [""]
+    frames = [found for line in lines[1:] if (found := _FRAME.fullmatch(line))]
+    message = lines[0]
+    if len(lines) > 1 and lines[1].startswith("contains "):
+        message = f"{message}, {lines[1]}"
+    if len(message) > _MOST_CHARACTERS:
+        message = f"{message[:_MOST_CHARACTERS]}..."
+    return _printable(message), _printable(frames[-1][1]) if frames else None
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
