@@ -433,8 +433,7 @@ def migrations_path() -> Path:
     For projects that live with branches: ``version_locations`` takes
     ``sqlalchemy_bgjob:alembic_migrations/versions``, or ``migrations_path() / "versions"``.
     """
-    inside = Path(__file__).parents[1] / "alembic_migrations"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "alembic_migrations"
+    return Path(__file__).parents[1] / "alembic_migrations"
 
 
 def revision_options(op: Any) -> dict[str, Any]:
