@@ -35,7 +35,8 @@ from sqlalchemy_bgjob._process.queue_option import Queue
 from sqlalchemy_bgjob._process.signals import Requests
 from sqlalchemy_bgjob._process.urls import database_url as parse_url
 from sqlalchemy_bgjob._process.urls import sync_url
-from sqlalchemy_bgjob.cli import SETTING_HELP, Seconds, cli
+from sqlalchemy_bgjob.cli import cli
+from sqlalchemy_bgjob.cli.options import SETTING_HELP, Seconds
 from sqlalchemy_bgjob.settings import SETTING_NAMES
 from support import cli_app as app
 from support.catalog import catalog

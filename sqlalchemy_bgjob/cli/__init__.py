@@ -1,0 +1,75 @@
+"""The command line: ``sqlalchemy-bgjob``, ``bgjob`` and ``python -m sqlalchemy_bgjob``.
+
+It parses, calls and prints; what it calls is found elsewhere, and imported when it is called, so
+that ``--help`` needs no SQLAlchemy. Results go to stdout, logs and errors to stderr.
+
+Exit codes: 0 done, also drained after one signal; 1 failed; 2 wrong usage, or the application
+can't be imported; 3 the database is unreachable or refuses; 4 the schema is out of date;
+128 + n after a second or third signal n.
+"""
+
+import signal
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from .._process.exits import OK, SIGNALLED, CommandError, leave
+from .._version import __version__
+from .bench import bench
+from .demo import demo
+from .doctor import doctor
+from .tables import grants, migrate
+from .version import version
+from .worker import worker
+
+
+class _Commands(click.Group):
+    """Commands whose errors are told, not shown as tracebacks."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            _report(error)
+            return error.exit_code
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="sqlalchemy-bgjob")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Background jobs in PostgreSQL, for applications that use SQLAlchemy."""
+    # A worker counts signals itself, once it has been imported.
+    if ctx.invoked_subcommand != "worker" and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+for _command in (worker, migrate, doctor, grants, demo, bench, version):
+    cli.add_command(_command)
+
+
+def _report(error: CommandError) -> None:
+    from .._process import logs
+
+    if logs.own_stderr():
+        logs.report(error.problem, exit_code=error.exit_code, traceback=error.traceback)
+        return
+    if error.traceback is not None:
+        click.echo(error.traceback, err=True, nl=False)
+    click.echo(f"Error: {error.problem}", err=True)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """The entry point of the scripts; without *args* it takes those of the process."""
+    try:
+        code = cli.main(args, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except click.Abort:  # Ctrl-C in a command that does not count signals
+        code = SIGNALLED + signal.SIGINT
+    leave(code or OK)

@@ -1,0 +1,49 @@
+"""``doctor``: looks for what is wrong."""
+
+import json
+from pathlib import Path
+
+import click
+
+from .._process.exits import FAILED, OK
+from .options import connection_options, schema_options, take_engine
+
+
+@click.command()
+@connection_options
+@schema_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    /,
+    database_url: str | None,
+    engine: str | None,
+    app_dir: Path,
+    schema: str | None,
+    table_prefix: str,
+    as_json: bool,
+) -> int:
+    """Look for what is wrong with the queue's database, and say what to do.
+
+    Server, pooler, clocks, tables and indexes, storage parameters, foreign keys, privileges, what
+    holds vacuum back, silent workers, queues that nobody serves. The exit code is 1 if anything has
+    to be mended.
+    """
+    from .._inspect.doctor import examine
+    from .._process.engines import run_in_transaction
+
+    take_engine(ctx, engine, app_dir)
+    findings = run_in_transaction(
+        database_url,
+        engine,
+        app_dir,
+        lambda connection: examine(connection, schema=schema, table_prefix=table_prefix),
+    )
+    for finding in findings:
+        if as_json:
+            line = {"check": finding.check, "level": finding.level, "text": finding.text}
+            click.echo(json.dumps(line))
+        else:
+            click.echo(f"{finding.level:<8} {finding.check}: {finding.text}")
+    return FAILED if any(finding.level == "problem" for finding in findings) else OK

@@ -1,0 +1,135 @@
+"""Options that several commands share: database, tables, settings, logs."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from .._process.exits import USAGE, CommandError
+from ..settings import WorkerSettings
+
+SETTING_HELP: Final[Mapping[str, str]] = {
+    "heartbeat_interval": "How often the worker says that it lives.",
+    "lease_timeout": "After how long a silence the worker's jobs are given to others.",
+    "rescue_interval": "How often the worker looks for silent ones.",
+    "death_check_interval": "How often it looks for ended processes by their database session.",
+    "orphan_interval": "How often jobs are looked for whose claim names no known worker.",
+    "health_interval": "How often one of the workers looks for what holds vacuum back.",
+    "poll_interval": "The longest a due job waits when no notification arrives.",
+    "shutdown_timeout": "How long a graceful stop waits for running jobs.",
+    "unknown_type_grace": "How long a job of an unknown type waits for a worker that knows it.",
+    "max_claim": "The most jobs of one claim.",
+    "hold_timeout": "After how long a claimed job that was not started is handed back.",
+    "listen": "Whether to LISTEN for wake-ups; polling goes on in any case.",
+}
+"""A flag for each field of WorkerSettings."""
+
+_UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+    """A duration: ``2.5``, ``500ms``, ``30s``, ``5m`` or ``1h``; a float of seconds."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Seconds as float."""
+        if isinstance(value, int | float):
+            return float(value)
+        number = str(value).strip().rstrip("hms")
+        unit = str(value).strip()[len(number) :] or "s"
+        try:
+            return float(number) * _UNITS[unit]
+        except (KeyError, ValueError):
+            self.fail(f"{value!r} is not a duration such as 2.5, 500ms, 30s, 5m or 1h", param, ctx)
+
+
+def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Any], Any]:
+    """An option that the environment may give too: ``--poll-interval``, BGJOB_POLL_INTERVAL."""
+    variable = "BGJOB_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    attributes = {"envvar": variable, "show_envvar": True, "show_default": True, **attributes}
+    return click.option(name, *declarations, **attributes)
+
+
+def setting_options(command: Any) -> Any:
+    """A flag for each setting, with the default of WorkerSettings."""
+    for field in reversed(fields(WorkerSettings)):
+        flag = "--" + field.name.replace("_", "-")
+        kind: Any = {float: Seconds(), int: click.IntRange(min=1)}.get(field.type)
+        if field.type is bool:
+            flag, kind = f"{flag}/--no-{flag.removeprefix('--')}", None
+        command = option(flag, type=kind, default=field.default, help=SETTING_HELP.get(field.name))(
+            command
+        )
+    return command
+
+
+def logging_options(command: Any) -> Any:
+    """What is logged, and how."""
+    command = option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+        default="info",
+        help="The lowest level that is logged; debug has a line for each job.",
+    )(command)
+    return option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        help="Lines to read, or one JSON object a line.",
+    )(command)
+
+
+database_option = option(
+    "--database-url",
+    metavar="URL",
+    help="postgresql+DRIVER://user:password@host/database, DRIVER one of psycopg, asyncpg and "
+    "psycopg2. Without a driver it is the first of these that is installed.",
+)
+
+app_dir_option = option(
+    "--app-dir",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    default=".",
+    metavar="FOLDER",
+    help="Where the application's modules are. It comes last on Python's path: an installed module "
+    "of the same name is imported instead, with a warning.",
+)
+engine_option = option(
+    "--engine",
+    metavar="MODULE:ENGINE",
+    help="The application's own Engine or AsyncEngine, instead of one made from the URL. "
+    "BGJOB_DATABASE_URL is not used then, and --database-url beside it is refused.",
+)
+
+
+def connection_options(command: Any) -> Any:
+    """Which database: by a URL, or by the application's own engine."""
+    return database_option(engine_option(app_dir_option(command)))
+
+
+def take_engine(ctx: click.Context, engine: str | None, app_dir: Path) -> None:
+    """Let the application's modules be found, and refuse an engine beside a URL."""
+    if str(app_dir) not in sys.path:
+        # Last: a sqlalchemy.py of the application must not be taken for SQLAlchemy.
+        sys.path.append(str(app_dir))
+    by_option = click.core.ParameterSource.COMMANDLINE
+    if engine is not None and ctx.get_parameter_source("database_url") is by_option:
+        raise CommandError(
+            USAGE, "--engine (or BGJOB_ENGINE) names an engine already; leave out --database-url"
+        )
+
+
+def schema_options(command: Any) -> Any:
+    """Which tables of the database."""
+    command = option("--table-prefix", default="bgjob_", help="How the tables' names begin.")(
+        command
+    )
+    return option(
+        "--schema", help="The schema of the tables; by default the search path finds them."
+    )(command)

@@ -1,0 +1,105 @@
+"""``migrate`` and ``grants``: the tables, and who may do what with them."""
+
+from pathlib import Path
+
+import click
+
+from .._process.exits import OK, USAGE, CommandError
+from .options import connection_options, schema_options, take_engine
+
+
+@click.command()
+@connection_options
+@schema_options
+@click.option("--sql", is_flag=True, help="Print the SQL for psql; needs no database.")
+@click.option(
+    "--from",
+    "from_version",
+    type=click.IntRange(min=0),
+    default=0,
+    help="With --sql: the version that is there; 0 is none.",
+)
+@click.option(
+    "--to",
+    "to_version",
+    type=click.IntRange(min=0),
+    help="With --sql: the version to reach, up or down. By default the latest.",
+)
+@click.pass_context
+def migrate(
+    ctx: click.Context,
+    /,
+    database_url: str | None,
+    engine: str | None,
+    app_dir: Path,
+    schema: str | None,
+    table_prefix: str,
+    sql: bool,
+    from_version: int,
+    to_version: int | None,
+) -> int:
+    """Bring the queue's tables to this release's version, without Alembic.
+
+    It creates a --schema that is missing. It may run any number of times, also at once from several
+    places.
+    """
+    from .. import schema as tables
+
+    if sql:
+        latest = tables.LATEST if to_version is None else to_version
+        try:
+            script = tables.migration_sql(
+                from_version=from_version,
+                to_version=latest,
+                schema=schema,
+                table_prefix=table_prefix,
+            )
+        except ValueError as error:
+            raise CommandError(USAGE, str(error)) from None
+        click.echo(script, nl=False)
+        return OK
+    if from_version or to_version is not None:
+        raise CommandError(USAGE, "--from and --to go with --sql; a database tells its version")
+    from .._process.engines import run_in_transaction
+
+    take_engine(ctx, engine, app_dir)
+    before = run_in_transaction(
+        database_url,
+        engine,
+        app_dir,
+        lambda connection: tables.migrate(connection, schema=schema, table_prefix=table_prefix),
+    )
+    where = f"{table_prefix}* in schema {schema}" if schema else f"{table_prefix}*"
+    if before == 0:
+        click.echo(f"created the tables {where}, version {tables.LATEST}")
+    elif before < tables.LATEST:
+        click.echo(f"migrated the tables {where} from version {before} to {tables.LATEST}")
+    else:
+        click.echo(f"the tables {where} are of version {before}: nothing to do")
+    return OK
+
+
+@click.command()
+@click.option("--enqueue", multiple=True, metavar="ROLE", help="A role that enqueues.")
+@click.option("--worker", multiple=True, metavar="ROLE", help="A role that workers connect as.")
+@click.option(
+    "--operator", multiple=True, metavar="ROLE", help="A role that cancels, redrives and prunes."
+)
+@click.option(
+    "--dashboard", multiple=True, metavar="ROLE", help="A role that looks, and reads no arg."
+)
+@schema_options
+def grants(schema: str | None, table_prefix: str, **roles: tuple[str, ...]) -> int:
+    """Print the least privileges for the roles of an application, as SQL for psql.
+
+    The tables belong best to a role that nobody logs in as.
+    """
+    from ..schema._grants import TASKS
+    from ..schema._grants import grants as statements
+
+    named = [(task, role) for task in TASKS for role in roles[task]]
+    if not named:
+        options = ", ".join(f"--{task}" for task in TASKS)
+        raise CommandError(USAGE, f"name a role with at least one of {options}")
+    click.echo(statements(named, schema=schema, table_prefix=table_prefix), nl=False)
+    return OK

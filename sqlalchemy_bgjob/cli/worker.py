@@ -1,0 +1,147 @@
+"""``worker``: runs the jobs of an application."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .._process.exits import USAGE, CommandError
+from .._process.queue_option import Queue
+from ..settings import WorkerSettings
+from .options import (
+    app_dir_option,
+    database_option,
+    engine_option,
+    logging_options,
+    option,
+    setting_options,
+    take_engine,
+)
+
+
+@click.command()
+@click.argument("app", envvar="BGJOB_APP")
+@database_option
+@app_dir_option
+@option(
+    "--import",
+    "imports",
+    metavar="MODULE",
+    multiple=True,
+    help="A module that registers handlers and that APP's own module does not import; may be "
+    "repeated.",
+)
+@option(
+    "--queue",
+    "queues",
+    type=Queue(),
+    multiple=True,
+    help="A queue to serve and how many of its jobs run at once (10 unless given); may be "
+    "repeated. By default every queue that a handler names.",
+)
+@option(
+    "--processes",
+    type=click.IntRange(1, 1000),
+    default=1,
+    help="How many processes work. More than one are supervised, and replaced when they crash.",
+)
+@engine_option
+@option(
+    "--sync-engine",
+    metavar="MODULE:ENGINE",
+    help="An Engine for ctx.session of functions, beside an AsyncEngine or a URL for asyncpg. By "
+    "default one is made from the URL, where psycopg or psycopg2 can use it.",
+)
+@option(
+    "--heart-engine",
+    metavar="MODULE:ENGINE",
+    help="How heart and rescuer connect, beside an AsyncEngine whose connections belong to one "
+    "event loop, as those of an asyncpg.Pool do.",
+)
+@option(
+    "--session-factory",
+    "session_factories",
+    metavar="MODULE:FACTORY",
+    multiple=True,
+    help="A Session class or sessionmaker that makes ctx.session; twice if both functions and "
+    "coroutines need their own.",
+)
+@option(
+    "--around",
+    metavar="MODULE:CONTEXT",
+    help="Makes a context manager that is entered around each job, such as app:app.app_context.",
+)
+@setting_options
+@logging_options
+@click.pass_context
+def worker(
+    ctx: click.Context,
+    /,
+    app: str,
+    database_url: str | None,
+    app_dir: Path,
+    imports: tuple[str, ...],
+    queues: tuple[tuple[str, int], ...],
+    processes: int,
+    engine: str | None,
+    sync_engine: str | None,
+    heart_engine: str | None,
+    session_factories: tuple[str, ...],
+    around: str | None,
+    log_format: Any,
+    log_level: str,
+    **settings: Any,
+) -> int:
+    """Run the jobs of an application.
+
+    APP names its BGJob: module:object, module:object.attribute or module:factory(). Modules are
+    found where Python finds them, and else in --app-dir, by default the working directory. A
+    database that is not up yet is waited for.
+
+    The first SIGTERM or SIGINT stops claiming and drains, the second releases what runs, the third
+    exits; signals within a second are one. The worker is one of threads, or of asyncio if the
+    driver is asyncpg or a handler is a coroutine.
+    """
+    from .._process import logs, supervisor
+
+    child = supervisor.supervised()
+    if child is not None:
+        logs.configure(log_format, log_level, child[1])
+    else:
+        logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
+    checked = _settings(settings)
+    take_engine(ctx, engine, app_dir)
+    named = dict(queues)
+    if len(named) < len(queues):
+        raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
+    if child is None and processes > 1:
+        return supervisor.supervise(
+            sys.argv[1:], processes=processes, shutdown_timeout=checked.shutdown_timeout
+        )
+    from .._process import process
+
+    return process.run_worker(
+        process.WorkerOptions(
+            app=app,
+            database_url=database_url,
+            engine=engine,
+            sync_engine=sync_engine,
+            heart_engine=heart_engine,
+            session_factories=session_factories,
+            app_dir=app_dir,
+            around=around,
+            imports=imports,
+            queues=named or None,
+            settings=checked,
+            parent_pipe=None if child is None else child[0],
+        )
+    )
+
+
+def _settings(given: Mapping[str, Any]) -> WorkerSettings:
+    try:
+        return WorkerSettings(**given)
+    except ValueError as error:
+        raise CommandError(USAGE, str(error)) from None
