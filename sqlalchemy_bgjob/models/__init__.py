@@ -1,0 +1,33 @@
+"""The tables, as Declarative models that live in the user's own MetaData.
+
+:func:`build_models` maps ``Job``, ``DeadJob`` and ``WorkerRow`` in a registry of their own over
+the user's MetaData, so the tables are the same whatever the user's base class adds to its models.
+:class:`JobMixin` and :class:`DeadJobMixin` are for users who want columns or relationships of
+their own on these tables.
+
+* Every column names its SQL type, so a ``type_annotation_map`` cannot change it.
+* Names of constraints and indexes are final (``conv``): a naming convention cannot change them,
+  and Alembic compares by name. Whoever changes an index's or check's text changes its name.
+* No triggers, no functions, no enum types: Alembic's autogenerate sees all of it.
+* Everything compiles on SQLite too, so that a user's own ``create_all()`` there goes on working.
+"""
+
+from ._columns import DEFAULT_PREFIX, DeadJobMixin, JobMixin, WorkerMixin
+from ._ddl import SCHEMA_VERSION, STORAGE, WORKERS_SINCE, schema_comment
+from ._lease import lease_at_insert
+from ._mapping import Models, build_models, check_names
+
+__all__ = [
+    "DEFAULT_PREFIX",
+    "SCHEMA_VERSION",
+    "STORAGE",
+    "WORKERS_SINCE",
+    "DeadJobMixin",
+    "JobMixin",
+    "Models",
+    "WorkerMixin",
+    "build_models",
+    "check_names",
+    "lease_at_insert",
+    "schema_comment",
+]

@@ -1,0 +1,258 @@
+"""The columns of each table, as mixins, and what is checked when they are assigned."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Float,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    case,
+    func,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import (
+    Mapped,
+    MappedAsDataclass,
+    declared_attr,
+    has_inherited_table,
+    mapped_column,
+    validates,
+)
+from sqlalchemy.types import TypeEngine
+
+from .._drafts import validation
+from .._drafts.codec import Codec, Encoded
+from .._drafts.ids import new_id
+from ._lease import lease_at_insert
+
+DEFAULT_PREFIX: Final = "bgjob_"
+
+_text = Text()
+_moment = DateTime(timezone=True)
+# A variant rather than plain JSONB: SQLite has no such type. None is SQL NULL, not JSON null.
+_json: TypeEngine[Any] = JSON(none_as_null=True).with_variant(
+    JSONB(none_as_null=True), "postgresql"
+)
+_json_codec: Codec = Codec(Any)
+
+
+class _Columns:
+    """What a live and a dead job have in common."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        # The constructor would want every column, and would know of no server default.
+        if issubclass(cls, MappedAsDataclass):
+            raise TypeError(
+                f"{cls.__name__} can't be a dataclass; build it on a base of its own over the same "
+                f"MetaData: class JobBase(DeclarativeBase): metadata = Base.metadata"
+            )
+        super().__init_subclass__(**options)
+
+    queue: Mapped[str] = mapped_column(_text, nullable=False, sort_order=-89)
+    type: Mapped[str] = mapped_column(_text, nullable=False, sort_order=-88)
+    arg: Mapped[bytes | None] = mapped_column(LargeBinary, sort_order=-87)
+    priority: Mapped[int] = mapped_column(
+        SmallInteger, nullable=False, server_default="0", sort_order=-86
+    )
+    attempt: Mapped[int] = mapped_column(
+        Integer, nullable=False, server_default="0", sort_order=-85
+    )
+    # How often a worker died while it held the job.
+    crashes: Mapped[int] = mapped_column(
+        Integer, nullable=False, server_default="0", sort_order=-84
+    )
+    last_error: Mapped[str | None] = mapped_column(_text, sort_order=-81)
+    headers: Mapped[dict[str, Any] | None] = mapped_column(_json, sort_order=-80)
+
+    @hybrid_property
+    def arg_json(self) -> Any:
+        """The arg as plain JSON values; None when it is absent or is not JSON."""
+        if self.arg is None or (self.headers or {}).get(validation.CONTENT_TYPE):
+            return None
+        try:
+            return json.loads(self.arg)
+        except (ValueError, RecursionError):
+            return None
+
+    @arg_json.inplace.expression
+    @classmethod
+    def _arg_json_sql(cls) -> ColumnElement[Any]:
+        # A CASE, since a bytes row would fail the conversion and with it the user's whole query.
+        is_json = cls.headers[validation.CONTENT_TYPE].as_string().is_(None)
+        return case((is_json, func.convert_from(cls.arg, "UTF8").cast(JSONB)))
+
+
+class _Checked(dict[str, Any]):
+    """Headers that hold the new arg's content type, in place of the one before."""
+
+
+class JobMixin(_Columns):
+    """Columns of a live job; build ``class Job(JobMixin, Base)`` on it for columns of your own.
+
+    A row is *queued* while ``claimed_by`` is null, and *running* while a worker holds it.
+    ``arg`` may be assigned any JSON value or bytes: it is encoded on assignment.
+
+    A column of your own may have any default, or be nullable. A default that is a Python function
+    is called once for each statement of ``enqueue_many`` and ``enqueue_from``, not for each row:
+    use ``server_default`` for values that must differ.
+    """
+
+    @declared_attr.directive
+    def __tablename__(cls) -> str | None:
+        # A subclass of a concrete model shares its table.
+        return None if has_inherited_table(cast(Any, cls)) else f"{DEFAULT_PREFIX}job"
+
+    # A client-side default only: with a server default beside it SQLAlchemy would send one INSERT
+    # a row, see tests/test_models.py.
+    id: Mapped[str] = mapped_column(_text, primary_key=True, default=new_id, sort_order=-90)
+    # The number of the claim; it grows with every claim, rescue, hand-back and redrive.
+    lease: Mapped[int] = mapped_column(
+        BigInteger, nullable=False, server_default=lease_at_insert(), sort_order=-83
+    )
+    claimed_by: Mapped[int | None] = mapped_column(BigInteger, sort_order=-82)
+    next_run_at: Mapped[datetime] = mapped_column(
+        _moment, nullable=False, server_default=func.now(), sort_order=-79
+    )
+    created_at: Mapped[datetime] = mapped_column(
+        _moment, nullable=False, server_default=func.now(), sort_order=-78
+    )
+    updated_at: Mapped[datetime] = mapped_column(
+        _moment, nullable=False, server_default=func.now(), sort_order=-77
+    )
+    # When a worker first met the job without knowing its type.
+    unknown_since: Mapped[datetime | None] = mapped_column(_moment, sort_order=-76)
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            queue: str,
+            type: str,
+            arg: Any = None,
+            id: str = ...,
+            priority: int = 0,
+            next_run_at: datetime = ...,
+            headers: Mapping[str, Any] | None = None,
+            **own_columns: Any,
+        ) -> None: ...
+
+    @validates("id")
+    def _check_id(self, key: str, value: object) -> object:
+        return value if _is_sql(value) else validation.job_id(value)
+
+    @validates("queue", "type")
+    def _check_name(self, key: str, value: object) -> object:
+        return value if _is_sql(value) else validation.name(key, value)
+
+    @validates("priority")
+    def _check_priority(self, key: str, value: object) -> object:
+        return value if _is_sql(value) else validation.priority(value)
+
+    @validates("next_run_at")
+    def _check_next_run_at(self, key: str, value: object) -> object:
+        return value if _is_sql(value) else validation.moment(key, value)
+
+    @validates("arg")
+    def _encode_arg(self, key: str, value: object) -> object:
+        if _is_sql(value):
+            return value
+        encoded = value if isinstance(value, Encoded) else _json_codec.encode(value)
+        own = {k: v for k, v in (self.headers or {}).items() if k != validation.CONTENT_TYPE}
+        headers = validation.headers(own or None, encoded.content_type)
+        if headers != self.headers:
+            self.headers = _Checked(headers or {})
+        return encoded.data
+
+    @validates("headers")
+    def _check_headers(self, key: str, value: object) -> object:
+        if _is_sql(value):
+            return value
+        if isinstance(value, _Checked):
+            return dict(value) or None
+        if not isinstance(value, Mapping | None):
+            raise TypeError(f"headers must be a mapping, not {type(value).__name__}")
+        content_type = (self.headers or {}).get(validation.CONTENT_TYPE)
+        if value and validation.CONTENT_TYPE in value:
+            content_type = value[validation.CONTENT_TYPE]
+        return validation.headers(value, content_type)
+
+    @hybrid_property
+    def state(self) -> str:
+        """``scheduled``, ``queued`` (due) or ``running``; in Python by this machine's clock."""
+        if self.claimed_by is not None:
+            return "running"
+        return "scheduled" if self.next_run_at > datetime.now(UTC) else "queued"
+
+    @state.inplace.expression
+    @classmethod
+    def _state_sql(cls) -> ColumnElement[str]:
+        return case(
+            (cls.claimed_by.is_not(None), "running"),
+            (cls.next_run_at > func.now(), "scheduled"),
+            else_="queued",
+        )
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} {self.type!r} in {self.queue!r}, attempt {self.attempt}>"
+
+
+class DeadJobMixin(_Columns):
+    """Columns of a dead job: what the live row held, and when it was moved.
+
+    The lease is kept, so that a job brought back goes on counting where it stopped.
+    """
+
+    @declared_attr.directive
+    def __tablename__(cls) -> str | None:
+        return None if has_inherited_table(cast(Any, cls)) else f"{DEFAULT_PREFIX}dead_job"
+
+    # An id of its own: the same job id may die more than once.
+    id: Mapped[str] = mapped_column(_text, primary_key=True, default=new_id, sort_order=-91)
+    job_id: Mapped[str] = mapped_column(_text, nullable=False, sort_order=-90)
+    lease: Mapped[int] = mapped_column(BigInteger, nullable=False, sort_order=-83)
+    next_run_at: Mapped[datetime] = mapped_column(_moment, nullable=False, sort_order=-79)
+    job_created_at: Mapped[datetime] = mapped_column(_moment, nullable=False, sort_order=-78)
+    job_updated_at: Mapped[datetime] = mapped_column(_moment, nullable=False, sort_order=-77)
+    moved_at: Mapped[datetime] = mapped_column(
+        _moment, nullable=False, server_default=func.now(), sort_order=-76
+    )
+
+    def __repr__(self) -> str:
+        return f"<DeadJob {self.job_id} {self.type!r} in {self.queue!r}, attempt {self.attempt}>"
+
+
+class WorkerMixin:
+    """One row for each worker process that lives, or whose jobs are still being given back."""
+
+    # Chosen by the worker, at random: it knows its id even if the answer to its INSERT is lost.
+    id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    hostname: Mapped[str] = mapped_column(_text, nullable=False)
+    pid: Mapped[int] = mapped_column(Integer, nullable=False)
+    version: Mapped[str] = mapped_column(_text, nullable=False)
+    queues: Mapped[Any] = mapped_column(_json, nullable=False)
+    # The queues in which it has found nothing: whoever enqueues there wakes it by a notification.
+    waits_for: Mapped[Any] = mapped_column(_json, nullable=False, server_default="[]")
+    # Seconds; a worker is judged by its own setting, not by the judge's.
+    lease_timeout: Mapped[float] = mapped_column(Float(53), nullable=False)
+    started_at: Mapped[datetime] = mapped_column(_moment, nullable=False, server_default=func.now())
+    beat_at: Mapped[datetime] = mapped_column(_moment, nullable=False, server_default=func.now())
+    # Set when its jobs are taken from it; the row goes when none is left.
+    lost_at: Mapped[datetime | None] = mapped_column(_moment)
+    # The session that listens for this worker: PostgreSQL ends it when the process dies.
+    listener_pid: Mapped[int | None] = mapped_column(Integer)
+    listener_started_at: Mapped[datetime | None] = mapped_column(_moment)
+
+
+def _is_sql(value: object) -> bool:
+    return hasattr(value, "__clause_element__") or isinstance(value, ColumnElement)

@@ -1,0 +1,108 @@
+"""What completes a new table: names, indexes, checks, storage parameters, the version."""
+
+from collections.abc import Mapping
+from typing import Any, Final, cast
+from weakref import WeakSet
+
+from sqlalchemy import CheckConstraint, Index, MetaData, Table, event, func
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Mapper
+from sqlalchemy.sql.elements import conv
+
+from .._drafts import validation
+from ..schema._versions import SetStorage
+from ._columns import DeadJobMixin, JobMixin, WorkerMixin
+
+SCHEMA_VERSION: Final = 1
+"""The version of the tables that these models describe."""
+WORKERS_SINCE: Final = 1
+"""The oldest schema version whose workers can run beside this one."""
+
+STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
+    "job": {
+        # Half of each page stays free for the next version of its rows, so the claim's UPDATE,
+        # which changes no indexed column, is HOT: no new index entries, less WAL.
+        "fillfactor": "50",
+        # Rows live for milliseconds: vacuum by number, not by a share of a backlog.
+        "autovacuum_vacuum_scale_factor": "0.02",
+        "autovacuum_vacuum_threshold": "1000",
+    },
+    "dead_job": {},
+    # A few rows, updated every few seconds: room on the page keeps beats HOT.
+    "worker": {"fillfactor": "50"},
+}
+
+
+def schema_comment(version: int = SCHEMA_VERSION, workers_since: int = WORKERS_SINCE) -> str:
+    """The job table's comment, which carries the schema version where Alembic compares it."""
+    return f"sqlalchemy-bgjob schema {version} (workers since {workers_since})"
+
+
+def _table_takes_storage() -> bool:
+    """A keyword of Table since SQLAlchemy 2.1: plain autogenerate then renders it too."""
+    try:
+        # The constructor looks at the name, which dialect_kwargs does not.
+        Table("probe", MetaData(), postgresql_with={})
+    except ArgumentError:
+        return False
+    return True
+
+
+_TABLE_TAKES_STORAGE: Final = _table_takes_storage()
+finished: WeakSet[Table] = WeakSet()
+
+
+def _finish(table: Table, kind: str) -> bool:
+    """Give a new table its final constraint names and storage parameters; False if it has them."""
+    if table in finished:
+        return False
+    finished.add(table)
+    table.primary_key.name = conv(f"{table.name}_pkey")
+    storage = dict(STORAGE[kind])
+    if storage and _TABLE_TAKES_STORAGE:
+        table.dialect_kwargs.update(postgresql_with=storage)
+    elif storage:
+        statement = SetStorage(table, storage).execute_if(dialect="postgresql")
+        event.listen(table, "after_create", statement)
+    return True
+
+
+@event.listens_for(JobMixin, "after_mapper_constructed", propagate=True)
+def _finish_job(mapper: Mapper[Any], cls: type) -> None:
+    table = cast(Table, mapper.local_table)
+    # A subclass with a table of its own is joined to the queue's, which is finished already.
+    if mapper.inherits is not None or not _finish(table, "job"):
+        return
+    c = table.c
+    # The one index of the claim, in its order. It is full, not partial on claimed_by: a column of
+    # an index, or of its predicate, that a claim changes would make every claim non-HOT.
+    Index(conv(f"{table.name}_claim_idx"), c.queue, c.priority, c.next_run_at, c.id)
+    for name, condition in {
+        # The same limits that enqueue checks, for rows written by SQL.
+        "queue": func.length(c.queue).between(1, 128),
+        "type": func.length(c.type).between(1, 128),
+        "id": func.length(c.id).between(1, 255),
+        "attempt": c.attempt >= 0,
+        "crashes": c.crashes >= 0,
+        # 'infinity' and years beyond 9999 have no Python datetime: one such row would make every
+        # claim that meets it fail.
+        "times": c.next_run_at.between(validation.EARLIEST, validation.LATEST)
+        & c.created_at.between(validation.EARLIEST, validation.LATEST)
+        & c.updated_at.between(validation.EARLIEST, validation.LATEST),
+    }.items():
+        table.append_constraint(CheckConstraint(condition, name=conv(f"{table.name}_{name}_check")))
+    table.comment = schema_comment()
+
+
+@event.listens_for(DeadJobMixin, "after_mapper_constructed", propagate=True)
+def _finish_dead_job(mapper: Mapper[Any], cls: type) -> None:
+    table = cast(Table, mapper.local_table)
+    if mapper.inherits is None and _finish(table, "dead_job"):
+        # Newest first in lists, oldest first when pruning; found by job when redriving.
+        Index(conv(f"{table.name}_moved_at_idx"), table.c.moved_at)
+        Index(conv(f"{table.name}_job_id_idx"), table.c.job_id)
+
+
+@event.listens_for(WorkerMixin, "after_mapper_constructed", propagate=True)
+def _finish_worker(mapper: Mapper[Any], cls: type) -> None:
+    _finish(cast(Table, mapper.local_table), "worker")

@@ -1,0 +1,31 @@
+"""The number that a job's first lease has: the server's clock."""
+
+from typing import Any
+
+from sqlalchemy import BigInteger
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class lease_at_insert(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
+    """The server's clock in microseconds; leases grow slower, so a later life never meets one."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(lease_at_insert)
+def _lease_default(element: Any, compiler: Any, **_: Any) -> str:
+    return "(CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT))"
+
+
+@compiles(lease_at_insert, "postgresql")
+def _lease_postgresql(element: Any, compiler: Any, **_: Any) -> str:
+    # To the letter as PostgreSQL gives it back. If the texts differ, Alembic with
+    # compare_server_default=True compares the values, and a clock never reads the same twice.
+    return "((EXTRACT(epoch FROM clock_timestamp()) * (1000000)::numeric))::bigint"
+
+
+@compiles(lease_at_insert, "sqlite")
+def _lease_sqlite(element: Any, compiler: Any, **_: Any) -> str:
+    return "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000)"

@@ -1,0 +1,170 @@
+"""Maps the classes over the user's MetaData, or completes the user's own pair."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import MetaData, Table, event
+from sqlalchemy.orm import DeclarativeBase, registry
+
+from ..schema._layouts import refuse_create_all
+from ._columns import DEFAULT_PREFIX, DeadJobMixin, JobMixin, WorkerMixin
+from ._ddl import finished
+
+_MAX_PREFIX_BYTES = 32  # the longest name derived from it must fit in PostgreSQL's 63 bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Models:
+    """The mapped classes of one queue, with where their tables are."""
+
+    Job: type[Any]
+    DeadJob: type[Any]
+    WorkerRow: type[Any]
+    Base: type[DeclarativeBase]
+    metadata: MetaData
+    schema: str | None
+    table_prefix: str
+
+    @property
+    def job(self) -> Table:
+        """The table of live jobs."""
+        return cast(Table, self.Job.__table__)
+
+    @property
+    def dead_job(self) -> Table:
+        """The table of dead jobs."""
+        return cast(Table, self.DeadJob.__table__)
+
+    @property
+    def worker(self) -> Table:
+        """The table of workers."""
+        return cast(Table, self.WorkerRow.__table__)
+
+
+def build_models(
+    target: object,
+    *,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+    models: tuple[type[Any], type[Any]] | None = None,
+) -> Models:
+    """Map the models over the MetaData of *target*, or complete the user's own pair.
+
+    Raises:
+        TypeError: *target* has no MetaData, or *models* are not built on the mixins.
+        ValueError: The names do not fit, or this MetaData has these tables already.
+    """
+    if models is not None:
+        return _complete(target, models, schema, table_prefix)
+    metadata = _metadata_of(target)
+    check_names(schema, table_prefix)
+    schema = schema if schema is not None else metadata.schema
+    base = _base_over(metadata)
+    return _guarded(
+        Models(
+            Job=_map(base, "Job", JobMixin, f"{table_prefix}job", schema),
+            DeadJob=_map(base, "DeadJob", DeadJobMixin, f"{table_prefix}dead_job", schema),
+            WorkerRow=_map(base, "WorkerRow", WorkerMixin, f"{table_prefix}worker", schema),
+            Base=base,
+            metadata=metadata,
+            schema=schema,
+            table_prefix=table_prefix,
+        )
+    )
+
+
+def _complete(
+    target: object, models: tuple[type[Any], type[Any]], schema: str | None, table_prefix: str
+) -> Models:
+    job, dead_job = models
+    pairs: tuple[tuple[Any, type], ...] = ((job, JobMixin), (dead_job, DeadJobMixin))
+    for cls, mixin in pairs:
+        if not (isinstance(cls, type) and issubclass(cls, mixin) and hasattr(cls, "__table__")):
+            raise TypeError(
+                f"models= takes mapped classes built on JobMixin and DeadJobMixin, in this order; "
+                f"{cls!r} is not a mapped subclass of {mixin.__name__}"
+            )
+    table = cast(Table, job.__table__)
+    prefix = table.name.removesuffix("job")
+    dead_table = cast(Table, dead_job.__table__)
+    if not table.name.endswith("job") or dead_table.name != f"{prefix}dead_job":
+        raise ValueError(
+            f"the tables are named {table.name!r} and {dead_table.name!r}; name them "
+            f"'<prefix>job' and '<prefix>dead_job', so that migrations find them"
+        )
+    if table.schema != dead_table.schema or table.metadata is not dead_table.metadata:
+        raise ValueError("Job and DeadJob must be in the same MetaData and schema")
+    if schema not in (None, table.schema) or table_prefix not in (DEFAULT_PREFIX, prefix):
+        raise ValueError("schema= and table_prefix= are those of the classes given as models=")
+    if target is not None and _metadata_of(target) is not table.metadata:
+        raise ValueError("the classes given as models= are not in the target's MetaData")
+    check_names(table.schema, prefix)
+    base = _base_over(table.metadata)
+    worker = _map(base, "WorkerRow", WorkerMixin, f"{prefix}worker", table.schema)
+    return _guarded(Models(job, dead_job, worker, base, table.metadata, table.schema, prefix))
+
+
+def _guarded(models: Models) -> Models:
+    """Let ``create_all()`` refuse another program's tables, which it would pass over.
+
+    Only if it is about to create one of the queue's: whoever asks for others gets them.
+    """
+    ours = {models.job, models.dead_job, models.worker}
+
+    def before_create(
+        metadata: MetaData, connection: object, *, tables: Iterable[Table], **_: Any
+    ) -> None:
+        if not ours.isdisjoint(tables):
+            refuse_create_all(connection, schema=models.schema, table_prefix=models.table_prefix)
+
+    event.listen(models.metadata, "before_create", before_create)
+    return models
+
+
+def _metadata_of(target: object) -> MetaData:
+    metadata = target if isinstance(target, MetaData) else getattr(target, "metadata", None)
+    if not isinstance(metadata, MetaData):
+        raise TypeError(
+            f"BGJob() takes a declarative base, a registry, a MetaData, a Flask-SQLAlchemy db or "
+            f"SQLModel; {target!r} has no MetaData"
+        )
+    return metadata
+
+
+def _base_over(metadata: MetaData) -> type[DeclarativeBase]:
+    # A registry of its own: the user's type map, base columns and dataclass rules stay outside.
+    namespace = {"metadata": metadata, "registry": registry(metadata=metadata)}
+    return cast(type[DeclarativeBase], type("BGJobBase", (DeclarativeBase,), namespace))
+
+
+def _map(
+    base: type[DeclarativeBase], name: str, mixin: type, table: str, schema: str | None
+) -> type[Any]:
+    namespace: dict[str, Any] = {"__tablename__": table, "__module__": __package__}
+    if schema is not None:
+        namespace["__table_args__"] = {"schema": schema}
+    there = base.metadata.tables.get(f"{schema}.{table}" if schema else table)
+    if there in finished:
+        raise ValueError(
+            f"this MetaData has a table {table!r} already: call BGJob() once for each MetaData, "
+            f"or give the second one its own table_prefix= or schema="
+        )
+    if there is not None:
+        raise ValueError(
+            f"this MetaData has a table {table!r} that BGJob() has not made; if it is reflected "
+            f"from the database, call BGJob() before reflect(), or before prepare() of automap; "
+            f"if it is a table of your own, give BGJob() a table_prefix= or schema="
+        )
+    return type(name, (mixin, base), namespace)
+
+
+def check_names(schema: str | None, table_prefix: str) -> None:
+    """Refuse names that PostgreSQL would cut short."""
+    if schema is not None and not 1 <= len(schema.encode()) <= 63:
+        raise ValueError(f"schema={schema!r} has {len(schema.encode())} bytes; 1 to 63 are allowed")
+    if len(table_prefix.encode()) > _MAX_PREFIX_BYTES:
+        raise ValueError(
+            f"table_prefix={table_prefix!r} has {len(table_prefix.encode())} bytes; "
+            f"{_MAX_PREFIX_BYTES} are allowed"
+        )
