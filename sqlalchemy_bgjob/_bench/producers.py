@@ -95,16 +95,16 @@ def _through_connection(app: App, engine: Engine, jobs: int) -> None:
 
 def _enqueue_silently(app: App, connection: Connection, value: dict[str, Any]) -> None:
     """What enqueue() does, by the statement that wakes nobody."""
-    job = app.handler.new_job(value, None, None, None, None, 0, None)
+    job = app.handler.draft(value, None, None, None, None, 0, None)
 
     def write(unit: Unit) -> object:
         values = parameters(
             id=job.id,
-            queue=job.shared.queue,
-            type=job.shared.type,
+            queue=job.common.queue,
+            type=job.common.type,
             arg=job.arg,
-            priority=job.shared.priority,
-            headers=job.shared.headers,
+            priority=job.common.priority,
+            headers=job.common.headers,
             delay=None,
             run_at=None,
         )

@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from .._handlers.registry import NewJob, NewJobs, in_chunks, with_ids
+from .._drafts.draft import Common, Draft, in_chunks, with_ids
 from ..exceptions import InvalidArg
 from ..schema._versions import qualified
 
@@ -52,7 +52,7 @@ def _driver_of(connection: Connection) -> Any:
     return connection.connection.driver_connection
 
 
-def copy(connection: Connection, table: Table, jobs: Iterable[NewJob], now: datetime) -> None:
+def copy(connection: Connection, table: Table, jobs: Iterable[Draft], now: datetime) -> None:
     """Add jobs whose ids are new. The caller's transaction is open, and the caller commits.
 
     Args:
@@ -104,7 +104,7 @@ async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> N
             await stream.write(block)
 
 
-def _blocks(jobs: Iterable[NewJob], now: datetime) -> Iterator[bytes]:
+def _blocks(jobs: Iterable[Draft], now: datetime) -> Iterator[bytes]:
     # Made here, while the server takes in the block before.
     yield _HEADER
     for chunk in in_chunks(jobs, BLOCK, _BLOCK_BYTES):
@@ -112,22 +112,22 @@ def _blocks(jobs: Iterable[NewJob], now: datetime) -> Iterator[bytes]:
     yield _TRAILER
 
 
-def _rows(jobs: Iterable[tuple[str, NewJob]], now: datetime) -> Iterator[bytes]:
+def _rows(jobs: Iterable[tuple[str, Draft]], now: datetime) -> Iterator[bytes]:
     """Rows in COPY's binary format, with what several of them share written once."""
-    last: NewJobs | None = None
+    last: Common | None = None
     names = rest = b""
     now = now.astimezone(UTC)  # in another zone, adding a day may add 23 hours
     # As the column's default: the insert's clock in microseconds. These ids have had no lease.
     lease = int(now.timestamp() * 1_000_000)
     for id, job in jobs:
-        arg, shared = job.arg, job.shared
-        if shared is not last:
-            last = shared
-            names = _value(shared.queue.encode()) + _value(shared.type.encode())
-            rest = _INT64(8, lease) + _INT16(2, shared.priority)
-            headers = shared.headers
+        arg, common = job.arg, job.common
+        if common is not last:
+            last = common
+            names = _value(common.queue.encode()) + _value(common.type.encode())
+            rest = _INT64(8, lease) + _INT16(2, common.priority)
+            headers = common.headers
             rest += _value(_JSONB + json.dumps(headers).encode()) if headers else _NULL
-            rest += _INT64(8, _microseconds(_start(shared, now)))
+            rest += _INT64(8, _microseconds(_start(common, now)))
         data = _NULL if arg is None else _LENGTH(len(arg)) + arg
         yield b"".join((_COUNT, _LENGTH(len(id)), id.encode(), names, data, rest))
 
@@ -136,10 +136,10 @@ def _value(data: bytes) -> bytes:
     return _LENGTH(len(data)) + data
 
 
-def _start(shared: NewJobs, now: datetime) -> datetime:
-    if shared.run_at is not None:
-        return shared.run_at
-    return now + timedelta(seconds=shared.delay) if shared.delay else now
+def _start(common: Common, now: datetime) -> datetime:
+    if common.run_at is not None:
+        return common.run_at
+    return now + timedelta(seconds=common.delay) if common.delay else now
 
 
 def _microseconds(moment: datetime) -> int:

@@ -19,15 +19,8 @@ from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 
 from .._db.targets import SyncTarget, Unit, can_notify, run_in
 from .._drafts import validation
-from .._handlers.registry import (
-    UNTYPED,
-    JobType,
-    NewJob,
-    column_values,
-    in_chunks,
-    new_job,
-    with_ids,
-)
+from .._drafts.draft import UNTYPED, Draft, draft, in_chunks, with_ids
+from .._handlers.registry import JobType, column_values
 from .._misuse import name_of
 from .._sql import statements_of
 from .._sql.words import parameters, wake_up
@@ -131,7 +124,7 @@ def enqueue(
         InvalidArg: The arg, or a header, can't be stored or decoded again; the error names its
             path. Raised before any SQL, as are TypeError and ValueError for the other arguments.
     """
-    job = registered(handler).new_job(arg, id, queue, delay, run_at, priority, headers)
+    job = registered(handler).draft(arg, id, queue, delay, run_at, priority, headers)
     check_on_conflict(on_conflict)
     return run_in(
         target,
@@ -158,7 +151,7 @@ def enqueue_type(
 ) -> Any:
     """As :func:`enqueue`, for a producer that knows only the type's name."""
     codec = handler.codec if handler is not None else UNTYPED
-    job = new_job(codec, type, queue, arg, id, delay, run_at, priority, headers)
+    job = draft(codec, type, queue, arg, id, delay, run_at, priority, headers)
     check_on_conflict(on_conflict)
     return run_in(
         target,
@@ -168,17 +161,17 @@ def enqueue_type(
     )
 
 
-def _insert_one(unit: Unit, models: Models, job: NewJob, on_conflict: OnConflict) -> JobRef:
-    its = job.shared
+def _insert_one(unit: Unit, models: Models, job: Draft, on_conflict: OnConflict) -> JobRef:
+    common = job.common
     values = parameters(
         id=job.id,
-        queue=its.queue,
-        type=its.type,
+        queue=common.queue,
+        type=common.type,
         arg=job.arg,
-        priority=its.priority,
-        headers=its.headers,
-        delay=None if its.delay is None else timedelta(seconds=its.delay),
-        run_at=its.run_at,
+        priority=common.priority,
+        headers=common.headers,
+        delay=None if common.delay is None else timedelta(seconds=common.delay),
+        run_at=common.run_at,
     )
     statement = statements_of(models).insert_job(unit.can_notify)
     inserted = unit.execute(statement, values).first() is not None
@@ -292,15 +285,15 @@ class _Jobs:
     The latter differ from the former in nothing but their args.
     """
 
-    first: list[NewJob]
-    rest: Iterator[NewJob]
+    first: list[Draft]
+    rest: Iterator[Draft]
     count: int
 
     def all_at_once(self) -> bool:
         """Whether all of them are known to be in order."""
         return len(self.first) == self.count
 
-    def __iter__(self) -> Iterator[NewJob]:
+    def __iter__(self) -> Iterator[Draft]:
         """Go over them, once."""
         return chain(self.first, self.rest)
 
@@ -319,14 +312,14 @@ def _jobs_of(
     own = None if ids is None else [validation.job_id(id) for id in ids]
     if own is not None and len(own) != len(given):
         raise ValueError(f"{len(own)} ids for {len(given)} args; give an id for each, or none")
-    jobs = handler.new_jobs(given, own, queue, delay, run_at, priority, headers)
+    jobs = handler.drafts(given, own, queue, delay, run_at, priority, headers)
     return _Jobs(list(islice(jobs, BLOCK)), jobs, len(given))
 
 
-def _taken_from(jobs: object) -> tuple[list[NewJob], Models | None]:
+def _taken_from(jobs: object) -> tuple[list[Draft], Models | None]:
     if not isinstance(jobs, Iterable):
         raise TypeError(f"enqueue_many takes a handler or jobs, not {type(jobs).__name__}")
-    taken: list[NewJob] = []
+    taken: list[Draft] = []
     models: Models | None = None
     for job in jobs:
         if not isinstance(job, JobMixin) or "_bgjob" not in job.__dict__:
@@ -372,7 +365,7 @@ def _insert_many(
     return BulkResult(len(inserted), ())
 
 
-def _insert(unit: Unit, models: Models, jobs: Iterable[NewJob]) -> set[str]:
+def _insert(unit: Unit, models: Models, jobs: Iterable[Draft]) -> set[str]:
     """Add jobs by one statement for each few thousand; the ids of those that are new."""
     statement = statements_of(models).insert_jobs(unit.can_notify)
     inserted: set[str] = set()
@@ -395,12 +388,12 @@ def _copied(unit: Unit, models: Models, jobs: _Jobs) -> bool:
     with nullcontext() if jobs.all_at_once() else Undo(unit):
         copy(unit.connection, models.job, jobs, now)
     if unit.can_notify:
-        for queue in sorted({job.shared.queue for job in jobs.first}):
+        for queue in sorted({job.common.queue for job in jobs.first}):
             unit.execute(statements.notify, parameters(queue=queue))
     return True
 
 
-def _missing(jobs: Iterable[NewJob], inserted: set[str]) -> tuple[str, ...]:
+def _missing(jobs: Iterable[Draft], inserted: set[str]) -> tuple[str, ...]:
     seen: set[str] = set()
     missing: set[str] = set()
     for job in jobs:
@@ -431,17 +424,17 @@ class Undo:
                 self._savepoint.rollback()
 
 
-def _columns(jobs: Sequence[NewJob]) -> dict[str, Any]:
-    shared = [job.shared for job in jobs]
+def _columns(jobs: Sequence[Draft]) -> dict[str, Any]:
+    commons = [job.common for job in jobs]
     return parameters(
         ids=[id for id, _ in with_ids(jobs)],
-        queues=[its.queue for its in shared],
-        types=[its.type for its in shared],
+        queues=[common.queue for common in commons],
+        types=[common.type for common in commons],
         args=[job.arg for job in jobs],
-        priorities=[its.priority for its in shared],
-        headers=[json.dumps(its.headers) if its.headers else None for its in shared],
-        delays=[its.delay for its in shared],
-        run_ats=[its.run_at for its in shared],
+        priorities=[common.priority for common in commons],
+        headers=[json.dumps(common.headers) if common.headers else None for common in commons],
+        delays=[common.delay for common in commons],
+        run_ats=[common.run_at for common in commons],
     )
 
 

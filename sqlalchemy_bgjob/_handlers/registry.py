@@ -7,21 +7,18 @@ name that comes from the database.
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial, update_wrapper
-from itertools import repeat
 from types import SimpleNamespace
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
-import msgspec
 from sqlalchemy import func
 
 from .._drafts import validation
 from .._drafts.codec import Codec, Encoded
-from .._drafts.ids import new_id, new_ids
-from ..exceptions import InvalidArg
+from .._drafts.draft import Draft, draft, drafts
 from ..models import Models
 from ..retry import RetryPolicy
 
@@ -31,25 +28,6 @@ if sys.version_info >= (3, 14):
 A = TypeVar("A")
 
 ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
-
-
-class NewJobs(NamedTuple):
-    """What jobs that are enqueued together have in common, checked."""
-
-    queue: str
-    type: str
-    priority: int
-    delay: float | None
-    run_at: datetime | None
-    headers: dict[str, Any] | None
-
-
-class NewJob(msgspec.Struct, frozen=True, gc=False):
-    """A job that is checked and encoded, ready for an INSERT. An empty id becomes a new one."""
-
-    id: str
-    arg: bytes | None
-    shared: NewJobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,24 +124,24 @@ class JobType(Generic[A]):
             )
         if refused:
             raise TypeError(f"job() got an unexpected keyword argument {next(iter(refused))!r}")
-        new = self.new_job(arg, None, queue, delay, run_at, priority, headers)
-        its = new.shared
+        new = self.draft(arg, None, queue, delay, run_at, priority, headers)
+        common = new.common
         job = self.models.Job(
             id=new.id,
-            queue=its.queue,
-            type=its.type,
-            headers=its.headers,
-            arg=Encoded(new.arg, (its.headers or {}).get(validation.CONTENT_TYPE)),
-            priority=its.priority,
+            queue=common.queue,
+            type=common.type,
+            headers=common.headers,
+            arg=Encoded(new.arg, (common.headers or {}).get(validation.CONTENT_TYPE)),
+            priority=common.priority,
         )
-        if its.run_at is not None:
-            job.next_run_at = its.run_at
-        elif its.delay:
-            job.next_run_at = func.now() + timedelta(seconds=its.delay)
+        if common.run_at is not None:
+            job.next_run_at = common.run_at
+        elif common.delay:
+            job.next_run_at = func.now() + timedelta(seconds=common.delay)
         job.__dict__["_bgjob"] = (new, self.models, column_values(job))  # for enqueue_many
         return job
 
-    def new_job(
+    def draft(
         self,
         arg: Any,
         id: str | None,
@@ -172,14 +150,14 @@ class JobType(Generic[A]):
         run_at: datetime | None,
         priority: int,
         headers: Mapping[str, Any] | None,
-    ) -> NewJob:
+    ) -> Draft:
         """Check and encode one job."""
         if not self.takes_arg and arg is not None:
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
         queue = self.queue if queue is None else queue
-        return new_job(self.codec, self.type, queue, arg, id, delay, run_at, priority, headers)
+        return draft(self.codec, self.type, queue, arg, id, delay, run_at, priority, headers)
 
-    def new_jobs(
+    def drafts(
         self,
         args: Sequence[Any],
         ids: Sequence[str] | None,
@@ -188,98 +166,18 @@ class JobType(Generic[A]):
         run_at: datetime | None,
         priority: int,
         headers: Mapping[str, Any] | None,
-    ) -> Iterator[NewJob]:
-        """Check and encode many, one after the other; see :func:`new_jobs`."""
+    ) -> Iterator[Draft]:
+        """Check and encode many, one after the other; see :func:`.draft.drafts`."""
         if not self.takes_arg and any(arg is not None for arg in args):
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
         queue = self.queue if queue is None else queue
-        return new_jobs(self.codec, self.type, queue, args, ids, delay, run_at, priority, headers)
+        return drafts(self.codec, self.type, queue, args, ids, delay, run_at, priority, headers)
 
 
 def column_values(job: Any) -> dict[str, Any]:
     """What was set on an ORM object, without what is kept there for ourselves."""
     private = ("_sa_instance_state", "_bgjob")
     return {name: value for name, value in job.__dict__.items() if name not in private}
-
-
-def new_job(
-    codec: Codec,
-    type: str,
-    queue: str,
-    arg: Any,
-    id: str | None,
-    delay: float | timedelta | None,
-    run_at: datetime | None,
-    priority: int,
-    headers: Mapping[str, Any] | None,
-) -> NewJob:
-    """Check and encode one job of any type."""
-    own = [new_id() if id is None else validation.job_id(id)]
-    (job,) = new_jobs(
-        codec, type, queue, [arg], own, delay, run_at, priority, headers, numbered=False
-    )
-    return job
-
-
-def new_jobs(
-    codec: Codec,
-    type: str,
-    queue: str,
-    args: Sequence[Any],
-    ids: Sequence[str] | None,
-    delay: float | timedelta | None,
-    run_at: datetime | None,
-    priority: int,
-    headers: Mapping[str, Any] | None,
-    *,
-    numbered: bool = True,
-) -> Iterator[NewJob]:
-    """Check and encode jobs that differ in nothing but their args, and the ids that they may have.
-
-    Each is looked at when it is asked for, what they share with the first of them.
-
-    Raises:
-        InvalidArg: An arg; its path begins with the arg's index if they are *numbered*.
-    """
-    seconds, moment = validation.start(delay, run_at)
-    queue, type = validation.name("queue", queue), validation.name("type", type)
-    priority = validation.priority(priority)
-    shared: dict[str | None, NewJobs] = {}
-    encode = codec.encode
-    for index, (id, arg) in enumerate(zip(ids or repeat(""), args, strict=False)):
-        try:
-            data, kind = encode(arg)
-        except InvalidArg as error:
-            where = f"[{index}]{error.path[1:]}" if numbered else error.path
-            raise InvalidArg(where, error.reason) from None
-        if kind not in shared:
-            all_headers = validation.headers(headers, kind)
-            shared[kind] = NewJobs(queue, type, priority, seconds, moment, all_headers)
-        yield NewJob(id, data, shared[kind])
-
-
-def in_chunks(jobs: Iterable[NewJob], most: int, most_bytes: int) -> Iterator[list[NewJob]]:
-    """Jobs in lists of at most so many, whose args have together about so many bytes."""
-    chunk: list[NewJob] = []
-    size = 0
-    for job in jobs:
-        size += len(job.arg or b"")
-        if chunk and (len(chunk) == most or size > most_bytes):
-            yield chunk
-            chunk, size = [], len(job.arg or b"")
-        chunk.append(job)
-    if chunk:
-        yield chunk
-
-
-def with_ids(jobs: Sequence[NewJob]) -> list[tuple[str, NewJob]]:
-    """Jobs with their ids: their own, or new ones in the order of the jobs."""
-    new = iter(new_ids(sum(not job.id for job in jobs)))
-    return [(job.id or next(new), job) for job in jobs]
-
-
-UNTYPED: Final = Codec(Any)
-"""For producers that know only the type's name."""
 
 
 class Registry:
