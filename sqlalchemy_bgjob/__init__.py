@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ._handlers.registry import JobType
     from ._inspect.health import Health
     from ._lifecycle.operate import Redriven
-    from ._worker.attempt import Context
+    from ._worker.run import Context
     from .aio import AsyncWorker
     from .bgjob import BGJob
     from .exceptions import (
@@ -72,7 +72,7 @@ __all__ = [
 _HOMES = {
     "_enqueue.one": ("BulkResult", "JobRef", "enqueue", "enqueue_many"),
     "_enqueue.from_query": ("enqueue_from",),
-    "_worker.attempt": ("Context",),
+    "_worker.run": ("Context",),
     "_inspect.health": ("Health",),
     "_lifecycle.operate": ("Redriven",),
     "_handlers.outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),

@@ -35,10 +35,11 @@ from ._handlers.served import (
 from ._lifecycle import Pending
 from ._misuse import OnlyAsyncWith
 from ._sql import Statements
-from ._worker.attempt import Attempt, Environment, Run
+from ._worker.attempt import Attempt, Environment
 from ._worker.loop import Dispatcher
 from ._worker.permits import HandlerConnections, give_back
 from ._worker.preflight import check_dialect, own_sockets, pool_permits, refuse_fork
+from ._worker.run import Run
 from ._worker.runtime import Attendant, RunsJobs
 from ._worker.start_line import log_start
 from ._worker.twin import check_twin, sync_twin

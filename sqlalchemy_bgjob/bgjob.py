@@ -16,7 +16,7 @@ from ._handlers.registry import HandlerOptions, JobType, Registry
 from ._lifecycle.operate import Redriven, cancel, prune, redrive
 from ._misuse import name_of, needs_a_type
 from ._sql import statements_of
-from ._worker.attempt import Context
+from ._worker.run import Context
 from ._worker.work_one import work_one
 from .models import DEFAULT_PREFIX, DeadJobMixin, JobMixin, Models, WorkerMixin, build_models
 from .retry import DEFAULT, RetryPolicy

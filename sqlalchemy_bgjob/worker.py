@@ -26,10 +26,11 @@ from ._handlers.served import (
 )
 from ._misuse import OnlyWith
 from ._sql import Statements
-from ._worker.attempt import Environment, Run
+from ._worker.attempt import Environment
 from ._worker.loop import Dispatcher
 from ._worker.permits import HandlerConnections
 from ._worker.preflight import check_dialect, own_sockets, pool_permits, refuse_fork
+from ._worker.run import Run
 from ._worker.runtime import Attendant, RunsJobs
 from ._worker.start_line import log_start
 from .bgjob import BGJob

@@ -13,8 +13,8 @@ from sqlalchemy import MetaData, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Complete, MoveToDlq, Reschedule, Retry, constant
-from sqlalchemy_bgjob._worker.attempt import Run
 from sqlalchemy_bgjob._worker.overdue import UNTIL_OVERDUE, Overdue
+from sqlalchemy_bgjob._worker.run import Run
 from support.databases import with_driver
 from support.running import FLAVORS, Bench, one_of_each
 from support.waiting import wait_until

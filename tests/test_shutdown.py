@@ -19,7 +19,8 @@ from sqlalchemy import Engine, MetaData, create_engine, text
 from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
-from sqlalchemy_bgjob._worker.attempt import Attempt, Environment, Run
+from sqlalchemy_bgjob._worker.attempt import Attempt, Environment
+from sqlalchemy_bgjob._worker.run import Run
 from sqlalchemy_bgjob.aio import AsyncRuntime
 from sqlalchemy_bgjob.worker import ThreadRuntime
 from support import wait_until, wait_until_async

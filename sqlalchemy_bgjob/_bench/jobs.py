@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from .._sql import statements_of
-from .._worker.attempt import Context
+from .._worker.run import Context
 from ..bgjob import BGJob
 
 if TYPE_CHECKING:

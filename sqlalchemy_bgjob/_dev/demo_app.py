@@ -13,7 +13,7 @@ from sqlalchemy import ForeignKey, MetaData, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from .._handlers.outcomes import MoveToDlq
-from .._worker.attempt import Context
+from .._worker.run import Context
 from ..bgjob import BGJob
 
 SCHEMA: Final = os.environ.get("BGJOB_DEMO_SCHEMA", "bgjob_demo")

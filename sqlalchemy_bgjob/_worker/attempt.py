@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
@@ -27,7 +27,6 @@ from .._handlers.outcomes import (
     Reschedule,
     Retry,
     Settlement,
-    as_outcome,
     decide,
     failed,
 )
@@ -36,138 +35,13 @@ from .._lifecycle import ClaimedJob, Fate, Pending
 from .._lifecycle.row_errors import RowLocked
 from .._sql import Statements
 from ..exceptions import InvalidArg, NoContextManager
-from ..telemetry import JobInfo
 from ..telemetry._job_log import log_policy_problem, log_stack
 from .handler_session import HandlerSession, JobEnded, refused
 from .permits import NoConnectionInTime
-
-S = TypeVar("S")
+from .run import Context, Run
 
 AFTER_ROW_LOCKED: Final = 5.0
 """Seconds until a job runs again whose end a user's open transaction had held up."""
-
-
-class Run:
-    """One run of one job, as the worker and the handler share it."""
-
-    __slots__ = (
-        "_info",
-        "cancelled",
-        "committing",
-        "connected",
-        "deadline",
-        "handler",
-        "job",
-        "lease_lost",
-        "started_at",
-        "successor",
-        "task",
-        "timer",
-        "told_overdue",
-        "untold",
-    )
-
-    def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
-        self.job, self.handler = job, handler
-        self.lease_lost = False
-        self.cancelled = False
-        # The handler is done, and what it did may be committed any moment.
-        self.committing = False
-        # Whether its session could be used, or the context around it; None if it used no session.
-        self.connected: bool | None = None
-        self.deadline: float | None = None
-        self.told_overdue = False
-        self.started_at = 0.0
-        # The next run of the same job, claimed before this one was told; nor is its start told
-        # then, which comes after that.
-        self.successor: Run | None = None
-        self.untold = False
-        self.task: Any = None  # of a coroutine
-        self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
-        self._info: JobInfo | None = None
-
-    @property
-    def late(self) -> bool:
-        """Whether the handler's ``timeout`` is over."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
-
-    def postpone(self, seconds: float) -> None:
-        """Move the deadline on, unless the handler was cancelled for it."""
-        timer = self.timer
-        if self.deadline is None or (timer is not None and timer.expired()):
-            return
-        self.deadline += seconds
-        if timer is not None:
-            timer.reschedule(timer.when() + seconds)
-
-    def outcome(self, returned: object) -> Outcome:
-        """The outcome of a handler that returned: the one that it says, or that it is complete.
-
-        Raises:
-            TimeoutError: It says none, and returned after its deadline. It may have stopped
-                half-way, because ``ctx.cancelled`` told it to.
-            TypeError: It returned something else.
-        """
-        if returned is None and self.late:
-            raise TimeoutError(
-                f"the handler returned after its timeout of {self.handler.options.timeout:g} s, so "
-                f"what it wrote is undone; one that has finished late may return Complete()"
-            )
-        return as_outcome(returned, self.handler.type)
-
-    @property
-    def info(self) -> JobInfo:
-        """The job as handlers and observers see it; made when somebody looks."""
-        if self._info is None:
-            self._info = job_info(self.job)
-        return self._info
-
-
-class Context(Generic[S]):
-    """What a handler is given: its job, and a session that commits together with the job's end."""
-
-    __slots__ = ("_make_session", "_run")
-
-    def __init__(self, run: Run, session: Callable[[], S]) -> None:
-        self._run, self._make_session = run, session
-
-    @property
-    def job(self) -> JobInfo:
-        """The job: id, queue, type, attempt, last_error, times and headers."""
-        return self._run.info
-
-    @property
-    def session(self) -> S:
-        """A Session (in a coroutine an AsyncSession), made at the first use.
-
-        What is written through it commits together with the job's end, or not at all.
-
-        Raises:
-            RuntimeError: The handler was registered with ``session=False``.
-        """
-        return self._make_session()
-
-    @property
-    def lease_lost(self) -> bool:
-        """Whether the job was taken from this worker: what is done now will not be committed."""
-        return self._run.lease_lost
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the handler should stop: lease lost, worker stopping, or deadline passed.
-
-        A handler that returns None after its deadline has failed; see ``timeout``.
-        """
-        run = self._run
-        return run.cancelled or run.lease_lost or run.late
-
-    @property
-    def deadline(self) -> float | None:
-        """When the handler's ``timeout`` ends, by ``time.monotonic()``; None for never.
-
-        It moves on by the time for which the session waits for a connection.
-        """
-        return self._run.deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,21 +303,3 @@ def settlement_for(
     if settlement.policy_problem is not None:
         log_policy_problem(handler, settlement.policy_problem)
     return settlement
-
-
-def job_info(job: ClaimedJob) -> JobInfo:
-    """A claimed job as handlers and observers see it."""
-    return JobInfo(
-        id=job.id,
-        queue=job.queue,
-        type=job.type,
-        attempt=job.attempt,
-        lease=job.lease,
-        priority=job.priority,
-        crashes=job.crashes,
-        last_error=job.last_error,
-        headers=dict(job.headers or {}),
-        next_run_at=job.next_run_at,
-        created_at=job.created_at,
-        updated_at=job.updated_at,
-    )

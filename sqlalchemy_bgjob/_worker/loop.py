@@ -41,7 +41,7 @@ from ..models import Models
 from ..settings import WorkerSettings
 from ..telemetry import Events, Observer, announce, event_of
 from ..telemetry._job_log import log_observer
-from .attempt import Attempt, Environment, Run, job_info
+from .attempt import Attempt, Environment
 from .control import Control
 from .heart import Heart
 from .listener import Listener
@@ -61,6 +61,7 @@ from .plan.planner import (
 )
 from .preflight import cant_register, check_database
 from .rescuer import Watch
+from .run import Run, job_info
 from .runtime import Attendant, Runtime
 
 logger = logging.getLogger("sqlalchemy_bgjob")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from .attempt import Run
+from .run import Run
 
 UNTIL_OVERDUE: Final = 1.0
 """Seconds beyond its deadline that a handler may take to notice it and to return."""

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from sqlalchemy import Engine
 
 from .._lifecycle import Fate, Pending
-from .attempt import Attempt, Run
+from .attempt import Attempt
+from .run import Run
 
 Attendant = threading.Thread | asyncio.Task[None]
 

@@ -39,8 +39,9 @@ from ..models import Models
 from ..retry import DEFAULT
 from ..settings import DEFAULT_MAX_ATTEMPTS, WorkerSettings
 from ..telemetry import JobInfo, Observer, announce, tell
-from .attempt import Context, Run, job_info, settlement_for
+from .attempt import settlement_for
 from .permits import is_autocommit
+from .run import Context, Run, job_info
 from .session_events import watch
 from .transaction import TransactionEnded
 from .writes import Writes
