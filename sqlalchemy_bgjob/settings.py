@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import Final
+from typing import Final, TypedDict
 
 MAX_ARG_SIZE: Final = 1_048_576
 """Bytes of an encoded arg."""
@@ -92,3 +92,29 @@ class WorkerSettings:
 
 
 SETTING_NAMES: Final = tuple(field.name for field in fields(WorkerSettings))
+
+
+class SettingOptions(TypedDict, total=False):
+    """The fields of WorkerSettings, as keywords of a worker."""
+
+    heartbeat_interval: float
+    lease_timeout: float
+    rescue_interval: float
+    death_check_interval: float
+    orphan_interval: float
+    health_interval: float
+    poll_interval: float
+    shutdown_timeout: float
+    unknown_type_grace: float
+    max_claim: int
+    hold_timeout: float
+    listen: bool
+
+
+def make_settings(settings: WorkerSettings | None, options: SettingOptions) -> WorkerSettings:
+    """The settings object, or one made of keywords."""
+    if settings is None:
+        return WorkerSettings(**options)
+    if options:
+        raise TypeError(f"give settings= or single settings, not both: {', '.join(options)}")
+    return settings

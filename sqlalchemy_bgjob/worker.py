@@ -3,13 +3,9 @@
 import logging
 import os
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Final, Self, TypedDict, Unpack
+from typing import Any, Self, Unpack
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -26,180 +22,15 @@ from ._handlers.served import (
 )
 from ._misuse import OnlyWith
 from ._sql import Statements
-from ._worker.attempt import Environment
 from ._worker.loop import Dispatcher
-from ._worker.permits import HandlerConnections
 from ._worker.preflight import check_dialect, own_sockets, pool_permits, refuse_fork
-from ._worker.run import Run
-from ._worker.runtime import Attendant, RunsJobs
-from ._worker.start_line import log_start
+from ._worker.start_line import START_TIMEOUT, log_start, say_it_waits
+from ._worker.threads import ThreadRuntime, thread_environment
 from .bgjob import BGJob
-from .settings import WorkerSettings
+from .settings import SettingOptions, WorkerSettings, make_settings
 from .telemetry import Observer
 
 logger = logging.getLogger("sqlalchemy_bgjob")
-
-START_TIMEOUT: Final = 10.0
-"""Seconds for which a start waits until the worker is registered."""
-
-
-def say_it_waits() -> None:
-    """Log that a start returns before the worker is registered."""
-    logger.warning(
-        "the worker has not begun within %g s, as the database can't be worked on yet; "
-        "it goes on trying, and observers hear why",
-        START_TIMEOUT,
-    )
-
-
-class SettingOptions(TypedDict, total=False):
-    """The fields of WorkerSettings, as keywords of a worker."""
-
-    heartbeat_interval: float
-    lease_timeout: float
-    rescue_interval: float
-    death_check_interval: float
-    orphan_interval: float
-    health_interval: float
-    poll_interval: float
-    shutdown_timeout: float
-    unknown_type_grace: float
-    max_claim: int
-    hold_timeout: float
-    listen: bool
-
-
-def make_settings(settings: WorkerSettings | None, options: SettingOptions) -> WorkerSettings:
-    """The settings object, or one made of keywords."""
-    if settings is None:
-        return WorkerSettings(**options)
-    if options:
-        raise TypeError(f"give settings= or single settings, not both: {', '.join(options)}")
-    return settings
-
-
-class ThreadRuntime:
-    """Waits for a bell to ring, and runs handlers in daemon threads that are used again."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = self.heart_engine = engine
-        # Held until somebody rings. Not an Event: a signal handler that sets one may interrupt the
-        # wait for it, and wait for the lock that this wait holds. Nor a SimpleQueue: of 3.11, a
-        # wait that is interrupted just before its time is over goes on without end.
-        self._bell = threading.Lock()
-        self._bell.acquire()
-        self._threads = Threads()
-
-    def wait(self, seconds: float) -> None:
-        """Wait for wake(), at most so long."""
-        self._bell.acquire(timeout=seconds)
-
-    def wake(self) -> None:
-        """End the wait, or the next one."""
-        if self._bell.locked():
-            with suppress(RuntimeError):  # somebody else has rung meanwhile
-                self._bell.release()
-
-    def start(self, run: Run, worker: RunsJobs) -> None:
-        """Do a run in a thread, and what follows it there."""
-        self._threads.start(partial(worker.work, run))
-
-    def turn(self) -> None:
-        """Threads take turns by themselves."""
-
-    def cancel(self, run: Run) -> None:
-        """A thread can't be cancelled; the handler sees ``ctx.cancelled``."""
-
-    def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
-        """Run *target* in a daemon thread."""
-        thread = threading.Thread(target=target, name=name, daemon=True)
-        thread.start()
-        return thread
-
-    def attend(self, name: str, target: Callable[[], None]) -> Attendant:
-        """Run *target* in a daemon thread."""
-        return self.spawn(name, target)
-
-    def sleep(self, seconds: float) -> None:
-        """Wait so long."""
-        time.sleep(seconds)
-
-    def join(self, attendant: Attendant, timeout: float) -> None:
-        """Wait for a thread to end."""
-        assert isinstance(attendant, threading.Thread)
-        attendant.join(timeout)
-
-    def block(self, action: Callable[[], None]) -> None:
-        """Do it: this thread is the worker's own."""
-        action()
-
-    def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
-        """Threads await nothing."""
-        awaitable.close()
-        raise TypeError("a coroutine handler needs AsyncWorker")
-
-    def close(self) -> None:
-        """End the idle threads."""
-        self._threads.close()
-
-
-class Threads:
-    """Daemon threads for handlers: as many as run at once, used again, never waited for at exit."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._work: deque[Callable[[], None]] = deque()
-        self._idle = 0
-        self._count = 0
-        self._closed = False
-
-    def start(self, work: Callable[[], None]) -> None:
-        """Run *work* at once: in an idle thread if there is one.
-
-        When the system has no thread left, it waits for one of ours.
-
-        Raises:
-            RuntimeError: There is none to wait for either.
-        """
-        with self._changed:
-            self._work.append(work)
-            if self._idle >= len(self._work):
-                self._changed.notify()
-                return
-            self._count += 1
-            name = f"bgjob-handler-{self._count}"
-        try:
-            threading.Thread(target=self._run, name=name, daemon=True).start()
-        except RuntimeError:
-            with self._changed:
-                self._count -= 1
-                if self._count or work not in self._work:
-                    return
-                self._work.remove(work)
-            raise
-
-    def close(self) -> None:
-        """Let idle threads end; those that run end after it."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._idle += 1
-                while not self._work and not self._closed:
-                    self._changed.wait()
-                self._idle -= 1
-                if not self._work:
-                    self._count -= 1
-                    return
-                work = self._work.popleft()
-            try:
-                work()
-            except Exception:  # a handler can't raise to here: this is a mistake of ours
-                logger.exception("a run ended without a settlement")
-            del work
 
 
 class Worker(OnlyWith):
@@ -359,23 +190,3 @@ class Worker(OnlyWith):
 
 def _is_function(handler: JobType[Any]) -> bool:
     return not handler.is_coroutine
-
-
-def thread_environment(
-    engine: Engine,
-    statements: Statements,
-    session_factory: Callable[[], Any],
-    permits: int | None,
-    around: Callable[[], Any] | None,
-) -> Environment:
-    """Where functions run: in threads, with sessions of a synchronous engine."""
-    semaphore = threading.Semaphore(permits) if permits is not None else None
-    connections = HandlerConnections(engine, semaphore)
-    return Environment(
-        statements=statements,
-        engine=engine,
-        session_factory=session_factory,
-        connect=connections.connect,
-        disconnect=connections.disconnect,
-        around=around,
-    )

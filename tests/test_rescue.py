@@ -27,8 +27,8 @@ from sqlalchemy_bgjob._worker import heart as heart_module
 from sqlalchemy_bgjob._worker import rescuer
 from sqlalchemy_bgjob._worker.heart import Heart
 from sqlalchemy_bgjob._worker.rescuer import Watch
+from sqlalchemy_bgjob._worker.threads import ThreadRuntime
 from sqlalchemy_bgjob.settings import WorkerSettings
-from sqlalchemy_bgjob.worker import ThreadRuntime
 from support import wait_until
 from support.processes import FAST
 

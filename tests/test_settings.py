@@ -8,8 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from sqlalchemy_bgjob.settings import SETTING_NAMES, WorkerSettings
-from sqlalchemy_bgjob.worker import SettingOptions, make_settings
+from sqlalchemy_bgjob.settings import SETTING_NAMES, SettingOptions, WorkerSettings, make_settings
 
 POSITIVE = [
     "heartbeat_interval",

@@ -21,8 +21,8 @@ from sqlalchemy.util import greenlet_spawn
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
 from sqlalchemy_bgjob._worker.attempt import Attempt, Environment
 from sqlalchemy_bgjob._worker.run import Run
-from sqlalchemy_bgjob.aio import AsyncRuntime
-from sqlalchemy_bgjob.worker import ThreadRuntime
+from sqlalchemy_bgjob._worker.tasks import AsyncRuntime
+from sqlalchemy_bgjob._worker.threads import ThreadRuntime
 from support import wait_until, wait_until_async
 from support.processes import FAST, ONE, TWO
 from support.proxy import Proxy
@@ -506,7 +506,7 @@ def test_a_coroutine_that_is_cancelled_before_it_begins_goes_back(
     first, second = runs(2, cancel_later)
     slots = Slots(first)
     slots.waiting, slots.held = [second], {first, second}
-    monkeypatch.setattr("sqlalchemy_bgjob.aio.TURN", 0.0)
+    monkeypatch.setattr("sqlalchemy_bgjob._worker.tasks.TURN", 0.0)
 
     async def main() -> None:
         runtime = AsyncRuntime(engine, ThreadRuntime(engine))

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import MetaData, create_engine
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue_many
-from sqlalchemy_bgjob.worker import Threads
+from sqlalchemy_bgjob._worker.threads import Threads
 from support import wait_until
 
 if TYPE_CHECKING:
@@ -281,7 +281,7 @@ import time
 
 from sqlalchemy import create_engine
 
-from sqlalchemy_bgjob.worker import ThreadRuntime
+from sqlalchemy_bgjob._worker.threads import ThreadRuntime
 
 wakes, every, seconds = sys.argv[1] == "wakes", float(sys.argv[2]), float(sys.argv[3])
 runtime = ThreadRuntime(create_engine("postgresql+psycopg://"))

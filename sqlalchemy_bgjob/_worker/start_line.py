@@ -1,4 +1,4 @@
-"""The line that a worker logs at its start: version, kind, database, queues and handlers."""
+"""What a worker logs at its start: version, kind, database, queues, handlers; or that it waits."""
 
 import logging
 from collections.abc import Mapping
@@ -12,6 +12,8 @@ from .._version import __version__
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
+START_TIMEOUT: Final = 10.0
+"""Seconds for which a start waits until the worker is registered."""
 _MOST_NAMED: Final = 20
 
 
@@ -57,3 +59,12 @@ def describe_handlers(registry: Registry) -> str:
     names = sorted(h.type if h.type != "*" else f"* (queue {h.queue})" for h in registry)
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(names[:_MOST_NAMED]) + more
+
+
+def say_it_waits() -> None:
+    """Log that a start returns before the worker is registered."""
+    logger.warning(
+        "the worker has not begun within %g s, as the database can't be worked on yet; "
+        "it goes on trying, and observers hear why",
+        START_TIMEOUT,
+    )

@@ -1,0 +1,287 @@
+"""How an AsyncWorker waits, and runs handlers: coroutines as tasks, functions in threads."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from .._handlers.outcomes import HAND_BACK
+from .._lifecycle import Pending
+from .attempt import Attempt
+from .permits import give_back
+from .run import Run
+from .runtime import Attendant, RunsJobs
+from .threads import ThreadRuntime
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+TURN: Final = 0.002
+"""Seconds after which jobs that wait for nothing let the rest of the event loop go on."""
+
+
+class AsyncRuntime:
+    """Waits on the event loop; coroutines run as tasks, functions in threads."""
+
+    def __init__(
+        self, engine: Engine, threads: ThreadRuntime, heart_engine: Engine | None = None
+    ) -> None:
+        self.engine, self.heart_engine = engine, heart_engine or engine
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._bell: asyncio.Future[None] = self._loop.create_future()  # of the wait that goes on
+        self._woken = False
+        self._tasks: dict[asyncio.Task[None], tuple[Run, RunsJobs]] = {}
+        self._turn_ends = 0.0
+        self._context = copy_context()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for wake(), at most so long; the event loop goes on."""
+        # An asyncio.Event and a timeout would do; but here each step delays a job. The bell is
+        # there before the look whether it rang: a signal handler may ring it in between.
+        self._bell = bell = self._loop.create_future()
+        if self._woken:
+            await_only(asyncio.sleep(0))  # never hog the loop, however often we are woken
+        else:
+            timer = self._loop.call_later(seconds, self._ring)
+            try:
+                await_only(bell)
+            finally:
+                timer.cancel()
+        self._woken = False
+
+    def wake(self) -> None:
+        """End the wait, or the next one."""
+        if not self._woken:
+            self._woken = True
+            self._call(self._ring)
+
+    def _ring(self) -> None:
+        if not self._bell.done():
+            self._bell.set_result(None)
+
+    def start(self, run: Run, worker: RunsJobs) -> None:
+        """Do a run as a task, or in a thread if its handler is a function."""
+        if run.handler.is_coroutine:
+            self._call(lambda: self._start_task(run, worker))
+        else:
+            self._threads.start(run, worker)
+
+    def _start_task(self, run: Run, worker: RunsJobs) -> None:
+        task = self._loop.create_task(
+            self._work(run, worker),
+            name=f"bgjob {run.handler.type}",
+            context=self._context.copy(),
+        )
+        run.task = task
+        self._tasks[task] = run, worker
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        run, worker = self._tasks.pop(task)
+        if not worker.holds(run):
+            return
+        # A handler can't come to here: the task was cancelled before it ran, as at the end of the
+        # event loop, or it is a mistake of ours. Neither the slot nor the job may be lost with it.
+        if not task.cancelled():
+            logger.error("a run ended without a settlement", exc_info=task.exception())
+        following = worker.ended(run, Pending(run.job, HAND_BACK), None)
+        if following is not None:
+            worker.start(following)
+
+    async def _work(self, run: Run, worker: RunsJobs) -> None:
+        """Do a run, and after it the next one for as long as there is one.
+
+        They share this task: one that waits for nothing costs neither a task nor a switch. But
+        what a handler has left behind in the task, the next one must not find.
+        """
+        task, context = asyncio.current_task(), copy_context()
+        assert task is not None
+        run.task = task
+        if not worker.holds(run):
+            return
+        while True:
+            attempt = worker.attempt(run)
+            returned: Any = None
+            error: BaseException | None = None
+            around = attempt.around
+            begin = attempt.begin if around is None else attempt.begin_around
+            try:
+                if run.handler.options.timeout is None:
+                    returned = await begin()
+                else:
+                    async with asyncio.timeout(run.handler.options.timeout) as run.timer:
+                        returned = await begin()
+            except GeneratorExit as raised:
+                if not (attempt.opened and _is_current(task)):
+                    self._closed(attempt, raised, run, worker)
+                    raise
+                error = raised  # the handler's own, and no end of the coroutine
+            except BaseException as raised:
+                error = raised
+            if attempt.opened:
+                ended = await greenlet_spawn(attempt.end, returned, error)
+            else:
+                ended = attempt.end(returned, error)
+            if around is not None:
+                await around.leave_async(error)
+            run.task = None
+            following = worker.ended(run, *ended)
+            if following is None:
+                return
+            if not following.handler.is_coroutine or task.cancelling() or _differs(context):
+                worker.start(following)
+                return
+            run, run.task = following, task
+            self._tasks[task] = run, worker
+            if time.monotonic() >= self._turn_ends and not await self._give_way(run, worker):
+                return
+
+    def _closed(self, attempt: Attempt, raised: GeneratorExit, run: Run, worker: RunsJobs) -> None:
+        """End a run whose coroutine is closed: nothing may be awaited any more."""
+        if attempt.opened:
+            if attempt.around is not None:
+                attempt.around.leave(raised)
+        else:
+            ended = attempt.end(None, raised)
+            if attempt.around is not None:
+                attempt.around.leave(raised)
+            following = worker.ended(run, *ended)
+            if following is not None:
+                worker.start(following)
+
+    async def _give_way(self, run: Run, worker: RunsJobs) -> bool:
+        """Let the event loop go on; whether the run is still to be done then."""
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:  # a late one, which the handler before has asked for
+            run.started_at = time.monotonic()
+            following = worker.ended(run, Pending(run.job, HAND_BACK), None)
+            if following is not None:
+                worker.start(following)
+            return False
+        self._turn_ends = time.monotonic() + TURN
+        return worker.holds(run)
+
+    def turn(self) -> None:
+        """Let the task that was started run up to where it waits: it may do all there is."""
+        await_only(asyncio.sleep(0))
+
+    def cancel(self, run: Run) -> None:
+        """Cancel a coroutine."""
+        if run.task is not None:
+            self._call(run.task.cancel)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        if threading.get_ident() == self._loop_thread:
+            function()
+        else:
+            try:
+                self._loop.call_soon_threadsafe(function)
+            except RuntimeError:
+                logger.debug("the event loop is closed")
+
+    def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
+        """Run *target* in a daemon thread, in a greenlet of an event loop of its own."""
+
+        def run() -> None:
+            asyncio.run(greenlet_spawn(target))
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def attend(self, name: str, target: Callable[[], None]) -> Attendant:
+        """Run *target* in a greenlet of this event loop: what it hears, the loop hears at once."""
+        return self._loop.create_task(greenlet_spawn(target), name=name)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long; the event loop goes on."""
+        await_only(asyncio.sleep(seconds))
+
+    def join(self, attendant: Attendant, timeout: float) -> None:
+        """Wait for a thread or a task to end; the event loop goes on."""
+        if isinstance(attendant, threading.Thread):
+            self.block(partial(attendant.join, timeout))
+        else:
+            _, left = await_only(asyncio.wait({attendant}, timeout=timeout))
+            for task in left:  # the event loop is the application's, and goes on without us
+                task.cancel()
+                await_only(asyncio.wait({task}, timeout=1.0))
+
+    def block(self, action: Callable[[], None]) -> None:
+        """Do it in a thread of its own: those of the loop's executor may all be taken."""
+        done = asyncio.Event()
+
+        def run() -> None:
+            try:
+                action()
+            finally:
+                self._call(done.set)
+
+        threading.Thread(target=run, name="bgjob-block", daemon=True).start()
+        await_only(done.wait())
+
+    def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine, awaited in the loop of the calling thread."""
+        return await_only(awaitable)
+
+    async def close(self) -> None:
+        """Wait for cancelled tasks, and end the idle threads."""
+        tasks = self._tasks.keys() - {asyncio.current_task()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=5.0)
+        self._threads.close()
+
+
+def _is_current(task: asyncio.Task[None]) -> bool:
+    """Whether a task runs; not so where its coroutine is closed from outside."""
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # no loop runs any more
+        return False
+
+
+def _differs(context: Context) -> bool:
+    """Whether the current context is another one; values that refuse to be compared are."""
+    try:
+        return copy_context() != context
+    except Exception:
+        return True
+
+
+def give_back_apart(connection: Connection) -> None:
+    """Close a connection whatever becomes of this task.
+
+    A cancellation in the middle of a ROLLBACK would cost the pool the connection's place for ever.
+    """
+    if connection.in_transaction():
+        await_only(asyncio.shield(asyncio.ensure_future(greenlet_spawn(give_back, connection))))
+    else:
+        give_back(connection)
+
+
+class AsyncPermits:
+    """An asyncio semaphore, waited for from within a greenlet."""
+
+    def __init__(self, permits: int) -> None:
+        self._semaphore = asyncio.Semaphore(permits)
+
+    def acquire(self, *, timeout: float | None = None) -> bool:
+        if timeout is None:
+            return await_only(self._semaphore.acquire())
+        try:
+            return await_only(asyncio.wait_for(self._semaphore.acquire(), timeout))
+        except TimeoutError:
+            return False
+
+    def release(self) -> None:
+        self._semaphore.release()
