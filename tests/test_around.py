@@ -17,7 +17,7 @@ import pytest
 
 from sqlalchemy_bgjob import constant
 from sqlalchemy_bgjob._process.exits import CommandError
-from sqlalchemy_bgjob._process.process import WorkerOptions, make_runner
+from sqlalchemy_bgjob._process.runners import WorkerOptions, make_runner
 from support.running import FLAVORS, Bench, one_of_each
 from support.waiting import wait_until
 

@@ -24,9 +24,8 @@ from click.testing import CliRunner
 from sqlalchemy import Engine, create_engine, make_url, select, text
 from sqlalchemy.orm import Session
 
-import sqlalchemy_bgjob._process as process
 from sqlalchemy_bgjob import WorkerSettings, __version__, enqueue, schema
-from sqlalchemy_bgjob._process import logs
+from sqlalchemy_bgjob._process import logs, process, runners
 from sqlalchemy_bgjob._process.engines import cant_connect
 from sqlalchemy_bgjob._process.exits import CommandError
 from sqlalchemy_bgjob._process.loader import load
@@ -146,11 +145,11 @@ def test_version_names_everything_that_matters() -> None:
 
 
 @pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., process.WorkerOptions]:
+def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., runners.WorkerOptions]:
     """What ``worker`` makes of its arguments and environment."""
-    seen: list[process.WorkerOptions] = []
+    seen: list[runners.WorkerOptions] = []
 
-    def run_worker(options: process.WorkerOptions) -> int:
+    def run_worker(options: runners.WorkerOptions) -> int:
         seen.append(options)
         return 0
 
@@ -158,7 +157,7 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., process.WorkerOptio
     monkeypatch.setattr("sqlalchemy_bgjob._process.logs.configure", lambda *args: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def parse(*arguments: str, **environment: str) -> process.WorkerOptions:
+    def parse(*arguments: str, **environment: str) -> runners.WorkerOptions:
         code, _, err = run("worker", *arguments, **environment)
         assert code == 0, err
         return seen.pop()
@@ -183,7 +182,7 @@ OTHER: dict[str, tuple[str, Any]] = {
 
 
 def test_each_setting_has_a_flag_and_a_variable(
-    parsed: Callable[..., process.WorkerOptions],
+    parsed: Callable[..., runners.WorkerOptions],
 ) -> None:
     """One table makes them, and a new field without an entry fails here."""
     assert set(SETTING_HELP) == set(SETTING_NAMES) == set(OTHER)
@@ -217,7 +216,7 @@ def test_only_migrate_says_that_it_creates_a_schema(command: str) -> None:
 
 
 def test_the_rest_may_come_from_the_environment_too(
-    parsed: Callable[..., process.WorkerOptions],
+    parsed: Callable[..., runners.WorkerOptions],
 ) -> None:
     options = parsed(
         BGJOB_APP="app:jobs",
@@ -318,7 +317,7 @@ def test_wrong_usage_is_told_with_2(
 ) -> None:
     monkeypatch.setattr("sqlalchemy_bgjob._process.logs.configure", lambda *args: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(process, "run_worker", lambda options: process.make_runner(options) and 0)
+    monkeypatch.setattr(process, "run_worker", lambda options: runners.make_runner(options) and 0)
 
     try:
         code, _, err = run("worker", "support.cli_app:functions", *arguments)
@@ -449,7 +448,7 @@ def test_a_traceback_begins_in_the_application(
 )
 def test_what_is_no_bgjob_is_refused(target: str, words: str) -> None:
     with pytest.raises(CommandError) as raised:
-        process.make_runner(process.WorkerOptions(app=target, database_url="postgresql://x/y"))
+        runners.make_runner(runners.WorkerOptions(app=target, database_url="postgresql://x/y"))
 
     assert words in str(raised.value)
     assert raised.value.exit_code == 2
@@ -539,7 +538,7 @@ def test_parameters_of_a_url_are_no_traceback(
 
 
 def test_an_engine_wins_over_a_url_of_the_environment(
-    parsed: Callable[..., process.WorkerOptions],
+    parsed: Callable[..., runners.WorkerOptions],
 ) -> None:
     """Which may be there for another command."""
     options = parsed("app:jobs", "--engine", "app:engine", BGJOB_DATABASE_URL="postgresql://h/d")
@@ -790,16 +789,16 @@ def test_asyncio_without_greenlet_says_what_to_install(monkeypatch: pytest.Monke
 
         return create
 
-    options = process.WorkerOptions(
+    options = runners.WorkerOptions(
         app="support.cli_app:coroutines", database_url="postgresql+psycopg://h/d"
     )
     create = "sqlalchemy.ext.asyncio.create_async_engine"
     monkeypatch.setattr(create, refuse("the greenlet library is required"))
     with pytest.raises(CommandError, match=r'pip install "sqlalchemy-bgjob\[asyncio\]"'):
-        process.make_runner(options)
+        runners.make_runner(options)
     monkeypatch.setattr(create, refuse("something else"))
     with pytest.raises(CommandError, match="something else"):
-        process.make_runner(options)
+        runners.make_runner(options)
 
 
 def test_coroutines_need_a_driver_that_has_asyncio(
@@ -861,13 +860,13 @@ def test_an_application_brings_its_own_sessions_and_engine(
 )
 def test_too_many_session_factories_are_refused(factories: list[str], words: str) -> None:
     kind = "functions" if len(factories) == 2 else "both"
-    options = process.WorkerOptions(
+    options = runners.WorkerOptions(
         app=f"support.cli_app:{kind}",
         database_url="postgresql+psycopg://h/d",
         session_factories=tuple(f"support.cli_app:{name}" for name in factories),
     )
     with pytest.raises(CommandError, match=words):
-        process.make_runner(options)
+        runners.make_runner(options)
 
 
 # ---- signals ------------------------------------------------------------------------------------
@@ -963,14 +962,14 @@ def test_a_worker_that_can_not_end_gives_itself_up(
     """A blocked event loop can't even release its jobs; rescue will."""
     code = f"""
         import os, threading
-        import sqlalchemy_bgjob._process as process
+        from sqlalchemy_bgjob._process import process, runners
         from sqlalchemy_bgjob import WorkerSettings
         process.STUCK_AFTER = 0.2
         class Stuck:
             def run(self, ended): threading.Event().wait()
             def request_stop(self, timeout=None): print("asked", timeout)
         settings = WorkerSettings(shutdown_timeout=0.1)
-        main = process._Process(process.WorkerOptions(app="", settings=settings))
+        main = process._Process(runners.WorkerOptions(app="", settings=settings))
         main.obey_signals()
         os.kill(os.getpid(), {int(signal.SIGTERM)})
         main.run(Stuck())
@@ -1000,7 +999,7 @@ def test_two_signals_that_arrive_as_one_are_two() -> None:
             else:
                 said.set()
 
-    main = process._Process(process.WorkerOptions(app="", parent_pipe=reader))
+    main = process._Process(runners.WorkerOptions(app="", parent_pipe=reader))
     os.write(writer, b"\0")
 
     assert main.run(Holding()) == 128 + signal.SIGTERM
@@ -1168,7 +1167,7 @@ def test_a_bug_of_the_worker_exits_with_1_and_its_traceback(
 
         def request_stop(self, timeout: float | None = None) -> None: ...
 
-    code = process._Process(process.WorkerOptions(app="")).run(Broken())
+    code = process._Process(runners.WorkerOptions(app="")).run(Broken())
 
     assert code == 1
     assert caplog.records[0].exc_info is not None
@@ -1297,7 +1296,7 @@ def test_a_line_that_no_thread_is_left_for_is_dropped(monkeypatch: pytest.Monkey
     monkeypatch.setattr(threading.Thread, "start", refuse)
     asked: list[float | None] = []
     worker: Any = SimpleNamespace(request_stop=lambda timeout=None: asked.append(timeout))
-    main = process._Process(process.WorkerOptions(app="unused"))
+    main = process._Process(runners.WorkerOptions(app="unused"))
     main._own = Requests(itertools.count(step=2.0).__next__)
 
     with main._events:

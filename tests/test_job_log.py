@@ -13,9 +13,9 @@ from sqlalchemy import MetaData, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-import sqlalchemy_bgjob._job_log as job_log
 from sqlalchemy_bgjob import BGJob, JobInfo, MoveToDlq, constant
 from sqlalchemy_bgjob._handlers.registry import Registry
+from sqlalchemy_bgjob.telemetry import _job_log as job_log
 from sqlalchemy_bgjob.telemetry._job_log import DebugLogObserver, LogObserver, log_observer
 
 if TYPE_CHECKING:

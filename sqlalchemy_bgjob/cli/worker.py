@@ -120,10 +120,11 @@ def worker(
         return supervisor.supervise(
             sys.argv[1:], processes=processes, shutdown_timeout=checked.shutdown_timeout
         )
-    from .._process import process
+    from .._process.process import run_worker
+    from .._process.runners import WorkerOptions
 
-    return process.run_worker(
-        process.WorkerOptions(
+    return run_worker(
+        WorkerOptions(
             app=app,
             database_url=database_url,
             engine=engine,
