@@ -11,7 +11,8 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from ._enqueue.from_query import enqueue_from
-    from ._enqueue.one import BulkResult, JobRef, enqueue, enqueue_many
+    from ._enqueue.many import BulkResult, enqueue_many
+    from ._enqueue.one import JobRef, enqueue
     from ._handlers.outcomes import Complete, MoveToDlq, Outcome, Reschedule, Retry
     from ._handlers.registry import JobType
     from ._inspect.health import Health
@@ -70,7 +71,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_enqueue.one": ("BulkResult", "JobRef", "enqueue", "enqueue_many"),
+    "_enqueue.many": ("BulkResult", "enqueue_many"),
+    "_enqueue.one": ("JobRef", "enqueue"),
     "_enqueue.from_query": ("enqueue_from",),
     "_worker.run": ("Context",),
     "_inspect.health": ("Health",),

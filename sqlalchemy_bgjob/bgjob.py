@@ -10,7 +10,8 @@ from typing_extensions import TypeVar
 
 from ._db.targets import SyncTarget
 from ._drafts import validation
-from ._enqueue.one import JobRef, OnConflict, enqueue_type
+from ._enqueue.checks import OnConflict
+from ._enqueue.one import JobRef, enqueue_type
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import HandlerOptions, JobType, Registry
 from ._lifecycle.operate import Redriven, cancel, prune, redrive

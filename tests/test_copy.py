@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import BGJob, DeadJobMixin, InvalidArg, JobMixin, enqueue_many
 from sqlalchemy_bgjob._enqueue import copy as copying
-from sqlalchemy_bgjob._enqueue import one as enqueueing
+from sqlalchemy_bgjob._enqueue import many as enqueueing
 from support.databases import with_driver
 from support.producers import producer
 from support.shop import Job, Order, make_tables, note, store

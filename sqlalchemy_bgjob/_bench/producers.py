@@ -18,7 +18,8 @@ from sqlalchemy.schema import CreateSchema
 
 from .._db.targets import Unit, run_in
 from .._drafts.ids import new_id
-from .._enqueue.one import enqueue, enqueue_many
+from .._enqueue.many import enqueue_many
+from .._enqueue.one import enqueue
 from .._sql.words import parameters
 from .._version import __version__
 from .jobs import QUEUE, Answer, App

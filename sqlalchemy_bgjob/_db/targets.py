@@ -7,7 +7,7 @@ and a program that holds one of its objects has imported it already.
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -189,3 +189,25 @@ def _unsharded(target: Session | Connection) -> Session | Connection:
             "enqueue(session.connection(bind_arguments={'shard_id': ...}), ...)"
         )
     return target
+
+
+class Savepoint:
+    """A savepoint around a bulk statement, so that all or nothing costs the caller nothing."""
+
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+
+    def __enter__(self) -> Self:
+        self._savepoint = self._unit.savepoint()
+        return self
+
+    def rollback(self) -> None:
+        """Undo what was done since it began."""
+        self._savepoint.rollback()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._savepoint.is_active:
+            if kind is None:
+                self._savepoint.commit()
+            else:
+                self._savepoint.rollback()

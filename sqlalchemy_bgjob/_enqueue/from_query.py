@@ -9,13 +9,13 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.types import TypeEngine
 
 from .._db.errors import sqlstate
-from .._db.targets import SyncTarget, Unit, run_in
+from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import codec, validation
 from .._handlers.registry import JobType
 from .._sql import statements_of
 from .._sql.words import parameters
 from ..exceptions import InvalidArg, JobAlreadyExists
-from .one import OnConflict, Undo, check_on_conflict, registered
+from .checks import OnConflict, check_on_conflict, registered
 
 if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
@@ -103,11 +103,11 @@ def enqueue_from(
         )
         if ignore:
             return len(unit.execute(statement, parameters(**values)).all())
-        with Undo(unit) as undo:
+        with Savepoint(unit) as savepoint:
             try:
                 return len(unit.execute(statement, parameters(**values)).all())
             except IntegrityError as error:
-                undo.now()
+                savepoint.rollback()
                 if sqlstate(error) == "23505":
                     raise JobAlreadyExists(()) from None
                 raise
