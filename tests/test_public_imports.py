@@ -1,0 +1,57 @@
+"""What users import, and from where: these paths stay."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import sqlalchemy_bgjob
+
+PUBLIC = {
+    "sqlalchemy_bgjob": sqlalchemy_bgjob.__all__,
+    "sqlalchemy_bgjob.aio": ["AsyncWorker"],
+    "sqlalchemy_bgjob.alembic_plugin": ["setup"],
+    "sqlalchemy_bgjob.bgjob": ["BGJob"],
+    "sqlalchemy_bgjob.cli": ["main"],
+    "sqlalchemy_bgjob.exceptions": [
+        "BGJobError",
+        "InvalidArg",
+        "JobAlreadyExists",
+        "SchemaOutOfDate",
+        "UnknownType",
+        "WorkerLost",
+        "WorkerRefused",
+    ],
+    "sqlalchemy_bgjob.models": ["DeadJobMixin", "JobMixin"],
+    "sqlalchemy_bgjob.retry": ["constant", "exponential"],
+    "sqlalchemy_bgjob.schema": [
+        "LATEST",
+        "check",
+        "db_version",
+        "downgrade",
+        "migrate",
+        "migration_sql",
+        "migrations_path",
+        "upgrade",
+    ],
+    "sqlalchemy_bgjob.settings": ["WorkerSettings"],
+    "sqlalchemy_bgjob.telemetry": ["JobInfo", "Observer"],
+    "sqlalchemy_bgjob.testing.faults": ["kill_worker_after", "let_time_pass", "main"],
+    "sqlalchemy_bgjob.worker": ["Worker"],
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_each_public_name_is_where_it_was(module: str) -> None:
+    found = importlib.import_module(module)
+
+    assert [name for name in PUBLIC[module] if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_each_public_module_is_imported_first_without_the_others(module: str) -> None:
+    """A circle of imports shows only to whoever enters it at the wrong place."""
+    subprocess.run([sys.executable, "-W", "error", "-c", f"import {module}"], check=True)
