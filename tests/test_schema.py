@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy_bgjob import models, schema
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate, SchemaUnknown
 from sqlalchemy_bgjob.schema import _versions
+from sqlalchemy_bgjob.schema._foreign_keys import foreign_key_problems
 from support import wait_until, wait_until_async
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
@@ -344,7 +345,7 @@ def test_migrate_on_every_driver(url_for: UrlFor, driver: str, expected: Expecte
         schema.migrate(connection, **names.where)
         schema.check(connection, **names.where)
         assert schema.storage_drift(connection, **names.where) == []
-        assert schema.foreign_key_problems(connection, **names.where) == []
+        assert foreign_key_problems(connection, **names.where) == []
         assert catalog(connection, names.schema, names.prefix) == expected(names)
     engine.dispose()
 
@@ -355,7 +356,7 @@ async def on_async_engine(url: str, names: Names) -> Any:
         await connection.run_sync(lambda c: schema.migrate(c, **names.where))
         await connection.run_sync(lambda c: schema.check(c, **names.where))
         assert await connection.run_sync(lambda c: schema.storage_drift(c, **names.where)) == []
-        found = await connection.run_sync(lambda c: schema.foreign_key_problems(c, **names.where))
+        found = await connection.run_sync(lambda c: foreign_key_problems(c, **names.where))
         assert found == []
         made = await connection.run_sync(lambda c: catalog(c, names.schema, names.prefix))
     await engine.dispose()
@@ -590,7 +591,7 @@ def test_foreign_keys_that_block_or_slow_the_end_of_a_job_are_named(connection: 
     referring("dead", None, "bgjob_dead_job.id")
     metadata.create_all(connection)
 
-    problems = schema.foreign_key_problems(connection)
+    problems = foreign_key_problems(connection, schema=None, table_prefix="bgjob_")
 
     found = {problem.name: (problem.blocks, problem.unindexed) for problem in problems}
     assert found == {

@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from .._db.encodings import encoding_problem
 from .._db.errors import sqlstate
 from ..exceptions import SchemaOutOfDate
-from ..schema import LATEST, check, db_version, foreign_key_problems, storage_drift
+from ..schema import LATEST, check, db_version, storage_drift
+from ..schema._foreign_keys import foreign_key_problems
 from ..schema._grants import lacks
 from ..schema._row_security import hidden
 from ..schema._table_kinds import KINDS, heirs

@@ -13,6 +13,7 @@ from .._db.encodings import encoding_problem
 from .._db.errors import sqlstate, summary
 from ..exceptions import WorkerRefused
 from ..models import Models
+from ..schema._foreign_keys import foreign_key_problems
 from ..schema._row_security import hidden
 from ..settings import SPARE_CONNECTIONS
 
@@ -112,7 +113,7 @@ def check_database(connection: Connection, models: Models) -> None:
             logger.warning("%s", risk)
         for statement in schema.storage_drift(connection, schema=name, table_prefix=prefix):
             logger.warning("a storage parameter is not as designed; run: %s", statement)
-        for problem in schema.foreign_key_problems(connection, schema=name, table_prefix=prefix):
+        for problem in foreign_key_problems(connection, schema=name, table_prefix=prefix):
             logger.warning("%s", problem)
 
 

@@ -1,0 +1,82 @@
+"""Foreign keys of the application to the queue's tables, which may block or slow a job's end."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from ._versions import qualified, translated
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKeyProblem:
+    """A foreign key to our tables that stops or slows the end of a job."""
+
+    name: str
+    table: str
+    """Its table, quoted and with its schema where that is needed."""
+    columns: tuple[str, ...]
+    blocks: bool
+    """Whether deleting the row is refused while somebody refers to it."""
+    unindexed: bool
+    """Whether each deletion reads the whole referring table."""
+
+    def __str__(self) -> str:
+        columns = ", ".join(self.columns)
+        problems = []
+        if self.blocks:
+            problems.append(
+                "a job that it refers to cannot end; "
+                "make it ON DELETE SET NULL or ON DELETE CASCADE"
+            )
+        if self.unindexed:
+            problems.append(
+                f"every job's end reads the whole table; create an index on ({columns})"
+            )
+        return f"foreign key {self.name!r} of {self.table} ({columns}): {'; and '.join(problems)}"
+
+
+def foreign_key_problems(
+    connection: Connection, *, schema: str | None, table_prefix: str
+) -> list[ForeignKeyProblem]:
+    """The foreign keys to the job and dead job tables that block or lack an index."""
+    schema = translated(connection, schema)
+    rows = connection.execute(
+        _FOREIGN_KEYS,
+        {
+            "job": qualified(schema, f"{table_prefix}job"),
+            "dead_job": qualified(schema, f"{table_prefix}dead_job"),
+        },
+    )
+    problems = (
+        ForeignKeyProblem(row.name, row.table, tuple(row.columns), row.blocks, not row.indexed)
+        for row in rows
+    )
+    return [problem for problem in problems if problem.blocks or problem.unindexed]
+
+
+# An index serves if it begins with the key's columns in any order, and leaves out at most nulls.
+_FOREIGN_KEYS = text(
+    """
+    SELECT c.conname AS name,
+           CAST(CAST(c.conrelid AS regclass) AS TEXT) AS "table",
+           ARRAY(
+               SELECT CAST(a.attname AS TEXT)
+               FROM unnest(c.conkey) WITH ORDINALITY AS k (attnum, place)
+               JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum
+               ORDER BY k.place
+           ) AS columns,
+           c.confdeltype IN ('a', 'r') AS blocks,
+           EXISTS (
+               SELECT FROM pg_catalog.pg_index i
+               WHERE i.indrelid = c.conrelid AND i.indisvalid
+                 AND (CAST(string_to_array(CAST(i.indkey AS TEXT), ' ') AS smallint[]))
+                     [1 : cardinality(c.conkey)] @> c.conkey
+                 AND (i.indpred IS NULL
+                      OR pg_get_expr(i.indpred, i.indrelid) ~ '^\\([^()]+ IS NOT NULL\\)$')
+           ) AS indexed
+    FROM pg_catalog.pg_constraint c
+    WHERE c.contype = 'f' AND c.conparentid = 0
+      AND c.confrelid IN (to_regclass(CAST(:job AS TEXT)), to_regclass(CAST(:dead_job AS TEXT)))
+    ORDER BY 2, 1
+    """
+)
