@@ -4,7 +4,7 @@ The worker runs in a thread. The main thread only waits: for a signal, for the e
 or for the end of the supervisor. So a handler that blocks, even an event loop, blocks no signal.
 
 The first SIGTERM or SIGINT drains; the second releases what runs at once; the third exits. What
-arrives within a second of one that counts is the same, see :mod:`._signals`.
+arrives within a second of one that counts is the same, see :mod:`.signals`.
 """
 
 import logging

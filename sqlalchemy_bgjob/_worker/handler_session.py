@@ -6,9 +6,9 @@ one COMMIT comes after the settlement, so the handler's writes and the job's end
 * ``session.commit()`` keeps what was written so far against a later ``rollback()``, and commits
   nothing yet. Only from then on is a savepoint spent; the common path needs none.
 * ``session.rollback()`` and ``session.close()`` undo what was not kept, as they always do. A
-  handler that returns although its writes were lost so has failed, see :mod:`._writes`.
+  handler that returns although its writes were lost so has failed, see :mod:`.writes`.
 * A handler that ends the transaction behind the session's back has failed, see
-  :mod:`._transaction`.
+  :mod:`.transaction`.
 
 Nothing is locked while a handler runs, so there is no lock that it could give away.
 """

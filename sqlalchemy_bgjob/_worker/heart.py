@@ -8,7 +8,7 @@ look dead. The rules, and what each is for:
   and the worker goes on under a new id; an id is never taken up again.
 * No job is started on an old beat: see :meth:`Heart.fresh`.
 * A worker whose loop has not turned for ten minutes beats no more: it would keep its jobs for ever.
-* For how long it has beaten without a gap, by both clocks, is remembered for :mod:`._watch`.
+* For how long it has beaten without a gap, by both clocks, is remembered for :mod:`.rescuer`.
 """
 
 import logging

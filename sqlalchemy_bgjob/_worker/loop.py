@@ -1,8 +1,8 @@
 """The worker's one loop, for threads and for asyncio alike.
 
-It asks :mod:`._core` what to do next and does it: claims, starts, settles, hands back, waits. It is
-plain synchronous code; ``AsyncWorker`` runs it in a greenlet, where a wait or a statement lets the
-event loop go on. What differs between the two is a :class:`~.runtime.Runtime`.
+It asks :mod:`.plan.planner` what to do next and does it: claims, starts, settles, hands back,
+waits. It is plain synchronous code; ``AsyncWorker`` runs it in a greenlet, where a wait or a
+statement lets the event loop go on. What differs between the two is a :class:`~.runtime.Runtime`.
 
 Nothing that goes wrong ends the loop: it is reported, and tried again with backoff. Only a stop
 does, or a refusal at the start.

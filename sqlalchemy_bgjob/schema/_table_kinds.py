@@ -2,7 +2,7 @@
 
 Rows are fetched by their address, which is unique within one table. A partitioned table has its
 rows in several, and a view has none. A table with children that inherit from it is a plain one: the
-statements leave the children's rows alone, see ``ONLY`` in :mod:`._sql`.
+statements leave the children's rows alone, see ``ONLY`` in :mod:`._sql.words`.
 """
 
 from collections.abc import Iterator, Mapping
