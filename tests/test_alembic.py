@@ -43,6 +43,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from test_schema import comment, version_2
 
 from sqlalchemy_bgjob import models, schema
+from sqlalchemy_bgjob.models import _ddl
 from sqlalchemy_bgjob.schema import _autogenerate, _versions
 from sqlalchemy_bgjob.schema._autogenerate import BGJobMigrateOp
 from support.catalog import catalog, leftovers
@@ -244,7 +245,7 @@ def next_version(names: Names, monkeypatch: pytest.MonkeyPatch) -> MetaData:
     """The metadata of a release that has one version more."""
     version_2(monkeypatch)
     monkeypatch.setattr(
-        models, "schema_comment", lambda: schema.Version(2, schema.WORKERS_SINCE[2]).comment
+        _ddl, "schema_comment", lambda: schema.Version(2, schema.WORKERS_SINCE[2]).comment
     )
     metadata = names.metadata()
     job = _versions.table_of(metadata, "job", names.schema, names.prefix)
