@@ -1010,7 +1010,7 @@ def test_two_signals_that_arrive_as_one_are_two() -> None:
 def test_threads_of_the_application_do_not_hold_up_the_exit() -> None:
     code = """
         import threading
-        from sqlalchemy_bgjob._exits import leave
+        from sqlalchemy_bgjob._process.exits import leave
         threading.Thread(target=threading.Event().wait).start()
         leave(3, within=0.1)
     """

@@ -974,7 +974,7 @@ def test_neither_sqlalchemy_nor_pydantic_is_needed() -> None:
     script = """if True:
         import sys
         sys.modules["pydantic"] = sys.modules["sqlalchemy"] = None
-        from sqlalchemy_bgjob._codec import Codec
+        from sqlalchemy_bgjob._drafts.codec import Codec
         from sqlalchemy_bgjob.exceptions import InvalidArg
         assert Codec(list[int]).decode(*Codec(list[int]).encode([1])) == [1]
         try:

@@ -117,7 +117,7 @@ def test_a_named_folder_keeps_the_data(open_folder: Path, temporary: Path):
 def test_it_dies_with_a_process_that_is_killed(temporary: Path):
     """Nobody runs an exit handler after SIGKILL; the next run must not find a stale server."""
     program = (
-        "from sqlalchemy_bgjob._embedded import EmbeddedPostgres\n"
+        "from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres\n"
         "server = EmbeddedPostgres.start(settings={'fsync': 'off'})\n"
         "print(server.pid, flush=True)\n"
         "input()\n"

@@ -73,7 +73,7 @@ def test_no_signal_goes_unnoticed_while_threads_are_busy() -> None:
     """
     code = """
         import os, random, signal, subprocess, sys, threading, time
-        from sqlalchemy_bgjob._mailbox import Mailbox
+        from sqlalchemy_bgjob._process.mailbox import Mailbox
 
         def busy():
             while True:
