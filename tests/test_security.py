@@ -52,13 +52,17 @@ def test_no_module_can_make_code_of_data(source: Path) -> None:
 
 def test_modules_are_imported_by_name_only_where_a_user_names_them() -> None:
     """The package's own lazy names, APP and ``--import``; no other module even knows how."""
-    by_name = {source.name for source in SOURCES if "import import_module" in source.read_text()}
-    by_name |= {
-        source.name for source in SOURCES if "importlib.import_module" in source.read_text()
-    }
-    assert by_name == {"__init__.py", "_loader.py"}
-    calls = {source.name for source in SOURCES if "_loader.import_module(" in source.read_text()}
-    assert calls == {"_process.py"}
+
+    def containing(words: str) -> set[str]:
+        return {
+            source.relative_to(PACKAGE).as_posix()
+            for source in SOURCES
+            if words in source.read_text()
+        }
+
+    by_name = containing("import import_module") | containing("importlib.import_module")
+    assert by_name == {"__init__.py", "_process/loader.py"}
+    assert containing(" loader.import_module(") == {"_process/runners.py"}
 
 
 def test_session_locks_are_never_taken() -> None:

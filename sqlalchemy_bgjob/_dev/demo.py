@@ -144,7 +144,7 @@ def what_to_read_next(package: Path) -> str:
 
     return f"""
 what to read next:
-  {package / "_demo_app.py"}: the application whose jobs these were
+  {package / "_dev" / "demo_app.py"}: the application whose jobs these were
   {document("README.md")}: "Fifteen lines" and "What it promises"; then "Add the tables", for your
     own database
   {document("docs/reliability.md")}: what holds when things go wrong, fault by fault
