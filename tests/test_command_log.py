@@ -129,6 +129,8 @@ def test_lines_stay_as_they_were_asked_for(shop: Callable[..., Command], configu
 
 def test_they_stay_in_each_of_several_processes(shop: Callable[..., Command]) -> None:
     command = shop(ON_IMPORT["a console of its own"], "--log-format", "json", "--processes", "2")
+    for number in ("1", "2"):  # one may have done the job before the other has begun
+        command.says(f'"process": "{number}"')
     lines = records(command, until="moved to the DLQ")
 
     assert {line["process"] for line in lines} == {"supervisor", "1", "2"}
