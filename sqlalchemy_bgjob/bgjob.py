@@ -1,6 +1,6 @@
 """BGJob: the queue of one application. Its models, its handlers, and its ways to enqueue."""
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
 
@@ -22,7 +22,6 @@ from ._worker.work_one import work_one
 from .models import DEFAULT_PREFIX, DeadJobMixin, JobMixin, Models, WorkerMixin, build_models
 from .retry import DEFAULT, RetryPolicy
 from .settings import DEFAULT_MAX_ATTEMPTS
-from .telemetry import Observer
 
 if TYPE_CHECKING:
     from ._db.targets import AsyncTarget
@@ -314,7 +313,6 @@ class BGJob(Generic[J, D]):
         handler: Callable[..., Any] | None = None,
         *,
         session_factory: Callable[[], Any] | None = None,
-        observers: Iterable[Observer] = (),
     ) -> Outcome | None: ...
     @overload
     def work_one(
@@ -324,7 +322,6 @@ class BGJob(Generic[J, D]):
         handler: Callable[..., Any] | None = None,
         *,
         session_factory: Callable[[], Any] | None = None,
-        observers: Iterable[Observer] = (),
     ) -> Coroutine[Any, Any, Outcome | None]: ...
     def work_one(
         self,
@@ -333,7 +330,6 @@ class BGJob(Generic[J, D]):
         handler: Callable[..., Any] | None = None,
         *,
         session_factory: Callable[[], Any] | None = None,
-        observers: Iterable[Observer] = (),
     ) -> Any:
         """Run one due job of a queue within the caller's own transaction; None if none is due.
 
@@ -348,7 +344,6 @@ class BGJob(Generic[J, D]):
             handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for whatever type the job has;
                 by default the registered handler of its type.
             session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``.
-            observers: Told after the caller's COMMIT, and not at all if it rolls back.
 
         Returns:
             The outcome that was settled: of the handler, or a Retry for what it raised.
@@ -356,9 +351,7 @@ class BGJob(Generic[J, D]):
         Raises:
             ValueError: The connection is in AUTOCOMMIT, where nothing would be one step.
         """
-        return work_one(
-            self.models, self.registry, target, queue, handler, session_factory, observers
-        )
+        return work_one(self.models, self.registry, target, queue, handler, session_factory)
 
     # ---- operators --------------------------------------------------------------------------
 

@@ -13,7 +13,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._db.after_commit import after_commit
 from sqlalchemy_bgjob._db.errors import lost_connection, sqlstate
 from sqlalchemy_bgjob._db.idle_statement import Direct, direct
 from sqlalchemy_bgjob._drafts.validation import EARLIEST
@@ -153,10 +152,6 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
     watched = create_engine(engine.url)
     event.listen(watched, "before_cursor_execute", lambda *_: None)
     assert not usable(watched)
-    told = create_engine(engine.url)
-    with told.connect() as connection:
-        after_commit(connection, lambda: None)
-    assert usable(told), "nobody but this library listens"
     for name in ("begin", "commit"):
         roles = create_engine(engine.url)
         event.listen(roles, name, lambda _: None)

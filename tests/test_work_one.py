@@ -1,4 +1,4 @@
-"""work_one: the caller's transaction decides what became of the job, and observers wait for it."""
+"""work_one: the caller's transaction decides what became of the job."""
 
 from __future__ import annotations
 
@@ -18,21 +18,19 @@ from sqlalchemy_bgjob import (
     Complete,
     Context,
     MoveToDlq,
-    Observer,
+    Outcome,
     Reschedule,
     Retry,
     _lifecycle,
     constant,
 )
-from sqlalchemy_bgjob._db import after_commit
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
 from support.databases import with_driver
-from support.running import FLAVORS, Bench, Recorder, one_of_each, paired
+from support.running import FLAVORS, Bench, one_of_each, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy_bgjob import JobInfo
     from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 SLOW = constant(3600.0)
@@ -87,38 +85,20 @@ def sync_of(target: Any) -> Any:
     return target.sync_connection if isinstance(target, AsyncConnection) else target
 
 
-class Watcher(Recorder):
-    """Also looks, from a second connection, at what is committed at each event."""
-
-    def __init__(self, bench: Bench, job_id: str) -> None:
-        super().__init__()
-        self._bench, self._job_id = bench, job_id
-        self.saw: list[tuple[str, bool, list[str]]] = []
-
-    def _add(self, name: str, job: JobInfo, *rest: Any) -> None:
-        super()._add(name, job, *rest)
-        bench, job_id = self._bench, self._job_id
-        self.saw.append((name, bench.job(job_id) is None, bench.notes(job_id)))
-
-
 @pytest.mark.core
 def test_the_callers_commit_commits_all_of_it(bench: Bench, target: Target) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note))
-    watcher = Watcher(bench, job_id)
 
     def work(t: Any, call: Callable[..., Any]) -> Any:
-        outcome = call(bench.jobs.work_one(t, "default", observers=[watcher]))
+        outcome = call(bench.jobs.work_one(t, "default"))
         assert bench.job(job_id).attempt == 0, "nobody sees the claim"
-        assert watcher.events == []
+        assert bench.notes(job_id) == []
         call(t.commit())
         return outcome
 
     assert isinstance(target.run(bench, work), Complete)
     assert bench.job(job_id) is None
-    assert watcher.saw == [("job_started", True, ["written"]), ("job_completed", True, ["written"])]
-    last = watcher.events[-1].job
-    assert last is not None
-    assert last.attempt == 1
+    assert bench.notes(job_id) == ["written"]
 
 
 @pytest.mark.core
@@ -128,11 +108,10 @@ def test_the_callers_rollback_leaves_the_job_as_it_was(
 ) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note))
     before = bench.job(job_id)[:-1]
-    recorder = Recorder()
 
     def work(t: Any, call: Callable[..., Any]) -> None:
         for _ in range(2):
-            assert call(bench.jobs.work_one(t, "default", observers=[recorder]))
+            assert call(bench.jobs.work_one(t, "default"))
             call(t.rollback() if way == "rollback" else t.close())
             if way == "close":
                 return
@@ -141,29 +120,25 @@ def test_the_callers_rollback_leaves_the_job_as_it_was(
 
     assert bench.job(job_id)[:-1] == before
     assert bench.notes(job_id) == []
-    assert recorder.events == []
 
 
 @one_of_each
 def test_an_empty_queue_is_none(bench: Bench, target: Target) -> None:
     bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False), delay=60)
-    recorder = Recorder()
 
     def work(t: Any, call: Callable[..., Any]) -> None:
-        assert call(bench.jobs.work_one(t, "default", observers=[recorder])) is None
+        assert call(bench.jobs.work_one(t, "default")) is None
         call(t.commit())
 
     target.run(bench, work)
 
-    assert [e.name for e in recorder.events] == ["queue_is_empty"]
 
-
-OUTCOMES: dict[str, tuple[Callable[[], Any], str]] = {
-    "none": (lambda: None, "completed"),
-    "retry": (lambda: Retry(1000, "again"), "will_be_retried"),
-    "reschedule": (lambda: Reschedule(1000, arg={"page": 2}), "rescheduled"),
-    "dlq": (lambda: MoveToDlq("hopeless"), "moved_to_dlq"),
-    "exception": (lambda: ValueError("plain"), "will_be_retried"),
+OUTCOMES: dict[str, tuple[Callable[[], Any], type[Outcome]]] = {
+    "none": (lambda: None, Complete),
+    "retry": (lambda: Retry(1000, "again"), Retry),
+    "reschedule": (lambda: Reschedule(1000, arg={"page": 2}), Reschedule),
+    "dlq": (lambda: MoveToDlq("hopeless"), MoveToDlq),
+    "exception": (lambda: ValueError("plain"), Retry),
 }
 
 
@@ -183,20 +158,15 @@ def test_outcomes(bench: Bench, target: Target, way: str) -> None:
         name: bench.enqueue(bench.handler(name, body_of(name), retry=SLOW), {"page": 1})
         for name in OUTCOMES
     }
-    recorder = Recorder()
 
     def work(t: Any, call: Callable[..., Any]) -> None:
-        for _ in ids:
-            call(bench.jobs.work_one(t, "default", observers=[recorder]))
+        for _, expected in OUTCOMES.values():  # in the order in which they were enqueued
+            assert isinstance(call(bench.jobs.work_one(t, "default")), expected)
             call(t.commit())
 
     target.run(bench, work)
 
     for name, job_id in ids.items():
-        assert [e.name for e in recorder.events if e.subject == job_id] == [
-            "job_started",
-            f"job_{OUTCOMES[name][1]}",
-        ]
         kept = name == "none" or (way == "return" and name != "exception")
         assert bench.notes(job_id) == (["written"] if kept else [])
     assert bench.job(ids["none"]) is None
@@ -218,22 +188,16 @@ def test_jobs_of_one_transaction_go_together(bench: Bench, target: Target) -> No
 
     handler = bench.handler("t", body, retry=SLOW)
     ids = [bench.enqueue(handler, priority=n) for n in (1, 2, 3)]
-    recorder = Recorder()
 
     def work(t: Any, call: Callable[..., Any]) -> None:
-        while call(bench.jobs.work_one(t, "default", observers=[recorder])) is not None:
+        while call(bench.jobs.work_one(t, "default")) is not None:
             pass
-        assert recorder.events == []
         call(t.commit())
 
     target.run(bench, work)
 
     assert [bench.notes(job_id) for job_id in ids] == [["written"], [], ["written"]]
     assert "22012" in bench.job(ids[1]).last_error
-    assert [e.name for e in recorder.events] == [
-        *("job_started", "job_completed", "job_started", "job_will_be_retried"),
-        *("job_started", "job_completed", "queue_is_empty"),
-    ]
 
 
 # ---- containment ---------------------------------------------------------------------------------
@@ -404,11 +368,10 @@ def test_a_handler_that_ends_it_through_the_connection_is_the_callers_error(
         s.connection().get_transaction().rollback()  # type: ignore[union-attr]
 
     job_id = bench.enqueue(bench.handler("t", body))
-    recorder = Recorder()
 
     def work(t: Any, call: Callable[..., Any]) -> None:
         with pytest.raises(Exception) as caught:  # noqa: PT011 - see below
-            call(bench.jobs.work_one(t, "default", observers=[recorder]))
+            call(bench.jobs.work_one(t, "default"))
         assert not isinstance(caught.value, AssertionError)
         call(t.rollback())
 
@@ -416,7 +379,6 @@ def test_a_handler_that_ends_it_through_the_connection_is_the_callers_error(
 
     assert bench.job(job_id).attempt == 0
     assert bench.notes(job_id) == []
-    assert recorder.events == []
 
 
 def test_a_lost_connection_is_the_callers_error(bench: Bench, target: Target) -> None:
@@ -427,11 +389,10 @@ def test_a_lost_connection_is_the_callers_error(bench: Bench, target: Target) ->
         s.execute(text("SELECT 1"))
 
     job_id = bench.enqueue(bench.handler("t", body))
-    recorder = Recorder()
 
     def work(t: Any, call: Callable[..., Any]) -> None:
         with pytest.raises(Exception) as caught:  # noqa: PT011 - each driver has its own
-            call(bench.jobs.work_one(t, "default", observers=[recorder]))
+            call(bench.jobs.work_one(t, "default"))
         assert not isinstance(caught.value, AssertionError)
         call(t.rollback())
 
@@ -439,21 +400,19 @@ def test_a_lost_connection_is_the_callers_error(bench: Bench, target: Target) ->
 
     assert bench.job(job_id).attempt == 0
     assert bench.notes(job_id) == []
-    assert recorder.events == []
 
 
-# ---- observers -----------------------------------------------------------------------------------
+# ---- the caller's commit -------------------------------------------------------------------------
 
 
-def test_a_commit_that_fails_tells_nobody(bench: Bench, target: Target) -> None:
+def test_a_commit_that_fails_leaves_the_job_as_it_was(bench: Bench, target: Target) -> None:
     def body(s: Session, ctx: Context[Any]) -> None:
         s.add_all(bench.Note(job_id=ctx.job.id, text="a", late=1) for _ in range(2))
 
     job_id = bench.enqueue(bench.handler("t", body))
-    recorder = Recorder()
 
     def work(t: Any, call: Callable[..., Any]) -> None:
-        assert call(bench.jobs.work_one(t, "default", observers=[recorder]))
+        assert call(bench.jobs.work_one(t, "default"))
         with pytest.raises(IntegrityError):
             call(t.commit())
         call(t.rollback())
@@ -461,75 +420,26 @@ def test_a_commit_that_fails_tells_nobody(bench: Bench, target: Target) -> None:
 
     target.run(bench, work)
 
-    assert recorder.events == []
     assert bench.job(job_id).attempt == 0
     assert bench.notes(job_id) == []
 
 
 def test_a_savepoint_of_the_callers_is_not_the_commit(bench: Bench, target: Target) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note))
-    watcher = Watcher(bench, job_id)
 
     def work(t: Any, call: Callable[..., Any]) -> None:
         call(t.execute(text("SELECT 1")))
         savepoint = call(t.begin_nested())
-        assert call(bench.jobs.work_one(t, "default", observers=[watcher]))
+        assert call(bench.jobs.work_one(t, "default"))
         call(savepoint.commit())
         call(t.execute(text("SELECT 1")))
-        assert watcher.events == []
-        call(t.commit())
-        call(t.execute(text("SELECT 1")))  # the next transaction of the same connection
-        assert [e.name for e in watcher.events] == ["job_started", "job_completed"]
-        call(t.rollback())
-
-    target.run(bench, work)
-
-    assert all(gone for _, gone, _ in watcher.saw)
-    assert len(watcher.events) == 2
-
-
-@one_of_each
-def test_an_observer_that_raises_harms_neither_the_caller_nor_the_others(
-    bench: Bench, target: Target, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Bad(Observer):
-        def job_started(self, job: JobInfo) -> None:
-            raise ValueError("not my day")
-
-    job_id = bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
-    recorder = Recorder()
-
-    def work(t: Any, call: Callable[..., Any]) -> None:
-        call(bench.jobs.work_one(t, "default", observers=[Bad(), recorder]))
+        assert bench.job(job_id).attempt == 0
         call(t.commit())
 
     target.run(bench, work)
 
-    assert [e.name for e in recorder.events] == ["job_started", "job_completed"]
     assert bench.job(job_id) is None
-    assert "observer 'Bad' failed in job_started" in caplog.text
-
-
-@one_of_each
-def test_listeners_do_not_pile_up(bench: Bench, target: Target) -> None:
-    counts: list[int] = []
-
-    def work(t: Any, call: Callable[..., Any]) -> None:
-        for _ in range(3):
-            call(bench.jobs.work_one(t, "default", observers=[Recorder()]))
-            call(t.commit())
-            engine = sync_of(t)
-            engine = engine.get_bind() if isinstance(engine, Session) else engine.engine
-            counts.append(
-                len(list(engine.dispatch.commit))
-                + len(list(engine.dispatch.begin))
-                + len(list(engine.dialect.dispatch.handle_error))
-                + len(list(engine.pool.dispatch.reset))
-            )
-
-    target.run(bench, work)
-
-    assert counts[0] == counts[2]
+    assert bench.notes(job_id) == ["written"]
 
 
 # ---- handlers and targets ------------------------------------------------------------------------
@@ -595,14 +505,13 @@ def test_a_coroutine_needs_an_asyncio_target(bench: Bench, target: Target) -> No
 
     job_id = bench.enqueue(bench.jobs.handler("t")(coroutine))
     before = bench.job(job_id)[:-1]
-    recorder = Recorder()
 
     def work(t: Any, call: Callable[..., Any]) -> None:
         with pytest.raises(TypeError, match="is a coroutine, and this connection is synchronous"):
             bench.jobs.work_one(t, "default", coroutine)
         t.commit()
         assert bench.job(job_id)[:-1] == before
-        assert isinstance(bench.jobs.work_one(t, "default", observers=[recorder]), Reschedule)
+        assert isinstance(bench.jobs.work_one(t, "default"), Reschedule)
         t.commit()
 
     target.run(bench, work)
@@ -610,7 +519,6 @@ def test_a_coroutine_needs_an_asyncio_target(bench: Bench, target: Target) -> No
     job = bench.job(job_id)
     assert (job.attempt, job.last_error) == (0, None)
     assert job.unknown_since is not None
-    assert recorder.events == []
 
 
 @one_of_each
@@ -764,14 +672,14 @@ def test_the_callers_scoped_session_stays_the_callers(bench: Bench) -> None:
 @pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
 def test_an_engine_is_a_transaction_of_its_own(bench: Bench) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note))
-    watcher = Watcher(bench, job_id)
     engine = create_engine(bench.url)
     try:
-        assert isinstance(bench.jobs.work_one(engine, "default", observers=[watcher]), Complete)
+        assert isinstance(bench.jobs.work_one(engine, "default"), Complete)
     finally:
         engine.dispose()
 
-    assert watcher.saw[-1] == ("job_completed", True, ["written"])
+    assert bench.job(job_id) is None
+    assert bench.notes(job_id) == ["written"]
 
 
 @pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
@@ -843,63 +751,22 @@ def test_the_timeout_of_a_handler_holds_here_too(bench: Bench, target: Target) -
         assert seen == [(True, False), (True, True)]
 
 
-@one_of_each
-def test_observers_hear_how_long_it_took(bench: Bench, target: Target) -> None:
-    recorder = Recorder()
-    until: list[float] = []
-
-    def body(ctx: Context[Any]) -> None:
-        until.append(time.monotonic() + 0.1)
-        bench.pause(lambda: time.monotonic() >= until[0])
-
-    job_id = bench.enqueue(bench.handler("t", body, uses_session=False))
-
-    def work(t: Any, call: Callable[..., Any]) -> None:
-        call(bench.jobs.work_one(t, "default", observers=[recorder]))
-        call(t.commit())
-
-    target.run(bench, work)
-
-    last = recorder.events[-1]
-    assert (last.name, last.subject) == ("job_completed", job_id)
-    assert 0.1 <= last.rest[0] < 10.0
-
-
 @pytest.mark.parametrize("ending", ["commit", "prepare", "prepare and roll back", "roll back"])
-def test_observers_hear_of_a_two_phase_commit(own_server: EmbeddedPostgres, ending: str) -> None:
+def test_a_two_phase_commit_decides(own_server: EmbeddedPostgres, ending: str) -> None:
     """Once it is committed; that it is prepared says nothing yet."""
     bench = Bench(FLAVORS[0], own_server.url)
     bench.reset()
     job_id = bench.enqueue(bench.handler("t", bench.note))
-    watcher = Watcher(bench, job_id)
     engine = create_engine(with_driver(bench.url, "psycopg"))
 
     with Session(engine, twophase=True) as session:
-        assert bench.jobs.work_one(session, "default", observers=[watcher])
+        assert bench.jobs.work_one(session, "default")
         if ending.startswith("prepare"):
             session.prepare()
-        assert watcher.events == []
+        assert bench.job(job_id).attempt == 0
         session.rollback() if "roll back" in ending else session.commit()
+    committed = "roll back" not in ending
+    assert (bench.job(job_id) is None) == committed
+    assert bench.notes(job_id) == (["written"] if committed else [])
     engine.dispose()
     bench.close()
-
-    if "roll back" in ending:
-        assert watcher.events == []
-    else:
-        told = [("job_started", True, ["written"]), ("job_completed", True, ["written"])]
-        assert watcher.saw == told
-
-
-def test_an_engine_is_listened_to_once_however_often_its_pool_is_replaced() -> None:
-    """Pools come and go, and share their listeners; what counts is who listens, not an address."""
-    engine = create_engine("postgresql+psycopg://nobody@localhost/nothing")
-    for _ in range(50):
-        after_commit._listen(engine)
-        engine.dispose()
-    after_commit._listen(engine)
-
-    assert list(engine.pool.dispatch.reset).count(after_commit._on_reset) == 1
-    assert list(engine.dispatch.commit).count(after_commit._on_commit) == 1
-    options = engine.execution_options(isolation_level="AUTOCOMMIT")
-    after_commit._listen(options)
-    assert list(options.dispatch.commit).count(after_commit._on_commit) == 1

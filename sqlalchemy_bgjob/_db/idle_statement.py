@@ -14,8 +14,6 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement, Executable
 
-from .after_commit import others_listen
-
 if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -99,7 +97,7 @@ def may_commit_each(connection: Connection) -> bool:
     users of a pooler in transaction mode tell it, only a transaction makes both meet one session.
     And who listens to "begin" may set what lasts for a transaction: a role, or a search_path.
     """
-    if others_listen(connection.engine):
+    if connection.engine.dispatch.begin or connection.engine.dispatch.commit:
         return False
     if connection.dialect.driver != "asyncpg":
         return True

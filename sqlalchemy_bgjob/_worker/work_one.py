@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, NestedTransaction
@@ -11,7 +11,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .. import _lifecycle as lifecycle
-from .._db.after_commit import after_commit
 from .._db.errors import sqlstate
 from .._db.forks import Forked, kept_from_children, leave_if_forked
 from .._db.targets import Unit, run_in
@@ -38,10 +37,9 @@ from ..exceptions import InvalidArg
 from ..models import Models
 from ..retry import DEFAULT
 from ..settings import DEFAULT_MAX_ATTEMPTS, WorkerSettings
-from ..telemetry import JobInfo, Observer, announce, tell
 from .attempt import settlement_for
 from .permits import is_autocommit
-from .run import Context, Run, job_info
+from .run import Context, Run
 from .session_events import watch
 from .transaction import TransactionEnded
 from .writes import Writes
@@ -58,14 +56,13 @@ def work_one(
     queue: str,
     handler: Callable[..., Any] | None,
     session_factory: Callable[[], Any] | None,
-    observers: Iterable[Observer],
 ) -> Any:
     """See :meth:`sqlalchemy_bgjob.BGJob.work_one`."""
     queue = validation.name("queue", queue)
     given = None if handler is None else _as_job_type(models, queue, handler)
 
     def work(unit: Unit) -> Outcome | None:
-        one = _WorkOne(unit.connection, models, registry, session_factory, tuple(observers))
+        one = _WorkOne(unit.connection, models, registry, session_factory)
         return one.run(queue, given)
 
     return run_in(target, models, work, call="BGJob.work_one")
@@ -93,12 +90,11 @@ class _WorkOne:
         models: Models,
         registry: Registry,
         session_factory: Callable[[], Any] | None,
-        observers: tuple[Observer, ...],
     ) -> None:
         self._connection, self._registry = connection, registry
         self._statements = statements_of(models)
         self._process = os.getpid()
-        self._session_factory, self._observers = session_factory, observers
+        self._session_factory = session_factory
 
     def run(self, queue: str, given: JobType[Any] | None) -> Outcome | None:
         connection = self._connection
@@ -116,7 +112,6 @@ class _WorkOne:
             connection, self._statements, queue=queue, limit=1, worker_id=new_worker_id()
         )
         if not claimed:
-            after_commit(connection, lambda: tell(self._observers, "queue_is_empty", (queue,)))
             return None
         job = claimed[0]
         handler = given or self._registry.find(job.type, queue)
@@ -148,7 +143,6 @@ class _WorkOne:
         """Run the handler inside a savepoint, which is released when its writes are to be kept."""
         connection = self._connection
         job, handler = run.job, run.handler
-        self._tell_later("job_started", run.info)
         savepoint = connection.begin_nested()
         session: Any = None
         writes: Writes | None = None
@@ -174,7 +168,7 @@ class _WorkOne:
                 writes.check(outcome_was_named=returned is not None)
                 _close(session)
             # Within the savepoint: if the handler has changed its own row, that is undone with it.
-            self._settle(job, settlement, time.monotonic() - run.started_at)
+            self._settle(job, settlement)
             savepoint.commit()
             return outcome
         except Exception as error:
@@ -193,7 +187,7 @@ class _WorkOne:
             except Exception as second:
                 outcome = Retry(None, second)
                 settlement = settlement_for(handler, job, outcome, None)
-            self._settle(job, settlement, time.monotonic() - run.started_at)
+            self._settle(job, settlement)
             return outcome
 
     def _returned(self, run: Run, get_session: Callable[[], Any], args: tuple[Any, ...]) -> Any:
@@ -236,7 +230,7 @@ class _WorkOne:
             outer = session  # a function awaits nothing
         return outer, writes
 
-    def _settle(self, job: ClaimedJob, settlement: Settlement, seconds: float = 0.0) -> None:
+    def _settle(self, job: ClaimedJob, settlement: Settlement) -> None:
         """Write the settlement of a job whose row this transaction has locked.
 
         Raises:
@@ -247,16 +241,6 @@ class _WorkOne:
         if not held:
             kept = lifecycle.holds(self._connection, self._statements, pending)
             raise RowKept if kept else RowMissing
-        info = job_info(job)
-        after_commit(
-            self._connection,
-            lambda: announce(
-                lambda name, *args: tell(self._observers, name, args), info, settlement, seconds
-            ),
-        )
-
-    def _tell_later(self, name: str, info: JobInfo) -> None:
-        after_commit(self._connection, lambda: tell(self._observers, name, (info,)))
 
 
 def _undo(savepoint: NestedTransaction, error: Exception) -> None:
