@@ -187,7 +187,6 @@ class Dispatcher:
             self._core.forget_ready()
             for run in self._all_runs():
                 run.lease_lost = True
-                self._tell_deferred(run)
         # A claim may have come after the judgement; nobody else would look for it soon.
         self._reconcile_soon(worker_id)
 
@@ -358,7 +357,6 @@ class Dispatcher:
             if run.committing and self._interruptions == 1:
                 continue
             self._forget(run)
-            self._tell_deferred(run)
             self._core.finished(run.job, 0.0)
             self._core.settle_later(Pending(run.job, INTERRUPTED), 0.0)
             self._runtime.cancel(run)
@@ -640,9 +638,7 @@ class Dispatcher:
         self._runs[job.id] = run
         if earlier is not None:
             self._late_runs.add(earlier)
-        if earlier is not None and not earlier.lease_lost:
-            earlier.successor, run.untold = run, True  # committed, and not yet told: that first
-        elif self._tells_starts:
+        if self._tells_starts:
             self._events.emit("job_started", run.info)
         return run
 
@@ -655,16 +651,6 @@ class Dispatcher:
             self._late_runs.discard(run)
             return True
         return False
-
-    def _tell_deferred(self, run: Run) -> None:
-        """Tell of the start that waited for what this run did to be told."""
-        if run.successor is not None:
-            self._tell_start(run.successor)
-
-    def _tell_start(self, run: Run) -> None:
-        if run.untold:
-            run.untold = False
-            self._events.emit("job_started", run.info)
 
     def _name_overdue(self) -> None:
         """Tell of runs that go on beyond their timeout."""
@@ -730,8 +716,6 @@ class Dispatcher:
                     self._core.settled(run.job)
                     self._tell(pending, fate, run)
                 return None
-            if run.untold:
-                self._tell_start(run)
             if run.connected is False:
                 self._put_off(run, pending, now)
             else:
@@ -742,8 +726,6 @@ class Dispatcher:
                 self._core.settle(pending, now)
             else:
                 self._tell(pending, fate, run)
-            if run.successor is not None:
-                self._tell_start(run.successor)
             if self._heart.fresh(now, self._disconnected_at):
                 job = self._core.next_start(queue)
                 following = self._prepare(job) if job is not None else None

@@ -43,11 +43,9 @@ class Run:
         "job",
         "lease_lost",
         "started_at",
-        "successor",
         "task",
         "timer",
         "told_overdue",
-        "untold",
     )
 
     def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
@@ -61,10 +59,6 @@ class Run:
         self.deadline: float | None = None
         self.told_overdue = False
         self.started_at = 0.0
-        # The next run of the same job, claimed before this one was told; nor is its start told
-        # then, which comes after that.
-        self.successor: Run | None = None
-        self.untold = False
         self.task: Any = None  # of a coroutine
         self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
         self._info: JobInfo | None = None

@@ -41,7 +41,11 @@ class JobInfo:
 
 
 class Observer:
-    """Override what you want to hear of. Calls come from one thread, in order."""
+    """Override what you want to hear of. Calls come from one thread.
+
+    The events of one lease of a job come in order. Its next start, under the next lease, may come
+    before the end of the run that led to it: ``job.lease`` tells which is which.
+    """
 
     def job_started(self, job: JobInfo) -> None:
         """A handler is about to run."""

@@ -129,9 +129,13 @@ class Ran:
 
     events: list[Event] = field(default_factory=list)
 
-    def of(self, job_id: str) -> list[str]:
-        """The events of one job by name, without the prefix ``job_``."""
-        return [e.name.removeprefix("job_") for e in self.events if e.job and e.subject == job_id]
+    def of(self, job_id: str, *, lease: int | None = None) -> list[str]:
+        """The events of one job, or of one lease, by name, without the prefix ``job_``."""
+        return [
+            e.name.removeprefix("job_")
+            for e in self.events
+            if e.job and e.subject == job_id and lease in (None, e.job.lease)
+        ]
 
     def last(self, job_id: str) -> Event:
         return next(e for e in reversed(self.events) if e.job and e.subject == job_id)
