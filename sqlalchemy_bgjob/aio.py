@@ -34,7 +34,7 @@ from ._worker.loop import Dispatcher
 from ._worker.permits import HandlerConnections
 from ._worker.preflight import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._worker.start_line import START_TIMEOUT, log_start, say_it_waits
-from ._worker.tasks import AsyncPermits, AsyncRuntime, give_back_apart
+from ._worker.tasks import AsyncPermits, AsyncRuntime, close_apart
 from ._worker.threads import ThreadRuntime, thread_environment
 from ._worker.twin import check_twin, sync_twin
 from .bgjob import BGJob
@@ -231,7 +231,7 @@ class AsyncWorker(OnlyAsyncWith):
     def _make_dispatcher(self, runtime: AsyncRuntime, threads: ThreadRuntime) -> Dispatcher:
         statements = Statements(self._jobs.models)
         permits = AsyncPermits(self._permits) if self._permits is not None else None
-        connections = HandlerConnections(self._engine, permits, give_back_apart, AsyncPermits(0))
+        connections = HandlerConnections(self._engine, permits, close_apart, AsyncPermits(0))
         on_loop = Environment(
             statements=statements,
             engine=self._engine,

@@ -1,4 +1,4 @@
-"""The scheduling core: which step follows from which situation. No database, clock or threads."""
+"""The planner: which step follows from which situation. No database, clock or threads."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from sqlalchemy_bgjob._worker.plan.planner import (
     SETTLED_IN,
     Announce,
     Claim,
-    Core,
     Finished,
     HandBack,
+    Planner,
     Settle,
     Start,
     Step,
@@ -77,22 +77,24 @@ def done(claimed: ClaimedJob) -> Pending:
     return Pending(claimed, COMPLETED)
 
 
-def core(slots: int = 2, **options: Any) -> Core:
-    return Core({"q": slots}, WorkerSettings(**options))
+def core(slots: int = 2, **options: Any) -> Planner:
+    return Planner({"q": slots}, WorkerSettings(**options))
 
 
-def step(core: Core, now: float = NOW, *, may_start: bool = True, may_claim: bool = True) -> Step:
+def step(
+    core: Planner, now: float = NOW, *, may_start: bool = True, may_claim: bool = True
+) -> Step:
     return core.next_step(now, may_start=may_start, may_claim=may_claim)
 
 
-def claim_all(core: Core, given: list[ClaimedJob], now: float = NOW, queue: str = "q") -> None:
+def claim_all(core: Planner, given: list[ClaimedJob], now: float = NOW, queue: str = "q") -> None:
     """What the worker does with the answer of a claim that found as much as it asked for."""
     core.claim_sent(queue, now)
     core.claimed(queue, given, now)
     core.polled(queue, len(given), len(given), None, now, listening=True)
 
 
-def caught_up(core: Core, *queues: str, due_in: float | None = None, now: float = NOW) -> None:
+def caught_up(core: Planner, *queues: str, due_in: float | None = None, now: float = NOW) -> None:
     """It has found nothing for a while, and producers know that it waits."""
     names = queues or ("q",)
     for name in names:
@@ -101,21 +103,21 @@ def caught_up(core: Core, *queues: str, due_in: float | None = None, now: float 
     core.announced(names)
 
 
-def start_all(core: Core, now: float = NOW) -> list[ClaimedJob]:
+def start_all(core: Planner, now: float = NOW) -> list[ClaimedJob]:
     started = []
     while isinstance(following := step(core, now), Start):
         started.append(following.job)
     return started
 
 
-def busy(slots: int, *, now: float = NOW, **options: Any) -> tuple[Core, list[ClaimedJob]]:
+def busy(slots: int, *, now: float = NOW, **options: Any) -> tuple[Planner, list[ClaimedJob]]:
     """A core whose slots are all taken."""
     full = core(slots, **options)
     claim_all(full, [job(f"running-{n}") for n in range(slots)], now)
     return full, start_all(full, now)
 
 
-def taught(slots: int, mean: float, **options: Any) -> Core:
+def taught(slots: int, mean: float, **options: Any) -> Planner:
     """A core that has seen handlers take so long."""
     core_ = core(slots, **options)
     for one in jobs(1):
@@ -283,7 +285,7 @@ def test_a_notification_ends_the_wait(queue: str | None) -> None:
 
 
 def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
-    two = Core({"a": 1, "b": 1}, WorkerSettings())
+    two = Planner({"a": 1, "b": 1}, WorkerSettings())
     caught_up(two, "a", "b")
 
     two.wake("b", NOW)
@@ -544,7 +546,7 @@ def test_nobody_knows_what_producers_see_after_a_lost_answer() -> None:
 
 def test_queues_take_turns() -> None:
     """A queue that is always full does not starve the others."""
-    three = Core({"a": 1, "b": 1, "c": 1}, WorkerSettings())
+    three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings())
     claimed = []
 
     for n in range(9):
@@ -561,7 +563,7 @@ def test_queues_take_turns() -> None:
 
 
 def test_each_queue_has_slots_of_its_own() -> None:
-    two = Core({"a": 1, "b": 2}, WorkerSettings())
+    two = Planner({"a": 1, "b": 2}, WorkerSettings())
     claim_all(two, jobs(2, queue="a"), queue="a")
     claim_all(two, jobs(2, queue="b"), queue="b")
 
@@ -663,7 +665,7 @@ def test_jobs_that_may_not_be_started_go_to_those_who_may() -> None:
 
 
 def test_a_queue_that_refuses_is_left_alone_and_then_looked_at() -> None:
-    two = Core({"a": 1, "b": 1}, WorkerSettings())
+    two = Planner({"a": 1, "b": 1}, WorkerSettings())
     two.refused("a", NOW + 5.0, NOW)
     claimed = set()
     for _ in range(4):
@@ -774,7 +776,7 @@ def test_once_a_run_has_ended_the_next_claim_does_not_wait_for_the_slots_to_fill
 
 def test_what_is_ready_starts_however_often_another_queue_wants_to_be_looked_at() -> None:
     """A notification during each claim, whose jobs others win, keeps a queue due for ever."""
-    two = Core({"a": 8, "b": 8}, WorkerSettings())
+    two = Planner({"a": 8, "b": 8}, WorkerSettings())
     long, short = job("long", queue="a"), job("short", queue="a")
     claim_all(two, [long, short], queue="a")
     start_all(two)
@@ -915,7 +917,7 @@ def test_a_settlement_that_is_to_be_tried_later_waits_for_its_time() -> None:
 
 def test_a_queue_whose_settlements_are_refused_is_claimed_from_no_more_for_a_while() -> None:
     """What runs there would run again; the other queue goes on."""
-    core = Core({"q": 2, "other": 2}, WorkerSettings())
+    core = Planner({"q": 2, "other": 2}, WorkerSettings())
 
     def claims() -> set[str]:
         found = set()
@@ -948,7 +950,7 @@ def test_a_queue_whose_settlements_are_refused_is_claimed_from_no_more_for_a_whi
 
 def test_a_settlement_that_is_void_is_unwritten_no_more() -> None:
     """A handler's own commit was sooner than the release of its job at a shutdown."""
-    core = Core({"q": 2}, WorkerSettings())
+    core = Planner({"q": 2}, WorkerSettings())
     unwritten = [done(one) for one in jobs(MOST_UNWRITTEN)]
     for item in unwritten:
         item.tries = 1
@@ -1071,7 +1073,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.options = WorkerSettings(max_claim=6)
         self.slots = {"a": 1, "b": 3}
-        self.core = Core(self.slots, self.options)
+        self.core = Planner(self.slots, self.options)
         self.world = {name: World() for name in self.slots}
         self.now = NOW
         self.numbers = count()
@@ -1239,7 +1241,7 @@ TestAnyOrder.settings = settings(
 
 def test_a_connection_that_is_found_ends_no_refusal_of_claims() -> None:
     """Refused claims, and sessions without a connection, each have a pause of their own."""
-    core = Core({"q": 2}, WorkerSettings())
+    core = Planner({"q": 2}, WorkerSettings())
     core.claimed("q", [job()], NOW)
     started = core.next_start("q")
     assert started is not None
@@ -1254,7 +1256,7 @@ def test_a_connection_that_is_found_ends_no_refusal_of_claims() -> None:
 
 
 def test_a_refused_claim_shortens_no_pause() -> None:
-    core = Core({"q": 2}, WorkerSettings())
+    core = Planner({"q": 2}, WorkerSettings())
     core.claimed("q", [job()], NOW)
     started = core.next_start("q")
     assert started is not None

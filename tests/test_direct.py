@@ -14,7 +14,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._db.errors import lost_connection, sqlstate
-from sqlalchemy_bgjob._db.idle_statement import Direct, direct
+from sqlalchemy_bgjob._db.idle_statement import IdleStatement, prepare
 from sqlalchemy_bgjob._drafts.validation import EARLIEST
 from sqlalchemy_bgjob._lifecycle import Position
 from sqlalchemy_bgjob._sql import Statements
@@ -85,7 +85,7 @@ async def test_a_claim_gives_the_rows_that_sqlalchemy_would(
         add(connection, "c", unknown_since="2026-01-01 00:00:00+00")
 
     def claim(engine: Engine, connection: Connection) -> None:
-        claim = direct(statements.claim_onward, connection, await_only)
+        claim = prepare(statements.claim_onward, connection, await_only)
         assert claim is not None
         heads = [Position(0, EARLIEST, ""), Position(5, EARLIEST, "")]
         given: Any = {"queue": "q", "limit": 10, "worker_id": ME, "onward": heads}
@@ -116,7 +116,7 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
     engine: Engine, statements: Statements, driver: str
 ) -> None:
     def fail(engine: Engine, connection: Connection) -> None:
-        claim = Direct(statements.claim_onward, engine, await_only)
+        claim = IdleStatement(statements.claim_onward, engine, await_only)
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
         connection.execute(text("SET search_path = nowhere"))
         with pytest.raises(ProgrammingError) as wrong:
@@ -141,7 +141,7 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
     def usable(engine: Engine) -> bool:
         try:
             with engine.connect() as connection:
-                return direct(statements.claim_onward, connection, await_only) is not None
+                return prepare(statements.claim_onward, connection, await_only) is not None
         finally:
             engine.dispose()
 
@@ -165,10 +165,10 @@ async def test_where_nothing_is_kept_prepared_sqlalchemy_runs_it_in_transactions
     engine: Engine, statements: Statements
 ) -> None:
     """So asyncpg is told behind a pooler, where each of its steps might meet another session."""
-    found: list[Direct | None] = []
+    found: list[IdleStatement | None] = []
 
     def look(engine: Engine, connection: Connection) -> None:
-        found.append(direct(statements.claim_onward, connection, await_only))
+        found.append(prepare(statements.claim_onward, connection, await_only))
 
     await with_driver(engine, "asyncpg", look, POOLED["asyncpg"])
 
@@ -202,7 +202,10 @@ async def test_asyncpg_itself_claims_only_where_it_prepares_as_it_likes(
 
     def claim(engine: Engine, connection: Connection) -> None:
         fetched.clear()
-        assert Direct(statements.claim_onward, engine, await_only).fetch(connection, GIVEN) == []
+        assert (
+            IdleStatement(statements.claim_onward, engine, await_only).fetch(connection, GIVEN)
+            == []
+        )
 
     await with_driver(engine, "asyncpg", claim, connect_args)
 

@@ -265,7 +265,7 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine) -> None:
         with engine.begin() as connection:
             connection.exec_driver_sql("DROP FUNCTION refuse CASCADE")
         wait_until(lambda: len(done) == 3_000, 180, what="the rest, when they are written")
-        wait_until(lambda: not worker._dispatcher._core.busy, 180, what="all settlements")
+        wait_until(lambda: not worker._dispatcher._planner.busy, 180, what="all settlements")
 
     assert mended <= MOST_UNWRITTEN + 3 * 50
     assert len(set(done)) == 3_000

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._db.connections import keep, own
+from sqlalchemy_bgjob._db.connections import configure, maintain
 from sqlalchemy_bgjob._db.sessions import PLANS_LAST, name_session
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
@@ -492,7 +492,7 @@ def test_who_is_told_of_what_was_given_back(queue: Queue) -> None:
         queue.claim("d")
         queue.execute(insert, id=ME, lost=lost, waits="[]")
         with queue.engine.connect() as connection:
-            (rescued,) = lifecycle.rescue_rest(own(connection), queue.statements)
+            (rescued,) = lifecycle.rescue_rest(configure(connection), queue.statements)
         assert rescued.jobs == 3
         assert heard() == ["q"]
 
@@ -515,7 +515,7 @@ def test_a_rescue_that_can_not_tell_is_made(
     monkeypatch.setattr(queue.statements, "notify_given_back", refused)
 
     with queue.engine.connect() as connection:
-        (rescued,) = lifecycle.rescue_rest(own(connection), queue.statements)
+        (rescued,) = lifecycle.rescue_rest(configure(connection), queue.statements)
 
     assert rescued.jobs == 2
     assert {row.claimed_by for row in rows(queue.connection).values()} == {None}
@@ -549,13 +549,13 @@ def test_a_statement_that_is_in_a_hurry_leaves_new_plans_to_the_next(queue: Queu
     sent: list[str] = []
     with queue.engine.connect() as connection:
         event.listen(connection, "before_cursor_execute", lambda *args: sent.append(args[2]))
-        keep(connection, None)
+        maintain(connection, None)
         connection.info["bgjob_planned_at"] -= PLANS_LAST
 
-        keep(connection, None, patience=60.0)
+        maintain(connection, None, patience=60.0)
         assert sent == []
-        keep(connection, None)
-        keep(connection, None)
+        maintain(connection, None)
+        maintain(connection, None)
 
     assert sent == ["DISCARD PLANS"]
 
@@ -567,8 +567,8 @@ def test_the_workers_own_statements_are_read_committed(queue: Queue, level: str 
     engine = create_engine(queue.engine.url, **options)
 
     with engine.connect() as connection:
-        mine = own(connection)
-        keep(mine, ME)
+        mine = configure(connection)
+        maintain(mine, ME)
         with mine.begin() as transaction:
             found = mine.execute(text("SHOW transaction_isolation")).scalar()
             mine.execute(text("INSERT INTO receipt VALUES (NULL)"))

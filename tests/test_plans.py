@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._db.connections import keep, own
+from sqlalchemy_bgjob._db.connections import configure, maintain
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import Position
 from sqlalchemy_bgjob._sql import Statements
@@ -50,8 +50,8 @@ class Step:
 
 def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -> dict[str, Step]:
     """All hot statements of a worker, on its own connection; the table keeps what it had."""
-    connection = own(connection)
-    keep(connection, None)
+    connection = configure(connection)
+    maintain(connection, None)
     steps = {}
 
     def note(name: str, jobs: int) -> None:
@@ -182,7 +182,7 @@ def refill(engine: Engine, size: int) -> None:
             fill(connection, size)
 
 
-@pytest.mark.core
+@pytest.mark.planner
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("when", WHEN)
 def test_no_hot_statement_reads_the_whole_table(
@@ -216,7 +216,7 @@ def test_no_hot_statement_reads_the_whole_table(
     assert not steps["beat"].plan.scans()
 
 
-@pytest.mark.core
+@pytest.mark.planner
 def test_the_claim_reads_what_it_takes(
     rounds: tuple[int, dict[tuple[str, str], dict[str, Step]]],
 ) -> None:
@@ -265,7 +265,7 @@ def test_a_handler_s_own_connection_forgets_its_plans_too(server: TestServer) ->
     assert plans[-1].scans() == {f"Index Scan {KEY}", "Tid Scan"}
 
 
-@pytest.mark.core
+@pytest.mark.planner
 @pytest.mark.parametrize("mode", MODES)
 def test_an_idle_poll_reads_little_however_much_is_scheduled(
     scheduled: tuple[Engine, Statements], mode: str
@@ -306,14 +306,14 @@ def scheduled(server: TestServer) -> Iterator[tuple[Engine, Statements]]:
         yield engine, statements
 
 
-@pytest.mark.core
+@pytest.mark.planner
 def test_an_idle_sweep_reads_no_job(scheduled: tuple[Engine, Statements]) -> None:
     """Every worker looks every few seconds; that must not cost a read of the table each time."""
     engine, statements = scheduled
     sent: list[str] = []
     with engine.connect() as made:
         event.listen(made, "before_cursor_execute", lambda *args: sent.append(args[2]))
-        connection = own(made)
+        connection = configure(made)
         lifecycle.beat(connection, statements, worker_id=ME, listener=None)
         assert lifecycle.rescue_silent(connection, statements, judge=ME, connected=3_600.0) == []
         assert lifecycle.rescue_rest(connection, statements) == []
@@ -336,13 +336,13 @@ def test_a_rescue_takes_less_than_a_second(server: TestServer, size: int) -> Non
                 if n:  # the rescue has removed it
                     register(connection, statements)
             with engine.connect() as connection:
-                assert len(claim(own(connection), statements, 50)) == 50
+                assert len(claim(configure(connection), statements, 50)) == 50
             with engine.begin() as connection:
                 lost = "UPDATE bgjob_worker SET lost_at = now() WHERE id = :id"
                 connection.execute(text(lost), {"id": ME})
             with engine.connect() as connection:
                 begun = time.monotonic()
-                (rescued,) = lifecycle.rescue_rest(own(connection), statements)
+                (rescued,) = lifecycle.rescue_rest(configure(connection), statements)
                 took.append(time.monotonic() - begun)
             assert rescued.jobs == 50
         print(f"a rescue of 50 among {size} took {sorted(took)[1] * 1000:.0f} ms")
@@ -366,7 +366,7 @@ def test_claims_are_quick_beside_millions(server: TestServer) -> None:
             fill(connection, 1_000_000)
             fill(connection, 1_000_000, due_in=86_400.0, prefix="later-")
             connection.execute(text(dead))
-        connection = own(made)
+        connection = configure(made)
         last: list[Position] | None = None
         for _ in range(200):
             given: Any = {"queue": "q", "limit": BATCH, "worker_id": ME, "onward": last}
@@ -390,7 +390,7 @@ def test_one_lost_job_is_found_among_ten_thousand_that_run(server: TestServer) -
         with engine.begin() as connection:
             fill(connection, 10_001)
             connection.execute(text("ANALYZE bgjob_job"))
-        connection = own(made)
+        connection = configure(made)
         register(connection, statements, silent)
         (lost,) = claim(connection, statements, 1, worker_id=silent)
         assert len(claim(connection, statements, 10_000)) == 10_000
@@ -410,7 +410,7 @@ def test_one_lost_job_is_found_among_ten_thousand_that_run(server: TestServer) -
     assert took < 1.0
 
 
-@pytest.mark.core
+@pytest.mark.planner
 def test_the_claim_s_update_is_hot(engine: Engine) -> None:
     """No column of an index changes, and half of each page is free: no new index entries."""
     statements = Statements(make_tables(engine))

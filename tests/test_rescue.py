@@ -26,7 +26,7 @@ from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import heart as heart_module
 from sqlalchemy_bgjob._worker import rescuer
 from sqlalchemy_bgjob._worker.heart import Heart
-from sqlalchemy_bgjob._worker.rescuer import Watch
+from sqlalchemy_bgjob._worker.rescuer import Rescuer
 from sqlalchemy_bgjob._worker.threads import ThreadRuntime
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support import wait_until
@@ -433,11 +433,11 @@ def test_a_sweep_that_always_fails_hides_no_silence(
 ) -> None:
     """The watch begins a new session after each failure, and knows the beats of the last one."""
 
-    def fails(self: Watch, connection: Connection) -> None:
+    def fails(self: Rescuer, connection: Connection) -> None:
         with connection.begin():
             connection.execute(text("SELECT 1 FROM there_is_no_such_table"))
 
-    monkeypatch.setattr(Watch, "_look_for_ended", fails)
+    monkeypatch.setattr(Rescuer, "_look_for_ended", fails)
     queue.register(WORKER, lease=2.0, silent_for=-HOUR)
     queue.claim(WORKER)
 
@@ -743,7 +743,7 @@ class HeartAtWork:
             on_lost=self._on_lost,
             on_error=self.errors.append,
         )
-        self.watch = Watch(
+        self.watch = Rescuer(
             self._runtime,
             queue.statements,
             self.heart._settings,
@@ -989,7 +989,7 @@ def test_a_job_is_at_no_time_in_nobody_s_hands(
     """Between ready and running it must hear that its lease was lost, and be known as held."""
     worker = Worker(queue.jobs, queue.engine, queues={"default": 1}, **FAST)
     dispatcher = worker._dispatcher
-    core = dispatcher._core
+    core = dispatcher._planner
     next_start = core.next_start
     told: list[bool] = []
     losing: list[threading.Thread] = []

@@ -38,8 +38,8 @@ def test_a_connection_is_watched_and_works_on(url_for: UrlFor, driver: str) -> N
     with engine.connect() as connection:
         assert look(connection)[0] == 0
 
-        keepalive.watch(connection)
-        keepalive.watch(connection)
+        keepalive.enable_keepalive(connection)
+        keepalive.enable_keepalive(connection)
 
         assert look(connection) == (15_000, 1, 10)
         assert connection.execute(text("SELECT 1")).scalar() == 1
@@ -53,7 +53,7 @@ def test_an_async_connection_is_watched_and_works_on(url_for: UrlFor, driver: st
     async def main() -> None:
         engine = create_async_engine(url_for(driver))
         async with engine.connect() as connection:
-            await connection.run_sync(keepalive.watch)
+            await connection.run_sync(keepalive.enable_keepalive)
             assert await connection.run_sync(look) == (15_000, 1, 10)
             assert (await connection.execute(text("SELECT 1"))).scalar() == 1
         await engine.dispose()
@@ -66,7 +66,7 @@ def test_what_the_user_has_set_shorter_stays(url_for: UrlFor) -> None:
         url_for("psycopg"), connect_args={"tcp_user_timeout": 5_000, "keepalives_idle": 60}
     )
     with engine.connect() as connection:
-        keepalive.watch(connection)
+        keepalive.enable_keepalive(connection)
         assert look(connection) == (5_000, 1, 10)
     engine.dispose()
 
@@ -74,7 +74,7 @@ def test_what_the_user_has_set_shorter_stays(url_for: UrlFor) -> None:
 def test_a_unix_socket_has_nothing_to_watch(own_server: EmbeddedPostgres) -> None:
     engine = create_engine(own_server.socket_url)
     with engine.connect() as connection:
-        keepalive.watch(connection)
+        keepalive.enable_keepalive(connection)
         assert connection.execute(text("SELECT 1")).scalar() == 1
     engine.dispose()
 

@@ -17,7 +17,7 @@ from sqlalchemy.engine.interfaces import IsolationLevel
 
 from .encodings import speak_utf8
 from .errors import summary
-from .keepalive import watch
+from .keepalive import enable_keepalive
 from .leave_clean import leave_clean
 from .sessions import PLANS_LAST, name_session, plan_anew
 
@@ -100,13 +100,15 @@ def session_of(engine: Engine) -> Iterator[Connection]:
             connection.invalidate()
 
 
-def own(connection: Connection, isolation_level: IsolationLevel = "READ COMMITTED") -> Connection:
+def configure(
+    connection: Connection, isolation_level: IsolationLevel = "READ COMMITTED"
+) -> Connection:
     """Prepare a new connection for the worker's own statements: watched, and READ COMMITTED.
 
     Whatever the user's engine says: under AUTOCOMMIT a settlement would not be one step, and under
     REPEATABLE READ claims would fail by serialization errors. And in UTF-8, if the database is.
     """
-    watch(connection)
+    enable_keepalive(connection)
     speak_utf8(connection)
     return connection.execution_options(isolation_level=isolation_level)
 
@@ -115,13 +117,13 @@ def commit_each(connection: Connection, each: bool) -> None:
     """Let each statement on the worker's own connection commit by itself, or not.
 
     The driver's own switch, without a round trip: SQLAlchemy's execution option would add a
-    callback to the connection each time. What :func:`own` has set is undone in any case.
+    callback to the connection each time. What :func:`configure` has set is undone in any case.
     """
     driver: Any = connection.connection.dbapi_connection
     connection.dialect.set_isolation_level(driver, "AUTOCOMMIT" if each else "READ COMMITTED")
 
 
-def keep(connection: Connection, worker_id: int | None, *, patience: float = 0.0) -> None:
+def maintain(connection: Connection, worker_id: int | None, *, patience: float = 0.0) -> None:
     """Before a worker's statements: name the session, and let it plan anew now and then.
 
     With *patience*, so many seconds later, or earlier if it is negative.

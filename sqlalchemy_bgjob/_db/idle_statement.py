@@ -31,7 +31,7 @@ Await = Callable[[Coroutine[Any, Any, Any]], Any]
 """The result of a coroutine."""
 
 
-class Direct:
+class IdleStatement:
     """A statement compiled for an engine's dialect."""
 
     def __init__(self, statement: Executable, engine: Engine, await_: Await) -> None:
@@ -105,7 +105,7 @@ def may_commit_each(connection: Connection) -> bool:
     return getattr(driver, "_prepared_statement_cache", None) is not None
 
 
-def direct(statement: Executable, connection: Connection, await_: Await) -> Direct | None:
+def prepare(statement: Executable, connection: Connection, await_: Await) -> IdleStatement | None:
     """The statement in the driver's own way; None where SQLAlchemy must run it in a transaction.
 
     What commits by itself runs at the session's own isolation level, and only under READ COMMITTED
@@ -121,4 +121,4 @@ def direct(statement: Executable, connection: Connection, await_: Await) -> Dire
         or connection.default_isolation_level != "READ COMMITTED"
     ):
         return None
-    return Direct(statement, engine, await_)
+    return IdleStatement(statement, engine, await_)

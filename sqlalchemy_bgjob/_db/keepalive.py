@@ -29,7 +29,7 @@ _OPTIONS: Final = (
 )
 
 
-def watch(connection: Connection) -> None:
+def enable_keepalive(connection: Connection) -> None:
     """Let the kernel watch this connection, once. What the user has set to be shorter stays.
 
     It is kept from processes that are forked later, too.

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .._db.encodings import storable
 from .._db.errors import describe, lost_connection, ran_out_of_time, refuses_a_row, summary
-from .._db.idle_statement import Direct
+from .._db.idle_statement import IdleStatement
 from .._db.sessions import application_name
 from .._drafts.ids import new_id
 from .._drafts.validation import CONTENT_TYPE
@@ -119,7 +119,7 @@ def claim(
     worker_id: int,
     onward: Sequence[Position] | None = None,
     skip: Collection[str] = (),
-    direct: Direct | None = None,
+    direct: IdleStatement | None = None,
 ) -> list[ClaimedJob]:
     """Take up to *limit* due jobs of one queue, in order, but for those to skip. Caller commits.
 

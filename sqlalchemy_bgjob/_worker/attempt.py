@@ -36,7 +36,7 @@ from .._lifecycle.row_errors import RowLocked
 from .._sql import Statements
 from ..exceptions import InvalidArg, NoContextManager
 from ..telemetry._job_log import log_policy_problem, log_stack
-from .handler_session import HandlerSession, JobEnded, refused
+from .handler_session import HandlerSession, JobEnded, explain_commit_error
 from .permits import NoConnectionInTime
 from .run import Context, Run
 
@@ -227,7 +227,7 @@ class Attempt:
             excuse = self._excuse(refusal)
             if excuse is not None:  # its first statement, or its first write, was the last flush
                 return self._put_off(excuse), None
-            pending.settlement = _after(run.handler, run.job, refused(refusal))
+            pending.settlement = _after(run.handler, run.job, explain_commit_error(refusal))
         return pending, None
 
     def _excuse(self, error: BaseException | None) -> BaseException | None:

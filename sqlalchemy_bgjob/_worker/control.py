@@ -7,10 +7,10 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from .._db.connections import commit_each, keep, own
+from .._db.connections import commit_each, configure, maintain
 from .._db.encodings import changes_encoding
 from .._db.errors import summary
-from .._db.idle_statement import Direct, direct
+from .._db.idle_statement import IdleStatement, prepare
 from .._db.leave_clean import leave_clean
 from .._sql import Statements
 from .runtime import Runtime
@@ -22,7 +22,7 @@ DOUBTED_AFTER: Final = 1.0
 """Seconds: however many queues refuse to be claimed from, no more sessions are begun for it."""
 
 
-class Control:
+class ControlConnection:
     """Connects when it is needed, and again after it was dropped.
 
     While a worker has nothing to do its connection *rests*: each statement commits by itself, so
@@ -43,7 +43,7 @@ class Control:
         self._is_changed = False
         """Whether the pool, which is the application's, must not get the session back."""
         self._connected_at = 0.0
-        self._direct: Direct | None = None
+        self._direct: IdleStatement | None = None
         self.rests = False
         """Whether each statement commits by itself now."""
 
@@ -51,27 +51,27 @@ class Control:
         """The connection, for statements in transactions."""
         connection = self._connected()
         self._rest(connection, False)
-        keep(connection, self._worker_id())
+        maintain(connection, self._worker_id())
         return connection
 
     def as_it_is(self, *, patience: float = 0.0) -> Connection:
-        """The connection, in whatever mode it is; for *patience* see :func:`.connections.keep`."""
+        """The connection, in whatever mode it is; *patience* is for ``maintain``."""
         connection = self._connected()
-        keep(connection, self._worker_id(), patience=patience)
+        maintain(connection, self._worker_id(), patience=patience)
         return connection
 
     def _connected(self) -> Connection:
         if self._connection is None:
             connection = self._runtime.engine.connect()
             self._is_changed = changes_encoding(connection)
-            self._connection, self.rests = own(connection), False
+            self._connection, self.rests = configure(connection), False
             self._connected_at = time.monotonic()
             claim, await_ = self._statements.claim_onward, self._runtime.await_
-            self._direct = direct(claim, self._connection, await_)
+            self._direct = prepare(claim, self._connection, await_)
         return self._connection
 
     @property
-    def direct(self) -> Direct | None:
+    def direct(self) -> IdleStatement | None:
         """How to claim in one round trip, while the connection rests."""
         return self._direct if self.rests else None
 

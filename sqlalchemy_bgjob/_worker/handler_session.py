@@ -388,7 +388,7 @@ class HandlerSession:
                 self._disconnect(connection)
 
 
-def refused(error: BaseException) -> BaseException:
+def explain_commit_error(error: BaseException) -> BaseException:
     """The error of a commit, put so that it says what the handler did."""
     if sqlstate(error) == "25P02":
         return RuntimeError(

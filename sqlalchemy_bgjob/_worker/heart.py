@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection
 
 from .. import _lifecycle as lifecycle
-from .._db.connections import Backoff, OfAnotherLoop, own, session_of, side_engine
+from .._db.connections import Backoff, OfAnotherLoop, configure, session_of, side_engine
 from .._db.errors import passes_by_itself
 from .._db.idle_statement import may_commit_each
 from .._db.sessions import name_session
@@ -132,7 +132,7 @@ class Heart:
                         # COMMIT, the row would stay locked, and nobody could judge this worker.
                         each = may_commit_each(connection)
                         level: IsolationLevel = "AUTOCOMMIT" if each else "READ COMMITTED"
-                        self._live(own(connection, level), backoff)
+                        self._live(configure(connection, level), backoff)
                 except Exception as error:
                     self._on_error(error)
                     self._note_refusal(error)

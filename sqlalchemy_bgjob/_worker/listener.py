@@ -21,9 +21,9 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
 
-from .._db.connections import Backoff, own, session_of, side_engine
+from .._db.connections import Backoff, configure, session_of, side_engine
 from .._db.errors import sqlstate
-from .._db.keepalive import watch
+from .._db.keepalive import enable_keepalive
 from .._sql import Statements
 from .runtime import Runtime
 
@@ -143,7 +143,7 @@ class Listener:
 
     def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
-        connection = own(connection, "AUTOCOMMIT")
+        connection = configure(connection, "AUTOCOMMIT")
         new, given_back = self._statements.channel, self._statements.channel_of_given_back
         # A side channel makes the test independent of what queues are called.
         test = f"{new}_{secrets.token_hex(8)}"
@@ -181,7 +181,7 @@ class Listener:
 
     def _hears(self, engine: Engine, wait: Wait, test: str, tested: threading.Event) -> bool:
         with session_of(engine) as other, other.begin():
-            watch(other)
+            enable_keepalive(other)
             other.execute(sql_select(func.pg_notify(test, "")))
         deadline = time.monotonic() + SELF_TEST_TIMEOUT
         while not self._stopping.is_set():

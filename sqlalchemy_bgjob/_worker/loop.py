@@ -39,10 +39,10 @@ from .._lifecycle.row_errors import RowKept
 from .._sql import Statements
 from ..models import Models
 from ..settings import WorkerSettings
-from ..telemetry import Events, Observer, announce, event_of
+from ..telemetry import Events, Observer, emit_settled, event_of
 from ..telemetry._job_log import log_observer
 from .attempt import Attempt, Environment
-from .control import Control
+from .control import ControlConnection
 from .heart import Heart
 from .listener import Listener
 from .overdue import Overdue
@@ -51,16 +51,16 @@ from .plan.planner import (
     PATIENCE,
     Announce,
     Claim,
-    Core,
     Finished,
     HandBack,
+    Planner,
     Settle,
     Start,
     Wait,
     settle_again_after,
 )
 from .preflight import cant_register, check_database
-from .rescuer import Watch
+from .rescuer import Rescuer
 from .run import Run, job_info
 from .runtime import Attendant, Runtime
 
@@ -102,7 +102,7 @@ class Dispatcher:
         self._models, self._registry, self._runtime = models, registry, runtime
         self._environment, self._settings, self._can_run = environment, settings, can_run
         self._statements = statements
-        self._core = Core(queues, settings)
+        self._planner = Planner(queues, settings)
         self._lock = threading.RLock()
         self._events = Events((log_observer(registry), *observers))
         self._tells_starts = self._events.wants("job_started")
@@ -138,8 +138,8 @@ class Dispatcher:
             on_lost=self._lost,
             on_error=self._report,
         )
-        self._control = Control(runtime, self._statements, lambda: self._heart.worker_id)
-        self._watch = Watch(
+        self._control = ControlConnection(runtime, self._statements, lambda: self._heart.worker_id)
+        self._rescuer = Rescuer(
             runtime,
             self._statements,
             settings,
@@ -169,12 +169,12 @@ class Dispatcher:
             deadline = time.monotonic() + timeout
             if not self._interruptions:
                 self._deadline = min(self._deadline or deadline, deadline)
-            self._core.draining = True
+            self._planner.draining = True
         self._runtime.wake()
 
     def _wake(self, queue: str | None, *, new: bool = False) -> None:
         with self._lock:
-            self._core.wake(queue, time.monotonic(), new=new)
+            self._planner.wake(queue, time.monotonic(), new=new)
         self._runtime.wake()
 
     def _reconnected(self) -> None:
@@ -184,7 +184,7 @@ class Dispatcher:
     def _lost(self, worker_id: int) -> None:
         """The heart found that all jobs were taken from this worker, under its old id."""
         with self._lock:
-            self._core.forget_ready()
+            self._planner.forget_ready()
             for run in self._all_runs():
                 run.lease_lost = True
         # A claim may have come after the judgement; nobody else would look for it soon.
@@ -218,7 +218,7 @@ class Dispatcher:
                 return
             self._turned_at = time.monotonic()
             beside.append(self._runtime.spawn("bgjob-heart", self._heart.run))
-            beside.append(self._runtime.spawn("bgjob-watch", self._watch.run))
+            beside.append(self._runtime.spawn("bgjob-rescuer", self._rescuer.run))
             if self._settings.listen:
                 self._visible_by = self._turned_at + VISIBLE_WITHIN
                 beside.append(self._runtime.attend("bgjob-listener", self._listener.run))
@@ -267,16 +267,16 @@ class Dispatcher:
         if worker_id != self._announced_by:  # a new row, which says nothing yet
             self._announced_by = worker_id
             with self._lock:
-                self._core.announced(())
-                self._core.wake(None, now)  # nobody has notified it meanwhile
+                self._planner.announced(())
+                self._planner.wake(None, now)  # nobody has notified it meanwhile
         if may_claim and self._reconcile_at and self._reconcile_at[0][0] <= now:
             # That this succeeds does not tell that the claim does which failed before it.
             self._guarded(self._reconcile, (), mended=False)
             return
         with self._lock:
-            step = self._core.next_step(now, may_start=may_start, may_claim=may_claim)
+            step = self._planner.next_step(now, may_start=may_start, may_claim=may_claim)
             if isinstance(step, Claim):
-                self._core.claim_sent(step.queue, now, from_head=step.onward is None)
+                self._planner.claim_sent(step.queue, now, from_head=step.onward is None)
             # In the same lock: a job is never in nobody's hands, where a reconciliation would hand
             # it back, or where it would not hear that its lease was lost.
             run = self._prepare(step.job) if isinstance(step, Start) else None
@@ -286,7 +286,7 @@ class Dispatcher:
             case Start():
                 assert run is not None
                 self.start(run)
-                self._runtime.turn()
+                self._runtime.yield_to_tasks()
             case Claim():
                 assert worker_id is not None
                 self._guarded(lambda: self._claim(step, worker_id), ())
@@ -326,12 +326,12 @@ class Dispatcher:
         if self._deadline is None:
             return False
         with self._lock:
-            if not self._core.busy:
+            if not self._planner.busy:
                 return True
             if time.monotonic() < self._deadline:
                 return False
             left = self._interrupt()
-            finished = not self._core.busy
+            finished = not self._planner.busy
         for job in left:
             logger.warning("job %s: left unsettled at shutdown", job.id)
         return finished
@@ -347,18 +347,18 @@ class Dispatcher:
         self._deadline = time.monotonic() + more
         if self._interruptions > 2:
             # Not even the releases could be written: rescue has to do it.
-            left = [item.job for item in self._core.unsettled()]
+            left = [item.job for item in self._planner.unsettled()]
             self._runs, self._late_runs = {}, set()
-            self._core = Core({}, self._settings)
-            self._core.draining = True
+            self._planner = Planner({}, self._settings)
+            self._planner.draining = True
             return left
         for run in self._all_runs():
             run.cancelled = True
             if run.committing and self._interruptions == 1:
                 continue
             self._forget(run)
-            self._core.finished(run.job, 0.0)
-            self._core.settle_later(Pending(run.job, INTERRUPTED), 0.0)
+            self._planner.finished(run.job, 0.0)
+            self._planner.settle_later(Pending(run.job, INTERRUPTED), 0.0)
             self._runtime.cancel(run)
         return []
 
@@ -373,7 +373,7 @@ class Dispatcher:
         except Exception as error:
             with self._lock:
                 for item in items:
-                    self._core.settle(item, 0.0)
+                    self._planner.settle(item, 0.0)
             self._lost_control(error)
 
     # ---- when the connection is lost --------------------------------------------------------
@@ -427,8 +427,8 @@ class Dispatcher:
     def _known(self) -> list[ClaimedJob]:
         """All jobs that are in the hands of this worker."""
         with self._lock:
-            unsettled = [item.job for item in self._core.unsettled()]
-            return [*unsettled, *(run.job for run in self._all_runs()), *self._core.ready()]
+            unsettled = [item.job for item in self._planner.unsettled()]
+            return [*unsettled, *(run.job for run in self._all_runs()), *self._planner.ready()]
 
     # ---- claim ------------------------------------------------------------------------------
 
@@ -438,9 +438,9 @@ class Dispatcher:
                 self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
             )
         except BaseException:
-            self._core.announced(None)
+            self._planner.announced(None)
             raise
-        self._core.announced(step.queues)
+        self._planner.announced(step.queues)
 
     def _claim(self, step: Claim, worker_id: int) -> None:
         # Polls renew the plans a little early, so that no job that wakes the worker pays for it.
@@ -471,7 +471,7 @@ class Dispatcher:
         except BaseException:
             self._reconcile_soon(worker_id)
             with self._lock:  # what it was to look for is still to be looked for
-                self._core.wake(step.queue, time.monotonic())
+                self._planner.wake(step.queue, time.monotonic())
             raise
 
     def _claim_together(
@@ -500,7 +500,7 @@ class Dispatcher:
                 priorities = lifecycle.lanes(connection, self._statements, queue=step.queue)
                 now = time.monotonic()
                 with self._lock:
-                    self._core.looked(step.queue, priorities, now - begun, now)
+                    self._planner.looked(step.queue, priorities, now - begun, now)
             else:
                 priorities = [position.priority for position in step.onward]
             if jobs:
@@ -558,7 +558,7 @@ class Dispatcher:
             self._control.doubt()
         now = time.monotonic()
         with self._lock:
-            self._core.refused(queue, now + backoff.pause(), now)
+            self._planner.refused(queue, now + backoff.pause(), now)
 
     def _refusing(self, queue: str) -> list[str]:
         """The rows of a queue that refused to be claimed lately."""
@@ -582,11 +582,11 @@ class Dispatcher:
         with self._lock:
             runnable = [job for job in jobs if self._admit(job)]
             if worker_id == self._heart.worker_id:
-                self._core.claimed(step.queue, runnable, now)
+                self._planner.claimed(step.queue, runnable, now)
             else:  # found lost meanwhile; under the old id they can still be handed back
                 for job in runnable:
-                    self._core.settle(Pending(job, HAND_BACK), now)
-            self._core.polled(
+                    self._planner.settle(Pending(job, HAND_BACK), now)
+            self._planner.polled(
                 step.queue,
                 step.limit,
                 len(jobs),
@@ -607,12 +607,12 @@ class Dispatcher:
             settlement = unknown_type(
                 job.type, job.unknown_for or 0.0, self._settings.unknown_type_grace
             )
-            self._core.settle(Pending(job, settlement), 0.0)
+            self._planner.settle(Pending(job, settlement), 0.0)
             return False
         limit = handler.options.max_attempts
         dead = crashed_too_often(job.attempt, limit, job.crashes, job.last_error)
         if dead is not None:
-            self._core.settle(Pending(job, dead), 0.0)
+            self._planner.settle(Pending(job, dead), 0.0)
             return False
         job.careful = job.crashes > 0 or (limit is not None and job.attempt >= limit)
         job.handler = handler
@@ -678,8 +678,8 @@ class Dispatcher:
             with self._lock:
                 self._start_at = now + self._start_backoff.pause()
                 if self._forget(run):
-                    self._core.not_started(run.job)
-                    self._core.settle(Pending(run.job, HAND_BACK), now)
+                    self._planner.not_started(run.job)
+                    self._planner.settle(Pending(run.job, HAND_BACK), now)
             self._runtime.wake()
         else:
             self._start_backoff.reset()
@@ -713,23 +713,23 @@ class Dispatcher:
         with self._lock:
             if not self._forget(run):  # released at shutdown
                 if fate is Fate.SETTLED:  # and yet its own commit was sooner
-                    self._core.settled(run.job)
+                    self._planner.settled(run.job)
                     self._tell(pending, fate, run)
                 return None
             if run.connected is False:
                 self._put_off(run, pending, now)
             else:
-                self._core.finished(run.job, pending.seconds)
+                self._planner.finished(run.job, pending.seconds)
                 if self._pauses and run.connected and self._pauses.end(queue):
-                    self._core.go_on(queue, now)
+                    self._planner.go_on(queue, now)
             if fate is None:
-                self._core.settle(pending, now)
+                self._planner.settle(pending, now)
             else:
                 self._tell(pending, fate, run)
             if self._heart.fresh(now, self._disconnected_at):
-                job = self._core.next_start(queue)
+                job = self._planner.next_start(queue)
                 following = self._prepare(job) if job is not None else None
-            if following is not None and not self._core.needs_attention(queue, now):
+            if following is not None and not self._planner.needs_attention(queue, now):
                 return following
         self._runtime.wake()
         return following
@@ -745,8 +745,8 @@ class Dispatcher:
         until = self._pauses.until(queue, now)
         delay = until - now + random.uniform(0.0, SPREAD)
         pending.settlement = replace(pending.settlement, delay=delay)
-        for job in self._core.put_off(run.job, until, now):
-            self._core.settle(Pending(job, HAND_BACK), now)
+        for job in self._planner.put_off(run.job, until, now):
+            self._planner.settle(Pending(job, HAND_BACK), now)
 
     # ---- settle -----------------------------------------------------------------------------
 
@@ -770,12 +770,12 @@ class Dispatcher:
                         summary(item.error),
                     )
                 with self._lock:
-                    self._core.settle_later(item, now + pause)
+                    self._planner.settle_later(item, now + pause)
                 continue
             if item.tries:
                 self._refused_ends.pop((item.job.id, item.job.lease), None)
                 with self._lock:
-                    self._core.written(item)
+                    self._planner.written(item)
             if fate is not Fate.SETTLED or item.settlement is not COMPLETED or told:
                 self._tell(item, fate, None)
 
@@ -783,7 +783,7 @@ class Dispatcher:
         """Observers hear what was committed, and nothing else."""
         if (delay := item.settlement.delay) is not None and fate is not Fate.STALE:
             with self._lock:  # nobody notifies of a job that is put off
-                self._core.expect(item.job.queue, time.monotonic() + delay + 0.001)
+                self._planner.expect(item.job.queue, time.monotonic() + delay + 0.001)
         event = "job_lease_lost" if fate is Fate.STALE else event_of(item.settlement)
         if event is None or not self._events.wants(event):
             return
@@ -791,16 +791,16 @@ class Dispatcher:
         if fate is Fate.STALE:
             self._events.emit(event, info)
         else:
-            announce(self._events.emit, info, item.settlement, item.seconds)
+            emit_settled(self._events.emit, info, item.settlement, item.seconds)
 
     # ---- the end ----------------------------------------------------------------------------
 
     def _end(self, beside: Iterable[Attendant]) -> None:
         with self._lock:
-            self._core.draining = True
+            self._planner.draining = True
         self._listener.stop()
         self._heart.stop()
-        self._watch.stop()
+        self._rescuer.stop()
         for attendant in beside:
             self._runtime.join(attendant, 5.0)
         worker_id = self._heart.worker_id

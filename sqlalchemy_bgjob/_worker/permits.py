@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Connection, Engine
 
 from .._db.errors import was_invalidated
-from .._db.keepalive import may_be_lost, watch
+from .._db.keepalive import enable_keepalive, may_be_lost
 from .._db.sessions import name_session, plan_anew
 
 WAIT_FOR_OTHERS: Final = 30.0
@@ -61,7 +61,7 @@ class HandlerConnections:
         returned: Permits | None = None,
     ) -> None:
         self._engine, self._permits = engine, permits
-        self._close = close or give_back
+        self._close = close or close_or_discard
         self._returned = returned or threading.Semaphore(0)
         self._lock = threading.Lock()
         self._in_use = 0
@@ -153,7 +153,7 @@ class HandlerConnections:
         if not inherited:
             self._count(1)
         try:
-            watch(connection)
+            enable_keepalive(connection)
             if isolation_level is None and is_autocommit(connection):
                 isolation_level = "READ COMMITTED"
             if isolation_level is not None:
@@ -196,7 +196,7 @@ class HandlerConnections:
             self._permits.release()
 
 
-def give_back(connection: Connection) -> None:
+def close_or_discard(connection: Connection) -> None:
     """Close a connection; throw one away that can't be."""
     try:
         connection.close()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection
 
 from .. import _lifecycle as lifecycle
-from .._db.connections import Backoff, own, session_of, side_engine
+from .._db.connections import Backoff, configure, session_of, side_engine
 from .._db.errors import doubts_session, lost_connection, summary
 from .._db.sessions import name_session
 from .._inspect.health import Health
@@ -64,7 +64,7 @@ class _Turns:
         return min(self.look, self.sweep, self.rest, self.orphans, self.sample, self.again)
 
 
-class Watch:
+class Rescuer:
     """Looks after the other workers until it is stopped.
 
     Args:
@@ -113,7 +113,7 @@ class Watch:
             while not self._stopping.is_set():
                 try:
                     with session_of(engine) as connection:
-                        self._live(own(connection), turns, backoff)
+                        self._live(configure(connection), turns, backoff)
                 except Exception as error:
                     turns = _Turns(self._settings)
                     if not self._stopping.is_set():

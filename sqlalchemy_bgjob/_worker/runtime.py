@@ -31,7 +31,7 @@ class Runtime(Protocol):
     def start(self, run: Run, worker: "RunsJobs") -> None:
         """Do a run in a slot of its own, and whatever follows it there."""
 
-    def turn(self) -> None:
+    def yield_to_tasks(self) -> None:
         """Let what was started begin; from the worker's loop."""
 
     def cancel(self, run: Run) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from .._handlers.outcomes import HAND_BACK
 from .._lifecycle import Pending
 from .attempt import Attempt
-from .permits import give_back
+from .permits import close_or_discard
 from .run import Run
 from .runtime import Attendant, RunsJobs
 from .threads import ThreadRuntime
@@ -171,7 +171,7 @@ class AsyncRuntime:
         self._turn_ends = time.monotonic() + TURN
         return worker.holds(run)
 
-    def turn(self) -> None:
+    def yield_to_tasks(self) -> None:
         """Let the task that was started run up to where it waits: it may do all there is."""
         await_only(asyncio.sleep(0))
 
@@ -258,15 +258,17 @@ def _differs(context: Context) -> bool:
         return True
 
 
-def give_back_apart(connection: Connection) -> None:
+def close_apart(connection: Connection) -> None:
     """Close a connection whatever becomes of this task.
 
     A cancellation in the middle of a ROLLBACK would cost the pool the connection's place for ever.
     """
     if connection.in_transaction():
-        await_only(asyncio.shield(asyncio.ensure_future(greenlet_spawn(give_back, connection))))
+        await_only(
+            asyncio.shield(asyncio.ensure_future(greenlet_spawn(close_or_discard, connection)))
+        )
     else:
-        give_back(connection)
+        close_or_discard(connection)
 
 
 class AsyncPermits:

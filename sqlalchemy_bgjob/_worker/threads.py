@@ -46,7 +46,7 @@ class ThreadRuntime:
         """Do a run in a thread, and what follows it there."""
         self._threads.start(partial(worker.work, run))
 
-    def turn(self) -> None:
+    def yield_to_tasks(self) -> None:
         """Threads take turns by themselves."""
 
     def cancel(self, run: Run) -> None:

@@ -153,7 +153,7 @@ def event_of(settlement: Settlement) -> str | None:
     return _EVENT_OF[settlement.kind]
 
 
-def announce(
+def emit_settled(
     emit: Callable[..., None], job: JobInfo, settlement: Settlement, seconds: float
 ) -> None:
     """Emit the event of a settlement that was committed."""

@@ -124,7 +124,7 @@ class _Queue:
         return min(most, int(self.slots * AHEAD / max(self.mean, _SHORTEST_RUN)))
 
 
-class Core:
+class Planner:
     """The state of a worker's queues, and the rule that picks the next step."""
 
     def __init__(self, queues: Mapping[str, int], settings: WorkerSettings) -> None:
