@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending, Position
-from sqlalchemy_bgjob._worker.plan.lanes import LOOK_EVERY
+from sqlalchemy_bgjob._worker.plan.lanes import SCAN_EVERY
 from sqlalchemy_bgjob._worker.plan.planner import (
     AGAIN,
     LINGER,
@@ -292,7 +292,7 @@ def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
 
     assert step(two) == Claim("b", 1, woken=True)
     two.claim_sent("b", NOW, from_head=True)
-    two.looked("b", [0], 0.0, NOW)
+    two.head_scanned("b", [0], 0.0, NOW)
     two.polled("b", 1, 0, None, NOW, listening=True)
     assert isinstance(step(two), Wait)
 
@@ -316,7 +316,7 @@ def test_a_notification_before_a_claim_asks_for_one_only() -> None:
     caught_up(idle)
     idle.wake("q", NOW)
     idle.claim_sent("q", NOW, from_head=True)
-    idle.looked("q", [0], 0.0, NOW)
+    idle.head_scanned("q", [0], 0.0, NOW)
 
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
@@ -336,7 +336,7 @@ def test_notifications_that_lead_to_nothing_are_followed_more_and_more_rarely() 
         if isinstance(step(idle, now), Claim):
             claims.append(now)
             idle.claim_sent("q", now, from_head=True)
-            idle.looked("q", [0], 0.0, now)
+            idle.head_scanned("q", [0], 0.0, now)
             idle.wake("q", now)
             idle.polled("q", 2, 0, None, now, listening=True)
 
@@ -347,7 +347,7 @@ def test_notifications_that_lead_to_nothing_are_followed_more_and_more_rarely() 
     idle.wake("q", later)
     assert step(idle, later) == Claim("q", 2, woken=True)
     idle.claim_sent("q", later, from_head=True)
-    idle.looked("q", [0], 0.0, later)
+    idle.head_scanned("q", [0], 0.0, later)
     idle.polled("q", 2, 1, None, later, listening=True)
     idle.wake("q", later + 0.001)
     assert isinstance(step(idle, later + 0.001), Claim)
@@ -360,7 +360,7 @@ def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
     idle.wake("q", NOW)
     assert step(idle) == Claim("q", 2, woken=True)
     idle.claim_sent("q", NOW, from_head=True)
-    idle.looked("q", [0], 0.0, NOW)
+    idle.head_scanned("q", [0], 0.0, NOW)
 
     idle.expect("q", NOW + 0.5)
     for _ in range(12):
@@ -375,7 +375,7 @@ def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
 def test_what_a_notification_is_of_is_looked_for_ahead_and_then_from_the_head() -> None:
     """Mostly it is of new jobs; a job that was given back stands behind."""
     idle = core(2)
-    idle.looked("q", [0], 0.0, NOW)
+    idle.head_scanned("q", [0], 0.0, NOW)
     caught_up(idle)
     ahead = (Position(0, None, ""),)
 
@@ -386,7 +386,7 @@ def test_what_a_notification_is_of_is_looked_for_ahead_and_then_from_the_head() 
 
     assert step(idle) == Claim("q", 2, None)
     idle.claim_sent("q", NOW, from_head=True)
-    idle.looked("q", [0], 0.0, NOW)
+    idle.head_scanned("q", [0], 0.0, NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
     assert isinstance(step(idle), Wait)
 
@@ -394,10 +394,10 @@ def test_what_a_notification_is_of_is_looked_for_ahead_and_then_from_the_head() 
 def test_a_job_that_was_just_committed_does_not_wait_for_a_look() -> None:
     """A look that is due waits for a moment without notifications; but not for long."""
     idle = core(2)
-    idle.looked("q", [0], 0.0, NOW)
+    idle.head_scanned("q", [0], 0.0, NOW)
     caught_up(idle)
     ahead = (Position(0, None, ""),)
-    due = NOW + LOOK_EVERY
+    due = NOW + SCAN_EVERY
 
     idle.wake("q", due)
     assert step(idle, due) == Claim("q", 2, ahead, woken=True)
@@ -411,13 +411,13 @@ def test_a_job_that_was_just_committed_does_not_wait_for_a_look() -> None:
 def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
     """The look's snapshot may be older than the commit that notifies."""
     idle = core(2)
-    idle.looked("q", [0], 0.0, NOW)
+    idle.head_scanned("q", [0], 0.0, NOW)
     caught_up(idle)
     assert step(idle, NOW + 1.0) == Claim("q", 2, None)
     idle.claim_sent("q", NOW + 1.0, from_head=True)
 
     idle.wake("q", NOW + 1.0)
-    idle.looked("q", [0], 0.0, NOW + 1.0)
+    idle.head_scanned("q", [0], 0.0, NOW + 1.0)
     idle.polled("q", 2, 0, None, NOW + 1.0, listening=True)
 
     following = step(idle, NOW + 1.0)
@@ -429,7 +429,7 @@ def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
 
 def test_a_look_that_has_to_wait_for_its_share_of_the_time_does_not_wait_for_the_poll() -> None:
     idle = core(2, poll_interval=60.0)
-    idle.looked("q", [0], 0.05, NOW)
+    idle.head_scanned("q", [0], 0.05, NOW)
     caught_up(idle)
 
     idle.wake("q", NOW + 0.01)
@@ -488,7 +488,7 @@ def test_producers_that_notify_often_are_spared_it_for_a_second() -> None:
     while now < last + SPARED - 0.02:
         assert isinstance(step(idle, now), Claim)
         idle.claim_sent("q", now, from_head=True)
-        idle.looked("q", [0], 0.0, now)
+        idle.head_scanned("q", [0], 0.0, now)
         idle.polled("q", 2, 0, None, now, listening=True)
         following = step(idle, now)
         assert isinstance(following, Wait), "nothing is announced meanwhile"
@@ -507,7 +507,7 @@ def test_after_many_notifications_in_vain_it_asks_again_when_producers_are_spare
 
     def in_vain(now: float) -> None:
         idle.claim_sent("q", now, from_head=True)
-        idle.looked("q", [0], 0.0, now)
+        idle.head_scanned("q", [0], 0.0, now)
         idle.polled("q", 2, 0, None, now, listening=True)
 
     for n in range(MANY):
@@ -1174,7 +1174,7 @@ class Machine(RuleBasedStateMachine):
         claimed = [job(id, queue=queue, careful=id in world.careful) for id in got]
         self.core.claimed(queue, claimed, self.now)
         if from_head:
-            self.core.looked(queue, [0], 0.0, self.now)
+            self.core.head_scanned(queue, [0], 0.0, self.now)
         self.core.polled(queue, limit, len(got), None, self.now, listening=True)
 
     # -- what must hold

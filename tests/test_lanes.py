@@ -12,13 +12,13 @@ from sqlalchemy import Engine, MetaData, text
 from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._drafts.validation import EARLIEST
 from sqlalchemy_bgjob._worker.plan.lanes import (
-    ASKED_SHARE,
     JUST_FOUND,
-    LOOK_AT_LEAST_EVERY,
-    LOOK_EVERY,
-    LOOK_SHARE,
     REACH,
     REMEMBERED,
+    REQUESTED_SHARE,
+    SCAN_AT_LEAST_EVERY,
+    SCAN_EVERY,
+    SCAN_SHARE,
     Lanes,
     Position,
 )
@@ -33,7 +33,7 @@ MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 def looked(*priorities: int, seconds: float = 0.001, now: float = NOW, told: bool = True) -> Lanes:
     lanes = Lanes()
-    lanes.looked(priorities, seconds, now, told=told)
+    lanes.head_scanned(priorities, seconds, now, told=told)
     return lanes
 
 
@@ -66,13 +66,13 @@ def test_after_a_short_claim_all_lanes_are_read_from_two_seconds_ago() -> None:
 def test_the_head_is_looked_at_every_second() -> None:
     lanes = looked(0)
 
-    assert lanes.onward(NOW + LOOK_EVERY - 0.01) is not None
-    assert lanes.onward(NOW + LOOK_EVERY) is None
+    assert lanes.onward(NOW + SCAN_EVERY - 0.01) is not None
+    assert lanes.onward(NOW + SCAN_EVERY) is None
 
 
 @pytest.mark.parametrize(
     ("seconds", "told", "share"),
-    [(0.01, True, LOOK_SHARE), (0.2, False, ASKED_SHARE), (0.5, False, ASKED_SHARE)],
+    [(0.01, True, SCAN_SHARE), (0.2, False, REQUESTED_SHARE), (0.5, False, REQUESTED_SHARE)],
 )
 def test_slow_looks_take_their_share_of_the_time(seconds: float, told: bool, share: int) -> None:
     """A small one where notifications tell what a look would find."""
@@ -94,22 +94,22 @@ def test_what_was_not_read_for_long_is_read_from_its_head() -> None:
 
 def test_one_slow_look_among_others_was_slow_by_chance() -> None:
     lanes = looked(0, seconds=0.001)
-    lanes.looked([0], 5.0, NOW)
-    assert lanes.onward(NOW + LOOK_EVERY) is None
+    lanes.head_scanned([0], 5.0, NOW)
+    assert lanes.onward(NOW + SCAN_EVERY) is None
 
     for _ in range(3):
-        lanes.looked([0], 5.0, NOW)
-    assert lanes.onward(NOW + LOOK_EVERY) is not None
+        lanes.head_scanned([0], 5.0, NOW)
+    assert lanes.onward(NOW + SCAN_EVERY) is not None
 
 
 def test_the_slowest_look_is_repeated_all_the_same() -> None:
-    assert looked(0, seconds=60.0).onward(NOW + LOOK_AT_LEAST_EVERY) is None
+    assert looked(0, seconds=60.0).onward(NOW + SCAN_AT_LEAST_EVERY) is None
 
 
 def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
     quick, slow = looked(0, seconds=0.0001), looked(0, seconds=0.05)
     for lanes in (quick, slow):
-        lanes.ask()
+        lanes.request_head_scan()
         assert lanes.onward(NOW + 0.9) is not None, "what is new lies ahead, most of the time"
         lanes.read(None, NOW, found=False)
 
@@ -121,20 +121,20 @@ def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
 def test_what_is_new_was_most_probably_found_if_something_was() -> None:
     """Beside a long transaction a look takes long, and is not worth it for each new job."""
     lanes = looked(0, seconds=0.001)
-    lanes.ask(new=True)
+    lanes.notified()
     lanes.read(None, NOW, found=True)
     assert lanes.onward(NOW + 0.1) is not None
-    lanes.ask(new=True)
+    lanes.notified()
     lanes.read(None, NOW + JUST_FOUND / 2, found=False)
     assert lanes.onward(NOW + 0.1) is not None, "the claim before may have found it"
 
-    assert lanes.look_in(NOW + 0.1) == pytest.approx(0.001 * LOOK_SHARE - 0.1)
-    assert lanes.onward(NOW + 0.001 * LOOK_SHARE) is None, "but if it was not, a look finds it"
+    assert lanes.head_scan_in(NOW + 0.1) == pytest.approx(0.001 * SCAN_SHARE - 0.1)
+    assert lanes.onward(NOW + 0.001 * SCAN_SHARE) is None, "but if it was not, a look finds it"
 
 
 def test_what_is_new_and_was_not_found_was_committed_late_or_is_of_a_new_priority() -> None:
     lanes = looked(0, seconds=0.001)
-    lanes.ask(new=True)
+    lanes.notified()
     lanes.read(None, NOW + 0.2, found=False)
 
     assert lanes.onward(NOW + 0.2) is None
@@ -142,36 +142,36 @@ def test_what_is_new_and_was_not_found_was_committed_late_or_is_of_a_new_priorit
 
 def test_what_was_given_back_is_looked_for_whatever_else_is_found() -> None:
     lanes = looked(0, seconds=0.0001)
-    lanes.ask()
-    lanes.ask(new=True)
+    lanes.request_head_scan()
+    lanes.notified()
 
     lanes.read(None, NOW, found=True)
 
     assert lanes.onward(NOW + 0.5) is None
-    lanes.sent()
-    lanes.looked([0], 0.0001, NOW + 0.5)
+    lanes.head_scan_sent()
+    lanes.head_scanned([0], 0.0001, NOW + 0.5)
     assert lanes.onward(NOW + 0.6) is not None
 
 
 def test_what_was_asked_for_before_a_look_is_answered_by_it() -> None:
     lanes = looked(0)
-    lanes.ask()
+    lanes.request_head_scan()
     lanes.read(None, NOW, found=False)
-    lanes.sent()
-    lanes.looked([0], 0.001, NOW + 0.1)
+    lanes.head_scan_sent()
+    lanes.head_scanned([0], 0.001, NOW + 0.1)
     lanes.read(None, NOW, found=False)
 
     assert lanes.onward(NOW + 0.9) is not None
-    assert lanes.look_in(NOW + 0.9) == float("inf")
+    assert lanes.head_scan_in(NOW + 0.9) == float("inf")
 
 
 def test_a_lane_without_jobs_is_read_for_a_minute_more() -> None:
     """Most are empty now and then; one that is not read would wait for the next look."""
     lanes = looked(0, 5)
-    lanes.looked([0], 0.001, NOW + 1.0)
+    lanes.head_scanned([0], 0.001, NOW + 1.0)
     assert [p.priority for p in lanes.onward(NOW + 1.0) or ()] == [0, 5]
 
-    lanes.looked([0], 0.001, NOW + REMEMBERED)
+    lanes.head_scanned([0], 0.001, NOW + REMEMBERED)
     assert [p.priority for p in lanes.onward(NOW + REMEMBERED) or ()] == [0]
 
 
@@ -234,7 +234,7 @@ def test_what_goes_before_a_backlog_is_found_within_seconds(
     backlog: Backlog, put: Callable[[Backlog], None]
 ) -> None:
     put(backlog)
-    assert backlog.begins("new") < LOOK_AT_LEAST_EVERY + 2.0
+    assert backlog.begins("new") < SCAN_AT_LEAST_EVERY + 2.0
 
 
 @pytest.mark.core
@@ -247,7 +247,7 @@ def test_what_is_committed_late_is_found_within_seconds(backlog: Backlog) -> Non
         done = len(backlog.begun)
         wait_until(lambda: len(backlog.begun) > done + 300, what="what comes after it")
         connection.commit()
-        assert backlog.begins("early") < LOOK_AT_LEAST_EVERY + 2.0
+        assert backlog.begins("early") < SCAN_AT_LEAST_EVERY + 2.0
 
 
 @pytest.mark.core
@@ -268,4 +268,4 @@ def test_a_retry_finds_its_way_back_into_a_backlog(engine: Engine) -> None:
         assert len(backlog.begun) < 6_000
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM bgjob_job WHERE claimed_by IS NULL"))
-    assert tries[1] - tries[0] < LOOK_AT_LEAST_EVERY + 2.0
+    assert tries[1] - tries[0] < SCAN_AT_LEAST_EVERY + 2.0

@@ -2,37 +2,79 @@
 
 A lane is one priority of a queue. A claim leaves dead entries behind in the index, and as long as
 any transaction on the server is open that is older than they are, nothing can take them away: a
-claim that began at the head would walk all of them again, and slow down without end. So the next
+claim that began at the head would walk all of them again, and take longer each time. So the next
 claim begins where the last one stopped.
 
 That must not miss a job. After a claim that came back short a lane is read from two seconds before
-the server's clock, which finds what was committed late; and every second, or when something asks
-for it, from the head, which finds everything: retries, jobs that were given back, priorities that
-are new. Looks that were asked for take at most a tenth of a worker's time; the others a
-five-hundredth, where notifications tell of jobs that are given back: beside a long transaction a
-look takes tens of milliseconds, and each job that comes meanwhile waits for it.
+the server's clock, which finds what was committed late; and every second, or on request, from the
+head, which finds everything: retries, jobs that were given back, priorities that are new. Scans of
+the head that were requested take at most a tenth of a worker's time; the others a five-hundredth,
+where notifications tell of jobs that are given back: beside a long transaction a scan takes tens of
+milliseconds, and each job that comes meanwhile waits for it.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Final
 
 from ..._drafts.validation import EARLIEST
 from ..._lifecycle import Position
 
-LOOK_EVERY: Final = 1.0
-"""Seconds between looks at the head, as long as they are short."""
-LOOK_AT_LEAST_EVERY: Final = 10.0
-LOOK_SHARE: Final = 500
-"""A look is followed by this many times its own length without one that nobody has asked for."""
-ASKED_SHARE: Final = 10
-"""The same for looks that were asked for, and for all looks where no notifications arrive."""
+SCAN_EVERY: Final = 1.0
+"""Seconds between scans of the head, as long as they are short."""
+SCAN_AT_LEAST_EVERY: Final = 10.0
+SCAN_SHARE: Final = 500
+"""A scan is followed by this many times its own length without one that nobody has requested."""
+REQUESTED_SHARE: Final = 10
+"""The same for scans that were requested, and for all of them where no notifications arrive."""
 JUST_FOUND: Final = 0.1
 """Seconds after a claim in which a notification of new jobs may be of those that it has found."""
 REACH: Final = 1.5
 """Seconds after which a lane is not read on from two seconds ago, but from its head."""
 REMEMBERED: Final = 60.0
 """Seconds for which a lane is read that has no jobs any more: most get new ones."""
+
+
+class HeadScan(Enum):
+    """Why the head is to be scanned before its regular time.
+
+    =================  ==============  ===============  =================  =================
+    state              notified        something was    a claim has read   a claim has read
+                       of new jobs     given back       on: just found     on: nothing
+    =================  ==============  ===============  =================  =================
+    NOT_WANTED         NEW             RETURNED         NOT_WANTED         NOT_WANTED
+    NEW                NEW             RETURNED         PROBABLY_FOUND     NEW_NOT_FOUND
+    NEW_NOT_FOUND      NEW             RETURNED         PROBABLY_FOUND     NEW_NOT_FOUND
+    PROBABLY_FOUND     NEW             RETURNED         PROBABLY_FOUND     PROBABLY_FOUND
+    RETURNED           RETURNED        RETURNED         STILL_RETURNED     STILL_RETURNED
+    STILL_RETURNED     RETURNED        RETURNED         STILL_RETURNED     STILL_RETURNED
+    =================  ==============  ===============  =================  =================
+
+    A scan that is sent leads to NOT_WANTED from each.
+    """
+
+    NOT_WANTED = "nothing but the regular scan"
+    NEW = "new jobs: reading on finds them, unless they are late or of a new priority"
+    NEW_NOT_FOUND = "new jobs, and reading on has not found them: scan soon"
+    PROBABLY_FOUND = "a job was found, most probably the new one: scan when that is cheap"
+    RETURNED = "jobs were given back: reading on may find them"
+    STILL_RETURNED = "jobs were given back, and reading on finds no such: scan soon"
+
+
+_NOTIFIED: Final[Mapping[HeadScan, HeadScan]] = {
+    HeadScan.RETURNED: HeadScan.RETURNED,
+    HeadScan.STILL_RETURNED: HeadScan.RETURNED,
+}
+_JUST_FOUND: Final[Mapping[HeadScan, HeadScan]] = {
+    HeadScan.NEW: HeadScan.PROBABLY_FOUND,
+    HeadScan.NEW_NOT_FOUND: HeadScan.PROBABLY_FOUND,
+    HeadScan.RETURNED: HeadScan.STILL_RETURNED,
+}
+_NOT_FOUND: Final[Mapping[HeadScan, HeadScan]] = {
+    HeadScan.NEW: HeadScan.NEW_NOT_FOUND,
+    HeadScan.RETURNED: HeadScan.STILL_RETURNED,
+}
 
 
 class Lanes:
@@ -43,25 +85,24 @@ class Lanes:
         self._seen_at: dict[int, float] = {}
         # Of several, as a busy machine makes single ones seem long.
         self._took: deque[float] = deque(maxlen=3)
-        self._due_at = 0.0
-        self._allowed_at = 0.0  # for what was asked for
-        self._cheap_at = 0.0  # for what was most probably found
+        self._due_at = 0.0  # the regular scan
+        self._allowed_at = 0.0  # one that was requested
+        self._cheap_at = 0.0  # one for what was most probably found
         self._read_at = float("-inf")
         self._found_at = float("-inf")
-        self._asked = False
-        self._doubtful = False  # most probably found; if not, it was late or of a new priority
-        self._behind = False  # what was asked for is not new
-        self._tried = False
+        self._wanted = HeadScan.NOT_WANTED
 
-    def ask(self, *, new: bool = False) -> None:
-        """Something may be found: read on, and if that finds nothing look at the head.
+    def notified(self) -> None:
+        """There are new jobs: read on, and scan the head if that finds nothing.
 
-        What is *new* is found by reading on, unless its commit was late or its priority is new too.
-        If another job was found instead, or just before, it was most probably that one, and the
-        look may wait for its small share of the time.
+        If another job was found instead, or just before, it was most probably the new one, and the
+        scan may wait for its small share of the time.
         """
-        self._asked, self._tried = True, False
-        self._behind = self._behind or not new
+        self._wanted = _NOTIFIED.get(self._wanted, HeadScan.NEW)
+
+    def request_head_scan(self) -> None:
+        """Jobs may stand where none was: read on, and then scan the head in any case."""
+        self._wanted = HeadScan.RETURNED
 
     def onward(self, now: float) -> tuple[Position, ...] | None:
         """Where the next claim reads on; None for the heads of all lanes."""
@@ -69,48 +110,48 @@ class Lanes:
             return None
         if now >= self._read_at + REACH and now >= self._allowed_at:
             return None
-        return None if self.wants_look(now) else self._positions
+        return None if self.head_scan_in(now) == 0.0 else self._positions
 
-    def wants_look(self, now: float) -> bool:
-        """Whether what was asked for was not found by reading on, and there is time to look."""
-        return self.look_in(now) == 0.0
+    def head_scan_in(self, now: float) -> float:
+        """Seconds until the head may be scanned for what is wanted; infinity for nothing."""
+        match self._wanted:
+            case HeadScan.NEW_NOT_FOUND | HeadScan.STILL_RETURNED:
+                return max(self._allowed_at - now, 0.0)
+            case HeadScan.PROBABLY_FOUND:
+                return max(self._cheap_at - now, 0.0)
+            case _:
+                return float("inf")
 
-    def sent(self) -> None:
-        """A claim from the heads is on its way: what is asked from now on, it may not see."""
-        self._asked = self._doubtful = self._behind = self._tried = False
+    def head_scan_sent(self) -> None:
+        """A claim from the heads is on its way: what is wanted from now on, it may not see."""
+        self._wanted = HeadScan.NOT_WANTED
 
-    def look_in(self, now: float) -> float:
-        """Seconds until what was asked for, and not found by reading on, may be looked for."""
-        if self._asked and self._tried:
-            return max(self._allowed_at - now, 0.0)
-        return max(self._cheap_at - now, 0.0) if self._doubtful else float("inf")
-
-    def looked(
+    def head_scanned(
         self, priorities: Sequence[int], seconds: float, now: float, *, told: bool = True
     ) -> None:
-        """A claim from the heads has found these lanes, and took so long.
+        """A claim from the heads has found these lanes, and took this many seconds.
 
-        *told* says whether notifications arrive of what the next look would find.
+        *told* says whether notifications arrive of what the next scan would find.
         """
         self._seen_at |= dict.fromkeys(priorities, now)
         self._seen_at = {p: at for p, at in self._seen_at.items() if now - at < REMEMBERED}
         self._positions = tuple(Position(p, EARLIEST, "") for p in sorted(self._seen_at))
         self._took.append(seconds)
         took = min(self._took)
-        cheap = min(took * (LOOK_SHARE if told else ASKED_SHARE), LOOK_AT_LEAST_EVERY)
+        cheap = min(took * (SCAN_SHARE if told else REQUESTED_SHARE), SCAN_AT_LEAST_EVERY)
         self._read_at = now
-        self._allowed_at = now + took * ASKED_SHARE
+        self._allowed_at = now + took * REQUESTED_SHARE
         self._cheap_at = now + cheap
-        self._due_at = now + max(cheap, LOOK_EVERY)
+        self._due_at = now + max(cheap, SCAN_EVERY)
 
     def read(self, last: Position | None, now: float, *, found: bool) -> None:
         """A claim has read the lanes to their ends; or, full, only as far as *last*."""
-        self._tried = True
         self._read_at = now
         if found:
             self._found_at = now
-        if self._asked and not self._behind and now < self._found_at + JUST_FOUND:
-            self._asked, self._doubtful = False, True
+        just_found = now < self._found_at + JUST_FOUND
+        transitions = _JUST_FOUND if just_found else _NOT_FOUND
+        self._wanted = transitions.get(self._wanted, self._wanted)
         self._positions = tuple(_read(position, last) for position in self._positions)
 
     def forget(self) -> None:

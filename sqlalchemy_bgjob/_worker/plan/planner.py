@@ -152,9 +152,11 @@ class Planner:
             q.ready.appendleft((now, job))
         q.ready.extend((now, job) for job in jobs if not job.careful)
 
-    def looked(self, queue: str, priorities: Sequence[int], seconds: float, now: float) -> None:
-        """A claim from the head took so long, and found these lanes; :meth:`polled` follows."""
-        self._queues[queue].lanes.looked(priorities, seconds, now, told=self._listening)
+    def head_scanned(
+        self, queue: str, priorities: Sequence[int], seconds: float, now: float
+    ) -> None:
+        """A claim from the head took *seconds*, and found these lanes; :meth:`polled` follows."""
+        self._queues[queue].lanes.head_scanned(priorities, seconds, now, told=self._listening)
 
     def polled(
         self,
@@ -191,7 +193,7 @@ class Planner:
             now,
             limit=limit,
             due_in=due_in,
-            look_in=q.lanes.look_in(now),
+            scan_in=q.lanes.head_scan_in(now),
             listening=listening,
         )
 
@@ -203,7 +205,10 @@ class Planner:
         for q in self._queues.values():
             if queue is None or q.name == queue:
                 q.polling.wake(now)
-                q.lanes.ask(new=new)
+                if new:
+                    q.lanes.notified()
+                else:
+                    q.lanes.request_head_scan()
 
     def refused(self, queue: str, until: float, now: float) -> None:
         """The database refused a claim, and it was not for single rows: leave the queue alone.
@@ -222,9 +227,9 @@ class Planner:
         """A claim is on its way: a notification from now on asks for another one."""
         q = self._queues[queue]
         if from_head:
-            q.lanes.sent()
+            q.lanes.head_scan_sent()
         if q.polling.sent(now):
-            q.lanes.ask(new=True)
+            q.lanes.notified()
 
     def announced(self, queues: tuple[str, ...] | None) -> None:
         """Producers were told where this worker waits; None if nobody knows what they see."""
@@ -433,7 +438,7 @@ class Planner:
             q.ready = keep
             # Or a long run makes its worker claim and hand back the same jobs all the time.
             q.stuck, q.no_ahead_until = True, now + self._settings.hold_timeout
-            q.lanes.ask()
+            q.lanes.request_head_scan()
         return back
 
     def _until_next(self, now: float) -> float:
