@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
-import asyncpg
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._db.errors import lost_connection, sqlstate
@@ -85,7 +83,7 @@ async def test_a_claim_gives_the_rows_that_sqlalchemy_would(
         add(connection, "c", unknown_since="2026-01-01 00:00:00+00")
 
     def claim(engine: Engine, connection: Connection) -> None:
-        claim = prepare(statements.claim_onward, connection, await_only)
+        claim = prepare(statements.claim_onward, connection)
         assert claim is not None
         heads = [Position(0, EARLIEST, ""), Position(5, EARLIEST, "")]
         given: Any = {"queue": "q", "limit": 10, "worker_id": ME, "onward": heads}
@@ -116,7 +114,7 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
     engine: Engine, statements: Statements, driver: str
 ) -> None:
     def fail(engine: Engine, connection: Connection) -> None:
-        claim = IdleStatement(statements.claim_onward, engine, await_only)
+        claim = IdleStatement(statements.claim_onward, engine)
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
         connection.execute(text("SET search_path = nowhere"))
         with pytest.raises(ProgrammingError) as wrong:
@@ -141,7 +139,7 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
     def usable(engine: Engine) -> bool:
         try:
             with engine.connect() as connection:
-                return prepare(statements.claim_onward, connection, await_only) is not None
+                return prepare(statements.claim_onward, connection) is not None
         finally:
             engine.dispose()
 
@@ -168,45 +166,8 @@ async def test_where_nothing_is_kept_prepared_sqlalchemy_runs_it_in_transactions
     found: list[IdleStatement | None] = []
 
     def look(engine: Engine, connection: Connection) -> None:
-        found.append(prepare(statements.claim_onward, connection, await_only))
+        found.append(prepare(statements.claim_onward, connection))
 
     await with_driver(engine, "asyncpg", look, POOLED["asyncpg"])
 
     assert found == [None]
-
-
-@pytest.mark.parametrize(
-    ("connect_args", "own"),
-    [
-        ({}, True),
-        ({"statement_cache_size": 0}, False),
-        ({"prepared_statement_name_func": lambda: f"mine_{uuid4()}"}, False),
-    ],
-    ids=["as it comes", "keeps nothing", "names of the user's"],
-)
-@pytest.mark.anyio
-async def test_asyncpg_itself_claims_only_where_it_prepares_as_it_likes(
-    engine: Engine,
-    statements: Statements,
-    monkeypatch: pytest.MonkeyPatch,
-    connect_args: dict[str, Any],
-    own: bool,
-) -> None:
-    fetch, fetched = asyncpg.Connection.fetch, []
-
-    async def noted(self: Any, sql: str, *values: Any) -> Any:
-        fetched.append(sql)
-        return await fetch(self, sql, *values)
-
-    monkeypatch.setattr(asyncpg.Connection, "fetch", noted)
-
-    def claim(engine: Engine, connection: Connection) -> None:
-        fetched.clear()
-        assert (
-            IdleStatement(statements.claim_onward, engine, await_only).fetch(connection, GIVEN)
-            == []
-        )
-
-    await with_driver(engine, "asyncpg", claim, connect_args)
-
-    assert len(fetched) == own

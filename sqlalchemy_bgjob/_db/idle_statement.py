@@ -1,12 +1,10 @@
 """One statement in the driver's own way: the claim of a worker that waits, whose latency counts.
 
 ``Connection.execute`` costs about a quarter of a millisecond in a process that has just slept,
-which is a fifth of the time from an enqueue to its handler; the cursor that SQLAlchemy makes for
-asyncpg costs some more. What SQLAlchemy would do besides running the statement is to tell others of
-it; where somebody listens, it does.
+which is a fifth of the time from an enqueue to its handler. All else that SQLAlchemy would do is to
+tell those who listen; where somebody does, it runs the statement.
 """
 
-from collections.abc import Callable, Coroutine
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -27,16 +25,11 @@ _EVENTS: Final = (
 )
 
 
-Await = Callable[[Coroutine[Any, Any, Any]], Any]
-"""The result of a coroutine."""
-
-
 class IdleStatement:
     """A statement compiled for an engine's dialect."""
 
-    def __init__(self, statement: Executable, engine: Engine, await_: Await) -> None:
+    def __init__(self, statement: Executable, engine: Engine) -> None:
         self.statement = statement
-        self._await = await_
         self._dialect = engine.dialect
         compiled = cast("ClauseElement", statement).compile(dialect=engine.dialect)
         self._compiled = cast("SQLCompiler", compiled)
@@ -54,8 +47,6 @@ class IdleStatement:
         driver: Any = connection.connection.dbapi_connection
         kinds: Any = self._dialect.dbapi
         try:
-            if self._dialect.driver == "asyncpg" and _as_it_comes(driver):
-                return self._fetch_asyncpg(driver, values)
             with closing(driver.cursor()) as cursor:
                 cursor.execute(self._sql, values)
                 return list(cursor.fetchall())
@@ -69,25 +60,6 @@ class IdleStatement:
                 connection_invalidated=self._dialect.is_disconnect(error, driver, None),
                 dialect=self._dialect,
             ) from error
-
-    def _fetch_asyncpg(self, driver: Any, values: tuple[Any, ...]) -> list[Any]:
-        try:
-            return list(self._await(driver.driver_connection.fetch(self._sql, *values)))
-        except Exception as error:
-            # As its cursor does. In asyncpg's own words it might tell what is in the row.
-            driver._handle_exception(error)  # noqa: SLF001
-            raise
-
-
-def _as_it_comes(driver: Any) -> bool:
-    """Whether asyncpg keeps what it has prepared, under names of its own.
-
-    Who has told SQLAlchemy otherwise has a reason to, such as a pooler.
-    """
-    name = getattr(driver, "_prepared_statement_name_func", None)
-    own = getattr(driver, "_default_name_func", None)
-    keeps = getattr(driver.driver_connection, "_stmt_cache_enabled", False)
-    return keeps is True and name is not None and name is own
 
 
 def may_commit_each(connection: Connection) -> bool:
@@ -105,7 +77,7 @@ def may_commit_each(connection: Connection) -> bool:
     return getattr(driver, "_prepared_statement_cache", None) is not None
 
 
-def prepare(statement: Executable, connection: Connection, await_: Await) -> IdleStatement | None:
+def prepare(statement: Executable, connection: Connection) -> IdleStatement | None:
     """The statement in the driver's own way; None where SQLAlchemy must run it in a transaction.
 
     What commits by itself runs at the session's own isolation level, and only under READ COMMITTED
@@ -121,4 +93,4 @@ def prepare(statement: Executable, connection: Connection, await_: Await) -> Idl
         or connection.default_isolation_level != "READ COMMITTED"
     ):
         return None
-    return IdleStatement(statement, engine, await_)
+    return IdleStatement(statement, engine)

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Final
 
 from sqlalchemy import Connection
@@ -13,6 +12,7 @@ from .._db.errors import summary
 from .._db.idle_statement import IdleStatement, prepare
 from .._db.leave_clean import leave_clean
 from .._sql import Statements
+from .heart import Heart
 from .runtime import Runtime
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -32,13 +32,11 @@ class ControlConnection:
     Args:
         runtime: Where to connect.
         statements: Those of the tables.
-        worker_id: The id under which the worker is registered, by which its sessions are named.
+        heart: Knows under which id the worker is registered, by which its sessions are named.
     """
 
-    def __init__(
-        self, runtime: Runtime, statements: Statements, worker_id: Callable[[], int | None]
-    ) -> None:
-        self._runtime, self._statements, self._worker_id = runtime, statements, worker_id
+    def __init__(self, runtime: Runtime, statements: Statements, heart: Heart) -> None:
+        self._runtime, self._statements, self._heart = runtime, statements, heart
         self._connection: Connection | None = None
         self._is_changed = False
         """Whether the pool, which is the application's, must not get the session back."""
@@ -51,13 +49,13 @@ class ControlConnection:
         """The connection, for statements in transactions."""
         connection = self._connected()
         self._rest(connection, False)
-        maintain(connection, self._worker_id())
+        maintain(connection, self._heart.worker_id)
         return connection
 
     def as_it_is(self, *, patience: float = 0.0) -> Connection:
         """The connection, in whatever mode it is; *patience* is for ``maintain``."""
         connection = self._connected()
-        maintain(connection, self._worker_id(), patience=patience)
+        maintain(connection, self._heart.worker_id, patience=patience)
         return connection
 
     def _connected(self) -> Connection:
@@ -66,8 +64,7 @@ class ControlConnection:
             self._is_changed = changes_encoding(connection)
             self._connection, self.rests = configure(connection), False
             self._connected_at = time.monotonic()
-            claim, await_ = self._statements.claim_onward, self._runtime.await_
-            self._direct = prepare(claim, self._connection, await_)
+            self._direct = prepare(self._statements.claim_onward, self._connection)
         return self._connection
 
     @property
