@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from .._drafts.draft import Common, Draft, in_chunks, with_ids
+from .._points import COPYING
 from ..exceptions import InvalidArg
 from ..schema._versions import qualified
 
@@ -105,6 +106,8 @@ async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> N
 
 
 def _blocks(jobs: Iterable[Draft], now: datetime) -> Iterator[bytes]:
+    if COPYING.listeners:
+        COPYING.reached()
     # Made here, while the server takes in the block before.
     yield _HEADER
     for chunk in in_chunks(jobs, BLOCK, _BLOCK_BYTES):

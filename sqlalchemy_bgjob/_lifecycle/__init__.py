@@ -30,6 +30,7 @@ from .._drafts.ids import new_id
 from .._drafts.validation import CONTENT_TYPE
 from .._handlers.outcomes import INTERRUPTED, Kind, Settlement
 from .._inspect.health import Health, look
+from .._points import JUDGED, JUDGING, NOTIFYING, WRITE
 from .._sql import Statements
 from .._sql.rescue import GiveBack
 from .._sql.words import parameters
@@ -260,6 +261,8 @@ def write(
             rows: Any = _run(connection, statement(wait), **given)
             for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
                 held.add(job_id)
+    if WRITE.listeners:
+        WRITE.reached(held)
     return held, xid
 
 
@@ -673,11 +676,15 @@ def _rescue(
     locking: Executable,
     given: dict[str, Any],
 ) -> list[Rescued]:
+    if JUDGING.listeners:
+        JUDGING.reached()
     rescued: list[Rescued] = []
     given_back: set[str] = set()
     # One transaction judges, marks and takes: a beat meanwhile waits, and finds its row lost.
     with connection.begin():
         for worker_id in _run(connection, locking, **given).scalars().all():
+            if JUDGED.listeners:
+                JUDGED.reached(worker_id)
             _end_sessions(connection, statements, worker_id)
             _run(connection, statements.mark_lost, worker=worker_id)
             queues = _give_back(connection, statements.give_back, worker=worker_id)
@@ -751,6 +758,8 @@ def _tell_given_back(
     if not queues:
         return
     try:
+        if NOTIFYING.listeners:
+            NOTIFYING.reached(queues)
         with connection.begin():
             for queue in sorted(set(queues)):
                 _run(connection, statements.notify_given_back(everybody), queue=queue)

@@ -28,6 +28,7 @@ from .._db.forks import Forked
 from .._db.last_words import LastWords, complete, last_words
 from .._lifecycle import Fate, Pending, holds, write
 from .._lifecycle.row_errors import RowKept, RowLocked, RowMissing
+from .._points import SETTLE
 from .._sql import Statements
 from .._sql.words import has_written
 from . import scope
@@ -325,6 +326,8 @@ class HandlerSession:
         xid = self._write(connection, statements, pending)
         pending.xid, pending.if_committed = xid, pending.settlement
         connection.commit()
+        if SETTLE.listeners:
+            SETTLE.reached([pending])
         pending.xid = None
         if transaction is not None:
             try:

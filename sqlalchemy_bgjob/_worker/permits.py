@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine
 from .._db.errors import was_invalidated
 from .._db.keepalive import enable_keepalive, may_be_lost
 from .._db.sessions import name_session, plan_anew
+from .._points import CONNECTING, UNCONNECTED
 
 WAIT_FOR_OTHERS: Final = 30.0
 """Seconds for which a handler whose connection is refused waits for those of other handlers."""
@@ -107,6 +108,8 @@ class HandlerConnections:
             try:
                 return self._open(isolation_level, worker_id, inherited=inherited)
             except Exception as error:
+                if UNCONNECTED.listeners:
+                    UNCONNECTED.reached(error)
                 if was_invalidated(error) and not found_lost:
                     inherited, found_lost = False, True
                     continue  # SQLAlchemy has emptied the pool of all that are as old
@@ -145,6 +148,8 @@ class HandlerConnections:
 
     def _open(self, isolation_level: str | None, worker_id: int, *, inherited: bool) -> Connection:
         try:
+            if CONNECTING.listeners:
+                CONNECTING.reached()
             connection = self._engine.connect()
         except BaseException:
             if inherited:

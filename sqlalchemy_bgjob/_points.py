@@ -1,0 +1,78 @@
+"""Signal points: named places in the engine where a test looks on, waits, fails, or dies.
+
+In production nobody listens, and a point costs one look at an empty tuple::
+
+    if CLAIM.listeners:
+        CLAIM.reached(jobs)
+
+Tests use them through :mod:`sqlalchemy_bgjob.testing.points`. A listener is called in the thread or
+greenlet that has come to the point; what it raises is raised there. The idea is River's
+(``testsignal``), which waits at such places and does not fail at them.
+"""
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Point:
+    """One place; :data:`POINTS` has all of them by name."""
+
+    __slots__ = ("listeners", "meaning", "name")
+
+    def __init__(self, name: str, meaning: str) -> None:
+        self.name, self.meaning = name, meaning
+        self.listeners: tuple[Callable[[Any], object], ...] = ()
+
+    def reached(self, fact: Any = None) -> None:
+        """Tell those who listen."""
+        for listener in self.listeners:
+            listener(fact)
+
+
+CLAIMING: Final = Point("claiming", "A claim is about to be sent. Fact: the queue.")
+CLAIM: Final = Point(
+    "claim", "A claim was committed, and its jobs are in nobody's hands yet. Fact: the jobs."
+)
+STARTING: Final = Point(
+    "starting", "A job becomes a run, under the worker's lock. Fact: the claimed job."
+)
+CONNECTING: Final = Point("connecting", "A handler's session is about to connect. No fact.")
+UNCONNECTED: Final = Point(
+    "unconnected", "A handler's session could not connect, and it is not told. Fact: the error."
+)
+HANDLER: Final = Point(
+    "handler", "A handler has ended, and nothing of it is committed. Fact: the claimed job."
+)
+WRITE: Final = Point(
+    "write",
+    "Settlements were written, and not committed. Fact: the ids whose lease held, if any.",
+)
+SETTLE: Final = Point(
+    "settle", "Settlements were committed, and nobody was told. Fact: the settlements."
+)
+BEATING: Final = Point("beating", "A heartbeat is about to be written. Fact: the connection.")
+BEAT: Final = Point("beat", "A heartbeat was committed. Fact: the worker's id.")
+SWEEPING: Final = Point(
+    "sweeping",
+    "The rescuer is about to look. Fact: for what: ended, silent, rest, orphans, unknown, health.",
+)
+JUDGING: Final = Point("judging", "A rescue is about to begin its transaction. No fact.")
+JUDGED: Final = Point(
+    "judged", "A rescue has locked a worker's row, and marked nothing yet. Fact: the worker's id."
+)
+RETURNING: Final = Point(
+    "returning", "Unknown claims are about to be returned. Fact: the connection."
+)
+INTERRUPTED: Final = Point(
+    "interrupted", "A drain did not end in time, and runs were released. Fact: how often, from 1."
+)
+NOTIFYING: Final = Point(
+    "notifying", "Workers are about to be told of jobs that were given back. Fact: the queues."
+)
+COPYING: Final = Point("copying", "A COPY was begun, and no job is sent yet. No fact.")
+
+POINTS: Final[dict[str, Point]] = {
+    point.name: point for point in list(globals().values()) if isinstance(point, Point)
+}
