@@ -15,30 +15,17 @@ from sqlalchemy import Connection, Engine
 from .._db.errors import describe
 from .._db.forks import leave_if_forked
 from .._db.frames import causes
-from .._drafts.codec import Encoded
 from .._handlers.around import Around
-from .._handlers.outcomes import (
-    COMPLETED,
-    INTERRUPTED,
-    UNCHANGED,
-    Kind,
-    MoveToDlq,
-    Outcome,
-    Reschedule,
-    Retry,
-    Settlement,
-    decide,
-    failed,
-)
-from .._handlers.registry import JobType
-from .._lifecycle import ClaimedJob, Fate, Pending
+from .._handlers.outcomes import COMPLETED, INTERRUPTED, Kind, Outcome, Settlement
+from .._lifecycle import Fate, Pending
 from .._lifecycle.row_errors import RowLocked
+from .._points import HANDLER
 from .._sql import Statements
-from ..exceptions import InvalidArg, NoContextManager
-from ..telemetry._job_log import log_policy_problem, log_stack
+from ..exceptions import NoContextManager
+from .call import begin, check_session_is_wanted, conclude, give_up
 from .handler_session import HandlerSession, JobEnded, explain_commit_error
 from .permits import NoConnectionInTime
-from .run import Context, Run
+from .run import Run
 
 AFTER_ROW_LOCKED: Final = 5.0
 """Seconds until a job runs again whose end a user's open transaction had held up."""
@@ -87,39 +74,24 @@ class Attempt:
         self._unit: HandlerSession | None = None
         self._over = False
 
-    def _start(self) -> None:
-        run, timeout = self._run, self._run.handler.options.timeout
-        run.started_at = time.monotonic()
-        if timeout is not None:
-            run.deadline = run.started_at + timeout
-
     async def begin_around(self) -> Any:
         """For a coroutine: enter what is around, and do what :meth:`begin` does."""
         assert self.around is not None
-        self._start()
+        self._run.begin()
         await self.around.enter_async()
         return await self.begin()
 
     def begin(self) -> Any:
         """Decode the arg and call the function: what it returns, or raises."""
         run = self._run
-        handler = run.handler
         if self.around is None:
-            self._start()
-        if self._environment.scoped and handler.options.session:
+            run.begin()
+        if self._environment.scoped and run.handler.options.session:
             self._make_unit().enter_scope()  # before the handler first calls it
-        if handler.takes_arg:
-            try:
-                arg = handler.decode(run.job.arg, run.job.headers)
-            except InvalidArg as error:
-                raise MoveToDlq(error) from error  # no attempt will ever decode it
-            return handler.function(Context(run, self._session), arg)
-        return handler.function(Context(run, self._session))
+        return begin(run, self._session)
 
     def _session(self) -> Any:
-        handler = self._run.handler
-        if not handler.options.session:
-            raise RuntimeError(f"the handler of {handler.type!r} has session=False")
+        check_session_is_wanted(self._run)
         if self._unit is None and self._over:
             raise JobEnded
         return (self._unit or self._make_unit()).session
@@ -165,7 +137,7 @@ class Attempt:
         returned: Any = None
         error: BaseException | None = None
         try:
-            self._start()
+            self._run.begin()
             around.enter()
             returned = self.begin()
         except BaseException as raised:
@@ -179,6 +151,8 @@ class Attempt:
         self._over = True
         run, unit = self._run, self._unit
         leave_if_forked(self._environment.process, run.job.type, error)
+        if HANDLER.listeners:
+            HANDLER.reached(run.job)
         if returned is None and error is None and unit is None and run.deadline is None:
             return Pending(run.job, COMPLETED), None
         try:
@@ -187,9 +161,9 @@ class Attempt:
             excuse = self._excuse(error)
             if excuse is not None and returned is None and not isinstance(error, Outcome):
                 return self._put_off(excuse), None
-            settlement, keep = self._settlement(returned, error)
-            pending = Pending(run.job, settlement)
-            if not keep or unit is None:
+            end = conclude(run, returned, error)
+            pending = Pending(run.job, end.settlement)
+            if not end.keeps_writes or unit is None:
                 return pending, None
             # In this order, against the interruption, which looks and writes in the opposite one:
             # either it leaves this commit its time, or there is no commit.
@@ -197,11 +171,8 @@ class Attempt:
             if run.cancelled:
                 return Pending(run.job, INTERRUPTED), None
             return self._commit(unit, pending, outcome_was_named=returned is not None)
-        except BaseException as strange:  # an exception that can't even be looked at
-            text = f"a {type(strange).__name__} while the handler's end was recorded"
-            return Pending(
-                run.job, settlement_for(run.handler, run.job, Retry(None, text), None)
-            ), None
+        except BaseException as strange:
+            return Pending(run.job, give_up(run, strange).settlement), None
         finally:
             if unit is not None:
                 if run.connected is None:
@@ -227,7 +198,7 @@ class Attempt:
             excuse = self._excuse(refusal)
             if excuse is not None:  # its first statement, or its first write, was the last flush
                 return self._put_off(excuse), None
-            pending.settlement = _after(run.handler, run.job, explain_commit_error(refusal))
+            pending.settlement = conclude(run, None, explain_commit_error(refusal)).settlement
         return pending, None
 
     def _excuse(self, error: BaseException | None) -> BaseException | None:
@@ -251,26 +222,6 @@ class Attempt:
         settlement = Settlement(Kind.RESCHEDULED, delay=0.0, error=describe(excuse), give_back=True)
         return Pending(self._run.job, settlement, error=excuse)
 
-    def _settlement(self, returned: Any, error: BaseException | None) -> tuple[Settlement, bool]:
-        """What follows from the call, and whether the handler's writes are kept."""
-        job, handler = self._run.job, self._run.handler
-        outcome: Any = None
-        if error is None:
-            try:
-                outcome = self._run.outcome(returned)
-            except (TimeoutError, TypeError) as useless:
-                error = useless
-        keep = error is None
-        if error is not None:
-            outcome = failed(error)
-        arg: Encoded | None = None
-        if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
-            try:
-                arg = handler.codec.encode(outcome.arg)
-            except Exception as refusal:
-                return _after(handler, job, refusal), False
-        return settlement_for(handler, job, outcome, arg), keep
-
 
 def _stems_from(error: BaseException | None, cancellation: type[BaseException]) -> bool:
     """Whether an error was made of a cancellation, as a timeout is.
@@ -281,25 +232,3 @@ def _stems_from(error: BaseException | None, cancellation: type[BaseException]) 
         return False
     # Not the same one: the wait may have been in a task of the handler's own.
     return any(isinstance(cause, cancellation) for cause in causes(error))
-
-
-def _after(handler: JobType[Any], job: ClaimedJob, error: BaseException) -> Settlement:
-    return settlement_for(handler, job, failed(error), None)
-
-
-def settlement_for(
-    handler: JobType[Any], job: ClaimedJob, outcome: Outcome, arg: Encoded | None
-) -> Settlement:
-    """What follows from an outcome by the handler's options; what should be logged of it, is."""
-    options = handler.options
-    log_stack(job, handler, getattr(outcome, "error", None))
-    settlement = decide(
-        outcome,
-        attempt=job.attempt,
-        max_attempts=options.max_attempts,
-        policy=options.retry,
-        arg=arg,
-    )
-    if settlement.policy_problem is not None:
-        log_policy_problem(handler, settlement.policy_problem)
-    return settlement

@@ -63,6 +63,12 @@ class Run:
         self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
         self._info: JobInfo | None = None
 
+    def begin(self) -> None:
+        """The handler is about to be called: its ``timeout`` runs from here."""
+        self.started_at = time.monotonic()
+        if (timeout := self.handler.options.timeout) is not None:
+            self.deadline = self.started_at + timeout
+
     @property
     def late(self) -> bool:
         """Whether the handler's ``timeout`` is over."""

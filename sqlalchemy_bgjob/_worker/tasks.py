@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from .._handlers.outcomes import HAND_BACK
-from .._lifecycle import Pending
+from .._lifecycle import Fate, Pending
 from .attempt import Attempt
 from .permits import close_or_discard
 from .run import Run
@@ -93,9 +93,7 @@ class AsyncRuntime:
         # event loop, or it is a mistake of ours. Neither the slot nor the job may be lost with it.
         if not task.cancelled():
             logger.error("a run ended without a settlement", exc_info=task.exception())
-        following = worker.ended(run, Pending(run.job, HAND_BACK), None)
-        if following is not None:
-            worker.start(following)
+        _end_elsewhere(worker, run, Pending(run.job, HAND_BACK))
 
     async def _work(self, run: Run, worker: RunsJobs) -> None:
         """Do a run, and after it the next one for as long as there is one.
@@ -121,8 +119,8 @@ class AsyncRuntime:
                     async with asyncio.timeout(run.handler.options.timeout) as run.timer:
                         returned = await begin()
             except GeneratorExit as raised:
-                if not (attempt.opened and _is_current(task)):
-                    self._closed(attempt, raised, run, worker)
+                if _is_closed_from_outside(attempt, task):
+                    _close(attempt, raised, run, worker)
                     raise
                 error = raised  # the handler's own, and no end of the coroutine
             except BaseException as raised:
@@ -145,28 +143,13 @@ class AsyncRuntime:
             if time.monotonic() >= self._turn_ends and not await self._give_way(run, worker):
                 return
 
-    def _closed(self, attempt: Attempt, raised: GeneratorExit, run: Run, worker: RunsJobs) -> None:
-        """End a run whose coroutine is closed: nothing may be awaited any more."""
-        if attempt.opened:
-            if attempt.around is not None:
-                attempt.around.leave(raised)
-        else:
-            ended = attempt.end(None, raised)
-            if attempt.around is not None:
-                attempt.around.leave(raised)
-            following = worker.ended(run, *ended)
-            if following is not None:
-                worker.start(following)
-
     async def _give_way(self, run: Run, worker: RunsJobs) -> bool:
         """Let the event loop go on; whether the run is still to be done then."""
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError:  # a late one, which the handler before has asked for
             run.started_at = time.monotonic()
-            following = worker.ended(run, Pending(run.job, HAND_BACK), None)
-            if following is not None:
-                worker.start(following)
+            _end_elsewhere(worker, run, Pending(run.job, HAND_BACK))
             return False
         self._turn_ends = time.monotonic() + TURN
         return worker.holds(run)
@@ -242,12 +225,30 @@ class AsyncRuntime:
         self._threads.close()
 
 
-def _is_current(task: asyncio.Task[None]) -> bool:
-    """Whether a task runs; not so where its coroutine is closed from outside."""
+def _end_elsewhere(worker: RunsJobs, run: Run, pending: Pending, fate: Fate | None = None) -> None:
+    """End a run whose task does no other: what follows it gets one of its own."""
+    following = worker.ended(run, pending, fate)
+    if following is not None:
+        worker.start(following)
+
+
+def _is_closed_from_outside(attempt: Attempt, task: asyncio.Task[None]) -> bool:
+    """Whether a GeneratorExit is the end of the task's coroutine, and not the handler's own."""
+    if not attempt.opened:
+        return True
     try:
-        return asyncio.current_task() is task
+        return asyncio.current_task() is not task
     except RuntimeError:  # no loop runs any more
-        return False
+        return True
+
+
+def _close(attempt: Attempt, raised: GeneratorExit, run: Run, worker: RunsJobs) -> None:
+    """End a run whose coroutine is closed from outside: nothing may be awaited any more."""
+    ended = None if attempt.opened else attempt.end(None, raised)
+    if attempt.around is not None:
+        attempt.around.leave(raised)
+    if ended is not None:
+        _end_elsewhere(worker, run, *ended)
 
 
 def _differs(context: Context) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,31 +14,26 @@ from .._db.errors import sqlstate
 from .._db.forks import Forked, kept_from_children, leave_if_forked
 from .._db.targets import Unit, run_in
 from .._drafts import validation
-from .._drafts.codec import Encoded
 from .._drafts.ids import new_worker_id
 from .._handlers.outcomes import (
-    UNCHANGED,
     Kind,
     MoveToDlq,
     Outcome,
     Reschedule,
-    Retry,
     Settlement,
     crashed_too_often,
-    failed,
     unknown_type,
 )
 from .._handlers.registry import HandlerOptions, JobType, Registry
 from .._lifecycle import ClaimedJob, Pending
 from .._lifecycle.row_errors import RowKept, RowMissing
 from .._sql import statements_of
-from ..exceptions import InvalidArg
 from ..models import Models
 from ..retry import DEFAULT
 from ..settings import DEFAULT_MAX_ATTEMPTS, WorkerSettings
-from .attempt import settlement_for
+from .call import begin, check_session_is_wanted, conclude
 from .permits import is_autocommit
-from .run import Context, Run
+from .run import Run
 from .session_events import watch
 from .transaction import TransactionEnded
 from .writes import Writes
@@ -131,9 +125,7 @@ class _WorkOne:
             self._settle(job, spent)
             return MoveToDlq(spent.error)
         run = Run(job, handler)
-        run.started_at = time.monotonic()
-        if options.timeout is not None:
-            run.deadline = run.started_at + options.timeout
+        run.begin()
         return self._call(run)
 
     def _can_run(self, handler: JobType[Any]) -> bool:
@@ -141,63 +133,59 @@ class _WorkOne:
 
     def _call(self, run: Run) -> Outcome:
         """Run the handler inside a savepoint, which is released when its writes are to be kept."""
-        connection = self._connection
-        job, handler = run.job, run.handler
+        connection, job = self._connection, run.job
         savepoint = connection.begin_nested()
         session: Any = None
         writes: Writes | None = None
 
         def get_session() -> Any:
             nonlocal session, writes
-            if not handler.options.session:
-                raise RuntimeError(f"the handler of {handler.type!r} has session=False")
+            check_session_is_wanted(run)
             if session is None:
-                session, writes = self._make_session(handler)
+                session, writes = self._make_session(run.handler)
             return session
 
+        returned: Any = None
+        error: Exception | None = None
         try:
+            returned = self._returned(run, get_session)
+        except Exception as raised:
+            error = raised
+        end = conclude(run, returned, error)
+        if end.keeps_writes:
             try:
-                args = (handler.decode(job.arg, job.headers),) if handler.takes_arg else ()
-            except InvalidArg as error:
-                raise MoveToDlq(error) from error
-            returned = self._returned(run, get_session, args)
-            outcome = run.outcome(returned)
-            settlement = settlement_for(handler, job, outcome, _new_arg(handler, outcome))
-            if writes is not None:
-                _sync(session).commit()
-                writes.check(outcome_was_named=returned is not None)
-                _close(session)
-            # Within the savepoint: if the handler has changed its own row, that is undone with it.
-            self._settle(job, settlement)
-            savepoint.commit()
-            return outcome
-        except Exception as error:
-            if writes is not None:
-                writes.stop()
-            if session is not None:
-                _close(session)
-            while (inner := connection.get_nested_transaction()) not in (None, savepoint):
-                inner.close()  # a savepoint that could not be released stays in the way
-            if connection.invalidated or inner is None:
-                raise  # the caller's transaction itself is gone
-            _undo(savepoint, error)
-            try:
-                outcome = failed(error)
-                settlement = settlement_for(handler, job, outcome, _new_arg(handler, outcome))
-            except Exception as second:
-                outcome = Retry(None, second)
-                settlement = settlement_for(handler, job, outcome, None)
-            self._settle(job, settlement)
-            return outcome
+                if writes is not None:
+                    _sync(session).commit()
+                    writes.check(outcome_was_named=returned is not None)
+                    _close(session)
+                # Within the savepoint: a change of the handler's to its own row is undone with it.
+                self._settle(job, end.settlement)
+                savepoint.commit()
+                return end.outcome
+            except Exception as refusal:
+                error = refusal
+                end = conclude(run, None, refusal)
+        if writes is not None:
+            writes.stop()
+        if session is not None:
+            _close(session)
+        while (inner := connection.get_nested_transaction()) not in (None, savepoint):
+            inner.close()  # a savepoint that could not be released stays in the way
+        if connection.invalidated or inner is None:
+            # The caller's transaction itself is gone.
+            raise TransactionEnded if error is None else error
+        _undo(savepoint, error)
+        self._settle(job, end.settlement)
+        return end.outcome
 
-    def _returned(self, run: Run, get_session: Callable[[], Any], args: tuple[Any, ...]) -> Any:
+    def _returned(self, run: Run, get_session: Callable[[], Any]) -> Any:
         """What the handler returns, in the process that has called it and in no other."""
-        handler, type = run.handler, run.job.type
+        type = run.job.type
         try:
             with kept_from_children(self._connection):
-                returned = handler.function(Context(run, get_session), *args)
-                if handler.is_coroutine:
-                    returned = _await(returned, handler.options.timeout)
+                returned = begin(run, get_session)
+                if run.handler.is_coroutine:
+                    returned = _await(returned, run.handler.options.timeout)
         except BaseException as error:
             leave_if_forked(self._process, type, error)
             raise
@@ -243,19 +231,13 @@ class _WorkOne:
             raise RowKept if kept else RowMissing
 
 
-def _undo(savepoint: NestedTransaction, error: Exception) -> None:
+def _undo(savepoint: NestedTransaction, error: Exception | None) -> None:
     try:
         savepoint.rollback()
     except DBAPIError as gone:
         if sqlstate(gone) in _NO_SAVEPOINT:
             raise TransactionEnded from error
         raise
-
-
-def _new_arg(handler: JobType[Any], outcome: Outcome) -> Encoded | None:
-    if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
-        return handler.codec.encode(outcome.arg)
-    return None
 
 
 def _sync(session: Any) -> Session:

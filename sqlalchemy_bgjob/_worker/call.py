@@ -1,0 +1,117 @@
+"""One call of a handler: from the row's bytes to what follows from what it returned or raised.
+
+No I/O of its own: threads, tasks and ``work_one`` differ in where they call, and in how they write
+the settlement.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .._drafts.codec import Encoded
+from .._handlers.outcomes import (
+    UNCHANGED,
+    MoveToDlq,
+    Outcome,
+    Reschedule,
+    Retry,
+    Settlement,
+    decide,
+    failed,
+)
+from ..exceptions import InvalidArg
+from ..telemetry._job_log import log_policy_problem, log_stack
+from .run import Context, Run
+
+
+class Conclusion(NamedTuple):
+    """What a call came to.
+
+    Attributes:
+        outcome: What the handler said, or what its error means.
+        settlement: What follows from it by the handler's options.
+        keeps_writes: Whether what was written through the session is to be committed.
+    """
+
+    outcome: Outcome
+    settlement: Settlement
+    keeps_writes: bool
+
+
+def begin(run: Run, make_session: Callable[[], Any]) -> Any:
+    """Decode the arg and call the function: what it returns, or raises.
+
+    Raises:
+        MoveToDlq: The arg can't be decoded; no attempt will ever decode it.
+    """
+    handler = run.handler
+    context = Context(run, make_session)
+    if not handler.takes_arg:
+        return handler.function(context)
+    try:
+        arg = handler.decode(run.job.arg, run.job.headers)
+    except InvalidArg as error:
+        raise MoveToDlq(error) from error
+    return handler.function(context, arg)
+
+
+def check_session_is_wanted(run: Run) -> None:
+    """Refuse a session to a handler that was registered without.
+
+    Raises:
+        RuntimeError: ``session=False``.
+    """
+    if not run.handler.options.session:
+        raise RuntimeError(f"the handler of {run.handler.type!r} has session=False")
+
+
+def conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:
+    """What follows from what a handler returned, or raised.
+
+    What it wrote is kept if it has returned in time, whichever outcome it names, and if that can be
+    stored.
+    """
+    try:
+        return _conclude(run, returned, error)
+    except Exception as strange:  # an exception that can't even be looked at
+        return give_up(run, strange)
+
+
+def give_up(run: Run, strange: BaseException) -> Conclusion:
+    """The attempt has failed for what was met while its end was recorded."""
+    text = f"a {type(strange).__name__} while the handler's end was recorded"
+    return _settled(run, Retry(None, text))
+
+
+def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:
+    if error is None:
+        try:
+            outcome = run.outcome(returned)
+        except (TimeoutError, TypeError) as useless:
+            error = useless
+    if error is not None:
+        outcome = failed(error)
+    arg: Encoded | None = None
+    if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
+        try:
+            arg = run.handler.codec.encode(outcome.arg)
+        except Exception as refusal:
+            return _settled(run, failed(refusal))
+    return _settled(run, outcome, arg, keeps_writes=error is None)
+
+
+def _settled(
+    run: Run, outcome: Outcome, arg: Encoded | None = None, *, keeps_writes: bool = False
+) -> Conclusion:
+    """An outcome by the handler's options; what should be logged of it, is."""
+    handler, job = run.handler, run.job
+    log_stack(job, handler, getattr(outcome, "error", None))
+    settlement = decide(
+        outcome,
+        attempt=job.attempt,
+        max_attempts=handler.options.max_attempts,
+        policy=handler.options.retry,
+        arg=arg,
+    )
+    if settlement.policy_problem is not None:
+        log_policy_problem(handler, settlement.policy_problem)
+    return Conclusion(outcome, settlement, keeps_writes)
