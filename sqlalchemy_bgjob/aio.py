@@ -30,7 +30,7 @@ from ._handlers.served import (
 from ._misuse import OnlyAsyncWith
 from ._sql import Statements
 from ._worker.attempt import Environment
-from ._worker.loop import Dispatcher
+from ._worker.loop import WorkerLoop
 from ._worker.permits import HandlerConnections
 from ._worker.preflight import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._worker.start_line import START_TIMEOUT, log_start, say_it_waits
@@ -128,7 +128,7 @@ class AsyncWorker(OnlyAsyncWith):
             sync_engine = self._make_sync_engine(functions, slots)
         self._sync_engine = sync_engine
         self._sync_permits = None if sync_engine is None else pool_permits(sync_engine, slots)
-        self._dispatcher: Dispatcher | None = None
+        self._loop: WorkerLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._stop_timeout: float | None = None
 
@@ -196,8 +196,8 @@ class AsyncWorker(OnlyAsyncWith):
         timeout = self.settings.shutdown_timeout if timeout is None else timeout
         # In this order: the loop may be about to begin in another thread, and looks then.
         self._stop_timeout = timeout
-        if self._dispatcher is not None:
-            self._dispatcher.stop(timeout)
+        if self._loop is not None:
+            self._loop.stop(timeout)
 
     async def _run(self, ready: Callable[[], None]) -> None:
         refuse_fork(self._made_by)
@@ -213,22 +213,22 @@ class AsyncWorker(OnlyAsyncWith):
         log_start("asyncio", self._engine, self.queues, self._jobs.registry)
         threads = ThreadRuntime(self._sync_engine or self._engine)
         runtime = AsyncRuntime(self._engine, threads, self._heart_engine)
-        self._dispatcher = dispatcher = self._make_dispatcher(runtime, threads)
+        self._loop = loop = self._make_loop(runtime, threads)
         if self._stop_timeout is not None:
-            dispatcher.stop(self._stop_timeout)
-        loop = asyncio.ensure_future(greenlet_spawn(dispatcher.run, ready))
+            loop.stop(self._stop_timeout)
+        running = asyncio.ensure_future(greenlet_spawn(loop.run, ready))
         try:
-            await asyncio.shield(loop)
+            await asyncio.shield(running)
         except asyncio.CancelledError:
-            dispatcher.stop(0.0)
-            await asyncio.wait({loop})
+            loop.stop(0.0)
+            await asyncio.wait({running})
             raise
         finally:
             await runtime.close()
             if self._own_sync_engine is not None:
                 self._own_sync_engine.dispose()
 
-    def _make_dispatcher(self, runtime: AsyncRuntime, threads: ThreadRuntime) -> Dispatcher:
+    def _make_loop(self, runtime: AsyncRuntime, threads: ThreadRuntime) -> WorkerLoop:
         statements = Statements(self._jobs.models)
         permits = AsyncPermits(self._permits) if self._permits is not None else None
         connections = HandlerConnections(self._engine, permits, close_apart, AsyncPermits(0))
@@ -250,7 +250,7 @@ class AsyncWorker(OnlyAsyncWith):
                 self._sync_permits,
                 self._around,
             )
-        return Dispatcher(
+        return WorkerLoop(
             self._jobs.models,
             self._jobs.registry,
             runtime,

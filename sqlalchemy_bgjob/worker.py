@@ -22,7 +22,7 @@ from ._handlers.served import (
 )
 from ._misuse import OnlyWith
 from ._sql import Statements
-from ._worker.loop import Dispatcher
+from ._worker.loop import WorkerLoop
 from ._worker.preflight import check_dialect, own_sockets, pool_permits, refuse_fork
 from ._worker.start_line import START_TIMEOUT, log_start, say_it_waits
 from ._worker.threads import ThreadRuntime, thread_environment
@@ -92,7 +92,7 @@ class Worker(OnlyWith):
         environment = thread_environment(
             engine, statements, session_factory or Session, permits, around
         )
-        self._dispatcher = Dispatcher(
+        self._loop = WorkerLoop(
             jobs.models,
             jobs.registry,
             self._runtime,
@@ -126,7 +126,7 @@ class Worker(OnlyWith):
         )
         log_start("threads", self._runtime.engine, self.queues, self._registry)
         try:
-            self._dispatcher.run(self._begun.set)
+            self._loop.run(self._begun.set)
         finally:
             self._runtime.close()
             self._ended.set()
@@ -159,7 +159,7 @@ class Worker(OnlyWith):
 
     def request_stop(self, timeout: float | None = None) -> None:
         """As :meth:`stop`, without waiting. May be called again with a shorter timeout."""
-        self._dispatcher.stop(self.settings.shutdown_timeout if timeout is None else timeout)
+        self._loop.stop(self.settings.shutdown_timeout if timeout is None else timeout)
 
     def _run(self) -> None:
         try:

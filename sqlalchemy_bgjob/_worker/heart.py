@@ -7,7 +7,7 @@ look dead. The rules, and what each is for:
 * A beat that finds its row taken means that the jobs were given to others. All that runs is told,
   and the worker goes on under a new id; an id is never taken up again.
 * No job is started on an old beat: see :meth:`Heart.fresh`.
-* A worker whose loop has not turned for ten minutes beats no more: it would keep its jobs for ever.
+* A worker whose loop has not turned for ten minutes beats no more: it would never lose its jobs.
 * For how long it has beaten without a gap, by both clocks, is remembered for :mod:`.rescuer`.
 """
 
@@ -16,25 +16,27 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sqlalchemy import Connection
 
 from .. import _lifecycle as lifecycle
-from .._db.connections import Backoff, OfAnotherLoop, configure, session_of, side_engine
+from .._db.connections import OfAnotherLoop, configure
 from .._db.errors import passes_by_itself
 from .._db.idle_statement import may_commit_each
 from .._db.sessions import name_session
 from .._drafts.ids import new_worker_id
+from .._points import BEAT, BEATING
 from .._sql import Statements
 from .._version import __version__
 from ..settings import WorkerSettings
+from ..telemetry import Events
+from .hands import Hands
 from .runtime import Runtime
-
-if TYPE_CHECKING:
-    from sqlalchemy.engine.interfaces import IsolationLevel
+from .side_loop import SideLoop
+from .unknown_claims import UnknownClaims
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -46,23 +48,21 @@ REFUSALS: Final = 3
 """Failures to register that do not pass by themselves: then a worker that begins gives up."""
 
 
-class Heart:
+class Heart(SideLoop):
     """Beats for one worker until it is stopped.
 
     Args:
-        runtime: Where to connect.
+        runtime: Where to connect; it is woken when the worker was registered, after each beat that
+            was overdue, and when the end of its process can be seen.
         statements: Those of the tables.
         settings: The worker's.
         queues: What the worker serves, for its row.
-        turned_at: When the worker's loop has last turned, by the monotonic clock.
-        on_reconnect: Called when a registered worker's heart has begun another session, which may
-            be of another server than that where the listener's is.
-        on_change: Called when the worker was registered, after each beat that was overdue, and when
-            the end of its process can be seen.
-        on_lost: Called with the old id when the worker's jobs were taken from it, before it has a
-            new one.
-        on_error: Called with what went wrong.
+        hands: Told when all leases are over: the worker was judged lost.
+        unknown: Told of the old id then: a claim may have come after the judgement.
+        events: Told of what went wrong.
     """
+
+    interrupted = "heartbeat interrupted"
 
     def __init__(
         self,
@@ -71,21 +71,18 @@ class Heart:
         settings: WorkerSettings,
         queues: Mapping[str, int],
         *,
-        turned_at: Callable[[], float],
-        on_reconnect: Callable[[], None],
-        on_change: Callable[[], None],
-        on_lost: Callable[[int], None],
-        on_error: Callable[[BaseException], None],
+        hands: Hands,
+        unknown: UnknownClaims,
+        events: Events,
     ) -> None:
+        super().__init__(runtime.heart_engine, events)
         self._runtime, self._statements, self._settings = runtime, statements, settings
-        self._queues, self._turned_at = dict(queues), turned_at
-        self._on_reconnect, self._on_change = on_reconnect, on_change
-        self._on_lost, self._on_error = on_lost, on_error
-        self._stopping = threading.Event()
+        self._queues, self._hands, self._unknown = dict(queues), hands, unknown
         self._urgent = threading.Event()
         self._listener: tuple[int, datetime] | None = None
         self._stuck = False
-        self._last_beat = float("-inf")
+        self._turned_at = time.monotonic()
+        self._last_beat = self._doubted_at = float("-inf")
         self._unbroken_since = float("inf")
         self._refusals = 0
         self.refusal: BaseException | None = None
@@ -94,8 +91,14 @@ class Heart:
         """The id under which this worker is registered now."""
         self.visible = False
         """Whether others see at once when this process ends: they know the session that listens."""
+        self.reconnects = 0
+        """How often it has begun another session, which may be one of another server."""
 
-    def fresh(self, now: float, since: float = float("-inf")) -> bool:
+    def turned(self, now: float) -> None:
+        """The worker's loop has turned."""
+        self._turned_at = now
+
+    def fresh(self, now: float) -> bool:
         """Whether a job may be started: nobody can have judged this worker lost yet.
 
         A process that was frozen finds its last beat old by the monotonic clock, and beats first.
@@ -104,7 +107,11 @@ class Heart:
         """
         limit = self._settings.lease_timeout - self._settings.heartbeat_interval
         last = self._last_beat
-        return self.worker_id is not None and now - last < limit and last >= since
+        return self.worker_id is not None and now - last < limit and last >= self._doubted_at
+
+    def doubt(self, now: float) -> None:
+        """A connection of this worker was lost: no job is started before the next beat."""
+        self._doubted_at = now
 
     def set_listener(self, session: tuple[int, datetime] | None) -> None:
         """The session that listens has changed: others must hear of it at once."""
@@ -117,41 +124,23 @@ class Heart:
 
     def stop(self) -> None:
         """Ask the thread to end."""
-        self._stopping.set()
+        super().stop()
         self._urgent.set()
 
-    def run(self) -> None:
-        """Beat and look, and connect again whenever the connection is lost."""
-        engine = side_engine(self._runtime.heart_engine)
-        backoff = Backoff()
-        try:
-            while not self._stopping.is_set():
-                try:
-                    with session_of(engine) as connection:
-                        # Each beat commits by itself: if the network died between the beat and its
-                        # COMMIT, the row would stay locked, and nobody could judge this worker.
-                        each = may_commit_each(connection)
-                        level: IsolationLevel = "AUTOCOMMIT" if each else "READ COMMITTED"
-                        self._live(configure(connection, level), backoff)
-                except Exception as error:
-                    self._on_error(error)
-                    self._note_refusal(error)
-                    if not self._stopping.is_set():
-                        backoff.log("heartbeat interrupted", error)
-                self._stopping.wait(backoff.pause())
-        finally:
-            engine.pool.dispose()  # no listener of the application's is told of it
-
-    def _note_refusal(self, error: BaseException) -> None:
+    def _failed(self, error: Exception) -> None:
         if passes_by_itself(error):
             return
         # Each connection of another loop may be one that a pool of the application's has lost.
         self._refusals = REFUSALS if isinstance(error, OfAnotherLoop) else self._refusals + 1
         if self._refusals == REFUSALS:
             self.refusal = error
-            self._on_change()
+            self._runtime.wake()
 
-    def _live(self, connection: Connection, backoff: Backoff) -> None:
+    def _live(self, connection: Connection) -> None:
+        # Each beat commits by itself: if the network died between the beat and its COMMIT, the row
+        # would stay locked, and nobody could judge this worker.
+        each = may_commit_each(connection)
+        connection = configure(connection, "AUTOCOMMIT" if each else "READ COMMITTED")
         settings = self._settings
         self._unbroken_since = time.monotonic()
         next_beat = 0.0
@@ -159,7 +148,7 @@ class Heart:
             # On another server the listener's session is unknown, and looks ended there.
             name_session(connection, self.worker_id)
             self._listener = None
-            self._on_reconnect()
+            self.reconnects += 1
         try:
             while not self._stopping.is_set():
                 now = time.monotonic()
@@ -169,14 +158,14 @@ class Heart:
                     gap = self._is_stuck(now) or self._beat(connection) > longest
                     if gap or time.monotonic() - last > longest:
                         self._unbroken_since = time.monotonic()
-                    backoff.reset()
+                    self._backoff.reset()
                     next_beat = now + settings.heartbeat_interval
                 self._urgent.wait(max(next_beat - time.monotonic(), 0.0))
         finally:
             self._unbroken_since = float("inf")
 
     def _is_stuck(self, now: float) -> bool:
-        still = now - self._turned_at()
+        still = now - self._turned_at
         was, self._stuck = self._stuck, still > NO_PROGRESS_AFTER
         if self._stuck and not was:
             logger.critical(
@@ -205,7 +194,8 @@ class Heart:
             if gap is None:
                 lost, self.worker_id = self.worker_id, None
                 logger.warning("worker %d was found lost: its jobs run elsewhere", lost)
-                self._on_lost(lost)
+                self._hands.lost()
+                self._unknown.expect(lost)
                 gap = float("inf")
         if self.worker_id is None:
             self._register(connection)
@@ -213,12 +203,16 @@ class Heart:
         overdue = not self.fresh(sent)
         self._last_beat = sent
         if overdue or self.visible > was_visible:
-            self._on_change()
+            self._runtime.wake()
         return gap or 0.0
 
     def _write_beat(self, connection: Connection, worker_id: int) -> float | None:
+        if BEATING.listeners:
+            BEATING.reached(connection)
         listener = self._listener
         gap = lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=listener)
+        if BEAT.listeners:
+            BEAT.reached(worker_id)
         self.visible = gap is not None and listener is not None
         return gap
 

@@ -14,18 +14,21 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
 
-from .._db.connections import Backoff, configure, session_of, side_engine
+from .._db.connections import configure, session_of
 from .._db.errors import sqlstate
 from .._db.keepalive import enable_keepalive
 from .._sql import Statements
+from ..telemetry import Events
+from .hands import Hands
+from .heart import Heart
 from .runtime import Runtime
+from .side_loop import SideLoop
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -55,95 +58,67 @@ Wait = Callable[[float], None]
 """Waits for a notification, at most so many seconds; what arrives is heard."""
 
 
-class OnWake(Protocol):
-    """What is called with a notification."""
-
-    def __call__(self, queue: str | None, *, new: bool = False) -> None: ...
-
-
-class Listener:
-    """Listens for one worker until it is stopped.
+class Listener(SideLoop):
+    """Listens for one worker until it is stopped, within a quarter of a second.
 
     Args:
         runtime: Where to connect, and how to await.
         statements: Those of the tables; they name the channel.
-        on_wake: Called with a queue's name, or with None for all queues, and with whether it is of
-            new jobs only.
-        on_session: Called with (pid, backend_start) once listening works, with None when it ends.
+        hands: Woken by each notification.
+        heart: Told which session listens. When it has begun another session itself, this one is
+            given up too: what the worker writes goes to another server, perhaps, and where the old
+            one is up, as one that has become read-only is, the session there lasts and hears
+            nothing any more.
+        events: Told of what went wrong.
+
+    Attributes:
+        listening: Whether notifications arrive.
     """
 
+    interrupted = "not listening"
+
     def __init__(
-        self,
-        runtime: Runtime,
-        statements: Statements,
-        *,
-        on_wake: OnWake,
-        on_session: Callable[[tuple[int, datetime] | None], None],
-        on_error: Callable[[BaseException], None],
+        self, runtime: Runtime, statements: Statements, hands: Hands, heart: Heart, events: Events
     ) -> None:
-        self._runtime = runtime
-        self._statements = statements
-        self._on_wake, self._on_session, self._on_error = on_wake, on_session, on_error
-        self._stopping = threading.Event()
-        self._anew = threading.Event()
+        super().__init__(runtime.engine, events)
+        self._runtime, self._statements = runtime, statements
+        self._hands, self._heart = hands, heart
+        self._of_reconnect = 0
+        self._refusals = 0
         self._warned = False
         self.listening = False
 
-    def stop(self) -> None:
-        """Ask it to end; it does within a quarter of a second."""
-        self._stopping.set()
-
-    def begin_anew(self) -> None:
-        """Listen in another session: what this worker writes goes to another server, perhaps.
-
-        Where the old server is up, as one that has become read-only is, the session there lasts,
-        and hears nothing any more.
-        """
-        self._anew.set()
-
-    def run(self) -> None:
-        """Listen, and begin again whenever the connection is lost."""
-        engine = side_engine(self._runtime.engine)
-        backoff = Backoff()
-        refusals = 0
+    def _live(self, connection: Connection) -> float | None:
         try:
-            while not self._stopping.is_set():
-                pause = AFTER_FAILED_TEST
-                self._anew.clear()  # before it connects: what comes later is of that session
-                try:
-                    with session_of(engine) as connection:
-                        if self._listen(engine, connection, backoff):
-                            pause = backoff.pause()
-                except CantListen as lacking:
-                    self._warn(str(lacking), remedy="use psycopg, psycopg2 or asyncpg")
-                    return
-                except Exception as error:
-                    refusals = refusals + 1 if _is_refusal(error) and not self.listening else 0
-                    if refusals == REFUSALS:
-                        self._warn(f"LISTEN is refused ({sqlstate(error)})")
-                    if not self._stopping.is_set():
-                        self._on_error(error)
-                        backoff.log("not listening", error)
-                    if refusals < REFUSALS:
-                        pause = backoff.pause()
-                finally:
-                    if self.listening:
-                        self.listening = False
-                        self._on_session(None)
-                self._pause(pause)
+            return None if self._listen(connection) else AFTER_FAILED_TEST
+        except CantListen as lacking:
+            self._warn(str(lacking), remedy="use psycopg, psycopg2 or asyncpg")
+            self.stop()
+            return None
         finally:
-            engine.pool.dispose()  # no listener of the application's is told of it
+            if self.listening:
+                self.listening = False
+                self._heart.set_listener(None)
+
+    def _failed(self, error: Exception) -> float | None:
+        self._refusals = self._refusals + 1 if _is_refusal(error) else 0
+        if self._refusals == REFUSALS:
+            self._warn(f"LISTEN is refused ({sqlstate(error)})")
+        return AFTER_FAILED_TEST if self._refusals >= REFUSALS else None
+
+    def _is_over(self) -> bool:
+        """Whether this session is to be given up."""
+        return self._stopping.is_set() or self._of_reconnect != self._heart.reconnects
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while not (self._stopping.is_set() or self._anew.is_set()):
-            if (left := until - time.monotonic()) <= 0:
-                return
+        while not self._is_over() and (left := until - time.monotonic()) > 0:
             self._runtime.sleep(min(left, _STOP_WITHIN))
+        self._of_reconnect = self._heart.reconnects  # what comes later is of the next session
 
-    def _listen(self, engine: Engine, connection: Connection, backoff: Backoff) -> bool:
+    def _listen(self, connection: Connection) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
-        connection = configure(connection, "AUTOCOMMIT")
+        engine, connection = connection.engine, configure(connection, "AUTOCOMMIT")
         new, given_back = self._statements.channel, self._statements.channel_of_given_back
         # A side channel makes the test independent of what queues are called.
         test = f"{new}_{secrets.token_hex(8)}"
@@ -153,19 +128,20 @@ class Listener:
             if channel == test:
                 tested.set()
             elif self.listening:
-                self._on_wake(queue, new=channel == new)
+                self._hands.wake(queue, new=channel == new)
 
         row = connection.execute(self._statements.listener_session).one_or_none()
         wait = _listen_on(connection, (new, given_back, test), hear, self._runtime)
         if not self._hears(engine, wait, test, tested):
             self._warn("notifications do not arrive (a connection pooler in transaction mode?)")
             return False
-        backoff.reset()
+        self._backoff.reset()
+        self._refusals = 0
         self.listening = True
         session = (row[0], row[1]) if row is not None and row[1] is not None else None
-        self._on_session(session)
-        self._on_wake(None)
-        while not (self._stopping.is_set() or self._anew.is_set()):
+        self._heart.set_listener(session)
+        self._hands.wake(None)
+        while not self._is_over():
             wait(_STOP_WITHIN)
         return True
 

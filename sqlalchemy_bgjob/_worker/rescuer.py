@@ -16,23 +16,26 @@ table of jobs, or wait for a lock on it, and the worker beats meanwhile. The rul
 
 import logging
 import random
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
 from .. import _lifecycle as lifecycle
-from .._db.connections import Backoff, configure, session_of, side_engine
+from .._db.connections import configure
 from .._db.errors import doubts_session, lost_connection, summary
 from .._db.sessions import name_session
 from .._inspect.health import Health
-from .._lifecycle import Beat, ClaimedJob, Rescued
+from .._lifecycle import Beat, Rescued
+from .._points import SWEEPING
 from .._sql import Statements
 from ..settings import WorkerSettings
+from ..telemetry import Events
 from .heart import Heart
 from .runtime import Runtime
+from .side_loop import SideLoop
+from .unknown_claims import SUSPECTED_AGAIN, UnknownClaims
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -43,9 +46,6 @@ _READING_SHARE: Final = 100
 """What reads the table of jobs takes at most this part of a worker's time."""
 _AT_LEAST_EVERY: Final = 300.0
 """Seconds: it may have waited for a lock instead."""
-_SUSPECTED_AGAIN: Final = 1.0
-"""Seconds until it is asked whether a job that this worker holds is still not known to it: for a
-moment, that is so of all whose claim or settlement is on its way."""
 
 
 class _Turns:
@@ -64,20 +64,20 @@ class _Turns:
         return min(self.look, self.sweep, self.rest, self.orphans, self.sample, self.again)
 
 
-class Rescuer:
-    """Looks after the other workers until it is stopped.
+class Rescuer(SideLoop):
+    """Looks after the other workers until it is stopped; a sweep that waits is not waited for.
 
     Args:
         runtime: Where to connect.
         statements: Those of the tables.
         settings: The worker's.
         heart: The worker's own, which says whether it is fit to judge.
-        known: The jobs that are in the hands of this worker.
-        on_unknown: Called with its id when it has others besides, whose claim was committed long
-            after its answer was lost: a standby or a disk may have stalled.
+        unknown: What this worker may hold without knowing it: sought here too.
+        events: Told of what went wrong.
         on_health: Called with what was found, if it was this worker that looked.
-        on_error: Called with what went wrong.
     """
+
+    interrupted = "rescuer interrupted"
 
     def __init__(
         self,
@@ -85,49 +85,41 @@ class Rescuer:
         statements: Statements,
         settings: WorkerSettings,
         heart: Heart,
+        unknown: UnknownClaims,
+        events: Events,
         *,
-        known: Callable[[], list[ClaimedJob]],
-        on_unknown: Callable[[int], None],
         on_health: Callable[[Health], None],
-        on_error: Callable[[BaseException], None],
     ) -> None:
-        self._runtime, self._statements, self._settings = runtime, statements, settings
-        self._heart, self._known, self._on_unknown = heart, known, on_unknown
-        self._on_health, self._on_error = on_health, on_error
-        self._stopping = threading.Event()
+        super().__init__(runtime.heart_engine, events)
+        self._statements, self._settings = statements, settings
+        self._heart, self._unknown, self._on_health = heart, unknown, on_health
+        self._sweeps: Mapping[str, Callable[[Connection], None]] = {
+            "ended": self._look_for_ended,
+            "silent": self._look_for_silent,
+            "rest": self._look_for_rest,
+            "orphans": self._look_for_orphans,
+            "unknown": self._ask_again,
+            "health": self._sample_health,
+        }
         self._seen: dict[int, datetime] = {}
         self._beats: dict[int, Beat] = {}
-        self._suspected: set[tuple[str, int]] = set()
         self._doubtful = False
 
-    def stop(self) -> None:
-        """Ask the thread to end; a sweep that waits for a lock is not waited for."""
-        self._stopping.set()
-
     def run(self) -> None:
-        """Look, and connect again whenever the connection is lost."""
-        engine = side_engine(self._runtime.heart_engine)
-        backoff = Backoff()
-        turns = _Turns(self._settings)
-        try:
-            while not self._stopping.is_set():
-                try:
-                    with session_of(engine) as connection:
-                        self._live(configure(connection), turns, backoff)
-                except Exception as error:
-                    turns = _Turns(self._settings)
-                    if not self._stopping.is_set():
-                        self._on_error(error)
-                        backoff.log("watch interrupted", error)
-                self._stopping.wait(backoff.pause())
-        finally:
-            engine.pool.dispose()  # no listener of the application's is told of it
+        """Look until stopped, and connect again whenever the connection is lost."""
+        self._turns = _Turns(self._settings)
+        super().run()
 
-    def _live(self, connection: Connection, turns: _Turns, backoff: Backoff) -> None:
+    def _failed(self, error: Exception) -> None:
+        self._turns = _Turns(self._settings)
+
+    def _live(self, connection: Connection) -> None:
         """Look until stopped, or until a sweep has failed for what may be the session's fault."""
-        settings = self._settings
+        connection = configure(connection)
+        settings, turns = self._settings, self._turns
         # Not the beats: by this process's clock, they are as old in another session.
-        self._seen, self._suspected = {}, set()
+        self._seen = {}
+        self._unknown.forget_suspected()
         self._doubtful = False
         works_from = time.monotonic() + settings.rescue_interval  # each sweep has had its turn
         while not self._stopping.is_set():
@@ -137,48 +129,48 @@ class Rescuer:
                 # rescue in which it may have been frozen.
                 name_session(connection, self._heart.worker_id)
             if now >= turns.look:
-                self._guarded(self._look_for_ended, connection)
+                self._sweep("ended", connection)
                 turns.look = now + settings.death_check_interval
             if now >= turns.sweep:
-                self._guarded(self._look_for_silent, connection)
+                self._sweep("silent", connection)
                 turns.sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
             if now >= turns.rest:  # a row that can't be given back makes each of these read
-                pause = self._read(self._look_for_rest, connection, settings.rescue_interval)
+                pause = self._read("rest", connection, settings.rescue_interval)
                 turns.rest = now + pause * random.uniform(0.9, 1.0)
             if now >= turns.orphans:
-                pause = self._read(self._look_for_orphans, connection, settings.orphan_interval)
+                pause = self._read("orphans", connection, settings.orphan_interval)
                 turns.orphans = now + pause * random.uniform(0.9, 1.1)
-                if self._suspected:
-                    turns.again = min(turns.again, time.monotonic() + _SUSPECTED_AGAIN)
+                if self._unknown.suspected:
+                    turns.again = min(turns.again, time.monotonic() + SUSPECTED_AGAIN)
             if now >= turns.again:
                 turns.again = float("inf")
-                self._guarded(self._look_again, connection)
+                self._sweep("unknown", connection)
             if now >= turns.sample:
-                self._guarded(self._sample_health, connection)
+                self._sweep("health", connection)
                 turns.sample = now + settings.health_interval
             if self._doubtful:
                 return
             if now >= works_from:
-                backoff.reset()
+                self._backoff.reset()
             self._stopping.wait(max(turns.next - time.monotonic(), 0.0))
 
-    def _read(
-        self, sweep: Callable[[Connection], None], connection: Connection, interval: float
-    ) -> float:
+    def _read(self, name: str, connection: Connection, interval: float) -> float:
         """Do a sweep that may read the table of jobs; the seconds from its start to the next."""
         begun = time.monotonic()
-        self._guarded(sweep, connection)
+        self._sweep(name, connection)
         took = time.monotonic() - begun
         return max(interval, min(took * _READING_SHARE, _AT_LEAST_EVERY))
 
-    def _guarded(self, sweep: Callable[[Connection], None], connection: Connection) -> None:
+    def _sweep(self, name: str, connection: Connection) -> None:
         try:
-            sweep(connection)
+            if SWEEPING.listeners:
+                SWEEPING.reached(name)
+            self._sweeps[name](connection)
         except Exception as error:
             if lost_connection(error):
                 raise
             self._doubtful = self._doubtful or doubts_session(error)
-            self._on_error(error)
+            self._events.report(error)
             logger.warning("a sweep failed: %s", summary(error))
 
     def _look_for_ended(self, connection: Connection) -> None:
@@ -201,24 +193,12 @@ class Rescuer:
         found = lifecycle.rescue_orphans(connection, self._statements)
         if found:
             logger.warning("gave back %d jobs that no known worker held", found)
-        worker_id = self._heart.worker_id
-        if worker_id is not None and not self._suspected:
-            self._suspected = lifecycle.held_besides(
-                connection, self._statements, worker_id=worker_id, known=self._known()
-            )
+        if (worker_id := self._heart.worker_id) is not None:
+            self._unknown.search(connection, worker_id)
 
-    def _look_again(self, connection: Connection) -> None:
-        suspected, self._suspected = self._suspected, set()
-        unknown = suspected - {(job.id, job.lease) for job in self._known()}
-        worker_id = self._heart.worker_id
-        if (
-            unknown
-            and worker_id is not None
-            and lifecycle.holds_some(
-                connection, self._statements, worker_id=worker_id, jobs=unknown
-            )
-        ):
-            self._on_unknown(worker_id)
+    def _ask_again(self, connection: Connection) -> None:
+        if (worker_id := self._heart.worker_id) is not None:
+            self._unknown.ask_again(connection, worker_id)
 
     def _sample_health(self, connection: Connection) -> None:
         worker_id = self._heart.worker_id

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
+from .._db.errors import note_advice
 from .._handlers.outcomes import Kind, Settlement
 from .._inspect.health import Health
 
@@ -121,6 +122,11 @@ class Events:
             if not self._dropped:
                 self._dropped = True
                 logger.warning("observers are %d events behind: dropping", MAX_WAITING_EVENTS)
+
+    def report(self, error: BaseException) -> None:
+        """Tell of something that failed and is not a handler, with what may be done about it."""
+        note_advice(error)
+        self.emit("worker_error", error)
 
     def stop(self, timeout: float) -> None:
         """Tell what is left, for at most *timeout* seconds, and end the thread."""

@@ -1,0 +1,133 @@
+"""What one worker has in its hands, and the one lock that guards it.
+
+A job that a worker has claimed is ready, running, or waits to be settled. The loop moves it on, and
+so do the handlers' threads, the heart and a signal: each takes :attr:`Hands.lock` first. Nothing
+under it waits for the database, for a log, or for an observer.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+
+from .._handlers.outcomes import INTERRUPTED
+from .._lifecycle import ClaimedJob, Fate, Pending
+from .._points import STARTING
+from ..settings import WorkerSettings
+from ..telemetry import Events, emit_settled, event_of
+from .overdue import Overdue
+from .plan.planner import Planner
+from .run import Run, job_info
+from .runtime import Runtime
+
+
+class Hands:
+    """The jobs of one worker.
+
+    Attributes:
+        lock: Guards the planner, the runs, and what else says that it is read under it.
+        planner: What is ready and what is to be settled, by queue.
+        overdue: When to look for runs that go on beyond their timeout.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        events: Events,
+        queues: Mapping[str, int],
+        settings: WorkerSettings,
+    ) -> None:
+        self._runtime, self._events, self._settings = runtime, events, settings
+        self.lock = threading.RLock()
+        self.planner = Planner(queues, settings)
+        self.overdue = Overdue()
+        self._tells_starts = events.wants("job_started")
+        self._runs: dict[str, Run] = {}
+        """By job id."""
+        self._late_runs: set[Run] = set()
+        """Runs of an earlier lease that go on beside one in ``_runs``: that lease is over."""
+
+    def wake(self, queue: str | None, *, new: bool = False) -> None:
+        """Look at a queue, or at all of them, at once; see :meth:`.Planner.wake`."""
+        with self.lock:
+            self.planner.wake(queue, time.monotonic(), new=new)
+        self._runtime.wake()
+
+    def runs(self) -> list[Run]:
+        """All runs that go on. Under the lock."""
+        return [*self._runs.values(), *self._late_runs]
+
+    def known(self) -> list[ClaimedJob]:
+        """All jobs that this worker knows it has claimed."""
+        with self.lock:
+            unsettled = [item.job for item in self.planner.unsettled()]
+            return [*unsettled, *(run.job for run in self.runs()), *self.planner.ready()]
+
+    def lost(self) -> None:
+        """All of this worker's leases are over: others have taken its jobs."""
+        with self.lock:
+            self.planner.forget_ready()
+            for run in self.runs():
+                run.lease_lost = True
+
+    # ---- one run --------------------------------------------------------------------------------
+
+    def take_up(self, job: ClaimedJob) -> Run:
+        """Make a run of a job that leaves the planner. Under the same lock as its leaving.
+
+        A job is never in nobody's hands, where it would pass for an unknown claim, or would not
+        hear that its lease was lost.
+        """
+        if STARTING.listeners:
+            STARTING.reached(job)
+        run = Run(job, job.handler)
+        self.overdue.starts(run)
+        earlier = self._runs.get(job.id)
+        self._runs[job.id] = run
+        if earlier is not None:
+            self._late_runs.add(earlier)
+        if self._tells_starts:
+            self._events.emit("job_started", run.info)
+        return run
+
+    def holds(self, run: Run) -> bool:
+        """Whether a run is still to be done: it may have been released while it waited."""
+        return self._runs.get(run.job.id) is run or run in self._late_runs
+
+    def let_go(self, run: Run) -> bool:
+        """Take a run out of these hands; False if it was not in them any more. Under the lock."""
+        if self._runs.get(run.job.id) is run:
+            del self._runs[run.job.id]
+            return True
+        if run in self._late_runs:
+            self._late_runs.discard(run)
+            return True
+        return False
+
+    def interrupt(self, run: Run) -> None:
+        """Release a run that goes on, its attempt given back. Under the lock."""
+        self.let_go(run)
+        self.planner.finished(run.job, 0.0)
+        self.planner.settle_later(Pending(run.job, INTERRUPTED), 0.0)
+        self._runtime.cancel(run)
+
+    def give_up(self) -> list[ClaimedJob]:
+        """Forget everything; returns what was not settled. Under the lock."""
+        left = [item.job for item in self.planner.unsettled()]
+        self._runs, self._late_runs = {}, set()
+        self.planner = Planner({}, self._settings)
+        self.planner.draining = True
+        return left
+
+    def tell(self, item: Pending, fate: Fate, run: Run | None = None) -> None:
+        """Tell observers of a settlement that was committed, or whose lease was lost."""
+        if (delay := item.settlement.delay) is not None and fate is not Fate.STALE:
+            with self.lock:  # nobody notifies of a job that is put off
+                self.planner.expect(item.job.queue, time.monotonic() + delay + 0.001)
+        event = "job_lease_lost" if fate is Fate.STALE else event_of(item.settlement)
+        if event is None or not self._events.wants(event):
+            return
+        info = run.info if run else job_info(item.job)
+        if fate is Fate.STALE:
+            self._events.emit(event, info)
+        else:
+            emit_settled(self._events.emit, info, item.settlement, item.seconds)

@@ -1,0 +1,99 @@
+"""What the database refuses to be claimed: single rows, or all of a queue for a while.
+
+A row may refuse an UPDATE, or hold what the driver can't read. It is found by claiming row by row,
+and left aside; its neighbours are claimed. Where no row is to blame, the queue is left alone for a
+while, and the other queues are claimed from.
+"""
+
+import logging
+import time
+from typing import Final
+
+from sqlalchemy import Connection
+
+from .. import _lifecycle as lifecycle
+from .._db.connections import Backoff
+from .._db.errors import doubts_session, lost_connection, refuses_a_row, summary
+from .._lifecycle import ClaimedJob
+from .._sql import Statements
+from ..telemetry import Events
+from .control import ControlConnection
+from .hands import Hands
+from .plan.planner import Claim
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+REFUSAL_LASTS: Final = 60.0
+"""Seconds for which a row that could not be claimed is left aside."""
+
+
+class Refusals:
+    """Rows and queues that refused to be claimed lately."""
+
+    def __init__(
+        self, hands: Hands, control: ControlConnection, statements: Statements, events: Events
+    ) -> None:
+        self._hands, self._control = hands, control
+        self._statements, self._events = statements, events
+        self._rows: dict[tuple[str, str], float] = {}
+        self._backoffs: dict[str, Backoff] = {}
+
+    def rows_of(self, queue: str) -> list[str]:
+        """The ids to leave aside in a queue."""
+        if not self._rows:
+            return []
+        now = time.monotonic()
+        self._rows = {key: until for key, until in self._rows.items() if until > now}
+        return [id for name, id in self._rows if name == queue]
+
+    def over(self, queue: str) -> None:
+        """A claim of this queue was not refused."""
+        self._backoffs.pop(queue, None)
+
+    def claim_one_by_one(
+        self, connection: Connection, step: Claim, worker_id: int, error: Exception
+    ) -> list[ClaimedJob] | None:
+        """Claim what can be claimed, after a claim of all was refused by *error*.
+
+        None if that is no matter of single rows: then the queue is left alone. Commits.
+
+        Raises:
+            DBAPIError: The connection was lost.
+        """
+        try:
+            with connection.begin():
+                jobs, refused = lifecycle.claim_one_by_one(
+                    connection,
+                    self._statements,
+                    queue=step.queue,
+                    limit=step.limit,
+                    worker_id=worker_id,
+                    skip=self.rows_of(step.queue),
+                )
+        except Exception as second:
+            if lost_connection(second):
+                raise
+            self._leave_alone(step.queue, second)
+            return None
+        if not jobs:
+            refused = {id: reason for id, reason in refused.items() if refuses_a_row(reason)}
+        if not jobs and not refused:
+            self._leave_alone(step.queue, error)
+            return None
+        until = time.monotonic() + REFUSAL_LASTS
+        for id, reason in refused.items():
+            self._rows[step.queue, id] = until
+            self._events.report(reason)
+            logger.warning("job %s can't be claimed, its neighbours are: %s", id, summary(reason))
+        return jobs
+
+    def _leave_alone(self, queue: str, error: Exception) -> None:
+        """Claim nothing from a queue for longer and longer, while the database refuses that."""
+        backoff = self._backoffs.setdefault(queue, Backoff())
+        backoff.log(f"queue {queue!r} can't be claimed from", error)
+        self._events.report(error)
+        if doubts_session(error):
+            self._control.doubt()
+        now = time.monotonic()
+        with self._hands.lock:
+            self._hands.planner.refused(queue, now + backoff.pause(), now)

@@ -1,0 +1,85 @@
+"""Writes settlements, together where that is possible, and tries again those that are refused."""
+
+import logging
+import time
+
+from .. import _lifecycle as lifecycle
+from .._db.errors import doubts_session, summary
+from .._handlers.outcomes import COMPLETED
+from .._lifecycle import ClaimedJob, Fate, Pending
+from .._lifecycle.row_errors import RowKept
+from .._points import SETTLE
+from .._sql import Statements
+from ..telemetry import Events
+from .control import ControlConnection
+from .hands import Hands
+from .plan.planner import settle_again_after
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+class Settling:
+    """The settlements of one worker that its loop writes."""
+
+    def __init__(
+        self, hands: Hands, control: ControlConnection, statements: Statements, events: Events
+    ) -> None:
+        self._hands, self._control = hands, control
+        self._statements, self._events = statements, events
+        self._tells_completed = events.wants("job_completed")
+        self._refused: dict[tuple[str, int], ClaimedJob] = {}
+
+    @property
+    def refused(self) -> list[ClaimedJob]:
+        """Jobs that have run, and whose settlement the database refuses: their attempt is spent."""
+        return list(self._refused.values())
+
+    def settle(self, items: tuple[Pending, ...]) -> None:
+        """Write these settlements, and tell of them; what can't be written now is kept for later.
+
+        Raises:
+            DBAPIError: The connection was lost; the same items are to be given again.
+        """
+        fates = lifecycle.settle(self._control.get(), self._statements, items)
+        if SETTLE.listeners and (settled := [it for it, fate in fates if fate is Fate.SETTLED]):
+            SETTLE.reached(settled)
+        now = time.monotonic()
+        for item, fate in fates:
+            if fate is Fate.LOCKED or fate is Fate.FAILED:
+                self._try_again(item, fate, now)
+                continue
+            if item.tries:
+                self._refused.pop((item.job.id, item.job.lease), None)
+                with self._hands.lock:
+                    self._hands.planner.written(item)
+            if (
+                fate is not Fate.SETTLED
+                or item.settlement is not COMPLETED
+                or self._tells_completed
+            ):
+                self._hands.tell(item, fate)
+
+    def _try_again(self, item: Pending, fate: Fate, now: float) -> None:
+        pause = settle_again_after(fate, item.tries)
+        item.tries += 1
+        if fate is Fate.FAILED:
+            self._report(item)
+        with self._hands.lock:
+            self._hands.planner.settle_later(item, now + pause)
+
+    def _report(self, item: Pending) -> None:
+        job, error = item.job, item.error
+        if _by_session(error):
+            self._control.doubt()
+        if not item.settlement.give_back:
+            self._refused[job.id, job.lease] = job
+        if item.tries == 1 and error is not None:
+            self._events.report(error)
+            logger.warning(
+                "job %s can't be settled, it will be tried again: %s", job.id, summary(error)
+            )
+
+
+def _by_session(error: BaseException | None) -> bool:
+    """Whether a settlement may have been refused for what the session is, and not by a trigger."""
+    return error is not None and not isinstance(error, RowKept) and doubts_session(error)

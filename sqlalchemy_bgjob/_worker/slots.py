@@ -1,0 +1,145 @@
+"""The slots in which handlers run: from a claimed job to what follows it there."""
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from .._db.connections import Backoff
+from .._db.errors import summary
+from .._handlers.outcomes import HAND_BACK
+from .._handlers.registry import JobType
+from .._lifecycle import Fate, Pending
+from ..telemetry import Events
+from .attempt import Attempt, Environment
+from .hands import Hands
+from .heart import Heart
+from .plan.pauses import SPREAD, Pauses
+from .run import Run
+from .runtime import Runtime
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+class Slots:
+    """Starts runs, and takes what they come to: a :class:`~.runtime.RunsJobs`.
+
+    Attributes:
+        closed_until: Until when no run can be started, as the system has no thread for it.
+    """
+
+    def __init__(
+        self,
+        hands: Hands,
+        runtime: Runtime,
+        heart: Heart,
+        events: Events,
+        environment: Callable[[JobType[Any]], Environment],
+    ) -> None:
+        self._hands, self._runtime, self._heart = hands, runtime, heart
+        self._events, self._environment = events, environment
+        self._pauses = Pauses()
+        self._backoff = Backoff()
+        self.closed_until = 0.0
+
+    def start(self, run: Run) -> None:
+        """Run a job in a slot of its own; if there can be none, hand it back and pause."""
+        try:
+            self._runtime.start(run, self)
+        except Exception as error:  # no thread can be made
+            self._events.report(error)
+            logger.warning("job %s can't be started: %s", run.job.id, summary(error))
+            now = time.monotonic()
+            with self._hands.lock:
+                self.closed_until = now + self._backoff.pause()
+                if self._hands.let_go(run):
+                    self._hands.planner.not_started(run.job)
+                    self._hands.planner.settle(Pending(run.job, HAND_BACK), now)
+            self._runtime.wake()
+        else:
+            self._backoff.reset()
+
+    def holds(self, run: Run) -> bool:
+        """Whether a run is still to be done: it may have been released while it waited."""
+        return self._hands.holds(run)
+
+    def attempt(self, run: Run) -> Attempt:
+        """The call of its handler."""
+        return Attempt(self._environment(run.handler), run)
+
+    def work(self, run: Run) -> None:
+        """Run a function's job, and after it the next one for as long as there is one."""
+        following: Run | None = run
+        while following is not None:
+            run = following
+            if run.handler.is_coroutine:
+                self.start(run)
+                return
+            if not self._hands.holds(run):
+                return
+            following = self.ended(run, *self.attempt(run).execute())
+
+    def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
+        """A run has ended: the next one for its slot, if there is one."""
+        now = time.monotonic()
+        pending.seconds = now - run.started_at
+        queue = run.job.queue
+        following: Run | None = None
+        hands = self._hands
+        with hands.lock:
+            planner = hands.planner
+            if not hands.let_go(run):  # released at shutdown
+                if fate is Fate.SETTLED:  # and yet its own commit was sooner
+                    planner.settled(run.job)
+                    hands.tell(pending, fate, run)
+                return None
+            if run.connected is False:
+                self._put_off(run, pending, now)
+            else:
+                planner.finished(run.job, pending.seconds)
+                if self._pauses and run.connected and self._pauses.end(queue):
+                    planner.go_on(queue, now)
+            if fate is None:
+                planner.settle(pending, now)
+            else:
+                hands.tell(pending, fate, run)
+            if self._heart.fresh(now):
+                job = planner.next_start(queue)
+                following = hands.take_up(job) if job is not None else None
+            if following is not None and not planner.needs_attention(queue, now):
+                return following
+        self._runtime.wake()
+        return following
+
+    def _put_off(self, run: Run, pending: Pending, now: float) -> None:
+        """A run found no connection, or no context: give its queue's claims a rest, and its job.
+
+        Jobs that use no session are claimed from there when the pause is over, and run.
+        """
+        queue, error = run.job.queue, pending.error
+        if error is not None and self._pauses.begins(queue, now):
+            self._events.report(error)
+        until = self._pauses.until(queue, now)
+        delay = until - now + random.uniform(0.0, SPREAD)
+        pending.settlement = replace(pending.settlement, delay=delay)
+        planner = self._hands.planner
+        for job in planner.put_off(run.job, until, now):
+            planner.settle(Pending(job, HAND_BACK), now)
+
+    def name_overdue(self, now: float) -> None:
+        """Log the runs that go on beyond their timeout."""
+        hands = self._hands
+        if now < hands.overdue.look_at:
+            return
+        with hands.lock:
+            overdue = hands.overdue.look(hands.runs(), now)
+        for run in overdue:
+            logger.warning(
+                "job %s of type %r goes on beyond its timeout of %g s, and keeps its slot until it "
+                "returns; let its handler look at ctx.cancelled",
+                run.job.id,
+                run.job.type,
+                run.handler.options.timeout,
+            )

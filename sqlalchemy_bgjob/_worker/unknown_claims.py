@@ -1,0 +1,126 @@
+"""Jobs that the database gives to this worker, and that the worker does not know of.
+
+The answer of their claim was lost with the connection. Nobody runs them, and nobody rescues them
+while this worker beats, so it has to return them. It looks for them
+
+* after a claim failed, or all leases were lost: at once, and again after 2 and 10 s, as the server
+  may take a while to commit what it had been sent (:meth:`UnknownClaims.expect`);
+* now and then, in the rescuer's session: a standby or a disk may have stalled a COMMIT for longer
+  (:meth:`UnknownClaims.search`).
+
+Either way the worker's own loop returns them, and compares with what it knows just before.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import Connection
+
+from .. import _lifecycle as lifecycle
+from .._db.errors import lost_connection
+from .._points import RETURNING
+from .._sql import Statements
+from .hands import Hands
+from .runtime import Runtime
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+RETURN_AFTER: Final = (0.0, 2.0, 10.0)
+"""Seconds after a lost answer at which what it may have given us is returned."""
+LOST_AGAIN: Final = 2.0
+REFUSED_AGAIN: Final = 10.0
+"""Seconds until the next try, when the connection was lost meanwhile, or the database refused."""
+SUSPECTED_AGAIN: Final = 1.0
+"""Seconds after which a job that was found is asked for again: for a moment, all are unknown whose
+claim or settlement is on its way."""
+
+
+class UnknownClaims:
+    """What this worker may hold without knowing it.
+
+    Args:
+        hands: What it knows of.
+        runtime: Whose loop is woken.
+        statements: Those of the tables.
+    """
+
+    def __init__(self, hands: Hands, runtime: Runtime, statements: Statements) -> None:
+        self._hands, self._runtime, self._statements = hands, runtime, statements
+        self._times: list[tuple[float, int]] = []  # when to return those of which worker id
+        self._suspected: set[tuple[str, int]] = set()
+
+    # ---- the worker's loop ----------------------------------------------------------------------
+
+    @property
+    def due_at(self) -> float:
+        """When the next ones are to be returned, by the monotonic clock."""
+        return self._times[0][0] if self._times else float("inf")
+
+    def expect(self, worker_id: int, *, after: Sequence[float] = RETURN_AFTER) -> None:
+        """There may be some under this id: return them after each of these times, in seconds."""
+        now = time.monotonic()
+        with self._hands.lock:
+            others = [entry for entry in self._times if entry[1] != worker_id]
+            own = [(now + pause, worker_id) for pause in after]
+            self._times = sorted(others + own)
+        self._runtime.wake()
+
+    def return_due(self, connection: Connection) -> None:
+        """Return those whose time has come; the connection is outside a transaction.
+
+        Nothing waits for this but its own next try: as long as it fails, the worker works on.
+        """
+        entry, begun = self._times[0], time.monotonic()
+        worker_id = entry[1]
+        try:
+            count = self.return_now(connection, worker_id)
+        except Exception as error:
+            pause = LOST_AGAIN if lost_connection(error) else REFUSED_AGAIN
+            self.expect(worker_id, after=(max(pause, (time.monotonic() - begun) * 10),))
+            raise
+        with self._hands.lock:
+            if entry in self._times:
+                self._times.remove(entry)
+        if count:
+            logger.info("handed back %d jobs whose claim was not answered", count)
+            self._hands.wake(None)
+
+    def return_now(self, connection: Connection, worker_id: int) -> int:
+        """Return all that this id holds and these hands do not; returns how many. Commits."""
+        if RETURNING.listeners:
+            RETURNING.reached(connection)
+        return lifecycle.hand_back_others(
+            connection, self._statements, worker_id=worker_id, known=self._hands.known()
+        )
+
+    # ---- the rescuer's session ------------------------------------------------------------------
+
+    @property
+    def suspected(self) -> bool:
+        """Whether something was found that is to be asked for again."""
+        return bool(self._suspected)
+
+    def forget_suspected(self) -> None:
+        """Begin anew, in another session."""
+        self._suspected = set()
+
+    def search(self, connection: Connection, worker_id: int) -> None:
+        """Read the whole table for jobs that this worker may not know of. Commits."""
+        if not self._suspected:
+            self._suspected = lifecycle.held_besides(
+                connection, self._statements, worker_id=worker_id, known=self._hands.known()
+            )
+
+    def ask_again(self, connection: Connection, worker_id: int) -> None:
+        """Have the loop return what was found, if it is still held and still not known. Commits."""
+        suspected, self._suspected = self._suspected, set()
+        unknown = suspected - {(job.id, job.lease) for job in self._hands.known()}
+        if not unknown or not lifecycle.holds_some(
+            connection, self._statements, worker_id=worker_id, jobs=unknown
+        ):
+            return
+        with self._hands.lock:
+            if all(entry[1] != worker_id for entry in self._times):
+                self.expect(worker_id, after=(0.0,))
