@@ -25,6 +25,7 @@ from support.databases import (
 from support.processes import THREADS, Fleet, Variant
 from support.running import FLAVORS, Bench
 from support.tables import Names, create_all, new_engine
+from support.tuning import Tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,6 +101,12 @@ def database_url(server: TestServer, request: pytest.FixtureRequest) -> Iterator
         yield url
     finally:
         server.drop_database(url)
+
+
+@pytest.fixture
+def tune(monkeypatch: pytest.MonkeyPatch) -> Tune:
+    """Give constants of the engine other values for this test."""
+    return Tune(monkeypatch)
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ from support import wait_until, wait_until_async, with_driver
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from support.tuning import Tune
+
 CANCELLATIONS = 500
 JOBS = 100
 SEED = 20261125
@@ -113,11 +115,9 @@ def test_five_hundred_cancellations_leak_nothing(driver: str, engine: Engine) ->
     assert dead == 0
 
 
-def test_connections_that_can_not_be_set_up_are_closed(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_that_can_not_be_set_up_are_closed(engine: Engine, tune: Tune) -> None:
     """A hook of the user's fails fifty times, and then the worker works."""
-    monkeypatch.setattr(Backoff, "LAST", 0.1)
+    tune(Backoff, LAST=0.1)
     jobs = BGJob(MetaData())
     ran: list[int] = []
 

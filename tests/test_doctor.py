@@ -26,6 +26,8 @@ from support.tables import NAMES, create_all
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.tuning import Tune
+
 pytestmark = pytest.mark.core
 
 PLAIN = NAMES["plain"]
@@ -226,9 +228,9 @@ def test_what_a_role_lacks_is_told(tables: Engine) -> None:
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def at_once(tune: Tune) -> Iterator[None]:
     """A transaction is too old as soon as it is there."""
-    monkeypatch.setattr(health_module, "HELD_BACK_AFTER", 0.0)
+    tune(health_module, HELD_BACK_AFTER=0.0)
     return
 
 
@@ -431,11 +433,10 @@ def test_a_silent_worker_is_told_by_who_else_runs(tables: Engine, others: bool) 
 @pytest.mark.parametrize("autovacuum", [True, False])
 @pytest.mark.parametrize("held", [True, False])
 def test_a_large_drain_is_no_fault_of_anybodys(
-    tables: Engine, held: bool, autovacuum: bool, monkeypatch: pytest.MonkeyPatch
+    tables: Engine, held: bool, autovacuum: bool, tune: Tune
 ) -> None:
     """The server's own counters after it: 2,000 dead rows here for 200,000 there."""
-    monkeypatch.setattr(health_module, "DEAD_ROWS", 1_000)
-    monkeypatch.setattr(health_module, "HELD_BACK_AFTER", 0.0 if held else 60.0)
+    tune(health_module, DEAD_ROWS=1_000, HELD_BACK_AFTER=0.0 if held else 60.0)
     # The server's own may not come in between, where it is not off: its threshold is higher.
     run(
         tables,

@@ -11,9 +11,10 @@ import pytest
 from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import DeclarativeBase
 
-from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, _lifecycle, enqueue, enqueue_many
+from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._worker.plan.planner import MOST_UNWRITTEN
+from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 
 if TYPE_CHECKING:
@@ -66,64 +67,47 @@ def claim_unasked(engine: Engine, job: JobInfo) -> None:
         )
 
 
-def test_a_worker_finds_what_it_holds_without_knowing(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_finds_what_it_holds_without_knowing(engine: Engine) -> None:
     """As long as there is nothing of the kind, its loop does not read the table for it."""
     jobs, note, done = noting(engine)
-    looks, given_back, jobs_in_all = [], [], 0
-    held_besides, hand_back_others = _lifecycle.held_besides, _lifecycle.hand_back_others
+    sweeps: list[str] = []
+    returned: list[object] = []
+    jobs_in_all = 0
 
-    def look(*args: Any, **options: Any) -> set[tuple[str, int]]:
-        found = held_besides(*args, **options)
-        looks.append(found)
-        return found
-
-    def hand_back(*args: Any, **options: Any) -> int:
-        given_back.append(hand_back_others(*args, **options))
-        return given_back[-1]
-
-    monkeypatch.setattr(_lifecycle, "held_besides", look)
-    monkeypatch.setattr(_lifecycle, "hand_back_others", hand_back)
-    with Worker(jobs, engine, orphan_interval=0.05, poll_interval=60.0):
-        while len(looks) < 5:
+    with (
+        at("sweeping", sweeps.append),
+        at("returning", returned.append),
+        Worker(jobs, engine, orphan_interval=0.05, poll_interval=60.0),
+    ):
+        while sweeps.count("orphans") < 5:
             jobs_in_all += enqueue_many(engine, note, [None] * 200).inserted
             wait_until(lambda n=jobs_in_all: len(done) == n, what="the jobs of a busy worker")
-        in_vain = list(given_back)
+        in_vain = list(returned)
         late = enqueue(engine, note, delay=60.0)
         claim_unasked(engine, late)
         wait_until(lambda: late.id in done, what="the job that was claimed unasked")
 
     assert in_vain == []
-    assert [late.id] in [[id for id, _ in found] for found in looks]
-    assert given_back[0] == 1
+    assert "unknown" in sweeps
+    assert len(returned) == 1
 
 
-def test_a_look_that_fails_is_not_made_again_before_its_time(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_look_that_fails_is_not_made_again_before_its_time(engine: Engine) -> None:
     jobs, note, done = noting(engine)
     looks: list[str] = []
-    held_besides, holds_some = _lifecycle.held_besides, _lifecycle.holds_some
 
-    def look(*args: Any, **options: Any) -> set[tuple[str, int]]:
-        looks.append("all")
-        return held_besides(*args, **options)
+    def look(sweep: str) -> None:
+        if sweep in ("orphans", "unknown"):
+            looks.append(sweep)
+            if looks.count("unknown") == 1 and sweep == "unknown":
+                raise ValueError("it takes too long")
 
-    def look_again(*args: Any, **options: Any) -> bool:
-        looks.append("again")
-        if looks.count("again") == 1:
-            raise ValueError("it takes too long")
-        return holds_some(*args, **options)
-
-    monkeypatch.setattr(_lifecycle, "held_besides", look)
-    monkeypatch.setattr(_lifecycle, "holds_some", look_again)
-    with Worker(jobs, engine, orphan_interval=1.5):
+    with at("sweeping", look), Worker(jobs, engine, orphan_interval=1.5):
         late = enqueue(engine, note, delay=60.0)
         claim_unasked(engine, late)
         wait_until(lambda: late.id in done, 20, what="the job that was claimed unasked")
 
-    assert looks[-4:] == ["all", "again"] * 2
+    assert looks[-4:] == ["orphans", "unknown"] * 2
 
 
 def refuse(engine: Engine, change: str, when: str = "") -> None:
@@ -225,7 +209,7 @@ def test_a_job_is_not_left_aside_for_what_its_session_lacks(engine: Engine) -> N
     ids=["statement_timeout", "session ended"],
 )
 def test_what_can_not_be_handed_back_keeps_no_job_waiting(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, ends: str, told: str
+    engine: Engine, ends: str, told: str
 ) -> None:
     """A worker that looks for jobs of its own that it does not know reads the whole table.
 
@@ -233,15 +217,14 @@ def test_what_can_not_be_handed_back_keeps_no_job_waiting(
     """
     jobs, note, done = noting(engine)
 
-    def refused(connection: Connection, *_: object, **__: object) -> int:
+    def refuse(connection: Connection) -> None:
         with connection.begin():
             connection.exec_driver_sql("SET LOCAL statement_timeout = 1")
             connection.exec_driver_sql(ends)
-        return 0
 
-    monkeypatch.setattr(_lifecycle, "hand_back_others", refused)
     errors = Errors()
-    with Worker(jobs, engine, observers=[errors], orphan_interval=0.2):
+    made = Worker(jobs, engine, observers=[errors], orphan_interval=0.2)
+    with at("returning", refuse), made:
         claim_unasked(engine, enqueue(engine, note, delay=60.0))
         wait_until(lambda: told in errors.states, what="a look that was refused")
         for n in range(1, 6):
@@ -265,7 +248,7 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine) -> None:
         with engine.begin() as connection:
             connection.exec_driver_sql("DROP FUNCTION refuse CASCADE")
         wait_until(lambda: len(done) == 3_000, 180, what="the rest, when they are written")
-        wait_until(lambda: not worker._dispatcher._planner.busy, 180, what="all settlements")
+        wait_until(lambda: not worker._loop._hands.planner.busy, 180, what="all settlements")
 
     assert mended <= MOST_UNWRITTEN + 3 * 50
     assert len(set(done)) == 3_000

@@ -26,12 +26,13 @@ from sqlalchemy_bgjob import (
 )
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._inspect.doctor import examine
-from sqlalchemy_bgjob._worker import loop
+from sqlalchemy_bgjob._worker import drain
 from sqlalchemy_bgjob.cli import cli
 from sqlalchemy_bgjob.exceptions import WorkerRefused
 from sqlalchemy_bgjob.schema._grants import TASKS, grants, needs
 from support import wait_until, wait_until_async
 from support.running import FLAVORS
+from support.tuning import Tune
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -272,8 +273,7 @@ def work(roles: Roles, refusals: list[str]) -> None:
     put_one_of_each_end(roles)
     with pytest.MonkeyPatch.context() as patch:
         # What is refused is not waited for at the worker's end.
-        patch.setattr(loop, "COMMITTED_WITHIN", 0.1)
-        patch.setattr(loop, "RELEASED_WITHIN", 0.1)
+        Tune(patch)(drain, COMMITTED_WITHIN=0.1, RELEASED_WITHIN=0.1)
         options: Any = {"queues": {"default": 2}, "shutdown_timeout": 0.1}
         with Worker(roles.jobs, roles.engines["worker"], **options):
             wait_until(lambda: refusals or roles.count("job") == 0, 60, what="the end of the jobs")

@@ -12,12 +12,14 @@ from sqlalchemy_bgjob import Health, Observer
 from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._inspect import health
 from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob.testing.points import at
 from support.shop import jobs, make_tables
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from support.running import Bench
+    from support.tuning import Tune
 
 
 class Samples(Observer):
@@ -34,9 +36,9 @@ def nothing(*_: Any) -> None:
 
 @pytest.mark.core
 def test_a_worker_names_who_holds_vacuum_back(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: Bench, tune: Tune, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(health, "HELD_BACK_AFTER", 0.0)
+    tune(health, HELD_BACK_AFTER=0.0)
     caplog.set_level(logging.WARNING, logger="sqlalchemy_bgjob")
     samples = Samples()
     bench.enqueue(bench.handler("plain", nothing))
@@ -70,22 +72,20 @@ def test_it_tells_how_long_claims_took(bench: Bench) -> None:
     assert 0 < slowest < 10
 
 
-def test_what_could_not_be_looked_at_ends_no_watch(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    look, calls = lifecycle.look, []
+def test_a_look_at_the_health_that_fails_is_repeated(bench: Bench) -> None:
+    failures = [RuntimeError("no")]
 
-    def fails_once(*args: Any) -> Health:
-        calls.append(args)
-        if len(calls) == 1:
-            raise RuntimeError("no")
-        return look(*args)
+    def fail_once(sweep: str) -> None:
+        if sweep == "health" and failures:
+            raise failures.pop()
 
-    monkeypatch.setattr(lifecycle, "look", fails_once)
     bench.handler("plain", nothing)
     samples = Samples()
-    ran = bench.run(health_interval=0.05, observers=(samples,), until=lambda: bool(samples.seen))
-    assert len(calls) >= 2
+    with at("sweeping", fail_once):
+        ran = bench.run(
+            health_interval=0.05, observers=(samples,), until=lambda: bool(samples.seen)
+        )
+    assert failures == []
     assert [event.subject for event in ran.named("worker_error")] == ["RuntimeError"]
 
 

@@ -97,7 +97,7 @@ def test_threads_leave_their_sessions_clean(
     )
 
     with Worker(jobs, engine, **SETTINGS) as worker:
-        wait_until(lambda: ran and worker._dispatcher._listener.listening, what="the worker")
+        wait_until(lambda: ran and worker._loop._listener.listening, what="the worker")
     left = list(returned)
     states = [state_of(connection) for connection in left]
     engine.dispose()
@@ -134,7 +134,7 @@ def test_tasks_leave_their_sessions_clean(database_url: str) -> None:
             database_url, async_creator=lambda: Kept.connect(url, **STARTED), pool_size=12
         )
         async with AsyncWorker(jobs, engine, **SETTINGS) as worker:
-            listener = worker._dispatcher._listener
+            listener = worker._loop._listener
             await wait_until_async(lambda: ran and listener.listening)
         left = list(returned)
         for connection in left:

@@ -16,6 +16,7 @@ from sqlalchemy_bgjob._db.sessions import PLANS_LAST, name_session
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
 from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob.testing.points import at
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
 from support.tables import new_engine
 from support.waiting import wait_until
@@ -501,9 +502,7 @@ def test_who_is_told_of_what_was_given_back(queue: Queue) -> None:
         assert heard() == ["q"]
 
 
-def test_a_rescue_that_can_not_tell_is_made(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_rescue_that_can_not_tell_is_made(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
     """Where the server has no room for one more notification, its COMMIT fails."""
     queue.claim("a", "b")
     queue.execute(
@@ -511,10 +510,11 @@ def test_a_rescue_that_can_not_tell_is_made(
         " VALUES (:id, 'h', 1, '0', '{}', 30, now())",
         id=ME,
     )
-    refused = lambda everybody: text("SELECT 1 / 0, :given_queue")  # noqa: E731
-    monkeypatch.setattr(queue.statements, "notify_given_back", refused)
 
-    with queue.engine.connect() as connection:
+    def refuse(queues: object) -> None:
+        raise RuntimeError("no room")
+
+    with at("notifying", refuse), queue.engine.connect() as connection:
         (rescued,) = lifecycle.rescue_rest(configure(connection), queue.statements)
 
     assert rescued.jobs == 2

@@ -18,8 +18,8 @@ from sqlalchemy.util import await_only
 
 from sqlalchemy_bgjob import Complete, MoveToDlq, Retry, constant
 from sqlalchemy_bgjob._db.errors import describe, summary
-from sqlalchemy_bgjob._worker.permits import HandlerConnections
 from sqlalchemy_bgjob._worker.plan.pauses import Pauses
+from sqlalchemy_bgjob.testing.points import at
 from support.proxy import Proxy
 from support.running import FLAVORS, Bench, Gate, one_of_each
 from support.waiting import wait_until
@@ -160,22 +160,14 @@ def test_handlers_share_the_connections_that_there_are(bench: Bench, proxy: Prox
         assert bench.notes(id) == ["written"]
 
 
-def test_a_connection_that_comes_back_during_a_refusal_is_used(
-    bench: Bench, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_comes_back_during_a_refusal_is_used(bench: Bench, proxy: Proxy) -> None:
     """The only one that there is was in use when a handler asked, and is free when it is told."""
-    gate, connect, refused = Gate(bench), HandlerConnections._open, []
+    gate, refused = Gate(bench), []
 
-    def is_told_late(self: Any, *args: Any, **options: Any) -> Any:
-        try:
-            return connect(self, *args, **options)
-        except Exception:
-            refused.append(1)
-            gate.open()
-            bench.pause(lambda: not self._in_use)
-            raise
-
-    monkeypatch.setattr(HandlerConnections, "_open", is_told_late)
+    def is_told_late(error: Exception) -> None:
+        refused.append(1)
+        gate.open()
+        bench.pause(lambda: bench.job(ids[0]) is None)
 
     def holds(session: Session, ctx: Context[Any]) -> None:
         bench.note(session, ctx)
@@ -188,7 +180,8 @@ def test_a_connection_that_comes_back_during_a_refusal_is_used(
         refuse(bench, proxy, *FULL, in_use=1)
         ids.append(bench.enqueue(bench.handler("uses", bench.note, max_attempts=1)))
 
-    ran = bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0)
+    with at("unconnected", is_told_late):
+        ran = bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0)
 
     assert refused == [1]
     for id in ids:
@@ -209,19 +202,14 @@ def swallows(outcome: Any) -> Callable[..., Any]:
 
 
 @only_asyncio
-def test_a_deadline_that_comes_while_it_connects_costs_nothing(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    connect, hung = HandlerConnections._open, []
+def test_a_deadline_that_comes_while_it_connects_costs_nothing(bench: Bench) -> None:
+    hung = []
 
-    def hangs_once(self: Any, *args: Any, **options: Any) -> Any:
+    def hang_once(_: object) -> None:
         if not hung:
             hung.append(1)
             object.__setattr__(handler.options, "timeout", 3600.0)  # the next has time enough
             await_only(asyncio.Event().wait())
-        return connect(self, *args, **options)
-
-    monkeypatch.setattr(HandlerConnections, "_open", hangs_once)
 
     @bench.jobs.handler("t", timeout=5.0, max_attempts=1)
     async def handler(ctx: Context[AsyncSession]) -> None:
@@ -230,7 +218,8 @@ def test_a_deadline_that_comes_while_it_connects_costs_nothing(
 
     errors: list[str | None] = []
     job_id = bench.enqueue(handler)
-    ran = bench.run(until=lambda: bench.job(job_id) is None, deadline=60.0)
+    with at("connecting", hang_once):
+        ran = bench.run(until=lambda: bench.job(job_id) is None, deadline=60.0)
 
     assert ran.of(job_id) == ["started", "rescheduled", "started", "completed"]
     assert errors[0] is None

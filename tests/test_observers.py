@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event
 
-from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, constant
-from sqlalchemy_bgjob._worker.loop import Dispatcher
+from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, constant, telemetry
 from sqlalchemy_bgjob.telemetry import Events, tell
+from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 from support.running import Bench, Gate, Recorder, one_of_each
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import JobInfo
-    from sqlalchemy_bgjob._lifecycle import ClaimedJob
+    from support.tuning import Tune
 
 SLOW = constant(3600.0)
 
@@ -132,18 +134,11 @@ def test_events_carry_the_lease_they_belong_to(bench: Bench) -> None:
 
 
 @pytest.fixture
-def interruptions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def interruptions() -> Iterator[list[int]]:
     """Grows with each interruption of a worker that does not end in time."""
     made: list[int] = []
-    interrupt = Dispatcher._interrupt
-
-    def record(self: Dispatcher) -> list[ClaimedJob]:
-        left = interrupt(self)
-        made.append(len(made))
-        return left
-
-    monkeypatch.setattr(Dispatcher, "_interrupt", record)
-    return made
+    with at("interrupted", made.append):
+        yield made
 
 
 @one_of_each
@@ -317,9 +312,9 @@ def test_what_is_told_late_is_told_before_the_stop_returns(bench: Bench) -> None
 
 
 def test_events_are_dropped_rather_than_waited_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tune: Tune, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sqlalchemy_bgjob.telemetry.MAX_WAITING_EVENTS", 3)
+    tune(telemetry, MAX_WAITING_EVENTS=3)
     busy, free, recorder = threading.Event(), threading.Event(), Recorder()
 
     class Slow(Observer):

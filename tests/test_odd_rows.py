@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, text
 
 from sqlalchemy_bgjob import Context, MoveToDlq, Retry, constant
 from sqlalchemy_bgjob._db.errors import sqlstate
+from sqlalchemy_bgjob._worker import attempt
 from support import wait_until
 from support.running import FLAVORS, Bench, Flavor, Gate, Recorder, one_of_each, paired
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session
+
+    from support.tuning import Tune
 
 SLOW = constant(3600.0)
 
@@ -323,9 +326,9 @@ def test_a_users_open_transaction_refers_to_a_running_job(
 
 @pytest.mark.usefixtures("referring")
 def test_a_job_that_is_kept_from_ending_has_not_failed(
-    bench: Bench, users: Connection, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, users: Connection, tune: Tune
 ) -> None:
-    monkeypatch.setattr("sqlalchemy_bgjob._worker.attempt.AFTER_ROW_LOCKED", 0.1)
+    tune(attempt, AFTER_ROW_LOCKED=0.1)
     gate = Gate(bench)
 
     def body(session: Session, ctx: Context[Any]) -> None:

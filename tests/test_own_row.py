@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import MoveToDlq, Retry, constant
-from sqlalchemy_bgjob._worker import control, loop
+from sqlalchemy_bgjob._worker import control, drain
 from support.running import Bench, Recorder, one_of_each, paired
 from support.waiting import wait_until
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context
+    from support.tuning import Tune
 
 AT_ONCE = constant(0.0)
 MISSING = "the job's own row is not there in the transaction of ctx.session"
@@ -175,10 +176,10 @@ def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
 
 @pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
 def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
-    bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, how: str, tune: Tune
 ) -> None:
     """A new session would meet the same trigger."""
-    monkeypatch.setattr(control, "DOUBTED_AFTER", 0.0)
+    tune(control, DOUBTED_AFTER=0.0)
     bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
     for name in ("tries", "pid"):  # their changes outlive a ROLLBACK
         bench.sql(f"CREATE SEQUENCE {name}")
@@ -208,12 +209,9 @@ def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
 
 
 @one_of_each
-def test_a_refused_settlement_spends_attempts_at_restarts(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_settlement_spends_attempts_at_restarts(bench: Bench, tune: Tune) -> None:
     """A job whose row can't be deleted is not run without end, however often workers restart."""
-    monkeypatch.setattr(loop, "COMMITTED_WITHIN", 0.1)
-    monkeypatch.setattr(loop, "RELEASED_WITHIN", 0.1)
+    tune(drain, COMMITTED_WITHIN=0.1, RELEASED_WITHIN=0.1)
     calls: list[str] = []
     handler = bench.handler(
         "t",

@@ -24,20 +24,24 @@ from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle import Fate, Pending, Rescued
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import heart as heart_module
-from sqlalchemy_bgjob._worker import rescuer
+from sqlalchemy_bgjob._worker.hands import Hands
 from sqlalchemy_bgjob._worker.heart import Heart
 from sqlalchemy_bgjob._worker.rescuer import Rescuer
 from sqlalchemy_bgjob._worker.threads import ThreadRuntime
+from sqlalchemy_bgjob._worker.unknown_claims import UnknownClaims
 from sqlalchemy_bgjob.settings import WorkerSettings
+from sqlalchemy_bgjob.telemetry import Events
+from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 from support.processes import FAST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from datetime import datetime
 
     from sqlalchemy_bgjob import JobInfo
     from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
+    from support.tuning import Tune
 
 pytestmark = pytest.mark.core
 
@@ -240,23 +244,19 @@ def blocked(queue: Queue) -> bool:
     return bool(queue.execute(waiting)[0].count)
 
 
-def test_a_beat_during_the_judgement_finds_the_worker_lost(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_beat_during_the_judgement_finds_the_worker_lost(queue: Queue) -> None:
     """Judging, marking and taking are one transaction: there is no beat between them."""
     queue.register(WORKER, silent_for=HOUR)
     queue.claim(WORKER)
     answers: list[float | None] = []
     beating = threading.Thread(target=lambda: answers.append(queue.beat(WORKER)))
-    end_sessions = lifecycle._end_sessions
 
-    def beat_meanwhile(*args: Any) -> None:
+    def beat_meanwhile(judged: int) -> None:
         beating.start()
         wait_until(lambda: blocked(queue), what="the beat that waits")
-        end_sessions(*args)
 
-    monkeypatch.setattr(lifecycle, "_end_sessions", beat_meanwhile)
-    assert queue.rescue_silent() == [Rescued(WORKER, 1)]
+    with at("judged", beat_meanwhile):
+        assert queue.rescue_silent() == [Rescued(WORKER, 1)]
 
     beating.join(10)
     assert answers == [None]
@@ -428,20 +428,19 @@ def test_a_beat_ahead_of_the_clock_that_stays_is_silence(queue: Queue) -> None:
     assert sorted(row.crashes for row in queue.job_rows()) == [0, 1, 1]
 
 
-def test_a_sweep_that_always_fails_hides_no_silence(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The watch begins a new session after each failure, and knows the beats of the last one."""
+def test_a_sweep_that_always_fails_hides_no_silence(queue: Queue) -> None:
+    """The rescuer begins a new session after each failure, and knows the beats of the last one."""
 
-    def fails(self: Rescuer, connection: Connection) -> None:
-        with connection.begin():
-            connection.execute(text("SELECT 1 FROM there_is_no_such_table"))
+    def fail(sweep: str) -> None:
+        if sweep == "ended":
+            with queue.engine.begin() as connection:
+                connection.execute(text("SELECT 1 FROM there_is_no_such_table"))
 
-    monkeypatch.setattr(Rescuer, "_look_for_ended", fails)
     queue.register(WORKER, lease=2.0, silent_for=-HOUR)
     queue.claim(WORKER)
 
-    with HeartAtWork(queue, lease_timeout=2.0, death_check_interval=0.2) as at_work:
+    fast = {"lease_timeout": 2.0, "death_check_interval": 0.2}
+    with at("sweeping", fail), HeartAtWork(queue, **fast) as at_work:
         wait_until(lambda: WORKER not in queue.workers(), 60, what="the silent worker's rescue")
         assert len(at_work.errors) > 1
 
@@ -469,19 +468,11 @@ def test_unchanged_beats_are_judged_with_the_same_care(queue: Queue) -> None:
     assert look() == [Rescued(WORKER, 1)]
 
 
-def test_a_beat_during_the_look_is_a_sign_of_life(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_beat_during_the_look_is_a_sign_of_life(queue: Queue) -> None:
     queue.register(WORKER, silent_for=-HOUR)
     queue.claim(WORKER)
-    rescue = lifecycle._rescue
 
-    def beat_before(*args: Any) -> list[Rescued]:
-        queue.beat(WORKER)
-        return rescue(*args)
-
-    monkeypatch.setattr(lifecycle, "_rescue", beat_before)
-    with queue.connect() as connection:
+    with at("judging", lambda _: queue.beat(WORKER)), queue.connect() as connection:
         seen: dict[int, Any] = {}
         for _ in range(2):
             given: Any = {"judge": JUDGE, "connected": HOUR}
@@ -530,22 +521,14 @@ def test_a_beat_between_the_two_looks_is_a_sign_of_life(queue: Queue) -> None:
     assert queue.job_rows()[0].crashes == 0
 
 
-def test_a_beat_after_the_second_look_began_is_a_sign_of_life(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_beat_after_the_second_look_began_is_a_sign_of_life(queue: Queue) -> None:
     """The judgement itself asks again, with the row locked."""
     queue.register(WORKER)
     queue.claim(WORKER)
     session = ended_session(queue, queue.engine)
     queue.beat(WORKER, session)
-    rescue = lifecycle._rescue
 
-    def beat_before(*args: Any) -> list[Rescued]:
-        queue.beat(WORKER, session)
-        return rescue(*args)
-
-    monkeypatch.setattr(lifecycle, "_rescue", beat_before)
-    with queue.connect() as judge:
+    with at("judging", lambda _: queue.beat(WORKER, session)), queue.connect() as judge:
         assert queue.looks(judge) == []
 
 
@@ -724,54 +707,74 @@ def _connected(engine: Engine, gone: tuple[int, Any]) -> Connection | None:
 # ---- the heart ----------------------------------------------------------------------------------
 
 
+class Errors(Observer):
+    def __init__(self) -> None:
+        self.seen: list[BaseException] = []
+
+    def worker_error(self, error: BaseException) -> None:
+        self.seen.append(error)
+
+
 class HeartAtWork:
-    """A heart that runs in a thread, and what it told."""
+    """Heart and rescuer of a worker, whose loop does nothing but turn."""
 
     def __init__(self, queue: Queue, **settings: Any) -> None:
         self.lost = 0
-        self.errors: list[BaseException] = []
-        self.turned_at: Callable[[], float] = time.monotonic
-        self._runtime = ThreadRuntime(queue.engine)
+        self.turns = True
+        self._told, made = Errors(), WorkerSettings(**{**FAST, **settings})
+        self.errors = self._told.seen
+        self._runtime = runtime = ThreadRuntime(queue.engine)
+        self._events = events = Events((self._told,))
+        hands = Hands(runtime, events, {"default": 1}, made)
+        unknown = UnknownClaims(hands, runtime, queue.statements)
+        hands.lost = self._lost  # type: ignore[method-assign]
         self.heart = Heart(
-            self._runtime,
+            runtime,
             queue.statements,
-            WorkerSettings(**{**FAST, **settings}),
+            made,
             {"default": 1},
-            turned_at=lambda: self.turned_at(),  # noqa: PLW0108 - it changes
-            on_reconnect=lambda: None,
-            on_change=lambda: None,
-            on_lost=self._on_lost,
-            on_error=self.errors.append,
+            hands=hands,
+            unknown=unknown,
+            events=events,
         )
-        self.watch = Rescuer(
-            self._runtime,
+        self.rescuer = Rescuer(
+            runtime,
             queue.statements,
-            self.heart._settings,
+            made,
             self.heart,
-            known=list,
-            on_unknown=lambda _: None,
+            unknown,
+            events,
             on_health=lambda _: None,
-            on_error=self.errors.append,
         )
 
-    def _on_lost(self, worker_id: int) -> None:
+    def _lost(self) -> None:
         assert self.heart.worker_id is None, "no job may be claimed under the old id"
         self.lost += 1
 
+    def _turn(self) -> None:
+        while not self._ended.wait(0.05):
+            if self.turns:
+                self.heart.turned(time.monotonic())
+
     def __enter__(self) -> Self:
+        self._events.start()
+        self._ended = threading.Event()
         self._threads = [
             self._runtime.spawn("heart", self.heart.run),
-            self._runtime.spawn("watch", self.watch.run),
+            self._runtime.spawn("rescuer", self.rescuer.run),
+            self._runtime.spawn("loop", self._turn),
         ]
         wait_until(lambda: self.heart.fresh(time.monotonic()), what="the first beat")
         return self
 
     def __exit__(self, *args: object) -> None:
+        self._ended.set()
         self.heart.stop()
-        self.watch.stop()
+        self.rescuer.stop()
         for thread in self._threads:
             thread.join(10)
             assert not thread.is_alive()
+        self._events.stop(10)
         self._runtime.close()
 
 
@@ -789,38 +792,34 @@ def test_a_heart_that_finds_its_row_lost_goes_on_under_a_new_id(queue: Queue) ->
 
 
 def test_a_worker_whose_loop_stands_still_beats_no_more(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    queue: Queue, tune: Tune, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its jobs go to others; once it turns again, it goes on under a new id."""
-    monkeypatch.setattr(heart_module, "NO_PROGRESS_AFTER", 0.5)
+    tune(heart_module, NO_PROGRESS_AFTER=0.5)
     fast = {"heartbeat_interval": 0.1, "lease_timeout": 1.0, "rescue_interval": 0.1}
     with HeartAtWork(queue, **fast) as stuck, HeartAtWork(queue, **fast) as other:
         first = stuck.heart.worker_id
-        stopped = time.monotonic()
-        stuck.turned_at = lambda: stopped
+        stuck.turns = False
         wait_until(lambda: first not in queue.workers(), what="its rescue")
         assert caplog.text.count("has not turned for") == 1
         assert not stuck.heart.fresh(time.monotonic())
 
-        stuck.turned_at = time.monotonic
+        stuck.turns = True
         wait_until(lambda: stuck.heart.worker_id not in (None, first), what="the new id")
 
         assert (stuck.lost, other.lost) == (1, 0)
 
 
-def test_a_lost_connection_starts_the_judge_s_time_anew(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_connection_starts_the_judge_s_time_anew(queue: Queue) -> None:
     """Whoever was away can't tell the silence of the others from its own."""
     connected: list[float] = []
-    rescue = lifecycle.rescue_silent
 
-    def spy(*args: Any, **given: Any) -> list[Rescued]:
-        connected.append(given["connected"])
-        return rescue(*args, **given)
+    def look(sweep: str) -> None:
+        if sweep == "silent" and at_work.heart.worker_id is not None:
+            connected.append(at_work.heart.unbroken(time.monotonic()))
 
-    monkeypatch.setattr(rescuer.lifecycle, "rescue_silent", spy)
-    with HeartAtWork(queue, rescue_interval=0.05, heartbeat_interval=0.1) as at_work:
+    at_work = HeartAtWork(queue, rescue_interval=0.05, heartbeat_interval=0.1)
+    with at("sweeping", look), at_work:
         wait_until(lambda: connected and connected[-1] > 0.5, what="half a second of connection")
         name = application_name(at_work.heart.worker_id or 0)
         count = len(connected)
@@ -839,19 +838,14 @@ def test_a_lost_connection_starts_the_judge_s_time_anew(
         assert at_work.lost == 0
 
 
-def test_a_beat_leaves_no_lock_behind_on_a_network_that_dies(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_beat_leaves_no_lock_behind_on_a_network_that_dies(queue: Queue) -> None:
     """Between a beat and its COMMIT the row would be locked, and no other worker could judge it."""
     alone: list[bool] = []
-    beat = lifecycle.beat
 
-    def spy(connection: Any, *args: Any, **given: Any) -> Any:
+    def look(connection: Any) -> None:
         alone.append(connection.connection.dbapi_connection.autocommit)
-        return beat(connection, *args, **given)
 
-    monkeypatch.setattr(lifecycle, "beat", spy)
-    with HeartAtWork(queue, heartbeat_interval=0.1):
+    with at("beating", look), HeartAtWork(queue, heartbeat_interval=0.1):
         wait_until(lambda: len(alone) > 3, what="some beats")
 
     assert all(alone)
@@ -887,7 +881,7 @@ def test_every_worker_finds_the_others_jobs_without_a_leader(queue: Queue) -> No
 # ---- the worker ---------------------------------------------------------------------------------
 
 
-class Events(Observer):
+class Told(Observer):
     def __init__(self) -> None:
         self.completed: list[str] = []
         self.lease_lost: list[str] = []
@@ -909,7 +903,7 @@ def test_a_living_worker_that_is_found_lost_tells_its_handlers(queue: Queue) -> 
             wait_until(lambda: ctx.lease_lost, 30, what="lease_lost")
         seen.append((ctx.job.attempt, ctx.lease_lost))
 
-    events = Events()
+    events = Told()
     settings = {**FAST, "lease_timeout": 15.0, "heartbeat_interval": 5.0}
     with Worker(queue.jobs, queue.engine, queues={"default": 2}, observers=[events], **settings):
         enqueue(queue.engine, patient, id="p")
@@ -926,17 +920,10 @@ def test_a_living_worker_that_is_found_lost_tells_its_handlers(queue: Queue) -> 
     assert events.completed == events.lease_lost == ["p"]
 
 
-def test_no_job_is_started_on_an_old_beat(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_job_is_started_on_an_old_beat(queue: Queue) -> None:
     """A worker that can't beat may have been judged already: it starts nothing."""
     free = threading.Event()
     free.set()
-    beat = lifecycle.beat
-
-    def slow_beat(*args: Any, **given: Any) -> float | None:
-        free.wait(60)
-        return beat(*args, **given)
-
-    monkeypatch.setattr(heart_module.lifecycle, "beat", slow_beat)
     started: list[float] = []
 
     @queue.jobs.handler("note", session=False)
@@ -944,16 +931,14 @@ def test_no_job_is_started_on_an_old_beat(queue: Queue, monkeypatch: pytest.Monk
         started.append(time.monotonic())
 
     worker = Worker(queue.jobs, queue.engine, **FAST)
-    heart = worker._dispatcher._heart
-    with worker:
+    heart = worker._loop._heart
+    with at("beating", lambda _: free.wait(60)), worker:
         wait_until(lambda: heart.fresh(time.monotonic()), what="the first beat")
         free.clear()
         wait_until(lambda: not heart.fresh(time.monotonic()), what="an old beat")
-        asked: list[None] = []
-        beat_soon = heart.beat_soon
-        monkeypatch.setattr(heart, "beat_soon", lambda: (asked.append(None), beat_soon())[1])
         enqueue(queue.engine, note)
-        wait_until(lambda: len(asked) > 5, what="steps of the loop that ask for a beat")
+        turned = heart._turned_at
+        wait_until(lambda: heart._turned_at > turned + 0.5, what="turns of the loop")
         assert started == []
 
         let_go = time.monotonic()
@@ -962,47 +947,36 @@ def test_no_job_is_started_on_an_old_beat(queue: Queue, monkeypatch: pytest.Monk
         assert started[0] >= let_go
 
 
-def test_a_worker_whose_first_beat_fails_is_registered_once(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_whose_first_beat_fails_is_registered_once(queue: Queue) -> None:
     """A second row would leave the first one to be found silent by others."""
-    beat, failures = lifecycle.beat, [RuntimeError("a pooler has lost the statement")]
+    failures = [RuntimeError("a pooler has lost the statement")]
 
-    def fail_first(*args: Any, **given: Any) -> float | None:
+    def fail_first(connection: Any) -> None:
         if failures:
             raise failures.pop()
-        return beat(*args, **given)
 
-    monkeypatch.setattr(lifecycle, "beat", fail_first)
     others = queue.workers()
     enqueue(queue.engine, queue.work)
-    with Worker(queue.jobs, queue.engine, **FAST):
+    with at("beating", fail_first), Worker(queue.jobs, queue.engine, **FAST):
         wait_until(lambda: not queue.job_rows(), 20, what="the end of the job")
         assert len(set(queue.workers()) - set(others)) == 1
     assert failures == []
 
 
 @pytest.mark.parametrize("starter", ["loop", "slot"])
-def test_a_job_is_at_no_time_in_nobody_s_hands(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch, starter: str
-) -> None:
+def test_a_job_is_at_no_time_in_nobody_s_hands(queue: Queue, starter: str) -> None:
     """Between ready and running it must hear that its lease was lost, and be known as held."""
     worker = Worker(queue.jobs, queue.engine, queues={"default": 1}, **FAST)
-    dispatcher = worker._dispatcher
-    core = dispatcher._planner
-    next_start = core.next_start
     told: list[bool] = []
     losing: list[threading.Thread] = []
     target = "bgjob-worker" if starter == "loop" else "bgjob-handler"
 
-    def lose_now(name: str) -> Any:
-        job = next_start(name)
-        if job is not None and not losing and threading.current_thread().name.startswith(target):
-            thread = threading.Thread(target=dispatcher._lost, args=(dispatcher._heart.worker_id,))
+    def lose_now(job: Any) -> None:
+        if not losing and threading.current_thread().name.startswith(target):
+            thread = threading.Thread(target=worker._loop._hands.lost)
             losing.append(thread)
             thread.start()
             thread.join(0.5)  # it must not get through while the job changes hands
-        return job
 
     @queue.jobs.handler("look", session=False)
     def look(ctx: Context[Any]) -> None:
@@ -1010,29 +984,21 @@ def test_a_job_is_at_no_time_in_nobody_s_hands(
             losing[0].join(10)
             told.append(ctx.lease_lost)
 
-    monkeypatch.setattr(core, "next_start", lose_now)
     enqueue_many(queue.engine, look, [None] * 50)
-    with worker:
+    with at("starting", lose_now), worker:
         wait_until(lambda: told, 20, what="a run that was lost while it changed hands")
     assert told[0] is True
 
 
-def test_claimed_jobs_that_could_not_be_taken_into_hands_are_handed_back(
-    queue: Queue, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_claimed_jobs_that_could_not_be_taken_are_handed_back(queue: Queue) -> None:
     """A mistake between the COMMIT of a claim and the start must not strand the jobs."""
-    worker = Worker(queue.jobs, queue.engine, **FAST)
-    dispatcher = worker._dispatcher
-    admit = dispatcher._admit
     failures = [RuntimeError("a mistake"), RuntimeError("another one")]
 
-    def admit_at_the_third_try(job: lifecycle.ClaimedJob) -> bool:
+    def fail_twice(jobs: Any) -> None:
         if failures:
             raise failures.pop()
-        return admit(job)
 
-    monkeypatch.setattr(dispatcher, "_admit", admit_at_the_third_try)
     enqueue_many(queue.engine, queue.work, [None] * 5)
-    with worker:
+    with at("claim", fail_twice), Worker(queue.jobs, queue.engine, **FAST):
         wait_until(lambda: not queue.job_rows(), 20, what="the end of all jobs")
     assert failures == []

@@ -19,10 +19,12 @@ from sqlalchemy import Engine, MetaData, create_engine, text
 from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
+from sqlalchemy_bgjob._worker import tasks
 from sqlalchemy_bgjob._worker.attempt import Attempt, Environment
 from sqlalchemy_bgjob._worker.run import Run
 from sqlalchemy_bgjob._worker.tasks import AsyncRuntime
 from sqlalchemy_bgjob._worker.threads import ThreadRuntime
+from sqlalchemy_bgjob.testing.points import at
 from support import wait_until, wait_until_async
 from support.processes import FAST, ONE, TWO
 from support.proxy import Proxy
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from conftest import UrlFor
     from sqlalchemy_bgjob._lifecycle import Fate, Pending
     from support.processes import Fleet
+    from support.tuning import Tune
 
 
 def rows(fleet: Fleet) -> dict[str, Any]:
@@ -492,7 +495,7 @@ def test_a_coroutine_does_not_inherit_the_cancellation_of_the_one_before(engine:
 
 
 def test_a_coroutine_that_is_cancelled_before_it_begins_goes_back(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, tune: Tune
 ) -> None:
     """By what the handler before has left in the event loop."""
     ran: list[str] = []
@@ -506,7 +509,7 @@ def test_a_coroutine_that_is_cancelled_before_it_begins_goes_back(
     first, second = runs(2, cancel_later)
     slots = Slots(first)
     slots.waiting, slots.held = [second], {first, second}
-    monkeypatch.setattr("sqlalchemy_bgjob._worker.tasks.TURN", 0.0)
+    tune(tasks, TURN=0.0)
 
     async def main() -> None:
         runtime = AsyncRuntime(engine, ThreadRuntime(engine))
@@ -565,7 +568,7 @@ def test_a_handler_that_raises_generator_exit_has_failed(engine: Engine) -> None
 
 
 def test_a_mistake_of_ours_loses_neither_slot_nor_job(
-    engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def nothing(ctx: Context[Any]) -> None:
         """Completes."""
@@ -574,17 +577,16 @@ def test_a_mistake_of_ours_loses_neither_slot_nor_job(
     slots = Slots(first)
     slots.waiting, slots.held = [second], {first, second}
 
-    def broken(self: Attempt, returned: Any, error: Any) -> Any:
+    def fail(job: Any) -> None:
         raise LookupError("inside")
-
-    monkeypatch.setattr(Attempt, "end", broken)
 
     async def main() -> None:
         runtime = AsyncRuntime(engine, ThreadRuntime(engine))
         runtime.start(first, cast("Any", slots))
         await wait_until_async(lambda: not runtime._tasks)
 
-    asyncio.run(main())
+    with at("handler", fail):
+        asyncio.run(main())
 
     assert slots.settled == ["0: handed_back"]
     assert slots.started == [second]

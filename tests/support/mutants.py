@@ -18,7 +18,7 @@ from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import at, parameter, transaction_id, unnest
 from sqlalchemy_bgjob._worker import attempt as attempt_module
-from sqlalchemy_bgjob._worker import handler_session, loop
+from sqlalchemy_bgjob._worker import claiming, handler_session, hands, slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +137,7 @@ def an_unfenced_session(stack: ExitStack) -> None:
 
 
 def observers_before_the_commit(stack: ExitStack) -> None:
-    original_tell = loop.Dispatcher._tell
+    original_tell = hands.Hands.tell
 
     def attempt(self: Any, run: Any) -> Any:
         class Eager(attempt_module.Attempt):
@@ -148,11 +148,12 @@ def observers_before_the_commit(stack: ExitStack) -> None:
 
         return Eager(self._environment(run.handler), run)
 
-    def tell(self: Any, item: Any, fate: Any, run: Any) -> None:
+    def tell(self: Any, item: Any, fate: Any, run: Any = None) -> None:
         if item.settlement is not COMPLETED:
             original_tell(self, item, fate, run)
 
-    _replace(stack, loop.Dispatcher, attempt=attempt, _tell=tell)
+    _replace(stack, slots.Slots, attempt=attempt)
+    _replace(stack, hands.Hands, tell=tell)
 
 
 # ---- claims and rescue ----------------------------------------------------------------------
@@ -196,7 +197,7 @@ def a_beat_is_old_when_it_is_first_seen(stack: ExitStack) -> None:
 
 def spent_attempts_are_not_looked_at(stack: ExitStack) -> None:
     """A job that has killed its workers gets one more run, each time."""
-    _replace(stack, loop, crashed_too_often=lambda *args: None)
+    _replace(stack, claiming, crashed_too_often=lambda *args: None)
 
 
 def a_crash_costs_nothing(stack: ExitStack) -> None:

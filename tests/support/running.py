@@ -361,7 +361,7 @@ class Bench:
             worker = Worker(self.jobs, engine.execution_options(**execution), **options)
             with worker:
                 drive()
-            self._check_given_back(worker._dispatcher, engine.pool)
+            self._check_given_back(worker._loop, engine.pool)
         finally:
             engine.dispose()
 
@@ -377,15 +377,15 @@ class Bench:
             worker = AsyncWorker(self.jobs, engine.execution_options(**execution), **options)
             async with worker:
                 await asyncio.to_thread(drive)
-            self._check_given_back(worker._dispatcher, engine.pool)
+            self._check_given_back(worker._loop, engine.pool)
         finally:
             await engine.dispose()
 
-    def _check_given_back(self, dispatcher: Any, pool: Any) -> None:
+    def _check_given_back(self, loop: Any, pool: Any) -> None:
         checked_out = getattr(pool, "checkedout", lambda: 0)()
         assert checked_out == 0, f"{checked_out} connections were not given back"
         for handler in self.jobs.registry:
-            connections = dispatcher._environment(handler).connect.__self__
+            connections = loop._slots._environment(handler).connect.__self__
             permits, own_pool = connections._permits, connections._engine.pool
             if permits is not None:
                 free = getattr(permits, "_semaphore", permits)._value
