@@ -43,7 +43,6 @@ class EnqueueStatements(Tables):
         # Built once for each combination of flags: building costs more than sending.
         self.insert_job: Callable[[bool], Executable] = cache(self._insert_job)
         self.insert_jobs: Callable[[bool], Executable] = cache(self._insert_jobs)
-        self.notify_given_back: Callable[[bool], Executable] = cache(self._notify_given_back)
 
     def _insert_job(self, notify: bool) -> Executable:
         """One job, and with *notify* its wake-up in the same statement.
@@ -172,16 +171,6 @@ class EnqueueStatements(Tables):
     def notify(self) -> Executable:
         """See :func:`wake_up`."""
         return wake_up(self._models.schema, self._models.table_prefix)
-
-    def _notify_given_back(self, everybody: bool) -> Executable:
-        """Tell workers at this transaction's commit: jobs of a queue were given back.
-
-        They stand where busy workers do not look. So with *everybody*, for what is rare, it is not
-        only for those who wait. Parameter: queue.
-        """
-        queue = parameter("queue", Text)
-        notified = select(cast(func.pg_notify(self.channel_of_given_back, queue), Text))
-        return notified if everybody else notified.where(awaited(self._worker, queue))
 
 
 def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -1,28 +1,42 @@
-"""SQL that queues jobs again which nobody will settle."""
+"""SQL that finds lost workers, and queues jobs again which nobody will settle."""
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    DateTime,
     Executable,
+    Float,
     Select,
     Text,
     and_,
     case,
+    cast,
+    column,
     func,
     literal,
     literal_column,
     not_,
+    or_,
     select,
+    table,
     update,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 from .._db.errors import describe
+from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
-from .words import ONLY, SECOND, Tables, at, parameter, unnest
+from ..models import Models
+from .words import ACTIVITY, ONLY, SECOND, Tables, at, awaited, parameter, unnest
+
+_resets = tuple(
+    table(name, column("stats_reset", DateTime(timezone=True)), schema="pg_catalog")
+    for name in ("pg_stat_bgwriter", "pg_stat_wal", "pg_stat_slru")
+)
 
 
 class GiveBack(NamedTuple):
@@ -36,7 +50,173 @@ class GiveBack(NamedTuple):
 
 
 class GiveBackStatements(Tables):
-    """A lost worker's jobs, those of no worker, and those that a worker does not know of."""
+    """Which workers are lost, and how their jobs, orphans and unknown claims are queued again."""
+
+    def __init__(self, models: Models) -> None:
+        super().__init__(models)
+        self.notify_given_back: Callable[[bool], Executable] = cache(self._notify_given_back)
+
+    # ---- who is lost ------------------------------------------------------------------------
+
+    @cached_property
+    def silent_workers(self) -> Executable:
+        """Lock the rows of workers whose last beat is older than their own lease_timeout.
+
+        None, unless the judge has been connected for as long, and has itself beaten lately by the
+        clock that it judges by: after an outage or a jump of that clock everyone looks silent.
+        Parameters: judge, connected (seconds).
+        """
+        worker = self._worker
+        silence = func.clock_timestamp() - worker.c.beat_at
+        return self._lock_workers(
+            and_(silence > worker.c.lease_timeout * SECOND, self._judge_is_fit())
+        )
+
+    @cached_property
+    def beats(self) -> Executable:
+        """Id, last beat and lease_timeout of all workers that were not found lost."""
+        worker = self._worker
+        return (
+            select(worker.c.id, worker.c.beat_at, worker.c.lease_timeout)
+            .with_hint(worker, ONLY)
+            .where(worker.c.lost_at.is_(None))
+        )
+
+    @cached_property
+    def unchanged_worker(self) -> Executable:
+        """Lock a worker's row if it has not beaten since.
+
+        Parameters: as silent_workers, and worker, beat_at.
+        """
+        worker = self._worker
+        return self._lock_workers(
+            and_(
+                worker.c.id == parameter("worker", BigInteger),
+                worker.c.beat_at == parameter("beat_at", DateTime(timezone=True)),
+                self._judge_is_fit(),
+            )
+        )
+
+    def _judge_is_fit(self) -> ColumnElement[bool]:
+        worker = self._worker
+        judge = worker.alias("judge")
+        beats = (
+            select(judge.c.id)
+            .with_hint(judge, ONLY)
+            .where(
+                judge.c.id == parameter("judge", BigInteger),
+                judge.c.lost_at.is_(None),
+                func.clock_timestamp() - judge.c.beat_at < judge.c.lease_timeout / 2 * SECOND,
+            )
+            .exists()
+        )
+        return and_(worker.c.lease_timeout <= parameter("connected", Float(53)), beats)
+
+    @cached_property
+    def ended_workers(self) -> Executable:
+        """Workers whose listening session is gone: id and the last beat, to be looked at twice.
+
+        A session that is idle, in a transaction or not, ends at once with its process, so one that
+        exists proves that the process lives; one that is hidden from this role may be it. A restart
+        of the server ends sessions of the living, so sessions from before it prove nothing.
+        """
+        worker = self._worker
+        return select(worker.c.id, worker.c.beat_at).with_hint(worker, ONLY).where(self._ended())
+
+    @cached_property
+    def ended_again(self) -> Executable:
+        """Lock a worker's row if its session is still gone and it has not beaten.
+
+        Parameters: worker, beat_at.
+        """
+        worker = self._worker
+        return self._lock_workers(
+            and_(
+                worker.c.id == parameter("worker", BigInteger),
+                worker.c.beat_at == parameter("beat_at", DateTime(timezone=True)),
+                self._ended(),
+            )
+        )
+
+    def _ended(self) -> ColumnElement[bool]:
+        worker = self._worker
+        session = ACTIVITY.alias("session")
+        exists = (
+            select(session.c.pid)
+            .where(
+                or_(
+                    and_(
+                        session.c.pid == worker.c.listener_pid,
+                        func.coalesce(session.c.backend_start, worker.c.listener_started_at)
+                        == worker.c.listener_started_at,
+                    ),
+                    and_(
+                        session.c.application_name
+                        == literal(APPLICATION_NAME_PREFIX, Text) + cast(worker.c.id, Text),
+                        # Whoever asks is active, and alive.
+                        or_(
+                            session.c.state.is_distinct_from("active"),
+                            session.c.pid == func.pg_backend_pid(),
+                        ),
+                    ),
+                )
+            )
+            .exists()
+        )
+        return and_(
+            worker.c.lost_at.is_(None),
+            worker.c.listener_pid.is_not(None),
+            worker.c.listener_started_at > _up_since(),
+            not_(exists),
+        )
+
+    @cached_property
+    def lost_workers(self) -> Executable:
+        """Lock the rows of workers that were found lost, while some job of theirs was locked."""
+        worker = self._worker
+        return (
+            select(worker.c.id)
+            .with_hint(worker, ONLY)
+            .where(worker.c.lost_at.is_not(None))
+            .with_for_update(skip_locked=True)
+        )
+
+    def _lock_workers(self, condition: ColumnElement[bool]) -> Select[Any]:
+        worker = self._worker
+        return (
+            select(worker.c.id)
+            .with_hint(worker, ONLY)
+            .where(worker.c.lost_at.is_(None), condition)
+            .with_for_update(skip_locked=True)
+        )
+
+    # ---- what is done about it --------------------------------------------------------------
+
+    @cached_property
+    def end_sessions(self) -> Executable:
+        """End a lost worker's sessions, so that row locks of a frozen handler block nobody.
+
+        Waits up to a second for each. Parameters: name (see application_name).
+        """
+        return select(func.count(func.pg_terminate_backend(ACTIVITY.c.pid, 1000))).where(
+            ACTIVITY.c.application_name == parameter("name", Text),
+            ACTIVITY.c.usename == func.current_user(),
+            ACTIVITY.c.datname == func.current_database(),
+            ACTIVITY.c.pid != func.pg_backend_pid(),
+        )
+
+    @cached_property
+    def mark_lost(self) -> Executable:
+        """It waits for nothing any more, either. Parameter: worker."""
+        worker = self._worker
+        return (
+            update(worker)
+            .with_hint(ONLY)
+            .where(worker.c.id == parameter("worker", BigInteger), worker.c.lost_at.is_(None))
+            .values(lost_at=func.clock_timestamp(), waits_for=literal([], JSONB))
+        )
+
+    # ---- their jobs ---------------------------------------------------------------------------
 
     @cached_property
     def hand_back_others(self) -> GiveBack:
@@ -153,3 +333,28 @@ class GiveBackStatements(Tables):
             .where(job.c.claimed_by == parameter("worker", BigInteger))
         )
         return select(held.exists())
+
+    def _notify_given_back(self, everybody: bool) -> Executable:
+        """Tell workers at this transaction's commit: jobs of a queue were given back.
+
+        They stand where busy workers do not look. So with *everybody*, for what is rare, it is not
+        only for those who wait. Parameter: queue.
+        """
+        queue = parameter("queue", Text)
+        notified = select(cast(func.pg_notify(self.channel_of_given_back, queue), Text))
+        return notified if everybody else notified.where(awaited(self._worker, queue))
+
+
+def _up_since() -> ColumnElement[Any]:
+    """A moment since when the server has not begun anew, the earliest that is known.
+
+    After the crash of one session it ends all others and begins anew without being started anew. No
+    session and no process of its own outlives that, and its statistics begin anew too. So whatever
+    is older than now proves that it has been up since then: the oldest session, which is a process
+    of the server's own where this role may see those, and else one of this role's; and the oldest
+    statistics, of which anybody with the right to may reset each by itself.
+    """
+    oldest = select(func.min(ACTIVITY.c.backend_start)).scalar_subquery()
+    resets = [select(func.min(view.c.stats_reset)).scalar_subquery() for view in _resets]
+    # Statistics outlive an orderly restart.
+    return func.greatest(func.pg_postmaster_start_time(), func.least(oldest, *resets))

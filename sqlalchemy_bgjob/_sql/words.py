@@ -15,9 +15,11 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Connection,
+    DateTime,
     Executable,
     Float,
     FromClause,
+    Integer,
     Select,
     Table,
     TableValuedAlias,
@@ -45,6 +47,18 @@ ONLY: Final = "ONLY"
 """The hint by which a statement means a table's own rows, and not those of tables that inherit from
 it, such as an archive: an address is unique within one table, and an archived row is no job. Every
 statement gives it for every table of the queue; see tests/test_inheritance.py."""
+
+ACTIVITY = table(
+    "pg_stat_activity",
+    column("pid", Integer),
+    column("backend_start", DateTime(timezone=True)),
+    column("application_name", Text),
+    column("usename", Text),
+    column("datname", Text),
+    column("state", Text),
+    schema="pg_catalog",
+)
+"""One row for each server session; what belongs to other roles may be hidden."""
 
 PARAMETER_PREFIX = "given_"
 
