@@ -109,9 +109,9 @@ class Table:
         self.dsn = dsn
         self.metadata = MetaData()
         statements = Statements(BGJob(self.metadata).models)
-        self.head = compiled(statements.claim)
-        self.onward = compiled(statements.claim_onward)
-        self.complete = compiled(statements.complete(False))
+        self.head = compiled(statements.claim.from_head)
+        self.onward = compiled(statements.claim.onward)
+        self.complete = compiled(statements.settle.complete(False))
 
     def fill(self, jobs: int, prepare: tuple[str, ...]) -> None:
         """Make the tables anew, with so many jobs."""

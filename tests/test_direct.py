@@ -83,7 +83,7 @@ async def test_a_claim_gives_the_rows_that_sqlalchemy_would(
         add(connection, "c", unknown_since="2026-01-01 00:00:00+00")
 
     def claim(engine: Engine, connection: Connection) -> None:
-        claim = prepare(statements.claim_onward, connection)
+        claim = prepare(statements.claim.onward, connection)
         assert claim is not None
         heads = [Position(0, EARLIEST, ""), Position(5, EARLIEST, "")]
         given: Any = {"queue": "q", "limit": 10, "worker_id": ME, "onward": heads}
@@ -114,7 +114,7 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
     engine: Engine, statements: Statements, driver: str
 ) -> None:
     def fail(engine: Engine, connection: Connection) -> None:
-        claim = IdleStatement(statements.claim_onward, engine)
+        claim = IdleStatement(statements.claim.onward, engine)
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
         connection.execute(text("SET search_path = nowhere"))
         with pytest.raises(ProgrammingError) as wrong:
@@ -139,7 +139,7 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
     def usable(engine: Engine) -> bool:
         try:
             with engine.connect() as connection:
-                return prepare(statements.claim_onward, connection) is not None
+                return prepare(statements.claim.onward, connection) is not None
         finally:
             engine.dispose()
 
@@ -166,7 +166,7 @@ async def test_where_nothing_is_kept_prepared_sqlalchemy_runs_it_in_transactions
     found: list[IdleStatement | None] = []
 
     def look(engine: Engine, connection: Connection) -> None:
-        found.append(prepare(statements.claim_onward, connection))
+        found.append(prepare(statements.claim.onward, connection))
 
     await with_driver(engine, "asyncpg", look, POOLED["asyncpg"])
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 FAR = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-CHANNEL = statements_of(jobs.models).channel
+CHANNEL = statements_of(jobs.models).tables.channel
 
 
 @pytest.fixture(scope="module")

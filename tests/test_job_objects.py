@@ -363,7 +363,7 @@ def test_a_subclass_wakes_the_workers_of_the_queues_own_table(session: Session) 
     session.add(MailJob(queue="mail", type="own", arg={"n": 1}, address="a@x"))
     session.flush()
 
-    assert channels == [statements_of(own.models).channel]
+    assert channels == [statements_of(own.models).tables.channel]
     assert session.scalars(select(own.Job.queue)).all() == ["mail"]
 
 

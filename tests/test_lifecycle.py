@@ -476,7 +476,7 @@ def test_who_is_told_of_what_was_given_back(queue: Queue) -> None:
 
     with queue.engine.connect() as listener:
         listener.execution_options(isolation_level="AUTOCOMMIT")
-        listener.exec_driver_sql(f'LISTEN "{queue.statements.channel_of_given_back}"')
+        listener.exec_driver_sql(f'LISTEN "{queue.statements.tables.channel_of_given_back}"')
         driver: Any = listener.connection.driver_connection
         jobs = queue.claim("a", "b", "c")
         queue.settle([Pending(jobs[0], COMPLETED), Pending(jobs[1], HAND_BACK)])

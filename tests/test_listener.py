@@ -151,7 +151,7 @@ def test_a_flood_of_forged_notifications_costs_few_claims(flavor: Flavor, bench_
     enqueued: list[str] = []
     claims: list[float] = []
     sent = 0
-    channel = Statements(bench.jobs.models).channel
+    channel = Statements(bench.jobs.models).tables.channel
 
     def flood() -> None:
         nonlocal sent

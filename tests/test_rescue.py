@@ -124,7 +124,7 @@ class Queue:
 
     def listener(self, connection: Connection) -> tuple[int, Any]:
         """The session of a connection, as a listener tells it."""
-        row = connection.execute(self.statements.listener_session).one()
+        row = connection.execute(self.statements.workers.listener_session).one()
         connection.commit()
         return row[0], row[1]
 

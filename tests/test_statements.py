@@ -642,7 +642,7 @@ def test_names_in_a_schema_and_with_a_prefix_of_ones_own(engine: Engine) -> None
     with engine.connect() as connection:
         for settlement in (HAND_BACK, DEAD, COMPLETED):
             with connection.begin():
-                connection.execute(statements.insert_job(True), parameters(**given))
+                connection.execute(statements.enqueue.job(True), parameters(**given))
             jobs = claim(connection, statements)
             assert ids(jobs) == ["a"]
             with connection.begin():
@@ -662,7 +662,7 @@ def test_the_error_of_a_settlement_that_was_refused_is_noted_and_nothing_else(
 
     with queue.connection.begin():
         queue.connection.execute(
-            queue.statements.note_error,
+            queue.statements.settle.note_error,
             parameters(worker=ME, ids=["a"], leases=[jobs[0].lease], error="refused"),
         )
 
@@ -681,7 +681,7 @@ def test_still_held_sees_locked_rows_and_no_strangers(queue: Queue) -> None:
         user.execute(text("SELECT 1 FROM bgjob_job WHERE id = 'a' FOR UPDATE"))
         with queue.connection.begin():
             held = queue.connection.execute(
-                queue.statements.still_held,
+                queue.statements.settle.still_held,
                 parameters(worker=ME, ids=ids(jobs), leases=[job.lease for job in jobs]),
             )
             found = set(held.scalars())
@@ -700,36 +700,36 @@ JOBS = {"ids", "queues", "types", "args", "priorities", "headers", "delays", "ru
 @pytest.mark.parametrize(
     ("name", "flags", "given"),
     [
-        ("claim", None, {"queue", "limit", "worker"}),
-        ("next_due", None, {"queue", "priorities"}),
-        ("lanes", None, {"queue"}),
-        ("complete_one", None, {"worker", "id", "lease"}),
-        ("claim_onward", None, {"queue", "limit", "worker", "priority", "at", "id"}),
-        ("announce", None, {"worker", "queues"}),
-        ("complete", (False, True), FENCE),
-        ("release", (False, True), FENCE | RELEASE | {"unknowns"}),
-        ("bury", (False, True), FENCE | {"dead_ids", "give_backs", "errors"}),
-        ("still_held", None, FENCE),
-        ("note_error", None, FENCE | {"error"}),
-        ("hand_back_others.together", None, {"worker", "ids", "leases"}),
-        ("hand_back_others.held", None, {"worker", "ids", "leases"}),
-        ("hand_back_others.one", None, {"worker", "ids", "leases", "id"}),
-        ("beat", None, {"worker", "listener_pid", "listener_started_at"}),
-        ("unregister", None, {"worker"}),
-        ("mark_lost", None, {"worker"}),
-        ("give_back.together", None, {"worker"}),
-        ("give_back.held", None, {"worker"}),
-        ("give_back.one", None, {"worker", "id"}),
-        ("give_back_orphans.together", None, set()),
-        ("give_back_orphans.one", None, {"id"}),
-        ("claim_others", None, {"queue", "limit", "worker", "skip"}),
-        ("due_ids", None, {"queue", "limit", "skip"}),
-        ("claim_one", None, {"queue", "worker", "id"}),
-        ("holds_any", None, {"worker"}),
-        ("transaction_status", None, {"xid"}),
-        ("notify", None, {"queue"}),
-        ("insert_job", (False,), JOB),
-        ("insert_jobs", (False, True), JOBS),
+        ("claim.from_head", None, {"queue", "limit", "worker"}),
+        ("claim.next_due", None, {"queue", "priorities"}),
+        ("claim.lanes", None, {"queue"}),
+        ("settle.complete_one", None, {"worker", "id", "lease"}),
+        ("claim.onward", None, {"queue", "limit", "worker", "priority", "at", "id"}),
+        ("workers.announce", None, {"worker", "queues"}),
+        ("settle.complete", (False, True), FENCE),
+        ("settle.release", (False, True), FENCE | RELEASE | {"unknowns"}),
+        ("settle.bury", (False, True), FENCE | {"dead_ids", "give_backs", "errors"}),
+        ("settle.still_held", None, FENCE),
+        ("settle.note_error", None, FENCE | {"error"}),
+        ("rescue.hand_back_others.together", None, {"worker", "ids", "leases"}),
+        ("rescue.hand_back_others.held", None, {"worker", "ids", "leases"}),
+        ("rescue.hand_back_others.one", None, {"worker", "ids", "leases", "id"}),
+        ("workers.beat", None, {"worker", "listener_pid", "listener_started_at"}),
+        ("workers.unregister", None, {"worker"}),
+        ("rescue.mark_lost", None, {"worker"}),
+        ("rescue.give_back.together", None, {"worker"}),
+        ("rescue.give_back.held", None, {"worker"}),
+        ("rescue.give_back.one", None, {"worker", "id"}),
+        ("rescue.give_back_orphans.together", None, set()),
+        ("rescue.give_back_orphans.one", None, {"id"}),
+        ("claim.skipping", None, {"queue", "limit", "worker", "skip"}),
+        ("claim.due_ids", None, {"queue", "limit", "skip"}),
+        ("claim.one", None, {"queue", "worker", "id"}),
+        ("rescue.holds_any", None, {"worker"}),
+        ("settle.transaction_status", None, {"xid"}),
+        ("enqueue.notify", None, {"queue"}),
+        ("enqueue.job", (False,), JOB),
+        ("enqueue.jobs", (False, True), JOBS),
     ],
 )
 def test_each_statement_takes_the_parameters_it_names_and_is_built_once(

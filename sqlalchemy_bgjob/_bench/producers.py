@@ -109,7 +109,7 @@ def _enqueue_silently(app: App, connection: Connection, value: dict[str, Any]) -
             delay=None,
             run_at=None,
         )
-        return unit.execute(app.statements.insert_job(False), values).first()
+        return unit.execute(app.statements.enqueue.job(False), values).first()
 
     run_in(connection, app.jobs.models, write, call="enqueue")
 
@@ -170,7 +170,7 @@ def fill(app: App) -> Answer:
             "priority"
         ),
     )
-    statement = app.statements.insert_from(numbers, notify=False, ignore_duplicates=False)
+    statement = app.statements.enqueue.from_query(numbers, notify=False, ignore_duplicates=False)
     values = {
         "queue": QUEUE,
         "type": app.handler.type,

@@ -55,8 +55,8 @@ def _fenced(app: App, job: ClaimedJob, worker_id: int) -> Executable:
 def raw(app: App) -> Answer:
     """The limit of the design: its statements on the bare driver, without worker or handlers."""
     worker_id = new_worker_id()
-    claim, claim_values = compiled(app.statements.claim_onward)
-    complete, complete_values = compiled(app.statements.complete(False))
+    claim, claim_values = compiled(app.statements.claim.onward)
+    complete, complete_values = compiled(app.statements.settle.complete(False))
     dsn = app.url.set(drivername="postgresql").render_as_string(hide_password=False)
     done, at, last_id = 0, EARLIEST, ""
     with psycopg.connect(dsn) as connection:
@@ -108,7 +108,7 @@ def poll(app: App) -> Answer:
         connection.begin() as transaction,
     ):
         given = parameters(queue=QUEUE)
-        priorities = connection.execute(statements.lanes, given).scalars().all()
+        priorities = connection.execute(statements.claim.lanes, given).scalars().all()
         lanes = {
             "priority": list(priorities),
             "at": [None] * len(priorities),
@@ -121,8 +121,8 @@ def poll(app: App) -> Answer:
             priorities=list(priorities),
             **lanes,
         )
-        for name in ("claim", "lanes", "next_due", "claim_onward"):
-            text, values = compiled(getattr(statements, name))
+        for name in ("from_head", "lanes", "next_due", "onward"):
+            text, values = compiled(getattr(statements.claim, name))
             plan = connection.exec_driver_sql(
                 f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}",
                 {key: given.get(key, value) for key, value in values.items()},

@@ -98,7 +98,7 @@ def enqueue_from(
 
     def insert(unit: Unit) -> int:
         ignore = on_conflict == "ignore" or "id" not in labels
-        statement = statements_of(models).insert_from(
+        statement = statements_of(models).enqueue.from_query(
             select, notify=unit.can_notify, ignore_duplicates=ignore
         )
         if ignore:

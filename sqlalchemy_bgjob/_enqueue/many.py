@@ -227,7 +227,7 @@ def _insert_many(
 
 def _insert(unit: Unit, models: Models, jobs: Iterable[Draft]) -> set[str]:
     """Add jobs by one statement for each few thousand; the ids of those that are new."""
-    statement = statements_of(models).insert_jobs(unit.can_notify)
+    statement = statements_of(models).enqueue.jobs(unit.can_notify)
     inserted: set[str] = set()
     # Sorted, so that two producers with the same ids wait for each other in one order.
     ordered = sorted(jobs, key=lambda job: job.id)
@@ -241,7 +241,7 @@ def _copied(unit: Unit, models: Models, jobs: _Jobs) -> bool:
     if jobs.count < WORTH_IT or not can_copy(unit.connection, models.job):
         return False
     statements = statements_of(models)
-    now = unit.execute(statements.before_copy).scalar()
+    now = unit.execute(statements.enqueue.before_copy).scalar()
     if now is None:
         return False
     # A bad arg among the later ones ends the COPY, and must not end the caller's transaction.
@@ -249,7 +249,7 @@ def _copied(unit: Unit, models: Models, jobs: _Jobs) -> bool:
         copy(unit.connection, models.job, jobs, now)
     if unit.can_notify:
         for queue in sorted({job.common.queue for job in jobs.first}):
-            unit.execute(statements.notify, parameters(queue=queue))
+            unit.execute(statements.enqueue.notify, parameters(queue=queue))
     return True
 
 

@@ -149,7 +149,7 @@ def _insert_one(unit: Unit, models: Models, job: Draft, on_conflict: OnConflict)
         delay=None if common.delay is None else timedelta(seconds=common.delay),
         run_at=common.run_at,
     )
-    statement = statements_of(models).insert_job(unit.can_notify)
+    statement = statements_of(models).enqueue.job(unit.can_notify)
     inserted = unit.execute(statement, values).first() is not None
     if not inserted and on_conflict == "raise":
         raise JobAlreadyExists((job.id,))

@@ -128,11 +128,11 @@ def claim(
     given, runs the statement, which commits by itself.
     """
     given: dict[str, Any] = {"queue": queue, "limit": limit, "worker": worker_id}
-    statement = statements.claim
+    statement = statements.claim.from_head
     if skip:
-        statement, given["skip"] = statements.claim_others, list(skip)
+        statement, given["skip"] = statements.claim.skipping, list(skip)
     elif onward is not None:
-        statement = statements.claim_onward
+        statement = statements.claim.onward
         given["priority"], given["at"], given["id"] = map(list, zip(*onward, strict=True))
     rows: Any
     if direct is not None and statement is direct.statement:
@@ -149,7 +149,7 @@ _order: Final = attrgetter("priority", "next_run_at", "id")
 
 def lanes(connection: Connection, statements: Statements, *, queue: str) -> list[int]:
     """The priorities that the jobs of a queue have, ascending."""
-    return list(_run(connection, statements.lanes, queue=queue).scalars())
+    return list(_run(connection, statements.claim.lanes, queue=queue).scalars())
 
 
 def _claimed(queue: str, worker_id: int, row: Any) -> ClaimedJob:
@@ -181,11 +181,11 @@ def claim_one_by_one(
     jobs: list[ClaimedJob] = []
     refused: dict[str, Exception] = {}
     begun, doubtful = time.monotonic(), 0
-    for id in _run(connection, statements.due_ids, **given).scalars().all():
+    for id in _run(connection, statements.claim.due_ids, **given).scalars().all():
         savepoint = connection.begin_nested()
         try:
             one = {"queue": queue, "worker": worker_id, "id": id}
-            rows: Any = _run(connection, statements.claim_one, **one).all()
+            rows: Any = _run(connection, statements.claim.one, **one).all()
             jobs += [_claimed(queue, worker_id, row) for row in rows]
             savepoint.commit()
         except Exception as error:
@@ -210,7 +210,7 @@ def next_due(
     if not priorities:
         return None
     given = {"queue": queue, "priorities": list(priorities)}
-    delay = _run(connection, statements.next_due, **given).scalar()
+    delay = _run(connection, statements.claim.next_due, **given).scalar()
     return None if delay is None else float(delay)
 
 
@@ -219,7 +219,7 @@ def announce(
 ) -> None:
     """Tell producers for which queues a worker waits to be woken. Commits."""
     with connection.begin():
-        _run(connection, statements.announce, worker=worker_id, queues=list(queues))
+        _run(connection, statements.workers.announce, worker=worker_id, queues=list(queues))
 
 
 def write(
@@ -243,17 +243,17 @@ def write(
     if len(completed) == 1 and not wait:
         job = completed[0].job
         one = {"worker": job.worker_id, "id": job.id, "lease": job.lease}
-        xid = _run(connection, statements.complete_one, **one).scalar()
+        xid = _run(connection, statements.settle.complete_one, **one).scalar()
         if xid is not None:
             held.add(job.id)
     elif completed:
         given = _fence(completed)
-        answer: Any = _run(connection, statements.complete(wait), **given).one()
+        answer: Any = _run(connection, statements.settle.complete(wait), **given).one()
         count, xid, which = answer
         held.update(given["ids"] if count == len(completed) else which or ())
     for group, statement, columns in (
-        (released, statements.release, _release_columns),
-        (dead, statements.bury, _bury_columns),
+        (released, statements.settle.release, _release_columns),
+        (dead, statements.settle.bury, _bury_columns),
     ):
         if group:
             given = _fence(group) | columns(group)
@@ -380,8 +380,12 @@ def _explain(
     """Rows that were not settled are locked, kept by a trigger, settled before, or not ours."""
     asked = {id(item): _look_up(connection, statements, item) for item in items if item.xid}
     with connection.begin():
-        held = set(_run(connection, statements.still_held, **_fence(items)).scalars())
-        free = set(_run(connection, statements.free, **_fence(items)).scalars()) if held else held
+        held = set(_run(connection, statements.settle.still_held, **_fence(items)).scalars())
+        free = (
+            set(_run(connection, statements.settle.free, **_fence(items)).scalars())
+            if held
+            else held
+        )
     fates: list[tuple[Pending, Fate]] = []
     for item in items:
         if item.job.id in free:
@@ -404,7 +408,7 @@ def _settle_free(connection: Connection, statements: Statements, item: Pending) 
     refusal: Exception = RowKept()
     try:
         with connection.begin():
-            if not _run(connection, statements.free, **_fence([item])).first():
+            if not _run(connection, statements.settle.free, **_fence([item])).first():
                 return Fate.LOCKED
             held, xid = write(connection, statements, [item])
             if held:
@@ -423,7 +427,7 @@ def _look_up(connection: Connection, statements: Statements, item: Pending) -> F
     """What an unanswered COMMIT came to: SETTLED, LOCKED while it goes on, None for neither."""
     try:
         with connection.begin():
-            status = _run(connection, statements.transaction_status, xid=item.xid).scalar()
+            status = _run(connection, statements.settle.transaction_status, xid=item.xid).scalar()
     except Exception as error:
         if lost_connection(error):
             raise
@@ -435,7 +439,7 @@ def _look_up(connection: Connection, statements: Statements, item: Pending) -> F
 
 def holds(connection: Connection, statements: Statements, item: Pending) -> bool:
     """Whether a job is still this worker's, locked by somebody or not. The caller commits."""
-    return bool(_run(connection, statements.still_held, **_fence([item])).first())
+    return bool(_run(connection, statements.settle.still_held, **_fence([item])).first())
 
 
 def _record_failure(
@@ -447,7 +451,9 @@ def _record_failure(
     try:
         with connection.begin():
             fence = _fence([item])
-            _run(connection, statements.note_error, error=storable(connection, text), **fence)
+            _run(
+                connection, statements.settle.note_error, error=storable(connection, text), **fence
+            )
     except Exception as second:
         if lost_connection(second):
             raise
@@ -463,7 +469,9 @@ def hand_back_others(
     For after a claim whose answer was lost: the server may have given jobs that never arrived.
     """
     with connection.begin():
-        queues = _give_back(connection, statements.hand_back_others, **_of_worker(worker_id, known))
+        queues = _give_back(
+            connection, statements.rescue.hand_back_others, **_of_worker(worker_id, known)
+        )
     _tell_given_back(connection, statements, queues)
     return len(queues)
 
@@ -473,7 +481,9 @@ def held_besides(
 ) -> set[tuple[str, int]]:
     """Id and lease of what :func:`hand_back_others` is for. Reads the whole table; commits."""
     with connection.begin():
-        rows = _run(connection, statements.hand_back_others.held, **_of_worker(worker_id, known))
+        rows = _run(
+            connection, statements.rescue.hand_back_others.held, **_of_worker(worker_id, known)
+        )
         return {(row.id, row.lease) for row in rows}
 
 
@@ -488,7 +498,7 @@ def holds_some(
     jobs = list(jobs)
     given = {"ids": [id for id, _ in jobs], "leases": [lease for _, lease in jobs]}
     with connection.begin():
-        found = _run(connection, statements.still_held, worker=worker_id, **given)
+        found = _run(connection, statements.settle.still_held, worker=worker_id, **given)
         return found.first() is not None
 
 
@@ -510,7 +520,7 @@ def beat(
     pid, started_at = listener or (None, None)
     given = {"worker": worker_id, "listener_pid": pid, "listener_started_at": started_at}
     with connection.begin():
-        gap = _run(connection, statements.beat, **given).scalar()
+        gap = _run(connection, statements.workers.beat, **given).scalar()
     return None if gap is None else float(gap)
 
 
@@ -529,7 +539,7 @@ def register(
     with connection.begin():
         _run(
             connection,
-            statements.register,
+            statements.workers.register,
             id=worker_id,
             hostname=storable(connection, hostname),
             pid=pid,
@@ -554,9 +564,11 @@ def unregister(
     with connection.begin():
         queues: list[str] = []
         if given["ids"]:
-            queues += _give_back(connection, statements.give_back_refused, **given)
-        queues += _give_back(connection, statements.hand_back_others, **_of_worker(worker_id, ()))
-        _run(connection, statements.unregister, worker=worker_id)
+            queues += _give_back(connection, statements.rescue.give_back_refused, **given)
+        queues += _give_back(
+            connection, statements.rescue.hand_back_others, **_of_worker(worker_id, ())
+        )
+        _run(connection, statements.workers.unregister, worker=worker_id)
     _tell_given_back(connection, statements, queues)
 
 
@@ -581,7 +593,7 @@ def rescue_silent(
             lease_timeout is longer: after an outage everyone is silent.
     """
     given = {"judge": judge, "connected": connected}
-    return _rescue(connection, statements, statements.silent_workers, given)
+    return _rescue(connection, statements, statements.rescue.silent_workers, given)
 
 
 class Beat(NamedTuple):
@@ -613,7 +625,7 @@ def rescue_unchanged(
     """
     asked = time.monotonic()
     with connection.begin():
-        rows: Any = connection.execute(statements.beats).all()
+        rows: Any = connection.execute(statements.rescue.beats).all()
     answered = time.monotonic()
     before = dict(seen)
     seen.clear()
@@ -628,13 +640,13 @@ def rescue_unchanged(
     rescued: list[Rescued] = []
     for worker_id, beat_at in unchanged:
         given = {"worker": worker_id, "beat_at": beat_at, "judge": judge, "connected": connected}
-        rescued += _rescue(connection, statements, statements.unchanged_worker, given)
+        rescued += _rescue(connection, statements, statements.rescue.unchanged_worker, given)
     return rescued
 
 
 def rescue_rest(connection: Connection, statements: Statements) -> list[Rescued]:
     """Take the jobs of lost workers that were locked when the others were taken. Commits."""
-    return _rescue(connection, statements, statements.lost_workers, {})
+    return _rescue(connection, statements, statements.rescue.lost_workers, {})
 
 
 def sample_health(
@@ -642,9 +654,9 @@ def sample_health(
 ) -> Health | None:
     """Look at the server, unless another worker is to do that. Commits."""
     with connection.begin():
-        if not _run(connection, statements.is_eldest, worker=worker_id).scalar():
+        if not _run(connection, statements.workers.is_eldest, worker=worker_id).scalar():
             return None
-        return look(connection, statements.table_names(connection))
+        return look(connection, statements.tables.table_names(connection))
 
 
 def rescue_ended(
@@ -661,12 +673,12 @@ def rescue_ended(
         What was rescued, and what to pass at the next look.
     """
     with connection.begin():
-        now = {row[0]: row[1] for row in connection.execute(statements.ended_workers)}
+        now = {row[0]: row[1] for row in connection.execute(statements.rescue.ended_workers)}
     rescued: list[Rescued] = []
     for worker_id, beat_at in now.items():
         if seen.get(worker_id) == beat_at:
             given = {"worker": worker_id, "beat_at": beat_at}
-            rescued += _rescue(connection, statements, statements.ended_again, given)
+            rescued += _rescue(connection, statements, statements.rescue.ended_again, given)
     return rescued, now
 
 
@@ -686,10 +698,10 @@ def _rescue(
             if JUDGED.listeners:
                 JUDGED.reached(worker_id)
             _end_sessions(connection, statements, worker_id)
-            _run(connection, statements.mark_lost, worker=worker_id)
-            queues = _give_back(connection, statements.give_back, worker=worker_id)
-            if not _run(connection, statements.holds_any, worker=worker_id).scalar():
-                _run(connection, statements.unregister, worker=worker_id)
+            _run(connection, statements.rescue.mark_lost, worker=worker_id)
+            queues = _give_back(connection, statements.rescue.give_back, worker=worker_id)
+            if not _run(connection, statements.rescue.holds_any, worker=worker_id).scalar():
+                _run(connection, statements.workers.unregister, worker=worker_id)
             given_back.update(queues)
             rescued.append(Rescued(worker_id, len(queues)))
     _tell_given_back(connection, statements, given_back)
@@ -724,7 +736,7 @@ def _give_back(connection: Connection, statements: GiveBack, **given: Any) -> li
 def _end_sessions(connection: Connection, statements: Statements, worker_id: int) -> None:
     savepoint = connection.begin_nested()
     try:
-        _run(connection, statements.end_sessions, name=application_name(worker_id))
+        _run(connection, statements.rescue.end_sessions, name=application_name(worker_id))
         savepoint.commit()
     except DBAPIError as error:
         if lost_connection(error):
@@ -738,7 +750,7 @@ def rescue_orphans(connection: Connection, statements: Statements) -> int:
     Reads the whole table. A claim that was committed after its worker had been found lost ends so.
     """
     with connection.begin():
-        queues = _give_back(connection, statements.give_back_orphans)
+        queues = _give_back(connection, statements.rescue.give_back_orphans)
     _tell_given_back(connection, statements, queues)
     return len(queues)
 
@@ -762,7 +774,7 @@ def _tell_given_back(
             NOTIFYING.reached(queues)
         with connection.begin():
             for queue in sorted(set(queues)):
-                _run(connection, statements.notify_given_back(everybody), queue=queue)
+                _run(connection, statements.rescue.notify_given_back(everybody), queue=queue)
     except Exception as error:
         if lost_connection(error):
             raise

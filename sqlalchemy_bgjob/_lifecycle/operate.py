@@ -32,7 +32,7 @@ def cancel(models: Models, statements: Statements, target: Any, id: str) -> Any:
     id = validation.job_id(id)
 
     def work(unit: Unit) -> bool:
-        return unit.execute(statements.cancel, parameters(id=id)).first() is not None
+        return unit.execute(statements.operate.cancel, parameters(id=id)).first() is not None
 
     return run_in(target, models, work, call="BGJob.cancel")
 
@@ -47,13 +47,13 @@ def redrive(
 ) -> Any:
     """See :meth:`BGJob.redrive`."""
     after = timedelta(seconds=validation.seconds("delay", delay))
-    statement = statements.redrive(where, validation.limit(limit))
+    statement = statements.operate.redrive(where, validation.limit(limit))
 
     def work(unit: Unit) -> Redriven:
         rows: Any = unit.execute(statement, parameters(delay=after)).all()
         if unit.can_notify:
             for queue in sorted({queue for _, queue, back in rows if back}):
-                unit.execute(statements.notify, parameters(queue=queue))
+                unit.execute(statements.enqueue.notify, parameters(queue=queue))
         return Redriven(
             ids=tuple(sorted(id for id, _, back in rows if back)),
             left=tuple(sorted(id for id, _, back in rows if not back)),
@@ -72,7 +72,9 @@ def prune(
 ) -> Any:
     """See :meth:`BGJob.prune`."""
     age = timedelta(seconds=validation.seconds("older_than", older_than))
-    statement = statements.prune(true() if where is None else where, validation.limit(limit))
+    statement = statements.operate.prune(
+        true() if where is None else where, validation.limit(limit)
+    )
 
     def work(unit: Unit) -> int:
         return int(unit.execute(statement, parameters(age=age)).scalar_one())

@@ -1,30 +1,35 @@
 """Every SQL statement of the queue, as SQLAlchemy Core constructs.
 
 Nothing here executes: a :class:`Statements` builds each statement of one set of tables once, with
-named parameters, and hands it out. The threaded and the asyncio worker therefore send the same SQL.
-A hot statement touches one queue only.
+named parameters, and hands it out: ``statements.claim.onward``. The threaded and the asyncio worker
+therefore send the same SQL. A hot statement touches one queue only.
 """
 
+from typing import Final
 from weakref import WeakKeyDictionary
 
 from ..models import Models
 from .claim import ClaimStatements
 from .enqueue import EnqueueStatements
 from .operate import OperateStatements
-from .rescue import GiveBackStatements
+from .rescue import RescueStatements
 from .settle import SettleStatements
+from .words import Tables
 from .workers import WorkerStatements
 
 
-class Statements(
-    EnqueueStatements,
-    ClaimStatements,
-    SettleStatements,
-    GiveBackStatements,
-    WorkerStatements,
-    OperateStatements,
-):
-    """The statements of one set of tables. Their parameters are named in each docstring."""
+class Statements:
+    """The statements of one set of tables, by verb. Their docstrings name their parameters."""
+
+    def __init__(self, models: Models) -> None:
+        tables = Tables(models)
+        self.tables: Final = tables
+        self.enqueue: Final = EnqueueStatements(tables)
+        self.claim: Final = ClaimStatements(tables)
+        self.settle: Final = SettleStatements(tables)
+        self.rescue: Final = RescueStatements(tables)
+        self.workers: Final = WorkerStatements(tables)
+        self.operate: Final = OperateStatements(tables)
 
 
 _statements: WeakKeyDictionary[Models, Statements] = WeakKeyDictionary()

@@ -30,8 +30,11 @@ _LATE_COMMITS: ColumnElement[Any] = literal_column("interval '2 seconds'")
 """How far behind the clock a claim looks for jobs whose transaction was committed late."""
 
 
-class ClaimStatements(Tables):
+class ClaimStatements:
     """From the head of a queue, onward from the last claim, and row by row."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._job = tables.job
 
     def _lanes(self) -> CTE:
         """The queue's priorities, ascending, by one index probe each; the last row is null."""
@@ -138,7 +141,7 @@ class ClaimStatements(Tables):
         )
 
     @cached_property
-    def claim(self) -> Executable:
+    def from_head(self) -> Executable:
         """Give due jobs of one queue to a worker; RETURNING has no order: sort.
 
         Parameters: queue, limit, worker.
@@ -146,10 +149,10 @@ class ClaimStatements(Tables):
         return self._claim(self._due("ctid"))
 
     @cached_property
-    def claim_onward(self) -> Executable:
-        """As :attr:`claim`, from where the last claim has stopped in each of the given lanes.
+    def onward(self) -> Executable:
+        """As :attr:`from_head`, from where the last claim has stopped in each of the given lanes.
 
-        Parameters: as claim, and lists priority, at, id, one row for each lane.
+        Parameters: as there, and lists priority, at, id, one row for each lane.
         """
         return self._claim(self._due("ctid", onward=True))
 
@@ -160,18 +163,18 @@ class ClaimStatements(Tables):
         return select(lanes.c.priority).where(lanes.c.priority.is_not(None))
 
     @cached_property
-    def claim_others(self) -> Executable:
-        """As :attr:`claim`, without rows that refused. Parameters: as claim, and the list skip."""
+    def skipping(self) -> Executable:
+        """As :attr:`from_head`, without rows that refused. Parameters: as there, and list skip."""
         return self._claim(self._due("ctid", skipping=True))
 
     @cached_property
     def due_ids(self) -> Executable:
-        """What :attr:`claim_others` would take, in order and not locked. Parameters: as there."""
+        """What :attr:`skipping` would take, in order and not locked. Parameters: as there."""
         return self._due("id", skipping=True, lock=False)
 
     @cached_property
-    def claim_one(self) -> Executable:
-        """As :attr:`claim`, for one job if it is still due. Parameters: queue, worker, id."""
+    def one(self) -> Executable:
+        """As :attr:`from_head`, for one job if it is still due. Parameters: queue, worker, id."""
         due = self._job.alias("due")
         row: Select[Any] = (
             select(literal_column("due.ctid"))

@@ -27,7 +27,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from ..models import Models
 from ..schema._versions import qualified
 from .words import SECOND, Tables, awaited, parameter, unnest, wake_up
 
@@ -35,16 +34,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class EnqueueStatements(Tables):
-    """INSERT of one job, of many, and from a query; notifications."""
+class EnqueueStatements:
+    """INSERT of one job, of many, and from a query; and the wake-up by itself."""
 
-    def __init__(self, models: Models) -> None:
-        super().__init__(models)
+    def __init__(self, tables: Tables) -> None:
+        self._tables, self._job, self._worker = tables, tables.job, tables.worker
         # Built once for each combination of flags: building costs more than sending.
-        self.insert_job: Callable[[bool], Executable] = cache(self._insert_job)
-        self.insert_jobs: Callable[[bool], Executable] = cache(self._insert_jobs)
+        self.job: Callable[[bool], Executable] = cache(self._insert_one)
+        self.jobs: Callable[[bool], Executable] = cache(self._insert_many)
 
-    def _insert_job(self, notify: bool) -> Executable:
+    def _insert_one(self, notify: bool) -> Executable:
         """One job, and with *notify* its wake-up in the same statement.
 
         Returns its id, or nothing if it exists. Parameters: id, queue, type, arg,
@@ -69,10 +68,10 @@ class EnqueueStatements(Tables):
             return inserted
         done = inserted.cte("inserted")
         queue = parameter("queue", Text)
-        notified = case((awaited(self._worker, queue), func.pg_notify(self.channel, queue)))
+        notified = case((awaited(self._worker, queue), func.pg_notify(self._tables.channel, queue)))
         return select(done.c.id, cast(notified, Text))
 
-    def _insert_jobs(self, notify: bool) -> Executable:
+    def _insert_many(self, notify: bool) -> Executable:
         """Many jobs in one statement, one row for each that did not exist: its id.
 
         Parameters: lists ids, queues, types, args, priorities, headers (JSON text), delays
@@ -111,7 +110,7 @@ class EnqueueStatements(Tables):
         secured = func.row_security_active(cast(name, REGCLASS))
         return select(case((not_(secured), func.now())))
 
-    def insert_from(
+    def from_query(
         self, source: Select[Any], *, notify: bool, ignore_duplicates: bool
     ) -> Executable:
         """``INSERT ... SELECT`` from the user's own query; one row for each new job: its id.
@@ -159,7 +158,7 @@ class EnqueueStatements(Tables):
         done = inserted.returning(job.c.id, job.c.queue).cte("bgjob_inserted")
         # One notification for each queue, not for each job.
         queues = select(done.c.queue).distinct().subquery("queues")
-        notified = func.pg_notify(self.channel, queues.c.queue)
+        notified = func.pg_notify(self._tables.channel, queues.c.queue)
         woken = (
             select(func.count(notified).label("count"))
             .where(awaited(self._worker, queues.c.queue))
@@ -170,7 +169,7 @@ class EnqueueStatements(Tables):
     @cached_property
     def notify(self) -> Executable:
         """See :func:`wake_up`."""
-        return wake_up(self._models.schema, self._models.table_prefix)
+        return wake_up(self._tables.schema, self._tables.prefix)
 
 
 def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -24,8 +24,12 @@ from ..models import lease_at_insert
 from .words import ONLY, Tables, parameter
 
 
-class OperateStatements(Tables):
+class OperateStatements:
     """What is done to jobs from outside."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._job, self._dead, self._worker = tables.job, tables.dead, tables.worker
+        self._channel = tables.channel
 
     @cached_property
     def cancel(self) -> Executable:
@@ -134,6 +138,6 @@ class OperateStatements(Tables):
             .table_valued("queue", name="awaited")
             .render_derived()
         )
-        notified = func.pg_notify(self.channel, queues.c.queue)
+        notified = func.pg_notify(self._channel, queues.c.queue)
         waiting = self._worker.join(queues, true())
         return select(cast(notified, Text)).select_from(waiting).with_hint(self._worker, ONLY)

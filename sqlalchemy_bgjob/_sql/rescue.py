@@ -30,7 +30,6 @@ from sqlalchemy.dialects.postgresql import JSONB
 from .._db.errors import describe
 from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
-from ..models import Models
 from .words import ACTIVITY, ONLY, SECOND, Tables, at, awaited, parameter, unnest
 
 _resets = tuple(
@@ -49,11 +48,12 @@ class GiveBack(NamedTuple):
     """Takes the further parameter id."""
 
 
-class GiveBackStatements(Tables):
+class RescueStatements:
     """Which workers are lost, and how their jobs, orphans and unknown claims are queued again."""
 
-    def __init__(self, models: Models) -> None:
-        super().__init__(models)
+    def __init__(self, tables: Tables) -> None:
+        self._job, self._worker = tables.job, tables.worker
+        self._channel = tables.channel_of_given_back
         self.notify_given_back: Callable[[bool], Executable] = cache(self._notify_given_back)
 
     # ---- who is lost ------------------------------------------------------------------------
@@ -341,7 +341,7 @@ class GiveBackStatements(Tables):
         only for those who wait. Parameter: queue.
         """
         queue = parameter("queue", Text)
-        notified = select(cast(func.pg_notify(self.channel_of_given_back, queue), Text))
+        notified = select(cast(func.pg_notify(self._channel, queue), Text))
         return notified if everybody else notified.where(awaited(self._worker, queue))
 
 

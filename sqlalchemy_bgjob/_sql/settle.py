@@ -32,15 +32,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ..models import Models
 from .words import ONLY, SECOND, Tables, array_parameter, at, parameter, transaction_id, unnest
 
 
-class SettleStatements(Tables):
+class SettleStatements:
     """Complete, release, bury; and what is asked when an answer was lost."""
 
-    def __init__(self, models: Models) -> None:
-        super().__init__(models)
+    def __init__(self, tables: Tables) -> None:
+        self._job, self._dead = tables.job, tables.dead
         self.complete: Callable[[bool], Executable] = cache(self._complete)
         self.release: Callable[[bool], Executable] = cache(self._release)
         self.bury: Callable[[bool], Executable] = cache(self._bury)

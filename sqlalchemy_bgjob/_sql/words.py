@@ -153,15 +153,16 @@ class Tables:
     """One set of tables, and the channels of its workers."""
 
     def __init__(self, models: Models) -> None:
-        self._models = models
-        self._job: Table = models.job
-        self._dead: Table = models.dead_job
-        self._worker: Table = models.worker
-        self.channel = channel_name(models.schema, models.table_prefix)
-        self.channel_of_given_back = f"{self.channel}_given_back"
+        self.job: Final[Table] = models.job
+        self.dead: Final[Table] = models.dead_job
+        self.worker: Final[Table] = models.worker
+        self.schema: Final = models.schema
+        self.prefix: Final = models.table_prefix
+        self.channel: Final = channel_name(self.schema, self.prefix)
+        self.channel_of_given_back: Final = f"{self.channel}_given_back"
 
     def table_names(self, connection: Connection) -> list[str]:
         """The tables' names, quoted, as PostgreSQL's functions take them: that of jobs is first."""
-        tables = (self._job, self._dead, self._worker)
-        schema = translated(connection, self._models.schema)
+        tables = (self.job, self.dead, self.worker)
+        schema = translated(connection, self.schema)
         return [qualified(schema, table.name) for table in tables]

@@ -21,8 +21,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 from .words import ACTIVITY, ONLY, SECOND, Tables, parameter, seconds
 
 
-class WorkerStatements(Tables):
+class WorkerStatements:
     """What a worker writes into its own row, and asks of the others."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._worker = tables.worker
 
     @cached_property
     def register(self) -> Executable:

@@ -64,7 +64,7 @@ class ControlConnection:
             self._is_changed = changes_encoding(connection)
             self._connection, self.rests = configure(connection), False
             self._connected_at = time.monotonic()
-            self._direct = prepare(self._statements.claim_onward, self._connection)
+            self._direct = prepare(self._statements.claim.onward, self._connection)
         return self._connection
 
     @property

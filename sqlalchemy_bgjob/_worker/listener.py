@@ -119,7 +119,8 @@ class Listener(SideLoop):
     def _listen(self, connection: Connection) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
         engine, connection = connection.engine, configure(connection, "AUTOCOMMIT")
-        new, given_back = self._statements.channel, self._statements.channel_of_given_back
+        tables = self._statements.tables
+        new, given_back = tables.channel, tables.channel_of_given_back
         # A side channel makes the test independent of what queues are called.
         test = f"{new}_{secrets.token_hex(8)}"
         tested = threading.Event()
@@ -130,7 +131,7 @@ class Listener(SideLoop):
             elif self.listening:
                 self._hands.wake(queue, new=channel == new)
 
-        row = connection.execute(self._statements.listener_session).one_or_none()
+        row = connection.execute(self._statements.workers.listener_session).one_or_none()
         wait = _listen_on(connection, (new, given_back, test), hear, self._runtime)
         if not self._hears(engine, wait, test, tested):
             self._warn("notifications do not arrive (a connection pooler in transaction mode?)")

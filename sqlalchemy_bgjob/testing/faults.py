@@ -82,9 +82,9 @@ def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> 
     statements = statements_of(jobs.models)
 
     def work(unit: Unit) -> None:
-        for statement in statements.grow_older:
+        for statement in statements.operate.grow_older:
             unit.execute(statement, parameters(by=timedelta(seconds=seconds)))
-        unit.execute(statements.wake_all)
+        unit.execute(statements.operate.wake_all)
 
     return run_in(target, jobs.models, work, call="let_time_pass")
 

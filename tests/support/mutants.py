@@ -15,7 +15,9 @@ from sqlalchemy_bgjob import _lifecycle
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle import Fate
 from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
-from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql.claim import ClaimStatements
+from sqlalchemy_bgjob._sql.rescue import RescueStatements
+from sqlalchemy_bgjob._sql.settle import SettleStatements
 from sqlalchemy_bgjob._sql.words import at, parameter, transaction_id, unnest
 from sqlalchemy_bgjob._worker import attempt as attempt_module
 from sqlalchemy_bgjob._worker import claiming, handler_session, hands, slots
@@ -30,14 +32,16 @@ def _replace(stack: ExitStack, owner: Any, **changes: Any) -> None:
         stack.enter_context(patch.object(owner, name, value))
 
 
-def _change(stack: ExitStack, name: str, values: Callable[[Any], dict[str, Any]]) -> None:
+def _change(
+    stack: ExitStack, owner: type[Any], name: str, values: Callable[[Any], dict[str, Any]]
+) -> None:
     """Let an UPDATE of the table of jobs write other values."""
-    original = getattr(Statements, name)
+    original = getattr(owner, name)
 
     def changed(self: Any, *args: Any) -> Any:
         return original(self, *args).values(values(self._job))
 
-    _replace(stack, Statements, **{name: changed})
+    _replace(stack, owner, **{name: changed})
 
 
 # ---- the lease ------------------------------------------------------------------------------
@@ -62,19 +66,19 @@ def fence_by_id_alone(stack: ExitStack) -> None:
         )
         return delete(self._job).where(at(locked)).returning(transaction_id())
 
-    _replace(stack, Statements, _one_by_one=one_by_one, complete_one=property(complete_one))
+    _replace(stack, SettleStatements, _one_by_one=one_by_one, complete_one=property(complete_one))
 
 
 def claim_without_a_new_lease(stack: ExitStack) -> None:
-    _change(stack, "_claim", lambda job: {"lease": job.c.lease})
+    _change(stack, ClaimStatements, "_claim", lambda job: {"lease": job.c.lease})
 
 
 def rescue_without_a_new_lease(stack: ExitStack) -> None:
-    _change(stack, "_queue_again", lambda job: {"lease": job.c.lease})
+    _change(stack, RescueStatements, "_queue_again", lambda job: {"lease": job.c.lease})
 
 
 def hand_back_without_a_new_lease(stack: ExitStack) -> None:
-    _change(stack, "_release", lambda job: {"lease": job.c.lease})
+    _change(stack, SettleStatements, "_release", lambda job: {"lease": job.c.lease})
 
 
 # ---- settlements ----------------------------------------------------------------------------
@@ -109,7 +113,7 @@ def a_release_deletes(stack: ExitStack) -> None:
             .returning(job.c.id, transaction_id())
         )
 
-    _replace(stack, Statements, _release=release)
+    _replace(stack, SettleStatements, _release=release)
 
 
 def settled_outside_the_handler_s_transaction(stack: ExitStack) -> None:
@@ -160,18 +164,20 @@ def observers_before_the_commit(stack: ExitStack) -> None:
 
 
 def claims_what_is_claimed(stack: ExitStack) -> None:
-    original = Statements._is_due
+    original = ClaimStatements._is_due
 
     def is_due(self: Any, due: Any) -> Any:
         return original(self, due)[:-1]
 
-    _replace(stack, Statements, _is_due=is_due)
+    _replace(stack, ClaimStatements, _is_due=is_due)
 
 
 def claims_wait_for_locks(stack: ExitStack) -> None:
     """Without SKIP LOCKED."""
     _replace(
-        stack, Statements, _lock_to_claim=lambda self, rows: rows.with_for_update(key_share=True)
+        stack,
+        ClaimStatements,
+        _lock_to_claim=lambda self, rows: rows.with_for_update(key_share=True),
     )
 
 
@@ -186,7 +192,7 @@ def a_beating_worker_is_rescued(stack: ExitStack) -> None:
         others = self._worker.c.id != parameter("judge", BigInteger)
         return self._lock_workers(and_(others, parameter("connected", BigInteger) > 0))
 
-    _replace(stack, Statements, silent_workers=property(silent_workers))
+    _replace(stack, RescueStatements, silent_workers=property(silent_workers))
 
 
 def a_beat_is_old_when_it_is_first_seen(stack: ExitStack) -> None:
@@ -202,7 +208,12 @@ def spent_attempts_are_not_looked_at(stack: ExitStack) -> None:
 
 def a_crash_costs_nothing(stack: ExitStack) -> None:
     """A rescue gives the attempt back."""
-    _change(stack, "_queue_again", lambda job: {"attempt": func.greatest(job.c.attempt - 1, 0)})
+    _change(
+        stack,
+        RescueStatements,
+        "_queue_again",
+        lambda job: {"attempt": func.greatest(job.c.attempt - 1, 0)},
+    )
 
 
 MUTANTS: dict[str, Callable[[ExitStack], None]] = {
