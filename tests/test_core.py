@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
-from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending, Position
+from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob, Position
+from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._worker.plan.lanes import SCAN_EVERY
 from sqlalchemy_bgjob._worker.plan.planner import (
     AGAIN,

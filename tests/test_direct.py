@@ -10,11 +10,11 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._db.errors import lost_connection, sqlstate
 from sqlalchemy_bgjob._db.idle_statement import IdleStatement, prepare
 from sqlalchemy_bgjob._drafts.validation import EARLIEST
-from sqlalchemy_bgjob._lifecycle import Position
+from sqlalchemy_bgjob._lifecycle import claim as claims
+from sqlalchemy_bgjob._lifecycle.claim import Position
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import parameters
 from support.pooler import POOLED
@@ -87,13 +87,13 @@ async def test_a_claim_gives_the_rows_that_sqlalchemy_would(
         assert claim is not None
         heads = [Position(0, EARLIEST, ""), Position(5, EARLIEST, "")]
         given: Any = {"queue": "q", "limit": 10, "worker_id": ME, "onward": heads}
-        jobs = lifecycle.claim(connection, statements, **given, direct=claim)
+        jobs = claims.claim(connection, statements, **given, direct=claim)
         with engine.connect() as other:  # committed by itself
             held = other.scalar(text("SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL"))
             other.rollback()
             with other.begin():
                 other.execute(text("UPDATE bgjob_job SET claimed_by = NULL, attempt = 0"))
-                again = lifecycle.claim(other, statements, **given)
+                again = claims.claim(other, statements, **given)
         assert [job.id for job in jobs] == ["a", "c", "b"]
         assert held == 3
         different = {"lease", "updated_at", "unknown_for"}

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from sqlalchemy_bgjob import Health, Observer
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._inspect import health
+from sqlalchemy_bgjob._lifecycle import workers
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob.testing.points import at
 from support.shop import jobs, make_tables
@@ -108,7 +108,7 @@ def test_one_worker_looks_for_all(first: str, engine: Engine) -> None:
     statements = Statements(jobs.models)
 
     with engine.connect() as connection:
-        found = {id: lifecycle.sample_health(connection, statements, worker_id=id) for id in (1, 2)}
+        found = {id: workers.sample_health(connection, statements, worker_id=id) for id in (1, 2)}
 
     looks = [id for id, health in found.items() if health is not None]
     assert looks == [1 if first == "beats" else 2]

@@ -15,9 +15,10 @@ from sqlalchemy import Engine, MetaData, text, true
 from sqlalchemy.dialects import postgresql
 
 from sqlalchemy_bgjob import BGJob, MoveToDlq, Reschedule, Retry, schema
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._inspect.doctor import examine
+from sqlalchemy_bgjob._lifecycle import claim as claims
+from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims, workers
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import wake_up
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
@@ -88,7 +89,7 @@ def test_every_transition_leaves_an_archive_alone(engine: Engine, queue: Stateme
     with engine.connect() as connection:
         before = archived(connection)
         connection.rollback()
-        lifecycle.register(
+        workers.register(
             connection,
             queue,
             worker_id=ME,
@@ -101,22 +102,22 @@ def test_every_transition_leaves_an_archive_alone(engine: Engine, queue: Stateme
 
         jobs = claim(connection, queue, 40)
         with connection.begin():
-            assert lifecycle.lanes(connection, queue, queue="q") == [0]
-            scheduled = lifecycle.next_due(connection, queue, queue="q", priorities=[0])
+            assert claims.lanes(connection, queue, queue="q") == [0]
+            scheduled = claims.next_due(connection, queue, queue="q", priorities=[0])
         assert ids(jobs) == [f"job-{n:02}" for n in range(40)]
         assert scheduled is None
         for n, end in enumerate(ends):
-            fates = lifecycle.settle(connection, queue, pending(jobs[n * 8 : n * 8 + 8], end))
-            assert {fate for _, fate in fates} == {lifecycle.Fate.SETTLED}
+            fates = settle.settle(connection, queue, pending(jobs[n * 8 : n * 8 + 8], end))
+            assert {fate for _, fate in fates} == {settle.Fate.SETTLED}
         # The last eight are given back in the three ways in which that is done.
         known = jobs[33:]
-        assert lifecycle.hand_back_others(connection, queue, worker_id=ME, known=known) == 1
+        assert unknown_claims.hand_back_others(connection, queue, worker_id=ME, known=known) == 1
         with connection.begin():
             run(connection, "UPDATE ONLY bgjob_job SET claimed_by = 5 WHERE id = 'job-33'")
-        assert lifecycle.rescue_orphans(connection, queue) == 1
+        assert rescue.rescue_orphans(connection, queue) == 1
         with connection.begin():
             run(connection, "UPDATE ONLY bgjob_worker SET lost_at = now()")
-        (rescued,) = lifecycle.rescue_rest(connection, queue)
+        (rescued,) = rescue.rescue_rest(connection, queue)
         assert (rescued.worker_id, rescued.jobs) == (ME, 6)
 
         assert archived(connection) == before

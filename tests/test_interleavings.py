@@ -17,9 +17,10 @@ import pytest
 from sqlalchemy import MetaData, NullPool, create_engine, event, text
 
 from sqlalchemy_bgjob import BGJob
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
+from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
+from sqlalchemy_bgjob._lifecycle import workers as worker_rows
+from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until
 from support.rows import claim as claim_now
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
+    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
     from support.databases import TestServer
 
 SILENT, JUDGE, THIRD = 11, 22, 33
@@ -76,12 +78,12 @@ class Stage:
         return sorted(job.id for job in claimed)
 
     def beat(self, connection: Connection) -> Any:
-        gap = lifecycle.beat(connection, self.statements, worker_id=SILENT, listener=None)
+        gap = worker_rows.beat(connection, self.statements, worker_id=SILENT, listener=None)
         return gap is not None
 
     def _settle(self, connection: Connection, settlement: Settlement) -> Any:
         items = [Pending(job, settlement) for job in self.held]
-        return lifecycle.settle(connection, self.statements, items)
+        return settle.settle(connection, self.statements, items)
 
     def complete(self, connection: Connection) -> Any:
         return self._settle(connection, COMPLETED)
@@ -96,10 +98,12 @@ class Stage:
         return self._settle(connection, HAND_BACK)
 
     def reconcile(self, connection: Connection) -> Any:
-        return lifecycle.hand_back_others(connection, self.statements, worker_id=SILENT, known=())
+        return unknown_claims.hand_back_others(
+            connection, self.statements, worker_id=SILENT, known=()
+        )
 
     def rescue(self, connection: Connection) -> Any:
-        return lifecycle.rescue_silent(connection, self.statements, judge=JUDGE, connected=1000.0)
+        return rescue.rescue_silent(connection, self.statements, judge=JUDGE, connected=1000.0)
 
     def cancel(self, connection: Connection) -> Any:
         with connection.begin():
@@ -123,13 +127,13 @@ class Stage:
             return [
                 fate
                 if fate is not Fate.LOCKED
-                else lifecycle.settle(connection, self.statements, [item])[0][1]
+                else settle.settle(connection, self.statements, [item])[0][1]
                 for item, fate in answer
             ]
 
     def rows(self) -> Any:
         with self.engine.connect() as connection:
-            lifecycle.rescue_rest(connection, self.statements)
+            rescue.rescue_rest(connection, self.statements)
             jobs = connection.execute(
                 text(
                     # A redriven job's lease is the clock's.

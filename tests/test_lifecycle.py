@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._db.connections import configure, maintain
 from sqlalchemy_bgjob._db.sessions import PLANS_LAST, name_session
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
+from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims, workers
+from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob.testing.points import at
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
     from support.databases import TestServer
 
 pytestmark = pytest.mark.core
@@ -52,7 +53,7 @@ class Queue(NamedTuple):
         return claim(self.connection, self.statements, queue=columns.get("queue", "q"))
 
     def settle(self, items: list[Pending]) -> dict[str, Fate]:
-        fates = lifecycle.settle(self.connection, self.statements, items)
+        fates = settle.settle(self.connection, self.statements, items)
         assert len(fates) == len(items)
         return {item.job.id: fate for item, fate in fates}
 
@@ -281,7 +282,7 @@ def test_queues_and_workers_are_settled_each_by_themselves(queue: Queue) -> None
 def test_nothing_to_settle_is_nothing_to_do(queue: Queue) -> None:
     assert queue.settle([]) == {}
     with queue.connection.begin():
-        assert lifecycle.write(queue.connection, queue.statements, []) == (set(), None)
+        assert settle.write(queue.connection, queue.statements, []) == (set(), None)
 
 
 # ---- a COMMIT without an answer -------------------------------------------------------------
@@ -305,7 +306,7 @@ def cut(queue: Queue, items: list[Pending], *, before_commit: bool) -> None:
 
     event.listen(engine, "commit", lose)
     with engine.connect() as connection, pytest.raises(DBAPIError):
-        lifecycle.settle(connection, queue.statements, items)
+        settle.settle(connection, queue.statements, items)
     engine.dispose()
 
 
@@ -340,7 +341,7 @@ def test_a_commit_that_never_arrived_is_repeated(queue: Queue, settlement: Settl
 def test_a_commit_still_under_way_is_asked_for_again_later(queue: Queue) -> None:
     (job,) = queue.claim("a")
     with queue.engine.connect() as slow, slow.begin() as transaction:
-        held, xid = lifecycle.write(slow, queue.statements, [Pending(job, COMPLETED)])
+        held, xid = settle.write(slow, queue.statements, [Pending(job, COMPLETED)])
         assert held == {"a"}
         item = Pending(job, RETRY, xid=xid, if_committed=COMPLETED)
 
@@ -357,7 +358,7 @@ def test_a_handlers_commit_that_was_aborted_leads_to_its_retry(queue: Queue) -> 
     """What is written then is the settlement for this case, not the one that was to be."""
     (job,) = queue.claim("a")
     with queue.engine.connect() as lost, lost.begin() as transaction:
-        _, xid = lifecycle.write(lost, queue.statements, [Pending(job, COMPLETED)])
+        _, xid = settle.write(lost, queue.statements, [Pending(job, COMPLETED)])
         transaction.rollback()
     item = Pending(job, RETRY, xid=xid, if_committed=COMPLETED)
 
@@ -378,7 +379,7 @@ def test_what_a_claim_gave_without_arriving_is_handed_back(queue: Queue) -> None
     queue.put("other's", claimed_by=OTHER)
     before = rows(queue.connection)
 
-    count = lifecycle.hand_back_others(
+    count = unknown_claims.hand_back_others(
         queue.connection, queue.statements, worker_id=ME, known=[jobs[0], gone]
     )
 
@@ -401,7 +402,7 @@ def test_a_second_claim_of_a_job_in_hands_is_handed_back_too(queue: Queue) -> No
     queue.connection.commit()
     claim(queue.connection, queue.statements)
 
-    count = lifecycle.hand_back_others(
+    count = unknown_claims.hand_back_others(
         queue.connection, queue.statements, worker_id=ME, known=[first]
     )
 
@@ -415,10 +416,10 @@ def test_handing_back_waits_for_no_lock_and_does_the_rest_later(queue: Queue) ->
     with queue.engine.connect() as user, user.begin():
         user.execute(text("SELECT 1 FROM bgjob_job WHERE id = 'a' FOR UPDATE"))
 
-        assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 1
+        assert unknown_claims.hand_back_others(queue.connection, queue.statements, **given) == 1
 
-    assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 1
-    assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 0
+    assert unknown_claims.hand_back_others(queue.connection, queue.statements, **given) == 1
+    assert unknown_claims.hand_back_others(queue.connection, queue.statements, **given) == 0
 
 
 def test_a_row_that_can_not_be_handed_back_keeps_no_other(
@@ -431,7 +432,7 @@ def test_a_row_that_can_not_be_handed_back_keeps_no_other(
     queue.connection.commit()
 
     given: dict[str, Any] = {"worker_id": ME, "known": []}
-    assert lifecycle.hand_back_others(queue.connection, queue.statements, **given) == 2
+    assert unknown_claims.hand_back_others(queue.connection, queue.statements, **given) == 2
 
     held = [id for id, row in rows(queue.connection).items() if row.claimed_by is not None]
     assert held == ["refuses"]
@@ -439,7 +440,7 @@ def test_a_row_that_can_not_be_handed_back_keeps_no_other(
 
 
 def test_unregister_gives_back_what_is_left(queue: Queue) -> None:
-    lifecycle.register(
+    workers.register(
         queue.connection,
         queue.statements,
         worker_id=ME,
@@ -451,7 +452,7 @@ def test_unregister_gives_back_what_is_left(queue: Queue) -> None:
     )
     queue.claim("a", attempt=2)
 
-    lifecycle.unregister(queue.connection, queue.statements, worker_id=ME)
+    workers.unregister(queue.connection, queue.statements, worker_id=ME)
 
     row = rows(queue.connection)["a"]
     assert (row.claimed_by, row.attempt) == (None, 2)
@@ -493,7 +494,7 @@ def test_who_is_told_of_what_was_given_back(queue: Queue) -> None:
         queue.claim("d")
         queue.execute(insert, id=ME, lost=lost, waits="[]")
         with queue.engine.connect() as connection:
-            (rescued,) = lifecycle.rescue_rest(configure(connection), queue.statements)
+            (rescued,) = rescue.rescue_rest(configure(connection), queue.statements)
         assert rescued.jobs == 3
         assert heard() == ["q"]
 
@@ -515,7 +516,7 @@ def test_a_rescue_that_can_not_tell_is_made(queue: Queue, caplog: pytest.LogCapt
         raise RuntimeError("no room")
 
     with at("notifying", refuse), queue.engine.connect() as connection:
-        (rescued,) = lifecycle.rescue_rest(configure(connection), queue.statements)
+        (rescued,) = rescue.rescue_rest(configure(connection), queue.statements)
 
     assert rescued.jobs == 2
     assert {row.claimed_by for row in rows(queue.connection).values()} == {None}

@@ -27,10 +27,11 @@ from sqlalchemy import MetaData, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, JobAlreadyExists, enqueue
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._drafts.codec import Encoded
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import ClaimedJob, Fate, Pending
+from sqlalchemy_bgjob._lifecycle import claim as claiming
+from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
+from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support.tables import new_engine
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from sqlalchemy_bgjob import JobType
+    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
     from support.databases import TestServer
 
 WORKERS = (11, 22)
@@ -190,7 +192,7 @@ class Machine(RuleBasedStateMachine):
         ]
         due.sort(key=lambda due_id: (self.model.live[due_id].priority, times[due_id], due_id))
         with self.engine.connect() as connection, connection.begin():
-            claimed = lifecycle.claim(
+            claimed = claiming.claim(
                 connection, self.statements, queue="q", limit=limit, worker_id=worker
             )
 
@@ -233,9 +235,7 @@ class Machine(RuleBasedStateMachine):
         held = self.model.holds(claim)
         self.settlements.add((kind, held))
         with self.engine.connect() as connection:
-            ((_, fate),) = lifecycle.settle(
-                connection, self.statements, [Pending(claim, settlement)]
-            )
+            ((_, fate),) = settle.settle(connection, self.statements, [Pending(claim, settlement)])
 
         assert fate is (Fate.SETTLED if held else Fate.STALE)
         if held:
@@ -276,14 +276,16 @@ class Machine(RuleBasedStateMachine):
     def settle_again(self, claim: ClaimedJob) -> None:
         """What a frozen process would send."""
         with self.engine.connect() as connection:
-            fates = lifecycle.settle(connection, self.statements, [Pending(claim, COMPLETED)])
+            fates = settle.settle(connection, self.statements, [Pending(claim, COMPLETED)])
         assert [fate for _, fate in fates] == [Fate.STALE]
 
     @rule(worker=workers, known=st.lists(claims, max_size=3))
     def lose_an_answer(self, worker: int, known: list[ClaimedJob]) -> None:
         """A worker knows of some of its claims only, and hands back the others."""
         with self.engine.connect() as connection:
-            lifecycle.hand_back_others(connection, self.statements, worker_id=worker, known=known)
+            unknown_claims.hand_back_others(
+                connection, self.statements, worker_id=worker, known=known
+            )
         for id, job in self.model.live.items():
             if job.worker == worker and not any(
                 (claim.id, claim.lease) == (id, job.lease) for claim in known
@@ -310,9 +312,7 @@ class Machine(RuleBasedStateMachine):
                 {"id": worker},
             )
         with self.engine.connect() as connection:
-            found = lifecycle.rescue_silent(
-                connection, self.statements, judge=JUDGE, connected=1000.0
-            )
+            found = rescue.rescue_silent(connection, self.statements, judge=JUDGE, connected=1000.0)
         assert [rescued.worker_id for rescued in found] == [worker]
         with self.engine.begin() as connection:
             self._register(connection, worker)

@@ -8,9 +8,9 @@ from sqlalchemy import MetaData, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import Fate, Pending
+from sqlalchemy_bgjob._lifecycle import claim, settle, unknown_claims
+from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._sql import Statements
 from support import wait_until
 
@@ -211,7 +211,7 @@ def test_jobs_of_a_new_release_wait_for_its_workers(engine, app):
 
 def claimed(engine, app, count, worker=5):
     with engine.begin() as connection:
-        return lifecycle.claim(
+        return claim.claim(
             connection, app.statements, queue="default", limit=count, worker_id=worker
         )
 
@@ -236,7 +236,7 @@ def test_an_unanswered_commit_is_asked_for_only_where_the_fence_does_not_decide(
     ]
 
     with engine.connect() as connection:
-        fates = dict(lifecycle.settle(connection, app.statements, items))
+        fates = dict(settle.settle(connection, app.statements, items))
 
     assert [fates[item] for item in items] == [
         Fate.SETTLED,
@@ -285,7 +285,9 @@ def test_two_leases_of_one_job_are_both_known(engine, app):
     with engine.connect() as connection:
         for known in ([old, new], [new, old]):
             assert (
-                lifecycle.hand_back_others(connection, app.statements, worker_id=5, known=known)
+                unknown_claims.hand_back_others(
+                    connection, app.statements, worker_id=5, known=known
+                )
                 == 0
             )
 

@@ -13,9 +13,9 @@ from sqlalchemy import Engine, MetaData, event, func, select, text, true
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, enqueue
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import Fate
+from sqlalchemy_bgjob._lifecycle import settle
+from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support import wait_until
@@ -23,7 +23,7 @@ from support.producers import UNITS, producer
 from support.rows import claim, pending
 
 if TYPE_CHECKING:
-    from sqlalchemy_bgjob._lifecycle import ClaimedJob
+    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
 
 pytestmark = pytest.mark.core
 
@@ -53,9 +53,7 @@ def end(
     jobs: BGJob, engine: Engine, claimed: list[ClaimedJob], settlement: Settlement
 ) -> set[Fate]:
     with engine.connect() as connection:
-        fates = lifecycle.settle(
-            connection, statements_of(jobs.models), pending(claimed, settlement)
-        )
+        fates = settle.settle(connection, statements_of(jobs.models), pending(claimed, settlement))
     return {fate for _, fate in fates}
 
 

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._db.connections import configure, maintain
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import Position
+from sqlalchemy_bgjob._lifecycle import claim as claims
+from sqlalchemy_bgjob._lifecycle import rescue, workers
+from sqlalchemy_bgjob._lifecycle import settle as settlements
+from sqlalchemy_bgjob._lifecycle.claim import Position
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker.permits import HandlerConnections
 from support.plans import Plan, let_cleaning_catch_up, recorded_plans
@@ -28,7 +30,7 @@ from support.tables import new_engine
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy_bgjob._lifecycle import ClaimedJob
+    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
     from support.databases import TestServer
 
 BATCH = 200
@@ -66,19 +68,19 @@ def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -
     jobs = claim(connection, statements, half)
     note("claim", len(jobs))
     with connection.begin():
-        priorities = lifecycle.lanes(connection, statements, queue="q")
+        priorities = claims.lanes(connection, statements, queue="q")
     note("lanes", 1)
     last = Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)
     with connection.begin():
-        onward = lifecycle.claim(
+        onward = claims.claim(
             connection, statements, queue="q", limit=half, worker_id=ME, onward=[last]
         )
     note("claim onward", len(onward))
     jobs += onward
     with connection.begin():
-        lifecycle.next_due(connection, statements, queue="q", priorities=priorities)
+        claims.next_due(connection, statements, queue="q", priorities=priorities)
     note("next_due", 1)
-    lifecycle.announce(connection, statements, worker_id=ME, queues=["q"])
+    workers.announce(connection, statements, worker_id=ME, queues=["q"])
     note("announce", 1)
     share = max(len(jobs) // 4, 1)
     parts = [jobs[n * share : (n + 1) * share] for n in range(3)] + [jobs[3 * share :]]
@@ -91,7 +93,7 @@ def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -
         if part:
             settle(connection, statements, part, settlement)
             note(name, len(part))
-    lifecycle.beat(connection, statements, worker_id=ME, listener=None)
+    workers.beat(connection, statements, worker_id=ME, listener=None)
     note("beat", 1)
     return steps
 
@@ -100,7 +102,7 @@ def settle(
     connection: Connection, statements: Statements, jobs: list[ClaimedJob], settlement: Settlement
 ) -> None:
     with connection.begin():
-        held, _ = lifecycle.write(connection, statements, pending(jobs, settlement))
+        held, _ = settlements.write(connection, statements, pending(jobs, settlement))
     assert held == set(ids(jobs))
 
 
@@ -115,7 +117,7 @@ def make_queue(engine: Engine) -> Statements:
 
 
 def register(connection: Connection, statements: Statements, worker_id: int = ME) -> None:
-    lifecycle.register(
+    workers.register(
         connection,
         statements,
         worker_id=worker_id,
@@ -276,11 +278,11 @@ def test_an_idle_poll_reads_little_however_much_is_scheduled(
     with engine.connect() as connection, recorded_plans(connection, mode) as plans:
         assert claim(connection, statements, BATCH) == []
         with connection.begin():
-            priorities = lifecycle.lanes(connection, statements, queue="q")
-            delay = lifecycle.next_due(connection, statements, queue="q", priorities=priorities)
+            priorities = claims.lanes(connection, statements, queue="q")
+            delay = claims.next_due(connection, statements, queue="q", priorities=priorities)
             onward = [Position(priority, None, "") for priority in priorities]
             given: Any = {"queue": "q", "limit": BATCH, "worker_id": ME, "onward": onward}
-            assert lifecycle.claim(connection, statements, **given) == []
+            assert claims.claim(connection, statements, **given) == []
 
     assert priorities == [-5, 0, 1, 7, 100]
     assert delay is not None
@@ -314,10 +316,10 @@ def test_an_idle_sweep_reads_no_job(scheduled: tuple[Engine, Statements]) -> Non
     with engine.connect() as made:
         event.listen(made, "before_cursor_execute", lambda *args: sent.append(args[2]))
         connection = configure(made)
-        lifecycle.beat(connection, statements, worker_id=ME, listener=None)
-        assert lifecycle.rescue_silent(connection, statements, judge=ME, connected=3_600.0) == []
-        assert lifecycle.rescue_rest(connection, statements) == []
-        assert lifecycle.rescue_ended(connection, statements, {})[0] == []
+        workers.beat(connection, statements, worker_id=ME, listener=None)
+        assert rescue.rescue_silent(connection, statements, judge=ME, connected=3_600.0) == []
+        assert rescue.rescue_rest(connection, statements) == []
+        assert rescue.rescue_ended(connection, statements, {})[0] == []
 
     assert len(sent) >= 4
     assert not [statement for statement in sent if "bgjob_job" in statement]
@@ -342,7 +344,7 @@ def test_a_rescue_takes_less_than_a_second(server: TestServer, size: int) -> Non
                 connection.execute(text(lost), {"id": ME})
             with engine.connect() as connection:
                 begun = time.monotonic()
-                (rescued,) = lifecycle.rescue_rest(configure(connection), statements)
+                (rescued,) = rescue.rescue_rest(configure(connection), statements)
                 took.append(time.monotonic() - begun)
             assert rescued.jobs == 50
         print(f"a rescue of 50 among {size} took {sorted(took)[1] * 1000:.0f} ms")
@@ -372,7 +374,7 @@ def test_claims_are_quick_beside_millions(server: TestServer) -> None:
             given: Any = {"queue": "q", "limit": BATCH, "worker_id": ME, "onward": last}
             begun = time.monotonic()
             with connection.begin():
-                jobs = lifecycle.claim(connection, statements, **given)
+                jobs = claims.claim(connection, statements, **given)
             took.append(time.monotonic() - begun)
             assert len(jobs) == BATCH
             last = [Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)]
@@ -399,7 +401,7 @@ def test_one_lost_job_is_found_among_ten_thousand_that_run(server: TestServer) -
             connection.execute(text(age), {"id": silent})
 
         begun = time.monotonic()
-        rescued = lifecycle.rescue_silent(connection, statements, judge=ME, connected=3_600.0)
+        rescued = rescue.rescue_silent(connection, statements, judge=ME, connected=3_600.0)
         took = time.monotonic() - begun
 
         assert [(worker.worker_id, worker.jobs) for worker in rescued] == [(silent, 1)]
@@ -421,7 +423,7 @@ def test_the_claim_s_update_is_hot(engine: Engine) -> None:
         before = updates(connection)
         for _ in range(10):
             given: Any = {"queue": "q", "limit": BATCH, "worker_id": ME}
-            assert len(lifecycle.claim(connection, statements, **given)) == BATCH
+            assert len(claims.claim(connection, statements, **given)) == BATCH
         after = updates(connection)
 
     assert after[0] - before[0] == 2_000

@@ -18,10 +18,12 @@ from sqlalchemy import Connection, Engine, MetaData, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._db.sessions import application_name, name_session
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
-from sqlalchemy_bgjob._lifecycle import Fate, Pending, Rescued
+from sqlalchemy_bgjob._lifecycle import claim, settle, workers
+from sqlalchemy_bgjob._lifecycle import rescue as rescues
+from sqlalchemy_bgjob._lifecycle.rescue import Rescued
+from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import heart as heart_module
 from sqlalchemy_bgjob._worker.hands import Hands
@@ -81,7 +83,7 @@ class Queue:
 
     def register(self, worker_id: int, *, lease: float = LEASE, silent_for: float = 0.0) -> None:
         with self.connect() as connection:
-            lifecycle.register(
+            workers.register(
                 connection,
                 self.statements,
                 worker_id=worker_id,
@@ -102,25 +104,23 @@ class Queue:
             id=worker_id,
         )
 
-    def claim(self, worker_id: int, count: int = 1) -> list[lifecycle.ClaimedJob]:
+    def claim(self, worker_id: int, count: int = 1) -> list[claim.ClaimedJob]:
         """New jobs in a worker's hands."""
         enqueue_many(self.engine, self.work, [None] * count)
         with self.connect() as connection, connection.begin():
-            return lifecycle.claim(
+            return claim.claim(
                 connection, self.statements, queue="default", limit=count, worker_id=worker_id
             )
 
     def rescue_silent(self, connected: float = HOUR, judge: int = JUDGE) -> list[Rescued]:
         with self.connect() as connection:
-            return lifecycle.rescue_silent(
+            return rescues.rescue_silent(
                 connection, self.statements, judge=judge, connected=connected
             )
 
     def beat(self, worker_id: int, listener: Any = None) -> float | None:
         with self.connect() as connection:
-            return lifecycle.beat(
-                connection, self.statements, worker_id=worker_id, listener=listener
-            )
+            return workers.beat(connection, self.statements, worker_id=worker_id, listener=listener)
 
     def listener(self, connection: Connection) -> tuple[int, Any]:
         """The session of a connection, as a listener tells it."""
@@ -133,7 +133,7 @@ class Queue:
         seen: dict[int, Any] = {}
         rescued: list[Rescued] = []
         for _ in range(count):
-            found, seen = lifecycle.rescue_ended(connection, self.statements, seen)
+            found, seen = rescues.rescue_ended(connection, self.statements, seen)
             rescued += found
         return rescued
 
@@ -295,12 +295,12 @@ def test_a_locked_row_is_taken_by_a_later_sweep(queue: Queue) -> None:
         assert queue.rescue_silent() == [Rescued(WORKER, 1)]
         assert queue.workers() == [JUDGE, WORKER], "it stays until it holds nothing"
         with queue.connect() as connection:
-            assert lifecycle.rescue_rest(connection, queue.statements) == [Rescued(WORKER, 0)]
+            assert rescues.rescue_rest(connection, queue.statements) == [Rescued(WORKER, 0)]
     held = {row.id: row.claimed_by for row in queue.job_rows()}
     assert held == {first.id: WORKER, second.id: None}
 
     with queue.connect() as connection:
-        assert lifecycle.rescue_rest(connection, queue.statements) == [Rescued(WORKER, 1)]
+        assert rescues.rescue_rest(connection, queue.statements) == [Rescued(WORKER, 1)]
     assert {row.claimed_by for row in queue.job_rows()} == {None}
     assert queue.workers() == [JUDGE]
 
@@ -378,15 +378,13 @@ def test_a_claim_that_commits_after_its_worker_was_found_lost_is_given_back(queu
     held = queue.claim(OTHER)
     with queue.connect() as late:
         transaction = late.begin()
-        claimed = lifecycle.claim(
-            late, queue.statements, queue="default", limit=2, worker_id=WORKER
-        )
+        claimed = claim.claim(late, queue.statements, queue="default", limit=2, worker_id=WORKER)
         assert queue.rescue_silent() == [Rescued(WORKER, 0)]
         assert queue.workers() == [JUDGE, OTHER]
         transaction.commit()
 
     with queue.connect() as connection:
-        assert lifecycle.rescue_orphans(connection, queue.statements) == len(claimed) == 2
+        assert rescues.rescue_orphans(connection, queue.statements) == len(claimed) == 2
 
     claims = {row.id: row.claimed_by for row in queue.job_rows()}
     assert claims == {**{job.id: None for job in claimed}, held[0].id: OTHER}
@@ -399,11 +397,11 @@ def test_two_leases_of_one_job_settle_apart(queue: Queue) -> None:
     queue.execute("UPDATE bgjob_job SET claimed_by = null, lease = lease + 1")
     with queue.connect() as connection:
         with connection.begin():
-            (second,) = lifecycle.claim(
+            (second,) = claim.claim(
                 connection, queue.statements, queue="default", limit=1, worker_id=WORKER
             )
         late, good = Pending(first, COMPLETED), Pending(second, COMPLETED)
-        fates = dict(lifecycle.settle(connection, queue.statements, [late, good]))
+        fates = dict(settle.settle(connection, queue.statements, [late, good]))
 
     assert fates == {late: Fate.STALE, good: Fate.SETTLED}
 
@@ -456,9 +454,9 @@ def test_unchanged_beats_are_judged_with_the_same_care(queue: Queue) -> None:
         with queue.connect() as connection:
             given: Any = {"judge": JUDGE, "connected": connected}
             seen: dict[int, Any] = {}
-            lifecycle.rescue_unchanged(connection, queue.statements, seen, **given)
+            rescues.rescue_unchanged(connection, queue.statements, seen, **given)
             old = {id: beat._replace(seen_at=beat.seen_at - ago) for id, beat in seen.items()}
-            return lifecycle.rescue_unchanged(connection, queue.statements, old, **given)
+            return rescues.rescue_unchanged(connection, queue.statements, old, **given)
 
     assert look(ago=LEASE - 5) == []
     assert look(connected=LEASE - 1) == []
@@ -476,7 +474,7 @@ def test_a_beat_during_the_look_is_a_sign_of_life(queue: Queue) -> None:
         seen: dict[int, Any] = {}
         for _ in range(2):
             given: Any = {"judge": JUDGE, "connected": HOUR}
-            assert lifecycle.rescue_unchanged(connection, queue.statements, seen, **given) == []
+            assert rescues.rescue_unchanged(connection, queue.statements, seen, **given) == []
             seen |= {id: beat._replace(seen_at=beat.seen_at - HOUR) for id, beat in seen.items()}
 
 
@@ -497,10 +495,10 @@ def test_a_worker_whose_listener_is_gone_is_rescued_at_the_second_look(queue: Qu
     queue.beat(WORKER, ended_session(queue, queue.engine))
 
     with queue.connect() as judge:
-        found, seen = lifecycle.rescue_ended(judge, queue.statements, {})
+        found, seen = rescues.rescue_ended(judge, queue.statements, {})
         assert found == []
         assert queue.job_rows()[0].claimed_by == WORKER
-        found, _ = lifecycle.rescue_ended(judge, queue.statements, seen)
+        found, _ = rescues.rescue_ended(judge, queue.statements, seen)
 
     assert found == [Rescued(WORKER, 1)]
 
@@ -515,7 +513,7 @@ def test_a_beat_between_the_two_looks_is_a_sign_of_life(queue: Queue) -> None:
     with queue.connect() as judge:
         seen: dict[int, Any] = {}
         for _ in range(4):
-            found, seen = lifecycle.rescue_ended(judge, queue.statements, seen)
+            found, seen = rescues.rescue_ended(judge, queue.statements, seen)
             assert found == []
             queue.beat(WORKER, session)
     assert queue.job_rows()[0].crashes == 0

@@ -11,8 +11,8 @@ from alembic.operations import Operations
 from sqlalchemy import MetaData, create_engine, text
 
 from sqlalchemy_bgjob import BGJob, enqueue, schema
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._inspect.doctor import examine
+from sqlalchemy_bgjob._lifecycle import workers
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker.preflight import check_database
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
@@ -146,7 +146,7 @@ def test_a_look_at_the_health_is_at_the_tables_that_are_used(
 ) -> None:
     statements = Statements(BGJob(MetaData(), schema=name).models)
     seen: list[list[str]] = []
-    monkeypatch.setattr(lifecycle, "look", lambda _, tables: seen.append([*tables]))
+    monkeypatch.setattr(workers, "look", lambda _, tables: seen.append([*tables]))
     given: dict[str, Any] = {
         "hostname": "h",
         "pid": 1,
@@ -154,9 +154,9 @@ def test_a_look_at_the_health_is_at_the_tables_that_are_used(
         "queues": {},
         "lease_timeout": 30.0,
     }
-    lifecycle.register(tenant, statements, worker_id=ME, **given)
+    workers.register(tenant, statements, worker_id=ME, **given)
 
-    lifecycle.sample_health(tenant, statements, worker_id=ME)
+    workers.sample_health(tenant, statements, worker_id=ME)
 
     assert seen == [[f'"Tenant 1"."bgjob_{kind}"' for kind in ("job", "dead_job", "worker")]]
 

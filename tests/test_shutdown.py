@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import UrlFor
-    from sqlalchemy_bgjob._lifecycle import Fate, Pending
+    from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
     from support.processes import Fleet
     from support.tuning import Tune
 

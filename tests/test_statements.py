@@ -13,10 +13,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.schema import CreateSchema
 
-from sqlalchemy_bgjob import _lifecycle as lifecycle
 from sqlalchemy_bgjob._drafts.codec import Encoded
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import Pending
+from sqlalchemy_bgjob._lifecycle import claim as claims
+from sqlalchemy_bgjob._lifecycle import settle
+from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import PARAMETER_PREFIX, channel_name, parameters
 from sqlalchemy_bgjob.models import DeadJobMixin, JobMixin, build_models
@@ -214,7 +215,7 @@ def test_two_claims_at_once_skip_each_others_rows(queue: Queue) -> None:
     put(queue, *"abcdef")
     with queue.engine.connect() as other, other.begin():
         given: dict[str, Any] = {"queue": "q", "limit": 2, "worker_id": OTHER}
-        first = lifecycle.claim(other, queue.statements, **given)
+        first = claims.claim(other, queue.statements, **given)
 
         assert ids(first) == ["a", "b"]
         assert take(queue, 3) == ["c", "d", "e"]
@@ -226,7 +227,7 @@ def test_a_claim_locks_no_more_than_it_takes(queue: Queue) -> None:
     put(queue, "d", "e", priority=1)
     with queue.engine.connect() as other, other.begin():
         given: dict[str, Any] = {"queue": "q", "limit": 2, "worker_id": OTHER}
-        lifecycle.claim(other, queue.statements, **given)
+        claims.claim(other, queue.statements, **given)
 
         assert take(queue) == ["c", "d", "e"]
 
@@ -237,7 +238,7 @@ def test_a_claim_that_rolls_back_leaves_no_trace(queue: Queue) -> None:
 
     with queue.engine.connect() as other, other.begin() as transaction:
         given: dict[str, Any] = {"queue": "q", "limit": 2, "worker_id": OTHER}
-        assert lifecycle.claim(other, queue.statements, **given)
+        assert claims.claim(other, queue.statements, **given)
         transaction.rollback()
 
     assert rows(queue.connection) == before
@@ -361,8 +362,8 @@ def test_claims_beside_edits_take_no_job_twice(queue: Queue) -> None:
 
 def next_due(queue: Queue, name: str = "q") -> float | None:
     with queue.connection.begin():
-        priorities = lifecycle.lanes(queue.connection, queue.statements, queue=name)
-        return lifecycle.next_due(
+        priorities = claims.lanes(queue.connection, queue.statements, queue=name)
+        return claims.next_due(
             queue.connection, queue.statements, queue=name, priorities=priorities
         )
 
@@ -403,7 +404,7 @@ def test_a_settlement_that_does_not_name_the_claim_changes_nothing(
         setattr(job, wrong, {"lease": job.lease - 1, "id": "none", "worker_id": OTHER}[wrong])
 
     with queue.connection.begin():
-        held, xid = lifecycle.write(
+        held, xid = settle.write(
             queue.connection, queue.statements, pending(jobs, settlement), wait=wait
         )
 
@@ -419,7 +420,7 @@ def test_a_stale_settlement_harms_none_of_its_batch(queue: Queue, settlement: Se
     jobs[1].lease -= 1
 
     with queue.connection.begin():
-        held, xid = lifecycle.write(queue.connection, queue.statements, pending(jobs, settlement))
+        held, xid = settle.write(queue.connection, queue.statements, pending(jobs, settlement))
 
     assert held == {"a", "c", "d"}
     assert xid is not None
@@ -435,7 +436,7 @@ def test_leases_are_matched_with_their_own_ids(queue: Queue) -> None:
     assert first.lease != second.lease
 
     with queue.connection.begin():
-        held, _ = lifecycle.write(
+        held, _ = settle.write(
             queue.connection, queue.statements, pending([first, second], COMPLETED)
         )
 
@@ -475,7 +476,7 @@ def test_a_batch_of_mixed_outcomes_gives_each_row_its_own(queue: Queue) -> None:
     items = [Pending(jobs[name], settlements[name]) for name in names]
 
     with queue.connection.begin():
-        held, _ = lifecycle.write(queue.connection, queue.statements, items)
+        held, _ = settle.write(queue.connection, queue.statements, items)
 
     assert held == set(names)
     after = rows(queue.connection)
@@ -519,7 +520,7 @@ def test_an_attempt_that_is_given_back_is_never_below_zero(queue: Queue) -> None
         connection.execute(text("UPDATE bgjob_job SET attempt = 0"))
 
     with queue.connection.begin():
-        lifecycle.write(queue.connection, queue.statements, [Pending(job, HAND_BACK)])
+        settle.write(queue.connection, queue.statements, [Pending(job, HAND_BACK)])
 
     assert rows(queue.connection)["a"].attempt == 0
 
@@ -532,7 +533,7 @@ def test_the_first_time_a_type_was_unknown_is_kept_until_it_is_known(queue: Queu
     for settlement in (unknown, unknown, Settlement(Kind.RETRY, delay=0.0)):
         (job,) = claim(queue.connection, queue.statements)
         with queue.connection.begin():
-            lifecycle.write(queue.connection, queue.statements, [Pending(job, settlement)])
+            settle.write(queue.connection, queue.statements, [Pending(job, settlement)])
         times.append(rows(queue.connection)["a"].unknown_since)
 
     assert times[0] is not None
@@ -554,7 +555,7 @@ def test_a_dead_job_keeps_all_that_the_live_one_had(queue: Queue) -> None:
     live = rows(queue.connection)["a"]
 
     with queue.connection.begin():
-        lifecycle.write(queue.connection, queue.statements, [Pending(job, DEAD)])
+        settle.write(queue.connection, queue.statements, [Pending(job, DEAD)])
 
     dead = rows(queue.connection, "bgjob_dead_job")["a"]
     for name in ("queue", "type", "arg", "priority", "attempt", "crashes", "lease", "headers"):
@@ -574,7 +575,7 @@ def test_a_dead_job_without_an_error_keeps_the_last_one(queue: Queue) -> None:
     given_up = Settlement(Kind.DEAD, give_back=True)
 
     with queue.connection.begin():
-        lifecycle.write(queue.connection, queue.statements, [Pending(job, given_up)])
+        settle.write(queue.connection, queue.statements, [Pending(job, given_up)])
 
     dead = rows(queue.connection, "bgjob_dead_job")["a"]
     assert (dead.last_error, dead.attempt) == ("before", 7)
@@ -585,7 +586,7 @@ def test_the_same_job_may_die_more_than_once(queue: Queue) -> None:
         put(queue, "a")
         jobs = claim(queue.connection, queue.statements)
         with queue.connection.begin():
-            lifecycle.write(queue.connection, queue.statements, pending(jobs, DEAD))
+            settle.write(queue.connection, queue.statements, pending(jobs, DEAD))
 
     with queue.engine.connect() as connection:
         found = connection.execute(text("SELECT id, job_id FROM bgjob_dead_job")).all()
@@ -615,7 +616,7 @@ def test_the_users_own_columns_move_with_the_job(engine: Engine) -> None:
     with engine.connect() as connection:
         jobs = claim(connection, statements)
         with connection.begin():
-            lifecycle.write(connection, statements, pending(jobs, DEAD))
+            settle.write(connection, statements, pending(jobs, DEAD))
         dead = rows(connection, "bgjob_dead_job")["a"]
 
     assert (dead.tenant, dead.only_dead) == ("acme", "new")
@@ -646,7 +647,7 @@ def test_names_in_a_schema_and_with_a_prefix_of_ones_own(engine: Engine) -> None
             jobs = claim(connection, statements)
             assert ids(jobs) == ["a"]
             with connection.begin():
-                held, _ = lifecycle.write(connection, statements, pending(jobs, settlement))
+                held, _ = settle.write(connection, statements, pending(jobs, settlement))
             assert held == {"a"}
 
 

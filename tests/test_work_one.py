@@ -21,9 +21,9 @@ from sqlalchemy_bgjob import (
     Outcome,
     Reschedule,
     Retry,
-    _lifecycle,
     constant,
 )
+from sqlalchemy_bgjob._lifecycle import claim as claims
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
 from support.databases import with_driver
 from support.running import FLAVORS, Bench, one_of_each, paired
@@ -686,14 +686,14 @@ def test_an_engine_is_a_transaction_of_its_own(bench: Bench) -> None:
 def test_the_statements_are_built_once_for_all_calls(bench: Bench) -> None:
     """A call uses a few of the queue's statements; building all of them is work for nothing."""
     used: list[Any] = []
-    claim = _lifecycle.claim
+    claim = claims.claim
 
     def look(connection: Any, statements: Any, **options: Any) -> Any:
         used.append(statements)
         return claim(connection, statements, **options)
 
     with pytest.MonkeyPatch.context() as patch, Session(bench.outside) as session:
-        patch.setattr(_lifecycle, "claim", look)
+        patch.setattr(claims, "claim", look)
         session.connection(execution_options={"isolation_level": "READ COMMITTED"})
         for _ in range(2):
             bench.jobs.work_one(session, "default")

@@ -8,10 +8,10 @@ from sqlalchemy import Connection, Executable, delete, insert
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.orm import Session
 
-from .. import _lifecycle as lifecycle
 from .._drafts.ids import new_worker_id
 from .._drafts.validation import EARLIEST
-from .._lifecycle import ClaimedJob
+from .._lifecycle import claim as claiming
+from .._lifecycle.claim import ClaimedJob
 from .._sql.words import parameters
 from .jobs import QUEUE, Answer, App
 from .producers import remaining
@@ -42,7 +42,7 @@ def by_hand(app: App) -> Answer:
 
 def _claimed(app: App, connection: Connection, worker_id: int) -> list[ClaimedJob]:
     with connection.begin():
-        return lifecycle.claim(
+        return claiming.claim(
             connection, app.statements, queue=QUEUE, limit=CLAIM_BATCH, worker_id=worker_id
         )
 

@@ -17,8 +17,8 @@ from .._db.forks import leave_if_forked
 from .._db.frames import causes
 from .._handlers.around import Around
 from .._handlers.outcomes import COMPLETED, INTERRUPTED, Kind, Outcome, Settlement
-from .._lifecycle import Fate, Pending
 from .._lifecycle.row_errors import RowLocked
+from .._lifecycle.settle import Fate, Pending
 from .._points import HANDLER
 from .._sql import Statements
 from ..exceptions import NoContextManager

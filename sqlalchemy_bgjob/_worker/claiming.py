@@ -8,11 +8,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from .. import _lifecycle as lifecycle
 from .._db.errors import lost_connection
 from .._handlers.outcomes import HAND_BACK, Settlement, crashed_too_often, unknown_type
 from .._handlers.registry import JobType, Registry
-from .._lifecycle import ClaimedJob, Pending, Position
+from .._lifecycle import claim as claims
+from .._lifecycle import workers
+from .._lifecycle.claim import ClaimedJob, Position
+from .._lifecycle.settle import Pending
 from .._points import CLAIM, CLAIMING
 from .._sql import Statements
 from ..settings import WorkerSettings
@@ -75,7 +77,7 @@ class Claiming:
         """Tell producers in which queues this worker waits."""
         with self._hands.lock:
             self._hands.planner.announced(None)
-        lifecycle.announce(
+        workers.announce(
             self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
         )
         with self._hands.lock:
@@ -127,7 +129,7 @@ class Claiming:
     ) -> tuple[list[ClaimedJob], float | None]:
         """The jobs; if there are none, the seconds until the next one is due."""
         claim = partial(
-            lifecycle.claim,
+            claims.claim,
             connection,
             self._statements,
             queue=step.queue,
@@ -146,7 +148,7 @@ class Claiming:
             if step.onward is None:
                 # This alone tells how long the way to the heads is; what is claimed takes time too.
                 begun = time.monotonic()
-                priorities = lifecycle.lanes(connection, self._statements, queue=step.queue)
+                priorities = claims.lanes(connection, self._statements, queue=step.queue)
                 now = time.monotonic()
                 with self._hands.lock:
                     self._hands.planner.head_scanned(step.queue, priorities, now - begun, now)
@@ -154,7 +156,7 @@ class Claiming:
                 priorities = [position.priority for position in step.onward]
             if jobs:
                 return jobs, None
-            return [], lifecycle.next_due(
+            return [], claims.next_due(
                 connection, self._statements, queue=step.queue, priorities=priorities
             )
 

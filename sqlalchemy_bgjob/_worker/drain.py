@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Final
 
-from .._lifecycle import ClaimedJob
+from .._lifecycle.claim import ClaimedJob
 from .._points import INTERRUPTED
 from .hands import Hands
 

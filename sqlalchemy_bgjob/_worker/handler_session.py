@@ -26,8 +26,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from .._db.errors import sqlstate, summary
 from .._db.forks import Forked
 from .._db.last_words import LastWords, complete, last_words
-from .._lifecycle import Fate, Pending, holds, write
 from .._lifecycle.row_errors import RowKept, RowLocked, RowMissing
+from .._lifecycle.settle import Fate, Pending, holds, write
 from .._points import SETTLE
 from .._sql import Statements
 from .._sql.words import has_written

@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping
 
 from .._handlers.outcomes import INTERRUPTED
-from .._lifecycle import ClaimedJob, Fate, Pending
+from .._lifecycle.claim import ClaimedJob
+from .._lifecycle.settle import Fate, Pending
 from .._points import STARTING
 from ..settings import WorkerSettings
 from ..telemetry import Events, emit_settled, event_of

@@ -22,12 +22,12 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from .. import _lifecycle as lifecycle
 from .._db.connections import OfAnotherLoop, configure
 from .._db.errors import passes_by_itself
 from .._db.idle_statement import may_commit_each
 from .._db.sessions import name_session
 from .._drafts.ids import new_worker_id
+from .._lifecycle import workers
 from .._points import BEAT, BEATING
 from .._sql import Statements
 from .._version import __version__
@@ -210,7 +210,7 @@ class Heart(SideLoop):
         if BEATING.listeners:
             BEATING.reached(connection)
         listener = self._listener
-        gap = lifecycle.beat(connection, self._statements, worker_id=worker_id, listener=listener)
+        gap = workers.beat(connection, self._statements, worker_id=worker_id, listener=listener)
         if BEAT.listeners:
             BEAT.reached(worker_id)
         self.visible = gap is not None and listener is not None
@@ -220,7 +220,7 @@ class Heart(SideLoop):
         worker_id = new_worker_id()
         # Before the first claim: sessions are found by this name when the worker is lost.
         name_session(connection, worker_id)
-        lifecycle.register(
+        workers.register(
             connection,
             self._statements,
             worker_id=worker_id,

@@ -16,14 +16,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from .. import _lifecycle as lifecycle
 from .._db.connections import Backoff
 from .._db.errors import note_advice, passes_by_itself, summary
 from .._db.forks import leave_if_forked
 from .._handlers.outcomes import HAND_BACK
 from .._handlers.registry import JobType, Registry
 from .._inspect.health import Health
-from .._lifecycle import Pending
+from .._lifecycle import workers
+from .._lifecycle.settle import Pending
 from .._sql import Statements
 from ..models import Models
 from ..settings import WorkerSettings
@@ -288,7 +288,7 @@ class WorkerLoop:
         worker_id = self._heart.worker_id
         try:
             if worker_id is not None:
-                lifecycle.unregister(
+                workers.unregister(
                     self._control.get(),
                     self._statements,
                     worker_id=worker_id,

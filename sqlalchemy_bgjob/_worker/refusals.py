@@ -11,10 +11,10 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from .. import _lifecycle as lifecycle
 from .._db.connections import Backoff
 from .._db.errors import doubts_session, lost_connection, refuses_a_row, summary
-from .._lifecycle import ClaimedJob
+from .._lifecycle import claim_one_by_one
+from .._lifecycle.claim import ClaimedJob
 from .._sql import Statements
 from ..telemetry import Events
 from .control import ControlConnection
@@ -62,7 +62,7 @@ class Refusals:
         """
         try:
             with connection.begin():
-                jobs, refused = lifecycle.claim_one_by_one(
+                jobs, refused = claim_one_by_one.claim(
                     connection,
                     self._statements,
                     queue=step.queue,

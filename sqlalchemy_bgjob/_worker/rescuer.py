@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection
 
-from .. import _lifecycle as lifecycle
 from .._db.connections import configure
 from .._db.errors import doubts_session, lost_connection, summary
 from .._db.sessions import name_session
 from .._inspect.health import Health
-from .._lifecycle import Beat, Rescued
+from .._lifecycle import rescue, workers
+from .._lifecycle.rescue import Beat, Rescued
 from .._points import SWEEPING
 from .._sql import Statements
 from ..settings import WorkerSettings
@@ -174,23 +174,23 @@ class Rescuer(SideLoop):
             logger.warning("a sweep failed: %s", summary(error))
 
     def _look_for_ended(self, connection: Connection) -> None:
-        rescued, self._seen = lifecycle.rescue_ended(connection, self._statements, self._seen)
+        rescued, self._seen = rescue.rescue_ended(connection, self._statements, self._seen)
         _report(rescued, "whose process has ended")
 
     def _look_for_silent(self, connection: Connection) -> None:
         judge = self._heart.worker_id
         if judge is not None:
             fit: Any = {"judge": judge, "connected": self._heart.unbroken(time.monotonic())}
-            silent = lifecycle.rescue_silent(connection, self._statements, **fit)
-            silent += lifecycle.rescue_unchanged(connection, self._statements, self._beats, **fit)
+            silent = rescue.rescue_silent(connection, self._statements, **fit)
+            silent += rescue.rescue_unchanged(connection, self._statements, self._beats, **fit)
             _report(silent, "that fell silent")
 
     def _look_for_rest(self, connection: Connection) -> None:
-        rest = lifecycle.rescue_rest(connection, self._statements)
+        rest = rescue.rescue_rest(connection, self._statements)
         _report([worker for worker in rest if worker.jobs], "that was lost")
 
     def _look_for_orphans(self, connection: Connection) -> None:
-        found = lifecycle.rescue_orphans(connection, self._statements)
+        found = rescue.rescue_orphans(connection, self._statements)
         if found:
             logger.warning("gave back %d jobs that no known worker held", found)
         if (worker_id := self._heart.worker_id) is not None:
@@ -204,7 +204,7 @@ class Rescuer(SideLoop):
         worker_id = self._heart.worker_id
         if worker_id is None:
             return
-        health = lifecycle.sample_health(connection, self._statements, worker_id=worker_id)
+        health = workers.sample_health(connection, self._statements, worker_id=worker_id)
         if health is not None:
             for problem in health.problems:
                 logger.warning("%s", problem)

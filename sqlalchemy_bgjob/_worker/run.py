@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from .._handlers.outcomes import Outcome, as_outcome
 from .._handlers.registry import JobType
-from .._lifecycle import ClaimedJob
+from .._lifecycle.claim import ClaimedJob
 from ..telemetry import JobInfo
 
 S = TypeVar("S")

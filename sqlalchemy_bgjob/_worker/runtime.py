@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Engine
 
-from .._lifecycle import Fate, Pending
+from .._lifecycle.settle import Fate, Pending
 from .attempt import Attempt
 from .run import Run
 

@@ -3,11 +3,12 @@
 import logging
 import time
 
-from .. import _lifecycle as lifecycle
 from .._db.errors import doubts_session, summary
 from .._handlers.outcomes import COMPLETED
-from .._lifecycle import ClaimedJob, Fate, Pending
+from .._lifecycle import settle
+from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowKept
+from .._lifecycle.settle import Fate, Pending
 from .._points import SETTLE
 from .._sql import Statements
 from ..telemetry import Events
@@ -40,7 +41,7 @@ class Settling:
         Raises:
             DBAPIError: The connection was lost; the same items are to be given again.
         """
-        fates = lifecycle.settle(self._control.get(), self._statements, items)
+        fates = settle.settle(self._control.get(), self._statements, items)
         if SETTLE.listeners and (settled := [it for it, fate in fates if fate is Fate.SETTLED]):
             SETTLE.reached(settled)
         now = time.monotonic()

@@ -11,7 +11,7 @@ from .._db.connections import Backoff
 from .._db.errors import summary
 from .._handlers.outcomes import HAND_BACK
 from .._handlers.registry import JobType
-from .._lifecycle import Fate, Pending
+from .._lifecycle.settle import Fate, Pending
 from ..telemetry import Events
 from .attempt import Attempt, Environment
 from .hands import Hands

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from .._handlers.outcomes import HAND_BACK
-from .._lifecycle import Fate, Pending
+from .._lifecycle.settle import Fate, Pending
 from .attempt import Attempt
 from .permits import close_or_discard
 from .run import Run

@@ -9,7 +9,6 @@ from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .. import _lifecycle as lifecycle
 from .._db.errors import sqlstate
 from .._db.forks import Forked, kept_from_children, leave_if_forked
 from .._db.targets import Unit, run_in
@@ -25,8 +24,10 @@ from .._handlers.outcomes import (
     unknown_type,
 )
 from .._handlers.registry import HandlerOptions, JobType, Registry
-from .._lifecycle import ClaimedJob, Pending
+from .._lifecycle import claim, settle
+from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowKept, RowMissing
+from .._lifecycle.settle import Pending
 from .._sql import statements_of
 from ..models import Models
 from ..retry import DEFAULT
@@ -102,7 +103,7 @@ class _WorkOne:
                 f"{given!r} is a coroutine, and this connection is synchronous; "
                 f"use an AsyncSession or AsyncConnection"
             )
-        claimed = lifecycle.claim(
+        claimed = claim.claim(
             connection, self._statements, queue=queue, limit=1, worker_id=new_worker_id()
         )
         if not claimed:
@@ -225,9 +226,9 @@ class _WorkOne:
             RowMissing, RowKept: The handler has changed the row, or a trigger keeps it.
         """
         pending = Pending(job, settlement)
-        held, _ = lifecycle.write(self._connection, self._statements, [pending], wait=True)
+        held, _ = settle.write(self._connection, self._statements, [pending], wait=True)
         if not held:
-            kept = lifecycle.holds(self._connection, self._statements, pending)
+            kept = settle.holds(self._connection, self._statements, pending)
             raise RowKept if kept else RowMissing
 
 

@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select
 
-from sqlalchemy_bgjob import _lifecycle
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
-from sqlalchemy_bgjob._lifecycle import Fate
+from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
 from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
+from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql.claim import ClaimStatements
 from sqlalchemy_bgjob._sql.rescue import RescueStatements
 from sqlalchemy_bgjob._sql.settle import SettleStatements
@@ -97,7 +97,7 @@ def stale_is_taken_for_settled(stack: ExitStack) -> None:
         except RowMissing:
             return Fate.SETTLED
 
-    _replace(stack, _lifecycle, _explain=explain)
+    _replace(stack, settle, _explain=explain)
     _replace(stack, handler_session.HandlerSession, commit=commit)
 
 
@@ -182,7 +182,7 @@ def claims_wait_for_locks(stack: ExitStack) -> None:
 
 
 def a_lost_claim_is_forgotten(stack: ExitStack) -> None:
-    _replace(stack, _lifecycle, hand_back_others=lambda *args, **options: 0)
+    _replace(stack, unknown_claims, hand_back_others=lambda *args, **options: 0)
 
 
 def a_beating_worker_is_rescued(stack: ExitStack) -> None:
@@ -197,8 +197,8 @@ def a_beating_worker_is_rescued(stack: ExitStack) -> None:
 
 def a_beat_is_old_when_it_is_first_seen(stack: ExitStack) -> None:
     """Silence by the judge's own clock is counted from before it looked."""
-    original = _lifecycle.Beat
-    _replace(stack, _lifecycle, Beat=lambda at, seen_at: original(at, seen_at - 3600))
+    original = rescue.Beat
+    _replace(stack, rescue, Beat=lambda at, seen_at: original(at, seen_at - 3600))
 
 
 def spent_attempts_are_not_looked_at(stack: ExitStack) -> None:

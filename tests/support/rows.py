@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import MetaData, text
 
-from sqlalchemy_bgjob import _lifecycle as lifecycle
-from sqlalchemy_bgjob._lifecycle import ClaimedJob, Pending
+from sqlalchemy_bgjob._lifecycle import claim as claims
+from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob.models import Models, build_models
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
 
     from sqlalchemy_bgjob._handlers.outcomes import Settlement
+    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
     from sqlalchemy_bgjob._sql import Statements
 
 ME, OTHER = 1001, 2002
@@ -90,9 +91,7 @@ def claim(
 ) -> list[ClaimedJob]:
     """Claim as a worker does, in a transaction of its own."""
     with connection.begin():
-        return lifecycle.claim(
-            connection, statements, queue=queue, limit=limit, worker_id=worker_id
-        )
+        return claims.claim(connection, statements, queue=queue, limit=limit, worker_id=worker_id)
 
 
 def pending(jobs: Iterable[ClaimedJob], settlement: Settlement) -> list[Pending]:

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Final
 
 from ..._drafts.validation import EARLIEST
-from ..._lifecycle import Position
+from ..._lifecycle.claim import Position
 
 SCAN_EVERY: Final = 1.0
 """Seconds between scans of the head, as long as they are short."""

@@ -13,7 +13,8 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final
 
-from ..._lifecycle import ClaimedJob, Fate, Pending, Position
+from ..._lifecycle.claim import ClaimedJob, Position
+from ..._lifecycle.settle import Fate, Pending
 from ...settings import WorkerSettings
 from .lanes import Lanes
 from .polling import Polling

@@ -1,0 +1,164 @@
+"""Rescue: take the jobs of workers that have ended or fallen silent, and those of no worker."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Executable
+from sqlalchemy.exc import DBAPIError
+
+from .._db.errors import lost_connection
+from .._db.sessions import application_name
+from .._points import JUDGED, JUDGING
+from .._sql import Statements
+from . import run
+from .give_back import give_back, tell_given_back
+
+
+@dataclass(frozen=True, slots=True)
+class Rescued:
+    """A lost worker, and how many jobs were taken from it."""
+
+    worker_id: int
+    jobs: int
+
+
+class Beat(NamedTuple):
+    """A worker's last beat, and when it was first seen, by this process's monotonic clock."""
+
+    at: datetime
+    seen_at: float
+
+
+def rescue_ended(
+    connection: Connection, statements: Statements, seen: dict[int, datetime]
+) -> tuple[list[Rescued], dict[int, datetime]]:
+    """Take the jobs of workers whose process has ended, at the second look. Commits.
+
+    Args:
+        connection: Idle, outside a transaction.
+        statements: Those of the tables.
+        seen: What the look before returned: worker and its last beat.
+
+    Returns:
+        What was rescued, and what to pass at the next look.
+    """
+    with connection.begin():
+        now = {row[0]: row[1] for row in connection.execute(statements.rescue.ended_workers)}
+    rescued: list[Rescued] = []
+    for worker_id, beat_at in now.items():
+        if seen.get(worker_id) == beat_at:
+            given = {"worker": worker_id, "beat_at": beat_at}
+            rescued += _rescue(connection, statements, statements.rescue.ended_again, given)
+    return rescued, now
+
+
+def rescue_silent(
+    connection: Connection, statements: Statements, *, judge: int, connected: float
+) -> list[Rescued]:
+    """Take the jobs of workers that have not beaten for their own lease_timeout. Commits.
+
+    Args:
+        connection: Idle, outside a transaction.
+        statements: Those of the tables.
+        judge: The worker that looks. It judges nobody unless it has beaten lately itself.
+        connected: Seconds for which it was connected and beat without a gap. It judges nobody whose
+            lease_timeout is longer: after an outage everyone is silent.
+    """
+    given = {"judge": judge, "connected": connected}
+    return _rescue(connection, statements, statements.rescue.silent_workers, given)
+
+
+def rescue_unchanged(
+    connection: Connection,
+    statements: Statements,
+    seen: dict[int, Beat],
+    *,
+    judge: int,
+    connected: float,
+) -> list[Rescued]:
+    """Take the jobs of workers whose last beat has not changed for their lease_timeout. Commits.
+
+    What :func:`rescue_silent` does by the server's clock, this does by this process's own: a beat
+    from before the server's clock was set back lies ahead of it, and would pass for a sign of life
+    until the clock has come there again.
+
+    Args:
+        connection: Idle, outside a transaction.
+        statements: Those of the tables.
+        seen: The last beats that were seen; brought up to date here. Empty at the first look.
+        judge, connected: As for :func:`rescue_silent`.
+    """
+    asked = time.monotonic()
+    with connection.begin():
+        rows: Any = connection.execute(statements.rescue.beats).all()
+    answered = time.monotonic()
+    before = dict(seen)
+    seen.clear()
+    unchanged: list[tuple[int, datetime]] = []
+    for worker_id, beat_at, lease_timeout in rows:
+        beat = before.get(worker_id)
+        if beat is None or beat.at != beat_at:
+            beat = Beat(beat_at, answered)
+        seen[worker_id] = beat
+        if asked - beat.seen_at > lease_timeout and worker_id != judge:
+            unchanged.append((worker_id, beat_at))
+    rescued: list[Rescued] = []
+    for worker_id, beat_at in unchanged:
+        given = {"worker": worker_id, "beat_at": beat_at, "judge": judge, "connected": connected}
+        rescued += _rescue(connection, statements, statements.rescue.unchanged_worker, given)
+    return rescued
+
+
+def rescue_rest(connection: Connection, statements: Statements) -> list[Rescued]:
+    """Take the jobs of lost workers that were locked when the others were taken. Commits."""
+    return _rescue(connection, statements, statements.rescue.lost_workers, {})
+
+
+def rescue_orphans(connection: Connection, statements: Statements) -> int:
+    """Queue jobs again whose claim names no worker that exists. Commits. Returns how many.
+
+    Reads the whole table. A claim that was committed after its worker had been found lost ends so.
+    """
+    with connection.begin():
+        queues = give_back(connection, statements.rescue.give_back_orphans)
+    tell_given_back(connection, statements, queues)
+    return len(queues)
+
+
+def _rescue(
+    connection: Connection,
+    statements: Statements,
+    locking: Executable,
+    given: dict[str, Any],
+) -> list[Rescued]:
+    if JUDGING.listeners:
+        JUDGING.reached()
+    rescued: list[Rescued] = []
+    given_back: set[str] = set()
+    # One transaction judges, marks and takes: a beat meanwhile waits, and finds its row lost.
+    with connection.begin():
+        for worker_id in run(connection, locking, **given).scalars().all():
+            if JUDGED.listeners:
+                JUDGED.reached(worker_id)
+            _end_sessions(connection, statements, worker_id)
+            run(connection, statements.rescue.mark_lost, worker=worker_id)
+            queues = give_back(connection, statements.rescue.give_back, worker=worker_id)
+            if not run(connection, statements.rescue.holds_any, worker=worker_id).scalar():
+                run(connection, statements.workers.unregister, worker=worker_id)
+            given_back.update(queues)
+            rescued.append(Rescued(worker_id, len(queues)))
+    tell_given_back(connection, statements, given_back)
+    return rescued
+
+
+def _end_sessions(connection: Connection, statements: Statements, worker_id: int) -> None:
+    savepoint = connection.begin_nested()
+    try:
+        run(connection, statements.rescue.end_sessions, name=application_name(worker_id))
+        savepoint.commit()
+    except DBAPIError as error:
+        if lost_connection(error):
+            raise
+        savepoint.rollback()  # no right to end them: locked rows are taken by a later sweep

@@ -1,0 +1,296 @@
+"""Settle: what follows from an outcome is written, if the lease still holds.
+
+A settlement is tried as one batch; what fails for a reason of its own is tried row by row, so
+that one row cannot harm its neighbours. Whether a COMMIT whose answer was lost took place is
+asked of the server by the transaction's id.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from operator import attrgetter
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from .._db.encodings import storable
+from .._db.errors import describe, lost_connection, summary
+from .._drafts.ids import new_id
+from .._drafts.validation import CONTENT_TYPE
+from .._handlers.outcomes import INTERRUPTED, Kind, Settlement
+from .._points import WRITE
+from .._sql import Statements
+from . import run
+from .claim import ClaimedJob
+from .give_back import tell_given_back
+from .row_errors import RowKept
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+class Fate(Enum):
+    """What became of a settlement."""
+
+    SETTLED = "settled"
+    STALE = "stale"  # the lease is not ours any more; nothing was changed
+    LOCKED = "locked"  # somebody holds a lock on the row; to be tried again
+    FAILED = "failed"  # the database refused; to be tried again
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A settlement on its way into the database.
+
+    Attributes:
+        xid: The transaction whose COMMIT was not answered, if there was one.
+        if_committed: What that transaction settled; *settlement* is written if it was aborted.
+        seconds: How long the handler took.
+    """
+
+    job: ClaimedJob
+    settlement: Settlement
+    xid: str | None = None
+    if_committed: Settlement | None = None
+    error: BaseException | None = None
+    tries: int = 0
+    seconds: float = 0.0
+
+
+def write(
+    connection: Connection,
+    statements: Statements,
+    items: Sequence[Pending],
+    *,
+    wait: bool = False,
+) -> tuple[set[str], str | None]:
+    """Write settlements of one queue and worker: whose lease held, and the transaction's id.
+
+    The caller commits. With *wait*, a row that somebody else has locked is waited for.
+    """
+    if not items:
+        return set(), None
+    completed = [item for item in items if item.settlement.kind is Kind.COMPLETED]
+    dead = [item for item in items if item.settlement.kind is Kind.DEAD]
+    released = [item for item in items if item.settlement.kind not in (Kind.COMPLETED, Kind.DEAD)]
+    held: set[str] = set()
+    xid: str | None = None
+    if len(completed) == 1 and not wait:
+        job = completed[0].job
+        one = {"worker": job.worker_id, "id": job.id, "lease": job.lease}
+        xid = run(connection, statements.settle.complete_one, **one).scalar()
+        if xid is not None:
+            held.add(job.id)
+    elif completed:
+        given = _fence(completed)
+        answer: Any = run(connection, statements.settle.complete(wait), **given).one()
+        count, xid, which = answer
+        held.update(given["ids"] if count == len(completed) else which or ())
+    for group, statement, columns in (
+        (released, statements.settle.release, _release_columns),
+        (dead, statements.settle.bury, _bury_columns),
+    ):
+        if group:
+            given = _fence(group) | columns(group)
+            given["errors"] = [storable(connection, item.settlement.error) for item in group]
+            rows: Any = run(connection, statement(wait), **given)
+            for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
+                held.add(job_id)
+    if WRITE.listeners:
+        WRITE.reached(held)
+    return held, xid
+
+
+def _fence(items: list[Pending]) -> dict[str, Any]:
+    # Ids sorted, so that two workers never lock the same rows in opposite orders.
+    items.sort(key=_by_id)
+    return {
+        "worker": items[0].job.worker_id,
+        "ids": [item.job.id for item in items],
+        "leases": [item.job.lease for item in items],
+    }
+
+
+_by_id: Final = attrgetter("job.id")
+
+
+def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
+    settlements = [item.settlement for item in items]
+    return {
+        "give_backs": [int(s.give_back) for s in settlements],
+        "delays": [s.delay for s in settlements],
+        "keep_errors": [s.keep_error for s in settlements],
+        "args": [s.arg.data if s.arg else None for s in settlements],
+        "new_args": [s.arg is not None for s in settlements],
+        "headers": [_new_headers(item) for item in items],
+        "unknowns": [s.kind is Kind.UNKNOWN_TYPE for s in settlements],
+    }
+
+
+def _bury_columns(items: Sequence[Pending]) -> dict[str, Any]:
+    return {
+        "dead_ids": [new_id() for _ in items],
+        "give_backs": [int(item.settlement.give_back) for item in items],
+    }
+
+
+def _new_headers(item: Pending) -> str | None:
+    arg = item.settlement.arg
+    if arg is None:
+        return None
+    headers = {k: v for k, v in (item.job.headers or {}).items() if k != CONTENT_TYPE}
+    if arg.content_type:
+        headers[CONTENT_TYPE] = arg.content_type
+    return json.dumps(headers) if headers else None
+
+
+def settle(
+    connection: Connection, statements: Statements, items: Iterable[Pending]
+) -> list[tuple[Pending, Fate]]:
+    """Settle jobs and commit: one transaction for each queue and worker.
+
+    Each item keeps the id of the transaction that wrote it, so that after a lost connection the
+    next call can ask what became of it.
+
+    Raises:
+        DBAPIError: The connection was lost; call again with the same items on a new one.
+    """
+    items = list(items)
+    groups: dict[tuple[str, int, int], list[Pending]] = {}
+    times: Counter[str] = Counter()
+    twice = len({item.job.id for item in items}) < len(items)
+    for item in items:
+        job = item.job
+        # Two leases of one job are two groups, or the late one would pass for the settled one.
+        key = job.queue, job.worker_id, times[job.id] if twice else 0
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = []
+        group.append(item)
+        if twice:
+            times[job.id] += 1
+    fates: list[tuple[Pending, Fate]] = []
+    for key in sorted(groups):
+        fates += _settle_group(connection, statements, groups[key])
+    return fates
+
+
+def _settle_group(
+    connection: Connection, statements: Statements, items: list[Pending]
+) -> list[tuple[Pending, Fate]]:
+    # The fence decides, not the transaction's id: after a failover an id may mean another
+    # transaction. So write first, and ask only for what is not found.
+    before = {id(item): (item.xid, item.if_committed) for item in items}
+    try:
+        with connection.begin():
+            held, xid = write(connection, statements, items)
+            for item in items:
+                if item.job.id in held:
+                    item.xid, item.if_committed = xid, item.settlement
+    except Exception as error:
+        if lost_connection(error):
+            raise
+        for item in items:
+            item.xid, item.if_committed = before[id(item)]
+        if len(items) > 1:
+            return [
+                fate for item in items for fate in _settle_group(connection, statements, [item])
+            ]
+        return [(items[0], _record_failure(connection, statements, items[0], error))]
+    if any(item.settlement.kind is Kind.HANDED_BACK for item in items):
+        # Somebody may have a free slot for what found none here.
+        queues = {item.job.queue for item in items}
+        everybody = any(item.settlement == INTERRUPTED for item in items)
+        tell_given_back(connection, statements, queues, everybody=everybody)
+    fates = [(item, Fate.SETTLED) for item in items if item.job.id in held]
+    missing = [item for item in items if item.job.id not in held]
+    if missing:
+        fates += _explain(connection, statements, missing)
+    return fates
+
+
+def _explain(
+    connection: Connection, statements: Statements, items: list[Pending]
+) -> list[tuple[Pending, Fate]]:
+    """Rows that were not settled are locked, kept by a trigger, settled before, or not ours."""
+    asked = {id(item): _look_up(connection, statements, item) for item in items if item.xid}
+    with connection.begin():
+        held = set(run(connection, statements.settle.still_held, **_fence(items)).scalars())
+        free = (
+            set(run(connection, statements.settle.free, **_fence(items)).scalars())
+            if held
+            else held
+        )
+    fates: list[tuple[Pending, Fate]] = []
+    for item in items:
+        if item.job.id in free:
+            fate = _settle_free(connection, statements, item)
+        else:
+            fate = Fate.LOCKED if item.job.id in held else asked.get(id(item)) or Fate.STALE
+        if fate is Fate.SETTLED and item.if_committed is not None:
+            item.settlement = item.if_committed
+        fates.append((item, fate))
+    return fates
+
+
+def _settle_free(connection: Connection, statements: Statements, item: Pending) -> Fate:
+    """Settle a row that was not settled before, and that nobody has locked: a trigger keeps it.
+
+    Or the lock was given back in between. So it is locked first, and whether it then can be settled
+    is a matter of the row alone.
+    """
+    before = item.xid, item.if_committed
+    refusal: Exception = RowKept()
+    try:
+        with connection.begin():
+            if not run(connection, statements.settle.free, **_fence([item])).first():
+                return Fate.LOCKED
+            held, xid = write(connection, statements, [item])
+            if held:
+                item.xid, item.if_committed = xid, item.settlement
+        if held:
+            return Fate.SETTLED
+    except Exception as error:
+        if lost_connection(error):
+            raise
+        item.xid, item.if_committed = before
+        refusal = error
+    return _record_failure(connection, statements, item, refusal)
+
+
+def _look_up(connection: Connection, statements: Statements, item: Pending) -> Fate | None:
+    """What an unanswered COMMIT came to: SETTLED, LOCKED while it goes on, None for neither."""
+    try:
+        with connection.begin():
+            status = run(connection, statements.settle.transaction_status, xid=item.xid).scalar()
+    except Exception as error:
+        if lost_connection(error):
+            raise
+        return None  # an id that this server has not come to: it was another one's
+    if status == "in progress":
+        return Fate.LOCKED
+    return Fate.SETTLED if status == "committed" else None
+
+
+def holds(connection: Connection, statements: Statements, item: Pending) -> bool:
+    """Whether a job is still this worker's, locked by somebody or not. The caller commits."""
+    return bool(run(connection, statements.settle.still_held, **_fence([item])).first())
+
+
+def _record_failure(
+    connection: Connection, statements: Statements, item: Pending, error: Exception
+) -> Fate:
+    """A row that refuses its settlement stays ours, with the reason in last_error."""
+    item.error = error
+    text = f"the settlement ({item.settlement.kind.value}) was refused: {describe(error)}"
+    try:
+        with connection.begin():
+            fence = _fence([item])
+            run(connection, statements.settle.note_error, error=storable(connection, text), **fence)
+    except Exception as second:
+        if lost_connection(second):
+            raise
+        logger.warning("job %s: its error could not be noted: %s", item.job.id, summary(second))
+    return Fate.FAILED

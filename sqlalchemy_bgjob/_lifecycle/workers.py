@@ -1,0 +1,95 @@
+"""A worker's own row: it registers, beats, waits, and takes its leave."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection
+
+from .._db.encodings import storable
+from .._inspect.health import Health, look
+from .._sql import Statements
+from . import run
+from .claim import ClaimedJob
+from .give_back import give_back, tell_given_back
+from .unknown_claims import of_worker
+
+
+def register(
+    connection: Connection,
+    statements: Statements,
+    *,
+    worker_id: int,
+    hostname: str,
+    pid: int,
+    version: str,
+    queues: dict[str, int],
+    lease_timeout: float,
+) -> None:
+    """Add a worker's row. Commits."""
+    with connection.begin():
+        run(
+            connection,
+            statements.workers.register,
+            id=worker_id,
+            hostname=storable(connection, hostname),
+            pid=pid,
+            version=version,
+            queues=queues,
+            lease_timeout=lease_timeout,
+        )
+
+
+def unregister(
+    connection: Connection,
+    statements: Statements,
+    *,
+    worker_id: int,
+    refused: Iterable[ClaimedJob] = (),
+) -> None:
+    """Remove a worker's row, and give back what it may still hold. Commits.
+
+    The attempts of *refused*, which have run and whose settlement was refused, are spent.
+    """
+    given = of_worker(worker_id, refused)
+    with connection.begin():
+        queues: list[str] = []
+        if given["ids"]:
+            queues += give_back(connection, statements.rescue.give_back_refused, **given)
+        queues += give_back(
+            connection, statements.rescue.hand_back_others, **of_worker(worker_id, ())
+        )
+        run(connection, statements.workers.unregister, worker=worker_id)
+    tell_given_back(connection, statements, queues)
+
+
+def beat(
+    connection: Connection,
+    statements: Statements,
+    *,
+    worker_id: int,
+    listener: tuple[int, datetime] | None,
+) -> float | None:
+    """Say that a worker lives: seconds since its last beat, None if it was found lost. Commits."""
+    pid, started_at = listener or (None, None)
+    given = {"worker": worker_id, "listener_pid": pid, "listener_started_at": started_at}
+    with connection.begin():
+        gap = run(connection, statements.workers.beat, **given).scalar()
+    return None if gap is None else float(gap)
+
+
+def announce(
+    connection: Connection, statements: Statements, *, worker_id: int, queues: Sequence[str]
+) -> None:
+    """Tell producers for which queues a worker waits to be woken. Commits."""
+    with connection.begin():
+        run(connection, statements.workers.announce, worker=worker_id, queues=list(queues))
+
+
+def sample_health(
+    connection: Connection, statements: Statements, *, worker_id: int
+) -> Health | None:
+    """Look at the server, unless another worker is to do that. Commits."""
+    with connection.begin():
+        if not run(connection, statements.workers.is_eldest, worker=worker_id).scalar():
+            return None
+        return look(connection, statements.tables.table_names(connection))
