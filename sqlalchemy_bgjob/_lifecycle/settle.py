@@ -182,23 +182,21 @@ def _settle_group(
 ) -> list[tuple[Pending, Fate]]:
     # The fence decides, not the transaction's id: after a failover an id may mean another
     # transaction. So write first, and ask only for what is not found.
-    before = {id(item): (item.xid, item.if_committed) for item in items}
+    held: set[str] = set()
+    xid: str | None = None
     try:
         with connection.begin():
             held, xid = write(connection, statements, items)
-            for item in items:
-                if item.job.id in held:
-                    item.xid, item.if_committed = xid, item.settlement
     except Exception as error:
         if lost_connection(error):
+            _keep_xid(items, held, xid)
             raise
-        for item in items:
-            item.xid, item.if_committed = before[id(item)]
         if len(items) > 1:
             return [
                 fate for item in items for fate in _settle_group(connection, statements, [item])
             ]
         return [(items[0], _record_failure(connection, statements, items[0], error))]
+    _keep_xid(items, held, xid)
     if any(item.settlement.kind is Kind.HANDED_BACK for item in items):
         # Somebody may have a free slot for what found none here.
         queues = {item.job.queue for item in items}
@@ -211,24 +209,30 @@ def _settle_group(
     return fates
 
 
+def _keep_xid(items: Iterable[Pending], held: set[str], xid: str | None) -> None:
+    """After the COMMIT, or where its answer was lost: which transaction has settled the items."""
+    for item in items:
+        if item.job.id in held:
+            item.xid, item.if_committed = xid, item.settlement
+
+
 def _explain(
     connection: Connection, statements: Statements, items: list[Pending]
 ) -> list[tuple[Pending, Fate]]:
     """Rows that were not settled are locked, kept by a trigger, settled before, or not ours."""
-    asked = {id(item): _look_up(connection, statements, item) for item in items if item.xid}
+    asked = {item: _look_up(connection, statements, item) for item in items if item.xid}
+    fence = _fence(items)
+    free: set[str] = set()
     with connection.begin():
-        held = set(run(connection, statements.settle.still_held, **_fence(items)).scalars())
-        free = (
-            set(run(connection, statements.settle.free, **_fence(items)).scalars())
-            if held
-            else held
-        )
+        held = set(run(connection, statements.settle.still_held, **fence).scalars())
+        if held:
+            free.update(run(connection, statements.settle.free, **fence).scalars())
     fates: list[tuple[Pending, Fate]] = []
     for item in items:
         if item.job.id in free:
             fate = _settle_free(connection, statements, item)
         else:
-            fate = Fate.LOCKED if item.job.id in held else asked.get(id(item)) or Fate.STALE
+            fate = Fate.LOCKED if item.job.id in held else asked.get(item) or Fate.STALE
         if fate is Fate.SETTLED and item.if_committed is not None:
             item.settlement = item.if_committed
         fates.append((item, fate))
@@ -241,23 +245,22 @@ def _settle_free(connection: Connection, statements: Statements, item: Pending) 
     Or the lock was given back in between. So it is locked first, and whether it then can be settled
     is a matter of the row alone.
     """
-    before = item.xid, item.if_committed
-    refusal: Exception = RowKept()
+    held: set[str] = set()
+    xid: str | None = None
     try:
         with connection.begin():
             if not run(connection, statements.settle.free, **_fence([item])).first():
                 return Fate.LOCKED
             held, xid = write(connection, statements, [item])
-            if held:
-                item.xid, item.if_committed = xid, item.settlement
-        if held:
-            return Fate.SETTLED
     except Exception as error:
         if lost_connection(error):
+            _keep_xid([item], held, xid)
             raise
-        item.xid, item.if_committed = before
-        refusal = error
-    return _record_failure(connection, statements, item, refusal)
+        return _record_failure(connection, statements, item, error)
+    if not held:
+        return _record_failure(connection, statements, item, RowKept())
+    _keep_xid([item], held, xid)
+    return Fate.SETTLED
 
 
 def _look_up(connection: Connection, statements: Statements, item: Pending) -> Fate | None:
