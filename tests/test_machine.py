@@ -223,13 +223,13 @@ class Machine(RuleBasedStateMachine):
             Kind.RESCHEDULED: Settlement(
                 Kind.RESCHEDULED,
                 delay=delay * HOUR,
-                give_back=True,
+                refund_attempt=True,
                 arg=Encoded(b'"new"', None) if arg else None,
             ),
             Kind.DEAD: Settlement(Kind.DEAD, error="given up"),
             Kind.HANDED_BACK: HAND_BACK,
             Kind.UNKNOWN_TYPE: Settlement(
-                Kind.UNKNOWN_TYPE, delay=delay * HOUR, keep_error=True, give_back=True
+                Kind.UNKNOWN_TYPE, delay=delay * HOUR, keep_error=True, refund_attempt=True
             ),
         }[kind]
         held = self.model.holds(claim)
@@ -266,7 +266,7 @@ class Machine(RuleBasedStateMachine):
                     id,
                     worker=None,
                     lease=job.lease + 1,
-                    attempt=job.attempt - settlement.give_back,
+                    attempt=job.attempt - settlement.refund_attempt,
                     error=job.error if settlement.keep_error else settlement.error,
                     arg=settlement.arg.data if settlement.arg else job.arg,
                     **later,

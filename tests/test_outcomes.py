@@ -52,10 +52,10 @@ def test_complete_deletes() -> None:
 
 
 def test_reschedule_gives_the_attempt_back() -> None:
-    assert settled(Reschedule(3)) == Settlement(Kind.RESCHEDULED, delay=3.0, give_back=True)
+    assert settled(Reschedule(3)) == Settlement(Kind.RESCHEDULED, delay=3.0, refund_attempt=True)
     arg = Encoded(b"1", None)
     assert settled(Reschedule(timedelta(minutes=1), arg=1), arg=arg) == Settlement(
-        Kind.RESCHEDULED, delay=60.0, give_back=True, arg=arg
+        Kind.RESCHEDULED, delay=60.0, refund_attempt=True, arg=arg
     )
 
 
@@ -71,7 +71,7 @@ def test_retry_waits_as_it_says_or_by_the_policy() -> None:
 def test_the_last_attempt_is_the_last(outcome: Outcome) -> None:
     assert settled(outcome, attempt=19).kind is Kind.RETRY
     last = settled(outcome, attempt=20)
-    assert (last.kind, last.delay, last.give_back) == (Kind.DEAD, None, False)
+    assert (last.kind, last.delay, last.refund_attempt) == (Kind.DEAD, None, False)
     assert last.error is not None
     assert "why" in last.error
     assert settled(outcome, attempt=21).kind is Kind.DEAD
@@ -221,11 +221,11 @@ def test_an_unknown_type_waits_longer_each_time_and_then_dies() -> None:
     def delays(grace: float) -> list[float]:
         waited, found = 0.0, []
         while (settlement := unknown_type("t", waited, grace)).kind is Kind.UNKNOWN_TYPE:
-            assert (settlement.give_back, settlement.keep_error) == (True, True)
+            assert (settlement.refund_attempt, settlement.keep_error) == (True, True)
             assert settlement.delay is not None
             found.append(settlement.delay)
             waited += settlement.delay
-        assert (settlement.kind, settlement.give_back) == (Kind.DEAD, True)
+        assert (settlement.kind, settlement.refund_attempt) == (Kind.DEAD, True)
         assert settlement.error == f"UnknownType: no worker knew the job type 't' for {grace:g} s"
         return found
 
@@ -239,7 +239,7 @@ def test_an_unknown_type_waits_longer_each_time_and_then_dies() -> None:
 def test_too_many_crashes_keep_the_last_error() -> None:
     settlement = crashed_too_often(4, 3, 3, "WorkerLost: ...")
     assert settlement is not None
-    assert (settlement.kind, settlement.give_back) == (Kind.DEAD, True)
+    assert (settlement.kind, settlement.refund_attempt) == (Kind.DEAD, True)
     assert settlement.error == (
         "WorkerLost: 3 of 3 attempts ended with the worker that ran them, and max_attempts is 3\n"
         "WorkerLost: ..."

@@ -463,14 +463,16 @@ def test_a_batch_of_mixed_outcomes_gives_each_row_its_own(queue: Queue) -> None:
         "complete": COMPLETED,
         "retry": Settlement(Kind.RETRY, delay=60.0, error="e"),
         "retry now": Settlement(Kind.RETRY, delay=0.0, error=None),
-        "reschedule": Settlement(Kind.RESCHEDULED, delay=600.0, give_back=True),
+        "reschedule": Settlement(Kind.RESCHEDULED, delay=600.0, refund_attempt=True),
         "new arg": Settlement(
-            Kind.RESCHEDULED, delay=1.0, give_back=True, arg=Encoded(b"\x00\x01", "a/b")
+            Kind.RESCHEDULED, delay=1.0, refund_attempt=True, arg=Encoded(b"\x00\x01", "a/b")
         ),
-        "no arg": Settlement(Kind.RESCHEDULED, delay=1.0, give_back=True, arg=Encoded(None, None)),
+        "no arg": Settlement(
+            Kind.RESCHEDULED, delay=1.0, refund_attempt=True, arg=Encoded(None, None)
+        ),
         "back": HAND_BACK,
         "stop": INTERRUPTED,
-        "unknown": Settlement(Kind.UNKNOWN_TYPE, delay=1.0, keep_error=True, give_back=True),
+        "unknown": Settlement(Kind.UNKNOWN_TYPE, delay=1.0, keep_error=True, refund_attempt=True),
         "dead": DEAD,
     }
     items = [Pending(jobs[name], settlements[name]) for name in names]
@@ -526,7 +528,7 @@ def test_an_attempt_that_is_given_back_is_never_below_zero(queue: Queue) -> None
 
 
 def test_the_first_time_a_type_was_unknown_is_kept_until_it_is_known(queue: Queue) -> None:
-    unknown = Settlement(Kind.UNKNOWN_TYPE, delay=0.0, keep_error=True, give_back=True)
+    unknown = Settlement(Kind.UNKNOWN_TYPE, delay=0.0, keep_error=True, refund_attempt=True)
     put(queue, "a")
     times: list[datetime | None] = []
 
@@ -572,7 +574,7 @@ def test_a_dead_job_keeps_all_that_the_live_one_had(queue: Queue) -> None:
 def test_a_dead_job_without_an_error_keeps_the_last_one(queue: Queue) -> None:
     put(queue, "a", attempt=7, last_error="before")
     (job,) = claim(queue.connection, queue.statements)
-    given_up = Settlement(Kind.DEAD, give_back=True)
+    given_up = Settlement(Kind.DEAD, refund_attempt=True)
 
     with queue.connection.begin():
         settle.write(queue.connection, queue.statements, [Pending(job, given_up)])
@@ -693,7 +695,7 @@ def test_still_held_sees_locked_rows_and_no_strangers(queue: Queue) -> None:
 # ---- the parameters -------------------------------------------------------------------------
 
 FENCE = {"worker", "ids", "leases"}
-RELEASE = {"give_backs", "delays", "errors", "keep_errors", "args", "new_args", "headers"}
+RELEASE = {"refunds", "delays", "errors", "keep_errors", "args", "new_args", "headers"}
 JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
 JOBS = {"ids", "queues", "types", "args", "priorities", "headers", "delays", "run_ats"}
 
@@ -709,7 +711,7 @@ JOBS = {"ids", "queues", "types", "args", "priorities", "headers", "delays", "ru
         ("workers.announce", None, {"worker", "queues"}),
         ("settle.complete", (False, True), FENCE),
         ("settle.release", (False, True), FENCE | RELEASE | {"unknowns"}),
-        ("settle.bury", (False, True), FENCE | {"dead_ids", "give_backs", "errors"}),
+        ("settle.bury", (False, True), FENCE | {"dead_ids", "refunds", "errors"}),
         ("settle.still_held", None, FENCE),
         ("settle.note_error", None, FENCE | {"error"}),
         ("rescue.hand_back_others.together", None, {"worker", "ids", "leases"}),

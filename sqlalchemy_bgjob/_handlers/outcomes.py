@@ -107,7 +107,7 @@ class Settlement:
         kind: COMPLETED deletes, DEAD moves to the dead table, the others queue the row again.
         delay: Seconds until it is due; None leaves ``next_run_at`` as it is.
         error: The new ``last_error``; with *keep_error* the old one stays.
-        give_back: Whether the claim's attempt is not counted.
+        refund_attempt: Whether the claim's attempt is not counted.
         arg: A new arg, or None to leave it.
         policy_problem: What is wrong with the handler's retry policy, for the log.
     """
@@ -116,14 +116,16 @@ class Settlement:
     delay: float | None = None
     error: str | None = None
     keep_error: bool = False
-    give_back: bool = False
+    refund_attempt: bool = False
     arg: Encoded | None = None
     policy_problem: str | None = None
 
 
 COMPLETED: Final = Settlement(Kind.COMPLETED)
-HAND_BACK: Final = Settlement(Kind.HANDED_BACK, keep_error=True, give_back=True)
-INTERRUPTED: Final = Settlement(Kind.HANDED_BACK, error="interrupted by shutdown", give_back=True)
+HAND_BACK: Final = Settlement(Kind.HANDED_BACK, keep_error=True, refund_attempt=True)
+INTERRUPTED: Final = Settlement(
+    Kind.HANDED_BACK, error="interrupted by shutdown", refund_attempt=True
+)
 
 UNKNOWN_TYPE_FIRST_DELAY: Final = 1.0
 UNKNOWN_TYPE_MAX_DELAY: Final = 30.0
@@ -182,7 +184,7 @@ def decide(
         case Complete():
             return COMPLETED
         case Reschedule():
-            return Settlement(Kind.RESCHEDULED, delay=outcome.after, give_back=True, arg=arg)
+            return Settlement(Kind.RESCHEDULED, delay=outcome.after, refund_attempt=True, arg=arg)
         case MoveToDlq():
             return Settlement(Kind.DEAD, error=error_text(outcome.error))
         case Retry():
@@ -204,10 +206,10 @@ def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
     """
     if unknown_for >= grace:
         error = describe(UnknownType(type, grace))
-        return Settlement(Kind.DEAD, error=error, give_back=True)
+        return Settlement(Kind.DEAD, error=error, refund_attempt=True)
     delay = min(max(unknown_for, UNKNOWN_TYPE_FIRST_DELAY), UNKNOWN_TYPE_MAX_DELAY)
     delay = min(delay, max(grace - unknown_for, 0.0))
-    return Settlement(Kind.UNKNOWN_TYPE, delay=delay, keep_error=True, give_back=True)
+    return Settlement(Kind.UNKNOWN_TYPE, delay=delay, keep_error=True, refund_attempt=True)
 
 
 def crashed_too_often(
@@ -230,7 +232,7 @@ def crashed_too_often(
     error = describe(WorkerLost(crashes, attempt - 1, max_attempts))
     if last_error:
         error = clean(f"{error}\n{last_error}")
-    return Settlement(Kind.DEAD, error=error, give_back=True)
+    return Settlement(Kind.DEAD, error=error, refund_attempt=True)
 
 
 def error_text(error: BaseException | str | None) -> str | None:

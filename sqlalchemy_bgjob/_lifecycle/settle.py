@@ -119,7 +119,7 @@ _by_id: Final = attrgetter("job.id")
 def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
     settlements = [item.settlement for item in items]
     return {
-        "give_backs": [int(s.give_back) for s in settlements],
+        "refunds": [int(s.refund_attempt) for s in settlements],
         "delays": [s.delay for s in settlements],
         "keep_errors": [s.keep_error for s in settlements],
         "args": [s.arg.data if s.arg else None for s in settlements],
@@ -132,7 +132,7 @@ def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
 def _bury_columns(items: Sequence[Pending]) -> dict[str, Any]:
     return {
         "dead_ids": [new_id() for _ in items],
-        "give_backs": [int(item.settlement.give_back) for item in items],
+        "refunds": [int(item.settlement.refund_attempt) for item in items],
     }
 
 

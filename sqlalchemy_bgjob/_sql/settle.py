@@ -123,14 +123,14 @@ class SettleStatements:
     def _release(self, wait: bool) -> Executable:
         """Queue jobs again; returns id and xid of each.
 
-        Parameters: worker, and lists ids, leases, give_backs, delays (seconds; null keeps
+        Parameters: worker, and lists ids, leases, refunds, delays (seconds; null keeps
         next_run_at), errors, keep_errors, args, new_args, headers (JSON text), unknowns.
         """
         job = self._job
         given = unnest(
             ids=Text(),
             leases=BigInteger(),
-            give_backs=Integer(),
+            refunds=Integer(),
             delays=Float(53),
             errors=Text(),
             keep_errors=Boolean(),
@@ -147,7 +147,7 @@ class SettleStatements:
             .values(
                 claimed_by=None,
                 lease=job.c.lease + 1,
-                attempt=func.greatest(job.c.attempt - given.c.give_backs, 0),
+                attempt=func.greatest(job.c.attempt - given.c.refunds, 0),
                 next_run_at=func.coalesce(again, job.c.next_run_at),
                 last_error=case((given.c.keep_errors, job.c.last_error), else_=given.c.errors),
                 arg=case((given.c.new_args, given.c.args), else_=job.c.arg),
@@ -163,11 +163,11 @@ class SettleStatements:
     def _bury(self, wait: bool) -> Executable:
         """Move jobs to the dead table; returns id and xid of each.
 
-        Parameters: worker, and lists ids, leases, dead_ids, give_backs, errors.
+        Parameters: worker, and lists ids, leases, dead_ids, refunds, errors.
         """
         job, dead = self._job, self._dead
         given = unnest(
-            ids=Text(), leases=BigInteger(), dead_ids=Text(), give_backs=Integer(), errors=Text()
+            ids=Text(), leases=BigInteger(), dead_ids=Text(), refunds=Integer(), errors=Text()
         )
         gone = delete(job).with_hint(ONLY).where(at(self._held(given, wait=wait)))
         moved = gone.returning(*job.c).cte("moved")
@@ -177,7 +177,7 @@ class SettleStatements:
             "job_created_at": moved.c.created_at,
             "job_updated_at": moved.c.updated_at,
             "moved_at": func.clock_timestamp(),
-            "attempt": func.greatest(moved.c.attempt - given.c.give_backs, 0),
+            "attempt": func.greatest(moved.c.attempt - given.c.refunds, 0),
             "last_error": func.coalesce(given.c.errors, moved.c.last_error),
         }
         # The rest by name, the user's own columns among them where both tables have them.

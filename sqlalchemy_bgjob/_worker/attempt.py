@@ -191,7 +191,10 @@ class Attempt:
         except RowLocked as locked:
             # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
             pending.settlement = Settlement(
-                Kind.RESCHEDULED, delay=AFTER_ROW_LOCKED, error=describe(locked), give_back=True
+                Kind.RESCHEDULED,
+                delay=AFTER_ROW_LOCKED,
+                error=describe(locked),
+                refund_attempt=True,
             )
         except BaseException as refusal:
             unit.complete(refusal)
@@ -219,7 +222,9 @@ class Attempt:
     def _put_off(self, excuse: BaseException) -> Pending:
         """Give the attempt back; the worker knows for how long such jobs are to wait."""
         self._run.connected = False
-        settlement = Settlement(Kind.RESCHEDULED, delay=0.0, error=describe(excuse), give_back=True)
+        settlement = Settlement(
+            Kind.RESCHEDULED, delay=0.0, error=describe(excuse), refund_attempt=True
+        )
         return Pending(self._run.job, settlement, error=excuse)
 
 

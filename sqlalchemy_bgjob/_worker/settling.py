@@ -72,7 +72,7 @@ class Settling:
         job, error = item.job, item.error
         if _by_session(error):
             self._control.doubt()
-        if not item.settlement.give_back:
+        if not item.settlement.refund_attempt:
             self._refused[job.id, job.lease] = job
         if item.tries == 1 and error is not None:
             self._events.report(error)

@@ -172,7 +172,7 @@ def emit_settled(
         case Kind.RETRY:
             emit(event, job, settlement.error, settlement.delay)
         case Kind.DEAD:
-            attempt = job.attempt - settlement.give_back
+            attempt = job.attempt - settlement.refund_attempt
             emit(event, replace(job, attempt=attempt), settlement.error)
 
 
