@@ -49,7 +49,7 @@ NOW = 1_000.0
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def job(id: str = "a", *, queue: str = "q", careful: bool = False) -> ClaimedJob:
+def job(id: str = "a", *, queue: str = "q", suspect: bool = False) -> ClaimedJob:
     return ClaimedJob(
         id=id,
         queue=queue,
@@ -66,12 +66,12 @@ def job(id: str = "a", *, queue: str = "q", careful: bool = False) -> ClaimedJob
         updated_at=MOMENT,
         unknown_for=None,
         worker_id=7,
-        careful=careful,
+        suspect=suspect,
     )
 
 
-def jobs(number: int, *, queue: str = "q", careful: bool = False) -> list[ClaimedJob]:
-    return [job(f"job-{n}", queue=queue, careful=careful) for n in range(number)]
+def jobs(number: int, *, queue: str = "q", suspect: bool = False) -> list[ClaimedJob]:
+    return [job(f"job-{n}", queue=queue, suspect=suspect) for n in range(number)]
 
 
 def done(claimed: ClaimedJob) -> Pending:
@@ -655,14 +655,14 @@ def test_a_job_that_is_not_started_within_a_second_is_handed_back() -> None:
 def test_jobs_that_may_not_be_started_go_to_those_who_may() -> None:
     """No thread can be made, or the heart can't reach the database: slots are free all the same."""
     stopped = core(3)
-    claim_all(stopped, [*jobs(2), job("careful", careful=True)])
+    claim_all(stopped, [*jobs(2), job("suspect", suspect=True)])
 
     for at in (0.0, 0.99):
         assert isinstance(stopped.next_step(NOW + at, may_start=False, may_claim=True), Wait)
     back = stopped.next_step(NOW + 1.0, may_start=False, may_claim=True)
 
     assert isinstance(back, HandBack)
-    assert sorted(one.id for one in back.jobs) == ["careful", "job-0", "job-1"]
+    assert sorted(one.id for one in back.jobs) == ["job-0", "job-1", "suspect"]
 
 
 def test_a_queue_that_refuses_is_left_alone_and_then_looked_at() -> None:
@@ -712,27 +712,27 @@ def test_once_a_run_ends_jobs_are_claimed_ahead_again() -> None:
     assert step(quick, NOW + 2.1) == Claim("q", 1 + 50)
 
 
-def test_careful_jobs_are_started_first() -> None:
+def test_suspect_jobs_are_started_first() -> None:
     """Of those that came in one claim, in their own order."""
     three = core(3)
-    first, second = job("x", careful=True), job("y", careful=True)
+    first, second = job("x", suspect=True), job("y", suspect=True)
 
     claim_all(three, [*jobs(2), first, second])
 
     assert [one.id for one in start_all(three)] == ["x", "y", "job-0"]
 
 
-def test_careful_jobs_are_never_held_ahead() -> None:
+def test_suspect_jobs_are_never_held_ahead() -> None:
     quick = taught(2, 0.001)
-    claim_all(quick, [*jobs(2), *(job(f"c{n}", careful=True) for n in range(4))])
+    claim_all(quick, [*jobs(2), *(job(f"c{n}", suspect=True) for n in range(4))])
 
     assert [one.id for one in start_all(quick)] == ["c0", "c1"]
     assert [one.id for one in quick.ready()] == ["job-0", "job-1"]
 
 
-def test_the_careful_ones_that_find_no_slot_go_back_at_once() -> None:
+def test_suspects_that_find_no_slot_go_back_at_once() -> None:
     quick = taught(2, 0.001)
-    claim_all(quick, [job(f"c{n}", careful=True) for n in range(4)])
+    claim_all(quick, [job(f"c{n}", suspect=True) for n in range(4)])
     assert isinstance(step(quick), Start)
     assert isinstance(step(quick), Start)
 
@@ -742,10 +742,10 @@ def test_the_careful_ones_that_find_no_slot_go_back_at_once() -> None:
     assert [one.id for one in back.jobs] == ["c2", "c3"]
 
 
-def test_careful_jobs_are_not_claimed_and_handed_back_over_and_over() -> None:
+def test_suspects_are_not_claimed_and_handed_back_repeatedly() -> None:
     """While the slots are taken, the table is left alone."""
     quick = taught(1, 0.001)
-    poison = [job(f"c{n}", careful=True) for n in range(5)]
+    poison = [job(f"c{n}", suspect=True) for n in range(5)]
     now, handed_back = NOW, 0
 
     # The table holds nothing else, so each claim brings these again.
@@ -1064,7 +1064,7 @@ class World:
     due: list[str] = field(default_factory=list)
     running: list[ClaimedJob] = field(default_factory=list)
     settled: list[str] = field(default_factory=list)
-    careful: set[str] = field(default_factory=set)
+    suspect: set[str] = field(default_factory=set)
 
 
 class Machine(RuleBasedStateMachine):
@@ -1084,13 +1084,13 @@ class Machine(RuleBasedStateMachine):
     # -- what the world does
 
     @precondition(lambda self: not self.finished)
-    @rule(queue=st.sampled_from("ab"), number=st.integers(1, 12), careful=st.booleans())
-    def enqueue(self, queue: str, number: int, careful: bool) -> None:
+    @rule(queue=st.sampled_from("ab"), number=st.integers(1, 12), suspect=st.booleans())
+    def enqueue(self, queue: str, number: int, suspect: bool) -> None:
         new = [f"{queue}{next(self.numbers)}" for _ in range(number)]
         self.known |= set(new)
         self.world[queue].due += new
-        if careful:
-            self.world[queue].careful |= set(new)
+        if suspect:
+            self.world[queue].suspect |= set(new)
         self.core.wake(queue, self.now)
 
     @precondition(lambda self: any(world.running for world in self.world.values()))
@@ -1172,7 +1172,7 @@ class Machine(RuleBasedStateMachine):
     def answer(self, queue: str, limit: int, *, from_head: bool) -> None:
         world = self.world[queue]
         got, world.due = world.due[:limit], world.due[limit:]
-        claimed = [job(id, queue=queue, careful=id in world.careful) for id in got]
+        claimed = [job(id, queue=queue, suspect=id in world.suspect) for id in got]
         self.core.claimed(queue, claimed, self.now)
         if from_head:
             self.core.head_scanned(queue, [0], 0.0, self.now)
@@ -1196,12 +1196,12 @@ class Machine(RuleBasedStateMachine):
         assert sorted(places) == sorted(self.known)
 
     def nothing_lingers(self) -> None:
-        """At a wait: nothing is due, no slot is idle beside a job, nothing careful is held."""
+        """At a wait: nothing is due, no slot is idle beside a job, nothing suspect is held."""
         ready = Counter(one.queue for one in self.core.ready())
         for queue, slots in self.slots.items():
             if len(self.world[queue].running) < slots:
                 assert not ready[queue]
-        assert not any(one.careful for one in self.core.ready())
+        assert not any(one.suspect for one in self.core.ready())
         self.now += LINGER
         ends = (Wait, Finished)
         while not isinstance(self.take(may_start=True, may_claim=True, answers=True), ends):

@@ -33,8 +33,8 @@ class ClaimedJob:
     created_at: datetime
     updated_at: datetime
     unknown_for: float | None
-    # Whether this run may be the one that takes the worker, or the job, down: never held ahead.
-    careful: bool = False
+    # It has crashed a worker before, or this is its last attempt: it must start at once or go back.
+    suspect: bool = False
     handler: Any = None  # once the worker has found it
 
 

@@ -207,7 +207,7 @@ class Claiming:
         dead = crashed_too_often(job.attempt, limit, job.crashes, job.last_error)
         if dead is not None:
             return dead
-        job.careful = job.crashes > 0 or (limit is not None and job.attempt >= limit)
+        job.suspect = job.crashes > 0 or (limit is not None and job.attempt >= limit)
         job.handler = handler
         return None
 

@@ -149,9 +149,9 @@ class Planner:
         """Jobs came back from a claim; those that may kill their worker go first."""
         q = self._queues[queue]
         jobs = list(jobs)
-        for job in reversed([job for job in jobs if job.careful]):
+        for job in reversed([job for job in jobs if job.suspect]):
             q.ready.appendleft((now, job))
-        q.ready.extend((now, job) for job in jobs if not job.careful)
+        q.ready.extend((now, job) for job in jobs if not job.suspect)
 
     def head_scanned(
         self, queue: str, priorities: Sequence[int], seconds: float, now: float
@@ -426,13 +426,13 @@ class Planner:
             since, job = q.ready[0]
             # A job that may take the worker down with it must not drag others along, so it is
             # not held: whoever has a free slot may have it. Such jobs stand in front.
-            at_once = job.careful and full
+            at_once = job.suspect and full
             if not self.draining and not at_once and now < since + self._settings.hold_timeout:
                 continue
             keep: deque[tuple[float, ClaimedJob]] = deque()
             for since, job in q.ready:
                 held_too_long = now >= since + self._settings.hold_timeout
-                if self.draining or held_too_long or (job.careful and full):
+                if self.draining or held_too_long or (job.suspect and full):
                     back.append(job)
                 else:
                     keep.append((since, job))
