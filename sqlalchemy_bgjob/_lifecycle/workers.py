@@ -90,6 +90,6 @@ def sample_health(
 ) -> Health | None:
     """Look at the server, unless another worker is to do that. Commits."""
     with connection.begin():
-        if not run(connection, statements.workers.is_eldest, worker=worker_id).scalar():
+        if not run(connection, statements.workers.is_leader, worker=worker_id).scalar():
             return None
         return look(connection, statements.tables.table_names(connection))

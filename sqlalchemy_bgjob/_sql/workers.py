@@ -93,11 +93,12 @@ class WorkerStatements:
         )
 
     @cached_property
-    def is_eldest(self) -> Executable:
-        """Whether a worker is the one, of those that beat, that does what one of them has to do.
+    def is_leader(self) -> Executable:
+        """Whether this worker is the leader for chores that one worker does for all.
 
-        Two may be for a moment, and none where the one with the smallest id has just ended.
-        Parameters: worker.
+        The leader has the smallest id of all workers that beat. Two workers may hold themselves for
+        it for a moment, and none leads until one that has just ended counts as silent: so it must
+        do no harm if a chore is done twice, or late. Parameter: worker.
         """
         worker = self._worker
         me = parameter("worker", BigInteger)
