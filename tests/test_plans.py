@@ -80,7 +80,7 @@ def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -
     with connection.begin():
         claims.next_due(connection, statements, queue="q", priorities=priorities)
     note("next_due", 1)
-    workers.announce(connection, statements, worker_id=ME, queues=["q"])
+    workers.set_waits_for(connection, statements, worker_id=ME, queues=["q"])
     note("announce", 1)
     share = max(len(jobs) // 4, 1)
     parts = [jobs[n * share : (n + 1) * share] for n in range(3)] + [jobs[3 * share :]]

@@ -708,7 +708,7 @@ JOBS = {"ids", "queues", "types", "args", "priorities", "headers", "delays", "ru
         ("claim.lanes", None, {"queue"}),
         ("settle.complete_one", None, {"worker", "id", "lease"}),
         ("claim.onward", None, {"queue", "limit", "worker", "priority", "at", "id"}),
-        ("workers.announce", None, {"worker", "queues"}),
+        ("workers.set_waits_for", None, {"worker", "queues"}),
         ("settle.complete", (False, True), FENCE),
         ("settle.release", (False, True), FENCE | RELEASE | {"unknowns"}),
         ("settle.bury", (False, True), FENCE | {"dead_ids", "refunds", "errors"}),

@@ -77,12 +77,12 @@ def beat(
     return None if gap is None else float(gap)
 
 
-def announce(
+def set_waits_for(
     connection: Connection, statements: Statements, *, worker_id: int, queues: Sequence[str]
 ) -> None:
     """Tell producers for which queues a worker waits to be woken. Commits."""
     with connection.begin():
-        run(connection, statements.workers.announce, worker=worker_id, queues=list(queues))
+        run(connection, statements.workers.set_waits_for, worker=worker_id, queues=list(queues))
 
 
 def sample_health(

@@ -75,7 +75,7 @@ class WorkerStatements:
         )
 
     @cached_property
-    def announce(self) -> Executable:
+    def set_waits_for(self) -> Executable:
         """Name the queues in which a worker waits. Parameters: worker, and list queues."""
         worker = self._worker
         return (

@@ -77,7 +77,7 @@ class Claiming:
         """Tell producers in which queues this worker waits."""
         with self._hands.lock:
             self._hands.planner.announced(None)
-        workers.announce(
+        workers.set_waits_for(
             self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
         )
         with self._hands.lock:
