@@ -18,7 +18,8 @@ from sqlalchemy_bgjob import BGJob, MoveToDlq, Reschedule, Retry, schema
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._inspect.doctor import examine
 from sqlalchemy_bgjob._lifecycle import claim as claims
-from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims, workers
+from sqlalchemy_bgjob._lifecycle import rescue, settle, workers
+from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import wake_up
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
@@ -111,7 +112,7 @@ def test_every_transition_leaves_an_archive_alone(engine: Engine, queue: Stateme
             assert {fate for _, fate in fates} == {settle.Fate.SETTLED}
         # The last eight are given back in the three ways in which that is done.
         known = jobs[33:]
-        assert unknown_claims.hand_back_others(connection, queue, worker_id=ME, known=known) == 1
+        assert return_unknown_claims(connection, queue, worker_id=ME, known=known) == 1
         with connection.begin():
             run(connection, "UPDATE ONLY bgjob_job SET claimed_by = 5 WHERE id = 'job-33'")
         assert rescue.rescue_orphans(connection, queue) == 1

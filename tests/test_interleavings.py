@@ -18,9 +18,10 @@ from sqlalchemy import MetaData, NullPool, create_engine, event, text
 
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
+from sqlalchemy_bgjob._lifecycle import rescue, settle
 from sqlalchemy_bgjob._lifecycle import workers as worker_rows
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
+from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until
 from support.rows import claim as claim_now
@@ -98,9 +99,7 @@ class Stage:
         return self._settle(connection, HAND_BACK)
 
     def reconcile(self, connection: Connection) -> Any:
-        return unknown_claims.hand_back_others(
-            connection, self.statements, worker_id=SILENT, known=()
-        )
+        return return_unknown_claims(connection, self.statements, worker_id=SILENT, known=())
 
     def rescue(self, connection: Connection) -> Any:
         return rescue.rescue_silent(connection, self.statements, judge=JUDGE, connected=1000.0)

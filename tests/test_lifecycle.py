@@ -13,8 +13,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy_bgjob._db.connections import configure, maintain
 from sqlalchemy_bgjob._db.sessions import PLANS_LAST, name_session
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTED, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims, workers
+from sqlalchemy_bgjob._lifecycle import rescue, settle, workers
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
+from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob.testing.points import at
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
@@ -379,7 +380,7 @@ def test_what_a_claim_gave_without_arriving_is_handed_back(queue: Queue) -> None
     queue.put("other's", claimed_by=OTHER)
     before = rows(queue.connection)
 
-    count = unknown_claims.hand_back_others(
+    count = return_unknown_claims(
         queue.connection, queue.statements, worker_id=ME, known=[jobs[0], gone]
     )
 
@@ -402,9 +403,7 @@ def test_a_second_claim_of_a_job_in_hands_is_handed_back_too(queue: Queue) -> No
     queue.connection.commit()
     claim(queue.connection, queue.statements)
 
-    count = unknown_claims.hand_back_others(
-        queue.connection, queue.statements, worker_id=ME, known=[first]
-    )
+    count = return_unknown_claims(queue.connection, queue.statements, worker_id=ME, known=[first])
 
     assert count == 1
     assert rows(queue.connection)["a"].claimed_by is None
@@ -416,10 +415,10 @@ def test_handing_back_waits_for_no_lock_and_does_the_rest_later(queue: Queue) ->
     with queue.engine.connect() as user, user.begin():
         user.execute(text("SELECT 1 FROM bgjob_job WHERE id = 'a' FOR UPDATE"))
 
-        assert unknown_claims.hand_back_others(queue.connection, queue.statements, **given) == 1
+        assert return_unknown_claims(queue.connection, queue.statements, **given) == 1
 
-    assert unknown_claims.hand_back_others(queue.connection, queue.statements, **given) == 1
-    assert unknown_claims.hand_back_others(queue.connection, queue.statements, **given) == 0
+    assert return_unknown_claims(queue.connection, queue.statements, **given) == 1
+    assert return_unknown_claims(queue.connection, queue.statements, **given) == 0
 
 
 def test_a_row_that_can_not_be_handed_back_keeps_no_other(
@@ -432,7 +431,7 @@ def test_a_row_that_can_not_be_handed_back_keeps_no_other(
     queue.connection.commit()
 
     given: dict[str, Any] = {"worker_id": ME, "known": []}
-    assert unknown_claims.hand_back_others(queue.connection, queue.statements, **given) == 2
+    assert return_unknown_claims(queue.connection, queue.statements, **given) == 2
 
     held = [id for id, row in rows(queue.connection).items() if row.claimed_by is not None]
     assert held == ["refuses"]

@@ -30,8 +30,9 @@ from sqlalchemy_bgjob import BGJob, JobAlreadyExists, enqueue
 from sqlalchemy_bgjob._drafts.codec import Encoded
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._lifecycle import claim as claiming
-from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
+from sqlalchemy_bgjob._lifecycle import rescue, settle
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
+from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support.tables import new_engine
@@ -283,9 +284,7 @@ class Machine(RuleBasedStateMachine):
     def lose_an_answer(self, worker: int, known: list[ClaimedJob]) -> None:
         """A worker knows of some of its claims only, and hands back the others."""
         with self.engine.connect() as connection:
-            unknown_claims.hand_back_others(
-                connection, self.statements, worker_id=worker, known=known
-            )
+            return_unknown_claims(connection, self.statements, worker_id=worker, known=known)
         for id, job in self.model.live.items():
             if job.worker == worker and not any(
                 (claim.id, claim.lease) == (id, job.lease) for claim in known

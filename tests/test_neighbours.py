@@ -9,8 +9,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, Kind, Settlement
-from sqlalchemy_bgjob._lifecycle import claim, settle, unknown_claims
+from sqlalchemy_bgjob._lifecycle import claim, settle
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
+from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
 from support import wait_until
 
@@ -284,12 +285,7 @@ def test_two_leases_of_one_job_are_both_known(engine, app):
 
     with engine.connect() as connection:
         for known in ([old, new], [new, old]):
-            assert (
-                unknown_claims.hand_back_others(
-                    connection, app.statements, worker_id=5, known=known
-                )
-                == 0
-            )
+            assert return_unknown_claims(connection, app.statements, worker_id=5, known=known) == 0
 
 
 @pytest.mark.core

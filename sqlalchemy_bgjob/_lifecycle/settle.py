@@ -277,7 +277,7 @@ def _look_up(connection: Connection, statements: Statements, item: Pending) -> F
     return Fate.SETTLED if status == "committed" else None
 
 
-def holds(connection: Connection, statements: Statements, item: Pending) -> bool:
+def still_holds(connection: Connection, statements: Statements, item: Pending) -> bool:
     """Whether a job is still this worker's, locked by somebody or not. The caller commits."""
     return bool(run(connection, statements.settle.still_held, **_fence([item])).first())
 

@@ -1,4 +1,9 @@
-"""Jobs that a worker has claimed without knowing it: the claim's answer was lost."""
+"""Unknown claims: jobs that the database gives to a worker which does not know of them.
+
+The claim was committed, and its answer lost. So the worker hands back all that it holds but for
+the jobs it knows of. It knows a job by its lease too: an earlier claim of the same job may be in
+its hands.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,33 +16,35 @@ from .claim import ClaimedJob
 from .give_back import give_back, tell_given_back
 
 
-def hand_back_others(
+def return_unknown_claims(
     connection: Connection, statements: Statements, *, worker_id: int, known: Iterable[ClaimedJob]
 ) -> int:
-    """Queue again what a worker has claimed without knowing it; commits. Returns how many.
+    """Queue jobs again that a worker has claimed without knowing it. Commits; returns how many.
 
-    For after a claim whose answer was lost: the server may have given jobs that never arrived.
+    *known* are the jobs that it knows of. All others that the database gives to it are unknown
+    claims.
     """
     with connection.begin():
         queues = give_back(
-            connection, statements.rescue.hand_back_others, **of_worker(worker_id, known)
+            connection, statements.rescue.unknown_claims, **leases_of(worker_id, known)
         )
     tell_given_back(connection, statements, queues)
     return len(queues)
 
 
-def held_besides(
+def find_unknown_claims(
     connection: Connection, statements: Statements, *, worker_id: int, known: Iterable[ClaimedJob]
 ) -> set[tuple[str, int]]:
-    """Id and lease of what :func:`hand_back_others` is for. Reads the whole table; commits."""
+    """Id and lease of each unknown claim of a worker, of which nothing changes. Commits.
+
+    Reads the whole table.
+    """
     with connection.begin():
-        rows = run(
-            connection, statements.rescue.hand_back_others.held, **of_worker(worker_id, known)
-        )
+        rows = run(connection, statements.rescue.unknown_claims.held, **leases_of(worker_id, known))
         return {(row.id, row.lease) for row in rows}
 
 
-def holds_some(
+def still_holds_any(
     connection: Connection,
     statements: Statements,
     *,
@@ -52,7 +59,8 @@ def holds_some(
         return found.first() is not None
 
 
-def of_worker(worker_id: int, some: Iterable[ClaimedJob]) -> dict[str, Any]:
+def leases_of(worker_id: int, some: Iterable[ClaimedJob]) -> dict[str, Any]:
+    """Of some jobs those that this worker has claimed: parameters worker, ids and leases."""
     # Pairs, not a mapping: a worker may know two leases of one job, the older one lost.
     jobs = [job for job in some if job.worker_id == worker_id]
     ids, leases = [job.id for job in jobs], [job.lease for job in jobs]

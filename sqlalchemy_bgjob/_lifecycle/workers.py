@@ -11,7 +11,7 @@ from .._sql import Statements
 from . import run
 from .claim import ClaimedJob
 from .give_back import give_back, tell_given_back
-from .unknown_claims import of_worker
+from .unknown_claims import leases_of
 
 
 def register(
@@ -50,13 +50,13 @@ def unregister(
 
     The attempts of *refused*, which have run and whose settlement was refused, are spent.
     """
-    given = of_worker(worker_id, refused)
+    given = leases_of(worker_id, refused)
     with connection.begin():
         queues: list[str] = []
         if given["ids"]:
             queues += give_back(connection, statements.rescue.give_back_refused, **given)
         queues += give_back(
-            connection, statements.rescue.hand_back_others, **of_worker(worker_id, ())
+            connection, statements.rescue.unknown_claims, **leases_of(worker_id, ())
         )
         run(connection, statements.workers.unregister, worker=worker_id)
     tell_given_back(connection, statements, queues)

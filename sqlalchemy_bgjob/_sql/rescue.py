@@ -219,7 +219,7 @@ class RescueStatements:
     # ---- their jobs ---------------------------------------------------------------------------
 
     @cached_property
-    def hand_back_others(self) -> GiveBack:
+    def unknown_claims(self) -> GiveBack:
         """Queue again, attempt unspent, all that a worker has claimed but for the jobs it knows of.
 
         By lease too: it may know of an earlier claim of the same job. Reads the whole table: for

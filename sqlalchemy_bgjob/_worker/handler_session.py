@@ -27,7 +27,7 @@ from .._db.errors import sqlstate, summary
 from .._db.forks import Forked
 from .._db.last_words import LastWords, complete, last_words
 from .._lifecycle.row_errors import RowKept, RowLocked, RowMissing
-from .._lifecycle.settle import Fate, Pending, holds, write
+from .._lifecycle.settle import Fate, Pending, still_holds, write
 from .._points import SETTLE
 from .._sql import Statements
 from .._sql.words import has_written
@@ -352,7 +352,7 @@ class HandlerSession:
         held, xid = write(connection, statements, [pending])
         if held:
             return xid
-        if not holds(connection, statements, pending):
+        if not still_holds(connection, statements, pending):
             raise RowMissing
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
         try:
@@ -362,7 +362,7 @@ class HandlerSession:
                 raise RowLocked from None
             raise
         if not held:
-            raise RowKept if holds(connection, statements, pending) else RowMissing
+            raise RowKept if still_holds(connection, statements, pending) else RowMissing
         return xid
 
     def discard(self) -> None:

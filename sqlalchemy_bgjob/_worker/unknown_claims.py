@@ -91,7 +91,7 @@ class UnknownClaims:
         """Return all that this id holds and these hands do not; returns how many. Commits."""
         if RETURNING.listeners:
             RETURNING.reached(connection)
-        return unknown_claims.hand_back_others(
+        return unknown_claims.return_unknown_claims(
             connection, self._statements, worker_id=worker_id, known=self._hands.known()
         )
 
@@ -109,7 +109,7 @@ class UnknownClaims:
     def search(self, connection: Connection, worker_id: int) -> None:
         """Read the whole table for jobs that this worker may not know of. Commits."""
         if not self._suspected:
-            self._suspected = unknown_claims.held_besides(
+            self._suspected = unknown_claims.find_unknown_claims(
                 connection, self._statements, worker_id=worker_id, known=self._hands.known()
             )
 
@@ -117,7 +117,7 @@ class UnknownClaims:
         """Have the loop return what was found, if it is still held and still not known. Commits."""
         suspected, self._suspected = self._suspected, set()
         unknown = suspected - {(job.id, job.lease) for job in self._hands.known()}
-        if not unknown or not unknown_claims.holds_some(
+        if not unknown or not unknown_claims.still_holds_any(
             connection, self._statements, worker_id=worker_id, jobs=unknown
         ):
             return

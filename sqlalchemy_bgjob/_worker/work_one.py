@@ -228,7 +228,7 @@ class _WorkOne:
         pending = Pending(job, settlement)
         held, _ = settle.write(self._connection, self._statements, [pending], wait=True)
         if not held:
-            kept = settle.holds(self._connection, self._statements, pending)
+            kept = settle.still_holds(self._connection, self._statements, pending)
             raise RowKept if kept else RowMissing
 
 

@@ -182,7 +182,7 @@ def claims_wait_for_locks(stack: ExitStack) -> None:
 
 
 def a_lost_claim_is_forgotten(stack: ExitStack) -> None:
-    _replace(stack, unknown_claims, hand_back_others=lambda *args, **options: 0)
+    _replace(stack, unknown_claims, return_unknown_claims=lambda *args, **options: 0)
 
 
 def a_beating_worker_is_rescued(stack: ExitStack) -> None:
