@@ -1,4 +1,4 @@
-"""Claim: due jobs become a worker's own, in order."""
+"""Claim: give due jobs to a worker, and find out where and when to claim next."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,10 @@ class ClaimedJob:
 
 
 class Position(NamedTuple):
-    """A lane, and the job after which it is read on; without a time, from two seconds ago."""
+    """A lane, and the job after which it is read on.
+
+    Without a time it is read from two seconds ago, for jobs that were committed late.
+    """
 
     priority: int
     at: datetime | None
@@ -57,10 +60,17 @@ def claim(
     skip: Collection[str] = (),
     direct: IdleStatement | None = None,
 ) -> list[ClaimedJob]:
-    """Take up to *limit* due jobs of one queue, in order, but for those to skip. Caller commits.
+    """Claim up to *limit* due jobs of one queue, and return them in order. The caller commits.
 
-    They are read from the head, or with *onward* from there on in each lane; then *direct*, if
-    given, runs the statement, which commits by itself.
+    Args:
+        connection: Where the statement runs.
+        statements: Those of the tables.
+        queue: Whose jobs.
+        limit: How many at most.
+        worker_id: Who gets them.
+        onward: Where to read on in each lane. Without it, the lanes are read from the head.
+        skip: Ids that are left alone; then the lanes are read from the head.
+        direct: Runs the statement, if it is the one that reads onward; then it commits by itself.
     """
     given: dict[str, Any] = {"queue": queue, "limit": limit, "worker": worker_id}
     statement = statements.claim.from_head
@@ -83,6 +93,7 @@ _order: Final = attrgetter("priority", "next_run_at", "id")
 
 
 def claimed(queue: str, worker_id: int, row: Any) -> ClaimedJob:
+    """The job of a row that a claim has returned."""
     job = ClaimedJob(queue, worker_id, *row)
     if not isinstance(job.headers, dict):  # written by SQL, where any JSON is possible
         job.headers = None
@@ -90,14 +101,14 @@ def claimed(queue: str, worker_id: int, row: Any) -> ClaimedJob:
 
 
 def lanes(connection: Connection, statements: Statements, *, queue: str) -> list[int]:
-    """The priorities that the jobs of a queue have, ascending."""
+    """The priorities that the jobs of a queue have, ascending. The caller commits."""
     return list(run(connection, statements.claim.lanes, queue=queue).scalars())
 
 
 def next_due(
     connection: Connection, statements: Statements, *, queue: str, priorities: Sequence[int]
 ) -> float | None:
-    """Seconds until the next scheduled job in these lanes of a queue."""
+    """Seconds until the next scheduled job in these lanes of a queue. The caller commits."""
     if not priorities:
         return None
     given = {"queue": queue, "priorities": list(priorities)}

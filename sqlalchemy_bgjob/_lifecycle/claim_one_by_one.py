@@ -1,4 +1,8 @@
-"""Claim row by row, where some row of a queue refuses to be claimed."""
+"""Claim row by row, after a claim of several rows was refused.
+
+A row may refuse the UPDATE, as by a check that was added NOT VALID, or hold what the driver can't
+read. It must not keep its neighbours from being claimed.
+"""
 
 import time
 from collections.abc import Collection
@@ -12,11 +16,11 @@ from . import run
 from .claim import ClaimedJob, claimed
 
 REFUSING: Final = 100
-"""How many rows that refuse to be claimed are passed over in one claim."""
+"""How many refusing rows one claim passes over at most."""
 DOUBTFUL: Final = 10
-"""The same, where the refusal may be meant for all rows: a trigger, a privilege."""
+"""The same, while no row was claimed and all may refuse: a trigger, a privilege."""
 REFUSING_LASTS: Final = 0.5
-"""Seconds after which no further row is tried."""
+"""Seconds after which a claim tries no further row."""
 
 
 def claim(
@@ -28,11 +32,7 @@ def claim(
     worker_id: int,
     skip: Collection[str] = (),
 ) -> tuple[list[ClaimedJob], dict[str, Exception]]:
-    """As :func:`claim`, when that was refused: what can be claimed, and the ids that refuse.
-
-    A row may refuse an UPDATE (a check that was added NOT VALID), or hold what the driver can't
-    read. Its neighbours are none the worse for it, also where it stands at the head of a queue of
-    which only one job is claimed at a time. The caller commits.
+    """As :func:`.claim.claim`: the jobs that were claimed, and the refusals by id. Caller commits.
 
     Raises:
         DBAPIError: The connection was lost, or the rows could not even be read.
@@ -53,7 +53,7 @@ def claim(
                 raise
             savepoint.rollback()
             if ran_out_of_time(error):
-                break  # so would the next ones
+                break  # the next rows would, too
             refused[id] = error
             doubtful += not refuses_a_row(error)
         if len(jobs) == limit or time.monotonic() > begun + REFUSING_LASTS:

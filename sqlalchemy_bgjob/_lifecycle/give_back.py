@@ -1,4 +1,4 @@
-"""Queue jobs again that nobody will settle, and tell workers of them."""
+"""Queue jobs again that nobody will settle, and notify workers of them."""
 
 import logging
 from collections.abc import Collection
@@ -16,7 +16,11 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 def give_back(connection: Connection, statements: GiveBack, **given: Any) -> list[str]:
-    """Queue jobs again: together, or one by one if some row refuses. Returns the queue of each."""
+    """Queue jobs again, together or, if a row refuses, one by one. The caller commits.
+
+    Returns:
+        The queue of each job.
+    """
     savepoint = connection.begin_nested()
     try:
         queues = list(run(connection, statements.together, **given).scalars())
@@ -47,10 +51,10 @@ def tell_given_back(
     *,
     everybody: bool = True,
 ) -> None:
-    """Wake workers that wait, or everybody, in a transaction of its own.
+    """Notify workers that wait, or all workers, of jobs that were given back. Commits.
 
-    A hint that fails, as the server may have no room for it, must undo nothing: the jobs are found
-    by the next look at the head.
+    It is a transaction of its own, because a notification is a hint: if it fails, such as when the
+    server's queue is full, nothing must be undone. The next look at the head finds the jobs.
     """
     if not queues:
         return

@@ -1,4 +1,7 @@
-"""Rescue: take the jobs of workers that have ended or fallen silent, and those of no worker."""
+"""Rescue: take the jobs of workers that have ended or are silent, and those of no worker.
+
+Whoever locks the worker's row first judges, so several judges at once do no harm.
+"""
 
 import time
 from dataclasses import dataclass
@@ -34,12 +37,12 @@ class Beat(NamedTuple):
 def rescue_ended(
     connection: Connection, statements: Statements, seen: dict[int, datetime]
 ) -> tuple[list[Rescued], dict[int, datetime]]:
-    """Take the jobs of workers whose process has ended, at the second look. Commits.
+    """Take the jobs of workers whose sessions were gone at two looks in a row. Commits.
 
     Args:
         connection: Idle, outside a transaction.
         statements: Those of the tables.
-        seen: What the look before returned: worker and its last beat.
+        seen: What the last look returned: each worker and its last beat.
 
     Returns:
         What was rescued, and what to pass at the next look.
@@ -63,8 +66,8 @@ def rescue_silent(
         connection: Idle, outside a transaction.
         statements: Those of the tables.
         judge: The worker that looks. It judges nobody unless it has beaten lately itself.
-        connected: Seconds for which it was connected and beat without a gap. It judges nobody whose
-            lease_timeout is longer: after an outage everyone is silent.
+        connected: Seconds for which the judge was connected and beat without a gap. It judges
+            nobody whose lease_timeout is longer: after an outage everyone is silent.
     """
     given = {"judge": judge, "connected": connected}
     return _rescue(connection, statements, statements.rescue.silent_workers, given)
@@ -80,14 +83,14 @@ def rescue_unchanged(
 ) -> list[Rescued]:
     """Take the jobs of workers whose last beat has not changed for their lease_timeout. Commits.
 
-    What :func:`rescue_silent` does by the server's clock, this does by this process's own: a beat
-    from before the server's clock was set back lies ahead of it, and would pass for a sign of life
-    until the clock has come there again.
+    :func:`rescue_silent` goes by the server's clock, this by the process's own. When the server's
+    clock is set back, the last beat of a lost worker lies ahead of it: by that clock the worker
+    would look alive until the clock has reached the beat again.
 
     Args:
         connection: Idle, outside a transaction.
         statements: Those of the tables.
-        seen: The last beats that were seen; brought up to date here. Empty at the first look.
+        seen: The last beats that were seen; updated here. Empty at the first look.
         judge, connected: As for :func:`rescue_silent`.
     """
     asked = time.monotonic()
@@ -112,14 +115,14 @@ def rescue_unchanged(
 
 
 def rescue_rest(connection: Connection, statements: Statements) -> list[Rescued]:
-    """Take the jobs of lost workers that were locked when the others were taken. Commits."""
+    """Take jobs of lost workers that were locked when the others were taken. Commits."""
     return _rescue(connection, statements, statements.rescue.lost_workers, {})
 
 
 def rescue_orphans(connection: Connection, statements: Statements) -> int:
-    """Queue jobs again whose claim names no worker that exists. Commits. Returns how many.
+    """Queue jobs again whose worker has no row. Commits; returns how many.
 
-    Reads the whole table. A claim that was committed after its worker had been found lost ends so.
+    They come of a claim that was committed after its worker was found lost. Reads the whole table.
     """
     with connection.begin():
         queues = give_back(connection, statements.rescue.give_back_orphans)
@@ -137,7 +140,8 @@ def _rescue(
         JUDGING.reached()
     rescued: list[Rescued] = []
     given_back: set[str] = set()
-    # One transaction judges, marks and takes: a beat meanwhile waits, and finds its row lost.
+    # One transaction judges, marks and takes: a beat meanwhile waits for it, and then finds itself
+    # lost.
     with connection.begin():
         for worker_id in run(connection, locking, **given).scalars().all():
             if JUDGED.listeners:
@@ -161,4 +165,4 @@ def _end_sessions(connection: Connection, statements: Statements, worker_id: int
     except DBAPIError as error:
         if lost_connection(error):
             raise
-        savepoint.rollback()  # no right to end them: locked rows are taken by a later sweep
+        savepoint.rollback()  # without the right to end them, a later sweep takes locked rows

@@ -1,8 +1,8 @@
-"""Settle: what follows from an outcome is written, if the lease still holds.
+"""Settle: write what follows from an outcome, if the lease still holds.
 
-A settlement is tried as one batch; what fails for a reason of its own is tried row by row, so
-that one row cannot harm its neighbours. Whether a COMMIT whose answer was lost took place is
-asked of the server by the transaction's id.
+Settlements are written as one batch. If the batch is refused, each is written by itself, so that
+one row cannot harm its neighbours. If the answer to a COMMIT was lost, the server is asked by the
+transaction's id whether it took place.
 """
 
 import json
@@ -66,9 +66,12 @@ def write(
     *,
     wait: bool = False,
 ) -> tuple[set[str], str | None]:
-    """Write settlements of one queue and worker: whose lease held, and the transaction's id.
+    """Write settlements of one queue and worker. The caller commits.
 
-    The caller commits. With *wait*, a row that somebody else has locked is waited for.
+    With *wait*, wait for rows that somebody else has locked.
+
+    Returns:
+        The ids of the jobs whose lease held, and the transaction's id.
     """
     if not items:
         return set(), None
@@ -149,10 +152,10 @@ def _new_headers(item: Pending) -> str | None:
 def settle(
     connection: Connection, statements: Statements, items: Iterable[Pending]
 ) -> list[tuple[Pending, Fate]]:
-    """Settle jobs and commit: one transaction for each queue and worker.
+    """Settle jobs: one transaction for each queue and worker. Commits.
 
-    Each item keeps the id of the transaction that wrote it, so that after a lost connection the
-    next call can ask what became of it.
+    Each item keeps the id of the transaction that has written it. So if the connection is lost, the
+    next call can ask what became of that transaction.
 
     Raises:
         DBAPIError: The connection was lost; call again with the same items on a new one.
@@ -198,7 +201,7 @@ def _settle_group(
         return [(items[0], _record_failure(connection, statements, items[0], error))]
     _keep_xid(items, held, xid)
     if any(item.settlement.kind is Kind.HANDED_BACK for item in items):
-        # Somebody may have a free slot for what found none here.
+        # Another worker may have a free slot for them.
         queues = {item.job.queue for item in items}
         everybody = any(item.settlement == INTERRUPTED for item in items)
         tell_given_back(connection, statements, queues, everybody=everybody)
@@ -219,7 +222,7 @@ def _keep_xid(items: Iterable[Pending], held: set[str], xid: str | None) -> None
 def _explain(
     connection: Connection, statements: Statements, items: list[Pending]
 ) -> list[tuple[Pending, Fate]]:
-    """Rows that were not settled are locked, kept by a trigger, settled before, or not ours."""
+    """Why rows were not settled: locked, kept by a trigger, settled before, or of another lease."""
     asked = {item: _look_up(connection, statements, item) for item in items if item.xid}
     fence = _fence(items)
     free: set[str] = set()
@@ -240,10 +243,10 @@ def _explain(
 
 
 def _settle_free(connection: Connection, statements: Statements, item: Pending) -> Fate:
-    """Settle a row that was not settled before, and that nobody has locked: a trigger keeps it.
+    """Settle a row that was not settled although this worker holds it and nobody has locked it.
 
-    Or the lock was given back in between. So it is locked first, and whether it then can be settled
-    is a matter of the row alone.
+    A trigger keeps it, or its lock was released in between. So lock it first: whether it can be
+    settled then depends on the row alone.
     """
     held: set[str] = set()
     xid: str | None = None
@@ -264,28 +267,28 @@ def _settle_free(connection: Connection, statements: Statements, item: Pending) 
 
 
 def _look_up(connection: Connection, statements: Statements, item: Pending) -> Fate | None:
-    """What an unanswered COMMIT came to: SETTLED, LOCKED while it goes on, None for neither."""
+    """What became of an unanswered COMMIT: SETTLED, LOCKED while it goes on, None if aborted."""
     try:
         with connection.begin():
             status = run(connection, statements.settle.transaction_status, xid=item.xid).scalar()
     except Exception as error:
         if lost_connection(error):
             raise
-        return None  # an id that this server has not come to: it was another one's
+        return None  # an id that this server has not reached: after a failover it is another's
     if status == "in progress":
         return Fate.LOCKED
     return Fate.SETTLED if status == "committed" else None
 
 
 def still_holds(connection: Connection, statements: Statements, item: Pending) -> bool:
-    """Whether a job is still this worker's, locked by somebody or not. The caller commits."""
+    """Whether this worker still holds a job, locked by somebody or not. The caller commits."""
     return bool(run(connection, statements.settle.still_held, **_fence([item])).first())
 
 
 def _record_failure(
     connection: Connection, statements: Statements, item: Pending, error: Exception
 ) -> Fate:
-    """A row that refuses its settlement stays ours, with the reason in last_error."""
+    """Write into last_error why a row refuses its settlement. The worker keeps the job."""
     item.error = error
     text = f"the settlement ({item.settlement.kind.value}) was refused: {describe(error)}"
     try:

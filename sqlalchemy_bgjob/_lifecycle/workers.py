@@ -1,4 +1,4 @@
-"""A worker's own row: it registers, beats, waits, and takes its leave."""
+"""What a worker writes into its own row: register, beat, set_waits_for, unregister."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -46,9 +46,10 @@ def unregister(
     worker_id: int,
     refused: Iterable[ClaimedJob] = (),
 ) -> None:
-    """Remove a worker's row, and give back what it may still hold. Commits.
+    """Remove a worker's row, and queue again what it may still hold. Commits.
 
-    The attempts of *refused*, which have run and whose settlement was refused, are spent.
+    Attempts are refunded, but for those of *refused*: jobs that have run, and whose settlement was
+    refused.
     """
     given = leases_of(worker_id, refused)
     with connection.begin():
@@ -69,7 +70,7 @@ def beat(
     worker_id: int,
     listener: tuple[int, datetime] | None,
 ) -> float | None:
-    """Say that a worker lives: seconds since its last beat, None if it was found lost. Commits."""
+    """Say that a worker lives. Commits; returns the seconds since its last beat, None if lost."""
     pid, started_at = listener or (None, None)
     given = {"worker": worker_id, "listener_pid": pid, "listener_started_at": started_at}
     with connection.begin():
@@ -80,7 +81,7 @@ def beat(
 def set_waits_for(
     connection: Connection, statements: Statements, *, worker_id: int, queues: Sequence[str]
 ) -> None:
-    """Tell producers for which queues a worker waits to be woken. Commits."""
+    """Tell producers of which queues this worker is to be notified. Commits."""
     with connection.begin():
         run(connection, statements.workers.set_waits_for, worker=worker_id, queues=list(queues))
 
@@ -88,7 +89,7 @@ def set_waits_for(
 def sample_health(
     connection: Connection, statements: Statements, *, worker_id: int
 ) -> Health | None:
-    """Look at the server, unless another worker is to do that. Commits."""
+    """Look at the server's health, if this worker is the leader. Commits."""
     with connection.begin():
         if not run(connection, statements.workers.is_leader, worker=worker_id).scalar():
             return None

@@ -1,4 +1,4 @@
-"""SQL that claims: which jobs are due, in which order, and whose they are now."""
+"""SQL that claims: which jobs are due, in which order, and who gets them."""
 
 from functools import cached_property
 from typing import Any
@@ -63,12 +63,16 @@ class ClaimStatements:
     ) -> Select[Any]:
         """A system column or id of the due jobs of one queue, in order. Parameters: queue, limit.
 
-        Each (queue, priority) is a lane, read by itself in the index's own order: one range over
-        all priorities would walk every scheduled row of the lower ones. The lanes are looked up
-        and read from their heads; or, *onward*, they are given, and read from where the last claim
-        has stopped: then no entry of a job that is gone is walked twice, however long a transaction
-        keeps the server from removing it. With *skipping*, the ids in the parameter skip are left
-        out.
+        Each (queue, priority) is a lane, and read by itself in the index's order. One range over
+        all priorities would walk every scheduled row of the lower ones.
+
+        Args:
+            value: What is selected of each job.
+            onward: The lanes are given, and each is read on from where the last claim stopped. So
+                no index entry of a job that is gone is walked twice, even while an old transaction
+                keeps vacuum from removing it. Else the lanes are looked up, and read from the head.
+            skipping: Leave out the ids in the parameter skip.
+            lock: Lock the rows, and pass over those that somebody else has locked.
         """
         due = self._job.alias("due")
         limit = parameter("limit", Integer)
@@ -95,7 +99,8 @@ class ClaimStatements:
     def _given_lanes(self) -> TableValuedAlias:
         """Where to read on in each lane. Parameters: lists priority, at, id; ascending.
 
-        Without a time (null), from two seconds ago: what was committed late is seen at once.
+        A lane without a time (null) is read from two seconds ago, for jobs whose transaction was
+        committed late.
         """
         return unnest(priority=SmallInteger(), at=DateTime(timezone=True), id=Text())
 
@@ -142,7 +147,7 @@ class ClaimStatements:
 
     @cached_property
     def from_head(self) -> Executable:
-        """Give due jobs of one queue to a worker; RETURNING has no order: sort.
+        """Give due jobs of one queue to a worker. RETURNING has no order, so sort what comes back.
 
         Parameters: queue, limit, worker.
         """
@@ -150,7 +155,7 @@ class ClaimStatements:
 
     @cached_property
     def onward(self) -> Executable:
-        """As :attr:`from_head`, from where the last claim has stopped in each of the given lanes.
+        """As :attr:`from_head`, from where the last claim stopped in each of the given lanes.
 
         Parameters: as there, and lists priority, at, id, one row for each lane.
         """
@@ -164,7 +169,7 @@ class ClaimStatements:
 
     @cached_property
     def skipping(self) -> Executable:
-        """As :attr:`from_head`, without rows that refused. Parameters: as there, and list skip."""
+        """As :attr:`from_head`, without some ids. Parameters: as there, and list skip."""
         return self._claim(self._due("ctid", skipping=True))
 
     @cached_property

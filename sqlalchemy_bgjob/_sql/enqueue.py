@@ -1,4 +1,4 @@
-"""SQL that makes jobs, and that tells workers of them."""
+"""SQL that inserts jobs, and notifies workers of them."""
 
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -102,8 +102,8 @@ class EnqueueStatements:
     def before_copy(self) -> Executable:
         """When the transaction began; null where COPY is refused for the table's row security.
 
-        It opens the transaction: SQLAlchemy sends BEGIN with the first statement of its own, and
-        a COPY before it would be committed by itself.
+        It opens the transaction. SQLAlchemy sends BEGIN with its first statement, and knows nothing
+        of a COPY: one before that would commit by itself.
         """
         # COPY, which this is for, is not used where schemas are translated.
         name = literal(qualified(self._job.schema, self._job.name), Text)
@@ -173,7 +173,7 @@ class EnqueueStatements:
 
 
 def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnElement[Any]:
-    """When a new job is due: run_at, or so long after the caller's transaction began."""
+    """When a new job is due: at run_at, or delay after the caller's transaction began."""
     return func.coalesce(run_at, func.now() + delay, func.now())
 
 

@@ -1,4 +1,4 @@
-"""SQL of the operator: cancel, redrive, prune; and of the test kit's clock."""
+"""SQL of the operator: cancel, redrive, prune; and what ages all rows, for tests."""
 
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from .words import ONLY, Tables, parameter
 
 
 class OperateStatements:
-    """What is done to jobs from outside."""
+    """What users do to jobs, without a worker."""
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead, self._worker = tables.job, tables.dead, tables.worker
@@ -43,10 +43,10 @@ class OperateStatements:
         )
 
     def redrive(self, where: ColumnElement[bool], limit: int | None) -> Executable:
-        """Bring dead jobs back, of each job id the one that died last.
+        """Bring dead jobs back: of each job id the one that died last.
 
-        Returns job_id, queue, and whether it was brought back, of each that *where* finds: it stays
-        dead while a live job has its id. Parameter: delay (timedelta).
+        Returns job_id, queue, and whether it was brought back, for each dead job that *where*
+        finds. A job stays dead while a live job has its id. Parameter: delay (timedelta).
         """
         job, dead = self._job, self._dead
         # All columns from here: what somebody has edited while this waited is what runs.
@@ -65,7 +65,7 @@ class OperateStatements:
         last = select(*ranked.c).where(ranked.c.place == 1).cte("last")
         values: dict[str, Any] = {
             "id": last.c.job_id,
-            # Above all that this job had, and above those of a later one of the same id.
+            # Above every lease of this job, and of a later job with the same id.
             "lease": func.greatest(last.c.lease + 1, lease_at_insert()),
             "attempt": literal(0, Integer),
             "crashes": literal(0, Integer),
@@ -113,12 +113,12 @@ class OperateStatements:
 
     @property
     def _dead_order(self) -> tuple[ColumnElement[Any], ...]:
-        """In which order dead jobs are locked by all, so that nobody waits in a circle."""
+        """The order in which everybody locks dead jobs, so that there is no deadlock."""
         return self._dead.c.moved_at, self._dead.c.id
 
     @cached_property
     def grow_older(self) -> tuple[Executable, ...]:
-        """Put all times of all jobs, live and dead, back. Parameter: by (timedelta)."""
+        """Make all jobs older, live and dead: moves all their times. Parameter: by (timedelta)."""
         by = parameter("by", Interval)
         times = {
             self._job: ("next_run_at", "created_at", "updated_at", "unknown_since"),
@@ -131,7 +131,7 @@ class OperateStatements:
 
     @cached_property
     def wake_all(self) -> Executable:
-        """Wake all workers that wait, for whatever they wait."""
+        """Notify the queues for which some worker waits."""
         waits_for = cast(self._worker.c.waits_for, JSONB)
         queues = (
             func.jsonb_array_elements_text(waits_for)

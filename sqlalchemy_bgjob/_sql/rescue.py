@@ -1,4 +1,4 @@
-"""SQL that finds lost workers, and queues jobs again which nobody will settle."""
+"""SQL that finds lost workers, and queues jobs again that nobody will settle."""
 
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
@@ -62,9 +62,9 @@ class RescueStatements:
     def silent_workers(self) -> Executable:
         """Lock the rows of workers whose last beat is older than their own lease_timeout.
 
-        None, unless the judge has been connected for as long, and has itself beaten lately by the
-        clock that it judges by: after an outage or a jump of that clock everyone looks silent.
-        Parameters: judge, connected (seconds).
+        No row is found unless the judge has been connected for as long, and has itself beaten
+        lately by the server's clock: after an outage, or a jump of that clock, everyone looks
+        silent. Parameters: judge, connected (seconds).
         """
         worker = self._worker
         silence = func.clock_timestamp() - worker.c.beat_at
@@ -74,7 +74,7 @@ class RescueStatements:
 
     @cached_property
     def beats(self) -> Executable:
-        """Id, last beat and lease_timeout of all workers that were not found lost."""
+        """Id, last beat and lease_timeout of all workers that are not lost."""
         worker = self._worker
         return (
             select(worker.c.id, worker.c.beat_at, worker.c.lease_timeout)
@@ -84,7 +84,7 @@ class RescueStatements:
 
     @cached_property
     def unchanged_worker(self) -> Executable:
-        """Lock a worker's row if it has not beaten since.
+        """Lock a worker's row if its last beat is still beat_at.
 
         Parameters: as silent_workers, and worker, beat_at.
         """
@@ -114,18 +114,13 @@ class RescueStatements:
 
     @cached_property
     def ended_workers(self) -> Executable:
-        """Workers whose listening session is gone: id and the last beat, to be looked at twice.
-
-        A session that is idle, in a transaction or not, ends at once with its process, so one that
-        exists proves that the process lives; one that is hidden from this role may be it. A restart
-        of the server ends sessions of the living, so sessions from before it prove nothing.
-        """
+        """Workers whose server sessions are gone: id and last beat. To be looked at twice."""
         worker = self._worker
         return select(worker.c.id, worker.c.beat_at).with_hint(worker, ONLY).where(self._ended())
 
     @cached_property
     def ended_again(self) -> Executable:
-        """Lock a worker's row if its session is still gone and it has not beaten.
+        """Lock a worker's row if its sessions are still gone and its last beat is still beat_at.
 
         Parameters: worker, beat_at.
         """
@@ -139,6 +134,22 @@ class RescueStatements:
         )
 
     def _ended(self) -> ColumnElement[bool]:
+        """Whether a worker's process has ended, by what the server has of its sessions.
+
+        ============================== ====================================================
+        what is found                  what it proves
+        ============================== ====================================================
+        the listening session, by pid  It lives: the session ends at once with its process.
+        and start
+        its start is hidden            It may be that session, so the worker may live.
+        another session with its name  It lives, if the session is idle. An active one may
+                                       go on with a statement without its process.
+        the listening session is older It may live: a restart ends the sessions of the
+        than the server's last restart living, too.
+        no listening session is known  Nothing.
+        none of these                  It has ended.
+        ============================== ====================================================
+        """
         worker = self._worker
         session = ACTIVITY.alias("session")
         exists = (
@@ -172,7 +183,7 @@ class RescueStatements:
 
     @cached_property
     def lost_workers(self) -> Executable:
-        """Lock the rows of workers that were found lost, while some job of theirs was locked."""
+        """Lock the rows of lost workers. They are there because some of their jobs were locked."""
         worker = self._worker
         return (
             select(worker.c.id)
@@ -194,9 +205,9 @@ class RescueStatements:
 
     @cached_property
     def end_sessions(self) -> Executable:
-        """End a lost worker's sessions, so that row locks of a frozen handler block nobody.
+        """End a lost worker's sessions, so that the row locks of a frozen handler are released.
 
-        Waits up to a second for each. Parameters: name (see application_name).
+        Waits up to a second for each. Parameter: name (see application_name).
         """
         return select(func.count(func.pg_terminate_backend(ACTIVITY.c.pid, 1000))).where(
             ACTIVITY.c.application_name == parameter("name", Text),
@@ -207,7 +218,7 @@ class RescueStatements:
 
     @cached_property
     def mark_lost(self) -> Executable:
-        """It waits for nothing any more, either. Parameter: worker."""
+        """Mark a worker lost, and forget what it waits for. Parameter: worker."""
         worker = self._worker
         return (
             update(worker)
@@ -220,10 +231,10 @@ class RescueStatements:
 
     @cached_property
     def unknown_claims(self) -> GiveBack:
-        """Queue again, attempt unspent, all that a worker has claimed but for the jobs it knows of.
+        """Queue all jobs of a worker again, but for those it knows of; their attempt is refunded.
 
-        By lease too: it may know of an earlier claim of the same job. Reads the whole table: for
-        after an outage. Parameters: worker, and lists ids, leases (those it knows of).
+        A job is known by its lease: the worker may know an earlier claim of it. Reads the whole
+        table, so it is for outages. Parameters: worker, and lists ids, leases (those it knows of).
         """
         job = self._job
         held = job.alias("held")
@@ -239,13 +250,13 @@ class RescueStatements:
 
     @cached_property
     def give_back(self) -> GiveBack:
-        """Queue a lost worker's jobs again; returns the queue of each. Parameter: worker."""
+        """Queue the jobs of a lost worker again; returns the queue of each. Parameter: worker."""
         held = self._job.alias("held")
         return self._rescue(held, held.c.claimed_by == parameter("worker", BigInteger))
 
     @cached_property
     def give_back_orphans(self) -> GiveBack:
-        """Queue jobs again whose claim names no worker that exists; returns the queue of each."""
+        """Queue jobs again whose worker has no row; returns the queue of each."""
         held = self._job.alias("held")
         worker = self._worker
         known = (
@@ -258,11 +269,11 @@ class RescueStatements:
 
     @cached_property
     def give_back_refused(self) -> GiveBack:
-        """Queue jobs again that have run and whose settlement is refused; returns each queue.
+        """Queue jobs again that have run, and whose settlement is refused; returns each queue.
 
-        As from a lost worker: the attempt counts, so that a job of which no end can be written is
-        not run anew without end. The row says already what was refused. Parameters: worker, and
-        lists ids, leases.
+        It is done as for a lost worker. The attempt counts, so a job whose end can't be written
+        runs max_attempts times and no more. last_error already names the refusal. Parameters:
+        worker, and lists ids, leases.
         """
         held = self._job.alias("held")
         given = unnest(ids=Text(), leases=BigInteger())
@@ -279,9 +290,9 @@ class RescueStatements:
     ) -> GiveBack:
         job = self._job
         lost = literal(describe(WorkerLost()), Text)
-        # The first time at once; then after a random wait, so that the jobs of one crash part
-        # company, and the one that kills its workers is soon alone with the blame.
-        # The inner LEAST keeps the power from overflowing.
+        # After its first crash a job is due as before; after further ones it waits for a random
+        # time. So the jobs of one lost worker spread out, and a job that kills its workers is soon
+        # claimed alone. The inner LEAST keeps the power from overflowing.
         longest = func.least(60, func.power(2, func.least(job.c.crashes, 10)))
         wait = func.random() * longest * SECOND
         values = {
@@ -335,10 +346,10 @@ class RescueStatements:
         return select(held.exists())
 
     def _notify_given_back(self, everybody: bool) -> Executable:
-        """Tell workers at this transaction's commit: jobs of a queue were given back.
+        """Notify workers, at this transaction's COMMIT, that jobs of a queue were given back.
 
-        They stand where busy workers do not look. So with *everybody*, for what is rare, it is not
-        only for those who wait. Parameter: queue.
+        Such jobs stand near the head, where busy workers seldom look. So with *everybody*, for what
+        is rare, busy workers are notified too, and else only those who wait. Parameter: queue.
         """
         queue = parameter("queue", Text)
         notified = select(cast(func.pg_notify(self._channel, queue), Text))
@@ -346,13 +357,13 @@ class RescueStatements:
 
 
 def _up_since() -> ColumnElement[Any]:
-    """A moment since when the server has not begun anew, the earliest that is known.
+    """The earliest moment since which the server is known not to have restarted.
 
-    After the crash of one session it ends all others and begins anew without being started anew. No
-    session and no process of its own outlives that, and its statistics begin anew too. So whatever
-    is older than now proves that it has been up since then: the oldest session, which is a process
-    of the server's own where this role may see those, and else one of this role's; and the oldest
-    statistics, of which anybody with the right to may reset each by itself.
+    After the crash of one session the server ends all others and recovers, without a new
+    postmaster. No session and no background process outlives that, and the statistics are reset
+    too. So the oldest of these proves that the server has been up since then: sessions, those of
+    background processes included where this role may see them; and three kinds of statistics, each
+    of which may be reset by itself.
     """
     oldest = select(func.min(ACTIVITY.c.backend_start)).scalar_subquery()
     resets = [select(func.min(view.c.stats_reset)).scalar_subquery() for view in _resets]

@@ -1,6 +1,7 @@
-"""SQL that settles. It names the id, the lease and the worker.
+"""SQL that settles. Each statement is fenced: it names the id, the lease and the worker.
 
-If anyone has claimed the job since, it matches no row, and the late result is dropped.
+If the job has been claimed, rescued or handed back since, it matches no row, and the late
+settlement changes nothing.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from .words import ONLY, SECOND, Tables, array_parameter, at, parameter, transac
 
 
 class SettleStatements:
-    """Complete, release, bury; and what is asked when an answer was lost."""
+    """Complete, release, bury; and questions for when an answer was lost or a row is locked."""
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead = tables.job, tables.dead
@@ -45,11 +46,15 @@ class SettleStatements:
         self.bury: Callable[[bool], Executable] = cache(self._bury)
 
     def _held(self, given: TableValuedAlias, *, wait: bool, keeps_key: bool = False) -> Select[Any]:
-        """The addresses of the given jobs that this worker still holds, locked.
+        """Lock the given jobs that this worker still holds, and return their addresses.
 
-        Not `attempt`: reschedule and redrive give attempts back, so a value can recur. A batch does
-        not wait for a row that somebody else has locked; a handler's own transaction does. Where
-        the row stays, a foreign key that points at it does not stand in the way.
+        The fence is the lease and not the attempt: attempts are refunded, so a value can recur.
+
+        Args:
+            given: Ids and leases.
+            wait: Wait for a row that somebody else has locked, as a handler's own transaction does.
+                A batch passes over it.
+            keeps_key: The row stays, so a foreign key that points at it does not stand in the way.
         """
         return self._one_by_one(
             given,
@@ -65,10 +70,10 @@ class SettleStatements:
     ) -> Select[Any]:
         """A value of each given job that this worker still holds.
 
-        A LATERAL that can't be pulled up: one look into the primary key for each job, whatever
-        the statistics say. Joined in the open, the same was a nested loop over all pairs, or a
-        scan of the queue's part of the claim's index, see tests/test_plans.py. So the queue, which
-        would invite the latter, is not named.
+        A LATERAL that can't be pulled up: one probe of the primary key for each job, whatever the
+        statistics say. A plain join was planned as a nested loop over all pairs, or as a scan of
+        the queue's part of the claim's index, see tests/test_plans.py. The queue is not named, as
+        it would invite that scan.
         """
         held = self._job.alias("held")
         one = (
@@ -85,7 +90,7 @@ class SettleStatements:
         return select(found.c.value).select_from(given.join(found, true()))
 
     def _complete(self, wait: bool) -> Executable:
-        """Delete jobs that are done; returns how many, the xid, and if some were not, the ids.
+        """Delete jobs that are done. Returns how many, the xid, and their ids if not all were held.
 
         Parameters: worker, and lists ids, leases. With *wait*, wait for locked rows.
         """
@@ -96,7 +101,7 @@ class SettleStatements:
         count = func.count()
         all_gone = count == func.cardinality(array_parameter("ids", Text()))
         which = case((not_(all_gone), func.array_agg(gone.c.id, type_=ARRAY(Text))))
-        # Where nothing was done, none is assigned.
+        # A transaction that has written nothing has no id, and must not get one here.
         return select(count, case((count > 0, transaction_id())), which).select_from(gone)
 
     @cached_property
@@ -191,7 +196,7 @@ class SettleStatements:
 
     @cached_property
     def still_held(self) -> Executable:
-        """Which of the given jobs this worker holds, locked or not. Parameters as in complete."""
+        """Ids of the given jobs that this worker holds, locked or not. Parameters: as complete."""
         given = unnest(ids=Text(), leases=BigInteger())
         return self._one_by_one(
             given, literal_column("held.id", Text), lambda held, one: one.limit(1)
@@ -199,7 +204,7 @@ class SettleStatements:
 
     @cached_property
     def free(self) -> Executable:
-        """Which of them nobody else has locked; they are locked then. Parameters as in complete."""
+        """Lock those that nobody else has locked, and return their ids. Parameters: as complete."""
         given = unnest(ids=Text(), leases=BigInteger())
         return self._one_by_one(
             given,

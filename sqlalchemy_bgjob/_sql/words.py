@@ -1,8 +1,8 @@
-"""The words of which the queue's SQL is made: parameters, row locks, notifications.
+"""What the statements are made of: parameters, row locks, notifications.
 
 Rows are locked inside an ``ARRAY(SELECT ctid ... SKIP LOCKED)``, which is evaluated once: the LIMIT
-holds whichever plan is chosen, and the rows are then fetched by address, so no statistics can turn
-the join into a scan of the table. A locked row cannot move.
+holds whichever plan is chosen. The rows are then fetched by address, so no statistics can turn the
+join into a scan of the table. A locked row cannot move.
 """
 
 from functools import cache
@@ -44,9 +44,9 @@ _CTID: ColumnElement[Any] = literal_column("ctid")
 SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
 
 ONLY: Final = "ONLY"
-"""The hint by which a statement means a table's own rows, and not those of tables that inherit from
-it, such as an archive: an address is unique within one table, and an archived row is no job. Every
-statement gives it for every table of the queue; see tests/test_inheritance.py."""
+"""The hint that leaves out tables which inherit from a table, such as an archive: an address is
+unique within one table, and an archived row is no job. Every statement gives it for every table of
+the queue; see tests/test_inheritance.py."""
 
 ACTIVITY = table(
     "pg_stat_activity",
@@ -90,10 +90,10 @@ def wake_up(schema: str | None, table_prefix: str) -> Executable:
 
 
 def awaited(worker: FromClause, queue: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether a worker waits for this queue to be notified of.
+    """Whether some worker waits for a notification of this queue.
 
-    Every COMMIT that notifies takes a lock which those of all other databases wait for, and most
-    notifications would tell busy workers what they find by themselves.
+    Without such a worker none is sent: a COMMIT that notifies takes a lock for which notifying
+    COMMITs in all databases of the server wait, and busy workers find new jobs without it.
     """
     waits_for = cast(worker.c.waits_for, JSONB)
     return select(worker.c.id).with_hint(worker, ONLY).where(waits_for.has_key(queue)).exists()

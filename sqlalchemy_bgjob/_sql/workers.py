@@ -49,9 +49,9 @@ class WorkerStatements:
 
     @cached_property
     def beat(self) -> Executable:
-        """Say that a worker lives; no row comes back once its jobs were taken from it.
+        """Say that a worker lives; returns the seconds since its last beat.
 
-        Returns the seconds since its last beat.
+        No row comes back once the worker is lost: its jobs were taken from it.
         Parameters: worker, listener_pid, listener_started_at.
         """
         worker = self._worker
@@ -76,7 +76,7 @@ class WorkerStatements:
 
     @cached_property
     def set_waits_for(self) -> Executable:
-        """Name the queues in which a worker waits. Parameters: worker, and list queues."""
+        """Name the queues of which a worker is to be notified. Parameters: worker, list queues."""
         worker = self._worker
         return (
             update(worker)
@@ -87,7 +87,7 @@ class WorkerStatements:
 
     @cached_property
     def listener_session(self) -> Executable:
-        """Pid and start of this very session; the start is null where it is hidden."""
+        """Pid and start of the session that asks; the start is null where it is hidden."""
         return select(ACTIVITY.c.pid, ACTIVITY.c.backend_start).where(
             ACTIVITY.c.pid == func.pg_backend_pid()
         )
@@ -96,9 +96,9 @@ class WorkerStatements:
     def is_leader(self) -> Executable:
         """Whether this worker is the leader for chores that one worker does for all.
 
-        The leader has the smallest id of all workers that beat. Two workers may hold themselves for
-        it for a moment, and none leads until one that has just ended counts as silent: so it must
-        do no harm if a chore is done twice, or late. Parameter: worker.
+        The leader has the smallest id of all workers that beat. For a moment two workers may take
+        themselves for it. When it has just ended, there is none until it counts as silent. So a
+        chore must do no harm if it is done twice, or late. Parameter: worker.
         """
         worker = self._worker
         me = parameter("worker", BigInteger)
