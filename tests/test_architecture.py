@@ -21,6 +21,7 @@ PACKAGE = Path(sqlalchemy_bgjob.__file__).parent
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
+STATES = (ROOT / "docs" / "state_machine.md").read_text()
 
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 ROWS = dict(
@@ -54,8 +55,9 @@ def test_paths_lead_to_modules_and_rooms() -> None:
 
 def test_dotted_names_have_one_definition() -> None:
     """``heart.Heart.fresh`` begins as the path of its module ends."""
-    named = set(re.findall(r"`(\w+(?:\.\w+)+)`", ARCHITECTURE + GLOSSARY)) - FOREIGN
-    found = {name: definitions(name) for name in named if not name.endswith(".py")}
+    named = set(re.findall(r"`(\w+(?:\.\w+)+)`", ARCHITECTURE + GLOSSARY + STATES)) - FOREIGN
+    ours = {name for name in named if not name.endswith(".py") and name not in statements()}
+    found = {name: definitions(name) for name in ours}
 
     assert len(found) > 100
     assert {name: where for name, where in found.items() if len(where) != 1} == {}
@@ -83,6 +85,42 @@ def test_each_step_says_where_it_happens() -> None:
     assert numbers.count(1) == 3
     assert all(number in (1, before + 1) for before, number in pairwise(numbers))
     assert [where for _, where in steps if not re.search(r"`\w+(\.\w+)+`", where)] == []
+
+
+def test_every_statement_is_named_where_it_changes_the_state() -> None:
+    """The page of the state machine leaves none out, and names none that is gone."""
+    named = set(re.findall(r"`(statements\.\w+\.\w+)`", STATES))
+
+    assert len(named) > 40
+    assert named == statements()
+
+
+def test_every_function_of_the_lifecycle_is_named() -> None:
+    """Each public one that runs statements of the queue, on the page of the state machine."""
+    room = {path: ast.parse(MODULES[path].read_text()) for path in MODULES if "_lifecycle/" in path}
+    functions = {
+        f"{Path(path).stem}.{node.name}"
+        for path, tree in room.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        if "statements" in {argument.arg for argument in node.args.args}
+    }
+
+    assert len(functions) > 20
+    assert sorted(functions - set(re.findall(r"`(\w+\.\w+)`", STATES))) == []
+
+
+def statements() -> set[str]:
+    """Each statement as the code names it: ``statements.claim.onward``."""
+    return {
+        f"statements.{verb}.{name}"
+        for path in MODULES
+        if path.startswith("_sql/")
+        for verb in [Path(path).stem]
+        if verb != "__init__"
+        for owner, _, name in [member.partition(".") for member in members(path)]
+        if owner.endswith("Statements") and name and not name.startswith("_")
+    }
 
 
 def test_threads_have_the_names_that_the_page_gives_them() -> None:
