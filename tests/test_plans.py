@@ -184,7 +184,7 @@ def refill(engine: Engine, size: int) -> None:
             fill(connection, size)
 
 
-@pytest.mark.planner
+@pytest.mark.core
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("when", WHEN)
 def test_no_hot_statement_reads_the_whole_table(
@@ -218,7 +218,7 @@ def test_no_hot_statement_reads_the_whole_table(
     assert not steps["beat"].plan.scans()
 
 
-@pytest.mark.planner
+@pytest.mark.core
 def test_the_claim_reads_what_it_takes(
     rounds: tuple[int, dict[tuple[str, str], dict[str, Step]]],
 ) -> None:
@@ -267,7 +267,7 @@ def test_a_handler_s_own_connection_forgets_its_plans_too(server: TestServer) ->
     assert plans[-1].scans() == {f"Index Scan {KEY}", "Tid Scan"}
 
 
-@pytest.mark.planner
+@pytest.mark.core
 @pytest.mark.parametrize("mode", MODES)
 def test_an_idle_poll_reads_little_however_much_is_scheduled(
     scheduled: tuple[Engine, Statements], mode: str
@@ -308,7 +308,7 @@ def scheduled(server: TestServer) -> Iterator[tuple[Engine, Statements]]:
         yield engine, statements
 
 
-@pytest.mark.planner
+@pytest.mark.core
 def test_an_idle_sweep_reads_no_job(scheduled: tuple[Engine, Statements]) -> None:
     """Every worker looks every few seconds; that must not cost a read of the table each time."""
     engine, statements = scheduled
@@ -412,7 +412,7 @@ def test_one_lost_job_is_found_among_ten_thousand_that_run(server: TestServer) -
     assert took < 1.0
 
 
-@pytest.mark.planner
+@pytest.mark.core
 def test_the_claim_s_update_is_hot(engine: Engine) -> None:
     """No column of an index changes, and half of each page is free: no new index entries."""
     statements = Statements(make_tables(engine))
