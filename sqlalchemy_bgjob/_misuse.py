@@ -1,6 +1,6 @@
 """Answers to calls that Python itself would let pass, or answer with a riddle. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
@@ -11,6 +11,13 @@ R = TypeVar("R")
 def name_of(given: object) -> str:
     """What somebody would call it: a function's or class's own name, or its type's."""
     return str(getattr(given, "__name__", type(given).__name__))
+
+
+def refuse_unknown(call: str, given: Mapping[str, object], declared: Any) -> None:
+    """Refuse keywords that the TypedDict *declared* does not have, as Python refuses them."""
+    unknown = given.keys() - declared.__optional_keys__
+    if unknown:
+        raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r}")
 
 
 def needs_a_type(method: Callable[P, R]) -> Callable[P, R]:

@@ -1,8 +1,8 @@
 """BGJob: the queue of one application. Its models, its handlers, and its ways to enqueue."""
 
-from collections.abc import Callable, Coroutine, Mapping
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Protocol, cast, overload
+from collections.abc import Callable, Coroutine
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack, cast, overload
 
 from sqlalchemy import ColumnElement, MetaData
 from sqlalchemy.orm import DeclarativeBase
@@ -10,12 +10,12 @@ from typing_extensions import TypeVar
 
 from ._db.targets import SyncTarget
 from ._drafts import validation
-from ._enqueue.checks import OnConflict
+from ._drafts.options import EnqueueOptions
 from ._enqueue.one import JobRef, enqueue_type
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import HandlerOptions, JobType, Registry
 from ._lifecycle.operate import Redriven, cancel, prune, redrive
-from ._misuse import name_of, needs_a_type
+from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._sql import statements_of
 from ._worker.run import Context
 from ._worker.work_one import work_one
@@ -226,47 +226,14 @@ class BGJob(Generic[J, D]):
 
     @overload
     def enqueue(
-        self,
-        target: SyncTarget,
-        type: str,
-        arg: Any = None,
-        *,
-        queue: str | None = None,
-        id: str | None = None,
-        delay: float | timedelta | None = None,
-        run_at: datetime | None = None,
-        priority: int = 0,
-        on_conflict: OnConflict = "raise",
-        headers: Mapping[str, Any] | None = None,
+        self, target: SyncTarget, type: str, arg: Any = None, **options: Unpack[EnqueueOptions]
     ) -> JobRef: ...
     @overload
     def enqueue(
-        self,
-        target: "AsyncTarget",
-        type: str,
-        arg: Any = None,
-        *,
-        queue: str | None = None,
-        id: str | None = None,
-        delay: float | timedelta | None = None,
-        run_at: datetime | None = None,
-        priority: int = 0,
-        on_conflict: OnConflict = "raise",
-        headers: Mapping[str, Any] | None = None,
+        self, target: "AsyncTarget", type: str, arg: Any = None, **options: Unpack[EnqueueOptions]
     ) -> Coroutine[Any, Any, JobRef]: ...
     def enqueue(
-        self,
-        target: Any,
-        type: str,
-        arg: Any = None,
-        *,
-        queue: str | None = None,
-        id: str | None = None,
-        delay: float | timedelta | None = None,
-        run_at: datetime | None = None,
-        priority: int = 0,
-        on_conflict: OnConflict = "raise",
-        headers: Mapping[str, Any] | None = None,
+        self, target: Any, type: str, arg: Any = None, **options: Unpack[EnqueueOptions]
     ) -> Any:
         """Add a job by its type's name, for producers that do not import the handler.
 
@@ -277,33 +244,19 @@ class BGJob(Generic[J, D]):
         Raises:
             ValueError: The type is not registered here, and no queue is given.
         """
+        refuse_unknown("BGJob.enqueue", options, EnqueueOptions)
         if isinstance(type, JobType):
             raise TypeError(
                 f"jobs.enqueue takes the name of a type; with a handler write "
                 f"enqueue(target, {name_of(type)}, arg), imported from sqlalchemy_bgjob"
             )
         handler = self.registry.find_type(type)
-        if queue is None:
-            if handler is None:
-                raise ValueError(
-                    f"the type {type!r} is not registered in this process, so its queue is not "
-                    f"known; give queue="
-                )
-            queue = handler.queue
-        return enqueue_type(
-            target,
-            self.models,
-            handler,
-            type,
-            arg,
-            id=id,
-            queue=queue,
-            delay=delay,
-            run_at=run_at,
-            priority=priority,
-            on_conflict=on_conflict,
-            headers=headers,
-        )
+        if handler is None and options.get("queue") is None:
+            raise ValueError(
+                f"the type {type!r} is not registered in this process, so its queue is not "
+                f"known; give queue="
+            )
+        return enqueue_type(target, self.models, handler, type, arg, options)
 
     @overload
     def work_one(

@@ -260,9 +260,7 @@ def test_what_is_equal_may_be_written_differently(
 
 
 def test_large_args_go_in_small_blocks(shop: Engine, copied: list[object]) -> None:
-    blocks = list(
-        copying._blocks([*note.drafts(["x" * 1_000_000] * 20, *([None] * 4), 0, None)], NOW)
-    )
+    blocks = list(copying._blocks([*note.drafts(["x" * 1_000_000] * 20, None, {})], NOW))
     assert len(blocks) >= 3
     assert sum(block.count(b"default") for block in blocks) == 20
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from sqlalchemy_bgjob import (
     enqueue_from,
     enqueue_many,
 )
+from sqlalchemy_bgjob._drafts.options import EnqueueOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,6 +99,30 @@ def test_other_queues_say_what_to_write(
     with pytest.raises((TypeError, ValueError)) as caught:
         worker(queues)
     assert words in str(caught.value)
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+WITH_PRIO: dict[str, Callable[[Any], Any]] = {
+    "job": lambda _: send.job(1, prio=5),  # type: ignore[call-arg]
+    "enqueue": lambda target: enqueue(target, send, 1, prio=5),  # type: ignore[call-overload]
+    "enqueue_many": lambda target: enqueue_many(target, send, [1], prio=5),  # type: ignore[call-overload]
+    "enqueue_from": lambda target: enqueue_from(target, send, select(column("n")), prio=5),  # type: ignore[call-overload]
+    "BGJob.enqueue": lambda target: jobs.enqueue(target, "send", 1, prio=5),  # type: ignore[call-overload]
+}
+
+
+@pytest.mark.parametrize("name", WITH_PRIO)
+def test_an_unknown_option_is_named_at_once(name: str) -> None:
+    """Also where the call would only make a coroutine, or where no job is given."""
+    with pytest.raises(TypeError, match=r"^[\w.]+\(\) got an unexpected keyword argument 'prio'$"):
+        WITH_PRIO[name](AsyncSession())
+
+
+def test_enqueue_tells_what_each_option_means() -> None:
+    """Its signature names none of them."""
+    text = inspect.getdoc(enqueue) or ""
+    assert set(re.findall(r"^    (\w+): ", text, re.MULTILINE)) >= EnqueueOptions.__optional_keys__
 
 
 # ---- await ---------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def test_a_naive_moment_is_refused_with_the_remedy(zone: Any) -> None:
 def test_a_delay_or_a_moment_but_not_both() -> None:
     at = datetime(2030, 1, 1, tzinfo=UTC)
     assert validation.start(None, None) == (None, None)
-    assert validation.start(0, None) == (0.0, None)
+    assert validation.start(0, None) == (timedelta(0), None)
     assert validation.start(None, at) == (None, at)
     with pytest.raises(ValueError, match="not both"):
         validation.start(0, at)

@@ -96,19 +96,10 @@ def _through_connection(app: App, engine: Engine, jobs: int) -> None:
 
 def _enqueue_silently(app: App, connection: Connection, value: dict[str, Any]) -> None:
     """What enqueue() does, by the statement that wakes nobody."""
-    job = app.handler.draft(value, None, None, None, None, 0, None)
+    job = app.handler.draft(value, {})
 
     def write(unit: Unit) -> object:
-        values = parameters(
-            id=job.id,
-            queue=job.common.queue,
-            type=job.common.type,
-            arg=job.arg,
-            priority=job.common.priority,
-            headers=job.common.headers,
-            delay=None,
-            run_at=None,
-        )
+        values = parameters(id=job.id, arg=job.arg, **job.common._asdict())
         return unit.execute(app.statements.enqueue.job(False), values).first()
 
     run_in(connection, app.jobs.models, write, call="enqueue")

@@ -1,9 +1,9 @@
 """Jobs that are checked and encoded, before they are rows. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import repeat
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -11,20 +11,52 @@ from ..exceptions import InvalidArg
 from . import validation
 from .codec import Codec
 from .ids import new_id, new_ids
+from .options import EnqueueOptions, JobOptions
 
 UNTYPED: Final = Codec(Any)
 """For producers that know only the type's name."""
 
 
 class Common(NamedTuple):
-    """What jobs that are enqueued together have in common, checked."""
+    """What the options of one call come to, checked: the same for all its jobs.
+
+    Each field is a parameter of the INSERT of one job. Each but *delay* and *run_at*, which make
+    ``next_run_at``, is a column too.
+    """
 
     queue: str
     type: str
     priority: int
-    delay: float | None
+    delay: timedelta | None
     run_at: datetime | None
     headers: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, type: str, queue: str, options: JobOptions) -> Self:
+        """Check everything but the headers, which :meth:`with_headers` adds.
+
+        Args:
+            type: Of the jobs.
+            queue: Where they go unless the options name another one.
+            options: What the caller gave.
+        """
+        delay, run_at = validation.start(options.get("delay"), options.get("run_at"))
+        other = options.get("queue")
+        return cls(
+            queue=validation.name("queue", queue if other is None else other),
+            type=validation.name("type", type),
+            priority=validation.priority(options.get("priority", 0)),
+            delay=delay,
+            run_at=run_at,
+            headers=None,
+        )
+
+    def with_headers(self, options: JobOptions, content_type: str | None = None) -> Self:
+        """The same with the caller's headers, and that of the arg's content type."""
+        given = options.get("headers")
+        if given is None and content_type is None:
+            return self
+        return self._replace(headers=validation.headers(given, content_type))
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
@@ -35,23 +67,13 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
     common: Common
 
 
-def draft(
-    codec: Codec,
-    type: str,
-    queue: str,
-    arg: Any,
-    id: str | None,
-    delay: float | timedelta | None,
-    run_at: datetime | None,
-    priority: int,
-    headers: Mapping[str, Any] | None,
-) -> Draft:
-    """Check and encode one job of any type."""
-    own = [new_id() if id is None else validation.job_id(id)]
-    (job,) = drafts(
-        codec, type, queue, [arg], own, delay, run_at, priority, headers, numbered=False
-    )
-    return job
+def draft(codec: Codec, type: str, queue: str, arg: Any, options: EnqueueOptions) -> Draft:
+    """Check and encode one job of any type; it goes to *queue* unless the options name another."""
+    id = options.get("id")
+    id = new_id() if id is None else validation.job_id(id)
+    common = Common.of(type, queue, options)
+    data, content_type = codec.encode(arg)
+    return Draft(id, data, common.with_headers(options, content_type))
 
 
 def drafts(
@@ -60,35 +82,25 @@ def drafts(
     queue: str,
     args: Sequence[Any],
     ids: Sequence[str] | None,
-    delay: float | timedelta | None,
-    run_at: datetime | None,
-    priority: int,
-    headers: Mapping[str, Any] | None,
-    *,
-    numbered: bool = True,
+    options: JobOptions,
 ) -> Iterator[Draft]:
-    """Check and encode jobs that differ in nothing but their args, and the ids that they may have.
+    """Check and encode jobs that differ only in their args, and in the ids that they may have.
 
-    Each is looked at when it is asked for, what they share with the first of them.
+    The options are checked when the first is asked for, and each arg when its job is.
 
     Raises:
-        InvalidArg: An arg; its path begins with the arg's index if they are *numbered*.
+        InvalidArg: An arg; its path begins with the arg's index.
     """
-    seconds, moment = validation.start(delay, run_at)
-    queue, type = validation.name("queue", queue), validation.name("type", type)
-    priority = validation.priority(priority)
-    shared: dict[str | None, Common] = {}
-    encode = codec.encode
+    common = Common.of(type, queue, options)
+    by_content_type: dict[str | None, Common] = {}
     for index, (id, arg) in enumerate(zip(ids or repeat(""), args, strict=False)):
         try:
-            data, kind = encode(arg)
+            data, content_type = codec.encode(arg)
         except InvalidArg as error:
-            where = f"[{index}]{error.path[1:]}" if numbered else error.path
-            raise InvalidArg(where, error.reason) from None
-        if kind not in shared:
-            all_headers = validation.headers(headers, kind)
-            shared[kind] = Common(queue, type, priority, seconds, moment, all_headers)
-        yield Draft(id, data, shared[kind])
+            raise InvalidArg(f"[{index}]{error.path[1:]}", error.reason) from None
+        if content_type not in by_content_type:
+            by_content_type[content_type] = common.with_headers(options, content_type)
+        yield Draft(id, data, by_content_type[content_type])
 
 
 def in_chunks(jobs: Iterable[Draft], most: int, most_bytes: int) -> Iterator[list[Draft]]:

@@ -108,13 +108,13 @@ def moment(what: str, value: object) -> datetime:
     return value
 
 
-def start(delay: object, run_at: object) -> tuple[float | None, datetime | None]:
-    """When the first attempt is due: seconds from the transaction's start, or a moment."""
+def start(delay: object, run_at: object) -> tuple[timedelta | None, datetime | None]:
+    """When the first attempt is due: a time from the transaction's start, or a moment."""
     if delay is not None and run_at is not None:
         raise ValueError("give either delay= or run_at=, not both")
     if run_at is not None:
         return None, moment("run_at", run_at)
-    return (seconds("delay", delay) if delay is not None else None), None
+    return (None if delay is None else timedelta(seconds=seconds("delay", delay))), None
 
 
 def headers(value: object, content_type: str | None = None) -> dict[str, Any] | None:

@@ -1,11 +1,10 @@
 """What all ways to enqueue check of what they are given."""
 
-from typing import Any, Literal
+from typing import Any
 
+from .._drafts.options import InsertOptions, OnConflict
 from .._handlers.registry import JobType
 from .._misuse import name_of
-
-OnConflict = Literal["raise", "ignore"]
 
 
 def registered(handler: object) -> JobType[Any]:
@@ -24,7 +23,9 @@ def registered(handler: object) -> JobType[Any]:
     return handler
 
 
-def check_on_conflict(on_conflict: str) -> None:
-    """A ValueError for what is no such word."""
+def on_conflict_of(options: InsertOptions) -> OnConflict:
+    """What to do about duplicates; a ValueError for what is no such word."""
+    on_conflict = options.get("on_conflict", "raise")
     if on_conflict not in ("raise", "ignore"):
         raise ValueError(f"on_conflict={on_conflict!r} is neither 'raise' nor 'ignore'")
+    return on_conflict

@@ -142,7 +142,7 @@ def _value(data: bytes) -> bytes:
 def _start(common: Common, now: datetime) -> datetime:
     if common.run_at is not None:
         return common.run_at
-    return now + timedelta(seconds=common.delay) if common.delay else now
+    return now + common.delay if common.delay else now
 
 
 def _microseconds(moment: datetime) -> int:

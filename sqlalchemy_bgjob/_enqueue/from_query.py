@@ -1,8 +1,8 @@
 """enqueue_from: jobs from a query of the user's own, without its rows leaving the database."""
 
-from collections.abc import Coroutine, Mapping
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from sqlalchemy import Select, TextClause
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
@@ -10,12 +10,15 @@ from sqlalchemy.types import TypeEngine
 
 from .._db.errors import sqlstate
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
-from .._drafts import codec, validation
+from .._drafts import codec
+from .._drafts.draft import Common
+from .._drafts.options import InsertOptions
 from .._handlers.registry import JobType
+from .._misuse import refuse_unknown
 from .._sql import statements_of
 from .._sql.words import parameters
 from ..exceptions import InvalidArg, JobAlreadyExists
-from .checks import OnConflict, check_on_conflict, registered
+from .checks import on_conflict_of, registered
 
 if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
@@ -26,38 +29,20 @@ def enqueue_from(
     target: SyncTarget,
     handler: JobType[Any],
     select: Select[Any],
-    *,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    **options: Unpack[InsertOptions],
 ) -> int: ...
 @overload
 def enqueue_from(
     target: "AsyncTarget",
     handler: JobType[Any],
     select: Select[Any],
-    *,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    **options: Unpack[InsertOptions],
 ) -> Coroutine[Any, Any, int]: ...
 def enqueue_from(
     target: Any,
     handler: JobType[Any],
     select: Select[Any],
-    *,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    **options: Unpack[InsertOptions],
 ) -> Any:
     """One job for each row of a query, without the rows leaving the database; returns how many.
 
@@ -76,24 +61,17 @@ def enqueue_from(
         JobAlreadyExists: As above; the transaction stays usable, and the ids are not known.
         ValueError: The labels are not the fields of the handler's arg.
     """
-    check_on_conflict(on_conflict)
+    refuse_unknown("enqueue_from", options, InsertOptions)
+    on_conflict = on_conflict_of(options)
     models = registered(handler).models
     labels = _check_labels(handler, select)
-    start, moment = validation.start(delay, run_at)
-    values = {
-        "queue": validation.name("queue", handler.queue if queue is None else queue),
-        "type": handler.type,
-        "headers": validation.headers(headers),
-        "priority": validation.priority(priority),
-        "delay": None if start is None else timedelta(seconds=start),
-        "run_at": moment,
-    }
-    for label, argument in (("delay", delay), ("priority", priority or None)):
+    values = Common.of(handler.type, handler.queue, options).with_headers(options)._asdict()
+    for label, argument in (("delay", values["delay"]), ("priority", values["priority"] or None)):
         if label in labels:
             if argument is not None:
                 raise ValueError(f"{label} is given twice: as an argument and as a label")
             values.pop(label)
-    if "delay" in labels and run_at is not None:
+    if "delay" in labels and values["run_at"] is not None:
         raise ValueError("give either run_at= or a label delay, not both")
 
     def insert(unit: Unit) -> int:

@@ -4,24 +4,25 @@ Everything is checked and encoded before the first statement, chunk by chunk.
 """
 
 import json
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from sqlalchemy import inspect
 
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import validation
-from .._drafts.draft import Draft, in_chunks, with_ids
+from .._drafts.draft import Common, Draft, in_chunks, with_ids
+from .._drafts.options import BulkOptions, OnConflict
 from .._handlers.registry import JobType, column_values
+from .._misuse import refuse_unknown
 from .._sql import statements_of
 from .._sql.words import parameters
 from ..exceptions import JobAlreadyExists
 from ..models import JobMixin, Models
-from .checks import OnConflict, check_on_conflict, registered
+from .checks import on_conflict_of, registered
 from .copy import BLOCK, WORTH_IT, can_copy, copy
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ A = TypeVar("A")
 
 _CHUNK_JOBS: Final = 5_000
 _CHUNK_BYTES: Final = 8 * 1_048_576
+_NOTHING: Final = (None, 0, {})
+"""Options that say as much as none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +51,14 @@ def enqueue_many(
     target: SyncTarget,
     handler: JobType[A],
     args: Iterable[A],
-    *,
-    ids: Iterable[str] | None = None,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    **options: Unpack[BulkOptions],
 ) -> BulkResult: ...
 @overload
 def enqueue_many(
     target: "AsyncTarget",
     handler: JobType[A],
     args: Iterable[A],
-    *,
-    ids: Iterable[str] | None = None,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    **options: Unpack[BulkOptions],
 ) -> Coroutine[Any, Any, BulkResult]: ...
 @overload
 def enqueue_many(
@@ -83,14 +72,7 @@ def enqueue_many(
     target: Any,
     handler: Any,
     args: Iterable[Any] | None = None,
-    *,
-    ids: Iterable[str] | None = None,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    **options: Unpack[BulkOptions],
 ) -> Any:
     """Add many jobs to the caller's transaction, set by set: one statement for each 5,000 jobs.
 
@@ -111,7 +93,8 @@ def enqueue_many(
         JobAlreadyExists: Live jobs have some of these ids; the transaction stays usable.
         InvalidArg: As for :func:`enqueue`; the path begins with the job's index.
     """
-    check_on_conflict(on_conflict)
+    refuse_unknown("enqueue_many", options, BulkOptions)
+    on_conflict = on_conflict_of(options)
     models: Models | None
     if isinstance(handler, JobType) or callable(handler):
         models = registered(handler).models
@@ -120,12 +103,11 @@ def enqueue_many(
                 "enqueue_many(target, handler, args) needs args, a list with one for each job; a "
                 "single job is enqueued by enqueue(target, handler, arg)"
             )
-        own_ids = ids is not None
-        jobs = _jobs_of(handler, args, ids, queue, delay, run_at, priority, headers)
+        own_ids = options.get("ids") is not None
+        jobs = _jobs_of(handler, args, options)
     else:
-        given = {"args": args, "ids": ids, "queue": queue, "delay": delay, "run_at": run_at}
-        extra = [name for name, value in given.items() if value is not None]
-        if extra or priority or headers:
+        extra = [n for n, v in options.items() if n != "on_conflict" and v not in _NOTHING]
+        if args is not None or extra:
             raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")
         taken, models = _taken_from(handler)
         own_ids = len({job.id for job in taken}) < len(taken)  # the same job twice
@@ -158,21 +140,12 @@ class _Jobs:
         return chain(self.first, self.rest)
 
 
-def _jobs_of(
-    handler: JobType[Any],
-    args: Iterable[Any],
-    ids: Iterable[str] | None,
-    queue: str | None,
-    delay: float | timedelta | None,
-    run_at: datetime | None,
-    priority: int,
-    headers: Mapping[str, Any] | None,
-) -> _Jobs:
-    given = list(args)
+def _jobs_of(handler: JobType[Any], args: Iterable[Any], options: BulkOptions) -> _Jobs:
+    given, ids = list(args), options.get("ids")
     own = None if ids is None else [validation.job_id(id) for id in ids]
     if own is not None and len(own) != len(given):
         raise ValueError(f"{len(own)} ids for {len(given)} args; give an id for each, or none")
-    jobs = handler.drafts(given, own, queue, delay, run_at, priority, headers)
+    jobs = handler.drafts(given, own, options)
     return _Jobs(list(islice(jobs, BLOCK)), jobs, len(given))
 
 
@@ -264,14 +237,14 @@ def _missing(jobs: Iterable[Draft], inserted: set[str]) -> tuple[str, ...]:
 
 
 def _columns(jobs: Sequence[Draft]) -> dict[str, Any]:
-    commons = [job.common for job in jobs]
-    return parameters(
-        ids=[id for id, _ in with_ids(jobs)],
-        queues=[common.queue for common in commons],
-        types=[common.type for common in commons],
-        args=[job.arg for job in jobs],
-        priorities=[common.priority for common in commons],
-        headers=[json.dumps(common.headers) if common.headers else None for common in commons],
-        delays=[common.delay for common in commons],
-        run_ats=[common.run_at for common in commons],
-    )
+    rows = zip(*(job.common for job in jobs), strict=True)
+    columns: dict[str, Sequence[Any]] = dict(zip(Common._fields, rows, strict=True))
+    columns["headers"] = [
+        json.dumps(headers) if headers else None for headers in columns["headers"]
+    ]
+    columns["delay"] = [
+        None if delay is None else delay.total_seconds() for delay in columns["delay"]
+    ]
+    ids = [id for id, _ in with_ids(jobs)]
+    args = [job.arg for job in jobs]
+    return parameters(id=ids, arg=args, **{name: list(values) for name, values in columns.items()})

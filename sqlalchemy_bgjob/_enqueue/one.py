@@ -5,19 +5,20 @@ and encoded before the first statement, and a duplicate never aborts the transac
 DO NOTHING neither waits for a running job nor raises.
 """
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from .._db.targets import SyncTarget, Unit, run_in
 from .._drafts.draft import UNTYPED, Draft, draft
+from .._drafts.options import EnqueueOptions
 from .._handlers.registry import JobType
+from .._misuse import refuse_unknown
 from .._sql import statements_of
 from .._sql.words import parameters
 from ..exceptions import JobAlreadyExists
 from ..models import Models
-from .checks import OnConflict, check_on_conflict, registered
+from .checks import on_conflict_of, registered
 
 if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
@@ -39,41 +40,17 @@ def enqueue(
     target: SyncTarget,
     handler: JobType[A],
     arg: A | None = None,
-    *,
-    id: str | None = None,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    **options: Unpack[EnqueueOptions],
 ) -> JobRef: ...
 @overload
 def enqueue(
     target: "AsyncTarget",
     handler: JobType[A],
     arg: A | None = None,
-    *,
-    id: str | None = None,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    **options: Unpack[EnqueueOptions],
 ) -> Coroutine[Any, Any, JobRef]: ...
 def enqueue(
-    target: Any,
-    handler: JobType[Any],
-    arg: Any = None,
-    *,
-    id: str | None = None,
-    queue: str | None = None,
-    delay: float | timedelta | None = None,
-    run_at: datetime | None = None,
-    priority: int = 0,
-    on_conflict: OnConflict = "raise",
-    headers: Mapping[str, Any] | None = None,
+    target: Any, handler: JobType[Any], arg: Any = None, **options: Unpack[EnqueueOptions]
 ) -> Any:
     """Add one job to the caller's transaction; its commit hands the job to the workers.
 
@@ -100,14 +77,9 @@ def enqueue(
         InvalidArg: The arg, or a header, can't be stored or decoded again; the error names its
             path. Raised before any SQL, as are TypeError and ValueError for the other arguments.
     """
-    job = registered(handler).draft(arg, id, queue, delay, run_at, priority, headers)
-    check_on_conflict(on_conflict)
-    return run_in(
-        target,
-        handler.models,
-        lambda unit: _insert_one(unit, handler.models, job, on_conflict),
-        call="enqueue",
-    )
+    refuse_unknown("enqueue", options, EnqueueOptions)
+    job = registered(handler).draft(arg, options)
+    return _enqueue(target, handler.models, job, options, call="enqueue")
 
 
 def enqueue_type(
@@ -116,41 +88,23 @@ def enqueue_type(
     handler: JobType[Any] | None,
     type: str,
     arg: Any,
-    *,
-    id: str | None,
-    queue: str,
-    delay: float | timedelta | None,
-    run_at: datetime | None,
-    priority: int,
-    on_conflict: OnConflict,
-    headers: Mapping[str, Any] | None,
+    options: EnqueueOptions,
 ) -> Any:
     """As :func:`enqueue`, for a producer that knows only the type's name."""
-    codec = handler.codec if handler is not None else UNTYPED
-    job = draft(codec, type, queue, arg, id, delay, run_at, priority, headers)
-    check_on_conflict(on_conflict)
-    return run_in(
-        target,
-        models,
-        lambda unit: _insert_one(unit, models, job, on_conflict),
-        call="BGJob.enqueue",
-    )
+    codec, queue = (UNTYPED, "") if handler is None else (handler.codec, handler.queue)
+    job = draft(codec, type, queue, arg, options)
+    return _enqueue(target, models, job, options, call="BGJob.enqueue")
 
 
-def _insert_one(unit: Unit, models: Models, job: Draft, on_conflict: OnConflict) -> JobRef:
-    common = job.common
-    values = parameters(
-        id=job.id,
-        queue=common.queue,
-        type=common.type,
-        arg=job.arg,
-        priority=common.priority,
-        headers=common.headers,
-        delay=None if common.delay is None else timedelta(seconds=common.delay),
-        run_at=common.run_at,
-    )
-    statement = statements_of(models).enqueue.job(unit.can_notify)
-    inserted = unit.execute(statement, values).first() is not None
-    if not inserted and on_conflict == "raise":
-        raise JobAlreadyExists((job.id,))
-    return JobRef(job.id, inserted)
+def _enqueue(target: Any, models: Models, job: Draft, options: EnqueueOptions, call: str) -> Any:
+    on_conflict = on_conflict_of(options)
+
+    def insert(unit: Unit) -> JobRef:
+        values = parameters(id=job.id, arg=job.arg, **job.common._asdict())
+        statement = statements_of(models).enqueue.job(unit.can_notify)
+        inserted = unit.execute(statement, values).first() is not None
+        if not inserted and on_conflict == "raise":
+            raise JobAlreadyExists((job.id,))
+        return JobRef(job.id, inserted)
+
+    return run_in(target, models, insert, call=call)

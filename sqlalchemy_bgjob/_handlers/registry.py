@@ -9,16 +9,17 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import partial, update_wrapper
 from types import SimpleNamespace
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, Unpack
 
 from sqlalchemy import func
 
 from .._drafts import validation
 from .._drafts.codec import Codec, Encoded
 from .._drafts.draft import Draft, draft, drafts
+from .._drafts.options import EnqueueOptions, JobOptions
+from .._misuse import refuse_unknown
 from ..models import Models
 from ..retry import RetryPolicy
 
@@ -99,79 +100,49 @@ class JobType(Generic[A]):
         value: A = self.codec.decode(arg, (headers or {}).get(validation.CONTENT_TYPE))
         return value
 
-    def job(
-        self,
-        arg: A | None = None,
-        *,
-        queue: str | None = None,
-        delay: float | timedelta | None = None,
-        run_at: datetime | None = None,
-        priority: int = 0,
-        headers: Mapping[str, Any] | None = None,
-        **refused: Any,
-    ) -> Any:
+    def job(self, arg: A | None = None, **options: Unpack[JobOptions]) -> Any:
         """A ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
+
+        Args:
+            arg: What the handler gets.
+            **options: *queue*, *delay*, *run_at*, *priority* and *headers*, as for ``enqueue``.
 
         Raises:
             TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an id of
                 your own is for ``enqueue(session, handler, arg, id=...)`` only.
             InvalidArg, ValueError: As for ``enqueue``.
         """
-        if "id" in refused:
+        if "id" in options:
             raise TypeError(
                 "job() takes no id=: a duplicate would abort the flush; "
                 "use enqueue(session, handler, arg, id=...)"
             )
-        if refused:
-            raise TypeError(f"job() got an unexpected keyword argument {next(iter(refused))!r}")
-        new = self.draft(arg, None, queue, delay, run_at, priority, headers)
-        common = new.common
-        job = self.models.Job(
-            id=new.id,
-            queue=common.queue,
-            type=common.type,
-            headers=common.headers,
-            arg=Encoded(new.arg, (common.headers or {}).get(validation.CONTENT_TYPE)),
-            priority=common.priority,
-        )
-        if common.run_at is not None:
-            job.next_run_at = common.run_at
-        elif common.delay:
-            job.next_run_at = func.now() + timedelta(seconds=common.delay)
+        refuse_unknown("job", options, JobOptions)
+        new = self.draft(arg, options)
+        values = new.common._asdict()
+        delay, run_at = values.pop("delay"), values.pop("run_at")
+        content_type = (new.common.headers or {}).get(validation.CONTENT_TYPE)
+        job = self.models.Job(id=new.id, **values, arg=Encoded(new.arg, content_type))
+        if run_at is not None:
+            job.next_run_at = run_at
+        elif delay:
+            job.next_run_at = func.now() + delay
         job.__dict__["_bgjob"] = (new, self.models, column_values(job))  # for enqueue_many
         return job
 
-    def draft(
-        self,
-        arg: Any,
-        id: str | None,
-        queue: str | None,
-        delay: float | timedelta | None,
-        run_at: datetime | None,
-        priority: int,
-        headers: Mapping[str, Any] | None,
-    ) -> Draft:
+    def draft(self, arg: Any, options: EnqueueOptions) -> Draft:
         """Check and encode one job."""
         if not self.takes_arg and arg is not None:
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
-        queue = self.queue if queue is None else queue
-        return draft(self.codec, self.type, queue, arg, id, delay, run_at, priority, headers)
+        return draft(self.codec, self.type, self.queue, arg, options)
 
     def drafts(
-        self,
-        args: Sequence[Any],
-        ids: Sequence[str] | None,
-        queue: str | None,
-        delay: float | timedelta | None,
-        run_at: datetime | None,
-        priority: int,
-        headers: Mapping[str, Any] | None,
+        self, args: Sequence[Any], ids: Sequence[str] | None, options: JobOptions
     ) -> Iterator[Draft]:
         """Check and encode many, one after the other; see :func:`.draft.drafts`."""
         if not self.takes_arg and any(arg is not None for arg in args):
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
-        queue = self.queue if queue is None else queue
-        return drafts(self.codec, self.type, queue, args, ids, delay, run_at, priority, headers)
+        return drafts(self.codec, self.type, self.queue, args, ids, options)
 
 
 def column_values(job: Any) -> dict[str, Any]:

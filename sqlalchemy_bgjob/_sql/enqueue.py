@@ -74,27 +74,27 @@ class EnqueueStatements:
     def _insert_many(self, notify: bool) -> Executable:
         """Many jobs in one statement, one row for each that did not exist: its id.
 
-        Parameters: lists ids, queues, types, args, priorities, headers (JSON text), delays
-        (seconds or null), and run_ats; all of the same length.
+        Parameters: those of one job, but each is a list, all of the same length; headers are JSON
+        text, delays seconds or null.
         """
         given = unnest(
-            ids=Text(),
-            queues=Text(),
-            types=Text(),
-            args=LargeBinary(),
-            priorities=SmallInteger(),
+            id=Text(),
+            queue=Text(),
+            type=Text(),
+            arg=LargeBinary(),
+            priority=SmallInteger(),
             headers=Text(),
-            delays=Float(53),
-            run_ats=DateTime(timezone=True),
+            delay=Float(53),
+            run_at=DateTime(timezone=True),
         )
         rows = select(
-            given.c.ids,
-            given.c.queues,
-            given.c.types,
-            given.c.args,
-            given.c.priorities,
+            given.c.id,
+            given.c.queue,
+            given.c.type,
+            given.c.arg,
+            given.c.priority,
             cast(given.c.headers, JSONB),
-            _start(given.c.delays * SECOND, given.c.run_ats),
+            _start(given.c.delay * SECOND, given.c.run_at),
         )
         return self._insert_from(rows, notify=notify)
 
