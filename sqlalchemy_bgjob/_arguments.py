@@ -4,9 +4,10 @@ Otherwise it would fail with each job, or by an error that names none of the arg
 """
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 from .bgjob import BGJob
-from .settings import SETTING_NAMES, WorkerSettings
+from .settings import WorkerSettings
 from .telemetry import Observer
 
 
@@ -20,11 +21,12 @@ def check_arguments(jobs: object, settings: object, options: Iterable[str]) -> N
         raise TypeError(
             f"a worker takes the BGJob first, not {type(jobs).__name__}; write (jobs, engine)"
         )
-    unknown = sorted(set(options) - set(SETTING_NAMES))
+    names = [field.name for field in fields(WorkerSettings)]
+    unknown = sorted(set(options) - set(names))
     if unknown:
         raise TypeError(
             f"a worker has no setting {unknown[0]!r}; queues={{'mail': 10}} says how many jobs run "
-            f"at once, and the settings are {', '.join(SETTING_NAMES)}"
+            f"at once, and the settings are {', '.join(names)}"
         )
     if settings is not None and not isinstance(settings, WorkerSettings):
         raise TypeError(

@@ -1,8 +1,7 @@
 """Settings of a worker, validated once, and the limits of what a job may hold."""
 
-from dataclasses import dataclass, fields
-from math import isfinite
-from typing import Final, TypedDict
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Final, TypedDict
 
 MAX_ARG_SIZE: Final = 1_048_576
 """Bytes of an encoded arg."""
@@ -21,81 +20,87 @@ STUCK_AFTER: Final = 15.0
 """Seconds beyond ``shutdown_timeout`` after which a worker that does not end is given up."""
 
 
+def _setting(default: Any, help: str, *, unit: str = "", least: float = 0, most: float = 0) -> Any:
+    metadata = {"help": help, "unit": unit, "least": least, "most": most}
+    return field(default=default, metadata=metadata)
+
+
+def _seconds(default: float, help: str, *, least: float = 0.01) -> Any:
+    return _setting(default, help, unit="seconds", least=least, most=86_400)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
     """How a worker behaves. Durations are seconds as float; every one must be finite.
+
+    A field is all that there is to a setting: the keyword of a worker, the flag and the environment
+    variable of the command line, the check of its range, and the README's row are made of it.
 
     Raises:
         ValueError: A value is out of its range; the message names the range.
     """
 
-    heartbeat_interval: float = 5.0
-    """How often a worker says that it lives."""
-    lease_timeout: float = 30.0
-    """After how long a silence a worker's jobs are given to others."""
-    rescue_interval: float = 5.0
-    """How often each worker looks for silent ones."""
-    death_check_interval: float = 1.0
-    """How often each worker looks for ended processes by their database session."""
-    orphan_interval: float = 60.0
-    """How often each worker looks for jobs whose claim names no known worker."""
-    health_interval: float = 60.0
-    """How often one of the workers looks for what keeps the server from cleaning up."""
-    poll_interval: float = 1.0
-    """The longest a due job waits when no notification arrives."""
-    shutdown_timeout: float = 25.0
-    """How long a graceful stop waits for running jobs."""
-    unknown_type_grace: float = 300.0
-    """How long a job of an unknown type waits for a worker that knows it; 0 is not at all."""
-    max_claim: int = 1_000
-    """The most jobs of one claim."""
-    hold_timeout: float = 1.0
-    """After how long a claimed job that was not started is handed back."""
-    listen: bool = True
-    """Whether to LISTEN for wake-ups; polling goes on in any case."""
+    heartbeat_interval: float = _seconds(5.0, "how often a worker says that it lives")
+    lease_timeout: float = _seconds(
+        30.0, "how long a worker may be silent before its jobs are given to others"
+    )
+    rescue_interval: float = _seconds(5.0, "how often each worker looks for silent ones")
+    death_check_interval: float = _seconds(
+        1.0, "how often each worker looks for processes that have ended"
+    )
+    orphan_interval: float = _seconds(
+        60.0, "how often each worker looks for jobs whose claim names no known worker"
+    )
+    health_interval: float = _seconds(
+        60.0, "how often one of the workers looks for what keeps the server from cleaning up"
+    )
+    poll_interval: float = _seconds(
+        1.0,
+        "the longest a due job waits when no notification arrives; right after work it is looked "
+        "for sooner",
+    )
+    shutdown_timeout: float = _seconds(
+        25.0, "how long a graceful stop waits for running jobs", least=0.0
+    )
+    unknown_type_grace: float = _seconds(
+        300.0,
+        "how long a job of an unknown type waits for a worker that knows it; 0 is not at all",
+        least=0.0,
+    )
+    max_claim: int = _setting(
+        1_000, "the most jobs of one claim", unit="jobs", least=1, most=10_000
+    )
+    hold_timeout: float = _seconds(
+        1.0, "after how long a claimed job that was not started is handed back"
+    )
+    listen: bool = _setting(True, "whether to LISTEN for wake-ups; polling goes on in any case")
 
     def __post_init__(self) -> None:
-        positive = (
-            "heartbeat_interval",
-            "lease_timeout",
-            "rescue_interval",
-            "death_check_interval",
-            "orphan_interval",
-            "health_interval",
-            "poll_interval",
-            "hold_timeout",
-        )
-        for name in positive:
-            self._check(name, minimum=0.01)
-        self._check("shutdown_timeout", minimum=0.0)
-        self._check("unknown_type_grace", minimum=0.0)
-        max_claim: object = self.max_claim
-        if isinstance(max_claim, bool) or not isinstance(max_claim, int):
-            raise TypeError(f"max_claim={max_claim!r} is not a whole number of jobs")
-        if not 1 <= self.max_claim <= 10_000:
-            raise ValueError(f"max_claim={self.max_claim!r} is not between 1 and 10000 jobs")
-        listen: object = self.listen
-        if not isinstance(listen, bool):
-            raise TypeError(f"listen={listen!r} is not True or False")
+        for declared in fields(self):
+            _check(declared, getattr(self, declared.name))
         if self.lease_timeout < 3 * self.heartbeat_interval:
             raise ValueError(
                 f"lease_timeout={self.lease_timeout!r} s must be at least three times "
                 f"heartbeat_interval={self.heartbeat_interval!r} s, or one late beat loses all jobs"
             )
 
-    def _check(self, name: str, minimum: float) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name}={value!r} is not a number of seconds")
-        if not isfinite(value) or not minimum <= value <= 86_400:
-            raise ValueError(f"{name}={value!r} is not between {minimum:g} and 86400 seconds")
 
-
-SETTING_NAMES: Final = tuple(field.name for field in fields(WorkerSettings))
+def _check(declared: "Field[Any]", value: object) -> None:
+    shown = f"{declared.name}={value!r}"
+    if declared.type is bool:
+        if not isinstance(value, bool):
+            raise TypeError(f"{shown} is not True or False")
+        return
+    unit, least, most = (declared.metadata[key] for key in ("unit", "least", "most"))
+    whole = declared.type is int
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise TypeError(f"{shown} is not a {'whole ' if whole else ''}number of {unit}")
+    if not least <= value <= most:  # false for NaN too
+        raise ValueError(f"{shown} is not between {least:g} and {most:g} {unit}")
 
 
 class SettingOptions(TypedDict, total=False):
-    """The fields of WorkerSettings, as keywords of a worker."""
+    """The fields of WorkerSettings, as keywords of a worker: for type checkers."""
 
     heartbeat_interval: float
     lease_timeout: float

@@ -11,22 +11,6 @@ import click
 from .._process.exits import USAGE, CommandError
 from ..settings import WorkerSettings
 
-SETTING_HELP: Final[Mapping[str, str]] = {
-    "heartbeat_interval": "How often the worker says that it lives.",
-    "lease_timeout": "After how long a silence the worker's jobs are given to others.",
-    "rescue_interval": "How often the worker looks for silent ones.",
-    "death_check_interval": "How often it looks for ended processes by their database session.",
-    "orphan_interval": "How often jobs are looked for whose claim names no known worker.",
-    "health_interval": "How often one of the workers looks for what holds vacuum back.",
-    "poll_interval": "The longest a due job waits when no notification arrives.",
-    "shutdown_timeout": "How long a graceful stop waits for running jobs.",
-    "unknown_type_grace": "How long a job of an unknown type waits for a worker that knows it.",
-    "max_claim": "The most jobs of one claim.",
-    "hold_timeout": "After how long a claimed job that was not started is handed back.",
-    "listen": "Whether to LISTEN for wake-ups; polling goes on in any case.",
-}
-"""A flag for each field of WorkerSettings."""
-
 _UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -57,15 +41,15 @@ def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Any], 
 
 
 def setting_options(command: Any) -> Any:
-    """A flag for each setting, with the default of WorkerSettings."""
+    """A flag for each setting; WorkerSettings checks what it is given."""
     for field in reversed(fields(WorkerSettings)):
         flag = "--" + field.name.replace("_", "-")
-        kind: Any = {float: Seconds(), int: click.IntRange(min=1)}.get(field.type)
+        kind: Any = {float: Seconds(), int: click.INT}.get(field.type)
         if field.type is bool:
             flag, kind = f"{flag}/--no-{flag.removeprefix('--')}", None
-        command = option(flag, type=kind, default=field.default, help=SETTING_HELP.get(field.name))(
-            command
-        )
+        text = field.metadata["help"]
+        text = f"{text[0].upper()}{text[1:]}."
+        command = option(flag, type=kind, default=field.default, help=text)(command)
     return command
 
 
