@@ -12,16 +12,15 @@ from ._db.targets import SyncTarget
 from ._drafts import validation
 from ._drafts.options import EnqueueOptions
 from ._enqueue.one import JobRef, enqueue_type
+from ._handlers.options import HandlerKeywords, HandlerOptions, handler_options
 from ._handlers.outcomes import Outcome
-from ._handlers.registry import HandlerOptions, JobType, Registry
+from ._handlers.registry import JobType, Registry
 from ._lifecycle.operate import Redriven, cancel, prune, redrive
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._sql import statements_of
 from ._worker.run import Context
 from ._worker.work_one import work_one
 from .models import DEFAULT_PREFIX, DeadJobMixin, JobMixin, Models, WorkerMixin, build_models
-from .retry import DEFAULT, RetryPolicy
-from .settings import DEFAULT_MAX_ATTEMPTS
 
 if TYPE_CHECKING:
     from ._db.targets import AsyncTarget
@@ -128,11 +127,7 @@ class BGJob(Generic[J, D]):
         type: str,
         *,
         queue: str = "default",
-        max_attempts: int | None = DEFAULT_MAX_ATTEMPTS,
-        retry: RetryPolicy = DEFAULT,
-        timeout: float | timedelta | None = None,
-        isolation_level: str | None = None,
-        session: bool = True,
+        **options: Unpack[HandlerKeywords],
     ) -> Decorator:
         """Register a function ``f(ctx)`` or ``f(ctx, arg)``, or a coroutine, as a type's handler.
 
@@ -160,11 +155,10 @@ class BGJob(Generic[J, D]):
             ValueError: The type has a handler already, or a value is out of its range.
             TypeError: The function does not take (ctx) or (ctx, arg), or its arg can't be JSON.
         """
+        checked = handler_options("BGJob.handler", options)
 
         def register(function: Callable[..., Any]) -> JobType[Any]:
-            made = self._make(
-                function, type, queue, max_attempts, retry, timeout, isolation_level, session
-            )
+            made = self._make(function, type, queue, checked)
             self.registry.add(made)
             return made
 
@@ -173,12 +167,7 @@ class BGJob(Generic[J, D]):
     def default_handler(
         self,
         queue: str = "default",
-        *,
-        max_attempts: int | None = DEFAULT_MAX_ATTEMPTS,
-        retry: RetryPolicy = DEFAULT,
-        timeout: float | timedelta | None = None,
-        isolation_level: str | None = None,
-        session: bool = True,
+        **options: Unpack[HandlerKeywords],
     ) -> Decorator:
         """Register the handler of all jobs of a queue whose type has none of its own.
 
@@ -189,36 +178,20 @@ class BGJob(Generic[J, D]):
                 f"@jobs.default_handler got {name_of(queue)} instead of a queue; write "
                 f"@jobs.default_handler(), or name the queue: @jobs.default_handler('mail')"
             )
+        checked = handler_options("BGJob.default_handler", options)
 
         def register(function: Callable[..., Any]) -> JobType[Any]:
-            made = self._make(
-                function, "*", queue, max_attempts, retry, timeout, isolation_level, session
-            )
+            made = self._make(function, "*", queue, checked)
             self.registry.add_default(made)
             return made
 
         return cast(Decorator, register)
 
     def _make(
-        self,
-        function: Callable[..., Any],
-        type: str,
-        queue: str,
-        max_attempts: int | None,
-        retry: RetryPolicy,
-        timeout: float | timedelta | None,
-        isolation_level: str | None,
-        session: bool,
+        self, function: Callable[..., Any], type: str, queue: str, options: HandlerOptions
     ) -> JobType[Any]:
         if isinstance(function, JobType):
             function = function.function  # one function may serve several types
-        options = HandlerOptions(
-            max_attempts=max_attempts,
-            retry=retry,
-            timeout=None if timeout is None else validation.seconds("timeout", timeout),
-            isolation_level=isolation_level,
-            session=session,
-        )
         type, queue = validation.name("type", type), validation.name("queue", queue)
         return JobType(self.models, type, queue, function, options)
 

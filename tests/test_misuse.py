@@ -25,6 +25,7 @@ from sqlalchemy_bgjob import (
     enqueue_many,
 )
 from sqlalchemy_bgjob._drafts.options import EnqueueOptions
+from sqlalchemy_bgjob._handlers.options import HandlerKeywords
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,6 +110,8 @@ WITH_PRIO: dict[str, Callable[[Any], Any]] = {
     "enqueue_many": lambda target: enqueue_many(target, send, [1], prio=5),  # type: ignore[call-overload]
     "enqueue_from": lambda target: enqueue_from(target, send, select(column("n")), prio=5),  # type: ignore[call-overload]
     "BGJob.enqueue": lambda target: jobs.enqueue(target, "send", 1, prio=5),  # type: ignore[call-overload]
+    "BGJob.handler": lambda _: jobs.handler("urgent", prio=5),  # type: ignore[call-arg]
+    "BGJob.default_handler": lambda _: jobs.default_handler(prio=5),  # type: ignore[call-arg]
 }
 
 
@@ -119,10 +122,13 @@ def test_an_unknown_option_is_named_at_once(name: str) -> None:
         WITH_PRIO[name](AsyncSession())
 
 
-def test_enqueue_tells_what_each_option_means() -> None:
-    """Its signature names none of them."""
-    text = inspect.getdoc(enqueue) or ""
-    assert set(re.findall(r"^    (\w+): ", text, re.MULTILINE)) >= EnqueueOptions.__optional_keys__
+@pytest.mark.parametrize(
+    ("call", "options"), [(enqueue, EnqueueOptions), (BGJob.handler, HandlerKeywords)]
+)
+def test_help_tells_what_each_option_means(call: Any, options: Any) -> None:
+    """The signature names none of them."""
+    text = inspect.getdoc(call) or ""
+    assert set(re.findall(r"^    (\w+): ", text, re.MULTILINE)) >= options.__optional_keys__
 
 
 # ---- await ---------------------------------------------------------------------------------------

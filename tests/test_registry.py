@@ -7,14 +7,15 @@ import inspect
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 from sqlalchemy import MetaData
 
 from sqlalchemy_bgjob import BGJob, InvalidArg, JobType, constant
+from sqlalchemy_bgjob._handlers.options import HandlerKeywords, HandlerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -395,6 +396,14 @@ def test_options_are_kept(jobs: BGJob[Any, Any]) -> None:
     assert made.options.isolation_level == "SERIALIZABLE"
     assert made.options.session is False
     assert jobs.handler("u")(plain).options.max_attempts == 20
+
+
+def test_the_keywords_of_a_handler_are_its_options() -> None:
+    """With the same types, but that a timeout may also be a timedelta."""
+    declared = {field.name: field.type for field in fields(HandlerOptions)}
+    keywords = get_type_hints(HandlerKeywords)
+
+    assert keywords == {**declared, "timeout": float | timedelta | None}
 
 
 def test_an_arg_that_is_no_json_is_refused_when_it_is_registered(jobs: BGJob[Any, Any]) -> None:

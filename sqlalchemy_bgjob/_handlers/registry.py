@@ -8,7 +8,6 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial, update_wrapper
 from types import SimpleNamespace
 from typing import Any, Final, Generic, TypeVar, Unpack
@@ -21,46 +20,12 @@ from .._drafts.draft import Draft, draft, drafts
 from .._drafts.options import EnqueueOptions, JobOptions
 from .._misuse import refuse_unknown
 from ..models import Models
-from ..retry import RetryPolicy
+from .options import HandlerOptions
 
 if sys.version_info >= (3, 14):
     import annotationlib
 
 A = TypeVar("A")
-
-ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandlerOptions:
-    """How one handler's jobs are run and retried."""
-
-    max_attempts: int | None
-    retry: RetryPolicy
-    timeout: float | None
-    isolation_level: str | None
-    session: bool
-
-    def __post_init__(self) -> None:
-        attempts = self.max_attempts
-        if attempts is not None and (not validation.is_int(attempts) or attempts < 1):
-            raise ValueError(
-                f"max_attempts={attempts!r} is not a number from 1, nor None for without end"
-            )
-        if attempts is not None and attempts > 1_000_000:
-            raise ValueError(f"max_attempts={attempts!r} is above 1000000; None is without end")
-        if not callable(self.retry):
-            raise TypeError(
-                f"retry={self.retry!r} is not callable; write constant(10) for 10 s after each "
-                f"failure, exponential(...), or a function of attempt and error"
-            )
-        if self.timeout is not None and validation.seconds("timeout", self.timeout) == 0:
-            raise ValueError("timeout=0 would end every run at once; None is without a limit")
-        if self.isolation_level not in (None, *ISOLATION_LEVELS):
-            raise ValueError(
-                f"isolation_level={self.isolation_level!r} is not one of "
-                f"{', '.join(ISOLATION_LEVELS)}"
-            )
 
 
 class JobType(Generic[A]):

@@ -14,6 +14,7 @@ from .._db.forks import Forked, kept_from_children, leave_if_forked
 from .._db.targets import Unit, run_in
 from .._drafts import validation
 from .._drafts.ids import new_worker_id
+from .._handlers.options import HandlerOptions
 from .._handlers.outcomes import (
     Kind,
     MoveToDlq,
@@ -23,15 +24,14 @@ from .._handlers.outcomes import (
     crashed_too_often,
     unknown_type,
 )
-from .._handlers.registry import HandlerOptions, JobType, Registry
+from .._handlers.registry import JobType, Registry
 from .._lifecycle import claim, settle
 from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowKept, RowMissing
 from .._lifecycle.settle import Pending
 from .._sql import statements_of
 from ..models import Models
-from ..retry import DEFAULT
-from ..settings import DEFAULT_MAX_ATTEMPTS, WorkerSettings
+from ..settings import WorkerSettings
 from .call import begin, check_session_is_wanted, conclude
 from .permits import is_autocommit
 from .run import Run
@@ -66,14 +66,7 @@ def work_one(
 def _as_job_type(models: Models, queue: str, handler: Callable[..., Any]) -> JobType[Any]:
     if isinstance(handler, JobType):
         return handler
-    options = HandlerOptions(
-        max_attempts=DEFAULT_MAX_ATTEMPTS,
-        retry=DEFAULT,
-        timeout=None,
-        isolation_level=None,
-        session=True,
-    )
-    return JobType(models, "*", queue, handler, options)
+    return JobType(models, "*", queue, handler, HandlerOptions())
 
 
 class _WorkOne:
