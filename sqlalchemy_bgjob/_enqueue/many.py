@@ -16,7 +16,8 @@ from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import validation
 from .._drafts.draft import Common, Draft, in_chunks, with_ids
 from .._drafts.options import BulkOptions, OnConflict
-from .._handlers.registry import JobType, column_values
+from .._handlers.made import made_of
+from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
 from .._sql import statements_of
 from .._sql.words import parameters
@@ -95,41 +96,32 @@ def enqueue_many(
     """
     refuse_unknown("enqueue_many", options, BulkOptions)
     on_conflict = on_conflict_of(options)
-    models: Models | None
     if isinstance(handler, JobType) or callable(handler):
-        models = registered(handler).models
-        if not isinstance(args, Iterable):
-            raise TypeError(
-                "enqueue_many(target, handler, args) needs args, a list with one for each job; a "
-                "single job is enqueued by enqueue(target, handler, arg)"
-            )
-        own_ids = options.get("ids") is not None
-        jobs = _jobs_of(handler, args, options)
+        jobs = _of_handler(registered(handler), args, options)
     else:
-        extra = [n for n, v in options.items() if n != "on_conflict" and v not in _NOTHING]
-        if args is not None or extra:
-            raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")
-        taken, models = _taken_from(handler)
-        own_ids = len({job.id for job in taken}) < len(taken)  # the same job twice
-        jobs = _Jobs(taken, iter(()), len(taken))
+        jobs = _of_objects(handler, args, options)
     return run_in(
         target,
-        models,
-        lambda unit: _insert_many(unit, models, jobs, on_conflict, own_ids),
+        jobs.models,
+        lambda unit: _insert_many(unit, jobs, on_conflict),
         call="enqueue_many",
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Jobs:
     """What to enqueue: jobs that are encoded, and those that will be when they are asked for.
 
-    The latter differ from the former in nothing but their args.
+    The latter differ from the former only in their args.
     """
 
+    models: Models | None
+    """None if there are no jobs."""
     first: list[Draft]
     rest: Iterator[Draft]
     count: int
+    may_exist: bool
+    """Whether their ids may be taken; new ones are not."""
 
     def all_at_once(self) -> bool:
         """Whether all of them are known to be in order."""
@@ -140,48 +132,69 @@ class _Jobs:
         return chain(self.first, self.rest)
 
 
-def _jobs_of(handler: JobType[Any], args: Iterable[Any], options: BulkOptions) -> _Jobs:
+def _of_handler(handler: JobType[Any], args: object, options: BulkOptions) -> _Jobs:
+    """A job of one handler for each arg."""
+    if not isinstance(args, Iterable):
+        raise TypeError(
+            "enqueue_many(target, handler, args) needs args, a list with one for each job; a "
+            "single job is enqueued by enqueue(target, handler, arg)"
+        )
     given, ids = list(args), options.get("ids")
     own = None if ids is None else [validation.job_id(id) for id in ids]
     if own is not None and len(own) != len(given):
         raise ValueError(f"{len(own)} ids for {len(given)} args; give an id for each, or none")
-    jobs = handler.drafts(given, own, options)
-    return _Jobs(list(islice(jobs, BLOCK)), jobs, len(given))
+    drafts = handler.drafts(given, own, options)
+    return _Jobs(
+        models=handler.models,
+        first=list(islice(drafts, BLOCK)),
+        rest=drafts,
+        count=len(given),
+        may_exist=own is not None,
+    )
 
 
-def _taken_from(jobs: object) -> tuple[list[Draft], Models | None]:
+def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
+    """The jobs that ``handler.job(...)`` made."""
+    extra = [n for n, v in options.items() if n != "on_conflict" and v not in _NOTHING]
+    if args is not None or extra:
+        raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")
     if not isinstance(jobs, Iterable):
         raise TypeError(f"enqueue_many takes a handler or jobs, not {type(jobs).__name__}")
-    taken: list[Draft] = []
+    drafts: list[Draft] = []
     models: Models | None = None
     for job in jobs:
-        if not isinstance(job, JobMixin) or "_bgjob" not in job.__dict__:
+        made = made_of(job) if isinstance(job, JobMixin) else None
+        if made is None:
             raise TypeError(
                 f"enqueue_many takes jobs made by handler.job(...), not {type(job).__name__}; "
                 f"other rows go by session.add_all()"
             )
         if inspect(job).session is not None:
             raise ValueError(f"job {job.id!r} is in a session already, which will insert it")
-        new, its_models, was = job.__dict__["_bgjob"]
-        changed = [name for name, value in column_values(job).items() if was.get(name) is not value]
+        changed = made.changed(job)
         if changed:
             raise ValueError(
-                f"{', '.join(sorted(changed))} of a job was set after handler.job(...), and a bulk "
+                f"{', '.join(changed)} of a job was set after handler.job(...), and a bulk "
                 f"statement would not know it; add such jobs by session.add_all()"
             )
-        if models is not None and its_models is not models:
+        if models is not None and made.models is not models:
             raise ValueError("the jobs are of different BGJob() instances")
-        models = its_models
-        taken.append(new)
-    return taken, models
+        models = made.models
+        drafts.append(made.draft)
+    return _Jobs(
+        models=models,
+        first=drafts,
+        rest=iter(()),
+        count=len(drafts),
+        may_exist=len({draft.id for draft in drafts}) < len(drafts),  # the same job twice
+    )
 
 
-def _insert_many(
-    unit: Unit, models: Models | None, jobs: _Jobs, on_conflict: OnConflict, own_ids: bool
-) -> BulkResult:
+def _insert_many(unit: Unit, jobs: _Jobs, on_conflict: OnConflict) -> BulkResult:
+    models = jobs.models
     if models is None or not jobs.count:
         return BulkResult(0, ())
-    if not own_ids:
+    if not jobs.may_exist:
         if not _copied(unit, models, jobs):
             _insert(unit, models, list(jobs))
         return BulkResult(jobs.count, ())

@@ -20,6 +20,7 @@ from .._drafts.draft import Draft, draft, drafts
 from .._drafts.options import EnqueueOptions, JobOptions
 from .._misuse import refuse_unknown
 from ..models import Models
+from .made import remember
 from .options import HandlerOptions
 
 if sys.version_info >= (3, 14):
@@ -92,7 +93,7 @@ class JobType(Generic[A]):
             job.next_run_at = run_at
         elif delay:
             job.next_run_at = func.now() + delay
-        job.__dict__["_bgjob"] = (new, self.models, column_values(job))  # for enqueue_many
+        remember(job, new, self.models)
         return job
 
     def draft(self, arg: Any, options: EnqueueOptions) -> Draft:
@@ -108,12 +109,6 @@ class JobType(Generic[A]):
         if not self.takes_arg and any(arg is not None for arg in args):
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
         return drafts(self.codec, self.type, self.queue, args, ids, options)
-
-
-def column_values(job: Any) -> dict[str, Any]:
-    """What was set on an ORM object, without what is kept there for ourselves."""
-    private = ("_sa_instance_state", "_bgjob")
-    return {name: value for name, value in job.__dict__.items() if name not in private}
 
 
 class Registry:

@@ -1,0 +1,41 @@
+"""What ``handler.job(...)`` made, for ``enqueue_many``, which sends drafts and no ORM objects."""
+
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import inspect
+
+from .._drafts.draft import Draft
+from ..models import Models
+
+_KEY: Final = "bgjob.made"
+
+
+class Made(NamedTuple):
+    """A job's draft, and the values of its columns."""
+
+    draft: Draft
+    models: Models
+    values: dict[str, Any]
+
+    def changed(self, job: Any) -> list[str]:
+        """The columns that were assigned since."""
+        now = _values(job)
+        return sorted(name for name in now if self.values.get(name) is not now[name])
+
+
+def remember(job: Any, draft: Draft, models: Models) -> None:
+    """Keep what a job is now, where SQLAlchemy has room for such notes."""
+    # No WeakKeyDictionary: a column's value may hold the job, which would then live forever.
+    inspect(job).info[_KEY] = Made(draft, models, _values(job))
+
+
+def made_of(job: Any) -> Made | None:
+    """What ``handler.job(...)`` made this mapped object of; None if it comes from elsewhere."""
+    made: Made | None = inspect(job).info.get(_KEY)
+    return made
+
+
+def _values(job: Any) -> dict[str, Any]:
+    values = dict(job.__dict__)
+    del values["_sa_instance_state"]
+    return values
