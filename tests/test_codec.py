@@ -550,8 +550,8 @@ def test_an_annotation_that_nothing_decodes_to_is_refused(annotation: Any) -> No
         (Struct, {"orderId": 1, "extra": SECRET}, "$.extra", "not a known field"),
         (Struct, {"orderId": 1, "nodes": [{"orderId": SECRET}]}, "$.nodes[0].orderId", "`int`"),
         (Receipt, {"email": SECRET}, "$.order_id", "required, but missing"),
-        (dict[str, list[int]], {"a": [1], "b": [1, SECRET]}, "$.b[1]", "`int`"),
-        (dict[uuid.UUID, int], {"a b": 1}, '$["a b"]', "a key: invalid UUID"),
+        (dict[str, list[int]], {"a": [1], "b": [1, SECRET]}, "$[...][1]", "`int`"),
+        (dict[uuid.UUID, int], {"a b": 1}, "$[...]", "a key: invalid UUID"),
         (list[uuid.UUID], [SECRET], "$[0]", "invalid UUID"),
         (tuple[int, str], [1, 2], "$[1]", "expected `str`"),
         (Annotated[int, msgspec.Meta(le=10)], 11, "$", "`int` <= 10"),
@@ -574,18 +574,10 @@ def test_a_value_that_does_not_fit_is_refused(
     undecodable(codec, ANY.encode(value).data, path, reason)
 
 
-def test_the_bad_key_among_many_is_named() -> None:
-    value = {f"k{n}": Item(n) for n in range(100)} | {"bad": Item(SECRET)}  # type: ignore[arg-type]
+def test_a_path_leads_through_a_dict_without_its_key() -> None:
+    value = {"k": Item(1), "bad": Item(SECRET)}  # type: ignore[arg-type]
 
-    refused(Order([], by_name=value), "$.by_name.bad.price", "`float`", codec=Codec(Order))
-
-
-def test_the_bad_keys_of_nested_dicts_are_named() -> None:
-    codec = Codec(dict[str, dict[int, list[int]]])
-    value = {f"k{n}": {m: [1] for m in range(10)} for n in range(10)}
-    value["k7"][3] = [1, 2, SECRET]  # type: ignore[list-item]
-
-    refused(value, '$.k7["3"][2]', "`int`", codec=codec)
+    refused(Order([], by_name=value), "$.by_name[...].price", "`float`", codec=Codec(Order))
 
 
 def test_a_dict_that_converts_is_taken() -> None:

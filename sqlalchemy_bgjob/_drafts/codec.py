@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, reduce
 from inspect import Parameter
 from typing import Any, NamedTuple, Union
 
@@ -25,9 +25,9 @@ import msgspec.inspect
 
 from ..exceptions import InvalidArg
 from ..settings import MAX_ARG_SIZE
-from .explain import explain, render
+from .explain import explain
 from .shapes import ANYTHING, members, model_names, shape_of
-from .storable import MAX_DEPTH, check, dump, is_model, size_problem
+from .storable import MAX_DEPTH, check, dump, is_model, join, size_problem
 
 OCTET_STREAM = "application/octet-stream"
 
@@ -150,7 +150,7 @@ class Codec:
         except Exception as error:
             failure = error
         # Outside the except block, so that no traceback shows the values which the cause may hold.
-        path, reason = explain(failure, data, self._load)
+        path, reason = explain(failure)
         raise InvalidArg(path, reason.format(name=self._name))
 
     def _check_keys(self, data: bytes) -> None:
@@ -158,7 +158,7 @@ class Codec:
         steps = self._shape.unread(msgspec.json.decode(data))
         if steps is not None:
             reason = f"{self._name} has no such field, so the handler would not get it; take it out"
-            raise InvalidArg(render(steps), reason)
+            raise InvalidArg(reduce(join, steps, "$"), reason)
 
     def _loads_null(self) -> bool:
         try:
