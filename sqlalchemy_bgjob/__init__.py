@@ -10,75 +10,49 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._enqueue.from_query import enqueue_from
-    from ._enqueue.many import BulkResult, enqueue_many
-    from ._enqueue.one import JobRef, enqueue
-    from ._handlers.outcomes import Complete, MoveToDlq, Outcome, Reschedule, Retry
-    from ._handlers.registry import JobType
-    from ._inspect.health import Health
-    from ._lifecycle.operate import Redriven
-    from ._worker.run import Context
-    from .aio import AsyncWorker
-    from .bgjob import BGJob
-    from .exceptions import (
-        BGJobError,
-        InvalidArg,
-        JobAlreadyExists,
-        SchemaOutOfDate,
-        UnknownType,
-        WorkerLost,
-        WorkerRefused,
+    # "as" is what makes a name public to type checkers, which can't read __all__ below.
+    # isort: off
+    from ._enqueue.from_query import enqueue_from as enqueue_from
+    from ._enqueue.many import BulkResult as BulkResult, enqueue_many as enqueue_many
+    from ._enqueue.one import JobRef as JobRef, enqueue as enqueue
+    from ._handlers.outcomes import (
+        Complete as Complete,
+        MoveToDlq as MoveToDlq,
+        Outcome as Outcome,
+        Reschedule as Reschedule,
+        Retry as Retry,
     )
-    from .models import DeadJobMixin, JobMixin
-    from .retry import constant, exponential
-    from .settings import WorkerSettings
-    from .telemetry import JobInfo, Observer
-    from .worker import Worker
-
-__all__ = [
-    "AsyncWorker",
-    "BGJob",
-    "BGJobError",
-    "BulkResult",
-    "Complete",
-    "Context",
-    "DeadJobMixin",
-    "Health",
-    "InvalidArg",
-    "JobAlreadyExists",
-    "JobInfo",
-    "JobMixin",
-    "JobRef",
-    "JobType",
-    "MoveToDlq",
-    "Observer",
-    "Outcome",
-    "Redriven",
-    "Reschedule",
-    "Retry",
-    "SchemaOutOfDate",
-    "UnknownType",
-    "Worker",
-    "WorkerLost",
-    "WorkerRefused",
-    "WorkerSettings",
-    "__version__",
-    "constant",
-    "enqueue",
-    "enqueue_from",
-    "enqueue_many",
-    "exponential",
-]
+    from ._handlers.registry import JobType as JobType
+    from ._inspect.health import Health as Health
+    from ._lifecycle.operate import Redriven as Redriven
+    from ._worker.run import Context as Context
+    from .aio import AsyncWorker as AsyncWorker
+    from .bgjob import BGJob as BGJob
+    from .exceptions import (
+        BGJobError as BGJobError,
+        InvalidArg as InvalidArg,
+        JobAlreadyExists as JobAlreadyExists,
+        SchemaOutOfDate as SchemaOutOfDate,
+        UnknownType as UnknownType,
+        WorkerLost as WorkerLost,
+        WorkerRefused as WorkerRefused,
+    )
+    from .models import DeadJobMixin as DeadJobMixin, JobMixin as JobMixin
+    from .retry import constant as constant, exponential as exponential
+    from .settings import WorkerSettings as WorkerSettings
+    from .telemetry import JobInfo as JobInfo, Observer as Observer
+    from .worker import Worker as Worker
+    # isort: on
 
 _HOMES = {
+    "_enqueue.from_query": ("enqueue_from",),
     "_enqueue.many": ("BulkResult", "enqueue_many"),
     "_enqueue.one": ("JobRef", "enqueue"),
-    "_enqueue.from_query": ("enqueue_from",),
-    "_worker.run": ("Context",),
-    "_inspect.health": ("Health",),
-    "_lifecycle.operate": ("Redriven",),
     "_handlers.outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),
     "_handlers.registry": ("JobType",),
+    "_inspect.health": ("Health",),
+    "_lifecycle.operate": ("Redriven",),
+    "_worker.run": ("Context",),
     "aio": ("AsyncWorker",),
     "bgjob": ("BGJob",),
     "exceptions": (
@@ -97,6 +71,7 @@ _HOMES = {
     "worker": ("Worker",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - they are names
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,20 @@ def test_each_public_name_is_where_it_was(module: str) -> None:
     found = importlib.import_module(module)
 
     assert [name for name in PUBLIC[module] if not hasattr(found, name)] == []
+
+
+def test_type_checkers_see_the_names_that_are_imported_late() -> None:
+    """From the same modules: the two lists are beside each other, and nothing else joins them."""
+    tree = ast.parse(Path(sqlalchemy_bgjob.__file__).read_text())
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        name.asname: node.module
+        for node in checked.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+
+    assert seen == sqlalchemy_bgjob._HOME_OF
 
 
 @pytest.mark.parametrize("module", PUBLIC)
