@@ -20,7 +20,8 @@ from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._sql import statements_of
 from ._worker.run import Context
 from ._worker.work_one import work_one
-from .models import DEFAULT_PREFIX, DeadJobMixin, JobMixin, Models, WorkerMixin, build_models
+from .models import DeadJobMixin, JobMixin, Models, WorkerMixin, build_models
+from .settings import DEFAULT_PREFIX
 
 if TYPE_CHECKING:
     from ._db.targets import AsyncTarget

@@ -6,6 +6,8 @@ pickling. No sentence holds a value of a job's arg: messages end up in logs.
 
 import shlex
 
+from .settings import DEFAULT_PREFIX
+
 
 class BGJobError(Exception):
     """The root of all errors of this library."""
@@ -51,7 +53,7 @@ class SchemaOutOfDate(BGJobError):
 
 def _options(schema: str | None, table_prefix: str) -> str:
     """The options of the command line that name these tables."""
-    given = (("--schema", schema, None), ("--table-prefix", table_prefix, "bgjob_"))
+    given = (("--schema", schema, None), ("--table-prefix", table_prefix, DEFAULT_PREFIX))
     return "".join(
         f" {flag} {shlex.quote(value)}"
         for flag, value, default in given
@@ -66,21 +68,21 @@ class SchemaUnknown(SchemaOutOfDate):
         self,
         table: str,
         comment: str | None,
+        expected: str,
         needed: int,
         schema: str | None,
         table_prefix: str,
     ) -> None:
         super().__init__(None, needed, schema, table_prefix)
-        self.args = (table, comment, needed, schema, table_prefix)
-        self.table, self.comment = table, comment
+        self.args = (table, comment, expected, needed, schema, table_prefix)
+        self.table, self.comment, self.expected = table, comment, expected
 
     def __str__(self) -> str:
         says = "has no comment" if self.comment is None else f"has the comment {self.comment!r}"
-        expected = f"sqlalchemy-bgjob schema {self.needed} (workers since {self.needed})"
         return (
             f"table {self.table} {says}, so its version is not known; if it is another program's, "
             f"choose another table_prefix= or schema=; if it is the queue's, give it its comment "
-            f"back, for example: COMMENT ON TABLE {self.table} IS '{expected}'"
+            f"back, for example: COMMENT ON TABLE {self.table} IS '{self.expected}'"
         )
 
 

@@ -1,8 +1,10 @@
-"""Settings of a worker, validated once, and the limits of what a job may hold."""
+"""Settings of a worker, validated once; the limits of what a job may hold; defaults."""
 
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Final, TypedDict
 
+DEFAULT_PREFIX: Final = "bgjob_"
+"""How the tables' names begin, where nothing else is said."""
 MAX_ARG_SIZE: Final = 1_048_576
 """Bytes of an encoded arg."""
 MAX_NAME_LENGTH: Final = 128

@@ -43,7 +43,6 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from test_schema import comment, version_2
 
 from sqlalchemy_bgjob import models, schema
-from sqlalchemy_bgjob.models import _ddl
 from sqlalchemy_bgjob.schema import _autogenerate, _versions
 from sqlalchemy_bgjob.schema._autogenerate import BGJobMigrateOp
 from support.catalog import catalog, leftovers
@@ -244,9 +243,6 @@ def test_check_fails_while_the_database_is_behind(
 def next_version(names: Names, monkeypatch: pytest.MonkeyPatch) -> MetaData:
     """The metadata of a release that has one version more."""
     version_2(monkeypatch)
-    monkeypatch.setattr(
-        _ddl, "schema_comment", lambda: schema.Version(2, schema.WORKERS_SINCE[2]).comment
-    )
     metadata = names.metadata()
     job = _versions.table_of(metadata, "job", names.schema, names.prefix)
     job.append_column(Column("tag", Text, server_default=text("''")))

@@ -138,13 +138,6 @@ def test_a_released_version_never_changes() -> None:
     assert schema.migration_sql(from_version=0, to_version=1) == golden.read_text()
 
 
-def test_the_models_and_the_functions_agree_on_the_version() -> None:
-    assert schema.LATEST == models.SCHEMA_VERSION
-    assert schema.WORKERS_SINCE[schema.LATEST] == models.WORKERS_SINCE
-    assert schema.DEFAULT_PREFIX == models.DEFAULT_PREFIX
-    assert schema.Version(1, 1).comment == models.schema_comment(1, 1)
-
-
 def test_sql_needs_no_names_of_psycopg() -> None:
     """The script is for psql: a percent sign stands once."""
     script = schema.migration_sql(**NAMES["weird"].where)

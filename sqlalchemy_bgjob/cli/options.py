@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from .._process.exits import USAGE, CommandError
-from ..settings import WorkerSettings
+from ..settings import DEFAULT_PREFIX, WorkerSettings
 
 _UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -111,7 +111,7 @@ def take_engine(ctx: click.Context, engine: str | None, app_dir: Path) -> None:
 
 def schema_options(command: Any) -> Any:
     """Which tables of the database."""
-    command = option("--table-prefix", default="bgjob_", help="How the tables' names begin.")(
+    command = option("--table-prefix", default=DEFAULT_PREFIX, help="How the tables' names begin.")(
         command
     )
     return option(

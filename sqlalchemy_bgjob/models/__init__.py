@@ -12,16 +12,11 @@ their own on these tables.
 * Everything compiles on SQLite too, so that a user's own ``create_all()`` there goes on working.
 """
 
-from ._columns import DEFAULT_PREFIX, DeadJobMixin, JobMixin, WorkerMixin
-from ._ddl import SCHEMA_VERSION, STORAGE, WORKERS_SINCE, schema_comment
+from ._columns import DeadJobMixin, JobMixin, WorkerMixin
 from ._lease import lease_at_insert
 from ._mapping import Models, build_models, check_names
 
 __all__ = [
-    "DEFAULT_PREFIX",
-    "SCHEMA_VERSION",
-    "STORAGE",
-    "WORKERS_SINCE",
     "DeadJobMixin",
     "JobMixin",
     "Models",
@@ -29,5 +24,4 @@ __all__ = [
     "build_models",
     "check_names",
     "lease_at_insert",
-    "schema_comment",
 ]

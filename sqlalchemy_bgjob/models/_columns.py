@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import (
     JSON,
@@ -33,9 +33,8 @@ from sqlalchemy.types import TypeEngine
 from .._drafts import validation
 from .._drafts.codec import Codec, Encoded
 from .._drafts.ids import new_id
+from ..settings import DEFAULT_PREFIX
 from ._lease import lease_at_insert
-
-DEFAULT_PREFIX: Final = "bgjob_"
 
 _text = Text()
 _moment = DateTime(timezone=True)

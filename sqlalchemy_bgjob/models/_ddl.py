@@ -9,14 +9,10 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.elements import conv
 
+from .. import schema
 from .._drafts import validation
 from ..schema._versions import SetStorage
 from ._columns import DeadJobMixin, JobMixin, WorkerMixin
-
-SCHEMA_VERSION: Final = 1
-"""The version of the tables that these models describe."""
-WORKERS_SINCE: Final = 1
-"""The oldest schema version whose workers can run beside this one."""
 
 STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
     "job": {
@@ -31,11 +27,6 @@ STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
     # A few rows, updated every few seconds: room on the page keeps beats HOT.
     "worker": {"fillfactor": "50"},
 }
-
-
-def schema_comment(version: int = SCHEMA_VERSION, workers_since: int = WORKERS_SINCE) -> str:
-    """The job table's comment, which carries the schema version where Alembic compares it."""
-    return f"sqlalchemy-bgjob schema {version} (workers since {workers_since})"
 
 
 def _table_takes_storage() -> bool:
@@ -91,7 +82,7 @@ def _finish_job(mapper: Mapper[Any], cls: type) -> None:
         & c.updated_at.between(validation.EARLIEST, validation.LATEST),
     }.items():
         table.append_constraint(CheckConstraint(condition, name=conv(f"{table.name}_{name}_check")))
-    table.comment = schema_comment()
+    table.comment = schema.comment_of(schema.LATEST)
 
 
 @event.listens_for(DeadJobMixin, "after_mapper_constructed", propagate=True)

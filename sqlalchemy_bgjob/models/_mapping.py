@@ -8,7 +8,8 @@ from sqlalchemy import MetaData, Table, event
 from sqlalchemy.orm import DeclarativeBase, registry
 
 from ..schema._layouts import refuse_create_all
-from ._columns import DEFAULT_PREFIX, DeadJobMixin, JobMixin, WorkerMixin
+from ..settings import DEFAULT_PREFIX
+from ._columns import DeadJobMixin, JobMixin, WorkerMixin
 from ._ddl import finished
 
 _MAX_PREFIX_BYTES = 32  # the longest name derived from it must fit in PostgreSQL's 63 bytes

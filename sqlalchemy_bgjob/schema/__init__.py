@@ -22,6 +22,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
 
 from ..exceptions import SchemaOutOfDate, SchemaUnknown
+from ..settings import DEFAULT_PREFIX
 from ._layouts import require_own_tables
 from ._table_kinds import require_plain_tables
 from ._versions import (
@@ -40,8 +41,6 @@ LATEST: Final = 1
 WORKERS_SINCE: Final[Mapping[int, int]] = {1: 1}
 """For each version: the oldest version whose workers can run on it."""
 
-DEFAULT_PREFIX: Final = "bgjob_"
-
 # Two of them at once wait for each other; the number is "bgjob" in ASCII.
 _MIGRATION_LOCK: Final = 0x62676A6F62
 
@@ -54,10 +53,10 @@ class Version(NamedTuple):
     number: int
     workers_since: int
 
-    @property
-    def comment(self) -> str:
-        """The job table's comment."""
-        return f"sqlalchemy-bgjob schema {self.number} (workers since {self.workers_since})"
+
+def comment_of(version: int) -> str:
+    """The job table's comment, by which a version is known."""
+    return f"sqlalchemy-bgjob schema {version} (workers since {WORKERS_SINCE[version]})"
 
 
 # --- Migration -----------------------------------------------------------------------------------
@@ -140,7 +139,7 @@ def _check_versions(verb: str, lower: int, higher: int) -> None:
 
 def _set_comment(op: Operations, version: int, schema: str | None, prefix: str) -> None:
     table = table_of(STEPS[version].tables(schema, prefix), "job", schema, prefix)
-    table.comment = Version(version, WORKERS_SINCE[version]).comment
+    table.comment = comment_of(version)
     op.execute(SetTableComment(table))
 
 
@@ -282,7 +281,7 @@ def read_version(
         connection, schema=schema, table_prefix=table_prefix, says_version=version is not None
     )
     if version is None:
-        raise SchemaUnknown(name, comment, LATEST, schema, table_prefix)
+        raise SchemaUnknown(name, comment, comment_of(LATEST), LATEST, schema, table_prefix)
     return version
 
 

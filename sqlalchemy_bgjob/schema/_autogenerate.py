@@ -24,6 +24,7 @@ from sqlalchemy import CheckConstraint, Connection, ForeignKeyConstraint, Table,
 
 from .. import schema as bgjob
 from ..exceptions import ForeignTable, SchemaOutOfDate, SchemaUnknown
+from ..settings import DEFAULT_PREFIX
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _render(autogen_context: AutogenContext, operation: BGJobMigrateOp) -> str:
     ]
     if operation.schema is not None:
         arguments.append(f"schema={str(operation.schema)!r}")
-    if operation.table_prefix != bgjob.DEFAULT_PREFIX:
+    if operation.table_prefix != DEFAULT_PREFIX:
         arguments.append(f"table_prefix={str(operation.table_prefix)!r}")
     return f"bgjob.{verb}({', '.join(arguments)})"
 
