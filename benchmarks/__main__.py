@@ -11,6 +11,7 @@ from benchmarks.compare import run_compare
 from benchmarks.designs import run_designs
 from benchmarks.peers import PEERS
 from benchmarks.report import table_lines
+from benchmarks.workloads import WORKLOADS
 from sqlalchemy_bgjob._bench.workloads import chosen
 from sqlalchemy_bgjob._process.exits import CommandError
 
@@ -74,7 +75,12 @@ def compare(
         )
     try:
         code = run_compare(
-            names, chosen(only), rounds=rounds, scale=scale, out=out, work_folder=work_folder
+            names,
+            chosen(only, WORKLOADS),
+            rounds=rounds,
+            scale=scale,
+            out=out,
+            work_folder=work_folder,
         )
     except CommandError as error:
         raise click.ClickException(str(error)) from None

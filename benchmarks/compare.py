@@ -3,8 +3,9 @@
 import contextlib
 import json
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import click
 from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
+from benchmarks.app import COMMANDS
+from benchmarks.arena import PeerArena
+from benchmarks.jobs import App
 from benchmarks.peers import prepare
 from benchmarks.report import exit_code, head_lines, target_lines, workload_lines
 from benchmarks.server import libpq, new_database, running_server
 from benchmarks.targets import Verdict, judge, medians
-from sqlalchemy_bgjob._bench.arena import OURS, Arena, BenchError, Contestant, Measurement
-from sqlalchemy_bgjob._bench.command import document, harness_engine, our_contestant
+from benchmarks.workloads import Compared
+from sqlalchemy_bgjob._bench.arena import OURS, Arena, Measurement
+from sqlalchemy_bgjob._bench.command import document, harness_engine, our_program
 from sqlalchemy_bgjob._bench.machine import server_settings
-from sqlalchemy_bgjob._bench.workloads import Workload
+from sqlalchemy_bgjob._bench.program import BenchError, Program
 
 SLOW = 2_000
 """Jobs a second below which a peer's further drains have a tenth of the jobs."""
@@ -35,6 +40,8 @@ class Comparison:
     measurements: list[Measurement] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     settings: dict[str, dict[str, str]] = field(default_factory=dict)
+    slow: dict[str, bool] = field(default_factory=dict)
+    """Of each peer: whether its further drains are smaller, or they would take all day."""
 
     def fail(self, contestant: str, problem: object) -> None:
         """Note a failure; the others go on."""
@@ -44,7 +51,7 @@ class Comparison:
 
 def run_compare(
     peers: Sequence[str],
-    workloads: Sequence[Workload],
+    workloads: Sequence[Compared],
     *,
     rounds: int,
     scale: float,
@@ -88,7 +95,7 @@ def write(comparison: Comparison, found: dict[str, Any], out: Path) -> list[Verd
 
 def tell(
     comparison: Comparison,
-    workloads: Sequence[Workload],
+    workloads: Sequence[Compared],
     found: dict[str, Any],
     verdicts: Sequence[Verdict],
 ) -> int:
@@ -120,12 +127,11 @@ def _arenas(
     """Each contestant in a database of its own."""
     for number, name in enumerate([OURS, *argvs]):
         own = new_database(url, f"bench_{number}")
-        if name == OURS:
-            contestant = our_contestant(own)
-        else:
-            contestant = Contestant(name, argvs[name], libpq(own))
+        ours = name == OURS
+        program = ours_with_more(own) if ours else Program(name, argvs[name], libpq(own))
+        made = Arena if ours else PeerArena
         try:
-            arena = Arena.prepare(contestant, harness_engine(own), scale)
+            arena = made.prepare(program, harness_engine(own), scale)
         except (BenchError, SQLAlchemyError) as error:
             comparison.fail(name, error)
             continue
@@ -133,19 +139,29 @@ def _arenas(
         yield arena
 
 
+def ours_with_more(url: URL, schema: str | None = None) -> Program:
+    """This package, with the commands that only the comparison needs."""
+    program = our_program(url, schema)
+    dsn = program.environment["BGJOB_DATABASE_URL"]
+    return replace(
+        program,
+        argv=(sys.executable, "-m", "benchmarks.app"),
+        here=lambda command, given: COMMANDS[command](App(dsn, given)),
+    )
+
+
 def _measure(
-    workload: Workload, arenas: Sequence[Arena], rounds: int, comparison: Comparison
+    workload: Compared, arenas: Sequence[Arena], rounds: int, comparison: Comparison
 ) -> None:
     """One workload, round by round over the contestants; who fails in it is left out then."""
-    taking_part = [arena for arena in arenas if arena.is_ours or workload.for_all]
+    taking_part = [arena for arena in arenas if _run_of(workload, arena) is not None]
     for number in range(1, rounds + 1):
         for arena in list(taking_part):
-            name = arena.contestant.name
+            name = arena.program.name
             click.echo(f"{workload.name}, round {number}: {name} ...", err=True)
             try:
-                for measurement in workload.run(arena):
+                for measurement in _measurements(workload, arena, comparison):
                     comparison.measurements.append(replace(measurement, round=number))
-                    judge_pace(arena, measurement)
             except (BenchError, SQLAlchemyError) as error:
                 comparison.fail(name, f"{workload.name}: {error}")
                 taking_part.remove(arena)
@@ -153,11 +169,35 @@ def _measure(
                     arena.clean()
 
 
-def judge_pace(arena: Arena, measurement: Measurement) -> None:
-    """Let a peer's first drain decide whether its further ones are smaller; never of ours."""
-    if arena.is_ours or arena.is_slow is not None or measurement.workload not in PACES:
-        return
-    arena.is_slow = measurement.figures[PACES[measurement.workload]] < SLOW
-    if arena.is_slow:
-        name = arena.contestant.name
-        click.echo(f"{name} does less than {SLOW:,} jobs/s: a tenth of the jobs next", err=True)
+def _run_of(workload: Compared, arena: Arena) -> Callable[[Any], Iterator[Measurement]] | None:
+    return workload.of_peers if isinstance(arena, PeerArena) else workload.run
+
+
+def _measurements(
+    workload: Compared, arena: Arena, comparison: Comparison
+) -> Iterator[Measurement]:
+    """One round of one contestant. A drain that was slow makes those that follow a tenth of it."""
+    run, full = _run_of(workload, arena), arena.scale
+    name, drains = arena.program.name, workload.name in PACES
+    assert run is not None
+    try:
+        if drains and comparison.slow.get(name):
+            arena.scale = full / 10
+        for measurement in run(arena):
+            yield measurement
+            if drains and judge_pace(comparison, measurement):
+                arena.scale = full / 10
+    finally:
+        arena.scale = full
+
+
+def judge_pace(comparison: Comparison, measurement: Measurement) -> bool:
+    """Whether a contestant is slow, by its first drain; ours never is."""
+    name = measurement.contestant
+    if name == OURS:
+        return False
+    if name not in comparison.slow:
+        comparison.slow[name] = measurement.figures[PACES[measurement.workload]] < SLOW
+        if comparison.slow[name]:
+            click.echo(f"{name} does less than {SLOW:,} jobs/s: a tenth of the jobs next", err=True)
+    return comparison.slow[name]

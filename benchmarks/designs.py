@@ -19,10 +19,10 @@ from sqlalchemy import MetaData, create_engine
 
 from benchmarks.report import origin_lines
 from benchmarks.server import libpq, new_database, running_server
+from benchmarks.yardsticks import compiled
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._bench.command import harness_engine, origin
 from sqlalchemy_bgjob._bench.machine import server_settings
-from sqlalchemy_bgjob._bench.yardsticks import compiled
 from sqlalchemy_bgjob._drafts.validation import EARLIEST
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import parameters

@@ -5,7 +5,8 @@ from typing import Any
 
 from benchmarks.targets import Key, Medians, Verdict, medians
 from sqlalchemy_bgjob._bench.arena import OURS, Measurement
-from sqlalchemy_bgjob._bench.command import FIGURES, columns
+from sqlalchemy_bgjob._bench.command import FIGURES as OF_BENCH
+from sqlalchemy_bgjob._bench.command import columns
 from sqlalchemy_bgjob._bench.workloads import Workload
 
 MAIN_VARIANT: Mapping[str, str] = {
@@ -26,6 +27,22 @@ TABLE = (
     ("drain beside an open transaction, last tenth (jobs/s)", "W7", "last_per_second", "{:,.0f}"),
 )
 """The rows of the README's table: what, workload, figure, and how it is written."""
+FIGURES: Mapping[str, str] = {
+    **OF_BENCH,
+    "first_p99_ms": "p99 at first {:.2f} ms",
+    "last_p99_ms": "p99 at last {:.2f} ms",
+    "buffers": "{:,.0f} buffers",
+    "share_of_ideal": "{:.0%} of the ideal",
+    "wal_bytes": "{:,.0f} bytes of WAL a job",
+    "dead_tuples": "{:,.0f} dead tuples at the end",
+    "worker_us": "worker {:,.0f} us a job",
+    "producer_us": "producer {:,.0f} us a job",
+    "server_us": "server {:,.0f} us a job",
+    "rss_mib": "RSS {:,.0f} MiB",
+    "rss_growth": "{:.2f} times that at a quarter",
+    "longest_wait_s": "longest wait {:.2f} s",
+}
+"""How each figure is written."""
 COMPARED = ("jobs_per_second", "first_per_second", "last_per_second", "p50_ms", "p99_ms")
 
 

@@ -1,8 +1,7 @@
 """The benchmark as a command, and how its figures are written.
 
-The workloads are in ``workloads``, what they are measured with in ``arena`` and
-``times``, and the application under test in ``app``. ``python -m benchmarks compare``
-runs the same workloads on other queues.
+The workloads are in ``workloads``, what they are measured with in ``arena`` and ``times``, and the
+application under test in ``app``. ``python -m benchmarks compare`` runs them on other queues too.
 """
 
 import json
@@ -26,10 +25,11 @@ from .._process.supervisor import safe_path
 from .._process.urls import database_url as parse
 from .._process.urls import is_installed, sync_url
 from .app import COMMANDS
-from .arena import FULL_DRAIN, OURS, Arena, BenchError, Contestant, Measurement
+from .arena import FULL_DRAIN, OURS, Arena, Measurement
 from .jobs import App
 from .machine import machine, server_settings, versions
-from .workloads import Workload, chosen
+from .program import BenchError, Program
+from .workloads import WORKLOADS, Workload, chosen
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
@@ -43,19 +43,7 @@ FIGURES: Final[Mapping[str, str]] = {
     "ratio": "ratio {:.2f}",
     "p50_ms": "p50 {:.2f} ms",
     "p99_ms": "p99 {:.2f} ms",
-    "first_p99_ms": "p99 at first {:.2f} ms",
-    "last_p99_ms": "p99 at last {:.2f} ms",
-    "buffers": "{:,.0f} buffers",
-    "share_of_ideal": "{:.0%} of the ideal",
     "worker_cpu": "{:.0%} of a core",
-    "wal_bytes": "{:,.0f} bytes of WAL a job",
-    "dead_tuples": "{:,.0f} dead tuples at the end",
-    "worker_us": "worker {:,.0f} us a job",
-    "producer_us": "producer {:,.0f} us a job",
-    "server_us": "server {:,.0f} us a job",
-    "rss_mib": "RSS {:,.0f} MiB",
-    "rss_growth": "{:.2f} times that at a quarter",
-    "longest_wait_s": "longest wait {:.2f} s",
 }
 """How each figure is written."""
 
@@ -118,7 +106,7 @@ def run_bench(
     if jobs is not None and scale is not None:
         raise CommandError(USAGE, "give either --jobs or --scale")
     factor = scale or (jobs or FULL_DRAIN) / FULL_DRAIN
-    workloads = chosen(only)
+    workloads = chosen(only, WORKLOADS)
     url = _bench_url(database_url)
     for number in _SIGNALS:
         signal.signal(number, _exit)
@@ -160,13 +148,13 @@ def async_driver(url: "URL") -> str:
     return "asyncpg" if takes_it and is_installed("asyncpg") else "psycopg"
 
 
-def our_contestant(url: "URL", schema: str | None = None) -> Contestant:
+def our_program(url: "URL", schema: str | None = None) -> Program:
     """This package, on a database."""
     options: dict[str, Any] = {"driver": async_driver(url)}
     if schema is not None:
         options["schema"] = schema
     dsn = url.render_as_string(hide_password=False)
-    return Contestant(
+    return Program(
         name=OURS,
         argv=(sys.executable, *safe_path(), "-m", "sqlalchemy_bgjob._bench.app"),
         dsn="-",
@@ -197,7 +185,7 @@ def _run_in_schema(
     click.echo(f"in schema {schema} of PostgreSQL {server['server_version']}", err=True)
     measurements: list[Measurement] = []
     try:
-        arena = Arena.prepare(our_contestant(url, schema), engine, scale)
+        arena = Arena.prepare(our_program(url, schema), engine, scale)
         for workload in workloads:
             click.echo(f"{workload.name} ...", err=True)
             found = list(workload.run(arena))

@@ -1,16 +1,14 @@
 """What a worker's notes come to: how many handlers were called by when, rates, waits. Pure.
 
 Handlers note the time of their call. A drain is timed by these notes alone: neither the start of
-the processes nor the end that the harness sees belongs to it. Only where a handler gets a whole
-batch at once, the notes are of the starts of batches, with the jobs that were done before, and the
-end is when the harness sees that no job is left.
+the processes nor the end that the harness sees belongs to it.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 
-from .arena import Answer, BenchError
+from .program import Answer, BenchError
 
 
 def percentile(values: Iterable[float], share: float) -> float:
@@ -34,11 +32,6 @@ def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y1
     return points[-1][1]
-
-
-def ended(answer: Answer, at: float) -> Answer:
-    """The notes of a worker of whole batches, whose last ones were done by then."""
-    return {**answer, "last": at} if answer["count"] else answer
 
 
 def reached(answer: Answer, number: float) -> float:
@@ -70,6 +63,14 @@ def rate(answers: Sequence[Answer]) -> float:
     return float((jobs - 1) / max(end - begin, 1e-9))
 
 
+def tenths(answer: Answer, jobs: int, *, until: int | None = None) -> dict[str, float]:
+    """Jobs a second in the first tenth of a drain, and in the last before *until* jobs."""
+    part, end = max(jobs // 10, 2), until or jobs
+    first = (part - 1) / (reached(answer, part) - answer["first"])
+    last = part / (reached(answer, end) - reached(answer, end - part))
+    return {"first_per_second": first, "last_per_second": last, "ratio": last / first}
+
+
 def waits(sent: Iterable[Sequence[float]], answers: Iterable[Answer]) -> list[tuple[float, float]]:
     """For each job when its enqueue returned, and how long after that its handler was called.
 
@@ -96,11 +97,3 @@ def cpu_share(answer: Answer) -> float:
         inside = answer["samples"]
     seconds = inside[-1][0] - inside[0][0]
     return float((inside[-1][1] - inside[0][1]) / seconds) if seconds > 0 else 0.0
-
-
-def memory(answer: Answer) -> tuple[int, int, int]:
-    """Resident bytes of a worker at a quarter, at half and at the end of its work."""
-    begin, end = answer["first"], answer["last"]
-    inside = [s for s in answer["samples"] if begin <= s[0] <= end] or answer["samples"]
-    quarter, half = (inside[len(inside) // part] for part in (4, 2))
-    return quarter[2], half[2], inside[-1][2]

@@ -35,9 +35,9 @@ def bench(
 ) -> int:
     """Measure the queue on your own database.
 
-    Enqueue, drain, pick-up, depth, and what a job costs, in a schema of its own, which is dropped
-    at the end. In full it takes about ten minutes, writes millions of rows, and leaves the server
-    little time for others. It needs psycopg, whatever the driver of the URL.
+    Enqueue, drain and pick-up, in a schema of its own, which is dropped at the end. In full it
+    takes a few minutes, writes a million rows, and leaves the server little time for others. It
+    needs psycopg, whatever the driver of the URL.
     """
     from .._bench.command import run_bench
 

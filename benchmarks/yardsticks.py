@@ -4,17 +4,17 @@ import time
 from typing import Any, Final
 
 import psycopg
-from sqlalchemy import Connection, Executable, delete, insert
+from sqlalchemy import Connection, Executable, delete, func, insert, select
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.orm import Session
 
-from .._drafts.ids import new_worker_id
-from .._drafts.validation import EARLIEST
-from .._lifecycle import claim as claiming
-from .._lifecycle.claim import ClaimedJob
-from .._sql.words import parameters
-from .jobs import QUEUE, Answer, App
-from .producers import remaining
+from benchmarks.jobs import App
+from sqlalchemy_bgjob._bench.jobs import QUEUE, Answer
+from sqlalchemy_bgjob._drafts.ids import new_worker_id
+from sqlalchemy_bgjob._drafts.validation import EARLIEST
+from sqlalchemy_bgjob._lifecycle import claim as claiming
+from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
+from sqlalchemy_bgjob._sql.words import parameters
 
 RAW_BATCH: Final = 200
 CLAIM_BATCH: Final = 100
@@ -89,6 +89,13 @@ def raw(app: App) -> Answer:
             done += len(rows)
         ended = time.monotonic()
     return {"jobs": done - remaining(app)["remaining"], "seconds": ended - began}
+
+
+def remaining(app: App) -> Answer:
+    """How many jobs are not done."""
+    with app.engine() as engine, engine.connect() as connection:
+        query = select(func.count()).select_from(app.job)
+        return {"remaining": connection.execute(query).scalar_one()}
 
 
 def compiled(statement: Executable) -> tuple[Any, dict[str, Any]]:

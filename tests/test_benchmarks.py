@@ -1,0 +1,379 @@
+"""The comparison: its workloads run, peers get what they need, and targets are told truly."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from sqlalchemy import Engine, make_url
+
+from sqlalchemy_bgjob._bench import command as bench
+from sqlalchemy_bgjob._bench.arena import OURS, Arena, Measurement
+from sqlalchemy_bgjob._bench.command import harness_engine, section
+from sqlalchemy_bgjob._bench.program import Program
+from sqlalchemy_bgjob._bench.times import handled, rate, reached
+from support.waiting import wait_until
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT))  # they are beside the tests, and not installed
+
+from benchmarks import compare, designs, report, targets  # noqa: E402
+from benchmarks.arena import PeerArena, ended  # noqa: E402
+from benchmarks.server_cpu import server_cpu  # noqa: E402
+from benchmarks.workloads import WORKLOADS, Compared, memory  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NONE = "SELECT false"
+"""No job is left."""
+VARIANTS = {
+    "W1": ["Session", "Connection", "Session by hand", "Connection by hand"],
+    "W1b": ["wake-up", "no wake-up"],
+    "W3": [
+        "AsyncWorker",
+        "Worker",
+        "AsyncWorker, 1 KiB arg",
+        "Worker, 1 KiB arg",
+        "AsyncWorker, concurrency 10",
+        "Worker, concurrency 10",
+        "statements alone",
+    ],
+    "W6": ["small backlog", "big backlog", "idle poll"],
+    "W7b": ["AsyncWorker"],
+    "W8": ["Worker", "by hand"],
+    "W10": ["AsyncWorker"],
+    "W11": ["AsyncWorker"],
+}
+
+
+def variants(*names: str) -> list[tuple[str, str]]:
+    return [(name, variant) for name in names for variant in VARIANTS[name]]
+
+
+def answer(count: int, first: float, last: float, *marks: tuple[int, float]) -> dict[str, Any]:
+    return {"count": count, "first": first, "last": last, "marks": marks}
+
+
+# ---- our workloads ------------------------------------------------------------------------------
+
+
+class InThread:
+    """A command that goes on in a thread of this process: no time is lost to its start."""
+
+    def __init__(self, program: Program, command: str, options: dict[str, Any]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._ready, self._stop = (Path(self._folder.name, name) for name in ("ready", "stop"))
+        files = {"ready_file": str(self._ready), "stop_file": str(self._stop)}
+        given = {**program.options, **files, **options}
+        self._threads = ThreadPoolExecutor(1)
+        self._answer = self._threads.submit(program.here, command, given)
+
+    def wait_until_ready(self) -> None:
+        wait_until(lambda: self._ready.exists() or self._answer.done(), what="the ready file")
+
+    def check(self) -> None:
+        if self._answer.done():
+            self._answer.result()
+
+    def stop(self) -> Any:
+        self._stop.touch()
+        return self.answer(30)
+
+    def answer(self, timeout: float) -> Any:
+        return self._answer.result(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.touch()
+        self._threads.shutdown()
+        self._folder.cleanup()
+
+
+class Threaded(Program):
+    def start(self, command: str, **options: Any) -> Any:
+        return InThread(self, command, options)
+
+
+def ours_in_threads(url: str, schema: str) -> Arena:
+    """Ours, without a process for each command."""
+    parsed = make_url(url)
+    ours = compare.ours_with_more(parsed, schema)
+    return Arena.prepare(Threaded(**vars_of(ours)), harness_engine(parsed), scale=0.001)
+
+
+def vars_of(program: Program) -> dict[str, Any]:
+    return {field.name: getattr(program, field.name) for field in fields(program)}
+
+
+@pytest.fixture(scope="module")
+def measured(bench_url: str) -> dict[str, list[Measurement]]:
+    """Workloads by name; those of a lane in turn, the lanes at once, since all mostly wait."""
+    lanes = (["W3"], ["W1", "W1b", "W6", "W8"], ["W7b", "W10", "W11"])
+
+    def run(number: int, names: list[str]) -> dict[str, list[Measurement]]:
+        arena = ours_in_threads(bench_url, f"lane_{number}")
+        found = {name: list(WORKLOADS[name].run(arena)) for name in names}
+        assert arena.program.call("remaining") == {"remaining": 0}
+        return found
+
+    with ThreadPoolExecutor(len(lanes)) as threads:
+        found = threads.map(run, range(len(lanes)), lanes)
+        return {name: some for lane in found for name, some in lane.items()}
+
+
+def test_a_drain_has_its_variants_and_its_yardstick(
+    measured: dict[str, list[Measurement]],
+) -> None:
+    found = measured["W3"]
+    assert [(m.workload, m.variant) for m in found] == variants("W3")
+    assert all(value > 0 for m in found for value in m.figures.values())
+    printed = "\n".join(section(WORKLOADS["W3"], found))
+    assert f"W3  {WORKLOADS['W3'].title}" in printed
+    assert all(variant in printed for variant in VARIANTS["W3"])
+
+
+def test_workloads_that_are_more_than_a_drain_run(
+    measured: dict[str, list[Measurement]],
+) -> None:
+    """What they count is checked in them."""
+    names = ("W1", "W1b", "W6", "W7b", "W8", "W10", "W11")
+    found = [m for name in names for m in measured[name]]
+    assert list(dict.fromkeys((m.workload, m.variant) for m in found)) == variants(*names)
+    lines = [line for name in names for line in report.workload_lines(WORKLOADS[name], found)]
+    assert "nan" not in "\n".join(lines)
+
+
+# ---- peers --------------------------------------------------------------------------------------
+
+
+def prints(found: dict[str, Any]) -> Program:
+    """Whose commands all print this."""
+    code = f"print({json.dumps(json.dumps(found))})"
+    return Program("other", (sys.executable, "-c", code), "dsn")
+
+
+def peer(engine: Engine, found: dict[str, Any], **fields: Any) -> PeerArena:
+    return PeerArena(prints(found), engine, "", "", NONE, **fields)
+
+
+def test_a_peer_tells_what_is_different_about_it(module_engine: Engine) -> None:
+    installed = {"version": "1", "settings": "none", "remaining_sql": NONE}
+    can = PeerArena.prepare(prints(installed | {"clean_sql": ["TRUNCATE t"]}), module_engine)
+    can_not = PeerArena.prepare(prints(installed | {"batched": True}), module_engine)
+
+    assert (can.clean_sql, can.can_empty, can.batched) == (
+        ["TRUNCATE t", "VACUUM ANALYZE"],
+        True,
+        False,
+    )
+    assert (can_not.clean_sql, can_not.can_empty, can_not.batched) == (
+        ["VACUUM ANALYZE"],
+        False,
+        True,
+    )
+
+
+def test_a_queue_that_cannot_be_emptied_is_drained(
+    module_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drained: list[int] = []
+    arena = peer(module_engine, {}, can_empty=False)
+    monkeypatch.setattr(arena, "remaining_sql", "SELECT true")
+    monkeypatch.setattr(arena, "wait_until_drained", lambda jobs, workers: drained.append(jobs))
+
+    arena.clean()
+
+    assert len(drained) == 1
+
+
+def test_a_drain_in_batches_ends_when_no_job_is_left(module_engine: Engine) -> None:
+    """When the last handler was called tells nothing about the end of its batch."""
+    noted = {"count": 10, "first": 1.0, "last": 1.0, "marks": [[0, 1.0]]}
+    began = time.monotonic()
+
+    (plain,) = peer(module_engine, noted).drain(10)
+    (batched,) = peer(module_engine, noted, batched=True).drain(10)
+
+    assert plain == noted
+    assert began < batched["last"] < time.monotonic()
+    assert batched == {**noted, "last": batched["last"]}
+
+
+def test_batches_are_timed_from_their_starts_to_the_end_of_the_drain() -> None:
+    """Marks are the jobs that were done before a batch: two at once, then one after the other."""
+    starts = [(0, 10.0), (0, 10.5), (5_000, 11.0), (10_000, 12.0)]
+    seen = ended(answer(20_000, 10.0, 12.0, *starts), 14.0)
+
+    assert rate([seen]) == 5_000
+    assert reached(seen, 10_000) == 12.0
+    assert handled(seen, 13.0) == 15_000
+    assert ended({"count": 0, "last": None}, 14.0) == {"count": 0, "last": None}
+
+
+def test_the_cpu_of_a_local_server_is_seen(module_engine: Engine) -> None:
+    seconds = server_cpu(module_engine)
+    assert seconds is None or seconds > 0
+
+
+def test_memory_is_that_between_the_first_and_the_last_job() -> None:
+    samples = [(0.0, 0.0, 9), (1.0, 0.5, 1), (2.0, 1.0, 2), (3.0, 1.5, 3), (4.0, 2.0, 4)]
+    seen = answer(10, 1.0, 4.0) | {"samples": [*samples, (9.0, 9.0, 9)]}
+    assert memory(seen) == (2, 3, 4)
+
+
+# ---- the comparison -----------------------------------------------------------------------------
+
+
+def rates(contestant: str, variant: str, *values: float) -> list[Measurement]:
+    return [
+        Measurement("W3", contestant, variant, 50_000, {"jobs_per_second": value}, number)
+        for number, value in enumerate(values, 1)
+    ]
+
+
+def drains(ours: float) -> list[Measurement]:
+    """W3, in which the others do 40,000 and 20,000 jobs a second, and 60,000 are possible."""
+    return [
+        *rates(OURS, "AsyncWorker", ours, ours + 5_000, 1.0),
+        *rates(OURS, "Worker", 40_000),
+        *rates(OURS, "statements alone", 60_000),
+        *rates("graphile", "", 40_000),
+        *rates("pgqueuer", "", 20_000),
+    ]
+
+
+def told(
+    measurements: list[Measurement],
+    path: Path,
+    scale: float = 1.0,
+    **more: Any,
+) -> int:
+    comparison = compare.Comparison(measurements, **more)
+    found = bench.document(measurements, scale=scale, server={"fsync": "on"}, rounds=3)
+    verdicts = compare.write(comparison, found, path / "out.json")
+    code = compare.tell(comparison, [WORKLOADS["W3"]], found, verdicts)
+    assert isinstance(code, int)
+    return code
+
+
+def test_met_targets_are_told_and_the_exit_code_is_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer = {"graphile": {"version": "0.17", "settings": "concurrency 100"}}
+    assert told(drains(46_000), tmp_path, settings=peer) == 0
+
+    printed = capsys.readouterr().out
+    assert "fsync on" in printed
+    assert "graphile 0.17: concurrency 100" in printed
+    lines = {" ".join(line.split()) for line in printed.splitlines()}
+    # The median of three; "ours is" what AsyncWorker does over what this one does.
+    assert any("46,000 jobs/s [1 .. 51,000]" in line for line in lines)
+    assert "graphile 50,000 jobs ours is 1.15 of it 40,000 jobs/s" in lines
+    assert "W3 AsyncWorker / graphile >= 1.1 1.15 yes" in lines
+    assert "W3 AsyncWorker / pgqueuer >= 2 2.30 yes" in lines
+    assert "W11 longest wait in s <= 2 -" in lines
+    assert " NO" not in printed
+
+
+def test_a_missed_target_is_told_and_the_exit_code_is_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert told(drains(43_000), tmp_path) == 1
+
+    lines = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
+    assert "W3 AsyncWorker / graphile >= 1.1 1.07 NO" in lines
+    assert "W3 AsyncWorker / pgqueuer >= 2 2.15 yes" in lines
+    found = json.loads((tmp_path / "out.json").read_text())
+    missed = [target["promise"] for target in found["targets"] if target["met"] is False]
+    assert missed == ["AsyncWorker / graphile >= 1.1", "AsyncWorker / statements alone >= 0.75"]
+    assert len(found["measurements"]) == 7
+
+
+def test_a_failed_peer_is_told_and_ours_decides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measurements = drains(46_000)
+    assert told(measurements, tmp_path, failures=[("awa", "no such table")]) == 0
+    printed = capsys.readouterr().out
+    assert "awa FAILED: no such table" in printed
+    assert "mean nothing" not in printed
+    assert told(measurements, tmp_path, failures=[(OURS, "W3: lost a job")]) == 1
+
+
+def test_every_workload_has_a_target() -> None:
+    """Of one and the same figure for everything, each says at least something."""
+    for target in targets.TARGETS:
+        assert target.judge({}).met is None
+    assert {target.workload for target in targets.TARGETS} == set(WORKLOADS)
+
+    w9 = {
+        targets.Key("W9", OURS, "AsyncWorker", "share_of_ideal"): 0.1,
+        targets.Key("W9", OURS, "AsyncWorker", "worker_cpu"): 0.95,
+    }
+    assert targets.share_or_cpu_bound(w9) > 1
+    w9[targets.Key("W9", OURS, "AsyncWorker", "worker_cpu")] = 0.5
+    assert targets.share_or_cpu_bound(w9) < 1
+
+
+def test_a_limit_may_be_the_most() -> None:
+    key = targets.Key("W11", OURS, "AsyncWorker", "longest_wait_s")
+    target = targets.Target(
+        "W11", "longest wait", targets.ours("W11", "AsyncWorker", key.figure), 2.0, most=True
+    )
+    assert target.promise == "longest wait <= 2"
+    assert target.judge({key: 1.9}).met is True
+    assert target.judge({key: 2.1}).met is False
+
+
+def test_small_sizes_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told(drains(46_000), tmp_path, scale=0.1)
+    assert "mean nothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rate", "slow"), [(1_999, True), (2_000, False)])
+def test_the_first_drain_of_a_peer_tells_whether_it_is_slow(rate: float, slow: bool) -> None:
+    comparison = compare.Comparison()
+
+    assert compare.judge_pace(comparison, rates("procrastinate", "", rate)[0]) is slow
+    assert compare.judge_pace(comparison, rates("procrastinate", "", 4_000 - rate)[0]) is slow
+    assert compare.judge_pace(comparison, rates(OURS, "AsyncWorker", 1.0)[0]) is False
+
+
+def test_the_drains_of_a_slow_peer_are_smaller(module_engine: Engine) -> None:
+    sizes: list[float] = []
+
+    def run(arena: PeerArena) -> Iterator[Measurement]:
+        for measurement in rates("other", "", 1.0, 1.0):
+            sizes.append(arena.sized(50_000))
+            yield measurement
+
+    comparison, arena = compare.Comparison(), peer(module_engine, {})
+    for name in ("W3", "W5", "W4"):
+        list(compare._measurements(Compared(name, run, run), arena, comparison))
+
+    assert sizes == [50_000, 5_000, 50_000, 50_000, 5_000, 5_000]
+
+
+def test_the_table_tells_that_later_rounds_were_smaller() -> None:
+    first, second, third = rates("procrastinate", "", 300.0, 310.0, 320.0)
+    runs = [first, replace(second, jobs=5_000), replace(third, jobs=5_000)]
+
+    lines = list(report.workload_lines(WORKLOADS["W3"], runs))
+
+    assert "50,000, then 5,000 jobs" in lines[-1]
+
+
+def test_a_tenth_may_be_less_than_a_batch() -> None:
+    marks = [(0, 0.0), (1_000, 1.0), (2_000, 2.0)]
+    assert designs._rate(marks, 0, 200) == 1_000
+    assert designs._rate(marks, 1_800, 2_000) == 1_000
