@@ -1,8 +1,13 @@
-"""The options of a job, declared once for all ways to enqueue. `enqueue` says what each means."""
+"""The options of a job, declared and checked once for all ways to enqueue.
+
+``enqueue`` says what each means.
+"""
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, Self, TypedDict
+
+from . import validation
 
 OnConflict = Literal["raise", "ignore"]
 
@@ -33,3 +38,45 @@ class BulkOptions(InsertOptions, total=False):
     """And where there are many."""
 
     ids: Iterable[str] | None
+
+
+class Common(NamedTuple):
+    """What the options of one call come to, checked: the same for all its jobs.
+
+    Each field is a parameter of the INSERT of one job. Each but *delay* and *run_at*, which make
+    ``next_run_at``, is a column too.
+    """
+
+    queue: str
+    type: str
+    priority: int
+    delay: timedelta | None
+    run_at: datetime | None
+    headers: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, type: str, queue: str, options: JobOptions) -> Self:
+        """Check everything but the headers, which :meth:`with_headers` adds.
+
+        Args:
+            type: Of the jobs.
+            queue: Where they go unless the options name another one.
+            options: What the caller gave.
+        """
+        delay, run_at = validation.start(options.get("delay"), options.get("run_at"))
+        other = options.get("queue")
+        return cls(
+            queue=validation.name("queue", queue if other is None else other),
+            type=validation.name("type", type),
+            priority=validation.priority(options.get("priority", 0)),
+            delay=delay,
+            run_at=run_at,
+            headers=None,
+        )
+
+    def with_headers(self, options: JobOptions, content_type: str | None = None) -> Self:
+        """The same with the caller's headers, and that of the arg's content type."""
+        given = options.get("headers")
+        if given is None and content_type is None:
+            return self
+        return self._replace(headers=validation.headers(given, content_type))

@@ -13,7 +13,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from .._drafts.draft import Common, Draft, in_chunks, with_ids
+from .._drafts.draft import Draft, in_chunks, with_ids
+from .._drafts.options import Common
 from .._points import COPYING
 from ..exceptions import InvalidArg
 from ..schema._versions import qualified

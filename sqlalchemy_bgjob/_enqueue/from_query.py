@@ -11,8 +11,7 @@ from sqlalchemy.types import TypeEngine
 from .._db.errors import sqlstate
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import codec
-from .._drafts.draft import Common
-from .._drafts.options import InsertOptions
+from .._drafts.options import Common, InsertOptions
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
 from .._sql import statements_of

@@ -14,8 +14,8 @@ from sqlalchemy import inspect
 
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import validation
-from .._drafts.draft import Common, Draft, in_chunks, with_ids
-from .._drafts.options import BulkOptions, OnConflict
+from .._drafts.draft import Draft, in_chunks, with_ids
+from .._drafts.options import BulkOptions, Common, OnConflict
 from .._handlers.made import made_of
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
