@@ -20,6 +20,7 @@ N = TypeVar("N", ast.Name, ast.Attribute)
 PACKAGE = Path(sqlalchemy_bgjob.__file__).parent
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()
 STATES = (ROOT / "docs" / "state_machine.md").read_text()
 
@@ -51,6 +52,24 @@ def test_paths_lead_to_modules_and_rooms() -> None:
 
     assert len(paths) > 200
     assert [path for path in paths if not exists(path)] == []
+
+
+def test_recipes_name_files_and_classes_that_exist() -> None:
+    """A test by its name alone, wherever it is."""
+    named = set(re.findall(r"`([\w/]+(?:\.(?:py|md|sql)|/))`", RECIPES))
+    tests = {name for name in named if name.startswith("test_")}
+    classes = set(re.findall(r"`([A-Z][a-z]+(?:[A-Z]\w+)+)(?:\.\w+)?`", RECIPES))
+    known = {name for path in MODULES for name in members(path)}
+
+    assert len(named) > 40
+    assert [name for name in tests if not [*(ROOT / "tests").rglob(name)]] == []
+    assert [name for name in named - tests if not exists(name)] == []
+    assert classes - known == {"TypedDict", "CliRunner"}
+
+
+def test_commands_of_recipes_choose_tests_that_exist() -> None:
+    chosen = set(re.findall(r"\btest_\w+", "\n".join(re.findall(r"pytest -k .*", RECIPES))))
+    assert [name for name in chosen if not [*(ROOT / "tests").rglob(f"{name}.py")]] == []
 
 
 def test_dotted_names_have_one_definition() -> None:
