@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.jobs import App
 from sqlalchemy_bgjob import enqueue_many
+from sqlalchemy_bgjob._bench import jobs
 from sqlalchemy_bgjob._bench import producers as of_bench
 from sqlalchemy_bgjob._bench.jobs import QUEUE, Answer
 from sqlalchemy_bgjob._bench.producers import enqueue_all, sleep_until, vacuum, value_of
@@ -25,7 +26,7 @@ from sqlalchemy_bgjob._drafts.ids import new_id
 from sqlalchemy_bgjob._sql.words import parameters
 
 
-def _by_hand_session(app: App, engine: Engine, jobs: int) -> None:
+def _by_hand_session(app: jobs.App, engine: Engine, jobs: int) -> None:
     row = _row_by_hand(app)
     with Session(engine) as session:
         for _ in range(jobs):
@@ -33,7 +34,7 @@ def _by_hand_session(app: App, engine: Engine, jobs: int) -> None:
                 session.execute(insert(app.job).values(id=new_id(), **row))
 
 
-def _by_hand_connection(app: App, engine: Engine, jobs: int) -> None:
+def _by_hand_connection(app: jobs.App, engine: Engine, jobs: int) -> None:
     row = _row_by_hand(app)
     with engine.connect() as connection:
         for _ in range(jobs):
@@ -41,12 +42,12 @@ def _by_hand_connection(app: App, engine: Engine, jobs: int) -> None:
                 connection.execute(insert(app.job).values(id=new_id(), **row))
 
 
-def _row_by_hand(app: App) -> dict[str, Any]:
+def _row_by_hand(app: jobs.App) -> dict[str, Any]:
     arg = json.dumps(value_of(app), separators=(",", ":")).encode()
     return {"queue": QUEUE, "type": app.handler.type, "arg": arg}
 
 
-WAYS: Final = {
+WAYS: Final[of_bench.Ways] = {
     **of_bench.WAYS,
     "core-session": _by_hand_session,
     "core-connection": _by_hand_connection,
@@ -83,7 +84,7 @@ def _silently(app: App, engine: Engine, jobs: int) -> None:
 
 def _enqueue_silently(app: App, connection: Connection, value: dict[str, Any]) -> None:
     """What enqueue() does, by the statement that wakes nobody."""
-    job = app.handler.draft(value, {})
+    job = app.handler.draft(value, None, {})
 
     def write(unit: Unit) -> object:
         values = parameters(id=job.id, arg=job.arg, **job.common._asdict())

@@ -145,7 +145,7 @@ def _first_of(arena: Arena, backlog: int, jobs: int) -> float:
 
 def w7b(arena: Arena) -> Iterator[Measurement]:
     """Pick-up at 500 jobs/s beside an open transaction, from transactions of 300 ms."""
-    seconds = arena.lasting(120)
+    seconds = _lasting(arena, 120)
     window = seconds / 12
     with arena.pinned():
         found, _ = _streamed(arena, rate=500, per_commit=10, held=0.3, seconds=seconds)
@@ -162,6 +162,11 @@ def w7b(arena: Arena) -> Iterator[Measurement]:
         last_p99_ms=percentile(late, 0.99) * 1000,
     )
     arena.clean()
+
+
+def _lasting(arena: Arena, full: float, least: float = 0.5) -> float:
+    """How many seconds instead of *full*."""
+    return max(least, full * arena.scale)
 
 
 def _streamed(
@@ -223,7 +228,7 @@ def w9(arena: Arena) -> Iterator[Measurement]:
 
 def w10(arena: Arena) -> Iterator[Measurement]:
     """Steady 2,000 jobs/s: pick-up, and what it costs."""
-    seconds = arena.lasting(60)
+    seconds = _lasting(arena, 60)
     position = "pg_current_wal_lsn() - '0/0'::pg_lsn"
     wal, server = int(arena.scalar(f"SELECT {position}")), server_cpu(arena.engine)
     found, answers = _streamed(arena, rate=2_000, per_commit=20, seconds=seconds)
@@ -264,7 +269,7 @@ def memory(answer: Answer) -> tuple[int, int, int]:
 def w11(arena: Arena) -> Iterator[Measurement]:
     """A tenth of the handlers take 10 s, the others 1 ms; two workers with slots for all slow."""
     jobs = arena.sized(1_000)
-    slow = min(arena.lasting(10, least=0.2), 10.0)
+    slow = min(_lasting(arena, 10, least=0.2), 10.0)
     options: dict[str, Any] = {"handler": "mixed", "concurrency": max(jobs // 10, 1)}
     arena.checkpoint()
     with contextlib.ExitStack() as stack:

@@ -15,8 +15,7 @@ def name_of(given: object) -> str:
 
 def refuse_unknown(call: str, given: Mapping[str, object], declared: Any) -> None:
     """Refuse keywords that the TypedDict *declared* does not have, as Python refuses them."""
-    unknown = given.keys() - declared.__optional_keys__
-    if unknown:
+    if given and (unknown := given.keys() - declared.__optional_keys__):
         raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r}")
 
 

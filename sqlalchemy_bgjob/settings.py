@@ -87,7 +87,7 @@ class WorkerSettings:
             )
 
 
-def _check(declared: "Field[Any]", value: object) -> None:
+def _check(declared: Field[Any], value: object) -> None:
     shown = f"{declared.name}={value!r}"
     if declared.type is bool:
         if not isinstance(value, bool):

@@ -10,7 +10,7 @@ from ..exceptions import InvalidArg
 from . import validation
 from .codec import Codec
 from .ids import new_id, new_ids
-from .options import Common, EnqueueOptions, JobOptions
+from .options import Common, JobOptions
 
 UNTYPED: Final = Codec(Any)
 """For producers that know only the type's name."""
@@ -24,9 +24,10 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
     common: Common
 
 
-def draft(codec: Codec, type: str, queue: str, arg: Any, options: EnqueueOptions) -> Draft:
+def draft(
+    codec: Codec, type: str, queue: str, arg: Any, id: str | None, options: JobOptions
+) -> Draft:
     """Check and encode one job of any type; it goes to *queue* unless the options name another."""
-    id = options.get("id")
     id = new_id() if id is None else validation.job_id(id)
     common = Common.of(type, queue, options)
     data, content_type = codec.encode(arg)

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple, Self, TypedDict
+from typing import Any, Final, Literal, NamedTuple, Self, TypedDict
 
 from . import validation
 
@@ -43,16 +43,16 @@ class BulkOptions(InsertOptions, total=False):
 class Common(NamedTuple):
     """What the options of one call come to, checked: the same for all its jobs.
 
-    Each field is a parameter of the INSERT of one job. Each but *delay* and *run_at*, which make
+    Each field is a parameter of the INSERT of one job. Each but the last two, which make
     ``next_run_at``, is a column too.
     """
 
     queue: str
     type: str
     priority: int
+    headers: dict[str, Any] | None
     delay: timedelta | None
     run_at: datetime | None
-    headers: dict[str, Any] | None
 
     @classmethod
     def of(cls, type: str, queue: str, options: JobOptions) -> Self:
@@ -63,16 +63,12 @@ class Common(NamedTuple):
             queue: Where they go unless the options name another one.
             options: What the caller gave.
         """
-        delay, run_at = validation.start(options.get("delay"), options.get("run_at"))
-        other = options.get("queue")
-        return cls(
-            queue=validation.name("queue", queue if other is None else other),
-            type=validation.name("type", type),
-            priority=validation.priority(options.get("priority", 0)),
-            delay=delay,
-            run_at=run_at,
-            headers=None,
-        )
+        get = options.get
+        delay, run_at = validation.start(get("delay"), get("run_at"))
+        other = get("queue")
+        queue = validation.name("queue", queue if other is None else other)
+        type = validation.name("type", type)
+        return cls(queue, type, validation.priority(get("priority", 0)), None, delay, run_at)
 
     def with_headers(self, options: JobOptions, content_type: str | None = None) -> Self:
         """The same with the caller's headers, and that of the arg's content type."""
@@ -80,3 +76,6 @@ class Common(NamedTuple):
         if given is None and content_type is None:
             return self
         return self._replace(headers=validation.headers(given, content_type))
+
+
+COLUMNS: Final = Common._fields[:-2]

@@ -4,7 +4,7 @@ Everything is checked and encoded before the first statement, chunk by chunk.
 """
 
 import json
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -33,7 +33,7 @@ A = TypeVar("A")
 
 _CHUNK_JOBS: Final = 5_000
 _CHUNK_BYTES: Final = 8 * 1_048_576
-_NOTHING: Final = (None, 0, {})
+_NOTHING: Final[Mapping[str, Any]] = {"priority": 0, "headers": {}}
 """Options that say as much as none."""
 
 
@@ -155,7 +155,9 @@ def _of_handler(handler: JobType[Any], args: object, options: BulkOptions) -> _J
 
 def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
     """The jobs that ``handler.job(...)`` made."""
-    extra = [n for n, v in options.items() if n != "on_conflict" and v not in _NOTHING]
+    extra = [
+        n for n, v in options.items() if n != "on_conflict" and v not in (None, _NOTHING.get(n))
+    ]
     if args is not None or extra:
         raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")
     if not isinstance(jobs, Iterable):

@@ -7,11 +7,11 @@ DO NOTHING neither waits for a running job nor raises.
 
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from .._db.targets import SyncTarget, Unit, run_in
 from .._drafts.draft import UNTYPED, Draft, draft
-from .._drafts.options import EnqueueOptions
+from .._drafts.options import Common, EnqueueOptions
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
 from .._sql import statements_of
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
 
 A = TypeVar("A")
+
+_PARAMETERS: Final = tuple(parameters(**dict.fromkeys(("id", "arg", *Common._fields))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def enqueue(
             path. Raised before any SQL, as are TypeError and ValueError for the other arguments.
     """
     refuse_unknown("enqueue", options, EnqueueOptions)
-    job = registered(handler).draft(arg, options)
+    job = registered(handler).draft(arg, options.get("id"), options)
     return _enqueue(target, handler.models, job, options, call="enqueue")
 
 
@@ -92,7 +94,7 @@ def enqueue_type(
 ) -> Any:
     """As :func:`enqueue`, for a producer that knows only the type's name."""
     codec, queue = (UNTYPED, "") if handler is None else (handler.codec, handler.queue)
-    job = draft(codec, type, queue, arg, options)
+    job = draft(codec, type, queue, arg, options.get("id"), options)
     return _enqueue(target, models, job, options, call="BGJob.enqueue")
 
 
@@ -100,7 +102,7 @@ def _enqueue(target: Any, models: Models, job: Draft, options: EnqueueOptions, c
     on_conflict = on_conflict_of(options)
 
     def insert(unit: Unit) -> JobRef:
-        values = parameters(id=job.id, arg=job.arg, **job.common._asdict())
+        values = dict(zip(_PARAMETERS, (job.id, job.arg, *job.common), strict=True))
         statement = statements_of(models).enqueue.job(unit.can_notify)
         inserted = unit.execute(statement, values).first() is not None
         if not inserted and on_conflict == "raise":

@@ -2,7 +2,7 @@
 
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import inspect
+from sqlalchemy.orm.attributes import instance_state
 
 from .._drafts.draft import Draft
 from ..models import Models
@@ -26,12 +26,12 @@ class Made(NamedTuple):
 def remember(job: Any, draft: Draft, models: Models) -> None:
     """Keep what a job is now, where SQLAlchemy has room for such notes."""
     # No WeakKeyDictionary: a column's value may hold the job, which would then live forever.
-    inspect(job).info[_KEY] = Made(draft, models, _values(job))
+    instance_state(job).info[_KEY] = Made(draft, models, _values(job))
 
 
 def made_of(job: Any) -> Made | None:
     """What ``handler.job(...)`` made this mapped object of; None if it comes from elsewhere."""
-    made: Made | None = inspect(job).info.get(_KEY)
+    made: Made | None = instance_state(job).info.get(_KEY)
     return made
 
 

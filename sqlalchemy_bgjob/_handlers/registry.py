@@ -17,7 +17,7 @@ from sqlalchemy import func
 from .._drafts import validation
 from .._drafts.codec import Codec, Encoded
 from .._drafts.draft import Draft, draft, drafts
-from .._drafts.options import EnqueueOptions, JobOptions
+from .._drafts.options import COLUMNS, JobOptions
 from .._misuse import refuse_unknown
 from ..models import Models
 from .made import remember
@@ -84,23 +84,23 @@ class JobType(Generic[A]):
                 "use enqueue(session, handler, arg, id=...)"
             )
         refuse_unknown("job", options, JobOptions)
-        new = self.draft(arg, options)
-        values = new.common._asdict()
-        delay, run_at = values.pop("delay"), values.pop("run_at")
-        content_type = (new.common.headers or {}).get(validation.CONTENT_TYPE)
-        job = self.models.Job(id=new.id, **values, arg=Encoded(new.arg, content_type))
-        if run_at is not None:
-            job.next_run_at = run_at
-        elif delay:
-            job.next_run_at = func.now() + delay
+        new = self.draft(arg, None, options)
+        common = new.common
+        columns = dict(zip(COLUMNS, common, strict=False))
+        content_type = (common.headers or {}).get(validation.CONTENT_TYPE)
+        job = self.models.Job(id=new.id, **columns, arg=Encoded(new.arg, content_type))
+        if common.run_at is not None:
+            job.next_run_at = common.run_at
+        elif common.delay:
+            job.next_run_at = func.now() + common.delay
         remember(job, new, self.models)
         return job
 
-    def draft(self, arg: Any, options: EnqueueOptions) -> Draft:
+    def draft(self, arg: Any, id: str | None, options: JobOptions) -> Draft:
         """Check and encode one job."""
         if not self.takes_arg and arg is not None:
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
-        return draft(self.codec, self.type, self.queue, arg, options)
+        return draft(self.codec, self.type, self.queue, arg, id, options)
 
     def drafts(
         self, args: Sequence[Any], ids: Sequence[str] | None, options: JobOptions
