@@ -46,7 +46,7 @@ SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
 ONLY: Final = "ONLY"
 """The hint that leaves out tables which inherit from a table, such as an archive: an address is
 unique within one table, and an archived row is no job. Every statement gives it for every table of
-the queue; see tests/test_inheritance.py."""
+the queue; see tests/worker/test_inheritance.py."""
 
 ACTIVITY = table(
     "pg_stat_activity",

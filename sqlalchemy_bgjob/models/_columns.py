@@ -112,7 +112,7 @@ class JobMixin(_Columns):
         return None if has_inherited_table(cast(Any, cls)) else f"{DEFAULT_PREFIX}job"
 
     # A client-side default only: with a server default beside it SQLAlchemy would send one INSERT
-    # a row, see tests/test_models.py.
+    # a row, see tests/database/test_models.py.
     id: Mapped[str] = mapped_column(_text, primary_key=True, default=new_id, sort_order=-90)
     # The number of the claim; it grows with every claim, rescue, hand-back and redrive.
     lease: Mapped[int] = mapped_column(

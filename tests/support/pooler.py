@@ -41,10 +41,10 @@ POOLED: Mapping[str, Mapping[str, Any]] = {
 NEEDS_SESSIONS: Mapping[str, str] = {
     "test_bench.py::test_bench_prints": "a command that is given no connect_args",
     "test_cli.py::test_a_worker_runs_jobs": "a command that is given no connect_args",
-    "test_direct.py::test_asyncpg_itself": "prepared statements",
-    "test_direct.py::test_a_claim_gives_the_rows": "statements that commit by themselves",
-    "test_direct.py::test_errors": "statements that commit by themselves",
-    "test_direct.py::test_where_somebody_listens": "options at the start",
+    "test_idle_statement.py::test_asyncpg_itself": "prepared statements",
+    "test_idle_statement.py::test_a_claim_gives_the_rows": "statements that commit by themselves",
+    "test_idle_statement.py::test_errors": "statements that commit by themselves",
+    "test_idle_statement.py::test_where_somebody_listens": "options at the start",
     "test_doctor.py::test_a_healthy": "finds the pooler",
     "test_doctor.py::test_a_real_worker_leaves": "finds the pooler",
     "test_doctor.py::test_the_command_prints": "finds the pooler",
@@ -57,12 +57,12 @@ NEEDS_SESSIONS: Mapping[str, str] = {
     "test_inheritance.py::test_doctor_says": "finds the pooler",
     "test_lifecycle.py::test_who_is_told": "LISTEN",
     "test_listener.py::test_a_listener_that_was_killed": "LISTEN",
-    "test_outage.py::test_a_listener": "LISTEN",
-    "test_neighbours.py::test_an_unreadable_row_that_wakes": "LISTEN",
+    "test_server_outage.py::test_a_listener": "LISTEN",
+    "test_row_isolation.py::test_an_unreadable_row_that_wakes": "LISTEN",
     "test_plans.py": "auto_explain and settings of a session",
     "test_pool_sharing.py::test_a_pool_that_the_application_has_exhausted": "names of sessions",
     "test_pool_sharing.py::test_without_a_pool": "counts of sessions",
-    "test_recovery.py::test_jobs_of_a_killed_process": "an end of a session that is seen at once",
+    "test_kills_and_freezes.py::test_jobs_of_a_killed": "an end of a session that is seen at once",
     "test_rescue.py::test_a_beat_after_the_second_look": "ends of sessions",
     "test_rescue.py::test_a_beat_between_the_two_looks": "ends of sessions",
     "test_rescue.py::test_a_judge_never_finds_itself": "ends of sessions",
@@ -78,8 +78,8 @@ NEEDS_SESSIONS: Mapping[str, str] = {
     "test_session_routing.py": "options at the start",
     "test_supervisor.py::test_a_killed_process": "an end of a session that is seen at once",
 }
-"""What can't be as it is without a pooler, by the beginning of the tests' names. ``test_pooler.py``
-shows what takes its place: polling, and rescue by silence."""
+"""What can't be as it is without a pooler, by the beginning of the tests' names, without folders.
+``system/test_pooler.py`` shows what takes its place: polling, and rescue by silence."""
 
 _INI = """\
 [databases]
@@ -175,7 +175,9 @@ class PgBouncer:
 
 def needs_sessions(name: str) -> bool:
     """Whether a test can't be run through a pooler."""
-    return any(name.startswith(f"tests/{beginning}") for beginning in NEEDS_SESSIONS)
+    file, _, rest = name.partition("::")
+    within_folder = f"{Path(file).name}::{rest}"
+    return any(within_folder.startswith(beginning) for beginning in NEEDS_SESSIONS)
 
 
 def connect_as_documented() -> None:

@@ -1,6 +1,6 @@
 """What a type checker says to users. Each ``# E:`` names an error that must be found there.
 
-This file is checked by ``tests/test_typing.py`` and never imported.
+This file is checked by ``tests/unit/test_typing.py`` and never imported.
 """
 
 from dataclasses import dataclass

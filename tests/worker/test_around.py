@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob import Context
 
 SLOW = constant(3600.0)
-PAGE = Path(__file__).parent.parent / "docs" / "flask.md"
+PAGE = Path(__file__).parents[2] / "docs" / "flask.md"
 ASYNCIO = [flavor for flavor in FLAVORS if flavor.is_async]
 current: ContextVar[str] = ContextVar("current", default="none")
 

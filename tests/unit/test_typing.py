@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = sorted((Path(__file__).parent / "typing").glob("*.py"))
+GOLDEN = sorted((Path(__file__).parents[1] / "typing").glob("*.py"))
 
 
 @pytest.mark.timeout(240)

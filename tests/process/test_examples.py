@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from conftest import UrlFor
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 DRIVERS = {"fastapi_shop": "psycopg", "fastapi_shop_async": "asyncpg"}
 
 

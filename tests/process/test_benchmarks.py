@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._bench.program import Program
 from sqlalchemy_bgjob._bench.times import handled, rate, reached
 from support.waiting import wait_until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # they are beside the tests, and not installed
 
 from benchmarks import compare, designs, report, targets  # noqa: E402

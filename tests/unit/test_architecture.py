@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 N = TypeVar("N", ast.Name, ast.Attribute)
 
 PACKAGE = Path(sqlalchemy_bgjob.__file__).parent
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text()

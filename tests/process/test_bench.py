@@ -32,7 +32,7 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NONE = "SELECT false"
 """No job is left."""
 WAYS = {"W1": ["Session", "Connection"], "W2": [""], "W5": ["AsyncWorker", "Worker"]}

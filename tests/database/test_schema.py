@@ -133,7 +133,7 @@ def test_downgrade_leaves_nothing(connection: Connection, names: Names) -> None:
 
 def test_a_released_version_never_changes() -> None:
     """Whoever changes this file's counterpart changes what users' old revisions build."""
-    golden = Path(__file__).with_name("data") / "schema_1.sql"
+    golden = Path(__file__).parents[1] / "data" / "schema_1.sql"
 
     assert schema.migration_sql(from_version=0, to_version=1) == golden.read_text()
 

@@ -127,7 +127,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=240,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         # Python warns of a fork in a process with threads: that is what it is about.
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )

@@ -19,7 +19,7 @@ from sqlalchemy_bgjob.settings import WorkerSettings
 from support import wait_until, wait_until_async
 from support.commands import Command
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 OF_ALEMBIC = ("context.configure(", "def upgrade()")
@@ -107,9 +107,9 @@ def in_the_queue(engine: Engine) -> int:
 
 
 def test_alembic_blocks_are_what_the_plugin_writes():
-    """The two blocks that need an Alembic project are run by tests/test_alembic.py."""
+    """The two blocks that need an Alembic project are run by tests/database/test_alembic.py."""
     configure, upgrade = [block for block in PYTHON if block.startswith(OF_ALEMBIC)]
-    tests = (ROOT / "tests" / "test_alembic.py").read_text()
+    tests = (ROOT / "tests" / "database" / "test_alembic.py").read_text()
 
     assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"]' in configure
     assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"]' in tests

@@ -218,4 +218,5 @@ def test_every_test_that_is_left_out_exists(pytestconfig: pytest.Config) -> None
     folder = pytestconfig.rootpath / "tests"
     for beginning in NEEDS_SESSIONS:
         file, _, name = beginning.partition("::")
-        assert f"def {name.partition('[')[0]}" in (folder / file).read_text(), beginning
+        (path,) = folder.rglob(file)
+        assert f"def {name.partition('[')[0]}" in path.read_text(), beginning

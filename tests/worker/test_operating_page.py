@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob import Context
     from support.running import Bench
 
-PAGE = Path(__file__).parent.parent / "docs" / "operating.md"
+PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 (ENGINES,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 (EMPTY_THE_QUEUE,) = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
@@ -65,7 +65,7 @@ def test_an_emptied_copy_runs_nothing(bench: Bench) -> None:
 
 
 def test_engines_for_a_pooler_are_the_tested_ones(engine: Engine, url_for: UrlFor) -> None:
-    """They enqueue, and tests/test_pooler.py gives theirs the same arguments."""
+    """They enqueue, and tests/system/test_pooler.py gives theirs the same arguments."""
     make_tables(engine)
     passed = {}
 

@@ -57,7 +57,7 @@ every_name = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 
 PLUGINS = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]
 TEMPLATES = Path(alembic.__file__).parent / "templates"
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 ENV = """
 from alembic import context
