@@ -72,8 +72,8 @@ class SettleStatements:
 
         A LATERAL that can't be pulled up: one probe of the primary key for each job, whatever the
         statistics say. A plain join was planned as a nested loop over all pairs, or as a scan of
-        the queue's part of the claim's index, see tests/database/test_plans.py. The queue is not named, as
-        it would invite that scan.
+        the queue's part of the claim's index, see tests/database/test_plans.py. The queue is not
+        named, as it would invite that scan.
         """
         held = self._job.alias("held")
         one = (

@@ -17,11 +17,10 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import ASYNC, FAST, ONE, THREADS, TWO, Fleet, Variant
+from support.processes import ASYNC, FAST, ONE, THREADS, TWO, Fleet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from sqlalchemy import Engine
 
@@ -34,13 +33,6 @@ def engine(own_server: EmbeddedPostgres) -> Iterator[Engine]:
     engine = create_engine(own_server.url, pool_pre_ping=True)
     yield engine
     engine.dispose()
-
-
-@pytest.fixture
-def fleet(engine: Engine, tmp_path: Path, variant: Variant) -> Iterator[Fleet]:
-    with Fleet(engine, tmp_path, variant) as fleet:
-        fleet.create_tables()
-        yield fleet
 
 
 def no_living_worker_was_rescued(fleet: Fleet) -> None:

@@ -29,6 +29,7 @@ from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until, with_driver
 from support.databases import private_server
 from support.producers import UNITS, Producer, Sent, producer
+from support.rows import waiting
 from support.shop import (
     Invoice,
     Job,
@@ -51,28 +52,6 @@ if TYPE_CHECKING:
 
 FAR = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 CHANNEL = statements_of(jobs.models).tables.channel
-
-
-@pytest.fixture(scope="module")
-def shop(module_engine: Engine) -> Engine:
-    make_tables(module_engine)
-    return module_engine
-
-
-@pytest.fixture
-def session(shop: Engine) -> Iterator[Session]:
-    """A session that is rolled back."""
-    with Session(shop) as session:
-        yield session
-
-
-@pytest.fixture
-def clean(shop: Engine) -> Iterator[Engine]:
-    """The application's database, for tests that commit."""
-    yield shop
-    with shop.begin() as connection:
-        connection.execute(delete(Job))
-        connection.execute(delete(Order))
 
 
 def the_job(session: Session) -> Any:
@@ -354,12 +333,6 @@ def test_one_of_two_producers_waits_for_the_other_and_is_told(clean: Engine) -> 
             thread.join(10)
 
     assert results == [JobRef("daily", inserted=False)]
-
-
-def waiting(engine: Engine) -> int:
-    with engine.connect() as connection:
-        statement = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
-        return int(connection.execute(text(statement)).scalar_one())
 
 
 # ---- times ---------------------------------------------------------------------------------------

@@ -44,7 +44,6 @@ from support.shop import (
     Receipt,
     clean_up,
     jobs,
-    make_tables,
     note,
     send_invoice,
     send_receipt,
@@ -54,15 +53,8 @@ from support.shop import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from support import TestServer
 
 MOMENT = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=5)))
-
-
-@pytest.fixture(scope="module")
-def shop(server: TestServer, module_engine: Engine) -> Engine:
-    make_tables(module_engine)
-    return module_engine
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import asyncio
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, delete, event, func, select, text
+from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -17,10 +17,8 @@ from sqlalchemy_bgjob import BGJob, BulkResult, InvalidArg, JobAlreadyExists, en
 from sqlalchemy_bgjob._db.errors import sqlstate
 from support import wait_until
 from support.producers import KINDS, UNITS, Producer, Sent, producer
-from support.shop import Job, Receipt, clean_up, jobs, make_tables, note, send_receipt, store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from support.rows import waiting
+from support.shop import Job, Receipt, clean_up, jobs, note, send_receipt, store
 
 
 class Base(DeclarativeBase):
@@ -32,27 +30,6 @@ other_jobs = BGJob(Base)
 
 @other_jobs.handler("other")
 def other(ctx: Any, arg: Any) -> None: ...
-
-
-@pytest.fixture(scope="module")
-def shop(module_engine: Engine) -> Engine:
-    make_tables(module_engine)
-    return module_engine
-
-
-@pytest.fixture
-def session(shop: Engine) -> Iterator[Session]:
-    """A session that is rolled back."""
-    with Session(shop) as session:
-        yield session
-
-
-@pytest.fixture
-def clean(shop: Engine) -> Iterator[Engine]:
-    """The application's database, for tests that commit."""
-    yield shop
-    with shop.begin() as connection:
-        connection.execute(delete(Job))
 
 
 def ids(session: Session) -> list[str]:
@@ -273,12 +250,6 @@ def test_a_second_producer_of_chunks_waits_in_the_same_order(clean: Engine) -> N
             thread.join(60)
 
     assert results == [BulkResult(len(many) - 2, (many[0], many[-1]))]
-
-
-def waiting(engine: Engine) -> int:
-    with engine.connect() as connection:
-        statement = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
-        return int(connection.execute(text(statement)).scalar_one())
 
 
 @pytest.mark.core

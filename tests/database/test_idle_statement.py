@@ -19,26 +19,18 @@ from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import parameters
 from support.pooler import POOLED
 from support.rows import ME, add, make_tables
-from support.tables import new_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection
 
-    from support.databases import TestServer
 
 pytestmark = pytest.mark.core
 
 GIVEN = parameters(
     queue="q", limit=10, worker=ME, priority=[0, 5], at=[EARLIEST, EARLIEST], id=["", ""]
 )
-
-
-@pytest.fixture
-def engine(server: TestServer) -> Iterator[Engine]:
-    with new_engine(server) as engine:
-        yield engine
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -27,22 +27,11 @@ from sqlalchemy_bgjob._sql import statements_of
 from support.producers import Sent
 from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt, store
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 @pytest.fixture(scope="module")
-def shop(module_engine: Engine) -> Engine:
-    make_tables(module_engine)
-    OwnBase.metadata.create_all(module_engine)
-    return module_engine
-
-
-@pytest.fixture
-def session(shop: Engine) -> Iterator[Session]:
-    """A session that is rolled back."""
-    with Session(shop) as session:
-        yield session
+def shop(shop: Engine) -> Engine:
+    OwnBase.metadata.create_all(shop)
+    return shop
 
 
 # ---- handler.job() -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
@@ -16,19 +16,15 @@ from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTE
 from sqlalchemy_bgjob._lifecycle import rescue, settle, workers
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
-from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob.testing.points import at
-from support.rows import ME, OTHER, add, claim, ids, make_tables, pending, rows
-from support.tables import new_engine
+from support.rows import ME, OTHER, claim, ids, pending, rows
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlalchemy import Connection
 
-    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
-    from support.databases import TestServer
+    from sqlalchemy_bgjob._sql import Statements
+    from support.queue import Queue
 
 pytestmark = pytest.mark.core
 
@@ -39,59 +35,19 @@ SETTLEMENTS = pytest.mark.parametrize(
 )
 
 
-class Queue(NamedTuple):
-    engine: Engine
-    statements: Statements
-    connection: Connection
-
-    def put(self, *names: str, **columns: Any) -> None:
-        with self.engine.begin() as connection:
-            for name in names:
-                add(connection, name, **columns)
-
-    def claim(self, *names: str, **columns: Any) -> list[ClaimedJob]:
-        self.put(*names, **columns)
-        return claim(self.connection, self.statements, queue=columns.get("queue", "q"))
-
-    def settle(self, items: list[Pending]) -> dict[str, Fate]:
-        fates = settle.settle(self.connection, self.statements, items)
-        assert len(fates) == len(items)
-        return {item.job.id: fate for item, fate in fates}
-
-    def execute(self, sql: str, **given: Any) -> Any:
-        with self.engine.begin() as connection:
-            result = connection.execute(text(sql), given)
-            return result.scalar() if result.returns_rows else None
-
-
 @pytest.fixture(scope="module")
-def tables(server: TestServer) -> Iterator[tuple[Engine, Statements]]:
-    with new_engine(server) as engine:
-        models = make_tables(engine)
-        with engine.begin() as connection:
-            connection.execute(
-                text("CREATE TABLE receipt (job_id text REFERENCES bgjob_job)")  # NO ACTION
+def tables(tables: tuple[Engine, Statements]) -> tuple[Engine, Statements]:
+    """Those of all, and a function for triggers that refuse."""
+    with tables[0].begin() as connection:
+        connection.execute(
+            text(
+                """
+                CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN RAISE EXCEPTION 'no, says %', OLD.arg USING ERRCODE = 'BG001'; END $$
+                """
             )
-            connection.execute(
-                text(
-                    """
-                    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-                    $$ BEGIN RAISE EXCEPTION 'no, says %', OLD.arg USING ERRCODE = 'BG001'; END $$
-                    """
-                )
-            )
-        yield engine, Statements(models)
-
-
-@pytest.fixture
-def queue(tables: tuple[Engine, Statements]) -> Iterator[Queue]:
-    engine, statements = tables
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE bgjob_job, bgjob_dead_job, bgjob_worker, receipt"))
-    with engine.connect() as connection:
-        with connection.begin():
-            connection.execute(text("SET lock_timeout = '5s'"))
-        yield Queue(engine, statements, connection)
+        )
+    return tables
 
 
 # ---- one row that can't be settled ----------------------------------------------------------

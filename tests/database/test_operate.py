@@ -20,7 +20,7 @@ from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support import wait_until
 from support.producers import UNITS, producer
-from support.rows import claim, pending
+from support.rows import claim, pending, waiting
 
 if TYPE_CHECKING:
     from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
@@ -184,18 +184,6 @@ def test_an_edited_arg_is_what_runs(jobs: BGJob, engine: Engine) -> None:
 
     with Session(engine) as session:
         assert session.scalars(select(jobs.Job.arg)).one() == b'"edited"'
-
-
-def waiting(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return int(
-            connection.execute(
-                text(
-                    "SELECT count(*) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
-                )
-            ).scalar_one()
-        )
 
 
 def test_a_live_job_of_the_same_id_is_left_alone(jobs: BGJob, engine: Engine) -> None:

@@ -7,17 +7,16 @@ from itertools import cycle, repeat
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, delete, event, func, insert, select
+from sqlalchemy import Engine, delete, event, func, insert, select
 from sqlalchemy.orm import Session, object_session
 
 from sqlalchemy_bgjob import enqueue, enqueue_from, enqueue_many
 from support.producers import UNITS, Producer, producer
-from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt
+from support.shop import Job, Order, Receipt, jobs, note, send_receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from support import TestServer
 
 pytestmark = pytest.mark.core
 
@@ -35,17 +34,6 @@ WAYS: dict[str, Callable[[Any], Any]] = {
     ),
     "objects": lambda session: session.add(send_receipt.job(Receipt(1))),
 }
-
-
-@pytest.fixture(scope="module")
-def shop(server: TestServer) -> Iterator[Engine]:
-    """The application's tables, in a database that the tests of this module share."""
-    url = server.create_database("hooks")
-    engine = create_engine(url)
-    make_tables(engine)
-    yield engine
-    engine.dispose()
-    server.drop_database(url)
 
 
 @pytest.fixture(autouse=True)

@@ -28,28 +28,17 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sqlalchemy_bgjob import BGJob, enqueue, enqueue_from, enqueue_many
 from support.databases import with_driver
-from support.shop import Base, Job, Order, Receipt, jobs, make_tables, note, send_receipt
+from support.shop import Base, Job, Order, Receipt, jobs, note, send_receipt
 from support.tables import new_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from support import TestServer
 
 pytestmark = pytest.mark.core
 
 DeadJob = jobs.DeadJob
-
-
-@pytest.fixture(scope="module")
-def shop(server: TestServer) -> Iterator[Engine]:
-    """The application's tables, in a database that the tests of this module share."""
-    url = server.create_database("routing")
-    engine = create_engine(url)
-    make_tables(engine)
-    yield engine
-    engine.dispose()
-    server.drop_database(url)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, MetaData, Text, create_engine, text
@@ -21,83 +21,38 @@ from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import PARAMETER_PREFIX, channel_name, parameters
 from sqlalchemy_bgjob.models import DeadJobMixin, JobMixin, build_models
-from support.rows import ME, OTHER, add, claim, fill, ids, make_tables, pending, rows
-from support.tables import new_engine
+from support.rows import ME, OTHER, add, claim, fill, ids, pending, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from sqlalchemy import Connection
-
-    from support.databases import TestServer
+    from support.queue import Queue
 
 pytestmark = pytest.mark.core
 
 RETRY = Settlement(Kind.RETRY, delay=60.0, error="x")
 DEAD = Settlement(Kind.DEAD, error="y")
 
-
-class Queue(NamedTuple):
-    engine: Engine
-    statements: Statements
-    connection: Connection
-
-
-@pytest.fixture(scope="module")
-def tables(server: TestServer) -> Iterator[tuple[Engine, Statements]]:
-    with new_engine(server) as engine:
-        models = make_tables(engine)
-        with engine.begin() as connection:
-            connection.execute(
-                text("CREATE TABLE receipt (job_id text REFERENCES bgjob_job ON DELETE CASCADE)")
-            )
-        yield engine, Statements(models)
-
-
-@pytest.fixture
-def queue(tables: tuple[Engine, Statements]) -> Iterator[Queue]:
-    """Empty tables, and a connection that never waits for a lock without failing."""
-    engine, statements = tables
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE bgjob_job, bgjob_dead_job, bgjob_worker, receipt"))
-    with engine.connect() as connection:
-        with connection.begin():
-            connection.execute(text("SET lock_timeout = '5s'"))
-        yield Queue(engine, statements, connection)
-
-
-def put(to: Queue, *names: str, **columns: Any) -> None:
-    with to.engine.begin() as connection:
-        for name in names:
-            add(connection, name, **columns)
-
-
-def take(by: Queue, limit: int = 100, **options: Any) -> list[str]:
-    return ids(claim(by.connection, by.statements, limit, **options))
-
-
 # ---- claim ----------------------------------------------------------------------------------
 
 
 def test_order_is_priority_then_time_then_id(queue: Queue) -> None:
-    put(queue, "c", "b", "a", due_in=-10.0)
-    put(queue, "older", due_in=-20.0)
-    put(queue, "urgent", priority=-1, due_in=-1.0)
-    put(queue, "later", priority=1, due_in=-99.0)
+    queue.put("c", "b", "a", due_in=-10.0)
+    queue.put("older", due_in=-20.0)
+    queue.put("urgent", priority=-1, due_in=-1.0)
+    queue.put("later", priority=1, due_in=-99.0)
     with queue.engine.begin() as connection:
         connection.execute(
             text("UPDATE bgjob_job SET next_run_at = '2020-01-01' WHERE id IN ('a', 'b', 'c')")
         )
 
-    assert take(queue) == ["urgent", "a", "b", "c", "older", "later"]
+    assert queue.take() == ["urgent", "a", "b", "c", "older", "later"]
 
 
 def test_one_at_a_time_gives_the_same_order(queue: Queue) -> None:
     """The LIMIT takes the first ones, whatever the order of the rows on disk."""
     for n, (priority, due_in) in enumerate([(1, -5), (0, -1), (0, -3), (-7, -1), (1, -9), (0, -2)]):
-        put(queue, f"{n}", priority=priority, due_in=due_in)
+        queue.put(f"{n}", priority=priority, due_in=due_in)
 
-    assert [take(queue, 1) for _ in range(7)] == [["3"], ["2"], ["5"], ["1"], ["4"], ["0"], []]
+    assert [queue.take(1) for _ in range(7)] == [["3"], ["2"], ["5"], ["1"], ["4"], ["0"], []]
 
 
 @pytest.mark.parametrize(
@@ -112,12 +67,12 @@ def test_one_at_a_time_gives_the_same_order(queue: Queue) -> None:
 )
 def test_order_and_limit_do_not_depend_on_the_plan(queue: Queue, plan: str) -> None:
     for n, (priority, due_in) in enumerate([(1, -5), (0, -1), (0, -3), (-7, -1), (1, -9), (0, -2)]):
-        put(queue, f"{n}", priority=priority, due_in=due_in)
+        queue.put(f"{n}", priority=priority, due_in=due_in)
     with queue.connection.begin():
         for name in plan.split():
             queue.connection.execute(text(f"SET {name} = off"))
     try:
-        assert [take(queue, n) for n in (1, 2, 10)] == [["3"], ["2", "5"], ["1", "4", "0"]]
+        assert [queue.take(n) for n in (1, 2, 10)] == [["3"], ["2", "5"], ["1", "4", "0"]]
     finally:
         queue.connection.invalidate()
 
@@ -125,50 +80,50 @@ def test_order_and_limit_do_not_depend_on_the_plan(queue: Queue, plan: str) -> N
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 10, 14, 15, 16])
 def test_a_claim_takes_exactly_its_limit_across_priorities(queue: Queue, limit: int) -> None:
     for priority in (-2, 0, 1, 5, 9):
-        put(queue, *(f"p{priority + 2:02}-{n}" for n in range(3)), priority=priority)
+        queue.put(*(f"p{priority + 2:02}-{n}" for n in range(3)), priority=priority)
 
-    taken = take(queue, limit)
+    taken = queue.take(limit)
 
     assert taken == sorted(rows(queue.connection))[: min(limit, 15)]
 
 
 def test_the_smallest_and_the_largest_priority_are_lanes_too(queue: Queue) -> None:
-    put(queue, "last", priority=32_767)
-    put(queue, "middle", priority=0)
-    put(queue, "first", priority=-32_768)
+    queue.put("last", priority=32_767)
+    queue.put("middle", priority=0)
+    queue.put("first", priority=-32_768)
 
-    assert take(queue) == ["first", "middle", "last"]
+    assert queue.take() == ["first", "middle", "last"]
 
 
 def test_what_is_scheduled_or_running_is_left(queue: Queue) -> None:
-    put(queue, "scheduled", due_in=60.0)
-    put(queue, "running", claimed_by=OTHER)
-    put(queue, "due")
+    queue.put("scheduled", due_in=60.0)
+    queue.put("running", claimed_by=OTHER)
+    queue.put("due")
 
-    assert take(queue) == ["due"]
+    assert queue.take() == ["due"]
     assert rows(queue.connection)["running"].claimed_by == OTHER
     assert rows(queue.connection)["scheduled"].claimed_by is None
 
 
 def test_a_priority_of_which_nothing_is_due_hides_no_other(queue: Queue) -> None:
-    put(queue, "scheduled", due_in=60.0, priority=-1)
-    put(queue, "running", claimed_by=OTHER, priority=0)
-    put(queue, "due", priority=1)
+    queue.put("scheduled", due_in=60.0, priority=-1)
+    queue.put("running", claimed_by=OTHER, priority=0)
+    queue.put("due", priority=1)
 
-    assert take(queue) == ["due"]
+    assert queue.take() == ["due"]
 
 
 def test_a_claim_takes_from_its_own_queue_only(queue: Queue) -> None:
     for name in ("a", "q", "q ", "Q", "z"):
-        put(queue, f"in {name}", queue=name)
+        queue.put(f"in {name}", queue=name)
 
-    assert take(queue) == ["in q"]
-    assert take(queue, queue="Q") == ["in Q"]
-    assert take(queue, queue="none") == []
+    assert queue.take() == ["in q"]
+    assert queue.take(queue="Q") == ["in Q"]
+    assert queue.take(queue="none") == []
 
 
 def test_a_claim_writes_who_and_counts_lease_and_attempt(queue: Queue) -> None:
-    put(queue, "a", attempt=3, crashes=1, last_error="before", arg=b"\x00\xff")
+    queue.put("a", attempt=3, crashes=1, last_error="before", arg=b"\x00\xff")
     before = rows(queue.connection)["a"]
 
     (job,) = claim(queue.connection, queue.statements)
@@ -189,7 +144,7 @@ def test_a_claim_writes_who_and_counts_lease_and_attempt(queue: Queue) -> None:
 
 
 def test_a_claim_tells_for_how_long_the_type_has_been_unknown(queue: Queue) -> None:
-    put(queue, "a")
+    queue.put("a")
     with queue.engine.begin() as connection:
         connection.execute(
             text("UPDATE bgjob_job SET unknown_since = now() - interval '90 seconds'")
@@ -201,7 +156,7 @@ def test_a_claim_tells_for_how_long_the_type_has_been_unknown(queue: Queue) -> N
 
 
 def test_the_lease_of_a_new_job_is_the_servers_clock_in_microseconds(queue: Queue) -> None:
-    put(queue, "a")
+    queue.put("a")
 
     row = rows(queue.connection)["a"]
 
@@ -212,28 +167,28 @@ def test_the_lease_of_a_new_job_is_the_servers_clock_in_microseconds(queue: Queu
 
 
 def test_two_claims_at_once_skip_each_others_rows(queue: Queue) -> None:
-    put(queue, *"abcdef")
+    queue.put(*"abcdef")
     with queue.engine.connect() as other, other.begin():
         given: dict[str, Any] = {"queue": "q", "limit": 2, "worker_id": OTHER}
         first = claims.claim(other, queue.statements, **given)
 
         assert ids(first) == ["a", "b"]
-        assert take(queue, 3) == ["c", "d", "e"]
+        assert queue.take(3) == ["c", "d", "e"]
 
 
 def test_a_claim_locks_no_more_than_it_takes(queue: Queue) -> None:
     """Neither the rest of a lane nor the lanes after it."""
-    put(queue, "a", "b", "c", priority=0)
-    put(queue, "d", "e", priority=1)
+    queue.put("a", "b", "c", priority=0)
+    queue.put("d", "e", priority=1)
     with queue.engine.connect() as other, other.begin():
         given: dict[str, Any] = {"queue": "q", "limit": 2, "worker_id": OTHER}
         claims.claim(other, queue.statements, **given)
 
-        assert take(queue) == ["c", "d", "e"]
+        assert queue.take() == ["c", "d", "e"]
 
 
 def test_a_claim_that_rolls_back_leaves_no_trace(queue: Queue) -> None:
-    put(queue, "a")
+    queue.put("a")
     before = rows(queue.connection)
 
     with queue.engine.connect() as other, other.begin() as transaction:
@@ -242,25 +197,25 @@ def test_a_claim_that_rolls_back_leaves_no_trace(queue: Queue) -> None:
         transaction.rollback()
 
     assert rows(queue.connection) == before
-    assert take(queue) == ["a"]
+    assert queue.take() == ["a"]
 
 
 def test_a_job_that_a_user_refers_to_can_be_claimed(queue: Queue) -> None:
     """An INSERT with a foreign key locks the job FOR KEY SHARE until its transaction ends."""
-    put(queue, "a", "b")
+    queue.put("a", "b")
     with queue.engine.connect() as user, user.begin():
         user.execute(text("INSERT INTO receipt VALUES ('a')"))
 
-        assert take(queue) == ["a", "b"]
+        assert queue.take() == ["a", "b"]
 
 
 def test_a_job_that_is_being_edited_is_skipped_and_hides_no_other(queue: Queue) -> None:
-    put(queue, "a", "b", "c")
+    queue.put("a", "b", "c")
     with queue.engine.connect() as user, user.begin():
         user.execute(text("SELECT 1 FROM bgjob_job WHERE id = 'a' FOR UPDATE"))
 
-        assert take(queue, 2) == ["b", "c"]
-    assert take(queue, 2) == ["a"]
+        assert queue.take(2) == ["b", "c"]
+    assert queue.take(2) == ["a"]
 
 
 @pytest.mark.parametrize("claimers", [2, 16])
@@ -369,10 +324,10 @@ def next_due(queue: Queue, name: str = "q") -> float | None:
 
 
 def test_the_next_due_time_is_the_earliest_of_all_lanes(queue: Queue) -> None:
-    put(queue, "a", priority=-1, due_in=500.0)
-    put(queue, "b", priority=0, due_in=100.0)
-    put(queue, "c", priority=1, due_in=300.0)
-    put(queue, "d", due_in=10.0, queue="another")
+    queue.put("a", priority=-1, due_in=500.0)
+    queue.put("b", priority=0, due_in=100.0)
+    queue.put("c", priority=1, due_in=300.0)
+    queue.put("d", due_in=10.0, queue="another")
 
     delay = next_due(queue)
 
@@ -381,8 +336,8 @@ def test_the_next_due_time_is_the_earliest_of_all_lanes(queue: Queue) -> None:
 
 
 def test_there_is_no_next_due_time_without_scheduled_jobs(queue: Queue) -> None:
-    put(queue, "due")
-    put(queue, "running", claimed_by=OTHER)
+    queue.put("due")
+    queue.put("running", claimed_by=OTHER)
 
     assert next_due(queue) is None
     assert next_due(queue, "none") is None
@@ -397,7 +352,7 @@ def test_there_is_no_next_due_time_without_scheduled_jobs(queue: Queue) -> None:
 def test_a_settlement_that_does_not_name_the_claim_changes_nothing(
     queue: Queue, settlement: Settlement, wait: bool, wrong: str
 ) -> None:
-    put(queue, "a", "b")
+    queue.put("a", "b")
     jobs = claim(queue.connection, queue.statements)
     before = rows(queue.connection)
     for job in jobs:
@@ -415,7 +370,7 @@ def test_a_settlement_that_does_not_name_the_claim_changes_nothing(
 
 @pytest.mark.parametrize("settlement", [COMPLETED, RETRY, DEAD], ids=["complete", "retry", "dead"])
 def test_a_stale_settlement_harms_none_of_its_batch(queue: Queue, settlement: Settlement) -> None:
-    put(queue, *"abcd")
+    queue.put(*"abcd")
     jobs = claim(queue.connection, queue.statements)
     jobs[1].lease -= 1
 
@@ -430,7 +385,7 @@ def test_a_stale_settlement_harms_none_of_its_batch(queue: Queue, settlement: Se
 
 def test_leases_are_matched_with_their_own_ids(queue: Queue) -> None:
     """Not any id with any lease of the batch: each row's own."""
-    put(queue, "a", "b")
+    queue.put("a", "b")
     first, second = claim(queue.connection, queue.statements)
     first.lease, second.lease = second.lease, first.lease
     assert first.lease != second.lease
@@ -449,8 +404,7 @@ def test_leases_are_matched_with_their_own_ids(queue: Queue) -> None:
 def test_a_batch_of_mixed_outcomes_gives_each_row_its_own(queue: Queue) -> None:
     names = ["complete", "retry", "retry now", "reschedule", "new arg", "no arg", "back", "stop"]
     names += ["unknown", "dead"]
-    put(
-        queue,
+    queue.put(
         *names,
         attempt=4,
         last_error="before",
@@ -516,7 +470,7 @@ def test_a_batch_of_mixed_outcomes_gives_each_row_its_own(queue: Queue) -> None:
 
 
 def test_an_attempt_that_is_given_back_is_never_below_zero(queue: Queue) -> None:
-    put(queue, "a")
+    queue.put("a")
     (job,) = claim(queue.connection, queue.statements)
     with queue.engine.begin() as connection:
         connection.execute(text("UPDATE bgjob_job SET attempt = 0"))
@@ -529,7 +483,7 @@ def test_an_attempt_that_is_given_back_is_never_below_zero(queue: Queue) -> None
 
 def test_the_first_time_a_type_was_unknown_is_kept_until_it_is_known(queue: Queue) -> None:
     unknown = Settlement(Kind.UNKNOWN_TYPE, delay=0.0, keep_error=True, refund_attempt=True)
-    put(queue, "a")
+    queue.put("a")
     times: list[datetime | None] = []
 
     for settlement in (unknown, unknown, Settlement(Kind.RETRY, delay=0.0)):
@@ -543,8 +497,7 @@ def test_the_first_time_a_type_was_unknown_is_kept_until_it_is_known(queue: Queu
 
 
 def test_a_dead_job_keeps_all_that_the_live_one_had(queue: Queue) -> None:
-    put(
-        queue,
+    queue.put(
         "a",
         priority=-3,
         attempt=7,
@@ -572,7 +525,7 @@ def test_a_dead_job_keeps_all_that_the_live_one_had(queue: Queue) -> None:
 
 
 def test_a_dead_job_without_an_error_keeps_the_last_one(queue: Queue) -> None:
-    put(queue, "a", attempt=7, last_error="before")
+    queue.put("a", attempt=7, last_error="before")
     (job,) = claim(queue.connection, queue.statements)
     given_up = Settlement(Kind.DEAD, refund_attempt=True)
 
@@ -585,7 +538,7 @@ def test_a_dead_job_without_an_error_keeps_the_last_one(queue: Queue) -> None:
 
 def test_the_same_job_may_die_more_than_once(queue: Queue) -> None:
     for _ in range(2):
-        put(queue, "a")
+        queue.put("a")
         jobs = claim(queue.connection, queue.statements)
         with queue.connection.begin():
             settle.write(queue.connection, queue.statements, pending(jobs, DEAD))
@@ -659,7 +612,7 @@ def test_names_in_a_schema_and_with_a_prefix_of_ones_own(engine: Engine) -> None
 def test_the_error_of_a_settlement_that_was_refused_is_noted_and_nothing_else(
     queue: Queue,
 ) -> None:
-    put(queue, "a", "b")
+    queue.put("a", "b")
     jobs = claim(queue.connection, queue.statements)
     before = rows(queue.connection)
 
@@ -677,7 +630,7 @@ def test_the_error_of_a_settlement_that_was_refused_is_noted_and_nothing_else(
 
 
 def test_still_held_sees_locked_rows_and_no_strangers(queue: Queue) -> None:
-    put(queue, "a", "b", "c")
+    queue.put("a", "b", "c")
     jobs = claim(queue.connection, queue.statements)
     jobs[1].lease += 1
     with queue.engine.connect() as user, user.begin():

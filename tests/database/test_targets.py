@@ -36,24 +36,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy_bgjob import InvalidArg, enqueue, enqueue_from, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
 from support.producers import ASYNC, KINDS, UNITS, Producer, producer
-from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt
+from support.shop import Job, Order, Receipt, jobs, note, send_receipt
 from support.tables import new_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from support import TestServer
-
-
-@pytest.fixture(scope="module")
-def shop(server: TestServer) -> Iterator[Engine]:
-    """The application's tables, in a database that the tests of this module share."""
-    url = server.create_database("targets")
-    engine = create_engine(url)
-    make_tables(engine)
-    yield engine
-    engine.dispose()
-    server.drop_database(url)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from sqlalchemy_bgjob._bench.times import (
 )
 from sqlalchemy_bgjob._bench.workloads import WORKLOADS, chosen
 from sqlalchemy_bgjob._process.exits import CommandError
+from support.catalog import schemas
 from support.commands import Command
 from support.waiting import wait_until
 
@@ -40,12 +41,6 @@ WAYS = {"W1": ["Session", "Connection"], "W2": [""], "W5": ["AsyncWorker", "Work
 
 def variants(*names: str) -> list[tuple[str, str]]:
     return [(name, variant) for name in names for variant in WAYS[name]]
-
-
-def schemas(engine: Engine) -> list[str]:
-    with engine.connect() as connection:
-        query = "SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%' ORDER BY 1"
-        return list(connection.execute(text(query)).scalars())
 
 
 def answer(count: int, first: float, last: float, *marks: tuple[int, float]) -> dict[str, Any]:

@@ -49,13 +49,6 @@ if TYPE_CHECKING:
     from support.commands import Command
 
 
-@pytest.fixture
-def tables(engine: Engine) -> Engine:
-    """The tables of ``support.cli_app`` in this test's database."""
-    app.metadata.create_all(engine)
-    return engine
-
-
 def add(engine: Engine, handler: Any, arg: Any = None) -> None:
     with Session(engine) as session, session.begin():
         enqueue(session, handler, arg)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, insert, make_url, select, text, update
+from sqlalchemy import Engine, insert, make_url, select, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob._dev import demo
 from sqlalchemy_bgjob._dev import demo_app as app
 from sqlalchemy_bgjob._dev.demo import Report, find_files, what_to_read_next
 from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from support.catalog import schemas
 from support.commands import Command
 from support.waiting import wait_until
 
@@ -137,12 +138,6 @@ def test_a_given_database_is_left_as_it_was(
     assert "every file exactly once: yes" in command.stdout
     assert numbers(command)["recovered after the kill"] >= 1
     assert schemas(engine) == before
-
-
-def schemas(engine: Engine) -> list[str]:
-    with engine.connect() as connection:
-        query = "SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%' ORDER BY 1"
-        return list(connection.execute(text(query)).scalars())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

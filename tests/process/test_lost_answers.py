@@ -19,22 +19,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
 from support.processes import ALL_DRIVERS, ONE, TWO
-from support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context
     from support.processes import Fleet, WorkerProcess
+    from support.proxy import Proxy
     from support.running import Bench
-
-
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[Proxy]:
-    with Proxy(database_url) as proxy:
-        yield proxy
 
 
 def end(process: WorkerProcess) -> None:

@@ -20,13 +20,13 @@ from sqlalchemy_bgjob._worker.loop import VISIBLE_WITHIN
 from support import cli_app as app
 from support import wait_until, with_driver
 from support.processes import ONE, START_SECONDS
-from support.proxy import Proxy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from support.commands import Command
     from support.processes import Fleet
+    from support.proxy import Proxy
 
 TRANSIENT = {
     "57P03": "the database system is starting up",
@@ -41,18 +41,6 @@ DRIVERS = [
     "asyncpg",
     pytest.param("psycopg2", marks=pytest.mark.chaos),
 ]
-
-
-@pytest.fixture
-def tables(engine: Engine) -> Engine:
-    app.metadata.create_all(engine)
-    return engine
-
-
-@pytest.fixture
-def proxy(database_url: str) -> Iterator[Proxy]:
-    with Proxy(database_url) as proxy:
-        yield proxy
 
 
 def add(engine: Engine, words: str) -> None:

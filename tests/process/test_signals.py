@@ -40,12 +40,6 @@ WITHIN = 6.0
 """Seconds for the end after the second signal; alone on a machine it takes less than two."""
 
 
-@pytest.fixture
-def tables(engine: Engine) -> Engine:
-    app.metadata.create_all(engine)
-    return engine
-
-
 def state(engine: Engine) -> list[tuple[int | None, int]]:
     """Who has claimed each job, and its attempt."""
     with engine.connect() as connection:

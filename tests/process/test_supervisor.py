@@ -29,12 +29,6 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob._process.supervisor import Supervisor
 
 
-@pytest.fixture
-def tables(engine: Engine) -> Engine:
-    app.metadata.create_all(engine)
-    return engine
-
-
 class Pair:
     """``--processes 2``, and what the database and the system know of it."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Engine
 
 Catalog = dict[str, dict[str, Any]]
 
@@ -83,3 +83,10 @@ def leftovers(connection: Connection, schema: str | None = None) -> list[str]:
     """Return the names of everything that is in a schema: tables, indexes, types, functions."""
     quoted = '"' + (schema or "public").replace('"', '""') + '"'
     return list(connection.execute(_LEFTOVERS, {"quoted": quoted}).scalars())
+
+
+def schemas(engine: Engine) -> list[str]:
+    """Return the names of the schemas that are not the server's own."""
+    with engine.connect() as connection:
+        query = "SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg_%' ORDER BY 1"
+        return list(connection.execute(text(query)).scalars())

@@ -110,3 +110,13 @@ def rows(connection: Connection, table: str = "bgjob_job") -> dict[str, Row[Any]
 def ids(jobs: Sequence[ClaimedJob]) -> list[str]:
     """The ids, in the order in which the jobs came."""
     return [job.id for job in jobs]
+
+
+def waiting(engine: Engine) -> int:
+    """How many sessions of the database wait for a lock."""
+    statement = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with engine.connect() as connection:
+        return int(connection.execute(text(statement)).scalar_one())

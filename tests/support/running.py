@@ -411,3 +411,13 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
+
+
+@dataclass
+class AllAtOnce:
+    """Many handlers that have run in one worker: none may harm its neighbours."""
+
+    bench: Bench
+    ran: Ran
+    ids: dict[str, str]
+    """The job of each handler, by the handler's name."""

@@ -32,7 +32,7 @@ from support.mutants import MUTANTS
 from support.pooler import connect_as_documented
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from sqlalchemy_bgjob.testing.faults import Point
 
@@ -242,7 +242,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
     def nap(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            _hold(journal, seconds)
+            _sleep_through(_naps(journal, seconds))
 
     def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
@@ -251,7 +251,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
 
     def held_late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
-        _hold_first(journal, ctx.job.id, seconds)
+        _sleep_through(_first_naps(journal, ctx.job.id, seconds))
         ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
 
     def hold(ctx: Context[Any], seconds: float) -> None:
@@ -259,7 +259,7 @@ def _functions(journal: Journal) -> dict[str, Any]:
         ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            _hold(journal, seconds)
+            _sleep_through(_naps(journal, seconds))
 
     def block(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
@@ -292,31 +292,29 @@ def _sleep(seconds: float) -> None:
     threading.Event().wait(seconds)
 
 
-def _hold(journal: Journal, seconds: float) -> None:
+def _naps(journal: Journal, seconds: float) -> Iterator[float]:
+    """Short sleeps, until *seconds* are over or another process says that it is enough."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and not journal.released:
-        _sleep(min(left, _LOOK_EVERY))
+        yield min(left, _LOOK_EVERY)
 
 
-async def _hold_async(journal: Journal, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0 and not journal.released:  # noqa: ASYNC110 - another process says it
-        await asyncio.sleep(min(left, _LOOK_EVERY))
-
-
-def _hold_first(journal: Journal, job_id: str, seconds: float) -> None:
-    """Hold a job's first run until it is released; keep each later one for N seconds."""
+def _first_naps(journal: Journal, job_id: str, seconds: float) -> Iterator[float]:
+    """Those of a job's first run, until it is released; one of *seconds* for each later one."""
     if len(journal.starts()[job_id]) == 1:
-        _hold(journal, _VERY_LONG)
+        yield from _naps(journal, _VERY_LONG)
     else:
-        _sleep(seconds)
+        yield seconds
 
 
-async def _hold_first_async(journal: Journal, job_id: str, seconds: float) -> None:
-    if len(journal.starts()[job_id]) == 1:
-        await _hold_async(journal, _VERY_LONG)
-    else:
-        await asyncio.sleep(seconds)
+def _sleep_through(naps: Iterator[float]) -> None:
+    for nap in naps:
+        _sleep(nap)
+
+
+async def _sleep_through_async(naps: Iterator[float]) -> None:
+    for nap in naps:
+        await asyncio.sleep(nap)
 
 
 def _keep_busy(seconds: float) -> None:
@@ -341,7 +339,7 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
     async def nap(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            await _hold_async(journal, seconds)
+            await _sleep_through_async(_naps(journal, seconds))
 
     async def late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
@@ -350,7 +348,7 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
 
     async def held_late(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
-        await _hold_first_async(journal, ctx.job.id, seconds)
+        await _sleep_through_async(_first_naps(journal, ctx.job.id, seconds))
         await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
 
     async def hold(ctx: Context[Any], seconds: float) -> None:
@@ -358,7 +356,7 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
         await ctx.session.execute(_LOCK_ROW, {"job_id": ctx.job.id})
         _note_start(journal, ctx)
         if ctx.job.attempt == 1:
-            await _hold_async(journal, seconds)
+            await _sleep_through_async(_naps(journal, seconds))
 
     async def block(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)

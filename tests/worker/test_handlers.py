@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob import Complete, constant, enqueue_many
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
-from support.running import FLAVORS, Bench
+from support.running import FLAVORS, AllAtOnce, Bench
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy_bgjob import Context, JobType
     from support import TestServer
-    from support.running import Ran
 
 
 SELECT_1 = text("SELECT 1")
@@ -615,15 +613,6 @@ LEAKED = {
     Handlers.get_bind_commit: ["a"],
 }
 """What the driver was told to commit, nobody can undo."""
-
-
-@dataclass
-class AllAtOnce:
-    """All of the handlers in one worker: none may harm its neighbours."""
-
-    bench: Bench
-    ran: Ran
-    ids: dict[str, str]
 
 
 @pytest.fixture(scope="module", params=FLAVORS, ids=str)

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
@@ -52,7 +52,7 @@ LEASE = 30.0
 HOUR = 3_600.0
 
 
-class Queue:
+class Workers:
     """The queue's tables in one database, with workers and jobs as rows."""
 
     def __init__(self, engine: Engine) -> None:
@@ -66,11 +66,6 @@ class Queue:
 
         self.work = work
 
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection:
-            yield connection
-
     def execute(self, sql: str, **values: Any) -> Any:
         with self.engine.begin() as connection:
             result = connection.execute(text(sql), values)
@@ -82,7 +77,7 @@ class Queue:
         return moment
 
     def register(self, worker_id: int, *, lease: float = LEASE, silent_for: float = 0.0) -> None:
-        with self.connect() as connection:
+        with self.engine.connect() as connection:
             workers.register(
                 connection,
                 self.statements,
@@ -107,19 +102,19 @@ class Queue:
     def claim(self, worker_id: int, count: int = 1) -> list[claim.ClaimedJob]:
         """New jobs in a worker's hands."""
         enqueue_many(self.engine, self.work, [None] * count)
-        with self.connect() as connection, connection.begin():
+        with self.engine.connect() as connection, connection.begin():
             return claim.claim(
                 connection, self.statements, queue="default", limit=count, worker_id=worker_id
             )
 
     def rescue_silent(self, connected: float = HOUR, judge: int = JUDGE) -> list[Rescued]:
-        with self.connect() as connection:
+        with self.engine.connect() as connection:
             return rescues.rescue_silent(
                 connection, self.statements, judge=judge, connected=connected
             )
 
     def beat(self, worker_id: int, listener: Any = None) -> float | None:
-        with self.connect() as connection:
+        with self.engine.connect() as connection:
             return workers.beat(connection, self.statements, worker_id=worker_id, listener=listener)
 
     def listener(self, connection: Connection) -> tuple[int, Any]:
@@ -145,13 +140,13 @@ class Queue:
 
 
 @pytest.fixture
-def queue(engine: Engine) -> Queue:
-    queue = Queue(engine)
+def queue(engine: Engine) -> Workers:
+    queue = Workers(engine)
     queue.register(JUDGE)
     return queue
 
 
-def ended_session(queue: Queue, engine: Engine) -> tuple[int, Any]:
+def ended_session(queue: Workers, engine: Engine) -> tuple[int, Any]:
     """A session that listened and is gone."""
     with engine.connect() as connection:
         session = queue.listener(connection)
@@ -164,7 +159,7 @@ def ended_session(queue: Queue, engine: Engine) -> tuple[int, Any]:
 # ---- by silence ---------------------------------------------------------------------------------
 
 
-def test_a_silent_worker_is_rescued_in_one_step(queue: Queue) -> None:
+def test_a_silent_worker_is_rescued_in_one_step(queue: Workers) -> None:
     """Its jobs are queued again, each under a new lease, and its row goes."""
     queue.register(WORKER, silent_for=LEASE + 1)
     claimed = queue.claim(WORKER, 3)
@@ -181,7 +176,7 @@ def test_a_silent_worker_is_rescued_in_one_step(queue: Queue) -> None:
     assert queue.workers() == [JUDGE]
 
 
-def test_a_worker_that_beats_keeps_its_jobs(queue: Queue) -> None:
+def test_a_worker_that_beats_keeps_its_jobs(queue: Workers) -> None:
     """Its own lease_timeout counts, not the judge's."""
     queue.register(WORKER, silent_for=LEASE - 2)
     queue.register(OTHER, lease=HOUR * 2, silent_for=HOUR)
@@ -193,7 +188,7 @@ def test_a_worker_that_beats_keeps_its_jobs(queue: Queue) -> None:
     assert {row.crashes for row in queue.job_rows()} == {0}
 
 
-def test_silence_is_judged_only_after_an_unbroken_connection(queue: Queue) -> None:
+def test_silence_is_judged_only_after_an_unbroken_connection(queue: Workers) -> None:
     """After an outage everyone looks silent: whoever is back first must not take all jobs."""
     queue.register(WORKER, silent_for=HOUR)
     queue.claim(WORKER)
@@ -202,7 +197,7 @@ def test_silence_is_judged_only_after_an_unbroken_connection(queue: Queue) -> No
     assert queue.rescue_silent(connected=LEASE + 1) == [Rescued(WORKER, 1)]
 
 
-def test_a_judge_that_looks_silent_itself_judges_nobody(queue: Queue) -> None:
+def test_a_judge_that_looks_silent_itself_judges_nobody(queue: Workers) -> None:
     """When the server's clock jumps, the judge is as late as those whom it would judge."""
     queue.register(WORKER)
     queue.claim(WORKER)
@@ -214,7 +209,7 @@ def test_a_judge_that_looks_silent_itself_judges_nobody(queue: Queue) -> None:
     assert queue.rescue_silent() == [Rescued(WORKER, 1)]
 
 
-def test_a_judge_that_was_found_lost_judges_nobody(queue: Queue) -> None:
+def test_a_judge_that_was_found_lost_judges_nobody(queue: Workers) -> None:
     queue.register(WORKER, silent_for=HOUR)
     queue.execute("UPDATE bgjob_worker SET lost_at = now() WHERE id = :id", id=JUDGE)
 
@@ -222,7 +217,7 @@ def test_a_judge_that_was_found_lost_judges_nobody(queue: Queue) -> None:
     assert queue.workers() == [JUDGE, WORKER]
 
 
-def test_a_beat_that_finds_its_row_lost_is_told(queue: Queue) -> None:
+def test_a_beat_that_finds_its_row_lost_is_told(queue: Workers) -> None:
     """The row is not revived: an id is never taken up again."""
     queue.register(WORKER)
     queue.claim(WORKER)
@@ -235,7 +230,7 @@ def test_a_beat_that_finds_its_row_lost_is_told(queue: Queue) -> None:
     assert queue.execute("SELECT * FROM bgjob_worker ORDER BY id") == before
 
 
-def blocked(queue: Queue) -> bool:
+def blocked(queue: Workers) -> bool:
     """Whether some session of this database waits for a lock."""
     waiting = (
         "SELECT count(*) AS count FROM pg_stat_activity"
@@ -244,7 +239,7 @@ def blocked(queue: Queue) -> bool:
     return bool(queue.execute(waiting)[0].count)
 
 
-def test_a_beat_during_the_judgement_finds_the_worker_lost(queue: Queue) -> None:
+def test_a_beat_during_the_judgement_finds_the_worker_lost(queue: Workers) -> None:
     """Judging, marking and taking are one transaction: there is no beat between them."""
     queue.register(WORKER, silent_for=HOUR)
     queue.claim(WORKER)
@@ -262,7 +257,7 @@ def test_a_beat_during_the_judgement_finds_the_worker_lost(queue: Queue) -> None
     assert answers == [None]
 
 
-def test_two_rescuers_at_once_rescue_once(queue: Queue) -> None:
+def test_two_rescuers_at_once_rescue_once(queue: Workers) -> None:
     """Whoever locks the row first judges; nobody waits, and nothing is counted twice."""
     for worker_id in range(10, 30):
         queue.register(worker_id, silent_for=HOUR)
@@ -285,38 +280,38 @@ def test_two_rescuers_at_once_rescue_once(queue: Queue) -> None:
     assert [(row.crashes, row.claimed_by) for row in queue.job_rows()] == [(1, None)] * 20
 
 
-def test_a_locked_row_is_taken_by_a_later_sweep(queue: Queue) -> None:
+def test_a_locked_row_is_taken_by_a_later_sweep(queue: Workers) -> None:
     """A lock that somebody holds on one job keeps neither the others nor the sweep."""
     queue.register(WORKER, silent_for=HOUR)
     first, second = queue.claim(WORKER, 2)
 
-    with queue.connect() as holder, holder.begin():
+    with queue.engine.connect() as holder, holder.begin():
         holder.execute(text("SELECT 1 FROM bgjob_job WHERE id = :id FOR UPDATE"), {"id": first.id})
         assert queue.rescue_silent() == [Rescued(WORKER, 1)]
         assert queue.workers() == [JUDGE, WORKER], "it stays until it holds nothing"
-        with queue.connect() as connection:
+        with queue.engine.connect() as connection:
             assert rescues.rescue_rest(connection, queue.statements) == [Rescued(WORKER, 0)]
     held = {row.id: row.claimed_by for row in queue.job_rows()}
     assert held == {first.id: WORKER, second.id: None}
 
-    with queue.connect() as connection:
+    with queue.engine.connect() as connection:
         assert rescues.rescue_rest(connection, queue.statements) == [Rescued(WORKER, 1)]
     assert {row.claimed_by for row in queue.job_rows()} == {None}
     assert queue.workers() == [JUDGE]
 
 
-def test_a_row_that_a_foreign_key_looks_at_is_not_in_the_way(queue: Queue) -> None:
+def test_a_row_that_a_foreign_key_looks_at_is_not_in_the_way(queue: Workers) -> None:
     """A user's insert that refers to the job locks its key, and nothing that a rescue changes."""
     queue.register(WORKER, silent_for=HOUR)
     (job,) = queue.claim(WORKER)
 
-    with queue.connect() as holder, holder.begin():
+    with queue.engine.connect() as holder, holder.begin():
         share = text("SELECT 1 FROM bgjob_job WHERE id = :id FOR KEY SHARE")
         holder.execute(share, {"id": job.id})
         assert queue.rescue_silent() == [Rescued(WORKER, 1)]
 
 
-def test_the_sessions_of_a_lost_worker_are_ended(queue: Queue) -> None:
+def test_the_sessions_of_a_lost_worker_are_ended(queue: Workers) -> None:
     """A frozen handler's row locks would block the next attempt until it thaws."""
     queue.register(WORKER, silent_for=HOUR)
     (job,) = queue.claim(WORKER)
@@ -334,7 +329,7 @@ def test_the_sessions_of_a_lost_worker_are_ended(queue: Queue) -> None:
         frozen.invalidate()
 
 
-def test_jobs_of_a_crash_part_company(queue: Queue) -> None:
+def test_jobs_of_a_crash_part_company(queue: Workers) -> None:
     """The first crash puts a job back at once, the next ones after a growing random wait."""
     queue.register(WORKER, silent_for=HOUR)
     queue.claim(WORKER, 40)
@@ -353,7 +348,7 @@ def test_jobs_of_a_crash_part_company(queue: Queue) -> None:
     assert max(times) - min(times) > timedelta(seconds=2), "they all wait for the same time"
 
 
-def test_a_job_that_has_crashed_for_ever_is_still_rescued(queue: Queue) -> None:
+def test_a_job_that_has_crashed_for_ever_is_still_rescued(queue: Workers) -> None:
     """Without max_attempts it may crash thousands of times; the wait stays below a minute."""
     queue.register(WORKER, silent_for=HOUR)
     queue.claim(WORKER)
@@ -370,32 +365,34 @@ def test_a_job_that_has_crashed_for_ever_is_still_rescued(queue: Queue) -> None:
 # ---- orphans ------------------------------------------------------------------------------------
 
 
-def test_a_claim_that_commits_after_its_worker_was_found_lost_is_given_back(queue: Queue) -> None:
+def test_a_claim_that_commits_after_its_worker_was_found_lost_is_given_back(
+    queue: Workers,
+) -> None:
     """Nobody sweeps for a worker that has no row: the search for orphans finds the jobs."""
     queue.register(WORKER, silent_for=HOUR)
     enqueue_many(queue.engine, queue.work, [None] * 2)
     queue.register(OTHER)
     held = queue.claim(OTHER)
-    with queue.connect() as late:
+    with queue.engine.connect() as late:
         transaction = late.begin()
         claimed = claim.claim(late, queue.statements, queue="default", limit=2, worker_id=WORKER)
         assert queue.rescue_silent() == [Rescued(WORKER, 0)]
         assert queue.workers() == [JUDGE, OTHER]
         transaction.commit()
 
-    with queue.connect() as connection:
+    with queue.engine.connect() as connection:
         assert rescues.rescue_orphans(connection, queue.statements) == len(claimed) == 2
 
     claims = {row.id: row.claimed_by for row in queue.job_rows()}
     assert claims == {**{job.id: None for job in claimed}, held[0].id: OTHER}
 
 
-def test_two_leases_of_one_job_settle_apart(queue: Queue) -> None:
+def test_two_leases_of_one_job_settle_apart(queue: Workers) -> None:
     """A run that lost its lease, and the next run by the same worker, end at the same time."""
     queue.register(WORKER)
     (first,) = queue.claim(WORKER)
     queue.execute("UPDATE bgjob_job SET claimed_by = null, lease = lease + 1")
-    with queue.connect() as connection:
+    with queue.engine.connect() as connection:
         with connection.begin():
             (second,) = claim.claim(
                 connection, queue.statements, queue="default", limit=1, worker_id=WORKER
@@ -406,7 +403,7 @@ def test_two_leases_of_one_job_settle_apart(queue: Queue) -> None:
     assert fates == {late: Fate.STALE, good: Fate.SETTLED}
 
 
-def test_a_beat_ahead_of_the_clock_that_stays_is_silence(queue: Queue) -> None:
+def test_a_beat_ahead_of_the_clock_that_stays_is_silence(queue: Workers) -> None:
     """The server's clock was set back by an hour: one worker was frozen before, one lives."""
     queue.register(WORKER, lease=2.0, silent_for=-HOUR)
     queue.register(OTHER, lease=2.0, silent_for=-HOUR)
@@ -426,7 +423,7 @@ def test_a_beat_ahead_of_the_clock_that_stays_is_silence(queue: Queue) -> None:
     assert sorted(row.crashes for row in queue.job_rows()) == [0, 1, 1]
 
 
-def test_a_sweep_that_always_fails_hides_no_silence(queue: Queue) -> None:
+def test_a_sweep_that_always_fails_hides_no_silence(queue: Workers) -> None:
     """The rescuer begins a new session after each failure, and knows the beats of the last one."""
 
     def fail(sweep: str) -> None:
@@ -445,13 +442,13 @@ def test_a_sweep_that_always_fails_hides_no_silence(queue: Queue) -> None:
     assert [row.claimed_by for row in queue.job_rows()] == [None]
 
 
-def test_unchanged_beats_are_judged_with_the_same_care(queue: Queue) -> None:
+def test_unchanged_beats_are_judged_with_the_same_care(queue: Workers) -> None:
     """By a judge that beats and was connected for as long; and not once the beat has changed."""
     queue.register(WORKER, silent_for=-HOUR)
     queue.claim(WORKER)
 
     def look(connected: float = HOUR, ago: float = LEASE + 1) -> list[Rescued]:
-        with queue.connect() as connection:
+        with queue.engine.connect() as connection:
             given: Any = {"judge": JUDGE, "connected": connected}
             seen: dict[int, Any] = {}
             rescues.rescue_unchanged(connection, queue.statements, seen, **given)
@@ -466,11 +463,11 @@ def test_unchanged_beats_are_judged_with_the_same_care(queue: Queue) -> None:
     assert look() == [Rescued(WORKER, 1)]
 
 
-def test_a_beat_during_the_look_is_a_sign_of_life(queue: Queue) -> None:
+def test_a_beat_during_the_look_is_a_sign_of_life(queue: Workers) -> None:
     queue.register(WORKER, silent_for=-HOUR)
     queue.claim(WORKER)
 
-    with at("judging", lambda _: queue.beat(WORKER)), queue.connect() as connection:
+    with at("judging", lambda _: queue.beat(WORKER)), queue.engine.connect() as connection:
         seen: dict[int, Any] = {}
         for _ in range(2):
             given: Any = {"judge": JUDGE, "connected": HOUR}
@@ -478,7 +475,7 @@ def test_a_beat_during_the_look_is_a_sign_of_life(queue: Queue) -> None:
             seen |= {id: beat._replace(seen_at=beat.seen_at - HOUR) for id, beat in seen.items()}
 
 
-def test_a_judge_whose_beat_is_under_way_judges_nobody(queue: Queue) -> None:
+def test_a_judge_whose_beat_is_under_way_judges_nobody(queue: Workers) -> None:
     """A server that stood still for a minute has kept everybody from beating."""
     with HeartAtWork(queue) as at_work:
         wait_until(lambda: at_work.heart.unbroken(time.monotonic()) > 0.5, what="a judge")
@@ -488,13 +485,15 @@ def test_a_judge_whose_beat_is_under_way_judges_nobody(queue: Queue) -> None:
 # ---- by the end of a session --------------------------------------------------------------------
 
 
-def test_a_worker_whose_listener_is_gone_is_rescued_at_the_second_look(queue: Queue) -> None:
+def test_a_worker_whose_listener_is_gone_is_rescued_at_the_second_look(
+    queue: Workers,
+) -> None:
     """Its process has ended: PostgreSQL ends the sessions of a process with it."""
     queue.register(WORKER)
     queue.claim(WORKER)
     queue.beat(WORKER, ended_session(queue, queue.engine))
 
-    with queue.connect() as judge:
+    with queue.engine.connect() as judge:
         found, seen = rescues.rescue_ended(judge, queue.statements, {})
         assert found == []
         assert queue.job_rows()[0].claimed_by == WORKER
@@ -503,14 +502,14 @@ def test_a_worker_whose_listener_is_gone_is_rescued_at_the_second_look(queue: Qu
     assert found == [Rescued(WORKER, 1)]
 
 
-def test_a_beat_between_the_two_looks_is_a_sign_of_life(queue: Queue) -> None:
+def test_a_beat_between_the_two_looks_is_a_sign_of_life(queue: Workers) -> None:
     """It has lost its listener, and lives: it beats elsewhere."""
     queue.register(WORKER)
     queue.claim(WORKER)
     session = ended_session(queue, queue.engine)
     queue.beat(WORKER, session)
 
-    with queue.connect() as judge:
+    with queue.engine.connect() as judge:
         seen: dict[int, Any] = {}
         for _ in range(4):
             found, seen = rescues.rescue_ended(judge, queue.statements, seen)
@@ -519,38 +518,38 @@ def test_a_beat_between_the_two_looks_is_a_sign_of_life(queue: Queue) -> None:
     assert queue.job_rows()[0].crashes == 0
 
 
-def test_a_beat_after_the_second_look_began_is_a_sign_of_life(queue: Queue) -> None:
+def test_a_beat_after_the_second_look_began_is_a_sign_of_life(queue: Workers) -> None:
     """The judgement itself asks again, with the row locked."""
     queue.register(WORKER)
     queue.claim(WORKER)
     session = ended_session(queue, queue.engine)
     queue.beat(WORKER, session)
 
-    with at("judging", lambda _: queue.beat(WORKER, session)), queue.connect() as judge:
+    with at("judging", lambda _: queue.beat(WORKER, session)), queue.engine.connect() as judge:
         assert queue.looks(judge) == []
 
 
-def test_a_worker_that_listens_is_left_alone(queue: Queue) -> None:
+def test_a_worker_that_listens_is_left_alone(queue: Workers) -> None:
     queue.register(WORKER)
     queue.claim(WORKER)
 
-    with queue.engine.connect() as listener, queue.connect() as judge:
+    with queue.engine.connect() as listener, queue.engine.connect() as judge:
         queue.beat(WORKER, queue.listener(listener))
         assert queue.looks(judge, 3) == []
 
 
-def test_another_session_of_the_worker_is_a_sign_of_life(queue: Queue) -> None:
+def test_another_session_of_the_worker_is_a_sign_of_life(queue: Workers) -> None:
     """Its listener was ended from outside; its heart's session is there."""
     queue.register(WORKER)
     queue.claim(WORKER)
     queue.beat(WORKER, ended_session(queue, queue.engine))
 
-    with queue.engine.connect() as heart, queue.connect() as judge:
+    with queue.engine.connect() as heart, queue.engine.connect() as judge:
         name_session(heart, WORKER)
         assert queue.looks(judge, 3) == []
 
 
-def test_a_judge_never_finds_itself_ended(queue: Queue) -> None:
+def test_a_judge_never_finds_itself_ended(queue: Workers) -> None:
     """Its listener hangs, unnoticed; the session that asks is its own."""
     queue.claim(JUDGE)
     queue.beat(JUDGE, ended_session(queue, queue.engine))
@@ -560,16 +559,16 @@ def test_a_judge_never_finds_itself_ended(queue: Queue) -> None:
         assert queue.looks(judge, 3) == []
 
 
-def test_a_worker_without_a_listener_is_judged_by_its_beats_alone(queue: Queue) -> None:
+def test_a_worker_without_a_listener_is_judged_by_its_beats_alone(queue: Workers) -> None:
     queue.register(WORKER, silent_for=LEASE - 5)
     queue.claim(WORKER)
 
-    with queue.connect() as judge:
+    with queue.engine.connect() as judge:
         assert queue.looks(judge, 3) == []
 
 
 @pytest.fixture
-def stranger(queue: Queue) -> Iterator[Engine]:
+def stranger(queue: Workers) -> Iterator[Engine]:
     """An engine of a role that may use the tables and sees nothing of others' sessions."""
     role = f"bgjob_stranger_{os.getpid()}"
     queue.execute(f"CREATE ROLE {role} LOGIN")
@@ -582,7 +581,7 @@ def stranger(queue: Queue) -> Iterator[Engine]:
 
 
 def test_sessions_that_are_hidden_from_the_judge_prove_nothing(
-    queue: Queue, stranger: Engine
+    queue: Workers, stranger: Engine
 ) -> None:
     """Two roles without pg_monitor: the other's backend_start and state are null."""
     queue.register(WORKER)
@@ -608,7 +607,7 @@ def test_a_restart_of_the_server_is_no_proof_of_death(
 ) -> None:
     """It ended the sessions of the living too; even when only a backend crashed."""
     engine = create_engine(own_server.url)
-    queue = Queue(engine)
+    queue = Workers(engine)
     queue.register(WORKER)
     queue.claim(WORKER)
     with engine.connect() as listener:
@@ -639,7 +638,7 @@ RESETS = {
 
 
 @pytest.fixture
-def role(queue: Queue) -> Iterator[Engine]:
+def role(queue: Workers) -> Iterator[Engine]:
     """An engine that logs in as a role which sees its own sessions only."""
     name = f"bgjob_role_{os.getpid()}"
     queue.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
@@ -652,7 +651,7 @@ def role(queue: Queue) -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("reset", RESETS)
-def test_reset_statistics_are_no_restart(queue: Queue, reset: str) -> None:
+def test_reset_statistics_are_no_restart(queue: Workers, reset: str) -> None:
     """Monitoring does that; a process that has ended is seen as soon as before."""
     queue.register(WORKER)
     queue.claim(WORKER)
@@ -660,13 +659,13 @@ def test_reset_statistics_are_no_restart(queue: Queue, reset: str) -> None:
     for statement in RESETS[reset]:
         queue.execute(statement)
 
-    with queue.connect() as judge:
+    with queue.engine.connect() as judge:
         assert queue.looks(judge) == [Rescued(WORKER, 1)]
 
 
 @pytest.mark.parametrize("reset", RESETS)
 def test_reset_statistics_are_no_restart_to_any_role(
-    queue: Queue, role: Engine, reset: str
+    queue: Workers, role: Engine, reset: str
 ) -> None:
     """To one that sees no server process, its own older sessions tell, or what was not reset."""
     queue.register(WORKER)
@@ -716,7 +715,7 @@ class Errors(Observer):
 class HeartAtWork:
     """Heart and rescuer of a worker, whose loop does nothing but turn."""
 
-    def __init__(self, queue: Queue, **settings: Any) -> None:
+    def __init__(self, queue: Workers, **settings: Any) -> None:
         self.lost = 0
         self.turns = True
         self._told, made = Errors(), WorkerSettings(**{**FAST, **settings})
@@ -776,7 +775,7 @@ class HeartAtWork:
         self._runtime.close()
 
 
-def test_a_heart_that_finds_its_row_lost_goes_on_under_a_new_id(queue: Queue) -> None:
+def test_a_heart_that_finds_its_row_lost_goes_on_under_a_new_id(queue: Workers) -> None:
     """An id is never taken up again: what was claimed under it was given away."""
     with HeartAtWork(queue) as at_work:
         first = at_work.heart.worker_id
@@ -790,7 +789,7 @@ def test_a_heart_that_finds_its_row_lost_goes_on_under_a_new_id(queue: Queue) ->
 
 
 def test_a_worker_whose_loop_stands_still_beats_no_more(
-    queue: Queue, tune: Tune, caplog: pytest.LogCaptureFixture
+    queue: Workers, tune: Tune, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its jobs go to others; once it turns again, it goes on under a new id."""
     tune(heart_module, NO_PROGRESS_AFTER=0.5)
@@ -808,7 +807,7 @@ def test_a_worker_whose_loop_stands_still_beats_no_more(
         assert (stuck.lost, other.lost) == (1, 0)
 
 
-def test_a_lost_connection_starts_the_judge_s_time_anew(queue: Queue) -> None:
+def test_a_lost_connection_starts_the_judge_s_time_anew(queue: Workers) -> None:
     """Whoever was away can't tell the silence of the others from its own."""
     connected: list[float] = []
 
@@ -836,7 +835,7 @@ def test_a_lost_connection_starts_the_judge_s_time_anew(queue: Queue) -> None:
         assert at_work.lost == 0
 
 
-def test_a_beat_leaves_no_lock_behind_on_a_network_that_dies(queue: Queue) -> None:
+def test_a_beat_leaves_no_lock_behind_on_a_network_that_dies(queue: Workers) -> None:
     """Between a beat and its COMMIT the row would be locked, and no other worker could judge it."""
     alone: list[bool] = []
 
@@ -849,7 +848,7 @@ def test_a_beat_leaves_no_lock_behind_on_a_network_that_dies(queue: Queue) -> No
     assert all(alone)
 
 
-def test_an_old_beat_is_not_fresh(queue: Queue) -> None:
+def test_an_old_beat_is_not_fresh(queue: Workers) -> None:
     """Frozen for longer than lease_timeout - heartbeat_interval: beat first, then start."""
     with HeartAtWork(queue, lease_timeout=3.0, heartbeat_interval=0.5) as at_work:
         now = time.monotonic()
@@ -857,7 +856,7 @@ def test_an_old_beat_is_not_fresh(queue: Queue) -> None:
         assert not at_work.heart.fresh(now + 2.6)
 
 
-def test_every_worker_finds_the_others_jobs_without_a_leader(queue: Queue) -> None:
+def test_every_worker_finds_the_others_jobs_without_a_leader(queue: Workers) -> None:
     """The whole heart: a silent worker, a dead one, the rest of a lost one, and an orphan."""
     queue.register(WORKER, silent_for=HOUR)
     queue.claim(WORKER)
@@ -891,7 +890,7 @@ class Told(Observer):
         self.lease_lost.append(job.id)
 
 
-def test_a_living_worker_that_is_found_lost_tells_its_handlers(queue: Queue) -> None:
+def test_a_living_worker_that_is_found_lost_tells_its_handlers(queue: Workers) -> None:
     """It goes on under a new id; the late settlement of the first run changes nothing."""
     seen: list[tuple[int, bool]] = []
 
@@ -918,7 +917,7 @@ def test_a_living_worker_that_is_found_lost_tells_its_handlers(queue: Queue) -> 
     assert events.completed == events.lease_lost == ["p"]
 
 
-def test_no_job_is_started_on_an_old_beat(queue: Queue) -> None:
+def test_no_job_is_started_on_an_old_beat(queue: Workers) -> None:
     """A worker that can't beat may have been judged already: it starts nothing."""
     free = threading.Event()
     free.set()
@@ -945,7 +944,7 @@ def test_no_job_is_started_on_an_old_beat(queue: Queue) -> None:
         assert started[0] >= let_go
 
 
-def test_a_worker_whose_first_beat_fails_is_registered_once(queue: Queue) -> None:
+def test_a_worker_whose_first_beat_fails_is_registered_once(queue: Workers) -> None:
     """A second row would leave the first one to be found silent by others."""
     failures = [RuntimeError("a pooler has lost the statement")]
 
@@ -962,7 +961,7 @@ def test_a_worker_whose_first_beat_fails_is_registered_once(queue: Queue) -> Non
 
 
 @pytest.mark.parametrize("starter", ["loop", "slot"])
-def test_a_job_is_at_no_time_in_nobody_s_hands(queue: Queue, starter: str) -> None:
+def test_a_job_is_at_no_time_in_nobody_s_hands(queue: Workers, starter: str) -> None:
     """Between ready and running it must hear that its lease was lost, and be known as held."""
     worker = Worker(queue.jobs, queue.engine, queues={"default": 1}, **FAST)
     told: list[bool] = []
@@ -988,7 +987,7 @@ def test_a_job_is_at_no_time_in_nobody_s_hands(queue: Queue, starter: str) -> No
     assert told[0] is True
 
 
-def test_claimed_jobs_that_could_not_be_taken_are_handed_back(queue: Queue) -> None:
+def test_claimed_jobs_that_could_not_be_taken_are_handed_back(queue: Workers) -> None:
     """A mistake between the COMMIT of a claim and the start must not strand the jobs."""
     failures = [RuntimeError("a mistake"), RuntimeError("another one")]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import constant
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
-from support.running import FLAVORS, Bench
+from support.running import FLAVORS, AllAtOnce, Bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy_bgjob import Context
     from support import TestServer
-    from support.running import Ran
 
 SLOW = constant(3600.0)
 NOTE = "INSERT INTO note (job_id, text) VALUES ('{id}', '{words}')"
@@ -166,15 +164,6 @@ SINGLE: dict[Callable[..., Any], str | list[str]] = {
 
 LEAKED = {Handlers.committed: ["a"], Handlers.committed_by_ddl: ["a"]}
 """What the server was told to commit, nobody can undo."""
-
-
-@dataclass
-class AllAtOnce:
-    """All of the handlers in one worker: none may harm its neighbours."""
-
-    bench: Bench
-    ran: Ran
-    ids: dict[str, str]
 
 
 @pytest.fixture(scope="module", params=FLAVORS, ids=str)
