@@ -125,18 +125,23 @@ def test_a_worker_that_may_not_register_is_refused(bench: Bench) -> None:
         bench.sql("DROP TABLE bgjob_worker")
 
 
-def test_connections_of_one_event_loop_are_refused_by_name(database_url: str) -> None:
-    """The heart has a loop of its own; with an engine of its own the worker begins."""
+def one_job(engine: Engine) -> tuple[BGJob[Any, Any], list[str], str]:
+    """A job of a coroutine: the application, which jobs have run, and its id."""
     jobs: BGJob[Any, Any] = BGJob(MetaData())
+    ran: list[str] = []
 
     @jobs.handler("t", session=False)
     async def handle(ctx: Context[Any]) -> None:
         ran.append(ctx.job.id)
 
-    ran: list[str] = []
+    jobs.metadata.create_all(engine)
+    return jobs, ran, enqueue(engine, handle).id
+
+
+def test_connections_of_one_event_loop_are_refused_by_name(database_url: str) -> None:
+    """The heart has a loop of its own; with an engine of its own the worker begins."""
     plain = create_engine(database_url)
-    jobs.metadata.create_all(plain)
-    job = enqueue(plain, handle)
+    jobs, ran, job_id = one_job(plain)
     url = database_url.replace("+psycopg", "")
 
     async def main() -> None:
@@ -158,22 +163,14 @@ def test_connections_of_one_event_loop_are_refused_by_name(database_url: str) ->
 
     asyncio.run(main())
     plain.dispose()
-    assert ran == [job.id]
+    assert ran == [job_id]
 
 
 @pytest.mark.parametrize("size", [6, 12])
 def test_an_asyncpg_pool_is_refused_and_stays_whole(database_url: str, size: int) -> None:
     """Its connections are looked at before their first use in the loop of the heart."""
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
-
-    @jobs.handler("t", session=False)
-    async def handle(ctx: Context[Any]) -> None:
-        ran.append(ctx.job.id)
-
-    ran: list[str] = []
     plain = create_engine(database_url)
-    jobs.metadata.create_all(plain)
-    job = enqueue(plain, handle)
+    jobs, ran, job_id = one_job(plain)
 
     async def main() -> None:
         url = database_url.replace("+psycopg", "")
@@ -197,7 +194,7 @@ def test_an_asyncpg_pool_is_refused_and_stays_whole(database_url: str, size: int
 
     asyncio.run(main())
     plain.dispose()
-    assert ran == [job.id]
+    assert ran == [job_id]
 
 
 def test_an_engine_for_the_heart_is_an_engine(database_url: str) -> None:
