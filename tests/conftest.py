@@ -23,7 +23,7 @@ from support.databases import (
     with_driver,
 )
 from support.processes import THREADS, Fleet, Variant
-from support.running import FLAVORS, Bench
+from support.running import FLAVORS, Workbench
 from support.tables import Names, create_all, new_engine
 from support.tuning import Tune
 
@@ -156,17 +156,17 @@ def expected(server: TestServer) -> Iterator[ExpectedCatalog]:
 
 
 @pytest.fixture(scope="module")
-def bench_url(server: TestServer) -> Iterator[str]:
-    """The database of a module's benches, emptied before each test."""
+def workbench_url(server: TestServer) -> Iterator[str]:
+    """The database of a module's workbenches, emptied before each test."""
     url = server.create_database("bench")
     yield url
     server.drop_database(url)
 
 
 @pytest.fixture(params=FLAVORS, ids=str)
-def bench(request: pytest.FixtureRequest, bench_url: str) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, workbench_url: str) -> Iterator[Workbench]:
     """An application and a worker, of each flavor."""
-    bench = Bench(request.param, bench_url)
+    bench = Workbench(request.param, workbench_url)
     bench.reset()
     yield bench
     bench.close()

@@ -116,12 +116,12 @@ def vars_of(program: Program) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def measured(bench_url: str) -> dict[str, list[Measurement]]:
+def measured(workbench_url: str) -> dict[str, list[Measurement]]:
     """Workloads by name; those of a lane in turn, the lanes at once, since all mostly wait."""
     lanes = (["W3"], ["W1", "W1b", "W6", "W8"], ["W7b", "W10", "W11"])
 
     def run(number: int, names: list[str]) -> dict[str, list[Measurement]]:
-        arena = ours_in_threads(bench_url, f"lane_{number}")
+        arena = ours_in_threads(workbench_url, f"lane_{number}")
         found = {name: list(WORKLOADS[name].run(arena)) for name in names}
         assert arena.program.call("remaining") == {"remaining": 0}
         return found

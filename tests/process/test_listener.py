@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._worker.plan.polling import COOL_DOWN, IN_VAIN
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 from support.processes import ALL_DRIVERS, ONE, TWO
-from support.running import FLAVORS, Bench, Flavor
+from support.running import FLAVORS, Flavor, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,9 +142,11 @@ FORGED = ["default", "", "other", "\U0001f600", "'; DROP TABLE bgjob_job --", "x
 @pytest.mark.parametrize(
     "flavor", [FLAVORS[0], pytest.param(FLAVORS[-1], marks=pytest.mark.chaos)], ids=str
 )
-def test_a_flood_of_forged_notifications_costs_few_claims(flavor: Flavor, bench_url: str) -> None:
+def test_a_flood_of_forged_notifications_costs_few_claims(
+    flavor: Flavor, workbench_url: str
+) -> None:
     """Whoever may connect may notify: no error, few looks, and a job starts all the same."""
-    bench = Bench(flavor, bench_url)
+    bench = Workbench(flavor, workbench_url)
     bench.reset()
     handler = bench.handler("t", lambda ctx: started.append(time.monotonic()), uses_session=False)
     started: list[float] = []
@@ -157,7 +159,7 @@ def test_a_flood_of_forged_notifications_costs_few_claims(flavor: Flavor, bench_
         nonlocal sent
         wait_until(lambda: bench.sql("SELECT 1 FROM bgjob_worker WHERE waits_for ? 'default'"))
         claims.clear()
-        with psycopg.connect(bench_url.replace("+psycopg", ""), autocommit=True) as connection:
+        with psycopg.connect(workbench_url.replace("+psycopg", ""), autocommit=True) as connection:
             begun = time.monotonic()
             while time.monotonic() - begun < 1.5:
                 with connection.pipeline():
@@ -258,7 +260,7 @@ def test_what_is_committed_while_a_worker_claims_is_not_missed(engine: Engine) -
 
 
 def test_a_driver_that_can_not_listen_is_told_of_once(
-    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    bench: Workbench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a driver that is not known nothing is asked again and again; the worker polls."""
     monkeypatch.setattr(listener, "_DRIVERS", frozenset())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob import Context
     from support.processes import Fleet, WorkerProcess
     from support.proxy import Proxy
-    from support.running import Bench
+    from support.running import Workbench
 
 
 def end(process: WorkerProcess) -> None:
@@ -215,7 +215,7 @@ def test_an_own_id_runs_again_when_its_job_has_ended(fleet: Fleet, proxy: Proxy)
     assert fleet.effects() == {"order-7": 2}
 
 
-def test_an_effect_with_a_row_of_its_own_happens_once(bench: Bench) -> None:
+def test_an_effect_with_a_row_of_its_own_happens_once(bench: Workbench) -> None:
     """However often its job is enqueued: the row commits together with the effect."""
     bench.sql("CREATE TABLE IF NOT EXISTS receipt (order_id text PRIMARY KEY)")
     bench.sql("TRUNCATE receipt")

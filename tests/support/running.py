@@ -170,10 +170,10 @@ def _outside(url: str) -> Engine:
     return create_engine(url, isolation_level="AUTOCOMMIT")
 
 
-class Bench:
+class Workbench:
     """An application with jobs, a table of its own, and a worker of one flavor.
 
-    All benches have the same mapped classes, and each has handlers of its own.
+    All workbenches have the same mapped classes, and each has handlers of its own.
     """
 
     def __init__(self, flavor: Flavor, url: str) -> None:
@@ -396,7 +396,7 @@ class Bench:
 class Gate:
     """Holds a handler until the test lets it go on; the test can see that it is there."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Workbench) -> None:
         self._bench = bench
         self._reached, self._open = threading.Event(), threading.Event()
 
@@ -417,7 +417,7 @@ class Gate:
 class AllAtOnce:
     """Many handlers that have run in one worker: none may harm its neighbours."""
 
-    bench: Bench
+    bench: Workbench
     ran: Ran
     ids: dict[str, str]
     """The job of each handler, by the handler's name."""

@@ -17,7 +17,7 @@ from support import wait_until
 from support.databases import with_driver
 from support.pooler import NEEDS_SESSIONS, POOLED, PgBouncer
 from support.processes import ALL_DRIVERS, FAST, TWO, VARIANTS, Fleet
-from support.running import FLAVORS, Bench
+from support.running import FLAVORS, Workbench
 from support.shop import make_tables, note
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def pooled(pooler: PgBouncer, engine: Engine, driver: str) -> str:
     return pooler.url(with_driver(engine.url, driver))
 
 
-def none_left(bench: Bench) -> bool:
+def none_left(bench: Workbench) -> bool:
     return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
@@ -177,7 +177,7 @@ def test_a_listener_that_hears_nothing_is_noticed(fleet: Fleet, wide_pooler: PgB
     "bench", [flavor for flavor in FLAVORS if flavor.driver in SAYS], ids=str, indirect=True
 )
 def test_a_pooler_that_changes_its_mode_under_a_worker(
-    bench: Bench, server: TestServer, caplog: pytest.LogCaptureFixture
+    bench: Workbench, server: TestServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The setting is named for as long as it lasts, and no attempt is spent; then all jobs run."""
     handler = bench.handler("t", bench.note, max_attempts=1)

@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy_bgjob import constant
 from sqlalchemy_bgjob._process.exits import CommandError
 from sqlalchemy_bgjob._process.runners import WorkerOptions, make_runner
-from support.running import FLAVORS, Bench, one_of_each
+from support.running import FLAVORS, Workbench, one_of_each
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ current: ContextVar[str] = ContextVar("current", default="none")
 class Contexts:
     """Makes contexts, and writes down what happens in which order."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self.seen: list[Any] = []
         self.job_id = ""
@@ -81,7 +81,7 @@ def kinds(test: Callable[..., None]) -> Any:
 
 @pytest.mark.core
 @kinds
-def test_it_is_around_run_and_commit(bench: Bench, kind: str) -> None:
+def test_it_is_around_run_and_commit(bench: Workbench, kind: str) -> None:
     """In the thread or task of the job, with what it has set, until the job was settled."""
     contexts = Contexts(bench)
 
@@ -99,7 +99,7 @@ def test_it_is_around_run_and_commit(bench: Bench, kind: str) -> None:
 
 
 @kinds
-def test_it_is_left_when_the_handler_fails(bench: Bench, kind: str) -> None:
+def test_it_is_left_when_the_handler_fails(bench: Workbench, kind: str) -> None:
     """It is told of the error, and what it makes of it changes nothing."""
     contexts = Contexts(bench)
 
@@ -120,7 +120,7 @@ def test_it_is_left_when_the_handler_fails(bench: Bench, kind: str) -> None:
 
 
 @one_of_each
-def test_one_that_fails_on_the_way_in_fails_the_attempt(bench: Bench) -> None:
+def test_one_that_fails_on_the_way_in_fails_the_attempt(bench: Workbench) -> None:
     calls: list[str] = []
 
     @contextmanager
@@ -140,7 +140,7 @@ def test_one_that_fails_on_the_way_in_fails_the_attempt(bench: Bench) -> None:
 
 
 def test_one_that_fails_on_the_way_out_is_logged(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     @contextmanager
     def sticky() -> Iterator[None]:
@@ -156,7 +156,7 @@ def test_one_that_fails_on_the_way_out_is_logged(
 
 
 @pytest.mark.parametrize("bench", ASYNCIO, ids=str, indirect=True)
-def test_a_stop_that_cancels_a_coroutine_leaves_it(bench: Bench) -> None:
+def test_a_stop_that_cancels_a_coroutine_leaves_it(bench: Workbench) -> None:
     contexts, reached = Contexts(bench), threading.Event()
 
     @bench.jobs.handler("t", retry=SLOW)
@@ -172,7 +172,7 @@ def test_a_stop_that_cancels_a_coroutine_leaves_it(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", ASYNCIO, ids=str, indirect=True)
-def test_the_timeout_of_a_coroutine_counts_its_entering_too(bench: Bench) -> None:
+def test_the_timeout_of_a_coroutine_counts_its_entering_too(bench: Workbench) -> None:
     @asynccontextmanager
     async def endless() -> AsyncIterator[None]:
         await asyncio.Event().wait()
@@ -231,7 +231,7 @@ FOR_NO_FUNCTION = (OnlyAsynchronous, asynchronous)
 
 @pytest.mark.parametrize("around", [*FOR_NO_JOB, *FOR_NO_FUNCTION], ids=name_of)
 @pytest.mark.parametrize("bench", [FLAVORS[0], FLAVORS[2]], ids=str, indirect=True)
-def test_what_could_serve_no_job_is_refused_at_once(bench: Bench, around: Any) -> None:
+def test_what_could_serve_no_job_is_refused_at_once(bench: Workbench, around: Any) -> None:
     """By both workers, and as the command line's own mistake."""
     calls: list[str] = []
     bench.jobs.handler("function")(lambda ctx: calls.append("ran"))
@@ -246,7 +246,7 @@ def test_what_could_serve_no_job_is_refused_at_once(bench: Bench, around: Any) -
 
 @pytest.mark.parametrize("around", FOR_NO_FUNCTION, ids=name_of)
 @pytest.mark.parametrize("bench", ASYNCIO, ids=str, indirect=True)
-def test_an_asynchronous_one_serves_coroutines_alone(bench: Bench, around: Any) -> None:
+def test_an_asynchronous_one_serves_coroutines_alone(bench: Workbench, around: Any) -> None:
     """Functions of queues that are not served here do not count."""
     job_id = bench.enqueue(bench.handler("coroutine", bench.note))
     bench.jobs.handler("function", queue="elsewhere")(lambda ctx: None)
@@ -270,7 +270,12 @@ def test_an_asynchronous_one_serves_coroutines_alone(bench: Bench, around: Any) 
 @pytest.mark.parametrize("uses_session", [True, False])
 @one_of_each
 def test_what_gives_no_context_costs_no_attempt(
-    bench: Bench, caplog: pytest.LogCaptureFixture, wrong: Any, words: str, *, uses_session: bool
+    bench: Workbench,
+    caplog: pytest.LogCaptureFixture,
+    wrong: Any,
+    words: str,
+    *,
+    uses_session: bool,
 ) -> None:
     """It is nothing of the job's: the queue rests, and goes on once there is one."""
     contexts, mended = Contexts(bench), threading.Event()
@@ -312,7 +317,7 @@ def test_what_gives_no_context_costs_no_attempt(
 
 @pytest.mark.core
 @one_of_each
-def test_a_context_that_never_comes_is_not_spun_on(bench: Bench) -> None:
+def test_a_context_that_never_comes_is_not_spun_on(bench: Workbench) -> None:
     """However many jobs are due."""
     calls: list[float] = []
 

@@ -16,7 +16,7 @@ from sqlalchemy_bgjob import AsyncWorker, BGJob, Complete, MoveToDlq, Reschedule
 from sqlalchemy_bgjob._worker.overdue import UNTIL_OVERDUE, Overdue
 from sqlalchemy_bgjob._worker.run import Run
 from support.databases import with_driver
-from support.running import FLAVORS, Bench, one_of_each
+from support.running import FLAVORS, Workbench, one_of_each
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ only_asyncio = pytest.mark.parametrize(
 with_work_one = pytest.mark.parametrize("how", ["worker", "work_one"])
 
 
-def run(bench: Bench, how: str) -> None:
+def run(bench: Workbench, how: str) -> None:
     """Run what is due, by a worker or by work_one."""
     if how == "worker":
         bench.run()
@@ -66,7 +66,7 @@ def pass_deadline(ctx: Context[Any]) -> None:
 @pytest.mark.parametrize("uses_session", [True, False])
 @one_of_each
 def test_a_return_after_the_deadline_is_a_failed_attempt(
-    bench: Bench, uses_session: bool, how: str
+    bench: Workbench, uses_session: bool, how: str
 ) -> None:
     def with_session(session: Session, ctx: Context[Any]) -> None:
         bench.note(session, ctx)
@@ -94,7 +94,7 @@ def test_a_return_after_the_deadline_is_a_failed_attempt(
 @pytest.mark.parametrize("outcome", [Complete(), Retry(HOUR), Reschedule(HOUR), MoveToDlq("x")])
 @one_of_each
 def test_an_outcome_that_is_said_after_the_deadline_stands(
-    bench: Bench, outcome: Any, how: str
+    bench: Workbench, outcome: Any, how: str
 ) -> None:
     def body(session: Session, ctx: Context[Any]) -> Any:
         bench.note(session, ctx)
@@ -120,7 +120,7 @@ def test_an_outcome_that_is_said_after_the_deadline_stands(
 
 @with_work_one
 @one_of_each
-def test_a_return_in_time_is_complete(bench: Bench, how: str) -> None:
+def test_a_return_in_time_is_complete(bench: Workbench, how: str) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note, timeout=HOUR))
 
     run(bench, how)
@@ -131,7 +131,7 @@ def test_a_return_in_time_is_complete(bench: Bench, how: str) -> None:
 
 @only_asyncio
 @with_work_one
-def test_a_coroutine_that_swallows_its_cancellation_has_failed(bench: Bench, how: str) -> None:
+def test_a_coroutine_that_swallows_its_cancellation_has_failed(bench: Workbench, how: str) -> None:
     @bench.jobs.handler("t", timeout=0.05, retry=SLOW)
     async def handler(ctx: Context[AsyncSession]) -> None:
         with suppress(asyncio.CancelledError):
@@ -147,7 +147,7 @@ def test_a_coroutine_that_swallows_its_cancellation_has_failed(bench: Bench, how
 
 
 @one_of_each
-def test_its_attempts_end_in_the_dlq(bench: Bench) -> None:
+def test_its_attempts_end_in_the_dlq(bench: Workbench) -> None:
     """A handler that always stops at its timeout is not complete by that, ever."""
     handler = bench.handler(
         "t",
@@ -172,7 +172,7 @@ def going_on(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @one_of_each
 def test_a_handler_that_goes_on_is_named_once(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And keeps its slot until it returns; the others have theirs."""
     named_twice: list[float] = []
@@ -202,7 +202,7 @@ def test_a_handler_that_goes_on_is_named_once(
     assert "0.05 s" in warning
 
 
-def suppressing_cancellation(bench: Bench, condition: Callable[[], bool]) -> None:
+def suppressing_cancellation(bench: Workbench, condition: Callable[[], bool]) -> None:
     """Wait, whoever cancels it."""
     while not condition():
         with suppress(asyncio.CancelledError):
@@ -232,9 +232,9 @@ def test_a_handler_has_a_second_to_stop_before_it_is_named() -> None:
     assert overdue.look_at == float("inf")
 
 
-def test_a_function_beside_coroutines_has_its_deadline_too(bench_url: str) -> None:
+def test_a_function_beside_coroutines_has_its_deadline_too(workbench_url: str) -> None:
     """AsyncWorker runs it in a thread."""
-    bench = Bench(FLAVORS[0], bench_url)  # whose handlers are functions
+    bench = Workbench(FLAVORS[0], workbench_url)  # whose handlers are functions
     bench.reset()
     handler = bench.handler("t", pass_deadline, uses_session=False, timeout=HOUR, retry=SLOW)
     job_id = bench.enqueue(handler)

@@ -11,7 +11,7 @@ from sqlalchemy_bgjob import MoveToDlq, Retry
 from sqlalchemy_bgjob._db.encodings import UTF8, _plain
 from sqlalchemy_bgjob._inspect.doctor import examine
 from support.databases import with_driver
-from support.running import FLAVORS, Bench, Flavor
+from support.running import FLAVORS, Flavor, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,10 +52,10 @@ def database(server: TestServer, encoding: str) -> str:
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def encoded(server: TestServer, request: pytest.FixtureRequest) -> Iterator[tuple[Bench, str]]:
+def encoded(server: TestServer, request: pytest.FixtureRequest) -> Iterator[tuple[Workbench, str]]:
     flavor, encoding = request.param
     url = database(server, encoding)
-    bench = Bench(flavor, url)
+    bench = Workbench(flavor, url)
     # The test itself looks on as anybody would.
     bench.outside.dispose()
     bench.outside = create_engine(
@@ -68,7 +68,7 @@ def encoded(server: TestServer, request: pytest.FixtureRequest) -> Iterator[tupl
 
 
 def test_an_error_of_any_text_ends_its_job(
-    encoded: tuple[Bench, str], caplog: pytest.LogCaptureFixture
+    encoded: tuple[Workbench, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Raised or returned, with a session's writes or without; and what was wrong is said."""
     bench, encoding = encoded
@@ -107,7 +107,7 @@ def test_a_session_of_less_than_utf8_runs_every_job(server: TestServer, flavor: 
     One row that the session can't be sent would be claimed by nobody for ever.
     """
     url = database(server, "client")
-    bench = Bench(flavor, url)
+    bench = Workbench(flavor, url)
     bench.reset()
     seen: list[str] = []
 
@@ -130,7 +130,7 @@ def test_a_session_of_less_than_utf8_runs_every_job(server: TestServer, flavor: 
     server.drop_database(url)
 
 
-def test_work_one_stores_any_text(encoded: tuple[Bench, str]) -> None:
+def test_work_one_stores_any_text(encoded: tuple[Workbench, str]) -> None:
     bench, _ = encoded
     if bench.flavor.is_async:
         return  # the same function, over the same statements
@@ -148,7 +148,7 @@ def test_utf8_is_known_by_each_name_that_drivers_and_poolers_tell(told: str) -> 
     assert _plain(told) == UTF8
 
 
-def test_where_all_is_utf8_no_text_is_changed(bench: Bench) -> None:
+def test_where_all_is_utf8_no_text_is_changed(bench: Workbench) -> None:
     job_id = bench.enqueue(bench.handler("t", lambda ctx: MoveToDlq(TEXT), uses_session=False))
 
     bench.run()

@@ -1,7 +1,7 @@
 """What a handler does to its session, and what of it lasts: the containment, on every driver.
 
 Whatever a handler does, its job is settled exactly once, its writes are all there or all gone,
-and the worker gets back its connection and its permit (``Bench.run`` checks that).
+and the worker gets back its connection and its permit (``Workbench.run`` checks that).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob import Complete, constant, enqueue_many
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
-from support.running import FLAVORS, AllAtOnce, Bench
+from support.running import FLAVORS, AllAtOnce, Workbench
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SLOW = constant(3600.0)
 class Handlers:
     """What handlers do. Each gets its session, its context, and ``note(words)``, which writes."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self.child = bench.handler("child", lambda s, ctx: None, queue="nobody")
 
@@ -618,7 +618,7 @@ LEAKED = {
 @pytest.fixture(scope="module", params=FLAVORS, ids=str)
 def everything(request: pytest.FixtureRequest, server: TestServer) -> Iterator[AllAtOnce]:
     url = server.create_database("handlers")
-    bench = Bench(request.param, url)
+    bench = Workbench(request.param, url)
     bench.reset()
     handlers = Handlers(bench)
 
@@ -667,7 +667,7 @@ def test_the_worker_itself_met_no_error(everything: AllAtOnce) -> None:
 
 
 @pytest.mark.parametrize(("end", "asked"), [("raises", 0), ("closes", 1)])
-def test_a_failed_attempt_asks_the_server_nothing(bench: Bench, end: str, asked: int) -> None:
+def test_a_failed_attempt_asks_the_server_nothing(bench: Workbench, end: str, asked: int) -> None:
     """Whether it has written matters where it returns; a connection may be slow to answer."""
     sent: list[str] = []
 
@@ -700,7 +700,7 @@ SLEEP = text("SELECT pg_sleep(30)")
 
 
 @only_asyncio
-def test_a_timeout_of_the_handlers_own_in_python_keeps_the_transaction(bench: Bench) -> None:
+def test_a_timeout_of_the_handlers_own_in_python_keeps_the_transaction(bench: Workbench) -> None:
     @bench.jobs.handler("t")
     async def handler(ctx: Context[AsyncSession]) -> None:
         await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
@@ -717,7 +717,9 @@ def test_a_timeout_of_the_handlers_own_in_python_keeps_the_transaction(bench: Be
 
 
 @only_asyncio
-def test_a_timeout_of_the_handlers_own_inside_a_query_costs_the_transaction(bench: Bench) -> None:
+def test_a_timeout_of_the_handlers_own_inside_a_query_costs_the_transaction(
+    bench: Workbench,
+) -> None:
     """SQLAlchemy gives the connection up, since the query still runs in it."""
 
     @bench.jobs.handler("t", retry=SLOW)
@@ -737,7 +739,7 @@ def test_a_timeout_of_the_handlers_own_inside_a_query_costs_the_transaction(benc
 
 @only_asyncio
 @pytest.mark.parametrize("where", ["python", "query", "commit"])
-def test_the_timeout_of_a_handler(bench: Bench, where: str) -> None:
+def test_the_timeout_of_a_handler(bench: Workbench, where: str) -> None:
     @bench.jobs.handler("t", retry=SLOW, timeout=0.2)
     async def handler(ctx: Context[AsyncSession]) -> None:
         assert ctx.deadline is not None
@@ -758,7 +760,7 @@ def test_the_timeout_of_a_handler(bench: Bench, where: str) -> None:
 
 @only_asyncio
 @pytest.mark.parametrize("where", ["python", "query", "connect"])
-def test_a_cancelled_coroutine_is_a_failed_attempt(bench: Bench, where: str) -> None:
+def test_a_cancelled_coroutine_is_a_failed_attempt(bench: Workbench, where: str) -> None:
     """Cancelled by its own program, as a task of it; a worker's stop gives the attempt back."""
 
     @bench.jobs.handler("t", retry=SLOW)
@@ -785,7 +787,9 @@ def test_a_cancelled_coroutine_is_a_failed_attempt(bench: Bench, where: str) -> 
 
 @only_asyncio
 @pytest.mark.parametrize("where", ["python", "query"])
-def test_a_coroutine_that_a_stop_cancels_gets_its_attempt_back(bench: Bench, where: str) -> None:
+def test_a_coroutine_that_a_stop_cancels_gets_its_attempt_back(
+    bench: Workbench, where: str
+) -> None:
     reached = threading.Event()
 
     @bench.jobs.handler("t", retry=SLOW)
@@ -809,7 +813,7 @@ def test_a_coroutine_that_a_stop_cancels_gets_its_attempt_back(bench: Bench, whe
 
 
 @pytest.mark.core
-def test_many_handlers_share_one_connection(bench: Bench) -> None:
+def test_many_handlers_share_one_connection(bench: Workbench) -> None:
     """A pool of three leaves one for eight slots: they wait for it, and none fails for it."""
     handlers = Handlers(bench)
     bodies = [
@@ -839,7 +843,7 @@ def test_many_handlers_share_one_connection(bench: Bench) -> None:
 
 
 @pytest.mark.core
-def test_no_connection_is_taken_for_a_handler_that_uses_none(bench: Bench) -> None:
+def test_no_connection_is_taken_for_a_handler_that_uses_none(bench: Workbench) -> None:
     """Neither for one that only looks at its session, nor for one that does not."""
     pools: list[int] = []
 
@@ -865,7 +869,7 @@ def test_no_connection_is_taken_for_a_handler_that_uses_none(bench: Bench) -> No
     assert pools == [3] * 10, "the worker's own, its heart's and its watch's"
 
 
-def test_session_false_means_no_session(bench: Bench) -> None:
+def test_session_false_means_no_session(bench: Workbench) -> None:
     job_id = bench.enqueue(bench.handler("t", lambda s, ctx: None, session=False, retry=SLOW))
 
     bench.run()
@@ -873,7 +877,7 @@ def test_session_false_means_no_session(bench: Bench) -> None:
     assert "the handler of 't' has session=False" in bench.job(job_id).last_error
 
 
-def test_effects_are_exactly_once_under_load(bench: Bench) -> None:
+def test_effects_are_exactly_once_under_load(bench: Workbench) -> None:
     """Four hundred jobs, each failing once, in eight slots: one write for each."""
 
     def body(s: Session, ctx: Context[Any]) -> None:

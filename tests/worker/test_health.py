@@ -18,7 +18,7 @@ from support.shop import jobs, make_tables
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from support.running import Bench
+    from support.running import Workbench
     from support.tuning import Tune
 
 
@@ -36,7 +36,7 @@ def nothing(*_: Any) -> None:
 
 @pytest.mark.core
 def test_a_worker_names_who_holds_vacuum_back(
-    bench: Bench, tune: Tune, caplog: pytest.LogCaptureFixture
+    bench: Workbench, tune: Tune, caplog: pytest.LogCaptureFixture
 ) -> None:
     tune(health, HELD_BACK_AFTER=0.0)
     caplog.set_level(logging.WARNING, logger="sqlalchemy_bgjob")
@@ -60,7 +60,7 @@ def test_a_worker_names_who_holds_vacuum_back(
     assert any(f"session {pid} (report" in message for message in caplog.messages)
 
 
-def test_it_tells_how_long_claims_took(bench: Bench) -> None:
+def test_it_tells_how_long_claims_took(bench: Workbench) -> None:
     samples = Samples()
     bench.enqueue(bench.handler("plain", nothing))
     bench.run(
@@ -72,7 +72,7 @@ def test_it_tells_how_long_claims_took(bench: Bench) -> None:
     assert 0 < slowest < 10
 
 
-def test_a_look_at_the_health_that_fails_is_repeated(bench: Bench) -> None:
+def test_a_look_at_the_health_that_fails_is_repeated(bench: Workbench) -> None:
     failures = [RuntimeError("no")]
 
     def fail_once(sweep: str) -> None:

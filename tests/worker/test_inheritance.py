@@ -24,7 +24,7 @@ from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import wake_up
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending
-from support.running import FLAVORS, Bench
+from support.running import FLAVORS, Workbench
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Executable
@@ -137,7 +137,7 @@ def test_an_operator_leaves_an_archive_alone(engine: Engine, queue: Statements) 
         assert archived(connection) == before
 
 
-def test_a_worker_leaves_an_archive_alone(bench: Bench) -> None:
+def test_a_worker_leaves_an_archive_alone(bench: Workbench) -> None:
     """Whatever becomes of a job; its archived copy is scheduled for tomorrow, or was running."""
     outcomes = (None, Reschedule(3_600.0), Retry(3_600.0), MoveToDlq("no"))
     ran: list[str] = []
@@ -169,7 +169,7 @@ def test_a_worker_leaves_an_archive_alone(bench: Bench) -> None:
         bench.sql("DROP TABLE IF EXISTS job_archive, dead_job_archive, worker_archive")
 
 
-def running(bench: Bench) -> bool:
+def running(bench: Workbench) -> bool:
     return bool(bench.sql("SELECT FROM ONLY bgjob_job WHERE claimed_by IS NOT NULL"))
 
 
@@ -252,8 +252,8 @@ def test_a_partitioned_table_is_refused_by_name(engine: Engine, partitioned: str
 
 
 @pytest.mark.parametrize("flavor", FLAVORS, ids=str)
-def test_no_worker_starts_on_a_partitioned_table(bench_url: str, flavor: Any) -> None:
-    bench = Bench(flavor, bench_url)
+def test_no_worker_starts_on_a_partitioned_table(workbench_url: str, flavor: Any) -> None:
+    bench = Workbench(flavor, workbench_url)
     bench.reset()
     bench.handler("known", lambda *_: None)
     bench.sql("ALTER TABLE bgjob_job RENAME TO plain")

@@ -19,7 +19,7 @@ from sqlalchemy_bgjob.telemetry import _job_log as job_log
 from sqlalchemy_bgjob.telemetry._job_log import DebugLogObserver, LogObserver, log_observer
 
 if TYPE_CHECKING:
-    from support.running import Bench
+    from support.running import Workbench
 
 CANARY = "canary-5b70"
 
@@ -32,7 +32,7 @@ def lines_about(caplog: pytest.LogCaptureFixture, job_id: str) -> list[str]:
 @pytest.mark.core
 @pytest.mark.parametrize("uses_session", [True, False], ids=["session", "plain"])
 def test_each_failed_attempt_is_one_line(
-    bench: Bench, caplog: pytest.LogCaptureFixture, uses_session: bool
+    bench: Workbench, caplog: pytest.LogCaptureFixture, uses_session: bool
 ) -> None:
     """Without any observer of the user's: type, attempt, message, and the user's own line."""
 
@@ -56,7 +56,9 @@ def test_each_failed_attempt_is_one_line(
         assert "\n" not in line
 
 
-def test_at_debug_there_is_the_traceback(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_at_debug_there_is_the_traceback(
+    bench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
     """With lines of the source, and without the value of any variable or parameter."""
     caplog.set_level(logging.DEBUG, logger="sqlalchemy_bgjob")
 
@@ -76,7 +78,7 @@ def test_at_debug_there_is_the_traceback(bench: Bench, caplog: pytest.LogCapture
 
 
 def test_what_succeeds_is_logged_at_debug_only(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = bench.handler("t", lambda ctx: None, uses_session=False)
     quiet = bench.enqueue(handler)
@@ -90,7 +92,7 @@ def test_what_succeeds_is_logged_at_debug_only(
 
 
 def test_an_application_may_turn_the_lines_off(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And keep what the worker says of itself."""
     logger = logging.getLogger("sqlalchemy_bgjob.jobs")

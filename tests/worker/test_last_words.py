@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context
-    from support.running import Bench
+    from support.running import Workbench
 
 PSYCOPG = [Flavor("psycopg", is_async=False), Flavor("psycopg", is_async=True)]
 
 
-def gone(bench: Bench, pid: int) -> bool:
+def gone(bench: Workbench, pid: int) -> bool:
     return not bench.sql("SELECT 1 FROM pg_stat_activity WHERE pid = :pid", pid=pid)
 
 
-def lets_its_session_end(bench: Bench, session: Session) -> None:
+def lets_its_session_end(bench: Workbench, session: Session) -> None:
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
     pid = session.scalar(text("SELECT pg_backend_pid()"))
     bench.pause(lambda: gone(bench, pid or 0))
 
 
-def is_idle_for_too_long(bench: Bench, session: Session) -> None:
+def is_idle_for_too_long(bench: Workbench, session: Session) -> None:
     """The server's words are read before the next statement, as psycopg may do at one's end."""
     lets_its_session_end(bench, session)
     driver: Any = session.connection().connection.driver_connection
@@ -39,12 +39,12 @@ def is_idle_for_too_long(bench: Bench, session: Session) -> None:
     session.execute(text("SELECT 1"))
 
 
-def is_terminated(bench: Bench, session: Session) -> None:
+def is_terminated(bench: Workbench, session: Session) -> None:
     pid = session.scalar(text("SELECT pg_backend_pid()"))
     session.execute(text("SELECT pg_terminate_backend(:pid), pg_sleep(20)"), {"pid": pid})
 
 
-def hides_it(bench: Bench, session: Session) -> None:
+def hides_it(bench: Workbench, session: Session) -> None:
     try:
         is_idle_for_too_long(bench, session)
     except DBAPIError as error:
@@ -62,7 +62,7 @@ def hides_it(bench: Bench, session: Session) -> None:
     indirect=["bench"],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_why_the_server_ended_a_session_is_kept(bench: Bench, body: Any, sqlstate: str) -> None:
+def test_why_the_server_ended_a_session_is_kept(bench: Workbench, body: Any, sqlstate: str) -> None:
     def handler(session: Session, ctx: Context[Any]) -> None:
         body(bench, session)
 
@@ -74,7 +74,7 @@ def test_why_the_server_ended_a_session_is_kept(bench: Bench, body: Any, sqlstat
     assert sqlstate in bench.job(job).last_error
 
 
-def test_words_of_an_earlier_session_are_not_kept(bench: Bench) -> None:
+def test_words_of_an_earlier_session_are_not_kept(bench: Workbench) -> None:
     """The second attempt has a connection of its own, made for the same place in the pool."""
 
     def handler(session: Session, ctx: Context[Any]) -> None:

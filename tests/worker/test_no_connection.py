@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._db.errors import describe, summary
 from sqlalchemy_bgjob._worker.plan.pauses import Pauses
 from sqlalchemy_bgjob.testing.points import at
 from support.proxy import Proxy
-from support.running import FLAVORS, Bench, Gate, one_of_each
+from support.running import FLAVORS, Gate, Workbench, one_of_each
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -49,20 +49,20 @@ only_asyncio = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def proxy(bench: Bench, bench_url: str) -> Iterator[Proxy]:
+def proxy(bench: Workbench, workbench_url: str) -> Iterator[Proxy]:
     """Between the worker and the server; what looks from outside goes another way."""
-    with Proxy(bench_url) as proxy:
+    with Proxy(workbench_url) as proxy:
         bench.url = proxy.url
         yield proxy
 
 
-def none_left(bench: Bench) -> bool:
+def none_left(bench: Workbench) -> bool:
     """Whether no job is left: one that was put off is not due, and the worker not done."""
     return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
 def refuse(
-    bench: Bench, proxy: Proxy, sqlstate: str | None, words: str, *, in_use: int = 0
+    bench: Workbench, proxy: Proxy, sqlstate: str | None, words: str, *, in_use: int = 0
 ) -> None:
     """Once the worker has what it needs for itself, let there be no further connection.
 
@@ -75,7 +75,7 @@ def refuse(
 
 @pytest.mark.parametrize("sqlstate", REFUSALS, ids=lambda code: code or "reset")
 def test_jobs_wait_for_a_connection_attempt_unspent(
-    bench: Bench, proxy: Proxy, sqlstate: str | None
+    bench: Workbench, proxy: Proxy, sqlstate: str | None
 ) -> None:
     """Jobs that use no session run meanwhile, also in the same queue."""
     uses = bench.handler("uses", bench.note, max_attempts=1, retry=SLOW)
@@ -108,7 +108,7 @@ def test_jobs_wait_for_a_connection_attempt_unspent(
 
 
 @one_of_each
-def test_an_outage_is_not_spun_on(bench: Bench, proxy: Proxy) -> None:
+def test_an_outage_is_not_spun_on(bench: Workbench, proxy: Proxy) -> None:
     """However many jobs are due, the server is asked a few times a second at most."""
     bench.handler("uses", bench.note, max_attempts=1, retry=SLOW)
 
@@ -133,7 +133,7 @@ def test_an_outage_is_not_spun_on(bench: Bench, proxy: Proxy) -> None:
 
 
 @one_of_each
-def test_handlers_share_the_connections_that_there_are(bench: Bench, proxy: Proxy) -> None:
+def test_handlers_share_the_connections_that_there_are(bench: Workbench, proxy: Proxy) -> None:
     """Where there is room for fewer than the pool could hold, the others wait for these."""
     gate = Gate(bench)
 
@@ -160,7 +160,9 @@ def test_handlers_share_the_connections_that_there_are(bench: Bench, proxy: Prox
         assert bench.notes(id) == ["written"]
 
 
-def test_a_connection_that_comes_back_during_a_refusal_is_used(bench: Bench, proxy: Proxy) -> None:
+def test_a_connection_that_comes_back_during_a_refusal_is_used(
+    bench: Workbench, proxy: Proxy
+) -> None:
     """The only one that there is was in use when a handler asked, and is free when it is told."""
     gate, refused = Gate(bench), []
 
@@ -202,7 +204,7 @@ def swallows(outcome: Any) -> Callable[..., Any]:
 
 
 @only_asyncio
-def test_a_deadline_that_comes_while_it_connects_costs_nothing(bench: Bench) -> None:
+def test_a_deadline_that_comes_while_it_connects_costs_nothing(bench: Workbench) -> None:
     hung = []
 
     def hang_once(_: object) -> None:
@@ -240,7 +242,7 @@ def test_a_deadline_that_comes_while_it_connects_costs_nothing(bench: Bench) -> 
 )
 @one_of_each
 def test_a_handler_that_swallows_the_error_may_say_what_it_means(
-    bench: Bench, proxy: Proxy, outcome: Any, becomes: str
+    bench: Workbench, proxy: Proxy, outcome: Any, becomes: str
 ) -> None:
     handler = bench.handler("t", swallows(outcome), max_attempts=2, retry=SLOW)
     ids = []
@@ -266,7 +268,7 @@ def test_a_handler_that_swallows_the_error_may_say_what_it_means(
 
 
 def test_writes_that_wait_for_the_last_flush_wait_for_a_connection(
-    bench: Bench, proxy: Proxy
+    bench: Workbench, proxy: Proxy
 ) -> None:
     """The handler has returned before its session asks for a connection."""
 
@@ -287,7 +289,7 @@ def test_writes_that_wait_for_the_last_flush_wait_for_a_connection(
     assert bench.notes(ids[0]) == ["added"]
 
 
-def test_a_connection_that_is_lost_after_a_statement_is_a_failed_attempt(bench: Bench) -> None:
+def test_a_connection_that_is_lost_after_a_statement_is_a_failed_attempt(bench: Workbench) -> None:
     """What the handler has done meanwhile, nobody knows."""
 
     def ends_itself(session: Session, ctx: Context[Any]) -> None:
@@ -302,7 +304,7 @@ def test_a_connection_that_is_lost_after_a_statement_is_a_failed_attempt(bench: 
     assert bench.job(job_id).attempt == 1
 
 
-def test_a_connection_that_was_ended_while_idle_costs_nothing(bench: Bench) -> None:
+def test_a_connection_that_was_ended_while_idle_costs_nothing(bench: Workbench) -> None:
     """Neither an attempt nor a pause: another one is opened in its stead."""
     pids: list[int] = []
 

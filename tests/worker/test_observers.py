@@ -13,7 +13,7 @@ from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, co
 from sqlalchemy_bgjob.telemetry import Events, tell
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
-from support.running import Bench, Gate, Recorder, one_of_each
+from support.running import Gate, Recorder, Workbench, one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ SLOW = constant(3600.0)
 class Witness(Observer):
     """Looks at the row, from another connection, at the moment it is told."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Workbench) -> None:
         self._bench = bench
         self.saw: dict[str, list[tuple[str, Any]]] = {}
 
@@ -61,7 +61,9 @@ class Witness(Observer):
 @pytest.mark.core
 @pytest.mark.parametrize("uses_session", [True, False])
 @one_of_each
-def test_events_come_after_the_commit_that_made_them_true(bench: Bench, uses_session: bool) -> None:
+def test_events_come_after_the_commit_that_made_them_true(
+    bench: Workbench, uses_session: bool
+) -> None:
     outcomes = {
         "completed": (None, "gone"),
         "will_be_retried": (Retry(1000, "x"), "queued 1"),
@@ -87,7 +89,7 @@ def test_events_come_after_the_commit_that_made_them_true(bench: Bench, uses_ses
 
 
 @one_of_each
-def test_each_transition_is_told_once_and_in_order(bench: Bench) -> None:
+def test_each_transition_is_told_once_and_in_order(bench: Workbench) -> None:
     """A hundred jobs of several attempts each: the story of each one is whole."""
 
     def body(s: Session, ctx: Context[Any]) -> Any:
@@ -111,7 +113,7 @@ def test_each_transition_is_told_once_and_in_order(bench: Bench) -> None:
 
 
 @one_of_each
-def test_events_carry_the_lease_they_belong_to(bench: Bench) -> None:
+def test_events_carry_the_lease_they_belong_to(bench: Workbench) -> None:
     """The next attempt may be claimed, and begin, before the thread of this one says its word."""
 
     def body(s: Session, ctx: Context[Any]) -> Any:
@@ -143,7 +145,7 @@ def interruptions() -> Iterator[list[int]]:
 
 @one_of_each
 def test_a_commit_that_meets_the_end_of_the_drain_is_told(
-    bench: Bench, interruptions: list[int]
+    bench: Workbench, interruptions: list[int]
 ) -> None:
     """The job is done and gone: that is no lost lease."""
 
@@ -160,7 +162,7 @@ def test_a_commit_that_meets_the_end_of_the_drain_is_told(
 
 @pytest.mark.parametrize("known", [True, False], ids=["known", "not known yet"])
 @one_of_each
-def test_the_next_start_is_told_while_a_lost_run_goes_on(bench: Bench, known: bool) -> None:
+def test_the_next_start_is_told_while_a_lost_run_goes_on(bench: Workbench, known: bool) -> None:
     """The old run may go on for hours: what it did will not be told at all."""
     gate = Gate(bench)
 
@@ -187,7 +189,7 @@ def test_the_next_start_is_told_while_a_lost_run_goes_on(bench: Bench, known: bo
 
 @one_of_each
 def test_an_observer_that_raises_is_logged_and_the_others_hear_all(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Bad(Observer):
         def job_started(self, job: JobInfo) -> None:
@@ -209,7 +211,7 @@ def test_an_observer_that_raises_is_logged_and_the_others_hear_all(
 
 @pytest.mark.core
 @one_of_each
-def test_an_observer_that_blocks_does_not_delay_the_worker(bench: Bench) -> None:
+def test_an_observer_that_blocks_does_not_delay_the_worker(bench: Workbench) -> None:
     free = threading.Event()
 
     class Slow(Observer):
@@ -230,7 +232,7 @@ def test_an_observer_that_blocks_does_not_delay_the_worker(bench: Bench) -> None
 
 
 @one_of_each
-def test_a_queue_is_empty_is_told_once_for_each_time(bench: Bench) -> None:
+def test_a_queue_is_empty_is_told_once_for_each_time(bench: Workbench) -> None:
     handler = bench.handler("t", lambda ctx: None, uses_session=False)
     recorder = Recorder()
 
@@ -260,7 +262,7 @@ def test_a_queue_is_empty_is_told_once_for_each_time(bench: Bench) -> None:
     assert recorder.events[0].subject == "default"
 
 
-def test_a_cut_connection_is_a_worker_error_and_no_lie_about_jobs(bench: Bench) -> None:
+def test_a_cut_connection_is_a_worker_error_and_no_lie_about_jobs(bench: Workbench) -> None:
     """All sessions of the worker are ended again and again while it works."""
 
     def body(s: Session, ctx: Context[Any]) -> None:
@@ -291,7 +293,7 @@ def test_a_cut_connection_is_a_worker_error_and_no_lie_about_jobs(bench: Bench) 
 
 
 @one_of_each
-def test_what_is_told_late_is_told_before_the_stop_returns(bench: Bench) -> None:
+def test_what_is_told_late_is_told_before_the_stop_returns(bench: Workbench) -> None:
     class Late(Recorder):
         def job_completed(self, job: JobInfo, seconds: float) -> None:
             end = time.monotonic() + 0.01

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from conftest import UrlFor
     from sqlalchemy_bgjob import Context
-    from support.running import Bench
+    from support.running import Workbench
 
 PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 (ENGINES,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 (EMPTY_THE_QUEUE,) = re.findall(r"```sql\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
-def leave_what_a_copy_has(bench: Bench) -> list[str]:
+def leave_what_a_copy_has(bench: Workbench) -> list[str]:
     """Jobs of production: one is due, one belongs to a worker of production, which is silent."""
 
     def handler(ctx: Context[Any]) -> None: ...
@@ -44,7 +44,7 @@ def leave_what_a_copy_has(bench: Bench) -> list[str]:
 
 
 @one_of_each
-def test_a_copy_of_production_runs_its_jobs(bench: Bench) -> None:
+def test_a_copy_of_production_runs_its_jobs(bench: Workbench) -> None:
     ids = leave_what_a_copy_has(bench)
 
     ran = bench.run(deadline=60.0, rescue_interval=0.2)
@@ -53,7 +53,7 @@ def test_a_copy_of_production_runs_its_jobs(bench: Bench) -> None:
 
 
 @one_of_each
-def test_an_emptied_copy_runs_nothing(bench: Bench) -> None:
+def test_an_emptied_copy_runs_nothing(bench: Workbench) -> None:
     leave_what_a_copy_has(bench)
     for statement in EMPTY_THE_QUEUE.split(";"):
         if statement.strip():

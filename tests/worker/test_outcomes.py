@@ -27,7 +27,7 @@ from sqlalchemy_bgjob._handlers.outcomes import (
     unknown_type,
 )
 from sqlalchemy_bgjob.retry import MAX_BACKOFF
-from support.running import FLAVORS, Bench
+from support.running import FLAVORS, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -279,7 +279,7 @@ ARG = {"page": 1}
 
 @dataclass
 class Matrix:
-    bench: Bench
+    bench: Workbench
     ran: Ran
     ids: dict[tuple[str, str, bool], str]
 
@@ -287,7 +287,7 @@ class Matrix:
 @pytest.fixture(scope="module", params=FLAVORS, ids=str)
 def matrix(request: pytest.FixtureRequest, server: TestServer) -> Iterator[Matrix]:
     url = server.create_database("outcomes")
-    bench = Bench(request.param, url)
+    bench = Workbench(request.param, url)
     bench.reset()
 
     def register(name: str, way: str, uses_session: bool) -> str:
@@ -362,7 +362,7 @@ Seen = list[tuple[int, str | None]]
 
 
 @pytest.mark.core
-def test_attempts_end_at_max_attempts(bench: Bench) -> None:
+def test_attempts_end_at_max_attempts(bench: Workbench) -> None:
     """By Retry and by exceptions alike; last_error is what the next attempt sees."""
     seen: dict[str, Seen] = {"retry": [], "raise": [], "endless": [], "reschedule": []}
 
@@ -404,7 +404,7 @@ def test_attempts_end_at_max_attempts(bench: Bench) -> None:
     assert bench.dead(ids["reschedule"]).attempt == 1
 
 
-def test_the_delay_of_a_retry_is_counted_from_the_settlement(bench: Bench) -> None:
+def test_the_delay_of_a_retry_is_counted_from_the_settlement(bench: Workbench) -> None:
     """The handler runs for a second; by the claim's clock its retry would be due at once."""
 
     def slow(s: Session, ctx: Context[Any]) -> Any:
@@ -431,7 +431,7 @@ def test_the_delay_of_a_retry_is_counted_from_the_settlement(bench: Bench) -> No
         assert timedelta(seconds=101) <= row.due_after <= timedelta(seconds=100) + row.age
 
 
-def test_what_a_handler_gets_to_see_of_its_job(bench: Bench) -> None:
+def test_what_a_handler_gets_to_see_of_its_job(bench: Workbench) -> None:
     seen: list[Any] = []
     handler = bench.handler("t", lambda ctx: seen.append(ctx.job), uses_session=False)
     job_id = bench.enqueue(handler, id="own", headers=HEADERS, priority=-5)
@@ -449,7 +449,7 @@ BAD = object()
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_new_arg_that_can_not_be_stored_is_a_failure(bench: Bench, way: str) -> None:
+def test_a_new_arg_that_can_not_be_stored_is_a_failure(bench: Workbench, way: str) -> None:
     def body(s: Session, ctx: Context[Any]) -> Any:
         bench.note(s, ctx)
         if way == "raise":
@@ -465,7 +465,7 @@ def test_a_new_arg_that_can_not_be_stored_is_a_failure(bench: Bench, way: str) -
     assert bench.notes(job_id) == []
 
 
-def test_reschedule_changes_the_content_type_with_the_arg(bench: Bench) -> None:
+def test_reschedule_changes_the_content_type_with_the_arg(bench: Workbench) -> None:
     def body(ctx: Context[Any]) -> Any:
         return Reschedule(1000, arg=None if ctx.job.type == "none" else b"\x00\xff")
 
@@ -493,7 +493,7 @@ class Fine(Complete):
     pass
 
 
-def test_exceptions_that_break_the_bookkeeping_do_not(bench: Bench) -> None:
+def test_exceptions_that_break_the_bookkeeping_do_not(bench: Workbench) -> None:
     errors = {
         "nul": (ValueError("a\x00b\ud800c"), "a\\x00b\\ud800c"),
         "huge": (ValueError("x" * 1_000_000 + "end"), "... cut ..."),
@@ -530,7 +530,7 @@ def test_exceptions_that_break_the_bookkeeping_do_not(bench: Bench) -> None:
 
 @pytest.mark.core
 def test_a_policy_of_the_users_decides_about_each_attempt(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One that gives up, and one with a mistake, which is logged once and noted each time."""
 
@@ -572,7 +572,7 @@ class Ending(BaseException):
     ],
 )
 def test_what_ends_a_program_ends_an_attempt(
-    bench: Bench, error: type[BaseException], uses_session: bool
+    bench: Workbench, error: type[BaseException], uses_session: bool
 ) -> None:
     """And neither the worker nor its event loop: others run meanwhile and after it."""
 
@@ -600,7 +600,7 @@ CANARY = "canary-77d0"
 
 
 def test_no_parameter_of_a_query_gets_into_the_row_or_the_log(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="sqlalchemy_bgjob")
 

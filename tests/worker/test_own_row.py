@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from sqlalchemy_bgjob import MoveToDlq, Retry, constant
 from sqlalchemy_bgjob._worker import control, drain
-from support.running import Bench, Recorder, one_of_each, paired
+from support.running import Recorder, Workbench, one_of_each, paired
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -25,33 +25,33 @@ MISSING = "the job's own row is not there in the transaction of ctx.session"
 KEPT = "a trigger keeps the job's row as it is"
 
 
-def by_orm(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+def by_orm(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
     s.delete(s.get_one(bench.jobs.Job, ctx.job.id))
 
 
-def by_sql(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+def by_sql(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
     s.execute(text("DELETE FROM bgjob_job WHERE id = :id"), {"id": ctx.job.id})
 
 
-def renamed(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+def renamed(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
     s.get_one(bench.jobs.Job, ctx.job.id).id = f"{ctx.job.id}-done"
 
 
-def lease_changed(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+def lease_changed(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
     s.execute(
         text("UPDATE bgjob_job SET claimed_by = NULL, lease = lease + 1 WHERE id = :id"),
         {"id": ctx.job.id},
     )
 
 
-def led_elsewhere(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+def led_elsewhere(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
     s.execute(text("CREATE TEMP TABLE bgjob_job (LIKE bgjob_job) ON COMMIT DROP"))
 
 
 @pytest.mark.core
 @paired("change", [by_orm, by_sql, renamed, lease_changed, led_elsewhere])
 def test_a_handler_that_changes_its_own_row_has_failed(
-    bench: Bench, change: Callable[..., None]
+    bench: Workbench, change: Callable[..., None]
 ) -> None:
     """It is told the reason, each attempt counts, and the last one is the end."""
 
@@ -72,7 +72,7 @@ def test_a_handler_that_changes_its_own_row_has_failed(
 
 
 @paired("outcome", [Retry(3600), MoveToDlq("given up")])
-def test_another_outcome_for_a_row_that_is_gone(bench: Bench, outcome: Any) -> None:
+def test_another_outcome_for_a_row_that_is_gone(bench: Workbench, outcome: Any) -> None:
     def body(s: Session, ctx: Context[Any]) -> Any:
         by_sql(bench, s, ctx)
         return outcome
@@ -87,7 +87,7 @@ def test_another_outcome_for_a_row_that_is_gone(bench: Bench, outcome: Any) -> N
 @pytest.mark.parametrize("uses_session", [True, False])
 @one_of_each
 def test_a_row_that_is_deleted_from_outside_is_a_lost_lease(
-    bench: Bench, uses_session: bool
+    bench: Workbench, uses_session: bool
 ) -> None:
     """Committed by another session: the job is no more, and nothing is written."""
 
@@ -110,7 +110,7 @@ def test_a_row_that_is_deleted_from_outside_is_a_lost_lease(
 
 
 @one_of_each
-def test_a_trigger_that_keeps_the_row_fails_a_handler_with_a_session(bench: Bench) -> None:
+def test_a_trigger_that_keeps_the_row_fails_a_handler_with_a_session(bench: Workbench) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note, retry=constant(3600.0)))
 
     with bench.trigger("RETURN NULL;"):
@@ -123,7 +123,7 @@ def test_a_trigger_that_keeps_the_row_fails_a_handler_with_a_session(bench: Benc
 
 
 @pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
-def test_an_end_that_is_refused_names_no_frame(bench: Bench, how: str) -> None:
+def test_an_end_that_is_refused_names_no_frame(bench: Workbench, how: str) -> None:
     """None of them is the user's: the handler had returned."""
     job_id = bench.enqueue(bench.handler("t", bench.note, retry=constant(3600.0)))
 
@@ -138,7 +138,7 @@ def test_an_end_that_is_refused_names_no_frame(bench: Bench, how: str) -> None:
 @pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
 @paired("end", ["complete", "die"])
 def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
-    bench: Bench, how: str, end: str
+    bench: Workbench, how: str, end: str
 ) -> None:
     """Its settlement is tried until the trigger is gone; the row says why, and so does an event."""
     calls: list[str] = []
@@ -176,7 +176,7 @@ def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
 
 @pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
 def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
-    bench: Bench, how: str, tune: Tune
+    bench: Workbench, how: str, tune: Tune
 ) -> None:
     """A new session would meet the same trigger."""
     tune(control, DOUBTED_AFTER=0.0)
@@ -209,7 +209,7 @@ def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
 
 
 @one_of_each
-def test_a_refused_settlement_spends_attempts_at_restarts(bench: Bench, tune: Tune) -> None:
+def test_a_refused_settlement_spends_attempts_at_restarts(bench: Workbench, tune: Tune) -> None:
     """A job whose row can't be deleted is not run without end, however often workers restart."""
     tune(drain, COMMITTED_WITHIN=0.1, RELEASED_WITHIN=0.1)
     calls: list[str] = []

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context
-    from support.running import Bench
+    from support.running import Workbench
 
 PREPARE = "PREPARE TRANSACTION 'of the handler'"
 
 
 @pytest.fixture
-def prepared(bench: Bench) -> Iterator[Callable[[], int]]:
+def prepared(bench: Workbench) -> Iterator[Callable[[], int]]:
     """How many transactions are prepared; they are rolled back at the end."""
     query = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()"
     yield lambda: len(bench.sql(query))
@@ -52,7 +52,7 @@ def and_begins_anew(s: Session) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("how", [by_text, by_exec_driver_sql, by_the_driver, and_begins_anew])
 def test_a_handler_that_prepares_its_transaction_has_failed(
-    bench: Bench, prepared: Callable[[], int], how: Callable[[Session], None]
+    bench: Workbench, prepared: Callable[[], int], how: Callable[[Session], None]
 ) -> None:
     """What it wrote is as good as lost; only text is seen before it is sent."""
 

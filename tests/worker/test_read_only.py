@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from support.databases import TestServer
-    from support.running import Bench
+    from support.running import Workbench
 
 READ_ONLY = {"default_transaction_read_only": "on"}
 REFUSALS = [
@@ -32,7 +32,7 @@ REFUSALS = [
 SETTINGS = {**FAST, "listen": True}
 
 
-def end_sessions(server: TestServer, bench: Bench) -> None:
+def end_sessions(server: TestServer, bench: Workbench) -> None:
     with server._connect() as admin:
         admin.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
@@ -43,7 +43,7 @@ def end_sessions(server: TestServer, bench: Bench) -> None:
 
 @contextlib.contextmanager
 def bad_time(
-    server: TestServer, bench: Bench, settings: Mapping[str, str] = READ_ONLY
+    server: TestServer, bench: Workbench, settings: Mapping[str, str] = READ_ONLY
 ) -> Iterator[None]:
     """Every session that begins in the block has these settings, as long as it lasts."""
     database = make_url(bench.url).database
@@ -66,7 +66,7 @@ def refused(caplog: pytest.LogCaptureFixture, code: str, *beginnings: str) -> bo
     )
 
 
-def lose_a_job(bench: Bench, job_id: str) -> None:
+def lose_a_job(bench: Workbench, job_id: str) -> None:
     """Let a job run in a worker that has been silent for an hour."""
     bench.sql(
         "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at)"
@@ -80,7 +80,7 @@ def lose_a_job(bench: Bench, job_id: str) -> None:
 
 @pytest.mark.parametrize(("settings", "code"), REFUSALS)
 def test_a_worker_gives_up_sessions_of_a_bad_time(
-    bench: Bench,
+    bench: Workbench,
     server: TestServer,
     caplog: pytest.LogCaptureFixture,
     settings: Mapping[str, str],
@@ -125,7 +125,7 @@ def test_a_worker_gives_up_sessions_of_a_bad_time(
 
 @one_of_each
 def test_a_worker_that_began_in_a_read_only_time_goes_on(
-    bench: Bench, server: TestServer, caplog: pytest.LogCaptureFixture
+    bench: Workbench, server: TestServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It waits as for a database that is not up yet, and registers when it can."""
     handler = bench.handler("t", bench.note)

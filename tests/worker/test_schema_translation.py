@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from support.running import Bench
+    from support.running import Workbench
 
 pytestmark = pytest.mark.core
 
@@ -175,7 +175,7 @@ ITS_ROWS = "SELECT id, claimed_by, attempt FROM public.bgjob_job"
 
 
 @pytest.fixture
-def tenants(bench: Bench) -> Iterator[Engine]:
+def tenants(bench: Workbench) -> Iterator[Engine]:
     """The tables are in public and in ``tenant``; an engine that works on the latter."""
     bench.sql("CREATE SCHEMA tenant")
     engine = create_engine(bench.url, execution_options={"schema_translate_map": {None: "tenant"}})
@@ -185,7 +185,9 @@ def tenants(bench: Bench) -> Iterator[Engine]:
     bench.sql("DROP SCHEMA tenant CASCADE")
 
 
-def test_a_tenants_worker_leaves_the_jobs_of_others_alone(bench: Bench, tenants: Engine) -> None:
+def test_a_tenants_worker_leaves_the_jobs_of_others_alone(
+    bench: Workbench, tenants: Engine
+) -> None:
     """It runs its own, those of a crashed worker too; neither loop nor rescuer see the others."""
     handler = bench.handler("t", bench.note)
     for where in ("public", "tenant"):
@@ -209,7 +211,7 @@ def test_a_tenants_worker_leaves_the_jobs_of_others_alone(bench: Bench, tenants:
     assert bench.sql("SELECT 1 FROM public.note") == []
 
 
-def test_a_tenants_job_wakes_its_worker(bench: Bench, tenants: Engine) -> None:
+def test_a_tenants_job_wakes_its_worker(bench: Workbench, tenants: Engine) -> None:
     """All tenants of one set of models share a channel; whether one waits, its own tables say."""
     handler = bench.handler("t", bench.note)
     waits = "SELECT 1 FROM tenant.bgjob_worker WHERE waits_for ? 'default'"

@@ -17,7 +17,7 @@ from support.processes import ONE
 if TYPE_CHECKING:
     from sqlalchemy_bgjob import Context
     from support.processes import Fleet
-    from support.running import Bench
+    from support.running import Workbench
 
 PACKAGE = Path(sqlalchemy_bgjob.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -72,7 +72,7 @@ def test_session_locks_are_never_taken() -> None:
 
 
 @pytest.mark.core
-def test_a_type_that_looks_like_code_is_an_unknown_type(bench: Bench) -> None:
+def test_a_type_that_looks_like_code_is_an_unknown_type(bench: Workbench) -> None:
     names = ["os.system", "subprocess:run", "__import__('antigravity')", "antigravity.fly", "this"]
     insert = "INSERT INTO bgjob_job (id, queue, type, arg) VALUES (:name, 'default', :name, :arg)"
     for name in names:
@@ -87,7 +87,7 @@ def test_a_type_that_looks_like_code_is_an_unknown_type(bench: Bench) -> None:
 
 
 @pytest.mark.core
-def test_what_looks_like_an_object_stays_plain_data(bench: Bench) -> None:
+def test_what_looks_like_an_object_stays_plain_data(bench: Workbench) -> None:
     seen: list[Any] = []
     arg = {"py/object": "os.system", "__type__": "x", "$ref": "y", "__reduce__": ["os", "system"]}
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context
-    from support.running import Bench
+    from support.running import Workbench
 
 SLOW = constant(3_600.0)
 
 
 @pytest.fixture
-def serializable(bench: Bench) -> Iterator[None]:
+def serializable(bench: Workbench) -> Iterator[None]:
     """All sessions of the database are, unless they say otherwise."""
     database = bench.sql("SELECT quote_ident(current_database())")[0][0]
     bench.sql(f"ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'")
@@ -30,7 +30,7 @@ def serializable(bench: Bench) -> Iterator[None]:
 
 
 @pytest.fixture(params=["settlement", "commit"])
-def conflicts(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Callable[[int], None]]:
+def conflicts(bench: Workbench, request: pytest.FixtureRequest) -> Iterator[Callable[[int], None]]:
     """Let the next settlements by a handler's own transaction fail, there or at its COMMIT."""
     bench.sql("CREATE SEQUENCE conflicts")
     deferred = request.param == "commit"
@@ -55,7 +55,7 @@ def conflicts(bench: Bench, request: pytest.FixtureRequest) -> Iterator[Callable
     bench.sql("DROP SEQUENCE conflicts")
 
 
-def marked(bench: Bench) -> Callable[..., None]:
+def marked(bench: Workbench) -> Callable[..., None]:
     """A handler whose transaction the trigger knows."""
 
     def body(session: Session, ctx: Context[Any]) -> None:
@@ -65,12 +65,12 @@ def marked(bench: Bench) -> Callable[..., None]:
     return body
 
 
-def none_left(bench: Bench) -> bool:
+def none_left(bench: Workbench) -> bool:
     return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
 def test_a_conflict_is_a_failed_attempt_made_again_at_once(
-    bench: Bench, conflicts: Callable[[int], None]
+    bench: Workbench, conflicts: Callable[[int], None]
 ) -> None:
     conflicts(1)
     job_id = bench.enqueue(bench.handler("t", marked(bench), max_attempts=2, retry=SLOW))
@@ -86,7 +86,7 @@ def test_a_conflict_is_a_failed_attempt_made_again_at_once(
 
 
 def test_a_job_that_always_conflicts_is_dead_in_the_end(
-    bench: Bench, conflicts: Callable[[int], None]
+    bench: Workbench, conflicts: Callable[[int], None]
 ) -> None:
     conflicts(1_000)
     job_id = bench.enqueue(bench.handler("t", marked(bench), max_attempts=3, retry=SLOW))
@@ -100,7 +100,7 @@ def test_a_job_that_always_conflicts_is_dead_in_the_end(
     assert bench.notes(job_id) == []
 
 
-def test_a_handler_that_conflicts_with_itself_is_dead(bench: Bench) -> None:
+def test_a_handler_that_conflicts_with_itself_is_dead(bench: Workbench) -> None:
     """Another session of the handler's own writes what ``ctx.session`` has read, and reads it."""
     serializable = bench.outside.execution_options(isolation_level="SERIALIZABLE")
 
@@ -120,7 +120,7 @@ def test_a_handler_that_conflicts_with_itself_is_dead(bench: Bench) -> None:
     assert "40001" in bench.dead(job_id).last_error
 
 
-def test_a_conflict_of_the_handlers_own_is_a_failed_attempt(bench: Bench) -> None:
+def test_a_conflict_of_the_handlers_own_is_a_failed_attempt(bench: Workbench) -> None:
     def body(session: Session, ctx: Context[Any]) -> None:
         if ctx.job.attempt == 1:
             session.execute(
@@ -135,7 +135,7 @@ def test_a_conflict_of_the_handlers_own_is_a_failed_attempt(bench: Bench) -> Non
 
 
 @pytest.mark.usefixtures("serializable")
-def test_serializable_by_default_loses_no_effect(bench: Bench) -> None:
+def test_serializable_by_default_loses_no_effect(bench: Workbench) -> None:
     handler = bench.handler("t", bench.note)
     ids = [bench.enqueue(handler) for _ in range(100)]
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context
-    from support.running import Bench
+    from support.running import Workbench
 
 SELECT_1 = text("SELECT 1")
 
 
 @pytest.fixture
-def timeout(bench: Bench, request: pytest.FixtureRequest) -> Iterator[str]:
+def timeout(bench: Workbench, request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of a setting that all new sessions begin with, at two seconds."""
     name: str = request.param
     database = bench.sql("SELECT quote_ident(current_database())")[0][0]
@@ -30,25 +30,25 @@ def timeout(bench: Bench, request: pytest.FixtureRequest) -> Iterator[str]:
     bench.sql(f"ALTER DATABASE {database} RESET {name}")
 
 
-def gone(bench: Bench, pid: int) -> bool:
+def gone(bench: Workbench, pid: int) -> bool:
     return not bench.sql("SELECT 1 FROM pg_stat_activity WHERE pid = :pid", pid=pid)
 
 
-def takes_long(bench: Bench, session: Session) -> None:
+def takes_long(bench: Workbench, session: Session) -> None:
     session.execute(text("SELECT pg_sleep(20)"))
 
 
-def waits_for_a_lock(bench: Bench, session: Session) -> None:
+def waits_for_a_lock(bench: Workbench, session: Session) -> None:
     session.execute(text("SELECT pg_advisory_xact_lock(1)"))
 
 
-def is_idle(bench: Bench, session: Session) -> None:
+def is_idle(bench: Workbench, session: Session) -> None:
     pid = session.scalar(text("SELECT pg_backend_pid()"))
     bench.pause(lambda: gone(bench, pid or 0))
     session.execute(SELECT_1)
 
 
-def goes_on(bench: Bench, session: Session) -> None:
+def goes_on(bench: Workbench, session: Session) -> None:
     for _ in range(100):
         session.execute(text("SELECT pg_sleep(0.05)"))
 
@@ -65,7 +65,7 @@ def goes_on(bench: Bench, session: Session) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_it_fails_the_attempt_and_is_named(
-    bench: Bench, timeout: str, body: Any, sqlstate: str
+    bench: Workbench, timeout: str, body: Any, sqlstate: str
 ) -> None:
     def handler(session: Session, ctx: Context[Any]) -> None:
         bench.note(session, ctx)

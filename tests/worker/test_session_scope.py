@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy_bgjob import BGJob, Context, Retry, Worker, constant, enqueue
 from sqlalchemy_bgjob._worker.handler_session import JobEnded
 from support import wait_until
-from support.running import FLAVORS, Bench, Flavor, Gate, Recorder, one_of_each, paired
+from support.running import FLAVORS, Flavor, Gate, Recorder, Workbench, one_of_each, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,13 +46,15 @@ class StubbornSession(Session):
         return self.engine
 
 
-def factory_for(bench: Bench, session_class: type[Session], **options: Any) -> Callable[[], Any]:
+def factory_for(
+    bench: Workbench, session_class: type[Session], **options: Any
+) -> Callable[[], Any]:
     if bench.flavor.is_async:
         return async_sessionmaker(sync_session_class=session_class, **options)
     return sessionmaker(class_=session_class, **options)
 
 
-def write_and_fail_once(bench: Bench) -> tuple[Callable[..., Any], list[Any]]:
+def write_and_fail_once(bench: Workbench) -> tuple[Callable[..., Any], list[Any]]:
     """A body that writes; its first attempt fails afterwards. And the sessions it got."""
     sessions: list[Any] = []
 
@@ -72,7 +74,7 @@ def fail() -> None:
 
 
 @paired("session_class", [Session, OwnSession, StubbornSession, sqlmodel.Session])
-def test_a_factory_of_the_users_own(bench: Bench, session_class: type[Session]) -> None:
+def test_a_factory_of_the_users_own(bench: Workbench, session_class: type[Session]) -> None:
     body, sessions = write_and_fail_once(bench)
     job_id = bench.enqueue(bench.handler("t", body, retry=constant(0.0)))
     outside = create_engine(bench.url)
@@ -88,7 +90,7 @@ def test_a_factory_of_the_users_own(bench: Bench, session_class: type[Session]) 
 
 
 @only_threads
-def test_a_factory_bound_to_another_engine_of_the_same_database(bench: Bench) -> None:
+def test_a_factory_bound_to_another_engine_of_the_same_database(bench: Workbench) -> None:
     """Its writes belong to the job's transaction all the same."""
     body, _ = write_and_fail_once(bench)
     job_id = bench.enqueue(bench.handler("t", body, retry=constant(0.0)))
@@ -103,7 +105,7 @@ def test_a_factory_bound_to_another_engine_of_the_same_database(bench: Bench) ->
 
 
 @only_threads
-def test_a_session_class_as_factory(bench: Bench) -> None:
+def test_a_session_class_as_factory(bench: Workbench) -> None:
     body, sessions = write_and_fail_once(bench)
     job_id = bench.enqueue(bench.handler("t", body, retry=constant(0.0)))
 
@@ -114,7 +116,7 @@ def test_a_session_class_as_factory(bench: Bench) -> None:
 
 
 @only_threads
-def test_an_applications_scoped_session_is_the_handlers(bench: Bench) -> None:
+def test_an_applications_scoped_session_is_the_handlers(bench: Workbench) -> None:
     """Also for a handler that never asks for ``ctx.session``."""
     engine = create_engine(bench.url)
     app_session = scoped_session(sessionmaker(engine))
@@ -146,7 +148,7 @@ def test_an_applications_scoped_session_is_the_handlers(bench: Bench) -> None:
 
 
 @only_threads
-def test_a_scoped_session_that_is_removed_over_writes(bench: Bench) -> None:
+def test_a_scoped_session_that_is_removed_over_writes(bench: Workbench) -> None:
     app_session = scoped_session(sessionmaker())
 
     def body(ctx: Context[Any]) -> None:
@@ -161,7 +163,7 @@ def test_a_scoped_session_that_is_removed_over_writes(bench: Bench) -> None:
 
 
 @only_asyncio
-def test_an_async_scoped_session_that_is_removed_over_writes(bench: Bench) -> None:
+def test_an_async_scoped_session_that_is_removed_over_writes(bench: Workbench) -> None:
     import asyncio
 
     app_session = async_scoped_session(async_sessionmaker(), scopefunc=asyncio.current_task)
@@ -180,7 +182,7 @@ def test_an_async_scoped_session_that_is_removed_over_writes(bench: Bench) -> No
 
 
 @only_threads
-def test_a_run_leaves_nothing_in_the_scope(bench: Bench) -> None:
+def test_a_run_leaves_nothing_in_the_scope(bench: Workbench) -> None:
     app_session = scoped_session(sessionmaker())
     left: list[bool] = []
 
@@ -202,7 +204,7 @@ def test_a_run_leaves_nothing_in_the_scope(bench: Bench) -> None:
 
 
 @only_asyncio
-def test_an_async_scoped_session_is_the_handlers(bench: Bench) -> None:
+def test_an_async_scoped_session_is_the_handlers(bench: Workbench) -> None:
     import asyncio
 
     app_session = async_scoped_session(async_sessionmaker(), scopefunc=asyncio.current_task)
@@ -222,7 +224,7 @@ def test_an_async_scoped_session_is_the_handlers(bench: Bench) -> None:
 
 
 @one_of_each
-def test_a_session_that_outlives_its_job_takes_no_connection(bench: Bench) -> None:
+def test_a_session_that_outlives_its_job_takes_no_connection(bench: Workbench) -> None:
     """A thread, a task or a lazy load that is late gets an error, and no transaction of its own."""
     kept: list[Any] = []
 
@@ -249,12 +251,12 @@ def test_a_session_that_outlives_its_job_takes_no_connection(bench: Bench) -> No
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_functions_of_an_async_worker_have_synchronous_sessions(
-    bench_url: str, driver: str
+    workbench_url: str, driver: str
 ) -> None:
     """On psycopg it makes the engine for them itself; on asyncpg it is given one."""
-    bench = Bench(Flavor(driver, is_async=True), bench_url)
+    bench = Workbench(Flavor(driver, is_async=True), workbench_url)
     bench.reset()
-    sync_engine = create_engine(bench_url, pool_size=3, max_overflow=0)
+    sync_engine = create_engine(workbench_url, pool_size=3, max_overflow=0)
     sessions: list[Any] = []
 
     @bench.jobs.handler("function", retry=constant(0.0))
@@ -432,7 +434,7 @@ def test_flasks_session_class_joins_although_its_get_bind_says_no(shop: FlaskSho
 class Hooks:
     """A session class of its own, with a user's hooks on it."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Workbench) -> None:
         self.bench, self.calls = bench, list[str]()
         self.fail_before, self.fail_after = False, False
 
@@ -466,7 +468,7 @@ class Hooks:
 
 @pytest.mark.core
 @one_of_each
-def test_hooks_run_once_and_after_commit_tells_the_truth(bench: Bench) -> None:
+def test_hooks_run_once_and_after_commit_tells_the_truth(bench: Workbench) -> None:
     hooks = Hooks(bench)
     job_id = bench.enqueue(bench.handler("t", hooks.body))
 
@@ -477,7 +479,7 @@ def test_hooks_run_once_and_after_commit_tells_the_truth(bench: Bench) -> None:
 
 
 @one_of_each
-def test_no_after_commit_for_a_handler_that_failed(bench: Bench) -> None:
+def test_no_after_commit_for_a_handler_that_failed(bench: Workbench) -> None:
     hooks = Hooks(bench)
 
     def body(s: Session, ctx: Context[Any]) -> None:
@@ -491,7 +493,7 @@ def test_no_after_commit_for_a_handler_that_failed(bench: Bench) -> None:
 
 
 @one_of_each
-def test_a_hook_that_refuses_the_commit_fails_the_attempt(bench: Bench) -> None:
+def test_a_hook_that_refuses_the_commit_fails_the_attempt(bench: Workbench) -> None:
     hooks = Hooks(bench)
     hooks.fail_before = True
     job_id = bench.enqueue(bench.handler("t", hooks.body, retry=SLOW))
@@ -505,7 +507,7 @@ def test_a_hook_that_refuses_the_commit_fails_the_attempt(bench: Bench) -> None:
 
 @one_of_each
 def test_a_hook_that_fails_after_the_commit_leaves_the_job_completed(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     hooks = Hooks(bench)
     hooks.fail_after = True
@@ -537,7 +539,7 @@ def other(server: TestServer) -> Iterator[tuple[Engine, Table]]:
 @only_threads
 @pytest.mark.parametrize("end", ["return", "raise", "stolen"])
 def test_a_session_with_a_bind_to_another_database(
-    bench: Bench, other: tuple[Engine, Table], end: str
+    bench: Workbench, other: tuple[Engine, Table], end: str
 ) -> None:
     """It keeps its own engine, and its commit follows the one of the job, or does not come."""
     engine, table = other
@@ -578,7 +580,7 @@ ENGINES = {
 
 @pytest.mark.core
 @pytest.mark.parametrize("kind", ENGINES)
-def test_two_workers_on_an_engine_of_another_isolation_level(bench: Bench, kind: str) -> None:
+def test_two_workers_on_an_engine_of_another_isolation_level(bench: Workbench, kind: str) -> None:
     """No job runs twice, and a handler's writes are all there or all gone."""
     engine, execution = ENGINES[kind]
 
@@ -607,7 +609,7 @@ def test_two_workers_on_an_engine_of_another_isolation_level(bench: Bench, kind:
 
 @pytest.mark.parametrize("kind", ["autocommit engine", "autocommit option"])
 def test_after_a_lost_connection_the_new_connection_has_a_transaction_too(
-    bench: Bench, kind: str
+    bench: Workbench, kind: str
 ) -> None:
     """The handler rolls back and goes on; on its new connection, AUTOCOMMIT is overridden again."""
     engine, execution = ENGINES[kind]
@@ -634,7 +636,7 @@ def test_after_a_lost_connection_the_new_connection_has_a_transaction_too(
     assert bench.job(ids["passes"]) is None
 
 
-def test_a_handler_under_serializable(bench: Bench) -> None:
+def test_a_handler_under_serializable(bench: Workbench) -> None:
     """Of two that read what the other writes, one fails with 40001 and is run again at once."""
     met: list[str] = []
 
@@ -671,7 +673,9 @@ def test_a_handler_under_serializable(bench: Bench) -> None:
 @pytest.mark.parametrize("end", ["complete", "retry", "raise"])
 @pytest.mark.parametrize("uses_session", [True, False])
 @one_of_each
-def test_a_superseded_attempt_changes_nothing(bench: Bench, end: str, uses_session: bool) -> None:
+def test_a_superseded_attempt_changes_nothing(
+    bench: Workbench, end: str, uses_session: bool
+) -> None:
     hooks, gate = Hooks(bench), Gate(bench)
 
     def body(*args: Any) -> Any:
@@ -716,7 +720,7 @@ def test_a_superseded_attempt_changes_nothing(bench: Bench, end: str, uses_sessi
 
 
 @one_of_each
-def test_a_late_settlement_of_an_earlier_life_changes_nothing(bench: Bench) -> None:
+def test_a_late_settlement_of_an_earlier_life_changes_nothing(bench: Workbench) -> None:
     """An own id: frozen, rescued, completed elsewhere, enqueued again and claimed again."""
     gate = Gate(bench)
 

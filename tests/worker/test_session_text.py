@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import constant
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
-from support.running import FLAVORS, AllAtOnce, Bench
+from support.running import FLAVORS, AllAtOnce, Workbench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ LOST_BY_CLOSE = "closed, or removed from its scope, over writes"
 class Handlers:
     """Each gets its session, its context, and the statement that writes a note."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Workbench) -> None:
         self.bench = bench
 
     def written(self, ctx: Context[Any], words: str) -> str:
@@ -169,7 +169,7 @@ LEAKED = {Handlers.committed: ["a"], Handlers.committed_by_ddl: ["a"]}
 @pytest.fixture(scope="module", params=FLAVORS, ids=str)
 def everything(request: pytest.FixtureRequest, server: TestServer) -> Iterator[AllAtOnce]:
     url = server.create_database("session_text")
-    bench = Bench(request.param, url)
+    bench = Workbench(request.param, url)
     bench.reset()
     handlers = Handlers(bench)
 

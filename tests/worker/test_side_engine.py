@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-    from support.running import Bench
+    from support.running import Workbench
 
 LOST = """
     INSERT INTO {schema}bgjob_worker
@@ -33,7 +33,7 @@ LOST = """
 
 
 @pytest.fixture
-def elsewhere(bench: Bench) -> Any:
+def elsewhere(bench: Workbench) -> Any:
     """The tables in a schema that is not on the search path."""
     bench.sql("CREATE SCHEMA tenant")
     for name in ("bgjob_job", "bgjob_dead_job", "bgjob_worker", "note"):
@@ -42,7 +42,7 @@ def elsewhere(bench: Bench) -> Any:
     bench.sql("DROP SCHEMA tenant CASCADE")
 
 
-def lose_a_job(bench: Bench, job_id: str) -> None:
+def lose_a_job(bench: Workbench, job_id: str) -> None:
     bench.sql(LOST.format(schema="tenant."))
     bench.sql(
         "INSERT INTO tenant.bgjob_job (id, queue, type, claimed_by, attempt)"
@@ -51,7 +51,7 @@ def lose_a_job(bench: Bench, job_id: str) -> None:
     )
 
 
-def done(bench: Bench, job_id: str) -> Callable[[], bool]:
+def done(bench: Workbench, job_id: str) -> Callable[[], bool]:
     """Whether the job has ended, with what its handler wrote."""
 
     def look() -> bool:
@@ -62,7 +62,7 @@ def done(bench: Bench, job_id: str) -> Callable[[], bool]:
     return look
 
 
-def test_a_worker_translates_schemas_in_all_it_does(bench: Bench, elsewhere: None) -> None:
+def test_a_worker_translates_schemas_in_all_it_does(bench: Workbench, elsewhere: None) -> None:
     """Its start, its heart and its rescuer see the tables that its claims see."""
     bench.handler("t", bench.note)
     lose_a_job(bench, "lost")
@@ -79,7 +79,7 @@ def test_a_worker_translates_schemas_in_all_it_does(bench: Bench, elsewhere: Non
 
 
 def test_a_worker_is_what_a_begin_listener_makes_it(
-    bench: Bench, elsewhere: None, monkeypatch: pytest.MonkeyPatch
+    bench: Workbench, elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here it sets, for each transaction, where the tables are found."""
     bench.handler("t", bench.note)
@@ -97,7 +97,7 @@ def test_a_worker_is_what_a_begin_listener_makes_it(
 
 
 def _listening(monkeypatch: pytest.MonkeyPatch, listen: Callable[[Engine], None]) -> None:
-    """Let the bench's engines be listened to."""
+    """Let the workbench's engines be listened to."""
 
     def sync(*args: Any, **options: Any) -> Engine:
         engine = create_engine(*args, **options)
@@ -114,7 +114,7 @@ def _listening(monkeypatch: pytest.MonkeyPatch, listen: Callable[[Engine], None]
 
 
 @pytest.mark.parametrize("bench", FLAVORS[1:], indirect=True, ids=str)
-def test_a_worker_that_may_not_register_is_refused(bench: Bench) -> None:
+def test_a_worker_that_may_not_register_is_refused(bench: Workbench) -> None:
     """Nothing that passes by itself keeps it from that: to wait would be silence."""
     bench.handler("t", bench.note)
     bench.sql("ALTER TABLE bgjob_worker ADD CHECK (hostname = 'another') NOT VALID")

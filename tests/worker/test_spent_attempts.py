@@ -15,10 +15,12 @@ from sqlalchemy_bgjob import enqueue
 from support.processes import FAST, TWO, Fleet
 
 if TYPE_CHECKING:
-    from support.running import Bench
+    from support.running import Workbench
 
 
-def spend(bench: Bench, id: str, *, attempt: int, crashes: int = 0, error: str = "before") -> str:
+def spend(
+    bench: Workbench, id: str, *, attempt: int, crashes: int = 0, error: str = "before"
+) -> str:
     """Let a queued job have had its attempts."""
     bench.sql(
         "UPDATE bgjob_job SET attempt = :attempt, crashes = :crashes, last_error = :error"
@@ -32,7 +34,7 @@ def spend(bench: Bench, id: str, *, attempt: int, crashes: int = 0, error: str =
 
 
 @pytest.mark.core
-def test_a_job_that_waits_gets_its_run(bench: Bench) -> None:
+def test_a_job_that_waits_gets_its_run(bench: Workbench) -> None:
     """At the limit or beyond; what it comes to then is what is told of it."""
     seen: dict[str, int] = {}
 
@@ -58,7 +60,7 @@ def test_a_job_that_waits_gets_its_run(bench: Bench) -> None:
 
 
 @pytest.mark.core
-def test_a_job_that_took_workers_along_is_dead_unrun(bench: Bench) -> None:
+def test_a_job_that_took_workers_along_is_dead_unrun(bench: Workbench) -> None:
     handler = bench.handler("t", lambda ctx: None, uses_session=False, max_attempts=3)
     spend(bench, bench.enqueue(handler, id="poison"), attempt=3, crashes=3)
     # It has failed otherwise since; the limit was 20 then.

@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context
-    from support.running import Bench
+    from support.running import Workbench
 
 SLOW = constant(3600.0)
 ONE = {"default": 1}
 
 
-def none_left(bench: Bench) -> bool:
+def none_left(bench: Workbench) -> bool:
     return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
@@ -39,21 +39,21 @@ def default_read_only(session: Session) -> None:
     session.connection().exec_driver_sql("SET default_transaction_read_only = on")
 
 
-def writes(bench: Bench) -> Callable[..., Any]:
+def writes(bench: Workbench) -> Callable[..., Any]:
     return bench.note
 
 
-def reads(bench: Bench) -> Callable[..., Any]:
+def reads(bench: Workbench) -> Callable[..., Any]:
     """The first write is the job's end."""
     return lambda session, ctx: session.execute(text("SELECT 1")) and None
 
 
-def adds(bench: Bench) -> Callable[..., Any]:
+def adds(bench: Workbench) -> Callable[..., Any]:
     """The first write is the last flush."""
     return lambda session, ctx: session.add(bench.Note(job_id=ctx.job.id, text="written"))
 
 
-def raises_another(bench: Bench) -> Callable[..., Any]:
+def raises_another(bench: Workbench) -> Callable[..., Any]:
     def body(session: Session, ctx: Context[Any]) -> None:
         try:
             bench.note(session, ctx)
@@ -63,7 +63,7 @@ def raises_another(bench: Bench) -> Callable[..., Any]:
     return body
 
 
-def swallows(bench: Bench) -> Callable[..., Any]:
+def swallows(bench: Workbench) -> Callable[..., Any]:
     def body(session: Session, ctx: Context[Any]) -> None:
         with suppress(DBAPIError):
             bench.note(session, ctx)
@@ -71,7 +71,7 @@ def swallows(bench: Bench) -> Callable[..., Any]:
     return body
 
 
-def leaves_savepoint(bench: Bench) -> Callable[..., Any]:
+def leaves_savepoint(bench: Workbench) -> Callable[..., Any]:
     def body(session: Session, ctx: Context[Any]) -> Complete:
         with suppress(DBAPIError), session.begin_nested():
             bench.note(session, ctx)
@@ -84,7 +84,7 @@ BODIES = [writes, reads, adds, raises_another, swallows, leaves_savepoint]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
-def test_a_read_only_session_costs_no_attempt(bench: Bench, body: Callable[..., Any]) -> None:
+def test_a_read_only_session_costs_no_attempt(bench: Workbench, body: Callable[..., Any]) -> None:
     """One handler's session was left read-only by another: only that it is so matters."""
     spoils = bench.handler("spoils", lambda session, ctx: default_read_only(session))
     handler = bench.handler("t", body(bench), max_attempts=1)
@@ -103,7 +103,7 @@ def test_a_read_only_session_costs_no_attempt(bench: Bench, body: Callable[..., 
     assert "default_transaction_read_only" in ran.last(ids[0]).job.last_error
 
 
-def test_a_transaction_that_the_handler_made_read_only(bench: Bench) -> None:
+def test_a_transaction_that_the_handler_made_read_only(bench: Workbench) -> None:
     """That it can't write is the handler's own doing."""
 
     def body(session: Session, ctx: Context[Any]) -> None:
@@ -118,8 +118,8 @@ def test_a_transaction_that_the_handler_made_read_only(bench: Bench) -> None:
     assert bench.job(job_id).attempt == 1
 
 
-def says(outcome: Any) -> Callable[[Bench], Callable[..., Any]]:
-    def made(bench: Bench) -> Callable[..., Any]:
+def says(outcome: Any) -> Callable[[Workbench], Callable[..., Any]]:
+    def made(bench: Workbench) -> Callable[..., Any]:
         def body(session: Session, ctx: Context[Any]) -> None:
             try:
                 bench.note(session, ctx)
@@ -137,7 +137,7 @@ def says(outcome: Any) -> Callable[[Bench], Callable[..., Any]]:
     ids=["Retry", "MoveToDlq"],
 )
 def test_what_the_handler_says_holds_and_the_session_goes(
-    bench: Bench, outcome: Any, becomes: str
+    bench: Workbench, outcome: Any, becomes: str
 ) -> None:
     spoils = bench.handler("spoils", lambda session, ctx: default_read_only(session))
     handler = bench.handler("t", says(outcome)(bench), max_attempts=2)
@@ -157,7 +157,7 @@ def test_what_the_handler_says_holds_and_the_session_goes(
     assert ran.of(ids[1]) == ["started", "completed"]
 
 
-def test_sessions_of_a_read_only_time_are_all_replaced(bench: Bench) -> None:
+def test_sessions_of_a_read_only_time_are_all_replaced(bench: Workbench) -> None:
     """The first that is met tells of all that lie in the pool with it."""
     held: list[str] = []
 
@@ -199,7 +199,7 @@ END LOOP; END $$"""
 
 @pytest.mark.parametrize("spoil", [GONE, OF_ANOTHER], ids=["gone", "of another"])
 @pytest.mark.parametrize("bench", PREPARING, ids=str, indirect=True)
-def test_prepared_statements_that_are_gone_cost_no_attempt(bench: Bench, spoil: str) -> None:
+def test_prepared_statements_that_are_gone_cost_no_attempt(bench: Workbench, spoil: str) -> None:
     """They go behind the driver's back, as with a pooler; in a new session all is well."""
     spoilt: list[str] = []
 
@@ -236,7 +236,7 @@ def test_prepared_statements_that_are_gone_cost_no_attempt(bench: Bench, spoil: 
     ids=["execute", "after a comment", "parameters"],
 )
 def test_a_handlers_own_prepared_statement_is_its_own_affair(
-    bench: Bench, statement: TextClause
+    bench: Workbench, statement: TextClause
 ) -> None:
     def body(session: Session, ctx: Context[Any]) -> None:
         session.execute(statement)

@@ -14,7 +14,7 @@ from sqlalchemy_bgjob import Context, MoveToDlq, Retry, constant
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._worker import attempt
 from support import wait_until
-from support.running import FLAVORS, Bench, Flavor, Gate, Recorder, one_of_each, paired
+from support.running import FLAVORS, Flavor, Gate, Recorder, Workbench, one_of_each, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ class Order:
 
 
 @pytest.mark.core
-def test_an_arg_that_can_not_be_decoded_goes_to_the_dlq_alone(bench: Bench) -> None:
+def test_an_arg_that_can_not_be_decoded_goes_to_the_dlq_alone(bench: Workbench) -> None:
     started: list[Order] = []
     if bench.flavor.is_async:
 
@@ -78,7 +78,7 @@ def test_an_arg_that_can_not_be_decoded_goes_to_the_dlq_alone(bench: Bench) -> N
     assert bench.dead(bad["[]"]).arg == b"[]"
 
 
-def test_headers_that_are_no_object_count_as_none(bench: Bench) -> None:
+def test_headers_that_are_no_object_count_as_none(bench: Workbench) -> None:
     seen: list[Any] = []
     handler = bench.handler("t", lambda ctx: seen.append(ctx.job.headers), uses_session=False)
     odd = ["[1, 2]", '"text"', "5", "null", "true"]
@@ -96,9 +96,9 @@ def test_headers_that_are_no_object_count_as_none(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("flavor", [FLAVORS[0], FLAVORS[-1]], ids=str)
-def test_counters_at_their_end_stop_that_job_alone(flavor: Flavor, bench_url: str) -> None:
+def test_counters_at_their_end_stop_that_job_alone(flavor: Flavor, workbench_url: str) -> None:
     """A claim adds one to attempt and lease: there is an error, and no number below zero."""
-    bench = Bench(flavor, bench_url)
+    bench = Workbench(flavor, workbench_url)
     bench.reset()
     handler = bench.handler("t", lambda ctx: None, uses_session=False, max_attempts=None)
     ends = {"attempt": 2**31 - 1, "lease": 2**63 - 1, "crashes": 2**31 - 1}
@@ -127,13 +127,13 @@ def test_counters_at_their_end_stop_that_job_alone(flavor: Flavor, bench_url: st
 # ---- unknown types -------------------------------------------------------------------------------
 
 
-def unknown(bench: Bench, type: str = "tomorrow", **options: Any) -> str:
+def unknown(bench: Workbench, type: str = "tomorrow", **options: Any) -> str:
     return bench.jobs.enqueue(bench.outside, type, {"a": 1}, queue="default", **options).id
 
 
 @pytest.mark.core
 @one_of_each
-def test_an_unknown_type_is_put_off_and_costs_no_attempt(bench: Bench) -> None:
+def test_an_unknown_type_is_put_off_and_costs_no_attempt(bench: Workbench) -> None:
     """A rolling deploy: the workers that know it are yet to come."""
     known = bench.enqueue(bench.handler("known", lambda ctx: None, uses_session=False))
     job_id = unknown(bench)
@@ -166,7 +166,7 @@ def test_an_unknown_type_is_put_off_and_costs_no_attempt(bench: Bench) -> None:
 
 
 @one_of_each
-def test_a_job_that_became_known_forgets_that_it_was_not(bench: Bench) -> None:
+def test_a_job_that_became_known_forgets_that_it_was_not(bench: Workbench) -> None:
     job_id = bench.enqueue(bench.handler("t", lambda ctx: Retry(1000), uses_session=False))
     bench.sql("UPDATE bgjob_job SET unknown_since = now() - interval '200 s'")
 
@@ -176,7 +176,7 @@ def test_a_job_that_became_known_forgets_that_it_was_not(bench: Bench) -> None:
 
 
 @paired("grace", [0, 0.5])
-def test_an_unknown_type_dies_after_its_grace(bench: Bench, grace: float) -> None:
+def test_an_unknown_type_dies_after_its_grace(bench: Workbench, grace: float) -> None:
     bench.handler("known", lambda ctx: None, uses_session=False)
     job_id = unknown(bench)
 
@@ -194,7 +194,7 @@ def test_an_unknown_type_dies_after_its_grace(bench: Bench, grace: float) -> Non
 
 # On psycopg an AsyncWorker makes itself a synchronous engine, and can run any function.
 @pytest.mark.parametrize("bench", [*FLAVORS[:2], FLAVORS[3]], ids=str, indirect=True)
-def test_a_type_that_this_worker_can_not_run_is_unknown_to_it(bench: Bench) -> None:
+def test_a_type_that_this_worker_can_not_run_is_unknown_to_it(bench: Workbench) -> None:
     """Registered for another queue as the other kind of function: never failed."""
     if bench.flavor.is_async:
 
@@ -217,7 +217,7 @@ def test_a_type_that_this_worker_can_not_run_is_unknown_to_it(bench: Bench) -> N
 
 
 @one_of_each
-def test_a_default_handler_takes_what_has_no_handler_of_its_own(bench: Bench) -> None:
+def test_a_default_handler_takes_what_has_no_handler_of_its_own(bench: Workbench) -> None:
     seen: list[tuple[str, str]] = []
 
     def body(name: str) -> Callable[..., Any]:
@@ -238,7 +238,7 @@ def test_a_default_handler_takes_what_has_no_handler_of_its_own(bench: Bench) ->
 
 
 @pytest.fixture(params=["SET NULL", "NO ACTION"])
-def referring(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
+def referring(request: pytest.FixtureRequest, bench: Workbench) -> Iterator[str]:
     rule: str = request.param
     foreign_key = f"REFERENCES bgjob_job ON DELETE {rule}"
     bench.sql(f"CREATE TABLE receipt (id int PRIMARY KEY, job_id text {foreign_key})")
@@ -248,7 +248,7 @@ def referring(request: pytest.FixtureRequest, bench: Bench) -> Iterator[str]:
 
 
 @pytest.fixture
-def users(bench: Bench) -> Iterator[Connection]:
+def users(bench: Workbench) -> Iterator[Connection]:
     """A user's transaction, open until the test ends it."""
     engine = create_engine(bench.url)
     with engine.connect() as connection:
@@ -260,7 +260,7 @@ def users(bench: Bench) -> Iterator[Connection]:
 @pytest.mark.parametrize("uses_session", [True, False])
 @one_of_each
 def test_a_users_open_transaction_refers_to_a_running_job(
-    bench: Bench,
+    bench: Workbench,
     referring: str,
     users: Connection,
     uses_session: bool,
@@ -326,7 +326,7 @@ def test_a_users_open_transaction_refers_to_a_running_job(
 
 @pytest.mark.usefixtures("referring")
 def test_a_job_that_is_kept_from_ending_has_not_failed(
-    bench: Bench, users: Connection, tune: Tune
+    bench: Workbench, users: Connection, tune: Tune
 ) -> None:
     tune(attempt, AFTER_ROW_LOCKED=0.1)
     gate = Gate(bench)
@@ -358,7 +358,9 @@ def test_a_job_that_is_kept_from_ending_has_not_failed(
     assert bench.notes(job_id) == ["written"]
 
 
-def test_a_row_that_somebody_has_locked_is_settled_later(bench: Bench, users: Connection) -> None:
+def test_a_row_that_somebody_has_locked_is_settled_later(
+    bench: Workbench, users: Connection
+) -> None:
     gate = Gate(bench)
     handler = bench.handler("t", lambda ctx: gate.hold(), uses_session=False)
     dies = bench.handler("dies", lambda ctx: MoveToDlq("x"), uses_session=False)
@@ -379,7 +381,7 @@ def test_a_row_that_somebody_has_locked_is_settled_later(bench: Bench, users: Co
     assert ran.named("worker_error") == []
 
 
-def test_a_check_of_the_users_own_that_refuses_a_settlement(bench: Bench) -> None:
+def test_a_check_of_the_users_own_that_refuses_a_settlement(bench: Workbench) -> None:
     """Such a row is parked with its reason, and settled when the reason is gone."""
     bench.sql("ALTER TABLE bgjob_dead_job ADD CONSTRAINT no_dead CHECK (type <> 'stuck')")
     try:
@@ -409,7 +411,7 @@ def test_a_check_of_the_users_own_that_refuses_a_settlement(bench: Bench) -> Non
 
 
 @pytest.mark.parametrize("bench", [FLAVORS[-1]], ids=str, indirect=True)
-def test_asyncpg_refuses_a_function_with_a_session_at_the_start(bench: Bench) -> None:
+def test_asyncpg_refuses_a_function_with_a_session_at_the_start(bench: Workbench) -> None:
     @bench.jobs.handler("t")
     def function(ctx: Context[Session]) -> None: ...
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob import Context, JobType
-    from support.running import Bench, Ran
+    from support.running import Ran, Workbench
 
 SLOW = constant(3600.0)
 SELECT_1 = text("SELECT 1")
@@ -36,12 +36,12 @@ only_threads = pytest.mark.parametrize(
 )
 
 
-def none_left(bench: Bench) -> bool:
+def none_left(bench: Workbench) -> bool:
     return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
 def beside_one_that_holds_it(
-    bench: Bench,
+    bench: Workbench,
     handler: JobType[Any],
     lets_go: Callable[[str], object],
     until: Callable[[], object] | None = None,
@@ -74,7 +74,7 @@ def beside_one_that_holds_it(
     return ids[0], ran
 
 
-def was_put_off(bench: Bench) -> Callable[[str], object]:
+def was_put_off(bench: Workbench) -> Callable[[str], object]:
     """Let go once the job was queued again, or is dead."""
 
     def put_off(id: str) -> None:
@@ -83,14 +83,14 @@ def was_put_off(bench: Bench) -> Callable[[str], object]:
     return put_off
 
 
-def costs_nothing(bench: Bench, job_id: str, ran: Ran) -> None:
+def costs_nothing(bench: Workbench, job_id: str, ran: Ran) -> None:
     assert bench.dead(job_id) is None
     assert ran.of(job_id)[-1] == "completed"
     assert set(ran.of(job_id)) <= {"started", "rescheduled", "completed"}
     assert ran.last(job_id).job.attempt == 1
 
 
-def test_a_wait_is_not_counted_as_the_handlers_time(bench: Bench) -> None:
+def test_a_wait_is_not_counted_as_the_handlers_time(bench: Workbench) -> None:
     """It waits for a half of its timeout, works for more than the other, and is not late."""
     deadlines: list[float] = []
 
@@ -114,7 +114,7 @@ def test_a_wait_is_not_counted_as_the_handlers_time(bench: Bench) -> None:
     assert bench.notes(job_id) == ["written"]
 
 
-def test_a_wait_beyond_the_deadline_costs_no_attempt(bench: Bench) -> None:
+def test_a_wait_beyond_the_deadline_costs_no_attempt(bench: Workbench) -> None:
     handler = bench.handler("t", bench.note, timeout=0.5, max_attempts=1)
 
     job_id, ran = beside_one_that_holds_it(bench, handler, was_put_off(bench))
@@ -125,7 +125,7 @@ def test_a_wait_beyond_the_deadline_costs_no_attempt(bench: Bench) -> None:
 
 
 @only_threads
-def test_time_that_a_handler_has_spent_before_is_its_own(bench: Bench) -> None:
+def test_time_that_a_handler_has_spent_before_is_its_own(bench: Workbench) -> None:
     """One that is late when it first uses its session has failed, also if that waits."""
     late: list[str] = []
 
@@ -178,7 +178,7 @@ def in_a_group(use: Callable[[], Any]) -> Any:
 @only_asyncio
 @pytest.mark.parametrize("limit", [by_timeout, by_wait_for, by_own_words, in_a_group])
 def test_a_timeout_of_the_handlers_own_costs_no_attempt(
-    bench: Bench, limit: Callable[[Callable[[], Any]], Any]
+    bench: Workbench, limit: Callable[[Callable[[], Any]], Any]
 ) -> None:
     @bench.jobs.handler("t", max_attempts=1)
     async def handler(ctx: Context[AsyncSession]) -> None:
@@ -191,7 +191,7 @@ def test_a_timeout_of_the_handlers_own_costs_no_attempt(
 
 
 @only_asyncio
-def test_what_fails_beside_the_wait_is_a_failed_attempt(bench: Bench) -> None:
+def test_what_fails_beside_the_wait_is_a_failed_attempt(bench: Workbench) -> None:
     """It ends the wait, and is no lack of a connection."""
 
     @bench.jobs.handler("t", retry=SLOW)

@@ -26,7 +26,7 @@ from sqlalchemy_bgjob import (
 from sqlalchemy_bgjob._lifecycle import claim as claims
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
 from support.databases import with_driver
-from support.running import FLAVORS, Bench, one_of_each, paired
+from support.running import FLAVORS, Workbench, one_of_each, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ class Target:
     kind: str
 
     def run(
-        self, bench: Bench, work: Callable[[Any, Callable[..., Any]], Any], **engine: Any
+        self, bench: Workbench, work: Callable[[Any, Callable[..., Any]], Any], **engine: Any
     ) -> Any:
         """Call ``work(target, call)``; ``call`` does what a caller would await."""
         url = with_driver(bench.url, bench.flavor.driver)
@@ -86,7 +86,7 @@ def sync_of(target: Any) -> Any:
 
 
 @pytest.mark.core
-def test_the_callers_commit_commits_all_of_it(bench: Bench, target: Target) -> None:
+def test_the_callers_commit_commits_all_of_it(bench: Workbench, target: Target) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note))
 
     def work(t: Any, call: Callable[..., Any]) -> Any:
@@ -104,7 +104,7 @@ def test_the_callers_commit_commits_all_of_it(bench: Bench, target: Target) -> N
 @pytest.mark.core
 @pytest.mark.parametrize("way", ["rollback", "close"])
 def test_the_callers_rollback_leaves_the_job_as_it_was(
-    bench: Bench, target: Target, way: str
+    bench: Workbench, target: Target, way: str
 ) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note))
     before = bench.job(job_id)[:-1]
@@ -123,7 +123,7 @@ def test_the_callers_rollback_leaves_the_job_as_it_was(
 
 
 @one_of_each
-def test_an_empty_queue_is_none(bench: Bench, target: Target) -> None:
+def test_an_empty_queue_is_none(bench: Workbench, target: Target) -> None:
     bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False), delay=60)
 
     def work(t: Any, call: Callable[..., Any]) -> None:
@@ -143,7 +143,7 @@ OUTCOMES: dict[str, tuple[Callable[[], Any], type[Outcome]]] = {
 
 
 @pytest.mark.parametrize("way", ["return", "raise"])
-def test_outcomes(bench: Bench, target: Target, way: str) -> None:
+def test_outcomes(bench: Workbench, target: Target, way: str) -> None:
     def body_of(name: str) -> Callable[..., Any]:
         def body(s: Session, ctx: Context[Any]) -> Any:
             bench.note(s, ctx)
@@ -178,7 +178,7 @@ def test_outcomes(bench: Bench, target: Target, way: str) -> None:
     assert "ValueError: plain" in bench.job(ids["exception"]).last_error
 
 
-def test_jobs_of_one_transaction_go_together(bench: Bench, target: Target) -> None:
+def test_jobs_of_one_transaction_go_together(bench: Workbench, target: Target) -> None:
     """Three jobs, the second fails; a database error in one does not harm the others."""
 
     def body(s: Session, ctx: Context[Any]) -> None:
@@ -207,76 +207,76 @@ class Contained:
     """What a handler may do to its session; what is kept of it, or None for a failed attempt."""
 
     @staticmethod
-    def commit_more_rollback(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def commit_more_rollback(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.commit()
         bench.note(s, ctx, "b")
         s.rollback()
 
     @staticmethod
-    def rollback_then_more(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def rollback_then_more(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.rollback()
         bench.note(s, ctx, "b")
 
     @staticmethod
-    def closes(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def closes(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.close()
 
     @staticmethod
-    def rollback_last(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def rollback_last(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.rollback()
 
     @staticmethod
-    def rollback_then_complete(bench: Bench, s: Session, ctx: Context[Any]) -> Complete:
+    def rollback_then_complete(bench: Workbench, s: Session, ctx: Context[Any]) -> Complete:
         bench.note(s, ctx, "a")
         s.rollback()
         return Complete()
 
     @staticmethod
-    def text_then_closes(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def text_then_closes(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         s.execute(text("INSERT INTO note (job_id, text) VALUES (:id, 'a')"), {"id": ctx.job.id})
         s.close()
 
     @staticmethod
-    def reads_then_closes(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def reads_then_closes(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         with s:
             s.connection().execute(text("SELECT 1"))
 
     @staticmethod
-    def text_commit(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def text_commit(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.execute(text("COMMIT"))
 
     @staticmethod
-    def deletes_its_row(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def deletes_its_row(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.delete(s.get_one(bench.jobs.Job, ctx.job.id))
 
     @staticmethod
-    def renames_its_row(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def renames_its_row(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.execute(text("UPDATE bgjob_job SET id = 'other' WHERE id = :id"), {"id": ctx.job.id})
 
     @staticmethod
-    def leads_elsewhere(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def leads_elsewhere(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.execute(text("CREATE TEMP TABLE bgjob_job (LIKE bgjob_job) ON COMMIT DROP"))
 
     @staticmethod
-    def commit_then_raise(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def commit_then_raise(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         s.commit()
         raise ValueError("no")
 
     @staticmethod
-    def flush_at_the_end(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def flush_at_the_end(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         s.add(bench.Note(job_id=ctx.job.id))
 
     @staticmethod
-    def error_swallowed(bench: Bench, s: Session, ctx: Context[Any]) -> None:
+    def error_swallowed(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx, "a")
         try:
             s.execute(text("SELECT 1/0"))
@@ -304,7 +304,7 @@ KEPT: dict[Callable[..., Any], list[str] | None] = {
 
 @paired("body", KEPT)
 def test_a_handler_can_not_end_the_callers_transaction(
-    bench: Bench, target: Target, body: Callable[..., Any]
+    bench: Workbench, target: Target, body: Callable[..., Any]
 ) -> None:
     handler = bench.handler("t", lambda s, ctx: body(bench, s, ctx), retry=SLOW)
     job_id = bench.enqueue(handler)
@@ -326,7 +326,7 @@ def test_a_handler_can_not_end_the_callers_transaction(
         assert bench.job(job_id) is None
 
 
-def test_a_handler_that_commits_by_the_driver_is_named(bench: Bench, target: Target) -> None:
+def test_a_handler_that_commits_by_the_driver_is_named(bench: Workbench, target: Target) -> None:
     """The caller's transaction is gone, so that the caller has to be told."""
 
     def body(s: Session, ctx: Context[Any]) -> None:
@@ -345,7 +345,7 @@ def test_a_handler_that_commits_by_the_driver_is_named(bench: Bench, target: Tar
     assert bench.job(job_id).attempt == 1, "the driver has committed the claim"
 
 
-def test_a_trigger_that_keeps_the_row_is_named(bench: Bench, target: Target) -> None:
+def test_a_trigger_that_keeps_the_row_is_named(bench: Workbench, target: Target) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note, retry=SLOW))
 
     def work(t: Any, call: Callable[..., Any]) -> None:
@@ -361,7 +361,7 @@ def test_a_trigger_that_keeps_the_row_is_named(bench: Bench, target: Target) -> 
 
 @pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
 def test_a_handler_that_ends_it_through_the_connection_is_the_callers_error(
-    bench: Bench, target: Target
+    bench: Workbench, target: Target
 ) -> None:
     def body(s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx)
@@ -381,7 +381,7 @@ def test_a_handler_that_ends_it_through_the_connection_is_the_callers_error(
     assert bench.notes(job_id) == []
 
 
-def test_a_lost_connection_is_the_callers_error(bench: Bench, target: Target) -> None:
+def test_a_lost_connection_is_the_callers_error(bench: Workbench, target: Target) -> None:
     def body(s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx)
         pid = s.scalar(text("SELECT pg_backend_pid()"))
@@ -405,7 +405,7 @@ def test_a_lost_connection_is_the_callers_error(bench: Bench, target: Target) ->
 # ---- the caller's commit -------------------------------------------------------------------------
 
 
-def test_a_commit_that_fails_leaves_the_job_as_it_was(bench: Bench, target: Target) -> None:
+def test_a_commit_that_fails_leaves_the_job_as_it_was(bench: Workbench, target: Target) -> None:
     def body(s: Session, ctx: Context[Any]) -> None:
         s.add_all(bench.Note(job_id=ctx.job.id, text="a", late=1) for _ in range(2))
 
@@ -424,7 +424,7 @@ def test_a_commit_that_fails_leaves_the_job_as_it_was(bench: Bench, target: Targ
     assert bench.notes(job_id) == []
 
 
-def test_a_savepoint_of_the_callers_is_not_the_commit(bench: Bench, target: Target) -> None:
+def test_a_savepoint_of_the_callers_is_not_the_commit(bench: Workbench, target: Target) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note))
 
     def work(t: Any, call: Callable[..., Any]) -> None:
@@ -446,7 +446,7 @@ def test_a_savepoint_of_the_callers_is_not_the_commit(bench: Bench, target: Targ
 
 
 @one_of_each
-def test_a_function_given_as_handler_takes_any_type(bench: Bench, target: Target) -> None:
+def test_a_function_given_as_handler_takes_any_type(bench: Workbench, target: Target) -> None:
     seen: list[Any] = []
     job_id = bench.jobs.enqueue(bench.outside, "never seen", {"a": [1]}, queue="q").id
 
@@ -473,7 +473,9 @@ def test_a_function_given_as_handler_takes_any_type(bench: Bench, target: Target
     assert bench.notes(job_id) == ["written"]
 
 
-def test_a_function_gets_a_plain_session_also_under_asyncio(bench: Bench, target: Target) -> None:
+def test_a_function_gets_a_plain_session_also_under_asyncio(
+    bench: Workbench, target: Target
+) -> None:
     types: list[type] = []
 
     @bench.jobs.handler("t")
@@ -497,7 +499,7 @@ THREADS = [flavor for flavor in FLAVORS if not flavor.is_async]
 
 
 @pytest.mark.parametrize("bench", THREADS, ids=str, indirect=True)
-def test_a_coroutine_needs_an_asyncio_target(bench: Bench, target: Target) -> None:
+def test_a_coroutine_needs_an_asyncio_target(bench: Workbench, target: Target) -> None:
     """Given, it is refused; registered, it is left for those who can run it."""
 
     async def coroutine(ctx: Context[Any]) -> None:
@@ -522,7 +524,7 @@ def test_a_coroutine_needs_an_asyncio_target(bench: Bench, target: Target) -> No
 
 
 @one_of_each
-def test_an_unknown_type_is_put_off(bench: Bench, target: Target) -> None:
+def test_an_unknown_type_is_put_off(bench: Workbench, target: Target) -> None:
     job_id = bench.jobs.enqueue(bench.outside, "tomorrow", None, queue="q").id
 
     def work(t: Any, call: Callable[..., Any]) -> None:
@@ -545,7 +547,7 @@ def test_an_unknown_type_is_put_off(bench: Bench, target: Target) -> None:
 
 @pytest.mark.parametrize("crashes", [0, 2])
 @one_of_each
-def test_a_job_whose_attempts_are_spent(bench: Bench, target: Target, crashes: int) -> None:
+def test_a_job_whose_attempts_are_spent(bench: Workbench, target: Target, crashes: int) -> None:
     """As with a worker: it gets the run that it waits for, unless it took workers along."""
     ran: list[int] = []
 
@@ -570,7 +572,7 @@ def test_a_job_whose_attempts_are_spent(bench: Bench, target: Target, crashes: i
 
 
 @one_of_each
-def test_an_arg_that_does_not_decode_goes_to_the_dlq(bench: Bench, target: Target) -> None:
+def test_an_arg_that_does_not_decode_goes_to_the_dlq(bench: Workbench, target: Target) -> None:
     job_id = bench.jobs.enqueue(bench.outside, "t", "text", queue="q").id
 
     def handler(ctx: Context[Any], arg: int) -> None:
@@ -589,7 +591,7 @@ def test_an_arg_that_does_not_decode_goes_to_the_dlq(bench: Bench, target: Targe
 @pytest.mark.parametrize("way", ["return", "raise"])
 @one_of_each
 def test_a_new_arg_that_can_not_be_stored_is_a_failure(
-    bench: Bench, target: Target, way: str
+    bench: Workbench, target: Target, way: str
 ) -> None:
     def body(ctx: Context[Any]) -> Any:
         outcome = Reschedule(1, arg=object())
@@ -610,7 +612,7 @@ def test_a_new_arg_that_can_not_be_stored_is_a_failure(
 
 @pytest.mark.core
 @pytest.mark.parametrize("how", ["engine", "connection"])
-def test_autocommit_is_refused(bench: Bench, target: Target, how: str) -> None:
+def test_autocommit_is_refused(bench: Workbench, target: Target, how: str) -> None:
     job_id = bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
     before = bench.job(job_id)[:-1]
     level = {"isolation_level": "AUTOCOMMIT"}
@@ -630,7 +632,7 @@ def test_autocommit_is_refused(bench: Bench, target: Target, how: str) -> None:
 
 
 @one_of_each
-def test_session_false_means_no_session(bench: Bench, target: Target) -> None:
+def test_session_false_means_no_session(bench: Workbench, target: Target) -> None:
     job_id = bench.enqueue(bench.handler("t", lambda s, ctx: None, session=False, retry=SLOW))
 
     def work(t: Any, call: Callable[..., Any]) -> None:
@@ -643,7 +645,7 @@ def test_session_false_means_no_session(bench: Bench, target: Target) -> None:
 
 
 @pytest.mark.parametrize("bench", THREADS[:1], ids=str, indirect=True)
-def test_the_callers_scoped_session_stays_the_callers(bench: Bench) -> None:
+def test_the_callers_scoped_session_stays_the_callers(bench: Workbench) -> None:
     """Given as the factory too, it makes another session for the handler."""
     engine = create_engine(bench.url)
     app_session = scoped_session(sessionmaker(engine, info={"app": True}))
@@ -670,7 +672,7 @@ def test_the_callers_scoped_session_stays_the_callers(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
-def test_an_engine_is_a_transaction_of_its_own(bench: Bench) -> None:
+def test_an_engine_is_a_transaction_of_its_own(bench: Workbench) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note))
     engine = create_engine(bench.url)
     try:
@@ -683,7 +685,7 @@ def test_an_engine_is_a_transaction_of_its_own(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
-def test_the_statements_are_built_once_for_all_calls(bench: Bench) -> None:
+def test_the_statements_are_built_once_for_all_calls(bench: Workbench) -> None:
     """A call uses a few of the queue's statements; building all of them is work for nothing."""
     used: list[Any] = []
     claim = claims.claim
@@ -702,7 +704,7 @@ def test_the_statements_are_built_once_for_all_calls(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
-def test_two_callers_never_get_the_same_job(bench: Bench) -> None:
+def test_two_callers_never_get_the_same_job(bench: Workbench) -> None:
     """The row is locked until the first one's transaction ends."""
     job_id = bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
     engine = create_engine(bench.url)
@@ -721,7 +723,7 @@ def test_two_callers_never_get_the_same_job(bench: Bench) -> None:
 
 
 @one_of_each
-def test_the_timeout_of_a_handler_holds_here_too(bench: Bench, target: Target) -> None:
+def test_the_timeout_of_a_handler_holds_here_too(bench: Workbench, target: Target) -> None:
     """A coroutine is ended, and the caller's transaction goes on; a function sees its deadline."""
     seen: list[tuple[bool, bool]] = []
 
@@ -754,7 +756,7 @@ def test_the_timeout_of_a_handler_holds_here_too(bench: Bench, target: Target) -
 @pytest.mark.parametrize("ending", ["commit", "prepare", "prepare and roll back", "roll back"])
 def test_a_two_phase_commit_decides(own_server: EmbeddedPostgres, ending: str) -> None:
     """Once it is committed; that it is prepared says nothing yet."""
-    bench = Bench(FLAVORS[0], own_server.url)
+    bench = Workbench(FLAVORS[0], own_server.url)
     bench.reset()
     job_id = bench.enqueue(bench.handler("t", bench.note))
     engine = create_engine(with_driver(bench.url, "psycopg"))
