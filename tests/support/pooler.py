@@ -40,7 +40,7 @@ POOLED: Mapping[str, Mapping[str, Any]] = {
 
 NEEDS_SESSIONS: Mapping[str, str] = {
     "test_bench.py::test_bench_prints": "a command that is given no connect_args",
-    "test_cli.py::test_a_worker_runs_jobs": "a command that is given no connect_args",
+    "test_worker_command.py::test_a_worker_runs_jobs": "a command that is given no connect_args",
     "test_idle_statement.py::test_asyncpg_itself": "prepared statements",
     "test_idle_statement.py::test_a_claim_gives_the_rows": "statements that commit by themselves",
     "test_idle_statement.py::test_errors": "statements that commit by themselves",

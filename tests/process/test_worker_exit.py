@@ -1,0 +1,172 @@
+"""How a worker process ends: at signals, at its timeout, and with what stands in its way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sqlalchemy_bgjob._process import process, runners
+from support import cli_app as app
+from support.cli import add, rows
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+    from support.commands import Command
+
+
+def blocked(
+    start: Callable[..., Command], engine: Engine, url: str, folder: Path, kind: str, type: str
+) -> Command:
+    """A worker with a job that runs until the test lets it go."""
+    command = start("worker", f"support.cli_app:{kind}", "--database-url", url)
+    getattr(app, kind).enqueue(engine, type, str(folder))
+    wait_until((folder / "started").exists, 60, what=f"the start of the job\n{command.stderr}")
+    return command
+
+
+@pytest.mark.parametrize("kind", ["functions", "coroutines"])
+def test_the_first_signal_lets_a_job_end(
+    tables: Engine,
+    database_url: str,
+    start: Callable[..., Command],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    command = blocked(start, tables, database_url, tmp_path, kind, "block")
+
+    command.signal(signal.SIGINT)
+    command.says("SIGINT: draining")
+    assert command.alive
+    (tmp_path / "go").touch()
+
+    assert command.wait() == 0
+    assert rows(tables) == []
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ["functions", "coroutines"])
+def test_the_second_signal_releases_what_runs(
+    tables: Engine,
+    database_url: str,
+    start: Callable[..., Command],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    """Exit code 128 + n; the job is queued again, and a deploy has cost it no attempt."""
+    command = blocked(start, tables, database_url, tmp_path, kind, "block")
+
+    command.signal(signal.SIGTERM)
+    command.says("SIGTERM: draining")
+    command.signal_again(signal.SIGTERM)
+
+    assert command.wait() == 128 + signal.SIGTERM, command.stderr
+    assert rows(tables) == [(0, None, "interrupted by shutdown")]
+
+
+def test_the_third_signal_ends_even_a_blocked_event_loop(
+    tables: Engine, database_url: str, start: Callable[..., Command], tmp_path: Path
+) -> None:
+    command = blocked(start, tables, database_url, tmp_path, "coroutines", "block_loop")
+
+    command.signal(signal.SIGTERM)
+    command.says("SIGTERM: draining")
+    command.signal_again(signal.SIGTERM)
+    command.says("second signal")
+    assert command.alive
+    command.signal_again(signal.SIGINT)
+
+    assert command.wait(10) == 128 + signal.SIGINT
+    assert [(attempt, claimed is None) for attempt, claimed, _ in rows(tables)] == [(1, False)]
+
+
+def test_a_job_that_does_not_end_is_released_at_the_timeout(
+    tables: Engine, database_url: str, start: Callable[..., Command], tmp_path: Path
+) -> None:
+    """The stop is still a graceful one, and the stuck thread does not hold up the exit."""
+    command = start(
+        "worker",
+        "support.cli_app:functions",
+        BGJOB_DATABASE_URL=database_url,
+        BGJOB_SHUTDOWN_TIMEOUT="200ms",
+    )
+    add(tables, app.block, str(tmp_path))
+    wait_until((tmp_path / "started").exists, 60)
+
+    command.signal(signal.SIGTERM)
+
+    assert command.wait() == 0
+    assert rows(tables) == [(0, None, "interrupted by shutdown")]
+
+
+def test_a_worker_that_can_not_end_gives_itself_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A blocked event loop can't even release its jobs; rescue will."""
+    code = f"""
+        import os, threading
+        from sqlalchemy_bgjob._process import process, runners
+        from sqlalchemy_bgjob import WorkerSettings
+        process.STUCK_AFTER = 0.2
+        class Stuck:
+            def run(self, ended): threading.Event().wait()
+            def request_stop(self, timeout=None): print("asked", timeout)
+        settings = WorkerSettings(shutdown_timeout=0.1)
+        main = process._Process(runners.WorkerOptions(app="", settings=settings))
+        main.obey_signals()
+        os.kill(os.getpid(), {int(signal.SIGTERM)})
+        main.run(Stuck())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "the worker does not end" in done.stderr
+
+
+def test_two_signals_that_arrive_as_one_are_two() -> None:
+    """The system keeps no count of a pending signal; the supervisor's pipe does."""
+    reader, writer = os.pipe()
+    asked: list[float | None] = []
+    said = threading.Event()
+
+    class Holding:
+        def run(self, ended: Callable[[], None]) -> None:
+            assert said.wait(10)
+            ended()
+
+        def request_stop(self, timeout: float | None = None) -> None:
+            asked.append(timeout)
+            if len(asked) == 1:
+                os.write(writer, b"\0")
+            else:
+                said.set()
+
+    main = process._Process(runners.WorkerOptions(app="", parent_pipe=reader))
+    os.write(writer, b"\0")
+
+    assert main.run(Holding()) == 128 + signal.SIGTERM
+    assert asked == [None, 0.0]
+    os.close(writer)
+
+
+def test_threads_of_the_application_do_not_hold_up_the_exit() -> None:
+    code = """
+        import threading
+        from sqlalchemy_bgjob._process.exits import leave
+        threading.Thread(target=threading.Event().wait).start()
+        leave(3, within=0.1)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=60)
+    assert done.returncode == 3
