@@ -12,12 +12,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support import wait_until, wait_until_async
 from support.commands import Command
+from support.rows import jobs_left
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -92,18 +93,13 @@ def test_the_quick_start_sends_one_mail(
     mails = []
     for _ in range(2):
         worker = start(*words, cwd=tmp_path)
-        wait_until(lambda: in_the_queue(engine) == 0, 60)
+        wait_until(lambda: jobs_left(engine) == 0, 60)
         worker.says("worker of ")
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
         mails.append(worker.stdout.strip())
 
     assert mails == ["mail to ada@example.com", ""]
-
-
-def in_the_queue(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.scalar(text("SELECT count(*) FROM bgjob_job")) or 0
 
 
 def test_alembic_blocks_are_what_the_plugin_writes():

@@ -120,3 +120,17 @@ def waiting(engine: Engine) -> int:
     )
     with engine.connect() as connection:
         return int(connection.execute(text(statement)).scalar_one())
+
+
+def jobs_left(engine: Engine) -> int:
+    """How many jobs there are."""
+    with engine.connect() as connection:
+        return connection.scalar(text("SELECT count(*) FROM bgjob_job")) or 0
+
+
+def is_untouched(engine: Engine) -> bool:
+    """Whether the one job is as it was enqueued, and no worker has registered."""
+    with engine.connect() as connection:
+        job = connection.execute(text("SELECT claimed_by, attempt, unknown_since FROM bgjob_job"))
+        workers = connection.scalar(text("SELECT count(*) FROM bgjob_worker"))
+        return (job.all(), workers) == ([(None, 0, None)], 0)

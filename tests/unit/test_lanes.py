@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, text
 
-from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._drafts.validation import EARLIEST
 from sqlalchemy_bgjob._worker.plan.lanes import (
     JUST_FOUND,
@@ -22,10 +18,6 @@ from sqlalchemy_bgjob._worker.plan.lanes import (
     Lanes,
     Position,
 )
-from support import wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 NOW = 1_000.0
 MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -173,99 +165,3 @@ def test_a_lane_without_jobs_is_read_for_a_minute_more() -> None:
 
     lanes.head_scanned([0], 0.001, NOW + REMEMBERED)
     assert [p.priority for p in lanes.onward(NOW + REMEMBERED) or ()] == [0]
-
-
-# ---- with a backlog -------------------------------------------------------------------------
-
-
-class Backlog:
-    """A worker that has a minute of work before it, and when it began what."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.begun: dict[str, float] = {}
-        self.jobs = BGJob(MetaData())
-        self.jobs.metadata.create_all(engine)
-
-        @self.jobs.handler("short", session=False)
-        def short(ctx: Context[Any]) -> None:
-            self.begun[ctx.job.id] = time.monotonic()
-            time.sleep(0.01)
-
-        self.short = short
-        enqueue_many(engine, short, [None] * 6_000)
-
-    def begins(self, id: str) -> float:
-        """Seconds until a job began, from now on."""
-        since = time.monotonic()
-        return wait_until(lambda: self.begun.get(id), 20, what=id) - since
-
-
-@pytest.fixture
-def backlog(engine: Engine) -> Iterator[Backlog]:
-    backlog = Backlog(engine)
-    with Worker(backlog.jobs, engine, queues={"default": 2}, poll_interval=30.0):
-        wait_until(lambda: len(backlog.begun) > 100, what="a hundred jobs")
-        yield backlog
-        with engine.begin() as connection:
-            connection.execute(text("DELETE FROM bgjob_job WHERE claimed_by IS NULL"))
-
-
-def put_by_hand(backlog: Backlog) -> None:
-    with backlog.engine.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO bgjob_job (id, queue, type, next_run_at)"
-                " VALUES ('new', 'default', 'short', now() - interval '1 hour')"
-            )
-        )
-
-
-@pytest.mark.core
-@pytest.mark.parametrize(
-    "put",
-    [
-        lambda backlog: enqueue(backlog.engine, backlog.short, id="new", priority=-1),
-        put_by_hand,
-    ],
-    ids=["a priority that is new", "due long before the others"],
-)
-def test_what_goes_before_a_backlog_is_found_within_seconds(
-    backlog: Backlog, put: Callable[[Backlog], None]
-) -> None:
-    put(backlog)
-    assert backlog.begins("new") < SCAN_AT_LEAST_EVERY + 2.0
-
-
-@pytest.mark.core
-def test_what_is_committed_late_is_found_within_seconds(backlog: Backlog) -> None:
-    """Its time is that of its transaction's begin, which the worker has passed since."""
-    with backlog.engine.connect() as connection:
-        enqueue(connection, backlog.short, id="early")
-        with backlog.engine.begin() as other:
-            other.execute(text("UPDATE bgjob_job SET next_run_at = now() WHERE claimed_by IS NULL"))
-        done = len(backlog.begun)
-        wait_until(lambda: len(backlog.begun) > done + 300, what="what comes after it")
-        connection.commit()
-        assert backlog.begins("early") < SCAN_AT_LEAST_EVERY + 2.0
-
-
-@pytest.mark.core
-def test_a_retry_finds_its_way_back_into_a_backlog(engine: Engine) -> None:
-    """It is due in a moment, and then comes before what was enqueued later."""
-    backlog = Backlog(engine)
-    tries: list[float] = []
-
-    @backlog.jobs.handler("fails", session=False, retry=lambda attempt, error: 0.5)
-    def fails(ctx: Context[Any]) -> None:
-        tries.append(time.monotonic())
-        if len(tries) == 1:
-            raise LookupError
-
-    enqueue(engine, fails, priority=-1)
-    with Worker(backlog.jobs, engine, queues={"default": 2}, poll_interval=30.0):
-        wait_until(lambda: len(tries) == 2, 20, what="the second try")
-        assert len(backlog.begun) < 6_000
-        with engine.begin() as connection:
-            connection.execute(text("DELETE FROM bgjob_job WHERE claimed_by IS NULL"))
-    assert tries[1] - tries[0] < SCAN_AT_LEAST_EVERY + 2.0

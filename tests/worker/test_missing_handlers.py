@@ -7,18 +7,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, text
+from sqlalchemy import Engine, MetaData, create_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker
-from support import cli_app as app
+from support.rows import is_untouched, jobs_left
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from conftest import UrlFor
-    from support.commands import Command
+
 
 NO_HANDLER = "no handler is registered"
 
@@ -36,17 +33,6 @@ async def async_nothing(ctx: Context[Any]) -> None:
     """Completes."""
 
 
-# ---- no handler -----------------------------------------------------------------------------
-
-
-def untouched(engine: Engine) -> bool:
-    """Whether the one job is as it was enqueued, and no worker has registered."""
-    with engine.connect() as connection:
-        job = connection.execute(text("SELECT claimed_by, attempt, unknown_since FROM bgjob_job"))
-        workers = connection.scalar(text("SELECT count(*) FROM bgjob_worker"))
-        return (job.all(), workers) == ([(None, 0, None)], 0)
-
-
 def test_a_worker_without_handlers_does_not_start(jobs: BGJob[Any, Any], engine: Engine) -> None:
     """Else all jobs of the queue were dead after unknown_type_grace."""
     jobs.metadata.create_all(engine)
@@ -56,7 +42,7 @@ def test_a_worker_without_handlers_does_not_start(jobs: BGJob[Any, Any], engine:
     with pytest.raises(ValueError, match=rf"{NO_HANDLER}.*import the module.*--import"):
         worker.start()
 
-    assert untouched(engine)
+    assert is_untouched(engine)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
@@ -79,7 +65,7 @@ def test_an_async_worker_without_handlers_does_not_start(
 
     asyncio.run(main())
 
-    assert untouched(engine)
+    assert is_untouched(engine)
 
 
 def test_handlers_that_come_after_the_worker_count(jobs: BGJob[Any, Any], engine: Engine) -> None:
@@ -90,12 +76,7 @@ def test_handlers_that_come_after_the_worker_count(jobs: BGJob[Any, Any], engine
     jobs.enqueue(engine, "late")
 
     with worker:
-        wait_until(lambda: not left(engine), what="the job's end")
-
-
-def left(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return connection.scalar(text("SELECT count(*) FROM bgjob_job")) or 0
+        wait_until(lambda: not jobs_left(engine), what="the job's end")
 
 
 def test_coroutines_are_no_handlers_of_threads(jobs: BGJob[Any, Any], engine: Engine) -> None:
@@ -119,9 +100,6 @@ def test_functions_need_a_sync_engine_to_be_handlers(jobs: BGJob[Any, Any], engi
 
     with pytest.raises(ValueError, match="sync_engine="):
         asyncio.run(worker.run())
-
-
-# ---- queues that do not match -------------------------------------------------------------------
 
 
 def warnings_of(
@@ -172,169 +150,3 @@ def test_queues_that_match_are_no_warning(
 
     assert warnings_of(caplog, jobs, queues={"mail": 1, "anything": 1}) == []
     assert warnings_of(caplog, jobs) == []
-
-
-# ---- the command line ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tables(engine: Engine) -> Engine:
-    app.metadata.create_all(engine)
-    return engine
-
-
-ENGINES = """
-from sqlalchemy import create_engine
-from sqlalchemy.ext.asyncio import create_async_engine
-
-for_threads = create_engine("postgresql+psycopg://127.0.0.1:1/x", pool_size=20)
-small = create_engine("postgresql+psycopg://127.0.0.1:1/x", pool_size=2, max_overflow=0)
-on_asyncpg = create_async_engine("postgresql+asyncpg://127.0.0.1:1/x", pool_size=20)
-created = create_async_engine("postgresql+psycopg://", async_creator=lambda: None)
-"""
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Path:
-    """An application whose handlers are in a module of their own, as in most."""
-    package = tmp_path / "shop"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "db.py").write_text(
-        "from sqlalchemy import MetaData\n"
-        "from sqlalchemy_bgjob import BGJob\n"
-        "jobs = BGJob(MetaData())\n"
-        "other = BGJob(MetaData())\n"
-    )
-    (package / "tasks.py").write_text(
-        "from shop.db import jobs\n@jobs.handler('send', queue='mail')\ndef send(ctx): ...\n"
-    )
-    (package / "more.py").write_text(
-        "from shop.db import jobs\n@jobs.handler('resize', queue='pictures')\ndef f(ctx): ...\n"
-    )
-    (package / "broken.py").write_text("1 / 0\n")
-    (package / "engines.py").write_text(ENGINES)
-    (package / "waiting.py").write_text(
-        "from shop.db import jobs\n@jobs.handler('call', queue='mail')\nasync def call(ctx): ...\n"
-    )
-    return tmp_path
-
-
-def test_the_command_line_refuses_to_start_without_handlers(
-    tables: Engine, database_url: str, start: Callable[..., Command], shop: Path
-) -> None:
-    app.functions.enqueue(tables, "send", queue="mail")
-    command = start(
-        *("worker", "shop.db:jobs", "--queue", "mail:10", "--unknown-type-grace", "0"),
-        cwd=shop,
-        BGJOB_DATABASE_URL=database_url,
-    )
-
-    assert command.wait() == 2, command.stderr
-    assert NO_HANDLER in command.stderr
-    assert "--import" in command.stderr
-    assert "Traceback" not in command.stderr
-    assert untouched(tables)
-
-
-@pytest.mark.core
-@pytest.mark.parametrize("how", ["options", "environment"])
-def test_import_names_the_modules_of_handlers(
-    tables: Engine, database_url: str, start: Callable[..., Command], shop: Path, how: str
-) -> None:
-    app.functions.enqueue(tables, "send", queue="mail")
-    app.functions.enqueue(tables, "resize", queue="pictures")
-    options, variable = ["--import", "shop.tasks", "--import", "shop.more"], {}
-    if how == "environment":
-        options, variable = [], {"BGJOB_IMPORT": "shop.tasks shop.more"}
-    command = start(
-        "worker", "shop.db:jobs", *options, cwd=shop, BGJOB_DATABASE_URL=database_url, **variable
-    )
-
-    wait_until(lambda: not left(tables), 60, what=f"the jobs' end\n{command.stderr}")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["shop.db:jobs", "--import", "shop.task"], "no module 'shop.task' in package 'shop'; did"),
-        (["shop.db:jobs", "--import", "shop/tasks.py"], "write the module's name: shop.tasks"),
-        (["shop.db:jobs", "--import", "shop.tasks:send"], "write the module's name: shop.tasks"),
-        (["shop.db:jobs", "--import", "shop tasks"], "'shop tasks' is not a module's name"),
-        (["shop.db:jobs", "--import", "shop.broken"], "importing 'shop.broken' failed"),
-        (
-            ["shop.db:other", "--import", "shop.tasks"],
-            "'shop.tasks' registers no handler with 'shop.db:other'",
-        ),
-    ],
-)
-def test_an_import_that_does_not_help_says_why(
-    start: Callable[..., Command], shop: Path, arguments: list[str], words: str
-) -> None:
-    command = start(
-        "worker", *arguments, cwd=shop, BGJOB_DATABASE_URL="postgresql+psycopg://127.0.0.1:1/x"
-    )
-
-    assert command.wait() == 2, command.stderr
-    assert words in command.stderr
-    assert ("Traceback" in command.stderr) == ("shop.broken" in arguments)
-    assert "_loader.py" not in command.stderr
-
-
-def test_the_command_line_warns_once_of_queues(start: Callable[..., Command], shop: Path) -> None:
-    command = start(
-        *("worker", "shop.db:jobs", "--import", "shop.tasks", "--queue", "male:10"),
-        *("--log-level", "warning"),
-        cwd=shop,
-        BGJOB_DATABASE_URL="postgresql+psycopg://127.0.0.1:1/x",
-    )
-
-    command.says("no connection to the database")
-    assert command.stderr.count("no handler names the queue 'male' (did you mean 'mail'?)") == 1
-    assert command.stderr.count("not served by this worker") == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["waiting", "--engine", "shop.engines:for_threads"], "--engine app:async_engine"),
-        (["waiting", "--database-url", "postgresql+psycopg2://127.0.0.1:1/x"], "or a URL for"),
-        (["tasks", "--engine", "shop.engines:on_asyncpg"], "--sync-engine app:sync_engine"),
-    ],
-)
-def test_a_mistyped_queue_beside_the_wrong_engine_is_told(
-    start: Callable[..., Command], shop: Path, arguments: list[str], words: str
-) -> None:
-    """In a sentence, with the queue that was meant, also where no handler is of the served ones."""
-    module, *options = arguments
-    command = start(
-        *("worker", "shop.db:jobs", "--import", f"shop.{module}", "--queue", "mial:2", *options),
-        cwd=shop,
-    )
-
-    assert command.wait() == 2, command.stderr
-    assert words in command.stderr
-    assert "no handler names the queue 'mial' (did you mean 'mail'?)" in command.stderr
-    assert "Traceback" not in command.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--engine", "shop.engines:created"], "--sync-engine app:sync_engine"),
-        (
-            ["--engine", "shop.engines:on_asyncpg", "--sync-engine", "shop.engines:small"],
-            "pool holds 2 connections, and a worker needs at least 3",
-        ),
-        (["--engine", "shop.engines:for_threads", "--queue", "mail:20000"], "--queue mail:10)"),
-    ],
-)
-def test_the_command_line_refuses_in_its_own_words(
-    start: Callable[..., Command], shop: Path, options: list[str], words: str
-) -> None:
-    """What an argument of a worker would mend is told as the option that passes it."""
-    command = start("worker", "shop.db:jobs", "--import", "shop.tasks", *options, cwd=shop)
-
-    assert command.wait() == 2, command.stderr
-    assert words in command.stderr
-    assert "Traceback" not in command.stderr
