@@ -1,0 +1,98 @@
+"""How long a queue rests that refuses claims, settlements or connections."""
+
+from __future__ import annotations
+
+from sqlalchemy_bgjob._worker.plan.planner import (
+    MOST_UNWRITTEN,
+    Claim,
+    Planner,
+    Settle,
+    Wait,
+)
+from sqlalchemy_bgjob.settings import WorkerSettings
+from support.planning import (
+    NOW,
+    done,
+    job,
+    jobs,
+    step,
+)
+
+
+def test_a_queue_that_refuses_is_left_alone_and_then_looked_at() -> None:
+    two = Planner({"a": 1, "b": 1}, WorkerSettings())
+    two.refused("a", NOW + 5.0, NOW)
+    claimed = set()
+    for _ in range(4):
+        following = step(two)
+        assert isinstance(following, Claim)
+        two.polled(following.queue, 1, 1, None, NOW, listening=False)
+        claimed.add(following.queue)
+    assert claimed == {"b"}
+
+    two.wake("a", NOW + 1.0)
+    assert {step(two, NOW + 4.9).queue for _ in range(2)} == {"b"}
+    assert "a" in {step(two, NOW + 5.0).queue for _ in range(2)}
+
+
+def test_a_queue_whose_settlements_are_refused_is_claimed_from_no_more_for_a_while() -> None:
+    """What runs there would run again; the other queue goes on."""
+    core = Planner({"q": 2, "other": 2}, WorkerSettings())
+
+    def claims() -> set[str]:
+        found = set()
+        core.wake(None, NOW)
+        while isinstance(following := step(core), Claim):
+            found.add(following.queue)
+            core.claim_sent(following.queue, NOW, from_head=True)
+            core.polled(following.queue, following.limit, 0, None, NOW, listening=False)
+        assert following != Wait(0.0), "it must not spin"
+        return found
+
+    refused = [done(one) for one in jobs(MOST_UNWRITTEN)]
+    for item in refused:
+        item.tries = 1
+    for item in refused[1:]:
+        core.settle_later(item, NOW + 1.0)
+    assert claims() == {"q", "other"}
+    core.settle_later(refused[0], NOW + 1.0)
+    assert claims() == {"other"}
+
+    again = step(core, NOW + 1.0)
+    assert isinstance(again, Settle)
+    for item in again.items:
+        item.tries = 2
+        core.settle_later(item, NOW + 5.0)
+    assert claims() == {"other"}
+    core.written(again.items[0])
+    assert claims() == {"q", "other"}
+
+
+def test_a_connection_that_is_found_ends_no_refusal_of_claims() -> None:
+    """Refused claims, and sessions without a connection, each have a pause of their own."""
+    core = Planner({"q": 2}, WorkerSettings())
+    core.claimed("q", [job()], NOW)
+    started = core.next_start("q")
+    assert started is not None
+    core.refused("q", NOW + 60.0, NOW)
+
+    core.put_off(started, NOW + 1.0, NOW)
+    core.go_on("q", NOW + 0.5)
+
+    for at in (NOW + 0.5, NOW + 59.0):
+        assert not isinstance(core.next_step(at, may_start=True, may_claim=True), Claim)
+    assert isinstance(core.next_step(NOW + 60.0, may_start=True, may_claim=True), Claim)
+
+
+def test_a_refused_claim_shortens_no_pause() -> None:
+    core = Planner({"q": 2}, WorkerSettings())
+    core.claimed("q", [job()], NOW)
+    started = core.next_start("q")
+    assert started is not None
+    core.put_off(started, NOW + 5.0, NOW)
+
+    core.refused("q", NOW + 1.0, NOW)
+
+    assert not isinstance(core.next_step(NOW + 2.0, may_start=True, may_claim=True), Claim)
+    core.go_on("q", NOW + 2.0)
+    assert isinstance(core.next_step(NOW + 2.0, may_start=True, may_claim=True), Claim)

@@ -1,0 +1,115 @@
+"""When the planner looks for due jobs of a queue that has none."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from sqlalchemy_bgjob._worker.plan.planner import (
+    Claim,
+    Wait,
+)
+from sqlalchemy_bgjob._worker.plan.polling import (
+    FIRST_POLL,
+)
+from support.planning import (
+    NOW,
+    caught_up,
+    core,
+    step,
+)
+
+
+def test_an_empty_queue_is_polled_at_the_poll_interval() -> None:
+    idle = core(2, poll_interval=1.0)
+    caught_up(idle)
+
+    following = step(idle)
+
+    assert isinstance(following, Wait)
+    assert 0.9 <= following.seconds <= 1.0
+    assert step(idle, NOW + 1.0) == Claim("q", 2)
+
+
+def test_without_notifications_the_first_polls_come_soon_and_then_ever_later() -> None:
+    deaf = core(2, poll_interval=1.0)
+    now, waits = NOW, []
+
+    for _ in range(12):
+        deaf.polled("q", 2, 0, None, now, listening=False)
+        following = step(deaf, now)
+        assert isinstance(following, Wait)
+        waits.append(following.seconds)
+        now += following.seconds
+
+    assert 0.9 * FIRST_POLL <= waits[0] <= FIRST_POLL
+    assert all(0.9 <= wait <= 1.0 for wait in waits[-3:])
+    assert all(after > before for before, after in pairwise(waits[:7]))
+
+
+def test_work_makes_the_polls_frequent_again() -> None:
+    deaf = core(2, poll_interval=1.0)
+    for _ in range(12):
+        deaf.polled("q", 2, 0, None, NOW, listening=False)
+
+    deaf.polled("q", 2, 1, None, NOW, listening=False)
+
+    following = step(deaf)
+    assert isinstance(following, Wait)
+    assert following.seconds <= FIRST_POLL
+
+
+def test_a_scheduled_job_is_looked_for_when_it_is_due() -> None:
+    idle = core(2, poll_interval=1.0)
+    caught_up(idle, due_in=0.2)
+
+    following = step(idle)
+
+    assert isinstance(following, Wait)
+    assert 0.2 <= following.seconds <= 0.21
+    assert step(idle, NOW + 0.21) == Claim("q", 2)
+
+
+def test_a_job_that_was_due_before_the_answer_came_is_no_busy_loop() -> None:
+    idle = core(2)
+    caught_up(idle, due_in=-5.0)
+
+    following = step(idle)
+
+    assert isinstance(following, Wait)
+    assert following.seconds > 0
+
+
+def test_a_job_that_this_worker_has_put_off_is_looked_for_when_it_is_due() -> None:
+    """Nobody notifies of a retry."""
+    idle = core(2, poll_interval=1.0)
+    caught_up(idle)
+
+    idle.expect("q", NOW + 0.1)
+    idle.expect("q", NOW + 60)
+    idle.expect("another worker's", NOW)
+
+    following = step(idle)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.1)
+    assert step(idle, NOW + 0.1) == Claim("q", 2)
+
+
+def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
+    """That claim has not seen it, and its answer must not push the next look into the distance."""
+    idle = core(2, poll_interval=30.0)
+    caught_up(idle)
+    idle.wake("q", NOW)
+    assert step(idle) == Claim("q", 2, woken=True)
+    idle.claim_sent("q", NOW, from_head=True)
+    idle.head_scanned("q", [0], 0.0, NOW)
+
+    idle.expect("q", NOW + 0.5)
+    for _ in range(12):
+        idle.polled("q", 2, 0, None, NOW + 0.1, listening=True)
+
+    following = step(idle, NOW + 0.1)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.4)
+    assert isinstance(step(idle, NOW + 0.5), Claim)
