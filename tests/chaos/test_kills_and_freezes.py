@@ -66,7 +66,7 @@ def kill_one_of_two(fleet: Fleet, count: int, within: float, **settings: Any) ->
 
 @pytest.mark.core
 @pytest.mark.parametrize("variant", TWO, ids=str)
-def test_jobs_of_a_killed_process_start_elsewhere_within_five_seconds(fleet: Fleet) -> None:
+def test_jobs_of_a_killed_process_start_elsewhere_within_5_s(fleet: Fleet) -> None:
     """At the default settings: the listener's session ends with the process, and is missed."""
     kill_one_of_two(fleet, 10, within=5.0)
 

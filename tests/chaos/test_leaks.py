@@ -48,7 +48,7 @@ def held(process: WorkerProcess) -> Held:
     [(THREADS, 3_000, 5_000, 500), *LONG],
     ids=str,
 )
-def test_neither_jobs_that_complete_nor_jobs_that_fail_leave_anything_behind(
+def test_jobs_leak_nothing_whether_they_complete_or_fail(
     fleet: Fleet, warm_up: int, completing: int, failing: int
 ) -> None:
     """Less than a megabyte for each 10,000 jobs; files and threads are those of the slots."""

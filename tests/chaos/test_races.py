@@ -153,7 +153,7 @@ class Arena:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seconds", [2.0, pytest.param(60.0, marks=pytest.mark.chaos)])
-def test_all_that_changes_rows_at_the_same_time_waits_in_no_circle(
+def test_changes_of_rows_at_the_same_time_never_deadlock(
     engine: Engine, database_url: str, seconds: float
 ) -> None:
     """Claims, settlements, rescues, redrives, cancels, prunes and enqueues of the same ids."""

@@ -271,7 +271,7 @@ def test_the_next_version_is_one_line_too(
     assert catalog(site.connection) == first
 
 
-def test_plain_autogenerate_makes_the_same_tables_but_for_storage(
+def test_autogenerate_without_the_plugin_lacks_storage_only(
     project: Callable[..., Project], expected: ExpectedCatalog
 ) -> None:
     """Without the plugin; SQLAlchemy 2.0 has no storage parameters, and the start tells so."""

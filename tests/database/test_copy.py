@@ -210,9 +210,7 @@ def test_a_lost_connection_is_sqlalchemys_error(number: int, shop: Engine) -> No
 
 @pytest.mark.core
 @pytest.mark.parametrize("number", [MANY, SEVERAL_BLOCKS])
-def test_a_cancellation_in_its_middle_spoils_the_transaction_for_all_to_see(
-    number: int, shop: Engine
-) -> None:
+def test_a_copy_that_is_cancelled_fails_the_transaction(number: int, shop: Engine) -> None:
     """The server's has failed; a commit that is answered by a rollback must not look like one."""
     from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 

@@ -340,9 +340,7 @@ def test_one_of_two_producers_waits_for_the_other_and_is_told(clean: Engine) -> 
 
 @pytest.mark.core
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])
-def test_a_delay_counts_from_the_transactions_start_by_the_databases_clock(
-    driver: str, shop: Engine
-) -> None:
+def test_a_delay_counts_from_the_start_of_the_transaction(driver: str, shop: Engine) -> None:
     async def body(made: Producer) -> None:
         begun = (await made.execute(select(func.now()))).scalar_one()
         later = select(func.clock_timestamp() > begun + timedelta(milliseconds=20))
@@ -721,7 +719,7 @@ def test_nobody_is_told_what_nobody_waits_for(kind: str, clean: Engine, listener
     assert listener.heard() == []
 
 
-def test_a_job_that_is_added_after_a_savepoint_was_undone_is_heard_of(
+def test_a_job_added_after_a_savepoint_rollback_wakes_a_worker(
     clean: Engine, listener: Listener
 ) -> None:
     """What was said within the savepoint went with it."""

@@ -119,7 +119,7 @@ def test_made_ids_are_uuids_of_version_7_that_grow(session: Session) -> None:
 
 
 @pytest.mark.core
-def test_what_to_jsonb_makes_of_sql_types_is_what_the_handler_takes(session: Session) -> None:
+def test_a_handler_takes_what_to_jsonb_makes_of_sql_types(session: Session) -> None:
     id_ = uuid4()
     amount = Decimal("12345678901234567890.123456789")
     query = select(

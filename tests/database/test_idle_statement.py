@@ -151,7 +151,7 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
 
 
 @pytest.mark.anyio
-async def test_where_nothing_is_kept_prepared_sqlalchemy_runs_it_in_transactions(
+async def test_without_prepared_statements_sqlalchemy_runs_it(
     engine: Engine, statements: Statements
 ) -> None:
     """So asyncpg is told behind a pooler, where each of its steps might meet another session."""

@@ -375,7 +375,7 @@ def python(code: str) -> str:
     return done.stdout
 
 
-def test_importing_the_package_imports_neither_sqlalchemy_nor_asyncio() -> None:
+def test_the_package_imports_neither_sqlalchemy_nor_asyncio() -> None:
     """The command line starts at once, and asyncio is for those who use it."""
     # What is loaded already is another's doing, for example that of coverage.
     code = (

@@ -64,7 +64,7 @@ def test_a_batch_that_is_fine_is_one_transaction(queue: Queue, settlement: Settl
     assert not any(row.claimed_by for row in rows(queue.connection).values())
 
 
-def test_a_row_with_a_foreign_key_to_it_is_parked_and_its_neighbours_complete(
+def test_a_row_that_a_foreign_key_holds_is_parked_alone(
     queue: Queue,
 ) -> None:
     jobs = queue.claim("a", "b", "c")
@@ -154,7 +154,7 @@ def test_a_batch_of_several_kinds_is_written_whole_or_row_by_row(queue: Queue) -
     assert set(rows(queue.connection, "bgjob_dead_job")) == {"c", "f"}
 
 
-def test_a_dead_row_that_cannot_be_written_leaves_the_job_where_it_is(queue: Queue) -> None:
+def test_a_job_stays_if_its_dead_row_is_refused(queue: Queue) -> None:
     jobs = queue.claim("a", "b")
     queue.execute("ALTER TABLE bgjob_dead_job ADD CONSTRAINT no_b CHECK (job_id <> 'b')")
     try:
@@ -208,7 +208,7 @@ def test_what_is_not_ours_any_more_is_stale_and_left_alone(
     assert rows(queue.connection)["a"] == before
 
 
-def test_a_late_settlement_never_meets_the_next_life_of_an_own_id(queue: Queue) -> None:
+def test_a_late_settlement_never_meets_a_new_job_of_its_id(queue: Queue) -> None:
     """Frozen, rescued, completed elsewhere, enqueued again, claimed again: by the same worker."""
     (old,) = queue.claim("daily")
     queue.execute("DELETE FROM bgjob_job")
@@ -501,7 +501,7 @@ def test_a_session_is_named_once_for_each_worker(queue: Queue) -> None:
     assert name == f"bgjob/{OTHER}"
 
 
-def test_a_statement_that_is_in_a_hurry_leaves_new_plans_to_the_next(queue: Queue) -> None:
+def test_an_urgent_statement_leaves_new_plans_to_the_next(queue: Queue) -> None:
     sent: list[str] = []
     with queue.engine.connect() as connection:
         event.listen(connection, "before_cursor_execute", lambda *args: sent.append(args[2]))

@@ -297,7 +297,7 @@ def test_rows_round_trip_on_every_base(connection: Connection, build: Any, base:
 
 @pytest.mark.core
 @pytest.mark.parametrize("base", MIXIN_BASES)
-def test_the_mixins_give_the_same_tables_with_a_column_of_ones_own(
+def test_mixins_with_an_own_column_make_the_same_tables(
     connection: Connection, build: Any, base: Any, expected: ExpectedCatalog
 ) -> None:
     target = base()
@@ -323,7 +323,7 @@ def test_the_mixins_give_the_same_tables_with_a_column_of_ones_own(
     assert found == expected(names_of(made))
 
 
-def test_a_dataclass_or_sqlmodel_project_puts_the_mixins_on_a_plain_base(
+def test_mixins_on_a_plain_base_suit_dataclasses_and_sqlmodel(
     connection: Connection, build: Any
 ) -> None:
     """Their own bases cannot take a mixin with ``Mapped`` columns; a second base can."""
@@ -369,7 +369,7 @@ def test_models_of_several_queues_live_side_by_side(connection: Connection, buil
 
 @pytest.mark.core
 @pytest.mark.parametrize("base", [plain, sqlmodel, flask_default, advanced_alchemy_default])
-def test_create_all_on_sqlite_does_not_raise_and_a_job_round_trips(build: Any, base: Any) -> None:
+def test_sqlite_has_the_tables_and_a_job_round_trips(build: Any, base: Any) -> None:
     """A user's own test suite may run on SQLite; no worker does."""
     made = build(base())
     engine = create_engine("sqlite://")

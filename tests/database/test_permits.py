@@ -124,7 +124,7 @@ class EndedAsItIsWoken:
         """The wait is over already."""
 
 
-def test_a_wait_that_is_cancelled_as_it_is_woken_counts_no_connection_as_in_use(
+def test_a_wait_cancelled_as_it_is_woken_keeps_no_permit(
     database_url: str,
 ) -> None:
     """Else every later refusal would be waited out, for a connection that nobody has."""
@@ -143,7 +143,7 @@ def test_a_wait_that_is_cancelled_as_it_is_woken_counts_no_connection_as_in_use(
     engine.dispose()
 
 
-def test_an_isolation_level_that_is_refused_costs_no_permit_and_no_connection(
+def test_a_refused_isolation_level_keeps_no_permit(
     engine: Engine,
 ) -> None:
     permits = Permits()
@@ -158,7 +158,7 @@ def test_an_isolation_level_that_is_refused_costs_no_permit_and_no_connection(
     assert engine.pool.checkedout() == 0
 
 
-def test_a_connection_that_is_beyond_use_is_thrown_away_and_its_permit_comes_back(
+def test_the_permit_of_a_broken_connection_comes_back(
     engine: Engine,
 ) -> None:
     permits = Permits()

@@ -264,7 +264,7 @@ def advisory_locks(connection: Connection) -> int:
     return connection.execute(text(query)).scalar_one()
 
 
-def test_a_migration_that_is_killed_anywhere_is_as_if_it_had_not_begun(
+def test_a_killed_migration_changes_nothing(
     engine: Engine, database_url: str, expected: ExpectedCatalog
 ) -> None:
     """It is one transaction, and its lock ends with it; the next one does all of it."""
@@ -292,7 +292,7 @@ def test_a_migration_that_is_killed_anywhere_is_as_if_it_had_not_begun(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_a_migration_that_is_cancelled_half_way_is_as_if_it_had_not_begun(
+def test_a_cancelled_migration_changes_nothing(
     engine: Engine, url_for: UrlFor, driver: str, expected: ExpectedCatalog
 ) -> None:
     """While it waits for another session, which makes a table of the same name."""
@@ -368,7 +368,7 @@ def test_migrate_over_an_async_engine(
 
 
 @pytest.mark.parametrize("isolation", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
-def test_migrate_refuses_a_connection_on_which_its_lock_is_worth_nothing(
+def test_migrate_refuses_a_connection_where_locks_have_no_effect(
     engine: Engine, isolation: Any
 ) -> None:
     with (
@@ -430,7 +430,7 @@ def test_an_older_version_is_refused_and_migrated(
     assert schema.db_version(connection) == 2
 
 
-def test_a_newer_version_that_bears_our_workers_is_accepted_and_not_modified(
+def test_a_newer_compatible_version_is_accepted_unchanged(
     connection: Connection,
 ) -> None:
     schema.migrate(connection)
@@ -443,7 +443,7 @@ def test_a_newer_version_that_bears_our_workers_is_accepted_and_not_modified(
     assert catalog(connection) == before
 
 
-def test_a_newer_version_that_does_not_bear_our_workers_is_refused(connection: Connection) -> None:
+def test_a_newer_incompatible_version_is_refused(connection: Connection) -> None:
     schema.migrate(connection)
     comment(connection, "sqlalchemy-bgjob schema 7 (workers since 2)")
     before = catalog(connection)
@@ -525,7 +525,7 @@ def test_steps_between_versions_carry_the_comment(
 
 
 @pytest.mark.core
-def test_missing_storage_parameters_are_told_with_the_statement_that_sets_them(
+def test_missing_storage_parameters_come_with_their_remedy(
     connection: Connection, expected: ExpectedCatalog
 ) -> None:
     names = NAMES["schema"]
@@ -558,7 +558,7 @@ def test_storage_parameters_of_an_administrator_are_no_drift(
 
 
 @pytest.mark.core
-def test_foreign_keys_that_block_or_slow_the_end_of_a_job_are_named(connection: Connection) -> None:
+def test_foreign_keys_that_block_or_slow_settlements_are_named(connection: Connection) -> None:
     metadata = MetaData()
     models.build_models(metadata)
 

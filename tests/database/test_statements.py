@@ -155,7 +155,7 @@ def test_a_claim_tells_for_how_long_the_type_has_been_unknown(queue: Queue) -> N
     assert job.unknown_for == pytest.approx(90, abs=20)
 
 
-def test_the_lease_of_a_new_job_is_the_servers_clock_in_microseconds(queue: Queue) -> None:
+def test_the_lease_of_a_new_job_is_the_servers_clock(queue: Queue) -> None:
     queue.put("a")
 
     row = rows(queue.connection)["a"]
@@ -209,7 +209,7 @@ def test_a_job_that_a_user_refers_to_can_be_claimed(queue: Queue) -> None:
         assert queue.take() == ["a", "b"]
 
 
-def test_a_job_that_is_being_edited_is_skipped_and_hides_no_other(queue: Queue) -> None:
+def test_a_job_that_is_being_edited_is_skipped_alone(queue: Queue) -> None:
     queue.put("a", "b", "c")
     with queue.engine.connect() as user, user.begin():
         user.execute(text("SELECT 1 FROM bgjob_job WHERE id = 'a' FOR UPDATE"))
@@ -349,7 +349,7 @@ def test_there_is_no_next_due_time_without_scheduled_jobs(queue: Queue) -> None:
 @pytest.mark.parametrize("settlement", [COMPLETED, RETRY, DEAD], ids=["complete", "retry", "dead"])
 @pytest.mark.parametrize("wait", [False, True])
 @pytest.mark.parametrize("wrong", ["lease", "id", "worker_id"])
-def test_a_settlement_that_does_not_name_the_claim_changes_nothing(
+def test_a_settlement_of_another_claim_changes_nothing(
     queue: Queue, settlement: Settlement, wait: bool, wrong: str
 ) -> None:
     queue.put("a", "b")
@@ -481,7 +481,7 @@ def test_an_attempt_that_is_given_back_is_never_below_zero(queue: Queue) -> None
     assert rows(queue.connection)["a"].attempt == 0
 
 
-def test_the_first_time_a_type_was_unknown_is_kept_until_it_is_known(queue: Queue) -> None:
+def test_unknown_since_is_kept_until_the_type_is_known(queue: Queue) -> None:
     unknown = Settlement(Kind.UNKNOWN_TYPE, delay=0.0, keep_error=True, refund_attempt=True)
     queue.put("a")
     times: list[datetime | None] = []
@@ -609,7 +609,7 @@ def test_names_in_a_schema_and_with_a_prefix_of_ones_own(engine: Engine) -> None
 # ---- what other statements do ---------------------------------------------------------------
 
 
-def test_the_error_of_a_settlement_that_was_refused_is_noted_and_nothing_else(
+def test_of_a_refused_settlement_only_the_error_is_stored(
     queue: Queue,
 ) -> None:
     queue.put("a", "b")
@@ -687,7 +687,7 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("enqueue.jobs", (False, True), JOB),
     ],
 )
-def test_each_statement_takes_the_parameters_it_names_and_is_built_once(
+def test_statements_are_built_once_and_name_their_parameters(
     name: str, flags: tuple[bool, ...] | None, given: set[str]
 ) -> None:
     statements = Statements(build_models(MetaData()))

@@ -230,7 +230,7 @@ def test_no_parameter_and_no_row_gets_into_the_text(
         assert CANARY in "".join(traceback.format_exception(error)), "there was nothing to hide"
 
 
-def test_a_value_that_the_driver_refused_does_not_get_into_the_text(url_for: UrlFor) -> None:
+def test_a_value_that_the_driver_refuses_is_not_in_the_text(url_for: UrlFor) -> None:
     """Messages of asyncpg quote the value, down to the error of the conversion."""
 
     async def fail() -> None:

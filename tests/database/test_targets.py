@@ -259,7 +259,7 @@ def test_a_failed_flush_is_the_callers_to_end(shop: Engine, url: str) -> None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("autoflush", [True, False])
-def test_what_the_session_holds_is_flushed_first_if_it_autoflushes(
+def test_a_session_that_autoflushes_is_flushed_first(
     autoflush: bool, shop: Engine, url: str
 ) -> None:
     """A job may refer to a row by a foreign key, or be made from it by a query."""
@@ -276,7 +276,7 @@ def test_what_the_session_holds_is_flushed_first_if_it_autoflushes(
         session.commit()
 
 
-def test_a_refused_bulk_enqueue_leaves_the_sessions_objects_alone(shop: Engine, url: str) -> None:
+def test_a_refused_bulk_enqueue_keeps_the_sessions_objects(shop: Engine, url: str) -> None:
     """All or nothing is about the jobs, not about what was flushed before them."""
     with Session(shop) as session:
         enqueue(session, send_receipt, Receipt(1), id="one")
@@ -482,7 +482,7 @@ def test_a_commit_that_fails_leaves_no_job(shop: Engine, url: str) -> None:
     assert stored(shop) == [1, 2, 3]
 
 
-def test_a_deadlock_with_another_transaction_takes_the_job_with_it(shop: Engine, url: str) -> None:
+def test_a_deadlock_rolls_the_job_back_too(shop: Engine, url: str) -> None:
     """The server ends one of the two; its caller tries again, and there is one job of each."""
     with Session(shop) as session:
         session.add_all([Order(id=1, email="a"), Order(id=2, email="b")])

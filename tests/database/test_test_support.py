@@ -62,7 +62,7 @@ def test_a_version_means_its_programs(version: str, folder: str):
     assert choice == LocalServer(Path(folder))
 
 
-def test_a_version_that_is_not_installed_is_no_reason_to_take_another():
+def test_a_version_that_is_not_installed_is_an_error():
     with pytest.raises(ValueError, match="apt-get install postgresql-15"):
         choose_server(
             {"BGJOB_TEST_PG": "15"}, docker_answers=lambda: True, is_folder=lambda path: False

@@ -156,7 +156,7 @@ def program(code: str) -> Program:
     return Program("other", (sys.executable, "-c", f"import sys\n{code}"), "dsn")
 
 
-def test_a_command_that_fails_is_told_with_the_end_of_what_it_said() -> None:
+def test_a_failed_command_is_told_with_its_last_lines() -> None:
     with pytest.raises(BenchError, match=r"(?s)other: bulk ended with exit code 3.*no luck"):
         program("print('no luck', file=sys.stderr); sys.exit(3)").call("bulk")
     with pytest.raises(BenchError, match="printed no JSON"):

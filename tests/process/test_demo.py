@@ -380,7 +380,7 @@ def test_a_stalled_demo_gives_up(
             run._watch(lambda done: None, lambda: None)
 
 
-def test_a_server_that_does_not_start_and_a_missing_driver_are_told(
+def test_a_server_that_fails_or_a_missing_driver_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken() -> None:
@@ -479,7 +479,7 @@ def test_a_log_gets_a_line_now_and_then(
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_handler_that_fails_first_leaves_nothing_and_a_missing_file_is_dead(
+def test_a_failed_attempt_leaves_nothing_and_no_file_is_dead(
     engine: Engine, tmp_path: Path, lost: int
 ) -> None:
     """The demo's own application, a job at a time; an attempt that was lost is none that failed."""

@@ -66,7 +66,7 @@ def temporary(
     return folder
 
 
-def test_it_answers_on_tcp_and_on_the_socket_and_leaves_nothing_behind(temporary: Path):
+def test_it_answers_on_tcp_and_socket_and_leaves_nothing(temporary: Path):
     with EmbeddedPostgres.start(settings={**FAST, "work_mem": "5MB"}) as server:
         assert ask(server.url, "SHOW work_mem") == ("5MB",)
         assert ask(server.socket_url, "SELECT inet_server_addr()") == (None,)

@@ -55,7 +55,7 @@ def listener_of(fleet: Fleet, process: WorkerProcess) -> int | None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
-def test_a_listener_that_was_killed_listens_again_and_misses_nothing(fleet: Fleet) -> None:
+def test_a_killed_listener_listens_again_and_misses_nothing(fleet: Fleet) -> None:
     """Within two seconds; what was enqueued in between starts then, not at the next poll."""
     process = fleet.start(poll_interval=RARELY)
     assert latency(fleet, "before") < 1.0
@@ -122,7 +122,7 @@ def test_an_idle_worker_starts_a_delayed_job_when_it_is_due(fleet: Fleet) -> Non
     assert max(late) < RARELY / 4
 
 
-def test_delayed_jobs_of_several_priorities_start_when_they_are_due(fleet: Fleet) -> None:
+def test_delayed_jobs_of_several_priorities_start_when_due(fleet: Fleet) -> None:
     """The next due time is the earliest of all priorities, whatever their order."""
     fleet.start(poll_interval=RARELY)
     delays = {"low": (1.5, 5), "high": (2.5, -5), "middle": (2.0, 0)}

@@ -102,7 +102,7 @@ def test_what_is_no_bgjob_is_refused(target: str, words: str) -> None:
     assert raised.value.exit_code == 2
 
 
-def test_an_application_that_raises_exits_with_2_and_its_traceback(
+def test_an_application_that_raises_exits_with_2(
     modules: Path, start: Callable[..., Command]
 ) -> None:
     """The working directory is importable, also by the installed script."""

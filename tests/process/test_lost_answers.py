@@ -157,9 +157,7 @@ def test_a_handler_s_commit_without_an_answer_is_its_only_one(fleet: Fleet, prox
 
 
 @pytest.mark.parametrize("variant", TWO, ids=str)
-def test_a_handler_s_commit_that_did_not_arrive_is_a_failed_attempt(
-    fleet: Fleet, proxy: Proxy
-) -> None:
+def test_a_handlers_lost_commit_is_a_failed_attempt(fleet: Fleet, proxy: Proxy) -> None:
     """Nothing was committed, so the job runs again; its effect is there once all the same."""
     process = fleet.start(url=proxy.url)
     proxy.cut_commit("own-commit", sent_by="client", arrives=False)

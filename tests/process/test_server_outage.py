@@ -59,7 +59,7 @@ def wait_for_note(engine: Engine, words: str, command: Command) -> None:
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-def test_a_server_without_room_is_waited_for_and_one_that_says_no_is_not(
+def test_a_full_server_is_waited_for_and_a_refusal_is_not(
     tables: Engine, proxy: Proxy, start: Callable[..., Command], driver: str
 ) -> None:
     """At the start: what passes by itself, and what somebody has to mend."""

@@ -216,9 +216,7 @@ def in_threads(action: Callable[[], None], count: int) -> None:
     assert errors == []
 
 
-def test_sixteen_workers_that_come_and_go_leave_nothing_behind(
-    engine: Engine, database_url: str
-) -> None:
+def test_16_workers_that_come_and_go_leave_nothing(engine: Engine, database_url: str) -> None:
     """No thread, no connection, no row, no claim."""
     jobs, note, ran = make_jobs(engine, coroutine=False)
     before = set(threading.enumerate())
@@ -242,7 +240,7 @@ def test_sixteen_workers_that_come_and_go_leave_nothing_behind(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_sixteen_async_workers_that_come_and_go_leave_nothing_behind(
+def test_16_async_workers_that_come_and_go_leave_nothing(
     engine: Engine, url_for: UrlFor, driver: str
 ) -> None:
     """No thread, no task, no connection, no row, no claim."""
@@ -322,9 +320,7 @@ def test_the_event_loop_goes_on_while_an_observer_is_slow_to_end(
     assert asyncio.run(main()) < 1.0
 
 
-def test_short_coroutines_that_wait_for_nothing_leave_the_event_loop_its_turns(
-    engine: Engine, url_for: UrlFor
-) -> None:
+def test_short_coroutines_let_the_event_loop_turn(engine: Engine, url_for: UrlFor) -> None:
     """Each is followed at once by the next one that is claimed: a hundred of them take a second."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -463,7 +459,7 @@ def in_two_tasks(engine: Engine, first: Run, second: Run) -> Slots:
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="nothing")
 
 
-def test_a_coroutine_finds_nothing_of_the_one_before_in_its_context(engine: Engine) -> None:
+def test_a_coroutine_does_not_inherit_context_variables(engine: Engine) -> None:
     """They share a task as long as neither can tell."""
     found: list[str] = []
 
@@ -478,7 +474,7 @@ def test_a_coroutine_finds_nothing_of_the_one_before_in_its_context(engine: Engi
     assert found == ["nothing", "nothing"]
 
 
-def test_a_coroutine_does_not_inherit_the_cancellation_of_the_one_before(engine: Engine) -> None:
+def test_a_coroutine_does_not_inherit_a_cancellation(engine: Engine) -> None:
     """A task that was cancelled stays so for ``asyncio.timeout`` and for TaskGroup."""
 
     async def cancel_itself(ctx: Context[Any]) -> None:
@@ -494,9 +490,7 @@ def test_a_coroutine_does_not_inherit_the_cancellation_of_the_one_before(engine:
     assert slots.settled == ["0: retry", "1: retry"]
 
 
-def test_a_coroutine_that_is_cancelled_before_it_begins_goes_back(
-    engine: Engine, tune: Tune
-) -> None:
+def test_a_coroutine_cancelled_before_it_begins_goes_back(engine: Engine, tune: Tune) -> None:
     """By what the handler before has left in the event loop."""
     ran: list[str] = []
 
@@ -623,7 +617,7 @@ def test_a_task_that_is_cancelled_before_it_runs_is_no_mistake(
 
 @pytest.mark.core
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_a_cancellation_that_comes_while_writes_are_undone_loses_no_job(
+def test_a_cancellation_during_a_rollback_loses_no_job(
     engine: Engine, url_for: UrlFor, driver: str
 ) -> None:
     """Its connection is given back, its slot is free, and the failure is recorded."""
@@ -657,7 +651,7 @@ def test_a_cancellation_that_comes_while_writes_are_undone_loses_no_job(
         assert connection.execute(text("SELECT count(*) FROM bgjob_job")).scalar() == 0
 
 
-def test_a_listener_that_does_not_end_is_not_left_to_the_application(engine: Engine) -> None:
+def test_a_stuck_listener_is_not_left_to_the_application(engine: Engine) -> None:
     """It may be connecting to a host that never answers, while the application's loop goes on."""
 
     async def main() -> set[asyncio.Task[Any]]:

@@ -315,7 +315,7 @@ def test_a_worker_whose_log_nobody_reads_works_on(
     assert "Traceback" not in said
 
 
-def test_a_supervisor_whose_log_nobody_reads_passes_both_signals_on(
+def test_a_supervisor_with_a_full_log_pipe_passes_signals_on(
     tables: Engine, database_url: str, tmp_path: Path
 ) -> None:
     """And ends when its processes have released what ran."""

@@ -116,9 +116,7 @@ def holds_a_job(engine: Engine, worker_id: int) -> bool:
         return connection.execute(query).first() is not None
 
 
-def test_a_job_that_kills_its_process_takes_none_of_the_others_down(
-    pair: Pair, tables: Engine
-) -> None:
+def test_a_job_that_kills_its_process_harms_no_other(pair: Pair, tables: Engine) -> None:
     pair.wait_for_two()
     with Session(tables) as session, session.begin():
         enqueue(session, app.kill)
@@ -157,7 +155,7 @@ def test_the_processes_end_when_the_supervisor_is_killed(
     assert pair.registered() == {}
 
 
-def test_a_job_that_kills_its_process_at_once_is_noticed_like_any_other(
+def test_a_kill_by_a_processs_first_job_is_seen_as_soon(
     tables: Engine, database_url: str, tmp_path: Path
 ) -> None:
     """Its process has hardly begun, and must have told by then how to see that it has ended."""
@@ -325,9 +323,7 @@ def test_what_no_restart_mends_ends_all(
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-def test_a_poison_job_dies_after_its_attempts_and_takes_no_good_one_with_it(
-    pair: Pair, tables: Engine
-) -> None:
+def test_a_poison_job_dies_alone_after_its_attempts(pair: Pair, tables: Engine) -> None:
     """It kills its process whenever it is started; its neighbours were killed with it."""
     pair.wait_for_two()
     with Session(tables) as session, session.begin():
@@ -461,7 +457,7 @@ def crash(children: list[Process]) -> None:
         child.end(7)
 
 
-def test_a_process_that_crashes_again_and_again_is_started_ever_later(
+def test_a_process_that_keeps_crashing_is_restarted_ever_later(
     children: list[Process], caplog: pytest.LogCaptureFixture
 ) -> None:
     supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=30)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob._process import runners
 
 
-def test_a_url_without_a_driver_means_the_first_that_is_installed(
+def test_a_url_without_a_driver_takes_the_first_installed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever the release of SQLAlchemy would take; the log says which."""

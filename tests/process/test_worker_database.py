@@ -36,7 +36,7 @@ def test_missing_tables_exit_with_4(
     assert "Traceback" not in command.stderr
 
 
-def test_tables_of_a_later_release_are_refused_with_4_and_left_alone(
+def test_tables_of_a_later_release_exit_with_4_unchanged(
     tables: Engine, database_url: str, start: Callable[..., Command]
 ) -> None:
     """Those that do not bear the workers of this one."""
@@ -73,7 +73,7 @@ def test_a_database_that_is_not_there_exits_with_3(
     assert "Traceback" not in command.stderr
 
 
-def test_a_wrong_password_exits_with_3_and_a_late_server_is_waited_for(
+def test_a_wrong_password_exits_with_3_a_late_server_does_not(
     own_server: EmbeddedPostgres, start: Callable[..., Command]
 ) -> None:
     """Two troubles with a connection: waiting mends one of them."""

@@ -33,7 +33,7 @@ def test_the_first_claim_reads_from_the_head() -> None:
     assert Lanes().onward(NOW) is None
 
 
-def test_after_a_full_look_what_was_not_reached_is_read_from_its_head() -> None:
+def test_after_a_full_look_an_unreached_lane_is_read_from_head() -> None:
     lanes = looked(-1, 0, 5)
     lanes.read(last := Position(0, MOMENT, "m"), NOW, found=True)
 
@@ -48,7 +48,7 @@ def test_after_a_full_claim_each_lane_is_read_on() -> None:
     assert lanes.onward(NOW) == (Position(0, None, ""), last)
 
 
-def test_after_a_short_claim_all_lanes_are_read_from_two_seconds_ago() -> None:
+def test_after_a_short_claim_all_lanes_are_read_from_2_s_ago() -> None:
     lanes = looked(0, 5)
     lanes.read(None, NOW, found=False)
 
@@ -98,7 +98,7 @@ def test_the_slowest_look_is_repeated_all_the_same() -> None:
     assert looked(0, seconds=60.0).onward(NOW + SCAN_AT_LEAST_EVERY) is None
 
 
-def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
+def test_a_requested_look_is_made_at_once_unless_looks_are_slow() -> None:
     quick, slow = looked(0, seconds=0.0001), looked(0, seconds=0.05)
     for lanes in (quick, slow):
         lanes.request_head_scan()
@@ -110,7 +110,7 @@ def test_who_asks_gets_a_look_at_once_unless_looks_are_slow() -> None:
     assert slow.onward(NOW + 0.5) is None
 
 
-def test_what_is_new_was_most_probably_found_if_something_was() -> None:
+def test_new_jobs_count_as_found_if_any_job_was() -> None:
     """Beside a long transaction a look takes long, and is not worth it for each new job."""
     lanes = looked(0, seconds=0.001)
     lanes.notified()
@@ -124,7 +124,7 @@ def test_what_is_new_was_most_probably_found_if_something_was() -> None:
     assert lanes.onward(NOW + 0.001 * SCAN_SHARE) is None, "but if it was not, a look finds it"
 
 
-def test_what_is_new_and_was_not_found_was_committed_late_or_is_of_a_new_priority() -> None:
+def test_new_jobs_that_were_not_found_are_looked_for_at_the_head() -> None:
     lanes = looked(0, seconds=0.001)
     lanes.notified()
     lanes.read(None, NOW + 0.2, found=False)
@@ -132,7 +132,7 @@ def test_what_is_new_and_was_not_found_was_committed_late_or_is_of_a_new_priorit
     assert lanes.onward(NOW + 0.2) is None
 
 
-def test_what_was_given_back_is_looked_for_whatever_else_is_found() -> None:
+def test_jobs_given_back_are_looked_for_whatever_is_found() -> None:
     lanes = looked(0, seconds=0.0001)
     lanes.request_head_scan()
     lanes.notified()
@@ -145,7 +145,7 @@ def test_what_was_given_back_is_looked_for_whatever_else_is_found() -> None:
     assert lanes.onward(NOW + 0.6) is not None
 
 
-def test_what_was_asked_for_before_a_look_is_answered_by_it() -> None:
+def test_a_look_answers_what_was_requested_before_it() -> None:
     lanes = looked(0)
     lanes.request_head_scan()
     lanes.read(None, NOW, found=False)

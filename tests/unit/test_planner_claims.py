@@ -56,7 +56,7 @@ def test_claims_shrink_when_the_handlers_become_slow() -> None:
     assert limits == sorted(limits, reverse=True)
 
 
-def test_with_all_slots_taken_the_next_batch_is_half_of_what_may_be_held() -> None:
+def test_with_all_slots_taken_half_a_batch_is_claimed_ahead() -> None:
     """Many small claims cost more than one."""
     quick = taught(10, 0.01)  # 50 may be held ahead
     claim_all(quick, jobs(60))

@@ -21,7 +21,7 @@ from support.planning import (
 )
 
 
-def test_draining_hands_back_then_waits_for_what_runs_then_settles_then_ends() -> None:
+def test_draining_hands_back_waits_settles_and_ends() -> None:
     ending = core(1)
     claim_all(ending, jobs(3))
     (running,) = start_all(ending)
@@ -57,7 +57,7 @@ def test_a_worker_that_stops_before_it_began_has_nothing_to_do() -> None:
     assert step(ending, may_start=False, may_claim=False) == Finished()
 
 
-def test_a_draining_worker_does_not_end_while_its_connection_is_down() -> None:
+def test_a_draining_worker_does_not_end_without_a_connection() -> None:
     ending = core(1)
     claim_all(ending, jobs(1))
     ending.draining = True

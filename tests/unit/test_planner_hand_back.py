@@ -23,7 +23,7 @@ from support.planning import (
 )
 
 
-def test_a_job_that_is_not_started_within_a_second_is_handed_back() -> None:
+def test_a_job_not_started_within_a_second_is_handed_back() -> None:
     quick = taught(1, 0.001)
     claim_all(quick, jobs(10))
     start_all(quick)
@@ -52,7 +52,7 @@ def test_jobs_that_may_not_be_started_go_to_those_who_may() -> None:
     assert sorted(one.id for one in back.jobs) == ["job-0", "job-1", "suspect"]
 
 
-def test_what_was_handed_back_is_not_claimed_ahead_again_before_a_run_ends() -> None:
+def test_after_a_hand_back_nothing_is_claimed_until_a_run_ends() -> None:
     """Or a long handler makes its worker claim and hand back the same jobs all the time."""
     quick = taught(1, 0.001)
     claim_all(quick, jobs(10))
@@ -123,7 +123,7 @@ def test_suspects_are_not_claimed_and_handed_back_repeatedly() -> None:
     assert handed_back == 1
 
 
-def test_once_a_run_has_ended_the_next_claim_does_not_wait_for_the_slots_to_fill() -> None:
+def test_after_a_run_the_next_claim_waits_for_no_full_slots() -> None:
     """Short runs follow each other without the loop: it fetches what they will want."""
     quick = taught(10, 0.001, max_claim=20)
     claim_all(quick, jobs(20))

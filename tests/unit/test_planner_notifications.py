@@ -80,7 +80,7 @@ def test_a_notification_before_a_claim_asks_for_one_only() -> None:
     assert isinstance(step(idle), Wait)
 
 
-def test_notifications_that_lead_to_nothing_are_followed_more_and_more_rarely() -> None:
+def test_notifications_in_vain_are_followed_ever_more_rarely() -> None:
     """Anybody may send thousands of them; one that leads to a job is followed at once again."""
     idle = core(2, poll_interval=30.0)
     caught_up(idle)
@@ -110,7 +110,7 @@ def test_notifications_that_lead_to_nothing_are_followed_more_and_more_rarely() 
     assert isinstance(step(idle, later + 0.001), Claim)
 
 
-def test_what_a_notification_is_of_is_looked_for_ahead_and_then_from_the_head() -> None:
+def test_a_notification_claims_ahead_and_then_from_the_head() -> None:
     """Mostly it is of new jobs; a job that was given back stands behind."""
     idle = core(2)
     idle.head_scanned("q", [0], 0.0, NOW)
@@ -165,7 +165,7 @@ def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
     assert step(idle, NOW + 1.0) == Claim("q", 2, None)
 
 
-def test_a_look_that_has_to_wait_for_its_share_of_the_time_does_not_wait_for_the_poll() -> None:
+def test_a_delayed_look_does_not_wait_for_the_poll() -> None:
     idle = core(2, poll_interval=60.0)
     idle.head_scanned("q", [0], 0.05, NOW)
     caught_up(idle)
@@ -180,7 +180,7 @@ def test_a_look_that_has_to_wait_for_its_share_of_the_time_does_not_wait_for_the
     assert step(idle, NOW + 0.5) == Claim("q", 2, None)
 
 
-def test_a_worker_that_found_nothing_says_so_and_then_looks_once_more() -> None:
+def test_an_idle_worker_announces_it_and_looks_once_more() -> None:
     """What was committed before it was said did not notify."""
     idle = core(2)
     idle.claim_sent("q", NOW)
@@ -200,7 +200,7 @@ def test_a_worker_that_hears_nothing_says_nothing() -> None:
     assert isinstance(step(deaf), Wait)
 
 
-def test_under_sustained_load_producers_are_spared_the_notifications() -> None:
+def test_under_sustained_load_producers_do_not_notify() -> None:
     one = core(1)
     caught_up(one)
 
@@ -211,7 +211,7 @@ def test_under_sustained_load_producers_are_spared_the_notifications() -> None:
     assert step(one, NOW + SUSTAINED) == Announce(())
 
 
-def test_producers_that_notify_often_are_spared_it_for_a_second() -> None:
+def test_producers_that_notify_often_pause_for_a_second() -> None:
     """Each of their commits waits for those of the others; a poll finds their jobs as well."""
     idle = core(2)
     caught_up(idle)
@@ -238,7 +238,7 @@ def test_producers_that_notify_often_are_spared_it_for_a_second() -> None:
     assert step(idle, last + SPARED) == Announce(("q",))
 
 
-def test_after_many_notifications_in_vain_it_asks_again_when_producers_are_spared_no_more() -> None:
+def test_notifications_are_asked_for_again_after_a_pause() -> None:
     """Or it would neither be told nor look before a whole poll interval has passed."""
     idle = core(2, poll_interval=60.0)
     caught_up(idle)

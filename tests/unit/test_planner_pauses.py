@@ -35,7 +35,7 @@ def test_a_queue_that_refuses_is_left_alone_and_then_looked_at() -> None:
     assert "a" in {step(two, NOW + 5.0).queue for _ in range(2)}
 
 
-def test_a_queue_whose_settlements_are_refused_is_claimed_from_no_more_for_a_while() -> None:
+def test_refused_settlements_pause_the_claims_of_their_queue() -> None:
     """What runs there would run again; the other queue goes on."""
     core = Planner({"q": 2, "other": 2}, WorkerSettings())
 

@@ -32,7 +32,7 @@ def test_an_empty_queue_is_polled_at_the_poll_interval() -> None:
     assert step(idle, NOW + 1.0) == Claim("q", 2)
 
 
-def test_without_notifications_the_first_polls_come_soon_and_then_ever_later() -> None:
+def test_without_notifications_polls_come_ever_later() -> None:
     deaf = core(2, poll_interval=1.0)
     now, waits = NOW, []
 
@@ -71,7 +71,7 @@ def test_a_scheduled_job_is_looked_for_when_it_is_due() -> None:
     assert step(idle, NOW + 0.21) == Claim("q", 2)
 
 
-def test_a_job_that_was_due_before_the_answer_came_is_no_busy_loop() -> None:
+def test_a_job_due_before_the_answer_is_no_busy_loop() -> None:
     idle = core(2)
     caught_up(idle, due_in=-5.0)
 
@@ -81,7 +81,7 @@ def test_a_job_that_was_due_before_the_answer_came_is_no_busy_loop() -> None:
     assert following.seconds > 0
 
 
-def test_a_job_that_this_worker_has_put_off_is_looked_for_when_it_is_due() -> None:
+def test_a_job_that_was_put_off_is_polled_for_when_due() -> None:
     """Nobody notifies of a retry."""
     idle = core(2, poll_interval=1.0)
     caught_up(idle)
@@ -96,7 +96,7 @@ def test_a_job_that_this_worker_has_put_off_is_looked_for_when_it_is_due() -> No
     assert step(idle, NOW + 0.1) == Claim("q", 2)
 
 
-def test_a_job_put_off_while_a_claim_is_on_its_way_is_not_forgotten() -> None:
+def test_a_job_put_off_during_a_claim_is_not_forgotten() -> None:
     """That claim has not seen it, and its answer must not push the next look into the distance."""
     idle = core(2, poll_interval=30.0)
     caught_up(idle)

@@ -32,7 +32,7 @@ from support.planning import (
 )
 
 
-def test_a_settlement_that_was_put_off_is_written_while_jobs_are_claimed() -> None:
+def test_a_settlement_put_off_is_written_while_jobs_are_claimed() -> None:
     quick = taught(10, 0.001, max_claim=20)
     claim_all(quick, jobs(15))
     start_all(quick)
@@ -43,7 +43,7 @@ def test_a_settlement_that_was_put_off_is_written_while_jobs_are_claimed() -> No
     assert step(quick, NOW + SETTLED_IN) == Settle((late,))
 
 
-def test_jobs_are_claimed_before_others_are_settled_but_not_for_long() -> None:
+def test_claims_go_before_settlements_but_not_for_long() -> None:
     """Or what is ready runs out meanwhile; and however much there is to claim, all is settled."""
     quick = taught(10, 0.001, max_claim=20)
     claim_all(quick, jobs(20))
@@ -117,7 +117,7 @@ def test_a_statement_takes_two_batches_at_the_most() -> None:
     assert sizes == [20, 20, 10]
 
 
-def test_a_settlement_that_is_to_be_tried_later_waits_for_its_time() -> None:
+def test_a_settlement_to_be_retried_waits_for_its_time() -> None:
     idle = core(1)
     caught_up(idle)
     idle.settle_later(item := done(job()), NOW + 0.5)
@@ -142,7 +142,7 @@ def test_a_settlement_that_is_void_is_unwritten_no_more() -> None:
     assert isinstance(step(core), Claim)
 
 
-def test_what_is_to_be_written_at_once_does_not_wait_behind_what_came_before() -> None:
+def test_an_urgent_settlement_does_not_wait_behind_others() -> None:
     """An unknown type or a failed batch: its time has long passed."""
     full, _ = busy(2)
     full.settle(recent := done(job("recent")), NOW)

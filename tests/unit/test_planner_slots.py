@@ -132,7 +132,7 @@ def test_suspect_jobs_are_started_first() -> None:
     assert [one.id for one in start_all(three)] == ["x", "y", "job-0"]
 
 
-def test_what_is_ready_starts_however_often_another_queue_wants_to_be_looked_at() -> None:
+def test_ready_jobs_start_before_another_queue_is_polled() -> None:
     """A notification during each claim, whose jobs others win, keeps a queue due for ever."""
     two = Planner({"a": 8, "b": 8}, WorkerSettings())
     long, short = job("long", queue="a"), job("short", queue="a")
@@ -155,7 +155,7 @@ def test_what_is_ready_starts_however_often_another_queue_wants_to_be_looked_at(
     assert started == 3
 
 
-def test_handlers_that_take_a_while_are_started_before_more_is_claimed() -> None:
+def test_slow_handlers_are_started_before_more_is_claimed() -> None:
     slow = taught(10, 0.02)
     claim_all(slow, jobs(4))
     first = step(slow)

@@ -76,7 +76,7 @@ def test_postgresql_is_accepted_on_each_driver(driver: str) -> None:
         {"poolclass": SingletonThreadPool},
     ],
 )
-def test_a_pool_below_three_is_refused_with_the_number_that_is_needed(
+def test_a_pool_below_three_is_refused_with_the_needed_size(
     options: dict[str, Any],
 ) -> None:
     with pytest.raises(ValueError, match=r"at least 3; 12 let all 10 slots .*pool_size=12"):

@@ -148,7 +148,7 @@ def test_only_the_args_annotation_must_resolve(jobs: BGJob[Any, Any]) -> None:
         def unknown(ctx: Any, arg: Unknown) -> None: ...
 
 
-def test_annotations_that_are_strings_are_those_of_the_functions_module(tmp_path: Path) -> None:
+def test_string_annotations_are_resolved_in_their_module(tmp_path: Path) -> None:
     """Not of the module that registers it, nor of a decorator's."""
     (tmp_path / "their_handlers.py").write_text(
         textwrap.dedent("""

@@ -91,7 +91,7 @@ def test_one_late_beat_must_not_lose_all_jobs() -> None:
     assert WorkerSettings(lease_timeout=15.0).lease_timeout == 15.0
 
 
-def test_settings_cannot_change_and_can_be_sent_to_another_process() -> None:
+def test_settings_are_frozen_and_can_be_pickled() -> None:
     """The command line starts its worker processes with them."""
     settings = WorkerSettings(poll_interval=0.5)
 

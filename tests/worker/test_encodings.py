@@ -144,7 +144,7 @@ def test_work_one_stores_any_text(encoded: tuple[Workbench, str]) -> None:
 
 
 @pytest.mark.parametrize("told", ["UTF8", "utf-8", "'utf-8'", "UNICODE"])
-def test_utf8_is_known_by_each_name_that_drivers_and_poolers_tell(told: str) -> None:
+def test_utf8_is_known_by_each_name_of_it(told: str) -> None:
     assert _plain(told) == UTF8
 
 

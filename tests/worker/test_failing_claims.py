@@ -126,7 +126,7 @@ def refuse_claims(engine: Engine, queue: str) -> None:
     refuse(engine, "UPDATE", f"WHEN (new.claimed_by IS NOT NULL AND new.queue = '{queue}')")
 
 
-def test_claims_that_fail_again_and_again_are_tried_ever_more_rarely(engine: Engine) -> None:
+def test_claims_that_keep_failing_are_tried_ever_more_rarely(engine: Engine) -> None:
     """To reconcile after each failure reads the whole table, and succeeds: no reason to hurry."""
 
     class Base(DeclarativeBase):
@@ -271,7 +271,7 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine) -> None:
     ],
     ids=["column", "table", "privilege"],
 )
-def test_tables_that_break_under_a_worker_are_told_of_until_they_are_mended(
+def test_broken_tables_are_reported_until_they_are_mended(
     engine: Engine, caplog: pytest.LogCaptureFixture, broken: str, mended: str, told: str
 ) -> None:
     """It neither ends nor hurries, and works on by itself, and its log says so."""

@@ -700,7 +700,7 @@ SLEEP = text("SELECT pg_sleep(30)")
 
 
 @only_asyncio
-def test_a_timeout_of_the_handlers_own_in_python_keeps_the_transaction(bench: Workbench) -> None:
+def test_a_handlers_own_timeout_keeps_the_transaction(bench: Workbench) -> None:
     @bench.jobs.handler("t")
     async def handler(ctx: Context[AsyncSession]) -> None:
         await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
@@ -717,7 +717,7 @@ def test_a_timeout_of_the_handlers_own_in_python_keeps_the_transaction(bench: Wo
 
 
 @only_asyncio
-def test_a_timeout_of_the_handlers_own_inside_a_query_costs_the_transaction(
+def test_a_handlers_own_timeout_of_a_query_ends_the_transaction(
     bench: Workbench,
 ) -> None:
     """SQLAlchemy gives the connection up, since the query still runs in it."""

@@ -267,9 +267,7 @@ def test_a_handler_that_swallows_the_error_may_say_what_it_means(
         assert ran.of(ids[0]) == ["started", becomes]
 
 
-def test_writes_that_wait_for_the_last_flush_wait_for_a_connection(
-    bench: Workbench, proxy: Proxy
-) -> None:
+def test_a_last_flush_waits_for_a_connection(bench: Workbench, proxy: Proxy) -> None:
     """The handler has returned before its session asks for a connection."""
 
     def adds(session: Session, ctx: Context[Any]) -> None:
@@ -289,7 +287,7 @@ def test_writes_that_wait_for_the_last_flush_wait_for_a_connection(
     assert bench.notes(ids[0]) == ["added"]
 
 
-def test_a_connection_that_is_lost_after_a_statement_is_a_failed_attempt(bench: Workbench) -> None:
+def test_a_connection_lost_after_a_statement_fails_the_attempt(bench: Workbench) -> None:
     """What the handler has done meanwhile, nobody knows."""
 
     def ends_itself(session: Session, ctx: Context[Any]) -> None:

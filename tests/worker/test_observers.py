@@ -188,7 +188,7 @@ def test_the_next_start_is_told_while_a_lost_run_goes_on(bench: Workbench, known
 
 
 @one_of_each
-def test_an_observer_that_raises_is_logged_and_the_others_hear_all(
+def test_an_observer_that_raises_is_logged_and_others_hear_all(
     bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Bad(Observer):
@@ -262,7 +262,7 @@ def test_a_queue_is_empty_is_told_once_for_each_time(bench: Workbench) -> None:
     assert recorder.events[0].subject == "default"
 
 
-def test_a_cut_connection_is_a_worker_error_and_no_lie_about_jobs(bench: Workbench) -> None:
+def test_a_cut_connection_is_a_worker_error_and_no_job_event(bench: Workbench) -> None:
     """All sessions of the worker are ended again and again while it works."""
 
     def body(s: Session, ctx: Context[Any]) -> None:

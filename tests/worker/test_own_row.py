@@ -110,7 +110,7 @@ def test_a_row_that_is_deleted_from_outside_is_a_lost_lease(
 
 
 @one_of_each
-def test_a_trigger_that_keeps_the_row_fails_a_handler_with_a_session(bench: Workbench) -> None:
+def test_a_trigger_that_keeps_the_row_fails_the_attempt(bench: Workbench) -> None:
     job_id = bench.enqueue(bench.handler("t", bench.note, retry=constant(3600.0)))
 
     with bench.trigger("RETURN NULL;"):
@@ -175,7 +175,7 @@ def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
 
 
 @pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
-def test_a_trigger_that_refuses_a_settlement_does_not_cost_the_session(
+def test_a_trigger_that_refuses_a_settlement_keeps_the_session(
     bench: Workbench, how: str, tune: Tune
 ) -> None:
     """A new session would meet the same trigger."""

@@ -214,9 +214,7 @@ def end_sessions(engine: Engine, but: set[int]) -> None:
         connection.execute(query, {"but": list(but)})
 
 
-def test_a_pool_that_the_application_has_exhausted_is_waited_for(
-    engine: Engine, database_url: str
-) -> None:
+def test_an_exhausted_pool_is_waited_for(engine: Engine, database_url: str) -> None:
     """The worker beats, and goes on within seconds once there is a connection."""
     crowd = Crowd(engine)
     shared = create_engine(database_url, **SMALL)
@@ -257,7 +255,7 @@ def test_a_pool_that_the_application_has_exhausted_is_waited_for(
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_an_async_pool_that_the_application_has_exhausted_is_waited_for(
+def test_an_exhausted_async_pool_is_waited_for(
     engine: Engine, url_for: UrlFor, driver: str
 ) -> None:
     """The same in an event loop: it goes on while the worker waits."""

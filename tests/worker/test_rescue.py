@@ -365,7 +365,7 @@ def test_a_job_that_has_crashed_for_ever_is_still_rescued(queue: Workers) -> Non
 # ---- orphans ------------------------------------------------------------------------------------
 
 
-def test_a_claim_that_commits_after_its_worker_was_found_lost_is_given_back(
+def test_a_claim_that_a_lost_worker_commits_is_given_back(
     queue: Workers,
 ) -> None:
     """Nobody sweeps for a worker that has no row: the search for orphans finds the jobs."""
@@ -485,7 +485,7 @@ def test_a_judge_whose_beat_is_under_way_judges_nobody(queue: Workers) -> None:
 # ---- by the end of a session --------------------------------------------------------------------
 
 
-def test_a_worker_whose_listener_is_gone_is_rescued_at_the_second_look(
+def test_a_worker_without_its_session_is_rescued_on_second_look(
     queue: Workers,
 ) -> None:
     """Its process has ended: PostgreSQL ends the sessions of a process with it."""
@@ -559,7 +559,7 @@ def test_a_judge_never_finds_itself_ended(queue: Workers) -> None:
         assert queue.looks(judge, 3) == []
 
 
-def test_a_worker_without_a_listener_is_judged_by_its_beats_alone(queue: Workers) -> None:
+def test_a_worker_without_a_listener_is_judged_by_beats(queue: Workers) -> None:
     queue.register(WORKER, silent_for=LEASE - 5)
     queue.claim(WORKER)
 

@@ -126,7 +126,7 @@ def test_rows_that_refuse_at_the_head_keep_nobody_waiting(engine, app):
 
 
 @pytest.mark.core
-def test_an_unreadable_row_that_wakes_an_idle_worker_goes_back_unspent(engine, app):
+def test_an_unreadable_row_goes_back_without_an_attempt(engine, app):
     """The claim of a worker that waits commits by itself, before anybody has read its rows."""
     events = Counter()
     deep = '{"a":' + "[" * 5000 + "]" * 5000 + "}"
@@ -218,7 +218,7 @@ def claimed(engine, app, count, worker=5):
 
 
 @pytest.mark.core
-def test_an_unanswered_commit_is_asked_for_only_where_the_fence_does_not_decide(engine, app):
+def test_a_lost_commit_is_looked_up_only_without_a_fence(engine, app):
     """After a failover a transaction's id may mean nothing, or another transaction."""
     enqueue_many(engine, app.noop, [None] * 4)
     jobs = claimed(engine, app, 4)
@@ -289,7 +289,7 @@ def test_two_leases_of_one_job_are_both_known(engine, app):
 
 
 @pytest.mark.core
-def test_jobs_with_a_session_do_not_wait_long_for_a_users_open_transaction(engine, app):
+def test_jobs_with_a_session_wait_briefly_for_open_transactions(engine, app):
     """They are undone and come again, and their slots serve others meanwhile."""
     with engine.begin() as connection:
         connection.execute(

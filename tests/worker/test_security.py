@@ -50,7 +50,7 @@ def test_no_module_can_make_code_of_data(source: Path) -> None:
     assert not called(tree) & {"eval", "exec", "compile", "__import__"}
 
 
-def test_modules_are_imported_by_name_only_where_a_user_names_them() -> None:
+def test_modules_are_imported_only_where_a_user_names_them() -> None:
     """The package's own lazy names, APP and ``--import``; no other module even knows how."""
 
     def containing(words: str) -> set[str]:

@@ -356,9 +356,7 @@ def test_flasks_scoped_session_joins_within_its_app_context(shop: FlaskShop) -> 
 
 
 @pytest.mark.parametrize("asks", ["not", "before", "within"])
-def test_flasks_session_is_the_handlers_in_each_context_it_enters(
-    shop: FlaskShop, asks: str
-) -> None:
+def test_flasks_session_is_the_handlers_in_each_context(shop: FlaskShop, asks: str) -> None:
     """Also where ``ctx.session`` is never asked for, or is before there is a context."""
 
     @shop.jobs.handler("t", retry=constant(0.0))
@@ -409,7 +407,7 @@ def test_what_flasks_app_context_drops_fails_the_attempt(
     assert "around=" in told[0][1]
 
 
-def test_flasks_session_class_joins_although_its_get_bind_says_no(shop: FlaskShop) -> None:
+def test_flasks_session_class_joins_despite_its_get_bind(shop: FlaskShop) -> None:
     """Its get_bind returns the engine, and outside of an app context it raises."""
 
     @shop.jobs.handler("t", retry=constant(0.0))
@@ -506,7 +504,7 @@ def test_a_hook_that_refuses_the_commit_fails_the_attempt(bench: Workbench) -> N
 
 
 @one_of_each
-def test_a_hook_that_fails_after_the_commit_leaves_the_job_completed(
+def test_a_hook_that_fails_after_commit_keeps_the_job_completed(
     bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     hooks = Hooks(bench)
@@ -608,9 +606,7 @@ def test_two_workers_on_an_engine_of_another_isolation_level(bench: Workbench, k
 
 
 @pytest.mark.parametrize("kind", ["autocommit engine", "autocommit option"])
-def test_after_a_lost_connection_the_new_connection_has_a_transaction_too(
-    bench: Workbench, kind: str
-) -> None:
+def test_the_connection_after_a_lost_one_has_a_transaction(bench: Workbench, kind: str) -> None:
     """The handler rolls back and goes on; on its new connection, AUTOCOMMIT is overridden again."""
     engine, execution = ENGINES[kind]
 

@@ -68,7 +68,7 @@ def test_no_more_threads_than_run_at_once(threads: Threads) -> None:
     assert threads._count == 3
 
 
-def test_work_that_is_started_while_a_notified_thread_still_sleeps_gets_its_own(
+def test_work_beside_a_notified_thread_gets_a_thread(
     threads: Threads,
 ) -> None:
     """One idle thread and two pieces of work that need each other."""
@@ -129,7 +129,7 @@ def test_the_process_waits_for_none_of_them(threads: Threads) -> None:
     assert daemons == [True]
 
 
-def test_close_ends_idle_threads_and_those_that_run_after_their_work() -> None:
+def test_close_ends_idle_threads_and_others_after_their_work() -> None:
     threads = Threads()
     begun, go = threading.Event(), threading.Event()
     found: list[threading.Thread] = []

@@ -360,9 +360,7 @@ def test_a_trigger_that_keeps_the_row_is_named(bench: Workbench, target: Target)
 
 
 @pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
-def test_a_handler_that_ends_it_through_the_connection_is_the_callers_error(
-    bench: Workbench, target: Target
-) -> None:
+def test_a_handler_that_ends_the_transaction_is_an_error(bench: Workbench, target: Target) -> None:
     def body(s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx)
         s.connection().get_transaction().rollback()  # type: ignore[union-attr]
