@@ -131,7 +131,7 @@ def test_each_test_has_an_empty_database_named_after_it(engine: Engine):
 
 @pytest.mark.core
 def test_the_version_asked_for_is_the_one_that_runs(server: TestServer):
-    """Else the run on PostgreSQL 15 could be one on 18 without anyone seeing it."""
+    """Else the run on PostgreSQL 14 could be one on 18 without anyone seeing it."""
     major = server.version().split(".")[0]
 
     match server.choice:

@@ -1,0 +1,155 @@
+"""The commands of the project, also those of CI: ``nox -l`` lists them, ``nox -s test`` runs one.
+
+Sessions run in the environment that nox is called from, with ``pip install -e ".[dev,test]"`` done.
+Those that need other versions make an environment of their own. What follows ``--`` goes to the
+command: ``nox -s core -- -k enqueue``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10"
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["lint", "types", "test"]
+
+OTHER_PYTHONS = ["3.12", "3.13", "3.14"]
+LOWEST_POSTGRES, LOWEST_SQLALCHEMY = "14", "2.0.30"
+CORE = ["-m", "core and not chaos"]
+SLICE = [
+    "tests/unit",
+    "tests/worker/test_handlers.py",
+    "tests/worker/test_outcomes.py",
+    "tests/process/test_shared_queue.py",
+    "tests/process/test_worker_command.py",
+]
+"""What differs between releases of Python: annotations, threads, asyncio, processes."""
+
+
+def pytest(
+    session: nox.Session, *arguments: str, as_root: bool = False, **environment: str
+) -> None:
+    """Run pytest; in CI, run the few tests that failed again by themselves."""
+    again = ["python", ".ci/tested.py"] if "BGJOB_CI_UNSTABLE" in os.environ else []
+    sudo: list[str] = []
+    if as_root and os.geteuid() != 0:
+        kept = {name: os.environ.get(name, "") for name in ("PATH", "PYTEST_ADDOPTS")}
+        sudo = ["sudo", "env", *(f"{name}={value}" for name, value in kept.items())]
+    session.run(*again, *sudo, "pytest", *arguments, *session.posargs, env=environment)
+
+
+def programs(session: nox.Session, version: str) -> str:
+    """Return the folder of a PostgreSQL server's programs, fetched at the first time."""
+    fetch = [sys.executable, ".ci/postgres.py", version, str(session.cache_dir)]
+    found = session.run(*fetch, external=True, silent=True)
+    return str(found).strip()
+
+
+@nox.session
+def test(session: nox.Session) -> None:
+    """All tests but the slow ones, and those that need programs of the system."""
+    pytest(session)
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """The tests that every version must pass."""
+    pytest(session, *CORE)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Kills, freezes and restarts; it takes many minutes."""
+    pytest(session, "-m", "chaos")
+
+
+@nox.session
+def system(session: nox.Session) -> None:
+    """Tests with PgBouncer, libfaketime and small disks, as root."""
+    pytest(session, "-m", "system and not chaos", as_root=True)
+
+
+@nox.session
+def pooler(session: nox.Session) -> None:
+    """The core tests through PgBouncer, but for what is about sessions."""
+    pytest(session, *CORE, BGJOB_TEST_POOLER="1")
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """All fast tests, with the coverage of the package."""
+    # The folder works round a hang of Python 3.11.
+    pytest(session, "--cov", PYTHONPATH=".ci/coverage_site")
+
+
+@nox.session(venv_backend="virtualenv")
+def lowest(session: nox.Session) -> None:
+    """The core tests on the lowest SQLAlchemy and PostgreSQL; it makes an environment."""
+    session.install("-e", ".[dev,test]", f"sqlalchemy[asyncio]=={LOWEST_SQLALCHEMY}")
+    # Two drivers, one of each kind, show what differs between releases of SQLAlchemy; what differs
+    # between servers is SQL, and that is the same on every driver.
+    pytest(session, *CORE, "-k", "not psycopg2", BGJOB_TEST_PG=programs(session, LOWEST_POSTGRES))
+
+
+@nox.session(venv_backend="virtualenv", python=OTHER_PYTHONS)
+def python(session: nox.Session) -> None:
+    """Unit tests, and a slice of the others, on another Python; it makes an environment."""
+    session.install("-e", ".[dev,test]")
+    pytest(session, *SLICE)
+
+
+@nox.session
+@nox.parametrize("version", ["14", "15", "16", "17", "18"], ids=["14", "15", "16", "17", "18"])
+def postgres(session: nox.Session, version: str) -> None:
+    """The core tests on another PostgreSQL, which is fetched: nox -s "postgres(16)"."""
+    pytest(session, *CORE, BGJOB_TEST_PG=programs(session, version))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, and which module imports which."""
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Mypy, strictly."""
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Every fault again and again, with its seed: nox -s soak -- --minutes 20."""
+    session.run("python", "-m", "tests.soak", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compare with other queues, or designs: nox -s bench -- compare; needs npm, takes an hour."""
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(venv_backend="virtualenv")
+def wheel(session: nox.Session) -> None:
+    """Build the wheel and the sdist, and try the wheel from another folder."""
+    repository = Path.cwd()
+    folder = Path(session.create_tmp()).resolve()
+    for old in folder.glob("sqlalchemy_bgjob-*"):
+        old.unlink()
+    session.run(sys.executable, "-m", "build", "--outdir", str(folder), external=True, silent=True)
+    (built,) = folder.glob("*.whl")
+    session.install(f"{built}[psycopg,alembic,embedded]")
+    session.chdir(folder)
+    session.run("python", "-I", str(repository / ".ci" / "smoke.py"))
+
+
+@nox.session
+def ci(session: nox.Session) -> None:
+    """Everything that CI runs, in new environments; on Debian."""
+    session.run("bash", ".ci/run")
