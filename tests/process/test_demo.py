@@ -213,20 +213,6 @@ def test_no_files_and_no_database_have_their_exit_codes(tmp_path: Path) -> None:
     assert "the database refuses: connection failed" in command.stderr
 
 
-@pytest.mark.chaos
-@pytest.mark.timeout(600)
-def test_five_thousand_files(tmp_path: Path, temporary: Path) -> None:
-    files = write_files(tmp_path / "files", 5_000)
-    with Command(tmp_path, "demo", str(files), TMPDIR=str(temporary)) as command:
-        assert command.wait(500) == 0, command.stderr + command.stdout
-
-    found = numbers(command)
-    assert (found["files"], found["jobs"], found["dead"]) == (5_000, 5_001, 1)
-    assert found["retries"] > 200
-    assert found["recovered after the kill"] >= 1
-    assert "every file exactly once: yes" in command.stdout
-
-
 # ---- the input ----------------------------------------------------------------------------------
 
 

@@ -67,27 +67,22 @@ def temporary(
 
 
 def test_it_answers_on_tcp_and_socket_and_leaves_nothing(temporary: Path):
+    """It never runs as root, Ctrl-C does not reach it, and it may be stopped twice."""
     with EmbeddedPostgres.start(settings={**FAST, "work_mem": "5MB"}) as server:
         assert ask(server.url, "SHOW work_mem") == ("5MB",)
         assert ask(server.socket_url, "SELECT inet_server_addr()") == (None,)
         assert server.url.startswith("postgresql+psycopg://postgres@127.0.0.1:")
         pid = server.pid
+        owner = Path(f"/proc/{pid}").stat().st_uid
+        assert owner != 0
+        assert os.geteuid() == 0 or owner == os.geteuid()
+        assert os.getpgid(pid) != os.getpgid(0)
 
     assert not alive(pid)
     assert list(temporary.iterdir()) == []
-
-
-def test_ctrl_c_in_a_terminal_does_not_reach_it():
-    with EmbeddedPostgres.start(settings=FAST) as server:
-        assert os.getpgid(server.pid) != os.getpgid(0)
-
-
-def test_it_never_runs_as_root():
-    with EmbeddedPostgres.start(settings=FAST) as server:
-        owner = Path(f"/proc/{server.pid}").stat().st_uid
-
-    assert owner != 0
-    assert os.geteuid() == 0 or owner == os.geteuid()
+    server.stop()
+    with pytest.raises(EmbeddedPostgresError, match="was stopped: start a new one"):
+        _ = server.pid
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
@@ -138,15 +133,6 @@ def test_it_dies_with_a_process_that_is_killed(temporary: Path):
 
     wait_until(lambda: not alive(pid), what="the server is gone")
     wait_until(lambda: not list(temporary.iterdir()), what="the folder is gone")
-
-
-def test_stopping_twice_is_harmless():
-    server = EmbeddedPostgres.start(settings=FAST)
-    server.stop()
-    server.stop()
-
-    with pytest.raises(EmbeddedPostgresError, match="was stopped: start a new one"):
-        _ = server.pid
 
 
 def test_a_frozen_server_is_stopped_all_the_same(monkeypatch: pytest.MonkeyPatch, temporary: Path):
@@ -293,9 +279,5 @@ def test_nobody_will_do_where_there_is_no_postgres(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pwd.getpwnam", only_nobody)
 
     assert embedded._unprivileged_account() == pwd.getpwall()[-1]
-
-
-def test_callers_who_are_not_root_keep_their_account(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.geteuid", lambda: 1000)
-
-    assert embedded._unprivileged_account() is None
+    assert embedded._unprivileged_account() is None, "who is not root keeps the account"
