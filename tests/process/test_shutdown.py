@@ -440,6 +440,20 @@ def test_a_coroutine_that_was_released_is_not_started(engine: Engine) -> None:
     assert slots.settled == ["1: completed"]
 
 
+def in_one_task(engine: Engine, first: Run, second: Run) -> Slots:
+    """Start a run, after which the second may be done in the same task."""
+    slots = Slots(first)
+    slots.waiting, slots.held = [second], {first, second}
+
+    async def main() -> None:
+        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
+        runtime.start(first, cast("Any", slots))
+        await wait_until_async(lambda: not runtime._tasks)
+
+    asyncio.run(main())
+    return slots
+
+
 def in_two_tasks(engine: Engine, first: Run, second: Run) -> Slots:
     """Do two runs, of which the second is not to share the task of the first."""
     slots = Slots(first)
@@ -501,16 +515,9 @@ def test_a_coroutine_cancelled_before_it_begins_goes_back(engine: Engine, tune: 
         asyncio.get_running_loop().call_soon(task.cancel)
 
     first, second = runs(2, cancel_later)
-    slots = Slots(first)
-    slots.waiting, slots.held = [second], {first, second}
     tune(tasks, TURN=0.0)
 
-    async def main() -> None:
-        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        runtime.start(first, cast("Any", slots))
-        await wait_until_async(lambda: not runtime._tasks)
-
-    asyncio.run(main())
+    slots = in_one_task(engine, first, second)
 
     assert ran == ["ran"]
     assert slots.settled == ["0: completed", "1: handed_back"]
@@ -547,15 +554,7 @@ def test_a_handler_that_raises_generator_exit_has_failed(engine: Engine) -> None
         raise GeneratorExit
 
     first, second = runs(2, leave)
-    slots = Slots(first)
-    slots.waiting, slots.held = [second], {first, second}
-
-    async def main() -> None:
-        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        runtime.start(first, cast("Any", slots))
-        await wait_until_async(lambda: not runtime._tasks)
-
-    asyncio.run(main())
+    slots = in_one_task(engine, first, second)
 
     assert slots.settled == ["0: retry"]
     assert slots.started == [second]
@@ -568,19 +567,12 @@ def test_a_mistake_of_ours_loses_neither_slot_nor_job(
         """Completes."""
 
     first, second = runs(2, nothing)
-    slots = Slots(first)
-    slots.waiting, slots.held = [second], {first, second}
 
     def fail(job: Any) -> None:
         raise LookupError("inside")
 
-    async def main() -> None:
-        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        runtime.start(first, cast("Any", slots))
-        await wait_until_async(lambda: not runtime._tasks)
-
     with at("handler", fail):
-        asyncio.run(main())
+        slots = in_one_task(engine, first, second)
 
     assert slots.settled == ["0: handed_back"]
     assert slots.started == [second]
