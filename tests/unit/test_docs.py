@@ -19,6 +19,7 @@ TESTS = Path(__file__).parents[1]
 ROOT = TESTS.parent
 DOCS = ROOT / "docs"
 PAGES = [*ROOT.glob("*.md"), *DOCS.rglob("*.md")]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
 
 
 @pytest.mark.parametrize("page", ["reliability.md", "state_machine.md"])
@@ -91,11 +92,29 @@ def commands_of(line: str) -> Iterator[list[str]]:
             yield list(command)
 
 
+def test_sessions_of_the_docs_exist() -> None:
+    """Each ``nox -s name`` is a session of noxfile.py."""
+    noxfile = ROOT / "noxfile.py"
+    told = [*PAGES, ROOT / ".ci" / "run", *WORKFLOWS]
+    named = {
+        name
+        for page in told
+        if page.exists()
+        for line in re.findall(r"nox (?:-R )?-s \"?(\w+(?: \w+)*)", page.read_text())
+        for name in line.split()
+    }
+
+    assert len(named) >= 8
+    if noxfile.exists():  # a source distribution has none
+        sessions = set(re.findall(r"^@nox\..*\ndef (\w+)\(", noxfile.read_text(), re.MULTILINE))
+        assert named <= sessions
+
+
 def test_actions_are_pinned_by_their_commit() -> None:
     """A tag can be moved to other code; a commit can't."""
     used = [
         line.strip()
-        for workflow in sorted((TESTS.parent / ".github" / "workflows").glob("*.y*ml"))
+        for workflow in WORKFLOWS
         for line in workflow.read_text().splitlines()
         if re.match(r"\s*-?\s*uses:", line)
     ]
