@@ -106,7 +106,6 @@ def by_flush_alone(session: Any, clause: Any) -> bool:
 
 
 RECIPES = (by_update_or_delete, by_any_write, by_is_dml, by_flush_alone)
-FOLLOWERS = ("read only", "autocommit")
 KINDS = ("Session", "scoped_session", "AsyncSession-psycopg", "AsyncSession-asyncpg")
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob import JobInfo
     from support.tuning import Tune
 
-SLOW = constant(3600.0)
-
 
 class Witness(Observer):
     """Looks at the row, from another connection, at the moment it is told."""
