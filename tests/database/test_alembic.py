@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import ExpectedCatalog, UrlFor
+    from support.tuning import Tune
 
 every_name = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 
@@ -366,12 +367,12 @@ def test_own_columns_of_a_user_stay_ordinary_operations(project: Callable[..., P
 
 def test_own_checks_are_named_where_alembic_cannot_write_them(
     project: Callable[..., Project],
-    monkeypatch: pytest.MonkeyPatch,
+    tune: Tune,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     metadata = MetaData()
     own_columns(metadata)
-    monkeypatch.setattr(_autogenerate, "_RENDERS_CHECKS", False)
+    tune(_autogenerate, _RENDERS_CHECKS=False)
 
     revision = project(metadata).revision()
 

@@ -39,6 +39,7 @@ from support.tables import NAMES, Names, create_all
 
 if TYPE_CHECKING:
     from conftest import ExpectedCatalog, UrlFor
+    from support.tuning import Tune
 
 every_name = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 
@@ -414,11 +415,9 @@ def test_the_latest_version_is_accepted(connection: Connection) -> None:
     schema.check(connection)
 
 
-def test_an_older_version_is_refused_and_migrated(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_older_version_is_refused_and_migrated(connection: Connection, tune: Tune) -> None:
     schema.migrate(connection)
-    version_2(monkeypatch)
+    version_2(tune)
 
     with pytest.raises(
         SchemaOutOfDate, match=r"is of version 1, .* need version 2; run `sqlalchemy-bgjob migr"
@@ -480,7 +479,7 @@ def plain_text(sql: str) -> Any:
     return text(sql.replace(":", r"\:"))
 
 
-def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def version_2(tune: Tune) -> None:
     """Pretend that there is a second version, with one more column and index."""
 
     def tables(where: str | None, prefix: str) -> MetaData:
@@ -501,15 +500,11 @@ def version_2(monkeypatch: pytest.MonkeyPatch) -> None:
         op.execute(plain_text(f"ALTER TABLE {table} DROP COLUMN tag"))
 
     step = _versions.Step(tables, _versions.STORAGE_1, upgrade, downgrade)
-    monkeypatch.setattr(schema, "STEPS", {**_versions.STEPS, 2: step})
-    monkeypatch.setattr(schema, "WORKERS_SINCE", {1: 1, 2: 1})
-    monkeypatch.setattr(schema, "LATEST", 2)
+    tune(schema, STEPS={**_versions.STEPS, 2: step}, WORKERS_SINCE={1: 1, 2: 1}, LATEST=2)
 
 
-def test_steps_between_versions_carry_the_comment(
-    connection: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version_2(monkeypatch)
+def test_steps_between_versions_carry_the_comment(connection: Connection, tune: Tune) -> None:
+    version_2(tune)
     schema.upgrade(connection, from_version=0, to_version=1)
     first = catalog(connection)
     assert schema.db_version(connection) == 1

@@ -34,7 +34,16 @@ def proxy(database_url: str) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., runners.WorkerOptions]:
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands may run in this process: they leave its logging and its path as they are."""
+    monkeypatch.setattr("sqlalchemy_bgjob._process.logs.configure", lambda *args: None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def parsed(
+    monkeypatch: pytest.MonkeyPatch, in_process: None
+) -> Callable[..., runners.WorkerOptions]:
     """What ``worker`` makes of its arguments and environment."""
     seen: list[runners.WorkerOptions] = []
 
@@ -43,8 +52,6 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., runners.WorkerOptio
         return 0
 
     monkeypatch.setattr(process, "run_worker", run_worker)
-    monkeypatch.setattr("sqlalchemy_bgjob._process.logs.configure", lambda *args: None)
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def parse(*arguments: str, **environment: str) -> runners.WorkerOptions:
         code, _, err = run("worker", *arguments, **environment)

@@ -29,6 +29,8 @@ from support.waiting import wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.tuning import Tune
+
 
 def write_files(folder: Path, count: int) -> Path:
     """Files of several lengths, in folders of a hundred."""
@@ -353,11 +355,9 @@ def test_the_recount_finds_what_went_wrong(engine: Engine, tmp_path: Path) -> No
     assert schemas(engine) == ["information_schema", "public"]
 
 
-def test_a_stalled_demo_gives_up(
-    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stalled_demo_gives_up(engine: Engine, tmp_path: Path, tune: Tune) -> None:
     """Instead of showing a bar for ever: here no worker was started."""
-    monkeypatch.setattr(demo, "STALLED_AFTER", 0.2)
+    tune(demo, STALLED_AFTER=0.2)
     (tmp_path / "a").touch()
     with contextlib.ExitStack() as stack:
         run = demo._Demo(stack, engine.url, app.SCHEMA, find_files(tmp_path))

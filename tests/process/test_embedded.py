@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -22,6 +23,8 @@ from support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from support.tuning import Tune
 
 FAST = {"fsync": "off"}
 
@@ -135,11 +138,11 @@ def test_it_dies_with_a_process_that_is_killed(temporary: Path):
     wait_until(lambda: not list(temporary.iterdir()), what="the folder is gone")
 
 
-def test_a_frozen_server_is_stopped_all_the_same(monkeypatch: pytest.MonkeyPatch, temporary: Path):
+def test_a_frozen_server_is_stopped_all_the_same(tune: Tune, temporary: Path):
     server = EmbeddedPostgres.start(settings=FAST)
     pid = server.pid
     os.kill(pid, signal.SIGSTOP)
-    monkeypatch.setattr(embedded, "STOP_TIMEOUT", 0.1)
+    tune(embedded, STOP_TIMEOUT=0.1)
 
     server.stop()
 
@@ -227,8 +230,10 @@ def test_a_folder_with_other_files_is_left_alone(open_folder: Path, temporary: P
     assert list(temporary.iterdir()) == []
 
 
-def test_a_server_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch, temporary: Path):
-    monkeypatch.setattr(embedded, "START_TIMEOUT", 0.0)
+def test_a_server_that_takes_too_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tune: Tune, temporary: Path
+):
+    tune(embedded, START_TIMEOUT=0.0)
     monkeypatch.setattr(EmbeddedPostgres, "_is_ready", lambda self, pid: False)
 
     with pytest.raises(EmbeddedPostgresError, match="did not start"):
@@ -256,28 +261,30 @@ def test_windows_users_are_told_what_to_do(monkeypatch: pytest.MonkeyPatch):
         EmbeddedPostgres.start()
 
 
-def test_root_without_another_account_is_told_so(monkeypatch: pytest.MonkeyPatch):
-    def nobody_here(name: str) -> NoReturn:
-        raise KeyError(name)
+class Accounts:
+    """Who runs the test, and which accounts there seem to be."""
 
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("pwd.getpwnam", nobody_here)
+    def __init__(self) -> None:
+        self.uid = 0
+        self.known: dict[str, Any] = {}
 
+
+@pytest.fixture
+def accounts(monkeypatch: pytest.MonkeyPatch) -> Accounts:
+    accounts = Accounts()
+    monkeypatch.setattr("os.geteuid", lambda: accounts.uid)
+    monkeypatch.setattr("pwd.getpwnam", lambda name: accounts.known[name])
+    return accounts
+
+
+def test_root_without_another_account_is_told_so(accounts: Accounts):
     with pytest.raises(EmbeddedPostgresError, match="refuses to run as root"):
         EmbeddedPostgres.start()
 
 
-def test_nobody_will_do_where_there_is_no_postgres(monkeypatch: pytest.MonkeyPatch):
-    import pwd
+def test_nobody_will_do_where_there_is_no_postgres(accounts: Accounts):
+    accounts.known["nobody"] = account = pwd.getpwall()[-1]
 
-    def only_nobody(name: str) -> pwd.struct_passwd:
-        if name == "postgres":
-            raise KeyError(name)
-        return pwd.getpwall()[-1]
-
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-    monkeypatch.setattr("pwd.getpwnam", only_nobody)
-
-    assert embedded._unprivileged_account() == pwd.getpwall()[-1]
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert embedded._unprivileged_account() == account
+    accounts.uid = 1000
     assert embedded._unprivileged_account() is None, "who is not root keeps the account"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,10 +19,9 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("own", ["tenant_engine()", "tenant_asyncpg_engine()"])
 def test_migrate_and_doctor_take_an_engine(
-    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch, own: str
+    engine: Engine, database_url: str, in_process: None, own: str
 ) -> None:
     """Its options and listeners decide which tables are meant."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE SCHEMA tenant")
     target = ["--engine", f"support.cli_app:{own}"]
@@ -51,13 +49,11 @@ def test_migrate_and_doctor_take_an_engine(
 )
 def test_a_wrong_engine_is_told_with_2(
     database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
+    in_process: None,
     command: str,
     arguments: list[str],
     words: str,
 ) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
     code, _, err = run(command, *arguments, APP_URL=database_url)
 
     assert code == 2

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from support.processes import Fleet, WorkerProcess
+    from support.tuning import Tune
 
 RARELY = 30.0
 
@@ -260,10 +261,10 @@ def test_what_is_committed_while_a_worker_claims_is_not_missed(engine: Engine) -
 
 
 def test_a_driver_that_can_not_listen_is_told_of_once(
-    bench: Workbench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    bench: Workbench, caplog: pytest.LogCaptureFixture, tune: Tune
 ) -> None:
     """Of a driver that is not known nothing is asked again and again; the worker polls."""
-    monkeypatch.setattr(listener, "_DRIVERS", frozenset())
+    tune(listener, _DRIVERS=frozenset())
     handler = bench.handler("t", bench.note)
 
     def words() -> list[str]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from support.commands import Command
+    from support.tuning import Tune
 
 
 def test_json_logs_are_one_object_a_line_and_nothing_else(
@@ -121,7 +122,9 @@ def test_a_record_becomes_json_whatever_it_holds() -> None:
     assert line["stack"] == "Stack"
 
 
-def test_of_lines_that_nobody_reads_only_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_lines_that_nobody_reads_only_some_wait(
+    monkeypatch: pytest.MonkeyPatch, tune: Tune
+) -> None:
     """Each in a thread of its own: a process that crashes for days would need ever more."""
     read, said = threading.Event(), []
 
@@ -130,13 +133,13 @@ def test_of_lines_that_nobody_reads_only_some_wait(monkeypatch: pytest.MonkeyPat
         said.append(words)
 
     monkeypatch.setattr(logs.logger, "log", log)
-    monkeypatch.setattr(logs, "_MOST_UNSAID", 1)
+    tune(logs, _MOST_UNSAID=1)
     logs.say(logging.INFO, "first")
     logs.say(logging.INFO, "second")
     read.set()
     wait_until(lambda: said)
 
-    monkeypatch.setattr(logs, "_MOST_UNSAID", 2)
+    tune(logs, _MOST_UNSAID=2)
     logs.say(logging.INFO, "third")
     assert said == ["first", "third"]
 

@@ -13,6 +13,7 @@ from support.databases import with_driver
 
 if TYPE_CHECKING:
     from conftest import UrlFor
+    from support.tuning import Tune
 
 
 @pytest.mark.core
@@ -83,9 +84,9 @@ def test_migrate_answers_each_trouble_with_its_exit_code(engine: Engine, databas
 
 
 def test_migrate_tells_from_which_version(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch, tune: Tune
 ) -> None:
-    monkeypatch.setattr(schema, "LATEST", 3)
+    tune(schema, LATEST=3)
     monkeypatch.setattr(schema, "migrate", lambda connection, **where: 2)
 
     code, out, _ = run("migrate", "--database-url", database_url)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sqlalchemy_bgjob._process.supervisor import Supervisor
+    from support.tuning import Tune
 
 
 class Pair:
@@ -398,10 +399,8 @@ def running(supervisor: Supervisor) -> list[int]:
     return codes
 
 
-def test_processes_that_do_not_end_are_killed(
-    children: list[Process], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervisor_module, "STUCK_AFTER", 0.1)
+def test_processes_that_do_not_end_are_killed(children: list[Process], tune: Tune) -> None:
+    tune(supervisor_module, STUCK_AFTER=0.1)
     supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=0.1)
     codes = running(supervisor)
     wait_until(lambda: len(children) == 2)

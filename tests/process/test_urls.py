@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,20 +22,28 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob._process import runners
 
 
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Which drivers seem to be missing."""
+    drivers = SimpleNamespace(missing=set())
+    monkeypatch.setattr(
+        "sqlalchemy_bgjob._process.urls.is_installed", lambda name: name not in drivers.missing
+    )
+    return drivers
+
+
 def test_a_url_without_a_driver_takes_the_first_installed(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    installed: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever the release of SQLAlchemy would take; the log says which."""
     caplog.set_level(logging.INFO)
     for missing, driver in ((set(), "psycopg"), ({"psycopg"}, "asyncpg"), ({"asyncpg"}, "psycopg")):
-        monkeypatch.setattr(
-            "sqlalchemy_bgjob._process.urls.is_installed", lambda m, no=missing: m not in no
-        )
+        installed.missing = missing
         assert parse_url("postgres://u:p@h/d").drivername == f"postgresql+{driver}"
         assert parse_url("postgresql://u:p@h/d").password == "p"
     assert "names no driver: using asyncpg" in caplog.text
 
-    monkeypatch.setattr("sqlalchemy_bgjob._process.urls.is_installed", lambda module: False)
+    installed.missing = {"psycopg", "asyncpg", "psycopg2"}
     with pytest.raises(CommandError, match=r'pip install "sqlalchemy-bgjob\[psycopg\]"'):
         parse_url("postgresql://h/d")
     with pytest.raises(CommandError, match=r'sqlalchemy-bgjob\[asyncpg\]" \(installed: none\)'):
@@ -42,7 +51,7 @@ def test_a_url_without_a_driver_takes_the_first_installed(
 
 
 def test_functions_beside_asyncpg_get_a_driver_for_threads(
-    monkeypatch: pytest.MonkeyPatch,
+    installed: SimpleNamespace,
 ) -> None:
     url = make_url("postgresql+asyncpg://u:p@h/d?ssl=require")
     found = sync_url(url)
@@ -54,7 +63,7 @@ def test_functions_beside_asyncpg_get_a_driver_for_threads(
     found = sync_url(make_url(f"postgresql+asyncpg://{several}"))
     assert found == make_url(f"postgresql+psycopg://{several}")
     assert sync_url(make_url("postgresql+asyncpg://h/d?command_timeout=5")) is None
-    monkeypatch.setattr("sqlalchemy_bgjob._process.urls.is_installed", lambda module: False)
+    installed.missing = {"psycopg", "asyncpg", "psycopg2"}
     assert sync_url(url) is None
     plain = make_url("postgresql+psycopg2://h/d")
     assert sync_url(plain) is plain

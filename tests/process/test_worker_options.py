@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -143,10 +142,8 @@ BY_URL = ["--database-url", "postgresql+psycopg://127.0.0.1:1/x"]
     ],
 )
 def test_wrong_usage_is_told_with_2(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+    monkeypatch: pytest.MonkeyPatch, in_process: None, arguments: list[str], words: str
 ) -> None:
-    monkeypatch.setattr("sqlalchemy_bgjob._process.logs.configure", lambda *args: None)
-    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(process, "run_worker", lambda options: runners.make_runner(options) and 0)
 
     try:

@@ -23,7 +23,6 @@ from sqlalchemy_bgjob import (
     Retry,
     constant,
 )
-from sqlalchemy_bgjob._lifecycle import claim as claims
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
 from support.databases import with_driver
 from support.running import FLAVORS, Workbench, one_of_each, paired
@@ -680,25 +679,6 @@ def test_an_engine_is_a_transaction_of_its_own(bench: Workbench) -> None:
 
     assert bench.job(job_id) is None
     assert bench.notes(job_id) == ["written"]
-
-
-@pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
-def test_the_statements_are_built_once_for_all_calls(bench: Workbench) -> None:
-    """A call uses a few of the queue's statements; building all of them is work for nothing."""
-    used: list[Any] = []
-    claim = claims.claim
-
-    def look(connection: Any, statements: Any, **options: Any) -> Any:
-        used.append(statements)
-        return claim(connection, statements, **options)
-
-    with pytest.MonkeyPatch.context() as patch, Session(bench.outside) as session:
-        patch.setattr(claims, "claim", look)
-        session.connection(execution_options={"isolation_level": "READ COMMITTED"})
-        for _ in range(2):
-            bench.jobs.work_one(session, "default")
-
-    assert used[0] is used[1]
 
 
 @pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
