@@ -15,13 +15,11 @@ import os
 import secrets
 import signal
 import stat
-import sys
 import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -31,6 +29,7 @@ import click
 from .._db.sessions import application_name
 from .._process.exits import DATABASE, FAILED, OK, SIGNALLED, USAGE, CommandError
 from .._process.supervisor import Child
+from .demo_report import Report, progress, what_to_read_next
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
@@ -44,62 +43,6 @@ MOST_WAITING: Final = 8
 STALLED_AFTER: Final = 90.0
 """Seconds without any progress after which the demo gives up."""
 _SKIPPED: Final = frozenset({"__pycache__", "site-packages", "dist-packages"})
-
-
-@dataclass
-class Report:
-    """What came out."""
-
-    files: int
-    seconds: float = 0.0
-    entries: int = 0
-    retries: int = 0
-    dead: int = 0
-    recovered: int = 0
-    held_by_victim: int = 0
-    takeover_seconds: float | None = None
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def jobs(self) -> int:
-        """One for each file, and one for the file that is not there."""
-        return self.files + 1
-
-    @property
-    def exactly_once(self) -> bool:
-        """Whether each file has exactly the one entry that it must have."""
-        return not self.problems
-
-    @property
-    def succeeded(self) -> bool:
-        """Also whether there was something to recover: otherwise nothing was shown."""
-        return self.exactly_once and self.recovered > 0 and self.dead == 1
-
-    def lines(self) -> Iterator[str]:
-        """The table, and the line that counts."""
-        takeover = self.takeover_seconds
-        after = "" if takeover is None else f"  (taken over {takeover:.1f} s after the kill)"
-        rows = {
-            "files": f"{self.files:>8}",
-            "jobs": f"{self.jobs:>8}",
-            "retries": f"{self.retries:>8}",
-            "dead": f"{self.dead:>8}  (1 expected: a file that does not exist)",
-            "held by the killed worker": f"{self.held_by_victim:>8}",
-            "recovered after the kill": f"{self.recovered:>8}{after}",
-            "jobs per second": f"{self.jobs / max(self.seconds, 0.001):>8.0f}"
-            f"  ({self.seconds:.1f} s, enqueuing, kill and retries included)",
-        }
-        for name, value in rows.items():
-            yield f"{name:<26}{value}"
-        for problem in self.problems[:10]:
-            yield f"  {problem}"
-        if len(self.problems) > 10:
-            yield f"  and {len(self.problems) - 10} more"
-        if self.dead != 1:
-            yield f"  {self.dead} jobs are dead instead of 1"
-        if not self.recovered:
-            yield "  no job had to be recovered: the kill has shown nothing"
-        yield f"every file exactly once: {'yes' if self.exactly_once else 'no'}"
 
 
 def run_demo(folder: Path | None, *, database_url: str | None, limit: int | None) -> int:
@@ -131,24 +74,6 @@ def run_demo(folder: Path | None, *, database_url: str | None, limit: int | None
         return FAILED
     click.echo(what_to_read_next(Path(__file__).parents[1]))
     return OK
-
-
-def what_to_read_next(package: Path) -> str:
-    """With where it is found: a checkout has its documents beside the package, a wheel has none."""
-    folder = package.parent
-    # A README.md alone may be one that another package has put into site-packages.
-    checkout = (folder / "docs" / "reliability.md").is_file()
-
-    def document(name: str) -> str:
-        return str(folder / name) if checkout else f"{name} in a checkout of the project"
-
-    return f"""
-what to read next:
-  {package / "_dev" / "demo_app.py"}: the application whose jobs these were
-  {document("README.md")}: "Fifteen lines" and "What it promises"; then "Add the tables", for your
-    own database
-  {document("docs/reliability.md")}: what holds when things go wrong, fault by fault
-  sqlalchemy-bgjob worker --help: how to run a worker"""
 
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -267,7 +192,7 @@ class _Demo:
         enqueuing = threading.Thread(target=self._enqueue_all, daemon=True)
         enqueuing.start()
         self._stack.callback(self._stop_enqueuing, enqueuing)
-        with _progress(self._report.jobs) as show:
+        with progress(self._report.jobs) as show:
             self._watch(show, lambda: holder.exec_driver_sql("SELECT pg_advisory_unlock_all()"))
         self._report.seconds = time.monotonic() - begun
         self._stop_workers()
@@ -506,39 +431,3 @@ def _end(child: Child) -> None:
 def _tail(log: IO[bytes]) -> str:
     log.seek(0)
     return "\n".join(log.read().decode(errors="replace").splitlines()[-20:])
-
-
-# ---- the progress bar -----------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar where there is a terminal and rich is installed, else a line now and then."""
-    if not sys.stderr.isatty():
-        yield _Lines(total).show
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-    except ImportError:
-        with click.progressbar(length=total, label="jobs", file=sys.stderr) as plain:
-            yield lambda done: plain.update(done - plain.pos)
-        return
-    columns = ("jobs", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("jobs", total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
-class _Lines:
-    """Progress for a log: one line at most every two seconds."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._next = total, 0.0
-
-    def show(self, done: int) -> None:
-        """Say how many jobs have ended, if it is time to."""
-        now = time.monotonic()
-        if now >= self._next or done == self._total:
-            self._next = now + 2.0
-            click.echo(f"{done} of {self._total} jobs", err=True)

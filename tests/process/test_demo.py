@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob._dev import demo
 from sqlalchemy_bgjob._dev import demo_app as app
-from sqlalchemy_bgjob._dev.demo import Report, find_files, what_to_read_next
+from sqlalchemy_bgjob._dev.demo import find_files
+from sqlalchemy_bgjob._dev.demo_report import Report, what_to_read_next
 from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres, EmbeddedPostgresError
 from support.catalog import schemas
 from support.commands import Command
