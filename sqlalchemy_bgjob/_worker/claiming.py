@@ -23,7 +23,8 @@ from .control import ControlConnection
 from .hands import Hands
 from .heart import Heart
 from .listener import Listener
-from .plan.planner import PATIENCE, Announce, Claim
+from .plan.planner import PATIENCE
+from .plan.steps import Announce, Claim
 from .refusals import Refusals
 from .unknown_claims import UnknownClaims
 

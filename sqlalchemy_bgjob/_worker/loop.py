@@ -36,7 +36,7 @@ from .drain import Drain
 from .hands import Hands
 from .heart import Heart
 from .listener import Listener
-from .plan.planner import Announce, Claim, Finished, HandBack, Settle, Start, Step, Wait
+from .plan.steps import Announce, Claim, Finished, HandBack, Settle, Start, Step, Wait
 from .preflight import cant_register, check_database
 from .rescuer import Rescuer
 from .runtime import Attendant, Runtime

@@ -19,7 +19,7 @@ from .._sql import Statements
 from ..telemetry import Events
 from .control import ControlConnection
 from .hands import Hands
-from .plan.planner import Claim
+from .plan.steps import Claim
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 

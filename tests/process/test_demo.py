@@ -18,7 +18,7 @@ import pytest
 from sqlalchemy import Engine, insert, make_url, select, update
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob._dev import demo
+from sqlalchemy_bgjob._dev import demo, demo_report
 from sqlalchemy_bgjob._dev import demo_app as app
 from sqlalchemy_bgjob._dev.demo import find_files
 from sqlalchemy_bgjob._dev.demo_report import Report, what_to_read_next
@@ -446,7 +446,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, rich: bool) -> N
     if not rich:
         monkeypatch.setitem(sys.modules, "rich.console", None)
 
-    with demo._progress(8) as show:
+    with demo_report.progress(8) as show:
         show(3)
         show(8)
 
@@ -458,7 +458,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, rich: bool) -> N
 def test_a_log_gets_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    lines = demo._Lines(3)
+    lines = demo_report._Lines(3)
     for done in (0, 1, 2, 3):
         lines.show(done)
 

@@ -8,11 +8,8 @@ from typing import Any
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
 from sqlalchemy_bgjob._lifecycle.settle import Pending
-from sqlalchemy_bgjob._worker.plan.planner import (
-    Planner,
-    Start,
-    Step,
-)
+from sqlalchemy_bgjob._worker.plan.planner import Planner
+from sqlalchemy_bgjob._worker.plan.steps import Start, Step
 from sqlalchemy_bgjob.settings import WorkerSettings
 
 NOW = 1_000.0

@@ -11,13 +11,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sqlalchemy_bgjob._worker.plan.planner import (
-    LINGER,
+from sqlalchemy_bgjob._worker.plan.planner import LINGER, Planner
+from sqlalchemy_bgjob._worker.plan.steps import (
     Announce,
     Claim,
     Finished,
     HandBack,
-    Planner,
     Settle,
     Start,
     Step,
@@ -161,7 +160,8 @@ class Machine(RuleBasedStateMachine):
     def no_more_run_than_slots(self) -> None:
         for queue, slots in self.slots.items():
             assert len(self.world[queue].running) <= slots
-        assert self.core.running == sum(len(world.running) for world in self.world.values())
+        running = sum(q.running for q in self.core._queues.values())
+        assert running == sum(len(world.running) for world in self.world.values())
 
     @invariant()
     def each_job_is_in_one_place(self) -> None:

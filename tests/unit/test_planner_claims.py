@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sqlalchemy_bgjob._worker.plan.planner import (
-    Claim,
-    Wait,
-)
+from sqlalchemy_bgjob._worker.plan.steps import Claim, Wait
 from support.planning import (
     claim_all,
     core,

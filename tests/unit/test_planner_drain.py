@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy_bgjob._worker.plan.planner import (
-    AGAIN,
-    Finished,
-    HandBack,
-    Settle,
-    Wait,
-)
+from sqlalchemy_bgjob._worker.plan.planner import AGAIN
+from sqlalchemy_bgjob._worker.plan.steps import Finished, HandBack, Settle, Wait
 from support.planning import (
     NOW,
     busy,

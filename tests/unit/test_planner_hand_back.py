@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sqlalchemy_bgjob._worker.plan.planner import (
-    Claim,
-    HandBack,
-    Start,
-    Wait,
-)
+from sqlalchemy_bgjob._worker.plan.steps import Claim, HandBack, Start, Wait
 from support.planning import (
     NOW,
     caught_up,

@@ -6,13 +6,7 @@ import pytest
 
 from sqlalchemy_bgjob._lifecycle.claim import Position
 from sqlalchemy_bgjob._worker.plan.lanes import SCAN_EVERY
-from sqlalchemy_bgjob._worker.plan.planner import (
-    PATIENCE,
-    Announce,
-    Claim,
-    Planner,
-    Wait,
-)
+from sqlalchemy_bgjob._worker.plan.planner import PATIENCE, Planner
 from sqlalchemy_bgjob._worker.plan.polling import (
     COOL_DOWN,
     FIRST_POLL,
@@ -22,6 +16,7 @@ from sqlalchemy_bgjob._worker.plan.polling import (
     SPARED_POLL,
     SUSTAINED,
 )
+from sqlalchemy_bgjob._worker.plan.steps import Announce, Claim, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (
     NOW,

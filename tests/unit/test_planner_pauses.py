@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from sqlalchemy_bgjob._worker.plan.planner import (
-    MOST_UNWRITTEN,
-    Claim,
-    Planner,
-    Settle,
-    Wait,
-)
+from sqlalchemy_bgjob._worker.plan.planner import MOST_UNWRITTEN, Planner
+from sqlalchemy_bgjob._worker.plan.steps import Claim, Settle, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (
     NOW,

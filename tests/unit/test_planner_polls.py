@@ -6,13 +6,10 @@ from itertools import pairwise
 
 import pytest
 
-from sqlalchemy_bgjob._worker.plan.planner import (
-    Claim,
-    Wait,
-)
 from sqlalchemy_bgjob._worker.plan.polling import (
     FIRST_POLL,
 )
+from sqlalchemy_bgjob._worker.plan.steps import Claim, Wait
 from support.planning import (
     NOW,
     caught_up,

@@ -10,12 +10,10 @@ from sqlalchemy_bgjob._worker.plan.planner import (
     LINGER,
     MOST_UNWRITTEN,
     SETTLED_IN,
-    Claim,
     Planner,
-    Settle,
-    Wait,
     settle_again_after,
 )
+from sqlalchemy_bgjob._worker.plan.steps import Claim, Settle, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (
     NOW,

@@ -6,13 +6,8 @@ from collections import Counter
 
 import pytest
 
-from sqlalchemy_bgjob._worker.plan.planner import (
-    AGAIN,
-    Claim,
-    Planner,
-    Start,
-    Wait,
-)
+from sqlalchemy_bgjob._worker.plan.planner import AGAIN, Planner
+from sqlalchemy_bgjob._worker.plan.steps import Claim, Start, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (
     NOW,

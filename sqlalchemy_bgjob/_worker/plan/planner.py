@@ -18,6 +18,7 @@ from ..._lifecycle.settle import Fate, Pending
 from ...settings import WorkerSettings
 from .lanes import Lanes
 from .polling import Polling
+from .steps import Announce, Claim, Finished, HandBack, Settle, Start, Step, Wait
 
 AHEAD: Final = 0.05
 """Seconds of work that may be claimed ahead of the slots."""
@@ -38,62 +39,6 @@ _RETRY_LOCKED: Final = (0.05, 5.0)
 _RETRY_REFUSED: Final = (1.0, 60.0)
 _SHORTEST_RUN: Final = 0.0001
 _MEMORY: Final = 0.1  # the weight of the newest run in the mean
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Take up to *limit* due jobs of a queue, read on from *onward*, or from the head.
-
-    *woken* says that a notification asked for it: somebody waits, and what can wait is not done.
-    """
-
-    queue: str
-    limit: int
-    onward: tuple[Position, ...] | None = None
-    woken: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Announce:
-    """Tell producers in which queues this worker waits: they wake it by a notification."""
-
-    queues: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Run a job that was claimed."""
-
-    job: ClaimedJob
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Write these settlements."""
-
-    items: tuple[Pending, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HandBack:
-    """Queue these jobs again, unstarted and attempt unspent."""
-
-    jobs: tuple[ClaimedJob, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing to do for so many seconds, unless something happens."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """Drained: nothing runs, nothing is ready, all is settled."""
-
-
-Step = Claim | Announce | Start | Settle | HandBack | Wait | Finished
 
 
 @dataclass(slots=True)
@@ -350,11 +295,6 @@ class Planner:
     @property
     def _at_work(self) -> bool:
         return any(q.running or q.ready for q in self._queues.values())
-
-    @property
-    def running(self) -> int:
-        """How many jobs run."""
-        return sum(q.running for q in self._queues.values())
 
     def unsettled(self) -> list[Pending]:
         """What waits to be settled."""

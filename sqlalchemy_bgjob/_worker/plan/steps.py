@@ -1,0 +1,62 @@
+"""The steps that the planner can tell the loop to take."""
+
+from dataclasses import dataclass
+
+from ..._lifecycle.claim import ClaimedJob, Position
+from ..._lifecycle.settle import Pending
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Take up to *limit* due jobs of a queue, read on from *onward*, or from the head.
+
+    *woken* says that a notification asked for it, so housekeeping is put off.
+    """
+
+    queue: str
+    limit: int
+    onward: tuple[Position, ...] | None = None
+    woken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell producers in which queues this worker waits: they wake it by a notification."""
+
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run a job that was claimed."""
+
+    job: ClaimedJob
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Write these settlements."""
+
+    items: tuple[Pending, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HandBack:
+    """Queue these jobs again, unstarted and attempt unspent."""
+
+    jobs: tuple[ClaimedJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do for *seconds*, unless something happens."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Drained: nothing runs, nothing is ready, all is settled."""
+
+
+Step = Claim | Announce | Start | Settle | HandBack | Wait | Finished
