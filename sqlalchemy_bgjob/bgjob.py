@@ -262,7 +262,7 @@ class BGJob(Generic[J, D]):
 
         The job is locked, run and settled in that transaction, and the caller's commit decides: if
         it rolls back or dies, the job is queued as before, its attempt not spent. So a job that
-        takes the process down is tried for ever here, unlike in a worker.
+        takes the process down is tried without end here, unlike in a worker.
 
         Args:
             target: A Session or Connection, or an asyncio twin (then await the result, and the
@@ -329,7 +329,7 @@ class BGJob(Generic[J, D]):
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
             where: Which, for example ``jobs.DeadJob.type == "send_receipt"``.
             delay: Seconds, or a timedelta, before they run.
-            limit: At most so many.
+            limit: The most to bring back.
         """
         return redrive(self.models, statements_of(self.models), target, where, delay, limit)
 
@@ -365,6 +365,6 @@ class BGJob(Generic[J, D]):
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
             older_than: Seconds, or a timedelta, since they were moved to the DLQ.
             where: Which of these; all, by default.
-            limit: At most so many, for short transactions.
+            limit: The most to delete in this transaction.
         """
         return prune(self.models, statements_of(self.models), target, older_than, where, limit)

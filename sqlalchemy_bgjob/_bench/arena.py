@@ -124,7 +124,7 @@ class Arena:
         return answers
 
     def check_count(self, jobs: int, answers: Iterable[Answer]) -> None:
-        """Raise BenchError unless so many jobs were run."""
+        """Raise BenchError unless this many jobs were run."""
         run = sum(answer["count"] for answer in answers)
         if run != jobs:
             raise BenchError(f"{self.program.name} has run {run} of {jobs} jobs")

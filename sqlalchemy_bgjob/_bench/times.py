@@ -12,7 +12,7 @@ from .program import Answer, BenchError
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest value that so large a share of all is not above."""
+    """The smallest value that at least this *share* of all is not above."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
@@ -35,7 +35,7 @@ def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def reached(answer: Answer, number: float) -> float:
-    """When a worker called its handler for the so many-th time."""
+    """When a worker called its handler for the Nth time."""
     return _interpolate(_points(answer), number)
 
 

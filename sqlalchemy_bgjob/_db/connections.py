@@ -126,7 +126,7 @@ def commit_each(connection: Connection, each: bool) -> None:
 def maintain(connection: Connection, worker_id: int | None, *, patience: float = 0.0) -> None:
     """Before a worker's statements: name the session, and let it plan anew now and then.
 
-    With *patience*, so many seconds later, or earlier if it is negative.
+    With *patience*, that many seconds later, or earlier if it is negative.
     """
     if worker_id is not None:
         name_session(connection, worker_id)

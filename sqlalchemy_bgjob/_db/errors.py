@@ -298,7 +298,7 @@ def _constraint(error: Any) -> str | None:
 def clean(text: str) -> str:
     """Text that PostgreSQL can store: no NUL, no lone surrogates, at most 8,192 characters.
 
-    Without this the very statement that records a failure would fail, and the job run for ever.
+    Without this the very statement that records a failure would fail, and the job run without end.
     """
     text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) > MAX_ERROR_LENGTH:

@@ -1,6 +1,6 @@
 """Where an exception came from: the frames of its traceback, and whose code they are. Pure.
 
-A frame says file, line and function, and a traceback the lines of the source besides. Neither shows
+A frame says file, line and function, and a traceback the lines of the source too. Neither shows
 the value of a variable.
 """
 

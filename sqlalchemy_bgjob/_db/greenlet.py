@@ -8,7 +8,7 @@ from sqlalchemy.util import await_only
 
 
 def await_within(awaitable: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
-    """From within a greenlet: the result of a coroutine, within so many seconds."""
+    """From within a greenlet: the result of a coroutine, within *timeout* seconds."""
     if timeout is None:
         return await_only(awaitable)
     return await_only(_limited(awaitable, timeout))

@@ -62,7 +62,7 @@ def may_be_lost(connection: Connection) -> bool:
 
 @contextmanager
 def within(seconds: float, connection: Connection) -> Iterator[None]:
-    """Let statements on a connection take so long at most; then it is ended, and they fail.
+    """Let statements on a connection take at most this long; then it is ended, and they fail.
 
     Raises:
         Exception: The driver hides its socket.

@@ -62,7 +62,7 @@ def drafts(
 
 
 def in_chunks(jobs: Iterable[Draft], most: int, most_bytes: int) -> Iterator[list[Draft]]:
-    """Jobs in lists of at most so many, whose args have together about so many bytes."""
+    """Jobs in lists of at most *most*, whose args together have about *most_bytes*."""
     chunk: list[Draft] = []
     size = 0
     for job in jobs:

@@ -20,7 +20,7 @@ from ..exceptions import InvalidArg
 from ..schema._versions import qualified
 
 WORTH_IT: Final = 500
-"""From so many jobs on it saves more than its opening statement costs."""
+"""The number of jobs from which it saves more than its opening statement costs."""
 BLOCK: Final = 2_000
 """Jobs that are sent at once."""
 _BLOCK_BYTES: Final = 8 * 1_048_576

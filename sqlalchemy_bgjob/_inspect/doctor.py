@@ -328,7 +328,7 @@ _WORKERS: Final = """
              OR clock_timestamp() - beat_at > lease_timeout * interval '1 second' AS silent
     FROM ONLY {worker} ORDER BY id
 """
-# A look into the index for each queue and priority, at no more than so many of its due jobs.
+# A look into the index for each queue and priority, at no more than N of its due jobs.
 _DUE: Final = """
     WITH RECURSIVE lanes AS (
       (SELECT queue, priority FROM ONLY {job} ORDER BY queue, priority LIMIT 1)

@@ -36,7 +36,7 @@ class CommandError(BGJobError):
 
 
 def leave(exit_code: int, *, within: float = EXIT_TIMEOUT) -> NoReturn:
-    """Exit as Python does, but for certain: a thread that does not end holds up nothing for ever.
+    """Exit as Python does, but for certain: a thread that does not end can't hold it up.
 
     Handlers run in daemon threads, which Python does not wait for; the application's own threads
     and executors it does.

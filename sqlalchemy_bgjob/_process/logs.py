@@ -26,7 +26,7 @@ logger = logging.getLogger(_OURS[0])
 
 _SAYS: Final = "bgjob-says"
 _MOST_UNSAID: Final = 20
-"""Lines of :func:`say` that wait; while there are so many, further ones are dropped."""
+"""The most lines of :func:`say` that wait; further ones are dropped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def supervised() -> tuple[int, str] | None:
 
 
 def supervise(arguments: Sequence[str], *, processes: int, shutdown_timeout: float) -> int:
-    """Run so many processes until a signal ends them; the exit code of the whole.
+    """Run several processes until a signal ends them; the exit code of the whole.
 
     Args:
         arguments: Of the command line; each process gets the same.

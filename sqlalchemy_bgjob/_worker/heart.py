@@ -170,7 +170,7 @@ class Heart(SideLoop):
         if self._stuck and not was:
             logger.critical(
                 "the worker's loop has not turned for %.0f s: no more heartbeats, so that others "
-                "take its jobs; a handler may block the event loop, or a statement wait for ever",
+                "take its jobs; a handler may block the event loop, or a statement never end",
                 still,
             )
         return self._stuck

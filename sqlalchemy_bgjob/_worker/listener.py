@@ -55,7 +55,7 @@ class CantListen(RuntimeError):
 Hear = Callable[[str, str], None]
 """Called with the channel and the payload of each notification."""
 Wait = Callable[[float], None]
-"""Waits for a notification, at most so many seconds; what arrives is heard."""
+"""Waits for a notification, at most N seconds; what arrives is heard."""
 
 
 class Listener(SideLoop):

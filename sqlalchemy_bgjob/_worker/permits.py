@@ -28,7 +28,7 @@ class Permits(Protocol):
     """A semaphore, as a thread or a greenlet waits for it."""
 
     def acquire(self, *, timeout: float | None = None) -> Any:
-        """Wait for a permit, at most so many seconds."""
+        """Wait for a permit, at most *timeout* seconds."""
 
     def release(self) -> None:
         """Give it back."""

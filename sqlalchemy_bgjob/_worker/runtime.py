@@ -23,7 +23,7 @@ class Runtime(Protocol):
     """What heart and rescuer connect like, from threads and event loops of their own."""
 
     def wait(self, seconds: float) -> None:
-        """Wait for :meth:`wake`, at most so long; from the worker's loop."""
+        """Wait for :meth:`wake`, at most *seconds*; from the worker's loop."""
 
     def wake(self) -> None:
         """End the wait, or the next one; from any thread."""
@@ -47,7 +47,7 @@ class Runtime(Protocol):
         """
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long, in an attendant."""
+        """Sleep, in an attendant."""
 
     def join(self, attendant: Attendant, timeout: float) -> None:
         """Wait for a thread or an attendant to end, from the worker's loop."""

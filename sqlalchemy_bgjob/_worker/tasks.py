@@ -44,7 +44,7 @@ class AsyncRuntime:
         self._context = copy_context()
 
     def wait(self, seconds: float) -> None:
-        """Wait for wake(), at most so long; the event loop goes on."""
+        """Wait for wake(), at most *seconds*; the event loop goes on."""
         # An asyncio.Event and a timeout would do; but here each step delays a job. The bell is
         # there before the look whether it rang: a signal handler may ring it in between.
         self._bell = bell = self._loop.create_future()
@@ -187,7 +187,7 @@ class AsyncRuntime:
         return self._loop.create_task(greenlet_spawn(target), name=name)
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long; the event loop goes on."""
+        """Sleep; the event loop goes on."""
         await_only(asyncio.sleep(seconds))
 
     def join(self, attendant: Attendant, timeout: float) -> None:
@@ -262,7 +262,7 @@ def _differs(context: Context) -> bool:
 def close_apart(connection: Connection) -> None:
     """Close a connection whatever becomes of this task.
 
-    A cancellation in the middle of a ROLLBACK would cost the pool the connection's place for ever.
+    A cancellation in the middle of a ROLLBACK would cost the pool the connection's place for good.
     """
     if connection.in_transaction():
         await_only(

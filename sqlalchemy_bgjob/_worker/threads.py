@@ -33,7 +33,7 @@ class ThreadRuntime:
         self._threads = Threads()
 
     def wait(self, seconds: float) -> None:
-        """Wait for wake(), at most so long."""
+        """Wait for wake(), at most *seconds*."""
         self._bell.acquire(timeout=seconds)
 
     def wake(self) -> None:
@@ -63,7 +63,7 @@ class ThreadRuntime:
         return self.spawn(name, target)
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long."""
+        """Sleep."""
         time.sleep(seconds)
 
     def join(self, attendant: Attendant, timeout: float) -> None:

@@ -15,7 +15,7 @@ import click
     help="A PostgreSQL to use instead of the embedded one. Everything is in a schema of its own, "
     "which is dropped at the end.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="At most so many files.")
+@click.option("--limit", type=click.IntRange(min=1), help="The most files to read.")
 def demo(folder: Path | None, database_url: str | None, limit: int | None) -> int:
     """Index a folder with two workers, kill one of them, and count everything again.
 

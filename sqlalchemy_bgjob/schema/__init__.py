@@ -5,7 +5,7 @@ calls :func:`upgrade` and :func:`downgrade`, so do the revisions in ``alembic_mi
 ``sqlalchemy-bgjob migrate`` calls :func:`migrate`, which needs no Alembic at all.
 
 * A released version never changes, so nothing here imports the models: a revision that was written
-  for version 1 must build version 1 for ever.
+  for version 1 must always build version 1.
 * Changes are additive. New columns come last and have a server default, so that what was released
   before goes on enqueuing. A changed index or check gets a new name: Alembic compares names only.
 * The version stands in the job table's comment, where Alembic's autogenerate compares it. A table

@@ -52,7 +52,7 @@ class Observer:
         """A handler is about to run."""
 
     def job_completed(self, job: JobInfo, seconds: float) -> None:
-        """The job is done and gone; its handler took so many seconds."""
+        """The job is done and gone; its handler took *seconds*."""
 
     def job_rescheduled(self, job: JobInfo, delay: float) -> None:
         """The job runs again after *delay* seconds, attempt given back.

@@ -338,13 +338,13 @@ class Planner:
                 continue
             if (limit := self._room(q, now)) and q.polling.due_at <= now:
                 q.progress = False
-                # A look at the head that is due does not delay a job that was just committed.
-                looks_at = now - PATIENCE if q.polling.woken else now
-                return Claim(q.name, limit, q.lanes.onward(looks_at), q.polling.woken)
+                # A scan of the head that is due does not delay a job that was just committed.
+                scans_at = now - PATIENCE if q.polling.woken else now
+                return Claim(q.name, limit, q.lanes.onward(scans_at), q.polling.woken)
         return None
 
     def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:
-        """What to settle, once it is a batch or has waited so long, or nothing else goes on."""
+        """What to settle: at *batch* items, after *linger* seconds, or when all else is idle."""
         while self._later and self._later[0][0] <= now:
             at, _, item = heappop(self._later)
             self.settle(item, at)
@@ -397,6 +397,6 @@ class Planner:
 
 
 def settle_again_after(fate: Fate, tries: int) -> float:
-    """Seconds until a settlement that was not written is tried again, after so many tries."""
+    """Seconds until a settlement that was not written is tried again, after this many *tries*."""
     first, last = _RETRY_LOCKED if fate is Fate.LOCKED else _RETRY_REFUSED
     return float(min(first * 2 ** min(tries, 10), last))  # a row may stay locked for days
