@@ -6,8 +6,9 @@ In production nobody listens, and a point costs one look at an empty tuple::
         CLAIM.reached(jobs)
 
 Tests use them through :mod:`sqlalchemy_bgjob.testing.points`. A listener is called in the thread or
-greenlet that has come to the point; what it raises is raised there. The idea is River's
-(``testsignal``), which waits at such places and does not fail at them.
+greenlet that has come to the point; what it raises is raised there, as if the step had failed. Only
+at STARTING and DRAIN_INTERRUPTED it must not raise: those are no steps that can fail. The idea is
+River's (``testsignal``), which waits at such places.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -53,7 +54,9 @@ SETTLE: Final = Point(
     "settle", "Settlements were committed, and nobody was told. Fact: the settlements."
 )
 BEATING: Final = Point("beating", "A heartbeat is about to be written. Fact: the connection.")
-BEAT: Final = Point("beat", "A heartbeat was committed. Fact: the worker's id.")
+BEAT: Final = Point(
+    "beat", "A heartbeat was committed, or found that its worker is lost. Fact: the worker's id."
+)
 SWEEPING: Final = Point(
     "sweeping",
     "The rescuer is about to look. Fact: for what: ended, silent, rest, orphans, unknown, health.",
@@ -65,7 +68,7 @@ JUDGED: Final = Point(
 RETURNING: Final = Point(
     "returning", "Unknown claims are about to be returned. Fact: the connection."
 )
-INTERRUPTED: Final = Point(
+DRAIN_INTERRUPTED: Final = Point(
     "interrupted", "A drain did not end in time, and runs were released. Fact: how often, from 1."
 )
 NOTIFYING: Final = Point(

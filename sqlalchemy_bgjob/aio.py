@@ -148,7 +148,7 @@ class AsyncWorker(OnlyAsyncWith):
     async def run(self) -> None:
         """Work until :meth:`stop` is called, and everything is drained.
 
-        When this is cancelled, running jobs are released at once, their attempt given back.
+        When this is cancelled, running jobs are released at once, their attempt refunded.
 
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.

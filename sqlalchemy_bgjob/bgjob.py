@@ -138,15 +138,18 @@ class BGJob(Generic[J, D]):
         Args:
             type: The name that is stored with each job, at most 128 characters.
             queue: Where its jobs go unless enqueue says otherwise.
-            max_attempts: After how many failed attempts a job is moved to the DLQ; None for never.
+            max_attempts: After how many failed attempts a job is moved to the DLQ, by default 20;
+                None for never.
             retry: ``f(attempt, error)``, with the number of the failed attempt and its exception
                 (None if there was none), gives seconds or a timedelta until the next one;
-                None gives the job up. See :mod:`sqlalchemy_bgjob.retry`.
+                None gives the job up. By default seconds that grow with the attempts, see
+                :mod:`sqlalchemy_bgjob.retry`.
             timeout: Seconds or a timedelta from the handler's start, without those for which its
-                session waits for a connection. A coroutine is cancelled then;
-                a function can only be told, by ``ctx.cancelled``, and keeps its slot until it
-                returns. One that returns None later than that has failed with a TimeoutError, and
-                what it wrote is undone; an outcome that it returns or raises stands.
+                session waits for a connection; by default None, without end. A coroutine is
+                cancelled then; a function can only be told, by ``ctx.cancelled``, and keeps its
+                slot until it returns. One that returns None later than that has failed with a
+                TimeoutError, and what it wrote is undone; an outcome that it returns or raises
+                stands.
             isolation_level: Of the handler's transaction; by default the engine's. The job's end is
                 written in it too. An attempt that meets a serialization failure, wherever, has
                 failed and is made again at once; so leave *max_attempts* room for such failures.

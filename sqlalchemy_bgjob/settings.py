@@ -1,6 +1,7 @@
 """Settings of a worker, validated once; the limits of what a job may hold; defaults."""
 
 from dataclasses import Field, dataclass, field, fields
+from inspect import cleandoc
 from typing import Any, Final, TypedDict
 
 DEFAULT_PREFIX: Final = "bgjob_"
@@ -22,6 +23,8 @@ STUCK_AFTER: Final = 15.0
 """Seconds beyond ``shutdown_timeout`` after which a worker that does not end is given up."""
 
 
+# A field is all that there is to a setting, but for its type in SettingOptions: keyword, flag and
+# environment variable, the check of its range, and the README's row are made of it.
 def _setting(default: Any, help: str, *, unit: str = "", least: float = 0, most: float = 0) -> Any:
     metadata = {"help": help, "unit": unit, "least": least, "most": most}
     return field(default=default, metadata=metadata)
@@ -31,12 +34,17 @@ def _seconds(default: float, help: str, *, least: float = 0.01) -> Any:
     return _setting(default, help, unit="seconds", least=least, most=86_400)
 
 
+def _documented(settings: type["WorkerSettings"]) -> type["WorkerSettings"]:
+    """List the fields in the docstring, with their help."""
+    lines = [f"    {it.name}: {it.metadata['help']} ({it.default!r})." for it in fields(settings)]
+    settings.__doc__ = "\n".join([cleandoc(settings.__doc__ or ""), "", "Attributes:", *lines])
+    return settings
+
+
+@_documented
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
     """How a worker behaves. Durations are seconds as float; every one must be finite.
-
-    A field is all that there is to a setting: the keyword of a worker, the flag and the environment
-    variable of the command line, the check of its range, and the README's row are made of it.
 
     Raises:
         ValueError: A value is out of its range; the message names the range.

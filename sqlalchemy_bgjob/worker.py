@@ -46,7 +46,7 @@ class Worker(OnlyWith):
         around: Called without arguments for each job. It returns a context manager, as Flask's
             ``app.app_context`` does, which is entered in the job's thread before the handler runs
             and left after its session's commit. An error on the way in is a failed attempt; if
-            there is no context manager to enter, the job waits and its attempt is given back.
+            there is no context manager to enter, the job waits and its attempt is refunded.
         observers: Told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
@@ -149,7 +149,7 @@ class Worker(OnlyWith):
         """Claim no more, hand back what was not started, finish what runs; then return.
 
         Args:
-            timeout: Seconds until running jobs are released, attempt given back; by default the
+            timeout: Seconds until running jobs are released, attempt refunded; by default the
                 ``shutdown_timeout`` of the settings.
         """
         self.request_stop(timeout)

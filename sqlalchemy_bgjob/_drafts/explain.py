@@ -11,6 +11,7 @@ _SAFE_REASON = re.compile(
     r"Expected `|Integer value out of range|Number out of range|"
     r"Invalid (?:RFC3339|ISO8601|UUID|decimal|base64|duration|utf)"
 )
+_STEP = re.compile(r"\.([^.\[\]`]+)|\[(\d+)\]|\[(\.\.\.)\]")
 
 
 def explain(error: Exception) -> tuple[str, str]:
@@ -66,5 +67,18 @@ def _split(error: Exception) -> tuple[str, str, bool]:
         return str(error), "$", False
     path = path.removesuffix("`")
     if path.startswith("key` in `"):
-        return message, path.removeprefix("key` in `") + "[...]", True
-    return message, path, False
+        return message, _quoted(path.removeprefix("key` in `")) + "[...]", True
+    return message, _quoted(path), False
+
+
+def _quoted(path: str) -> str:
+    """The path of msgspec, with each field as :func:`join` writes it."""
+    made, at = "$", 1
+    while at < len(path):
+        step = _STEP.match(path, at)
+        if step is None:
+            return path
+        name, index = step[1], step[2]
+        made = f"{made}[...]" if name is index is None else join(made, name or int(index))
+        at = step.end()
+    return made

@@ -23,19 +23,19 @@ class JobOptions(TypedDict, total=False):
 
 
 class InsertOptions(JobOptions, total=False):
-    """And where a statement inserts them, which can leave duplicates out."""
+    """Options of jobs that a statement inserts: it can leave duplicates out."""
 
     on_conflict: OnConflict
 
 
 class EnqueueOptions(InsertOptions, total=False):
-    """And where there is one job."""
+    """Options of one job."""
 
     id: str | None
 
 
 class BulkOptions(InsertOptions, total=False):
-    """And where there are many."""
+    """Options of many jobs."""
 
     ids: Iterable[str] | None
 
@@ -78,4 +78,4 @@ class Common(NamedTuple):
         return self._replace(headers=validation.headers(given, content_type))
 
 
-COLUMNS: Final = Common._fields[:-2]
+COLUMNS: Final = ("queue", "type", "priority", "headers")

@@ -87,7 +87,7 @@ def enqueue_many(
         args: An arg for each job.
         ids: An id of your own for each job, as many as args.
         queue, delay, run_at, priority, headers: As for :func:`enqueue`; the same for all.
-        on_conflict: ``"raise"`` is all or nothing: with a duplicate no job is added.
+        on_conflict: ``"raise"``, the default, is all or nothing: with a duplicate no job is added.
             ``"ignore"`` adds the others, and tells which they were.
 
     Raises:

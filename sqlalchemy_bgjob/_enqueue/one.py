@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 
+# In the order of (id, arg, *Common), and built once: it is done for each job otherwise.
 _PARAMETERS: Final = tuple(parameters(**dict.fromkeys(("id", "arg", *Common._fields))))
 
 
@@ -69,9 +70,10 @@ def enqueue(
         delay: Seconds, or a timedelta, before the first attempt; counted by the database's clock
             from the start of the caller's transaction.
         run_at: An aware datetime instead of a delay.
-        priority: -32768 to 32767. Lower runs first; equals run in the order in which they are due,
-            as far as concurrent workers allow.
-        on_conflict: With ``"ignore"`` a live job of this id is left as it is.
+        priority: -32768 to 32767, by default 0. Lower runs first; equals run in the order in which
+            they are due, as far as concurrent workers allow.
+        on_conflict: ``"raise"``, the default, refuses the id of a live job; with ``"ignore"`` that
+            job is left as it is.
         headers: A JSON object that travels with the job.
 
     Raises:

@@ -3,7 +3,7 @@
 So what ends with it, such as Flask's scoped session, ends after the job was settled. It is entered
 in the job's own thread or task. What fails on the way in is a failed attempt; what fails on the way
 out comes too late for that, and is logged. Where there is no context to enter, that is the fault of
-no job: its attempt is given back.
+no job: its attempt is refunded.
 """
 
 import inspect

@@ -61,7 +61,7 @@ class Retry(Outcome):
 
 
 class Reschedule(Outcome):
-    """Run again later, with the attempt given back; nothing has failed.
+    """Run again later, with the attempt refunded; nothing has failed.
 
     Args:
         after: Seconds or a timedelta, by the database's clock from the settlement.

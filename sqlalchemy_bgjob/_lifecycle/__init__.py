@@ -1,7 +1,8 @@
 """The state machine of a job: every transition between queued, running, dead and gone.
 
 Written once, over a plain ``Connection``: the asyncio side calls the same functions from within a
-greenlet. A file a verb, named as those of :mod:`.._sql`; each docstring says who commits.
+greenlet. There is one file for each verb, most of them named as in :mod:`.._sql`; each docstring
+says who commits.
 """
 
 from typing import Any

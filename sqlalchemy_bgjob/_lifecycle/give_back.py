@@ -54,7 +54,7 @@ def tell_given_back(
     """Notify workers that wait, or all workers, of jobs that were given back. Commits.
 
     It is a transaction of its own, because a notification is a hint: if it fails, such as when the
-    server's queue is full, nothing must be undone. The next look at the head finds the jobs.
+    server's queue is full, nothing must be undone. The next head scan finds the jobs.
     """
     if not queues:
         return

@@ -189,7 +189,7 @@ class Attempt:
             )
             return pending, fate
         except RowLocked as locked:
-            # Nobody's fault: the attempt is given back, and the slot serves others meanwhile.
+            # Nobody's fault: the attempt is refunded, and the slot serves others meanwhile.
             pending.settlement = Settlement(
                 Kind.RESCHEDULED,
                 delay=AFTER_ROW_LOCKED,
@@ -220,7 +220,7 @@ class Attempt:
         return None if error is None else unit.unfit(error)
 
     def _put_off(self, excuse: BaseException) -> Pending:
-        """Give the attempt back; the worker knows for how long such jobs are to wait."""
+        """Refund the attempt; the worker knows for how long such jobs are to wait."""
         self._run.connected = False
         settlement = Settlement(
             Kind.RESCHEDULED, delay=0.0, error=describe(excuse), refund_attempt=True

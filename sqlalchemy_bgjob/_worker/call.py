@@ -30,11 +30,13 @@ class Conclusion(NamedTuple):
         outcome: What the handler said, or what its error means.
         settlement: What follows from it by the handler's options.
         keeps_writes: Whether what was written through the session is to be committed.
+        error: What the handler raised, or what is wrong with what it returned.
     """
 
     outcome: Outcome
     settlement: Settlement
     keeps_writes: bool
+    error: BaseException | None = None
 
 
 def begin(run: Run, make_session: Callable[[], Any]) -> Any:
@@ -67,8 +69,8 @@ def check_session_is_wanted(run: Run) -> None:
 def conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:
     """What follows from what a handler returned, or raised.
 
-    What it wrote is kept if it has returned in time, whichever outcome it names, and if that can be
-    stored.
+    What it wrote is kept if it named an outcome, or returned None before its deadline, and if a new
+    arg can be encoded.
     """
     try:
         return _conclude(run, returned, error)
@@ -79,7 +81,7 @@ def conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion
 def give_up(run: Run, strange: BaseException) -> Conclusion:
     """The attempt has failed for what was met while its end was recorded."""
     text = f"a {type(strange).__name__} while the handler's end was recorded"
-    return _settled(run, Retry(None, text))
+    return _settled(run, Retry(None, text), error=strange)
 
 
 def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:
@@ -95,12 +97,12 @@ def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusio
         try:
             arg = run.handler.codec.encode(outcome.arg)
         except Exception as refusal:
-            return _settled(run, failed(refusal))
-    return _settled(run, outcome, arg, keeps_writes=error is None)
+            return _settled(run, failed(refusal), error=refusal)
+    return _settled(run, outcome, arg, error=error)
 
 
 def _settled(
-    run: Run, outcome: Outcome, arg: Encoded | None = None, *, keeps_writes: bool = False
+    run: Run, outcome: Outcome, arg: Encoded | None = None, *, error: BaseException | None
 ) -> Conclusion:
     """An outcome by the handler's options; what should be logged of it, is."""
     handler, job = run.handler, run.job
@@ -114,4 +116,4 @@ def _settled(
     )
     if settlement.policy_problem is not None:
         log_policy_problem(handler, settlement.policy_problem)
-    return Conclusion(outcome, settlement, keeps_writes)
+    return Conclusion(outcome, settlement, error is None, error)

@@ -40,7 +40,7 @@ class Claiming:
         settings: The worker's.
         statements: Those of the tables.
         control: The connection.
-        hands: Where claimed jobs go to.
+        hands: Where claimed jobs go.
         heart, listener: Tell under which id the worker is registered, and whether it is notified.
         unknown: What a claim without an answer may have given.
         events: Who is told of a queue that is empty.
@@ -67,7 +67,7 @@ class Claiming:
         self._unknown, self._events = unknown, events
         self._refusals = Refusals(hands, control, statements, events)
         self._empty: set[str] = set()
-        self._slowest: float | None = None
+        self._slowest: float | None = None  # a sample that is lost to a race does no harm
 
     def take_slowest(self) -> float | None:
         """Seconds of the slowest claim since this was asked last; None if there was none."""
@@ -171,6 +171,7 @@ class Claiming:
     ) -> None:
         self._tell_if_empty(step.queue, bool(jobs))
         now = time.monotonic()
+        is_lost = worker_id != self._heart.worker_id  # under its old id, jobs are handed back
         with self._hands.lock:
             planner = self._hands.planner
             runnable: list[ClaimedJob] = []
@@ -178,8 +179,7 @@ class Claiming:
                 refusal = self._admit(job)
                 if refusal is not None:
                     planner.settle(Pending(job, refusal), 0.0)
-                elif worker_id != self._heart.worker_id:
-                    # Found lost meanwhile; under the old id they can still be handed back.
+                elif is_lost:
                     planner.settle(Pending(job, HAND_BACK), now)
                 else:
                     runnable.append(job)

@@ -5,7 +5,7 @@ import time
 from typing import Final
 
 from .._lifecycle.claim import ClaimedJob
-from .._points import INTERRUPTED
+from .._points import DRAIN_INTERRUPTED
 from .hands import Hands
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -42,8 +42,8 @@ class Drain:
             if time.monotonic() < self.deadline:
                 return False
             left = self._interrupt()
-            if INTERRUPTED.listeners:
-                INTERRUPTED.reached(self._interruptions)
+            if DRAIN_INTERRUPTED.listeners:
+                DRAIN_INTERRUPTED.reached(self._interruptions)
             is_over = not self._hands.planner.busy
         for job in left:
             logger.warning("job %s: left unsettled at shutdown", job.id)

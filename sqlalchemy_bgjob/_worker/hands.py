@@ -2,7 +2,7 @@
 
 A job that a worker has claimed is ready, running, or waits to be settled. The loop moves it on, and
 so do the handlers' threads, the heart and a signal: each takes :attr:`Hands.lock` first. Nothing
-under it waits for the database, for a log, or for an observer.
+under it waits for the database or for an observer.
 """
 
 import threading
@@ -14,7 +14,7 @@ from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.settle import Fate, Pending
 from .._points import STARTING
 from ..settings import WorkerSettings
-from ..telemetry import Events, emit_settled, event_of
+from ..telemetry import Events, event_of
 from .overdue import Overdue
 from .plan.planner import Planner
 from .run import Run, job_info
@@ -105,7 +105,7 @@ class Hands:
         return False
 
     def interrupt(self, run: Run) -> None:
-        """Release a run that goes on, its attempt given back. Under the lock."""
+        """Release a run that goes on, its attempt refunded. Under the lock."""
         self.let_go(run)
         self.planner.finished(run.job, 0.0)
         self.planner.settle_later(Pending(run.job, INTERRUPTED), 0.0)
@@ -131,4 +131,4 @@ class Hands:
         if fate is Fate.STALE:
             self._events.emit(event, info)
         else:
-            emit_settled(self._events.emit, info, item.settlement, item.seconds)
+            self._events.settled(info, item.settlement, item.seconds)

@@ -7,7 +7,8 @@ look dead. The rules, and what each is for:
 * A beat that finds its row taken means that the jobs were given to others. All that runs is told,
   and the worker goes on under a new id; an id is never taken up again.
 * No job is started on an old beat: see :meth:`Heart.fresh`.
-* A worker whose loop has not turned for ten minutes beats no more: it would never lose its jobs.
+* A worker whose loop has not turned for ten minutes stops beating, so that
+  others can take its jobs.
 * For how long it has beaten without a gap, by both clocks, is remembered for :mod:`.rescuer`.
 """
 
@@ -53,7 +54,7 @@ class Heart(SideLoop):
 
     Args:
         runtime: Where to connect; it is woken when the worker was registered, after each beat that
-            was overdue, and when the end of its process can be seen.
+            lets jobs start again, and when the end of its process can be seen.
         statements: Those of the tables.
         settings: The worker's.
         queues: What the worker serves, for its row.
@@ -178,7 +179,7 @@ class Heart(SideLoop):
     def unbroken(self, now: float) -> float:
         """Seconds for which this worker has been connected and has beaten without a gap.
 
-        None while a beat is overdue: what keeps it may keep the others from theirs.
+        0 while a beat is overdue: what keeps it may keep the others from theirs.
         """
         if now - self._last_beat > self._settings.lease_timeout / 2:
             return 0.0

@@ -58,11 +58,11 @@ class WorkerLoop:
         models: The tables.
         registry: The handlers.
         runtime: Threads or asyncio.
-        statements: Those of the tables.
+        statements: The tables' statements.
         environment: Where the runs of a handler take place.
         queues: The slots of each queue.
-        settings: The worker's.
-        observers: Whom to tell of events.
+        settings: The worker's settings.
+        observers: Told of events, beside the log.
         can_run: Whether this worker can run a handler.
     """
 
@@ -115,7 +115,7 @@ class WorkerLoop:
     def stop(self, timeout: float) -> None:
         """Claim no more, hand back what was not started, and finish what runs. From any thread.
 
-        After *timeout* seconds what still runs is released, its attempt given back. May be called
+        After *timeout* seconds what still runs is released, its attempt refunded. May be called
         again with a shorter timeout.
         """
         self._drain.begin(timeout)

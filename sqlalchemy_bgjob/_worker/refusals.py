@@ -1,4 +1,4 @@
-"""What the database refuses to be claimed: single rows, or all of a queue for a while.
+"""Rows and queues that can't be claimed for a while.
 
 A row may refuse an UPDATE, or hold what the driver can't read. It is found by claiming row by row,
 and left aside; its neighbours are claimed. Where no row is to blame, the queue is left alone for a

@@ -1,4 +1,4 @@
-"""The watch of a worker: it looks whether the others live, and takes the jobs of those that do not.
+"""The rescuer of a worker: it looks whether others live, and takes the jobs of those that do not.
 
 A thread and a connection of its own, apart from the heart's: a sweep may have to read the whole
 table of jobs, or wait for a lock on it, and the worker beats meanwhile. The rules:
@@ -199,6 +199,8 @@ class Rescuer(SideLoop):
     def _ask_again(self, connection: Connection) -> None:
         if (worker_id := self._heart.worker_id) is not None:
             self._unknown.ask_again(connection, worker_id)
+        else:  # its leases are over, under whichever id it comes back
+            self._unknown.forget_suspected()
 
     def _sample_health(self, connection: Connection) -> None:
         worker_id = self._heart.worker_id

@@ -62,7 +62,7 @@ class Slots:
             self._backoff.reset()
 
     def holds(self, run: Run) -> bool:
-        """Whether a run is still to be done: it may have been released while it waited."""
+        """See :meth:`.Hands.holds`."""
         return self._hands.holds(run)
 
     def attempt(self, run: Run) -> Attempt:
@@ -77,7 +77,7 @@ class Slots:
             if run.handler.is_coroutine:
                 self.start(run)
                 return
-            if not self._hands.holds(run):
+            if not self.holds(run):
                 return
             following = self.ended(run, *self.attempt(run).execute())
 

@@ -157,7 +157,6 @@ class _WorkOne:
                 savepoint.commit()
                 return end.outcome
             except Exception as refusal:
-                error = refusal
                 end = conclude(run, None, refusal)
         if writes is not None:
             writes.stop()
@@ -167,8 +166,8 @@ class _WorkOne:
             inner.close()  # a savepoint that could not be released stays in the way
         if connection.invalidated or inner is None:
             # The caller's transaction itself is gone.
-            raise TransactionEnded if error is None else error
-        _undo(savepoint, error)
+            raise end.error or TransactionEnded
+        _undo(savepoint, end.error)
         self._settle(job, end.settlement)
         return end.outcome
 
@@ -225,7 +224,7 @@ class _WorkOne:
             raise RowKept if kept else RowMissing
 
 
-def _undo(savepoint: NestedTransaction, error: Exception | None) -> None:
+def _undo(savepoint: NestedTransaction, error: BaseException | None) -> None:
     try:
         savepoint.rollback()
     except DBAPIError as gone:

@@ -7,7 +7,7 @@ and however long they take, the worker goes on.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
@@ -55,7 +55,7 @@ class Observer:
         """The job is done and gone; its handler took *seconds*."""
 
     def job_rescheduled(self, job: JobInfo, delay: float) -> None:
-        """The job runs again after *delay* seconds, attempt given back.
+        """The job runs again after *delay* seconds, its attempt refunded.
 
         Its handler wished so; or there was no connection for it, or somebody's transaction kept the
         job from ending. Then ``last_error`` in its row says so.
@@ -128,6 +128,19 @@ class Events:
         note_advice(error)
         self.emit("worker_error", error)
 
+    def settled(self, job: JobInfo, settlement: Settlement, seconds: float) -> None:
+        """Tell of a settlement that was committed, *seconds* after its handler was called."""
+        match settlement.kind:
+            case Kind.COMPLETED:
+                self.emit("job_completed", job, seconds)
+            case Kind.RESCHEDULED:
+                self.emit("job_rescheduled", job, settlement.delay)
+            case Kind.RETRY:
+                self.emit("job_will_be_retried", job, settlement.error, settlement.delay)
+            case Kind.DEAD:
+                attempt = job.attempt - settlement.refund_attempt
+                self.emit("job_moved_to_dlq", replace(job, attempt=attempt), settlement.error)
+
     def stop(self, timeout: float) -> None:
         """Tell what is left, for at most *timeout* seconds, and end the thread."""
         if self._thread is not None:
@@ -155,25 +168,8 @@ _EVENT_OF: Final[Mapping[Kind, str | None]] = {
 
 
 def event_of(settlement: Settlement) -> str | None:
-    """The event that a settlement is when it was committed."""
+    """The observers' method for a settlement that was committed; None if there is none."""
     return _EVENT_OF[settlement.kind]
-
-
-def emit_settled(
-    emit: Callable[..., None], job: JobInfo, settlement: Settlement, seconds: float
-) -> None:
-    """Emit the event of a settlement that was committed."""
-    event = event_of(settlement)
-    match settlement.kind:
-        case Kind.COMPLETED:
-            emit(event, job, seconds)
-        case Kind.RESCHEDULED:
-            emit(event, job, settlement.delay)
-        case Kind.RETRY:
-            emit(event, job, settlement.error, settlement.delay)
-        case Kind.DEAD:
-            attempt = job.attempt - settlement.refund_attempt
-            emit(event, replace(job, attempt=attempt), settlement.error)
 
 
 def tell(observers: Iterable[Observer], name: str, args: tuple[Any, ...]) -> None:

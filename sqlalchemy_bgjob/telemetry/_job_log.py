@@ -108,7 +108,7 @@ class DebugLogObserver(LogObserver):
         self._log(logging.DEBUG, job, "completed", seconds=round(seconds, 6))
 
     def job_rescheduled(self, job: JobInfo, delay: float) -> None:
-        """It runs again, attempt given back."""
+        """It runs again, attempt refunded."""
         self._log(logging.DEBUG, job, f"runs again in {delay:.1f} s")
 
 

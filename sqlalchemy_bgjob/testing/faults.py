@@ -26,7 +26,7 @@ from sqlalchemy_bgjob._sql.words import parameters
 from sqlalchemy_bgjob.bgjob import BGJob
 from sqlalchemy_bgjob.testing.points import at
 
-Point = Literal["claim", "handler", "write", "settle", "beat"]
+KillPoint = Literal["claim", "handler", "write", "settle", "beat"]
 """Where a worker can be made to die.
 
 * ``claim``: a claim was committed, and none of its jobs was started;
@@ -35,7 +35,7 @@ Point = Literal["claim", "handler", "write", "settle", "beat"]
 * ``settle``: a settlement was committed, and nobody has been told;
 * ``beat``: a heartbeat was committed.
 """
-POINTS: Final[tuple[Point, ...]] = get_args(Point)
+KILL_POINTS: Final[tuple[KillPoint, ...]] = get_args(KillPoint)
 
 
 def _die() -> None:
@@ -43,17 +43,17 @@ def _die() -> None:
 
 
 @contextmanager
-def kill_worker_after(point: Point, *, skip: int = 0) -> Iterator[None]:
+def kill_worker_after(point: KillPoint, *, skip: int = 0) -> Iterator[None]:
     """End this process, at once and without any cleaning up, when its worker comes to *point*.
 
     For a worker that runs within the block, in a process that the test has started.
 
     Args:
-        point: One of :data:`POINTS`.
+        point: One of :data:`KILL_POINTS`.
         skip: How many times it may come there before.
     """
-    if point not in POINTS:
-        raise ValueError(f"the point is {point!r}; it can be one of {', '.join(POINTS)}")
+    if point not in KILL_POINTS:
+        raise ValueError(f"the point is {point!r}; it can be one of {', '.join(KILL_POINTS)}")
     passed = 0
 
     def reached(fact: object) -> None:
@@ -91,11 +91,11 @@ def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
-    "--kill-after", "point", type=click.Choice(POINTS), required=True, help="Where to die."
+    "--kill-after", "point", type=click.Choice(KILL_POINTS), required=True, help="Where to die."
 )
 @click.option("--skip", default=0, show_default=True, help="How often to pass there before.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
-def main(point: Point, skip: int, command: tuple[str, ...]) -> None:
+def main(point: KillPoint, skip: int, command: tuple[str, ...]) -> None:
     """Run a sqlalchemy-bgjob COMMAND in this process, which ends when its worker comes to a point.
 
     Not with --processes: those would be processes of their own.

@@ -21,7 +21,7 @@ def at(name: str, listener: Callable[[Any], object]) -> Iterator[None]:
     """Call *listener* with the fact of each time that this process comes to a point.
 
     It is called in the thread or greenlet that has come there, which waits for it. What it raises
-    is raised there, as if the step had failed.
+    is raised there, as if the step had failed; at ``starting`` and ``interrupted`` it must not.
 
     Args:
         name: One of :data:`POINTS`.

@@ -24,10 +24,10 @@ IDS = [f"job-{n}" for n in range(5)]
 @pytest.mark.parametrize(
     "point",
     # The last has to wait for a heartbeat.
-    [*faults.POINTS[:-1], pytest.param(faults.POINTS[-1], marks=pytest.mark.chaos)],
+    [*faults.KILL_POINTS[:-1], pytest.param(faults.KILL_POINTS[-1], marks=pytest.mark.chaos)],
 )
 @pytest.mark.parametrize("variant", ONE, ids=str)
-def test_a_worker_that_dies_there_loses_nothing(fleet: Fleet, point: faults.Point) -> None:
+def test_a_worker_that_dies_there_loses_nothing(fleet: Fleet, point: faults.KillPoint) -> None:
     """Each job has its effect once, and was started at most twice; at the default settings."""
     # Its first beats are at the start, where there are no jobs yet.
     later = {"dies_skip": 6, "heartbeat_interval": 0.5} if point == "beat" else {}
@@ -43,7 +43,7 @@ def test_a_worker_that_dies_there_loses_nothing(fleet: Fleet, point: faults.Poin
 
 @pytest.mark.parametrize("point", ["write", "settle"])
 @pytest.mark.parametrize("variant", ONE, ids=str)
-def test_a_batch_that_was_cut_short_is_settled_again(fleet: Fleet, point: faults.Point) -> None:
+def test_a_batch_that_was_cut_short_is_settled_again(fleet: Fleet, point: faults.KillPoint) -> None:
     """Settlements without a session, many in one transaction: all of them count, or none."""
     victim = fleet.start(slots=5, dies_after=point)
     enqueue_many(fleet.engine, fleet.app.quick, [None] * 5, ids=IDS)
@@ -60,7 +60,7 @@ def test_a_batch_that_was_cut_short_is_settled_again(fleet: Fleet, point: faults
 
 @pytest.mark.parametrize("point", ["write", "settle"])
 @pytest.mark.parametrize("variant", ONE, ids=str)
-def test_a_move_to_the_dlq_that_was_cut_short(fleet: Fleet, point: faults.Point) -> None:
+def test_a_move_to_the_dlq_that_was_cut_short(fleet: Fleet, point: faults.KillPoint) -> None:
     """A job is never both queued and dead, and dead once."""
     victim = fleet.start(slots=5, dies_after=point)
     enqueue_many(fleet.engine, fleet.app.give_up, [None] * 5, ids=IDS)
@@ -102,12 +102,12 @@ def test_the_command_says_what_it_takes() -> None:
     ended = subprocess.run([*command, "worker"], capture_output=True, timeout=60, check=False)
 
     assert ended.returncode == 2
-    for point in faults.POINTS:
+    for point in faults.KILL_POINTS:
         assert f"'{point}'" in ended.stderr.decode()
 
 
 def test_points_are_those_of_the_type() -> None:
-    assert get_args(faults.Point) == faults.POINTS
+    assert get_args(faults.KillPoint) == faults.KILL_POINTS
     unknown: Any = "lunch"
     with pytest.raises(ValueError, match="can be one of claim, handler, write, settle, beat"):
         faults.kill_worker_after(unknown).__enter__()

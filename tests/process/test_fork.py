@@ -295,12 +295,12 @@ elif kind == "coroutine":
 elif kind == "work_one function":
     for _ in ways:
         with Session(engines[0]) as session, session.begin():
-            jobs.work_one(session, "default", observers=[Told()])
+            jobs.work_one(session, "default")
 else:
     async def main():
         for _ in ways:
             async with AsyncSession(engines[0]) as session, session.begin():
-                await jobs.work_one(session, "default", observers=[Told()])
+                await jobs.work_one(session, "default")
 
     asyncio.run(main())
 assert os.getpid() == me, "a child came to here"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
 
-    from sqlalchemy_bgjob.testing.faults import Point
+    from sqlalchemy_bgjob.testing.faults import KillPoint
 
 FAST: dict[str, Any] = {
     "heartbeat_interval": 0.5,
@@ -150,7 +150,7 @@ class Fleet:
         variant: Variant | None = None,
         slots: int = 10,
         crash_attempts: int = 4,
-        dies_after: Point | None = None,
+        dies_after: KillPoint | None = None,
         dies_skip: int = 0,
         debug: bool = False,
         pooled: bool | None = None,

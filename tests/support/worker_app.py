@@ -34,7 +34,7 @@ from support.pooler import connect_as_documented
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from sqlalchemy_bgjob.testing.faults import Point
+    from sqlalchemy_bgjob.testing.faults import KillPoint
 
 Kind = Literal["sync", "async"]
 Crash = Literal["exit at once", "segmentation fault"]
@@ -390,7 +390,7 @@ class Config:
     kind: Kind = "sync"
     slots: int = 10
     crash_attempts: int = 4
-    dies_after: Point | None = None
+    dies_after: KillPoint | None = None
     """Where the process ends, as by SIGKILL; see :mod:`sqlalchemy_bgjob.testing.faults`."""
     dies_skip: int = 0
     debug: bool = False

@@ -24,7 +24,7 @@ STATE = (
     " (SELECT count(*) FROM pg_listening_channels())"
 )
 OWN = 5
-"""Those of the loop, the heart, the watch and the listener, and another for its test."""
+"""Those of the loop, the heart, the rescuer and the listener, and another for its test."""
 STARTED = {"application_name": "the application", "client_encoding": "LATIN1"}
 SETTINGS: dict[str, Any] = {**FAST, "listen": True}
 

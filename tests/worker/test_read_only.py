@@ -96,7 +96,7 @@ def test_a_worker_gives_up_sessions_of_a_bad_time(
         with bad_time(server, bench, settings):
             for meets, who in (
                 (code, ("heartbeat interrupted",)),
-                (code, ("watch interrupted", "a sweep failed")),
+                (code, ("rescuer interrupted", "a sweep failed")),
                 # It may be the end of its session: without a heartbeat nothing is claimed after it.
                 ("", ("worker interrupted", "queue 'default' can't")),
             ):

@@ -18,7 +18,8 @@ SPARED: Final = 1.0
 SPARED_POLL: Final = 0.01
 """The longest pause between two polls meanwhile."""
 IN_VAIN: Final = 20
-"""Polls in a row that a notification asked for and that found nothing: then the next ones wait."""
+"""Polls in a row that a notification asked for and that found nothing: then the next ones wait.
+Anybody who may connect can notify, however often."""
 COOL_DOWN: Final = 0.05
 """Seconds from such a poll to the next."""
 _NEVER: Final = float("inf")
