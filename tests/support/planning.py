@@ -93,3 +93,8 @@ def taught(slots: int, mean: float, **options: Any) -> Planner:
         start_all(core_)
         core_.finished(one, mean)
     return core_
+
+
+def running(core: Planner) -> int:
+    """How many jobs run, as the planner counts them."""
+    return sum(queue.running for queue in core._queues.values())

@@ -27,6 +27,7 @@ from support.planning import (
     NOW,
     done,
     job,
+    running,
 )
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), seconds=st.sampled_from([0.0, 0.0001, 0.01, 1.0, 100.0]))
     def a_handler_ends(self, data: st.DataObject, seconds: float) -> None:
         queue = data.draw(st.sampled_from([q for q in self.world if self.world[q].running]))
-        running = self.world[queue].running
-        ended = running.pop(data.draw(st.integers(0, len(running) - 1)))
+        ran = self.world[queue].running
+        ended = ran.pop(data.draw(st.integers(0, len(ran) - 1)))
         self.core.finished(ended, seconds)
         self.core.settle(done(ended), self.now)
         if data.draw(st.booleans()) and (following := self.core.next_start(queue)):
-            running.append(following)
+            ran.append(following)
 
     @rule(seconds=st.sampled_from([0.000_1, 0.005, 0.02, 0.5, 1.5]))
     def time_passes(self, seconds: float) -> None:
@@ -160,8 +161,7 @@ class Machine(RuleBasedStateMachine):
     def no_more_run_than_slots(self) -> None:
         for queue, slots in self.slots.items():
             assert len(self.world[queue].running) <= slots
-        running = sum(q.running for q in self.core._queues.values())
-        assert running == sum(len(world.running) for world in self.world.values())
+        assert running(self.core) == sum(len(world.running) for world in self.world.values())
 
     @invariant()
     def each_job_is_in_one_place(self) -> None:
