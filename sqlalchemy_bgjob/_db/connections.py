@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import URL, Connection, Dialect, Engine, Pool
+from sqlalchemy import URL, Connection, Dialect, Engine, Pool, create_engine
 from sqlalchemy.engine.interfaces import IsolationLevel
 
 from .encodings import speak_utf8
@@ -58,6 +58,15 @@ def _refuse_other_loops(pool: Any) -> None:
         raise OfAnotherLoop
 
     pool._creator = create_here  # noqa: SLF001
+
+
+def connects_by_url(engine: Engine) -> bool:
+    """Whether ``create_engine`` connects; not so with ``creator=``, ``async_creator=``, ``pool=``.
+
+    What is in the URL means nothing then.
+    """
+    creator: Any = engine.pool._creator  # noqa: SLF001 - there is no public way
+    return getattr(creator, "__module__", None) == create_engine.__module__
 
 
 class _LikeAnother(Engine):

@@ -119,7 +119,7 @@ class Rescuer(SideLoop):
         settings, turns = self._settings, self._turns
         # Not the beats: by this process's clock, they are as old in another session.
         self._seen = {}
-        self._unknown.forget_suspected()
+        self._unknown.suspected.clear()
         self._doubtful = False
         works_from = time.monotonic() + settings.rescue_interval  # each sweep has had its turn
         while not self._stopping.is_set():
@@ -200,7 +200,7 @@ class Rescuer(SideLoop):
         if (worker_id := self._heart.worker_id) is not None:
             self._unknown.ask_again(connection, worker_id)
         else:  # its leases are over, under whichever id it comes back
-            self._unknown.forget_suspected()
+            self._unknown.suspected.clear()
 
     def _sample_health(self, connection: Connection) -> None:
         worker_id = self._heart.worker_id

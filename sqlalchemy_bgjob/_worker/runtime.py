@@ -1,15 +1,16 @@
-"""What a worker's engine asks of threads or asyncio, and what they ask of it."""
+"""What a worker's engine asks of threads or asyncio."""
 
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy import Engine
 
-from .._lifecycle.settle import Fate, Pending
-from .attempt import Attempt
 from .run import Run
+
+if TYPE_CHECKING:
+    from .slots import Slots
 
 Attendant = threading.Thread | asyncio.Task[None]
 
@@ -28,8 +29,8 @@ class Runtime(Protocol):
     def wake(self) -> None:
         """End the wait, or the next one; from any thread."""
 
-    def start(self, run: Run, worker: "RunsJobs") -> None:
-        """Do a run in a slot of its own, and whatever follows it there."""
+    def start(self, run: Run, slots: "Slots") -> None:
+        """Do a run in one of the slots, and whatever follows it there."""
 
     def yield_to_tasks(self) -> None:
         """Let what was started begin; from the worker's loop."""
@@ -57,22 +58,3 @@ class Runtime(Protocol):
 
     def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
         """The result of a coroutine; TypeError where coroutines can't be run."""
-
-
-class RunsJobs(Protocol):
-    """What a slot asks of the worker."""
-
-    def work(self, run: Run) -> None:
-        """Do a run whose handler is a function, and what follows it."""
-
-    def start(self, run: Run) -> None:
-        """Do a run in another slot."""
-
-    def holds(self, run: Run) -> bool:
-        """Whether a run is still to be done."""
-
-    def attempt(self, run: Run) -> Attempt:
-        """The call of its handler."""
-
-    def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
-        """A run has ended: the next one for its slot."""

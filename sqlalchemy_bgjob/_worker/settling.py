@@ -70,8 +70,8 @@ class Settling:
 
     def _report(self, item: Pending) -> None:
         job, error = item.job, item.error
-        if _by_session(error):
-            self._control.doubt()
+        if error is not None and not isinstance(error, RowKept) and doubts_session(error):
+            self._control.doubt()  # the session is at fault, perhaps, and no trigger
         if not item.settlement.refund_attempt:
             self._refused[job.id, job.lease] = job
         if item.tries == 1 and error is not None:
@@ -79,8 +79,3 @@ class Settling:
             logger.warning(
                 "job %s can't be settled, it will be tried again: %s", job.id, summary(error)
             )
-
-
-def _by_session(error: BaseException | None) -> bool:
-    """Whether a settlement may have been refused for what the session is, and not by a trigger."""
-    return error is not None and not isinstance(error, RowKept) and doubts_session(error)

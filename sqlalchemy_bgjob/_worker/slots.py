@@ -24,7 +24,7 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 class Slots:
-    """Starts runs, and takes what they come to: a :class:`~.runtime.RunsJobs`.
+    """Starts runs, and takes what they come to; threads and tasks call it back.
 
     Attributes:
         closed_until: Until when no run can be started, as the system has no thread for it.

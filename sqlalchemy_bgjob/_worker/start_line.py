@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import Engine
 
-from .._db.creators import connects_by_url
+from .._db.connections import connects_by_url
 from .._handlers.registry import Registry
 from .._version import __version__
 

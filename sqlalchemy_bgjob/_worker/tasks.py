@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.util import await_only, greenlet_spawn
@@ -17,8 +17,11 @@ from .._lifecycle.settle import Fate, Pending
 from .attempt import Attempt
 from .permits import close_or_discard
 from .run import Run
-from .runtime import Attendant, RunsJobs
+from .runtime import Attendant
 from .threads import ThreadRuntime
+
+if TYPE_CHECKING:
+    from .slots import Slots
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -39,7 +42,7 @@ class AsyncRuntime:
         self._loop_thread = threading.get_ident()
         self._bell: asyncio.Future[None] = self._loop.create_future()  # of the wait that goes on
         self._woken = False
-        self._tasks: dict[asyncio.Task[None], tuple[Run, RunsJobs]] = {}
+        self._tasks: dict[asyncio.Task[None], tuple[Run, Slots]] = {}
         self._turn_ends = 0.0
         self._context = copy_context()
 
@@ -68,34 +71,34 @@ class AsyncRuntime:
         if not self._bell.done():
             self._bell.set_result(None)
 
-    def start(self, run: Run, worker: RunsJobs) -> None:
+    def start(self, run: Run, slots: "Slots") -> None:
         """Do a run as a task, or in a thread if its handler is a function."""
         if run.handler.is_coroutine:
-            self._call(lambda: self._start_task(run, worker))
+            self._call(lambda: self._start_task(run, slots))
         else:
-            self._threads.start(run, worker)
+            self._threads.start(run, slots)
 
-    def _start_task(self, run: Run, worker: RunsJobs) -> None:
+    def _start_task(self, run: Run, slots: "Slots") -> None:
         task = self._loop.create_task(
-            self._work(run, worker),
+            self._work(run, slots),
             name=f"bgjob {run.handler.type}",
             context=self._context.copy(),
         )
         run.task = task
-        self._tasks[task] = run, worker
+        self._tasks[task] = run, slots
         task.add_done_callback(self._task_ended)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
-        run, worker = self._tasks.pop(task)
-        if not worker.holds(run):
+        run, slots = self._tasks.pop(task)
+        if not slots.holds(run):
             return
         # A handler can't come to here: the task was cancelled before it ran, as at the end of the
         # event loop, or it is a mistake of ours. Neither the slot nor the job may be lost with it.
         if not task.cancelled():
             logger.error("a run ended without a settlement", exc_info=task.exception())
-        _end_elsewhere(worker, run, Pending(run.job, HAND_BACK))
+        _end_elsewhere(slots, run, Pending(run.job, HAND_BACK))
 
-    async def _work(self, run: Run, worker: RunsJobs) -> None:
+    async def _work(self, run: Run, slots: "Slots") -> None:
         """Do a run, and after it the next one for as long as there is one.
 
         They share this task: one that waits for nothing costs neither a task nor a switch. But
@@ -104,10 +107,10 @@ class AsyncRuntime:
         task, context = asyncio.current_task(), copy_context()
         assert task is not None
         run.task = task
-        if not worker.holds(run):
+        if not slots.holds(run):
             return
         while True:
-            attempt = worker.attempt(run)
+            attempt = slots.attempt(run)
             returned: Any = None
             error: BaseException | None = None
             around = attempt.around
@@ -120,7 +123,7 @@ class AsyncRuntime:
                         returned = await begin()
             except GeneratorExit as raised:
                 if _is_closed_from_outside(attempt, task):
-                    _close(attempt, raised, run, worker)
+                    _close(attempt, raised, run, slots)
                     raise
                 error = raised  # the handler's own, and no end of the coroutine
             except BaseException as raised:
@@ -132,27 +135,27 @@ class AsyncRuntime:
             if around is not None:
                 await around.leave_async(error)
             run.task = None
-            following = worker.ended(run, *ended)
+            following = slots.ended(run, *ended)
             if following is None:
                 return
             if not following.handler.is_coroutine or task.cancelling() or _differs(context):
-                worker.start(following)
+                slots.start(following)
                 return
             run, run.task = following, task
-            self._tasks[task] = run, worker
-            if time.monotonic() >= self._turn_ends and not await self._give_way(run, worker):
+            self._tasks[task] = run, slots
+            if time.monotonic() >= self._turn_ends and not await self._give_way(run, slots):
                 return
 
-    async def _give_way(self, run: Run, worker: RunsJobs) -> bool:
+    async def _give_way(self, run: Run, slots: "Slots") -> bool:
         """Let the event loop go on; whether the run is still to be done then."""
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError:  # a late one, which the handler before has asked for
             run.started_at = time.monotonic()
-            _end_elsewhere(worker, run, Pending(run.job, HAND_BACK))
+            _end_elsewhere(slots, run, Pending(run.job, HAND_BACK))
             return False
         self._turn_ends = time.monotonic() + TURN
-        return worker.holds(run)
+        return slots.holds(run)
 
     def yield_to_tasks(self) -> None:
         """Let the task that was started run up to where it waits: it may do all there is."""
@@ -225,11 +228,11 @@ class AsyncRuntime:
         self._threads.close()
 
 
-def _end_elsewhere(worker: RunsJobs, run: Run, pending: Pending, fate: Fate | None = None) -> None:
+def _end_elsewhere(slots: "Slots", run: Run, pending: Pending, fate: Fate | None = None) -> None:
     """End a run whose task does no other: what follows it gets one of its own."""
-    following = worker.ended(run, pending, fate)
+    following = slots.ended(run, pending, fate)
     if following is not None:
-        worker.start(following)
+        slots.start(following)
 
 
 def _is_closed_from_outside(attempt: Attempt, task: asyncio.Task[None]) -> bool:
@@ -242,13 +245,13 @@ def _is_closed_from_outside(attempt: Attempt, task: asyncio.Task[None]) -> bool:
         return True
 
 
-def _close(attempt: Attempt, raised: GeneratorExit, run: Run, worker: RunsJobs) -> None:
+def _close(attempt: Attempt, raised: GeneratorExit, run: Run, slots: "Slots") -> None:
     """End a run whose coroutine is closed from outside: nothing may be awaited any more."""
     ended = None if attempt.opened else attempt.end(None, raised)
     if attempt.around is not None:
         attempt.around.leave(raised)
     if ended is not None:
-        _end_elsewhere(worker, run, *ended)
+        _end_elsewhere(slots, run, *ended)
 
 
 def _differs(context: Context) -> bool:

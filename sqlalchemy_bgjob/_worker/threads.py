@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
@@ -15,7 +15,10 @@ from .._sql import Statements
 from .attempt import Environment
 from .permits import HandlerConnections
 from .run import Run
-from .runtime import Attendant, RunsJobs
+from .runtime import Attendant
+
+if TYPE_CHECKING:
+    from .slots import Slots
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -42,9 +45,9 @@ class ThreadRuntime:
             with suppress(RuntimeError):  # somebody else has rung meanwhile
                 self._bell.release()
 
-    def start(self, run: Run, worker: RunsJobs) -> None:
+    def start(self, run: Run, slots: "Slots") -> None:
         """Do a run in a thread, and what follows it there."""
-        self._threads.start(partial(worker.work, run))
+        self._threads.start(partial(slots.work, run))
 
     def yield_to_tasks(self) -> None:
         """Threads take turns by themselves."""

@@ -10,8 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Engine, create_engine, event
 
-from .._db.connections import engine_like
-from .._db.creators import connects_by_url
+from .._db.connections import connects_by_url, engine_like
 from .._db.errors import passes_by_itself, summary
 from .._handlers.served import GIVE_SYNC_ENGINE
 from ..exceptions import WorkerRefused

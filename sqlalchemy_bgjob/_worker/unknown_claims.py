@@ -49,7 +49,8 @@ class UnknownClaims:
     def __init__(self, hands: Hands, runtime: Runtime, statements: Statements) -> None:
         self._hands, self._runtime, self._statements = hands, runtime, statements
         self._times: list[tuple[float, int]] = []  # when to return those of which worker id
-        self._suspected: set[tuple[str, int]] = set()
+        self.suspected: set[tuple[str, int]] = set()
+        """Id and lease of what was found, and is to be asked for again in the same session."""
 
     # ---- the worker's loop ----------------------------------------------------------------------
 
@@ -97,25 +98,16 @@ class UnknownClaims:
 
     # ---- the rescuer's session ------------------------------------------------------------------
 
-    @property
-    def suspected(self) -> bool:
-        """Whether something was found that is to be asked for again."""
-        return bool(self._suspected)
-
-    def forget_suspected(self) -> None:
-        """Begin anew, in another session."""
-        self._suspected = set()
-
     def search(self, connection: Connection, worker_id: int) -> None:
         """Read the whole table for jobs that this worker may not know of. Commits."""
-        if not self._suspected:
-            self._suspected = unknown_claims.find_unknown_claims(
+        if not self.suspected:
+            self.suspected = unknown_claims.find_unknown_claims(
                 connection, self._statements, worker_id=worker_id, known=self._hands.known()
             )
 
     def ask_again(self, connection: Connection, worker_id: int) -> None:
         """Have the loop return what was found, if it is still held and still not known. Commits."""
-        suspected, self._suspected = self._suspected, set()
+        suspected, self.suspected = self.suspected, set()
         unknown = suspected - {(job.id, job.lease) for job in self._hands.known()}
         if not unknown or not unknown_claims.still_holds_any(
             connection, self._statements, worker_id=worker_id, jobs=unknown

@@ -153,7 +153,12 @@ class Events:
 
     def _run(self) -> None:
         while (event := self._queue.get()) is not None:
-            tell(self._observers, *event)
+            name, args = event
+            for observer in self._observers:
+                try:
+                    getattr(observer, name)(*args)
+                except Exception:
+                    logger.exception("observer %r failed in %s", type(observer).__name__, name)
 
 
 _EVENT_OF: Final[Mapping[Kind, str | None]] = {
@@ -170,12 +175,3 @@ _EVENT_OF: Final[Mapping[Kind, str | None]] = {
 def event_of(settlement: Settlement) -> str | None:
     """The observers' method for a settlement that was committed; None if there is none."""
     return _EVENT_OF[settlement.kind]
-
-
-def tell(observers: Iterable[Observer], name: str, args: tuple[Any, ...]) -> None:
-    """Call one method of each observer; what they raise is logged and goes no further."""
-    for observer in observers:
-        try:
-            getattr(observer, name)(*args)
-        except Exception:
-            logger.exception("observer %r failed in %s", type(observer).__name__, name)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, constant, telemetry
-from sqlalchemy_bgjob.telemetry import Events, tell
+from sqlalchemy_bgjob.telemetry import Events
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 from support.running import Gate, Recorder, Workbench, one_of_each
@@ -366,4 +366,4 @@ def test_all_events_exist_on_the_base_class_and_do_nothing() -> None:
         *("job_completed", "job_rescheduled", "job_will_be_retried", "job_moved_to_dlq"),
     ):
         assert callable(getattr(Observer(), name))
-    tell([Observer()], "queue_is_empty", ("q",))
+    Observer().queue_is_empty("q")

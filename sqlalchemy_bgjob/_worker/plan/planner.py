@@ -236,13 +236,10 @@ class Planner:
         self._outbox = deque(item for item in self._outbox if item.job is not job)
         self._later = sorted(entry for entry in self._later if entry[2].job is not job)
 
-    def forget_ready(self) -> list[ClaimedJob]:
+    def forget_ready(self) -> None:
         """The lease of everything ready was lost: forget it."""
-        lost = []
         for q in self._queues.values():
-            lost += [job for _, job in q.ready]
             q.ready.clear()
-        return lost
 
     # ---- what follows -----------------------------------------------------------------------
 
