@@ -64,7 +64,7 @@ def test_recipes_name_files_and_classes_that_exist() -> None:
     assert len(named) > 40
     assert [name for name in tests if not [*(ROOT / "tests").rglob(name)]] == []
     assert [name for name in named - tests if not exists(name)] == []
-    assert classes - known == {"TypedDict", "CliRunner"}
+    assert classes - known == {"TypedDict"}
 
 
 def test_commands_of_recipes_choose_tests_that_exist() -> None:
