@@ -20,14 +20,6 @@ nox.options.sessions = ["lint", "types", "test"]
 OTHER_PYTHONS = ["3.12", "3.13", "3.14"]
 LOWEST_POSTGRES, LOWEST_SQLALCHEMY = "14", "2.0.30"
 CORE = ["-m", "core and not chaos"]
-SLICE = [
-    "tests/unit",
-    "tests/worker/test_handlers.py",
-    "tests/worker/test_outcomes.py",
-    "tests/process/test_shared_queue.py",
-    "tests/process/test_worker_command.py",
-]
-"""What differs between releases of Python: annotations, threads, asyncio, processes."""
 
 
 def pytest(
@@ -97,9 +89,11 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session(venv_backend="virtualenv", python=OTHER_PYTHONS)
 def python(session: nox.Session) -> None:
-    """Unit tests, and a slice of the others, on another Python; it makes an environment."""
+    """Unit tests, and the core tests on one driver, on another Python; it makes an environment."""
     session.install("-e", ".[dev,test]")
-    pytest(session, *SLICE)
+    # What differs between releases of Python is threads, asyncio and annotations, and no driver.
+    pytest(session, "tests/unit")
+    pytest(session, *CORE, "-k", "not psycopg2 and not asyncpg")
 
 
 @nox.session
