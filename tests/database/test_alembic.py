@@ -251,9 +251,7 @@ def next_version(names: Names, tune: Tune) -> MetaData:
     return metadata
 
 
-def test_the_next_version_is_one_line_too(
-    project: Callable[..., Project], tune: Tune
-) -> None:
+def test_the_next_version_is_one_line_too(project: Callable[..., Project], tune: Tune) -> None:
     site = project(Names().metadata())
     site.revision()
     site.upgrade()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import threading
 from http.server import BaseHTTPRequestHandler
@@ -12,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, inspect, make_url, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from support import wait_until, wait_until_async
+from support import wait_until
 from support.choice import ContainerServer, GivenServer, LocalServer, choose_server
-from support.databases import describe, docker_answers, with_driver
+from support.databases import describe, docker_answers
 
 if TYPE_CHECKING:
-    from conftest import UrlFor
     from support import TestServer
 
 
@@ -113,14 +110,6 @@ def test_a_daemon_that_is_not_there_is_no_error(tmp_path: Path, monkeypatch: pyt
     assert not docker_answers()
 
 
-def test_a_url_keeps_its_password_and_query_with_another_driver():
-    url = "postgresql+psycopg://me:s%40fe@h:5433/d?application_name=x"
-
-    changed = with_driver(url, "asyncpg")
-
-    assert changed == "postgresql+asyncpg://me:s%40fe@h:5433/d?application_name=x"
-
-
 @pytest.mark.core
 def test_each_test_has_an_empty_database_named_after_it(engine: Engine):
     database = engine.url.database or ""
@@ -149,34 +138,6 @@ def test_a_password_is_not_printed():
     text = describe(GivenServer("postgresql://me:secret@h/d"))
 
     assert text == "the server at postgresql://me:***@h/d"
-
-
-@pytest.mark.core
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_the_database_is_reached_through_each_sync_driver(
-    url_for: UrlFor, database_url: str, driver: str
-):
-    engine = create_engine(url_for(driver))
-    with engine.connect() as connection:
-        database = connection.scalar(text("SELECT current_database()"))
-    engine.dispose()
-
-    assert database == make_url(database_url).database
-
-
-@pytest.mark.core
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_the_database_is_reached_through_each_async_driver(
-    url_for: UrlFor, database_url: str, driver: str
-):
-    async def current_database() -> str | None:
-        engine = create_async_engine(url_for(driver))
-        async with engine.connect() as connection:
-            database = await connection.scalar(text("SELECT current_database()"))
-        await engine.dispose()
-        return database
-
-    assert asyncio.run(current_database()) == make_url(database_url).database
 
 
 @pytest.mark.core
@@ -253,28 +214,6 @@ def test_a_database_of_another_encoding_is_given_to_nobody_else(server: TestServ
     server.drop_database(following)
 
 
-def test_waiting_returns_the_first_true_value():
-    values = iter([0, None, "there", "too late"])
-
-    assert wait_until(lambda: next(values)) == "there"
-
-
 def test_waiting_in_vain_fails_and_tells_the_last_value():
     with pytest.raises(AssertionError, match=r"not within 0 s: three jobs \(last value: \[\]\)"):
         wait_until(list, 0, what="three jobs")
-
-
-def test_waiting_in_an_event_loop_takes_functions_and_coroutines():
-    async def scenario() -> tuple[str, str]:
-        plain, awaited = iter(["", "plain"]), iter(["", "awaited"])
-
-        async def condition() -> str:
-            return next(awaited)
-
-        first = await wait_until_async(lambda: next(plain))
-        second = await wait_until_async(condition)
-        with pytest.raises(AssertionError, match="not within 0 s"):
-            await wait_until_async(list, 0)
-        return first, second
-
-    assert asyncio.run(scenario()) == ("plain", "awaited")

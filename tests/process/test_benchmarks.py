@@ -7,9 +7,9 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import pytest
 from sqlalchemy import Engine, make_url
@@ -24,13 +24,9 @@ from support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # they are beside the tests, and not installed
 
-from benchmarks import compare, designs, report, targets  # noqa: E402
+from benchmarks import compare, report, targets  # noqa: E402
 from benchmarks.arena import PeerArena, ended  # noqa: E402
-from benchmarks.server_cpu import server_cpu  # noqa: E402
-from benchmarks.workloads import WORKLOADS, Compared, memory  # noqa: E402
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from benchmarks.workloads import WORKLOADS, memory  # noqa: E402
 
 NONE = "SELECT false"
 """No job is left."""
@@ -183,19 +179,6 @@ def test_a_peer_tells_what_is_different_about_it(module_engine: Engine) -> None:
     )
 
 
-def test_a_queue_that_cannot_be_emptied_is_drained(
-    module_engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drained: list[int] = []
-    arena = peer(module_engine, {}, can_empty=False)
-    monkeypatch.setattr(arena, "remaining_sql", "SELECT true")
-    monkeypatch.setattr(arena, "wait_until_drained", lambda jobs, workers: drained.append(jobs))
-
-    arena.clean()
-
-    assert len(drained) == 1
-
-
 def test_a_drain_in_batches_ends_when_no_job_is_left(module_engine: Engine) -> None:
     """When the last handler was called tells nothing about the end of its batch."""
     noted = {"count": 10, "first": 1.0, "last": 1.0, "marks": [[0, 1.0]]}
@@ -218,11 +201,6 @@ def test_batches_are_timed_from_their_starts_to_the_end_of_the_drain() -> None:
     assert reached(seen, 10_000) == 12.0
     assert handled(seen, 13.0) == 15_000
     assert ended({"count": 0, "last": None}, 14.0) == {"count": 0, "last": None}
-
-
-def test_the_cpu_of_a_local_server_is_seen(module_engine: Engine) -> None:
-    seconds = server_cpu(module_engine)
-    assert seconds is None or seconds > 0
 
 
 def test_memory_is_that_between_the_first_and_the_last_job() -> None:
@@ -323,57 +301,3 @@ def test_every_workload_has_a_target() -> None:
     assert targets.share_or_cpu_bound(w9) > 1
     w9[targets.Key("W9", OURS, "AsyncWorker", "worker_cpu")] = 0.5
     assert targets.share_or_cpu_bound(w9) < 1
-
-
-def test_a_limit_may_be_the_most() -> None:
-    key = targets.Key("W11", OURS, "AsyncWorker", "longest_wait_s")
-    target = targets.Target(
-        "W11", "longest wait", targets.ours("W11", "AsyncWorker", key.figure), 2.0, most=True
-    )
-    assert target.promise == "longest wait <= 2"
-    assert target.judge({key: 1.9}).met is True
-    assert target.judge({key: 2.1}).met is False
-
-
-def test_small_sizes_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told(drains(46_000), tmp_path, scale=0.1)
-    assert "mean nothing" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("rate", "slow"), [(1_999, True), (2_000, False)])
-def test_the_first_drain_of_a_peer_tells_whether_it_is_slow(rate: float, slow: bool) -> None:
-    comparison = compare.Comparison()
-
-    assert compare.judge_pace(comparison, rates("procrastinate", "", rate)[0]) is slow
-    assert compare.judge_pace(comparison, rates("procrastinate", "", 4_000 - rate)[0]) is slow
-    assert compare.judge_pace(comparison, rates(OURS, "AsyncWorker", 1.0)[0]) is False
-
-
-def test_the_drains_of_a_slow_peer_are_smaller(module_engine: Engine) -> None:
-    sizes: list[float] = []
-
-    def run(arena: PeerArena) -> Iterator[Measurement]:
-        for measurement in rates("other", "", 1.0, 1.0):
-            sizes.append(arena.sized(50_000))
-            yield measurement
-
-    comparison, arena = compare.Comparison(), peer(module_engine, {})
-    for name in ("W3", "W5", "W4"):
-        list(compare._measurements(Compared(name, run, run), arena, comparison))
-
-    assert sizes == [50_000, 5_000, 50_000, 50_000, 5_000, 5_000]
-
-
-def test_the_table_tells_that_later_rounds_were_smaller() -> None:
-    first, second, third = rates("procrastinate", "", 300.0, 310.0, 320.0)
-    runs = [first, replace(second, jobs=5_000), replace(third, jobs=5_000)]
-
-    lines = list(report.workload_lines(WORKLOADS["W3"], runs))
-
-    assert "50,000, then 5,000 jobs" in lines[-1]
-
-
-def test_a_tenth_may_be_less_than_a_batch() -> None:
-    marks = [(0, 0.0), (1_000, 1.0), (2_000, 2.0)]
-    assert designs._rate(marks, 0, 200) == 1_000
-    assert designs._rate(marks, 1_800, 2_000) == 1_000
