@@ -78,4 +78,6 @@ class Common(NamedTuple):
         return self._replace(headers=validation.headers(given, content_type))
 
 
+NOTHING: Final[Mapping[str, Any]] = {"priority": 0, "headers": {}}
+"""Values of options that say as much as None."""
 COLUMNS: Final = ("queue", "type", "priority", "headers")

@@ -52,9 +52,9 @@ def enqueue_from(
         target: As for :func:`enqueue`.
         handler: A registered handler whose arg is an object of these fields.
         select: A query over your own tables; every column has a name or a label.
-        queue, delay, run_at, priority, headers: As for :func:`enqueue`, for what is no label.
-        on_conflict: With ``"raise"`` an id that a live job has, or that comes twice, adds no job at
-            all; with ``"ignore"`` those rows are left out.
+        on_conflict: With ``"raise"``, the default, an id that a live job has, or that comes twice,
+            adds no job at all; with ``"ignore"`` those rows are left out.
+        **options: All others but ``id`` as for :func:`enqueue`, for what is no label.
 
     Raises:
         JobAlreadyExists: As above; the transaction stays usable, and the ids are not known.

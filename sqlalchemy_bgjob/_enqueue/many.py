@@ -4,7 +4,7 @@ Everything is checked and encoded before the first statement, chunk by chunk.
 """
 
 import json
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,7 +15,7 @@ from sqlalchemy import inspect
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import validation
 from .._drafts.draft import Draft, in_chunks, with_ids
-from .._drafts.options import BulkOptions, Common, OnConflict
+from .._drafts.options import NOTHING, BulkOptions, Common, OnConflict
 from .._handlers.made import made_of
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
@@ -33,8 +33,6 @@ A = TypeVar("A")
 
 _CHUNK_JOBS: Final = 5_000
 _CHUNK_BYTES: Final = 8 * 1_048_576
-_NOTHING: Final[Mapping[str, Any]] = {"priority": 0, "headers": {}}
-"""Options that say as much as none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +84,9 @@ def enqueue_many(
         handler: A registered handler, or jobs made by ``handler.job(...)``.
         args: An arg for each job.
         ids: An id of your own for each job, as many as args.
-        queue, delay, run_at, priority, headers: As for :func:`enqueue`; the same for all.
         on_conflict: ``"raise"``, the default, is all or nothing: with a duplicate no job is added.
             ``"ignore"`` adds the others, and tells which they were.
+        **options: All others as for :func:`enqueue`; the same for all jobs.
 
     Raises:
         JobAlreadyExists: Live jobs have some of these ids; the transaction stays usable.
@@ -156,7 +154,7 @@ def _of_handler(handler: JobType[Any], args: object, options: BulkOptions) -> _J
 def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
     """The jobs that ``handler.job(...)`` made."""
     extra = [
-        n for n, v in options.items() if n != "on_conflict" and v not in (None, _NOTHING.get(n))
+        n for n, v in options.items() if n != "on_conflict" and v not in (None, NOTHING.get(n))
     ]
     if args is not None or extra:
         raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")

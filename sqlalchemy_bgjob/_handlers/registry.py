@@ -71,7 +71,7 @@ class JobType(Generic[A]):
 
         Args:
             arg: What the handler gets.
-            **options: *queue*, *delay*, *run_at*, *priority* and *headers*, as for ``enqueue``.
+            **options: As for ``enqueue``, but for *id* and *on_conflict*.
 
         Raises:
             TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an id of
