@@ -358,8 +358,13 @@ class Process:
     """A child as the supervisor sees it, which ends when the test says so."""
 
     made: list[Process]
+    refused: list[float]
+    refusals = 0
 
     def __init__(self, arguments: object, *, name: str) -> None:
+        if name == "2" and len(self.refused) < self.refusals:
+            self.refused.append(time.monotonic())
+            raise BlockingIOError(11, "Resource temporarily unavailable")
         self.process = self
         self.pid, self.returncode, self.name = 4, 0, name
         self.started_at = 0.0
@@ -388,7 +393,7 @@ class Process:
 @pytest.fixture
 def children(monkeypatch: pytest.MonkeyPatch) -> list[Process]:
     monkeypatch.setattr(supervisor_module, "Child", Process)
-    Process.made = []
+    Process.made, Process.refused, Process.refusals = [], [], 0
     return Process.made
 
 
@@ -522,25 +527,17 @@ def test_a_process_that_ended_by_itself_is_replaced_at_once(children: list[Proce
 
 
 def test_a_process_that_can_not_be_started_is_tried_again_later(
-    children: list[Process], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    children: list[Process], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The machine has no process left for it: the other goes on, and this one follows."""
-    refused: list[float] = []
-
-    def make(arguments: object, *, name: str) -> Process:
-        if name == "2" and len(refused) < 3:
-            refused.append(time.monotonic())
-            raise BlockingIOError(11, "Resource temporarily unavailable")
-        return Process(arguments, name=name)
-
-    monkeypatch.setattr(supervisor_module, "Child", make)
+    Process.refusals = 3
     supervisor = supervisor_module.Supervisor(["worker"], 2, shutdown_timeout=30)
     with caplog.at_level("WARNING", "sqlalchemy_bgjob"):
         codes = running(supervisor)
         wait_until(lambda: len(children) == 2)
 
     assert [child.name for child in children] == ["1", "2"]
-    assert refused[2] - refused[0] >= 0.2 + 0.4, "with backoff"
+    assert Process.refused[2] - Process.refused[0] >= 0.2 + 0.4, "with backoff"
     assert caplog.text.count("process 2 could not be started") == 3
     supervisor.on_signal(signal.SIGTERM, None)
     for child in children:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import Engine, make_url, text
@@ -70,24 +70,26 @@ def test_a_worker_runs_jobs_and_drains_at_the_first_signal(
         assert connection.scalar(text("SELECT count(*) FROM bgjob_worker")) == 0
 
 
-def test_asyncio_without_greenlet_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        ("the greenlet library is required", r'pip install "sqlalchemy-bgjob\[asyncio\]"'),
+        ("something else", "something else"),
+    ],
+)
+def test_asyncio_without_greenlet_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, refusal: str, words: str
+) -> None:
     """SQLAlchemy 2.1 brings it no longer by itself."""
 
-    def refuse(message: str) -> Callable[..., Any]:
-        def create(*args: object, **options: object) -> None:
-            raise ValueError(message)
-
-        return create
+    def refuse(*args: object, **options: object) -> None:
+        raise ValueError(refusal)
 
     options = runners.WorkerOptions(
         app="support.cli_app:coroutines", database_url="postgresql+psycopg://h/d"
     )
-    create = "sqlalchemy.ext.asyncio.create_async_engine"
-    monkeypatch.setattr(create, refuse("the greenlet library is required"))
-    with pytest.raises(CommandError, match=r'pip install "sqlalchemy-bgjob\[asyncio\]"'):
-        runners.make_runner(options)
-    monkeypatch.setattr(create, refuse("something else"))
-    with pytest.raises(CommandError, match="something else"):
+    monkeypatch.setattr("sqlalchemy.ext.asyncio.create_async_engine", refuse)
+    with pytest.raises(CommandError, match=words):
         runners.make_runner(options)
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -36,20 +37,29 @@ def test_ids_only_grow_within_a_process() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_ids_grow_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.time_ns()
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Shows the nanoseconds that a test sets."""
+    clock = SimpleNamespace(now=time.time_ns())
+    monkeypatch.setattr(time, "time_ns", lambda: clock.now)
+    return clock
+
+
+def test_ids_grow_when_the_clock_is_set_back(clock: SimpleNamespace) -> None:
     first = new_id()
-    for seconds in (-3600, -1, 0, -10, 3600, 0):
-        monkeypatch.setattr(time, "time_ns", lambda s=seconds: now + s * 1_000_000_000)
+    for seconds in (-3600, 3599, 1, -10, 3610, -3600):
+        clock.now += seconds * 1_000_000_000
         following = new_id()
         assert following > first
         first = following
     ids_module._state.reset()
 
 
-def test_ids_go_on_when_a_millisecond_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_go_on_when_a_millisecond_is_full(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The random bits overflow into the time, and the version and variant stay."""
-    monkeypatch.setattr(time, "time_ns", lambda: 1_000_000_000)
+    clock.now = 1_000_000_000
     state = ids_module._Monotonic()
     monkeypatch.setattr(ids_module, "_state", state)
     state.last = (1_000 << 74) + (1 << 74) - 2

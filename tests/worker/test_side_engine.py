@@ -109,8 +109,8 @@ def _listening(monkeypatch: pytest.MonkeyPatch, listen: Callable[[Engine], None]
         listen(engine.sync_engine)
         return engine
 
-    monkeypatch.setattr("support.running.create_engine", sync)
-    monkeypatch.setattr("support.running.create_async_engine", coroutines)
+    for function, made in (("create_engine", sync), ("create_async_engine", coroutines)):
+        monkeypatch.setattr(f"support.running.{function}", made)
 
 
 @pytest.mark.parametrize("bench", FLAVORS[1:], indirect=True, ids=str)
