@@ -1,8 +1,7 @@
-"""Connections of a worker's own: how it opens them, and how long it waits to try again.
+"""A worker's own connections: how it opens them, and its backoff when it can't.
 
-A side engine is what the user's engine is (URL, ``connect_args``, token providers, listeners and
-options), but for a pool of its own: a listener and a heart must not take part in the application's
-pool, nor wait for it.
+A side engine is the user's engine (URL, ``connect_args``, token providers, listeners and options)
+with a separate pool: listener and heart must neither use up the application's pool nor wait for it.
 """
 
 import asyncio
@@ -25,10 +24,10 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 def side_engine(engine: Engine) -> Engine:
-    """An engine that is like the given one in all but its pool: that is its own.
+    """An engine like the given one, with a pool of its own.
 
-    It has the same listeners, also on the pool, and execution options: a schema_translate_map, or a
-    "begin" that sets a role, decides which tables are found.
+    It keeps the listeners, those of the pool too, and the execution options: a
+    schema_translate_map, or a "begin" listener that sets a role, decides which tables are found.
     """
     pool = engine.pool.recreate()
     if engine.dialect.is_async:
@@ -37,40 +36,40 @@ def side_engine(engine: Engine) -> Engine:
 
 
 class OfAnotherLoop(RuntimeError):
-    """A connection belongs to another event loop than that of the thread that is to use it."""
+    """A connection belongs to another event loop than that of the thread that would use it."""
 
     def __str__(self) -> str:
         return "the engine's creator hands out connections of another event loop"
 
 
 def _refuse_other_loops(pool: Any) -> None:
-    """Look at each connection before its first use, which would break it for its own loop too."""
-    create = pool._invoke_creator  # noqa: SLF001 - an event comes too late: SQLAlchemy closes then
+    """Check the loop of each connection before first use, which would break it for its own loop."""
+    create = pool._invoke_creator  # noqa: SLF001 - in an event, SQLAlchemy would close it
 
     def create_here(record: Any) -> Any:
         connection: Any = create(record)
         driver = getattr(connection, "driver_connection", None)
-        loop = getattr(driver, "_loop", None)  # asyncpg's; those of psycopg belong to none
+        loop = getattr(driver, "_loop", None)  # asyncpg's; psycopg's have no loop
         if driver is None or loop is None or loop is asyncio.get_running_loop():
             return connection
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(driver.terminate)  # a pool has its place back then
+            loop.call_soon_threadsafe(driver.terminate)  # frees its place in a pool
         raise OfAnotherLoop
 
     pool._creator = create_here  # noqa: SLF001
 
 
 def connects_by_url(engine: Engine) -> bool:
-    """Whether ``create_engine`` connects; not so with ``creator=``, ``async_creator=``, ``pool=``.
+    """Whether ``create_engine`` connects, and so by the URL.
 
-    What is in the URL means nothing then.
+    With ``creator=``, ``async_creator=`` or ``pool=`` the URL means nothing.
     """
     creator: Any = engine.pool._creator  # noqa: SLF001 - there is no public way
     return getattr(creator, "__module__", None) == create_engine.__module__
 
 
 class _LikeAnother(Engine):
-    """What is listened to on the class Engine is heard by the other engine's listeners already."""
+    """Has the class Engine's listeners from the other engine alone, or each would run twice."""
 
     _sa_propagate_class_events = False
 
@@ -78,7 +77,7 @@ class _LikeAnother(Engine):
 def engine_like(engine: Engine, pool: Pool, dialect: Dialect, url: URL) -> Engine:
     """An engine with the listeners and execution options of another, on a pool of its own.
 
-    As ``engine.execution_options()`` makes one, but that has the other's pool.
+    ``engine.execution_options()`` makes such an engine too, but on the same pool.
     """
     made = _LikeAnother(
         pool,
@@ -95,11 +94,11 @@ def engine_like(engine: Engine, pool: Pool, dialect: Dialect, url: URL) -> Engin
 
 @contextmanager
 def session_of(engine: Engine) -> Iterator[Connection]:
-    """A connection of a side engine, whose session ends with the block and is never used again.
+    """A connection of a side engine, whose server session ends with the block.
 
-    A session keeps what the server was when it began: one that was opened while the database was
-    read-only stays read-only. So whoever has met an error begins a new one. It is left clean, for
-    where the engine's creator takes connections from a pool, to close one is to give it back.
+    A server session that was opened while the database was read-only stays read-only, so after an
+    error the caller needs a new one. The connection is left clean: the engine's creator may take
+    connections from a pool, and closing one then gives it back.
     """
     with engine.connect() as connection:
         try:
@@ -112,10 +111,10 @@ def session_of(engine: Engine) -> Iterator[Connection]:
 def configure(
     connection: Connection, isolation_level: IsolationLevel = "READ COMMITTED"
 ) -> Connection:
-    """Prepare a new connection for the worker's own statements: watched, and READ COMMITTED.
+    """Prepare a new connection for the worker: keepalive, READ COMMITTED, UTF-8 if the database is.
 
-    Whatever the user's engine says: under AUTOCOMMIT a settlement would not be one step, and under
-    REPEATABLE READ claims would fail by serialization errors. And in UTF-8, if the database is.
+    The isolation level of the user's engine does not count: under AUTOCOMMIT a settlement would not
+    be atomic, and under REPEATABLE READ claims would fail with serialization errors.
     """
     enable_keepalive(connection)
     speak_utf8(connection)
@@ -125,17 +124,18 @@ def configure(
 def commit_each(connection: Connection, each: bool) -> None:
     """Let each statement on the worker's own connection commit by itself, or not.
 
-    The driver's own switch, without a round trip: SQLAlchemy's execution option would add a
-    callback to the connection each time. What :func:`configure` has set is undone in any case.
+    This is the driver's switch, without a round trip: SQLAlchemy's execution option would add a
+    callback to the connection each time. The callback of :func:`configure` resets the level in
+    any case.
     """
     driver: Any = connection.connection.dbapi_connection
     connection.dialect.set_isolation_level(driver, "AUTOCOMMIT" if each else "READ COMMITTED")
 
 
 def maintain(connection: Connection, worker_id: int | None, *, patience: float = 0.0) -> None:
-    """Before a worker's statements: name the session, and let it plan anew now and then.
+    """Before a worker's statements: name the session, and discard its plans when they are old.
 
-    With *patience*, that many seconds later, or earlier if it is negative.
+    *patience* adds that many seconds to the age of the plans; a negative one takes them off.
     """
     if worker_id is not None:
         name_session(connection, worker_id)
@@ -152,15 +152,15 @@ class Backoff:
 
     @property
     def is_first(self) -> bool:
-        """Whether nothing has failed since it worked."""
+        """Whether no attempt has failed since the last success."""
         return self._next == self.FIRST
 
     def log(self, what: str, error: BaseException) -> None:
-        """Log a failure: the first one is news, the rest of an outage is not."""
+        """Log a failure: the first of an outage as info, the rest as debug."""
         logger.log(logging.INFO if self.is_first else logging.DEBUG, "%s: %s", what, summary(error))
 
     def reset(self) -> None:
-        """It worked: begin anew at the next failure."""
+        """Start again at the shortest wait, after a success."""
         self._next = self.FIRST
 
     def pause(self) -> float:

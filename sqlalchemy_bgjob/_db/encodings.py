@@ -1,7 +1,7 @@
-"""In which encodings a session keeps and sends text, and how to say everything in any of them.
+"""The encodings of server and session, and how to store any text in spite of them.
 
-A server or a session that is not UTF-8 can't take every character. The text of an error may hold
-any; where the statement that records it would fail for that, its job would never end.
+A server or a session that is not UTF-8 can't take every character, and the text of an error may
+hold any. If the statement that records the error failed for that, the job would never end.
 """
 
 from typing import Any, Final
@@ -13,14 +13,14 @@ _CLIENT_AT_FIRST: Final = text("SELECT reset_val FROM pg_settings WHERE name = '
 
 
 def storable(connection: Connection, words: str | None) -> str | None:
-    """The words, as this session can store it: what may not fit is escaped."""
+    """The words, with non-ASCII characters escaped unless server and session are UTF-8."""
     if words is None or words.isascii() or encodings(connection) == (UTF8, UTF8):
         return words
     return words.encode("ascii", "backslashreplace").decode("ascii")
 
 
 def encodings(connection: Connection) -> tuple[str | None, str | None]:
-    """The server's and the session's encoding, as the driver was told; None where it can't say."""
+    """The encodings of server and session, as the driver knows them; None where it does not."""
     driver: Any = connection.connection.driver_connection
     match connection.dialect.driver:
         case "psycopg" | "psycopg_async":
@@ -36,14 +36,14 @@ def encodings(connection: Connection) -> tuple[str | None, str | None]:
 
 
 def speak_utf8(connection: Connection) -> None:
-    """Let a new session of the worker's own read and write all that a UTF-8 database holds.
+    """Set the client_encoding of a worker's own new session to UTF-8, if the database is UTF-8.
 
-    Else a row that holds what the session's encoding has not could never be claimed. The session
-    is not one that the application's pool may get back. Without a round trip where it is UTF-8.
+    Otherwise a row with a character that the session's encoding lacks could never be claimed. Not
+    for connections of the application's pool. No round trip where the session is UTF-8 already.
     """
     if not changes_encoding(connection):
         return
-    if connection.dialect.driver == "psycopg2":  # it decodes by what it was told itself
+    if connection.dialect.driver == "psycopg2":  # it decodes as its own API was told
         driver: Any = connection.connection.driver_connection
         driver.set_client_encoding(UTF8)
         return
@@ -58,14 +58,14 @@ def changes_encoding(connection: Connection) -> bool:
 
 
 def _plain(name: str | None) -> str | None:
-    # asyncpg asks for "'utf-8'", and is told so; with the quotes, if PgBouncer answers.
+    # The server reports utf-8, as asyncpg asked for it; PgBouncer keeps asyncpg's quotes.
     return name and name.strip("'").upper().replace("-", "").replace("UNICODE", UTF8)
 
 
 def encoding_problem(connection: Connection) -> str | None:
     """What is wrong with these encodings, and what to do; None if nothing is."""
     server, client = encodings(connection)
-    if client == UTF8:  # perhaps by speak_utf8: the application's own sessions are as they began
+    if client == UTF8:  # perhaps by speak_utf8, which the application's sessions lack
         client = _plain(connection.execute(_CLIENT_AT_FIRST).scalar())
     if server not in (None, UTF8):
         return (

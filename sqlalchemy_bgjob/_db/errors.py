@@ -26,7 +26,7 @@ RETRY_AT_ONCE: Final = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the same attempt would likely pass now."""
 
 READ_ONLY: Final = "25006"
-"""A write in a read-only transaction: of a standby, or of a session that began in such a time."""
+"""A write on a standby, or in a session that was opened while the database was read-only."""
 
 _MOST_MEMBERS: Final = 5
 
@@ -45,7 +45,7 @@ def sqlstate(error: BaseException | None) -> str | None:
 
 
 def lost_connection(error: BaseException) -> bool:
-    """Whether the connection is of no more use, so that a COMMIT's outcome may be unknown."""
+    """Whether the connection is unusable; the outcome of a COMMIT on it may be unknown."""
     if was_invalidated(error):
         return True
     if isinstance(error, OSError | EOFError):  # asyncpg's connect raises these bare
@@ -58,14 +58,14 @@ def lost_connection(error: BaseException) -> bool:
 
 
 def lacks_prepared(error: BaseException) -> bool:
-    """Whether a session has no statement of a name that its driver has given, or another's.
+    """Whether a session lacks the statement that its driver prepared, or has another client's.
 
-    A pooler gives its sessions to several, or has done so.
+    A pooler shares its server sessions between clients.
     """
     code = sqlstate(error)
     if code != _PROTOCOL:
         return code in _NOT_PREPARED
-    # Another's statement takes more values, or fewer. What a pooler says so ends the session.
+    # Another client's statement takes more values, or fewer. A pooler's own 08P01 ends the session.
     if not isinstance(error, DBAPIError) or error.statement is None or error.connection_invalidated:
         return False
     by_psycopg = type(error.orig).__module__.startswith("psycopg")
@@ -75,19 +75,19 @@ def lacks_prepared(error: BaseException) -> bool:
 _NOT_PREPARED: Final = frozenset({"26000", "42P05"})
 _PROTOCOL: Final = "08P01"
 _NUMBERED: Final = re.compile(r"\$\d")
-"""A parameter that psycopg has not made: the statement itself is wrong."""
+"""A parameter that psycopg did not write: the statement itself is wrong."""
 
 
 def was_invalidated(error: BaseException) -> bool:
-    """Whether SQLAlchemy has found a connection lost that it had; a new one may be had."""
+    """Whether SQLAlchemy found an established connection lost; a new one may work."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def refuses_a_row(error: BaseException) -> bool:
-    """Whether a statement failed for what is in a row, whatever becomes of the others.
+    """Whether a statement failed because of one row; other rows may pass.
 
-    By the server: a value that can't be had (class 22), a constraint (23); or by the driver, which
-    could not read it.
+    The server rejects a value (class 22) or enforces a constraint (23), or the driver can't read
+    the row.
     """
     code = sqlstate(error)
     if code is not None:
@@ -96,15 +96,14 @@ def refuses_a_row(error: BaseException) -> bool:
 
 
 def ran_out_of_time(error: BaseException) -> bool:
-    """Whether a statement was given up by statement_timeout or lock_timeout, or by somebody."""
+    """Whether statement_timeout, lock_timeout or somebody's cancel ended the statement."""
     return sqlstate(error) in ("57014", "55P03")
 
 
 def doubts_session(error: BaseException) -> bool:
-    """Whether an error may be its session's own fault, so that a new one may do better.
+    """Whether the session itself may be the cause of an error, and a new one may do better.
 
-    So is all that is not known to come from a row, from a trigger, from a timeout, or from others'
-    transactions.
+    True unless the error is known to come from a row, a trigger, a timeout or another transaction.
     """
     # 22, 23: values and constraints; 40: conflicts; P0: what PL/pgSQL raises.
     known = (sqlstate(error) or "")[:2] in ("22", "23", "40", "P0")
@@ -116,8 +115,8 @@ _UNAVAILABLE = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25P03", 
 
 _FINAL: Final = frozenset({"28P01", "28000", "3D000"})
 """No password, no such role, no such database."""
-# libpq keeps the SQLSTATE of a failed connection to itself, so psycopg and psycopg2 have only its
-# words. A server that does not speak English is waited for: the safe mistake of the two.
+# libpq does not pass on the SQLSTATE of a failed connection, so psycopg and psycopg2 have only its
+# message. Where that is not English we go on waiting: the safer of the two mistakes.
 _FINAL_WORDS: Final = re.compile(
     r"authentication failed for user|no pg_hba\.conf entry|no password supplied|"
     r'role ".*" (does not exist|is not permitted to log in)|database ".*" does not exist|'
@@ -126,7 +125,7 @@ _FINAL_WORDS: Final = re.compile(
 
 
 def refused_connection(error: BaseException) -> bool:
-    """Whether the server will not let us in however long we wait: password, role or database."""
+    """Whether waiting is useless: the server rejects the password, the role or the database."""
     code = sqlstate(error)
     if code is not None:
         return code in _FINAL
@@ -134,11 +133,11 @@ def refused_connection(error: BaseException) -> bool:
 
 
 def passes_by_itself(error: BaseException) -> bool:
-    """Whether what failed may succeed when it is tried again, though nobody mends anything."""
+    """Whether a retry may succeed although nobody has mended anything."""
     if lost_connection(error) or ran_out_of_time(error):
         return True
     code = sqlstate(error)
-    if code is not None:  # others' transactions, room, locks, operators, disks
+    if code is not None:  # conflicts, resources, locks, operators, I/O
         return code[:2] in ("40", "53", "55", "57", "58")
     # Drivers give no SQLSTATE when nobody answers.
     unreachable = isinstance(error, OperationalError | InterfaceError | PoolTimeoutError)
@@ -161,21 +160,21 @@ _ADVICE: Final[Mapping[str, str]] = {
 
 
 def advice(error: BaseException) -> str | None:
-    """Which setting a database error comes from, where its SQLSTATE tells."""
+    """The setting that a database error points to; None if its SQLSTATE points to none."""
     return _POOLER if lacks_prepared(error) else _ADVICE.get(sqlstate(error) or "")
 
 
 def note_advice(error: BaseException) -> None:
-    """Add the advice to what the error's traceback shows, once."""
+    """Add the advice to the error as a note, once."""
     found = advice(error)
     if found is not None and found not in getattr(error, "__notes__", ()):
         error.add_note(found)
 
 
 def database_message(error: BaseException) -> str:
-    """The database's or driver's own words for why there is no connection.
+    """Why there is no connection, in the words of the database or driver; passwords are masked.
 
-    Only for errors of connecting: others may hold the values of rows.
+    Only for errors of connecting: other messages may hold the values of rows.
     """
     orig = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     lines = [line.strip() for line in _printed(orig).splitlines() if line.strip()]
@@ -184,20 +183,20 @@ def database_message(error: BaseException) -> str:
     return said if remedy is None else f"{said}; {remedy}"
 
 
-# A driver may quote a URL or a part of it, as a host that it can't resolve.
+# A driver may quote part of a URL, such as a host that it can't resolve.
 _BEFORE_AT: Final = re.compile(r"[^\s'\"]+@(?=\S)")
 _PASSWORD: Final = re.compile(r"(password\s*=\s*)('[^']*'|[^\s&]+)", re.IGNORECASE)
 
 
 def of_connecting(error: BaseException) -> bool:
-    """Whether an error is of a connection, and of no statement: its message holds no row."""
+    """Whether an error comes from connecting and not from a statement: its message holds no row."""
     code = sqlstate(error)
     if code is not None and code[:2] not in ("08", "28") and code not in _NO_CONNECTION:
         return False
     if isinstance(error, StatementError):
         known = isinstance(error, OperationalError | InterfaceError)
         return error.statement is None and (known or code is not None)
-    return code is not None  # asyncpg's own, which come as they are
+    return code is not None  # asyncpg's own, which SQLAlchemy has not wrapped
 
 
 _NO_CONNECTION: Final = frozenset({"57P01", "57P02", "57P03", "53300", "3D000"})
@@ -206,10 +205,10 @@ _NO_CONNECTION: Final = frozenset({"57P01", "57P02", "57P03", "53300", "3D000"})
 def describe(error: BaseException) -> str:
     """An error as text for ``last_error``: type, message, and the frames that led to it.
 
-    The frames are in Python's order without this library's, the user's innermost frame last; those
-    of other libraries that it had called stand before, under words of their own.
+    The frames are in Python's order, without this library's. The user's innermost frame is last;
+    frames of the libraries that it called come before, under "raised in".
 
-    A database error gives its SQLSTATE and constraint instead of its message, which would hold
+    A database error gives its SQLSTATE and constraint, not its message, which would hold
     parameters and the values of rows. An exception group names its first five members.
     """
     first, *causes = _headlines(error)
@@ -224,9 +223,9 @@ def describe(error: BaseException) -> str:
 
 
 def stack(error: BaseException) -> str:
-    """An error as Python shows it: the lines of its frames, of its causes and of its members.
+    """An error as Python shows it: the tracebacks of the error, its causes and its members.
 
-    The messages are those of :func:`describe`, so that it holds as little of a row as that does.
+    The messages are those of :func:`describe`, so no values of rows get in.
     """
     shown: list[str] = []
     for cause, headline in zip(causes(error), _headlines(error), strict=False):
@@ -238,7 +237,10 @@ def stack(error: BaseException) -> str:
 
 
 def _headlines(error: BaseException) -> list[str]:
-    """An error and its causes; after a database error none, for they hold what ours leave out."""
+    """Type and message of an error and its causes, up to the first database error.
+
+    Its causes are the driver's errors, whose messages hold the values of rows.
+    """
     lines = []
     for cause in causes(error):
         lines.append(_headline(cause))
@@ -298,7 +300,7 @@ def _constraint(error: Any) -> str | None:
 def clean(text: str) -> str:
     """Text that PostgreSQL can store: no NUL, no lone surrogates, at most 8,192 characters.
 
-    Without this the very statement that records a failure would fail, and the job run without end.
+    Otherwise the statement that records a failure would itself fail, and the job would never end.
     """
     text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) > MAX_ERROR_LENGTH:
@@ -308,6 +310,6 @@ def clean(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known names that are closest to a wrong one, as a question; empty if none is close."""
+    """The known names closest to a wrong one, as a question; empty if none is close."""
     close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,9 +1,9 @@
-"""Keeps a process that a handler has forked out of the worker, and off its connections.
+"""Keeps a process that a handler forks out of the worker, and off the worker's connections.
 
-A child goes on with copies of everything. Where its handler returns or raises it would come back
-into the worker, settle the job on the parent's socket, and take further ones; its ROLLBACK would
-undo what the parent has written. So a child that comes back ends. And from the fork on the sockets
-of the worker lead nowhere in the child, whatever it, or its garbage collection, does with them.
+The child has copies of everything. When its handler returns or raises, it would go on as the
+worker: settle the job on the parent's socket and run more jobs, and its ROLLBACK would undo the
+parent's writes. So a child that returns to the worker exits. And from the fork on, the worker's
+sockets lead nowhere in the child, whatever the child or its garbage collection does with them.
 """
 
 import os
@@ -19,7 +19,7 @@ _connections: Final[WeakSet[Any]] = WeakSet()
 
 
 class Forked(RuntimeError):
-    """A session was used in another process than the one that runs its job."""
+    """A session was used in a process other than the one that runs its job."""
 
     def __str__(self) -> str:
         return (
@@ -36,19 +36,19 @@ def file_number(driver: Any) -> int:
 
 
 def _driver(connection: Connection) -> Any:
-    """The driver's connection: of the proxies that an asyncpg.Pool hands out, what is behind it."""
+    """The driver's connection; for a proxy of asyncpg.Pool, the connection behind it."""
     driver: Any = connection.connection.driver_connection
     return getattr(driver, "_con", None) or driver
 
 
 def keep_from_children(connection: Connection) -> None:
-    """Let no process that is forked from now on speak on this connection."""
+    """Cut this connection off in every process that is forked from now on."""
     _connections.add(_driver(connection))
 
 
 @contextmanager
 def kept_from_children(connection: Connection) -> Iterator[None]:
-    """Do the same for a while, with a connection that is not the worker's."""
+    """Do the same within a block, for a connection that is not the worker's."""
     driver = _driver(connection)
     if driver in _connections:
         yield
@@ -61,7 +61,7 @@ def kept_from_children(connection: Connection) -> Iterator[None]:
 
 
 def _cut_off() -> None:
-    """In the child: put a socket that has been closed in the place of each of the parent's."""
+    """In the child: replace each of the parent's sockets by one whose other end is closed."""
     closed, other = socket.socketpair()
     other.close()
     with closed:
@@ -76,12 +76,12 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 def leave_if_forked(process: int, type: str | None, error: BaseException | None = None) -> None:
-    """End this process if it is not *process*: a handler has forked it, and it came back.
+    """Exit if this process is not *process*: a handler forked it, and it came back.
 
     Args:
-        process: Which one runs the worker.
-        type: Of the job whose handler may have forked; None if that is not known.
-        error: What the handler has raised. The code of a SystemExit is the child's.
+        process: The pid of the worker's process.
+        type: The type of the job whose handler may have forked; None if unknown.
+        error: The handler's exception. The child exits with the code of a SystemExit.
     """
     if os.getpid() != process:
         _leave(process, type, error)
@@ -97,6 +97,6 @@ def _leave(process: int, type: str | None, error: BaseException | None) -> NoRet
         f"{how} and ends here, so that it does not go on as a worker; end such a child by "
         f"os._exit(), or use multiprocessing or subprocess\n"
     )
-    with suppress(OSError):  # not sys.stderr, whose lock another thread may have held
+    with suppress(OSError):  # not sys.stderr: a thread may have held its lock at the fork
         os.write(2, words.encode("utf-8", "backslashreplace"))
     os._exit(1)

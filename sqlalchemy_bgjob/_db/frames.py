@@ -1,7 +1,7 @@
 """Where an exception came from: the frames of its traceback, and whose code they are. Pure.
 
-A frame says file, line and function, and a traceback the lines of the source too. Neither shows
-the value of a variable.
+A frame is file, line and function; a traceback also has the lines of the source. Neither shows the
+value of a variable.
 """
 
 import os
@@ -21,7 +21,7 @@ _STANDARD: Final = tuple(
 _INSTALLED: Final = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _CALLED_BY_US: Final = frozenset({"sqlalchemy", "psycopg", "psycopg2", "asyncpg"})
 _MISTAKES: Final = (AssertionError, AttributeError, LookupError, NameError)
-"""What this library does not raise to tell the user something."""
+"""Errors that this library never raises on purpose: they are bugs of ours."""
 _MOST_FRAMES: Final = 12
 _MOST_CAUSES: Final = 5
 
@@ -42,11 +42,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The frames of an exception without this library's, in two parts, each as Python orders them.
+    """The frames of an exception without this library's, in two parts, each in Python's order.
 
     Attributes:
-        called_from: Up to the user's innermost frame, which is the last.
-        raised_in: What that frame has called: the code of other libraries.
+        called_from: Frames up to the user's innermost, which is last.
+        raised_in: Frames of other libraries that the user's innermost frame called.
     """
 
     called_from: tuple[Place, ...] = ()
@@ -54,14 +54,14 @@ class Places:
 
 
 def places(error: BaseException) -> Places:
-    """Where an exception, or one of its causes, has left the user's code.
+    """Where an exception, or one of its causes, left the user's code.
 
-    The user's code is what belongs neither to this library, nor to Python's own, nor to an
-    installed package. An application that is itself installed is told by the first module that
-    belongs neither to Python nor to what this library calls: a handler, or what wraps it.
+    The user's code is all that belongs neither to this library, nor to Python, nor to an installed
+    package. An application that is itself installed is recognized by the first frame that belongs
+    neither to Python nor to a library that we call: the handler, or its wrapper.
 
-    Where nothing is the user's, no frame is told: the words say it all, or the database has refused
-    what this library sent. But for a mistake of ours, which is reported with its place.
+    Without a frame of the user's the result is empty: the message says it all, or the database
+    refused a statement of ours. A bug of ours is the exception, and reported with our frames.
     """
     stacks = [_walk(one.__traceback__) for one in causes(error)]
     for stack in stacks:
@@ -78,7 +78,7 @@ def places(error: BaseException) -> Places:
 
 
 def users_place(error: BaseException) -> Place | None:
-    """The user's own innermost frame of an exception or of one of its causes, if there is any."""
+    """The user's innermost frame in an exception or one of its causes; None if there is none."""
     for one in causes(error):
         for frame, line in reversed(_walk(one.__traceback__)):
             if _is_users(frame):
@@ -87,7 +87,7 @@ def users_place(error: BaseException) -> Place | None:
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """An exception, what caused it, what caused that: as far as Python itself would show them."""
+    """An exception and its chain of causes, as Python would show it; at most five."""
     found: list[BaseException] = []
     cause: BaseException | None = error
     while (
@@ -126,21 +126,21 @@ def _place(frame: FrameType, line: int) -> Place:
 
 def _is_users(frame: FrameType) -> bool:
     file = frame.f_code.co_filename
-    if file.startswith("<"):  # what Python or a library has made; or what was typed
+    if file.startswith("<"):  # generated code, or code typed at a prompt
         return frame.f_globals.get("__name__") == "__main__"
-    if _package(frame) in _CALLED_BY_US:  # what is compiled has no folder: asyncpg/protocol.pyx
+    if _package(frame) in _CALLED_BY_US:  # compiled code has a relative path: asyncpg/protocol.pyx
         return False
     return not (any(part in file for part in _INSTALLED) or file.startswith(_STANDARD))
 
 
 def _is_beneath(frame: FrameType) -> bool:
-    """Whether a frame is of what this library calls itself."""
+    """Whether a frame belongs to Python or to a library that we call ourselves."""
     package = _package(frame)
     return package in _CALLED_BY_US or package in sys.stdlib_module_names
 
 
 def _belongs_to(first: FrameType) -> Callable[[FrameType], bool]:
-    """Whether a frame is of the same top-level package as the first."""
+    """A test of whether a frame is of the same top-level package as the first."""
     package = _package(first)
     return lambda frame: _package(frame) == package
 

@@ -1,4 +1,4 @@
-"""Awaiting from within a greenlet. Imported only by those who run coroutines: it needs greenlet."""
+"""Awaiting from within a greenlet. Import it only where coroutines run: it needs greenlet."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,7 +8,7 @@ from sqlalchemy.util import await_only
 
 
 def await_within(awaitable: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
-    """From within a greenlet: the result of a coroutine, within *timeout* seconds."""
+    """Await a coroutine from within a greenlet, for at most *timeout* seconds; its result."""
     if timeout is None:
         return await_only(awaitable)
     return await_only(_limited(awaitable, timeout))

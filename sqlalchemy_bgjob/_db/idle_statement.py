@@ -1,8 +1,8 @@
-"""One statement in the driver's own way: the claim of a worker that waits, whose latency counts.
+"""Runs one statement by the driver alone: the claim of an idle worker, whose latency counts.
 
 ``Connection.execute`` costs about a quarter of a millisecond in a process that has just slept,
-which is a fifth of the time from an enqueue to its handler. All else that SQLAlchemy would do is to
-tell those who listen; where somebody does, it runs the statement.
+which is a fifth of the time from an enqueue to its handler. Only event listeners would miss
+SQLAlchemy; where there are any, SQLAlchemy runs the statement.
 """
 
 from contextlib import closing
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy.sql.compiler import SQLCompiler
 
 _DRIVERS: Final = ("psycopg", "asyncpg")
-"""Whose rows come as the statement's types say; psycopg2's bytes do not."""
+"""Drivers whose values need no conversion by SQLAlchemy's types; psycopg2's bytes do."""
 _EVENTS: Final = (
     "before_execute",
     "after_execute",
@@ -36,10 +36,10 @@ class IdleStatement:
         self._sql = str(compiled)
 
     def fetch(self, connection: Connection, given: dict[str, Any]) -> list[Any]:
-        """The rows, on a connection where each statement commits by itself.
+        """Run it on a connection where each statement commits by itself; the rows.
 
         Raises:
-            DBAPIError: As from ``Connection.execute``; the connection is not invalidated.
+            DBAPIError: As ``Connection.execute`` raises it, but the connection is not invalidated.
         """
         values: Any = self._compiled.construct_params(given)
         if (names := self._compiled.positiontup) is not None:
@@ -65,9 +65,9 @@ class IdleStatement:
 def may_commit_each(connection: Connection) -> bool:
     """Whether statements on this connection may commit by themselves, one by one.
 
-    asyncpg prepares a statement and runs it in two steps. Where it keeps no prepared statements, as
-    users of a pooler in transaction mode tell it, only a transaction makes both meet one session.
-    And who listens to "begin" may set what lasts for a transaction: a role, or a search_path.
+    asyncpg prepares a statement and runs it in two steps. Where it is told to keep no prepared
+    statements, for a pooler in transaction mode, only a transaction keeps both in one server
+    session. And a listener of "begin" may set a role or a search_path for the transaction.
     """
     if connection.engine.dispatch.begin or connection.engine.dispatch.commit:
         return False
@@ -78,10 +78,10 @@ def may_commit_each(connection: Connection) -> bool:
 
 
 def prepare(statement: Executable, connection: Connection) -> IdleStatement | None:
-    """The statement in the driver's own way; None where SQLAlchemy must run it in a transaction.
+    """Compile a statement for the driver; None where SQLAlchemy must run it in a transaction.
 
-    What commits by itself runs at the session's own isolation level, and only under READ COMMITTED
-    do workers pass over each other's rows.
+    A statement that commits by itself has the session's default isolation level, and workers skip
+    each other's rows under READ COMMITTED only.
     """
     engine = connection.engine
     listened = any(getattr(engine.dispatch, name) for name in _EVENTS)

@@ -1,8 +1,8 @@
-"""Finds out within seconds that the other end of a connection is gone without a word.
+"""TCP keepalive: finds out within seconds that the other end vanished without a word.
 
-A host that loses power, or a firewall that forgets a connection, sends no reset. A statement that
-was on its way is then waited for until the kernel gives up, a quarter of an hour by default, and a
-listener that only waits never hears of it. The kernel can be asked to look sooner.
+A host that loses power, or a firewall that forgets a connection, sends no reset. The worker would
+wait for its statement until the kernel gives up, after a quarter of an hour by default, and a
+listener, which sends nothing, would never notice. The kernel can be told to probe sooner.
 """
 
 import select
@@ -17,9 +17,9 @@ from sqlalchemy import Connection
 from .forks import file_number, keep_from_children
 
 UNANSWERED: Final = 15.0
-"""Seconds after which data that was sent and not acknowledged ends the connection."""
+"""Seconds after which unacknowledged data ends the connection."""
 IDLE, EVERY, TIMES = 10, 3, 3
-"""Seconds of silence before the kernel asks, seconds between its questions, and how many."""
+"""Seconds of silence before the first probe, seconds between probes, and their number."""
 _OPTIONS: Final = (
     ("TCP_USER_TIMEOUT", int(UNANSWERED * 1_000)),
     ("TCP_KEEPIDLE", IDLE),
@@ -30,30 +30,29 @@ _OPTIONS: Final = (
 
 
 def enable_keepalive(connection: Connection) -> None:
-    """Let the kernel watch this connection, once. What the user has set to be shorter stays.
+    """Turn keepalive on for this connection, once; a shorter time that the user has set stays.
 
-    It is kept from processes that are forked later, too.
+    Processes that are forked later are cut off from the connection, too.
     """
     if connection.info.get("bgjob_watched"):
         return
     connection.info["bgjob_watched"] = True
     keep_from_children(connection)
-    # A Unix socket has no such options, and a driver may hide its socket: then all is as before.
+    # A Unix socket has no such options, and a driver may hide its socket: no keepalive then.
     with suppress(Exception):
         _set(_socket(connection.connection.driver_connection))
 
 
 def may_be_lost(connection: Connection) -> bool:
-    """Whether a connection of a pool may have been ended while it was idle.
+    """Whether a pooled connection may have ended while it was idle; without a round trip.
 
-    The other end has sent what nobody has asked for, its farewell most likely. This costs no round
-    trip.
+    True if the server has sent data unasked, most likely its reason for ending the session.
     """
     driver: Any = connection.connection.driver_connection
-    is_closed = getattr(driver, "is_closed", None)  # asyncpg, whose event loop has read it
+    is_closed = getattr(driver, "is_closed", None)  # asyncpg, whose event loop reads the data
     if is_closed is not None and is_closed():
         return True
-    with suppress(Exception):  # a driver may hide its socket, and a system have no poll()
+    with suppress(Exception):  # a driver may hide its socket, or the system lack poll()
         poll = select.poll()
         poll.register(file_number(driver), select.POLLIN)
         return bool(poll.poll(0))
@@ -62,7 +61,7 @@ def may_be_lost(connection: Connection) -> bool:
 
 @contextmanager
 def within(seconds: float, connection: Connection) -> Iterator[None]:
-    """Let statements on a connection take at most this long; then it is ended, and they fail.
+    """Limit the time of a block's statements: then the connection is ended, and they fail.
 
     Raises:
         Exception: The driver hides its socket.
@@ -78,12 +77,12 @@ def within(seconds: float, connection: Connection) -> Iterator[None]:
 
 
 def _end(copy: socket.socket) -> None:
-    with suppress(OSError):  # the other end was faster, or the block
+    with suppress(OSError):  # the server has closed it, or the block has just ended
         copy.shutdown(socket.SHUT_RDWR)
 
 
 def _socket(driver: Any) -> socket.socket:
-    """The connection's own socket as a copy that shares it; to be closed."""
+    """A duplicate of the connection's socket, which the caller closes."""
     return socket.socket(fileno=socket.dup(file_number(driver)))
 
 

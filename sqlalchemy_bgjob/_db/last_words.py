@@ -1,10 +1,10 @@
-"""Why the server has ended a session, where the driver would lose it.
+"""Why the server ended a session, where the driver would lose the reason.
 
-A server that ends a session says why, and then closes the socket. Psycopg may read that while no
-statement is under way, as it does at the end of each one. It then takes the words for a notice, and
-the next statement fails with no more than "server closed the connection unexpectedly": under load
-in one case of ten. Asyncpg keeps them, as the cause of the error that it raises. Psycopg2 has them
-without their SQLSTATE.
+A server that ends a session sends its reason and then closes the socket. Psycopg may read the
+message while no statement is under way, as it does at the end of each one. It takes the message for
+a notice then, and the next statement fails with no more than "server closed the connection
+unexpectedly": in one case of ten under load. Asyncpg keeps the reason as the cause of the error
+that it raises. Psycopg2 has the message, without its SQLSTATE.
 """
 
 from contextlib import suppress
@@ -17,12 +17,12 @@ from .errors import sqlstate
 
 _KEY: Final = "bgjob_last_words"
 _CRASHED: Final = "57P02"
-"""Sent as a warning, when another server process has crashed and this one has to end."""
+"""Sent as a warning when another server process has crashed and this one must end."""
 _DEEPEST: Final = 20
 
 
 class LastWords:
-    """What the server said when it ended one session."""
+    """The SQLSTATE that the server sent when it ended a session."""
 
     __slots__ = ("sqlstate",)
 
@@ -30,13 +30,13 @@ class LastWords:
         self.sqlstate: str | None = None
 
     def hear(self, notice: Any) -> None:
-        """Keep a notice of psycopg's if the session ends with it."""
+        """Keep the SQLSTATE of a notice that announces the end of the session."""
         if notice.severity_nonlocalized in ("FATAL", "PANIC") or notice.sqlstate == _CRASHED:
             self.sqlstate = notice.sqlstate
 
 
 def last_words(connection: Connection) -> LastWords:
-    """Those of the connection's session, heard from the first call on."""
+    """The last words of a connection's session, recorded from the first call on."""
     info = connection.info
     words: LastWords | None = info.get(_KEY)
     if words is None:
@@ -48,7 +48,7 @@ def last_words(connection: Connection) -> LastWords:
 
 
 def complete(error: BaseException, words: LastWords | None) -> None:
-    """Give the error of a session that has ended, or its cause, the SQLSTATE that tells why."""
+    """Find the error of an ended session in a chain, and set the SQLSTATE of the reason on it."""
     found: BaseException | None = error
     for _ in range(_DEEPEST):
         if found is None:
@@ -56,14 +56,14 @@ def complete(error: BaseException, words: LastWords | None) -> None:
         if isinstance(found, DBAPIError) and found.connection_invalidated:
             said = _cause_s(found.orig) or (words.sqlstate if words is not None else None)
             if said is not None:
-                with suppress(AttributeError):  # an error of a driver that allows no attributes
+                with suppress(AttributeError):  # the driver's error allows no attributes
                     found.orig.sqlstate = said  # type: ignore[union-attr]
             return
         found = found.__cause__ or found.__context__
 
 
 def _cause_s(error: BaseException | None) -> str | None:
-    """What asyncpg's error of a lost connection (class 08) has come from."""
+    """The SQLSTATE behind asyncpg's error of a lost connection (class 08)."""
     cause = error.__cause__ if error is not None else None
     if (sqlstate(cause) or "")[:2] == "08":
         return sqlstate(cause.__cause__) if cause is not None else None

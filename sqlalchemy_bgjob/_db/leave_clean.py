@@ -1,8 +1,8 @@
-"""What a session of a worker's own still is after the worker: nothing but a session.
+"""Resets a worker's own connection before it is closed.
 
 An engine's creator may take connections from a pool behind the engine, such as psycopg_pool's with
-``close_returns``. Such a connection goes on when it is closed, for whoever takes it next: it must
-not listen, be named after a worker, or commit by itself then.
+``close_returns``. There, closing a connection gives it back, and the next user must not get one
+that listens, is named after a worker or commits by itself.
 """
 
 from contextlib import closing, suppress
@@ -13,25 +13,25 @@ from sqlalchemy import Connection
 from .keepalive import within
 
 LEFT_WITHIN: Final = 2.0
-"""Seconds: a server that answers no more keeps nobody from closing a connection."""
+"""Seconds for the reset: a server that does not answer must not delay the close for long."""
 _UNDO: Final = ("UNLISTEN *", "RESET application_name")
 
 
 def leave_clean(connection: Connection) -> None:
-    """Undo on a connection what lasts for its session, before it is closed; as well as possible.
+    """Undo a worker's settings of the session before its connection is closed; best effort.
 
-    By the driver alone: no listener of the engine's is told of it, nor of its errors.
+    This goes by the driver, past the engine's listeners: they hear neither of it nor of its errors.
     """
-    # asyncpg's pool gives out what ends when it is closed.
+    # A connection of asyncpg's pool really ends when it is closed.
     if connection.invalidated or connection.dialect.driver == "asyncpg":
         return
     driver: Any = connection.connection.dbapi_connection
-    with suppress(Exception), within(LEFT_WITHIN, connection):  # one that is lost is as clean
+    with suppress(Exception), within(LEFT_WITHIN, connection):  # a lost one needs no cleaning
         driver.rollback()
         with closing(driver.cursor()) as cursor:
             for statement in _UNDO:
                 cursor.execute(statement)
-            # psycopg2 would go on to read by the one that it was told, which is UTF-8.
+            # psycopg2 would go on decoding as UTF-8, which its own API was told.
             if connection.dialect.driver != "psycopg2":
                 cursor.execute("RESET client_encoding")
         driver.commit()

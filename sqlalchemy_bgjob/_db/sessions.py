@@ -1,4 +1,4 @@
-"""The sessions of a worker: their name, by which others know them, and how long they keep plans."""
+"""The server sessions of a worker: their name, and how long they keep plans."""
 
 import time
 from typing import Final
@@ -7,11 +7,11 @@ from sqlalchemy import Connection
 
 APPLICATION_NAME_PREFIX: Final = "bgjob/"
 PLANS_LAST: Final = 1.0
-"""Seconds for which a session of a worker keeps its plans."""
+"""Seconds for which a worker's session keeps its plans."""
 
 
 def application_name(worker_id: int) -> str:
-    """The name that all sessions of a worker carry, so that others can tell them."""
+    """The application_name of a worker's sessions, by which others recognize them."""
     return f"{APPLICATION_NAME_PREFIX}{worker_id}"
 
 
@@ -25,11 +25,11 @@ def name_session(connection: Connection, worker_id: int) -> None:
 
 
 def plan_anew(connection: Connection, older_than: float = PLANS_LAST) -> None:
-    """Let this session forget its plans, once a second. Commits.
+    """Discard this session's plans if they are older than a second, or *older_than*. Commits.
 
-    The plan of a prepared statement lasts until the table's statistics change. Made while the table
-    was a few pages long it reads all of it, and after a burst would go on doing so until autovacuum
-    comes by: a claim of 200 among 200,000 took 340 ms.
+    The plan of a prepared statement lasts until the table's statistics change. One that was made
+    for a table of a few pages reads the whole table, and would go on doing so after a burst, until
+    autovacuum comes by: a claim of 200 among 200,000 took 340 ms.
     """
     now = time.monotonic()
     planned_at = connection.info.setdefault("bgjob_planned_at", now)

@@ -1,6 +1,6 @@
-"""SQL that is sent as text: where it is found, where its first word is, and if there is more. Pure.
+"""SQL that the user wrote as text: where to find it, its first word, and if it is several. Pure.
 
-Every statement of a handler's session is looked at, so all of this takes linear time.
+Every statement of a handler's session passes through here, so all of this takes linear time.
 """
 
 import re
@@ -25,7 +25,7 @@ def sql_of(statement: Any) -> str | None:
 
 
 def first_word_at(sql: str) -> int:
-    """Where the first word is, behind white space, comments, parentheses and empty statements."""
+    """The index of the first word, after white space, comments, parentheses and semicolons."""
     at = 0
     while True:
         skipped = _SKIPPED.match(sql, at)
@@ -45,5 +45,5 @@ def _behind_comment(sql: str, at: int) -> int:
 
 
 def may_be_several(sql: str) -> bool:
-    """Whether there may be more than one statement; a semicolon in a value looks so too."""
+    """Whether there may be more than one statement; a semicolon in a literal counts too."""
     return ";" in sql.rstrip("; \t\r\n")

@@ -1,7 +1,7 @@
 """Whose transaction a job belongs to: one function for every kind of session and connection.
 
-``sqlalchemy.ext.asyncio`` is never imported here: on SQLAlchemy 2.1 that fails without greenlet,
-and a program that holds one of its objects has imported it already.
+``sqlalchemy.ext.asyncio`` is never imported here: on SQLAlchemy 2.1 the import fails without
+greenlet, and a program that has one of its objects has imported it already.
 """
 
 import sys
@@ -52,7 +52,7 @@ class Unit:
     def __init__(self, target: Session | Connection, models: Models | None) -> None:
         self.target = target
         if models is None:
-            return  # an empty bulk, of which nothing is asked
+            return  # an empty bulk, which runs no statement
         bind = target if isinstance(target, Connection) else _bind_of_writes(target, models)
         dialect = bind.dialect.name
         if dialect != "postgresql":
@@ -66,7 +66,7 @@ class Unit:
     def execute(
         self, statement: Executable, parameters: dict[str, Any] | None = None
     ) -> Result[Any]:
-        """Run a statement in the caller's transaction; what the session holds is flushed first."""
+        """Run a statement in the caller's transaction, after an autoflush of the session."""
         if isinstance(self.target, Session):
             self._flush(self.target)
         try:
@@ -80,39 +80,38 @@ class Unit:
     def savepoint(self) -> NestedTransaction:
         """A savepoint of the connection.
 
-        One of the Session would flush whatever autoflush says, and its release would call the
+        A Session's savepoint would flush even without autoflush, and its release would call the
         user's ``after_commit`` hooks while nothing is committed.
         """
         if isinstance(self.target, Session):
-            self._flush(self.target)  # before it, or its undoing would take the user's rows along
+            self._flush(self.target)  # before it: a rollback must not undo the user's rows
         return self.connection.begin_nested()
 
     def _flush(self, session: Session) -> None:
-        # SQLAlchemy 2.0 flushes before some statements only; a job may refer to a new row. A hook
-        # that is called by a flush is part of it, and an event of a mapper too.
+        # SQLAlchemy 2.0 flushes before some statements only; a job may refer to a new row. Hooks
+        # and mapper events that run inside a flush must not flush again.
         if session.autoflush and not session._flushing:  # noqa: SLF001 - the flag of its own autoflush
             session.flush()
 
     @property
     def can_notify(self) -> bool:
-        """NOTIFY is refused in a transaction that is to be prepared for two-phase commit."""
+        """Whether NOTIFY is allowed: PostgreSQL refuses it in a two-phase transaction."""
         return can_notify(self.connection)
 
     @property
     def connection(self) -> Connection:
-        """The connection of the transaction."""
+        """The connection of the caller's transaction."""
         if isinstance(self.target, Connection):
             return self.target
         return self.target.connection(bind_arguments={"bind": self._bind})
 
 
 def _bind_of_writes(session: Session, models: Models) -> Engine | Connection:
-    """Where the session would write a job of its own.
+    """The bind to which the session would write a job.
 
-    A ``get_bind`` that sends reading statements to a follower goes by ``_flushing``, which the
-    recipes of SQLAlchemy's documentation read, or by the statement's class; that is an Update or a
-    Delete in those recipes, which see an Insert only in a flush. So it is asked for an Update, as
-    in a flush.
+    A ``get_bind`` that sends reads to a follower tells them by ``_flushing``, as the recipes in
+    SQLAlchemy's documentation do, or by the statement's class. Those recipes look for Update and
+    Delete, as Inserts come in a flush. So it is asked for an Update, with ``_flushing`` set.
 
     Raises:
         UnboundExecutionError: The session has no bind for the queue's models.
@@ -139,11 +138,11 @@ def can_notify(connection: Connection) -> bool:
 def run_in(target: object, models: Models | None, work: Callable[[Unit], T], *, call: str) -> Any:
     """Do *work* in the target's transaction: its result, or for asyncio a coroutine of it.
 
-    An Engine is a transaction of its own, committed here. The coroutine is named after the *call*
-    that the user wrote, so that Python's warning that it was never awaited tells where to look.
+    For an Engine a transaction is begun and committed here. The coroutine is named after the *call*
+    that the user wrote, for Python's warning that it was never awaited.
 
     Raises:
-        TypeError: The target is none of the kinds that are accepted.
+        TypeError: The target is of no accepted kind.
     """
     asyncio_module = sys.modules.get("sqlalchemy.ext.asyncio")
     if asyncio_module is not None:
@@ -169,7 +168,7 @@ def run_in(target: object, models: Models | None, work: Callable[[Unit], T], *, 
 
 
 def _named(call: str, coroutine: Any) -> Any:
-    with suppress(AttributeError):  # of a subclass that answers with something else
+    with suppress(AttributeError):  # a subclass may return something else
         coroutine.__name__ = coroutine.__qualname__ = call
     return coroutine
 
@@ -192,7 +191,7 @@ def _unsharded(target: Session | Connection) -> Session | Connection:
 
 
 class Savepoint:
-    """A savepoint around a bulk statement, so that all or nothing costs the caller nothing."""
+    """A savepoint around a bulk statement: if it fails, the caller's transaction stays usable."""
 
     def __init__(self, unit: Unit) -> None:
         self._unit = unit
@@ -202,7 +201,7 @@ class Savepoint:
         return self
 
     def rollback(self) -> None:
-        """Undo what was done since it began."""
+        """Roll back to where it began."""
         self._savepoint.rollback()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
