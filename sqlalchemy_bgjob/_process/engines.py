@@ -1,7 +1,7 @@
 """The engines of the command line: the application's own, named as ``module:object``, or of a URL.
 
-An application may connect as no URL says: by ``connect_args``, creators, listeners and execution
-options. So each command that connects takes an engine, and uses it as the application does.
+An application may connect in ways that no URL can express: ``connect_args``, creators, listeners
+and execution options. So each command that connects accepts the application's engine.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ _POOLS: Final = sqlalchemy_pool.Pool.__module__
 
 
 def load_engine(target: str, app_dir: Path) -> "Engine | AsyncEngine":
-    """The application's own Engine or AsyncEngine.
+    """Load the application's own Engine or AsyncEngine.
 
     Raises:
         CommandError: It can't be found, or is something else.
     """
     found = loader.load(target, app_dir, example="app:engine")
-    # Whoever has no greenlet has no AsyncEngine, and need not import its module.
+    # Without greenlet there is no AsyncEngine, and its module must not be imported.
     if isinstance(found, Engine) or isinstance(getattr(found, "sync_engine", None), Engine):
         return cast("Engine | AsyncEngine", found)
     raise CommandError(
@@ -45,7 +45,7 @@ def load_engine(target: str, app_dir: Path) -> "Engine | AsyncEngine":
 
 
 def load_sync_engine(target: str, app_dir: Path) -> Engine:
-    """The application's own Engine for functions.
+    """Load the application's own Engine for functions.
 
     Raises:
         CommandError: It can't be found, or is something else.
@@ -59,24 +59,23 @@ def load_sync_engine(target: str, app_dir: Path) -> Engine:
 def run_in_transaction(
     url: str | None, target: str | None, app_dir: Path, action: Callable[[Connection], T]
 ) -> T:
-    """Connect by whatever driver, and run *action* in one READ COMMITTED transaction.
+    """Connect by any driver, and run *action* in one READ COMMITTED transaction; its result.
 
     Args:
         url: Where to connect; not used with *target*.
         target: Names an engine of the application, see :func:`load_engine`.
-        app_dir: Where modules are found that Python's own path does not have.
-        action: Gets the connection; what it returns is returned.
+        app_dir: Where to look for modules after Python's own path.
+        action: Gets the connection.
 
     Raises:
-        CommandError: There is no such engine, the database refuses, or its tables are not as they
-            must be.
+        CommandError: There is no such engine, the database refuses, or the schema is out of date.
     """
     connected = False
 
     def act(connection: Connection) -> T:
         nonlocal connected
         connected = True
-        # Whatever the engine says: under AUTOCOMMIT half a migration would stay.
+        # Over the engine's own level: under AUTOCOMMIT half a migration could stay.
         connection.execution_options(isolation_level="READ COMMITTED")
         with connection.begin():
             return action(connection)
@@ -102,7 +101,7 @@ def run_in_transaction(
     except SchemaOutOfDate as error:
         raise CommandError(SCHEMA, str(error)) from None
     except Exception as error:
-        # On SQLAlchemy 2.0 asyncpg's own errors of connecting come as they are.
+        # SQLAlchemy 2.0 does not wrap the errors that asyncpg raises when it connects.
         if isinstance(error, DBAPIError | OSError) or sqlstate(error) is not None:
             raise _database_error(error) from None
         if not connected:
@@ -117,10 +116,10 @@ def _engine_for(url: URL) -> "Engine | AsyncEngine":
 
 
 def make_async_engine(url: URL, **options: Any) -> "AsyncEngine":
-    """An AsyncEngine of a URL.
+    """Make an AsyncEngine from a URL.
 
     Raises:
-        CommandError: There is no greenlet, without which SQLAlchemy has none, or the URL is wrong.
+        CommandError: greenlet, which an AsyncEngine needs, is not installed, or the URL is wrong.
     """
     try:
         from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
@@ -135,7 +134,7 @@ def make_async_engine(url: URL, **options: Any) -> "AsyncEngine":
 
 
 def _database_error(error: BaseException) -> CommandError:
-    """Told in the database's words: no statement of a migration holds the values of rows."""
+    """The error in the database's words: no statement of a command holds the values of rows."""
     code = sqlstate(error)
     refused = code is None or lost_connection(error) or code[:2] in {"28", "3D"}
     return CommandError(
@@ -152,9 +151,9 @@ def failed_to_connect(error: BaseException) -> bool:
 
 
 def cant_connect(error: BaseException, target: str | None) -> CommandError:
-    """For what a driver makes of arguments that it can't use, or the application's own code.
+    """The CommandError for an error raised while connecting, by a driver or the application.
 
-    They may quote what they were given, so passwords are masked.
+    Their messages may quote the arguments, so passwords are masked.
     """
     problem = f"{type(error).__name__}: {database_message(error)}"
     if target is None:

@@ -1,4 +1,4 @@
-"""How the command line ends: its exit codes, the errors that carry one, and the end itself."""
+"""How the command line exits: its exit codes, the error that carries one, and the exit itself."""
 
 import os
 import sys
@@ -14,18 +14,18 @@ FAILED: Final = 1
 USAGE: Final = 2
 """Wrong arguments, or an application that can't be imported."""
 DATABASE: Final = 3
-"""Unreachable, or it refuses."""
+"""The database is unreachable or refuses."""
 SCHEMA: Final = 4
 """The tables are missing or of another version."""
 SIGNALLED: Final = 128
-"""Plus the signal's number."""
+"""128 plus the signal's number."""
 
 EXIT_TIMEOUT: Final = 5.0
-"""Seconds that an application's own exit handlers and threads are waited for."""
+"""Seconds that the application's own exit handlers and threads get."""
 
 
 class CommandError(BGJobError):
-    """A command can't go on, for a reason that its user can mend."""
+    """A command failed for a reason that its user can mend."""
 
     def __init__(self, exit_code: int, problem: str, traceback: str | None = None) -> None:
         super().__init__(exit_code, problem, traceback)
@@ -36,10 +36,10 @@ class CommandError(BGJobError):
 
 
 def leave(exit_code: int, *, within: float = EXIT_TIMEOUT) -> NoReturn:
-    """Exit as Python does, but for certain: a thread that does not end can't hold it up.
+    """Exit as Python does, but after *within* seconds at most: no thread can hold it up.
 
-    Handlers run in daemon threads, which Python does not wait for; the application's own threads
-    and executors it does.
+    Python does not wait for the daemon threads of handlers, but for the application's own threads
+    and executors.
     """
     threading.Thread(target=_exit_after, args=(within, exit_code), daemon=True).start()
     sys.exit(exit_code)
@@ -53,8 +53,8 @@ def _exit_after(
 
 
 def exit_now(exit_code: int) -> NoReturn:
-    """Exit this instant; only what was logged is written."""
-    import logging  # noqa: PLC0415 - whoever logs has imported it, and --help does not
+    """Exit at once; only the log is flushed."""
+    import logging  # noqa: PLC0415 - keeps it out of --help
 
     for handler in logging.getLogger().handlers:
         # Not logging.shutdown(): it would wait for a lock that a stuck thread may hold.

@@ -1,7 +1,7 @@
 """Finds what ``module:object`` names: the application's BGJob, its engine, its session factory.
 
-Every way to get it wrong has a sentence of its own, with what was tried and the closest names. A
-traceback is part of it only when the application itself raised.
+Every mistake has its own message, with what was tried and the closest names. It includes a
+traceback only when the application itself raised.
 """
 
 import importlib
@@ -29,7 +29,7 @@ def load(target: str, app_dir: Path, *, example: str = "app:jobs") -> Any:
     Args:
         target: Names the object.
         app_dir: The folder of the application, last on Python's path.
-        example: What a target may look like, for the error.
+        example: A target for the error to show.
 
     Raises:
         CommandError: There is no such thing, or the application raised.
@@ -62,7 +62,7 @@ def load(target: str, app_dir: Path, *, example: str = "app:jobs") -> Any:
 
 
 def import_module(name: str, app_dir: Path) -> None:
-    """Import a module for what that does, such as registering handlers.
+    """Import a module for its side effects, such as registering handlers.
 
     Raises:
         CommandError: There is no such module, or it raised.
@@ -90,7 +90,7 @@ def _import(name: str, target: str, app_dir: Path) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # Of the module or a package above it; another one is missing in the application's code.
+        # Only the module itself or a package above it: another is an import of the application's.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _raised(f"importing {name!r}", error) from None
         parent, _, missing = error.name.rpartition(".")
@@ -117,8 +117,8 @@ def _call(factory: Callable[[], Any], where: str, target: str) -> Any:
 
 
 def _warn_of_another(name: str, app_dir: Path) -> None:
-    """Tell that a module of the application is hidden by an installed one of the same name."""
-    with suppress(ImportError, ValueError):  # there is none, or it has no place
+    """Warn if an installed module hides the application's module of the same name."""
+    with suppress(ImportError, ValueError):  # there is none, or it has no file
         found = importlib.util.find_spec(name)
         hidden = PathFinder.find_spec(name, [str(app_dir.resolve())])
         if found is None or hidden is None or found.origin is None or hidden.origin is None:
@@ -134,7 +134,7 @@ def _warn_of_another(name: str, app_dir: Path) -> None:
 
 
 def _modules(package: str, app_dir: Path) -> list[str]:
-    """The modules that could have been meant: of the package, or of the application's folder."""
+    """The modules that may be meant: those of the package, or of the application's folder."""
     if not package:
         return [module.name for module in pkgutil.iter_modules([str(app_dir.resolve())])]
     path: Iterable[str] = getattr(sys.modules.get(package), "__path__", ())
@@ -155,7 +155,7 @@ def _refused(problem: str) -> CommandError:
 
 
 def _raised(doing: str, error: BaseException) -> CommandError:
-    """The application raised: its traceback, from its own first line on."""
+    """The error for an application that raised, with the traceback from its own first frame on."""
     trace = error.__traceback__
     while trace is not None and _is_machinery(trace):
         trace = trace.tb_next

@@ -1,8 +1,8 @@
-"""What the command line logs: lines to read, or one JSON object a line; both to stderr.
+"""The log of the command line: plain lines, or one JSON object a line; both to stderr.
 
-The process is the command line's, and so is its stderr. :func:`configure` says how its lines look,
-and :func:`restore` says it again once the application has been imported, which may configure
-logging in any way of its own. Handlers of the application that write elsewhere are left to it.
+The process belongs to the command line, and so does its stderr. :func:`configure` sets logging up,
+and :func:`restore` sets it up again after the import of the application, which may have changed it.
+Handlers of the application that write elsewhere stay.
 """
 
 import json
@@ -26,12 +26,12 @@ logger = logging.getLogger(_OURS[0])
 
 _SAYS: Final = "bgjob-says"
 _MOST_UNSAID: Final = 20
-"""The most lines of :func:`say` that wait; further ones are dropped."""
+"""How many lines of :func:`say` may wait; more are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Log:
-    """What the command line was told about its log."""
+    """The log as it was configured."""
 
     handler: logging.Handler
     level: str
@@ -43,9 +43,9 @@ _log: _Log | None = None
 
 
 class _OwnLogger(logging.Logger):
-    """A logger that ``logging.config`` and ``logging.disable()`` of the application leave on.
+    """A logger that the application's ``logging.config`` and ``logging.disable()`` can't turn off.
 
-    The former switches off whatever logger it does not name, also later, in a handler for example.
+    ``logging.config`` disables each logger that it does not name, perhaps as late as in a handler.
     """
 
     disabled = property(lambda self: False, lambda self, value: None)
@@ -60,7 +60,7 @@ def configure(format: LogFormat, level: str, process: str | None = None) -> None
     Args:
         format: How a line looks.
         level: The lowest level, such as ``info``.
-        process: Which of several processes this is, for each line to say.
+        process: The name of this one of several processes, which each line shows.
     """
     global _log  # noqa: PLW0603 - logging is a matter of the process
     is_json = format == "json"
@@ -75,14 +75,14 @@ def configure(format: LogFormat, level: str, process: str | None = None) -> None
 
 
 def restore() -> None:
-    """Make the log again what :func:`configure` was told, whatever was configured since."""
+    """Set the log up again as :func:`configure` did, whatever was configured since."""
     if _log is None:
         return
     root = logging.getLogger()
     root.handlers[:] = [_log.handler, *_elsewhere(root)]
     root.setLevel(_log.level)
     own = [handler for handler in _elsewhere(logger) if handler not in root.handlers]
-    # A handler list of its own: the root's may be replaced later.
+    # Its own list of handlers: the application may replace the root's later.
     logger.handlers[:] = [*root.handlers, *own]
     logger.setLevel(_log.level)
     logger.propagate = False
@@ -96,7 +96,7 @@ def restore() -> None:
 
 
 def _take_over_others() -> None:
-    """Let the loggers that write to the console in a way of their own leave it to the root."""
+    """Take the console handlers off the application's loggers, and let these propagate."""
     for other in list(logging.Logger.manager.loggerDict.values()):
         if not isinstance(other, logging.Logger) or other.name in _OURS:
             continue
@@ -111,7 +111,7 @@ def _elsewhere(of: logging.Logger) -> list[logging.Handler]:
 
 
 def _is_for_the_console(handler: logging.Handler) -> bool:
-    """Whether what a handler gets is written to stdout or stderr, by itself or by whom it tells."""
+    """Whether a handler, or one that it passes its records to, writes to stdout or stderr."""
     if _log is not None and handler is _log.handler:
         return True
     behind = getattr(getattr(handler, "listener", None), "handlers", ())  # a queue's
@@ -137,12 +137,12 @@ def own_stderr() -> bool:
 
 
 def say(level: int, words: str, *args: object) -> None:
-    """Log, and wait for it for a second at most: a pipe that nobody reads may be full."""
+    """Log in a thread, and wait a second at most: stderr may be a full pipe that nobody reads."""
     if sum(thread.name == _SAYS for thread in threading.enumerate()) >= _MOST_UNSAID:
         return
     arguments = (level, words, *args)
     thread = threading.Thread(target=logger.log, args=arguments, name=_SAYS, daemon=True)
-    with suppress(RuntimeError):  # no thread is left: whoever handles a signal must go on
+    with suppress(RuntimeError):  # no thread can start: the signal must be handled all the same
         thread.start()
         thread.join(1.0)
 
@@ -155,13 +155,13 @@ def report(problem: str, *, exit_code: int, traceback: str | None) -> None:
 
 
 def text_formatter(process: str | None) -> logging.Formatter:
-    """Lines for people, with the process in front when there are several."""
+    """The format of plain lines, with the process in front when there are several."""
     prefix = "" if process is None else f"[{process.replace('%', '%%')}] "
     return logging.Formatter(f"{prefix}%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 class JsonFormatter(logging.Formatter):
-    """One object: time, level, logger, message, then whatever ``extra=`` was given."""
+    """One JSON object a record: time, level, logger, message, then the fields of ``extra=``."""
 
     def __init__(self, process: str | None = None) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class JsonFormatter(logging.Formatter):
             fields["stack"] = self.formatStack(record.stack_info)
         try:
             return json.dumps(fields, default=repr, allow_nan=False)
-        except (TypeError, ValueError):  # NaN, a circle, or keys that are not strings
+        except (TypeError, ValueError):  # NaN, a cycle, or keys that are not strings
             safe = {k: v if isinstance(v, str) else repr(v) for k, v in fields.items()}
             return json.dumps(safe)
 

@@ -1,9 +1,9 @@
-"""What the main thread of a process waits for: events of other threads and of signal handlers.
+"""The event queue of a process's main thread: events of other threads and of signal handlers.
 
-Not a ``queue.SimpleQueue``: Python runs a signal handler only once the main thread comes by, and a
-signal that arrives in the instant between its last look and the lock that it then waits on wakes
-nobody. With busy threads 37 of 1,000 signals were noticed only when the wait timed out. A wait on a
-socket that the interpreter itself writes to (``signal.set_wakeup_fd``) has no such instant.
+Not a ``queue.SimpleQueue``, which has a race: Python runs signal handlers in the main thread, and a
+signal that arrives between the thread's last check and its wait for the lock does not wake it. With
+busy threads 37 of 1,000 signals were noticed only when the wait timed out. A wait on a socket that
+the interpreter itself writes to (``signal.set_wakeup_fd``) has no such race.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """Events in order; to be entered by the thread that reads: signals wake the main thread."""
+    """Events in order. The reading thread enters it, and should be main for signals to wake it."""
 
     def __init__(self) -> None:
         self._before: int | None = None
@@ -33,15 +33,15 @@ class Mailbox(Generic[T]):
     def put(self, event: T) -> None:
         """Add an event, and wake the reader. Signal handlers may call it."""
         self._events.append(event)
-        with contextlib.suppress(OSError):  # full: it has not even looked yet; or it has left
+        with contextlib.suppress(OSError):  # full, so the reader will wake; or closed
             self._writer.send(b"\0")
 
     def watch(self, file: int, event: T) -> None:
-        """From now on a file that can be read, or that has ended, is this event."""
+        """Report *event* from now on when a file is readable or at its end."""
         self._files[file] = event
 
     def unwatch(self, file: int) -> None:
-        """Watch a file no longer."""
+        """Stop watching a file."""
         self._files.pop(file, None)
 
     def get(self, timeout: float | None = None) -> T | None:

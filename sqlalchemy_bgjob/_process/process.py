@@ -1,10 +1,10 @@
 """One worker process: finds the application, makes engine and worker, and obeys signals.
 
 The worker runs in a thread. The main thread only waits: for a signal, for the end of the worker,
-or for the end of the supervisor. So a handler that blocks, even an event loop, blocks no signal.
+or for the end of the supervisor. So a handler that blocks, even in an event loop, delays no signal.
 
-The first SIGTERM or SIGINT drains; the second releases what runs at once; the third exits. What
-arrives within a second of one that counts is the same, see :mod:`.signals`.
+The first SIGTERM or SIGINT drains; the second releases running jobs at once; the third exits. A
+signal within a second of one that counts is the same request, see :mod:`.signals`.
 """
 
 import logging
@@ -36,7 +36,7 @@ def run_worker(options: WorkerOptions) -> int:
     """Run a worker until it is told to stop; the exit code.
 
     Raises:
-        CommandError: It can't run, for a reason that its user can mend.
+        CommandError: The worker can't run, for a reason that its user can mend.
     """
     process = _Process(options)
     process.obey_signals()
@@ -57,21 +57,21 @@ class _Process:
         self._pipe = options.parent_pipe
         if self._pipe is not None:
             os.set_blocking(self._pipe, False)
-        self._passed_on = bytearray()  # a byte for each request that the supervisor has passed on
-        self._expected = 0  # how many of its signals have arrived
+        self._passed_on = bytearray()  # one byte per request that the supervisor passed on
+        self._expected = 0  # how many of the supervisor's signals have arrived
         self._obeyed = 0
         self._error: BaseException | None = None
 
     def obey_signals(self) -> None:
-        """From now on signals are counted, whatever the main thread is doing."""
+        """Install the signal handlers, which count whatever the main thread is doing."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._read_pipe()
         if self._expected < len(self._passed_on):
-            # The supervisor's, which has said so before it sent the signal. However late it comes,
-            # it is no second request: a signal to the whole service has reached us already.
+            # The supervisor's signal, announced on the pipe before it was sent. However late it
+            # comes, it is no second request: a signal to the whole service has reached us already.
             self._expected += 1
         else:
             self._own.add(number)
@@ -80,25 +80,25 @@ class _Process:
         self._events.put("signal")
 
     def _read_pipe(self) -> bool:
-        """Take in what the supervisor has passed on; whether the supervisor is gone."""
+        """Read the requests that the supervisor passed on; whether the supervisor is gone."""
         if self._pipe is None:
             return False
         with suppress(BlockingIOError):
             found = os.read(self._pipe, 64)
-            # At once: a signal handler may do the same in between.
+            # One atomic step: a signal handler may run this method in between.
             self._passed_on.extend(found)
             return not found
         return False
 
     def run(self, worker: Runner) -> int:
-        """Wait for what comes, until the worker has ended; the exit code."""
+        """Start the worker and obey signals until it has ended; the exit code."""
         thread = threading.Thread(target=self._work, args=(worker,), name="bgjob-main", daemon=True)
         thread.start()
         if self._pipe is not None:
             self._events.watch(self._pipe, "pipe")
         with self._events:
             self._obey(worker)
-        thread.join(timeout=2.0)  # an event loop may have a little to tidy up
+        thread.join(timeout=2.0)  # an event loop may still be cleaning up
         if self._error is not None:
             return _failed(self._error, self._options.engine)
         if self._asked < 2:
@@ -107,7 +107,7 @@ class _Process:
 
     @property
     def _asked(self) -> int:
-        """How often this process was told to stop, by signals of its own or by the supervisor."""
+        """How often this process was told to stop, by its own signals or by the supervisor."""
         return max(len(self._own.numbers), len(self._passed_on))
 
     @property
@@ -115,7 +115,7 @@ class _Process:
         return self._own.numbers[-1] if self._own.numbers else signal.SIGTERM
 
     def _obey(self, worker: Runner) -> None:
-        """Until the worker has ended."""
+        """Obey events until the worker has ended."""
         deadline: float | None = None
         while True:
             event = self._events.get(None if deadline is None else deadline - time.monotonic())
@@ -156,7 +156,7 @@ class _Process:
 
 
 def _failed(error: BaseException, engine: str | None) -> int:
-    """What made a worker end by itself: raises it as what a user can read, or logs it."""
+    """Raise what a user can mend as a CommandError; log any other error, and give the exit code."""
     if isinstance(error, UnfitHandlers):
         raise CommandError(USAGE, str(error)) from None
     if isinstance(error, SchemaOutOfDate):

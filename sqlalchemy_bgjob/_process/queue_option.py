@@ -1,7 +1,7 @@
 """``--queue``: how the command line names a queue that a worker serves.
 
-A queue may be called almost anything, and a name with a comma looks like a list of queues. Whether
-it is one is known when the application's handlers are.
+A queue may have almost any name, and one with a comma looks like a list of queues. Only the
+application's handlers tell which it is.
 """
 
 from collections.abc import Collection, Iterable
@@ -26,7 +26,7 @@ class Queue(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, int]:
-        """Name and number."""
+        """Parse the name and the concurrency."""
         if isinstance(value, tuple):
             return value[0], int(value[1])
         name, colon, number = str(value).rpartition(":")
@@ -47,10 +47,10 @@ def _problem(name: str, number: str, value: str) -> str:
 
 
 def refuse_lists(queues: Iterable[str], named: Collection[str]) -> None:
-    """Refuse what looks like a list of queues, and is the name of none.
+    """Refuse a name that looks like a list of queues, unless a handler names that queue.
 
     Args:
-        queues: As the command line has them.
+        queues: The names on the command line.
         named: The queues that handlers name.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a process runs: the application that its options name, and the worker that suits it."""
+"""Loads the application that the options name, and makes the worker that suits it."""
 
 import asyncio
 import inspect
@@ -29,21 +29,21 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What the command line says about a worker.
+    """The options of a worker on the command line.
 
     Attributes:
         app: Names the BGJob, see :func:`.loader.load`.
         database_url: Where the jobs are; not needed with *engine*.
         engine: Names the application's own Engine or AsyncEngine.
         sync_engine: Names an Engine for functions, beside an AsyncEngine or a URL for asyncpg.
-        heart_engine: Names how heart and rescuer connect, beside an AsyncEngine.
+        heart_engine: Names the engine of heart and rescuer, beside an AsyncEngine.
         session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
-        app_dir: Where modules are found that Python's own path does not have.
+        app_dir: Where to look for modules after Python's own path.
         around: Names what makes the context that is entered around each job.
         imports: Modules that register handlers, beside the one that *app* names.
         queues: Concurrency by queue; None for all queues that handlers name.
         settings: The worker's.
-        parent_pipe: A file that ends when the supervisor does.
+        parent_pipe: The file descriptor of a pipe that closes when the supervisor ends.
     """
 
     app: str
@@ -61,18 +61,18 @@ class WorkerOptions:
 
 
 class Runner(Protocol):
-    """A worker, of threads or of asyncio, as this module runs it."""
+    """A worker of threads or of asyncio, with the engines that it disposes of."""
 
     def run(self, ended: Callable[[], None]) -> None:
-        """Work until stopped; calls *ended* when all is settled."""
+        """Work until stopped; call *ended* when all is settled."""
 
     def request_stop(self, timeout: float | None = None) -> None:
-        """Ask for the end, from another thread."""
+        """Ask the worker to stop; callable from another thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Application:
-    """What the options name, loaded.
+    """The loaded objects that the options name.
 
     Attributes:
         factories: One or two session factories, or none.
@@ -89,7 +89,7 @@ class _Application:
 
 
 def load_jobs(app: str, app_dir: Path) -> BGJob[Any, Any]:
-    """The application's BGJob.
+    """Load the application's BGJob.
 
     Raises:
         CommandError: It can't be found, or is something else.
@@ -112,16 +112,16 @@ def load_jobs(app: str, app_dir: Path) -> BGJob[Any, Any]:
 
 
 def _held_by(holder: Any) -> list[str]:
-    """The names of BGJobs; no property is read, as it may raise, or connect."""
+    """The names of a holder's BGJobs; reads no property, which might raise or connect."""
     names = dir(holder)
     return [name for name in names if isinstance(inspect.getattr_static(holder, name, None), BGJob)]
 
 
 def make_runner(options: WorkerOptions) -> Runner:
-    """The worker that suits the driver and the handlers.
+    """Make the worker that suits the driver and the handlers.
 
     Raises:
-        CommandError: The application or the options are not as they must be.
+        CommandError: The application or the options are wrong.
     """
     jobs = load_jobs(options.app, options.app_dir)
     for module in options.imports:
@@ -180,7 +180,7 @@ def _load_factory(target: str, app_dir: Path) -> Any:
 
 
 def _refuse_functions(application: _Application, why: str) -> None:
-    """Refuse functions that may use ``ctx.session`` where there is no engine for them."""
+    """Refuse functions that may use ``ctx.session`` when there is no engine for it."""
     handlers = served_handlers(application.jobs.registry, application.queues)
     functions = [h.type for h in handlers if not h.is_coroutine and h.options.session]
     if functions:
@@ -308,7 +308,7 @@ class _AsyncRunner:
             await self._engine.dispose()
             if self._sync_engine is not None:
                 self._sync_engine.dispose()
-        # Before asyncio.run() waits for the loop's executor, whose threads may never end.
+        # Here, as asyncio.run() waits for the loop's executor next, whose threads may never end.
         ended()
 
 

@@ -1,9 +1,9 @@
-"""How often a process was told to stop, whatever number of signals that took.
+"""Counts how often a process was told to stop, whatever number of signals that took.
 
-One request to stop often arrives as several signals within milliseconds. systemd signals every
-process of the service, and the supervisor passes its own signal on to the same processes; an init
-that signals the group, ``timeout`` and ``uv run`` do likewise. So what arrives within a second of a
-signal that counts is the same request.
+One request to stop often arrives as several signals within milliseconds: systemd signals every
+process of the service, and the supervisor passes its own signal on to the same processes. An init
+that signals the group, ``timeout`` and ``uv run`` do likewise. So a signal within a second of one
+that counts is the same request.
 """
 
 import signal
@@ -15,7 +15,7 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 SAME_WITHIN: Final = 1.0
 """Seconds, by the monotonic clock when Python runs the signal's handler.
 
-That is in the main thread and between two of its bytecodes, so it may be later than the signal."""
+The handler runs in the main thread between two bytecodes, perhaps later than the signal."""
 
 
 class Requests:
@@ -27,7 +27,7 @@ class Requests:
         self.numbers: list[int] = []
 
     def add(self, number: int) -> bool:
-        """A signal has arrived; whether it is another request, and not an echo of the last."""
+        """Note a signal; whether it is a new request, and not an echo of the last."""
         now = self._clock()
         if now - self._counted_at < SAME_WITHIN:
             return False

@@ -1,14 +1,14 @@
-"""Several worker processes under one command: started, told to stop, started again.
+"""Several worker processes under one command: starts, stops and restarts them.
 
 * Processes are spawned, never forked: no thread, lock or connection is shared by accident.
-* Each has a process group of its own, so that Ctrl-C reaches only the supervisor, which passes
-  it on, and counts.
+* Each has its own process group, so Ctrl-C reaches only the supervisor, which counts it and passes
+  it on.
 * Each holds the reading end of a pipe from the supervisor. When the supervisor is gone, even by
-  SIGKILL, the pipe ends, and the process drains and exits. Each signal that is passed on is a byte
-  in it before: of two signals in quick succession the system may deliver one, and a process can
-  tell what was passed on from what was sent to all processes of the service.
-* One that crashes is started again, with backoff. One that exits because of wrong arguments, a
-  database that refuses or a schema that is out of date would do so again: then all end.
+  SIGKILL, the pipe closes, and the process drains and exits. Before the supervisor passes a signal
+  on it writes a byte to the pipe: the system may merge two signals in quick succession, and a
+  process can tell a signal passed on from one sent to all processes of the service.
+* A process that crashes is restarted, with backoff. One that exits because of wrong arguments, a
+  database that refuses or a schema that is out of date would do so again: then all are stopped.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ from .mailbox import Mailbox
 from .signals import SIGNALS, Requests
 
 SUPERVISED: Final = "_BGJOB_SUPERVISED"
-"""Environment variable of a child: its name, and the number of the pipe's file."""
+"""Environment variable of a child: the file descriptor of its pipe, and its name."""
 DRAINED: Final = frozenset({OK, -signal.SIGTERM, SIGNALLED + signal.SIGTERM})
-"""How a process ends that was told to; also before it could install its handlers."""
+"""Exit codes of a process that was told to stop, perhaps before it handled signals."""
 HOPELESS: Final = frozenset({USAGE, DATABASE, SCHEMA})
 FIRST_BACKOFF: Final = 0.2
 LAST_BACKOFF: Final = 10.0
 HEALTHY_AFTER: Final = 10.0
-"""Seconds after which a process counts as well started: its next backoff is the first again."""
+"""Seconds of running after which the backoff starts again at the first."""
 STUCK_AFTER: Final = GIVEN_UP_AFTER + 5.0
-"""Seconds beyond ``shutdown_timeout``; a process gives itself up a little earlier."""
+"""Seconds beyond ``shutdown_timeout`` until SIGKILL; a process gives up by itself earlier."""
 
 
 class Child:
-    """One spawned worker process, and the pipe that tells it that we live."""
+    """One spawned worker process, and the pipe that tells it that the supervisor lives."""
 
     def __init__(
         self,
@@ -77,13 +77,13 @@ class Child:
             os.close(reader)
 
     def send(self, number: int) -> None:
-        """Say that a signal comes, and signal the process; one that has ended is fine."""
+        """Announce a signal on the pipe, and send it; a process that has ended is fine."""
         with contextlib.suppress(OSError):
             os.write(self._writer, b"\0")
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """Kill it and whatever its handlers have started."""
+        """Kill the process group: the process and all that its handlers have started in it."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -99,9 +99,9 @@ def safe_path() -> list[str]:
 
 
 def supervised() -> tuple[int, str] | None:
-    """In a child: the file that ends with the supervisor, and this process's name.
+    """In a child: the pipe from the supervisor, and this process's name; None elsewhere.
 
-    Nothing that the application starts inherits either.
+    The application's subprocesses inherit neither.
     """
     value = os.environ.pop(SUPERVISED, None)
     if value is None:
@@ -112,12 +112,12 @@ def supervised() -> tuple[int, str] | None:
 
 
 def supervise(arguments: Sequence[str], *, processes: int, shutdown_timeout: float) -> int:
-    """Run several processes until a signal ends them; the exit code of the whole.
+    """Run several processes until a signal ends them; the exit code for them all.
 
     Args:
-        arguments: Of the command line; each process gets the same.
+        arguments: Those of the command line, for each process.
         processes: How many.
-        shutdown_timeout: Seconds that a process drains.
+        shutdown_timeout: Seconds that a process may drain.
     """
     supervisor = Supervisor(arguments, processes, shutdown_timeout)
     for number in SIGNALS:
@@ -127,7 +127,7 @@ def supervise(arguments: Sequence[str], *, processes: int, shutdown_timeout: flo
 
 @dataclass(slots=True)
 class _Slot:
-    """The place of one process: what runs there, or when the next is started."""
+    """The place of one process: the one that runs, or when to start the next."""
 
     name: str
     child: Child | None = None
@@ -178,7 +178,7 @@ class Supervisor:
                         self._ended(slot)
 
     def _pause(self) -> float | None:
-        """Seconds until something is due by itself."""
+        """Seconds until the next start or the deadline; None if neither is due."""
         times = [slot.start_at for slot in self._slots if slot.start_at is not None]
         if self._deadline is not None:
             times = [self._deadline]
@@ -191,7 +191,7 @@ class Supervisor:
                 slot.start_at = None
                 try:
                     slot.child = Child(self._arguments, name=slot.name)
-                except OSError as error:  # too many processes or files, no memory: it may pass
+                except OSError as error:  # out of processes, files or memory: it may pass
                     self._start_again(slot, f"could not be started ({error})")
                     continue
                 say(logging.INFO, "process %s started: pid %d", slot.name, slot.child.process.pid)
@@ -229,11 +229,11 @@ class Supervisor:
     def _pass_signals_on(self) -> None:
         for number in self._requests.numbers[self._passed_on :]:
             self._passed_on += 1
-            self._stop(times=self._passed_on)  # before it is said: nobody may read the log
+            self._stop(times=self._passed_on)  # before the log, which may block
             say(logging.INFO, "%s: passing it on", signal.Signals(number).name)
 
     def _stop(self, *, times: int) -> None:
-        """Tell each process to stop, unless all have been told so often."""
+        """Tell each process to stop, unless they have been told that many *times*."""
         if self._told >= times:
             return
         self._told = times
@@ -242,8 +242,8 @@ class Supervisor:
         for slot in self._slots:
             slot.start_at = None
             if slot.child is not None:
-                # Always this one: a SIGINT in the middle of Python's own start is an exception
-                # there, which may end the process with any code.
+                # Never SIGINT: while Python starts it raises KeyboardInterrupt, which may end the
+                # process with any code.
                 slot.child.send(signal.SIGTERM)
 
     def _kill_stuck(self) -> None:

@@ -1,8 +1,8 @@
-"""Database URLs as users give them, and the driver that is meant.
+"""Database URLs as users give them, and the driver that they mean.
 
-A URL without a driver, as hosting platforms hand them out, would mean psycopg2 to SQLAlchemy 2.0
-and psycopg to 2.1, whichever is installed. Here it means the first of psycopg, asyncpg and
-psycopg2 that is installed, and the log says which.
+A URL without a driver, as hosting platforms hand them out, means psycopg2 to SQLAlchemy 2.0 and
+psycopg to 2.1, installed or not. Here it means the first of psycopg, asyncpg and psycopg2 that is
+installed, and the log says which.
 """
 
 import importlib.util
@@ -17,21 +17,21 @@ from .exits import USAGE, CommandError
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 DRIVERS: Final = ("psycopg", "asyncpg", "psycopg2")
-"""In the order of preference: psycopg serves threads and asyncio."""
+"""By preference: psycopg serves both threads and asyncio."""
 ASYNC_DRIVERS: Final = frozenset({"psycopg", "psycopg_async", "asyncpg"})
 
 _ASYNCPG_TAKES: Final = frozenset(
     {
         *("host", "port", "user", "password", "database", "passfile", "ssl", "direct_tls"),
         *("target_session_attrs", "command_timeout", "krbsrvname", "gsslib"),
-        *("prepared_statement_cache_size", "plugin"),  # of SQLAlchemy
+        *("prepared_statement_cache_size", "plugin"),  # SQLAlchemy's
     }
 )
-"""Parameters of a URL that asyncpg takes as text; with others connecting is a TypeError."""
+"""URL parameters that asyncpg accepts as text; with any other it raises a TypeError."""
 _LIBPQ_TAKES_TOO: Final = frozenset(
     {"host", "port", "passfile", "ssl", "target_session_attrs", "krbsrvname", "gsslib"}
 )
-"""Those of them that mean the same to libpq, which has "ssl" as "sslmode"."""
+"""Those that mean the same to libpq, where "ssl" is "sslmode"."""
 
 
 def is_installed(module: str) -> bool:
@@ -40,10 +40,10 @@ def is_installed(module: str) -> bool:
 
 
 def database_url(given: str | None) -> URL:
-    """A URL with a driver that is installed.
+    """Parse a database URL, and make sure of a driver that is installed.
 
     Raises:
-        CommandError: There is none, it is not for PostgreSQL, or its driver is not installed.
+        CommandError: There is no URL, it is not for PostgreSQL, or its driver is not installed.
     """
     if not given:
         raise CommandError(
@@ -61,7 +61,7 @@ def database_url(given: str | None) -> URL:
         url = make_url(given)
     except (ArgumentError, ValueError):  # their messages may quote the password
         raise not_understood from None
-    if "@" in (url.host or ""):  # the rest of a password, which the driver's errors would show
+    if "@" in (url.host or ""):  # part of a password, which the driver's errors would quote
         raise not_understood
     backend, _, driver = url.drivername.partition("+")
     if backend not in {"postgresql", "postgres"}:
@@ -89,7 +89,7 @@ def database_url(given: str | None) -> URL:
 
 
 def _for_asyncpg(url: URL) -> URL:
-    """The URL in asyncpg's words; hosting platforms write those of libpq."""
+    """The URL with asyncpg's parameters; hosting platforms write those of libpq."""
     query = dict(url.query)
     if "sslmode" in query and "ssl" not in query:
         query["ssl"] = query.pop("sslmode")
@@ -105,7 +105,7 @@ def _for_asyncpg(url: URL) -> URL:
 
 
 def sync_url(url: URL) -> URL | None:
-    """The same database through a driver for threads; None if none is installed or can take it."""
+    """The same database through a driver for threads; None if no installed one can take the URL."""
     driver = url.get_driver_name()
     if driver != "asyncpg":
         return url
