@@ -1,1 +1,1 @@
-"""``sqlalchemy-bgjob bench``: measures this package on a database of the user's."""
+"""``sqlalchemy-bgjob bench``: measures this package on the user's database."""

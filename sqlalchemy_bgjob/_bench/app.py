@@ -1,10 +1,10 @@
 """The application of the benchmark: ``python -m sqlalchemy_bgjob._bench.app COMMAND DSN [JSON]``.
 
-One command a process, one line of JSON on stdout, times of ``time.monotonic()``. DSN is a URL for
-SQLAlchemy or libpq; ``-`` takes it from BGJOB_DATABASE_URL, because everybody can read the
-arguments of a process.
+Each process runs one command and prints one line of JSON on stdout, with times of
+``time.monotonic()``. DSN is a URL for SQLAlchemy or libpq; ``-`` takes it from BGJOB_DATABASE_URL,
+because everybody can read the arguments of a process.
 
-``install``, ``bulk``, ``enqueue`` and ``pulse`` are a producer's part, ``work`` a worker's.
+``install``, ``bulk``, ``enqueue`` and ``pulse`` are the producer's, ``work`` is the worker's.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The arena in which a program is measured: its database, and what is done to it between runs."""
+"""The arena in which a program is measured: its database, and the cleaning between runs."""
 
 import contextlib
 import time
@@ -13,11 +13,11 @@ from .program import Answer, BenchError, Program, Running
 
 OURS: Final = "sqlalchemy-bgjob"
 FULL_DRAIN: Final = 50_000
-"""Jobs of W3 at scale 1, by which --jobs is understood."""
+"""Jobs of W3 at scale 1; --jobs is relative to it."""
 STALLED_AFTER: Final = 120.0
-"""Seconds beyond what a slow queue needs, after which a drain is given up."""
+"""Seconds beyond the time at SLOWEST, after which a drain is given up."""
 SLOWEST: Final = 200
-"""Jobs a second below which a drain is given up."""
+"""Jobs a second that a drain must reach, or it is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class Measurement:
     Attributes:
         workload: Its name, such as W1.
         contestant: The program's name.
-        variant: How it was used, where there are several ways.
-        jobs: How many jobs it were.
-        figures: Values by the names of ``bench.FIGURES``.
-        round: Which of several runs.
+        variant: The way it was used; empty if there is one way only.
+        jobs: Number of jobs.
+        figures: Values by the names of ``command.FIGURES``.
+        round: Number of the run, if there are several.
     """
 
     workload: str
@@ -43,16 +43,16 @@ class Measurement:
 
 @dataclass
 class Arena:
-    """A program with its tables made, and the harness's own way to the database.
+    """A program whose tables exist, and the harness's own engine.
 
     Attributes:
-        program: What is measured.
+        program: The program to measure.
         engine: In AUTOCOMMIT.
-        version: Of the program.
-        settings: How it is set up, in words.
+        version: The program's.
+        settings: The program's set-up, in words.
         remaining_sql: Whether any job is left.
-        clean_sql: Leaves empty tables, for the next workload.
-        scale: By which the workloads' sizes are multiplied.
+        clean_sql: Empties the tables for the next workload.
+        scale: Multiplies the sizes of the workloads.
     """
 
     program: Program
@@ -76,29 +76,29 @@ class Arena:
         return {name: installed[name] for name in names}
 
     def sized(self, full: int, least: int = 20) -> int:
-        """How many jobs instead of *full*."""
+        """The number of jobs: *full* times the scale, but no fewer than *least*."""
         return max(least, round(full * self.scale))
 
     def scalar(self, sql: str) -> Any:
-        """The one value of a query."""
+        """Run a query; its single value."""
         with self.engine.connect() as connection:
             return connection.exec_driver_sql(sql).scalar()
 
     def clean(self) -> None:
-        """Leave no job behind."""
+        """Empty the tables."""
         with self.engine.connect() as connection:
             for sql in self.clean_sql:
                 connection.exec_driver_sql(sql)
 
     def checkpoint(self) -> None:
-        """So that no measurement pays for the writes of the one before."""
-        # Without the right to it, the server does it when it likes.
+        """CHECKPOINT, or a measurement would pay for the writes of the one before."""
+        # A role may lack the right to it; then the server checkpoints when it likes.
         with contextlib.suppress(DBAPIError), self.engine.connect() as connection:
             connection.exec_driver_sql("CHECKPOINT")
 
     @contextlib.contextmanager
     def pinned(self) -> Iterator[None]:
-        """Hold a transaction open, so that the server can't remove what is deleted meanwhile."""
+        """Hold a snapshot open, so vacuum can't remove the rows that are deleted meanwhile."""
         with self.engine.connect() as connection:
             held = connection.execution_options(isolation_level="REPEATABLE READ")
             held.exec_driver_sql("SELECT 1")
@@ -108,7 +108,7 @@ class Arena:
                 held.rollback()
 
     def drain(self, jobs: int, *, processes: int = 1, **options: Any) -> list[Answer]:
-        """Let workers do all jobs that are there: what each has seen.
+        """Let workers run all jobs; the answer of each worker.
 
         Raises:
             BenchError: Not every job was run exactly once.
@@ -130,15 +130,15 @@ class Arena:
             raise BenchError(f"{self.program.name} has run {run} of {jobs} jobs")
 
     def pause(self, jobs: int) -> float:
-        """Seconds between two looks for the end of a drain."""
-        # Rarely, since the question is asked of the server that is measured.
+        """Seconds between two polls for the end of a drain."""
+        # Seldom, as the poll is a load on the server that is measured.
         return min(max(jobs / 100_000, 0.05), 0.5)
 
     def wait_until_drained(self, jobs: int, workers: Iterable[Running]) -> None:
         """Return when no job is left.
 
         Raises:
-            BenchError: A worker has failed, or it takes too long.
+            BenchError: A worker has failed, or the drain takes too long.
         """
         pause = self.pause(jobs)
         deadline = time.monotonic() + STALLED_AFTER + jobs / SLOWEST

@@ -1,7 +1,7 @@
-"""The benchmark as a command, and how its figures are written.
+"""The benchmark as a command, and the format of its report.
 
-The workloads are in ``workloads``, what they are measured with in ``arena`` and ``times``, and the
-application under test in ``app``. ``python -m benchmarks compare`` runs them on other queues too.
+The workloads are in ``workloads``, the measuring is in ``arena`` and ``times``, and the application
+under test in ``app``. ``python -m benchmarks compare`` runs the workloads on other queues too.
 """
 
 import json
@@ -45,11 +45,11 @@ FIGURES: Final[Mapping[str, str]] = {
     "p99_ms": "p99 {:.2f} ms",
     "worker_cpu": "{:.0%} of a core",
 }
-"""How each figure is written."""
+"""The format of each figure."""
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "") -> Iterator[str]:
-    """Rows with their columns aligned, the last one as it is."""
+    """Rows as lines, with their columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
@@ -57,7 +57,7 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> Iterator[str]:
 
 
 def in_words(figures: Mapping[str, float]) -> str:
-    """Figures as they are printed."""
+    """Figures as text, in one line."""
     return ", ".join(FIGURES[name].format(value) for name, value in figures.items())
 
 
@@ -71,14 +71,14 @@ def section(workload: Workload, measurements: Sequence[Measurement]) -> Iterator
 
 
 def origin(server: Mapping[str, str]) -> dict[str, Any]:
-    """What the figures depend on, for a JSON file."""
+    """Versions, machine and server settings, for a JSON file."""
     return {"versions": versions(), "machine": machine(), "server": dict(server)}
 
 
 def document(
     measurements: Sequence[Measurement], *, scale: float, server: Mapping[str, str], **more: Any
 ) -> dict[str, Any]:
-    """All of it, for a JSON file."""
+    """The measurements and their origin, for a JSON file."""
     return {
         "scale": scale,
         **origin(server),
@@ -98,7 +98,7 @@ def run_bench(
     scale: float | None = None,
     json_path: Path | None = None,
 ) -> int:
-    """Run the workloads on a database, in a schema that is removed again; the exit code.
+    """Run the workloads on a database, in a schema that is dropped at the end; the exit code.
 
     Raises:
         CommandError: Something is not installed, the database refuses, or a measurement failed.
@@ -143,13 +143,13 @@ def _bench_url(given: str | None) -> "URL":
 
 
 def async_driver(url: "URL") -> str:
-    """The driver of AsyncWorker: asyncpg where it is installed, and takes such a URL."""
+    """The driver for AsyncWorker: asyncpg if it is installed and accepts the URL, else psycopg."""
     takes_it = set(url.query) <= {"host", "port"}
     return "asyncpg" if takes_it and is_installed("asyncpg") else "psycopg"
 
 
 def our_program(url: "URL", schema: str | None = None) -> Program:
-    """This package, on a database."""
+    """This package as the program to measure."""
     options: dict[str, Any] = {"driver": async_driver(url)}
     if schema is not None:
         options["schema"] = schema
@@ -165,13 +165,13 @@ def our_program(url: "URL", schema: str | None = None) -> Program:
 
 
 def harness_engine(url: "URL | str") -> Engine:
-    """The harness's own way to a database."""
+    """An engine for the harness, in AUTOCOMMIT."""
     plain = make_url(url).set(drivername="postgresql+psycopg")
     return create_engine(
         plain,
         isolation_level="AUTOCOMMIT",
         poolclass=NullPool,
-        # No plan that was made for a full table is kept for the empty one.
+        # A plan made for a full table must not be kept for the empty one.
         connect_args={"prepare_threshold": None},
     )
 

@@ -1,4 +1,4 @@
-"""The jobs of the benchmark: their tables, their handlers, and what the handlers note."""
+"""The jobs of the benchmark: their tables, their handler, and what it records."""
 
 import os
 import time
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .._handlers.registry import JobType
 
 MARK_EVERY: Final = 500
-"""Every how many handler calls the time is kept."""
+"""Number of handler calls from one recorded time to the next."""
 QUEUE: Final = "default"
 
 Options = Mapping[str, Any]
@@ -25,20 +25,20 @@ Answer = dict[str, Any]
 
 
 class Recorder:
-    """What the handlers of one worker saw. Kept small: ``benchmarks`` measures memory too."""
+    """Records the handler calls of one worker. Small, as ``benchmarks`` measures memory too."""
 
     def __init__(self) -> None:
-        self._calls = count(1)  # its next() is one step, whichever thread it is in
+        self._calls = count(1)  # its next() is atomic between threads
         self.count = 0
         self.first: float | None = None
         self.last: float | None = None
         self._marks: list[tuple[int, float]] = []
         self._numbers, self._times = array("q"), array("d")
         self.samples: list[tuple[float, ...]] = []
-        """Time and processor time, now and then."""
+        """Pairs of time and processor time, one for each sample."""
 
     def seen(self, number: int | None) -> None:
-        """Note a handler's call; *number* is the job's, when its arg has one."""
+        """Record a handler's call; *number* is the job's, if its arg has one."""
         now = time.monotonic()
         calls = self.count = next(self._calls)
         if calls == 1:
@@ -51,11 +51,11 @@ class Recorder:
             self._times.append(now)
 
     def sample(self) -> None:
-        """Note what the process has used."""
+        """Record the processor time of the process."""
         self.samples.append((time.monotonic(), time.process_time()))
 
     def answer(self) -> Answer:
-        """All of it, as the harness reads it."""
+        """The record as the harness reads it."""
         return {
             "count": next(self._calls) - 1,
             "first": self.first,
@@ -85,17 +85,17 @@ class App:
 
     @property
     def driver(self) -> str:
-        """AsyncWorker's."""
+        """The driver of AsyncWorker."""
         return str(self.options.get("driver", "asyncpg"))
 
     @property
     def is_async(self) -> bool:
-        """Whether an AsyncWorker works."""
+        """Whether the worker is an AsyncWorker."""
         return bool(self.options.get("kind", "async") == "async")
 
     @contextmanager
     def engine(self, pool_size: int = 1) -> Iterator[Engine]:
-        """An engine for threads, whose first connection is there already."""
+        """An engine for threads, with its first connection open."""
         engine = create_engine(self.url, pool_size=pool_size, max_overflow=0)
         with engine.connect() as connection:
             connection.exec_driver_sql("SELECT 1")
@@ -105,7 +105,7 @@ class App:
             engine.dispose()
 
     def function(self) -> Callable[..., Any]:
-        """The handler: it notes that it was called."""
+        """The handler, which only records its call."""
         seen = self.recorder.seen
 
         def noop(ctx: Context[Any], arg: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the figures depend on: versions, machine, the server's settings."""
+"""The surroundings of a benchmark: versions, machine, server settings."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from .arena import OURS
 
 
 def versions() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """The versions of this package, Python, SQLAlchemy and the drivers."""
     found = {OURS: __version__, "Python": platform.python_version()}
     for name in ("SQLAlchemy", "psycopg", "asyncpg", "greenlet"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -54,7 +54,7 @@ SERVER_SETTINGS: Final = (
 
 
 def server_settings(engine: Engine) -> dict[str, str]:
-    """The server's version, and what its speed depends on."""
+    """The server's version, and the settings that decide its speed."""
     with engine.connect() as connection:
         return {
             name: connection.exec_driver_sql(f"SHOW {name}").scalar_one()

@@ -42,7 +42,7 @@ def vacuum(app: App, engine: Engine) -> None:
 
 
 def value_of(app: App) -> dict[str, Any]:
-    """A job's arg, whose JSON has ``arg_bytes`` bytes."""
+    """An arg whose JSON has ``arg_bytes`` bytes."""
     return {"x": "a" * (int(app.options.get("arg_bytes", 20)) - len('{"x":""}'))}
 
 
@@ -69,7 +69,7 @@ WAYS: Final[Ways] = {
 
 
 def enqueue_one_by_one(app: App, ways: Ways = WAYS) -> Answer:
-    """One committed job after the other; ``through`` says in which of several *ways*."""
+    """Enqueue job by job, each with its COMMIT; ``through`` picks one of the *ways*."""
     jobs = app.options["jobs"]
     send = ways[app.options.get("through", "session")]
     with app.engine() as engine:
@@ -80,12 +80,12 @@ def enqueue_one_by_one(app: App, ways: Ways = WAYS) -> Answer:
 
 
 def bulk(app: App) -> Answer:
-    """Many jobs in one transaction; making the list of args is not measured."""
+    """Enqueue many jobs in one transaction; making the list of args is not measured."""
     return enqueue_all(app, [value_of(app) for _ in range(app.options["jobs"])])
 
 
 def enqueue_all(app: App, values: Sequence[dict[str, Any]]) -> Answer:
-    """A job for each value, in one transaction."""
+    """Enqueue a job for each value, in one transaction."""
     with app.engine() as engine:
         began = time.monotonic()
         with Session(engine) as session, session.begin():
@@ -95,7 +95,7 @@ def enqueue_all(app: App, values: Sequence[dict[str, Any]]) -> Answer:
 
 
 def pulse(app: App) -> Answer:
-    """A job each ``interval``, on a schedule that does not drift."""
+    """Enqueue a job every ``interval`` seconds, without drift."""
     sent = []
     with app.engine() as engine, Session(engine) as session:
         started = time.monotonic()
@@ -109,7 +109,7 @@ def pulse(app: App) -> Answer:
 
 
 def sleep_until(moment: float) -> None:
-    """Until a time of ``time.monotonic()``."""
+    """Sleep until a time of ``time.monotonic()``."""
     wait = moment - time.monotonic()
     if wait > 0:
         time.sleep(wait)

@@ -1,6 +1,6 @@
-"""The program that is measured: commands of one process each, which print one line of JSON.
+"""The program to measure: commands of one process each, which print one line of JSON.
 
-``_bench.app`` has these commands, and so have the adapters of other queues in ``benchmarks/peers``.
+``_bench.app`` has these commands, and so do the adapters of other queues in ``benchmarks/peers``.
 """
 
 import json
@@ -22,7 +22,7 @@ Answer = dict[str, Any]
 
 
 class BenchError(BGJobError):
-    """A measurement failed, or what it has counted is wrong."""
+    """A measurement failed, or its count is wrong."""
 
     def __init__(self, problem: str, output: str = "") -> None:
         super().__init__(problem, output)
@@ -34,15 +34,15 @@ class BenchError(BGJobError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program that is measured, and how its commands are run.
+    """A program to measure, and how to run its commands.
 
     Attributes:
-        name: As it is printed.
-        argv: What comes before COMMAND, DSN and JSON.
-        dsn: The DSN that its commands are given.
-        options: Given to every command.
-        environment: Variables of its processes, beside those of this one.
-        here: Runs a command in this process, which spares the start of another one.
+        name: For the report.
+        argv: The command line before COMMAND, DSN and JSON.
+        dsn: The DSN for its commands.
+        options: Options of every command.
+        environment: Variables of its processes, on top of this process's.
+        here: Runs a command in this process, which saves starting another.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Program:
     here: Callable[[str, Mapping[str, Any]], Answer] | None = None
 
     def start(self, command: str, **options: Any) -> "Running":
-        """Run a command that goes on; a context manager that leaves no process behind."""
+        """Start a command; the result is a context manager that leaves no process behind."""
         return Running(self, command, options)
 
     def call(self, command: str, *, timeout: float = 900.0, **options: Any) -> Answer:
-        """Run a command to its end: its answer.
+        """Run a command to its end; its answer.
 
         Raises:
-            BenchError: It failed, or took too long.
+            BenchError: The command failed, or took too long.
         """
         if self.here is not None:
             return self.here(command, {**self.options, **options})
@@ -69,7 +69,7 @@ class Program:
 
 
 class Running:
-    """A command that goes on. It may be told to stop, and it answers at its end."""
+    """A running command. It can be told to stop, and answers at its end."""
 
     def __init__(self, program: Program, command: str, options: Mapping[str, Any]) -> None:
         self._what = f"{program.name}: {command}"
@@ -89,10 +89,10 @@ class Running:
         )
 
     def wait_until_ready(self, timeout: float = START_TIMEOUT) -> None:
-        """Return when it has made its ready file.
+        """Return when the command has made its ready file.
 
         Raises:
-            BenchError: It ended before, or took too long.
+            BenchError: The command ended before, or took too long.
         """
         deadline = time.monotonic() + timeout
         while not self._ready.exists():
@@ -102,21 +102,21 @@ class Running:
             time.sleep(0.005)
 
     def check(self) -> None:
-        """Raise BenchError if it has failed."""
+        """Raise BenchError if the command has failed."""
         if self._process.poll():
             code = self._process.returncode
             raise BenchError(f"{self._what} ended with exit code {code}", self._said())
 
     def stop(self, timeout: float = 90.0) -> Answer:
-        """Tell it to stop: its answer."""
+        """Tell the command to stop; its answer."""
         self._stop.touch()
         return self.answer(timeout)
 
     def answer(self, timeout: float) -> Answer:
-        """Wait for its end: what it printed.
+        """Wait for the end of the command; its answer.
 
         Raises:
-            BenchError: It failed, or took too long.
+            BenchError: The command failed, took too long or printed no JSON.
         """
         try:
             self._process.wait(timeout)
@@ -131,7 +131,7 @@ class Running:
         return found
 
     def close(self) -> None:
-        """End it if it still runs."""
+        """Kill the command if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()

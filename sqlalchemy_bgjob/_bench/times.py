@@ -1,7 +1,7 @@
-"""What a worker's notes come to: how many handlers were called by when, rates, waits. Pure.
+"""Computes figures from the records of workers: calls over time, rates, waits. Pure.
 
-Handlers note the time of their call. A drain is timed by these notes alone: neither the start of
-the processes nor the end that the harness sees belongs to it.
+Handlers record the time of their call. A drain is timed by these records alone, without the start
+of the processes and the polls of the harness for its end.
 """
 
 import itertools
@@ -12,20 +12,20 @@ from .program import Answer, BenchError
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest value that at least this *share* of all is not above."""
+    """The smallest value such that at least *share* of all values are no greater."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def _points(answer: Answer) -> list[tuple[float, float]]:
-    """How many handlers were called by when."""
+    """Points of (number of calls, time), ascending."""
     marks = [(float(number), float(at)) for number, at in answer["marks"]]
     points = [(1.0, answer["first"]), *marks, (float(answer["count"]), answer["last"])]
     return sorted(set(points))
 
 
 def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
-    """The y of an x, on straight lines between ascending points."""
+    """The y of an x, by linear interpolation between ascending points."""
     if x <= points[0][0]:
         return points[0][1]
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
@@ -40,17 +40,17 @@ def reached(answer: Answer, number: float) -> float:
 
 
 def handled(answer: Answer, at: float) -> float:
-    """How many calls a worker had begun at a time; none before its first."""
+    """How many calls a worker had begun at a given time; 0 before its first."""
     if answer["count"] == 0 or at < answer["first"]:
         return 0.0
     return _interpolate(sorted((time, number) for number, time in _points(answer)), at)
 
 
 def rate(answers: Sequence[Answer]) -> float:
-    """Jobs a second while all workers were at it.
+    """Jobs a second while all workers were busy.
 
-    That is between the latest first call and the earliest last one. Where there was hardly such a
-    time, it is between the first call of all and the last one.
+    That is from the latest first call to the earliest last call. If fewer than a fifth of the jobs
+    fall in between, it is from the first call of all workers to the last.
     """
     busy = [answer for answer in answers if answer["count"]]
     jobs = sum(answer["count"] for answer in busy)
@@ -64,7 +64,7 @@ def rate(answers: Sequence[Answer]) -> float:
 
 
 def tenths(answer: Answer, jobs: int, *, until: int | None = None) -> dict[str, float]:
-    """Jobs a second in the first tenth of a drain, and in the last before *until* jobs."""
+    """Jobs a second in the first tenth of a drain and in that before *until* jobs; their ratio."""
     part, end = max(jobs // 10, 2), until or jobs
     first = (part - 1) / (reached(answer, part) - answer["first"])
     last = part / (reached(answer, end) - reached(answer, end - part))
@@ -72,10 +72,10 @@ def tenths(answer: Answer, jobs: int, *, until: int | None = None) -> dict[str, 
 
 
 def waits(sent: Iterable[Sequence[float]], answers: Iterable[Answer]) -> list[tuple[float, float]]:
-    """For each job when its enqueue returned, and how long after that its handler was called.
+    """For each job: when its enqueue returned, and how long after that its handler was called.
 
     Raises:
-        BenchError: A job was not run, or twice.
+        BenchError: A job was not run, or was run twice.
     """
     picked: dict[int, float] = {}
     for answer in answers:
@@ -83,7 +83,7 @@ def waits(sent: Iterable[Sequence[float]], answers: Iterable[Answer]) -> list[tu
             if number in picked:
                 raise BenchError(f"job {number} was run twice")
             picked[number] = at
-    # Of (number, before, after) or (number, after).
+    # An entry is (number, before, after) or (number, after).
     returned = {int(entry[0]): float(entry[-1]) for entry in sent}
     if picked.keys() != returned.keys():
         raise BenchError(f"{len(returned)} jobs were enqueued and {len(picked)} were run")

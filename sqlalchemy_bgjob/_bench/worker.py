@@ -16,8 +16,9 @@ from ..worker import Worker
 from .jobs import QUEUE, Answer, App
 
 SETTLE: Final = 3.0
-"""Seconds for which a worker is given time to be idle and to listen; behind some poolers it never
-does. Before that no latency can be measured."""
+"""Seconds that a worker has to become idle and listen, as latency is measured only then.
+
+Behind some poolers it never listens."""
 TICK: Final = 0.02
 SAMPLE_EVERY: Final = 0.1
 
@@ -25,7 +26,7 @@ SAMPLE_EVERY: Final = 0.1
 def work(app: App) -> Answer:
     """Work until the ``stop_file`` exists, the parent is gone or ``enough`` handlers were called.
 
-    The ``ready_file`` is made when the worker runs.
+    Makes the ``ready_file`` once the worker runs.
     """
     concurrency = app.options.get("concurrency", 100)
     cpu = time.process_time()
@@ -60,7 +61,7 @@ async def _work_async(app: App, concurrency: int) -> None:
 
 
 def _settle(app: App) -> None:
-    """Where latency is measured, wait until the worker says that it waits to be woken."""
+    """For a measurement of latency, wait until the worker has announced that it can be woken."""
     if not app.options.get("latency"):
         return
     row = app.jobs.WorkerRow
@@ -76,7 +77,7 @@ def _settle(app: App) -> None:
 
 
 def _ticks(app: App) -> Iterator[None]:
-    """One for each TICK in which to go on; samples what the process uses."""
+    """Yield once for each TICK until the worker must stop; samples the processor time."""
     parent = os.getppid()
     enough = app.options.get("enough")
     Path(app.options["ready_file"]).touch()

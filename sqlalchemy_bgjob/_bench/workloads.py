@@ -1,6 +1,6 @@
-"""The workloads. Each counts every job, and fails if one is missing or was run twice.
+"""The workloads. Each counts its jobs, and fails if one is missing or was run twice.
 
-W6 and W8 to W11 are in ``benchmarks/``, with all that compares this package with others.
+W6 and W8 to W11 are in ``benchmarks/``, with the comparison of this package with others.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ from .program import Answer
 from .times import cpu_share, percentile, rate, tenths, waits
 
 Variants = Mapping[str, Mapping[str, Any]]
-"""Ways to use a queue, by their names, and the options that its commands get for each."""
+"""Ways to use a queue: by name, the options of its commands."""
 
 WAYS: Final[Variants] = {
     "Session": {"through": "session"},
@@ -69,7 +69,7 @@ def w4(arena: Arena, variants: Variants = KINDS) -> Iterator[Measurement]:
 
 
 def fill_and_drain(arena: Arena, *, processes: int = 1, **options: Any) -> tuple[int, list[Answer]]:
-    """How many jobs were drained, and what each worker has seen of it."""
+    """Enqueue jobs and drain them; their number, and the answer of each worker."""
     jobs = arena.sized(FULL_DRAIN)
     arena.program.call("bulk", jobs=jobs, **options)
     answers = arena.drain(jobs, processes=processes, **options)
@@ -110,14 +110,14 @@ def w7(arena: Arena) -> Iterator[Measurement]:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One of the workloads."""
+    """A workload and its name."""
 
     name: str
     run: Callable[[Arena], Iterator[Measurement]]
 
     @property
     def title(self) -> str:
-        """What it is, in a line."""
+        """The first line of the docstring of its function."""
         return (self.run.__doc__ or "").partition("\n")[0].rstrip(".")
 
 
@@ -131,7 +131,7 @@ W = TypeVar("W", bound=Workload)
 
 
 def chosen(only: str | None, workloads: Mapping[str, W]) -> list[W]:
-    """The workloads of a list such as ``W1,W3``; all of them without one.
+    """The workloads of a list such as ``W1,W3``; all of them for None.
 
     Raises:
         CommandError: There is no such workload.

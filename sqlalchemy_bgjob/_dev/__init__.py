@@ -1,1 +1,1 @@
-"""For trying it out: an embedded server and the demo."""
+"""For trying the queue out: an embedded server and the demo."""

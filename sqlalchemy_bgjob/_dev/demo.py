@@ -1,13 +1,13 @@
-"""The demo: the main job on real input, with failures and a kill, and a recount at the end.
+"""The demo: jobs on real input, with failures and a killed worker, and a recount at the end.
 
-1. A PostgreSQL is started (or one is given), and the tables are made in a schema of their own.
+1. The demo starts a PostgreSQL (or is given one), and makes the tables in a separate schema.
 2. Two worker processes start, with default settings, by the same command that users run.
 3. For each file of a folder one transaction inserts a row and enqueues a job. Every twentieth job
    fails at its first attempt. One more job is for a file that does not exist.
-4. A few jobs in the middle wait for a lock that the demo holds. A worker that is seen waiting for
-   it is in the middle of a job, its row written and not committed: it is killed by SIGKILL, and
-   the lock released. Should the demo itself die, its lock and its workers end with it.
-5. When no job is left, every file is read again, and compared with what the jobs have written.
+4. A few jobs in the middle wait for a lock that the demo holds. A worker that waits for it is in
+   the middle of a job, its row written and not committed: the demo kills it by SIGKILL, and then
+   releases the lock. If the demo itself dies, its lock and its workers end with it.
+5. When no job is left, the demo reads every file again, and compares it with what the jobs wrote.
 """
 
 import contextlib
@@ -39,17 +39,17 @@ WORKERS: Final = 2
 SCHEMA_VARIABLE: Final = "BGJOB_DEMO_SCHEMA"
 FAILS_FIRST_EVERY: Final = 20
 MOST_WAITING: Final = 8
-"""How many jobs wait for the kill: fewer than a worker's slots, so that it goes on meanwhile."""
+"""How many jobs wait for the kill: fewer than a worker's slots, so its other jobs go on."""
 STALLED_AFTER: Final = 90.0
 """Seconds without any progress after which the demo gives up."""
 _SKIPPED: Final = frozenset({"__pycache__", "site-packages", "dist-packages"})
 
 
 def run_demo(folder: Path | None, *, database_url: str | None, limit: int | None) -> int:
-    """Run the demo and print what came out; the exit code.
+    """Run the demo and print its report; the exit code.
 
     Raises:
-        CommandError: There are no files, no database, or a worker failed.
+        CommandError: There is no file or no database, or a worker failed.
     """
     files = find_files(folder, limit)
     if not files:
@@ -82,15 +82,15 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class _Interruption:
     """A signal that ends the demo.
 
-    It is raised where it comes, so that nothing is waited for, and remembered: in a finalizer or a
-    callback, where an exception is dropped, it would else be lost.
+    The handler raises at once, so no wait delays it, and remembers the signal: an exception raised
+    in a finalizer or a callback would be lost.
     """
 
     def __init__(self) -> None:
         self._exit_code: int | None = None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Remember the signal, and exit."""
         self._exit_code = SIGNALLED + number
         self.check()
 
@@ -122,7 +122,7 @@ def find_files(folder: Path | None, limit: int | None = None) -> list[bytes]:
 
 
 def _is_readable_file(path: Path) -> bool:
-    # Not a pipe or a device, which would never end.
+    # No pipes or devices: reading them would never end.
     try:
         return stat.S_ISREG(path.stat().st_mode) and os.access(path, os.R_OK)
     except OSError:
@@ -130,7 +130,7 @@ def _is_readable_file(path: Path) -> bool:
 
 
 def _database(stack: contextlib.ExitStack, given: str | None) -> tuple["URL", str]:
-    """Where to work, and the schema that goes at the end."""
+    """The database, and the schema that is dropped at the end."""
     from .._process.urls import database_url, sync_url
     from .embedded import EmbeddedPostgres, EmbeddedPostgresError
 
@@ -180,8 +180,8 @@ class _Demo:
         self._killed_at = 0.0
 
     def run(self) -> Report:
-        """Do all of it."""
-        # The application is told its schema as the workers are; it reads it when it is imported.
+        """Run the demo from start to end; its report."""
+        # The application reads its schema at import, here as in the workers.
         os.environ[SCHEMA_VARIABLE] = self._schema
         self._make_tables()
         holder = self._stack.enter_context(self._engine.connect())
@@ -252,7 +252,7 @@ class _Demo:
                 )
 
     def _stop_workers(self) -> None:
-        """As a deployment does: by one SIGTERM, after which a worker drains and exits with 0."""
+        """Stop the workers as a deployment does: by one SIGTERM; they drain and exit with 0."""
         for child in self._workers:
             child.send(signal.SIGTERM)
         for child, log in zip(self._workers, self._logs, strict=True):
@@ -263,7 +263,7 @@ class _Demo:
                 )
 
     def _kill_one(self, release: Callable[[], object]) -> None:
-        """Kill a worker that is seen in the middle of a job, and let the others go on."""
+        """Kill a worker that is in the middle of a job, if there is one, and release the lock."""
         from sqlalchemy import select
 
         from .demo_app import jobs
@@ -301,7 +301,7 @@ class _Demo:
             self._enqueue_error = error
 
     def _plan(self) -> list[bytes]:
-        """The files, and in the middle one that is not there."""
+        """The files, with one in the middle that does not exist."""
         missing = os.path.join(  # noqa: PTH118 - a Path can't be made of bytes
             os.path.dirname(self._files[0]),  # noqa: PTH120
             f"no such file {secrets.token_hex(8)}".encode(),
@@ -367,7 +367,7 @@ class _Demo:
                 select(count(jobs.Job), count(Entry), count(jobs.DeadJob))
             ).one()
             if self._victim is not None and self._report.takeover_seconds is None:
-                # More than once: the server may yet commit a claim that it had been sent.
+                # The most over time: the server may still commit a claim sent before the kill.
                 claimed = select(func.count()).where(jobs.Job.claimed_by == self._worker_id)
                 held = connection.execute(claimed).scalar_one()
                 self._report.held_by_victim = max(held, self._report.held_by_victim)
@@ -412,7 +412,7 @@ class _Demo:
                 report.problems.append(f"{name}: the entry is not what the file holds")
 
 
-# Sessions that wait for the lock: a key is shown in two halves.
+# Sessions that wait for the lock; pg_locks shows its key in two halves.
 _WAITING: Final = """
     SELECT a.application_name
     FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
@@ -422,7 +422,7 @@ _WAITING: Final = """
 
 
 def _end(child: Child) -> None:
-    """A worker that still runs now is not needed any more."""
+    """Kill a worker that still runs, and clean up."""
     child.kill()
     child.process.wait()
     child.close()

@@ -1,7 +1,7 @@
 """The application of the demo: its tables, and the handler that indexes a file.
 
-It is what a user would write, with one addition: some jobs take a lock that the demo holds until it
-has killed a worker, so that in a folder of any size there is a job in the middle of its work.
+A user would write the same, with one exception: some jobs take a lock that the demo holds until it
+has killed a worker. So the kill meets a running job, whatever the size of the folder.
 """
 
 import hashlib
@@ -20,13 +20,13 @@ SCHEMA: Final = os.environ.get("BGJOB_DEMO_SCHEMA", "bgjob_demo")
 
 
 class Base(DeclarativeBase):
-    """The demo's own tables, and the queue's beside them."""
+    """The base of the demo's own tables and of the queue's."""
 
     metadata = MetaData(schema=SCHEMA)
 
 
 class File(Base):
-    """A file that is to be indexed."""
+    """A file to index."""
 
     __tablename__ = "file"
 
@@ -36,7 +36,7 @@ class File(Base):
 
 
 class Entry(Base):
-    """What a job found in a file. Nothing here is unique: a second effect would be seen."""
+    """The result of a job for a file. Nothing is unique here, or a second effect would not show."""
 
     __tablename__ = "entry"
 
@@ -63,7 +63,7 @@ class IndexFile:
 
 
 class Counts(NamedTuple):
-    """What there is to know of a file."""
+    """The counts and the digest of a file."""
 
     lines: int
     words: int
@@ -71,7 +71,7 @@ class Counts(NamedTuple):
 
 
 def count(path: bytes) -> Counts:
-    """Read a file as bytes: whatever its encoding, or if it is no text at all.
+    """Count a file as bytes, whatever its encoding, and even if it is no text.
 
     Raises:
         OSError: It can't be read.
@@ -88,7 +88,7 @@ def count(path: bytes) -> Counts:
 
 @jobs.handler("index_file", queue="files")
 def index_file(ctx: Context[Session], arg: IndexFile) -> MoveToDlq | None:
-    """Count a file's lines and words, and write them together with the job's end."""
+    """Count a file's lines and words, and write them in the transaction that ends the job."""
     file = ctx.session.get_one(File, arg.file_id)
     try:
         counts = count(file.path)
@@ -101,10 +101,10 @@ def index_file(ctx: Context[Session], arg: IndexFile) -> MoveToDlq | None:
     ctx.session.flush()
     if arg.waits_for is not None:
         ctx.session.execute(select(func.pg_advisory_xact_lock_shared(arg.waits_for)))
-    if arg.fails_first and ctx.job.attempt - ctx.job.crashes == 1:  # one that was lost did not fail
+    if arg.fails_first and ctx.job.attempt - ctx.job.crashes == 1:  # a crash is no failure
         raise FirstAttemptError
     return None
 
 
 class FirstAttemptError(Exception):
-    """A failure as it may happen to any handler; what it has written is rolled back."""
+    """A failure as any handler may have; its writes are rolled back."""

@@ -1,4 +1,4 @@
-"""What the demo shows: its progress, what came out, and what to read next."""
+"""The output of the demo: progress, report, and what to read next."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ import click
 
 @dataclass
 class Report:
-    """What came out."""
+    """The figures of one demo."""
 
     files: int
     seconds: float = 0.0
@@ -26,21 +26,21 @@ class Report:
 
     @property
     def jobs(self) -> int:
-        """One for each file, and one for the file that is not there."""
+        """One for each file, and one for the file that does not exist."""
         return self.files + 1
 
     @property
     def exactly_once(self) -> bool:
-        """Whether each file has exactly the one entry that it must have."""
+        """Whether each file has exactly one entry, the right one."""
         return not self.problems
 
     @property
     def succeeded(self) -> bool:
-        """Also whether there was something to recover: otherwise nothing was shown."""
+        """Whether the kill left jobs to recover, and each file was indexed exactly once."""
         return self.exactly_once and self.recovered > 0 and self.dead == 1
 
     def lines(self) -> Iterator[str]:
-        """The table, and the line that counts."""
+        """The figures, the problems, and the verdict in the last line."""
         takeover = self.takeover_seconds
         after = "" if takeover is None else f"  (taken over {takeover:.1f} s after the kill)"
         rows = {
@@ -67,9 +67,9 @@ class Report:
 
 
 def what_to_read_next(package: Path) -> str:
-    """With where it is found: a checkout has its documents beside the package, a wheel has none."""
+    """What to read next, with paths: a checkout has documents beside the package, a wheel none."""
     folder = package.parent
-    # A README.md alone may be one that another package has put into site-packages.
+    # Not README.md: another package may have put one into site-packages.
     checkout = (folder / "docs" / "reliability.md").is_file()
 
     def document(name: str) -> str:
@@ -86,7 +86,7 @@ what to read next:
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar where there is a terminal and rich is installed, else a line now and then."""
+    """A progress bar on a terminal, rich's if installed; elsewhere a line now and then."""
     if not sys.stderr.isatty():
         yield _Lines(total).show
         return
@@ -110,7 +110,7 @@ class _Lines:
         self._total, self._next = total, 0.0
 
     def show(self, done: int) -> None:
-        """Say how many jobs have ended, if it is time to."""
+        """Print how many jobs have ended, if the next line is due."""
         now = time.monotonic()
         if now >= self._next or done == self._total:
             self._next = now + 2.0

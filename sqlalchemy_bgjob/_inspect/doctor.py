@@ -1,6 +1,6 @@
 """``sqlalchemy-bgjob doctor``: what is wrong with a queue's database, and what to do about it.
 
-It only reads, but for one setting of its own session that no program has.
+It only reads, except that it sets one parameter in its own session, which nothing else uses.
 """
 
 import secrets
@@ -27,21 +27,21 @@ from .health import look
 
 OLDEST_SERVER: Final = 14
 CLOCKS_APART: Final = 5.0
-"""Seconds between this machine's clock and the server's that are told of."""
+"""Seconds by which the clocks of machine and server may differ before it is noted."""
 WAITS_FOR: Final = 60.0
-"""Seconds for which a job may have been due before its queue is told of."""
+"""Seconds for which a job may be due before its served queue is a problem."""
 MANY: Final = 1_000
-"""So many due jobs of a queue and priority are counted."""
+"""The most due jobs that are counted, for each queue and priority."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        check: What was looked at.
-        level: ``ok``; ``note`` for what is good to know; ``problem`` for what must be mended.
-        text: What was found, and what to do.
+        check: The subject, such as "server" or "tables".
+        level: ``ok``, ``note`` (good to know) or ``problem`` (must be mended).
+        text: The finding, and what to do.
     """
 
     check: str
@@ -50,10 +50,10 @@ class Finding:
 
 
 def examine(connection: Connection, *, schema: str | None, table_prefix: str) -> list[Finding]:
-    """Look at everything; the caller ends the connection's transaction.
+    """Run all checks; the caller ends the connection's transaction.
 
     Args:
-        connection: One to the queue's database. Two more are taken from its engine for a moment.
+        connection: To the queue's database. Its engine must give two more for a moment.
         schema: The tables' schema; None if they are on the search path.
         table_prefix: How the tables' names begin.
     """
@@ -62,7 +62,7 @@ def examine(connection: Connection, *, schema: str | None, table_prefix: str) ->
     tables = list(_tables(connection, schema, table_prefix))
     findings += tables
     if tables[0].level == "problem":
-        return findings  # nothing else can be looked at
+        return findings  # the other checks need the tables
     found = look(
         connection,
         [qualified(translated(connection, schema), f"{table_prefix}{kind}") for kind in KINDS],
@@ -98,10 +98,10 @@ def _encoding(connection: Connection) -> Iterator[Finding]:
 
 
 def _pooler(engine: Engine) -> Iterator[Finding]:
-    """Whether sessions are shared between transactions.
+    """Whether a pooler shares server sessions between transactions.
 
-    A second client is then given, for its transaction, the very session that the first has just
-    used, with all that was set in it.
+    If so, a second connection's transaction gets the session that the first has just used, and
+    sees the setting made there.
     """
     token = secrets.token_hex(8)
     mark = text("SELECT set_config('bgjob.doctor', :token, false)")
@@ -176,7 +176,7 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
 
 
 def _structure(connection: Connection, name: str | None, prefix: str) -> list[str]:
-    """Columns, indexes and checks that are missing or not what they should be."""
+    """Problems of columns, indexes and constraints: missing, invalid or other than designed."""
     problems: list[str] = []
     step = STEPS[LATEST]
     for kind in step.storage:
@@ -214,7 +214,7 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
 class _Catalog:
     columns: frozenset[str]
     indexes: dict[str, tuple[bool, list[str], bool]]
-    """Whether it is valid, its columns, and whether it is partial."""
+    """By name: whether the index is valid, its columns, and whether it is partial."""
     constraints: frozenset[str]
 
 
@@ -264,7 +264,7 @@ def _privileges(connection: Connection, name: str | None, prefix: str) -> list[s
 
 def _workers(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
     def run(sql: str, **given: float) -> Any:
-        # A colon in a name is no parameter.
+        # text() would take a colon in a name for a parameter.
         where = translated(connection, name)
         names = {kind: qualified(where, f"{prefix}{kind}").replace(":", "\\:") for kind in KINDS}
         return connection.execute(text(sql.format(**names)), given).all()
@@ -303,7 +303,7 @@ def _told_of_workers(silent: list[Any], beating: int, due: bool) -> Iterator[Fin
 
 
 def _told_of_queue(row: Any) -> str | None:
-    """What is wrong with a queue that has due jobs; None where its workers may soon be at it."""
+    """The problem of a queue with due jobs; None if it is served and they are due only briefly."""
     if row.served and row.seconds < WAITS_FOR:
         return None
     jobs = "1 job is" if row.due == 1 else f"{row.due} jobs are"
@@ -317,7 +317,7 @@ def _told_of_queue(row: Any) -> str | None:
 
 
 def _option(queue: str) -> str:
-    """As a shell and the command line take it: a name that has a colon needs the number too."""
+    """The value of --queue, quoted for a shell; a name with a colon needs the number too."""
     return shlex.quote(f"{queue}:{DEFAULT_CONCURRENCY}")
 
 
@@ -328,7 +328,7 @@ _WORKERS: Final = """
              OR clock_timestamp() - beat_at > lease_timeout * interval '1 second' AS silent
     FROM ONLY {worker} ORDER BY id
 """
-# A look into the index for each queue and priority, at no more than N of its due jobs.
+# A skip scan: one index lookup for each queue and priority, reading at most N + 1 of its due jobs.
 _DUE: Final = """
     WITH RECURSIVE lanes AS (
       (SELECT queue, priority FROM ONLY {job} ORDER BY queue, priority LIMIT 1)

@@ -1,8 +1,8 @@
-"""What keeps the server from cleaning up behind the queue, and how full its notifications are.
+"""The server's health: what holds vacuum back, and how full the notification queue is.
 
-Completed jobs are deleted, and the server may reuse their room only when no transaction can see
-them any more. One that stays open for an hour keeps an hour of jobs. Claims read on where the last
-one stopped, so they do not slow down at once; the table grows all the same.
+Completed jobs are deleted, and vacuum frees their space only when no transaction can see them any
+more. A transaction that stays open for an hour keeps an hour of jobs. Claims go onward from where
+the last one stopped, so they do not slow down at once, but the table grows.
 """
 
 from collections.abc import Iterable
@@ -12,25 +12,25 @@ from typing import Final
 from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
 HELD_BACK_AFTER: Final = 60.0
-"""Seconds for which a transaction may be open before it is told of."""
+"""Seconds for which a transaction may be open before it is a problem."""
 DEAD_ROWS: Final = 100_000
-"""Dead rows of a table, where they are also more than the live ones, before they are told of."""
+"""Dead rows above which a table is reported, if they also outnumber its live rows."""
 NOTIFICATIONS: Final = 0.5
-"""How full the server's notification queue may be; at 1 every COMMIT that notifies fails."""
+"""How full the notification queue may be, from 0 to 1; at 1 every COMMIT that notifies fails."""
 SLOT_BEHIND: Final = 1_000_000
-"""By how many transactions a replication slot may be behind."""
+"""How many transactions a replication slot may be behind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """The oldest of what keeps dead rows from being removed.
+    """The oldest holder of the xmin horizon: it keeps dead rows from being removed.
 
     Attributes:
         kind: ``session``, ``prepared transaction`` or ``replication slot``.
         name: Its application_name, its gid, or the slot's name.
-        pid: Of the session.
-        state: Of the session.
-        seconds: How long it has been open; None for a slot.
+        pid: The session's; None for the others.
+        state: The session's; None for the others.
+        seconds: How long it or its transaction has been open; None for a slot.
         transactions: How many transactions have begun since.
     """
 
@@ -43,7 +43,7 @@ class Holder:
 
     @property
     def too_old(self) -> bool:
-        """Whether somebody should do something about it."""
+        """Whether it has held back vacuum for so long that somebody should act."""
         if self.seconds is None:
             return self.transactions > SLOT_BEHIND
         return self.seconds > HELD_BACK_AFTER
@@ -69,13 +69,13 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class DeadRows:
-    """A table of the queue with more dead rows than live ones, as after each large drain.
+    """A table of the queue with more dead rows than live ones, as after every large drain.
 
     Attributes:
         table: Its name.
-        dead: How many rows are dead.
-        live: How many are not.
-        autovacuum: Whether the server removes them by itself.
+        dead: Number of dead rows.
+        live: Number of live rows.
+        autovacuum: Whether autovacuum is on for the table.
     """
 
     table: str
@@ -84,7 +84,7 @@ class DeadRows:
     autovacuum: bool = True
 
     def told(self, *, held_back: bool) -> str:
-        """In words, with what to do: *held_back* while something too old is in the way."""
+        """The text, with the remedy; *held_back* if a holder is too old."""
         if not self.autovacuum:
             remedy = "autovacuum is off for it: turn it on, or VACUUM it"
         elif held_back:
@@ -96,14 +96,14 @@ class DeadRows:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a look at the server found.
+    """One sample of the server's health.
 
     Attributes:
-        holder: The oldest of what keeps dead rows from being removed; None if there is nothing.
+        holder: What keeps dead rows from being removed, the oldest; None if nothing does.
         dead_rows: The queue's tables that have too many.
         notifications: How full the notification queue is, from 0 to 1.
-        slowest_claim: Seconds of the slowest claim of this worker since the last look; None where
-            there was none.
+        slowest_claim: Seconds of this worker's slowest claim since its last sample; None without
+            a claim.
     """
 
     holder: Holder | None
@@ -113,7 +113,7 @@ class Health:
 
     @property
     def problems(self) -> list[str]:
-        """What somebody should do something about, in words."""
+        """The problems that somebody should mend, in words."""
         found = [str(self.holder)] if self.holder is not None and self._held_back else []
         found += [
             rows.told(held_back=self._held_back) for rows in self.dead_rows if self._stay(rows)
@@ -127,7 +127,7 @@ class Health:
 
     @property
     def notes(self) -> list[str]:
-        """What the server mends by itself, in words."""
+        """Findings that the server mends by itself, in words."""
         return [rows.told(held_back=False) for rows in self.dead_rows if not self._stay(rows)]
 
     @property
@@ -139,9 +139,9 @@ class Health:
 
 
 def look(connection: Connection, tables: Iterable[str]) -> Health:
-    """Look at the server; the caller ends the transaction. Reads none of the *tables*.
+    """Sample the server's health; the caller ends the transaction. Reads statistics, not *tables*.
 
-    What other roles do is hidden from a role without ``pg_monitor``: then it finds its own alone.
+    A role without ``pg_monitor`` sees its own sessions only.
     """
     holder = connection.execute(_OLDEST).one_or_none()
     dead = connection.execute(_DEAD_ROWS, {"tables": [*tables], "limit": DEAD_ROWS}).all()
@@ -152,7 +152,7 @@ def look(connection: Connection, tables: Iterable[str]) -> Health:
     )
 
 
-# A transaction of another database keeps nothing of this one's, but for a standby's feedback.
+# Transactions of other databases hold nothing back here, except by a standby's feedback.
 _OLDEST = text(
     """
     SELECT kind, name, pid, state, CAST(seconds AS float8), transactions FROM (

@@ -1,9 +1,9 @@
 """The command line: ``sqlalchemy-bgjob``, ``bgjob`` and ``python -m sqlalchemy_bgjob``.
 
-It parses, calls and prints; what it calls is found elsewhere, and imported when it is called, so
-that ``--help`` needs no SQLAlchemy. Results go to stdout, logs and errors to stderr.
+It parses, calls and prints. The code that it calls is imported only then: ``--help`` needs no
+SQLAlchemy. Results go to stdout, logs and errors to stderr.
 
-Exit codes: 0 done, also drained after one signal; 1 failed; 2 wrong usage, or the application
+Exit codes: 0 done, or drained after one signal; 1 failed; 2 wrong usage, or the application
 can't be imported; 3 the database is unreachable or refuses; 4 the schema is out of date;
 128 + n after a second or third signal n.
 """
@@ -25,7 +25,7 @@ from .worker import worker
 
 
 class _Commands(click.Group):
-    """Commands whose errors are told, not shown as tracebacks."""
+    """A group whose commands report a CommandError without a traceback of ours."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -43,7 +43,7 @@ class _Commands(click.Group):
 @click.pass_context
 def cli(ctx: click.Context) -> None:
     """Background jobs in PostgreSQL, for applications that use SQLAlchemy."""
-    # A worker counts signals itself, once it has been imported.
+    # A worker counts signals itself, as soon as its modules are imported.
     if ctx.invoked_subcommand != "worker" and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -64,7 +64,7 @@ def _report(error: CommandError) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """The entry point of the scripts; without *args* it takes those of the process."""
+    """The entry point of the scripts; *args* are those of the process unless given."""
     try:
         code = cli.main(args, standalone_mode=False)
     except click.ClickException as error:

@@ -1,4 +1,4 @@
-"""``demo``: shows what it promises, on an embedded server."""
+"""``demo``: shows what the queue promises, on an embedded server."""
 
 from pathlib import Path
 

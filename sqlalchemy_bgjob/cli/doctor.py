@@ -1,4 +1,4 @@
-"""``doctor``: looks for what is wrong."""
+"""``doctor``: looks for problems with the queue's database."""
 
 import json
 from pathlib import Path

@@ -22,7 +22,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Seconds as float."""
+        """Parse a duration into seconds."""
         if isinstance(value, int | float):
             return float(value)
         number = str(value).strip().rstrip("hms")
@@ -34,14 +34,14 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click
 
 
 def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Any], Any]:
-    """An option that the environment may give too: ``--poll-interval``, BGJOB_POLL_INTERVAL."""
+    """An option that the environment can set too: ``--poll-interval`` by BGJOB_POLL_INTERVAL."""
     variable = "BGJOB_" + name.partition("/")[0].removeprefix("--").replace("-", "_").upper()
     attributes = {"envvar": variable, "show_envvar": True, "show_default": True, **attributes}
     return click.option(name, *declarations, **attributes)
 
 
 def setting_options(command: Any) -> Any:
-    """A flag for each setting; WorkerSettings checks what it is given."""
+    """A flag for each setting; WorkerSettings checks the values."""
     for field in reversed(fields(WorkerSettings)):
         flag = "--" + field.name.replace("_", "-")
         kind: Any = {float: Seconds(), int: click.INT}.get(field.type)
@@ -54,7 +54,7 @@ def setting_options(command: Any) -> Any:
 
 
 def logging_options(command: Any) -> Any:
-    """What is logged, and how."""
+    """Options for the level and the format of the log."""
     command = option(
         "--log-level",
         type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
@@ -93,12 +93,12 @@ engine_option = option(
 
 
 def connection_options(command: Any) -> Any:
-    """Which database: by a URL, or by the application's own engine."""
+    """Options for the database: a URL, or the application's own engine."""
     return database_option(engine_option(app_dir_option(command)))
 
 
 def take_engine(ctx: click.Context, engine: str | None, app_dir: Path) -> None:
-    """Let the application's modules be found, and refuse an engine beside a URL."""
+    """Put the application's folder on Python's path, and refuse an engine beside a URL."""
     if str(app_dir) not in sys.path:
         # Last: a sqlalchemy.py of the application must not be taken for SQLAlchemy.
         sys.path.append(str(app_dir))
@@ -110,7 +110,7 @@ def take_engine(ctx: click.Context, engine: str | None, app_dir: Path) -> None:
 
 
 def schema_options(command: Any) -> Any:
-    """Which tables of the database."""
+    """Options for the tables' schema and prefix."""
     command = option("--table-prefix", default=DEFAULT_PREFIX, help="How the tables' names begin.")(
         command
     )
