@@ -1,13 +1,13 @@
 """A job's arg: from the caller's value to the bytes of the row and back, by an annotation.
 
 * A value is walked before it is encoded (``storable``): JSON encoders are too lenient for a queue.
-* What was encoded is decoded before it is stored. So a job that was enqueued can be run, and the
-  mistake is found in the caller's stack trace and not in a dead job.
-* Only bytes, and nothing else, are stored as they are; the content type tells them from JSON.
+* An encoded arg is decoded before it is stored, so a mistake shows up in the caller's stack trace
+  and not in a dead job.
+* Only bytes are stored as they are; the content type tells them from JSON.
 * Messages name paths, types and limits, never values.
 
-msgspec does the work; pydantic takes over where an annotation is made of its models. Neither it
-nor SQLAlchemy is imported here: an annotation of theirs can't exist before the program did that.
+msgspec does the work; pydantic takes over where an annotation is made of its models. Neither
+pydantic nor SQLAlchemy is imported here: without them the program has none of their types.
 """
 
 import re
@@ -52,9 +52,9 @@ class Codec:
     """Encodes and decodes the args of one handler; compiled once, safe for threads.
 
     Args:
-        annotation: What the handler's arg is annotated with, already resolved: a dataclass,
-            msgspec.Struct, TypedDict, pydantic model, ``bytes``, any type that msgspec knows; Any,
-            ``object`` and ``Parameter.empty`` take everything.
+        annotation: The annotation of the handler's arg, already resolved: a dataclass,
+            msgspec.Struct, TypedDict, pydantic model, ``bytes``, or another type that msgspec
+            knows. Any, ``object`` and ``Parameter.empty`` accept every value.
 
     Raises:
         TypeError: The annotation can't be decoded from JSON.
@@ -77,7 +77,7 @@ class Codec:
             annotation if self._raw_type is None or not rest else Union[tuple(rest)]  # noqa: UP007
         )
         self._shape = ANYTHING if self._only_raw else shape_of(annotation)
-        # What is exactly of this class has no key too many, if it holds no other object.
+        # An arg of exactly this class, with no other object inside, has no unread key.
         named = [m for m in rest if m is not type(None)]
         self._exact = named[0] if len(named) == 1 and self._shape.is_plain() else None
         self.allows_none = type(None) in parts or self._loads_null()
@@ -120,12 +120,12 @@ class Codec:
     def decode(
         self, data: bytes | None, content_type: str | None = None, *, max_size: int = MAX_ARG_SIZE
     ) -> Any:
-        """The arg to call the handler with, from what a row stores.
+        """Decode the bytes of a row to the handler's arg.
 
-        An annotation of ``bytes`` gets what is stored, whatever the content type says.
+        An annotation of ``bytes`` gets them as they are, whatever the content type says.
 
         Raises:
-            InvalidArg: The bytes are too many, malformed, or don't fit the annotation.
+            InvalidArg: The bytes exceed *max_size*, are malformed, or don't fit the annotation.
         """
         if data is None:
             if not self.allows_none:
@@ -136,7 +136,7 @@ class Codec:
             if self._untyped:
                 return bytes(data)
             if self._raw_type is None:
-                # The content type comes from a row's headers; it is not shown, like all such text.
+                # The content type comes from the row's headers, so the message does not show it.
                 raise InvalidArg("$", f"stored as bytes, but the handler takes {self._name}")
             return self._raw_type(data)
         _check_depth(data)
@@ -149,12 +149,12 @@ class Codec:
             raise
         except Exception as error:
             failure = error
-        # Outside the except block, so that no traceback shows the values which the cause may hold.
+        # Outside the except block, so that no traceback shows the cause, which may hold values.
         path, reason = explain(failure)
         raise InvalidArg(path, reason.format(name=self._name))
 
     def _check_keys(self, data: bytes) -> None:
-        """Refuse what the handler would not get, though it can be decoded."""
+        """Refuse keys that decoding would silently drop."""
         steps = self._shape.unread(msgspec.json.decode(data))
         if steps is not None:
             reason = f"{self._name} has no such field, so the handler would not get it; take it out"
@@ -212,7 +212,7 @@ def _pydantic_fields(model: Any) -> Fields:
 
 
 def _enc_hook(item: Any) -> Any:
-    # Subclasses that msgspec does not know are stored as their base, like json.dumps does.
+    # Subclasses that msgspec does not know are stored as their base class, as json.dumps does.
     if isinstance(item, str):
         return str.__str__(item)
     if isinstance(item, int):
@@ -243,13 +243,13 @@ _special: dict[type, int] = {str: _PLAIN, int: _PLAIN, dict: _PLAIN, list: _PLAI
 
 
 def _classify(kind: type) -> int:
-    """What is looked at but once for each type: most jobs have args of the same few."""
+    """The kind of a type, looked up once: most args are of the same few types."""
     found = _PLAIN
     if issubclass(kind, _BYTES_TYPES):
         found = _RAW
     elif hasattr(kind, "__pydantic_serializer__"):
         found = _PYDANTIC
-    if len(_special) < _MOST_TYPES:  # some applications make classes as they go
+    if len(_special) < _MOST_TYPES:  # some applications create classes at run time
         _special[kind] = found
     return found
 
@@ -267,12 +267,12 @@ def _encode(arg: Any) -> bytes:
 def _dec_hook(cls: type, item: Any) -> Any:
     if cls is object:
         return item
-    # From JSON once more: a strict model takes a datetime from a JSON string, not from a str.
+    # Through JSON again: a strict model takes a datetime from a JSON string, not from a str.
     return _nested_adapter(cls)(msgspec.json.encode(item))
 
 
 def _decoder(annotation: Any) -> Callable[[bytes], Any]:
-    """The function that decodes JSON to the annotation; what can't be decoded is refused here."""
+    """The function that decodes JSON to the annotation; a TypeError if there can be none."""
     parts = [part for part in members(annotation) if part is not type(None)]
     if any(hasattr(part, "__pydantic_validator__") for part in parts):
         for part in parts:
@@ -289,7 +289,7 @@ def _decoder(annotation: Any) -> Callable[[bytes], Any]:
     except TypeError as error:
         if "pydantic" not in sys.modules:
             raise TypeError(f"arg annotation {_name(annotation)}: {error}") from error
-        # Unions of models are more than msgspec can tell apart.
+        # msgspec can't tell the models of a union apart; pydantic can.
         try:
             return _adapter(annotation)
         except Exception:
@@ -327,7 +327,7 @@ def _adapter(annotation: Any) -> Callable[[bytes], Any]:
     return load
 
 
-# Building an adapter costs far more than using it, and the hook gets no more than the class.
+# Cached: building an adapter costs far more than using it, and the hook gets only the class.
 _nested_adapter = lru_cache(maxsize=256)(_adapter)
 
 
@@ -373,7 +373,7 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _check_depth(data: bytes) -> None:
-    """Refuse deep nesting before a parser recurses; how deep those go differs by Python version."""
+    """Refuse deep nesting before a parser recurses: its own limit differs by Python version."""
     if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return
     brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)

@@ -13,11 +13,11 @@ from .ids import new_id, new_ids
 from .options import Common, JobOptions
 
 UNTYPED: Final = Codec(Any)
-"""For producers that know only the type's name."""
+"""The codec for producers that know only the type's name."""
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
-    """A job that is checked and encoded, ready for an INSERT. An empty id becomes a new one."""
+    """A checked and encoded job, ready for an INSERT; an empty id stands for a new one."""
 
     id: str
     arg: bytes | None
@@ -42,12 +42,12 @@ def drafts(
     ids: Sequence[str] | None,
     options: JobOptions,
 ) -> Iterator[Draft]:
-    """Check and encode jobs that differ only in their args, and in the ids that they may have.
+    """Check and encode jobs that differ only in their args and ids.
 
-    The options are checked when the first is asked for, and each arg when its job is.
+    Lazy: the options are checked with the first draft, and each arg with its own draft.
 
     Raises:
-        InvalidArg: An arg; its path begins with the arg's index.
+        InvalidArg: An arg does not fit; the path begins with its index.
     """
     common = Common.of(type, queue, options)
     by_content_type: dict[str | None, Common] = {}
@@ -62,7 +62,7 @@ def drafts(
 
 
 def in_chunks(jobs: Iterable[Draft], most: int, most_bytes: int) -> Iterator[list[Draft]]:
-    """Jobs in lists of at most *most*, whose args together have about *most_bytes*."""
+    """Lists of at most *most* jobs and *most_bytes* of args; a larger job comes alone."""
     chunk: list[Draft] = []
     size = 0
     for job in jobs:

@@ -15,7 +15,7 @@ _STEP = re.compile(r"\.([^.\[\]`]+)|\[(\d+)\]|\[(\.\.\.)\]")
 
 
 def explain(error: Exception) -> tuple[str, str]:
-    """The path and the reason; text of others is passed on only if it can't hold a value."""
+    """The path and the reason; a decoder's text is passed on only if it can't hold a value."""
     if isinstance(error, msgspec.ValidationError):
         return _explain_msgspec(error)
     if hasattr(error, "errors") and hasattr(error, "error_count"):
@@ -60,7 +60,7 @@ def _explain_pydantic(error: Any, path: str) -> tuple[str, str]:
 def _split(error: Exception) -> tuple[str, str, bool]:
     """The message of msgspec, the path, and whether a key (not its value) is wrong.
 
-    The path names fields and indexes, but no key of a dict: that is ``[...]``.
+    The path names fields and indexes; a dict's key shows as ``[...]``.
     """
     message, found, path = str(error).rpartition(" - at `")
     if not found:

@@ -1,8 +1,8 @@
 """Identifiers: UUIDv7 text for jobs, random 63-bit numbers for workers.
 
 A UUIDv7 (RFC 9562) begins with the time, so rows of one process land side by side in the
-primary key, and its text sorts by age. Within one process the values only ever grow, also
-within a millisecond and when the clock is set back: jobs of one transaction keep their order.
+primary key, and its text sorts by age. Within one process ids only ever grow, even within a
+millisecond and when the clock is set back, so jobs of one transaction keep their order.
 """
 
 import os
@@ -28,12 +28,12 @@ class _Monotonic:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: a forked child must not repeat its parent, nor inherit a held lock."""
+        """Start over: a forked child must not repeat its parent's ids, nor inherit a held lock."""
         self.lock = threading.Lock()
         self.last = 0
 
     def next(self, milliseconds: int, count: int) -> list[int]:
-        """The next 122-bit values: time above, random below, each greater than all before."""
+        """The next 122-bit values: time in the high bits, random in the low ones, ascending."""
         steps = memoryview(os.urandom(count * _STEP_BYTES)).cast("I")
         values = []
         with self.lock:
@@ -58,7 +58,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def new_ids(count: int) -> list[str]:
-    """New job ids: texts of UUIDv7, ascending, greater than every id made before here."""
+    """New job ids: UUIDv7 text, ascending, greater than all that this process made before."""
     return list(_texts(_state.next(time.time_ns() // 1_000_000, count)))
 
 
@@ -80,5 +80,5 @@ def _texts(values: Iterable[int]) -> Iterator[str]:
 
 
 def new_worker_id() -> int:
-    """A new worker id: positive, 63 random bits, never adopted from an earlier process."""
+    """A new worker id: positive, 63 random bits, never taken over from an earlier worker."""
     return secrets.randbits(63) or 1

@@ -13,7 +13,7 @@ OnConflict = Literal["raise", "ignore"]
 
 
 class JobOptions(TypedDict, total=False):
-    """What may be said of a job, or of all jobs of one call."""
+    """Options of a job, or of all jobs of one call."""
 
     queue: str | None
     delay: float | timedelta | None
@@ -23,7 +23,7 @@ class JobOptions(TypedDict, total=False):
 
 
 class InsertOptions(JobOptions, total=False):
-    """Options of jobs that a statement inserts: it can leave duplicates out."""
+    """Options of jobs that the library's own statements insert, which can skip duplicates."""
 
     on_conflict: OnConflict
 
@@ -41,10 +41,10 @@ class BulkOptions(InsertOptions, total=False):
 
 
 class Common(NamedTuple):
-    """What the options of one call come to, checked: the same for all its jobs.
+    """The checked options of one call, which all its jobs share.
 
-    Each field is a parameter of the INSERT of one job. Each but the last two, which make
-    ``next_run_at``, is a column too.
+    Each field is a parameter of the INSERT of one job. All but the last two, which make
+    ``next_run_at``, are columns too.
     """
 
     queue: str
@@ -59,8 +59,8 @@ class Common(NamedTuple):
         """Check everything but the headers, which :meth:`with_headers` adds.
 
         Args:
-            type: Of the jobs.
-            queue: Where they go unless the options name another one.
+            type: The type of the jobs.
+            queue: Their queue, unless the options name another one.
             options: What the caller gave.
         """
         get = options.get
@@ -71,7 +71,7 @@ class Common(NamedTuple):
         return cls(queue, type, validation.priority(get("priority", 0)), None, delay, run_at)
 
     def with_headers(self, options: JobOptions, content_type: str | None = None) -> Self:
-        """The same with the caller's headers, and that of the arg's content type."""
+        """A copy with the caller's headers and the arg's content type."""
         given = options.get("headers")
         if given is None and content_type is None:
             return self
@@ -79,5 +79,5 @@ class Common(NamedTuple):
 
 
 NOTHING: Final[Mapping[str, Any]] = {"priority": 0, "headers": {}}
-"""Values of options that say as much as None."""
+"""For these options, the values that mean the same as None."""
 COLUMNS: Final = ("queue", "type", "priority", "headers")

@@ -1,16 +1,17 @@
-"""Which keys a type reads, so that what it would silently leave out is refused.
+"""Which keys a type reads, so that keys that it would silently drop are refused.
 
-Decoders ignore the keys of an object that its type does not know. Then a subclass that was given
-for its base, or a misspelt optional key, makes a job whose handler gets less than was given. A
-shape knows the keys of each object in a type, and finds the first one in a JSON document that is
-never read. It is left open, and looks at nothing, where that can't be told for certain:
+Decoders ignore keys that a type does not know. So a subclass given for its base, or a misspelt
+optional key, would make a job whose handler gets less than the caller gave. A shape holds the keys
+of each object in a type, and finds the first key of a JSON document that is never read. It lets
+keys pass where dropping them is intended, or where it can't tell for certain:
 
 * ``Any``, ``object`` and dicts read every key;
-* a pydantic model that says ``extra="ignore"`` means it, and one with validators or serializers of
-  its own for the whole model, or with a choice of aliases, may read keys that it does not name;
+* a pydantic model that says ``extra="ignore"`` drops keys on purpose;
+* a pydantic model with model-level validators or serializers, or with a choice of aliases, may
+  read keys that it does not name;
 * of several models in a union only pydantic knows which one is meant.
 
-Pydantic is not imported here: a model can't exist before the program did that.
+Pydantic is not imported here: without it the program has no models.
 """
 
 import typing
@@ -26,13 +27,13 @@ _LISTS: Final = (info.ListType, info.SetType, info.FrozenSetType, info.VarTupleT
 
 
 class Shape:
-    """What is read of a JSON value, as far as that can be told.
+    """What a type reads of a JSON value, as far as that is known.
 
     Attributes:
-        keys: The keys that are read of an object, with the shapes of their values; None: all.
+        keys: The keys that are read of an object, with the shapes of their values; None for all.
         open: Whether other keys are meant to be ignored.
         tag: The key that chooses among several types, if there is one.
-        choices: Their shapes, by the value of the tag.
+        choices: The shapes of these types, by the value of the tag.
         each: The shape of the items of a list, or of the values of an object with any keys.
         places: The shapes of a tuple's items.
     """
@@ -48,12 +49,12 @@ class Shape:
         self.places: tuple[Shape, ...] = ()
 
     def is_plain(self) -> bool:
-        """Whether there is no object further inside that could hold a key too many."""
+        """Whether no object further inside could hold an unread key."""
         inside = [*(self.keys or {}).values(), *self.choices.values(), *self.places]
         return self.each is None and all(shape is ANYTHING for shape in inside)
 
     def unread(self, document: Any) -> list[str | int] | None:
-        """The way to the first key that is not read, or None."""
+        """The path to the first key that is not read, or None."""
         todo: list[tuple[Shape, Any, Any]] = [(self, document, None)]
         while todo:
             shape, value, way = todo.pop()
@@ -80,14 +81,14 @@ class Shape:
 
 
 ANYTHING: Final = Shape()
-"""The shape of what reads every key, or of what has none."""
+"""The shape of types that read every key, or have none."""
 
 
 def shape_of(annotation: Any) -> Shape:
     """The shape of a type; ANYTHING where nothing can be left out."""
     try:
         return _Shapes().of(annotation)
-    except Exception:  # a type that can be decoded, but not looked into
+    except Exception:  # a type that can be decoded, but not inspected
         return ANYTHING
 
 
@@ -100,7 +101,7 @@ def _steps(way: Any) -> list[str | int]:
 
 
 class _Shapes:
-    """Builds the shapes of one annotation; a type that holds itself is met once."""
+    """Builds the shapes of one annotation; a recursive type gets a single shape."""
 
     def __init__(self) -> None:
         self._met: dict[Any, Shape] = {}
@@ -238,10 +239,9 @@ def _has_ways_of_its_own(model: Any) -> bool:
 
 
 def left_out_of_dump(item: Any) -> list[str | int] | None:
-    """The way to a field that a pydantic object lacks in its dump, or None.
+    """The path to a field that a pydantic object's dump leaves out, or None.
 
-    Where a model names another one, it dumps an object of a subclass of that by the fields of the
-    base alone.
+    Pydantic dumps a nested model as its annotation says: the fields of a subclass are lost.
     """
     todo: list[tuple[Any, Any]] = [(item, None)]
     while todo:
@@ -281,7 +281,7 @@ def _names_a_model(annotation: Any) -> bool:
 
 @lru_cache(maxsize=1_000)
 def _lacking(model: Any, base: Any) -> str | None:
-    """A field of a model that is left out where it is dumped as its base."""
+    """A field that a model loses when it is dumped as its base."""
     if model is base or _has_ways_of_its_own(model):
         return None
     more = model.model_fields.keys() - base.model_fields.keys()

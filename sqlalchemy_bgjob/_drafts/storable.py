@@ -2,11 +2,11 @@
 
 JSON encoders are lenient where a queue must not be: NaN becomes ``null``, a mapped dataclass
 becomes an object, NUL becomes an escape that PostgreSQL's jsonb refuses. The walk keeps its place
-in a stack of iterators, so that it costs little while nothing is wrong, and can name the path once
+in a stack of iterators: it costs little while nothing is wrong, and can name the path once
 something is.
 
-Pydantic and SQLAlchemy are recognised when the program has imported them, and never imported here:
-a value of theirs can't exist before that.
+Pydantic and SQLAlchemy are recognised if the program has imported them, and never imported here:
+without them the program has none of their objects.
 """
 
 import dataclasses
@@ -64,15 +64,15 @@ _getters: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
 
 
 def check(value: Any, *, max_size: int = MAX_ARG_SIZE) -> None:  # noqa: C901
-    """Refuse what would not survive the way through JSON and PostgreSQL, naming its path.
+    """Refuse values that would not survive JSON and PostgreSQL, naming their path.
 
-    Iterative, so that depth is a matter of MAX_DEPTH and not of how deep the caller's stack is;
-    one function, because this loop is most of what an enqueue costs outside of the database.
+    Iterative, so that MAX_DEPTH limits the depth, whatever the caller's stack has left. One
+    function, because this loop is most of what an enqueue costs outside of the database.
     """
     if type(value) is str and value.isascii() and "\0" not in value and len(value) < max_size:
         return  # nothing in it to walk over
-    # Every value and every character takes a byte at least. Counting them ends the walk over a
-    # value that holds itself many times over (2^30 leaves in thirty lists) before memory does.
+    # Every value and every character takes at least a byte. The budget ends the walk over lists
+    # that share their items (2^30 leaves in thirty lists) before memory runs out.
     budget = max_size
     frames: list[tuple[Any, Iterator[Any]]] = [(None, iter((value,)))]
     kinds = _kinds
@@ -159,7 +159,7 @@ def _kind(item: Any) -> int:
 
 
 def _classify(item: Any) -> int:  # noqa: C901
-    """The kind of a type that was not met before."""
+    """The kind of a value whose type was not met before."""
     cls = type(item)
     if _sqlalchemy_inspect(item) is not None:
         kind = _UNSUPPORTED
@@ -187,7 +187,7 @@ def _classify(item: Any) -> int:  # noqa: C901
         kind = _OBJECT
     else:
         kind = _UNSUPPORTED
-    # Bounded, for programs that make classes as they go.
+    # Bounded, for programs that create classes at run time.
     if len(_kinds) > 2_000:
         _kinds.clear()
         _kinds.update(_BUILTIN_KINDS)
@@ -230,7 +230,7 @@ def _field_values(item: Any) -> Sequence[Any]:
 
 
 def _check_keys(frames: list[tuple[Any, Iterator[Any]]], mapping: dict[Any, Any]) -> int:
-    """Refuse keys that JSON has no form for; the number of characters otherwise."""
+    """Refuse keys that have no JSON form; returns how many characters all keys have."""
     seen: set[str] = set()
     for key in mapping:
         value = key.value if isinstance(key, Enum) else key
@@ -252,7 +252,7 @@ def _check_keys(frames: list[tuple[Any, Iterator[Any]]], mapping: dict[Any, Any]
 
 
 def _printable(key: Any) -> str:
-    # Not every int can be printed: from 4,300 digits on that is an error of its own.
+    # Python refuses to print an int of more than 4,300 digits.
     if isinstance(key, int) and not MIN_INT <= key <= MAX_INT:
         return "int"
     return str(key) if isinstance(key, (str, int, UUID)) else type(key).__name__
@@ -315,7 +315,7 @@ def _refuse_depth(frames: list[tuple[Any, Iterator[Any]]]) -> NoReturn:
 
 
 def _sqlalchemy_inspect(item: Any) -> Any:
-    """What SQLAlchemy knows about an object: None, unless it is one of its own."""
+    """SQLAlchemy's inspection of an object; None if the object is not SQLAlchemy's."""
     inspect = getattr(sys.modules.get("sqlalchemy"), "inspect", None)
     # Inspecting a class would configure its mappers, and a class is no value anyway.
     if inspect is None or isinstance(item, type):
@@ -324,7 +324,7 @@ def _sqlalchemy_inspect(item: Any) -> Any:
 
 
 def _refuse_foreign(item: Any, path: "str | Callable[[], str]") -> None:
-    """Refuse what belongs to SQLAlchemy, with what to pass instead."""
+    """Refuse SQLAlchemy's objects, and say what to pass instead."""
     known = _sqlalchemy_inspect(item)
     if known is None:
         return
@@ -337,7 +337,7 @@ def _refuse_foreign(item: Any, path: "str | Callable[[], str]") -> None:
 
 
 def is_model(cls: Any) -> bool:
-    """Whether it is a class of pydantic's models; also false where pydantic isn't used."""
+    """Whether *cls* is a pydantic model; false where pydantic isn't used."""
     pydantic = sys.modules.get("pydantic")
     base = getattr(pydantic, "BaseModel", None)
     return base is not None and isinstance(cls, type) and issubclass(cls, base)
@@ -350,7 +350,7 @@ def dump(item: Any, path: "str | Callable[[], str]") -> Any:
     options: dict[str, Any] = {"mode": "json", "round_trip": True, "warnings": False}
     try:
         if is_model(type(item)):
-            # Validation reads aliases, so those are what must be stored.
+            # Validation reads aliases, so aliases must be stored.
             options["by_alias"] = item.model_config.get("validate_by_alias", True)
             dumped = item.model_dump(**options)
         else:
@@ -373,14 +373,14 @@ def dump(item: Any, path: "str | Callable[[], str]") -> Any:
 
 
 def _lost_in_dump(item: Any, dumped: Any) -> str | None:
-    """What pydantic drops without a word, so that the handler would get something else."""
+    """The problem, if pydantic's dump silently lost something; None otherwise."""
     leaves, held = list(_leaves(dumped)), list(_leaves(item))
     if "**********" in leaves:
         return "holds a secret that pydantic masks; pass a reference to it"
     # SQLModel's tables are models, too, and would be dumped like any other.
     if any(_is_object(part) and _kind(part) == _UNSUPPORTED for part in held):
         return "holds an ORM instance; pass the primary key"
-    # In a field without a type, NaN becomes None. (In one of float it stays; the walk finds it.)
+    # In an untyped field NaN becomes None. (In a float field it stays, and the walk finds it.)
     if None in leaves and any(map(_not_finite, held)) and not any(map(_not_finite, leaves)):
         return f"holds NaN or an infinity; {_NOT_FINITE}"
     return None
@@ -396,7 +396,7 @@ def _is_object(item: Any) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Every value that is no container, and the pydantic objects on the way."""
+    """Every value that is not a container, and every pydantic object on the way."""
     stack = [value]
     met: set[int] = set()
     while stack:
@@ -405,7 +405,7 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield item
             continue
         if isinstance(item, (dict, list, tuple, set, frozenset)) or _is_object(item):
-            # Fields that are excluded from dumps may point back.
+            # Fields that are excluded from dumps may close a cycle.
             if id(item) in met:
                 continue
             met.add(id(item))

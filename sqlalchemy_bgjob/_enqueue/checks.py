@@ -1,4 +1,4 @@
-"""What all ways to enqueue check of what they are given."""
+"""Checks of arguments that all ways to enqueue share."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .._misuse import name_of
 
 
 def registered(handler: object) -> JobType[Any]:
-    """The handler; a TypeError that says what to do if it is none."""
+    """The handler itself; a TypeError with the remedy if it is not a registered one."""
     if isinstance(handler, str):
         raise TypeError(
             f"{handler!r} is a str, not a registered handler; by the name of its type a job is "
@@ -24,7 +24,7 @@ def registered(handler: object) -> JobType[Any]:
 
 
 def on_conflict_of(options: InsertOptions) -> OnConflict:
-    """What to do about duplicates; a ValueError for what is no such word."""
+    """What to do about duplicates; a ValueError for an unknown word."""
     on_conflict = options.get("on_conflict", "raise")
     if on_conflict not in ("raise", "ignore"):
         raise ValueError(f"on_conflict={on_conflict!r} is neither 'raise' nor 'ignore'")

@@ -1,7 +1,7 @@
-"""COPY: how many new jobs at once get into the table fastest, and what it takes for that.
+"""COPY: the fastest way into the table for many new jobs, and what it requires.
 
-SQLAlchemy has no COPY, so the driver's own is used, in the transaction that the caller's statements
-are in. What the server would compute is computed here, from its own clock: COPY takes values only.
+SQLAlchemy has no COPY, so the driver's own is used, in the caller's transaction. COPY takes values
+only, so ``lease`` and ``next_run_at`` are computed here, from the server's clock.
 """
 
 import json
@@ -20,9 +20,9 @@ from ..exceptions import InvalidArg
 from ..schema._versions import qualified
 
 WORTH_IT: Final = 500
-"""The number of jobs from which it saves more than its opening statement costs."""
+"""From this number of jobs on, COPY saves more than its opening statement costs."""
 BLOCK: Final = 2_000
-"""Jobs that are sent at once."""
+"""The most jobs that are sent at once."""
 _BLOCK_BYTES: Final = 8 * 1_048_576
 _COLUMNS: Final = ("id", "queue", "type", "arg", "lease", "priority", "headers", "next_run_at")
 
@@ -43,9 +43,9 @@ def can_copy(connection: Connection, table: Table) -> bool:
     return (
         connection.dialect.driver in ("psycopg", "psycopg_async")
         and not connection.get_execution_options().get("schema_translate_map")
-        # Texts go as they are in the binary format.
+        # In the binary format text is sent in the connection's encoding, and ours is UTF-8.
         and _driver_of(connection).info.encoding == "utf-8"
-        # The user's own columns may have defaults that are functions in Python.
+        # The user's own columns may have defaults that are Python functions.
         and not any(c.default is not None and c.name not in _COLUMNS for c in table.c)
     )
 
@@ -55,17 +55,17 @@ def _driver_of(connection: Connection) -> Any:
 
 
 def copy(connection: Connection, table: Table, jobs: Iterable[Draft], now: datetime) -> None:
-    """Add jobs whose ids are new. The caller's transaction is open, and the caller commits.
+    """Add jobs with new ids to the caller's open transaction; the caller commits.
 
     Args:
         connection: The caller's.
-        table: Of live jobs.
-        jobs: What to add; each is asked for when those before it are on their way.
+        table: The table of live jobs.
+        jobs: The jobs, iterated while those before them are sent.
         now: When the transaction began, by the server's clock.
 
     Raises:
         DBAPIError: As an INSERT would.
-        InvalidArg: One of the jobs; the transaction has failed, up to the last savepoint.
+        InvalidArg: A job can't be encoded; the transaction has failed, back to the last savepoint.
     """
     columns = ", ".join(_COLUMNS)
     # Not by the dialect, which doubles percent signs: COPY takes no parameters.
@@ -92,10 +92,10 @@ def copy(connection: Connection, table: Table, jobs: Iterable[Draft], now: datet
             statement, None, error, error_class, connection_invalidated=lost, dialect=dialect
         ) from error
     except InvalidArg:
-        raise  # from the jobs, and the driver has told the server
+        raise  # from the jobs; the driver has told the server already
     except BaseException:
-        # Cancelled, most likely: the server's transaction has failed, and SQLAlchemy, which does
-        # not know, would take the answer to the caller's COMMIT for one.
+        # Most likely a cancellation: the server's transaction has failed. SQLAlchemy does not know,
+        # and would take the ROLLBACK that answers the caller's COMMIT for success.
         connection.invalidate()
         raise
 
@@ -109,7 +109,7 @@ async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> N
 def _blocks(jobs: Iterable[Draft], now: datetime) -> Iterator[bytes]:
     if COPYING.listeners:
         COPYING.reached()
-    # Made here, while the server takes in the block before.
+    # Each block is encoded while the server takes in the one before.
     yield _HEADER
     for chunk in in_chunks(jobs, BLOCK, _BLOCK_BYTES):
         yield b"".join(_rows(with_ids(chunk), now))
@@ -117,11 +117,11 @@ def _blocks(jobs: Iterable[Draft], now: datetime) -> Iterator[bytes]:
 
 
 def _rows(jobs: Iterable[tuple[str, Draft]], now: datetime) -> Iterator[bytes]:
-    """Rows in COPY's binary format, with what several of them share written once."""
+    """Rows in COPY's binary format; options that rows share are encoded once."""
     last: Common | None = None
     names = rest = b""
     now = now.astimezone(UTC)  # in another zone, adding a day may add 23 hours
-    # As the column's default: the insert's clock in microseconds. These ids have had no lease.
+    # As the column's default: the server's clock in microseconds. New ids have had no lease.
     lease = int(now.timestamp() * 1_000_000)
     for id, job in jobs:
         arg, common = job.arg, job.common
@@ -147,5 +147,5 @@ def _start(common: Common, now: datetime) -> datetime:
 
 
 def _microseconds(moment: datetime) -> int:
-    """As PostgreSQL counts."""
+    """Microseconds since 2000, as PostgreSQL counts them."""
     return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,4 +1,4 @@
-"""enqueue_from: jobs from a query of the user's own, without its rows leaving the database."""
+"""enqueue_from: jobs from the user's own query, whose rows never leave the database."""
 
 from collections.abc import Coroutine
 from datetime import timedelta
@@ -43,7 +43,7 @@ def enqueue_from(
     select: Select[Any],
     **options: Unpack[InsertOptions],
 ) -> Any:
-    """One job for each row of a query, without the rows leaving the database; returns how many.
+    """Add a job for each row of a query, inside the database; returns how many.
 
     The labels ``id``, ``delay`` (seconds) and ``priority`` are the job's own; all other columns
     become the fields of the arg, a JSON object as PostgreSQL's ``to_jsonb`` makes it.
@@ -52,12 +52,12 @@ def enqueue_from(
         target: As for :func:`enqueue`.
         handler: A registered handler whose arg is an object of these fields.
         select: A query over your own tables; every column has a name or a label.
-        on_conflict: With ``"raise"``, the default, an id that a live job has, or that comes twice,
-            adds no job at all; with ``"ignore"`` those rows are left out.
-        **options: All others but ``id`` as for :func:`enqueue`, for what is no label.
+        on_conflict: ``"raise"``, the default, adds no job at all if a live job has one of the ids,
+            or if an id comes twice; ``"ignore"`` leaves these rows out.
+        **options: All others but ``id`` as for :func:`enqueue`, for values that no label gives.
 
     Raises:
-        JobAlreadyExists: As above; the transaction stays usable, and the ids are not known.
+        JobAlreadyExists: As above; the transaction stays usable. The error names no ids.
         ValueError: The labels are not the fields of the handler's arg.
     """
     refuse_unknown("enqueue_from", options, InsertOptions)
@@ -107,7 +107,7 @@ def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:
             f"the arg; write column('name') for a plain column, or "
             f"literal_column(...).label('name') for an expression"
         )
-    # Of the subquery that it will be: there func.lower(x), for one, has no name that it keeps.
+    # The names that a subquery gives: func.lower(x), for one, gets none that it keeps.
     try:
         columns = list(select.subquery().c)
     except InvalidRequestError:  # the same label twice
@@ -151,7 +151,7 @@ def _check_takes_object(handler: JobType[Any]) -> None:
     try:
         handler.decode(b"{}", None)
     except InvalidArg as error:
-        # Anything else may be mended by the fields that a row brings.
+        # Any other error may go away with the fields that a row brings.
         if error.path == "$" and error.reason.endswith("got `object`"):
             raise ValueError(
                 f"the handler of {handler.type!r} takes no object of fields, which is what the "

@@ -1,6 +1,6 @@
 """enqueue_many: any number of jobs, all or none, in the caller's own transaction.
 
-Everything is checked and encoded before the first statement, chunk by chunk.
+Jobs are checked and encoded before the first one is sent; of a long COPY, only the first block is.
 """
 
 import json
@@ -42,7 +42,7 @@ class BulkResult:
     inserted: int
     """How many jobs are new."""
     duplicates: tuple[str, ...]
-    """The ids, of those that were given, that live jobs had already, sorted."""
+    """The given ids that live jobs had already, or that were given twice; sorted."""
 
 
 @overload
@@ -73,11 +73,11 @@ def enqueue_many(
     args: Iterable[Any] | None = None,
     **options: Unpack[BulkOptions],
 ) -> Any:
-    """Add many jobs to the caller's transaction, set by set: one statement for each 5,000 jobs.
+    """Add many jobs to the caller's transaction: by COPY, or one statement for each 5,000 jobs.
 
-    Either one handler and its args, or a list of jobs of any handlers: ``[a.job(x), b.job(y)]``.
-    All of them are checked and encoded before the first statement; but while many thousands go by
-    COPY, in a savepoint, the later ones are encoded as the server takes in those before.
+    Takes one handler and its args, or a list of jobs of any handlers: ``[a.job(x), b.job(y)]``.
+    All are checked and encoded before the first statement. The exception is a COPY of many
+    thousands, in a savepoint: later jobs are encoded while the server takes in those before.
 
     Args:
         target: As for :func:`enqueue`.
@@ -85,11 +85,12 @@ def enqueue_many(
         args: An arg for each job.
         ids: An id of your own for each job, as many as args.
         on_conflict: ``"raise"``, the default, is all or nothing: with a duplicate no job is added.
-            ``"ignore"`` adds the others, and tells which they were.
+            ``"ignore"`` adds the others, and the result names the duplicates.
         **options: All others as for :func:`enqueue`; the same for all jobs.
 
     Raises:
-        JobAlreadyExists: Live jobs have some of these ids; the transaction stays usable.
+        JobAlreadyExists: Live jobs have some of these ids, or an id is given twice; the transaction
+            stays usable.
         InvalidArg: As for :func:`enqueue`; the path begins with the job's index.
     """
     refuse_unknown("enqueue_many", options, BulkOptions)
@@ -108,9 +109,9 @@ def enqueue_many(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Jobs:
-    """What to enqueue: jobs that are encoded, and those that will be when they are asked for.
+    """The jobs to enqueue: the first are encoded, the rest will be as they are iterated.
 
-    The latter differ from the former only in their args.
+    All of the rest have the options of the first.
     """
 
     models: Models | None
@@ -119,14 +120,14 @@ class _Jobs:
     rest: Iterator[Draft]
     count: int
     may_exist: bool
-    """Whether their ids may be taken; new ones are not."""
+    """Whether some ids may be taken; newly made ones are not."""
 
     def all_at_once(self) -> bool:
-        """Whether all of them are known to be in order."""
+        """Whether all are encoded already, so that none can be refused later."""
         return len(self.first) == self.count
 
     def __iter__(self) -> Iterator[Draft]:
-        """Go over them, once."""
+        """Iterate over the jobs, once."""
         return chain(self.first, self.rest)
 
 
@@ -212,10 +213,10 @@ def _insert_many(unit: Unit, jobs: _Jobs, on_conflict: OnConflict) -> BulkResult
 
 
 def _insert(unit: Unit, models: Models, jobs: Iterable[Draft]) -> set[str]:
-    """Add jobs by one statement for each few thousand; the ids of those that are new."""
+    """Add jobs by one statement for each few thousand; returns the ids that are new."""
     statement = statements_of(models).enqueue.jobs(unit.can_notify)
     inserted: set[str] = set()
-    # Sorted, so that two producers with the same ids wait for each other in one order.
+    # Sorted, so that two producers with the same ids can't deadlock.
     ordered = sorted(jobs, key=lambda job: job.id)
     for chunk in in_chunks(ordered, _CHUNK_JOBS, _CHUNK_BYTES):
         inserted.update(unit.execute(statement, _columns(chunk)).scalars())
@@ -223,14 +224,14 @@ def _insert(unit: Unit, models: Models, jobs: Iterable[Draft]) -> set[str]:
 
 
 def _copied(unit: Unit, models: Models, jobs: _Jobs) -> bool:
-    """Add jobs with new ids by COPY, if that is possible here and worth it."""
+    """Add jobs with new ids by COPY; False if it is not possible here, or not worth it."""
     if jobs.count < WORTH_IT or not can_copy(unit.connection, models.job):
         return False
     statements = statements_of(models)
     now = unit.execute(statements.enqueue.before_copy).scalar()
     if now is None:
         return False
-    # A bad arg among the later ones ends the COPY, and must not end the caller's transaction.
+    # A bad arg among the later jobs ends the COPY, and must not abort the caller's transaction.
     with nullcontext() if jobs.all_at_once() else Savepoint(unit):
         copy(unit.connection, models.job, jobs, now)
     if unit.can_notify:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 
-# In the order of (id, arg, *Common), and built once: it is done for each job otherwise.
+# In the order of (id, arg, *Common); built once, and not for each job.
 _PARAMETERS: Final = tuple(parameters(**dict.fromkeys(("id", "arg", *Common._fields))))
 
 

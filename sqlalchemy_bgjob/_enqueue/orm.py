@@ -15,10 +15,10 @@ _woken: WeakKeyDictionary[SessionTransaction, set[tuple[FromClause, str]]] = Wea
 
 @event.listens_for(JobMixin, "after_insert", propagate=True)
 def _wake_after_insert(mapper: Mapper[Any], connection: Connection, job: JobMixin) -> None:
-    """The wake-up of ``session.add(Job(...))``: once for each queue and (sub)transaction.
+    """Notify for ``session.add(Job(...))``, once for each queue and transaction or savepoint.
 
-    Within a savepoint that is rolled back the notification goes with it, so what was said there
-    does not count for the transaction around it.
+    A savepoint that is rolled back takes its notifications with it, so they do not count for the
+    transaction around it.
     """
     session = object_session(job)
     if session is None or connection.dialect.name != "postgresql" or not can_notify(connection):

@@ -1,9 +1,9 @@
 """The context that an application enters around each job: around its run and its commit.
 
-So what ends with it, such as Flask's scoped session, ends after the job was settled. It is entered
-in the job's own thread or task. What fails on the way in is a failed attempt; what fails on the way
-out comes too late for that, and is logged. Where there is no context to enter, that is the fault of
-no job: its attempt is refunded.
+It is left after the settlement, so whatever it ends, such as Flask's scoped session, lasts until
+then. It is entered in the job's own thread or task. An error on the way in is a failed attempt; an
+error on the way out comes too late for that, and is logged. If there is no context to enter, the
+job is not at fault: its attempt is refunded.
 """
 
 import inspect
@@ -19,11 +19,11 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 def check_around(around: object, *, functions: Iterable[str]) -> None:
-    """Refuse what could serve no job, or no function where functions are served.
+    """Refuse an *around* that no job could enter, or no function where functions are served.
 
     Args:
         around: None, or what :class:`Around` calls.
-        functions: The types of the jobs served whose handlers are functions.
+        functions: The served types whose handlers are functions.
 
     Raises:
         TypeError: It can't be called, would serve one job only, or never gives a context manager
@@ -52,7 +52,7 @@ def check_around(around: object, *, functions: Iterable[str]) -> None:
 def _serves_no_job(around: object) -> bool:
     if isinstance(around, type):
         return not (hasattr(around, "__enter__") or hasattr(around, "__aenter__"))
-    # One of contextlib's can be called too, as a decorator.
+    # A context manager of contextlib is callable too, as a decorator.
     return (
         hasattr(around, "__enter__")
         or not callable(around)
@@ -74,25 +74,25 @@ async def _decorated() -> AsyncIterator[None]:
 
 
 _DECORATED: Final = getattr(_decorated, "__code__", _decorated)
-"""The code of all functions that are decorated so."""
+"""The code object that all functions decorated with ``asynccontextmanager`` share."""
 
 
 class Around:
-    """One entering of it.
+    """The application's context around one job.
 
     Args:
         make: Returns a context manager, or for coroutines an asynchronous one.
-        job_id: Whose it is.
+        job_id: The job's id, for the log.
     """
 
     __slots__ = ("_job_id", "_make", "_manager")
 
     def __init__(self, make: Callable[[], Any], job_id: str) -> None:
         self._make, self._job_id = make, job_id
-        self._manager: Any = None  # once it was entered
+        self._manager: Any = None  # set once entered
 
     def enter(self) -> None:
-        """Enter it for a function.
+        """Enter the context for a function.
 
         Raises:
             NoContextManager: There is none that a function could enter.
@@ -115,7 +115,7 @@ class Around:
         self._manager = manager
 
     async def enter_async(self) -> None:
-        """Enter it for a coroutine: the asynchronous way if it has one."""
+        """Enter the context for a coroutine, asynchronously if it can be."""
         manager = self._made()
         if not hasattr(manager, "__aenter__"):
             self._enter(manager)
@@ -124,7 +124,7 @@ class Around:
         self._manager = manager
 
     def leave(self, error: BaseException | None) -> None:
-        """Leave it, with the error that the handler raised. Never raises."""
+        """Leave the context, with the error that the handler raised. Never raises."""
         manager, self._manager = self._manager, None
         if manager is None or not hasattr(manager, "__exit__"):
             return
@@ -134,7 +134,7 @@ class Around:
             self._log(late)
 
     async def leave_async(self, error: BaseException | None) -> None:
-        """Leave it in the way in which it was entered. Never raises."""
+        """Leave the context the way it was entered. Never raises."""
         if not hasattr(self._manager, "__aexit__"):
             self.leave(error)
             return

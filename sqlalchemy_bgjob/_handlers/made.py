@@ -1,4 +1,4 @@
-"""What ``handler.job(...)`` made, for ``enqueue_many``, which sends drafts and no ORM objects."""
+"""The drafts behind ``handler.job(...)``, for ``enqueue_many``, which sends no ORM objects."""
 
 from typing import Any, Final, NamedTuple
 
@@ -18,19 +18,19 @@ class Made(NamedTuple):
     values: dict[str, Any]
 
     def changed(self, job: Any) -> list[str]:
-        """The columns that were assigned since."""
+        """The columns that were assigned since then."""
         now = _values(job)
         return sorted(name for name in now if self.values.get(name) is not now[name])
 
 
 def remember(job: Any, draft: Draft, models: Models) -> None:
-    """Keep what a job is now, where SQLAlchemy has room for such notes."""
+    """Keep a job's draft and present values in SQLAlchemy's state of the object."""
     # No WeakKeyDictionary: a column's value may hold the job, which would then live forever.
     instance_state(job).info[_KEY] = Made(draft, models, _values(job))
 
 
 def made_of(job: Any) -> Made | None:
-    """What ``handler.job(...)`` made this mapped object of; None if it comes from elsewhere."""
+    """What :func:`remember` kept of a job; None if ``handler.job(...)`` did not make it."""
     made: Made | None = instance_state(job).info.get(_KEY)
     return made
 

@@ -45,7 +45,7 @@ class HandlerOptions:
 
 
 class HandlerKeywords(TypedDict, total=False):
-    """The fields of HandlerOptions, as keywords of what registers a handler."""
+    """The fields of HandlerOptions, as keywords of the methods that register a handler."""
 
     max_attempts: int | None
     retry: RetryPolicy
@@ -55,7 +55,7 @@ class HandlerKeywords(TypedDict, total=False):
 
 
 def handler_options(call: str, given: HandlerKeywords) -> HandlerOptions:
-    """The checked options; what is not given is the default."""
+    """Check the given options; the others get their defaults."""
     refuse_unknown(call, given, HandlerKeywords)
     timeout = given.get("timeout")
     seconds = None if timeout is None else validation.seconds("timeout", timeout)

@@ -171,12 +171,12 @@ def decide(
     policy: retry.RetryPolicy,
     arg: Encoded | None = None,
 ) -> Settlement:
-    """What becomes of the row.
+    """The settlement that follows from an outcome.
 
     Args:
         outcome: What the handler returned or raised.
         attempt: Which attempt this was, from 1.
-        max_attempts: After how many the job is dead; None for never.
+        max_attempts: After how many attempts the job is dead; None for never.
         policy: Seconds until the next attempt, if the outcome does not say; it may give the job up.
         arg: The encoded new arg of a Reschedule.
     """
@@ -199,10 +199,11 @@ def decide(
 
 
 def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
-    """A job whose type this worker does not know, *unknown_for* seconds after one first met it.
+    """The settlement of a job whose type this worker does not know.
 
-    It waits a second, then as long again as it has waited, up to 30 s; a rolling deploy brings
-    the worker that knows it. After *grace* seconds it is dead.
+    A worker first met it *unknown_for* seconds ago. The job waits 1 s, then as long again as it has
+    waited, up to 30 s: a rolling deploy may bring a worker that knows the type. After *grace*
+    seconds the job is dead.
     """
     if unknown_for >= grace:
         error = describe(UnknownType(type, grace))
@@ -215,17 +216,17 @@ def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
 def crashed_too_often(
     attempt: int, max_attempts: int | None, crashes: int, last_error: str | None
 ) -> Settlement | None:
-    """The end of a claimed job that may not be started any more; None for one that may.
+    """The settlement of a claimed job that must not start again; None if it may start.
 
-    It has had all of its attempts, and a worker was lost with one of them: another start might take
-    another worker. Without that the job was put back to be run again, as when *max_attempts* was
-    lowered meanwhile, so it gets that run.
+    A job that has spent its attempts must not start if a worker was lost with one of them: it might
+    take another worker down. Without a crash it was queued for one more run, as when *max_attempts*
+    was lowered meanwhile, so it gets that run.
 
     Args:
         attempt: Which attempt this would be, from 1.
         max_attempts: How many there may be; None is without end.
-        crashes: How often a worker was lost that ran the job.
-        last_error: What the row says of the attempt before; it is kept below the reason.
+        crashes: How often a worker was lost while it held the job.
+        last_error: The row's error of the attempt before; it is kept below the reason.
     """
     if max_attempts is None or attempt <= max_attempts or not crashes:
         return None
@@ -236,7 +237,7 @@ def crashed_too_often(
 
 
 def error_text(error: BaseException | str | None) -> str | None:
-    """An error as it is stored."""
+    """An error as ``last_error`` stores it."""
     if error is None:
         return None
     return clean(error) if isinstance(error, str) else describe(error)
@@ -248,9 +249,9 @@ def _by_policy(
     error: BaseException | str | None,
     settlement: Settlement,
 ) -> Settlement:
-    """When the next attempt is, or that there is none, by the handler's policy.
+    """Let the handler's policy say when the next attempt is due, or that there is none.
 
-    A mistake in the policy must not keep the failure from being recorded: it is noted beside it.
+    A mistake in the policy must not hide the failure: it is recorded below the failure's error.
     """
     raised = error if isinstance(error, BaseException) else None
     try:

@@ -1,4 +1,4 @@
-"""Handlers by type: what ``@jobs.handler`` makes of a function, and how a job finds it again.
+"""Handlers by type: what ``@jobs.handler`` makes of a function, and how a job finds its handler.
 
 A job is only ever dispatched to a function that was registered here. Nothing is imported by a
 name that comes from the database.
@@ -67,11 +67,11 @@ class JobType(Generic[A]):
         return value
 
     def job(self, arg: A | None = None, **options: Unpack[JobOptions]) -> Any:
-        """A ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
+        """Make a ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
 
         Args:
             arg: What the handler gets.
-            **options: As for ``enqueue``, but for *id* and *on_conflict*.
+            **options: As for ``enqueue``, without *id* and *on_conflict*.
 
         Raises:
             TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an id of
@@ -105,7 +105,7 @@ class JobType(Generic[A]):
     def drafts(
         self, args: Sequence[Any], ids: Sequence[str] | None, options: JobOptions
     ) -> Iterator[Draft]:
-        """Check and encode many, one after the other; see :func:`.draft.drafts`."""
+        """Check and encode many jobs, lazily; see :func:`.draft.drafts`."""
         if not self.takes_arg and any(arg is not None for arg in args):
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
         return drafts(self.codec, self.type, self.queue, args, ids, options)
@@ -134,7 +134,7 @@ class Registry:
         self._by_type[handler.type] = handler
 
     def add_default(self, handler: JobType[Any]) -> None:
-        """Register the handler of all types of a queue that have none of their own."""
+        """Register a queue's handler for jobs whose type has none; a queue has at most one."""
         if handler.queue in self._by_queue:
             raise ValueError(f"queue {handler.queue!r} has a default handler already")
         self._by_queue[handler.queue] = handler
@@ -144,7 +144,7 @@ class Registry:
         return self._by_type.get(type) or self._by_queue.get(queue)
 
     def find_type(self, type: str) -> JobType[Any] | None:
-        """The handler registered for a type itself."""
+        """The handler registered for a type itself, never a queue's default."""
         return self._by_type.get(type)
 
     def queues(self) -> set[str]:
@@ -188,7 +188,7 @@ def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
         return True, Any
     arg = positional[1]
     code = inspect.unwrap(_code_of(function))
-    # Only the arg's: the names of the others may be imported for type checkers alone.
+    # Only the arg's annotation: names in the others may be imported for type checkers alone.
     only_arg = SimpleNamespace(__annotations__={arg.name: arg.annotation})
     names = getattr(code, "__globals__", {})
     try:
@@ -203,10 +203,10 @@ def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
 
 
 def _parameters(function: Callable[..., Any], *, as_text: bool = False) -> list[inspect.Parameter]:
-    """A function's parameters; what their annotations name need not exist."""
+    """A function's parameters; names in their annotations need not exist."""
     if sys.version_info < (3, 14):
         signature = inspect.signature(function)
-    else:  # annotations are evaluated only now, all together
+    else:  # annotations are lazy there, and evaluated all together
         form = annotationlib.Format.STRING if as_text else annotationlib.Format.FORWARDREF
         signature = inspect.signature(function, annotation_format=form)
     return list(signature.parameters.values())

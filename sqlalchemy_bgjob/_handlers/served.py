@@ -1,7 +1,7 @@
-"""Which queues a worker serves, and whether the handlers that it has go with them.
+"""Which queues a worker serves, and whether its handlers match them.
 
 A job whose type no worker knows is dead after ``unknown_type_grace``. So a worker that was started
-without its handlers must not run, and one that seems to lack some of them says so.
+without its handlers must not run, and one that seems to lack some of them logs a warning.
 """
 
 import logging
@@ -37,13 +37,13 @@ ONLY_FUNCTIONS: Final = (
 
 
 class UnfitHandlers(ValueError):
-    """No handler is registered, or none that this worker can run; told when a worker starts."""
+    """No handler is registered, or none that this worker can run; raised at a worker's start."""
 
 
 def check_queues(queues: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
-    """The served queues: names, and a concurrency from 1 to 10,000 for each.
+    """Check the served queues: names, each with a concurrency from 1 to 10,000.
 
-    Names alone, as a list of them, are served with the default concurrency each.
+    In a list of names each has the default concurrency.
     """
     if isinstance(queues, str):
         raise TypeError(
@@ -97,7 +97,7 @@ def served_handlers(registry: Registry, queues: Mapping[str, int]) -> list[JobTy
 
 
 def refuse_coroutines(registry: Registry, queues: Mapping[str, int]) -> None:
-    """A Worker can't run coroutines: better to say so than to leave their jobs lying."""
+    """Refuse coroutines in a Worker, which would never run their jobs."""
     coroutines = [h.type for h in served_handlers(registry, queues) if h.is_coroutine]
     if coroutines:
         raise ValueError(
@@ -124,14 +124,14 @@ def check_handlers(
     unless: str,
     grace: float,
 ) -> None:
-    """Refuse to work without any handler; warn of queues that handlers and worker disagree on.
+    """Refuse to work without a handler to run; warn where handlers and queues do not match.
 
     Args:
         registry: The handlers, as they are when the worker starts.
-        queues: What it serves.
-        can_run: Whether it can run a handler.
-        unless: Why it can run none of them, and what to do.
-        grace: Seconds that a job of an unknown type waits.
+        queues: The queues that the worker serves.
+        can_run: Whether the worker can run a handler.
+        unless: For the error: why it can run none of them, and what to do.
+        grace: Seconds until a job of an unknown type is dead.
 
     Raises:
         UnfitHandlers: There is no handler that this worker can run.
@@ -143,7 +143,7 @@ def check_handlers(
     if not any(can_run(handler) for handler in registry):
         raise UnfitHandlers(f"{unless}; {unnamed}" if unnamed else unless)
     if unnamed:
-        # Only a warning: queue= of enqueue() sends jobs of any handler there.
+        # Only a warning: enqueue(queue=...) may send jobs of any handler there.
         end = f"after {grace:g} s" if grace else "at once"
         words = "%s; jobs there whose type no handler knows are dead %s: %s"
         logger.warning(words, unnamed, end, _REMEDY)
