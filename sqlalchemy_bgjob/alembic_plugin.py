@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def setup(plugin: "Plugin") -> None:
-    """Register with Alembic, which calls this while it is being imported itself."""
+    """Register with Alembic, which calls this while it is still being imported."""
     from alembic.util import DispatchPriority  # noqa: PLC0415
 
     # On another database, such as a test suite's SQLite, the tables are ordinary ones.
@@ -37,7 +37,7 @@ def setup(plugin: "Plugin") -> None:
 def _compare(
     autogen_context: "AutogenContext", upgrade_ops: "UpgradeOps", schemas: set[str | None]
 ) -> "PriorityDispatchResult":
-    # Late, since it needs an Alembic that is complete.
+    # Imported late, since it needs a completely imported Alembic.
     from .schema._autogenerate import compare  # noqa: PLC0415
 
     return compare(autogen_context, upgrade_ops, schemas)

@@ -1,4 +1,4 @@
-"""The environment for these revisions alone, for those who want Alembic to run nothing else.
+"""The Alembic environment for projects that run these revisions and no others.
 
     alembic -c my.ini upgrade head
 
@@ -10,7 +10,7 @@ with, in ``my.ini``::
     bgjob_schema = app                              # optional, as is bgjob_table_prefix
 
 It keeps its own version table, ``bgjob_alembic_version``, so that it can live beside another
-Alembic environment in the same database; that one must then leave the table alone
+Alembic environment in the same database. The other one must leave that table alone
 (``include_object``). A caller that has a connection passes it in
 ``config.attributes["connection"]``.
 """

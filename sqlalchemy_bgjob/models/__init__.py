@@ -6,10 +6,10 @@ the user's MetaData, so the tables are the same whatever the user's base class a
 their own on these tables.
 
 * Every column names its SQL type, so a ``type_annotation_map`` cannot change it.
-* Names of constraints and indexes are final (``conv``): a naming convention cannot change them,
-  and Alembic compares by name. Whoever changes an index's or check's text changes its name.
+* Names of constraints and indexes are final (``conv``): a naming convention cannot change them.
+  Alembic compares by name only, so a changed index or check gets a new name.
 * No triggers, no functions, no enum types: Alembic's autogenerate sees all of it.
-* Everything compiles on SQLite too, so that a user's own ``create_all()`` there goes on working.
+* Everything compiles on SQLite too, so that a user's own ``create_all()`` still works there.
 """
 
 from ._columns import DeadJobMixin, JobMixin, WorkerMixin

@@ -46,10 +46,10 @@ _json_codec: Codec = Codec(Any)
 
 
 class _Columns:
-    """What a live and a dead job have in common."""
+    """Columns that live and dead jobs share."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        # The constructor would want every column, and would know of no server default.
+        # A dataclass constructor demands every column, even those with server defaults.
         if issubclass(cls, MappedAsDataclass):
             raise TypeError(
                 f"{cls.__name__} can't be a dataclass; build it on a base of its own over the same "
@@ -66,7 +66,7 @@ class _Columns:
     attempt: Mapped[int] = mapped_column(
         Integer, nullable=False, server_default="0", sort_order=-85
     )
-    # How often a worker died while it held the job.
+    # How often a worker was lost while it held the job.
     crashes: Mapped[int] = mapped_column(
         Integer, nullable=False, server_default="0", sort_order=-84
     )
@@ -92,7 +92,7 @@ class _Columns:
 
 
 class _Checked(dict[str, Any]):
-    """Headers that hold the new arg's content type, in place of the one before."""
+    """Checked headers that carry the new arg's content type already."""
 
 
 class JobMixin(_Columns):
@@ -209,7 +209,7 @@ class JobMixin(_Columns):
 class DeadJobMixin(_Columns):
     """Columns of a dead job: what the live row held, and when it was moved.
 
-    The lease is kept, so that a job brought back goes on counting where it stopped.
+    The lease is kept, so that it never shrinks when the job is redriven.
     """
 
     @declared_attr.directive
@@ -232,7 +232,7 @@ class DeadJobMixin(_Columns):
 
 
 class WorkerMixin:
-    """One row for each worker process that lives, or whose jobs are still being given back."""
+    """One row for each worker that lives, or whose jobs are still being given back."""
 
     # Chosen by the worker, at random: it knows its id even if the answer to its INSERT is lost.
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
@@ -240,15 +240,15 @@ class WorkerMixin:
     pid: Mapped[int] = mapped_column(Integer, nullable=False)
     version: Mapped[str] = mapped_column(_text, nullable=False)
     queues: Mapped[Any] = mapped_column(_json, nullable=False)
-    # The queues in which it has found nothing: whoever enqueues there wakes it by a notification.
+    # The queues that the worker found empty: an enqueue there wakes it by NOTIFY.
     waits_for: Mapped[Any] = mapped_column(_json, nullable=False, server_default="[]")
     # Seconds; a worker is judged by its own setting, not by the judge's.
     lease_timeout: Mapped[float] = mapped_column(Float(53), nullable=False)
     started_at: Mapped[datetime] = mapped_column(_moment, nullable=False, server_default=func.now())
     beat_at: Mapped[datetime] = mapped_column(_moment, nullable=False, server_default=func.now())
-    # Set when its jobs are taken from it; the row goes when none is left.
+    # Set when the worker is judged lost; the row is deleted once all its jobs are given back.
     lost_at: Mapped[datetime | None] = mapped_column(_moment)
-    # The session that listens for this worker: PostgreSQL ends it when the process dies.
+    # The server session that listens for this worker: PostgreSQL ends it when the process dies.
     listener_pid: Mapped[int | None] = mapped_column(Integer)
     listener_started_at: Mapped[datetime | None] = mapped_column(_moment)
 

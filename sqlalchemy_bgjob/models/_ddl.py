@@ -30,9 +30,9 @@ STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def _table_takes_storage() -> bool:
-    """A keyword of Table since SQLAlchemy 2.1: plain autogenerate then renders it too."""
+    """Whether Table takes ``postgresql_with``: plain autogenerate then renders it too."""
     try:
-        # The constructor looks at the name, which dialect_kwargs does not.
+        # The constructor checks the keyword's name; dialect_kwargs does not.
         Table("probe", MetaData(), postgresql_with={})
     except ArgumentError:
         return False
@@ -65,8 +65,8 @@ def _finish_job(mapper: Mapper[Any], cls: type) -> None:
     if mapper.inherits is not None or not _finish(table, "job"):
         return
     c = table.c
-    # The one index of the claim, in its order. It is full, not partial on claimed_by: a column of
-    # an index, or of its predicate, that a claim changes would make every claim non-HOT.
+    # The claim's only index, in the claim's order. It is full, not partial on claimed_by: a claim
+    # that changed a column of an index, or of its predicate, would not be HOT.
     Index(conv(f"{table.name}_claim_idx"), c.queue, c.priority, c.next_run_at, c.id)
     for name, condition in {
         # The same limits that enqueue checks, for rows written by SQL.

@@ -1,4 +1,4 @@
-"""The number that a job's first lease has: the server's clock."""
+"""A job's first lease: the server's clock."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class lease_at_insert(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
-    """The server's clock in microseconds; leases grow slower, so a later life never meets one."""
+    """The server's clock in microseconds; it outruns leases, so a reused id never repeats one."""
 
     type = BigInteger()
     inherit_cache = True
@@ -21,7 +21,7 @@ def _lease_default(element: Any, compiler: Any, **_: Any) -> str:
 
 @compiles(lease_at_insert, "postgresql")
 def _lease_postgresql(element: Any, compiler: Any, **_: Any) -> str:
-    # To the letter as PostgreSQL gives it back. If the texts differ, Alembic with
+    # Spelt exactly as PostgreSQL returns it. If the texts differ, Alembic with
     # compare_server_default=True compares the values, and a clock never reads the same twice.
     return "((EXTRACT(epoch FROM clock_timestamp()) * (1000000)::numeric))::bigint"
 

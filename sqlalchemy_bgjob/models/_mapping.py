@@ -17,7 +17,7 @@ _MAX_PREFIX_BYTES = 32  # the longest name derived from it must fit in PostgreSQ
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Models:
-    """The mapped classes of one queue, with where their tables are."""
+    """The mapped classes of one set of tables, and where these are."""
 
     Job: type[Any]
     DeadJob: type[Any]
@@ -107,9 +107,9 @@ def _complete(
 
 
 def _guarded(models: Models) -> Models:
-    """Let ``create_all()`` refuse another program's tables, which it would pass over.
+    """Let ``create_all()`` refuse another program's tables, which it would take for ours.
 
-    Only if it is about to create one of the queue's: whoever asks for others gets them.
+    Checked only if the call is about to create one of the queue's tables.
     """
     ours = {models.job, models.dead_job, models.worker}
 
@@ -161,7 +161,7 @@ def _map(
 
 
 def check_names(schema: str | None, table_prefix: str) -> None:
-    """Refuse names that PostgreSQL would cut short."""
+    """Refuse names that PostgreSQL would truncate."""
     if schema is not None and not 1 <= len(schema.encode()) <= 63:
         raise ValueError(f"schema={schema!r} has {len(schema.encode())} bytes; 1 to 63 are allowed")
     if len(table_prefix.encode()) > _MAX_PREFIX_BYTES:

@@ -1,15 +1,15 @@
 """Versions of the tables: how to move between them, and a worker's first checks.
 
-One pair of functions serves every way to the tables: a revision of the user's own Alembic history
-calls :func:`upgrade` and :func:`downgrade`, so do the revisions in ``alembic_migrations/``, and
+One pair of functions serves every way to the tables. Revisions of the user's own Alembic history,
+and those in ``alembic_migrations/``, call :func:`upgrade` and :func:`downgrade`;
 ``sqlalchemy-bgjob migrate`` calls :func:`migrate`, which needs no Alembic at all.
 
 * A released version never changes, so nothing here imports the models: a revision that was written
   for version 1 must always build version 1.
-* Changes are additive. New columns come last and have a server default, so that what was released
-  before goes on enqueuing. A changed index or check gets a new name: Alembic compares names only.
-* The version stands in the job table's comment, where Alembic's autogenerate compares it. A table
-  of versions would be one that the user's own autogenerate wants to drop.
+* Changes are additive. New columns come last and have a server default, so that older releases can
+  still enqueue. A changed index or check gets a new name: Alembic compares names only.
+* The version stands in the job table's comment, which Alembic's autogenerate compares. A table of
+  versions would be dropped by the user's own autogenerate.
 """
 
 import re
@@ -41,21 +41,21 @@ LATEST: Final = 1
 WORKERS_SINCE: Final[Mapping[int, int]] = {1: 1}
 """For each version: the oldest version whose workers can run on it."""
 
-# Two of them at once wait for each other; the number is "bgjob" in ASCII.
+# The advisory lock of concurrent migrations; the number is "bgjob" in ASCII.
 _MIGRATION_LOCK: Final = 0x62676A6F62
 
 _COMMENT = re.compile(r"sqlalchemy-bgjob schema (\d+) \(workers since (\d+)\)")
 
 
 class Version(NamedTuple):
-    """What the database says: its version, and the oldest one whose workers it bears."""
+    """The version that the database names, and the oldest one whose workers can run on it."""
 
     number: int
     workers_since: int
 
 
 def comment_of(version: int) -> str:
-    """The job table's comment, by which a version is known."""
+    """The comment of the job table that names a version."""
     return f"sqlalchemy-bgjob schema {version} (workers since {WORKERS_SINCE[version]})"
 
 
@@ -74,10 +74,10 @@ def upgrade(
 
     Args:
         op: ``alembic.op``, an Alembic ``Operations``, or a SQLAlchemy ``Connection``.
-        from_version: What is there; 0 is nothing.
-        to_version: What shall be there. A revision names it, or it would change its meaning with
-            the next release of this library.
-        schema: Where the tables are. It is created when it is missing.
+        from_version: The version that is there; 0 for none.
+        to_version: The version to reach. A revision must name it: the default changes with the
+            next release of this library.
+        schema: The tables' schema. It is created if it is missing.
         table_prefix: How the tables' names begin.
 
     Raises:
@@ -89,7 +89,7 @@ def upgrade(
     if connection is not None:
         require_own_tables(connection, schema=schema, table_prefix=table_prefix)
         if schema is None and translated(connection, schema) is not None:
-            op.execute(CreateSchemaIfMissing(schema))  # the steps do so for a schema of a name
+            op.execute(CreateSchemaIfMissing(schema))  # the steps create a named schema
     for version in range(from_version + 1, to_version + 1):
         STEPS[version].upgrade(op, schema, table_prefix)
         _set_comment(op, version, schema, table_prefix)
@@ -105,7 +105,7 @@ def downgrade(
 ) -> None:
     """Bring the tables from one version to an older one; the caller commits.
 
-    Version 0 is without tables, and so without jobs. The schema stays: it may hold other things.
+    Version 0 has no tables, so all jobs are lost. The schema stays: it may hold other things.
 
     Raises:
         ValueError: The versions do not go down, or this release does not know them.
@@ -118,7 +118,7 @@ def downgrade(
 
 
 def _connection_of(op: Any) -> Connection | None:
-    """To PostgreSQL, where the statements run at once; None where they are only written down."""
+    """The connection to PostgreSQL that runs *op*'s statements; None if they are not run there."""
     if isinstance(op, Connection):
         connection = op
     elif not hasattr(op, "get_context") or op.get_context().as_sql:
@@ -151,19 +151,19 @@ def migrate(
 ) -> int:
     """Bring the tables to the latest version, without Alembic; the caller commits.
 
-    It waits for others that do the same, so every process of a deployment may call it. Newer
+    Concurrent calls wait for each other, so every process of a deployment may call it. Newer
     tables that this release's workers can run on are left as they are.
 
     Returns:
-        The version that was there before; 0 is none.
+        The version that was there before; 0 for none.
 
     Raises:
         NotAPlainTable: One of them is partitioned, or a view.
         SchemaOutOfDate: The tables are newer than this release can run on.
         ForeignTable: A table of one of these names is another program's.
-        SchemaUnknown: There is a table of that name, and it does not say its version.
-        ValueError: The connection is not to PostgreSQL, or not in a READ COMMITTED transaction:
-            without one the lock would not hold, or what others did would not be seen.
+        SchemaUnknown: There is a job table, but its comment names no version.
+        ValueError: The connection is not to PostgreSQL, or not in a READ COMMITTED transaction.
+            In AUTOCOMMIT the lock would not last; a stricter snapshot would miss others' commits.
     """
     _require_postgresql(connection)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
@@ -257,7 +257,7 @@ def db_version(
 
     Raises:
         ForeignTable: A table of one of these names is another program's.
-        SchemaUnknown: There is a table of that name, and it does not say its version.
+        SchemaUnknown: There is a job table, but its comment names no version.
     """
     return read_version(connection, schema=schema, table_prefix=table_prefix).number
 
@@ -286,7 +286,7 @@ def read_version(
 
 
 def version_in(comment: str | None) -> Version | None:
-    """The version that a table's comment says; None if it says none."""
+    """The version that a table's comment names, or None."""
     match = _COMMENT.match(comment or "")
     return Version(int(match[1]), int(match[2])) if match else None
 
@@ -298,9 +298,9 @@ def check(
 
     Raises:
         NotAPlainTable: One of them is partitioned, or a view.
-        SchemaOutOfDate: They are missing, older, or newer and say that it is too old for them.
+        SchemaOutOfDate: They are missing, too old, or too new for this release's workers.
         ForeignTable: A table of one of these names is another program's.
-        SchemaUnknown: There is a table of that name, and it does not say its version.
+        SchemaUnknown: There is a job table, but its comment names no version.
     """
     require_plain_tables(connection, schema=schema, table_prefix=table_prefix)
     found = read_version(connection, schema=schema, table_prefix=table_prefix)
@@ -317,8 +317,8 @@ def storage_drift(
 ) -> list[str]:
     """The ``ALTER TABLE`` statements that would set the storage parameters as designed.
 
-    Alembic does not see these: a table made by plain autogenerate on SQLAlchemy 2.0 lacks them,
-    and its updates are slower for it, not wrong.
+    Alembic does not see these: a table made by plain autogenerate on SQLAlchemy 2.0 lacks them.
+    Its updates are slower then, not wrong.
     """
     schema = translated(connection, schema)
     script = _Script()
@@ -353,7 +353,7 @@ def frozen_tables(
 def migrations_path() -> Path:
     """The folder of ``env.py`` and ``versions/``, in a checkout as in an installed package.
 
-    For projects that live with branches: ``version_locations`` takes
+    For projects with Alembic branches: ``version_locations`` takes
     ``sqlalchemy_bgjob:alembic_migrations/versions``, or ``migrations_path() / "versions"``.
     """
     return Path(__file__).parents[1] / "alembic_migrations"

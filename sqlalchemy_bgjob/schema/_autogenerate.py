@@ -1,12 +1,12 @@
-"""What the Alembic plugin does: put a call of the frozen function for raw operations.
+"""The Alembic plugin's work: to replace raw operations by a call of the frozen function.
 
 It runs after Alembic's own comparison. The queue's tables are found in the user's metadata by the
-version in the job table's comment, so any schema, prefix and number of queues will do.
+version in the job table's comment, so any schema, prefix and number of table sets will do.
 
-* What the frozen function performs is taken out of Alembic's list, and the call of it is put
-  first: a user's table may refer to ours.
-* What the user added to our tables through the mixins stays as ordinary operations, last: a
-  column of his on our table may refer to a table of his.
+* Operations that the frozen function performs are taken out of Alembic's list, and its call is
+  put first: a user's table may refer to ours.
+* Columns and the like that the user added to our tables through the mixins stay as ordinary
+  operations, last: they may refer to a user's table.
 * Tables that are newer than this release are left alone.
 """
 
@@ -28,7 +28,7 @@ from ..settings import DEFAULT_PREFIX
 
 _log = logging.getLogger(__name__)
 
-# Before 1.19 Alembic raises NotImplementedError for one that is not part of a CREATE TABLE.
+# Before 1.19 Alembic raises NotImplementedError for a check outside of a CREATE TABLE.
 _RENDERS_CHECKS = tuple(map(int, alembic.__version__.split(".")[:2])) >= (1, 19)
 
 _Key = tuple[str | None, str]
@@ -44,7 +44,7 @@ class BGJobMigrateOp(MigrateOperation):
         self.schema, self.table_prefix = schema, table_prefix
 
     def reverse(self) -> "BGJobMigrateOp":
-        """The way back."""
+        """The operation that undoes this one."""
         return BGJobMigrateOp(self.to_version, self.from_version, self.schema, self.table_prefix)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
@@ -90,7 +90,7 @@ def _render(autogen_context: AutogenContext, operation: BGJobMigrateOp) -> str:
 def compare(
     autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps, schemas: set[str | None]
 ) -> PriorityDispatchResult:
-    """Rewrite Alembic's list of operations, queue by queue."""
+    """Rewrite Alembic's list of operations, one set of tables after the other."""
     calls: list[ops.MigrateOperation] = []
     for queue in sorted(_queues(autogen_context), key=lambda q: (q.schema or "", q.prefix)):
         call = _rewrite(queue, autogen_context, upgrade_ops, schemas)
@@ -115,7 +115,7 @@ def _queues(autogen_context: AutogenContext) -> Iterator[_Queue]:
         if version is None or not table.name.endswith("job"):
             continue
         queue = _Queue(table.schema, table.name.removesuffix("job"), version.number)
-        # A project may keep the queue out of its history.
+        # A project may keep the queue's tables out of its Alembic history.
         if autogen_context.run_object_filters(table, table.name, "table", False, None):
             yield queue
         else:
@@ -148,21 +148,21 @@ def _rewrite(
     try:
         found = bgjob.db_version(connection, schema=queue.schema, table_prefix=queue.prefix)
     except ForeignTable as error:
-        # Alembic's own operations would make it ours, and drop the columns of its program.
+        # Alembic's own operations would make the table ours, and drop its program's columns.
         raise CommandError(str(error)) from None
     except SchemaUnknown:
         # A dump may have lost the comment; Alembic's own operation restores it.
         return None
     default = connection.dialect.default_schema_name
     known = queue.schema in schemas or (queue.schema == default and None in schemas)
-    # What include_name hides is not looked at, and would be taken for missing.
+    # Alembic does not reflect tables that include_name hides, so they would be taken for missing.
     known = known and all(
         autogen_context.run_name_filters(name, "table", {"schema_name": queue.schema})
         for name in (f"{queue.prefix}{kind}" for kind in ("job", "dead_job", "worker"))
     )
     filtered = _Filter(queue, found, default, reflected=known or found == 0)
     if found == queue.version and known:
-        # What differs now is drift, and the frozen function would not mend it.
+        # Any difference is drift, which the frozen function would not mend.
         return None
     filtered.apply(autogen_context, upgrade_ops)
     if found > queue.version:
@@ -199,11 +199,11 @@ class _Filter:
                 names.update(str(index.name) for index in table.indexes)
 
     def key(self, schema: str | None, name: str) -> _Key:
-        """How a table is called here; Alembic leaves the default schema out at some places."""
+        """A table's key; Alembic leaves the default schema out in some places."""
         return (None if schema == self.default_schema else schema, str(name))
 
     def apply(self, autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps) -> None:
-        """Take out what the frozen function performs, and move the rest on our tables last."""
+        """Take out what the frozen function performs, and put our tables' other operations last."""
         others: list[MigrateOperation] = []
         own: dict[_Key, ops.ModifyTableOps] = {}
         for operation in upgrade_ops.ops:
@@ -230,7 +230,7 @@ class _Filter:
         upgrade_ops.ops[:] = [*others, *own.values()]
 
     def _is_newer_table(self, operation: MigrateOperation, key: _Key) -> bool:
-        """Whether it would drop a table that only a newer release knows."""
+        """Whether an operation would drop a table that only a newer release knows."""
         return (
             isinstance(operation, ops.DropTableOp)
             and self.found > self.queue.version

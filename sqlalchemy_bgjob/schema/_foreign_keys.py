@@ -1,4 +1,4 @@
-"""Foreign keys of the application to the queue's tables, which may block or slow a job's end."""
+"""The application's foreign keys to the queue's tables, which may block or slow a job's end."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ from ._versions import qualified, translated
 
 @dataclass(frozen=True, slots=True)
 class ForeignKeyProblem:
-    """A foreign key to our tables that stops or slows the end of a job."""
+    """A foreign key to our tables that blocks or slows the end of a job."""
 
     name: str
     table: str
-    """Its table, quoted and with its schema where that is needed."""
+    """The referring table, quoted, with its schema where needed."""
     columns: tuple[str, ...]
     blocks: bool
-    """Whether deleting the row is refused while somebody refers to it."""
+    """Whether a row can't be deleted while another row refers to it."""
     unindexed: bool
     """Whether each deletion reads the whole referring table."""
 

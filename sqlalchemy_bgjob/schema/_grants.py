@@ -1,7 +1,7 @@
-"""The least privileges for each role that touches the queue's tables: to grant, and to ask for.
+"""The least privileges of each role on the queue's tables: to grant, and to check.
 
-A role that enqueues reads of jobs only the few columns that its own statements return, and one that
-only looks reads no arg. Headers and errors it does read: what is secret belongs into neither.
+A role that enqueues may read only the few columns of jobs that its own statements return. A
+dashboard's role reads no args. It does read headers and errors, so secrets belong in neither.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,8 +18,8 @@ Task = Literal["enqueue", "worker", "operator", "dashboard"]
 
 * ``enqueue``: all ways to enqueue, and nothing else;
 * ``worker``: claims, runs and settles; its handlers may enqueue;
-* ``operator``: cancel, redrive and prune, with a look at everything;
-* ``dashboard``: looks at everything but args.
+* ``operator``: cancels, redrives and prunes, and reads everything;
+* ``dashboard``: reads everything but args.
 """
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
 
@@ -45,7 +45,7 @@ class Privilege:
     Attributes:
         kind: The table: ``job``, ``dead_job`` or ``worker``.
         verb: As GRANT names it.
-        columns: Of which columns; none is the whole table.
+        columns: The columns; empty for the whole table.
     """
 
     kind: str
@@ -74,7 +74,7 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield from (Privilege("worker", verb) for verb in _ALL)
         case "operator":
             yield from (Privilege("job", verb) for verb in ("SELECT", "INSERT", "DELETE"))
-            # A redrive locks what it brings back, and an arg may have to be mended before.
+            # UPDATE: a redrive locks the rows it brings back, and an arg may need mending before.
             yield from (Privilege("dead_job", verb) for verb in ("SELECT", "UPDATE", "DELETE"))
             yield Privilege("worker", "SELECT")
         case "dashboard":
@@ -114,11 +114,11 @@ def lacks(
 ) -> list[str]:
     """What the connection's role lacks for a task, table by table, as GRANT names it.
 
-    A table or column that is missing is none of this function's business.
+    Missing tables and columns are left to other checks.
     """
     schema = translated(connection, schema)
     if schema is not None and connection.execute(_USAGE, {"schema": schema}).scalar() is False:
-        return [f"USAGE ON SCHEMA {quoted(schema)}"]  # nothing within it can be asked for
+        return [f"USAGE ON SCHEMA {quoted(schema)}"]  # nothing inside it can be checked
     found = []
     for kind, privileges in _by_table(needs(task)).items():
         table = qualified(schema, table_prefix + kind)
@@ -143,7 +143,7 @@ def _has(connection: Connection, table: str, privilege: Privilege) -> bool:
 _USAGE = text(
     "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = :schema"
 )
-# By number, as a column's name that is not there would be an error.
+# By column number: the name of a missing column would be an error.
 _HAS = text(
     """
     SELECT CASE

@@ -1,4 +1,4 @@
-"""Whose the tables of the queue's names are: another program's may be called the same.
+"""Whose tables these are: another program's may have the same names.
 
 The Go library bgjob has ``bgjob_job`` and ``bgjob_dead_job`` too, with other columns. A worker
 can't run on such tables, and to change them would break the program that they belong to.
@@ -17,7 +17,7 @@ _SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
     "dead_job": frozenset({"lease", "crashes"}),
     "worker": frozenset({"beat_at", "lease_timeout"}),
 }
-"""Columns that ours have in every version. A table without any of them never was ours."""
+"""Columns that our tables have in every version. A table with none of them was never ours."""
 
 _GO: Final = "the Go library bgjob's"
 
@@ -25,7 +25,7 @@ _GO: Final = "the Go library bgjob's"
 def require_own_tables(
     connection: Connection, *, schema: str | None, table_prefix: str, says_version: bool = True
 ) -> None:
-    """Refuse tables of other programs; one that is missing is none of this function's business.
+    """Refuse tables of other programs; missing tables are left to other checks.
 
     Args:
         connection: To PostgreSQL; the caller ends its transaction.
@@ -53,12 +53,12 @@ def require_own_tables(
 
 
 def refuse_create_all(connection: object, *, schema: str | None, table_prefix: str) -> None:
-    """As :func:`require_own_tables`, before a ``create_all()``, which would pass over them.
+    """As :func:`require_own_tables`, before a ``create_all()``, which skips existing tables.
 
     Raises:
         ForeignTable: One of them is another program's.
     """
-    # Not one that only prints; and elsewhere than in PostgreSQL there is no queue.
+    # A mock connection only prints, and outside of PostgreSQL there is no queue.
     if isinstance(connection, Connection) and connection.dialect.name == "postgresql":
         require_own_tables(connection, schema=schema, table_prefix=table_prefix)
 
@@ -68,7 +68,7 @@ def _is_go(types: Mapping[str, str]) -> bool:
 
 
 _FIRST: Final = frozenset(table_of(STEPS[1].tables(None, ""), "job", None, "").c.keys())
-# By name and not by to_regclass(), which is an error where the schema may not be used.
+# By name and not by to_regclass(), which is an error if the role may not use the schema.
 _COLUMNS: Final[Any] = text(
     """
     SELECT CAST(c.relname AS TEXT), CAST(a.attname AS TEXT),

@@ -1,7 +1,7 @@
-"""Row level security, under which a role that is no owner may see an empty table without an error.
+"""Row level security, which may show roles other than the owner an empty table, and no error.
 
-Platforms switch it on for every new table. What a worker can't see it never runs, nor does anybody
-hear of it; so start and doctor look.
+Some platforms switch it on for every new table. A job that a worker can't see is never run, and
+nothing tells of it, so the worker's start and the doctor check.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ NEEDED: Final[Mapping[str, Mapping[str, str]]] = {
     "dead_job": {"a": "INSERT"},
     "worker": {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"},
 }
-"""What a worker does to each table, by the letters of the catalog."""
+"""The commands that a worker runs on each table, by the letters of ``pg_policy``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Hidden:
     """What row level security keeps from this role.
 
     Attributes:
-        for_sure: Problem and remedy, where no policy lets it do what a worker does.
-        maybe: In words, where a policy decides row by row.
+        for_sure: Problem and remedy, for tables where no policy allows what a worker does.
+        maybe: Warnings, for tables where a policy decides row by row.
     """
 
     for_sure: list[tuple[str, str]]
@@ -34,7 +34,7 @@ class Hidden:
 
 
 def hidden(connection: Connection, *, schema: str | None, table_prefix: str) -> Hidden:
-    """What is hidden from the connection's role; of a table that is missing, nothing."""
+    """What is hidden from the connection's role; a missing table hides nothing."""
     found, schema = Hidden([], []), translated(connection, schema)
     for kind, needed in NEEDED.items():
         table = qualified(schema, f"{table_prefix}{kind}")
@@ -82,7 +82,7 @@ _ACTIVE: Final[Any] = text(
     "SELECT row_security_active(oid) FROM pg_catalog.pg_class"
     " WHERE oid = to_regclass(CAST(:table AS TEXT))"
 )
-# Those for this role or one that it inherits from; 0 is everybody.
+# The policies for this role, or for one that it inherits from; 0 is PUBLIC.
 _POLICIES: Final[Any] = text(
     """
     SELECT CAST(polcmd AS TEXT) AS command, polpermissive AS permissive,

@@ -1,7 +1,7 @@
-"""What the queue's tables are to the server: plain ones, which is what the statements need.
+"""The kinds of the queue's tables: the statements need plain ones.
 
-Rows are fetched by their address, which is unique within one table. A partitioned table has its
-rows in several, and a view has none. A table with children that inherit from it is a plain one: the
+Rows are fetched by ctid, which is unique within one table. A partitioned table has its rows in
+several, and a view has none of its own. A table that others inherit from is a plain one: the
 statements leave the children's rows alone, see ``ONLY`` in :mod:`._sql.words`.
 """
 
@@ -24,10 +24,10 @@ _NAMES: Final[Mapping[str, str]] = {
 
 
 def require_plain_tables(connection: Connection, *, schema: str | None, table_prefix: str) -> None:
-    """Refuse what is no plain table; one that is missing is none of this function's business.
+    """Refuse tables that are not plain; missing ones are left to other checks.
 
     Raises:
-        NotAPlainTable: One of them is something else.
+        NotAPlainTable: One of them is partitioned, a view or the like.
     """
     schema = translated(connection, schema)
     for table in _tables(schema, table_prefix):

@@ -1,7 +1,7 @@
 """The frozen versions of the tables, each as the DDL that reaches and leaves it.
 
-What is released here never changes. A new version is a new ``tables_N``, which is the one before
-with what it adds, and a :class:`Step`; nothing is shared with the models, which go on changing.
+A released version never changes. A new version is a new ``tables_N``, which adds to the one before,
+and a :class:`Step`. Nothing is shared with the models, which go on changing.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable, DropTable, ExecutableDDL
 
 
 class Operations(Protocol):
-    """What runs a statement: ``alembic.op``, a SQLAlchemy ``Connection``, or one that prints it."""
+    """Runs or writes statements: ``alembic.op``, a SQLAlchemy ``Connection``, or a script."""
 
     def execute(self, statement: Any, /) -> Any:
         """Run one statement."""
@@ -173,7 +173,7 @@ def _downgrade_from_1(op: Operations, schema: str | None, prefix: str) -> None:
 
 
 class Step(NamedTuple):
-    """One version: how to reach and to leave it, and what is there when it is reached."""
+    """One version: its tables, and how to reach and leave it."""
 
     tables: Callable[[str | None, str], MetaData]
     storage: Mapping[str, Mapping[str, str]]
@@ -192,7 +192,7 @@ def table_of(tables: MetaData, kind: str, schema: str | None, prefix: str) -> Ta
 
 
 class SetStorage(ExecutableDDLElement):
-    """``ALTER TABLE ... SET (...)``. SQLAlchemy 2.0 has no such option of a Table."""
+    """``ALTER TABLE ... SET (...)``; a Table of SQLAlchemy 2.0 has no option for it."""
 
     inherit_cache = False
 
@@ -207,9 +207,10 @@ def _compile_set_storage(element: SetStorage, compiler: Any, **_: Any) -> str:
 
 
 class CreateSchemaIfMissing(ExecutableDDLElement):
-    """``CREATE SCHEMA IF NOT EXISTS`` asks for the right to create one even if it exists.
+    """Create a schema if it is missing.
 
-    Of which name, the connection's ``schema_translate_map`` decides, as it does for the tables.
+    ``CREATE SCHEMA IF NOT EXISTS`` needs the privilege to create it even if it exists. The
+    connection's ``schema_translate_map`` decides the name, as it does for the tables.
     """
 
     inherit_cache = False
@@ -236,7 +237,7 @@ def _compile_create_schema(element: CreateSchemaIfMissing, compiler: Any, **_: A
 
 
 def translated(connection: Connection, schema: str | None) -> str | None:
-    """The schema that is meant on this connection, for what names its tables by text.
+    """The schema that is meant on this connection, for statements that are text.
 
     SQLAlchemy's own statements follow ``schema_translate_map``; text does not.
     """
