@@ -1,7 +1,7 @@
 """Background jobs in PostgreSQL that live in your own SQLAlchemy metadata and transactions.
 
-Names are imported when they are first used, so that the command line starts at once, and asyncio
-is needed only by those who use ``AsyncWorker``.
+Names are imported on first use, so that the command line starts at once, and only users of
+``AsyncWorker`` need asyncio.
 """
 
 from importlib import import_module

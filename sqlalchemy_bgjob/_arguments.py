@@ -1,6 +1,6 @@
-"""What both workers are given, checked when they are made.
+"""Checks of the arguments that both workers take, made by their constructors.
 
-Otherwise it would fail with each job, or by an error that names none of the arguments.
+Otherwise a wrong argument would fail each job, or raise an error that does not name it.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from .telemetry import Observer
 
 
 def check_arguments(jobs: object, settings: object, options: Iterable[str]) -> None:
-    """The application's BGJob, and either settings or known fields of them.
+    """Check the application's BGJob, the settings, and the names of settings given as keywords.
 
     Raises:
         TypeError: One of them is not of its kind.
@@ -36,7 +36,7 @@ def check_arguments(jobs: object, settings: object, options: Iterable[str]) -> N
 
 
 def check_factory(factory: object) -> None:
-    """What makes sessions.
+    """Check the callable that makes sessions.
 
     Raises:
         TypeError: It can't be called.
@@ -49,7 +49,7 @@ def check_factory(factory: object) -> None:
 
 
 def as_observers(observers: object) -> tuple[Observer, ...]:
-    """The observers that were given.
+    """The given observers as a tuple.
 
     Raises:
         TypeError: They are no list, or a class is among them.

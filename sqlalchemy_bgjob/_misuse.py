@@ -1,4 +1,4 @@
-"""Answers to calls that Python itself would let pass, or answer with a riddle. Pure."""
+"""Clear errors for calls that Python would let pass, or refuse with a riddle. Pure."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -9,7 +9,7 @@ R = TypeVar("R")
 
 
 def name_of(given: object) -> str:
-    """What somebody would call it: a function's or class's own name, or its type's."""
+    """An object's name for messages: a function's or class's own, else that of its type."""
     return str(getattr(given, "__name__", type(given).__name__))
 
 
@@ -20,7 +20,7 @@ def refuse_unknown(call: str, given: Mapping[str, object], declared: Any) -> Non
 
 
 def needs_a_type(method: Callable[P, R]) -> Callable[P, R]:
-    """Refuse ``@jobs.handler`` without parentheses, and without the name that they are for."""
+    """Refuse ``@jobs.handler`` without parentheses, or without a type's name in them."""
 
     @wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -41,7 +41,7 @@ def needs_a_type(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class OnlyWith:
-    """Of what is entered by ``with``: says so to ``async with``."""
+    """Mixin of classes that are entered by ``with``: refuses ``async with``, and says why."""
 
     if not TYPE_CHECKING:
 
@@ -53,7 +53,7 @@ class OnlyWith:
 
 
 class OnlyAsyncWith:
-    """Of what is entered by ``async with``: says so to ``with``."""
+    """Mixin of classes that are entered by ``async with``: refuses ``with``, and says why."""
 
     if not TYPE_CHECKING:
 

@@ -107,7 +107,7 @@ class BGJob(Generic[J, D]):
 
     @property
     def WorkerRow(self) -> type[WorkerMixin]:  # noqa: N802
-        """The mapped class of worker processes."""
+        """The mapped class of workers."""
         return cast(type[WorkerMixin], self.models.WorkerRow)
 
     @property
@@ -132,8 +132,8 @@ class BGJob(Generic[J, D]):
     ) -> Decorator:
         """Register a function ``f(ctx)`` or ``f(ctx, arg)``, or a coroutine, as a type's handler.
 
-        The annotation of *arg* is the type that args are checked against when they are enqueued,
-        and decoded to when they run. The function stays callable as it was.
+        Args are checked against the annotation of *arg* when they are enqueued, and decoded to it
+        when the job runs. The function stays callable as it was.
 
         Args:
             type: The name that is stored with each job, at most 128 characters.
@@ -142,17 +142,18 @@ class BGJob(Generic[J, D]):
                 None for never.
             retry: ``f(attempt, error)``, with the number of the failed attempt and its exception
                 (None if there was none), gives seconds or a timedelta until the next one;
-                None gives the job up. By default seconds that grow with the attempts, see
+                None gives the job up. By default exponential backoff, see
                 :mod:`sqlalchemy_bgjob.retry`.
-            timeout: Seconds or a timedelta from the handler's start, without those for which its
-                session waits for a connection; by default None, without end. A coroutine is
-                cancelled then; a function can only be told, by ``ctx.cancelled``, and keeps its
-                slot until it returns. One that returns None later than that has failed with a
-                TimeoutError, and what it wrote is undone; an outcome that it returns or raises
+            timeout: Seconds or a timedelta from the handler's start, not counting those for which
+                its session waits for a connection; by default None, without end. At the timeout a
+                coroutine is cancelled. A function is only told, by ``ctx.cancelled``, and keeps its
+                slot until it returns. If it returns None after the timeout, it has failed with a
+                TimeoutError, and its writes are undone; an outcome that it returns or raises
                 stands.
-            isolation_level: Of the handler's transaction; by default the engine's. The job's end is
-                written in it too. An attempt that meets a serialization failure, wherever, has
-                failed and is made again at once; so leave *max_attempts* room for such failures.
+            isolation_level: That of the handler's transaction; by default the engine's. The
+                settlement is written in this transaction too. A serialization failure, wherever it
+                occurs, is a failed attempt that is retried at once: leave *max_attempts* room for
+                these.
             session: False for a handler that never uses ``ctx.session``.
 
         Raises:
@@ -173,7 +174,7 @@ class BGJob(Generic[J, D]):
         queue: str = "default",
         **options: Unpack[HandlerKeywords],
     ) -> Decorator:
-        """Register the handler of all jobs of a queue whose type has none of its own.
+        """Register a queue's handler for all jobs whose type has none.
 
         It finds the type in ``ctx.job.type``. Arguments as for :meth:`handler`.
         """
@@ -264,14 +265,14 @@ class BGJob(Generic[J, D]):
         """Run one due job of a queue within the caller's own transaction; None if none is due.
 
         The job is locked, run and settled in that transaction, and the caller's commit decides: if
-        it rolls back or dies, the job is queued as before, its attempt not spent. So a job that
-        takes the process down is tried without end here, unlike in a worker.
+        the caller rolls back or dies, the job is queued as before, its attempt not spent. So a job
+        that takes the process down is retried without end here, unlike in a worker.
 
         Args:
             target: A Session or Connection, or an asyncio twin (then await the result, and the
                 handler may be a coroutine). An Engine is a transaction of its own.
             queue: Where to look.
-            handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for whatever type the job has;
+            handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for a job of any type;
                 by default the registered handler of its type.
             session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``.
 
@@ -279,7 +280,7 @@ class BGJob(Generic[J, D]):
             The outcome that was settled: of the handler, or a Retry for what it raised.
 
         Raises:
-            ValueError: The connection is in AUTOCOMMIT, where nothing would be one step.
+            ValueError: The connection is in AUTOCOMMIT, where run and settlement are not atomic.
         """
         return work_one(self.models, self.registry, target, queue, handler, session_factory)
 
@@ -290,10 +291,10 @@ class BGJob(Generic[J, D]):
     @overload
     def cancel(self, target: "AsyncTarget", id: str) -> Coroutine[Any, Any, bool]: ...
     def cancel(self, target: Any, id: str) -> Any:
-        """Take a job out of its queue, due or not; False if there is none, or it is running.
+        """Delete a queued job, due or not; False if there is none, or it is running.
 
-        The caller's commit decides, as with ``enqueue``; a claim that comes meanwhile leaves the
-        job alone. Of two that cancel one job at once, one is told True.
+        The caller's commit decides, as with ``enqueue``; until then claims skip the job. Of two
+        concurrent calls for one job, one returns True.
         """
         return cancel(self.models, statements_of(self.models), target, id)
 
@@ -323,15 +324,15 @@ class BGJob(Generic[J, D]):
         delay: float | timedelta = 0,
         limit: int | None = None,
     ) -> Any:
-        """Queue dead jobs again, with all their attempts before them and their arg as it is now.
+        """Queue dead jobs again, with attempts counted from 0 and the arg that the row has now.
 
-        A job stays dead while another one with its id lives; of several dead jobs with one id, the
-        one that died last comes back. The caller commits.
+        A job stays dead while a live one has its id; of several dead jobs with one id, the one that
+        died last comes back. The caller commits.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
-            where: Which, for example ``jobs.DeadJob.type == "send_receipt"``.
-            delay: Seconds, or a timedelta, before they run.
+            where: Which dead jobs, for example ``jobs.DeadJob.type == "send_receipt"``.
+            delay: Seconds, or a timedelta, until they are due.
             limit: The most to bring back.
         """
         return redrive(self.models, statements_of(self.models), target, where, delay, limit)

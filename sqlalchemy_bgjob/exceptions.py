@@ -62,7 +62,7 @@ def _options(schema: str | None, table_prefix: str) -> str:
 
 
 class SchemaUnknown(SchemaOutOfDate):
-    """There is a table of the job table's name, but it does not say that it is ours."""
+    """There is a table of the job table's name, but its comment names no version of ours."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class SchemaUnknown(SchemaOutOfDate):
 
 
 class ForeignTable(SchemaOutOfDate):
-    """A table of one of the queue's names is another program's."""
+    """Another program has a table with one of the queue's names."""
 
     def __init__(
         self, table: str, owner: str | None, schema: str | None, table_prefix: str
@@ -123,7 +123,7 @@ class NotAPlainTable(SchemaOutOfDate):
 
 
 class JobAlreadyExists(BGJobError):
-    """A live job has one of these ids. The caller's transaction is as usable as before."""
+    """A live job has one of these ids; the caller's transaction stays usable."""
 
     def __init__(self, ids: tuple[str, ...]) -> None:
         super().__init__(ids)
@@ -139,7 +139,7 @@ class JobAlreadyExists(BGJobError):
 
 
 class UnknownType(BGJobError):
-    """No worker knew a job's type for *seconds*; the text of such a job in the DLQ."""
+    """No worker knew a job's type for *seconds*; recorded as ``last_error`` of the dead job."""
 
     def __init__(self, type: str, seconds: float) -> None:
         super().__init__(type, seconds)
@@ -150,10 +150,10 @@ class UnknownType(BGJobError):
 
 
 class WorkerLost(BGJobError):
-    """The process that ran an attempt ended or fell silent; the text of such a job.
+    """The worker that held a job was lost; recorded as the job's ``last_error``.
 
-    The numbers are those of a job that is dead of it, and None while attempts are left: how many
-    attempts ended so, of how many, and how many are allowed.
+    The numbers are set if the job is dead of it, and None while attempts are left: how many
+    attempts were lost with a worker, out of how many, and how many are allowed.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class WorkerLost(BGJobError):
 
 
 class WorkerRefused(BGJobError):
-    """This database can't be worked on, however long one waits."""
+    """This worker can't run on this database, however long it waits."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
@@ -186,7 +186,7 @@ class WorkerRefused(BGJobError):
 
 
 class NoContextManager(BGJobError):
-    """What is given as ``around=`` gave no context manager that the job can be run in."""
+    """The callable given as ``around=`` made no context manager that the job can be run in."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)

@@ -1,12 +1,12 @@
-"""Backoff policies: which attempt failed -> seconds until the next one.
+"""Backoff policies: from the failed attempt to the seconds until the next one.
 
 A policy is any callable that takes the number of the failed attempt (from 1) and the exception, if
-there was one, and returns seconds or a timedelta. It is not asked after the last attempt, nor where
-the handler's ``Retry(after=...)`` says when. To give the job up before ``max_attempts``, it returns
-None or raises :class:`~sqlalchemy_bgjob.MoveToDlq`.
+there was one, and returns seconds or a timedelta. It is not called after the last attempt, nor if
+the handler's ``Retry(after=...)`` sets the delay. To give the job up before ``max_attempts``, it
+returns None or raises :class:`~sqlalchemy_bgjob.MoveToDlq`.
 
-If it raises anything else, or returns what is no such answer, :data:`DEFAULT` is used;
-``last_error`` says so each time, and the log once for each handler.
+If it raises or returns anything else, :data:`DEFAULT` is used; ``last_error`` says so each time,
+and the log once for each handler.
 """
 
 import random
@@ -17,10 +17,10 @@ from math import isfinite
 Backoff = Callable[[int, BaseException | None], float]
 """A policy that always gives seconds."""
 RetryPolicy = Callable[[int, BaseException | None], float | timedelta | None]
-"""Of the failed attempt's number and exception: seconds, or None for no further attempt."""
+"""From the failed attempt's number and exception: seconds, or None for no further attempt."""
 
 MAX_BACKOFF = 30 * 86_400.0
-"""No policy can put a job off for longer than 30 days."""
+"""Seconds: no policy can delay a job for longer than 30 days."""
 
 
 def exponential(
