@@ -1,14 +1,14 @@
 """Signal points: named places in the engine where a test looks on, waits, fails, or dies.
 
-In production nobody listens, and a point costs one look at an empty tuple::
+In production nobody listens, and a point costs one test of an empty tuple::
 
     if CLAIM.listeners:
         CLAIM.reached(jobs)
 
-Tests use them through :mod:`sqlalchemy_bgjob.testing.points`. A listener is called in the thread or
-greenlet that has come to the point; what it raises is raised there, as if the step had failed. Only
-at STARTING and DRAIN_INTERRUPTED it must not raise: those are no steps that can fail. The idea is
-River's (``testsignal``), which waits at such places.
+Tests use them through :mod:`sqlalchemy_bgjob.testing.points`. A listener runs in the thread or
+greenlet that reached the point, and an error it raises is raised there, as if the step had failed.
+At STARTING and DRAIN_INTERRUPTED it must not raise: no step can fail there. The idea is River's,
+whose tests wait at a ``testsignal``.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Point:
-    """One place; :data:`POINTS` has all of them by name."""
+    """One signal point; :data:`POINTS` has all of them by name."""
 
     __slots__ = ("listeners", "meaning", "name")
 
@@ -27,7 +27,7 @@ class Point:
         self.listeners: tuple[Callable[[Any], object], ...] = ()
 
     def reached(self, fact: Any = None) -> None:
-        """Tell those who listen."""
+        """Call the listeners."""
         for listener in self.listeners:
             listener(fact)
 

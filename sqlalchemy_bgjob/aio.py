@@ -1,8 +1,8 @@
 """AsyncWorker: runs coroutines as tasks, and functions in threads.
 
-The loop of the worker is the one that ``Worker`` has, run in a greenlet: where it waits, the event
-loop goes on. The listener is a task beside it. The heart has a thread and an event loop of its own,
-so that a handler that blocks this one cannot make the worker look dead.
+The worker's loop is that of ``Worker``, run in a greenlet: while it waits, the event loop goes on.
+The listener is a task beside it. The heart has its own thread and event loop, so a handler that
+blocks this event loop cannot make the worker look dead.
 """
 
 import asyncio
@@ -52,9 +52,10 @@ class AsyncWorker(OnlyAsyncWith):
         engine: On PostgreSQL, with psycopg or asyncpg; two of its connections are the worker's.
         sync_engine: For ``ctx.session`` of functions; on psycopg, if left out, one that
             connects as *engine* does, with its arguments, listeners and options.
-        heart_engine: How heart and rescuer connect, if they can't as *engine* does: from threads
-            and event loops of their own, where a connection that belongs to one loop, as one of an
-            ``asyncpg.Pool``, must not be used. To the same tables, past any pooler if possible.
+        heart_engine: How heart and rescuer connect, if they can't connect as *engine* does. They
+            run in their own threads and event loops, where a connection bound to another loop,
+            such as one of an ``asyncpg.Pool``, must not be used. It must reach the same tables,
+            and should bypass any pooler.
         queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
             handler names.
         session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an
@@ -62,12 +63,12 @@ class AsyncWorker(OnlyAsyncWith):
         sync_session_factory: The same for functions. By default ``Session``.
         around: As for :class:`~sqlalchemy_bgjob.Worker`; for coroutines it may return an
             asynchronous context manager, which they prefer.
-        observers: Told of every event, from a thread of their own.
+        observers: Told of every event, in their own thread.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
     Raises:
-        ValueError: A function that is served may use ``ctx.session`` and there is no sync engine,
-            the pool is too small, or the engine is not for PostgreSQL.
+        ValueError: A served function may use ``ctx.session`` and there is no sync engine, the pool
+            is too small, or the engine is not for PostgreSQL.
     """
 
     def __init__(
@@ -146,9 +147,9 @@ class AsyncWorker(OnlyAsyncWith):
         return None
 
     async def run(self) -> None:
-        """Work until :meth:`stop` is called, and everything is drained.
+        """Work until :meth:`stop` is called and everything is drained.
 
-        When this is cancelled, running jobs are released at once, their attempt refunded.
+        If this is cancelled, running jobs are released at once, attempt refunded.
 
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
@@ -158,10 +159,10 @@ class AsyncWorker(OnlyAsyncWith):
         await self._run(lambda: None)
 
     async def start(self) -> None:
-        """Work in a task; returns when the worker is registered, or raises as :meth:`run`.
+        """Work in a task; returns once registered, or raises as :meth:`run` does.
 
-        A database that is not up yet, or is read-only, is waited for in the background: then it
-        returns after 10 s, with a warning in the log.
+        If the database is not up yet, or read-only, this returns after 10 s with a warning in the
+        log, and the worker waits for the database in the background.
         """
         if self._task is not None:
             raise RuntimeError("this worker was started already; make a new one")
@@ -180,11 +181,11 @@ class AsyncWorker(OnlyAsyncWith):
             await self._task
 
     async def stop(self, timeout: float | None = None) -> None:
-        """Claim no more, hand back what was not started, finish what runs; then return.
+        """Claim no more, hand back ready jobs, finish running ones; then return.
 
         Args:
-            timeout: Seconds until coroutines are cancelled and running jobs released, attempt given
-                back; by default the ``shutdown_timeout`` of the settings.
+            timeout: Seconds until coroutines are cancelled and running jobs released, attempt
+                refunded; by default the ``shutdown_timeout`` of the settings.
         """
         self.request_stop(timeout)
         if self._task is not None:
@@ -192,9 +193,9 @@ class AsyncWorker(OnlyAsyncWith):
             await self._task
 
     def request_stop(self, timeout: float | None = None) -> None:
-        """As :meth:`stop`, without waiting. May be called again with a shorter timeout."""
+        """Ask to stop, without waiting. May be called again with a shorter timeout."""
         timeout = self.settings.shutdown_timeout if timeout is None else timeout
-        # In this order: the loop may be about to begin in another thread, and looks then.
+        # Set first, as another thread may just make the loop: it reads the timeout after that.
         self._stop_timeout = timeout
         if self._loop is not None:
             self._loop.stop(timeout)

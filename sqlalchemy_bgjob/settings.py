@@ -5,7 +5,7 @@ from inspect import cleandoc
 from typing import Any, Final, TypedDict
 
 DEFAULT_PREFIX: Final = "bgjob_"
-"""How the tables' names begin, where nothing else is said."""
+"""What the tables' names begin with, by default."""
 MAX_ARG_SIZE: Final = 1_048_576
 """Bytes of an encoded arg."""
 MAX_NAME_LENGTH: Final = 128
@@ -16,15 +16,15 @@ MAX_ERROR_LENGTH: Final = 8_192
 """Characters of an error text kept in a row; longer ones lose their middle."""
 DEFAULT_MAX_ATTEMPTS: Final = 20
 DEFAULT_CONCURRENCY: Final = 10
-"""Jobs of a queue that a worker runs at once, where nothing else is said."""
+"""Jobs of a queue that a worker runs at once, by default."""
 SPARE_CONNECTIONS: Final = 2
 """A worker's own: one to claim and settle on, one that handlers never wait for."""
 STUCK_AFTER: Final = 15.0
-"""Seconds beyond ``shutdown_timeout`` after which a worker that does not end is given up."""
+"""Seconds beyond ``shutdown_timeout`` after which a worker that has not ended is given up."""
 
 
-# A field is all that there is to a setting, but for its type in SettingOptions: keyword, flag and
-# environment variable, the check of its range, and the README's row are made of it.
+# A setting is declared once, by its field; only its type is repeated in SettingOptions. Keyword,
+# flag, environment variable, range check and README row are all made from the field.
 def _setting(default: Any, help: str, *, unit: str = "", least: float = 0, most: float = 0) -> Any:
     metadata = {"help": help, "unit": unit, "least": least, "most": most}
     return field(default=default, metadata=metadata)
@@ -127,7 +127,7 @@ class SettingOptions(TypedDict, total=False):
 
 
 def make_settings(settings: WorkerSettings | None, options: SettingOptions) -> WorkerSettings:
-    """The settings object, or one made of keywords."""
+    """The settings object given, or one made from keywords."""
     if settings is None:
         return WorkerSettings(**options)
     if options:

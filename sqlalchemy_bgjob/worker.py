@@ -42,17 +42,17 @@ class Worker(OnlyWith):
         queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
             handler names.
         session_factory: Makes ``ctx.session``: a Session class, a sessionmaker, or a
-            scoped_session, which is then the handler's session. By default ``Session``.
-        around: Called without arguments for each job. It returns a context manager, as Flask's
-            ``app.app_context`` does, which is entered in the job's thread before the handler runs
-            and left after its session's commit. An error on the way in is a failed attempt; if
-            there is no context manager to enter, the job waits and its attempt is refunded.
+            scoped_session, which then gives the handler's session. By default ``Session``.
+        around: Called without arguments for each job; returns a context manager, as Flask's
+            ``app.app_context`` does. It is entered in the job's thread before the handler runs,
+            and left after the session's commit. An error on entry is a failed attempt; if there
+            is no context manager to enter, the job waits and its attempt is refunded.
         observers: Told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
     Raises:
-        ValueError: A queue that is served has coroutine handlers (use ``AsyncWorker``), the pool is
-            too small, or the engine is not for PostgreSQL.
+        ValueError: A served queue has coroutine handlers (use ``AsyncWorker``), the pool is too
+            small, or the engine is not for PostgreSQL.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Worker(OnlyWith):
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Work until :meth:`stop` is called from another thread, and everything is drained.
+        """Work until another thread calls :meth:`stop` and everything is drained.
 
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
@@ -132,10 +132,10 @@ class Worker(OnlyWith):
             self._ended.set()
 
     def start(self) -> None:
-        """Work in a thread of its own; returns when it is registered, or raises as :meth:`run`.
+        """Work in a new thread; returns once registered, or raises as :meth:`run` does.
 
-        A database that is not up yet, or is read-only, is waited for in the background: then it
-        returns after 10 s, with a warning in the log.
+        If the database is not up yet, or read-only, this returns after 10 s with a warning in the
+        log, and the worker waits for the database in the background.
         """
         if self._thread is not None:
             raise RuntimeError("this worker was started already; make a new one")
@@ -146,7 +146,7 @@ class Worker(OnlyWith):
         self._raise()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Claim no more, hand back what was not started, finish what runs; then return.
+        """Claim no more, hand back ready jobs, finish running ones; then return.
 
         Args:
             timeout: Seconds until running jobs are released, attempt refunded; by default the
@@ -158,7 +158,7 @@ class Worker(OnlyWith):
             self._raise()
 
     def request_stop(self, timeout: float | None = None) -> None:
-        """As :meth:`stop`, without waiting. May be called again with a shorter timeout."""
+        """Ask to stop, without waiting. May be called again with a shorter timeout."""
         self._loop.stop(self.settings.shutdown_timeout if timeout is None else timeout)
 
     def _run(self) -> None:

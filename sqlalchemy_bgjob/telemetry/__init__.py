@@ -1,7 +1,7 @@
 """Observers: what a worker tells about its jobs, after the COMMIT that made it true.
 
-Observers run on a thread of their own, one event after the other. Whatever they raise is logged,
-and however long they take, the worker goes on.
+Observers run in their own thread, one event after another. Their errors are logged, and however
+long they take, the worker goes on.
 """
 
 import logging
@@ -44,8 +44,8 @@ class JobInfo:
 class Observer:
     """Override what you want to hear of. Calls come from one thread.
 
-    The events of one lease of a job come in order. Its next start, under the next lease, may come
-    before the end of the run that led to it: ``job.lease`` tells which is which.
+    The events of one lease of a job come in order. The start of its next run, under the next lease,
+    may come before the end of the last run: ``job.lease`` tells the runs apart.
     """
 
     def job_started(self, job: JobInfo) -> None:
@@ -57,8 +57,8 @@ class Observer:
     def job_rescheduled(self, job: JobInfo, delay: float) -> None:
         """The job runs again after *delay* seconds, its attempt refunded.
 
-        Its handler wished so; or there was no connection for it, or somebody's transaction kept the
-        job from ending. Then ``last_error`` in its row says so.
+        The handler asked for it, or there was no connection or context for it, or a transaction
+        held a lock on the job's row. Unless the handler asked, ``last_error`` in the row says why.
         """
 
     def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
@@ -68,15 +68,15 @@ class Observer:
         """The job was given up and is in the dead table."""
 
     def job_lease_lost(self, job: JobInfo) -> None:
-        """The job had been taken from this worker; what it did is not settled by it."""
+        """The job was taken from this worker, which does not settle it."""
 
     def queue_is_empty(self, queue: str) -> None:
         """The worker has caught up: nothing is due in this queue."""
 
     def health_sampled(self, health: Health) -> None:
-        """One of the workers has looked at the server, once in each ``health_interval``.
+        """One of the workers has sampled the server's health, once per ``health_interval``.
 
-        ``health.problems`` says in words what somebody should do something about.
+        ``health.problems`` says in words what needs attention.
         """
 
     def worker_error(self, error: BaseException) -> None:
@@ -103,7 +103,7 @@ class Events:
         return any(function is not getattr(Observer, name) for function in own)
 
     def wants(self, name: str) -> bool:
-        """Whether any observer has overridden this method: what nobody hears need not be told."""
+        """Whether any observer overrides this method: if not, the event need not be emitted."""
         return name in self._wanted
 
     def start(self) -> None:
@@ -113,7 +113,7 @@ class Events:
             self._thread.start()
 
     def emit(self, name: str, *args: Any) -> None:
-        """Tell of an event; never blocks. With 100,000 untold events, new ones are dropped."""
+        """Queue an event for observers; never blocks. Drops events beyond 100,000 waiting ones."""
         if self._thread is None or name not in self._wanted:
             return
         try:
@@ -124,7 +124,7 @@ class Events:
                 logger.warning("observers are %d events behind: dropping", MAX_WAITING_EVENTS)
 
     def report(self, error: BaseException) -> None:
-        """Tell of something that failed and is not a handler, with what may be done about it."""
+        """Tell of an error that is not a handler's, with what may be done about it."""
         note_advice(error)
         self.emit("worker_error", error)
 
@@ -142,7 +142,7 @@ class Events:
                 self.emit("job_moved_to_dlq", replace(job, attempt=attempt), settlement.error)
 
     def stop(self, timeout: float) -> None:
-        """Tell what is left, for at most *timeout* seconds, and end the thread."""
+        """Deliver the events left, for at most *timeout* seconds, and end the thread."""
         if self._thread is not None:
             try:
                 self._queue.put(None, timeout=timeout)
@@ -166,7 +166,7 @@ _EVENT_OF: Final[Mapping[Kind, str | None]] = {
     Kind.RESCHEDULED: "job_rescheduled",
     Kind.RETRY: "job_will_be_retried",
     Kind.DEAD: "job_moved_to_dlq",
-    # Nothing happened to the job that anyone waits for.
+    # Nothing happened to the job that an observer waits for.
     Kind.HANDED_BACK: None,
     Kind.UNKNOWN_TYPE: None,
 }

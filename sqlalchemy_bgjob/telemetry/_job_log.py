@@ -1,7 +1,7 @@
 """What a worker's log says of jobs, wherever the worker runs: one line for each failed attempt.
 
-The lines belong to the logger ``sqlalchemy_bgjob.jobs``, so that an application that tells of
-failures in a way of its own can turn them off and keep what the worker says of itself.
+The lines go to the logger ``sqlalchemy_bgjob.jobs``. An application that reports failures in
+another way can turn them off, and keep what the worker logs of itself.
 """
 
 import logging
@@ -56,11 +56,12 @@ class LogObserver(Observer):
         self._log(logging.WARNING, job, "lost its lease, it runs elsewhere")
 
     def worker_error(self, error: BaseException) -> None:
-        """Whatever the database refuses is told of for as long as it lasts.
+        """Log errors of the database, again and again for as long as they last.
 
-        Where it can't be reached an operator wants its words; others may hold what rows hold.
+        For an error of connecting an operator needs the driver's message. Other messages may quote
+        values of rows, so only a summary is logged.
         """
-        # Those of asyncpg come as they are, with an SQLSTATE; libpq's without.
+        # asyncpg's errors come unwrapped, with an SQLSTATE; libpq's come without one.
         code = sqlstate(error)
         silent = isinstance(error, OperationalError | InterfaceError) and code is None
         lost = lost_connection(error) and code != READ_ONLY and not lacks_prepared(error)
@@ -73,7 +74,7 @@ class LogObserver(Observer):
             self._warn(f"no job can be run: {error}{cause}")
 
     def _warn(self, words: str) -> None:
-        """Say the same once in five seconds, however many connections have met it."""
+        """Log the same words once in five seconds, however many connections met the error."""
         now = time.monotonic()
         self._said = {said: at for said, at in self._said.items() if now - at < SAY_AGAIN_AFTER}
         if words not in self._said:
@@ -101,7 +102,7 @@ class LogObserver(Observer):
 
 
 class DebugLogObserver(LogObserver):
-    """Logs also what went well, at debug."""
+    """Also logs jobs that went well, at debug."""
 
     def job_completed(self, job: JobInfo, seconds: float) -> None:
         """A job is done."""
@@ -113,14 +114,14 @@ class DebugLogObserver(LogObserver):
 
 
 def log_observer(registry: Registry) -> LogObserver:
-    """The observer that logs; what nobody reads, as at most levels a line for each job, is free."""
+    """The observer that logs; lines for each job cost nothing unless the level is debug."""
     if job_logger.isEnabledFor(logging.DEBUG):
         return DebugLogObserver(registry)
     return LogObserver(registry)
 
 
 def log_stack(job: Any, handler: JobType[Any], error: BaseException | str | None) -> None:
-    """At debug, what an attempt failed by: its whole traceback, without anybody's values."""
+    """Log the whole traceback of a failed attempt at debug, without values of rows."""
     if isinstance(error, BaseException) and job_logger.isEnabledFor(logging.DEBUG):
         job_logger.debug("%s raised\n%s", _name(job, handler), stack(error))
 
@@ -129,7 +130,7 @@ _complained: WeakSet[JobType[Any]] = WeakSet()
 
 
 def log_policy_problem(handler: JobType[Any], problem: str) -> None:
-    """Say once what is wrong with a handler's retry policy; each ``last_error`` says it again."""
+    """Log once what is wrong with a handler's retry policy; each ``last_error`` repeats it."""
     if handler not in _complained:
         _complained.add(handler)
         job_logger.warning("handler of %r: %s", handler.type, problem)
@@ -154,5 +155,5 @@ def _headline(error: str) -> tuple[str, str | None]:
 
 
 def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor."""
+    """Escape characters that would move a terminal's cursor."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,13 +1,13 @@
 """A worker that dies at the worst moment, and time that passes at once.
 
-What dies can't tell, so the worker of such a test is a process of its own::
+A dead process can't report, so such a test runs its worker in another one::
 
     python -m sqlalchemy_bgjob.testing.faults --kill-after handler worker app:jobs --queue mail:10
 
-is the command ``sqlalchemy-bgjob worker app:jobs --queue mail:10`` until its first handler has
-ended; then it is gone, as after SIGKILL, before any of what the handler did is committed. Start a
+runs ``sqlalchemy-bgjob worker app:jobs --queue mail:10`` until its first handler has ended. Then
+the process is gone, as after SIGKILL, before anything that the handler did is committed. Start a
 second worker without the fault, wait until ``select(func.count()).select_from(jobs.Job)`` is 0, and
-look whether everything happened once.
+check that everything happened once.
 """
 
 import os
@@ -44,13 +44,13 @@ def _die() -> None:
 
 @contextmanager
 def kill_worker_after(point: KillPoint, *, skip: int = 0) -> Iterator[None]:
-    """End this process, at once and without any cleaning up, when its worker comes to *point*.
+    """Kill this process, without any cleanup, when its worker reaches *point*.
 
     For a worker that runs within the block, in a process that the test has started.
 
     Args:
         point: One of :data:`KILL_POINTS`.
-        skip: How many times it may come there before.
+        skip: How many times the worker passes the point before that.
     """
     if point not in KILL_POINTS:
         raise ValueError(f"the point is {point!r}; it can be one of {', '.join(KILL_POINTS)}")
@@ -68,10 +68,10 @@ def kill_worker_after(point: KillPoint, *, skip: int = 0) -> Iterator[None]:
 
 
 def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> Any:
-    """Make all jobs, live and dead, so much older, as if that time had passed.
+    """Age all jobs, live and dead, as if that time had passed.
 
-    A job that was to run within it is due then, without waiting. The workers' own rows are left as
-    they are: those live in real time. The caller commits, as with ``enqueue``.
+    A job that was to run within that time is due at once. The workers' own rows stay as they are:
+    workers live in real time. The caller commits, as with ``enqueue``.
 
     Args:
         target: A Session, Connection or Engine, or an asyncio twin (then await the result).

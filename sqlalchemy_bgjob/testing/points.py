@@ -1,10 +1,10 @@
-"""Look on, wait or fail where a worker has come to a signal point.
+"""Look on, wait or fail where a worker reaches a signal point.
 
     with at("claim", lambda jobs: seen.append(len(jobs))):
         ...
 
-Each point has a name and a fact that it hands on, see :data:`POINTS`. For tests in the worker's own
-process; to let a worker die at a point, see :mod:`.faults`.
+Each point has a name, and a fact that it passes to listeners; see :data:`POINTS`. For tests in the
+worker's own process; to kill a worker at a point, see :mod:`.faults`.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,10 +18,10 @@ __all__ = ["POINTS", "Point", "at"]
 
 @contextmanager
 def at(name: str, listener: Callable[[Any], object]) -> Iterator[None]:
-    """Call *listener* with the fact of each time that this process comes to a point.
+    """Call *listener* each time that this process reaches a point.
 
-    It is called in the thread or greenlet that has come there, which waits for it. What it raises
-    is raised there, as if the step had failed; at ``starting`` and ``interrupted`` it must not.
+    It runs in the thread or greenlet that reached the point. An error it raises is raised there, as
+    if the step had failed; at ``starting`` and ``interrupted`` it must not raise.
 
     Args:
         name: One of :data:`POINTS`.
