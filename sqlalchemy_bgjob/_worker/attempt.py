@@ -1,7 +1,7 @@
 """Runs one claimed job: from the row's bytes to a settlement.
 
-Written once, for functions, which run in threads, and for coroutines. What most jobs do not need
-costs them nothing: a session, and the job as plain data, are made when they are asked for.
+Functions, which run in threads, and coroutines share this code. A session, and the job as plain
+data, are made on demand: a job that needs neither does not pay for them.
 """
 
 import os
@@ -28,7 +28,7 @@ from .permits import NoConnectionInTime
 from .run import Run
 
 AFTER_ROW_LOCKED: Final = 5.0
-"""Seconds until a job runs again whose end a user's open transaction had held up."""
+"""Seconds until a job runs again whose settlement met a lock of a user's transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Environment:
     """Where runs take place.
 
     Attributes:
-        connect: Takes a connection for an isolation level (None: the engine's) and a worker, and
-            waits for those of other handlers until a monotonic time (None: however long).
-        disconnect: Gives it back, whatever state it is in.
+        connect: Takes a connection for an isolation level (None: the engine's) and a worker id. It
+            may wait for other handlers, until a monotonic time (None: the handler sets no limit).
+        disconnect: Gives a connection back, whatever state it is in.
         around: Makes the context that is entered around run and commit, if there is one.
         scoped: Whether the handler's session is a scoped_session's.
-        process: The one that runs the worker.
+        process: The pid of the process that runs the worker.
     """
 
     statements: Statements
@@ -61,8 +61,8 @@ class Environment:
 class Attempt:
     """One call of a handler, from the row's bytes to a settlement.
 
-    :meth:`begin` calls the function; who runs a coroutine awaits what that returns; :meth:`end`
-    settles. The last needs a thread or a greenlet only where :attr:`opened` says so.
+    :meth:`begin` calls the function; a coroutine that it returns is awaited by the caller.
+    :meth:`end` settles. It needs a thread or a greenlet only if :attr:`opened`.
     """
 
     __slots__ = ("_environment", "_over", "_run", "_unit", "around")
@@ -75,14 +75,14 @@ class Attempt:
         self._over = False
 
     async def begin_around(self) -> Any:
-        """For a coroutine: enter what is around, and do what :meth:`begin` does."""
+        """For a coroutine: enter the context around it, then do what :meth:`begin` does."""
         assert self.around is not None
         self._run.begin()
         await self.around.enter_async()
         return await self.begin()
 
     def begin(self) -> Any:
-        """Decode the arg and call the function: what it returns, or raises."""
+        """Decode the arg and call the function; returns or raises as the function does."""
         run = self._run
         if self.around is None:
             run.begin()
@@ -107,7 +107,7 @@ class Attempt:
         return self._unit
 
     def _connect(self) -> Connection:
-        """A connection for the session; the time that it takes is not counted as the handler's."""
+        """A connection for the session; the deadline moves on by the time that this takes."""
         run, connect = self._run, self._environment.connect
         level, worker_id = run.handler.options.isolation_level, run.job.worker_id
         if run.deadline is None or run.late or self._over:
@@ -119,11 +119,11 @@ class Attempt:
 
     @property
     def opened(self) -> bool:
-        """Whether there is a session, so that the end may have to wait for the database."""
+        """Whether there is a session, which means that :meth:`end` may wait for the database."""
         return self._unit is not None
 
     def execute(self) -> tuple[Pending, Fate | None]:
-        """Run a function from its begin to its end."""
+        """Run a function, from :meth:`begin` to :meth:`end`."""
         around = self.around
         if around is not None:
             return self._execute_around(around)
@@ -165,8 +165,8 @@ class Attempt:
             pending = Pending(run.job, end.settlement)
             if not end.keeps_writes or unit is None:
                 return pending, None
-            # In this order, against the interruption, which looks and writes in the opposite one:
-            # either it leaves this commit its time, or there is no commit.
+            # Set one flag, then read the other: an interruption does so in the opposite order.
+            # Either it leaves this commit its time, or there is no commit.
             run.committing = True
             if run.cancelled:
                 return Pending(run.job, INTERRUPTED), None
@@ -199,15 +199,15 @@ class Attempt:
         except BaseException as refusal:
             unit.complete(refusal)
             excuse = self._excuse(refusal)
-            if excuse is not None:  # its first statement, or its first write, was the last flush
+            if excuse is not None:  # the last flush sent its first statement, or its first write
                 return self._put_off(excuse), None
             pending.settlement = conclude(run, None, explain_commit_error(refusal)).settlement
         return pending, None
 
     def _excuse(self, error: BaseException | None) -> BaseException | None:
-        """Why the handler could not do its part: no context, no connection, or one of no use.
+        """Why the handler is not to blame: no context, no connection, or an unfit session.
 
-        Its deadline may have come while it waited for one, or a timeout of the handler's own.
+        Its deadline, or a timeout that it set, may have come while it waited for a connection.
         """
         unit = self._unit
         if unit is None:
@@ -220,7 +220,7 @@ class Attempt:
         return None if error is None else unit.unfit(error)
 
     def _put_off(self, excuse: BaseException) -> Pending:
-        """Refund the attempt; the worker knows for how long such jobs are to wait."""
+        """Refund the attempt; the worker decides how long the job waits."""
         self._run.connected = False
         settlement = Settlement(
             Kind.RESCHEDULED, delay=0.0, error=describe(excuse), refund_attempt=True
@@ -229,11 +229,11 @@ class Attempt:
 
 
 def _stems_from(error: BaseException | None, cancellation: type[BaseException]) -> bool:
-    """Whether an error was made of a cancellation, as a timeout is.
+    """Whether an error was caused by a cancellation, as asyncio's TimeoutError is.
 
-    The bare cancellation is another matter: the handler's own program has given the task up.
+    A bare cancellation does not count: the application itself has cancelled the task.
     """
     if error is None or isinstance(error, cancellation):
         return False
-    # Not the same one: the wait may have been in a task of the handler's own.
+    # By type, not identity: the wait may have been in another task of the handler.
     return any(isinstance(cause, cancellation) for cause in causes(error))

@@ -1,7 +1,6 @@
-"""One call of a handler: from the row's bytes to what follows from what it returned or raised.
+"""One call of a handler: from the row's bytes to a settlement, without I/O.
 
-No I/O of its own: threads, tasks and ``work_one`` differ in where they call, and in how they write
-the settlement.
+Threads, tasks and ``work_one`` differ in where they call, and in how they write the settlement.
 """
 
 from collections.abc import Callable
@@ -28,8 +27,8 @@ class Conclusion(NamedTuple):
 
     Attributes:
         outcome: What the handler said, or what its error means.
-        settlement: What follows from it by the handler's options.
-        keeps_writes: Whether what was written through the session is to be committed.
+        settlement: What follows from that by the handler's options.
+        keeps_writes: Whether the session's writes are to be committed.
         error: What the handler raised, or what is wrong with what it returned.
     """
 
@@ -40,7 +39,7 @@ class Conclusion(NamedTuple):
 
 
 def begin(run: Run, make_session: Callable[[], Any]) -> Any:
-    """Decode the arg and call the function: what it returns, or raises.
+    """Decode the arg and call the function; returns or raises as the function does.
 
     Raises:
         MoveToDlq: The arg can't be decoded; no attempt will ever decode it.
@@ -67,10 +66,10 @@ def check_session_is_wanted(run: Run) -> None:
 
 
 def conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:
-    """What follows from what a handler returned, or raised.
+    """Conclude from what a handler returned or raised.
 
-    What it wrote is kept if it named an outcome, or returned None before its deadline, and if a new
-    arg can be encoded.
+    Its writes are kept if it returned an outcome, or None before its deadline, unless a new arg
+    can't be encoded.
     """
     try:
         return _conclude(run, returned, error)
@@ -79,7 +78,7 @@ def conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion
 
 
 def give_up(run: Run, strange: BaseException) -> Conclusion:
-    """The attempt has failed for what was met while its end was recorded."""
+    """Conclude that the attempt failed, by an error met while its end was recorded."""
     text = f"a {type(strange).__name__} while the handler's end was recorded"
     return _settled(run, Retry(None, text), error=strange)
 
@@ -104,7 +103,7 @@ def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusio
 def _settled(
     run: Run, outcome: Outcome, arg: Encoded | None = None, *, error: BaseException | None
 ) -> Conclusion:
-    """An outcome by the handler's options; what should be logged of it, is."""
+    """Settle an outcome by the handler's options; log a traceback or a bad retry policy."""
     handler, job = run.handler, run.job
     log_stack(job, handler, getattr(outcome, "error", None))
     settlement = decide(

@@ -42,8 +42,8 @@ class Claiming:
         control: The connection.
         hands: Where claimed jobs go.
         heart, listener: Tell under which id the worker is registered, and whether it is notified.
-        unknown: What a claim without an answer may have given.
-        events: Who is told of a queue that is empty.
+        unknown: Returns jobs of a claim that got no answer.
+        events: Told when a queue is empty.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Claiming:
         self._slowest: float | None = None  # a sample that is lost to a race does no harm
 
     def take_slowest(self) -> float | None:
-        """Seconds of the slowest claim since this was asked last; None if there was none."""
+        """Seconds of the slowest claim since the last call; None if there was none."""
         slowest, self._slowest = self._slowest, None
         return slowest
 
@@ -85,12 +85,12 @@ class Claiming:
             self._hands.planner.announced(step.queues)
 
     def claim(self, step: Claim, worker_id: int) -> None:
-        """Claim, and take what that gives into hands. Commits.
+        """Claim jobs and take them into hands. Commits.
 
         Raises:
-            DBAPIError: The connection was lost; what was claimed meanwhile will be returned.
+            DBAPIError: The connection was lost; jobs that this claim took will be returned.
         """
-        # Polls renew the plans a little early, so that no job that wakes the worker pays for it.
+        # Polls renew the plans a little early, so jobs that wake the worker do not pay for it.
         patience = PATIENCE if step.woken else -PATIENCE
         connection = self._control.as_it_is(patience=patience)
         skip = self._refusals.rows_of(step.queue)
@@ -108,7 +108,7 @@ class Claiming:
             except Exception as error:
                 if lost_connection(error):
                     raise
-                if self._control.rests:  # it may be committed, and hold what the driver can't read
+                if self._control.rests:  # it may be committed, with a row the driver can't read
                     connection = self._control.get()
                     self._unknown.return_now(connection, worker_id)
                 one_by_one = self._refusals.claim_one_by_one(connection, step, worker_id, error)
@@ -121,14 +121,14 @@ class Claiming:
             self._take(step, worker_id, jobs, due_in, last)
         except BaseException:
             self._unknown.expect(worker_id)
-            with self._hands.lock:  # what it was to look for is still to be looked for
+            with self._hands.lock:  # the jobs that it looked for are still to be found
                 self._hands.planner.wake(step.queue, time.monotonic())
             raise
 
     def _claim_together(
         self, connection: Connection, step: Claim, worker_id: int, skip: list[str]
     ) -> tuple[list[ClaimedJob], float | None]:
-        """The jobs; if there are none, the seconds until the next one is due."""
+        """The jobs; or, if there are none, the seconds until the next one is due."""
         claim = partial(
             claims.claim,
             connection,
@@ -147,7 +147,7 @@ class Claiming:
             if direct is None:
                 jobs = claim()
             if step.onward is None:
-                # This alone tells how long the way to the heads is; what is claimed takes time too.
+                # Timed without the claim, this shows how long the way to the heads is.
                 begun = time.monotonic()
                 priorities = claims.lanes(connection, self._statements, queue=step.queue)
                 now = time.monotonic()
@@ -171,7 +171,7 @@ class Claiming:
     ) -> None:
         self._tell_if_empty(step.queue, bool(jobs))
         now = time.monotonic()
-        is_lost = worker_id != self._heart.worker_id  # under its old id, jobs are handed back
+        is_lost = worker_id != self._heart.worker_id  # jobs claimed under an old id go back
         with self._hands.lock:
             planner = self._hands.planner
             runnable: list[ClaimedJob] = []
@@ -193,13 +193,13 @@ class Claiming:
                 listening=self._listener.listening,
                 last=last,
             )
-        # Not in the lock: a log that nobody reads must not keep a signal from ending the worker.
+        # Outside the lock: a log that blocks must not keep a signal from ending the worker.
         left = (job for job in jobs if job.handler is None and job.unknown_for is None)
         for type in sorted({job.type for job in left if self._find(job) is None}):
             logger.warning("no handler for job type %r in queue %r", type, step.queue)
 
     def _admit(self, job: ClaimedJob) -> Settlement | None:
-        """Find a claimed job's handler; the settlement of a job that is not to be run."""
+        """Find a claimed job's handler; returns a settlement if the job must not run."""
         handler = self._find(job)
         if handler is None:
             grace = self._settings.unknown_type_grace

@@ -1,4 +1,4 @@
-"""The control connection: on which a worker's loop claims, settles and hands back."""
+"""The control connection, on which a worker's loop claims, settles and hands back."""
 
 import logging
 import time
@@ -19,27 +19,27 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 DOUBTED_AFTER: Final = 1.0
-"""Seconds: however many queues refuse to be claimed from, no more sessions are begun for it."""
+"""Seconds that a session lives at least, however many queues refuse to be claimed from."""
 
 
 class ControlConnection:
     """Connects when it is needed, and again after it was dropped.
 
-    While a worker has nothing to do its connection *rests*: each statement commits by itself, so
-    that the claim that a job wakes it for takes one round trip. It is used in transactions
-    otherwise.
+    While a worker has nothing to do its connection *rests*: each statement commits by itself, and
+    the claim for a job that wakes the worker takes one round trip. Otherwise statements run in
+    transactions.
 
     Args:
         runtime: Where to connect.
         statements: Those of the tables.
-        heart: Knows under which id the worker is registered, by which its sessions are named.
+        heart: Knows the worker's id, after which its sessions are named.
     """
 
     def __init__(self, runtime: Runtime, statements: Statements, heart: Heart) -> None:
         self._runtime, self._statements, self._heart = runtime, statements, heart
         self._connection: Connection | None = None
         self._is_changed = False
-        """Whether the pool, which is the application's, must not get the session back."""
+        """Whether the session was changed, and must not go back to the application's pool."""
         self._connected_at = 0.0
         self._direct: IdleStatement | None = None
         self.rests = False
@@ -73,7 +73,7 @@ class ControlConnection:
         return self._direct if self.rests else None
 
     def rest(self) -> None:
-        """Nothing is to be done; where one round trip is not possible, nothing changes."""
+        """Let the connection rest, if a claim in one round trip is possible on it."""
         if self._connection is not None and self._direct is not None:
             self._rest(self._connection, True)
 
@@ -83,16 +83,16 @@ class ControlConnection:
             self.rests = rests
 
     def doubt(self) -> None:
-        """Its session may be at fault: begin another, unless this one is a moment old."""
+        """Drop a session that may be at fault, unless it has only just begun."""
         if time.monotonic() - self._connected_at > DOUBTED_AFTER:
             self.drop()
 
     def drop(self) -> None:
-        """Use this connection no more: it is lost, or its session may be at fault."""
+        """Drop this connection: it is lost, or its session may be at fault."""
         self._close(invalidate=True)
 
     def close(self) -> None:
-        """Give it back: the worker ends."""
+        """Give the connection back: the worker ends."""
         self._close(invalidate=self._is_changed)
 
     def _close(self, *, invalidate: bool) -> None:

@@ -22,10 +22,10 @@ class Drain:
         self._hands = hands
         self._interruptions = 0
         self.deadline: float | None = None
-        """When the next step comes by the monotonic clock; None until the worker is to stop."""
+        """The monotonic time of the next step; None until the worker is to stop."""
 
     def begin(self, timeout: float) -> None:
-        """Finish what runs, for at most *timeout* seconds; again with less to hurry."""
+        """Finish running jobs within *timeout* seconds; call again with less to hurry."""
         with self._hands.lock:
             deadline = time.monotonic() + timeout
             if not self._interruptions:
@@ -33,7 +33,7 @@ class Drain:
             self._hands.planner.draining = True
 
     def is_over(self) -> bool:
-        """Whether the worker may end; what goes on beyond its time is released here."""
+        """Whether the worker may end; once the time is over, this releases what still runs."""
         if self.deadline is None:
             return False
         with self._hands.lock:
@@ -50,10 +50,10 @@ class Drain:
         return is_over
 
     def _interrupt(self) -> list[ClaimedJob]:
-        """The time to drain is over: release what runs. Returns what is given up.
+        """Release the runs, as the time to drain is over. Returns jobs that are given up.
 
-        What is being committed is given COMMITTED_WITHIN, and the releases RELEASED_WITHIN more.
-        If not even these could be written, others have to rescue the jobs.
+        Runs that are committing get COMMITTED_WITHIN, and then the releases RELEASED_WITHIN. If not
+        even the releases could be written, other workers have to rescue the jobs.
         """
         self._interruptions += 1
         more = COMMITTED_WITHIN if self._interruptions == 1 else RELEASED_WITHIN

@@ -1,16 +1,16 @@
-"""The handler's session: opened when it is used, contained, and settled in its own transaction.
+"""The handler's session: opened on demand, contained, and settled in its own transaction.
 
 The session joins a transaction that belongs to the worker. Whatever the handler calls on it, the
-one COMMIT comes after the settlement, so the handler's writes and the job's end are one step:
+only COMMIT comes after the settlement, so the handler's writes and the job's end are one step:
 
-* ``session.commit()`` keeps what was written so far against a later ``rollback()``, and commits
-  nothing yet. Only from then on is a savepoint spent; the common path needs none.
+* ``session.commit()`` protects the writes so far from a later ``rollback()``, and commits nothing
+  yet. Savepoints are used only from then on; the common path needs none.
 * ``session.rollback()`` and ``session.close()`` undo what was not kept, as they always do. A
-  handler that returns although its writes were lost so has failed, see :mod:`.writes`.
+  handler that returns after losing writes in this way has failed, see :mod:`.writes`.
 * A handler that ends the transaction behind the session's back has failed, see
   :mod:`.transaction`.
 
-Nothing is locked while a handler runs, so there is no lock that it could give away.
+The job's row is not locked while the handler runs, so the handler can't release its lock.
 """
 
 import logging
@@ -43,7 +43,7 @@ _ISOLATION: Final = "isolation_level"
 
 
 LOCK_TIMEOUT_MS: Final = 1_000
-"""How long a handler's settlement waits for a row that somebody else has locked."""
+"""How long a handler's settlement waits for a row that another transaction has locked."""
 
 
 class JobEnded(RuntimeError):
@@ -58,9 +58,9 @@ class HandlerSession:
 
     Args:
         connect: Takes a connection for this run; called at the first statement.
-        disconnect: Gives it back.
-        factory: Makes the user's session: a class, a sessionmaker, or a scoped_session, which is
-            then this session for the length of the run.
+        disconnect: Gives the connection back.
+        factory: Makes the user's session: a class, a sessionmaker, or a scoped_session, which then
+            gives this session for the length of the run.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class HandlerSession:
         self._over = False
         self._process = os.getpid()
         self.reached = False
-        """Whether this run has had a connection at some time."""
+        """Whether this run has ever had a connection."""
         self.unconnected: BaseException | None = None
         """Why this run has never had a connection, though its handler asked for one."""
 
@@ -99,7 +99,7 @@ class HandlerSession:
             self._session = session
             session.join_transaction_mode = "rollback_only"
             session.twophase = False  # it is part of the worker's transaction
-            # On the instance, so that a session class with a get_bind of its own joins too.
+            # On the instance, so that a session class with its own get_bind joins too.
             self._original_get_bind = session.get_bind
             session.get_bind = self._get_bind  # type: ignore[method-assign]
             self._writes = Writes(session, self._has_written)
@@ -107,7 +107,7 @@ class HandlerSession:
         return self._outer
 
     def enter_scope(self) -> None:
-        """Make a scoped_session this run's session before the handler first calls it."""
+        """Let a scoped_session give this run's session before the handler first calls it."""
         _ = self.session
 
     def _make(self) -> Any:
@@ -115,7 +115,7 @@ class HandlerSession:
         if registry is None:
             return self._factory()
         session = self._factory.session_factory()  # type: ignore[attr-defined]
-        # Tasks of the handler's own have a scope of their own, and not this thread's session.
+        # Not late for an AsyncSession: tasks that the handler starts have their own scopes.
         scope.enter(registry, session, late=not hasattr(session, "sync_session"))
         return session
 
@@ -132,18 +132,18 @@ class HandlerSession:
             except DBAPIError as error:
                 if error.connection_invalidated:
                     raise
-                # Of what aborted the transaction the handler was told.
+                # Aborted by an error that the handler has already seen.
         return bind
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             bind = self._original_get_bind(*args, **kwargs)
         except Exception:
-            # Unbound; or a get_bind that can't be asked any more, as Flask's after its app context.
+            # Unbound; or a get_bind that fails, as Flask's does after its app context has ended.
             return self._joined()
         if not self._same_database(bind.engine):
             return bind  # another database keeps its own engine; its commit follows ours
-        # The session's engine may translate schemas, or log: what it is set to holds here too.
+        # The session's engine may translate schemas, or log: its options apply here too.
         options = {k: v for k, v in bind.get_execution_options().items() if k != _ISOLATION}
         connection = self._joined()
         return connection.execution_options(**options) if options else connection
@@ -152,7 +152,7 @@ class HandlerSession:
         if engine.pool is self._engine.pool:
             return True
         mine, its = ((e.url.host, e.url.port, e.url.database) for e in (self._engine, engine))
-        # A URL that names nothing, beside a creator function, says nothing.
+        # A URL without host, port and database, as beside a creator function, proves nothing.
         return mine == its and mine != (None, None, None)
 
     def _joined(self) -> Connection:
@@ -161,7 +161,7 @@ class HandlerSession:
         if self._over:
             raise JobEnded  # or this connection would never be given back
         if self._connection is not None and self._root is None and self._connection.invalidated:
-            # Not the same one connected anew: that would be in the engine's isolation level.
+            # Not a reconnect of the same one, which would use the engine's isolation level.
             connection, self._connection = self._connection, None
             self._disconnect(connection)
         if self._connection is None:
@@ -204,20 +204,20 @@ class HandlerSession:
         return session is self._session
 
     def _has_written(self) -> bool:
-        """Whether the transaction has written, as far as the server can tell; False otherwise."""
+        """Whether the server says that the transaction has written; False if it can't tell."""
         connection = self._connection
         if connection is None or self._kept or not self._intact():
             return False
         try:
             return bool(connection.scalar(has_written()))
-        except DBAPIError:  # it is not usable any more, after an error that the handler was told
+        except DBAPIError:  # aborted by an error that the handler has already seen
             return False
 
     def after_commit(self, session: Session) -> None:
         """The handler has called commit()."""
         assert self._writes is not None
         self._writes.after_commit(session)
-        # It also fires when a savepoint of the handler's own is released.
+        # The event also fires when one of the handler's savepoints is released.
         if self._settling or session.in_nested_transaction():
             return
         self._kept = self._ended_in_order = True
@@ -242,7 +242,7 @@ class HandlerSession:
         if self._connection is None or self._root is None:
             return
         if not in_order and self._intact():
-            # close() leaves a joined transaction alone; what was not kept is to go all the same.
+            # close() does not roll a joined transaction back, so undo here what was not kept.
             nested = self._connection.get_nested_transaction()
             if nested is not None:
                 nested.rollback()
@@ -255,11 +255,11 @@ class HandlerSession:
     # ---- the worker's side --------------------------------------------------------------------
 
     def complete(self, error: BaseException) -> None:
-        """Let an error of the run say why the server has ended the session, if it has."""
+        """Add to an error of the run why the server ended the session, if it did."""
         complete(error, self._last_words)
 
     def unfit(self, error: BaseException) -> BaseException | None:
-        """What the run has failed by, if that is its session's fault; the session is then ended."""
+        """The error that failed the run, if it is the session's fault; then ends the session."""
         connection, found = self._connection, blamed(error)
         if connection is None or connection.invalidated or found is None:
             return None
@@ -276,7 +276,7 @@ class HandlerSession:
             if told is not None:
                 replace_pooled(connection, found)
             return told
-        except Exception as strange:  # the connection is lost by now, which says nothing
+        except Exception as strange:  # the connection is lost by now, which proves nothing
             logger.debug("asking a handler's session: %s", summary(strange))
             return None
 
@@ -295,8 +295,8 @@ class HandlerSession:
             TransactionEnded: The handler has ended the transaction.
             RowMissing, RowKept: The job can't be settled here. Whether its lease was lost, only the
                 worker's own settlement can tell.
-            Exception: Nothing was committed, but for a COMMIT without an answer: then *pending*
-                has the transaction's id.
+            Exception: Nothing was committed, unless the COMMIT got no answer: then *pending* has
+                the transaction's id.
         """
         session = self._session
         if session is None:
@@ -342,12 +342,12 @@ class HandlerSession:
     def _write(
         self, connection: Connection, statements: Statements, pending: Pending
     ) -> str | None:
-        """Write the settlement, waiting for a moment if somebody else has locked the row.
+        """Write the settlement, waiting for a moment if another transaction has locked the row.
 
         Raises:
             RowLocked: It is locked for longer: a user's open transaction refers to the job.
             RowMissing: There is no such row with this lease.
-            RowKept: There is, and it was not settled.
+            RowKept: There is one, and the statement did not settle it.
         """
         held, xid = write(connection, statements, [pending])
         if held:
@@ -369,8 +369,8 @@ class HandlerSession:
         """Undo everything and give the connection back, whatever state they are in."""
         self._settling = True
         if self._writes is not None:
-            self._writes.stop()  # nobody is told any more what was undone, so nobody asks
-        # Whatever comes, also a cancellation that comes late: the connection must be given back.
+            self._writes.stop()  # nobody will be told of undone writes, so do not look for them
+        # Whatever is raised, even by a late cancellation, the connection must be given back.
         if self._session is not None:
             with suppress(BaseException):
                 self._session.close()
@@ -387,12 +387,12 @@ class HandlerSession:
         if registry is not None and self._session is not None:
             scope.leave(registry)
         if connection is not None:
-            with suppress(BaseException):  # a cancellation: it is given back all the same
+            with suppress(BaseException):  # a cancellation: the connection is given back anyway
                 self._disconnect(connection)
 
 
 def explain_commit_error(error: BaseException) -> BaseException:
-    """The error of a commit, put so that it says what the handler did."""
+    """Rephrase the error of a commit to say what the handler did."""
     if sqlstate(error) == "25P02":
         return RuntimeError(
             "the handler swallowed a database error, so its transaction can't be committed; "

@@ -1,8 +1,8 @@
 """What one worker has in its hands, and the one lock that guards it.
 
-A job that a worker has claimed is ready, running, or waits to be settled. The loop moves it on, and
-so do the handlers' threads, the heart and a signal: each takes :attr:`Hands.lock` first. Nothing
-under it waits for the database or for an observer.
+A claimed job is ready, running, or waits to be settled. The loop, the handlers' threads, the heart
+and a signal change that, each under :attr:`Hands.lock`. Nobody waits for the database or for an
+observer while holding the lock.
 """
 
 import threading
@@ -25,7 +25,7 @@ class Hands:
     """The jobs of one worker.
 
     Attributes:
-        lock: Guards the planner, the runs, and what else says that it is read under it.
+        lock: Guards the planner, the runs, and everything documented as *under the lock*.
         planner: What is ready and what is to be settled, by queue.
         overdue: When to look for runs that go on beyond their timeout.
     """
@@ -45,7 +45,7 @@ class Hands:
         self._runs: dict[str, Run] = {}
         """By job id."""
         self._late_runs: set[Run] = set()
-        """Runs of an earlier lease that go on beside one in ``_runs``: that lease is over."""
+        """Runs whose lease is over, of jobs that have a newer run in ``_runs``."""
 
     def wake(self, queue: str | None, *, new: bool = False) -> None:
         """Look at a queue, or at all of them, at once; see :meth:`.Planner.wake`."""
@@ -73,10 +73,9 @@ class Hands:
     # ---- one run --------------------------------------------------------------------------------
 
     def take_up(self, job: ClaimedJob) -> Run:
-        """Make a run of a job that leaves the planner. Under the same lock as its leaving.
+        """Make a run of a job that leaves the planner, without releasing the lock in between.
 
-        A job is never in nobody's hands, where it would pass for an unknown claim, or would not
-        hear that its lease was lost.
+        In between, the job would look like an unknown claim, or miss that its lease was lost.
         """
         if STARTING.listeners:
             STARTING.reached(job)
@@ -95,7 +94,7 @@ class Hands:
         return self._runs.get(run.job.id) is run or run in self._late_runs
 
     def let_go(self, run: Run) -> bool:
-        """Take a run out of these hands; False if it was not in them any more. Under the lock."""
+        """Take a run out of these hands; False if it had left them already. Under the lock."""
         if self._runs.get(run.job.id) is run:
             del self._runs[run.job.id]
             return True
@@ -122,7 +121,7 @@ class Hands:
     def tell(self, item: Pending, fate: Fate, run: Run | None = None) -> None:
         """Tell observers of a settlement that was committed, or whose lease was lost."""
         if (delay := item.settlement.delay) is not None and fate is not Fate.STALE:
-            with self.lock:  # nobody notifies of a job that is put off
+            with self.lock:  # nobody notifies when a delayed job falls due
                 self.planner.expect(item.job.queue, time.monotonic() + delay + 0.001)
         event = "job_lease_lost" if fate is Fate.STALE else event_of(item.settlement)
         if event is None or not self._events.wants(event):

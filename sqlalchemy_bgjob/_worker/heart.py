@@ -1,15 +1,14 @@
 """The heart of a worker: it says that the worker lives.
 
-A thread and a connection of its own, which touch the table of workers only: neither a busy event
+It has its own thread and connection, and touches only the table of workers. So neither a busy event
 loop nor an exhausted pool, a slow claim, a sweep or a lock on the table of jobs can make a worker
-look dead. The rules, and what each is for:
+look dead. The rules, with their reasons:
 
-* A beat that finds its row taken means that the jobs were given to others. All that runs is told,
-  and the worker goes on under a new id; an id is never taken up again.
+* A beat that finds its row taken means that the worker was judged lost. Its runs are told, and it
+  goes on under a new id; an id is never taken up again.
 * No job is started on an old beat: see :meth:`Heart.fresh`.
-* A worker whose loop has not turned for ten minutes stops beating, so that
-  others can take its jobs.
-* For how long it has beaten without a gap, by both clocks, is remembered for :mod:`.rescuer`.
+* A worker whose loop has not turned for ten minutes stops beating, and others take its jobs.
+* The heart keeps for :mod:`.rescuer` how long it has beaten without a gap, by both clocks.
 """
 
 import logging
@@ -46,21 +45,21 @@ NO_PROGRESS_AFTER: Final = 600.0
 
 
 REFUSALS: Final = 3
-"""Failures to register that do not pass by themselves: then a worker that begins gives up."""
+"""Failures to register that do not pass by themselves, until a starting worker gives up."""
 
 
 class Heart(SideLoop):
     """Beats for one worker until it is stopped.
 
     Args:
-        runtime: Where to connect; it is woken when the worker was registered, after each beat that
-            lets jobs start again, and when the end of its process can be seen.
+        runtime: Where to connect; woken when the worker is registered, after a beat that lets jobs
+            start again, and when the worker becomes visible.
         statements: Those of the tables.
         settings: The worker's.
         queues: What the worker serves, for its row.
         hands: Told when all leases are over: the worker was judged lost.
-        unknown: Told of the old id then: a claim may have come after the judgement.
-        events: Told of what went wrong.
+        unknown: Told of the lost id: a claim may have come after the judgement.
+        events: Told of errors.
     """
 
     interrupted = "heartbeat interrupted"
@@ -87,13 +86,13 @@ class Heart(SideLoop):
         self._unbroken_since = float("inf")
         self._refusals = 0
         self.refusal: BaseException | None = None
-        """What keeps it from registering, if that will not pass by itself."""
+        """The error that keeps the worker from registering, if it will not pass by itself."""
         self.worker_id: int | None = None
         """The id under which this worker is registered now."""
         self.visible = False
         """Whether others see at once when this process ends: they know the session that listens."""
         self.reconnects = 0
-        """How often it has begun another session, which may be one of another server."""
+        """How often the heart has begun a new session, perhaps on another server."""
 
     def turned(self, now: float) -> None:
         """The worker's loop has turned."""
@@ -102,9 +101,9 @@ class Heart(SideLoop):
     def fresh(self, now: float) -> bool:
         """Whether a job may be started: nobody can have judged this worker lost yet.
 
-        A process that was frozen finds its last beat old by the monotonic clock, and beats first.
-        So does one that has lost a connection: since then it must have beaten, for a judge ends
-        the connections of the worker that it judges.
+        A process that was frozen finds its last beat old by the monotonic clock, and beats first. A
+        worker that has lost a connection also beats first: a judge ends the connections of the
+        worker that it judges.
         """
         limit = self._settings.lease_timeout - self._settings.heartbeat_interval
         last = self._last_beat
@@ -131,7 +130,7 @@ class Heart(SideLoop):
     def _failed(self, error: Exception) -> None:
         if passes_by_itself(error):
             return
-        # Each connection of another loop may be one that a pool of the application's has lost.
+        # Each try with another loop's connection may cost the application's pool that connection.
         self._refusals = REFUSALS if isinstance(error, OfAnotherLoop) else self._refusals + 1
         if self._refusals == REFUSALS:
             self.refusal = error
@@ -179,14 +178,14 @@ class Heart(SideLoop):
     def unbroken(self, now: float) -> float:
         """Seconds for which this worker has been connected and has beaten without a gap.
 
-        0 while a beat is overdue: what keeps it may keep the others from theirs.
+        0 while a beat is overdue: the same cause may hold up the beats of other workers.
         """
         if now - self._last_beat > self._settings.lease_timeout / 2:
             return 0.0
         return max(now - self._unbroken_since, 0.0)
 
     def _beat(self, connection: Connection) -> float:
-        """Beat, or register; the seconds since the last beat by the server's clock."""
+        """Beat, or register; returns the seconds since the last beat by the server's clock."""
         sent = time.monotonic()
         was_visible = self.visible
         gap: float | None = None
@@ -231,6 +230,6 @@ class Heart(SideLoop):
             queues=self._queues,
             lease_timeout=self._settings.lease_timeout,
         )
-        # Before the beat, which may fail: the row is there, and would be nobody's.
+        # Before the beat: if that fails, the row must not be left without an owner.
         self.worker_id = worker_id
         self._write_beat(connection, worker_id)

@@ -1,9 +1,9 @@
 """LISTEN: a hint that there is work. Polling stays the truth.
 
-A connection of its own, outside the user's pool, and a thread or a task. Before it is believed, a
-notification is sent to it from another connection: a pooler in transaction mode accepts LISTEN
-and then delivers nothing. Whenever listening begins again, everything is looked at once, so that
-no wake-up is lost in between.
+The listener has its own connection, outside the user's pool, and a thread or a task. It is trusted
+only after a self-test, a notification from another connection: a pooler in transaction mode accepts
+LISTEN and then delivers nothing. Whenever listening begins again, all queues are polled once, as
+wake-ups may have been lost in between.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 SELF_TEST_TIMEOUT: Final = 3.0
 AFTER_FAILED_TEST: Final = 300.0
 REFUSALS: Final = 4
-"""In a row, after which LISTEN is tried again as rarely as after a failed test."""
+"""Refusals in a row after which LISTEN is tried again as rarely as after a failed test."""
 _STOP_WITHIN: Final = 0.25
 
 _DRIVERS: Final = frozenset({"psycopg", "psycopg_async", "psycopg2", "asyncpg"})
 
 
 class CantListen(RuntimeError):
-    """The driver has no way to wait for notifications that is known here."""
+    """The driver is not one whose way to wait for notifications is known here."""
 
     def __init__(self, driver: str) -> None:
         super().__init__(driver)
@@ -59,17 +59,16 @@ Wait = Callable[[float], None]
 
 
 class Listener(SideLoop):
-    """Listens for one worker until it is stopped, within a quarter of a second.
+    """Listens for one worker; ends within a quarter of a second after it is stopped.
 
     Args:
         runtime: Where to connect, and how to await.
         statements: Those of the tables; they name the channel.
         hands: Woken by each notification.
-        heart: Told which session listens. When it has begun another session itself, this one is
-            given up too: what the worker writes goes to another server, perhaps, and where the old
-            one is up, as one that has become read-only is, the session there lasts and hears
-            nothing any more.
-        events: Told of what went wrong.
+        heart: Told which session listens. When the heart reconnects, so does the listener: the
+            worker may now write to another server. If the old one is still up, but read-only, a
+            session there lasts and hears nothing.
+        events: Told of errors.
 
     Attributes:
         listening: Whether notifications arrive.
@@ -114,7 +113,7 @@ class Listener(SideLoop):
         until = time.monotonic() + seconds
         while not self._is_over() and (left := until - time.monotonic()) > 0:
             self._runtime.sleep(min(left, _STOP_WITHIN))
-        self._of_reconnect = self._heart.reconnects  # what comes later is of the next session
+        self._of_reconnect = self._heart.reconnects  # later reconnects end the next session
 
     def _listen(self, connection: Connection) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
@@ -162,7 +161,7 @@ class Listener(SideLoop):
             other.execute(sql_select(func.pg_notify(test, "")))
         deadline = time.monotonic() + SELF_TEST_TIMEOUT
         while not self._stopping.is_set():
-            # In this order: whoever was kept from listening for long looks once more.
+            # The clock first: after a long stall, notifications are read once more.
             late = time.monotonic() >= deadline
             wait(_STOP_WITHIN)
             if tested.is_set():
@@ -175,7 +174,7 @@ class Listener(SideLoop):
 def _is_refusal(error: BaseException) -> bool:
     """Whether LISTEN itself is refused: not supported here, or no such command, as poolers say.
 
-    All else may pass in a moment: a standby that is promoted, a timeout, a server without room.
+    Other errors may pass in a moment: a standby that is promoted, a timeout, a server without room.
     """
     return (sqlstate(error) or "")[:2] in ("0A", "42")
 
@@ -183,7 +182,7 @@ def _is_refusal(error: BaseException) -> bool:
 def _listen_on(
     connection: Connection, channels: tuple[str, ...], hear: Hear, runtime: Runtime
 ) -> Wait:
-    """LISTEN, and how to wait for notifications, in the driver's own way."""
+    """LISTEN in the driver's own way; returns how to wait for notifications."""
     driver: Any = connection.connection.driver_connection
     name = connection.dialect.driver
     if name not in _DRIVERS:

@@ -2,10 +2,10 @@
 
 It asks :mod:`.plan.planner` what to do next and does it: claims, starts, settles, hands back,
 waits. It is plain synchronous code; ``AsyncWorker`` runs it in a greenlet, where a wait or a
-statement lets the event loop go on. What differs between the two is a :class:`~.runtime.Runtime`.
+statement lets the event loop go on. A :class:`~.runtime.Runtime` has what differs between the two.
 
-Nothing that goes wrong ends the loop: it is reported, and tried again with backoff. Only a stop
-does, or a refusal at the start.
+No error ends the loop: the error is reported, and the step tried again with backoff. Only a stop
+ends it, or a refusal at the start.
 """
 
 import logging
@@ -47,8 +47,8 @@ from .unknown_claims import UnknownClaims
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 VISIBLE_WITHIN: Final = 1.0
-"""Seconds that the first claim waits until the listener works, by which others see that a process
-has ended; behind a pooler it never does."""
+"""Seconds that the first claim waits for the listener, whose session shows other workers when this
+process ends. Behind a pooler the listener never works."""
 
 
 class WorkerLoop:
@@ -62,7 +62,7 @@ class WorkerLoop:
         environment: Where the runs of a handler take place.
         queues: The slots of each queue.
         settings: The worker's settings.
-        observers: Told of events, beside the log.
+        observers: Told of events, in addition to the log.
         can_run: Whether this worker can run a handler.
     """
 
@@ -113,9 +113,9 @@ class WorkerLoop:
         self._visible_by = 0.0
 
     def stop(self, timeout: float) -> None:
-        """Claim no more, hand back what was not started, and finish what runs. From any thread.
+        """Claim no more, hand back ready jobs, and finish running ones. From any thread.
 
-        After *timeout* seconds what still runs is released, its attempt refunded. May be called
+        After *timeout* seconds jobs that still run are released, attempt refunded. May be called
         again with a shorter timeout.
         """
         self._drain.begin(timeout)
@@ -141,7 +141,7 @@ class WorkerLoop:
                 beside.append(self._runtime.attend("bgjob-listener", self._listener.run))
             begun, process = False, os.getpid()
             while not self._drain.is_over():
-                # A child that a coroutine has forked, and that awaits, comes to here.
+                # A child process that a coroutine forked gets here when it awaits.
                 leave_if_forked(process, None)
                 begun = begun or self._has_begun(ready)
                 now = time.monotonic()
@@ -159,7 +159,7 @@ class WorkerLoop:
                 connection = self._control.get()
                 check_database(connection, self._models)
                 return True
-            except Exception as error:  # asyncpg's own errors of connecting come as they are
+            except Exception as error:  # asyncpg's errors of connecting come unwrapped
                 if not passes_by_itself(error):
                     note_advice(error)
                     raise
@@ -168,7 +168,7 @@ class WorkerLoop:
         return False
 
     def _has_begun(self, ready: Callable[[], None]) -> bool:
-        """Whether the worker is registered, without which it claims nothing; *ready* is told."""
+        """Whether the worker is registered, as it must be to claim; if so, call *ready*."""
         if self._heart.worker_id is not None:
             ready()
             return True
@@ -186,13 +186,13 @@ class WorkerLoop:
         if worker_id is not None and not may_start:
             self._heart.beat_soon()
         may_start = may_start and now >= self._slots.closed_until
-        if worker_id != self._announced_by:  # a new row, which says nothing yet
+        if worker_id != self._announced_by:  # a new row, which announces no queue yet
             self._announced_by = worker_id
             with self._hands.lock:
                 self._hands.planner.announced(())
-                self._hands.planner.wake(None, now)  # nobody has notified it meanwhile
+                self._hands.planner.wake(None, now)  # no producer has notified it meanwhile
         if may_claim and self._unknown.due_at <= now:
-            # That this succeeds does not tell that the claim does which failed before it.
+            # Success here does not mean that the claim that failed before would succeed now.
             self._guarded(lambda: self._unknown.return_due(self._control.get()), (), mended=False)
             return
         with self._hands.lock:
@@ -226,10 +226,10 @@ class WorkerLoop:
                 pass  # a start is done already, and the drain is over
 
     def _is_visible(self, now: float) -> bool:
-        """Whether others would see the end of this process, or it has waited for that enough.
+        """Whether others would see this process end, or the wait for that is over.
 
-        A job that kills its process at once would else cost all that were claimed with it, at each
-        of its attempts, a whole ``lease_timeout``.
+        Otherwise a job that kills its process at once would delay all jobs claimed with it by a
+        whole ``lease_timeout``, at each of its attempts.
         """
         if now < self._visible_by and not self._heart.visible:
             return False
@@ -241,7 +241,7 @@ class WorkerLoop:
         times = [now + seconds, self._hands.overdue.look_at]
         if self._drain.deadline is not None:
             times.append(self._drain.deadline)
-        # What is due already waits for one of the others: the connection, or being visible.
+        # An entry that is due already waits for another one: the connection, or visibility.
         others = (self._retry_at, self._visible_by, self._unknown.due_at)
         times += [at for at in others if now < at]
         self._runtime.wait(max(min(times) - now, 0.0))
@@ -249,9 +249,9 @@ class WorkerLoop:
     def _guarded(
         self, action: Callable[[], None], items: Iterable[Pending], *, mended: bool = True
     ) -> None:
-        """Do what needs the database; what fails is reported, and its items are kept.
+        """Do an action that needs the database; on an error, report it and keep its items.
 
-        That it succeeds ends the backoff of the connection, if *mended*.
+        With *mended*, success resets the backoff of the connection.
         """
         try:
             action()

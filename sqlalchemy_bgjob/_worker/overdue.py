@@ -1,7 +1,7 @@
-"""Names the handlers that go on although their ``timeout`` is over.
+"""Names handlers that go on after their ``timeout``.
 
 A thread can't be ended, nor can a coroutine that swallows its cancellation: such a handler keeps
-its slot until it returns. Where no handler has a timeout, nothing is ever looked at.
+its slot until it returns. If no handler has a timeout, runs are never looked at.
 """
 
 import time
@@ -16,7 +16,7 @@ _NEVER: Final = float("inf")
 
 
 class Overdue:
-    """Knows when to look for such runs, and tells of each once."""
+    """Knows when to look for overdue runs, and reports each once."""
 
     def __init__(self) -> None:
         self.look_at = _NEVER
@@ -28,7 +28,7 @@ class Overdue:
             self.look_at = min(self.look_at, _overdue_at(run))
 
     def look(self, runs: Iterable[Run], now: float) -> list[Run]:
-        """Those of the worker's runs that are overdue and were not told of yet."""
+        """The overdue ones of the worker's runs that were not reported yet."""
         waiting = [
             run for run in runs if run.handler.options.timeout is not None and not run.told_overdue
         ]
@@ -42,6 +42,6 @@ class Overdue:
 
 
 def _overdue_at(run: Run) -> float:
-    # Its own thread or task sets the deadline, a moment later.
+    # The run's own thread or task sets the deadline, a moment after the start.
     deadline = run.deadline or time.monotonic() + (run.handler.options.timeout or 0.0)
     return deadline + UNTIL_OVERDUE

@@ -1,7 +1,7 @@
 """Connections for handlers, out of the user's own pool.
 
-Never more than the pool can give: a handler waits for a permit. Where the server gives fewer, as
-at its ``max_connections`` or a role's limit, it waits for one that another handler gives back.
+Handlers wait for permits, so they never take more than the pool can give. Where the server gives
+fewer, as at its ``max_connections`` or a role's limit, a handler waits for one that is given back.
 """
 
 import random
@@ -19,23 +19,23 @@ from .._db.sessions import name_session, plan_anew
 from .._points import CONNECTING, UNCONNECTED
 
 WAIT_FOR_OTHERS: Final = 30.0
-"""Seconds for which a handler whose connection is refused waits for those of other handlers."""
+"""Seconds for which a handler that is refused a connection waits for those of other handlers."""
 TRY_AGAIN_AFTER: Final = 1.0
-"""Seconds after which it asks the server again meanwhile."""
+"""Seconds, at most, until it tries the server again meanwhile."""
 
 
 class Permits(Protocol):
-    """A semaphore, as a thread or a greenlet waits for it."""
+    """A semaphore for threads, or for greenlets."""
 
     def acquire(self, *, timeout: float | None = None) -> Any:
         """Wait for a permit, at most *timeout* seconds."""
 
     def release(self) -> None:
-        """Give it back."""
+        """Give a permit back."""
 
 
 class NoConnectionInTime(TimeoutError):
-    """The time was over in which a handler could wait for a connection."""
+    """A handler waited for a connection until its time was over."""
 
     def __str__(self) -> str:
         return (
@@ -72,19 +72,19 @@ class HandlerConnections:
     def connect(
         self, isolation_level: str | None, worker_id: int, until: float | None = None
     ) -> Connection:
-        """A connection in a transaction mode of its own, named after the worker.
+        """A connection with the handler's isolation level, named after the worker.
 
-        The engine's isolation level stands unless the handler has one; only AUTOCOMMIT, in which
-        the writes and the settlement could not be one step, is overridden.
+        Without one the engine's level stands, unless that is AUTOCOMMIT, in which the writes and
+        the settlement could not be one step.
 
         Args:
-            isolation_level: The handler's.
+            isolation_level: The handler's, or None.
             worker_id: The worker's.
-            until: When other handlers are waited for no longer, by the monotonic clock; None to
-                wait for a permit however long that takes.
+            until: The monotonic time until which it waits for other handlers; None to wait for a
+                permit without limit.
 
         Raises:
-            NoConnectionInTime: There was no permit until then.
+            NoConnectionInTime: There was no permit by then.
         """
         if self._permits is not None:
             left = None if until is None else max(until - time.monotonic(), 0.0)
@@ -99,7 +99,7 @@ class HandlerConnections:
     def _open_or_wait(
         self, isolation_level: str | None, worker_id: int, until: float | None
     ) -> Connection:
-        """Open a connection; while others are in use, wait for one of them if that is refused."""
+        """Open a connection; if that is refused while others are in use, wait for one of them."""
         longest = time.monotonic() + WAIT_FOR_OTHERS
         until = longest if until is None else min(until, longest)
         inherited = found_lost = False
@@ -112,9 +112,9 @@ class HandlerConnections:
                     UNCONNECTED.reached(error)
                 if was_invalidated(error) and not found_lost:
                     inherited, found_lost = False, True
-                    continue  # SQLAlchemy has emptied the pool of all that are as old
+                    continue  # SQLAlchemy has invalidated all that are as old in the pool
                 with self._lock:
-                    # The last that was in use may have come back while this one was refused.
+                    # The last one in use may have come back while this try was refused.
                     came_back = not self._in_use and self._given_back != given_back
                     if time.monotonic() >= until or not (self._in_use or came_back):
                         raise
@@ -122,24 +122,24 @@ class HandlerConnections:
             inherited = not came_back and self._wait_for_another()
 
     def _wait_for_another(self) -> bool:
-        """Wait for a moment: whether a handler has ended meanwhile and left its place to this one.
+        """Wait for a moment; True if another handler has ended and left its place to this one.
 
-        Its connection stays counted as in use until this one has tried to take it from the pool;
-        else a third handler, refused just then, would believe that there is none to wait for.
+        The place stays counted as in use until this handler has tried the pool. Otherwise a third
+        handler, refused just then, would find nobody to wait for.
         """
         try:
             got = self._returned.acquire(timeout=TRY_AGAIN_AFTER * random.uniform(0.5, 1.0))
         except BaseException:
-            if not self._waits_no_more():  # a place was left to it, which it takes no more
+            if not self._waits_no_more():  # a place was left to it, and it won't take that
                 self._count(-1)
             raise
         if got or self._waits_no_more():
             return bool(got)
-        self._returned.acquire()  # it was left in this very moment
+        self._returned.acquire()  # a place was left in this very moment
         return True
 
     def _waits_no_more(self) -> bool:
-        """Leave the ones who wait; False if a place was left already to one of them too many."""
+        """Stop waiting; False if a place was left already, which the caller has to take."""
         with self._lock:
             if not self._waiting:
                 return False
@@ -181,7 +181,7 @@ class HandlerConnections:
             self._in_use += change
 
     def disconnect(self, connection: Connection) -> None:
-        """Give a connection back; one that can't be is thrown away."""
+        """Give a connection back; discard one that can't be given back."""
         try:
             self._close(connection)
         finally:
@@ -202,7 +202,7 @@ class HandlerConnections:
 
 
 def close_or_discard(connection: Connection) -> None:
-    """Close a connection; throw one away that can't be."""
+    """Close a connection; discard one that can't be closed."""
     try:
         connection.close()
     except Exception:

@@ -1,4 +1,4 @@
-"""What a worker looks at before it begins: is this a database and a setup it can work on?"""
+"""Checks before a worker begins: can it work on this database, with this setup?"""
 
 import logging
 import os
@@ -25,7 +25,7 @@ _IMPORTED_BY: Final = os.getpid()
 
 
 def check_dialect(engine: Engine) -> None:
-    """Only PostgreSQL has the locks that a claim needs; SQLite ignores them without a word."""
+    """Refuse all but PostgreSQL: SQLite silently ignores the row locks that a claim needs."""
     if engine.dialect.name != "postgresql":
         raise ValueError(
             f"a worker needs PostgreSQL, and this engine is for {engine.dialect.name!r}; "
@@ -34,10 +34,10 @@ def check_dialect(engine: Engine) -> None:
 
 
 def own_sockets(engine: Engine) -> None:
-    """In a forked process, let an engine forget the connections that it has in its pool.
+    """In a forked process, let an engine forget the connections in its pool.
 
-    They may be the parent's, and two processes that write to one socket confuse both. They are not
-    closed, which would end them for the parent too.
+    They may be the parent's, and two processes that write to one socket corrupt its protocol. They
+    are not closed: that would end them for the parent too.
     """
     if os.getpid() != _IMPORTED_BY:
         engine.dispose(close=False)
@@ -118,7 +118,7 @@ def check_database(connection: Connection, models: Models) -> None:
 
 
 def cant_register(error: BaseException) -> WorkerRefused:
-    """For a worker whose heart can't write its row, while its loop can reach the database."""
+    """The error of a worker whose loop reaches the database, and whose heart can't register."""
     remedy = "see what `sqlalchemy-bgjob doctor` says of this role and these tables"
     if not isinstance(error, SQLAlchemyError) and sqlstate(error) is None:
         remedy = (

@@ -1,8 +1,8 @@
 """Rows and queues that can't be claimed for a while.
 
-A row may refuse an UPDATE, or hold what the driver can't read. It is found by claiming row by row,
-and left aside; its neighbours are claimed. Where no row is to blame, the queue is left alone for a
-while, and the other queues are claimed from.
+A row may refuse an UPDATE, or hold a value that the driver can't read. Claiming row by row finds
+and skips it, and takes its neighbours. If no row is to blame, the queue is left alone for a while;
+claims from other queues go on.
 """
 
 import logging
@@ -24,7 +24,7 @@ from .plan.steps import Claim
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 REFUSAL_LASTS: Final = 60.0
-"""Seconds for which a row that could not be claimed is left aside."""
+"""Seconds for which a row that could not be claimed is skipped."""
 
 
 class Refusals:
@@ -39,7 +39,7 @@ class Refusals:
         self._backoffs: dict[str, Backoff] = {}
 
     def rows_of(self, queue: str) -> list[str]:
-        """The ids to leave aside in a queue."""
+        """The ids to skip in a queue."""
         if not self._rows:
             return []
         now = time.monotonic()
@@ -53,9 +53,9 @@ class Refusals:
     def claim_one_by_one(
         self, connection: Connection, step: Claim, worker_id: int, error: Exception
     ) -> list[ClaimedJob] | None:
-        """Claim what can be claimed, after a claim of all was refused by *error*.
+        """Claim row by row, after *error* refused a claim of many. Commits.
 
-        None if that is no matter of single rows: then the queue is left alone. Commits.
+        Returns None if no single row is to blame: then the queue is left alone.
 
         Raises:
             DBAPIError: The connection was lost.
@@ -88,7 +88,7 @@ class Refusals:
         return jobs
 
     def _leave_alone(self, queue: str, error: Exception) -> None:
-        """Claim nothing from a queue for longer and longer, while the database refuses that."""
+        """Claim nothing from a queue for a while, with backoff for as long as it is refused."""
         backoff = self._backoffs.setdefault(queue, Backoff())
         backoff.log(f"queue {queue!r} can't be claimed from", error)
         self._events.report(error)

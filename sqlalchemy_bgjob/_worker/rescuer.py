@@ -1,17 +1,17 @@
-"""The rescuer of a worker: it looks whether others live, and takes the jobs of those that do not.
+"""The rescuer of a worker: it judges other workers, and takes the jobs of those that are lost.
 
-A thread and a connection of its own, apart from the heart's: a sweep may have to read the whole
-table of jobs, or wait for a lock on it, and the worker beats meanwhile. The rules:
+Its thread and connection are not the heart's: a sweep may read the whole table of jobs, or wait for
+a lock on it, and the worker must beat meanwhile. The rules:
 
 * A worker is judged silent only by one that has itself beaten without a gap for the other's
   ``lease_timeout``, by both clocks: after an outage, a frozen machine or a jump of the server's
   clock, everyone looks silent, and nobody is.
-* Silence is told by either clock: the server's, or the judge's own monotonic one, by which a beat
-  has not changed. The server's may have been set back, and the beat be ahead of it.
+* Either clock may show silence: the server's, or the judge's own monotonic one, by which a beat has
+  not changed. The server's may have been set back, which puts the last beat into its future.
 * A worker whose process seems to have ended is looked at twice on the same connection.
-* Nothing depends on a leader: every worker looks, and whoever locks the row first judges.
-* A sweep that fails is tried again at its next turn, and keeps no other sweep from its own. Unless
-  the reason is known, that is done in another session.
+* Nothing depends on a leader: every worker looks, and the first one to lock the row judges.
+* A failed sweep is tried again at its next turn, and does not hold up the others. If the session
+  may be at fault, they go on in a new one.
 """
 
 import logging
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 _READING_SHARE: Final = 100
-"""What reads the table of jobs takes at most this part of a worker's time."""
+"""A sweep that reads the table of jobs comes at most once in N times the time that it takes."""
 _AT_LEAST_EVERY: Final = 300.0
-"""Seconds: it may have waited for a lock instead."""
+"""Seconds, however long it took: it may have waited for a lock instead."""
 
 
 class _Turns:
-    """When each sweep is due, by the monotonic clock; spread, as other workers begin with us."""
+    """Monotonic times of the next sweeps; spread, as workers may have begun together."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.look = now = time.monotonic()
@@ -65,16 +65,16 @@ class _Turns:
 
 
 class Rescuer(SideLoop):
-    """Looks after the other workers until it is stopped; a sweep that waits is not waited for.
+    """Judges the other workers until it is stopped.
 
     Args:
         runtime: Where to connect.
         statements: Those of the tables.
         settings: The worker's.
         heart: The worker's own, which says whether it is fit to judge.
-        unknown: What this worker may hold without knowing it: sought here too.
-        events: Told of what went wrong.
-        on_health: Called with what was found, if it was this worker that looked.
+        unknown: The worker's unknown claims, which the rescuer searches for too.
+        events: Told of errors.
+        on_health: Called with each sample of health that this worker takes.
     """
 
     interrupted = "rescuer interrupted"
@@ -117,7 +117,7 @@ class Rescuer(SideLoop):
         """Look until stopped, or until a sweep has failed for what may be the session's fault."""
         connection = configure(connection)
         settings, turns = self._settings, self._turns
-        # Not the beats: by this process's clock, they are as old in another session.
+        # The beats are kept: their ages, by this process's clock, hold in any session.
         self._seen = {}
         self._unknown.suspected.clear()
         self._doubtful = False
@@ -125,8 +125,8 @@ class Rescuer(SideLoop):
         while not self._stopping.is_set():
             now = time.monotonic()
             if self._heart.worker_id is not None:
-                # Whoever finds this worker lost ends this session too, and with it the locks of a
-                # rescue in which it may have been frozen.
+                # A judge that finds this worker lost ends this session too, and so frees the locks
+                # of a rescue in which the worker may have been frozen.
                 name_session(connection, self._heart.worker_id)
             if now >= turns.look:
                 self._sweep("ended", connection)
@@ -155,7 +155,7 @@ class Rescuer(SideLoop):
             self._stopping.wait(max(turns.next - time.monotonic(), 0.0))
 
     def _read(self, name: str, connection: Connection, interval: float) -> float:
-        """Do a sweep that may read the table of jobs; the seconds from its start to the next."""
+        """Do a sweep that may read the table of jobs; returns the seconds from start to start."""
         begun = time.monotonic()
         self._sweep(name, connection)
         took = time.monotonic() - begun

@@ -1,4 +1,4 @@
-"""One run of a job, and what its handler is given of it."""
+"""One run of a job, and the context that its handler gets."""
 
 import time
 from collections.abc import Callable
@@ -52,9 +52,9 @@ class Run:
         self.job, self.handler = job, handler
         self.lease_lost = False
         self.cancelled = False
-        # The handler is done, and what it did may be committed any moment.
+        # The handler is done, and its writes may be committed at any moment.
         self.committing = False
-        # Whether its session could be used, or the context around it; None if it used no session.
+        # Whether it got a usable session, and a context around it; None if it used no session.
         self.connected: bool | None = None
         self.deadline: float | None = None
         self.told_overdue = False
@@ -75,7 +75,7 @@ class Run:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
     def postpone(self, seconds: float) -> None:
-        """Move the deadline on, unless the handler was cancelled for it."""
+        """Extend the deadline, unless it has cancelled the handler already."""
         timer = self.timer
         if self.deadline is None or (timer is not None and timer.expired()):
             return
@@ -84,11 +84,11 @@ class Run:
             timer.reschedule(timer.when() + seconds)
 
     def outcome(self, returned: object) -> Outcome:
-        """The outcome of a handler that returned: the one that it says, or that it is complete.
+        """The outcome of a handler that returned: the one that it returned, or Complete.
 
         Raises:
-            TimeoutError: It says none, and returned after its deadline. It may have stopped
-                half-way, because ``ctx.cancelled`` told it to.
+            TimeoutError: It returned None, after its deadline. It may have stopped half-way,
+                because ``ctx.cancelled`` told it to.
             TypeError: It returned something else.
         """
         if returned is None and self.late:
@@ -148,6 +148,6 @@ class Context(Generic[S]):
     def deadline(self) -> float | None:
         """When the handler's ``timeout`` ends, by ``time.monotonic()``; None for never.
 
-        It moves on by the time for which the session waits for a connection.
+        The time for which the session waits for a connection is added to it.
         """
         return self._run.deadline

@@ -1,4 +1,4 @@
-"""What a worker's engine asks of threads or asyncio."""
+"""What a worker's loop needs from threads or from asyncio."""
 
 import asyncio
 import threading
@@ -21,7 +21,7 @@ class Runtime(Protocol):
     engine: Engine
     """Connects when used from the worker's loop; for asyncio, from within a greenlet."""
     heart_engine: Engine
-    """What heart and rescuer connect like, from threads and event loops of their own."""
+    """Heart and rescuer connect as this one does, from their own threads and event loops."""
 
     def wait(self, seconds: float) -> None:
         """Wait for :meth:`wake`, at most *seconds*; from the worker's loop."""
@@ -30,13 +30,13 @@ class Runtime(Protocol):
         """End the wait, or the next one; from any thread."""
 
     def start(self, run: Run, slots: "Slots") -> None:
-        """Do a run in one of the slots, and whatever follows it there."""
+        """Do a run in one of the slots, and then the runs that follow it there."""
 
     def yield_to_tasks(self) -> None:
         """Let what was started begin; from the worker's loop."""
 
     def cancel(self, run: Run) -> None:
-        """Cancel what can be cancelled of a run: a coroutine."""
+        """Cancel a run, if its handler is a coroutine."""
 
     def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
         """Run *target* in a daemon thread in which a side engine of :attr:`heart_engine` works."""
@@ -44,7 +44,7 @@ class Runtime(Protocol):
     def attend(self, name: str, target: Callable[[], None]) -> Attendant:
         """Run *target* beside the worker's loop: in a thread, or as a task of its event loop.
 
-        What it waits for must be waited for by :meth:`await_` and :meth:`sleep`.
+        *target* may wait only by :meth:`await_` and :meth:`sleep`.
         """
 
     def sleep(self, seconds: float) -> None:
@@ -54,7 +54,7 @@ class Runtime(Protocol):
         """Wait for a thread or an attendant to end, from the worker's loop."""
 
     def block(self, action: Callable[[], None]) -> None:
-        """Do what blocks, from the worker's loop; where there is an event loop, it goes on."""
+        """Run a blocking *action* from the worker's loop; an event loop goes on meanwhile."""
 
     def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
         """The result of a coroutine; TypeError where coroutines can't be run."""

@@ -1,8 +1,8 @@
-"""Makes the handler's session the one that an application's scoped_session gives while it runs.
+"""Lets an application's scoped_session give the handler's session while the handler runs.
 
-The scope may begin within the handler, as Flask's application context does, or begin anew after
-``remove()``. So what the registry calls for a new session asks first whether a handler runs in this
-thread whose session is in no scope. Elsewhere it does what it did.
+The scope may begin within the handler, as Flask's application context does, or begin again after
+``remove()``. So the registry's ``createfunc`` is wrapped: it gives the session of the handler that
+runs in this thread, if that is in no scope. Otherwise it does what it did before.
 """
 
 import threading
@@ -14,7 +14,7 @@ _running: Final = threading.local()
 
 
 class _Create:
-    """What a registry calls for a new session, once a worker has met it."""
+    """The ``createfunc`` of a registry that a worker has used."""
 
     def __init__(self, registry: Any) -> None:
         self._registry, self._original = registry, registry.createfunc
@@ -26,8 +26,8 @@ class _Create:
         return session
 
     def _gives(self, session: Any) -> bool:
-        """Whether it is in another scope: an application context within another has its own."""
-        scopes = self._registry.registry  # of a thread-local one, there is no other in this thread
+        """Whether a scope has the session already: a nested application context gets its own."""
+        scopes = self._registry.registry  # a thread-local one has no other in this thread
         return isinstance(scopes, dict) and any(s is session for s in list(scopes.values()))
 
 
@@ -42,7 +42,7 @@ def enter(registry: Any, session: Any, *, late: bool) -> None:
 
 
 def leave(registry: Any) -> None:
-    """Let it give others again."""
+    """Let *registry* give other sessions again."""
     _running.session = _running.registry = None
     with suppress(Exception):  # outside of its scope by now
         registry.clear()

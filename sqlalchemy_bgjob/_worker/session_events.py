@@ -1,4 +1,4 @@
-"""What becomes of one session's transactions, told to whoever watches it."""
+"""Tells a watcher what becomes of one session's transactions."""
 
 from typing import Final, Protocol
 
@@ -9,7 +9,7 @@ _WATCHER: Final = "_bgjob_watcher"
 
 
 class Watcher(Protocol):
-    """Who is told what becomes of one session's transactions."""
+    """Is told what becomes of one session's transactions."""
 
     def is_of(self, session: Session) -> bool:
         """Whether this is the session that is watched."""
@@ -18,21 +18,21 @@ class Watcher(Protocol):
         """A transaction or savepoint of the session was committed."""
 
     def after_rollback(self, session: Session) -> None:
-        """One was rolled back."""
+        """A transaction or savepoint was rolled back."""
 
     def after_transaction_end(self, ended: SessionTransaction) -> None:
-        """One is over, in whatever way."""
+        """A transaction or savepoint is over, committed or not."""
 
 
 def watch(session: Session, watcher: Watcher | None) -> None:
-    """Tell *watcher* from now on what becomes of the session's transactions; or nobody."""
+    """Tell *watcher* what becomes of the session's transactions; with None, tell nobody."""
     if watcher is None:
         session.info.pop(_WATCHER, None)
     else:
         session.info[_WATCHER] = watcher
 
 
-# For all sessions, once: listening to each one of its own took a twentieth of a small job's time.
+# Once for all sessions: a listener for each session took a twentieth of a small job's time.
 
 
 @event.listens_for(Session, "after_commit")
@@ -58,5 +58,5 @@ def _after_transaction_end(session: Session, ended: SessionTransaction) -> None:
 
 def _watcher_of(session: Session) -> Watcher | None:
     watcher: Watcher | None = session.info.get(_WATCHER)
-    # A handler may make a session of its own with the info of this one.
+    # A handler may make another session with this one's info.
     return watcher if watcher is not None and watcher.is_of(session) else None

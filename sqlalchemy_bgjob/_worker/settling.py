@@ -1,4 +1,4 @@
-"""Writes settlements, together where that is possible, and tries again those that are refused."""
+"""Writes settlements, in batches where possible, and retries those that are refused."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 class Settling:
-    """The settlements of one worker that its loop writes."""
+    """The settlements that one worker's loop writes."""
 
     def __init__(
         self, hands: Hands, control: ControlConnection, statements: Statements, events: Events
@@ -36,10 +36,10 @@ class Settling:
         return list(self._refused.values())
 
     def settle(self, items: tuple[Pending, ...]) -> None:
-        """Write these settlements, and tell of them; what can't be written now is kept for later.
+        """Write these settlements and tell of them; keep those that can't be written for later.
 
         Raises:
-            DBAPIError: The connection was lost; the same items are to be given again.
+            DBAPIError: The connection was lost; pass the same items again.
         """
         fates = settle.settle(self._control.get(), self._statements, items)
         if SETTLE.listeners and (settled := [it for it, fate in fates if fate is Fate.SETTLED]):
@@ -71,7 +71,7 @@ class Settling:
     def _report(self, item: Pending) -> None:
         job, error = item.job, item.error
         if error is not None and not isinstance(error, RowKept) and doubts_session(error):
-            self._control.doubt()  # the session is at fault, perhaps, and no trigger
+            self._control.doubt()  # perhaps the session is at fault, and not a trigger
         if not item.settlement.refund_attempt:
             self._refused[job.id, job.lease] = job
         if item.tries == 1 and error is not None:

@@ -1,7 +1,7 @@
-"""What runs beside a worker's loop on a connection of its own, and connects again when it is lost.
+"""A loop beside the worker's, on its own connection, which reconnects when that is lost.
 
-Heart, rescuer and listener are such loops. Each has a side engine, so that neither an exhausted
-pool nor a slow statement of the worker's own can keep it from its work.
+Heart, rescuer and listener are side loops. Each has a side engine, so neither an exhausted pool nor
+a slow statement of the worker can hold it up.
 """
 
 import threading
@@ -14,7 +14,7 @@ from ..telemetry import Events
 
 
 class SideLoop:
-    """Lives on one connection after the other until it is stopped."""
+    """Works on one connection after another until it is stopped."""
 
     interrupted: ClassVar[str]
     """What the log says when a connection is lost."""
@@ -23,14 +23,14 @@ class SideLoop:
         self._engine, self._events = engine, events
         self._stopping = threading.Event()
         self._backoff = Backoff()
-        """Reset by who lives, once the connection has proved itself."""
+        """Reset by :meth:`_live`, once its connection has proved itself."""
 
     def stop(self) -> None:
-        """Ask it to end."""
+        """Ask the loop to end."""
         self._stopping.set()
 
     def run(self) -> None:
-        """Live until stopped; what goes wrong is reported, and tried again after a pause."""
+        """Work until stopped; on an error, report it and reconnect after a pause."""
         engine = side_engine(self._engine)
         try:
             while not self._stopping.is_set():
@@ -44,14 +44,14 @@ class SideLoop:
                     pause = self._failed(error)
                 self._pause(self._backoff.pause() if pause is None else pause)
         finally:
-            engine.pool.dispose()  # no listener of the application's is told of it
+            engine.pool.dispose()  # engine.dispose() would tell the application's listeners
 
     def _live(self, connection: Connection) -> float | None:
         """Work on a new connection. Returns the seconds until the next, or None for the backoff."""
         raise NotImplementedError
 
     def _failed(self, error: Exception) -> float | None:
-        """The connection could not be had, or was lost; returns as :meth:`_live`."""
+        """Handle a connection that was refused or lost; returns as :meth:`_live` does."""
         return None
 
     def _pause(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The slots in which handlers run: from a claimed job to what follows it there."""
+"""The slots in which handlers run, from the start of a job to the next job there."""
 
 import logging
 import random
@@ -24,10 +24,10 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 class Slots:
-    """Starts runs, and takes what they come to; threads and tasks call it back.
+    """Starts runs, and takes their settlements; called back by threads and tasks.
 
     Attributes:
-        closed_until: Until when no run can be started, as the system has no thread for it.
+        closed_until: The monotonic time until which no run is started: there was no thread for it.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Slots:
         self.closed_until = 0.0
 
     def start(self, run: Run) -> None:
-        """Run a job in a slot of its own; if there can be none, hand it back and pause."""
+        """Start a run in its slot; if no thread can be made, hand its job back and pause."""
         try:
             self._runtime.start(run, self)
         except Exception as error:  # no thread can be made
@@ -70,7 +70,7 @@ class Slots:
         return Attempt(self._environment(run.handler), run)
 
     def work(self, run: Run) -> None:
-        """Run a function's job, and after it the next one for as long as there is one."""
+        """Run a function's job, and then the next one for as long as there is one."""
         following: Run | None = run
         while following is not None:
             run = following
@@ -82,7 +82,7 @@ class Slots:
             following = self.ended(run, *self.attempt(run).execute())
 
     def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
-        """A run has ended: the next one for its slot, if there is one."""
+        """A run has ended: returns the next one for its slot, if there is one."""
         now = time.monotonic()
         pending.seconds = now - run.started_at
         queue = run.job.queue
@@ -91,7 +91,7 @@ class Slots:
         with hands.lock:
             planner = hands.planner
             if not hands.let_go(run):  # released at shutdown
-                if fate is Fate.SETTLED:  # and yet its own commit was sooner
+                if fate is Fate.SETTLED:  # but its own commit came first
                     planner.settled(run.job)
                     hands.tell(pending, fate, run)
                 return None
@@ -114,9 +114,9 @@ class Slots:
         return following
 
     def _put_off(self, run: Run, pending: Pending, now: float) -> None:
-        """A run found no connection, or no context: give its queue's claims a rest, and its job.
+        """A run found no connection, or no context: pause its queue's claims, and delay its job.
 
-        Jobs that use no session are claimed from there when the pause is over, and run.
+        Ready jobs that may use a session are handed back; the others still run.
         """
         queue, error = run.job.queue, pending.error
         if error is not None and self._pauses.begins(queue, now):

@@ -18,7 +18,7 @@ _MOST_NAMED: Final = 20
 
 
 def log_start(kind: str, engine: Engine, queues: Mapping[str, int], registry: Registry) -> None:
-    """Log it, at INFO.
+    """Log the start line, at INFO.
 
     Args:
         kind: What the worker runs handlers in.
@@ -37,14 +37,14 @@ def log_start(kind: str, engine: Engine, queues: Mapping[str, int], registry: Re
 
 
 def describe_database(engine: Engine) -> str:
-    """A database by the name and host that are in the URL, and no more than these."""
+    """The database's name and host as in the URL, and nothing more of it."""
     if not connects_by_url(engine):
         return "the database that the engine's creator connects to"
     url = engine.url
     given = url.query.get("host", ())
     hosts = [given] if isinstance(given, str) else list(given)
     if not hosts and url.host:
-        # After the last "@": before it is the rest of a password that was not escaped.
+        # Only after the last "@": before it may be the rest of a password that was not escaped.
         host = url.host.rpartition("@")[2]
         hosts = [host if url.port is None else f"{host}:{url.port}"]
     if not hosts and not url.database:

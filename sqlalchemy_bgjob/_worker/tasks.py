@@ -40,7 +40,7 @@ class AsyncRuntime:
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
-        self._bell: asyncio.Future[None] = self._loop.create_future()  # of the wait that goes on
+        self._bell: asyncio.Future[None] = self._loop.create_future()  # of the current wait
         self._woken = False
         self._tasks: dict[asyncio.Task[None], tuple[Run, Slots]] = {}
         self._turn_ends = 0.0
@@ -48,8 +48,8 @@ class AsyncRuntime:
 
     def wait(self, seconds: float) -> None:
         """Wait for wake(), at most *seconds*; the event loop goes on."""
-        # An asyncio.Event and a timeout would do; but here each step delays a job. The bell is
-        # there before the look whether it rang: a signal handler may ring it in between.
+        # An asyncio.Event and a timeout would do, but each of their steps delays a job. Make the
+        # bell before looking whether it rang: a signal handler may ring it in between.
         self._bell = bell = self._loop.create_future()
         if self._woken:
             await_only(asyncio.sleep(0))  # never hog the loop, however often we are woken
@@ -92,17 +92,17 @@ class AsyncRuntime:
         run, slots = self._tasks.pop(task)
         if not slots.holds(run):
             return
-        # A handler can't come to here: the task was cancelled before it ran, as at the end of the
-        # event loop, or it is a mistake of ours. Neither the slot nor the job may be lost with it.
+        # No handler's error gets here: the task was cancelled before it ran, as at the end of the
+        # event loop, or this is a bug. Neither the slot nor the job may be lost with the task.
         if not task.cancelled():
             logger.error("a run ended without a settlement", exc_info=task.exception())
         _end_elsewhere(slots, run, Pending(run.job, HAND_BACK))
 
     async def _work(self, run: Run, slots: "Slots") -> None:
-        """Do a run, and after it the next one for as long as there is one.
+        """Do a run, and then the next one for as long as there is one.
 
-        They share this task: one that waits for nothing costs neither a task nor a switch. But
-        what a handler has left behind in the task, the next one must not find.
+        They share this task: a run that waits for nothing costs neither a task nor a switch. But a
+        handler must not find what an earlier one left in the task, such as a context variable.
         """
         task, context = asyncio.current_task(), copy_context()
         assert task is not None
@@ -125,7 +125,7 @@ class AsyncRuntime:
                 if _is_closed_from_outside(attempt, task):
                     _close(attempt, raised, run, slots)
                     raise
-                error = raised  # the handler's own, and no end of the coroutine
+                error = raised  # the handler raised it; nobody closed the coroutine
             except BaseException as raised:
                 error = raised
             if attempt.opened:
@@ -147,10 +147,10 @@ class AsyncRuntime:
                 return
 
     async def _give_way(self, run: Run, slots: "Slots") -> bool:
-        """Let the event loop go on; whether the run is still to be done then."""
+        """Let the event loop go on; False if the run is not to be done after that."""
         try:
             await asyncio.sleep(0)
-        except asyncio.CancelledError:  # a late one, which the handler before has asked for
+        except asyncio.CancelledError:  # a late one, which the last handler asked for
             run.started_at = time.monotonic()
             _end_elsewhere(slots, run, Pending(run.job, HAND_BACK))
             return False
@@ -158,7 +158,7 @@ class AsyncRuntime:
         return slots.holds(run)
 
     def yield_to_tasks(self) -> None:
-        """Let the task that was started run up to where it waits: it may do all there is."""
+        """Let the started task run to its first wait: it may do its whole job until then."""
         await_only(asyncio.sleep(0))
 
     def cancel(self, run: Run) -> None:
@@ -186,7 +186,7 @@ class AsyncRuntime:
         return thread
 
     def attend(self, name: str, target: Callable[[], None]) -> Attendant:
-        """Run *target* in a greenlet of this event loop: what it hears, the loop hears at once."""
+        """Run *target* in a greenlet of this event loop, where it can wake the loop at once."""
         return self._loop.create_task(greenlet_spawn(target), name=name)
 
     def sleep(self, seconds: float) -> None:
@@ -204,7 +204,7 @@ class AsyncRuntime:
                 await_only(asyncio.wait({task}, timeout=1.0))
 
     def block(self, action: Callable[[], None]) -> None:
-        """Do it in a thread of its own: those of the loop's executor may all be taken."""
+        """Run *action* in a new thread: those of the loop's executor may all be taken."""
         done = asyncio.Event()
 
         def run() -> None:
@@ -229,14 +229,14 @@ class AsyncRuntime:
 
 
 def _end_elsewhere(slots: "Slots", run: Run, pending: Pending, fate: Fate | None = None) -> None:
-    """End a run whose task does no other: what follows it gets one of its own."""
+    """End a run whose task can do no other; the next run gets a new task or a thread."""
     following = slots.ended(run, pending, fate)
     if following is not None:
         slots.start(following)
 
 
 def _is_closed_from_outside(attempt: Attempt, task: asyncio.Task[None]) -> bool:
-    """Whether a GeneratorExit is the end of the task's coroutine, and not the handler's own."""
+    """Whether a GeneratorExit closes the task's coroutine, and was not raised by the handler."""
     if not attempt.opened:
         return True
     try:
@@ -255,7 +255,7 @@ def _close(attempt: Attempt, raised: GeneratorExit, run: Run, slots: "Slots") ->
 
 
 def _differs(context: Context) -> bool:
-    """Whether the current context is another one; values that refuse to be compared are."""
+    """Whether the current context differs; True also if its values refuse to be compared."""
     try:
         return copy_context() != context
     except Exception:

@@ -1,4 +1,4 @@
-"""How a Worker waits, and runs handlers: in threads that are used again."""
+"""How a Worker waits, and runs handlers: in threads that are reused."""
 
 import logging
 import threading
@@ -24,13 +24,13 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 class ThreadRuntime:
-    """Waits for a bell to ring, and runs handlers in daemon threads that are used again."""
+    """Waits for a bell to ring, and runs handlers in daemon threads that are reused."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = self.heart_engine = engine
         # Held until somebody rings. Not an Event: a signal handler that sets one may interrupt the
-        # wait for it, and wait for the lock that this wait holds. Nor a SimpleQueue: of 3.11, a
-        # wait that is interrupted just before its time is over goes on without end.
+        # wait for it, and deadlock on the lock that this wait holds. Nor a SimpleQueue: in Python
+        # 3.11, a wait that is interrupted just before its timeout never ends.
         self._bell = threading.Lock()
         self._bell.acquire()
         self._threads = Threads()
@@ -46,7 +46,7 @@ class ThreadRuntime:
                 self._bell.release()
 
     def start(self, run: Run, slots: "Slots") -> None:
-        """Do a run in a thread, and what follows it there."""
+        """Do a run in a thread, and then the runs that follow it there."""
         self._threads.start(partial(slots.work, run))
 
     def yield_to_tasks(self) -> None:
@@ -75,7 +75,7 @@ class ThreadRuntime:
         attendant.join(timeout)
 
     def block(self, action: Callable[[], None]) -> None:
-        """Do it: this thread is the worker's own."""
+        """Run *action* here: this thread is the worker's own."""
         action()
 
     def await_(self, awaitable: Coroutine[Any, Any, Any]) -> Any:
@@ -89,7 +89,7 @@ class ThreadRuntime:
 
 
 class Threads:
-    """Daemon threads for handlers: as many as run at once, used again, never waited for at exit."""
+    """Daemon threads for handlers: as many as run at once, reused, never waited for at exit."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -101,10 +101,10 @@ class Threads:
     def start(self, work: Callable[[], None]) -> None:
         """Run *work* at once: in an idle thread if there is one.
 
-        When the system has no thread left, it waits for one of ours.
+        If the system has no thread left, *work* waits for one of these.
 
         Raises:
-            RuntimeError: There is none to wait for either.
+            RuntimeError: There is none of these either.
         """
         with self._changed:
             self._work.append(work)
@@ -124,7 +124,7 @@ class Threads:
             raise
 
     def close(self) -> None:
-        """Let idle threads end; those that run end after it."""
+        """Let idle threads end; busy ones end after their work."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -142,7 +142,7 @@ class Threads:
                 work = self._work.popleft()
             try:
                 work()
-            except Exception:  # a handler can't raise to here: this is a mistake of ours
+            except Exception:  # no handler's error gets here: this is a bug
                 logger.exception("a run ended without a settlement")
             del work
 

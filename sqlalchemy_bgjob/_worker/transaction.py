@@ -1,14 +1,13 @@
 """Notices that a handler has ended the transaction of its session behind the session's back.
 
-A statement that ends it, and is sent as text, is refused before it is sent. There are other ways:
-a text of several statements, a connection that the handler has taken, the driver itself (usual with
-COPY), a connection that a mapper's event hands out. They are seen twice:
+A statement in text that would end it is refused before it is sent. Other ways are a text of several
+statements, a connection that the handler has taken, the driver itself (usual with COPY), and a
+connection from a mapper's event. Two checks find them:
 
-* By the driver's state, at the next statement of the session and before the settlement. That costs
-  nothing; but a driver may have begun the next transaction by itself.
-* By the time at which the transaction began, before the settlement. That costs two short
-  statements, for a handler that takes the connection or sends several statements as one text, and
-  none for the others.
+* The driver's state, at the session's next statement and before the settlement. This costs nothing,
+  but the driver may have begun the next transaction by itself.
+* The start time of the transaction, before the settlement. This costs two short statements, only
+  for handlers that take the connection or send several statements as one text.
 """
 
 import re
@@ -55,20 +54,20 @@ class OpenTransaction:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._seen = False  # SQLAlchemy begins it; most drivers do so at their first statement
+        self._seen = False  # most drivers begin it later than SQLAlchemy, at the first statement
         self._began_at: Any = None
 
     def mark(self) -> None:
-        """Ask the server when it began, for :meth:`check`."""
+        """Ask the server when the transaction began, for :meth:`check`."""
         if self._began_at is None:
             self._began_at = self._connection.scalar(transaction_began_at())
             self._seen = True
 
     def look(self) -> None:
-        """See whether the driver is in a transaction still, without asking the server.
+        """Check that the driver is still in a transaction, without asking the server.
 
         Raises:
-            TransactionEnded: It was in one, and is in none.
+            TransactionEnded: It was in one, and is in none now.
         """
         if not _is_idle(self._connection.connection.driver_connection):
             self._seen = True
@@ -76,10 +75,10 @@ class OpenTransaction:
             raise TransactionEnded
 
     def check(self) -> None:
-        """See whether it is the same one still; the server is asked if it was marked.
+        """Check that the transaction is still the same; asks the server if it was marked.
 
         Raises:
-            TransactionEnded: It is another one, or none.
+            TransactionEnded: There is another transaction now, or none.
         """
         self.look()
         marked = self._began_at is not None

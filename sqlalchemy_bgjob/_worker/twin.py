@@ -1,7 +1,7 @@
 """A synchronous engine that connects as an asynchronous one does: for functions of AsyncWorker.
 
-On psycopg, where both take the same arguments. A URL alone is not enough: certificates and search
-paths are in ``connect_args``, passwords that expire come from a "do_connect" listener.
+For psycopg, where both take the same arguments. A URL alone is not enough: certificates and search
+paths are in ``connect_args``, and passwords that expire come from a "do_connect" listener.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def sync_twin(engine: Engine, pool_size: int) -> Engine:
     """A synchronous engine with the arguments, listeners and options of an asynchronous one.
 
     Raises:
-        ValueError: How the engine connects can't be had without an event loop.
+        ValueError: The engine connects in a way that needs an event loop.
     """
     arguments = _arguments(engine)
     if arguments is None or any(map(_is_async, arguments.items())):
@@ -62,7 +62,7 @@ def sync_twin(engine: Engine, pool_size: int) -> Engine:
 
 
 def check_twin(twin: Engine) -> None:
-    """Connect once: better refused at the start than by each job. What passes by itself may wait.
+    """Connect once, to fail at the start and not in each job; ignores errors that may pass.
 
     Raises:
         WorkerRefused: The twin can't connect.
@@ -76,7 +76,7 @@ def check_twin(twin: Engine) -> None:
 
 
 def _arguments(engine: Engine) -> dict[str, Any] | None:
-    """What ``create_engine`` connects with; None if somebody else does."""
+    """The arguments that ``create_engine`` connects with; None if a creator connects."""
     if not connects_by_url(engine):
         return None
     creator: Any = engine.pool._creator  # noqa: SLF001 - there is no public way

@@ -1,8 +1,8 @@
-"""Whether a handler has failed for what its pooled session is, and not for what it did itself.
+"""Tells whether a handler failed because of its pooled session, and not of what it did.
 
-A session keeps what the server was when it began: one that was opened while the database was
-read-only, or on a standby, stays so. And once a pooler in front of it shares sessions, the
-statements that the driver has prepared are in another one. Only after an error is anything asked.
+A session that began while the database was read-only, or a standby, stays read-only. And behind a
+pooler that shares sessions, the statements that the driver prepared may be in another session. The
+server is asked only after an error.
 """
 
 import re
@@ -18,11 +18,11 @@ from .._sql.words import is_read_only
 
 _ABORTED: Final = "25P02"
 _PREPARES: Final = re.compile(r"(prepare|execute|deallocate)\b", re.IGNORECASE)
-"""What may well meet such an error for the handler's own fault."""
+"""Statements that may well lack a prepared one by the handler's own fault."""
 
 
 class ReadOnlySession(RuntimeError):
-    """A handler has swallowed what a read-only session had told it."""
+    """A handler has swallowed the error of a read-only session."""
 
     def __str__(self) -> str:
         return (
@@ -32,7 +32,7 @@ class ReadOnlySession(RuntimeError):
 
 
 def blamed(error: BaseException) -> BaseException | None:
-    """The error, or its cause, that may be the fault of the session."""
+    """The error, or its cause, that may be the session's fault."""
     for cause in causes(error):
         code = sqlstate(cause)
         if code in (READ_ONLY, _ABORTED) or isinstance(cause, PendingRollbackError):
@@ -44,9 +44,10 @@ def blamed(error: BaseException) -> BaseException | None:
 
 
 def fault(connection: Connection, error: BaseException) -> BaseException | None:
-    """What to say of a session, outside a transaction, if a blamed error is its fault indeed.
+    """The error to report if a blamed one is indeed the session's fault; None if it is not.
 
-    One that is read-only by default, and not because a handler has asked for that.
+    A session is at fault if it is read-only by default, and not because a handler has asked for
+    that. It is outside a transaction.
     """
     if lacks_prepared(error):
         return error
@@ -57,7 +58,7 @@ def fault(connection: Connection, error: BaseException) -> BaseException | None:
 
 
 def replace_pooled(connection: Connection, error: BaseException) -> None:
-    """End a session, and let the pool begin others in the place of all that are as old."""
+    """End a session, and let the pool replace all that are as old."""
     fairy = connection.connection
     # As SQLAlchemy does for a lost connection; there is no public way.
     connection.engine.pool._invalidate(fairy, error)  # noqa: SLF001

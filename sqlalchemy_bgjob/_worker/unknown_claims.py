@@ -1,14 +1,14 @@
-"""Jobs that the database gives to this worker, and that the worker does not know of.
+"""Jobs that this worker holds in the database without knowing of them.
 
-The answer of their claim was lost with the connection. Nobody runs them, and nobody rescues them
-while this worker beats, so it has to return them. It looks for them
+Their claim's answer was lost with the connection. Nobody runs them, and nobody rescues them while
+this worker beats, so it has to return them. It looks for them
 
 * after a claim failed, or all leases were lost: at once, and again after 2 and 10 s, as the server
   may take a while to commit what it had been sent (:meth:`UnknownClaims.expect`);
 * now and then, in the rescuer's session: a standby or a disk may have stalled a COMMIT for longer
   (:meth:`UnknownClaims.search`).
 
-Either way the worker's own loop returns them, and compares with what it knows just before.
+Either way the worker's own loop returns them, after comparing once more with what it knows.
 """
 
 import logging
@@ -28,39 +28,39 @@ from .runtime import Runtime
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 RETURN_AFTER: Final = (0.0, 2.0, 10.0)
-"""Seconds after a lost answer at which what it may have given us is returned."""
+"""Seconds after a lost answer at which the unknown claims are returned."""
 LOST_AGAIN: Final = 2.0
 REFUSED_AGAIN: Final = 10.0
-"""Seconds until the next try, when the connection was lost meanwhile, or the database refused."""
+"""Seconds until the next try, after a lost connection or a refusal by the database."""
 SUSPECTED_AGAIN: Final = 1.0
-"""Seconds after which a job that was found is asked for again: for a moment, all are unknown whose
-claim or settlement is on its way."""
+"""Seconds after which a job that was found is checked again: while its claim or settlement is on
+its way, any job looks unknown."""
 
 
 class UnknownClaims:
-    """What this worker may hold without knowing it.
+    """The unknown claims of one worker.
 
     Args:
-        hands: What it knows of.
+        hands: The jobs that it knows of.
         runtime: Whose loop is woken.
         statements: Those of the tables.
     """
 
     def __init__(self, hands: Hands, runtime: Runtime, statements: Statements) -> None:
         self._hands, self._runtime, self._statements = hands, runtime, statements
-        self._times: list[tuple[float, int]] = []  # when to return those of which worker id
+        self._times: list[tuple[float, int]] = []  # when to return, for which worker id
         self.suspected: set[tuple[str, int]] = set()
-        """Id and lease of what was found, and is to be asked for again in the same session."""
+        """Id and lease of jobs that were found, to be checked again in the same session."""
 
     # ---- the worker's loop ----------------------------------------------------------------------
 
     @property
     def due_at(self) -> float:
-        """When the next ones are to be returned, by the monotonic clock."""
+        """The monotonic time of the next return."""
         return self._times[0][0] if self._times else float("inf")
 
     def expect(self, worker_id: int, *, after: Sequence[float] = RETURN_AFTER) -> None:
-        """There may be some under this id: return them after each of these times, in seconds."""
+        """This id may have some: return them after each of these pauses, in seconds."""
         now = time.monotonic()
         with self._hands.lock:
             others = [entry for entry in self._times if entry[1] != worker_id]
@@ -71,7 +71,7 @@ class UnknownClaims:
     def return_due(self, connection: Connection) -> None:
         """Return those whose time has come; the connection is outside a transaction.
 
-        Nothing waits for this but its own next try: as long as it fails, the worker works on.
+        A failure delays only the next try: the worker works on.
         """
         entry, begun = self._times[0], time.monotonic()
         worker_id = entry[1]
@@ -89,7 +89,7 @@ class UnknownClaims:
             self._hands.wake(None)
 
     def return_now(self, connection: Connection, worker_id: int) -> int:
-        """Return all that this id holds and these hands do not; returns how many. Commits."""
+        """Return all jobs that this id holds and these hands do not; gives how many. Commits."""
         if RETURNING.listeners:
             RETURNING.reached(connection)
         return unknown_claims.return_unknown_claims(
@@ -106,7 +106,7 @@ class UnknownClaims:
             )
 
     def ask_again(self, connection: Connection, worker_id: int) -> None:
-        """Have the loop return what was found, if it is still held and still not known. Commits."""
+        """Have the loop return found jobs that are still held and still unknown. Commits."""
         suspected, self.suspected = self.suspected, set()
         unknown = suspected - {(job.id, job.lease) for job in self._hands.known()}
         if not unknown or not unknown_claims.still_holds_any(

@@ -152,7 +152,7 @@ class _WorkOne:
                     _sync(session).commit()
                     writes.check(outcome_was_named=returned is not None)
                     _close(session)
-                # Within the savepoint: a change of the handler's to its own row is undone with it.
+                # Within the savepoint: if this fails, a handler's change to the row is undone too.
                 self._settle(job, end.settlement)
                 savepoint.commit()
                 return end.outcome
@@ -172,7 +172,7 @@ class _WorkOne:
         return end.outcome
 
     def _returned(self, run: Run, get_session: Callable[[], Any]) -> Any:
-        """What the handler returns, in the process that has called it and in no other."""
+        """What the handler returns, in the process that has called it: a forked child ends."""
         type = run.job.type
         try:
             with kept_from_children(self._connection):
@@ -196,7 +196,7 @@ class _WorkOne:
         session = _sync(outer)
         session.join_transaction_mode = "create_savepoint"
         session.twophase = False
-        # The caller's transaction has written already, so the server can't be asked what this has.
+        # The caller's transaction has written already: the server can't tell what the handler has.
         writes = Writes(session, lambda: False)
 
         def get_bind(*args: Any, **kwargs: Any) -> Connection:

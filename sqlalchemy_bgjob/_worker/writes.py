@@ -1,15 +1,15 @@
 """What a handler has written through its session, and whether that was undone before it returned.
 
-A return means that the work is done. So writes must not be lost in silence before it:
+A return means that the work is done. So writes must not be lost silently before it:
 
 * ``close()``, ``reset()``, ``invalidate()`` and a scoped_session's ``remove()`` undo what was not
-  kept by ``commit()``. That is nobody's word: the attempt has failed.
-* A ``rollback()`` after which nothing is left of what the handler wrote is its own word only where
-  it goes on to write, or names the outcome that it returns.
+  kept by ``commit()``. That is hardly meant: the attempt has failed.
+* A ``rollback()`` that leaves nothing of the handler's writes counts as meant only if the handler
+  goes on to write, or returns an outcome.
 
-All is seen on the client, without a statement more: flushes and statements that write, by their
-kind; of what is sent as text, by its first word. Only where the handler took the connection itself,
-or sent several statements as one text, and that is undone, the server is asked.
+The client sees this without further statements: flushes and statements that write by their kind,
+text by its first word. The server is asked only before something is undone, and only if the handler
+took the connection itself or sent several statements as one text.
 """
 
 import re
@@ -42,11 +42,11 @@ def writes(statement: Any) -> bool:
 
 
 class WritesUndone(RuntimeError):
-    """A handler returned although what it had written through its session was undone."""
+    """A handler returned although its writes through the session were undone."""
 
 
 class Undone(Enum):
-    """How a handler's writes were undone; the value is what its reader is told."""
+    """How a handler's writes were undone; the value is the text of the error."""
 
     CLOSED = (
         "ctx.session was closed, or removed from its scope, over writes that are lost now; let the "
@@ -90,7 +90,7 @@ class Writes:
         self._off = False
         self._refusal: TransactionEnded | None = None
         self.undone: Undone | None = None
-        # On the instance, so that it holds for whatever class the application's session is of.
+        # On the instance, so that it works for any session class of the application.
         self._execute = session._execute_internal  # noqa: SLF001 - what all ways to execute call
         session._execute_internal = self._executed  # type: ignore[method-assign] # noqa: SLF001
         self._connection = session.connection
@@ -107,10 +107,10 @@ class Writes:
         )
 
     def check(self, *, outcome_was_named: bool) -> None:
-        """For a handler that has returned, once its session was flushed.
+        """Check a handler that has returned, once its session was flushed.
 
         Raises:
-            WritesUndone: What it wrote was undone, and that was not its word.
+            WritesUndone: Its writes were undone, and that does not count as meant.
             TransactionEnded: It has tried to end the transaction by SQL.
         """
         self.stop()
@@ -127,11 +127,11 @@ class Writes:
     # ---- what is written ----------------------------------------------------------------------
 
     def bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """The session asks for its bind, with these arguments: whether for what can't be foreseen.
+        """Note a call of ``get_bind``; True if it may lead to writes that the client can't see.
 
-        A flush asks with the mapper as the one positional argument, a statement names itself. Who
-        names nothing gives the connection to the handler; and of a text with several statements
-        only the first word is looked at.
+        A flush passes the mapper as the one positional argument, a statement passes itself. A call
+        with neither gives the connection to the handler; and of a text with several statements only
+        the first word is looked at.
         """
         if args:
             self._flushing = True
@@ -149,15 +149,15 @@ class Writes:
             try:
                 refuse_to_end(sql)
             except TransactionEnded as refusal:
-                self._refusal = refusal  # in case that it is swallowed
+                self._refusal = refusal  # in case the handler swallows it
                 raise
-        result = self._execute(statement, *args, **kwargs)  # what is no statement is refused here
+        result = self._execute(statement, *args, **kwargs)  # refuses what is no statement
         if writes(statement) if sql is None else not reads(sql):
             self._wrote()
         return result
 
     def _take(self, bind_arguments: Any = None, **kwargs: Any) -> Any:
-        # So does what enqueues, cancels or redrives, once it has found out where writes go.
+        # Enqueue, cancel and redrive name the bind that they are about to write to.
         to_write = bool(bind_arguments) and "bind" in bind_arguments
         connection = self._connection(bind_arguments, **kwargs)
         if to_write:
@@ -167,7 +167,7 @@ class Writes:
     def _wrote(self) -> None:
         self._where.add(self._session.get_nested_transaction())
         if self.undone is Undone.ROLLED_BACK:
-            self.undone = None  # it went on
+            self.undone = None  # the handler went on to write
 
     # ---- what is undone -----------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Writes:
         return session is self._session
 
     def after_commit(self, session: Session) -> None:
-        """What was written is kept; or with a savepoint's end is part of what is around it."""
+        """Keep the writes; those of a released savepoint pass to the transaction around it."""
         nested = session.get_nested_transaction()
         if nested is None:
             self._kept = self._kept or self._taken or bool(self._where)
@@ -209,7 +209,7 @@ class Writes:
             self._where.add(around)
 
     def after_rollback(self, session: Session) -> None:
-        """Also where a flush failed, or a ``with session.begin()`` was left by an exception."""
+        """Also called if a flush failed, or an exception left a ``with session.begin()``."""
         self._flushing = False
         if session.in_nested_transaction():
             return
@@ -218,7 +218,7 @@ class Writes:
         self._forget()
 
     def after_transaction_end(self, ended: SessionTransaction) -> None:
-        """A flush, a savepoint or all is over."""
+        """A flush, a savepoint or the whole transaction is over."""
         if ended.nested:
             self._where.discard(ended)
         elif ended.parent is None:
