@@ -12,7 +12,7 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 COMMITTED_WITHIN: Final = 2.0
 RELEASED_WITHIN: Final = 3.0
-"""Seconds beyond ``shutdown_timeout`` for what is being committed, and then for the releases."""
+"""Seconds beyond ``shutdown_timeout`` for runs that are committing, and then for the releases."""
 
 
 class Drain:

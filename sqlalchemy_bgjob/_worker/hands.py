@@ -26,7 +26,7 @@ class Hands:
 
     Attributes:
         lock: Guards the planner, the runs, and everything documented as *under the lock*.
-        planner: What is ready and what is to be settled, by queue.
+        planner: The ready jobs and the pending settlements, by queue.
         overdue: When to look for runs that go on beyond their timeout.
     """
 
@@ -111,7 +111,7 @@ class Hands:
         self._runtime.cancel(run)
 
     def give_up(self) -> list[ClaimedJob]:
-        """Forget everything; returns what was not settled. Under the lock."""
+        """Forget everything; returns the unsettled jobs. Under the lock."""
         left = [item.job for item in self.planner.unsettled()]
         self._runs, self._late_runs = {}, set()
         self.planner = Planner({}, self._settings)

@@ -132,7 +132,7 @@ class Context(Generic[S]):
 
     @property
     def lease_lost(self) -> bool:
-        """Whether the job was taken from this worker: what is done now will not be committed."""
+        """Whether the job was taken from this worker: the handler's writes won't be committed."""
         return self._run.lease_lost
 
     @property

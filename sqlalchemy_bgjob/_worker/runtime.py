@@ -33,7 +33,7 @@ class Runtime(Protocol):
         """Do a run in one of the slots, and then the runs that follow it there."""
 
     def yield_to_tasks(self) -> None:
-        """Let what was started begin; from the worker's loop."""
+        """Let a started run begin; from the worker's loop."""
 
     def cancel(self, run: Run) -> None:
         """Cancel a run, if its handler is a coroutine."""

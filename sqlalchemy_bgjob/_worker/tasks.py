@@ -176,7 +176,7 @@ class AsyncRuntime:
                 logger.debug("the event loop is closed")
 
     def spawn(self, name: str, target: Callable[[], None]) -> threading.Thread:
-        """Run *target* in a daemon thread, in a greenlet of an event loop of its own."""
+        """Run *target* in a daemon thread, in a greenlet of a new event loop."""
 
         def run() -> None:
             asyncio.run(greenlet_spawn(target))
@@ -246,7 +246,7 @@ def _is_closed_from_outside(attempt: Attempt, task: asyncio.Task[None]) -> bool:
 
 
 def _close(attempt: Attempt, raised: GeneratorExit, run: Run, slots: "Slots") -> None:
-    """End a run whose coroutine is closed from outside: nothing may be awaited any more."""
+    """End a run whose coroutine is closed from outside: nothing may be awaited now."""
     ended = None if attempt.opened else attempt.end(None, raised)
     if attempt.around is not None:
         attempt.around.leave(raised)
@@ -263,7 +263,7 @@ def _differs(context: Context) -> bool:
 
 
 def close_apart(connection: Connection) -> None:
-    """Close a connection whatever becomes of this task.
+    """Close a connection, even if this task is cancelled.
 
     A cancellation in the middle of a ROLLBACK would cost the pool the connection's place for good.
     """

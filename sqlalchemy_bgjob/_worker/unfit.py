@@ -1,4 +1,4 @@
-"""Tells whether a handler failed because of its pooled session, and not of what it did.
+"""Tells whether a handler failed because of its pooled session, and not by its own fault.
 
 A session that began while the database was read-only, or a standby, stays read-only. And behind a
 pooler that shares sessions, the statements that the driver prepared may be in another session. The

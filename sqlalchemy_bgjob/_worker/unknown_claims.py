@@ -4,7 +4,7 @@ Their claim's answer was lost with the connection. Nobody runs them, and nobody 
 this worker beats, so it has to return them. It looks for them
 
 * after a claim failed, or all leases were lost: at once, and again after 2 and 10 s, as the server
-  may take a while to commit what it had been sent (:meth:`UnknownClaims.expect`);
+  may take a while to commit the claim (:meth:`UnknownClaims.expect`);
 * now and then, in the rescuer's session: a standby or a disk may have stalled a COMMIT for longer
   (:meth:`UnknownClaims.search`).
 

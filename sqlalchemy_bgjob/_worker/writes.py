@@ -121,7 +121,7 @@ class Writes:
             raise WritesUndone(undone.value)
 
     def stop(self) -> None:
-        """Watch no more: what follows is the worker's own."""
+        """Stop watching: from now on the worker uses the session."""
         self._off = True
 
     # ---- what is written ----------------------------------------------------------------------

@@ -37,7 +37,7 @@ _FRAME: Final = re.compile(r"  (.+:\d+ in .+)")
 
 
 class LogObserver(Observer):
-    """Logs what went wrong with jobs, and whatever the database refuses, as warnings."""
+    """Logs failures of jobs, and errors of the database, as warnings."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry

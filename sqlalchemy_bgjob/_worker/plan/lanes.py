@@ -1,14 +1,14 @@
-"""Where a queue is read on, so that no entry of a job that is gone is walked twice. Pure.
+"""Where the next claim of a queue reads on, to skip the index entries of claimed jobs. Pure.
 
-A lane is one priority of a queue. A claim leaves dead entries behind in the index, and as long as
-any transaction on the server is open that is older than they are, nothing can take them away: a
-claim that began at the head would walk all of them again, and take longer each time. So the next
-claim begins where the last one stopped.
+A lane is one priority of a queue. A claim leaves dead entries in the index, and nothing can remove
+them while an older transaction is open anywhere on the server. Claims from the head would walk all
+of them again, and take longer each time. So the next claim reads on where the last one stopped.
 
-That must not miss a job. After a claim that came back short a lane is read from two seconds before
-the server's clock, which finds what was committed late; and every second, or on request, from the
-head, which finds everything: retries, jobs that were given back, priorities that are new. Scans of
-the head that were requested take at most a tenth of a worker's time; the others a five-hundredth,
+This must not miss a job. After a claim that came back short, a lane is read from two seconds before
+the server's clock, which finds jobs that were committed late. Every second, or on request, a head
+scan finds everything: retries, jobs that were given back, new priorities.
+
+Requested head scans take at most a tenth of a worker's time. Regular ones take a five-hundredth
 where notifications tell of jobs that are given back: beside a long transaction a scan takes tens of
 milliseconds, and each job that comes meanwhile waits for it.
 """
@@ -25,15 +25,15 @@ SCAN_EVERY: Final = 1.0
 """Seconds between scans of the head, as long as they are short."""
 SCAN_AT_LEAST_EVERY: Final = 10.0
 SCAN_SHARE: Final = 500
-"""A scan is followed by this many times its own length without one that nobody has requested."""
+"""After a scan, the next regular one waits for N times its length."""
 REQUESTED_SHARE: Final = 10
-"""The same for scans that were requested, and for all of them where no notifications arrive."""
+"""The same for requested scans, and for all scans where no notifications arrive."""
 JUST_FOUND: Final = 0.1
-"""Seconds after a claim in which a notification of new jobs may be of those that it has found."""
+"""Seconds after a claim in which a notification of new jobs may mean those that it has found."""
 REACH: Final = 1.5
-"""Seconds after which a lane is not read on from two seconds ago, but from its head."""
+"""Seconds since the last claim after which lanes are read from the head, not two seconds back."""
 REMEMBERED: Final = 60.0
-"""Seconds for which a lane is read that has no jobs any more: most get new ones."""
+"""Seconds for which an empty lane is still read: most get new jobs."""
 
 
 class HeadScan(Enum):
@@ -51,7 +51,7 @@ class HeadScan(Enum):
     STILL_RETURNED     RETURNED        RETURNED         STILL_RETURNED     STILL_RETURNED
     =================  ==============  ===============  =================  =================
 
-    A scan that is sent leads to NOT_WANTED from each.
+    Sending a scan leads from each state to NOT_WANTED.
     """
 
     NOT_WANTED = "nothing but the regular scan"
@@ -83,11 +83,11 @@ class Lanes:
     def __init__(self) -> None:
         self._positions: tuple[Position, ...] = ()
         self._seen_at: dict[int, float] = {}
-        # Of several, as a busy machine makes single ones seem long.
+        # The last three scans: on a busy machine, a single one may seem long.
         self._took: deque[float] = deque(maxlen=3)
         self._due_at = 0.0  # the regular scan
-        self._allowed_at = 0.0  # one that was requested
-        self._cheap_at = 0.0  # one for what was most probably found
+        self._allowed_at = 0.0  # a requested scan
+        self._cheap_at = 0.0  # a scan in state PROBABLY_FOUND
         self._read_at = float("-inf")
         self._found_at = float("-inf")
         self._wanted = HeadScan.NOT_WANTED
@@ -95,13 +95,13 @@ class Lanes:
     def notified(self) -> None:
         """There are new jobs: read on, and scan the head if that finds nothing.
 
-        If another job was found instead, or just before, it was most probably the new one, and the
-        scan may wait for its small share of the time.
+        A job that is found then, or was just before, is most probably the new one: the scan may
+        wait until it is cheap.
         """
         self._wanted = _NOTIFIED.get(self._wanted, HeadScan.NEW)
 
     def request_head_scan(self) -> None:
-        """Jobs may stand where none was: read on, and then scan the head in any case."""
+        """Jobs may be where none was before: read on, and then scan the head in any case."""
         self._wanted = HeadScan.RETURNED
 
     def onward(self, now: float) -> tuple[Position, ...] | None:
@@ -113,7 +113,7 @@ class Lanes:
         return None if self.head_scan_in(now) == 0.0 else self._positions
 
     def head_scan_in(self, now: float) -> float:
-        """Seconds until the head may be scanned for what is wanted; infinity for nothing."""
+        """Seconds until a wanted head scan may be sent; infinity if none is wanted yet."""
         match self._wanted:
             case HeadScan.NEW_NOT_FOUND | HeadScan.STILL_RETURNED:
                 return max(self._allowed_at - now, 0.0)
@@ -123,7 +123,7 @@ class Lanes:
                 return float("inf")
 
     def head_scan_sent(self) -> None:
-        """A claim from the heads is on its way: what is wanted from now on, it may not see."""
+        """A claim from the heads was sent, and may not see jobs that come from now on."""
         self._wanted = HeadScan.NOT_WANTED
 
     def head_scanned(
@@ -131,7 +131,7 @@ class Lanes:
     ) -> None:
         """A claim from the heads has found these lanes, and took this many seconds.
 
-        *told* says whether notifications arrive of what the next scan would find.
+        *told* says whether notifications arrive of the jobs that the next scan would find.
         """
         self._seen_at |= dict.fromkeys(priorities, now)
         self._seen_at = {p: at for p, at in self._seen_at.items() if now - at < REMEMBERED}
@@ -145,7 +145,7 @@ class Lanes:
         self._due_at = now + max(cheap, SCAN_EVERY)
 
     def read(self, last: Position | None, now: float, *, found: bool) -> None:
-        """A claim has read the lanes to their ends; or, full, only as far as *last*."""
+        """A claim has read the lanes to their ends or, if it was full, as far as *last*."""
         self._read_at = now
         if found:
             self._found_at = now
@@ -155,7 +155,7 @@ class Lanes:
         self._positions = tuple(_read(position, last) for position in self._positions)
 
     def forget(self) -> None:
-        """Begin anew at the heads."""
+        """Start again from the heads."""
         self._positions = ()
 
 

@@ -1,7 +1,7 @@
 """How long jobs that use a session wait, after one of them found no connection. Pure.
 
 The server may have no room for this role, or refuse its password, while the worker's own sessions
-live on. Without a pause the worker would claim jobs only to give them back. The same holds where
+live on. Without a pause the worker would claim jobs only to hand them back. The same holds where
 the application gives no context to run them in.
 """
 
@@ -10,11 +10,11 @@ from typing import Final
 from ..._db.connections import Backoff
 
 SPREAD: Final = 0.5
-"""Seconds over which jobs that were put off together come back."""
+"""Seconds over which the return of jobs that were put off together is spread."""
 
 
 class Pauses:
-    """By queue: its pause, which grows for as long as no session finds a connection."""
+    """The pause of each queue, which grows for as long as no session finds a connection."""
 
     def __init__(self) -> None:
         self._backoffs: dict[str, Backoff] = {}
@@ -28,7 +28,7 @@ class Pauses:
         return now >= self._until.get(queue, now)
 
     def until(self, queue: str, now: float) -> float:
-        """When the pause ends in which a job of this queue falls that found no connection."""
+        """When the pause of this queue ends, after one of its jobs found no connection."""
         if self.begins(queue, now):
             backoff = self._backoffs.setdefault(queue, Backoff())
             self._until[queue] = now + backoff.pause()

@@ -25,16 +25,16 @@ AHEAD: Final = 0.05
 LINGER: Final = 0.010
 """The longest a settlement waits for others to share its statement, in seconds."""
 SHORT: Final = 0.002
-"""Seconds below which jobs follow each other quickly enough for the loop to fetch more first."""
+"""Mean seconds of a run below which the loop may claim more before it starts ready jobs."""
 SETTLED_IN: Final = 0.100
 """Seconds after which a settlement comes before anything else."""
 PATIENCE: Final = 0.2
-"""Seconds by which what is done once a second is put off while jobs are picked up."""
+"""Seconds by which once-a-second housekeeping is delayed in claims that a wake-up asked for."""
 MOST_UNWRITTEN: Final = 1_000
-"""Settlements of a queue that could not be written yet, after which no more is claimed from it:
-what has run and is not settled runs again when this worker ends."""
+"""Unwritten settlements of a queue at which claims from it stop: jobs that have run and are not
+settled run again when this worker ends."""
 AGAIN: Final = 0.1
-"""Seconds until a worker that can't go on looks whether it can."""
+"""Seconds between looks of a worker that may not start or claim whether it may again."""
 _RETRY_LOCKED: Final = (0.05, 5.0)
 _RETRY_REFUSED: Final = (1.0, 60.0)
 _SHORTEST_RUN: Final = 0.0001
@@ -52,15 +52,15 @@ class _Queue:
     mean: float | None = None
     no_ahead_until: float = 0.0
     stuck: bool = False  # jobs were handed back, and no run has ended since
-    unwritten: int = 0  # settlements that were tried, and are to be tried again
+    unwritten: int = 0  # settlements that failed, and will be tried again
     progress: bool = False  # a run has ended since the loop last claimed or started one
 
     @property
     def moves_on(self) -> bool:
-        """Whether the runs of short jobs take up what is ready by themselves, one after the other.
+        """Whether the runs of short jobs take up ready jobs by themselves, one after another.
 
-        While they do, a claim ahead costs no job its start: more slots would not be faster. Each
-        such claim needs another run that has ended.
+        While they do, an early claim delays no start: more busy slots would not be faster. Each
+        early claim needs another run that has ended.
         """
         return self.progress and self.running > 0 and (self.mean or 0.0) < SHORT
 
@@ -80,7 +80,7 @@ class Planner:
         }
         self._settings = settings
         self._outbox: deque[Pending] = deque()  # to be written now
-        self._oldest = 0.0  # since when the first of them waits
+        self._oldest = 0.0  # when the first of them began to wait
         self._later: list[tuple[float, int, Pending]] = []  # a heap by time
         self._count = count()
         self._turn = deque(self._queues.values())
@@ -91,7 +91,7 @@ class Planner:
     # ---- what happened ----------------------------------------------------------------------
 
     def claimed(self, queue: str, jobs: Iterable[ClaimedJob], now: float) -> None:
-        """Jobs came back from a claim; those that may kill their worker go first."""
+        """Take in the jobs of a claim; suspect ones go first."""
         q = self._queues[queue]
         jobs = list(jobs)
         for job in reversed([job for job in jobs if job.suspect]):
@@ -115,16 +115,16 @@ class Planner:
         listening: bool,
         last: Position | None = None,
     ) -> None:
-        """A claim ended: when is the next one worth its while?
+        """A claim has ended: plan the next one.
 
         Args:
-            queue: Whose.
-            limit: How many it was to take.
+            queue: The queue that was claimed from.
+            limit: How many jobs the claim could take.
             found: How many it took.
             due_in: Seconds until the next job is due, if that was asked.
             now: The monotonic time.
             listening: Whether notifications arrive.
-            last: The last job that it took; None if it did not read the lanes in order.
+            last: The last job that it took; None if it did not take them in order of the lanes.
         """
         q = self._queues[queue]
         self._listening = listening
@@ -146,7 +146,7 @@ class Planner:
     def wake(self, queue: str | None, now: float, *, new: bool = False) -> None:
         """A notification: look at this queue, or at all of them, at once.
 
-        With *new* it is of new jobs, otherwise of any, also of such as were given back.
+        With *new* it tells of new jobs; otherwise of any, including jobs that were given back.
         """
         for q in self._queues.values():
             if queue is None or q.name == queue:
@@ -157,9 +157,9 @@ class Planner:
                     q.lanes.request_head_scan()
 
     def refused(self, queue: str, until: float, now: float) -> None:
-        """The database refused a claim, and it was not for single rows: leave the queue alone.
+        """The database refused a claim, and no single row is to blame: leave the queue alone.
 
-        What that claim was to look for is still to be looked for then.
+        The next claim still looks for the jobs that this one was to find.
         """
         self.wake(queue, now)
         self._queues[queue].polling.refused(until)
@@ -170,7 +170,7 @@ class Planner:
             q.polling.expect(at)
 
     def claim_sent(self, queue: str, now: float, *, from_head: bool = False) -> None:
-        """A claim is on its way: a notification from now on asks for another one."""
+        """A claim was sent: a notification from now on asks for another one."""
         q = self._queues[queue]
         if from_head:
             q.lanes.head_scan_sent()
@@ -178,7 +178,7 @@ class Planner:
             q.lanes.notified()
 
     def announced(self, queues: tuple[str, ...] | None) -> None:
-        """Producers were told where this worker waits; None if nobody knows what they see."""
+        """Producers were told where this worker waits; None while it is unknown what they see."""
         self._announced = queues
 
     def finished(self, job: ClaimedJob, seconds: float) -> None:
@@ -190,27 +190,27 @@ class Planner:
         q.mean = seconds if q.mean is None else q.mean + _MEMORY * (seconds - q.mean)
 
     def settle(self, item: Pending, now: float) -> None:
-        """A settlement to write, soon."""
+        """Write a settlement soon."""
         self._oldest = min(self._oldest, now) if self._outbox else now
         self._outbox.append(item)
 
     def settle_later(self, item: Pending, at: float) -> None:
-        """A settlement to write, not before the given time; if it was tried, in vain."""
+        """Write a settlement, not before the given time; for the first time, or after failures."""
         heappush(self._later, (at, next(self._count), item))
         self._queues[item.job.queue].unwritten += item.tries == 1
 
     def written(self, item: Pending) -> None:
-        """A settlement was written, or its lease is lost, after it had been tried in vain."""
+        """A settlement that had failed before was written, or its lease is lost."""
         self._queues[item.job.queue].unwritten -= 1
 
     def not_started(self, job: ClaimedJob) -> None:
-        """A job could not be started: its slot is free, and nothing was learnt from it."""
+        """A job could not be started: its slot is free, and the mean run time unchanged."""
         self._queues[job.queue].running -= 1
 
     def put_off(self, job: ClaimedJob, until: float, now: float) -> list[ClaimedJob]:
         """A run found no connection for its session: claim nothing from its queue until then.
 
-        Returns what is ready there and may want one too; it is to be handed back.
+        Returns the ready jobs that may want one too, to be handed back.
         """
         q = self._queues[job.queue]
         self.not_started(job)
@@ -229,7 +229,7 @@ class Planner:
         self._queues[queue].polling.pause(until)
 
     def settled(self, job: ClaimedJob) -> None:
-        """A job was settled otherwise: what waits to be written of it is void."""
+        """A job was settled by its own run: drop its settlements that wait to be written."""
         for item in self.unsettled():
             if item.job is job and item.tries:
                 self.written(item)
@@ -237,14 +237,14 @@ class Planner:
         self._later = sorted(entry for entry in self._later if entry[2].job is not job)
 
     def forget_ready(self) -> None:
-        """The lease of everything ready was lost: forget it."""
+        """Forget all ready jobs: their leases were lost."""
         for q in self._queues.values():
             q.ready.clear()
 
     # ---- what follows -----------------------------------------------------------------------
 
     def next_start(self, queue: str) -> ClaimedJob | None:
-        """The job to run in a slot that is free now; it counts as running from here on."""
+        """The next job for a free slot, if there are both; it counts as running from now on."""
         q = self._queues[queue]
         if self.draining or not q.ready or q.running >= q.slots:
             return None
@@ -261,7 +261,7 @@ class Planner:
         """
         if may_claim and (back := self._to_hand_back(now, may_start=may_start)):
             return HandBack(tuple(back))
-        # However much there is to claim or to start: what has ended is settled, and soon.
+        # However much there is to claim or to start, ended jobs must be settled soon.
         if may_claim and (items := self._to_settle(now, self._settings.max_claim, SETTLED_IN)):
             return Settle(items)
         claims = may_claim and may_start and not self.draining
@@ -273,7 +273,7 @@ class Planner:
                 if job is not None:
                     q.progress = False
                     return Start(job)
-        # Before smaller settlements: while one is written, what is ready may run out.
+        # Before small batches of settlements: while one is written, ready jobs may run out.
         if claims and (step := self._to_announce() or self._to_claim(now)):
             return step
         if may_claim and (items := self._to_settle(now, self._settings.max_claim / 2, LINGER)):
@@ -314,7 +314,7 @@ class Planner:
             return 0
         free = q.slots - q.running
         most = self._settings.max_claim
-        # Two batches, so that the next is on its way while the one before is worked on.
+        # Two batches: one is claimed while the one before is worked on.
         ahead = q.ahead(now, 2 * most)
         room = min(free + ahead - len(q.ready), most)
         # Half a batch at least, unless a slot is idle: many small claims cost more than one.
@@ -327,7 +327,7 @@ class Planner:
         return Announce(waiting) if waiting != self._announced else None
 
     def _to_claim(self, now: float, *, early: bool = False) -> Claim | None:
-        """What to claim; *early*, that is before starts, only where runs take up what is ready."""
+        """What to claim; *early*, that is before starts, only from queues that move on."""
         for _ in range(len(self._turn)):
             q = self._turn[0]
             self._turn.rotate(-1)  # queues take turns
@@ -335,7 +335,7 @@ class Planner:
                 continue
             if (limit := self._room(q, now)) and q.polling.due_at <= now:
                 q.progress = False
-                # A scan of the head that is due does not delay a job that was just committed.
+                # A head scan that is due must not delay a job that was just committed.
                 scans_at = now - PATIENCE if q.polling.woken else now
                 return Claim(q.name, limit, q.lanes.onward(scans_at), q.polling.woken)
         return None
@@ -361,8 +361,8 @@ class Planner:
             if not q.ready or not (self.draining or full or not may_start):
                 continue
             since, job = q.ready[0]
-            # A job that may take the worker down with it must not drag others along, so it is
-            # not held: whoever has a free slot may have it. Such jobs stand in front.
+            # A suspect job may take the worker and its other jobs down, so it is not held: any
+            # worker with a free slot may have it. Suspect jobs stand in front.
             at_once = job.suspect and full
             if not self.draining and not at_once and now < since + self._settings.hold_timeout:
                 continue
@@ -374,7 +374,7 @@ class Planner:
                 else:
                     keep.append((since, job))
             q.ready = keep
-            # Or a long run makes its worker claim and hand back the same jobs all the time.
+            # Otherwise a worker with a long run would keep claiming and handing back the same jobs.
             q.stuck, q.no_ahead_until = True, now + self._settings.hold_timeout
             q.lanes.request_head_scan()
         return back

@@ -1,7 +1,8 @@
 """When a worker polls a queue next, and whether it asks producers to notify it. Pure.
 
-After work a queue is polled 5 ms later, then half as often each time, up to ``poll_interval``. A
-worker that has found nothing asks producers to notify: the next one that commits a job wakes it.
+After work a queue is polled again after 5 ms; then the pause doubles each time, up to
+``poll_interval``. A worker that has found nothing asks producers to notify: the next one that
+commits a job wakes it.
 """
 
 import random
@@ -9,7 +10,7 @@ from enum import Enum
 from typing import Final
 
 FIRST_POLL: Final = 0.005
-"""Seconds after work until a queue is polled again; then half as often each time."""
+"""Seconds after work until a queue is polled again; then the pause doubles each time."""
 SUSTAINED: Final = 1.0
 """Seconds of work without a pause after which producers need not notify."""
 MANY: Final = 200
@@ -18,10 +19,10 @@ SPARED: Final = 1.0
 SPARED_POLL: Final = 0.01
 """The longest pause between two polls meanwhile."""
 IN_VAIN: Final = 20
-"""Polls in a row that a notification asked for and that found nothing: then the next ones wait.
-Anybody who may connect can notify, however often."""
+"""Notified polls in a row that found nothing, after which the next ones wait: any role that can
+connect can notify, however often."""
 COOL_DOWN: Final = 0.05
-"""Seconds from such a poll to the next."""
+"""Seconds that the next ones wait."""
 _NEVER: Final = float("inf")
 
 
@@ -38,8 +39,8 @@ class Notify(Enum):
               this worker hears
     ========  ===========================================  =============================
 
-    *Poll once more*: jobs that were committed before the change did not notify. SPARED, as
-    producers that notify wait for each other; what they add meanwhile is found by polling.
+    *Poll once more*: jobs that were committed before the change did not notify. In state SPARED
+    polling finds new jobs: producers that notify wait for each other at COMMIT.
     """
 
     OFF = "each poll finds something anyway"
@@ -62,7 +63,7 @@ class Polling:
         self._refused_until = 0.0  # the database refuses all claims
         self._paused_until = 0.0  # its jobs find no connection for their sessions
         self._asked = False  # by a notification, since the last claim was sent
-        self._by_wake = False  # the claim that was sent last had been asked for
+        self._by_wake = False  # a notification asked for the claim that was sent last
         self._in_vain = 0  # such claims in a row that found nothing
         self._cool_until = 0.0
         self._notify = Notify.OFF
@@ -85,7 +86,7 @@ class Polling:
         return max(min(self._at, self._expected_at), rests_until)
 
     def wake(self, now: float) -> None:
-        """Something asks for a poll: it is due at once, unless many have led to nothing."""
+        """A poll is asked for: it is due at once, unless many such polls found nothing."""
         self.woken = self._asked = True
         self._count_notification(now)
         self._at = min(self._at, self._soonest(now))
@@ -95,18 +96,18 @@ class Polling:
         self._refused_until = until
 
     def pause(self, until: float) -> None:
-        """Jobs of the queue find no connection: leave it alone until then, or as told anew."""
+        """Jobs of the queue find no connection: leave it alone until then, or until told again."""
         self._paused_until = until
 
     def expect(self, at: float) -> None:
         """A job will be due at that time: poll then, if not before."""
-        # Apart from the next poll: a claim that is on its way has not seen the job.
+        # Kept apart from the next poll: a claim that was sent before may not see the job.
         self._expected_at = min(self._expected_at, at)
 
     def sent(self, now: float) -> bool:
-        """A claim is on its way: what wakes the worker from now on asks for another one.
+        """A claim was sent: a wake-up from now on asks for another one.
 
-        Returns whether it is to find a job that was expected.
+        Returns whether the claim should find an expected job.
         """
         self._by_wake, self._asked = self._asked, False
         self.woken = False
@@ -125,12 +126,12 @@ class Polling:
         scan_in: float,
         listening: bool,
     ) -> None:
-        """A claim ended: when is the next one worth its while?
+        """A claim has ended: plan the next one.
 
         Args:
             found: How many jobs it took.
             now: The time.
-            limit: How many it was to take.
+            limit: How many it could take.
             due_in: Seconds until the next job is due, if that was asked.
             scan_in: Seconds until the head of the queue should be scanned.
             listening: Whether notifications arrive.
@@ -158,7 +159,7 @@ class Polling:
         if now < self._spared_until:
             left = self._spared_until - now
             pause = min(pause, SPARED_POLL if self._in_vain < IN_VAIN else left)
-        pause *= random.uniform(0.9, 1.0)  # workers that started together part company
+        pause *= random.uniform(0.9, 1.0)  # workers that started together drift apart
         return pause if due_in is None else min(pause, max(due_in, 0.0) + 0.001)
 
     def _soonest(self, now: float) -> float:

@@ -10,7 +10,7 @@ from ..._lifecycle.settle import Pending
 class Claim:
     """Take up to *limit* due jobs of a queue, read on from *onward*, or from the head.
 
-    *woken* says that a notification asked for it, so housekeeping is put off.
+    *woken* says that a notification asked for the claim, so housekeeping is delayed.
     """
 
     queue: str
@@ -21,7 +21,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell producers in which queues this worker waits: they wake it by a notification."""
+    """Tell producers in which queues this worker waits, so that they notify it."""
 
     queues: tuple[str, ...]
 
