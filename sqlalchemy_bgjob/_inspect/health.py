@@ -143,7 +143,7 @@ def look(connection: Connection, tables: Iterable[str]) -> Health:
 
     A role without ``pg_monitor`` sees its own sessions only.
     """
-    holder = connection.execute(_OLDEST).one_or_none()
+    holder = connection.execute(_OLDEST, {"behind": SLOT_BEHIND}).one_or_none()
     dead = connection.execute(_DEAD_ROWS, {"tables": [*tables], "limit": DEAD_ROWS}).all()
     return Health(
         holder=None if holder is None else Holder(*holder),
@@ -152,7 +152,8 @@ def look(connection: Connection, tables: Iterable[str]) -> Health:
     )
 
 
-# Transactions of other databases hold nothing back here, except by a standby's feedback.
+# Transactions of other databases hold nothing back here, except by a standby's feedback. A slot too
+# far behind comes first: a session that is open for a moment must not hide it.
 _OLDEST = text(
     """
     SELECT kind, name, pid, state, CAST(seconds AS float8), transactions FROM (
@@ -172,7 +173,8 @@ _OLDEST = text(
       FROM pg_catalog.pg_replication_slots
       WHERE xmin IS NOT NULL
     ) AS held
-    ORDER BY seconds DESC NULLS LAST, transactions DESC
+    ORDER BY seconds IS NULL AND transactions > :behind DESC, seconds DESC NULLS LAST,
+             transactions DESC
     LIMIT 1
     """
 )

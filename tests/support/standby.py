@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def standby_of(primary: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
-    """A hot standby that follows *primary*."""
+def standby_of(primary: EmbeddedPostgres, *, slot: str | None = None) -> Iterator[EmbeddedPostgres]:
+    """A hot standby that follows *primary*; with *slot*, it holds back vacuum there by that."""
+    feedback = {"hot_standby_feedback": "on", "wal_receiver_status_interval": "1"}
     folder = Path(tempfile.mkdtemp(prefix="bgjob-standby-"))
     primary._hand_over(folder)
     data = folder / "data"
@@ -31,6 +32,7 @@ def standby_of(primary: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
                 primary._programs / "pg_basebackup",
                 *("-D", data, "-h", "127.0.0.1", "-p", str(primary.port), "-U", "postgres"),
                 *("-X", "stream", "--write-recovery-conf", "--checkpoint=fast"),
+                *(("-C", "-S", slot) if slot else ()),
             ],
             check=True,
             user=primary._user,
@@ -39,7 +41,7 @@ def standby_of(primary: EmbeddedPostgres) -> Iterator[EmbeddedPostgres]:
             cwd="/",
         )
         with EmbeddedPostgres.start(
-            data, settings=DISPOSABLE, bin_dir=primary._programs
+            data, settings=DISPOSABLE | (feedback if slot else {}), bin_dir=primary._programs
         ) as standby:
             yield standby
     finally:

@@ -13,11 +13,14 @@ from sqlalchemy_bgjob._inspect import health
 from sqlalchemy_bgjob._lifecycle import workers
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob.testing.points import at
+from support import wait_until
 from support.shop import jobs, make_tables
+from support.standby import ask, standby_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
     from support.running import Workbench
     from support.tuning import Tune
 
@@ -112,3 +115,20 @@ def test_one_worker_looks_for_all(first: str, engine: Engine) -> None:
 
     looks = [id for id, health in found.items() if health is not None]
     assert looks == [1 if first == "beats" else 2]
+
+
+def test_a_slot_far_behind_is_not_hidden_by_a_session(
+    own_server: EmbeddedPostgres, tune: Tune
+) -> None:
+    tune(health, SLOT_BEHIND=-1)
+    engine = create_engine(own_server.url)
+    xmin = "SELECT xmin::text FROM pg_replication_slots"
+    with standby_of(own_server, slot="behind"), engine.connect() as busy:
+        wait_until(lambda: ask(own_server, xmin), 60, what="the feedback of the standby")
+        busy.execute(text("SELECT pg_current_xact_id()"))
+        with engine.connect() as connection:
+            holder = health.look(connection, []).holder
+    engine.dispose()
+
+    assert holder is not None
+    assert (holder.kind, holder.name) == ("replication slot", "behind")
