@@ -145,31 +145,28 @@ class _Shapes:
         found = self._met.get(node.cls)
         if found is not None:
             return found
-        shape = self._met[node.cls] = Shape()
-        keys = {field.encode_name: self._node(field.type) for field in node.fields}
-        shape.keys = keys
+        shape = whole = Shape()
         tag = getattr(node, "tag_field", None)
         if tag is not None:
-            keys[tag] = ANYTHING
-            tagged = Shape()
-            tagged.tag, tagged.choices = tag, {node.tag: shape}
-            return tagged
-        return shape
+            whole = Shape()
+            whole.tag, whole.choices = tag, {node.tag: shape}
+        self._met[node.cls] = whole
+        shape.keys = {field.encode_name: self._node(field.type) for field in node.fields}
+        if tag is not None:
+            shape.keys[tag] = ANYTHING
+        return whole
 
     def _union(self, parts: Sequence[Shape]) -> Shape:
-        """Only one member of a union can be an object without a tag, and one a list."""
+        """One shape for members that their tags tell apart; ANYTHING for any other union."""
         parts = [part for part in parts if part is not ANYTHING]
         if len(parts) <= 1:
             return parts[0] if parts else ANYTHING
         union = Shape()
         for part in parts:
-            if part.tag is not None and union.keys is None:
-                union.tag = part.tag
-                union.choices |= part.choices
-            elif part.keys is not None and union.tag is None and union.keys is None:
-                union.keys, union.open = part.keys, part.open
-            else:
+            if part.tag is None:
                 return ANYTHING
+            union.tag = part.tag
+            union.choices |= part.choices
         return union
 
     def _model(self, model: Any) -> Shape:

@@ -102,6 +102,11 @@ REFUSED: list[tuple[Any, Any, str]] = [
     (Struct, {"orderId": 1, "copy_to": "x"}, "$.copy_to"),
     (Struct, PricedStruct(1, price=5), "$.price"),
     (Card | Cash, {"type": "Cash", "amount": 1, "tip": 2}, "$.tip"),
+    (
+        tuple[Card | Cash, Card | Cash],
+        ({"type": "Cash", "amount": 1}, {"type": "Cash", "amount": 1, "tip": 2}),
+        "$[1].tip",
+    ),
     (Model, PricedModel(id=1), "$.price"),
     (Model, {"id": 1, "copyto": "x"}, "$.copyto"),
     (list[Model], [PricedModel(id=1)], "$[0].price"),
