@@ -69,7 +69,8 @@ RETURNING: Final = Point(
     "returning", "Unknown claims are about to be returned. Fact: the connection."
 )
 DRAIN_INTERRUPTED: Final = Point(
-    "interrupted", "A drain did not end in time, and runs were released. Fact: how often, from 1."
+    "drain_interrupted",
+    "A drain did not end in time, and runs were released. Fact: how often, from 1.",
 )
 NOTIFYING: Final = Point(
     "notifying", "Workers are about to be told of jobs that were given back. Fact: the queues."

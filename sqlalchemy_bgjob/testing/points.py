@@ -21,7 +21,7 @@ def at(name: str, listener: Callable[[Any], object]) -> Iterator[None]:
     """Call *listener* each time that this process reaches a point.
 
     It runs in the thread or greenlet that reached the point. An error it raises is raised there, as
-    if the step had failed; at ``starting`` and ``interrupted`` it must not raise.
+    if the step had failed; at ``starting`` and ``drain_interrupted`` it must not raise.
 
     Args:
         name: One of :data:`POINTS`.

@@ -137,7 +137,7 @@ def test_events_carry_the_lease_they_belong_to(bench: Workbench) -> None:
 def interruptions() -> Iterator[list[int]]:
     """Grows with each interruption of a worker that does not end in time."""
     made: list[int] = []
-    with at("interrupted", made.append):
+    with at("drain_interrupted", made.append):
         yield made
 
 

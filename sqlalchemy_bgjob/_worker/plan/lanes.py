@@ -59,7 +59,7 @@ class HeadScan(Enum):
     NEW_NOT_FOUND = "new jobs, and reading on has not found them: scan soon"
     PROBABLY_FOUND = "a job was found, most probably the new one: scan when that is cheap"
     RETURNED = "jobs were given back: reading on may find them"
-    STILL_RETURNED = "jobs were given back, and reading on finds no such: scan soon"
+    STILL_RETURNED = "jobs were given back, and reading on has not found them: scan soon"
 
 
 _NOTIFIED: Final[Mapping[HeadScan, HeadScan]] = {
