@@ -13,6 +13,7 @@ import functools
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -130,12 +131,13 @@ class Ran:
     events: list[Event] = field(default_factory=list)
 
     def of(self, job_id: str, *, lease: int | None = None) -> list[str]:
-        """The events of one job, or of one lease, by name, without the prefix ``job_``."""
-        return [
-            e.name.removeprefix("job_")
-            for e in self.events
-            if e.job and e.subject == job_id and lease in (None, e.job.lease)
-        ]
+        """The events of one job by name, without the prefix ``job_``, in the order of its leases.
+
+        Only within a lease is the order of events promised.
+        """
+        events = [(e.job.lease, e.name) for e in self.events if e.job and e.subject == job_id]
+        events.sort(key=itemgetter(0))
+        return [name.removeprefix("job_") for of, name in events if lease in (None, of)]
 
     def last(self, job_id: str) -> Event:
         return next(e for e in reversed(self.events) if e.job and e.subject == job_id)
