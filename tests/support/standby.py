@@ -41,7 +41,9 @@ def standby_of(primary: EmbeddedPostgres, *, slot: str | None = None) -> Iterato
             cwd="/",
         )
         with EmbeddedPostgres.start(
-            data, settings=DISPOSABLE | (feedback if slot else {}), bin_dir=primary._programs
+            data,
+            settings={**DISPOSABLE, **(feedback if slot else {})},
+            bin_dir=primary._programs,
         ) as standby:
             yield standby
     finally:
