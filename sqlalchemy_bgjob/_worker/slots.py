@@ -39,6 +39,7 @@ class Slots:
         environment: Callable[[JobType[Any]], Environment],
     ) -> None:
         self._hands, self._runtime, self._heart = hands, runtime, heart
+        self.holds = hands.holds
         self._events, self._environment = events, environment
         self._pauses = Pauses()
         self._backoff = Backoff()
@@ -60,10 +61,6 @@ class Slots:
             self._runtime.wake()
         else:
             self._backoff.reset()
-
-    def holds(self, run: Run) -> bool:
-        """See :meth:`.Hands.holds`."""
-        return self._hands.holds(run)
 
     def attempt(self, run: Run) -> Attempt:
         """The call of its handler."""
