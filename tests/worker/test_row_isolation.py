@@ -15,6 +15,8 @@ from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
 from support import wait_until
 
+# PostgreSQL takes this integer; Python reads none of more than 4,300 digits.
+UNREADABLE = '{"a": ' + "9" * 5000 + "}"
 FAST = {"heartbeat_interval": 0.5, "lease_timeout": 3.0, "rescue_interval": 0.3}
 
 
@@ -90,10 +92,9 @@ def test_a_row_that_refuses_to_be_claimed_is_left_aside(engine, app):
     refuse_updates(engine)
     unreadable = enqueue(engine, app.noop, priority=-9)
     with engine.begin() as connection:
-        deep = '{"a":' + "[" * 5000 + "]" * 5000 + "}"
         connection.execute(
-            text("UPDATE bgjob_job SET headers = CAST(:deep AS jsonb) WHERE id = :id"),
-            {"deep": deep, "id": unreadable.id},
+            text("UPDATE bgjob_job SET headers = CAST(:headers AS jsonb) WHERE id = :id"),
+            {"headers": UNREADABLE, "id": unreadable.id},
         )
     enqueue_many(engine, app.noop, [None] * 20)
     events = Counter()
@@ -129,17 +130,17 @@ def test_rows_that_refuse_at_the_head_keep_nobody_waiting(engine, app):
 def test_an_unreadable_row_goes_back_without_an_attempt(engine, app):
     """The claim of a worker that waits commits by itself, before anybody has read its rows."""
     events = Counter()
-    deep = '{"a":' + "[" * 5000 + "]" * 5000 + "}"
     waits = text("SELECT count(*) FROM bgjob_worker WHERE waits_for ? 'default'")
 
     with Worker(app.jobs, engine, queues={"default": 5}, observers=[events], poll_interval=60):
         with engine.connect() as connection:
             wait_until(lambda: connection.scalar(waits), what="an idle worker")
         with Session(engine) as session:
-            session.add(app.jobs.Job(queue="default", type="noop", id="00-deep"))
+            session.add(app.jobs.Job(queue="default", type="noop", id="00-unreadable"))
             session.flush()
             session.execute(
-                text("UPDATE bgjob_job SET headers = CAST(:deep AS jsonb)"), {"deep": deep}
+                text("UPDATE bgjob_job SET headers = CAST(:headers AS jsonb)"),
+                {"headers": UNREADABLE},
             )
             enqueue_many(session, app.noop, [None] * 5)
             session.commit()
@@ -149,9 +150,9 @@ def test_an_unreadable_row_goes_back_without_an_attempt(engine, app):
         row = connection.execute(
             text("SELECT id, attempt, crashes, claimed_by, lease FROM bgjob_job")
         ).one()
-    assert row[:4] == ("00-deep", 0, 0, None)
+    assert row[:4] == ("00-unreadable", 0, 0, None)
     assert row.lease > 0, "it was claimed, and handed back"
-    assert [type(error) for error in events.errors] == [RecursionError], "no connection was lost"
+    assert [type(error) for error in events.errors] == [ValueError], "no connection was lost"
 
 
 def test_a_row_that_refuses_to_be_given_back_keeps_no_other(engine, app):
