@@ -172,11 +172,12 @@ class Claiming:
         self._tell_if_empty(step.queue, bool(jobs))
         now = time.monotonic()
         is_lost = worker_id != self._heart.worker_id  # jobs claimed under an old id go back
+        found = {type: self._find(type, step.queue) for type in {job.type for job in jobs}}
         with self._hands.lock:
             planner = self._hands.planner
             runnable: list[ClaimedJob] = []
             for job in jobs:
-                refusal = self._admit(job)
+                refusal = self._admit(job, found[job.type])
                 if refusal is not None:
                     planner.settle(Pending(job, refusal), 0.0)
                 elif is_lost:
@@ -194,13 +195,12 @@ class Claiming:
                 last=last,
             )
         # Outside the lock: a log that blocks must not keep a signal from ending the worker.
-        left = (job for job in jobs if job.handler is None and job.unknown_for is None)
-        for type in sorted({job.type for job in left if self._find(job) is None}):
+        new = {job.type for job in jobs if job.unknown_for is None}
+        for type in sorted(type for type in new if found[type] is None):
             logger.warning("no handler for job type %r in queue %r", type, step.queue)
 
-    def _admit(self, job: ClaimedJob) -> Settlement | None:
-        """Find a claimed job's handler; returns a settlement if the job must not run."""
-        handler = self._find(job)
+    def _admit(self, job: ClaimedJob, handler: JobType[Any] | None) -> Settlement | None:
+        """Give a claimed job its handler; returns a settlement if the job must not run."""
         if handler is None:
             grace = self._settings.unknown_type_grace
             return unknown_type(job.type, job.unknown_for or 0.0, grace)
@@ -212,8 +212,8 @@ class Claiming:
         job.handler = handler
         return None
 
-    def _find(self, job: ClaimedJob) -> JobType[Any] | None:
-        handler = self._registry.find(job.type, job.queue)
+    def _find(self, type: str, queue: str) -> JobType[Any] | None:
+        handler = self._registry.find(type, queue)
         return handler if handler is not None and self._can_run(handler) else None
 
     def _tell_if_empty(self, queue: str, found: bool) -> None:
