@@ -131,16 +131,17 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="virtualenv")
 def wheel(session: nox.Session) -> None:
-    """Build the wheel and the sdist, and try the wheel from another folder."""
-    repository = Path.cwd()
+    """Build the wheel and the sdist, and try each, installed, from another folder."""
+    smoke = Path.cwd() / ".ci" / "smoke.py"
     folder = Path(session.create_tmp()).resolve()
     for old in folder.glob("sqlalchemy_bgjob-*"):
         old.unlink()
     session.run(sys.executable, "-m", "build", "--outdir", str(folder), external=True, silent=True)
-    (built,) = folder.glob("*.whl")
-    session.install(f"{built}[psycopg,alembic,embedded]")
     session.chdir(folder)
-    session.run("python", "-I", str(repository / ".ci" / "smoke.py"))
+    for pattern in ("*.whl", "*.tar.gz"):
+        (built,) = folder.glob(pattern)
+        session.install(f"{built}[psycopg,alembic,embedded]", "--force-reinstall")
+        session.run("python", "-I", str(smoke))
 
 
 @nox.session

@@ -1,6 +1,6 @@
-"""Check an installed wheel: run it with the wheel's own Python, from a directory without the code.
+"""Check an installed package: run it with its own Python, from a directory without the code.
 
-Each check is a function named ``check_...``; add one where a file of the wheel can be missing.
+Each check is a function named ``check_...``; add one where a file of it can be missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run(*command: str, **environment: str) -> str:
     return done.stdout
 
 
-def check_the_package_is_the_wheels() -> None:
+def check_the_package_is_the_installed_one() -> None:
     import sqlalchemy_bgjob
 
     package = SITE_PACKAGES / "sqlalchemy_bgjob"
