@@ -28,7 +28,7 @@ from sqlalchemy_bgjob._drafts.options import EnqueueOptions
 from sqlalchemy_bgjob._handlers.options import HandlerKeywords
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 URL = "postgresql+psycopg://nobody@nowhere.invalid/none"
 jobs: BGJob[Any, Any] = BGJob(MetaData())
@@ -145,28 +145,23 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.fixture(params=["psycopg", "asyncpg"])
-def async_engine(request: pytest.FixtureRequest) -> Iterator[Any]:
-    engine = create_async_engine(URL.replace("psycopg", request.param))
-    yield engine
-    asyncio.run(engine.dispose())
-
-
-@pytest.mark.parametrize("kind", ["session", "connection", "engine"])
-@pytest.mark.parametrize("name", CALLS)
-def test_a_forgotten_await_names_the_call(async_engine: Any, kind: str, name: str) -> None:
-    targets = {
-        "session": lambda: AsyncSession(async_engine),
-        "connection": async_engine.connect,
-        "engine": lambda: async_engine,
-    }
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_forgotten_await_names_the_call(driver: str) -> None:
+    """Of a session, of a connection, and of an engine."""
+    engine: Any = create_async_engine(URL.replace("psycopg", driver))
 
     def forget() -> None:
-        CALLS[name](targets[kind]())
+        for call in CALLS.values():
+            for target in (AsyncSession(engine), engine.connect(), engine):
+                call(target)
         gc.collect()
 
-    with pytest.warns(RuntimeWarning, match=f"^coroutine '{name}' was never awaited"):
+    with pytest.warns(RuntimeWarning) as told:
         forget()
+
+    asyncio.run(engine.dispose())
+    words = [str(warning.message).splitlines()[0] for warning in told]
+    assert sorted(words) == sorted([f"coroutine '{name}' was never awaited" for name in CALLS] * 3)
 
 
 # ---- with ----------------------------------------------------------------------------------------
