@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import ALL_DRIVERS, ONE, TWO
+from support.processes import ASYNC, ONE, THREADS, TWO
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -49,17 +49,21 @@ def handed_back(fleet: Fleet) -> int:
     )
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
-    ("variant", "rests"),
-    [*((variant, True) for variant in ALL_DRIVERS), *((variant, False) for variant in TWO)],
+    ("variant", "by_itself"),
+    [
+        pytest.param(THREADS, True, marks=pytest.mark.core),
+        pytest.param(ASYNC, True, marks=pytest.mark.core),
+        (THREADS, False),
+        pytest.param(ASYNC, False, marks=pytest.mark.chaos),
+    ],
     ids=str,
 )
 def test_jobs_of_a_claim_without_an_answer_start_once(
-    fleet: Fleet, proxy: Proxy, rests: bool
+    fleet: Fleet, proxy: Proxy, by_itself: bool
 ) -> None:
     """At default settings: within five seconds, at the first attempt."""
-    if not rests:
+    if not by_itself:
         fleet.claim_in_transactions()
     process = fleet.start(url=proxy.url)
     ids = [f"job-{n}" for n in range(10)]
@@ -81,7 +85,7 @@ def test_jobs_of_a_claim_without_an_answer_start_once(
     assert fleet.journal.count("completed") == len(ids)
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_an_outage_that_met_a_claim_is_waited_for_at_rest(fleet: Fleet, proxy: Proxy) -> None:
     """There is something to look up as soon as the server is back, and nothing to do until then."""
     process = fleet.start(url=proxy.url)
@@ -117,7 +121,12 @@ def test_a_claim_that_did_not_arrive_is_made_again(fleet: Fleet, proxy: Proxy) -
 
 @pytest.mark.parametrize(
     ("variant", "arrives"),
-    [*((variant, True) for variant in ALL_DRIVERS), *((variant, False) for variant in TWO)],
+    [
+        (THREADS, True),
+        (ASYNC, True),
+        (THREADS, False),
+        pytest.param(ASYNC, False, marks=pytest.mark.chaos),
+    ],
     ids=str,
 )
 def test_a_settlement_without_an_answer_is_made_once(
@@ -139,11 +148,17 @@ def test_a_settlement_without_an_answer_is_made_once(
     assert fleet.journal.count("lease_lost") == 0
 
 
-@pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
-def test_a_handler_s_commit_without_an_answer_is_its_only_one(fleet: Fleet, proxy: Proxy) -> None:
-    """Its effect and the job's end were one COMMIT: the effect is there once, without a rerun."""
+@pytest.mark.parametrize(("arrives", "attempts"), [(True, [1]), (False, [1, 2])])
+@pytest.mark.parametrize("variant", TWO, ids=str)
+def test_a_handler_s_commit_without_an_answer_is_its_only_one(
+    fleet: Fleet, proxy: Proxy, arrives: bool, attempts: list[int]
+) -> None:
+    """Its effect and the job's end were one COMMIT: the effect is there once.
+
+    Without a rerun, if it arrived; if not, the attempt has failed.
+    """
     process = fleet.start(url=proxy.url)
-    proxy.cut_commit("own-commit", sent_by="client")
+    proxy.cut_commit("own-commit", sent_by="client", arrives=arrives)
 
     enqueue(fleet.engine, fleet.app.effect, id="own-commit")
     wait_until(lambda: fleet.journal.count("completed") >= 1, 15, what="job_completed")
@@ -151,28 +166,12 @@ def test_a_handler_s_commit_without_an_answer_is_its_only_one(fleet: Fleet, prox
 
     assert proxy.cuts == 1
     assert fleet.effects() == {"own-commit": 1}
-    assert fleet.journal.count("start") == 1
+    assert [line["attempt"] for line in fleet.journal.read("start")] == attempts
     assert fleet.journal.count("completed") == 1
     assert fleet.jobs_left == 0
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
-def test_a_handlers_lost_commit_is_a_failed_attempt(fleet: Fleet, proxy: Proxy) -> None:
-    """Nothing was committed, so the job runs again; its effect is there once all the same."""
-    process = fleet.start(url=proxy.url)
-    proxy.cut_commit("own-commit", sent_by="client", arrives=False)
-
-    enqueue(fleet.engine, fleet.app.effect, id="own-commit")
-    wait_until(lambda: fleet.journal.count("completed") >= 1, 15, what="job_completed")
-    end(process)
-
-    assert proxy.cuts == 1
-    assert fleet.effects() == {"own-commit": 1}
-    assert [line["attempt"] for line in fleet.journal.read("start")] == [1, 2]
-    assert fleet.journal.count("completed") == 1
-
-
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_connections_that_are_reset_again_and_again_lose_nothing(
     fleet: Fleet, proxy: Proxy
 ) -> None:
@@ -194,7 +193,6 @@ def test_connections_that_are_reset_again_and_again_lose_nothing(
     assert {line["crashes"] for line in fleet.journal.read("start")} == {0}
 
 
-@pytest.mark.parametrize("variant", ALL_DRIVERS, ids=str)
 def test_an_own_id_runs_again_when_its_job_has_ended(fleet: Fleet, proxy: Proxy) -> None:
     """The enqueuer does not know whether its COMMIT came through, and says it again: too late."""
     fleet.start()
