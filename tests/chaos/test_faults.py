@@ -23,8 +23,13 @@ IDS = [f"job-{n}" for n in range(5)]
 
 @pytest.mark.parametrize(
     "point",
-    # The last has to wait for a heartbeat.
-    [*faults.KILL_POINTS[:-1], pytest.param(faults.KILL_POINTS[-1], marks=pytest.mark.chaos)],
+    [
+        "claim",
+        pytest.param("handler", marks=pytest.mark.chaos),
+        "write",
+        "settle",
+        pytest.param("beat", marks=pytest.mark.chaos),  # it has to wait for a heartbeat
+    ],
 )
 @pytest.mark.parametrize("variant", ONE, ids=str)
 def test_a_worker_that_dies_there_loses_nothing(fleet: Fleet, point: faults.KillPoint) -> None:
@@ -41,30 +46,27 @@ def test_a_worker_that_dies_there_loses_nothing(fleet: Fleet, point: faults.Kill
     fleet.check(IDS, with_effects=IDS, faults=1)
 
 
-@pytest.mark.parametrize("point", ["write", "settle"])
+@pytest.mark.parametrize(
+    ("handler", "point"),
+    [
+        ("quick", "write"),
+        pytest.param("quick", "settle", marks=pytest.mark.chaos),
+        ("give_up", "write"),
+        ("give_up", "settle"),
+    ],
+)
 @pytest.mark.parametrize("variant", ONE, ids=str)
-def test_a_batch_that_was_cut_short_is_settled_again(fleet: Fleet, point: faults.KillPoint) -> None:
-    """Settlements without a session, many in one transaction: all of them count, or none."""
+def test_a_batch_that_was_cut_short_is_settled_again(
+    fleet: Fleet, handler: str, point: faults.KillPoint
+) -> None:
+    """Settlements without a session, many in one transaction: all of them count, or none.
+
+    A job is never both queued and dead, and dead once.
+    """
     victim = fleet.start(slots=5, dies_after=point)
-    enqueue_many(fleet.engine, fleet.app.quick, [None] * 5, ids=IDS)
+    enqueue_many(fleet.engine, getattr(fleet.app, handler), [None] * 5, ids=IDS)
     victim.dies()
     left = fleet.jobs_left
-
-    fleet.start(slots=5)
-    fleet.wait_until_done()
-
-    fleet.check(IDS, faults=1)
-    again = sum(len(lines) - 1 for lines in fleet.journal.starts().values())
-    assert left == 5 if point == "write" else again < 5
-
-
-@pytest.mark.parametrize("point", ["write", "settle"])
-@pytest.mark.parametrize("variant", ONE, ids=str)
-def test_a_move_to_the_dlq_that_was_cut_short(fleet: Fleet, point: faults.KillPoint) -> None:
-    """A job is never both queued and dead, and dead once."""
-    victim = fleet.start(slots=5, dies_after=point)
-    enqueue_many(fleet.engine, fleet.app.give_up, [None] * 5, ids=IDS)
-    victim.dies()
     both = "SELECT count(*) FROM bgjob_job JOIN bgjob_dead_job ON job_id = bgjob_job.id"
     assert fleet.scalar(both) == 0
 
@@ -73,7 +75,9 @@ def test_a_move_to_the_dlq_that_was_cut_short(fleet: Fleet, point: faults.KillPo
 
     fleet.check(IDS, faults=1)
     dead = fleet.rows("SELECT job_id FROM bgjob_dead_job ORDER BY job_id")
-    assert [row.job_id for row in dead] == IDS
+    assert [row.job_id for row in dead] == (IDS if handler == "give_up" else [])
+    again = sum(len(lines) - 1 for lines in fleet.journal.starts().values())
+    assert left == 5 if point == "write" else again < 5
 
 
 def test_the_command_ends_where_it_is_told(fleet: Fleet) -> None:

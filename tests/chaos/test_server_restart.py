@@ -40,7 +40,7 @@ def no_living_worker_was_rescued(fleet: Fleet) -> None:
     assert fleet.scalar("SELECT count(*) FROM bgjob_dead_job") == 0
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize("variant", ONE, ids=str)
 def test_a_worker_that_was_started_before_the_server(
     fleet: Fleet, own_server: EmbeddedPostgres
 ) -> None:
@@ -68,9 +68,8 @@ def test_a_worker_that_was_started_before_the_server(
 @pytest.mark.parametrize(
     ("variant", "how", "restarts", "over"),
     [
-        (THREADS, "fast", 2, 0.0),
-        (THREADS, "crash", 2, 0.0),
-        (ASYNC, "immediate", 2, 0.0),
+        (THREADS, "crash", 1, 0.0),
+        (ASYNC, "fast", 1, 0.0),
         pytest.param(THREADS, "fast", 5, 60.0, marks=pytest.mark.chaos),
         pytest.param(THREADS, "immediate", 5, 60.0, marks=pytest.mark.chaos),
         pytest.param(THREADS, "crash", 5, 60.0, marks=pytest.mark.chaos),
@@ -152,7 +151,7 @@ def test_after_an_outage_longer_than_the_lease_nobody_is_rescued(
     """All heartbeats are old, and the workers come back one by one."""
     first, second = fleet.start(slots=3, **FAST), fleet.start(slots=3, **FAST)
     naps = [f"nap-{n}" for n in range(6)]
-    enqueue_many(fleet.engine, fleet.app.nap, [8.0] * 6, ids=naps)
+    enqueue_many(fleet.engine, fleet.app.nap, [600.0] * 6, ids=naps)
     wait_until(lambda: len(fleet.journal.starts()) == 6, 20, what="running jobs")
 
     own_server._halt("fast")
@@ -166,6 +165,9 @@ def test_after_an_outage_longer_than_the_lease_nobody_is_rescued(
     beat = time.monotonic()
     wait_until(lambda: time.monotonic() - beat > lease / 2, what="half a lease")
     second.signal(signal.SIGCONT)
+    beat_after = "SELECT beat_at > now() - interval '1 second' FROM bgjob_worker WHERE pid = :pid"
+    wait_until(lambda: fleet.scalar(beat_after, pid=second.pid), 20, what="the second one's beat")
+    fleet.journal.release()
     fleet.wait_until_done(30)
 
     starts = fleet.journal.starts()
@@ -209,7 +211,7 @@ def test_an_outage_of_a_minute_at_default_settings(
 @pytest.mark.parametrize(
     ("variant", "times"),
     [
-        (THREADS, 10),
+        (THREADS, 6),
         pytest.param(THREADS, 120, marks=pytest.mark.chaos),
         pytest.param(ASYNC, 120, marks=pytest.mark.chaos),
     ],
