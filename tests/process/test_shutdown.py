@@ -26,7 +26,7 @@ from sqlalchemy_bgjob._worker.tasks import AsyncRuntime
 from sqlalchemy_bgjob._worker.threads import ThreadRuntime
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until, wait_until_async
-from support.processes import FAST, ONE, TWO
+from support.processes import ASYNC, FAST, ONE, THREADS
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -81,8 +81,9 @@ def test_sigterm_with_a_hundred_claimed_and_ten_running(fleet: Fleet) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("how", ["timeout", "second signal"])
-@pytest.mark.parametrize("variant", TWO, ids=str)
+@pytest.mark.parametrize(
+    ("variant", "how"), [(THREADS, "timeout"), (THREADS, "second signal"), (ASYNC, "second signal")]
+)
 def test_jobs_that_do_not_end_are_released(fleet: Fleet, how: str) -> None:
     """Their attempt is given back, their lease has grown, and nothing they wrote is left."""
     settings = {"shutdown_timeout": 1.0} if how == "timeout" else {}
@@ -198,6 +199,16 @@ def sessions(engine: Engine) -> int:
         return connection.execute(query).scalar_one()
 
 
+def nothing_is_left(engine: Engine, threads: set[threading.Thread]) -> None:
+    """No thread but these, no connection, no row, no claim."""
+    wait_until(lambda: set(threading.enumerate()) <= threads, what="the end of all threads")
+    wait_until(lambda: sessions(engine) == 0, what="the end of all connections")
+    with engine.connect() as connection:
+        count = "SELECT (SELECT count(*) FROM bgjob_worker),"
+        held = "(SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL OR attempt > 0)"
+        assert connection.execute(text(f"{count} {held}")).one() == (0, 0)
+
+
 def in_threads(action: Callable[[], None], count: int) -> None:
     """Do the same in so many threads at once; fail if one fails."""
     errors: list[BaseException] = []
@@ -217,7 +228,6 @@ def in_threads(action: Callable[[], None], count: int) -> None:
 
 
 def test_16_workers_that_come_and_go_leave_nothing(engine: Engine, database_url: str) -> None:
-    """No thread, no connection, no row, no claim."""
     jobs, note, ran = make_jobs(engine, coroutine=False)
     before = set(threading.enumerate())
     enqueue_many(engine, note, [None] * 64)
@@ -231,19 +241,11 @@ def test_16_workers_that_come_and_go_leave_nothing(engine: Engine, database_url:
 
     assert workers.pool.checkedout() == 0  # type: ignore[attr-defined]
     workers.dispose()
-    wait_until(lambda: set(threading.enumerate()) <= before, what="the end of all threads")
-    wait_until(lambda: sessions(engine) == 0, what="the end of all connections")
-    with engine.connect() as connection:
-        count = "SELECT (SELECT count(*) FROM bgjob_worker),"
-        held = "(SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL OR attempt > 0)"
-        assert connection.execute(text(f"{count} {held}")).one() == (0, 0)
+    nothing_is_left(engine, before)
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_16_async_workers_that_come_and_go_leave_nothing(
-    engine: Engine, url_for: UrlFor, driver: str
-) -> None:
-    """No thread, no task, no connection, no row, no claim."""
+def test_16_async_workers_that_come_and_go_leave_nothing(engine: Engine, url_for: UrlFor) -> None:
+    """And no task."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
     jobs, note, ran = make_jobs(engine, coroutine=True)
@@ -251,7 +253,7 @@ def test_16_async_workers_that_come_and_go_leave_nothing(
     enqueue_many(engine, note, [None] * 64)
 
     async def main() -> set[Any]:
-        workers = create_async_engine(url_for(driver), pool_size=10, max_overflow=40)
+        workers = create_async_engine(url_for("asyncpg"), pool_size=10, max_overflow=40)
 
         async def cycle() -> None:
             async with AsyncWorker(jobs, workers, queues={"default": 2}, **FAST):
@@ -263,12 +265,7 @@ def test_16_async_workers_that_come_and_go_leave_nothing(
         return asyncio.all_tasks() - {asyncio.current_task()}
 
     assert asyncio.run(main()) == set()
-    wait_until(lambda: set(threading.enumerate()) <= before, what="the end of all threads")
-    wait_until(lambda: sessions(engine) == 0, what="the end of all connections")
-    with engine.connect() as connection:
-        count = "SELECT (SELECT count(*) FROM bgjob_worker),"
-        held = "(SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL OR attempt > 0)"
-        assert connection.execute(text(f"{count} {held}")).one() == (0, 0)
+    nothing_is_left(engine, before)
 
 
 class Lag:
@@ -440,7 +437,9 @@ def test_a_coroutine_that_was_released_is_not_started(engine: Engine) -> None:
     assert slots.settled == ["1: completed"]
 
 
-def in_one_task(engine: Engine, first: Run, second: Run) -> Slots:
+def in_one_task(
+    engine: Engine, first: Run, second: Run, begin: Callable[[], object] = lambda: None
+) -> Slots:
     """Start a run, after which the second may be done in the same task."""
     slots = Slots(first)
     slots.waiting, slots.held = [second], {first, second}
@@ -448,6 +447,7 @@ def in_one_task(engine: Engine, first: Run, second: Run) -> Slots:
     async def main() -> None:
         runtime = AsyncRuntime(engine, ThreadRuntime(engine))
         runtime.start(first, cast("Any", slots))
+        begin()
         await wait_until_async(lambda: not runtime._tasks)
 
     asyncio.run(main())
@@ -589,17 +589,7 @@ def test_a_task_that_is_cancelled_before_it_runs_is_no_mistake(
         ran.append(ctx.job.id)
 
     first, second = runs(2, run)
-    slots = Slots(first)
-    slots.waiting, slots.held = [second], {first, second}
-
-    async def main() -> None:
-        runtime = AsyncRuntime(engine, ThreadRuntime(engine))
-        runtime.start(first, cast("Any", slots))
-        assert first.task is not None
-        first.task.cancel()
-        await wait_until_async(lambda: not runtime._tasks)
-
-    asyncio.run(main())
+    slots = in_one_task(engine, first, second, lambda: cast("Any", first.task).cancel())
 
     assert ran == []
     assert slots.settled == ["0: handed_back"]

@@ -36,25 +36,6 @@ def blocked(
     return command
 
 
-@pytest.mark.parametrize("kind", ["functions", "coroutines"])
-def test_the_first_signal_lets_a_job_end(
-    tables: Engine,
-    database_url: str,
-    start: Callable[..., Command],
-    tmp_path: Path,
-    kind: str,
-) -> None:
-    command = blocked(start, tables, database_url, tmp_path, kind, "block")
-
-    command.signal(signal.SIGINT)
-    command.says("SIGINT: draining")
-    assert command.alive
-    (tmp_path / "go").touch()
-
-    assert command.wait() == 0
-    assert rows(tables) == []
-
-
 @pytest.mark.core
 @pytest.mark.parametrize("kind", ["functions", "coroutines"])
 def test_the_second_signal_releases_what_runs(
