@@ -98,7 +98,6 @@ def test_what_to_read_next_is_where_it_says(tmp_path: Path) -> None:
     assert "in a checkout of the project" not in checkout
 
 
-@pytest.mark.core
 def test_thirty_files_are_indexed_once_in_spite_of_a_kill(tmp_path: Path, temporary: Path) -> None:
     files = write_files(tmp_path / "files", 30)
     with Command(tmp_path, "demo", str(files), TMPDIR=str(temporary)) as command:

@@ -200,7 +200,11 @@ ORDERS = 40
 ANSWERED = 12
 
 
-@pytest.mark.core
+@pytest.mark.parametrize(
+    "shop",
+    ["fastapi_shop", pytest.param("fastapi_shop_async", marks=pytest.mark.chaos)],
+    indirect=True,
+)
 def test_every_order_gets_its_mail_though_a_worker_is_killed(shop: Shop) -> None:
     """Each is marked once, which is a matter of one commit; a mail may come twice, and says so."""
     count_marks(shop)
@@ -244,6 +248,7 @@ def count_marks(shop: Shop) -> None:
     )
 
 
+@pytest.mark.core
 def test_an_order_that_is_rolled_back_gets_no_mail(shop: Shop) -> None:
     """Its job was enqueued before the stock turned out to be empty, and went with it."""
     shop.execute("UPDATE products SET stock = 1")
@@ -284,16 +289,3 @@ def test_each_example_is_tested_and_tells_nothing_else() -> None:
         ]
         assert f"[{driver}]" in commands[1]
         assert f"DATABASE_URL=postgresql+{driver}:" in commands[2]
-
-
-@pytest.mark.parametrize("check", [("check",), ("format", "--check")], ids=" ".join)
-def test_the_examples_are_as_tidy_as_the_package(check: tuple[str, ...]) -> None:
-    """They are what people copy."""
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", *check, "--no-cache", str(EXAMPLES)],
-        cwd=EXAMPLES.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -320,13 +320,18 @@ print("ok")
     ("kind", "driver"),
     [
         ("function", "psycopg"),
-        ("function", "psycopg2"),
-        ("coroutine", "psycopg"),
         ("coroutine", "asyncpg"),
-        ("work_one function", "psycopg"),
         ("work_one function", "psycopg2"),
         ("work_one coroutine", "psycopg"),
-        ("work_one coroutine", "asyncpg"),
+        *(
+            pytest.param(*others, marks=pytest.mark.chaos)
+            for others in (
+                ("function", "psycopg2"),
+                ("coroutine", "psycopg"),
+                ("work_one function", "psycopg"),
+                ("work_one coroutine", "asyncpg"),
+            )
+        ),
     ],
 )
 def test_a_forked_child_never_goes_on_as_the_worker(kind: str, driver: str, engine: Engine) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
-from support.processes import ONE, VARIANTS
+from support.processes import ONE, TWO
 
 if TYPE_CHECKING:
     from support.processes import Fleet
@@ -43,7 +43,7 @@ def test_ten_thousand_jobs_each_run_once(fleet: Fleet) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", TWO, ids=str)
 def test_effects_of_two_processes_are_exactly_once(fleet: Fleet) -> None:
     """What handlers write commits together with the job's end, and once."""
     count = 300
