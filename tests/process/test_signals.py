@@ -324,7 +324,13 @@ def test_a_supervisor_with_a_full_log_pipe_passes_signals_on(
     job = app.functions.models.job
     blocked = select(job.c.claimed_by, job.c.attempt).where(job.c.type == "block")
 
+    def both_are_registered() -> bool:
+        with tables.connect() as connection:
+            return connection.scalar(select(func.count(app.functions.WorkerRow.id))) == 2
+
     with Unread("--processes", "2", "--queue", "default:5", url=database_url) as unread:
+        # A worker that finds the pipe full when it says that it starts gets no further.
+        wait_until(both_are_registered, 60, what="two workers")
         app.functions.enqueue(tables, "block", str(tmp_path))
         wait_until((tmp_path / "started").exists, 60, what="the start of a job")
         enqueue_many(tables, app.fail, ["x" * 100] * 300)
