@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy_bgjob import enqueue, enqueue_many
 from support import wait_until
 from support.pooler import PgBouncer
-from support.processes import ASYNC, FAST, ONE, THREADS, TWO, VARIANTS
+from support.processes import ASYNC, FAST, ONE, THREADS, TWO
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -68,37 +68,6 @@ def kill_one_of_two(fleet: Fleet, count: int, within: float, **settings: Any) ->
 def test_jobs_of_a_killed_process_start_elsewhere_within_5_s(fleet: Fleet) -> None:
     """At the default settings: the listener's session ends with the process, and is missed."""
     kill_one_of_two(fleet, 10, within=5.0)
-
-
-@pytest.mark.chaos
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_ten_thousand_jobs_then_a_kill_with_fifty_running(fleet: Fleet) -> None:
-    """The same with fifty running, by a process that has just shared in 10,000 jobs."""
-    count = 50
-    first, second = fleet.start(slots=count, wait=False), fleet.start(slots=count, wait=False)
-    fleet.wait_for(first)
-    fleet.wait_for(second)
-    enqueue_many(fleet.engine, fleet.app.quick, [None] * 10_000)
-    fleet.wait_until_done(120)
-    assert {len(lines) for lines in fleet.journal.starts().values()} == {1}
-    assert len(fleet.journal.starts()) == 10_000
-    second.signal(signal.SIGTERM)
-    assert second.wait() == 0
-
-    killed = ids_of("killed", count)
-    enqueue_many(fleet.engine, fleet.app.hold, [60.0] * count, ids=killed)
-    fleet.wait_for_starts(10_000 - len(fleet.started_by(second)) + count, first)
-    fleet.start(slots=count)
-    at = time.monotonic()
-    first.kill()
-    wait_until(lambda: len(second_starts(fleet, killed)) == count, 30, what="the second starts")
-    took = [start - at for start in second_starts(fleet, killed)]
-    fleet.wait_until_done()
-
-    print(f"{count} killed jobs started elsewhere after {min(took):.2f} to {max(took):.2f} s")
-    assert max(took) < 5.0
-    fleet.check([*fleet.journal.starts()], with_effects=killed, faults=1)
 
 
 @pytest.mark.chaos

@@ -53,6 +53,18 @@ class Pair:
         assert found is not None
         return found
 
+    def block(self, folder: Path) -> None:
+        """Let one of the two run a job until there is a file ``go``."""
+        app.functions.enqueue(self.engine, "block", str(folder))
+        wait_until((folder / "started").exists, 60, what="the start of a job")
+
+    def busy(self) -> int:
+        """The process id of the one that holds a job."""
+        job, worker = app.functions.models.job, app.functions.models.worker
+        with self.engine.connect() as connection:
+            query = select(worker.c.pid).where(worker.c.id == job.c.claimed_by).distinct()
+            return connection.execute(query).scalar_one()
+
     def names(self) -> dict[str, int]:
         """The last process id by name, from the log."""
         log = self.command.stderr
@@ -82,7 +94,6 @@ def left(engine: Engine) -> list[Any]:
         return list(connection.execute(query).all())
 
 
-@pytest.mark.core
 def test_a_killed_process_is_replaced_and_its_jobs_run_elsewhere(
     pair: Pair, tables: Engine, tmp_path: Path
 ) -> None:
@@ -90,9 +101,8 @@ def test_a_killed_process_is_replaced_and_its_jobs_run_elsewhere(
     pids = pair.wait_for_two()
     for pid in pids:
         assert os.getpgid(pid) == pid, "a process group of its own"
-    app.functions.enqueue(tables, "block", str(tmp_path))
-    wait_until((tmp_path / "started").exists, 60)
-    (victim,) = [pid for pid, id in pair.registered().items() if holds_a_job(tables, id)]
+    pair.block(tmp_path)
+    victim = pair.busy()
 
     os.kill(victim, signal.SIGKILL)
     (tmp_path / "started").unlink()
@@ -110,40 +120,13 @@ def test_a_killed_process_is_replaced_and_its_jobs_run_elsewhere(
     assert not pair.registered()
 
 
-def holds_a_job(engine: Engine, worker_id: int) -> bool:
-    job = app.functions.models.job
-    with engine.connect() as connection:
-        query = select(job.c.id).where(job.c.claimed_by == worker_id)
-        return connection.execute(query).first() is not None
-
-
-def test_a_job_that_kills_its_process_harms_no_other(pair: Pair, tables: Engine) -> None:
-    pair.wait_for_two()
-    with Session(tables) as session, session.begin():
-        enqueue(session, app.kill)
-        for number in range(20):
-            enqueue(session, app.note, str(number))
-
-    def done() -> bool:
-        assert pair.command.alive, pair.command.stderr
-        return not left(tables)
-
-    wait_until(done, 60, what="the end of all jobs")
-    with Session(tables) as session:
-        words = sorted(int(note.split()[0]) for note in session.scalars(select(app.Note.words)))
-    assert words == list(range(20)), "each once"
-    pair.command.signal(signal.SIGINT)
-    assert pair.command.wait() == 0
-
-
 @pytest.mark.core
 def test_the_processes_end_when_the_supervisor_is_killed(
     pair: Pair, tables: Engine, tmp_path: Path
 ) -> None:
     """They drain: the running job ends, and nothing is left claimed."""
     pids = pair.wait_for_two()
-    app.functions.enqueue(tables, "block", str(tmp_path))
-    wait_until((tmp_path / "started").exists, 60)
+    pair.block(tmp_path)
 
     pair.command.signal(signal.SIGKILL)
     pair.command.wait()
@@ -174,62 +157,37 @@ def test_a_kill_by_a_processs_first_job_is_seen_as_soon(
         assert "whose process has ended" in second.stderr
 
 
-def test_the_second_signal_is_passed_on_too(pair: Pair, tables: Engine, tmp_path: Path) -> None:
-    pair.wait_for_two()
-    app.functions.enqueue(tables, "block", str(tmp_path))
-    wait_until((tmp_path / "started").exists, 60)
-
-    pair.command.signal(signal.SIGTERM)
-    pair.command.says("SIGTERM: draining")
-    assert pair.command.alive
-    pair.command.signal_again(signal.SIGTERM)
-
-    assert pair.command.wait() == 128 + signal.SIGTERM, pair.command.stderr
-    assert left(tables) == [("block", 0, True, "interrupted by shutdown")]
-
-
 def signal_all(pair: Pair, pids: list[int]) -> None:
     """As systemd does, and ``docker stop`` under an init that signals every process."""
     for pid in (pair.command.pid, *pids):
         os.kill(pid, signal.SIGTERM)
 
 
-@pytest.mark.core
+@pytest.mark.parametrize("late", [pytest.param(False, marks=pytest.mark.core), True])
 def test_a_signal_to_all_processes_lets_jobs_end(
-    pair: Pair, tables: Engine, tmp_path: Path
+    pair: Pair, tables: Engine, tmp_path: Path, late: bool
 ) -> None:
-    """Each worker gets it twice: from outside, and passed on by the supervisor."""
-    pids = pair.wait_for_two()
-    app.functions.enqueue(tables, "block", str(tmp_path))
-    wait_until((tmp_path / "started").exists, 60)
+    """Each worker gets it twice: from outside, and passed on by the supervisor.
 
+    Perhaps seconds later, which adds no request.
+    """
+    pids = pair.wait_for_two()
+    pair.block(tmp_path)
+
+    if late:
+        pair.command.signal(signal.SIGSTOP)
     signal_all(pair, pids)
+    if late:
+        pair.command.says("draining for at most")
+        pair.command.signal_again(signal.SIGCONT)
     pair.command.says("SIGTERM: passing it on")
     (tmp_path / "go").touch()
 
     assert pair.command.wait() == 0, pair.command.stderr
     assert "second signal" not in pair.command.stderr
     assert left(tables) == []
-
-
-def test_a_supervisor_that_is_late_adds_no_request(
-    pair: Pair, tables: Engine, tmp_path: Path
-) -> None:
-    """It passes on what its processes have got from outside seconds before."""
-    pids = pair.wait_for_two()
-    app.functions.enqueue(tables, "block", str(tmp_path))
-    wait_until((tmp_path / "started").exists, 60)
-
-    pair.command.signal(signal.SIGSTOP)
-    signal_all(pair, pids)
-    pair.command.says("draining for at most")
-    pair.command.signal_again(signal.SIGCONT)
-    pair.command.says("SIGTERM: passing it on")
-    (tmp_path / "go").touch()
-
-    assert pair.command.wait() == 0, pair.command.stderr
-    assert "second signal" not in pair.command.stderr
-    assert left(tables) == []
+    lines = pair.command.stderr.splitlines()
+    assert {line[: line.index("] ") + 1] for line in lines} == {"[supervisor]", "[1]", "[2]"}
 
 
 def test_a_second_signal_to_all_processes_is_the_second(
@@ -237,9 +195,8 @@ def test_a_second_signal_to_all_processes_is_the_second(
 ) -> None:
     """Not the third, which would leave the jobs to be rescued."""
     pids = pair.wait_for_two()
-    app.functions.enqueue(tables, "block", str(tmp_path))
-    wait_until((tmp_path / "started").exists, 60)
-    (busy,) = [pid for pid, id in pair.registered().items() if holds_a_job(tables, id)]
+    pair.block(tmp_path)
+    busy = pair.busy()
 
     signal_all(pair, pids)
     pair.command.says("SIGTERM: passing it on")
@@ -255,9 +212,8 @@ def test_a_second_signal_to_all_processes_is_the_second(
 def test_a_worker_counts_signals_of_its_own(pair: Pair, tables: Engine, tmp_path: Path) -> None:
     """An operator may stop one process of several, and insist."""
     pair.wait_for_two()
-    app.functions.enqueue(tables, "block", str(tmp_path))
-    wait_until((tmp_path / "started").exists, 60)
-    (busy,) = [pid for pid, id in pair.registered().items() if holds_a_job(tables, id)]
+    pair.block(tmp_path)
+    busy = pair.busy()
     (tmp_path / "started").unlink()
 
     os.kill(busy, signal.SIGTERM)
@@ -289,16 +245,6 @@ def test_the_third_signal_kills(pair: Pair, tables: Engine) -> None:
     wait_until(lambda: not any(map(process_exists, pids)), 10)
 
 
-def test_lines_say_which_process_they_are_of(pair: Pair) -> None:
-    pair.wait_for_two()
-    pair.command.signal(signal.SIGTERM)
-    assert pair.command.wait() == 0, pair.command.stderr
-
-    lines = pair.command.stderr.splitlines()
-    assert {line[: line.index("] ") + 1] for line in lines} == {"[supervisor]", "[1]", "[2]"}
-
-
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
