@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from sqlalchemy_bgjob._process import process, runners
 from support import cli_app as app
+from support.cli import run
 from support.rows import is_untouched, jobs_left
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy import Engine
@@ -54,6 +57,28 @@ def shop(tmp_path: Path) -> Path:
         "from shop.db import jobs\n@jobs.handler('call', queue='mail')\nasync def call(ctx): ...\n"
     )
     return tmp_path
+
+
+@pytest.fixture
+def refused(
+    monkeypatch: pytest.MonkeyPatch, in_process: None, shop: Path
+) -> Iterator[Callable[..., str]]:
+    """What a worker is told that does not come to its start."""
+
+    def make(options: runners.WorkerOptions) -> int:
+        runners.make_runner(options)
+        return 0
+
+    def told(*arguments: str) -> str:
+        code, _, err = run("worker", *arguments)
+        assert code == 2, err
+        return err
+
+    monkeypatch.chdir(shop)
+    monkeypatch.setattr(process, "run_worker", make)
+    yield told
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+        del sys.modules[name]
 
 
 def test_the_command_line_refuses_to_start_without_handlers(
@@ -105,16 +130,13 @@ def test_import_names_the_modules_of_handlers(
     ],
 )
 def test_an_import_that_does_not_help_says_why(
-    start: Callable[..., Command], shop: Path, arguments: list[str], words: str
+    refused: Callable[..., str], arguments: list[str], words: str
 ) -> None:
-    command = start(
-        "worker", *arguments, cwd=shop, BGJOB_DATABASE_URL="postgresql+psycopg://127.0.0.1:1/x"
-    )
+    told = refused(*arguments, "--database-url", "postgresql+psycopg://127.0.0.1:1/x")
 
-    assert command.wait() == 2, command.stderr
-    assert words in command.stderr
-    assert ("Traceback" in command.stderr) == ("shop.broken" in arguments)
-    assert "_loader.py" not in command.stderr
+    assert words in told
+    assert ("Traceback" in told) == ("shop.broken" in arguments)
+    assert "_loader.py" not in told
 
 
 def test_the_command_line_warns_once_of_queues(start: Callable[..., Command], shop: Path) -> None:
@@ -166,11 +188,10 @@ def test_a_mistyped_queue_beside_the_wrong_engine_is_told(
     ],
 )
 def test_the_command_line_refuses_in_its_own_words(
-    start: Callable[..., Command], shop: Path, options: list[str], words: str
+    refused: Callable[..., str], options: list[str], words: str
 ) -> None:
     """What an argument of a worker would mend is told as the option that passes it."""
-    command = start("worker", "shop.db:jobs", "--import", "shop.tasks", *options, cwd=shop)
+    told = refused("shop.db:jobs", "--import", "shop.tasks", *options)
 
-    assert command.wait() == 2, command.stderr
-    assert words in command.stderr
-    assert "Traceback" not in command.stderr
+    assert words in told
+    assert "Traceback" not in told
