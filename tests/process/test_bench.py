@@ -96,7 +96,6 @@ def workers(engine: Engine) -> int:
         return connection.execute(text(query)).scalar_one()
 
 
-@pytest.mark.core
 def test_bench_prints_every_workload_and_leaves_no_schema(whole_run: WholeRun) -> None:
     command = whole_run.command
     assert command.wait(100) == 0, command.stderr + command.stdout

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
         ("make_functions()", "psycopg2", "threads", ["one Session"]),
         ("functions", "asyncpg", "asyncio", ["one Session"]),
         ("coroutines", "psycopg", "asyncio", ["one AsyncSession"]),
-        ("coroutines", "asyncpg", "asyncio", ["one AsyncSession"]),
-        ("both", "psycopg", "asyncio", ["one Session", "two AsyncSession"]),
         ("both", "asyncpg", "asyncio", ["one Session", "two AsyncSession"]),
     ],
 )
@@ -106,14 +104,12 @@ def test_coroutines_need_a_driver_that_has_asyncio(
     ("arguments", "expected"),
     [
         (["functions", "--session-factory", "own_sessions"], ["one OwnSession"]),
-        (["functions", "--session-factory", "OwnSession"], ["one OwnSession"]),
         (["coroutines", "--session-factory", "own_async_sessions"], ["one OwnAsyncSession"]),
         (
-            ["both", "--session-factory", "own_sessions", "--session-factory", "OwnAsyncSession"],
+            ["both", "--session-factory", "OwnSession", "--session-factory", "OwnAsyncSession"],
             ["one OwnSession", "two OwnAsyncSession"],
         ),
         (["functions", "--engine", "engine()"], ["one Session"]),
-        (["coroutines", "--engine", "async_engine()"], ["one AsyncSession"]),
         (
             ["both", "--engine", "asyncpg_engine()", "--sync-engine", "engine()"],
             ["one Session", "two AsyncSession"],

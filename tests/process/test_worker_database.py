@@ -58,7 +58,7 @@ def test_tables_of_a_later_release_exit_with_4_unchanged(
         assert catalog(connection) == before
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_a_database_that_is_not_there_exits_with_3(
     url_for: UrlFor, start: Callable[..., Command], driver: str
 ) -> None:
@@ -115,20 +115,6 @@ def test_a_wrong_password_exits_with_3_a_late_server_does_not(
         command.signal(signal.SIGTERM)
     assert [command.wait() for command in waiting.values()] == [0, 0]
     engine.dispose()
-
-
-def test_a_worker_without_a_database_obeys_signals(start: Callable[..., Command]) -> None:
-    command = start(
-        "worker",
-        "support.cli_app:functions",
-        "--database-url",
-        "postgresql+psycopg://127.0.0.1:1/x",
-    )
-    command.says("no connection to the database")
-
-    command.signal(signal.SIGTERM)
-
-    assert command.wait() == 0
 
 
 def test_a_refusal_exits_with_3(
