@@ -129,17 +129,6 @@ def test_released_jobs_run_in_another_worker_at_once(fleet: Fleet) -> None:
     assert process.wait() == 0
 
 
-def test_an_idle_worker_leaves_at_once(fleet: Fleet) -> None:
-    process = fleet.start()
-
-    at = time.monotonic()
-    process.signal(signal.SIGINT)
-    assert process.wait() == 0
-
-    assert time.monotonic() - at < 20.0
-    assert fleet.workers == 0
-
-
 @pytest.mark.parametrize("variant", ONE, ids=str)
 def test_sigterm_during_an_outage(fleet: Fleet) -> None:
     """Nothing can be settled, and it leaves all the same; others find its jobs."""

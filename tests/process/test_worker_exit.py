@@ -14,7 +14,7 @@ import pytest
 
 from sqlalchemy_bgjob._process import process, runners
 from support import cli_app as app
-from support.cli import add, rows
+from support.cli import rows
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -26,27 +26,29 @@ if TYPE_CHECKING:
     from support.commands import Command
 
 
+@pytest.fixture
 def blocked(
-    start: Callable[..., Command], engine: Engine, url: str, folder: Path, kind: str, type: str
-) -> Command:
-    """A worker with a job that runs until the test lets it go."""
-    command = start("worker", f"support.cli_app:{kind}", "--database-url", url)
-    getattr(app, kind).enqueue(engine, type, str(folder))
-    wait_until((folder / "started").exists, 60, what=f"the start of the job\n{command.stderr}")
-    return command
+    start: Callable[..., Command], tables: Engine, database_url: str, tmp_path: Path
+) -> Callable[[str, str], Command]:
+    """A worker with a job of a type that never ends by itself."""
+
+    def start_blocked(kind: str, type: str) -> Command:
+        command = start("worker", f"support.cli_app:{kind}", "--database-url", database_url)
+        getattr(app, kind).enqueue(tables, type, str(tmp_path))
+        started = (tmp_path / "started").exists
+        wait_until(started, 60, what=f"the start of the job\n{command.stderr}")
+        return command
+
+    return start_blocked
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("kind", ["functions", "coroutines"])
 def test_the_second_signal_releases_what_runs(
-    tables: Engine,
-    database_url: str,
-    start: Callable[..., Command],
-    tmp_path: Path,
-    kind: str,
+    tables: Engine, blocked: Callable[[str, str], Command], kind: str
 ) -> None:
     """Exit code 128 + n; the job is queued again, and a deploy has cost it no attempt."""
-    command = blocked(start, tables, database_url, tmp_path, kind, "block")
+    command = blocked(kind, "block")
 
     command.signal(signal.SIGTERM)
     command.says("SIGTERM: draining")
@@ -57,9 +59,9 @@ def test_the_second_signal_releases_what_runs(
 
 
 def test_the_third_signal_ends_even_a_blocked_event_loop(
-    tables: Engine, database_url: str, start: Callable[..., Command], tmp_path: Path
+    tables: Engine, blocked: Callable[[str, str], Command]
 ) -> None:
-    command = blocked(start, tables, database_url, tmp_path, "coroutines", "block_loop")
+    command = blocked("coroutines", "block_loop")
 
     command.signal(signal.SIGTERM)
     command.says("SIGTERM: draining")
@@ -70,25 +72,6 @@ def test_the_third_signal_ends_even_a_blocked_event_loop(
 
     assert command.wait(10) == 128 + signal.SIGINT
     assert [(attempt, claimed is None) for attempt, claimed, _ in rows(tables)] == [(1, False)]
-
-
-def test_a_job_that_does_not_end_is_released_at_the_timeout(
-    tables: Engine, database_url: str, start: Callable[..., Command], tmp_path: Path
-) -> None:
-    """The stop is still a graceful one, and the stuck thread does not hold up the exit."""
-    command = start(
-        "worker",
-        "support.cli_app:functions",
-        BGJOB_DATABASE_URL=database_url,
-        BGJOB_SHUTDOWN_TIMEOUT="200ms",
-    )
-    add(tables, app.block, str(tmp_path))
-    wait_until((tmp_path / "started").exists, 60)
-
-    command.signal(signal.SIGTERM)
-
-    assert command.wait() == 0
-    assert rows(tables) == [(0, None, "interrupted by shutdown")]
 
 
 def test_a_worker_that_can_not_end_gives_itself_up(
