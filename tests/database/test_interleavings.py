@@ -7,6 +7,7 @@ goes on. The answers and the rows must be those of one of the two serial orders.
 
 from __future__ import annotations
 
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, NullPool, create_engine, event, text
+from sqlalchemy import MetaData, event, text
 
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 SILENT, JUDGE, THIRD = 11, 22, 33
 SCENE = """
-    TRUNCATE bgjob_job, bgjob_dead_job, bgjob_worker;
+    DELETE FROM bgjob_job; DELETE FROM bgjob_dead_job; DELETE FROM bgjob_worker;
     INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at) VALUES
       (11, 'host', 1, '0', '{}', 30, now()),
       (22, 'host', 1, '0', '{}', 30, now()),
@@ -183,17 +184,15 @@ class Stopper:
 
 
 def run(engine: Engine, operation: Callable[[Connection], Any], stopper: Stopper) -> Any:
-    own = create_engine(engine.url, poolclass=NullPool)
     try:
-        with own.connect() as connection:
+        with engine.connect() as connection:
             stopper.pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
             connection.rollback()
-            event.listen(own, "before_cursor_execute", stopper.pass_by)
-            event.listen(own, "commit", stopper.pass_by)
+            event.listen(connection, "before_cursor_execute", stopper.pass_by)
+            event.listen(connection, "commit", stopper.pass_by)
             return operation(connection)
     finally:
         stopper.stopped.set()
-        own.dispose()
 
 
 def act(stage: Stage, first: str, second: str, at: int | None) -> tuple[Any, int]:
@@ -214,6 +213,12 @@ def act(stage: Stage, first: str, second: str, at: int | None) -> tuple[Any, int
         answers = [future_one.result(20), future_two.result(20)]
     settled = [stage.settle_down(answer) for answer in answers]
     return (settled, stage.rows()), one.seen
+
+
+@functools.cache
+def one_by_one(stage: Stage, first: str, second: str) -> tuple[Any, int]:
+    """What comes of them in this order, and how many places there are to stop in the first."""
+    return act(stage, first, second, None)
 
 
 def waits(engine: Engine, pid: int | None) -> bool:
@@ -237,8 +242,8 @@ def stage(server: TestServer) -> Iterator[Stage]:
 def test_it_is_as_if_one_came_first(stage: Stage, first: str, second: str) -> None:
     """Both ways round, and at each place."""
     for outer, inner in dict.fromkeys([(first, second), (second, first)]):
-        forth, places = act(stage, outer, inner, None)
-        (back_answers, back_rows), _ = act(stage, inner, outer, None)
+        forth, places = one_by_one(stage, outer, inner)
+        (back_answers, back_rows), _ = one_by_one(stage, inner, outer)
         serial = [forth, (back_answers[::-1], back_rows)]
         assert places >= 1
         for at in range(places):
