@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from sqlalchemy_bgjob import MoveToDlq, Retry, constant
 from sqlalchemy_bgjob._worker import control, drain
+from sqlalchemy_bgjob._worker.plan import planner
 from support.running import Recorder, Workbench, one_of_each, paired
 from support.waiting import wait_until
 
@@ -122,7 +123,7 @@ def test_a_trigger_that_keeps_the_row_fails_the_attempt(bench: Workbench) -> Non
     assert bench.notes(job_id) == []
 
 
-@pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
+@paired("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
 def test_an_end_that_is_refused_names_no_frame(bench: Workbench, how: str) -> None:
     """None of them is the user's: the handler had returned."""
     job_id = bench.enqueue(bench.handler("t", bench.note, retry=constant(3600.0)))
@@ -134,13 +135,13 @@ def test_an_end_that_is_refused_names_no_frame(bench: Workbench, how: str) -> No
     assert "\n" not in bench.job(job_id).last_error
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
 @paired("end", ["complete", "die"])
 def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
-    bench: Workbench, how: str, end: str
+    bench: Workbench, how: str, end: str, tune: Tune
 ) -> None:
     """Its settlement is tried until the trigger is gone; the row says why, and so does an event."""
+    tune(planner, _RETRY_REFUSED=(0.1, 1.0))
     calls: list[str] = []
 
     def body(ctx: Context[Any]) -> Any:
@@ -174,12 +175,13 @@ def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
     assert (bench.dead(job_id) is None) == (end == "complete")
 
 
-@pytest.mark.parametrize("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
+@paired("how", ["RETURN NULL;", "RAISE EXCEPTION 'no';"])
 def test_a_trigger_that_refuses_a_settlement_keeps_the_session(
     bench: Workbench, how: str, tune: Tune
 ) -> None:
     """A new session would meet the same trigger."""
     tune(control, DOUBTED_AFTER=0.0)
+    tune(planner, _RETRY_REFUSED=(0.1, 1.0))
     bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
     for name in ("tries", "pid"):  # their changes outlive a ROLLBACK
         bench.sql(f"CREATE SEQUENCE {name}")

@@ -10,25 +10,28 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-import pytest
 from sqlalchemy import make_url
 
+from sqlalchemy_bgjob import aio, worker
 from sqlalchemy_bgjob._db.errors import sqlstate
 from support import wait_until
 from support.processes import FAST
-from support.running import one_of_each
+from support.running import one_of_each, paired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    import pytest
+
     from support.databases import TestServer
     from support.running import Workbench
+    from support.tuning import Tune
 
 READ_ONLY = {"default_transaction_read_only": "on"}
-REFUSALS = [
-    pytest.param(READ_ONLY, "25006", id="read-only"),
-    pytest.param({"search_path": "nowhere"}, "42P01", id="search_path"),
-]
+BAD_TIMES: dict[str, tuple[dict[str, str], str]] = {
+    "read-only": (READ_ONLY, "25006"),
+    "search_path": ({"search_path": "nowhere"}, "42P01"),
+}
 SETTINGS = {**FAST, "listen": True}
 
 
@@ -78,15 +81,12 @@ def lose_a_job(bench: Workbench, job_id: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("settings", "code"), REFUSALS)
+@paired("kind", BAD_TIMES)
 def test_a_worker_gives_up_sessions_of_a_bad_time(
-    bench: Workbench,
-    server: TestServer,
-    caplog: pytest.LogCaptureFixture,
-    settings: Mapping[str, str],
-    code: str,
+    bench: Workbench, server: TestServer, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """Heart, rescuer and loop have all met it; afterwards each of them does its work."""
+    settings, code = BAD_TIMES[kind]
     handler = bench.handler("t", bench.note)
     caplog.set_level(logging.DEBUG, "sqlalchemy_bgjob")
 
@@ -125,9 +125,11 @@ def test_a_worker_gives_up_sessions_of_a_bad_time(
 
 @one_of_each
 def test_a_worker_that_began_in_a_read_only_time_goes_on(
-    bench: Workbench, server: TestServer, caplog: pytest.LogCaptureFixture
+    bench: Workbench, server: TestServer, caplog: pytest.LogCaptureFixture, tune: Tune
 ) -> None:
     """It waits as for a database that is not up yet, and registers when it can."""
+    for starts in (worker, aio):
+        tune(starts, START_TIMEOUT=0.5)
     handler = bench.handler("t", bench.note)
     caplog.set_level(logging.DEBUG, "sqlalchemy_bgjob")
     done: list[str] = []

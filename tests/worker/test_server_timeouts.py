@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import constant
+from support.running import paired
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
 SELECT_1 = text("SELECT 1")
 
 
-@pytest.fixture
-def timeout(bench: Workbench, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of a setting that all new sessions begin with, at two seconds."""
-    name: str = request.param
+@contextmanager
+def limited(bench: Workbench, name: str) -> Iterator[None]:
+    """All new sessions begin with this setting, at two seconds."""
     database = bench.sql("SELECT quote_ident(current_database())")[0][0]
     bench.sql(f"ALTER DATABASE {database} SET {name} = '2s'")
-    yield name
-    bench.sql(f"ALTER DATABASE {database} RESET {name}")
+    try:
+        yield
+    finally:
+        bench.sql(f"ALTER DATABASE {database} RESET {name}")
 
 
 def gone(bench: Workbench, pid: int) -> bool:
@@ -53,20 +55,18 @@ def goes_on(bench: Workbench, session: Session) -> None:
         session.execute(text("SELECT pg_sleep(0.05)"))
 
 
-@pytest.mark.parametrize(
-    ("timeout", "body", "sqlstate"),
-    [
-        ("statement_timeout", takes_long, "57014"),
-        ("lock_timeout", waits_for_a_lock, "55P03"),
-        ("idle_in_transaction_session_timeout", is_idle, "25P03"),
-        ("transaction_timeout", goes_on, "25P04"),
-    ],
-    indirect=["timeout"],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_it_fails_the_attempt_and_is_named(
-    bench: Workbench, timeout: str, body: Any, sqlstate: str
-) -> None:
+TIMEOUTS = {
+    "idle_in_transaction_session_timeout": (is_idle, "25P03"),  # psycopg is told of this,
+    "statement_timeout": (takes_long, "57014"),
+    "transaction_timeout": (goes_on, "25P04"),  # and of this
+    "lock_timeout": (waits_for_a_lock, "55P03"),
+}
+
+
+@paired("timeout", TIMEOUTS)
+def test_it_fails_the_attempt_and_is_named(bench: Workbench, timeout: str) -> None:
+    body, sqlstate = TIMEOUTS[timeout]
+
     def handler(session: Session, ctx: Context[Any]) -> None:
         bench.note(session, ctx)
         body(bench, session)
@@ -75,10 +75,8 @@ def test_it_fails_the_attempt_and_is_named(
     plain = bench.handler("plain", bench.note)
     others = [bench.enqueue(plain) for _ in range(20)]
     blocker = bench.outside.connect().execution_options(isolation_level="READ COMMITTED")
-    with blocker, blocker.begin():
+    with limited(bench, timeout), blocker, blocker.begin():
         if body is waits_for_a_lock:
-            for setting in ("idle_in_transaction_session_timeout", "transaction_timeout"):
-                blocker.execute(text(f"SET LOCAL {setting} = 0"))
             blocker.execute(text("SELECT pg_advisory_xact_lock(1)"))
         ran = bench.run()
 

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import constant
-from support.running import FLAVORS, Gate
+from support.running import FLAVORS, Gate, one_of_each
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def costs_nothing(bench: Workbench, job_id: str, ran: Ran) -> None:
     assert ran.last(job_id).job.attempt == 1
 
 
+@one_of_each
 def test_a_wait_is_not_counted_as_the_handlers_time(bench: Workbench) -> None:
     """It waits for a half of its timeout, works for more than the other, and is not late."""
     deadlines: list[float] = []
@@ -102,11 +103,11 @@ def test_a_wait_is_not_counted_as_the_handlers_time(bench: Workbench) -> None:
         assert not ctx.cancelled
         bench.note(session, ctx)
 
-    handler = bench.handler("t", body, timeout=8.0, max_attempts=1)
+    handler = bench.handler("t", body, timeout=6.0, max_attempts=1)
 
     def half_of_it(id: str) -> None:
         wait_until(lambda: deadlines, what="its start")
-        wait_until(lambda: time.monotonic() > deadlines[0] - 4.0)
+        wait_until(lambda: time.monotonic() > deadlines[0] - 3.0)
 
     job_id, ran = beside_one_that_holds_it(bench, handler, half_of_it)
 
@@ -114,6 +115,7 @@ def test_a_wait_is_not_counted_as_the_handlers_time(bench: Workbench) -> None:
     assert bench.notes(job_id) == ["written"]
 
 
+@one_of_each
 def test_a_wait_beyond_the_deadline_costs_no_attempt(bench: Workbench) -> None:
     handler = bench.handler("t", bench.note, timeout=0.5, max_attempts=1)
 
@@ -175,7 +177,7 @@ def in_a_group(use: Callable[[], Any]) -> Any:
     return waits()
 
 
-@only_asyncio
+@pytest.mark.parametrize("bench", FLAVORS[-1:], ids=str, indirect=True)
 @pytest.mark.parametrize("limit", [by_timeout, by_wait_for, by_own_words, in_a_group])
 def test_a_timeout_of_the_handlers_own_costs_no_attempt(
     bench: Workbench, limit: Callable[[Callable[[], Any]], Any]
