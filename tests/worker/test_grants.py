@@ -325,7 +325,7 @@ def test_what_is_granted_is_enough(roles: Roles, task: Task, refusals: list[str]
     assert refusals == []
 
 
-@pytest.mark.parametrize("flavor", FLAVORS, ids=str)
+@pytest.mark.parametrize("flavor", [FLAVORS[0], FLAVORS[-1]], ids=str)
 def test_it_is_enough_for_each_kind_of_worker(
     roles: Roles, flavor: Flavor, refusals: list[str]
 ) -> None:

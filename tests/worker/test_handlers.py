@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob import Complete, constant, enqueue_many
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
-from support.running import FLAVORS, AllAtOnce, Workbench
+from support.running import FLAVORS, AllAtOnce, Workbench, one_of_each
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -877,6 +877,7 @@ def test_session_false_means_no_session(bench: Workbench) -> None:
     assert "the handler of 't' has session=False" in bench.job(job_id).last_error
 
 
+@one_of_each
 def test_effects_are_exactly_once_under_load(bench: Workbench) -> None:
     """Four hundred jobs, each failing once, in eight slots: one write for each."""
 

@@ -24,7 +24,7 @@ from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import wake_up
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending
-from support.running import FLAVORS, Workbench
+from support.running import FLAVORS, Workbench, one_of_each
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Executable
@@ -137,6 +137,7 @@ def test_an_operator_leaves_an_archive_alone(engine: Engine, queue: Statements) 
         assert archived(connection) == before
 
 
+@one_of_each
 def test_a_worker_leaves_an_archive_alone(bench: Workbench) -> None:
     """Whatever becomes of a job; its archived copy is scheduled for tomorrow, or was running."""
     outcomes = (None, Reschedule(3_600.0), Retry(3_600.0), MoveToDlq("no"))

@@ -17,6 +17,7 @@ from sqlalchemy_bgjob import BGJob, JobInfo, MoveToDlq, constant
 from sqlalchemy_bgjob._handlers.registry import Registry
 from sqlalchemy_bgjob.telemetry import _job_log as job_log
 from sqlalchemy_bgjob.telemetry._job_log import DebugLogObserver, LogObserver, log_observer
+from support.running import one_of_each
 
 if TYPE_CHECKING:
     from support.running import Workbench
@@ -31,6 +32,7 @@ def lines_about(caplog: pytest.LogCaptureFixture, job_id: str) -> list[str]:
 
 @pytest.mark.core
 @pytest.mark.parametrize("uses_session", [True, False], ids=["session", "plain"])
+@one_of_each
 def test_each_failed_attempt_is_one_line(
     bench: Workbench, caplog: pytest.LogCaptureFixture, uses_session: bool
 ) -> None:
@@ -77,6 +79,7 @@ def test_at_debug_there_is_the_traceback(
     assert CANARY not in caplog.text
 
 
+@one_of_each
 def test_what_succeeds_is_logged_at_debug_only(
     bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._db.errors import describe, summary
 from sqlalchemy_bgjob._worker.plan.pauses import Pauses
 from sqlalchemy_bgjob.testing.points import at
 from support.proxy import Proxy
-from support.running import FLAVORS, Gate, Workbench, one_of_each
+from support.running import FLAVORS, Gate, Workbench, one_of_each, paired
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def refuse(
     proxy.refuse(sqlstate, words, keep=True)
 
 
-@pytest.mark.parametrize("sqlstate", REFUSALS, ids=lambda code: code or "reset")
+@paired("sqlstate", REFUSALS)
 def test_jobs_wait_for_a_connection_attempt_unspent(
     bench: Workbench, proxy: Proxy, sqlstate: str | None
 ) -> None:
@@ -121,7 +121,7 @@ def test_an_outage_is_not_spun_on(bench: Workbench, proxy: Proxy) -> None:
         errors = "SELECT count(*) FROM bgjob_job WHERE last_error IS NOT NULL"
         wait_until(lambda: bench.sql(errors)[0][0], 60.0, what="the first that is put off")
         begun, before = time.monotonic(), proxy.refusals
-        wait_until(lambda: time.monotonic() >= begun + 5.0)
+        wait_until(lambda: time.monotonic() >= begun + 2.0)
         # A round of four slots after 0.05, 0.1, 0.2 ... seconds, or the half of that.
         assert proxy.refusals - before < 60
         assert bench.sql(errors)[0][0] < 60
@@ -160,6 +160,7 @@ def test_handlers_share_the_connections_that_there_are(bench: Workbench, proxy: 
         assert bench.notes(id) == ["written"]
 
 
+@one_of_each
 def test_a_connection_that_comes_back_during_a_refusal_is_used(
     bench: Workbench, proxy: Proxy
 ) -> None:
@@ -213,7 +214,7 @@ def test_a_deadline_that_comes_while_it_connects_costs_nothing(bench: Workbench)
             object.__setattr__(handler.options, "timeout", 3600.0)  # the next has time enough
             await_only(asyncio.Event().wait())
 
-    @bench.jobs.handler("t", timeout=5.0, max_attempts=1)
+    @bench.jobs.handler("t", timeout=2.0, max_attempts=1)
     async def handler(ctx: Context[AsyncSession]) -> None:
         errors.append(ctx.job.last_error)
         await ctx.session.run_sync(bench.note, ctx)
@@ -267,6 +268,7 @@ def test_a_handler_that_swallows_the_error_may_say_what_it_means(
         assert ran.of(ids[0]) == ["started", becomes]
 
 
+@one_of_each
 def test_a_last_flush_waits_for_a_connection(bench: Workbench, proxy: Proxy) -> None:
     """The handler has returned before its session asks for a connection."""
 

@@ -262,6 +262,7 @@ def test_a_queue_is_empty_is_told_once_for_each_time(bench: Workbench) -> None:
     assert recorder.events[0].subject == "default"
 
 
+@one_of_each
 def test_a_cut_connection_is_a_worker_error_and_no_job_event(bench: Workbench) -> None:
     """All sessions of the worker are ended again and again while it works."""
 

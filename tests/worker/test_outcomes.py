@@ -27,7 +27,7 @@ from sqlalchemy_bgjob._handlers.outcomes import (
     unknown_type,
 )
 from sqlalchemy_bgjob.retry import MAX_BACKOFF
-from support.running import FLAVORS, Workbench
+from support.running import FLAVORS, Workbench, one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -362,6 +362,7 @@ Seen = list[tuple[int, str | None]]
 
 
 @pytest.mark.core
+@one_of_each
 def test_attempts_end_at_max_attempts(bench: Workbench) -> None:
     """By Retry and by exceptions alike; last_error is what the next attempt sees."""
     seen: dict[str, Seen] = {"retry": [], "raise": [], "endless": [], "reschedule": []}
@@ -404,6 +405,7 @@ def test_attempts_end_at_max_attempts(bench: Workbench) -> None:
     assert bench.dead(ids["reschedule"]).attempt == 1
 
 
+@one_of_each
 def test_the_delay_of_a_retry_is_counted_from_the_settlement(bench: Workbench) -> None:
     """The handler runs for a second; by the claim's clock its retry would be due at once."""
 
@@ -449,6 +451,7 @@ BAD = object()
 
 
 @pytest.mark.parametrize("way", WAYS)
+@one_of_each
 def test_a_new_arg_that_can_not_be_stored_is_a_failure(bench: Workbench, way: str) -> None:
     def body(s: Session, ctx: Context[Any]) -> Any:
         bench.note(s, ctx)
@@ -529,6 +532,7 @@ def test_exceptions_that_break_the_bookkeeping_do_not(bench: Workbench) -> None:
 
 
 @pytest.mark.core
+@one_of_each
 def test_a_policy_of_the_users_decides_about_each_attempt(
     bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -571,6 +575,7 @@ class Ending(BaseException):
         (Ending, True),
     ],
 )
+@one_of_each
 def test_what_ends_a_program_ends_an_attempt(
     bench: Workbench, error: type[BaseException], uses_session: bool
 ) -> None:

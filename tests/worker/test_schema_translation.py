@@ -19,6 +19,7 @@ from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
 from sqlalchemy_bgjob.schema._grants import grants, lacks
 from support.processes import FAST
 from support.rows import ME
+from support.running import one_of_each
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def tenants(bench: Workbench) -> Iterator[Engine]:
     bench.sql("DROP SCHEMA tenant CASCADE")
 
 
+@one_of_each
 def test_a_tenants_worker_leaves_the_jobs_of_others_alone(
     bench: Workbench, tenants: Engine
 ) -> None:
@@ -212,6 +214,7 @@ def test_a_tenants_worker_leaves_the_jobs_of_others_alone(
     assert bench.sql("SELECT 1 FROM public.note") == []
 
 
+@one_of_each
 def test_a_tenants_job_wakes_its_worker(bench: Workbench, tenants: Engine) -> None:
     """All tenants of one set of models share a channel; whether one waits, its own tables say."""
     handler = bench.handler("t", bench.note)

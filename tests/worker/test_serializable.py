@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import constant
+from support.running import one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,6 +86,7 @@ def test_a_conflict_is_a_failed_attempt_made_again_at_once(
     assert bench.notes(job_id) == ["written"]
 
 
+@one_of_each
 def test_a_job_that_always_conflicts_is_dead_in_the_end(
     bench: Workbench, conflicts: Callable[[int], None]
 ) -> None:
@@ -135,6 +137,7 @@ def test_a_conflict_of_the_handlers_own_is_a_failed_attempt(bench: Workbench) ->
 
 
 @pytest.mark.usefixtures("serializable")
+@one_of_each
 def test_serializable_by_default_loses_no_effect(bench: Workbench) -> None:
     handler = bench.handler("t", bench.note)
     ids = [bench.enqueue(handler) for _ in range(100)]

@@ -577,7 +577,7 @@ ENGINES = {
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("kind", ENGINES)
+@paired("kind", ENGINES)
 def test_two_workers_on_an_engine_of_another_isolation_level(bench: Workbench, kind: str) -> None:
     """No job runs twice, and a handler's writes are all there or all gone."""
     engine, execution = ENGINES[kind]
@@ -632,6 +632,7 @@ def test_the_connection_after_a_lost_one_has_a_transaction(bench: Workbench, kin
     assert bench.job(ids["passes"]) is None
 
 
+@one_of_each
 def test_a_handler_under_serializable(bench: Workbench) -> None:
     """Of two that read what the other writes, one fails with 40001 and is run again at once."""
     met: list[str] = []

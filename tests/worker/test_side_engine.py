@@ -15,7 +15,7 @@ from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, enqueue
 from sqlalchemy_bgjob.exceptions import WorkerRefused
 from support.databases import with_driver
 from support.processes import FAST
-from support.running import FLAVORS
+from support.running import FLAVORS, one_of_each
 from support.waiting import wait_until_async
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def done(bench: Workbench, job_id: str) -> Callable[[], bool]:
     return look
 
 
+@one_of_each
 def test_a_worker_translates_schemas_in_all_it_does(bench: Workbench, elsewhere: None) -> None:
     """Its start, its heart and its rescuer see the tables that its claims see."""
     bench.handler("t", bench.note)
@@ -78,6 +79,7 @@ def test_a_worker_translates_schemas_in_all_it_does(bench: Workbench, elsewhere:
     assert bench.sql("SELECT id FROM tenant.bgjob_worker WHERE lost_at IS NULL") == []
 
 
+@one_of_each
 def test_a_worker_is_what_a_begin_listener_makes_it(
     bench: Workbench, elsewhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import Complete, MoveToDlq, Retry, constant
-from support.running import FLAVORS
+from support.running import FLAVORS, one_of_each, paired
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def leaves_savepoint(bench: Workbench) -> Callable[..., Any]:
 BODIES = [writes, reads, adds, raises_another, swallows, leaves_savepoint]
 
 
-@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+@paired("body", BODIES)
 def test_a_read_only_session_costs_no_attempt(bench: Workbench, body: Callable[..., Any]) -> None:
     """One handler's session was left read-only by another: only that it is so matters."""
     spoils = bench.handler("spoils", lambda session, ctx: default_read_only(session))
@@ -136,6 +136,7 @@ def says(outcome: Any) -> Callable[[Workbench], Callable[..., Any]]:
     [(Retry(3600.0, "said"), "will_be_retried"), (MoveToDlq("said"), "moved_to_dlq")],
     ids=["Retry", "MoveToDlq"],
 )
+@one_of_each
 def test_what_the_handler_says_holds_and_the_session_goes(
     bench: Workbench, outcome: Any, becomes: str
 ) -> None:
@@ -157,6 +158,7 @@ def test_what_the_handler_says_holds_and_the_session_goes(
     assert ran.of(ids[1]) == ["started", "completed"]
 
 
+@one_of_each
 def test_sessions_of_a_read_only_time_are_all_replaced(bench: Workbench) -> None:
     """The first that is met tells of all that lie in the pool with it."""
     held: list[str] = []

@@ -11,7 +11,8 @@ from sqlalchemy import create_engine, text
 
 from sqlalchemy_bgjob import Context, MoveToDlq, constant
 from sqlalchemy_bgjob._db.errors import sqlstate
-from sqlalchemy_bgjob._worker import attempt
+from sqlalchemy_bgjob._worker import attempt, handler_session
+from sqlalchemy_bgjob._worker.plan import planner
 from support import wait_until
 from support.running import FLAVORS, Flavor, Gate, Recorder, Workbench, one_of_each
 
@@ -146,7 +147,10 @@ def test_a_users_open_transaction_refers_to_a_running_job(
     users: Connection,
     uses_session: bool,
     caplog: pytest.LogCaptureFixture,
+    tune: Tune,
 ) -> None:
+    tune(planner, _RETRY_REFUSED=(0.1, 1.0))
+    tune(handler_session, LOCK_TIMEOUT_MS=200)
     caplog.set_level(logging.WARNING)
     gate, starts = Gate(bench), list[int]()
 
@@ -206,10 +210,12 @@ def test_a_users_open_transaction_refers_to_a_running_job(
 
 
 @pytest.mark.usefixtures("referring")
+@one_of_each
 def test_a_job_that_is_kept_from_ending_has_not_failed(
     bench: Workbench, users: Connection, tune: Tune
 ) -> None:
     tune(attempt, AFTER_ROW_LOCKED=0.1)
+    tune(handler_session, LOCK_TIMEOUT_MS=200)
     gate = Gate(bench)
 
     def body(session: Session, ctx: Context[Any]) -> None:
@@ -239,6 +245,7 @@ def test_a_job_that_is_kept_from_ending_has_not_failed(
     assert bench.notes(job_id) == ["written"]
 
 
+@one_of_each
 def test_a_row_that_somebody_has_locked_is_settled_later(
     bench: Workbench, users: Connection
 ) -> None:
@@ -262,8 +269,10 @@ def test_a_row_that_somebody_has_locked_is_settled_later(
     assert ran.named("worker_error") == []
 
 
-def test_a_check_of_the_users_own_that_refuses_a_settlement(bench: Workbench) -> None:
+@one_of_each
+def test_a_check_of_the_users_own_that_refuses_a_settlement(bench: Workbench, tune: Tune) -> None:
     """Such a row is parked with its reason, and settled when the reason is gone."""
+    tune(planner, _RETRY_REFUSED=(0.1, 1.0))
     bench.sql("ALTER TABLE bgjob_dead_job ADD CONSTRAINT no_dead CHECK (type <> 'stuck')")
     try:
         stuck = bench.enqueue(
