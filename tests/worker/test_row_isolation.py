@@ -13,6 +13,7 @@ from sqlalchemy_bgjob._lifecycle import claim, settle
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._worker import attempt
 from support import wait_until
 
 # PostgreSQL takes this integer; Python reads none of more than 4,300 digits.
@@ -289,9 +290,9 @@ def test_two_leases_of_one_job_are_both_known(engine, app):
             assert return_unknown_claims(connection, app.statements, worker_id=5, known=known) == 0
 
 
-@pytest.mark.core
-def test_jobs_with_a_session_wait_briefly_for_open_transactions(engine, app):
+def test_jobs_with_a_session_wait_briefly_for_open_transactions(engine, app, tune):
     """They are undone and come again, and their slots serve others meanwhile."""
+    tune(attempt, AFTER_ROW_LOCKED=1.0)
     with engine.begin() as connection:
         connection.execute(
             text(

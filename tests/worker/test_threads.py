@@ -302,7 +302,7 @@ def handle(*_):
 faulthandler.dump_traceback_later(20, exit=True)
 signal.signal(signal.SIGALRM, handle)
 signal.setitimer(signal.ITIMER_REAL, every, every)
-ends = time.monotonic() + 2.0
+ends = time.monotonic() + 1.0
 while (begun := time.monotonic()) < ends:
     runtime.wait(seconds)
     longest = max(longest, time.monotonic() - begun)
@@ -330,6 +330,6 @@ def test_a_wait_in_the_main_thread_ends_whenever_a_signal_comes(
 
     assert done.returncode == 0, done.stderr
     signals, waits, longest = map(float, done.stdout.split())
-    assert signals >= 50
-    assert waits >= 100
+    assert signals >= 25
+    assert waits >= 50
     assert longest < 1.0

@@ -138,7 +138,6 @@ def users(bench: Workbench) -> Iterator[Connection]:
     engine.dispose()
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("uses_session", [True, False])
 @one_of_each
 def test_a_users_open_transaction_refers_to_a_running_job(
