@@ -86,7 +86,6 @@ def test_an_own_id_is_for_enqueue(session: Session) -> None:
         send_receipt.job(Receipt(1), on_conflict="ignore")
 
 
-@pytest.mark.core
 def test_a_thousand_jobs_are_few_inserts(shop: Engine) -> None:
     """SQLAlchemy sends them in pages: a default of the wrong kind would cost one for each."""
     for make in (

@@ -61,7 +61,6 @@ def put_by_hand(backlog: Backlog) -> None:
         )
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     "put",
     [
@@ -77,7 +76,6 @@ def test_what_goes_before_a_backlog_is_found_within_seconds(
     assert backlog.begins("new") < SCAN_AT_LEAST_EVERY + 2.0
 
 
-@pytest.mark.core
 def test_what_is_committed_late_is_found_within_seconds(backlog: Backlog) -> None:
     """Its time is that of its transaction's begin, which the worker has passed since."""
     with backlog.engine.connect() as connection:

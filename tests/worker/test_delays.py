@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-pytestmark = pytest.mark.core
-
 LATE = 10.0
 """Seconds of slack for a busy machine; without an appointment it would be the poll interval."""
 POLL = 60.0
@@ -80,6 +78,7 @@ def test_a_job_that_this_worker_has_put_off_starts_on_time(
     assert 0.3 <= second - first < 0.3 + LATE
 
 
+@pytest.mark.core
 def test_a_retry_at_once_is_at_once(engine: Engine, runs: Runs) -> None:
     with engine.begin() as connection:
         runs.jobs.enqueue(connection, "at once", queue="q")

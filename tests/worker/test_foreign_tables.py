@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from support.running import Flavor
 
-pytestmark = pytest.mark.core
-
 # As of the Go library's migrations: all columns of its two tables.
 _GO_JOB = (
     "CREATE TABLE bgjob_job (id text PRIMARY KEY, queue text NOT NULL, type text NOT NULL,"
@@ -164,6 +162,7 @@ def test_the_command_line_refuses_them(theirs: Engine, layout: str) -> None:
     assert all(refusal(layout) in result.output for result in told)
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("flavor", FLAVORS, ids=str)
 @pytest.mark.parametrize("theirs", ["Go", "Go with our comment"], indirect=True)
 def test_no_worker_starts_on_them(theirs: Engine, flavor: Flavor) -> None:

@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob.schema._grants import Task
     from support.running import Flavor
 
-pytestmark = pytest.mark.core
-
 SCHEMA = 'We"ird Schema'
 
 
@@ -172,6 +170,7 @@ def test_who_enqueues_may_in_every_way(roles: Roles) -> None:
     assert roles.count("job") == 1 + 2 + 2_000 + 1 + 1 + 2
 
 
+@pytest.mark.core
 def test_a_worker_claims_runs_and_settles(roles: Roles) -> None:
     roles.put(1, -1)
 
@@ -318,6 +317,7 @@ def act(roles: Roles, task: Task, refusals: list[str]) -> None:
             raise
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_granted_is_enough(roles: Roles, task: Task, refusals: list[str]) -> None:
     act(roles, task, refusals)
@@ -325,6 +325,7 @@ def test_what_is_granted_is_enough(roles: Roles, task: Task, refusals: list[str]
     assert refusals == []
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("flavor", [FLAVORS[0], FLAVORS[-1]], ids=str)
 def test_it_is_enough_for_each_kind_of_worker(
     roles: Roles, flavor: Flavor, refusals: list[str]
@@ -382,6 +383,7 @@ def test_each_privilege_is_needed(
             assert f'lacks {which} ON "We""ird Schema"."bgjob_{kind}",' in problem
 
 
+@pytest.mark.core
 def test_a_schema_without_usage_is_told(roles: Roles) -> None:
     with roles.without("worker", 'USAGE ON SCHEMA "We""ird Schema"'):
         (problem,) = privilege_problems(roles)

@@ -361,7 +361,6 @@ def test_matrix(matrix: Matrix, case: tuple[str, str, bool]) -> None:
 Seen = list[tuple[int, str | None]]
 
 
-@pytest.mark.core
 @one_of_each
 def test_attempts_end_at_max_attempts(bench: Workbench) -> None:
     """By Retry and by exceptions alike; last_error is what the next attempt sees."""

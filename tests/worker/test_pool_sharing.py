@@ -19,8 +19,6 @@ from support import wait_until, wait_until_async
 if TYPE_CHECKING:
     from conftest import UrlFor
 
-pytestmark = pytest.mark.core
-
 SLOTS = 10
 
 
@@ -136,6 +134,7 @@ def test_ten_coroutines_share_a_pool_of_five(engine: Engine, url_for: UrlFor, dr
     assert crowd.most <= 3
 
 
+@pytest.mark.core
 def test_a_pool_for_all_slots_runs_all_at_once(
     engine: Engine, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,6 +156,7 @@ def test_a_pool_for_all_slots_runs_all_at_once(
     enough.dispose()
 
 
+@pytest.mark.core
 def test_without_a_pool_every_handler_has_its_own_connection(
     engine: Engine, database_url: str
 ) -> None:

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
     from support.tuning import Tune
 
-pytestmark = pytest.mark.core
-
 JUDGE, WORKER, OTHER = 1, 2, 3
 LEASE = 30.0
 HOUR = 3_600.0
@@ -159,6 +157,7 @@ def ended_session(queue: Workers, engine: Engine) -> tuple[int, Any]:
 # ---- by silence ---------------------------------------------------------------------------------
 
 
+@pytest.mark.core
 def test_a_silent_worker_is_rescued_in_one_step(queue: Workers) -> None:
     """Its jobs are queued again, each under a new lease, and its row goes."""
     queue.register(WORKER, silent_for=LEASE + 1)
@@ -257,6 +256,7 @@ def test_a_beat_during_the_judgement_finds_the_worker_lost(queue: Workers) -> No
     assert answers == [None]
 
 
+@pytest.mark.core
 def test_two_rescuers_at_once_rescue_once(queue: Workers) -> None:
     """Whoever locks the row first judges; nobody waits, and nothing is counted twice."""
     for worker_id in range(10, 30):
@@ -280,6 +280,7 @@ def test_two_rescuers_at_once_rescue_once(queue: Workers) -> None:
     assert [(row.crashes, row.claimed_by) for row in queue.job_rows()] == [(1, None)] * 20
 
 
+@pytest.mark.core
 def test_a_locked_row_is_taken_by_a_later_sweep(queue: Workers) -> None:
     """A lock that somebody holds on one job keeps neither the others nor the sweep."""
     queue.register(WORKER, silent_for=HOUR)
@@ -300,6 +301,7 @@ def test_a_locked_row_is_taken_by_a_later_sweep(queue: Workers) -> None:
     assert queue.workers() == [JUDGE]
 
 
+@pytest.mark.core
 def test_a_row_that_a_foreign_key_looks_at_is_not_in_the_way(queue: Workers) -> None:
     """A user's insert that refers to the job locks its key, and nothing that a rescue changes."""
     queue.register(WORKER, silent_for=HOUR)
@@ -311,6 +313,7 @@ def test_a_row_that_a_foreign_key_looks_at_is_not_in_the_way(queue: Workers) -> 
         assert queue.rescue_silent() == [Rescued(WORKER, 1)]
 
 
+@pytest.mark.core
 def test_the_sessions_of_a_lost_worker_are_ended(queue: Workers) -> None:
     """A frozen handler's row locks would block the next attempt until it thaws."""
     queue.register(WORKER, silent_for=HOUR)
@@ -329,6 +332,7 @@ def test_the_sessions_of_a_lost_worker_are_ended(queue: Workers) -> None:
         frozen.invalidate()
 
 
+@pytest.mark.core
 def test_jobs_of_a_crash_part_company(queue: Workers) -> None:
     """The first crash puts a job back at once, the next ones after a growing random wait."""
     queue.register(WORKER, silent_for=HOUR)
@@ -485,6 +489,7 @@ def test_a_judge_whose_beat_is_under_way_judges_nobody(queue: Workers) -> None:
 # ---- by the end of a session --------------------------------------------------------------------
 
 
+@pytest.mark.core
 def test_a_worker_without_its_session_is_rescued_on_second_look(
     queue: Workers,
 ) -> None:
@@ -580,6 +585,7 @@ def stranger(queue: Workers) -> Iterator[Engine]:
     queue.execute(f"DROP ROLE {role}")
 
 
+@pytest.mark.core
 def test_sessions_that_are_hidden_from_the_judge_prove_nothing(
     queue: Workers, stranger: Engine
 ) -> None:
@@ -601,6 +607,7 @@ def test_sessions_that_are_hidden_from_the_judge_prove_nothing(
             assert queue.looks(judge, 3) == []
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("how", ["fast", "immediate", "crash"])
 def test_a_restart_of_the_server_is_no_proof_of_death(
     own_server: EmbeddedPostgres, how: Any
@@ -650,6 +657,7 @@ def role(queue: Workers) -> Iterator[Engine]:
     queue.execute(f"DROP ROLE {name}")
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("reset", RESETS)
 def test_reset_statistics_are_no_restart(queue: Workers, reset: str) -> None:
     """Monitoring does that; a process that has ended is seen as soon as before."""
@@ -663,6 +671,7 @@ def test_reset_statistics_are_no_restart(queue: Workers, reset: str) -> None:
         assert queue.looks(judge) == [Rescued(WORKER, 1)]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("reset", RESETS)
 def test_reset_statistics_are_no_restart_to_any_role(
     queue: Workers, role: Engine, reset: str

@@ -666,7 +666,6 @@ def test_a_handler_under_serializable(bench: Workbench) -> None:
 # ---- lost leases ---------------------------------------------------------------------------------
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("end", ["complete", "retry", "raise"])
 @pytest.mark.parametrize("uses_session", [True, False])
 @one_of_each
