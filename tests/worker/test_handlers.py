@@ -34,8 +34,63 @@ SELECT_1 = text("SELECT 1")
 SLOW = constant(3600.0)
 
 
+def fail(error: BaseException) -> Any:
+    raise error
+
+
+STEPS: dict[str, Callable[[Handlers, Session, Context[Any]], Any]] = {
+    "commit": lambda h, s, ctx: s.commit(),
+    "rollback": lambda h, s, ctx: s.rollback(),
+    "close": lambda h, s, ctx: s.close(),
+    "reset": lambda h, s, ctx: s.reset(),
+    "invalidate": lambda h, s, ctx: s.invalidate(),
+    "flush": lambda h, s, ctx: s.flush(),
+    "savepoint": lambda h, s, ctx: s.begin_nested(),
+    "connection": lambda h, s, ctx: s.connection(),
+    "add": lambda h, s, ctx: s.add(h.bench.Note(job_id=ctx.job.id, text="a")),
+    "add_nothing": lambda h, s, ctx: s.add(h.bench.Note(job_id=ctx.job.id)),
+    "insert": lambda h, s, ctx: s.connection().execute(
+        insert(h.bench.Note).values(job_id=ctx.job.id, text="a")
+    ),
+    "read": lambda h, s, ctx: s.execute(SELECT_1),
+    "divide": lambda h, s, ctx: s.execute(text("SELECT 1/0")),
+    "raise": lambda h, s, ctx: fail(ValueError("no")),
+    "exit": lambda h, s, ctx: fail(SystemExit(3)),
+    "complete": lambda h, s, ctx: Complete(),
+    "root_rollback": lambda h, s, ctx: s.connection().get_transaction().rollback(),
+    "COMMIT": lambda h, s, ctx: s.connection().exec_driver_sql("COMMIT"),
+    "ROLLBACK": lambda h, s, ctx: s.connection().exec_driver_sql("ROLLBACK"),
+    "BEGIN": lambda h, s, ctx: s.connection().exec_driver_sql("BEGIN"),
+    "driver_commit": lambda h, s, ctx: s.connection().connection.commit(),
+    "driver_rollback": lambda h, s, ctx: s.connection().connection.rollback(),
+    "end": lambda h, s, ctx: h.end_session(s),
+}
+
+
+def steps(words: str) -> Callable[..., Any]:
+    """A handler that takes these steps, and writes a note for each other word.
+
+    After ``try_`` the step fails, and the handler goes on.
+    """
+
+    def body(handlers: Handlers, s: Session, ctx: Context[Any]) -> Complete | None:
+        outcome = None
+        for word in words.split():
+            step = STEPS.get(word.removeprefix("try_"))
+            if step is None:
+                handlers.note(s, ctx, word)
+            elif word.startswith("try_"):
+                with pytest.raises(Exception):  # noqa: B017, PT011 - each driver has its own
+                    step(handlers, s, ctx)
+            else:
+                outcome = step(handlers, s, ctx)
+        return outcome if isinstance(outcome, Complete) else None
+
+    return body
+
+
 class Handlers:
-    """What handlers do. Each gets its session, its context, and ``note(words)``, which writes."""
+    """What handlers do, each with its session and its context."""
 
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
@@ -44,65 +99,70 @@ class Handlers:
     def note(self, session: Session, ctx: Context[Any], words: str) -> None:
         self.bench.note(session, ctx, words)
 
-    def ok(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
+    def end_session(self, s: Session) -> None:
+        pid = s.scalar(text("SELECT pg_backend_pid()"))
+        self.bench.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
+        self.bench.pause(lambda: not self.exists(pid))
 
-    def raises(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        raise ValueError("no")
+    def exists(self, pid: int | None) -> bool:
+        return bool(self.bench.sql("SELECT FROM pg_stat_activity WHERE pid = :pid", pid=pid))
 
-    def commit_then_more(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        self.note(s, ctx, "b")
-
-    def commit_then_raise(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        raise ValueError("no")
-
-    def commit_more_then_raise(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        self.note(s, ctx, "b")
-        raise ValueError("no")
-
-    def rollback_then_more(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.rollback()
-        self.note(s, ctx, "b")
-
-    def rollback_last(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.rollback()
-
-    def commit_more_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        self.note(s, ctx, "b")
-        s.rollback()
-
-    def commit_twice_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        self.note(s, ctx, "b")
-        s.commit()
-        self.note(s, ctx, "c")
-        s.rollback()
-        s.rollback()
-
-    def commit_rollback_commit(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        self.note(s, ctx, "b")
-        s.rollback()
-        self.note(s, ctx, "c")
-        s.commit()
-
-    def commit_nothing(self, s: Session, ctx: Context[Any]) -> None:
-        s.commit()
-        s.rollback()
-        s.commit()
+    ok = steps("a")
+    raises = steps("a raise")
+    commit_then_more = steps("a commit b")
+    commit_then_raise = steps("a commit raise")
+    commit_more_then_raise = steps("a commit b raise")
+    rollback_then_more = steps("a rollback b")
+    rollback_last = steps("a rollback")
+    commit_more_rollback = steps("a commit b rollback")
+    commit_twice_then_rollback = steps("a commit b commit c rollback rollback")
+    commit_rollback_commit = steps("a commit b rollback c commit")
+    commit_nothing = steps("commit rollback commit")
+    connection_writes_then_closes = steps("insert close")
+    adds_then_closes = steps("add close")
+    adds_then_rollback = steps("add rollback")
+    writes_then_reset = steps("a reset")
+    writes_then_invalidate = steps("a invalidate")
+    closes_in_a_savepoint = steps("savepoint a close")
+    rollback_then_reads = steps("a rollback read close")
+    rollback_then_complete = steps("a rollback complete")
+    closes_then_complete = steps("a close complete")
+    duplicate_flushed_then_rollback = steps("add_nothing try_flush rollback")
+    closes = steps("a close")
+    closes_then_more = steps("a close b")
+    commits_then_closes = steps("a commit b close")
+    own_savepoint_left_open = steps("a savepoint b")
+    own_savepoint_then_rollback = steps("a savepoint b rollback c")
+    savepoint_after_commit_then_rollback = steps("a commit savepoint b rollback c")
+    commit_with_open_savepoint = steps("savepoint a commit b rollback")
+    db_error = steps("a divide")
+    db_error_swallowed = steps("a try_divide")
+    db_error_swallowed_after_commit = steps("a commit try_divide")
+    db_error_then_rollback = steps("a try_divide rollback b")
+    commit_then_db_error_then_rollback = steps("a commit try_divide rollback b")
+    flush_error_at_the_end = steps("a add_nothing")
+    flush_error_swallowed = steps("a add_nothing try_flush")
+    flush_error_then_rollback = steps("a add_nothing try_flush rollback b")
+    flush_error_then_close = steps("a add_nothing try_flush close b")
+    commit_then_flush_error_then_rollback = steps("a commit add_nothing try_flush rollback b")
+    adds_only = steps("add")
+    adds_then_commits = steps("add commit")
+    reads_only = steps("read")
+    root_rolled_back = steps("a root_rollback")
+    root_rolled_back_then_more = steps("a root_rollback b")
+    raw_commit = steps("a COMMIT b")
+    raw_rollback = steps("a ROLLBACK")
+    raw_commit_and_begin = steps("a COMMIT BEGIN b")
+    raw_commit_then_raise = steps("a COMMIT raise")
+    driver_commit = steps("a driver_commit b")
+    driver_rollback = steps("a driver_rollback")
+    takes_the_connection_only = steps("connection")
+    ended_session = steps("a end read")
+    ended_session_swallowed = steps("a end try_read")
+    ended_session_unnoticed = steps("a end")
+    ended_session_then_rollback = steps("a end try_read rollback b")
+    commit_then_ended_session_then_rollback = steps("a commit end try_read rollback b")
+    system_exit = steps("a exit")
 
     def with_begin_left_by_an_error(self, s: Session, ctx: Context[Any]) -> None:
         with suppress(ZeroDivisionError), s.begin():
@@ -117,18 +177,6 @@ class Handlers:
         s.execute(text("INSERT INTO note (job_id, text) VALUES (:id, 'a')"), {"id": ctx.job.id})
         s.close()
 
-    def connection_writes_then_closes(self, s: Session, ctx: Context[Any]) -> None:
-        s.connection().execute(insert(self.bench.Note).values(job_id=ctx.job.id, text="a"))
-        s.close()
-
-    def adds_then_closes(self, s: Session, ctx: Context[Any]) -> None:
-        s.add(self.bench.Note(job_id=ctx.job.id, text="a"))
-        s.close()
-
-    def adds_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        s.add(self.bench.Note(job_id=ctx.job.id, text="a"))
-        s.rollback()
-
     def changes_then_closes(self, s: Session, ctx: Context[Any]) -> None:
         note = self.bench.Note(job_id=ctx.job.id, text="a")
         s.add(note)
@@ -136,22 +184,9 @@ class Handlers:
         note.text = "b"
         s.close()
 
-    def writes_then_reset(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.reset()
-
-    def writes_then_invalidate(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.invalidate()
-
     def with_session_uncommitted(self, s: Session, ctx: Context[Any]) -> None:
         with s:
             self.note(s, ctx, "a")
-
-    def closes_in_a_savepoint(self, s: Session, ctx: Context[Any]) -> None:
-        s.begin_nested()
-        self.note(s, ctx, "a")
-        s.close()
 
     def rollback_over_a_savepoint(self, s: Session, ctx: Context[Any]) -> None:
         with s.begin_nested():
@@ -162,31 +197,9 @@ class Handlers:
         enqueue_many(s, self.child, [None, None], ids=["c1", "c2"])
         s.close()
 
-    def rollback_then_reads(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.rollback()
-        s.execute(SELECT_1)
-        s.close()
-
-    def rollback_then_complete(self, s: Session, ctx: Context[Any]) -> Complete:
-        self.note(s, ctx, "a")
-        s.rollback()
-        return Complete()
-
-    def closes_then_complete(self, s: Session, ctx: Context[Any]) -> Complete:
-        self.note(s, ctx, "a")
-        s.close()
-        return Complete()
-
     def duplicate_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
         with suppress(IntegrityError):
             s.execute(insert(self.bench.Note).values(job_id=ctx.job.id))
-        s.rollback()
-
-    def duplicate_flushed_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        s.add(self.bench.Note(job_id=ctx.job.id))
-        with suppress(IntegrityError):
-            s.flush()
         s.rollback()
 
     def duplicate_in_savepoint_then_closes(self, s: Session, ctx: Context[Any]) -> None:
@@ -206,21 +219,6 @@ class Handlers:
     def reads_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
         s.scalars(select(self.bench.Note).limit(1)).first()
         s.rollback()
-
-    def closes(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.close()
-
-    def closes_then_more(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.close()
-        self.note(s, ctx, "b")
-
-    def commits_then_closes(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        self.note(s, ctx, "b")
-        s.close()
 
     def with_session(self, s: Session, ctx: Context[Any]) -> None:
         with s:
@@ -252,41 +250,10 @@ class Handlers:
         savepoint.rollback()
         self.note(s, ctx, "c")
 
-    def own_savepoint_left_open(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.begin_nested()
-        self.note(s, ctx, "b")
-
-    def own_savepoint_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.begin_nested()
-        self.note(s, ctx, "b")
-        s.rollback()
-        self.note(s, ctx, "c")
-
-    def savepoint_after_commit_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        s.begin_nested()
-        self.note(s, ctx, "b")
-        s.rollback()
-        self.note(s, ctx, "c")
-
-    def commit_with_open_savepoint(self, s: Session, ctx: Context[Any]) -> None:
-        s.begin_nested()
-        self.note(s, ctx, "a")
-        s.commit()
-        self.note(s, ctx, "b")
-        s.rollback()
-
     def core_savepoint(self, s: Session, ctx: Context[Any]) -> None:
         self.note(s, ctx, "a")
         with s.connection().begin_nested():
             self.note(s, ctx, "b")
-
-    def db_error(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.execute(text("SELECT 1/0"))
 
     def db_error_in_savepoint(self, s: Session, ctx: Context[Any]) -> None:
         self.note(s, ctx, "a")
@@ -296,93 +263,8 @@ class Handlers:
         except Exception:
             self.note(s, ctx, "b")
 
-    def db_error_swallowed(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        with suppress(Exception):
-            s.execute(text("SELECT 1/0"))
-
-    def db_error_swallowed_after_commit(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        with suppress(Exception):
-            s.execute(text("SELECT 1/0"))
-
-    def db_error_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        try:
-            s.execute(text("SELECT 1/0"))
-        except Exception:
-            s.rollback()
-        self.note(s, ctx, "b")
-
-    def commit_then_db_error_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        try:
-            s.execute(text("SELECT 1/0"))
-        except Exception:
-            s.rollback()
-        self.note(s, ctx, "b")
-
-    def flush_error_at_the_end(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.add(self.bench.Note(job_id=ctx.job.id))
-
-    def flush_error_swallowed(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.add(self.bench.Note(job_id=ctx.job.id))
-        with suppress(Exception):
-            s.flush()
-
-    def flush_error_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.add(self.bench.Note(job_id=ctx.job.id))
-        try:
-            s.flush()
-        except Exception:
-            s.rollback()
-        self.note(s, ctx, "b")
-
-    def flush_error_then_close(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.add(self.bench.Note(job_id=ctx.job.id))
-        try:
-            s.flush()
-        except Exception:
-            s.close()
-        self.note(s, ctx, "b")
-
-    def commit_then_flush_error_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        s.add(self.bench.Note(job_id=ctx.job.id))
-        try:
-            s.flush()
-        except Exception:
-            s.rollback()
-        self.note(s, ctx, "b")
-
-    def adds_only(self, s: Session, ctx: Context[Any]) -> None:
-        s.add(self.bench.Note(job_id=ctx.job.id, text="a"))
-
-    def adds_then_commits(self, s: Session, ctx: Context[Any]) -> None:
-        s.add(self.bench.Note(job_id=ctx.job.id, text="a"))
-        s.commit()
-
-    def reads_only(self, s: Session, ctx: Context[Any]) -> None:
-        assert s.scalar(SELECT_1) == 1
-
     def deferred_constraint(self, s: Session, ctx: Context[Any]) -> None:
         s.add_all(self.bench.Note(job_id=ctx.job.id, text="a", late=1) for _ in range(2))
-
-    def root_rolled_back(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.connection().get_transaction().rollback()
-
-    def root_rolled_back_then_more(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.connection().get_transaction().rollback()
-        self.note(s, ctx, "b")
 
     def root_rolled_back_behind_a_savepoint(self, s: Session, ctx: Context[Any]) -> None:
         self.note(s, ctx, "a")
@@ -397,15 +279,6 @@ class Handlers:
         connection = s.connection()
         s.rollback()
         connection.execute(SELECT_1)
-
-    def raw_commit(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.connection().exec_driver_sql("COMMIT")
-        self.note(s, ctx, "b")
-
-    def raw_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.connection().exec_driver_sql("ROLLBACK")
 
     def text_commit(self, s: Session, ctx: Context[Any]) -> None:
         self.note(s, ctx, "a")
@@ -423,21 +296,6 @@ class Handlers:
         s.execute(text("ROLLBACK TO SAVEPOINT here"))
         s.expire_all()
 
-    def raw_commit_and_begin(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.connection().exec_driver_sql("COMMIT")
-        s.connection().exec_driver_sql("BEGIN")
-        self.note(s, ctx, "b")
-
-    def driver_commit(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.connection().connection.commit()
-        self.note(s, ctx, "b")
-
-    def driver_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.connection().connection.rollback()
-
     def get_bind_commit(self, s: Session, ctx: Context[Any]) -> None:
         self.note(s, ctx, "a")
         s.get_bind().exec_driver_sql("COMMIT")  # type: ignore[union-attr]
@@ -449,66 +307,16 @@ class Handlers:
         s.commit()
         s.connection().execute(insert(self.bench.Note).values(job_id=ctx.job.id, text="c"))
 
-    def takes_the_connection_only(self, s: Session, ctx: Context[Any]) -> None:
-        s.connection()
-
-    def raw_commit_then_raise(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.connection().exec_driver_sql("COMMIT")
-        raise ValueError("no")
-
-    def system_exit(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        raise SystemExit(3)
-
-    def ended_session(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        self.end_session(s)
-        s.execute(SELECT_1)
-
-    def ended_session_swallowed(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        self.end_session(s)
-        with suppress(Exception):
-            s.execute(SELECT_1)
-
-    def ended_session_unnoticed(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        self.end_session(s)
-
-    def ended_session_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        self.end_session(s)
-        try:
-            s.execute(SELECT_1)
-        except Exception:
-            s.rollback()
-        self.note(s, ctx, "b")
-
-    def commit_then_ended_session_then_rollback(self, s: Session, ctx: Context[Any]) -> None:
-        self.note(s, ctx, "a")
-        s.commit()
-        self.end_session(s)
-        try:
-            s.execute(SELECT_1)
-        except Exception:
-            s.rollback()
-        self.note(s, ctx, "b")
-
     def idle_too_long(self, s: Session, ctx: Context[Any]) -> None:
         s.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
         pid = s.scalar(text("SELECT pg_backend_pid()"))
         self.note(s, ctx, "a")
         self.bench.pause(lambda: not self.exists(pid))
 
-    def end_session(self, s: Session) -> None:
-        pid = s.scalar(text("SELECT pg_backend_pid()"))
-        self.bench.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
-        self.bench.pause(lambda: not self.exists(pid))
 
-    def exists(self, pid: int | None) -> bool:
-        return bool(self.bench.sql("SELECT FROM pg_stat_activity WHERE pid = :pid", pid=pid))
-
+for name, body in vars(Handlers).items():
+    if callable(body):
+        body.__name__ = name
 
 LOST_BY_CLOSE = "closed, or removed from its scope, over writes"
 LOST_BY_ROLLBACK = "nothing is left of what the handler wrote"
