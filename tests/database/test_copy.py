@@ -16,7 +16,7 @@ from sqlalchemy_bgjob._enqueue import copy as copying
 from sqlalchemy_bgjob._enqueue import many as enqueueing
 from sqlalchemy_bgjob.testing.points import at
 from support.databases import with_driver
-from support.producers import producer
+from support.producers import Producer, produce
 from support.shop import Job, Order, make_tables, note, store
 
 if TYPE_CHECKING:
@@ -59,14 +59,13 @@ def test_it_belongs_to_the_callers_transaction(
     """Also as its first operation, before SQLAlchemy has sent a BEGIN of its own."""
     own = "Engine" in kind  # a transaction of its own
 
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            result = await made.do(enqueue_many(made.target, note, range(MANY)))
-            assert result.inserted == MANY
-            if not own:
-                await (made.commit() if commits else made.rollback())
+    async def body(made: Producer) -> None:
+        result = await made.do(enqueue_many(made.target, note, range(MANY)))
+        assert result.inserted == MANY
+        if not own:
+            await (made.commit() if commits else made.rollback())
 
-    asyncio.run(main())
+    produce(kind, shop, body)
 
     assert len(copied) == 1
     assert count(shop) == (MANY if commits or own else 0)
@@ -157,18 +156,17 @@ def test_a_refused_row_is_sqlalchemys_error(kind: str, shop: Engine) -> None:
     with shop.begin() as connection:
         connection.execute(text(check))
 
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            with pytest.raises(IntegrityError, match="short") as refused:
-                await made.do(enqueue_many(made.target, note, [10_000] * MANY))
-            assert refused.value.statement is not None
-            assert refused.value.statement.startswith("COPY ")
-            assert not refused.value.connection_invalidated
-            await made.rollback()
-            await made.do(enqueue_many(made.target, note, [1] * MANY))
-            await made.commit()
+    async def body(made: Producer) -> None:
+        with pytest.raises(IntegrityError, match="short") as refused:
+            await made.do(enqueue_many(made.target, note, [10_000] * MANY))
+        assert refused.value.statement is not None
+        assert refused.value.statement.startswith("COPY ")
+        assert not refused.value.connection_invalidated
+        await made.rollback()
+        await made.do(enqueue_many(made.target, note, [1] * MANY))
+        await made.commit()
 
-    asyncio.run(main())
+    produce(kind, shop, body)
     assert count(shop) == MANY
 
 
@@ -179,16 +177,15 @@ def test_a_bad_arg_far_down_leaves_the_transaction_usable(kind: str, shop: Engin
     values = [*range(SEVERAL_BLOCKS - 1), float("nan")]
     own = "Engine" in kind  # a transaction of its own
 
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            await made.do(enqueue_many(made.target, note, range(3)))
-            with pytest.raises(InvalidArg, match=rf"at \[{len(values) - 1}\]:"):
-                await made.do(enqueue_many(made.target, note, values))
-            await made.do(enqueue_many(made.target, note, range(SEVERAL_BLOCKS)))
-            if not own:
-                await made.commit()
+    async def body(made: Producer) -> None:
+        await made.do(enqueue_many(made.target, note, range(3)))
+        with pytest.raises(InvalidArg, match=rf"at \[{len(values) - 1}\]:"):
+            await made.do(enqueue_many(made.target, note, values))
+        await made.do(enqueue_many(made.target, note, range(SEVERAL_BLOCKS)))
+        if not own:
+            await made.commit()
 
-    asyncio.run(main())
+    produce(kind, shop, body)
     assert count(shop) == 3 + SEVERAL_BLOCKS
 
 

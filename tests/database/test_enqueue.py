@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from datetime import UTC, datetime, timedelta, timezone
@@ -28,7 +27,7 @@ from sqlalchemy_bgjob import (
 from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until, with_driver
 from support.databases import private_server
-from support.producers import UNITS, Producer, Sent, producer
+from support.producers import UNITS, Producer, Sent, produce
 from support.rows import waiting
 from support.shop import (
     Invoice,
@@ -180,11 +179,7 @@ def test_an_arg_comes_back_as_it_went(
 def run(driver: str, shop: Engine, body: Any) -> None:
     kind = f"{'AsyncSession' if driver == 'asyncpg' else 'Session'}-{driver}"
 
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            await body(made)
-
-    asyncio.run(main())
+    produce(kind, shop, body)
 
 
 @pytest.mark.core
@@ -261,10 +256,6 @@ def test_a_type_that_is_registered_here_is_checked_by_name_too(session: Session)
 def test_a_duplicate_leaves_the_transaction_usable(kind: str, clean: Engine) -> None:
     """Refused or ignored, also within a savepoint that is then undone."""
 
-    async def main() -> None:
-        async with producer(kind, clean.url.render_as_string(hide_password=False)) as made:
-            await body(made)
-
     async def body(made: Producer) -> None:
         target = made.target
         await made.do(enqueue(target, note, 1, id="daily"))
@@ -281,7 +272,7 @@ def test_a_duplicate_leaves_the_transaction_usable(kind: str, clean: Engine) -> 
         assert (await made.do(enqueue(target, note, 6, id="inner"))).inserted
         await made.commit()
 
-    asyncio.run(main())
+    produce(kind, clean, body)
 
     with Session(clean) as session:
         stored = {job.id: job.arg_json for job in session.scalars(select(Job))}
@@ -664,10 +655,6 @@ def test_workers_hear_of_what_was_committed_only(
 ) -> None:
     """After the COMMIT, once for each queue, and not of what a savepoint took back."""
 
-    async def main() -> None:
-        async with producer(kind, clean.url.render_as_string(hide_password=False)) as made:
-            await body(made)
-
     async def body(made: Producer) -> None:
         target = made.target
         await made.do(enqueue(target, note, 1, queue="rolled back"))
@@ -692,7 +679,7 @@ def test_workers_hear_of_what_was_committed_only(
         assert listener.heard() == []
         await made.commit()
 
-    asyncio.run(main())
+    produce(kind, clean, body)
 
     added = ["added", "plain"] if "ession" in kind or "SQLModel" in kind or "Flask" in kind else []
     assert listener.heard() == sorted(["one", "many", "from", "by name", *added])
@@ -704,17 +691,16 @@ def test_nobody_is_told_what_nobody_waits_for(kind: str, clean: Engine, listener
     """Every COMMIT that notifies holds up all others that do; a busy worker looks by itself."""
     say(clean, "another queue")
 
-    async def main() -> None:
-        async with producer(kind, clean.url.render_as_string(hide_password=False)) as made:
-            target = made.target
-            await made.do(enqueue(target, note, 1, queue="one"))
-            await made.do(enqueue_many(target, note, range(600), queue="many"))
-            await made.do(enqueue_from(target, note, select(func.now().label("t")), queue="from"))
-            if made.is_session:
-                target.add(note.job(1, queue="added"))
-            await made.commit()
+    async def body(made: Producer) -> None:
+        target = made.target
+        await made.do(enqueue(target, note, 1, queue="one"))
+        await made.do(enqueue_many(target, note, range(600), queue="many"))
+        await made.do(enqueue_from(target, note, select(func.now().label("t")), queue="from"))
+        if made.is_session:
+            target.add(note.job(1, queue="added"))
+        await made.commit()
 
-    asyncio.run(main())
+    produce(kind, clean, body)
 
     assert listener.heard() == []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -36,7 +35,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import JobAlreadyExists, enqueue, enqueue_from
-from support.producers import Sent, producer
+from support.producers import Producer, Sent, produce
 from support.shop import (
     Invoice,
     Job,
@@ -421,14 +420,13 @@ def test_a_thousand_rows_are_one_statement(driver: str, shop: Engine) -> None:
     kind = f"{'AsyncSession' if driver == 'asyncpg' else 'Session'}-{driver}"
     numbers = func.generate_series(1, 1000).table_valued("order_id").render_derived()
 
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            with Sent(made.engine) as sent:
-                await made.do(enqueue_from(made.target, send_receipt, select(numbers.c.order_id)))
-            assert len(sent.inserts()) == 1
-            await made.rollback()
+    async def body(made: Producer) -> None:
+        with Sent(made.engine) as sent:
+            await made.do(enqueue_from(made.target, send_receipt, select(numbers.c.order_id)))
+        assert len(sent.inserts()) == 1
+        await made.rollback()
 
-    asyncio.run(main())
+    produce(kind, shop, body)
 
 
 def test_a_string_column_is_no_trouble(session: Session) -> None:

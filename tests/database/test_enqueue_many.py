@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy_bgjob import BGJob, BulkResult, InvalidArg, JobAlreadyExists, enqueue, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
 from support import wait_until
-from support.producers import KINDS, UNITS, Producer, Sent, producer
+from support.producers import KINDS, UNITS, Producer, Sent, produce
 from support.rows import waiting
 from support.shop import Job, Receipt, clean_up, jobs, note, send_receipt, store
 
@@ -112,12 +111,11 @@ def test_nothing_is_nothing(empty: Any, session: Session) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_nothing_for_every_target(kind: str, shop: Engine) -> None:
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            assert await made.do(enqueue_many(made.target, [])) == BulkResult(0, ())
-            assert await made.do(enqueue_many(made.target, note, [])) == BulkResult(0, ())
+    async def body(made: Producer) -> None:
+        assert await made.do(enqueue_many(made.target, [])) == BulkResult(0, ())
+        assert await made.do(enqueue_many(made.target, note, [])) == BulkResult(0, ())
 
-    asyncio.run(main())
+    produce(kind, shop, body)
 
 
 # ---- duplicates ----------------------------------------------------------------------------------
@@ -126,10 +124,6 @@ def test_nothing_is_nothing_for_every_target(kind: str, shop: Engine) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("kind", UNITS)
 def test_raise_is_all_or_nothing_and_ignore_adds_the_rest(kind: str, clean: Engine) -> None:
-    async def main() -> None:
-        async with producer(kind, clean.url.render_as_string(hide_password=False)) as made:
-            await body(made)
-
     async def body(made: Producer) -> None:
         target = made.target
         await made.do(enqueue(target, note, 0, id="b"))
@@ -152,7 +146,7 @@ def test_raise_is_all_or_nothing_and_ignore_adds_the_rest(kind: str, clean: Engi
         assert result == BulkResult(2, ())
         await made.commit()
 
-    asyncio.run(main())
+    produce(kind, clean, body)
 
     with Session(clean) as session:
         stored = {job.id: job.arg_json for job in session.scalars(select(Job))}
@@ -299,17 +293,16 @@ def test_five_thousand_jobs_are_one_statement(
 ) -> None:
     kind = f"{'AsyncConnection' if driver == 'asyncpg' else 'Connection'}-{driver}"
 
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            with Sent(made.engine) as sent:
-                await made.do(enqueue_many(made.target, note, range(number)))
-            assert len(sent.inserts()) == statements
-            assert len(sent.statements) == statements
-            found = await made.execute(select(func.count()).select_from(Job))
-            assert found.scalar() == number
-            await made.rollback()
+    async def body(made: Producer) -> None:
+        with Sent(made.engine) as sent:
+            await made.do(enqueue_many(made.target, note, range(number)))
+        assert len(sent.inserts()) == statements
+        assert len(sent.statements) == statements
+        found = await made.execute(select(func.count()).select_from(Job))
+        assert found.scalar() == number
+        await made.rollback()
 
-    asyncio.run(main())
+    produce(kind, shop, body)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])
@@ -318,17 +311,16 @@ def test_eight_mebibytes_are_one_statement(driver: str, shop: Engine) -> None:
     kind = f"{'AsyncConnection' if driver == 'asyncpg' else 'Connection'}-{driver}"
     mebibyte = b"x" * 1_048_576
 
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            for number, statements in ((8, 1), (9, 2)):
-                with Sent(made.engine) as sent:
-                    await made.do(enqueue_many(made.target, store, [mebibyte] * number))
-                assert len(sent.inserts()) == statements
-            sizes = await made.execute(select(func.sum(func.length(Job.arg))))
-            assert sizes.scalar() == 17 * 1_048_576
-            await made.rollback()
+    async def body(made: Producer) -> None:
+        for number, statements in ((8, 1), (9, 2)):
+            with Sent(made.engine) as sent:
+                await made.do(enqueue_many(made.target, store, [mebibyte] * number))
+            assert len(sent.inserts()) == statements
+        sizes = await made.execute(select(func.sum(func.length(Job.arg))))
+        assert sizes.scalar() == 17 * 1_048_576
+        await made.rollback()
 
-    asyncio.run(main())
+    produce(kind, shop, body)
 
 
 def test_a_savepoint_is_spent_for_own_ids_only(session: Session) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from itertools import cycle, repeat
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from sqlalchemy import Engine, delete, event, func, insert, select
 from sqlalchemy.orm import Session, object_session
 
 from sqlalchemy_bgjob import enqueue, enqueue_from, enqueue_many
-from support.producers import UNITS, Producer, producer
+from support.producers import UNITS, Producer, produce
 from support.shop import Job, Order, Receipt, jobs, note, send_receipt
 
 if TYPE_CHECKING:
@@ -59,16 +58,15 @@ def hooked(
 ) -> None:
     """Add an order and end the transaction; the hook calls *way* once."""
 
-    async def main() -> None:
-        async with producer(kind, shop.url.render_as_string(hide_password=False)) as made:
-            session = session_of(made, kind)
-            event.listen(session, hook, lambda *_: way(session), once=True)
-            made.target.add(Order(email="second"))
-            if end == "rollback":
-                await made.do(made.target.flush())
-            await made.do(getattr(made.target, end)())
+    async def body(made: Producer) -> None:
+        session = session_of(made, kind)
+        event.listen(session, hook, lambda *_: way(session), once=True)
+        made.target.add(Order(email="second"))
+        if end == "rollback":
+            await made.do(made.target.flush())
+        await made.do(getattr(made.target, end)())
 
-    asyncio.run(main())
+    produce(kind, shop, body)
 
 
 def session_of(made: Producer, kind: str) -> Session:

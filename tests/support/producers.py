@@ -6,9 +6,10 @@ without waiting.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -16,7 +17,9 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from support.databases import with_driver
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+T = TypeVar("T")
 
 SYNC = (
     "Session",
@@ -85,6 +88,16 @@ async def producer(kind: str, url: str) -> AsyncIterator[Producer]:
             yield made
     finally:
         engine.dispose()
+
+
+def produce(kind: str, engine: Engine, body: Callable[[Producer], Awaitable[T]]) -> T:
+    """What *body* makes of a target of this kind, in the engine's database."""
+
+    async def main() -> T:
+        async with producer(kind, engine.url.render_as_string(hide_password=False)) as made:
+            return await body(made)
+
+    return asyncio.run(main())
 
 
 def _sync_producer(name: str, engine: Engine) -> Iterator[Producer]:
