@@ -66,6 +66,10 @@ one_of_each = pytest.mark.parametrize("bench", [FLAVORS[0], FLAVORS[-1]], ids=st
 """For a test whose subject is above the driver: a worker of each kind will do."""
 
 
+only_threads = pytest.mark.parametrize("bench", FLAVORS[:2], ids=str, indirect=True)
+only_asyncio = pytest.mark.parametrize("bench", FLAVORS[2:], ids=str, indirect=True)
+
+
 def paired(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
     """Each value with a worker of each kind, whose drivers take turns."""
     return pytest.mark.parametrize(
@@ -280,6 +284,10 @@ class Workbench:
         )
         with self.outside.connect() as connection:
             return connection.scalar(busy) == 0
+
+    def none_left(self) -> bool:
+        """Whether there is no job: also none that was put off."""
+        return not self.sql("SELECT 1 FROM bgjob_job")
 
     @contextmanager
     def trigger(self, body: str, when: str = "BEFORE DELETE") -> Iterator[None]:

@@ -16,7 +16,7 @@ from sqlalchemy_bgjob import AsyncWorker, BGJob, Complete, MoveToDlq, Reschedule
 from sqlalchemy_bgjob._worker.overdue import UNTIL_OVERDUE, Overdue
 from sqlalchemy_bgjob._worker.run import Run
 from support.databases import with_driver
-from support.running import FLAVORS, Workbench, one_of_each
+from support.running import FLAVORS, Workbench, one_of_each, only_asyncio
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 SLOW = constant(HOUR)
-only_asyncio = pytest.mark.parametrize(
-    "bench", [flavor for flavor in FLAVORS if flavor.is_async], ids=str, indirect=True
-)
 with_work_one = pytest.mark.parametrize("how", ["worker", "work_one"])
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob import Complete, constant, enqueue_many
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
-from support.running import FLAVORS, AllAtOnce, Workbench, one_of_each
+from support.running import FLAVORS, AllAtOnce, Workbench, one_of_each, only_asyncio
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -501,9 +501,6 @@ def test_a_failed_attempt_asks_the_server_nothing(bench: Workbench, end: str, as
 
 # ---- only with asyncio ---------------------------------------------------------------------------
 
-only_asyncio = pytest.mark.parametrize(
-    "bench", [flavor for flavor in FLAVORS if flavor.is_async], ids=str, indirect=True
-)
 SLEEP = text("SELECT pg_sleep(30)")
 
 

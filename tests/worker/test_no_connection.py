@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._db.errors import describe, summary
 from sqlalchemy_bgjob._worker.plan.pauses import Pauses
 from sqlalchemy_bgjob.testing.points import at
 from support.proxy import Proxy
-from support.running import FLAVORS, Gate, Workbench, one_of_each, paired
+from support.running import Gate, Workbench, one_of_each, only_asyncio, paired
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ REFUSALS = {
 }
 TO_USE = {"default": 4, "other": 1}
 FULL = ("53300", REFUSALS["53300"])
-only_asyncio = pytest.mark.parametrize(
-    "bench", [flavor for flavor in FLAVORS if flavor.is_async], ids=str, indirect=True
-)
 
 
 @pytest.fixture
@@ -54,11 +51,6 @@ def proxy(bench: Workbench, workbench_url: str) -> Iterator[Proxy]:
     with Proxy(workbench_url) as proxy:
         bench.url = proxy.url
         yield proxy
-
-
-def none_left(bench: Workbench) -> bool:
-    """Whether no job is left: one that was put off is not due, and the worker not done."""
-    return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
 def refuse(
@@ -98,7 +90,7 @@ def test_jobs_wait_for_a_connection_attempt_unspent(
             assert REFUSALS[sqlstate] in job.last_error
         proxy.pass_on()
 
-    ran = bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0, queues=TO_USE)
+    ran = bench.run(during=outage, until=bench.none_left, deadline=60.0, queues=TO_USE)
 
     for id in ids:
         assert bench.notes(id) == ["written"]
@@ -127,7 +119,7 @@ def test_an_outage_is_not_spun_on(bench: Workbench, proxy: Proxy) -> None:
         assert bench.sql(errors)[0][0] < 60
         proxy.pass_on()
 
-    bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0)
+    bench.run(during=outage, until=bench.none_left, deadline=60.0)
 
     assert bench.sql("SELECT count(*) FROM note")[0][0] == 500
 
@@ -153,7 +145,7 @@ def test_handlers_share_the_connections_that_there_are(bench: Workbench, proxy: 
         wait_until(lambda: proxy.refusals >= before + 3, what="handlers that were refused")
         gate.open()
 
-    ran = bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0)
+    ran = bench.run(during=outage, until=bench.none_left, deadline=60.0)
 
     for id in (first, *others):
         assert ran.of(id) == ["started", "completed"]
@@ -184,7 +176,7 @@ def test_a_connection_that_comes_back_during_a_refusal_is_used(
         ids.append(bench.enqueue(bench.handler("uses", bench.note, max_attempts=1)))
 
     with at("unconnected", is_told_late):
-        ran = bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0)
+        ran = bench.run(during=outage, until=bench.none_left, deadline=60.0)
 
     assert refused == [1]
     for id in ids:
@@ -257,7 +249,7 @@ def test_a_handler_that_swallows_the_error_may_say_what_it_means(
             wait_until(bench.idle, what="its end")
         proxy.pass_on()
 
-    until = (lambda: none_left(bench)) if becomes == "put off" else bench.idle
+    until = bench.none_left if becomes == "put off" else bench.idle
     ran = bench.run(during=outage, until=until, deadline=60.0)
 
     if becomes == "put off":
@@ -284,7 +276,7 @@ def test_a_last_flush_waits_for_a_connection(bench: Workbench, proxy: Proxy) -> 
         wait_until(lambda: bench.job(ids[0]).last_error, what="its error")
         proxy.pass_on()
 
-    bench.run(during=outage, until=lambda: none_left(bench), deadline=60.0)
+    bench.run(during=outage, until=bench.none_left, deadline=60.0)
 
     assert bench.notes(ids[0]) == ["added"]
 
@@ -316,12 +308,12 @@ def test_a_connection_that_was_ended_while_idle_costs_nothing(bench: Workbench) 
 
     def end_it() -> None:
         for count in range(1, 4):
-            wait_until(lambda: none_left(bench), what="the job")
+            wait_until(bench.none_left, what="the job")
             assert len(pids) == count
             assert bench.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=pids[-1])[0][0]
             ids.append(bench.enqueue(handler))
 
-    ran = bench.run(during=end_it, until=lambda: none_left(bench), deadline=60.0)
+    ran = bench.run(during=end_it, until=bench.none_left, deadline=60.0)
 
     assert [ran.of(id) for id in ids] == [["started", "completed"]] * 4
     assert len(set(pids)) == 4

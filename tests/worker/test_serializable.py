@@ -66,17 +66,13 @@ def marked(bench: Workbench) -> Callable[..., None]:
     return body
 
 
-def none_left(bench: Workbench) -> bool:
-    return not bench.sql("SELECT 1 FROM bgjob_job")
-
-
 def test_a_conflict_is_a_failed_attempt_made_again_at_once(
     bench: Workbench, conflicts: Callable[[int], None]
 ) -> None:
     conflicts(1)
     job_id = bench.enqueue(bench.handler("t", marked(bench), max_attempts=2, retry=SLOW))
 
-    ran = bench.run(until=lambda: none_left(bench), deadline=60.0)
+    ran = bench.run(until=bench.none_left, deadline=60.0)
 
     assert ran.of(job_id) == ["started", "will_be_retried", "started", "completed"]
     (retried,) = ran.named("job_will_be_retried")
@@ -93,7 +89,7 @@ def test_a_job_that_always_conflicts_is_dead_in_the_end(
     conflicts(1_000)
     job_id = bench.enqueue(bench.handler("t", marked(bench), max_attempts=3, retry=SLOW))
 
-    ran = bench.run(until=lambda: none_left(bench), deadline=60.0)
+    ran = bench.run(until=bench.none_left, deadline=60.0)
 
     assert ran.of(job_id) == [*["started", "will_be_retried"] * 2, "started", "moved_to_dlq"]
     dead = bench.dead(job_id)
@@ -116,7 +112,7 @@ def test_a_handler_that_conflicts_with_itself_is_dead(bench: Workbench) -> None:
     handler = bench.handler("t", body, isolation_level="SERIALIZABLE", max_attempts=3, retry=SLOW)
     job_id = bench.enqueue(handler)
 
-    ran = bench.run(until=lambda: none_left(bench), deadline=60.0)
+    ran = bench.run(until=bench.none_left, deadline=60.0)
 
     assert ran.of(job_id).count("started") == 3
     assert "40001" in bench.dead(job_id).last_error
@@ -131,7 +127,7 @@ def test_a_conflict_of_the_handlers_own_is_a_failed_attempt(bench: Workbench) ->
 
     job_id = bench.enqueue(bench.handler("t", body, max_attempts=2, retry=SLOW))
 
-    ran = bench.run(until=lambda: none_left(bench), deadline=60.0)
+    ran = bench.run(until=bench.none_left, deadline=60.0)
 
     assert ran.of(job_id) == ["started", "will_be_retried", "started", "completed"]
 
@@ -142,7 +138,7 @@ def test_serializable_by_default_loses_no_effect(bench: Workbench) -> None:
     handler = bench.handler("t", bench.note)
     ids = [bench.enqueue(handler) for _ in range(100)]
 
-    bench.run(until=lambda: none_left(bench), deadline=60.0)
+    bench.run(until=bench.none_left, deadline=60.0)
 
     assert bench.sql("SELECT count(*), count(DISTINCT job_id) FROM note") == [(len(ids),) * 2]
     assert bench.sql("SELECT 1 FROM bgjob_dead_job") == []

@@ -18,7 +18,16 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy_bgjob import BGJob, Context, Retry, Worker, constant, enqueue
 from sqlalchemy_bgjob._worker.handler_session import JobEnded
 from support import wait_until
-from support.running import FLAVORS, Flavor, Gate, Recorder, Workbench, one_of_each, paired
+from support.running import (
+    FLAVORS,
+    Flavor,
+    Gate,
+    Recorder,
+    Workbench,
+    one_of_each,
+    only_asyncio,
+    paired,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,9 +36,6 @@ if TYPE_CHECKING:
 
 THREADS = [flavor for flavor in FLAVORS if not flavor.is_async]
 only_threads = pytest.mark.parametrize("bench", THREADS[:1], ids=str, indirect=True)
-only_asyncio = pytest.mark.parametrize(
-    "bench", [flavor for flavor in FLAVORS if flavor.is_async], ids=str, indirect=True
-)
 SLOW = constant(3600.0)
 
 

@@ -30,10 +30,6 @@ SLOW = constant(3600.0)
 ONE = {"default": 1}
 
 
-def none_left(bench: Workbench) -> bool:
-    return not bench.sql("SELECT 1 FROM bgjob_job")
-
-
 def default_read_only(session: Session) -> None:
     """Leave the handler's session as one that began in a read-only time would be."""
     session.connection().exec_driver_sql("SET default_transaction_read_only = on")
@@ -92,11 +88,11 @@ def test_a_read_only_session_costs_no_attempt(bench: Workbench, body: Callable[.
 
     def during() -> None:
         first = bench.enqueue(spoils)
-        wait_until(lambda: none_left(bench), what="the session that is read-only")
+        wait_until(bench.none_left, what="the session that is read-only")
         assert bench.dead(first) is None
         ids.append(bench.enqueue(handler))
 
-    ran = bench.run(during=during, until=lambda: none_left(bench), queues=ONE, deadline=60.0)
+    ran = bench.run(during=during, until=bench.none_left, queues=ONE, deadline=60.0)
 
     assert ran.of(ids[0]) == ["started", "rescheduled", "started", "completed"]
     assert ran.last(ids[0]).job.attempt == 1
@@ -147,7 +143,7 @@ def test_what_the_handler_says_holds_and_the_session_goes(
 
     def during() -> None:
         bench.enqueue(spoils)
-        wait_until(lambda: none_left(bench), what="the session that is read-only")
+        wait_until(bench.none_left, what="the session that is read-only")
         ids.append(bench.enqueue(handler))
         wait_until(bench.idle, what="its end")
         ids.append(bench.enqueue(plain))
@@ -175,14 +171,14 @@ def test_sessions_of_a_read_only_time_are_all_replaced(bench: Workbench) -> None
     def during() -> None:
         for _ in range(4):
             bench.enqueue(spoils)
-        wait_until(lambda: none_left(bench), what="four sessions that are read-only")
+        wait_until(bench.none_left, what="four sessions that are read-only")
         ids.append(bench.enqueue(handler))
-        wait_until(lambda: none_left(bench), what="the job that meets the first")
+        wait_until(bench.none_left, what="the job that meets the first")
         for _ in range(8):
             ids.append(bench.enqueue(handler))
-            wait_until(lambda: none_left(bench), what="the jobs after it")
+            wait_until(bench.none_left, what="the jobs after it")
 
-    ran = bench.run(during=during, until=lambda: none_left(bench), deadline=60.0)
+    ran = bench.run(during=during, until=bench.none_left, deadline=60.0)
 
     assert ran.of(ids[0]) == ["started", "rescheduled", "started", "completed"]
     assert [ran.of(id) for id in ids[1:]] == [["started", "completed"]] * 8
@@ -218,9 +214,9 @@ def test_prepared_statements_that_are_gone_cost_no_attempt(bench: Workbench, spo
         for n in range(8):  # psycopg prepares what was sent five times
             ids.append(f"job-{n}")
             bench.enqueue(handler, id=ids[-1])
-            wait_until(lambda: none_left(bench), what="the job")
+            wait_until(bench.none_left, what="the job")
 
-    ran = bench.run(during=during, until=lambda: none_left(bench), queues=ONE, deadline=60.0)
+    ran = bench.run(during=during, until=bench.none_left, queues=ONE, deadline=60.0)
 
     assert spoilt == ["job-7"]
     assert ran.of("job-7") == ["started", "rescheduled", "started", "completed"]

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import constant
-from support.running import FLAVORS, Gate, one_of_each
+from support.running import FLAVORS, Gate, one_of_each, only_asyncio, only_threads
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -27,17 +27,6 @@ if TYPE_CHECKING:
 
 SLOW = constant(3600.0)
 SELECT_1 = text("SELECT 1")
-only_asyncio = pytest.mark.parametrize(
-    "bench", [flavor for flavor in FLAVORS if flavor.is_async], ids=str, indirect=True
-)
-
-only_threads = pytest.mark.parametrize(
-    "bench", [flavor for flavor in FLAVORS if not flavor.is_async], ids=str, indirect=True
-)
-
-
-def none_left(bench: Workbench) -> bool:
-    return not bench.sql("SELECT 1 FROM bgjob_job")
 
 
 def beside_one_that_holds_it(
@@ -66,7 +55,7 @@ def beside_one_that_holds_it(
     pool = {"pool_size": 3, "max_overflow": 0}
     ran = bench.run(
         during=during,
-        until=until or (lambda: none_left(bench)),
+        until=until or bench.none_left,
         queues={"default": 3},
         engine=pool,
         deadline=60.0,

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.util import await_only
+from test_handlers import Handlers
 
 from sqlalchemy_bgjob import (
     Complete,
@@ -202,111 +203,46 @@ def test_jobs_of_one_transaction_go_together(bench: Workbench, target: Target) -
 # ---- containment ---------------------------------------------------------------------------------
 
 
-class Contained:
-    """What a handler may do to its session; what is kept of it, or None for a failed attempt."""
+def deletes_its_row(handlers: Handlers, s: Session, ctx: Context[Any]) -> None:
+    handlers.note(s, ctx, "a")
+    s.delete(s.get_one(handlers.bench.jobs.Job, ctx.job.id))
 
-    @staticmethod
-    def commit_more_rollback(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.commit()
-        bench.note(s, ctx, "b")
-        s.rollback()
 
-    @staticmethod
-    def rollback_then_more(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.rollback()
-        bench.note(s, ctx, "b")
+def renames_its_row(handlers: Handlers, s: Session, ctx: Context[Any]) -> None:
+    handlers.note(s, ctx, "a")
+    s.execute(text("UPDATE bgjob_job SET id = 'other' WHERE id = :id"), {"id": ctx.job.id})
 
-    @staticmethod
-    def closes(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.close()
 
-    @staticmethod
-    def rollback_last(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.rollback()
-
-    @staticmethod
-    def rollback_then_complete(bench: Workbench, s: Session, ctx: Context[Any]) -> Complete:
-        bench.note(s, ctx, "a")
-        s.rollback()
-        return Complete()
-
-    @staticmethod
-    def text_then_closes(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text("INSERT INTO note (job_id, text) VALUES (:id, 'a')"), {"id": ctx.job.id})
-        s.close()
-
-    @staticmethod
-    def reads_then_closes(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        with s:
-            s.connection().execute(text("SELECT 1"))
-
-    @staticmethod
-    def text_commit(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.execute(text("COMMIT"))
-
-    @staticmethod
-    def deletes_its_row(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.delete(s.get_one(bench.jobs.Job, ctx.job.id))
-
-    @staticmethod
-    def renames_its_row(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.execute(text("UPDATE bgjob_job SET id = 'other' WHERE id = :id"), {"id": ctx.job.id})
-
-    @staticmethod
-    def leads_elsewhere(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.execute(text("CREATE TEMP TABLE bgjob_job (LIKE bgjob_job) ON COMMIT DROP"))
-
-    @staticmethod
-    def commit_then_raise(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        s.commit()
-        raise ValueError("no")
-
-    @staticmethod
-    def flush_at_the_end(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        s.add(bench.Note(job_id=ctx.job.id))
-
-    @staticmethod
-    def error_swallowed(bench: Workbench, s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx, "a")
-        try:
-            s.execute(text("SELECT 1/0"))
-        except Exception:
-            return
+def leads_elsewhere(handlers: Handlers, s: Session, ctx: Context[Any]) -> None:
+    handlers.note(s, ctx, "a")
+    s.execute(text("CREATE TEMP TABLE bgjob_job (LIKE bgjob_job) ON COMMIT DROP"))
 
 
 KEPT: dict[Callable[..., Any], list[str] | None] = {
-    Contained.commit_more_rollback: ["a"],
-    Contained.rollback_then_more: ["b"],
-    Contained.closes: None,
-    Contained.rollback_last: None,
-    Contained.rollback_then_complete: [],
-    Contained.text_then_closes: None,
-    Contained.reads_then_closes: [],
-    Contained.text_commit: None,
-    Contained.deletes_its_row: None,
-    Contained.renames_its_row: None,
-    Contained.leads_elsewhere: None,
-    Contained.commit_then_raise: None,
-    Contained.flush_at_the_end: None,
-    Contained.error_swallowed: None,
+    Handlers.commit_more_rollback: ["a"],
+    Handlers.rollback_then_more: ["b"],
+    Handlers.closes: None,
+    Handlers.rollback_last: None,
+    Handlers.rollback_then_complete: [],
+    Handlers.text_writes_then_closes: None,
+    Handlers.reads_by_connection_then_closes: [],
+    Handlers.text_commit: None,
+    deletes_its_row: None,
+    renames_its_row: None,
+    leads_elsewhere: None,
+    Handlers.commit_then_raise: None,
+    Handlers.flush_error_at_the_end: None,
+    Handlers.db_error_swallowed: None,
 }
+"""What a handler does, and what is kept of it, or None for a failed attempt."""
 
 
 @paired("body", KEPT)
 def test_a_handler_can_not_end_the_callers_transaction(
     bench: Workbench, target: Target, body: Callable[..., Any]
 ) -> None:
-    handler = bench.handler("t", lambda s, ctx: body(bench, s, ctx), retry=SLOW)
-    job_id = bench.enqueue(handler)
+    handlers = Handlers(bench)
+    job_id = bench.enqueue(bench.handler("t", lambda s, ctx: body(handlers, s, ctx), retry=SLOW))
 
     def work(t: Any, call: Callable[..., Any]) -> None:
         call(t.execute(text("INSERT INTO note (job_id, text) VALUES ('caller', 'before')")))
@@ -358,32 +294,24 @@ def test_a_trigger_that_keeps_the_row_is_named(bench: Workbench, target: Target)
     assert (bench.job(job_id).attempt, bench.notes(job_id)) == (1, [])
 
 
+def ends_the_transaction(bench: Workbench, s: Session) -> None:
+    s.connection().get_transaction().rollback()  # type: ignore[union-attr]
+
+
+def loses_the_connection(bench: Workbench, s: Session) -> None:
+    pid = s.scalar(text("SELECT pg_backend_pid()"))
+    bench.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+    s.execute(text("SELECT 1"))
+
+
 @pytest.mark.filterwarnings("ignore:transaction already deassociated:sqlalchemy.exc.SAWarning")
-def test_a_handler_that_ends_the_transaction_is_an_error(bench: Workbench, target: Target) -> None:
+@pytest.mark.parametrize("end", [ends_the_transaction, loses_the_connection])
+def test_a_transaction_that_is_gone_is_the_callers_error(
+    bench: Workbench, target: Target, end: Callable[[Workbench, Session], None]
+) -> None:
     def body(s: Session, ctx: Context[Any]) -> None:
         bench.note(s, ctx)
-        s.connection().get_transaction().rollback()  # type: ignore[union-attr]
-
-    job_id = bench.enqueue(bench.handler("t", body))
-
-    def work(t: Any, call: Callable[..., Any]) -> None:
-        with pytest.raises(Exception) as caught:  # noqa: PT011 - see below
-            call(bench.jobs.work_one(t, "default"))
-        assert not isinstance(caught.value, AssertionError)
-        call(t.rollback())
-
-    target.run(bench, work)
-
-    assert bench.job(job_id).attempt == 0
-    assert bench.notes(job_id) == []
-
-
-def test_a_lost_connection_is_the_callers_error(bench: Workbench, target: Target) -> None:
-    def body(s: Session, ctx: Context[Any]) -> None:
-        bench.note(s, ctx)
-        pid = s.scalar(text("SELECT pg_backend_pid()"))
-        bench.sql("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
-        s.execute(text("SELECT 1"))
+        end(bench, s)
 
     job_id = bench.enqueue(bench.handler("t", body))
 
