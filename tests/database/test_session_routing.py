@@ -25,10 +25,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from test_session_hooks import WAYS
 
-from sqlalchemy_bgjob import BGJob, enqueue, enqueue_from, enqueue_many
+from sqlalchemy_bgjob import BGJob, enqueue, enqueue_many
 from support.databases import with_driver
-from support.shop import Base, Job, Order, Receipt, jobs, note, send_receipt
+from support.shop import Base, Job, Order, jobs, note
 from support.tables import new_engine
 
 if TYPE_CHECKING:
@@ -65,14 +66,7 @@ def left(shop: Engine) -> tuple[int, int, int]:
 
 
 USES: dict[str, Callable[[Any], Any]] = {
-    "enqueue": lambda session: enqueue(session, send_receipt, Receipt(1)),
-    "by type": lambda session: jobs.enqueue(session, "send_receipt", Receipt(1)),
-    "generated ids": lambda session: enqueue_many(session, send_receipt, [Receipt(1)]),
-    "own ids": lambda session: enqueue_many(session, send_receipt, [Receipt(1)], ids=["one"]),
-    "COPY": lambda session: enqueue_many(session, send_receipt, [Receipt(1)] * 600),
-    "a query": lambda session: enqueue_from(
-        session, send_receipt, select(Order.id.label("order_id"), Order.email.label("id"))
-    ),
+    **{name: way for name, way in WAYS.items() if name != "objects"},
     "cancel": lambda session: jobs.cancel(session, "cancelled"),
     "redrive": lambda session: jobs.redrive(session, DeadJob.job_id == "redriven"),
     "prune": lambda session: jobs.prune(session, 0, where=DeadJob.job_id == "pruned"),

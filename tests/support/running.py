@@ -32,7 +32,16 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, JobType, Observer, Worker, enqueue
+from sqlalchemy_bgjob import (
+    AsyncWorker,
+    BGJob,
+    Context,
+    JobType,
+    Observer,
+    Worker,
+    constant,
+    enqueue,
+)
 from sqlalchemy_bgjob._handlers.registry import Registry
 from support.databases import with_driver
 from support.waiting import wait_until, wait_until_async
@@ -41,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from sqlalchemy_bgjob import JobInfo
+    from support.databases import TestServer
 
 
 @dataclass(frozen=True)
@@ -431,3 +441,31 @@ class AllAtOnce:
     ran: Ran
     ids: dict[str, str]
     """The job of each handler, by the handler's name."""
+
+    @classmethod
+    @contextmanager
+    def made(
+        cls,
+        flavor: Flavor,
+        server: TestServer,
+        handlers: Callable[[Workbench], Any],
+        bodies: Iterable[Callable[..., Any]],
+    ) -> Iterator[AllAtOnce]:
+        """Run them in a database of their own; each body is a method of *handlers*."""
+        url = server.create_database("handlers")
+        bench = Workbench(flavor, url)
+        bench.reset()
+        of, ids = handlers(bench), {}
+        for body in bodies:
+            handler = bench.handler(
+                body.__name__, functools.partial(body, of), retry=constant(3600.0)
+            )
+            ids[body.__name__] = bench.enqueue(handler)
+        yield cls(bench, bench.run(deadline=60.0), ids)
+        bench.close()
+        server.drop_database(url)
+
+
+def names(bodies: Iterable[Callable[..., Any]]) -> list[Any]:
+    """The bodies as parameters that are called like them."""
+    return [pytest.param(body, id=body.__name__) for body in bodies]

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob import Complete, constant, enqueue_many
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
-from support.running import FLAVORS, AllAtOnce, Workbench, one_of_each, only_asyncio
+from support.running import FLAVORS, AllAtOnce, Workbench, names, one_of_each, only_asyncio
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -425,23 +425,8 @@ LEAKED = {
 
 @pytest.fixture(scope="module", params=FLAVORS, ids=str)
 def everything(request: pytest.FixtureRequest, server: TestServer) -> Iterator[AllAtOnce]:
-    url = server.create_database("handlers")
-    bench = Workbench(request.param, url)
-    bench.reset()
-    handlers = Handlers(bench)
-
-    def register(body: Callable[..., Any]) -> JobType[Any]:
-        return bench.handler(body.__name__, lambda s, ctx: body(handlers, s, ctx), retry=SLOW)
-
-    ids = {body.__name__: bench.enqueue(register(body)) for body in (*COMPLETED, *FAILED)}
-    ran = bench.run(deadline=30.0)
-    yield AllAtOnce(bench, ran, ids)
-    bench.close()
-    server.drop_database(url)
-
-
-def names(cases: dict[Callable[..., Any], Any]) -> list[Any]:
-    return [pytest.param(body, id=body.__name__) for body in cases]
+    with AllAtOnce.made(request.param, server, Handlers, (*COMPLETED, *FAILED)) as made:
+        yield made
 
 
 @pytest.mark.core

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import constant
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
-from support.running import FLAVORS, AllAtOnce, Workbench
+from support.running import FLAVORS, AllAtOnce, Workbench, names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +26,22 @@ NOTE = "INSERT INTO note (job_id, text) VALUES ('{id}', '{words}')"
 LOST_BY_CLOSE = "closed, or removed from its scope, over writes"
 
 
+def sends(*words: str) -> Callable[..., Any]:
+    """A handler that sends these texts; a letter is a note, and in braces the text of one."""
+
+    def body(handlers: Handlers, s: Session, ctx: Context[Any]) -> None:
+        for word in words:
+            if len(word) == 1:
+                handlers.bench.note(s, ctx, word)
+            elif word in ("commit", "close"):
+                getattr(s, word)()
+            else:
+                notes = {letter: handlers.written(ctx, letter) for letter in "abc"}
+                s.execute(text(word.format(**notes)))
+
+    return body
+
+
 class Handlers:
     """Each gets its session, its context, and the statement that writes a note."""
 
@@ -35,32 +51,21 @@ class Handlers:
     def written(self, ctx: Context[Any], words: str) -> str:
         return NOTE.format(id=ctx.job.id, words=words)
 
-    def rolled_back(self, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text(f"{self.written(ctx, 'a')}; ROLLBACK"))
-
-    def rolled_back_and_begun(self, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text(f"{self.written(ctx, 'a')}; ROLLBACK; BEGIN"))
-
-    def rolled_back_then_more(self, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text(f"{self.written(ctx, 'a')}; ROLLBACK"))
-        self.bench.note(s, ctx, "b")
+    rolled_back = sends("{a}; ROLLBACK")
+    rolled_back_and_begun = sends("{a}; ROLLBACK; BEGIN")
+    rolled_back_then_more = sends("{a}; ROLLBACK", "b")
+    rolled_back_after_a_commit = sends("a", "commit", "SELECT 1; ROLLBACK")
+    behind_an_empty_statement = sends("a", "; ROLLBACK")
+    committed = sends("{a}; COMMIT")
+    writes_after_a_read_then_closes = sends("SELECT 1; {a}", "close")
+    several = sends("SELECT 1; {a}", "commit", "{b}; {c};")
+    several_with_a_savepoint = sends("SAVEPOINT here; {b}; ROLLBACK TO here", "a")
+    reads_several_then_closes = sends("SET LOCAL lock_timeout = '3s'; SELECT 1", "close")
 
     def rolled_back_before_an_error(self, s: Session, ctx: Context[Any]) -> None:
         self.bench.note(s, ctx, "a")
         with suppress(DBAPIError):
             s.execute(text("SELECT 1; ROLLBACK; SELECT 1/0"))
-
-    def rolled_back_after_a_commit(self, s: Session, ctx: Context[Any]) -> None:
-        self.bench.note(s, ctx, "a")
-        s.commit()
-        s.execute(text("SELECT 1; ROLLBACK"))
-
-    def behind_an_empty_statement(self, s: Session, ctx: Context[Any]) -> None:
-        self.bench.note(s, ctx, "a")
-        s.execute(text("; ROLLBACK"))
-
-    def committed(self, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text(f"{self.written(ctx, 'a')}; COMMIT"))
 
     def committed_by_ddl(self, s: Session, ctx: Context[Any]) -> None:
         s.execute(DDL(f"SET LOCAL lock_timeout = '3s'; {self.written(ctx, 'a')}; COMMIT"))
@@ -95,10 +100,6 @@ class Handlers:
         finally:
             event.remove(self.bench.Note, "after_insert", ends)
 
-    def writes_after_a_read_then_closes(self, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text(f"SELECT 1; {self.written(ctx, 'a')}"))
-        s.close()
-
     def returning_columns_then_closes(self, s: Session, ctx: Context[Any]) -> None:
         note = self.bench.Note
         s.execute(text(f"{self.written(ctx, 'a')} RETURNING id").columns(note.id)).all()
@@ -107,19 +108,6 @@ class Handlers:
     def returning_entities_then_closes(self, s: Session, ctx: Context[Any]) -> None:
         sent = text(f"{self.written(ctx, 'a')} RETURNING *")
         s.scalars(select(self.bench.Note).from_statement(sent)).all()
-        s.close()
-
-    def several(self, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text(f"SELECT 1; {self.written(ctx, 'a')}"))
-        s.commit()
-        s.execute(text(f"{self.written(ctx, 'b')}; {self.written(ctx, 'c')};"))
-
-    def several_with_a_savepoint(self, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text(f"SAVEPOINT here; {self.written(ctx, 'b')}; ROLLBACK TO here"))
-        self.bench.note(s, ctx, "a")
-
-    def reads_several_then_closes(self, s: Session, ctx: Context[Any]) -> None:
-        s.execute(text("SET LOCAL lock_timeout = '3s'; SELECT 1"))
         s.close()
 
     def a_semicolon_in_a_value(self, s: Session, ctx: Context[Any]) -> None:
@@ -132,6 +120,10 @@ class Handlers:
     def a_string(self, s: Session, ctx: Context[Any]) -> None:
         s.execute("SELECT 1")  # type: ignore[call-overload]
 
+
+for name, body in vars(Handlers).items():
+    if callable(body):
+        body.__name__ = name
 
 SEVERAL: dict[Callable[..., Any], str | list[str]] = {
     Handlers.rolled_back: "TransactionEnded",
@@ -168,25 +160,8 @@ LEAKED = {Handlers.committed: ["a"], Handlers.committed_by_ddl: ["a"]}
 
 @pytest.fixture(scope="module", params=FLAVORS, ids=str)
 def everything(request: pytest.FixtureRequest, server: TestServer) -> Iterator[AllAtOnce]:
-    url = server.create_database("session_text")
-    bench = Workbench(request.param, url)
-    bench.reset()
-    handlers = Handlers(bench)
-
-    def enqueued(body: Callable[..., Any]) -> str:
-        return bench.enqueue(
-            bench.handler(body.__name__, lambda s, ctx: body(handlers, s, ctx), retry=SLOW)
-        )
-
-    ids = {body.__name__: enqueued(body) for body in (*SEVERAL, *SINGLE)}
-    ran = bench.run(deadline=60.0)
-    yield AllAtOnce(bench, ran, ids)
-    bench.close()
-    server.drop_database(url)
-
-
-def names(cases: dict[Callable[..., Any], Any]) -> list[Any]:
-    return [pytest.param(body, id=body.__name__) for body in cases]
+    with AllAtOnce.made(request.param, server, Handlers, (*SEVERAL, *SINGLE)) as made:
+        yield made
 
 
 def check(everything: AllAtOnce, body: Callable[..., Any], expected: str | list[str]) -> None:
