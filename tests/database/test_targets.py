@@ -35,7 +35,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import InvalidArg, enqueue, enqueue_from, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
-from support.producers import ASYNC, KINDS, UNITS, Producer, producer
+from support.producers import ASYNC, KINDS, UNITS, Producer, produce
 from support.shop import Job, Order, Receipt, jobs, note, send_receipt
 from support.tables import new_engine
 
@@ -45,20 +45,11 @@ if TYPE_CHECKING:
     from support import TestServer
 
 
-@pytest.fixture
-def url(shop: Engine) -> str:
+@pytest.fixture(autouse=True)
+def _empty(shop: Engine) -> None:
     with shop.begin() as connection:
         connection.execute(delete(Job))
         connection.execute(delete(Order))
-    return shop.url.render_as_string(hide_password=False)
-
-
-def run(kind: str, url: str, body: Any) -> None:
-    async def main() -> None:
-        async with producer(kind, url) as made:
-            await body(made)
-
-    asyncio.run(main())
 
 
 def numbers(first: int, last: int) -> Any:
@@ -100,7 +91,7 @@ async def twenty_jobs(made: Producer, first: int = 1) -> None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("kind", KINDS)
-def test_committed_jobs_are_there(kind: str, shop: Engine, url: str) -> None:
+def test_committed_jobs_are_there(kind: str, shop: Engine) -> None:
     """Twenty jobs, in every way that a target has; an Engine commits by itself."""
 
     async def body(made: Producer) -> None:
@@ -109,29 +100,27 @@ def test_committed_jobs_are_there(kind: str, shop: Engine, url: str) -> None:
             assert stored(shop) == []
             await made.commit()
 
-    run(kind, url, body)
+    produce(kind, shop, body)
 
     assert stored(shop) == list(range(1, 21))
 
 
 @pytest.mark.parametrize("kind", UNITS)
-def test_rolled_back_jobs_are_not(kind: str, shop: Engine, url: str) -> None:
+def test_rolled_back_jobs_are_not(kind: str, shop: Engine) -> None:
     async def body(made: Producer) -> None:
         await twenty_jobs(made)
         await made.rollback()
         await twenty_jobs(made, first=101)
         await made.commit()
 
-    run(kind, url, body)
+    produce(kind, shop, body)
 
     assert stored(shop) == list(range(101, 121))
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("kind", UNITS)
-def test_a_savepoint_that_rolls_back_takes_exactly_its_own_jobs(
-    kind: str, shop: Engine, url: str
-) -> None:
+def test_a_savepoint_that_rolls_back_takes_exactly_its_own_jobs(kind: str, shop: Engine) -> None:
     async def body(made: Producer) -> None:
         await twenty_jobs(made, first=1)
         undone = await made.savepoint()
@@ -142,7 +131,7 @@ def test_a_savepoint_that_rolls_back_takes_exactly_its_own_jobs(
         await made.do(kept.commit())
         await made.commit()
 
-    run(kind, url, body)
+    produce(kind, shop, body)
 
     assert stored(shop) == [*range(1, 21), *range(201, 221)]
 
@@ -162,7 +151,7 @@ BULK: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("way", BULK)
 @pytest.mark.parametrize("kind", UNITS)
 def test_a_bulk_enqueue_as_the_first_operation_is_rolled_back(
-    kind: str, way: str, shop: Engine, url: str
+    kind: str, way: str, shop: Engine
 ) -> None:
     """Drivers send BEGIN late: a COPY before it, for example, would survive the rollback."""
 
@@ -173,13 +162,13 @@ def test_a_bulk_enqueue_as_the_first_operation_is_rolled_back(
         await made.do(BULK[way](made.target))
         await made.rollback()
 
-    run(kind, url, body)
+    produce(kind, shop, body)
 
     assert stored(shop) == []
 
 
 @pytest.mark.parametrize("kind", ["Engine-psycopg", "AsyncEngine-psycopg", "AsyncEngine-asyncpg"])
-def test_an_engine_keeps_all_or_nothing(kind: str, shop: Engine, url: str) -> None:
+def test_an_engine_keeps_all_or_nothing(kind: str, shop: Engine) -> None:
     async def body(made: Producer) -> None:
         target = made.target
         await made.do(enqueue(target, send_receipt, Receipt(1), id="one"))
@@ -190,13 +179,13 @@ def test_an_engine_keeps_all_or_nothing(kind: str, shop: Engine, url: str) -> No
             with pytest.raises(Exception, match="'one'"):
                 await made.do(refused())
 
-    run(kind, url, body)
+    produce(kind, shop, body)
 
     assert stored(shop) == [1]
 
 
 @pytest.mark.parametrize("kind", UNITS)
-def test_the_callers_settings_are_as_before(kind: str, shop: Engine, url: str) -> None:
+def test_the_callers_settings_are_as_before(kind: str, shop: Engine) -> None:
     """Enqueueing changes nothing of the session that the caller goes on to use."""
     settings = {
         "timezone": "Asia/Tokyo",
@@ -219,13 +208,13 @@ def test_the_callers_settings_are_as_before(kind: str, shop: Engine, url: str) -
         found = await made.execute(text("SELECT name, setting FROM pg_settings ORDER BY name"))
         return [tuple(row) for row in found]
 
-    run(kind, url, body)
+    produce(kind, shop, body)
 
     assert stored(shop) == list(range(1, 21))
 
 
 @pytest.mark.parametrize("kind", UNITS)
-def test_a_failed_transaction_is_the_callers_to_end(kind: str, shop: Engine, url: str) -> None:
+def test_a_failed_transaction_is_the_callers_to_end(kind: str, shop: Engine) -> None:
     """The error is the one that any other statement would raise there."""
 
     async def body(made: Producer) -> None:
@@ -240,12 +229,12 @@ def test_a_failed_transaction_is_the_callers_to_end(kind: str, shop: Engine, url
         await made.do(enqueue(made.target, send_receipt, Receipt(2)))
         await made.commit()
 
-    run(kind, url, body)
+    produce(kind, shop, body)
 
     assert stored(shop) == [2]
 
 
-def test_a_failed_flush_is_the_callers_to_end(shop: Engine, url: str) -> None:
+def test_a_failed_flush_is_the_callers_to_end(shop: Engine) -> None:
     with Session(shop) as session:
         session.add_all([Order(email="a"), Order(email="a")])
         with pytest.raises(DBAPIError):
@@ -259,9 +248,7 @@ def test_a_failed_flush_is_the_callers_to_end(shop: Engine, url: str) -> None:
 
 @pytest.mark.core
 @pytest.mark.parametrize("autoflush", [True, False])
-def test_a_session_that_autoflushes_is_flushed_first(
-    autoflush: bool, shop: Engine, url: str
-) -> None:
+def test_a_session_that_autoflushes_is_flushed_first(autoflush: bool, shop: Engine) -> None:
     """A job may refer to a row by a foreign key, or be made from it by a query."""
     with Session(shop, autoflush=autoflush) as session:
         order = Order(email="a")
@@ -276,7 +263,7 @@ def test_a_session_that_autoflushes_is_flushed_first(
         session.commit()
 
 
-def test_a_refused_bulk_enqueue_keeps_the_sessions_objects(shop: Engine, url: str) -> None:
+def test_a_refused_bulk_enqueue_keeps_the_sessions_objects(shop: Engine) -> None:
     """All or nothing is about the jobs, not about what was flushed before them."""
     with Session(shop) as session:
         enqueue(session, send_receipt, Receipt(1), id="one")
@@ -294,7 +281,7 @@ def test_a_refused_bulk_enqueue_keeps_the_sessions_objects(shop: Engine, url: st
     assert stored(shop) == [1]
 
 
-def test_no_hook_of_the_callers_hears_of_a_commit(shop: Engine, url: str) -> None:
+def test_no_hook_of_the_callers_hears_of_a_commit(shop: Engine) -> None:
     """A released savepoint fires after_commit of a Session: nothing is committed then."""
     heard: list[str] = []
     with Session(shop) as session:
@@ -312,7 +299,7 @@ def test_no_hook_of_the_callers_hears_of_a_commit(shop: Engine, url: str) -> Non
 
 
 @pytest.mark.parametrize("kind", [k for k in UNITS if k.split("-")[0] in (*ASYNC, "Session")])
-def test_an_enqueue_without_a_transaction_begins_one(kind: str, shop: Engine, url: str) -> None:
+def test_an_enqueue_without_a_transaction_begins_one(kind: str, shop: Engine) -> None:
     """As any statement does: never a silent transaction of its own."""
 
     async def body(made: Producer) -> None:
@@ -320,7 +307,7 @@ def test_an_enqueue_without_a_transaction_begins_one(kind: str, shop: Engine, ur
         session = made.target() if "scoped" in kind else made.target
         assert session.in_transaction()
 
-    run(kind, url, body)
+    produce(kind, shop, body)
 
     assert stored(shop) == []
 
@@ -362,7 +349,7 @@ def test_a_session_that_is_bound_to_nothing_is_refused_at_once() -> None:
 
 
 def test_a_session_of_another_database_is_the_callers_own_error(
-    shop: Engine, url: str, server: TestServer
+    shop: Engine, server: TestServer
 ) -> None:
     """It has no such table; a job never goes elsewhere than the rest of the transaction."""
     with new_engine(server) as other, Session(other) as session:
@@ -374,7 +361,7 @@ def test_a_session_of_another_database_is_the_callers_own_error(
     assert stored(shop) == []
 
 
-def test_what_was_closed_for_good_is_refused_at_once(shop: Engine, url: str) -> None:
+def test_what_was_closed_for_good_is_refused_at_once(shop: Engine) -> None:
     """A closed connection, and a session that may not be used again."""
     connection = shop.connect()
     connection.close()
@@ -395,7 +382,7 @@ def test_what_was_closed_for_good_is_refused_at_once(shop: Engine, url: str) -> 
 
 
 @pytest.mark.parametrize("state", ["expired", "detached", "deleted"])
-def test_an_orm_object_is_refused_whatever_its_state(shop: Engine, url: str, state: str) -> None:
+def test_an_orm_object_is_refused_whatever_its_state(shop: Engine, state: str) -> None:
     """At once, with the remedy, and without a query for what it would have to load."""
     with Session(shop) as session:
         order = Order(email="a")
@@ -415,7 +402,7 @@ def test_an_orm_object_is_refused_whatever_its_state(shop: Engine, url: str, sta
     assert stored(shop) == []
 
 
-def test_a_sharded_session_is_refused(shop: Engine, url: str) -> None:
+def test_a_sharded_session_is_refused(shop: Engine) -> None:
     """It would send the INSERT to every shard."""
     from sqlalchemy.ext.horizontal_shard import ShardedSession
 
@@ -440,7 +427,7 @@ def test_a_sharded_session_is_refused(shop: Engine, url: str) -> None:
     assert stored(shop) == [1]
 
 
-def test_a_session_of_several_databases_uses_the_jobs_own(shop: Engine, url: str) -> None:
+def test_a_session_of_several_databases_uses_the_jobs_own(shop: Engine) -> None:
     with Session(binds={jobs.Base: shop}) as session:
         enqueue(session, send_receipt, Receipt(1))
         enqueue_many(session, send_receipt, [Receipt(2)], ids=["two"])
@@ -450,7 +437,7 @@ def test_a_session_of_several_databases_uses_the_jobs_own(shop: Engine, url: str
     assert stored(shop) == [1, 2, 3]
 
 
-def test_a_commit_that_fails_leaves_no_job(shop: Engine, url: str) -> None:
+def test_a_commit_that_fails_leaves_no_job(shop: Engine) -> None:
     """A constraint that is checked at the COMMIT, and a serialization failure found by it."""
     with shop.begin() as connection:
         connection.execute(text("DROP TABLE IF EXISTS late"))
@@ -482,7 +469,7 @@ def test_a_commit_that_fails_leaves_no_job(shop: Engine, url: str) -> None:
     assert stored(shop) == [1, 2, 3]
 
 
-def test_a_deadlock_rolls_the_job_back_too(shop: Engine, url: str) -> None:
+def test_a_deadlock_rolls_the_job_back_too(shop: Engine) -> None:
     """The server ends one of the two; its caller tries again, and there is one job of each."""
     with Session(shop) as session:
         session.add_all([Order(id=1, email="a"), Order(id=2, email="b")])
@@ -513,7 +500,7 @@ def test_a_deadlock_rolls_the_job_back_too(shop: Engine, url: str) -> None:
     assert stored(shop) == [1, 2]
 
 
-def test_a_hook_that_raises_after_the_commit_takes_nothing_back(shop: Engine, url: str) -> None:
+def test_a_hook_that_raises_after_the_commit_takes_nothing_back(shop: Engine) -> None:
     def fail(_: Any) -> None:
         raise ZeroDivisionError
 
@@ -542,9 +529,10 @@ def test_another_database_is_refused_before_sql() -> None:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_an_engine_in_autocommit_still_takes_jobs(driver: str, shop: Engine, url: str) -> None:
+def test_an_engine_in_autocommit_still_takes_jobs(driver: str, shop: Engine) -> None:
     """Each statement is its own transaction there, so ids of one's own can't be all or nothing."""
-    engine = create_engine(url.replace("+psycopg:", f"+{driver}:"), isolation_level="AUTOCOMMIT")
+    url = shop.url.set(drivername=f"postgresql+{driver}")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
     enqueue(engine, send_receipt, Receipt(1), id="one")
     enqueue_many(engine, send_receipt, [Receipt(2)])
     enqueue_many(engine, [send_receipt.job(Receipt(3))])
