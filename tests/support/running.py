@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
+import itertools
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,6 +90,17 @@ def paired(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
             for number, value in enumerate(values)
             for flavor in (FLAVORS[number % 2], FLAVORS[2 + number % 2])
         ],
+        ids=lambda value: str(value) if isinstance(value, Flavor) else None,
+        indirect=["bench"],
+    )
+
+
+def in_turn(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """Each value with one worker: the kinds and their drivers take turns."""
+    turns = itertools.cycle((FLAVORS[0], FLAVORS[3], FLAVORS[1], FLAVORS[2]))
+    return pytest.mark.parametrize(
+        ("bench", name),
+        list(zip(turns, values, strict=False)),
         ids=lambda value: str(value) if isinstance(value, Flavor) else None,
         indirect=["bench"],
     )
@@ -298,6 +310,18 @@ class Workbench:
     def none_left(self) -> bool:
         """Whether there is no job: also none that was put off."""
         return not self.sql("SELECT 1 FROM bgjob_job")
+
+    def put_lost_job(self, schema: str = "public") -> None:
+        """A job "lost" of the type "t", which runs in a worker that is silent for an hour."""
+        self.sql(
+            f"INSERT INTO {schema}.bgjob_worker"
+            " (id, hostname, pid, version, queues, lease_timeout, beat_at)"
+            " VALUES (815, 'elsewhere', 1, '0', '{}', 1, now() - interval '1 hour')"
+        )
+        self.sql(
+            f"INSERT INTO {schema}.bgjob_job (id, queue, type, claimed_by, attempt)"
+            " VALUES ('lost', 'default', 't', 815, 1)"
+        )
 
     @contextmanager
     def trigger(self, body: str, when: str = "BEFORE DELETE") -> Iterator[None]:

@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._db.errors import describe, summary
 from sqlalchemy_bgjob._worker.plan.pauses import Pauses
 from sqlalchemy_bgjob.testing.points import at
 from support.proxy import Proxy
-from support.running import Gate, Workbench, one_of_each, only_asyncio, paired
+from support.running import Gate, Workbench, in_turn, one_of_each, only_asyncio
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def refuse(
     proxy.refuse(sqlstate, words, keep=True)
 
 
-@paired("sqlstate", REFUSALS)
+@in_turn("sqlstate", REFUSALS)
 def test_jobs_wait_for_a_connection_attempt_unspent(
     bench: Workbench, proxy: Proxy, sqlstate: str | None
 ) -> None:

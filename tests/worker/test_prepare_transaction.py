@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import constant
+from support.running import paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def and_begins_anew(s: Session) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("how", [by_text, by_exec_driver_sql, by_the_driver, and_begins_anew])
+@paired("how", [by_text, by_exec_driver_sql, by_the_driver, and_begins_anew])
 def test_a_handler_that_prepares_its_transaction_has_failed(
     bench: Workbench, prepared: Callable[[], int], how: Callable[[Session], None]
 ) -> None:

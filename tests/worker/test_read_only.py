@@ -16,7 +16,7 @@ from sqlalchemy_bgjob import aio, worker
 from sqlalchemy_bgjob._db.errors import sqlstate
 from support import wait_until
 from support.processes import FAST
-from support.running import one_of_each, paired
+from support.running import in_turn, one_of_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -69,19 +69,7 @@ def refused(caplog: pytest.LogCaptureFixture, code: str, *beginnings: str) -> bo
     )
 
 
-def lose_a_job(bench: Workbench, job_id: str) -> None:
-    """Let a job run in a worker that has been silent for an hour."""
-    bench.sql(
-        "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at)"
-        " VALUES (815, 'elsewhere', 1, '0', '{}', 1, now() - interval '1 hour')"
-    )
-    bench.sql(
-        "UPDATE bgjob_job SET claimed_by = 815, attempt = 1, next_run_at = now() WHERE id = :id",
-        id=job_id,
-    )
-
-
-@paired("kind", BAD_TIMES)
+@in_turn("kind", BAD_TIMES)
 def test_a_worker_gives_up_sessions_of_a_bad_time(
     bench: Workbench, server: TestServer, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
@@ -106,11 +94,10 @@ def test_a_worker_gives_up_sessions_of_a_bad_time(
                     what=f"{who} in the log",
                 )
         since = bench.sql("SELECT clock_timestamp()")[0][0]
-        lost = bench.enqueue(handler, delay=3600.0)
-        lose_a_job(bench, lost)
+        bench.put_lost_job()
         after = bench.enqueue(handler)
         wait_until(lambda: bench.notes(after), 60, what="a job after")
-        wait_until(lambda: bench.notes(lost), 60, what="the job of a lost worker")
+        wait_until(lambda: bench.notes("lost"), 60, what="the job of a lost worker")
         wait_until(
             lambda: bench.sql("SELECT 1 FROM bgjob_worker WHERE beat_at > :since", since=since),
             60,

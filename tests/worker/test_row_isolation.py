@@ -269,7 +269,7 @@ def test_a_lock_on_the_table_of_jobs_makes_nobody_look_dead(engine, app):
         wait_until(lambda: len(started) == 2)
         with engine.begin() as connection:
             connection.execute(text("LOCK TABLE bgjob_job IN SHARE MODE"))
-            end = time.monotonic() + 5.0
+            end = time.monotonic() + 3.5
             wait_until(lambda: time.monotonic() > end)
         release.set()
         wait_until(lambda: not left(engine, app))

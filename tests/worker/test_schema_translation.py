@@ -165,14 +165,6 @@ def test_a_look_at_the_health_is_at_the_tables_that_are_used(
 
 # ---- workers of one tenant, beside the tables of another ----------------------------------------
 
-LOST_WORKER = """
-    INSERT INTO {schema}.bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at)
-    VALUES (815, 'elsewhere', 1, '0', '{{}}', 1, now() - interval '1 hour')
-"""
-LOST_JOB = """
-    INSERT INTO {schema}.bgjob_job (id, queue, type, claimed_by, attempt)
-    VALUES ('lost', 'default', 't', 815, 1)
-"""
 ITS_ROWS = "SELECT id, claimed_by, attempt FROM public.bgjob_job"
 
 
@@ -194,8 +186,7 @@ def test_a_tenants_worker_leaves_the_jobs_of_others_alone(
     """It runs its own, those of a crashed worker too; neither loop nor rescuer see the others."""
     handler = bench.handler("t", bench.note)
     for where in ("public", "tenant"):
-        bench.sql(LOST_WORKER.format(schema=where))
-        bench.sql(LOST_JOB.format(schema=where))
+        bench.put_lost_job(where)
     enqueue(bench.outside, handler, id="due")
     enqueue(tenants, handler, id="due")
     before = bench.sql(ITS_ROWS)

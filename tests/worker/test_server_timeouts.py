@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import constant
-from support.running import paired
+from support.running import in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,12 +58,12 @@ def goes_on(bench: Workbench, session: Session) -> None:
 TIMEOUTS = {
     "idle_in_transaction_session_timeout": (is_idle, "25P03"),  # psycopg is told of this,
     "statement_timeout": (takes_long, "57014"),
-    "transaction_timeout": (goes_on, "25P04"),  # and of this
     "lock_timeout": (waits_for_a_lock, "55P03"),
+    "transaction_timeout": (goes_on, "25P04"),  # and of this
 }
 
 
-@paired("timeout", TIMEOUTS)
+@in_turn("timeout", TIMEOUTS)
 def test_it_fails_the_attempt_and_is_named(bench: Workbench, timeout: str) -> None:
     body, sqlstate = TIMEOUTS[timeout]
 

@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 
     from support.running import Workbench
 
-LOST = """
-    INSERT INTO {schema}bgjob_worker
-      (id, hostname, pid, version, queues, lease_timeout, beat_at)
-    VALUES (815, 'elsewhere', 1, '0', '{{}}', 1, now() - interval '1 hour')
-"""
-
 
 @pytest.fixture
 def elsewhere(bench: Workbench) -> Any:
@@ -40,15 +34,6 @@ def elsewhere(bench: Workbench) -> Any:
         bench.sql(f"ALTER TABLE {name} SET SCHEMA tenant")
     yield
     bench.sql("DROP SCHEMA tenant CASCADE")
-
-
-def lose_a_job(bench: Workbench, job_id: str) -> None:
-    bench.sql(LOST.format(schema="tenant."))
-    bench.sql(
-        "INSERT INTO tenant.bgjob_job (id, queue, type, claimed_by, attempt)"
-        " VALUES (:id, 'default', 't', 815, 1)",
-        id=job_id,
-    )
 
 
 def done(bench: Workbench, job_id: str) -> Callable[[], bool]:
@@ -66,7 +51,7 @@ def done(bench: Workbench, job_id: str) -> Callable[[], bool]:
 def test_a_worker_translates_schemas_in_all_it_does(bench: Workbench, elsewhere: None) -> None:
     """Its start, its heart and its rescuer see the tables that its claims see."""
     bench.handler("t", bench.note)
-    lose_a_job(bench, "lost")
+    bench.put_lost_job("tenant")
 
     bench.run(
         until=done(bench, "lost"),
@@ -85,7 +70,7 @@ def test_a_worker_is_what_a_begin_listener_makes_it(
 ) -> None:
     """Here it sets, for each transaction, where the tables are found."""
     bench.handler("t", bench.note)
-    lose_a_job(bench, "lost")
+    bench.put_lost_job("tenant")
 
     def listen(engine: Engine) -> None:
         @event.listens_for(engine, "begin")

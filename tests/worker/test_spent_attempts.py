@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from sqlalchemy_bgjob import enqueue
-from support.processes import FAST, TWO, Fleet
+from support.processes import FAST, Fleet
 
 if TYPE_CHECKING:
     from support.running import Workbench
@@ -83,7 +83,6 @@ def test_a_job_that_took_workers_along_is_dead_unrun(bench: Workbench) -> None:
     )
 
 
-@pytest.mark.parametrize("variant", TWO, ids=str)
 def test_a_moved_in_job_that_kills_is_dead_after_a_start(fleet: Fleet) -> None:
     """It comes with its attempts spent, and none of them is known to have been a crash."""
     enqueue(fleet.engine, fleet.app.crash, None, id="poison")

@@ -31,7 +31,6 @@ from support.running import FLAVORS, Workbench, one_of_each, paired
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
 
 SLOW = constant(3600.0)
 
@@ -659,11 +658,10 @@ def test_the_timeout_of_a_handler_holds_here_too(bench: Workbench, target: Targe
         assert seen == [(True, False), (True, True)]
 
 
+@pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
 @pytest.mark.parametrize("ending", ["commit", "prepare", "prepare and roll back", "roll back"])
-def test_a_two_phase_commit_decides(own_server: EmbeddedPostgres, ending: str) -> None:
+def test_a_two_phase_commit_decides(bench: Workbench, ending: str) -> None:
     """Once it is committed; that it is prepared says nothing yet."""
-    bench = Workbench(FLAVORS[0], own_server.url)
-    bench.reset()
     job_id = bench.enqueue(bench.handler("t", bench.note))
     engine = create_engine(with_driver(bench.url, "psycopg"))
 
@@ -677,4 +675,3 @@ def test_a_two_phase_commit_decides(own_server: EmbeddedPostgres, ending: str) -
     assert (bench.job(job_id) is None) == committed
     assert bench.notes(job_id) == (["written"] if committed else [])
     engine.dispose()
-    bench.close()
