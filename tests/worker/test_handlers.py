@@ -490,41 +490,27 @@ SLEEP = text("SELECT pg_sleep(30)")
 
 
 @only_asyncio
-def test_a_handlers_own_timeout_keeps_the_transaction(bench: Workbench) -> None:
-    @bench.jobs.handler("t")
-    async def handler(ctx: Context[AsyncSession]) -> None:
-        await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(0.05):
-                await asyncio.Event().wait()
-        await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="b"))
-
-    job_id = bench.enqueue(handler)
-    ran = bench.run()
-
-    assert ran.of(job_id) == ["started", "completed"]
-    assert bench.notes(job_id) == ["a", "b"]
-
-
-@only_asyncio
-def test_a_handlers_own_timeout_of_a_query_ends_the_transaction(
-    bench: Workbench,
-) -> None:
-    """SQLAlchemy gives the connection up, since the query still runs in it."""
+@pytest.mark.parametrize("of", ["python", "query"])
+def test_a_handlers_own_timeout(bench: Workbench, of: str) -> None:
+    """SQLAlchemy gives the connection up where the query still runs in it, and nowhere else."""
 
     @bench.jobs.handler("t", retry=SLOW)
     async def handler(ctx: Context[AsyncSession]) -> None:
         await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))
         with suppress(TimeoutError):
             async with asyncio.timeout(0.05):
-                await ctx.session.execute(SLEEP)
+                await (ctx.session.execute(SLEEP) if of == "query" else asyncio.Event().wait())
+        if of == "python":
+            await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="b"))
 
     job_id = bench.enqueue(handler)
     ran = bench.run()
 
-    assert ran.of(job_id) == ["started", "will_be_retried"]
-    assert bench.notes(job_id) == []
-    assert bench.job(job_id).attempt == 1
+    ends, notes = ("will_be_retried", []) if of == "query" else ("completed", ["a", "b"])
+    assert ran.of(job_id) == ["started", ends]
+    assert bench.notes(job_id) == notes
+    if of == "query":
+        assert bench.job(job_id).attempt == 1
 
 
 @only_asyncio
