@@ -311,6 +311,10 @@ class Workbench:
         """Whether there is no job: also none that was put off."""
         return not self.sql("SELECT 1 FROM bgjob_job")
 
+    def has_ended(self, pid: int | None) -> bool:
+        """Whether the server has no such session any more."""
+        return not self.sql("SELECT 1 FROM pg_stat_activity WHERE pid = :pid", pid=pid or 0)
+
     def put_lost_job(self, schema: str = "public") -> None:
         """A job "lost" of the type "t", which runs in a worker that is silent for an hour."""
         self.sql(

@@ -102,10 +102,7 @@ class Handlers:
     def end_session(self, s: Session) -> None:
         pid = s.scalar(text("SELECT pg_backend_pid()"))
         self.bench.sql("SELECT pg_terminate_backend(:pid)", pid=pid)
-        self.bench.pause(lambda: not self.exists(pid))
-
-    def exists(self, pid: int | None) -> bool:
-        return bool(self.bench.sql("SELECT FROM pg_stat_activity WHERE pid = :pid", pid=pid))
+        self.bench.pause(lambda: self.bench.has_ended(pid))
 
     ok = steps("a")
     raises = steps("a raise")
@@ -311,7 +308,7 @@ class Handlers:
         s.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
         pid = s.scalar(text("SELECT pg_backend_pid()"))
         self.note(s, ctx, "a")
-        self.bench.pause(lambda: not self.exists(pid))
+        self.bench.pause(lambda: self.bench.has_ended(pid))
 
 
 for name, body in vars(Handlers).items():

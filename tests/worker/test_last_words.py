@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 PSYCOPG = [Flavor("psycopg", is_async=False), Flavor("psycopg", is_async=True)]
 
 
-def gone(bench: Workbench, pid: int) -> bool:
-    return not bench.sql("SELECT 1 FROM pg_stat_activity WHERE pid = :pid", pid=pid)
-
-
 def lets_its_session_end(bench: Workbench, session: Session) -> None:
     session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '50ms'"))
     pid = session.scalar(text("SELECT pg_backend_pid()"))
-    bench.pause(lambda: gone(bench, pid or 0))
+    bench.pause(lambda: bench.has_ended(pid))
 
 
 def is_idle_for_too_long(bench: Workbench, session: Session) -> None:

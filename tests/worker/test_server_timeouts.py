@@ -32,10 +32,6 @@ def limited(bench: Workbench, name: str) -> Iterator[None]:
         bench.sql(f"ALTER DATABASE {database} RESET {name}")
 
 
-def gone(bench: Workbench, pid: int) -> bool:
-    return not bench.sql("SELECT 1 FROM pg_stat_activity WHERE pid = :pid", pid=pid)
-
-
 def takes_long(bench: Workbench, session: Session) -> None:
     session.execute(text("SELECT pg_sleep(20)"))
 
@@ -46,7 +42,7 @@ def waits_for_a_lock(bench: Workbench, session: Session) -> None:
 
 def is_idle(bench: Workbench, session: Session) -> None:
     pid = session.scalar(text("SELECT pg_backend_pid()"))
-    bench.pause(lambda: gone(bench, pid or 0))
+    bench.pause(lambda: bench.has_ended(pid))
     session.execute(SELECT_1)
 
 
