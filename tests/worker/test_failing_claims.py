@@ -95,7 +95,8 @@ def test_a_worker_finds_what_it_holds_without_knowing(engine: Engine, tune: Tune
     assert len(returned) == 1
 
 
-def test_a_look_that_fails_is_not_made_again_before_its_time(engine: Engine) -> None:
+def test_a_look_that_fails_is_not_made_again_before_its_time(engine: Engine, tune: Tune) -> None:
+    tune(rescuer, _READING_SHARE=1)  # or a look that takes 0.2 s puts off the next by 20 s
     jobs, note, done = noting(engine)
     looks: list[str] = []
 
