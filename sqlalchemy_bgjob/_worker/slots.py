@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from .._db.connections import Backoff
 from .._db.errors import summary
@@ -21,6 +21,9 @@ from .run import Run
 from .runtime import Runtime
 
 logger = logging.getLogger("sqlalchemy_bgjob")
+
+LONGEST_PAUSE: Final = 5.0
+"""Seconds until the next start at most, after the system had no thread for one."""
 
 
 class Slots:
@@ -42,7 +45,7 @@ class Slots:
         self.holds = hands.holds
         self._events, self._environment = events, environment
         self._pauses = Pauses()
-        self._backoff = Backoff()
+        self._backoff = Backoff(LONGEST_PAUSE)
         self.closed_until = 0.0
 
     def start(self, run: Run) -> None:
