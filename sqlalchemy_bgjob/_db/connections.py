@@ -18,7 +18,7 @@ from .encodings import speak_utf8
 from .errors import summary
 from .keepalive import enable_keepalive
 from .leave_clean import leave_clean
-from .sessions import PLANS_LAST, name_session, plan_anew
+from .sessions import name_session, plan_anew
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -132,14 +132,14 @@ def commit_each(connection: Connection, each: bool) -> None:
     connection.dialect.set_isolation_level(driver, "AUTOCOMMIT" if each else "READ COMMITTED")
 
 
-def maintain(connection: Connection, worker_id: int | None, *, patience: float = 0.0) -> None:
-    """Before a worker's statements: name the session, and discard its plans when they are old.
+def maintain(connection: Connection, worker_id: int | None, *, plans: bool = True) -> bool:
+    """Before a worker's statements: name the session, and discard its *plans* when they are old.
 
-    *patience* adds that many seconds to the age of the plans; a negative one takes them off.
+    Returns whether they were discarded.
     """
     if worker_id is not None:
         name_session(connection, worker_id)
-    plan_anew(connection, PLANS_LAST + patience)
+    return plans and plan_anew(connection)
 
 
 class Backoff:

@@ -1,10 +1,11 @@
-"""Runs one statement by the driver alone: the claim of an idle worker, whose latency counts.
+"""Runs a statement by the driver alone: the claim of an idle worker, whose latency counts.
 
 ``Connection.execute`` costs about a quarter of a millisecond in a process that has just slept,
 which is a fifth of the time from an enqueue to its handler. Only event listeners would miss
 SQLAlchemy; where there are any, SQLAlchemy runs the statement.
 """
 
+from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -77,8 +78,10 @@ def may_commit_each(connection: Connection) -> bool:
     return getattr(driver, "_prepared_statement_cache", None) is not None
 
 
-def prepare(statement: Executable, connection: Connection) -> IdleStatement | None:
-    """Compile a statement for the driver; None where SQLAlchemy must run it in a transaction.
+def prepare(
+    statements: Iterable[Executable], connection: Connection
+) -> dict[Executable, IdleStatement]:
+    """Compile statements for the driver; none where SQLAlchemy must run them in a transaction.
 
     A statement that commits by itself has the session's default isolation level, and workers skip
     each other's rows under READ COMMITTED only.
@@ -92,5 +95,5 @@ def prepare(statement: Executable, connection: Connection) -> IdleStatement | No
         or not may_commit_each(connection)
         or connection.default_isolation_level != "READ COMMITTED"
     ):
-        return None
-    return IdleStatement(statement, engine)
+        return {}
+    return {statement: IdleStatement(statement, engine) for statement in statements}

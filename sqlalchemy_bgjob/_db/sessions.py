@@ -24,8 +24,10 @@ def name_session(connection: Connection, worker_id: int) -> None:
     connection.info["bgjob_worker"] = worker_id
 
 
-def plan_anew(connection: Connection, older_than: float = PLANS_LAST) -> None:
+def plan_anew(connection: Connection, older_than: float = PLANS_LAST) -> bool:
     """Discard this session's plans if they are older than a second, or *older_than*. Commits.
+
+    Returns whether they were.
 
     The plan of a prepared statement lasts until the table's statistics change. One that was made
     for a table of a few pages reads the whole table, and would go on doing so after a burst, until
@@ -33,7 +35,9 @@ def plan_anew(connection: Connection, older_than: float = PLANS_LAST) -> None:
     """
     now = time.monotonic()
     planned_at = connection.info.setdefault("bgjob_planned_at", now)
-    if now - planned_at >= older_than:
-        with connection.begin():
-            connection.exec_driver_sql("DISCARD PLANS")
-        connection.info["bgjob_planned_at"] = now
+    if now - planned_at < older_than:
+        return False
+    with connection.begin():
+        connection.exec_driver_sql("DISCARD PLANS")
+    connection.info["bgjob_planned_at"] = now
+    return True

@@ -1,8 +1,14 @@
-"""Claim: give due jobs to a worker, and find out where and when to claim next."""
+"""Claim: give due jobs to a worker, and find out where and when to claim next.
 
-from collections.abc import Collection, Sequence
+A worker claims from all queues that are due for a look by one statement
+(:func:`claim_from_queues`). From a single one, where it reads on, it claims by a quicker one
+(:func:`claim`).
+"""
+
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -49,6 +55,34 @@ class Position(NamedTuple):
     id: str
 
 
+class Look(NamedTuple):
+    """What is wanted of one queue: at most *limit* jobs, read on from *onward* or from the head."""
+
+    queue: str
+    limit: int
+    onward: tuple[Position, ...] | None = None
+
+
+LEAST: Final = 0.001
+"""Seconds that a look at one queue's lanes counts for at least."""
+
+
+class Found(NamedTuple):
+    """What a look at one queue has found.
+
+    Attributes:
+        jobs: The claimed jobs, in order.
+        due_in: Seconds until the next scheduled job, or infinity; None if it was not asked.
+        priorities: The lanes, ascending, if they were looked up.
+        seconds: How long that took; at least :data:`LEAST`, as a statement has other costs.
+    """
+
+    jobs: list[ClaimedJob]
+    due_in: float | None = None
+    priorities: list[int] | None = None
+    seconds: float = 0.0
+
+
 def claim(
     connection: Connection,
     statements: Statements,
@@ -89,7 +123,73 @@ def claim(
     return jobs
 
 
+def claim_from_queues(
+    connection: Connection,
+    statements: Statements,
+    *,
+    looks: Sequence[Look],
+    worker_id: int,
+    direct: IdleStatement | None = None,
+) -> list[Found]:
+    """Claim from several queues by one statement; the caller commits, unless it runs *direct*.
+
+    Args:
+        connection: Where the statement runs.
+        statements: Those of the tables.
+        looks: What is wanted, of each queue once.
+        worker_id: Who gets the jobs.
+        direct: Runs the statement, if given; then it commits by itself.
+
+    Returns:
+        What was found, one for each look.
+    """
+    given: dict[str, list[Any]] = {
+        name: [] for name in ("queue", "limits", "lanes_from", "lanes_to", "priority", "at", "id")
+    }
+    for look in looks:
+        positions = look.onward or ()
+        given["queue"].append(look.queue)
+        given["limits"].append(look.limit)
+        given["lanes_from"].append(len(given["id"]) + 1)
+        for position in positions:
+            for name, value in zip(("priority", "at", "id"), position, strict=True):
+                given[name].append(value)
+        given["lanes_to"].append(len(given["id"]) if look.onward is not None else 0)
+    rows: Any
+    if direct is not None:
+        rows = direct.fetch(connection, parameters(worker=worker_id, **given))
+    else:
+        rows = run(connection, statements.claim.of_queues, worker=worker_id, **given).all()
+    return _found(looks, worker_id, rows)
+
+
+def _found(looks: Sequence[Look], worker_id: int, rows: Iterable[Any]) -> list[Found]:
+    """Sort rows of ``of_queues`` by queue."""
+    jobs: dict[str, list[ClaimedJob]] = {look.queue: [] for look in looks}
+    lanes: dict[str, list[tuple[int, float | None]]] = {look.queue: [] for look in looks}
+    took = dict.fromkeys(jobs, 0.0)
+    (*_, last), *rest = rows
+    for *values, queue, due_in, read_at in rest:
+        if values[0] is not None:
+            jobs[queue].append(claimed(queue, worker_id, values))
+            continue
+        if values[_PRIORITY] is not None:
+            lanes[queue].append((values[_PRIORITY], due_in))
+        took[queue] += (read_at - last).total_seconds()
+        last = read_at
+    found: list[Found] = []
+    for look in looks:
+        jobs[look.queue].sort(key=_order)
+        times = [due_in for _, due_in in lanes[look.queue] if due_in is not None]
+        priorities = None if look.onward is not None else [p for p, _ in lanes[look.queue]]
+        seconds = max(took[look.queue], LEAST)
+        found.append(Found(jobs[look.queue], min(times, default=inf), priorities, seconds))
+    return found
+
+
 _order: Final = attrgetter("priority", "next_run_at", "id")
+_PRIORITY: Final = 3
+"""Its place among the columns that a claim returns."""
 
 
 def claimed(queue: str, worker_id: int, row: Any) -> ClaimedJob:

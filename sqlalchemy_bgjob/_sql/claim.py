@@ -1,55 +1,69 @@
 """SQL that claims: which jobs are due, in which order, and who gets them."""
 
+from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    CompoundSelect,
     DateTime,
     Executable,
+    Float,
     Integer,
     Select,
     SmallInteger,
     TableValuedAlias,
     Text,
     any_,
+    cast,
+    column,
     func,
+    literal,
     literal_column,
     not_,
+    null,
     select,
     true,
     tuple_,
     update,
 )
+from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.selectable import CTE
 
+from .._drafts.validation import EARLIEST
 from .words import ONLY, Tables, array_parameter, at, parameter, seconds, unnest
 
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
+_YES: ColumnElement[bool] = true()
+_QUEUE: ColumnElement[str] = parameter("queue", Text)
 _LATE_COMMITS: ColumnElement[Any] = literal_column("interval '2 seconds'")
 """How far behind the clock a claim looks for jobs whose transaction was committed late."""
 
 
 class ClaimStatements:
-    """From the head of a queue, onward from the last claim, and row by row."""
+    """From the head of a queue, onward from the last claim, of many queues, and row by row."""
 
     def __init__(self, tables: Tables) -> None:
         self._job = tables.job
 
-    def _lanes(self) -> CTE:
+    def _lanes(self, queue: ColumnElement[str] = _QUEUE, wanted: ColumnElement[bool] = _YES) -> CTE:
         """The queue's priorities, ascending, by one index probe each; the last row is null."""
         job = self._job.alias("first_job")
         following = self._job.alias("following_job")
-        queue = parameter("queue", Text)
         first = (
             select(job.c.priority)
             .with_hint(job, ONLY)
-            .where(job.c.queue == queue)
+            .where(job.c.queue == queue, wanted)
             .order_by(job.c.priority)
             .limit(1)
             .subquery("first")
         )
-        lanes = select(first.c.priority).cte("lanes", recursive=True)
+        lanes = select(first.c.priority).cte("lanes", recursive=True, nesting=True)
         next_priority = (
             select(func.min(following.c.priority))
             .with_hint(following, ONLY)
@@ -74,22 +88,36 @@ class ClaimStatements:
             skipping: Leave out the ids in the parameter skip.
             lock: Lock the rows, and pass over those that somebody else has locked.
         """
-        due = self._job.alias("due")
-        limit = parameter("limit", Integer)
         lanes: Any = self._given_lanes() if onward else self._lanes()
+        due = self._job.alias("due")
+        conditions: list[ColumnElement[bool]] = []
+        if onward:
+            conditions.append(_behind_start_of(lanes, due))
+        if skipping:
+            conditions.append(not_(due.c.id == any_(array_parameter("skip", Text()))))
+        limit = parameter("limit", Integer)
+        return self._due_in(lanes, due, value, _QUEUE, limit, conditions, lock=lock)
+
+    def _due_in(
+        self,
+        lanes: Any,
+        due: Any,
+        value: str,
+        queue: ColumnElement[str],
+        limit: ColumnElement[int],
+        conditions: Iterable[ColumnElement[bool]],
+        *,
+        lock: bool = True,
+    ) -> Select[Any]:
+        """A system column or id of the due jobs in these lanes of a queue, in order."""
         lane: Select[Any] = (
             select(literal_column(f"due.{value}").label("value"))
             .select_from(due)
             .with_hint(due, ONLY)
-            .where(due.c.priority == lanes.c.priority, *self._is_due(due))
+            .where(due.c.priority == lanes.c.priority, *self._is_due(due, queue), *conditions)
             .order_by(due.c.next_run_at, due.c.id)
             .limit(limit)
         )
-        if onward:
-            start = func.coalesce(lanes.c.at, func.now() - _LATE_COMMITS)
-            lane = lane.where(tuple_(due.c.next_run_at, due.c.id) > tuple_(start, lanes.c.id))
-        if skipping:
-            lane = lane.where(not_(due.c.id == any_(array_parameter("skip", Text()))))
         if lock:
             lane = self._lock_to_claim(lane)
         found = lane.lateral("lane")
@@ -104,19 +132,15 @@ class ClaimStatements:
         """
         return unnest(priority=SmallInteger(), at=DateTime(timezone=True), id=Text())
 
-    def _is_due(self, due: Any) -> tuple[ColumnElement[bool], ...]:
-        return (
-            due.c.queue == parameter("queue", Text),
-            due.c.next_run_at <= func.now(),
-            due.c.claimed_by.is_(None),
-        )
+    def _is_due(self, due: Any, queue: ColumnElement[str]) -> tuple[ColumnElement[bool], ...]:
+        return due.c.queue == queue, due.c.next_run_at <= func.now(), due.c.claimed_by.is_(None)
 
     def _lock_to_claim(self, rows: Select[Any]) -> Select[Any]:
         # NO KEY: a user's row that refers to the job must not hide it. No OF: nothing else is
         # read here, and SQLAlchemy 2.0.30 can't compile it within a LATERAL.
         return rows.with_for_update(skip_locked=True, key_share=True)
 
-    def _claim(self, locked: Select[Any]) -> Executable:
+    def _claim(self, locked: Select[Any]) -> ReturningUpdate[Any]:
         job = self._job
         return (
             update(job)
@@ -162,6 +186,77 @@ class ClaimStatements:
         return self._claim(self._due("ctid", onward=True))
 
     @cached_property
+    def of_queues(self) -> Executable:
+        """Claim from many queues, and look at their lanes and their next due times.
+
+        Parameter: worker. Lists queue, limits, lanes_from and lanes_to, one row for each queue: its
+        lanes are those from the first to the last place in the lists priority, at and id; if the
+        last is 0 they are looked up, and read from the head.
+
+        The first row has nothing but the time. Then come rows without an id: for each queue its
+        lanes, or a single row without a lane, the seconds until the lane's next scheduled job, and
+        the time when they were read. Then come the claimed jobs, in no order.
+        """
+        claimed = self._claim(self._due_of_asked()).returning(self._job.c.queue).cte("claimed")
+        asked, lanes = _asked(), self._lanes_of_asked().lateral("lanes")
+        scheduled = self._job.alias("scheduled")
+        next_due = (
+            select(func.min(scheduled.c.next_run_at))
+            .with_hint(scheduled, ONLY)
+            .where(
+                scheduled.c.queue == _Asked.queue,
+                scheduled.c.priority == lanes.c.priority,
+                scheduled.c.next_run_at > func.now(),
+            )
+            .correlate(lanes)
+            .scalar_subquery()
+        )
+
+        def row(
+            due_in: ColumnElement[Any], read_at: ColumnElement[Any], **known: Any
+        ) -> Select[Any]:
+            columns = [known.get(c.name, cast(null(), c.type)).label(c.name) for c in claimed.c]
+            return select(*columns, due_in.label("due_in"), read_at.label("read_at"))
+
+        no_time, now = cast(null(), Float(53)), func.clock_timestamp()
+        due_in = seconds(next_due - now)
+        looks = row(due_in, now, queue=_Asked.queue, priority=lanes.c.priority)
+        looks = looks.select_from(asked.outerjoin(lanes, true()))
+        never = cast(null(), DateTime(timezone=True))
+        return row(no_time, now).union_all(looks, select(*claimed.c, no_time, never))
+
+    def _due_of_asked(self) -> Select[Any]:
+        """The addresses of due jobs of all queues, each with its own limit; locked."""
+        due = self._job.alias("due")
+        lanes = self._lanes_of_asked().subquery("lanes")
+        behind = _behind_start_of(lanes, due)
+        found = self._due_in(lanes, due, "ctid", _Asked.queue, _Asked.limit, [behind])
+        found_in = found.lateral("found")
+        return select(found_in.c.value).select_from(_asked().join(found_in, true()))
+
+    def _lanes_of_asked(self) -> CompoundSelect[Any]:
+        """The lanes of a queue: those given, or all there are."""
+        columns: dict[str, TypeEngine[Any]] = {
+            "priority": SmallInteger(),
+            "at": DateTime(timezone=True),
+            "id": Text(),
+        }
+        lists = [Grouping(array_parameter(name, item)) for name, item in columns.items()]
+        given = (
+            func.unnest(*(items[_Asked.lanes_from : _Asked.lanes_to] for items in lists))
+            .table_valued(*(column(name, item) for name, item in columns.items()))
+            .render_derived(name="given")
+        )
+        lanes = self._lanes(_Asked.queue, _Asked.lanes_to == 0)
+        found = (
+            select(lanes.c.priority).where(lanes.c.priority.is_not(None)).subquery("found_lanes")
+        )
+        head = literal(EARLIEST, columns["at"]), literal("", columns["id"])
+        return select(given.c.priority, given.c.at, given.c.id).union_all(
+            select(found.c.priority, *head)
+        )
+
+    @cached_property
     def lanes(self) -> Executable:
         """The priorities that a queue's jobs have, ascending. Parameter: queue."""
         lanes = self._lanes()
@@ -185,7 +280,7 @@ class ClaimStatements:
             select(literal_column("due.ctid"))
             .select_from(due)
             .with_hint(due, ONLY)
-            .where(due.c.id == parameter("id", Text), *self._is_due(due))
+            .where(due.c.id == parameter("id", Text), *self._is_due(due, _QUEUE))
         )
         return self._claim(self._lock_to_claim(row))
 
@@ -210,3 +305,23 @@ class ClaimStatements:
         )
         times = select(earliest.label("earliest")).select_from(lanes).subquery("times")
         return select(seconds(func.min(times.c.earliest) - func.clock_timestamp()))
+
+
+class _Asked:
+    """The row of :func:`_asked` that a subquery of :attr:`ClaimStatements.of_queues` is about."""
+
+    queue: ColumnElement[str] = literal_column("asked.queue", Text)
+    limit: ColumnElement[int] = literal_column("asked.limits", Integer)
+    lanes_from: ColumnElement[int] = literal_column("asked.lanes_from", Integer)
+    lanes_to: ColumnElement[int] = literal_column("asked.lanes_to", Integer)
+
+
+def _asked() -> TableValuedAlias:
+    """The queues of :attr:`ClaimStatements.of_queues`."""
+    return unnest("asked", queue=Text(), limits=Integer(), lanes_from=Integer(), lanes_to=Integer())
+
+
+def _behind_start_of(lanes: Any, due: Any) -> ColumnElement[bool]:
+    """Whether a job stands behind the position where its lane is read on."""
+    start = func.coalesce(lanes.c.at, func.now() - _LATE_COMMITS)
+    return tuple_(due.c.next_run_at, due.c.id) > tuple_(start, lanes.c.id)

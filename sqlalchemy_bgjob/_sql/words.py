@@ -105,13 +105,13 @@ def array_parameter(name: str, item: Any) -> ColumnElement[Any]:
     return cast(parameter(name, ARRAY(item)), ARRAY(item))
 
 
-def unnest(**columns: Any) -> TableValuedAlias:
-    """Rows made of parallel array parameters: ``unnest(ids, leases, ...)``."""
+def unnest(alias: str = "given", /, **columns: Any) -> TableValuedAlias:
+    """Rows made of parallel array parameters: ``unnest(ids, leases, ...) AS alias``."""
     arrays = [array_parameter(name, item) for name, item in columns.items()]
     return (
         func.unnest(*arrays)
-        .table_valued(*(column(name, item) for name, item in columns.items()), name="given")
-        .render_derived()
+        .table_valued(*(column(name, item) for name, item in columns.items()))
+        .render_derived(name=alias)
     )
 
 

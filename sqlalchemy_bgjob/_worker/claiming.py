@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any
 
 from sqlalchemy import Connection
@@ -13,7 +14,7 @@ from .._handlers.outcomes import HAND_BACK, Settlement, crashed_too_often, unkno
 from .._handlers.registry import JobType, Registry
 from .._lifecycle import claim as claims
 from .._lifecycle import workers
-from .._lifecycle.claim import ClaimedJob, Position
+from .._lifecycle.claim import ClaimedJob, Found, Look, Position
 from .._lifecycle.settle import Pending
 from .._points import CLAIM, CLAIMING
 from .._sql import Statements
@@ -23,7 +24,6 @@ from .control import ControlConnection
 from .hands import Hands
 from .heart import Heart
 from .listener import Listener
-from .plan.planner import PATIENCE
 from .plan.steps import Announce, Claim
 from .refusals import Refusals
 from .unknown_claims import UnknownClaims
@@ -67,6 +67,7 @@ class Claiming:
         self._unknown, self._events = unknown, events
         self._refusals = Refusals(hands, control, statements, events)
         self._empty: set[str] = set()
+        self._found = 0  # by the claim that goes on
         self._slowest: float | None = None  # a sample that is lost to a race does no harm
 
     def take_slowest(self) -> float | None:
@@ -90,114 +91,173 @@ class Claiming:
         Raises:
             DBAPIError: The connection was lost; jobs that this claim took will be returned.
         """
-        # Polls renew the plans a little early, so jobs that wake the worker do not pay for it.
-        patience = PATIENCE if step.woken else -PATIENCE
-        connection = self._control.as_it_is(patience=patience)
-        skip = self._refusals.rows_of(step.queue)
-        last: Position | None = None
-        due_in: float | None = None
+        connection = self._control.as_it_is()
+        begun, self._found = time.monotonic(), 0
         try:
-            try:
-                if CLAIMING.listeners:
-                    CLAIMING.reached(step.queue)
-                begun = time.monotonic()
-                jobs, due_in = self._claim_together(connection, step, worker_id, skip)
-                self._slowest = max(self._slowest or 0.0, time.monotonic() - begun)
-                if jobs and not skip:
-                    last = Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)
-            except Exception as error:
-                if lost_connection(error):
-                    raise
-                if self._control.rests:  # it may be committed, with a row the driver can't read
-                    connection = self._control.get()
-                    self._unknown.return_now(connection, worker_id)
-                one_by_one = self._refusals.claim_one_by_one(connection, step, worker_id, error)
-                if one_by_one is None:
-                    return
-                jobs = one_by_one
-            self._refusals.over(step.queue)
-            if jobs and CLAIM.listeners:
-                CLAIM.reached(jobs)
-            self._take(step, worker_id, jobs, due_in, last)
+            for look in self._claim_together(connection, step.looks, worker_id):
+                self._claim_alone(connection, look, worker_id)
         except BaseException:
             self._unknown.expect(worker_id)
             with self._hands.lock:  # the jobs that it looked for are still to be found
-                self._hands.planner.wake(step.queue, time.monotonic())
+                for look in step.looks:
+                    self._hands.planner.wake(look.queue, time.monotonic())
             raise
+        took = time.monotonic() - begun
+        self._slowest = max(self._slowest or 0.0, took)
+        self._control.took(took, self._found)
 
     def _claim_together(
-        self, connection: Connection, step: Claim, worker_id: int, skip: list[str]
-    ) -> tuple[list[ClaimedJob], float | None]:
-        """The jobs; or, if there are none, the seconds until the next one is due."""
+        self, connection: Connection, looks: tuple[Look, ...], worker_id: int
+    ) -> list[Look]:
+        """Claim from several queues by one statement; returns those to be claimed from alone.
+
+        A queue is claimed from alone if rows of it are skipped, or if it is the only one and read
+        on, for which there is a quicker statement. If the claim of several is refused, each of them
+        is claimed from alone, in a step of its own: settlements must not wait for all of them.
+        """
+        if len(looks) == 1 and looks[0].onward is not None:
+            return [*looks]
+        alone = [look for look in looks if self._refusals.rows_of(look.queue)]
+        together = [look for look in looks if look not in alone] if alone else [*looks]
+        if not together:
+            return alone
+        try:
+            found = self._look_together(connection, together, worker_id)
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            self._return_what_was_claimed(worker_id)
+            if len(together) == 1:
+                return [*looks]
+            now = time.monotonic()
+            with self._hands.lock:
+                for look in together:
+                    self._hands.planner.claim_alone(look.queue, now)
+            return alone
+        for look, result in zip(together, found, strict=True):
+            self._refusals.over(look.queue)
+            self._take(look, worker_id, result)
+        return alone
+
+    def _look_together(
+        self, connection: Connection, looks: list[Look], worker_id: int
+    ) -> list[Found]:
+        for look in looks:
+            self._reached(look.queue)
+        claim = partial(
+            claims.claim_from_queues,
+            connection,
+            self._statements,
+            looks=looks,
+            worker_id=worker_id,
+        )
+        if (direct := self._control.direct(self._statements.claim.of_queues)) is not None:
+            return claim(direct=direct)
+        with connection.begin():
+            return claim()
+
+    def _claim_alone(self, connection: Connection, look: Look, worker_id: int) -> None:
+        skip = self._refusals.rows_of(look.queue)
+        self._reached(look.queue)
+        try:
+            found = self._look_alone(connection, look, worker_id, skip)
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            self._return_what_was_claimed(worker_id)
+            connection = self._control.get()
+            one_by_one = self._refusals.claim_one_by_one(connection, look, worker_id, error)
+            if one_by_one is None:
+                return
+            found, skip = Found(one_by_one), ["some"]
+        self._refusals.over(look.queue)
+        self._take(look, worker_id, found, in_order=not skip)
+
+    def _return_what_was_claimed(self, worker_id: int) -> None:
+        """A refused claim may be committed, with a row that the driver can't read."""
+        if self._control.rests:
+            self._unknown.return_now(self._control.get(), worker_id)
+
+    def _reached(self, queue: str) -> None:
+        if CLAIMING.listeners:
+            CLAIMING.reached(queue)
+
+    def _look_alone(
+        self, connection: Connection, look: Look, worker_id: int, skip: list[str]
+    ) -> Found:
         claim = partial(
             claims.claim,
             connection,
             self._statements,
-            queue=step.queue,
-            limit=step.limit,
+            queue=look.queue,
+            limit=look.limit,
             worker_id=worker_id,
-            onward=step.onward,
+            onward=look.onward,
             skip=skip,
         )
-        direct = self._control.direct if step.onward is not None and not skip else None
+        direct = None
+        if look.onward is not None and not skip:
+            direct = self._control.direct(self._statements.claim.onward)
         jobs = claim(direct=direct) if direct is not None else []
         if jobs:
-            return jobs, None
+            return Found(jobs)
         with connection.begin():
             if direct is None:
                 jobs = claim()
-            if step.onward is None:
+            priorities: list[int] | None = None
+            seconds = 0.0
+            if look.onward is None:
                 # Timed without the claim, this shows how long the way to the heads is.
                 begun = time.monotonic()
-                priorities = claims.lanes(connection, self._statements, queue=step.queue)
-                now = time.monotonic()
-                with self._hands.lock:
-                    self._hands.planner.head_scanned(step.queue, priorities, now - begun, now)
-            else:
-                priorities = [position.priority for position in step.onward]
+                priorities = claims.lanes(connection, self._statements, queue=look.queue)
+                seconds = time.monotonic() - begun
             if jobs:
-                return jobs, None
-            return [], claims.next_due(
-                connection, self._statements, queue=step.queue, priorities=priorities
+                return Found(jobs, None, priorities, seconds)
+            lanes = priorities or [position.priority for position in look.onward or ()]
+            due_in = claims.next_due(
+                connection, self._statements, queue=look.queue, priorities=lanes
             )
+            return Found(jobs, inf if due_in is None else due_in, priorities, seconds)
 
-    def _take(
-        self,
-        step: Claim,
-        worker_id: int,
-        jobs: list[ClaimedJob],
-        due_in: float | None,
-        last: Position | None,
-    ) -> None:
-        self._tell_if_empty(step.queue, bool(jobs))
+    def _take(self, look: Look, worker_id: int, found: Found, *, in_order: bool = True) -> None:
+        jobs, queue = found.jobs, look.queue
+        self._found += len(jobs)
+        if jobs and CLAIM.listeners:
+            CLAIM.reached(jobs)
+        self._tell_if_empty(queue, bool(jobs))
+        last: Position | None = None
+        if jobs and in_order:
+            last = Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)
         now = time.monotonic()
         is_lost = worker_id != self._heart.worker_id  # jobs claimed under an old id go back
-        found = {type: self._find(type, step.queue) for type in {job.type for job in jobs}}
+        handlers = {type: self._find(type, queue) for type in {job.type for job in jobs}}
         with self._hands.lock:
             planner = self._hands.planner
             runnable: list[ClaimedJob] = []
             for job in jobs:
-                refusal = self._admit(job, found[job.type])
+                refusal = self._admit(job, handlers[job.type])
                 if refusal is not None:
                     planner.settle(Pending(job, refusal), 0.0)
                 elif is_lost:
                     planner.settle(Pending(job, HAND_BACK), now)
                 else:
                     runnable.append(job)
-            planner.claimed(step.queue, runnable, now)
+            planner.claimed(queue, runnable, now)
+            if found.priorities is not None:
+                planner.head_scanned(queue, found.priorities, found.seconds, now)
             planner.polled(
-                step.queue,
-                step.limit,
+                queue,
+                look.limit,
                 len(jobs),
-                due_in,
+                found.due_in,
                 now,
                 listening=self._listener.listening,
                 last=last,
             )
         # Outside the lock: a log that blocks must not keep a signal from ending the worker.
         new = {job.type for job in jobs if job.unknown_for is None}
-        for type in sorted(type for type in new if found[type] is None):
-            logger.warning("no handler for job type %r in queue %r", type, step.queue)
+        for type in sorted(type for type in new if handlers[type] is None):
+            logger.warning("no handler for job type %r in queue %r", type, queue)
 
     def _admit(self, job: ClaimedJob, handler: JobType[Any] | None) -> Settlement | None:
         """Give a claimed job its handler; returns a settlement if the job must not run."""

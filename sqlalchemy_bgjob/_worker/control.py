@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Executable
 
 from .._db.connections import commit_each, configure, maintain
 from .._db.encodings import changes_encoding
@@ -18,6 +18,10 @@ from .runtime import Runtime
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 
+SLOW: Final = 0.005
+"""Seconds of a statement after which its plan may have been made for a smaller table."""
+SLOW_FOR_A_JOB: Final = 0.0001
+"""The same for each of its jobs, in addition."""
 DOUBTED_AFTER: Final = 1.0
 """Seconds that a session lives at least, however many queues refuse to be claimed from."""
 
@@ -41,7 +45,8 @@ class ControlConnection:
         self._is_changed = False
         """Whether the session was changed, and must not go back to the application's pool."""
         self._connected_at = 0.0
-        self._direct: IdleStatement | None = None
+        self._direct: dict[Executable, IdleStatement] = {}
+        self._was_slow = False
         self.rests = False
         """Whether each statement commits by itself now."""
 
@@ -49,14 +54,22 @@ class ControlConnection:
         """The connection, for statements in transactions."""
         connection = self._connected()
         self._rest(connection, False)
-        maintain(connection, self._heart.worker_id)
+        self._maintain(connection)
         return connection
 
-    def as_it_is(self, *, patience: float = 0.0) -> Connection:
-        """The connection, in whatever mode it is; *patience* is for ``maintain``."""
+    def as_it_is(self) -> Connection:
+        """The connection, in whatever mode it is."""
         connection = self._connected()
-        maintain(connection, self._heart.worker_id, patience=patience)
+        self._maintain(connection)
         return connection
+
+    def took(self, seconds: float, jobs: int) -> None:
+        """A statement about N jobs took that long. If it was slow, plans are made anew."""
+        self._was_slow = self._was_slow or seconds > SLOW + SLOW_FOR_A_JOB * jobs
+
+    def _maintain(self, connection: Connection) -> None:
+        if maintain(connection, self._heart.worker_id, plans=self._was_slow):
+            self._was_slow = False
 
     def _connected(self) -> Connection:
         if self._connection is None:
@@ -64,17 +77,17 @@ class ControlConnection:
             self._is_changed = changes_encoding(connection)
             self._connection, self.rests = configure(connection), False
             self._connected_at = time.monotonic()
-            self._direct = prepare(self._statements.claim.onward, self._connection)
+            claim = self._statements.claim
+            self._direct = prepare((claim.onward, claim.of_queues), self._connection)
         return self._connection
 
-    @property
-    def direct(self) -> IdleStatement | None:
+    def direct(self, claim: Executable) -> IdleStatement | None:
         """How to claim in one round trip, while the connection rests."""
-        return self._direct if self.rests else None
+        return self._direct.get(claim) if self.rests else None
 
     def rest(self) -> None:
         """Let the connection rest, if a claim in one round trip is possible on it."""
-        if self._connection is not None and self._direct is not None:
+        if self._connection is not None and self._direct:
             self._rest(self._connection, True)
 
     def _rest(self, connection: Connection, rests: bool) -> None:

@@ -199,7 +199,8 @@ class WorkerLoop:
             planner = self._hands.planner
             step = planner.next_step(now, may_start=may_start, may_claim=may_claim)
             if isinstance(step, Claim):
-                planner.claim_sent(step.queue, now, from_head=step.onward is None)
+                for look in step.looks:
+                    planner.claim_sent(look.queue, now, from_head=look.onward is None)
             run = self._hands.take_up(step.job) if isinstance(step, Start) else None
         if run is not None:
             self._slots.start(run)

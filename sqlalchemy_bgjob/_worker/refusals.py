@@ -14,12 +14,11 @@ from sqlalchemy import Connection
 from .._db.connections import Backoff
 from .._db.errors import doubts_session, lost_connection, refuses_a_row, summary
 from .._lifecycle import claim_one_by_one
-from .._lifecycle.claim import ClaimedJob
+from .._lifecycle.claim import ClaimedJob, Look
 from .._sql import Statements
 from ..telemetry import Events
 from .control import ControlConnection
 from .hands import Hands
-from .plan.steps import Claim
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -53,7 +52,7 @@ class Refusals:
         self._backoffs.pop(queue, None)
 
     def claim_one_by_one(
-        self, connection: Connection, step: Claim, worker_id: int, error: Exception
+        self, connection: Connection, look: Look, worker_id: int, error: Exception
     ) -> list[ClaimedJob] | None:
         """Claim row by row, after *error* refused a claim of many. Commits.
 
@@ -67,24 +66,24 @@ class Refusals:
                 jobs, refused = claim_one_by_one.claim(
                     connection,
                     self._statements,
-                    queue=step.queue,
-                    limit=step.limit,
+                    queue=look.queue,
+                    limit=look.limit,
                     worker_id=worker_id,
-                    skip=self.rows_of(step.queue),
+                    skip=self.rows_of(look.queue),
                 )
         except Exception as second:
             if lost_connection(second):
                 raise
-            self._leave_alone(step.queue, second)
+            self._leave_alone(look.queue, second)
             return None
         if not jobs:
             refused = {id: reason for id, reason in refused.items() if refuses_a_row(reason)}
         if not jobs and not refused:
-            self._leave_alone(step.queue, error)
+            self._leave_alone(look.queue, error)
             return None
         until = time.monotonic() + REFUSAL_LASTS
         for id, reason in refused.items():
-            self._rows[step.queue, id] = until
+            self._rows[look.queue, id] = until
             self._events.report(reason)
             logger.warning("job %s can't be claimed, its neighbours are: %s", id, summary(reason))
         return jobs

@@ -41,7 +41,10 @@ class Settling:
         Raises:
             DBAPIError: The connection was lost; pass the same items again.
         """
-        fates = settle.settle(self._control.get(), self._statements, items)
+        connection = self._control.get()
+        begun = time.monotonic()
+        fates = settle.settle(connection, self._statements, items)
+        self._control.took(time.monotonic() - begun, len(items))
         if SETTLE.listeners and (settled := [it for it, fate in fates if fate is Fate.SETTLED]):
             SETTLE.reached(settled)
         now = time.monotonic()

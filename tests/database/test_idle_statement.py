@@ -14,11 +14,11 @@ from sqlalchemy_bgjob._db.errors import lost_connection, sqlstate
 from sqlalchemy_bgjob._db.idle_statement import IdleStatement, prepare
 from sqlalchemy_bgjob._drafts.validation import EARLIEST
 from sqlalchemy_bgjob._lifecycle import claim as claims
-from sqlalchemy_bgjob._lifecycle.claim import Position
+from sqlalchemy_bgjob._lifecycle.claim import Look, Position
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import parameters
 from support.pooler import POOLED
-from support.rows import ME, add, make_tables
+from support.rows import ME, add, ids, make_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,8 +75,7 @@ async def test_a_claim_gives_the_rows_that_sqlalchemy_would(
         add(connection, "c", unknown_since="2026-01-01 00:00:00+00")
 
     def claim(engine: Engine, connection: Connection) -> None:
-        claim = prepare(statements.claim.onward, connection)
-        assert claim is not None
+        claim = prepare([statements.claim.onward], connection)[statements.claim.onward]
         heads = [Position(0, EARLIEST, ""), Position(5, EARLIEST, "")]
         given: Any = {"queue": "q", "limit": 10, "worker_id": ME, "onward": heads}
         jobs = claims.claim(connection, statements, **given, direct=claim)
@@ -127,11 +126,37 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
     await with_driver(engine, driver, fail)
 
 
+@DRIVERS
+@pytest.mark.anyio
+async def test_a_claim_from_many_queues_commits_by_itself(
+    engine: Engine, statements: Statements, driver: str
+) -> None:
+    with engine.begin() as connection:
+        add(connection, "a", arg=b"\x00\xff", headers='{"k": [1, "x"]}')
+        add(connection, "b", queue="other", priority=5)
+    looks = [Look("q", 3), Look("other", 3, (Position(5, EARLIEST, ""),))]
+
+    def claim(_: Engine, connection: Connection) -> None:
+        of_queues = statements.claim.of_queues
+        direct = prepare([of_queues], connection)[of_queues]
+        found = claims.claim_from_queues(
+            connection, statements, looks=looks, worker_id=ME, direct=direct
+        )
+        assert [ids(of_queue.jobs) for of_queue in found] == [["a"], ["b"]]
+        assert found[0].jobs[0].arg == b"\x00\xff"
+        assert found[0].jobs[0].headers == {"k": [1, "x"]}
+        with engine.connect() as other:
+            held = text("SELECT count(*) FROM bgjob_job WHERE claimed_by IS NOT NULL")
+            assert other.scalar(held) == 2
+
+    await with_driver(engine, driver, claim)
+
+
 def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: Statements) -> None:
     def usable(engine: Engine) -> bool:
         try:
             with engine.connect() as connection:
-                return prepare(statements.claim.onward, connection) is not None
+                return bool(prepare([statements.claim.onward], connection))
         finally:
             engine.dispose()
 
@@ -155,11 +180,11 @@ async def test_without_prepared_statements_sqlalchemy_runs_it(
     engine: Engine, statements: Statements
 ) -> None:
     """So asyncpg is told behind a pooler, where each of its steps might meet another session."""
-    found: list[IdleStatement | None] = []
+    found: list[dict[Any, IdleStatement]] = []
 
     def look(engine: Engine, connection: Connection) -> None:
-        found.append(prepare(statements.claim.onward, connection))
+        found.append(prepare([statements.claim.onward], connection))
 
     await with_driver(engine, "asyncpg", look, POOLED["asyncpg"])
 
-    assert found == [None]
+    assert found == [{}]

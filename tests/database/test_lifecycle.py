@@ -501,17 +501,17 @@ def test_a_session_is_named_once_for_each_worker(queue: Queue) -> None:
     assert name == f"bgjob/{OTHER}"
 
 
-def test_an_urgent_statement_leaves_new_plans_to_the_next(queue: Queue) -> None:
+def test_only_old_plans_are_discarded_and_only_when_asked(queue: Queue) -> None:
     sent: list[str] = []
     with queue.engine.connect() as connection:
         event.listen(connection, "before_cursor_execute", lambda *args: sent.append(args[2]))
         maintain(connection, None)
         connection.info["bgjob_planned_at"] -= PLANS_LAST
 
-        maintain(connection, None, patience=60.0)
+        assert not maintain(connection, None, plans=False)
         assert sent == []
-        maintain(connection, None)
-        maintain(connection, None)
+        assert maintain(connection, None)
+        assert not maintain(connection, None)
 
     assert sent == ["DISCARD PLANS"]
 

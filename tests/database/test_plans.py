@@ -20,7 +20,7 @@ from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Sett
 from sqlalchemy_bgjob._lifecycle import claim as claims
 from sqlalchemy_bgjob._lifecycle import rescue, workers
 from sqlalchemy_bgjob._lifecycle import settle as settlements
-from sqlalchemy_bgjob._lifecycle.claim import Position
+from sqlalchemy_bgjob._lifecycle.claim import Look, Position
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker.permits import HandlerConnections
 from support.plans import Plan, let_cleaning_catch_up, recorded_plans
@@ -64,16 +64,24 @@ def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -
 
     plans.clear()
     let_cleaning_catch_up(connection.engine)
-    half = max(BATCH // 2, 1)
-    jobs = claim(connection, statements, half)
+    third = max(BATCH // 3, 1)
+    jobs = claim(connection, statements, third)
     note("claim", len(jobs))
+    looks = [Look("q", third), Look("absent", third), Look("none", third, (Position(0, None, ""),))]
+    with connection.begin():
+        found, absent, none = claims.claim_from_queues(
+            connection, statements, looks=looks, worker_id=ME
+        )
+    assert absent.jobs == none.jobs == []
+    note("claim from queues", len(found.jobs))
+    jobs += found.jobs
     with connection.begin():
         priorities = claims.lanes(connection, statements, queue="q")
     note("lanes", 1)
     last = Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)
     with connection.begin():
         onward = claims.claim(
-            connection, statements, queue="q", limit=half, worker_id=ME, onward=[last]
+            connection, statements, queue="q", limit=third, worker_id=ME, onward=[last]
         )
     note("claim onward", len(onward))
     jobs += onward
@@ -194,7 +202,7 @@ def test_no_hot_statement_reads_the_whole_table(
     steps = found[mode, when]
 
     assert set(steps) == {
-        *("claim", "lanes", "claim onward", "next_due", "announce"),
+        *("claim", "claim from queues", "lanes", "claim onward", "next_due", "announce"),
         *("complete", "retry", "bury", "hand back", "beat"),
     }
     for name, step in steps.items():
@@ -205,11 +213,12 @@ def test_no_hot_statement_reads_the_whole_table(
         # A row costs its page, its index pages, and for each new version their changes.
         assert step.plan.buffers <= 20 * step.jobs + 60, (name, step.plan.buffers, step.jobs)
     if size > 1_000:
-        assert steps["claim"].plan.scans() == {
-            f"Index Only Scan {CLAIM_INDEX}",
-            f"Index Scan {CLAIM_INDEX}",
-            "Tid Scan",
-        }
+        for name in ("claim", "claim from queues"):
+            assert steps[name].plan.scans() == {
+                f"Index Only Scan {CLAIM_INDEX}",
+                f"Index Scan {CLAIM_INDEX}",
+                "Tid Scan",
+            }, name
         assert steps["claim onward"].plan.scans() == {f"Index Scan {CLAIM_INDEX}", "Tid Scan"}
         for name in ("lanes", "next_due"):
             assert steps[name].plan.scans() == {f"Index Only Scan {CLAIM_INDEX}"}, name
@@ -226,9 +235,9 @@ def test_the_claim_reads_what_it_takes(
     size, found = rounds
 
     for key, steps in found.items():
-        claimed, onward = steps["claim"], steps["claim onward"]
-        assert min(size, BATCH) <= claimed.jobs + onward.jobs <= BATCH, key
-        for step in (claimed, onward):
+        claims_of = [steps[name] for name in ("claim", "claim from queues", "claim onward")]
+        assert min(size, BATCH // 3 * 3) <= sum(step.jobs for step in claims_of) <= BATCH, key
+        for step in claims_of:
             assert step.plan.buffers <= 5 * step.jobs + 60, (key, step.plan.buffers)
 
 
@@ -283,13 +292,18 @@ def test_an_idle_poll_reads_little_however_much_is_scheduled(
             onward = [Position(priority, None, "") for priority in priorities]
             given: Any = {"queue": "q", "limit": BATCH, "worker_id": ME, "onward": onward}
             assert claims.claim(connection, statements, **given) == []
+            looks = [Look("q", BATCH)]
+            (found,) = claims.claim_from_queues(connection, statements, looks=looks, worker_id=ME)
 
+    assert found.priorities == priorities
+    assert found.due_in == pytest.approx(delay, abs=5.0)
     assert priorities == [-5, 0, 1, 7, 100]
     assert delay is not None
     assert 80_000 < delay <= 86_400
-    head, lanes, next_due, onward_poll = (plan.buffers for plan in plans)
+    head, lanes, next_due, onward_poll, together = (plan.buffers for plan in plans)
     assert head + lanes + next_due <= 200, (head, lanes, next_due)
     assert onward_poll + next_due <= 100, (onward_poll, next_due)
+    assert together <= 200
 
 
 @pytest.fixture(scope="module")

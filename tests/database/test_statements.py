@@ -656,6 +656,11 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
     ("name", "flags", "given"),
     [
         ("claim.from_head", None, {"queue", "limit", "worker"}),
+        (
+            "claim.of_queues",
+            None,
+            {"worker", "queue", "limits", "lanes_from", "lanes_to", "priority", "at", "id"},
+        ),
         ("claim.next_due", None, {"queue", "priorities"}),
         ("claim.lanes", None, {"queue"}),
         ("settle.complete_one", None, {"worker", "id", "lease"}),

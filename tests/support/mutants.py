@@ -166,8 +166,8 @@ def observers_before_the_commit(stack: ExitStack) -> None:
 def claims_what_is_claimed(stack: ExitStack) -> None:
     original = ClaimStatements._is_due
 
-    def is_due(self: Any, due: Any) -> Any:
-        return original(self, due)[:-1]
+    def is_due(self: Any, due: Any, queue: Any) -> Any:
+        return original(self, due, queue)[:-1]
 
     _replace(stack, ClaimStatements, _is_due=is_due)
 

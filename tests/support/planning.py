@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
-from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
+from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob, Look, Position
 from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._worker.plan.planner import Planner
-from sqlalchemy_bgjob._worker.plan.steps import Start, Step
+from sqlalchemy_bgjob._worker.plan.steps import Claim, Start, Step
 from sqlalchemy_bgjob.settings import WorkerSettings
 
 NOW = 1_000.0
@@ -55,6 +55,11 @@ def step(
     return core.next_step(now, may_start=may_start, may_claim=may_claim)
 
 
+def claim(queue: str, limit: int, onward: tuple[Position, ...] | None = None) -> Claim:
+    """The step that claims from this queue alone."""
+    return Claim((Look(queue, limit, onward),))
+
+
 def claim_all(core: Planner, given: list[ClaimedJob], now: float = NOW, queue: str = "q") -> None:
     """What the worker does with the answer of a claim that found as much as it asked for."""
     core.claim_sent(queue, now)
@@ -66,9 +71,11 @@ def caught_up(core: Planner, *queues: str, due_in: float | None = None, now: flo
     """It has found nothing for a while, and producers know that it waits."""
     names = queues or ("q",)
     for name in names:
+        core.polled(name, 2, 0, due_in, now, listening=True)
+    core.announced(names)
+    for name in names:
         for _ in range(12):
             core.polled(name, 2, 0, due_in, now, listening=True)
-    core.announced(names)
 
 
 def start_all(core: Planner, now: float = NOW) -> list[ClaimedJob]:

@@ -31,7 +31,7 @@ from support.planning import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
+    from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob, Look
 
 
 @dataclass
@@ -119,14 +119,11 @@ class Machine(RuleBasedStateMachine):
             case Announce(queues):
                 assert may_claim
                 self.core.announced(queues if answers else None)
-            case Claim(queue, limit, onward):
+            case Claim(looks):
                 assert may_claim
                 assert may_start
                 assert not self.core.draining
-                assert 1 <= limit <= self.options.max_claim
-                self.core.claim_sent(queue, self.now, from_head=onward is None)
-                if answers:
-                    self.answer(queue, limit, from_head=onward is None)
+                self.claim(looks, answers)
             case Settle(items):
                 assert may_claim
                 for item in items:
@@ -145,6 +142,15 @@ class Machine(RuleBasedStateMachine):
                 assert not any(world.running for world in self.world.values())
                 self.finished = True
         return following
+
+    def claim(self, looks: tuple[Look, ...], answers: bool) -> None:
+        assert len({look.queue for look in looks}) == len(looks)
+        for queue, limit, onward in looks:
+            assert 1 <= limit <= self.options.max_claim
+            self.core.claim_sent(queue, self.now, from_head=onward is None)
+        if answers:
+            for queue, limit, onward in looks:
+                self.answer(queue, limit, from_head=onward is None)
 
     def answer(self, queue: str, limit: int, *, from_head: bool) -> None:
         world = self.world[queue]

@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sqlalchemy_bgjob._worker.plan.steps import Claim, Wait
-from support.planning import (
-    claim_all,
-    core,
-    job,
-    jobs,
-    start_all,
-    step,
-    taught,
-)
+from support.planning import claim, claim_all, core, job, jobs, start_all, step, taught
 
 
 @pytest.mark.parametrize(
@@ -27,12 +19,12 @@ from support.planning import (
     ],
 )
 def test_a_claim_takes_as_much_as_starts_within_50_ms(mean: float, limit: int) -> None:
-    assert step(taught(10, mean)) == Claim("q", limit)
+    assert step(taught(10, mean)) == claim("q", limit)
 
 
 def test_max_claim_limits_every_claim() -> None:
-    assert step(core(1_000, max_claim=50)) == Claim("q", 50)
-    assert step(taught(10, 0.000_1, max_claim=20)) == Claim("q", 20)
+    assert step(core(1_000, max_claim=50)) == claim("q", 50)
+    assert step(taught(10, 0.000_1, max_claim=20)) == claim("q", 20)
 
 
 def test_claims_shrink_when_the_handlers_become_slow() -> None:
@@ -42,7 +34,7 @@ def test_claims_shrink_when_the_handlers_become_slow() -> None:
     for n in range(40):
         following = step(slower)
         assert isinstance(following, Claim)
-        limits.append(following.limit)
+        limits.append(following.looks[0].limit)
         one = job(f"{n}")
         claim_all(slower, [one])
         start_all(slower)
@@ -72,4 +64,4 @@ def test_with_all_slots_taken_half_a_batch_is_claimed_ahead() -> None:
         following = quick.next_start("q")
         assert following is not None
         running.append(following)
-    assert step(quick) == Claim("q", 26)
+    assert step(quick) == claim("q", 26)

@@ -8,6 +8,7 @@ from sqlalchemy_bgjob._worker.plan.steps import Claim, HandBack, Start, Wait
 from support.planning import (
     NOW,
     caught_up,
+    claim,
     claim_all,
     core,
     job,
@@ -62,7 +63,7 @@ def test_after_a_hand_back_nothing_is_claimed_until_a_run_ends() -> None:
         now += following.seconds
 
     quick.finished(first, 60.0)
-    assert step(quick, now) == Claim("q", 1)
+    assert step(quick, now) == claim("q", 1)
 
 
 def test_once_a_run_ends_jobs_are_claimed_ahead_again() -> None:
@@ -74,8 +75,8 @@ def test_once_a_run_ends_jobs_are_claimed_ahead_again() -> None:
 
     quick.finished(first, 0.001)
 
-    assert step(quick, NOW + 1.9) == Claim("q", 1)
-    assert step(quick, NOW + 2.1) == Claim("q", 1 + 50)
+    assert step(quick, NOW + 1.9) == claim("q", 1)
+    assert step(quick, NOW + 2.1) == claim("q", 1 + 50)
 
 
 def test_suspect_jobs_are_never_held_ahead() -> None:
@@ -107,8 +108,8 @@ def test_suspects_are_not_claimed_and_handed_back_repeatedly() -> None:
     # The table holds nothing else, so each claim brings these again.
     while now < NOW + 30:
         match step(quick, now):
-            case Claim(limit=limit):
-                claim_all(quick, poison[:limit], now)
+            case Claim((look,)):
+                claim_all(quick, poison[: look.limit], now)
             case HandBack():
                 handed_back += 1
             case Wait(seconds):

@@ -10,6 +10,7 @@ from sqlalchemy_bgjob._worker.plan.planner import PATIENCE, Planner
 from sqlalchemy_bgjob._worker.plan.polling import (
     COOL_DOWN,
     FIRST_POLL,
+    GAP,
     IN_VAIN,
     MANY,
     SPARED,
@@ -18,12 +19,7 @@ from sqlalchemy_bgjob._worker.plan.polling import (
 )
 from sqlalchemy_bgjob._worker.plan.steps import Announce, Claim, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
-from support.planning import (
-    NOW,
-    caught_up,
-    core,
-    step,
-)
+from support.planning import NOW, caught_up, claim, core, step
 
 
 @pytest.mark.parametrize("queue", ["q", None])
@@ -33,7 +29,7 @@ def test_a_notification_ends_the_wait(queue: str | None) -> None:
 
     idle.wake(queue, NOW)
 
-    assert step(idle) == Claim("q", 2, woken=True)
+    assert step(idle) == claim("q", 2)
 
 
 def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
@@ -42,7 +38,7 @@ def test_a_notification_for_another_queue_wakes_only_that_one() -> None:
 
     two.wake("b", NOW)
 
-    assert step(two) == Claim("b", 1, woken=True)
+    assert step(two) == claim("b", 1)
     two.claim_sent("b", NOW, from_head=True)
     two.head_scanned("b", [0], 0.0, NOW)
     two.polled("b", 1, 0, None, NOW, listening=True)
@@ -54,13 +50,13 @@ def test_a_notification_during_a_claim_asks_for_another_one() -> None:
     idle = core(2)
     caught_up(idle)
     idle.wake("q", NOW)
-    assert step(idle) == Claim("q", 2, woken=True)
+    assert step(idle) == claim("q", 2)
     idle.claim_sent("q", NOW)
 
     idle.wake("q", NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
-    assert step(idle) == Claim("q", 2)
+    assert step(idle) == claim("q", 2)
 
 
 def test_a_notification_before_a_claim_asks_for_one_only() -> None:
@@ -97,7 +93,7 @@ def test_notifications_in_vain_are_followed_ever_more_rarely() -> None:
 
     later = NOW + 10.0
     idle.wake("q", later)
-    assert step(idle, later) == Claim("q", 2, woken=True)
+    assert step(idle, later) == claim("q", 2)
     idle.claim_sent("q", later, from_head=True)
     idle.head_scanned("q", [0], 0.0, later)
     idle.polled("q", 2, 1, None, later, listening=True)
@@ -113,11 +109,11 @@ def test_a_notification_claims_ahead_and_then_from_the_head() -> None:
     ahead = (Position(0, None, ""),)
 
     idle.wake("q", NOW)
-    assert step(idle) == Claim("q", 2, ahead, woken=True)
+    assert step(idle) == claim("q", 2, ahead)
     idle.claim_sent("q", NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
-    assert step(idle) == Claim("q", 2, None)
+    assert step(idle) == claim("q", 2, None)
     idle.claim_sent("q", NOW, from_head=True)
     idle.head_scanned("q", [0], 0.0, NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
@@ -133,12 +129,12 @@ def test_a_job_that_was_just_committed_does_not_wait_for_a_look() -> None:
     due = NOW + SCAN_EVERY
 
     idle.wake("q", due)
-    assert step(idle, due) == Claim("q", 2, ahead, woken=True)
-    assert step(idle, due + PATIENCE) == Claim("q", 2, None, woken=True)
+    assert step(idle, due) == claim("q", 2, ahead)
+    assert step(idle, due + PATIENCE) == claim("q", 2, None)
 
     idle.claim_sent("q", due)
     idle.polled("q", 2, 1, None, due, listening=True)
-    assert step(idle, due + FIRST_POLL) == Claim("q", 2, None)
+    assert step(idle, due + FIRST_POLL) == claim("q", 2, None)
 
 
 def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
@@ -146,7 +142,7 @@ def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
     idle = core(2)
     idle.head_scanned("q", [0], 0.0, NOW)
     caught_up(idle)
-    assert step(idle, NOW + 1.0) == Claim("q", 2, None)
+    assert step(idle, NOW + 1.0) == claim("q", 2, None)
     idle.claim_sent("q", NOW + 1.0, from_head=True)
 
     idle.wake("q", NOW + 1.0)
@@ -157,7 +153,7 @@ def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
     assert isinstance(following, Claim)
     idle.claim_sent("q", NOW + 1.0)
     idle.polled("q", 2, 0, None, NOW + 1.0, listening=True)
-    assert step(idle, NOW + 1.0) == Claim("q", 2, None)
+    assert step(idle, NOW + 1.0) == claim("q", 2, None)
 
 
 def test_a_delayed_look_does_not_wait_for_the_poll() -> None:
@@ -172,7 +168,7 @@ def test_a_delayed_look_does_not_wait_for_the_poll() -> None:
     following = step(idle, NOW + 0.01)
     assert isinstance(following, Wait)
     assert following.seconds == pytest.approx(0.49)
-    assert step(idle, NOW + 0.5) == Claim("q", 2, None)
+    assert step(idle, NOW + 0.5) == claim("q", 2, None)
 
 
 def test_an_idle_worker_announces_it_and_looks_once_more() -> None:
@@ -183,7 +179,7 @@ def test_an_idle_worker_announces_it_and_looks_once_more() -> None:
 
     assert step(idle) == Announce(("q",))
     idle.announced(("q",))
-    assert step(idle) == Claim("q", 2)
+    assert step(idle) == claim("q", 2)
     idle.claim_sent("q", NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
     assert isinstance(step(idle), Wait)
@@ -195,15 +191,29 @@ def test_a_worker_that_hears_nothing_says_nothing() -> None:
     assert isinstance(step(deaf), Wait)
 
 
+def work_for(seconds: float, *, each: float, limit: int = 2) -> Planner:
+    """A planner whose polls find one job each, at most as many as they could take."""
+    worker = core(2)
+    caught_up(worker)
+    for n in range(round(seconds / each) + 1):
+        worker.polled("q", limit, 1, None, NOW + n * each, listening=True)
+    return worker
+
+
 def test_under_sustained_load_producers_do_not_notify() -> None:
-    one = core(1)
-    caught_up(one)
+    assert not isinstance(step(work_for(0.5, each=0.005)), Announce), "a little work is no reason"
+    assert step(work_for(SUSTAINED, each=0.005), NOW + SUSTAINED) == Announce(())
 
-    one.polled("q", 1, 1, None, NOW, listening=True)
-    assert not isinstance(step(one), Announce), "a little work is no reason"
-    one.polled("q", 1, 1, None, NOW + SUSTAINED, listening=True)
 
-    assert step(one, NOW + SUSTAINED) == Announce(())
+def test_a_queue_with_pauses_between_its_jobs_is_notified() -> None:
+    steady = work_for(SUSTAINED * 3, each=2 * GAP)
+    assert not isinstance(step(steady, NOW + SUSTAINED * 3), Announce)
+
+
+def test_a_backlog_of_long_jobs_is_sustained_load() -> None:
+    """There are pauses between the claims, but each finds as much as it can take."""
+    backlog = work_for(SUSTAINED, each=10 * GAP, limit=1)
+    assert step(backlog, NOW + SUSTAINED) == Announce(())
 
 
 def test_producers_that_notify_often_pause_for_a_second() -> None:

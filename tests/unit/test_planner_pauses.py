@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from sqlalchemy_bgjob._lifecycle.claim import Look
 from sqlalchemy_bgjob._worker.plan.planner import MOST_UNWRITTEN, Planner
 from sqlalchemy_bgjob._worker.plan.steps import Claim, Settle, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (
     NOW,
+    claim,
     done,
     job,
     jobs,
@@ -17,17 +19,31 @@ from support.planning import (
 def test_a_queue_that_refuses_is_left_alone_and_then_looked_at() -> None:
     two = Planner({"a": 1, "b": 1}, WorkerSettings())
     two.refused("a", NOW + 5.0, NOW)
-    claimed = set()
-    for _ in range(4):
-        following = step(two)
-        assert isinstance(following, Claim)
-        two.polled(following.queue, 1, 1, None, NOW, listening=False)
-        claimed.add(following.queue)
-    assert claimed == {"b"}
+    assert step(two) == claim("b", 1)
 
     two.wake("a", NOW + 1.0)
-    assert {step(two, NOW + 4.9).queue for _ in range(2)} == {"b"}
-    assert "a" in {step(two, NOW + 5.0).queue for _ in range(2)}
+    assert step(two, NOW + 4.9) == claim("b", 1)
+    assert step(two, NOW + 5.0) == Claim((Look("a", 1), Look("b", 1)))
+
+
+def test_after_a_refused_claim_of_several_each_is_claimed_from_alone() -> None:
+    """One of them may be to blame; those that are not are claimed from together again."""
+    three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings())
+    for queue in ("a", "b", "c"):
+        three.claim_alone(queue, NOW)
+
+    assert step(three) == claim("a", 1)
+    three.refused("a", NOW + 5.0, NOW)
+    assert step(three) == claim("b", 1)
+    three.polled("b", 1, 0, None, NOW, listening=False)
+    assert step(three) == claim("c", 1)
+    three.polled("c", 1, 0, None, NOW, listening=False)
+
+    for queue in ("b", "c"):
+        three.wake(queue, NOW + 5.0)
+    found = [step(three, NOW + 5.0) for _ in range(2)]
+    assert claim("a", 1) in found
+    assert Claim((Look("b", 1), Look("c", 1))) in found
 
 
 def test_refused_settlements_pause_the_claims_of_their_queue() -> None:
@@ -38,9 +54,10 @@ def test_refused_settlements_pause_the_claims_of_their_queue() -> None:
         found = set()
         core.wake(None, NOW)
         while isinstance(following := step(core), Claim):
-            found.add(following.queue)
-            core.claim_sent(following.queue, NOW, from_head=True)
-            core.polled(following.queue, following.limit, 0, None, NOW, listening=False)
+            for look in following.looks:
+                found.add(look.queue)
+                core.claim_sent(look.queue, NOW, from_head=True)
+                core.polled(look.queue, look.limit, 0, None, NOW, listening=False)
         assert following != Wait(0.0), "it must not spin"
         return found
 

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import inf
 
 import pytest
 
-from sqlalchemy_bgjob._worker.plan.polling import (
-    FIRST_POLL,
-)
-from sqlalchemy_bgjob._worker.plan.steps import Claim, Wait
-from support.planning import (
-    NOW,
-    caught_up,
-    core,
-    step,
-)
+from sqlalchemy_bgjob._worker.plan.polling import FIRST_POLL
+from sqlalchemy_bgjob._worker.plan.steps import Announce, Claim, Wait
+from support.planning import NOW, caught_up, claim, core, step
 
 
 def test_an_empty_queue_is_polled_at_the_poll_interval() -> None:
@@ -26,7 +20,7 @@ def test_an_empty_queue_is_polled_at_the_poll_interval() -> None:
 
     assert isinstance(following, Wait)
     assert 0.9 <= following.seconds <= 1.0
-    assert step(idle, NOW + 1.0) == Claim("q", 2)
+    assert step(idle, NOW + 1.0) == claim("q", 2)
 
 
 def test_without_notifications_polls_come_ever_later() -> None:
@@ -57,6 +51,57 @@ def test_work_makes_the_polls_frequent_again() -> None:
     assert following.seconds <= FIRST_POLL
 
 
+def test_where_producers_notify_nothing_is_polled_for_after_work() -> None:
+    idle = core(2, poll_interval=1.0)
+    caught_up(idle)
+
+    idle.polled("q", 2, 1, None, NOW, listening=True)
+
+    following = step(idle)
+    assert isinstance(following, Wait)
+    assert 0.9 <= following.seconds <= 1.0
+
+
+def test_what_is_committed_after_its_producers_are_told_is_polled_for() -> None:
+    """Its statement came before: it was not to notify, and the poll after that came too early."""
+    idle = core(2, poll_interval=60.0)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+    idle.announced(("q",))
+    now = NOW
+    for _ in range(6):
+        idle.polled("q", 2, 0, None, now, listening=True)
+        following = step(idle, now)
+        assert isinstance(following, Wait)
+        assert following.seconds <= FIRST_POLL + 2 * (now - NOW), "twice as late at most"
+        now += following.seconds
+
+
+def test_jobs_that_came_before_producers_were_told_are_polled_for() -> None:
+    idle = core(2, poll_interval=1.0)
+    caught_up(idle)
+
+    idle.announced(None)
+    idle.polled("q", 2, 1, None, NOW, listening=True)
+
+    assert step(idle) == Announce(("q",))
+    idle.announced(("q",))
+    assert step(idle) == claim("q", 2)
+
+
+def test_a_job_is_looked_for_when_due_though_another_was_found_meanwhile() -> None:
+    idle = core(2, poll_interval=1.0)
+    caught_up(idle, due_in=0.2)
+
+    idle.wake("q", NOW + 0.1)
+    idle.claim_sent("q", NOW + 0.1, from_head=True)
+    idle.head_scanned("q", [0], 0.0, NOW + 0.1)
+    idle.polled("q", 2, 1, None, NOW + 0.1, listening=True)
+
+    following = step(idle, NOW + 0.1)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.101)
+
+
 def test_a_scheduled_job_is_looked_for_when_it_is_due() -> None:
     idle = core(2, poll_interval=1.0)
     caught_up(idle, due_in=0.2)
@@ -65,7 +110,29 @@ def test_a_scheduled_job_is_looked_for_when_it_is_due() -> None:
 
     assert isinstance(following, Wait)
     assert 0.2 <= following.seconds <= 0.21
-    assert step(idle, NOW + 0.21) == Claim("q", 2)
+    assert step(idle, NOW + 0.21) == claim("q", 2)
+
+
+def test_after_a_scheduled_job_the_next_one_is_asked_for_at_once() -> None:
+    """The claim that finds the one does not ask; once it is known, polls are rare again."""
+    idle = core(2, poll_interval=1.0)
+    caught_up(idle, due_in=0.2)
+    now = NOW + 0.21
+    idle.claim_sent("q", now, from_head=True)
+    idle.head_scanned("q", [0], 0.001, now)
+    idle.polled("q", 2, 1, None, now, listening=True)
+
+    following = step(idle, now)
+    assert isinstance(following, Wait)
+    assert following.seconds <= FIRST_POLL
+    now += following.seconds
+    idle.claim_sent("q", now, from_head=True)
+    idle.head_scanned("q", [0], 0.001, now)
+    idle.polled("q", 2, 0, inf, now, listening=True)
+
+    following = step(idle, now)
+    assert isinstance(following, Wait)
+    assert following.seconds >= 0.9
 
 
 def test_a_job_due_before_the_answer_is_no_busy_loop() -> None:
@@ -90,7 +157,7 @@ def test_a_job_that_was_put_off_is_polled_for_when_due() -> None:
     following = step(idle)
     assert isinstance(following, Wait)
     assert following.seconds == pytest.approx(0.1)
-    assert step(idle, NOW + 0.1) == Claim("q", 2)
+    assert step(idle, NOW + 0.1) == claim("q", 2)
 
 
 def test_a_job_put_off_during_a_claim_is_not_forgotten() -> None:
@@ -98,7 +165,7 @@ def test_a_job_put_off_during_a_claim_is_not_forgotten() -> None:
     idle = core(2, poll_interval=30.0)
     caught_up(idle)
     idle.wake("q", NOW)
-    assert step(idle) == Claim("q", 2, woken=True)
+    assert step(idle) == claim("q", 2)
     idle.claim_sent("q", NOW, from_head=True)
     idle.head_scanned("q", [0], 0.0, NOW)
 

@@ -6,12 +6,15 @@ from collections import Counter
 
 import pytest
 
-from sqlalchemy_bgjob._worker.plan.planner import AGAIN, Planner
+from sqlalchemy_bgjob._lifecycle.claim import Look
+from sqlalchemy_bgjob._worker.plan.planner import AGAIN, TOGETHER, Planner
 from sqlalchemy_bgjob._worker.plan.steps import Claim, Start, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (
     NOW,
     busy,
+    caught_up,
+    claim,
     claim_all,
     core,
     job,
@@ -25,7 +28,7 @@ from support.planning import (
 
 def test_the_first_step_claims_as_many_as_there_are_slots() -> None:
     """Nothing is known of the handlers yet, so nothing is claimed ahead."""
-    assert step(core(3)) == Claim("q", 3)
+    assert step(core(3)) == claim("q", 3)
 
 
 def test_what_was_claimed_is_started_in_its_order() -> None:
@@ -89,25 +92,66 @@ def test_a_full_claim_is_followed_by_another_at_once() -> None:
     for one in start_all(many):
         many.finished(one, 10.0)
 
-    assert step(many) == Claim("q", 2)
+    assert step(many) == claim("q", 2)
 
 
-def test_queues_take_turns() -> None:
+def test_one_claim_serves_all_queues_that_are_due() -> None:
+    """Each gets the same share of it, however much room it has."""
+    worker = Planner({"a": 1, "b": 80, "c": 80}, WorkerSettings(max_claim=90))
+
+    assert step(worker) == Claim((Look("a", 1), Look("b", 30), Look("c", 30)))
+
+
+def test_queues_take_turns_where_one_claim_does_not_serve_them_all() -> None:
     """A queue that is always full does not starve the others."""
-    three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings())
-    claimed = []
+    three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings(max_claim=2))
+    claimed: list[str] = []
 
-    for n in range(9):
+    for n in range(6):
         following = step(three)
         assert isinstance(following, Claim)
-        claimed.append(following.queue)
-        one = job(f"{n}", queue=following.queue)
-        claim_all(three, [one], queue=following.queue)
-        start_all(three)
-        three.finished(one, 10.0)
+        assert len(following.looks) == 2
+        for look in following.looks:
+            claimed.append(look.queue)
+            claim_all(three, [one := job(f"{n}", queue=look.queue)], queue=look.queue)
+            assert three.next_start(look.queue) is one
+            three.finished(one, 10.0)
 
-    assert Counter(claimed) == {"a": 3, "b": 3, "c": 3}
-    assert claimed[:3] == claimed[3:6] == claimed[6:]
+    assert Counter(claimed) == {"a": 4, "b": 4, "c": 4}
+
+
+def test_a_poll_takes_along_the_queues_that_are_due_soon() -> None:
+    three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings(poll_interval=1.0))
+    caught_up(three, "a")
+    caught_up(three, "b", now=NOW + TOGETHER / 2)
+    caught_up(three, "c", now=NOW + 0.7)
+    three.announced(("a", "b", "c"))
+    for queue, now in (("a", NOW), ("b", NOW + TOGETHER / 2), ("c", NOW + 0.7)):
+        three.polled(queue, 1, 0, None, now, listening=True)
+
+    following = step(three, NOW + 1.0)
+
+    assert isinstance(following, Claim)
+    assert {look.queue for look in following.looks} == {"a", "b"}
+
+
+def test_a_queue_that_is_due_twice_is_asked_once() -> None:
+    """Its poll is due soon, and a job that was put off is due now."""
+    idle = core(2, poll_interval=1.0)
+    caught_up(idle)
+
+    idle.expect("q", NOW + 0.9)
+
+    assert step(idle, NOW + 0.9) == claim("q", 2)
+
+
+def test_a_job_that_wakes_the_worker_waits_for_no_other_queue() -> None:
+    two = Planner({"a": 1, "b": 1}, WorkerSettings(poll_interval=1.0))
+    caught_up(two, "a", "b")
+
+    two.wake("b", NOW + 0.9 - TOGETHER / 2)
+
+    assert step(two, NOW + 0.9 - TOGETHER / 2) == claim("b", 1)
 
 
 def test_each_queue_has_slots_of_its_own() -> None:

@@ -156,6 +156,41 @@ def test_an_unreadable_row_goes_back_without_an_attempt(engine, app):
     assert [type(error) for error in events.errors] == [ValueError], "no connection was lost"
 
 
+@pytest.mark.parametrize("rests", [False, True], ids=["busy", "idle"])
+def test_a_row_that_can_not_be_claimed_keeps_no_other_queue_waiting(engine, app, rests):
+    """One claim serves all queues. That of an idle worker is committed before it is read."""
+    events = Counter()
+    worker = Worker(
+        app.jobs, engine, queues={"bad": 5, "good": 5}, observers=[events], poll_interval=60
+    )
+    waits = text("SELECT count(*) FROM bgjob_worker WHERE waits_for ?& ARRAY['bad', 'good']")
+
+    def add():
+        with Session(engine) as session:
+            session.add(app.jobs.Job(queue="bad", type="noop", id="unreadable"))
+            session.flush()
+            session.execute(
+                text("UPDATE bgjob_job SET headers = CAST(:headers AS jsonb)"),
+                {"headers": UNREADABLE},
+            )
+            for queue in ("bad", "good"):
+                enqueue_many(session, app.noop, [None] * 5, queue=queue)
+            session.commit()
+
+    if not rests:
+        add()
+    with worker:
+        if rests:
+            with engine.connect() as connection:
+                wait_until(lambda: connection.scalar(waits), what="an idle worker")
+            add()
+        wait_until(lambda: len(events.completed) == 10)
+        wait_until(lambda: events.errors, what="the error of the other one")
+
+    assert left(engine, app) == {"unreadable"}
+    assert {type(error) for error in events.errors} == {ValueError}
+
+
 def test_a_row_that_refuses_to_be_given_back_keeps_no_other(engine, app):
     """Rescue goes on: for its neighbours, and for other workers' jobs."""
     dead, silent = 11, 12

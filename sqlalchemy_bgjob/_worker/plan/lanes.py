@@ -104,9 +104,12 @@ class Lanes:
         """Jobs may be where none was before: read on, and then scan the head in any case."""
         self._wanted = HeadScan.RETURNED
 
-    def onward(self, now: float) -> tuple[Position, ...] | None:
-        """Where the next claim reads on; None for the heads of all lanes."""
-        if not self._positions or now >= self._due_at:
+    def onward(self, now: float, ahead: float = 0.0) -> tuple[Position, ...] | None:
+        """Where the next claim reads on; None for the heads of all lanes.
+
+        The regular scan may come *ahead* seconds early, or later if that is negative.
+        """
+        if not self._positions or now + ahead >= self._due_at:
             return None
         if now >= self._read_at + REACH and now >= self._allowed_at:
             return None

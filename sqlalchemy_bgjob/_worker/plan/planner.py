@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import Final
 
-from ..._lifecycle.claim import ClaimedJob, Position
+from ..._lifecycle.claim import ClaimedJob, Look, Position
 from ..._lifecycle.settle import Fate, Pending
 from ...settings import WorkerSettings
 from .lanes import Lanes
@@ -29,7 +29,9 @@ SHORT: Final = 0.002
 SETTLED_IN: Final = 0.100
 """Seconds after which a settlement comes before anything else."""
 PATIENCE: Final = 0.2
-"""Seconds by which once-a-second housekeeping is delayed in claims that a wake-up asked for."""
+"""Seconds by which a regular head scan is late if a wake-up asked for the claim."""
+TOGETHER: Final = 0.2
+"""Seconds by which a poll or a head scan comes early to share a statement."""
 MOST_UNWRITTEN: Final = 1_000
 """Unwritten settlements of a queue at which claims from it stop: jobs that have run and are not
 settled run again when this worker ends."""
@@ -54,6 +56,7 @@ class _Queue:
     stuck: bool = False  # jobs were handed back, and no run has ended since
     unwritten: int = 0  # settlements that failed, and will be tried again
     progress: bool = False  # a run has ended since the loop last claimed or started one
+    alone: bool = False  # the last claim of it and others was refused
 
     @property
     def moves_on(self) -> bool:
@@ -121,12 +124,13 @@ class Planner:
             queue: The queue that was claimed from.
             limit: How many jobs the claim could take.
             found: How many it took.
-            due_in: Seconds until the next job is due, if that was asked.
+            due_in: Seconds until the next job is due, or infinity; None if that was not asked.
             now: The monotonic time.
             listening: Whether notifications arrive.
             last: The last job that it took; None if it did not take them in order of the lanes.
         """
         q = self._queues[queue]
+        q.alone = False
         self._listening = listening
         if found < limit:
             q.lanes.read(None, now, found=found > 0)
@@ -156,6 +160,11 @@ class Planner:
                 else:
                     q.lanes.request_head_scan()
 
+    def claim_alone(self, queue: str, now: float) -> None:
+        """The database refused a claim of several queues: claim from this one alone, soon."""
+        self.wake(queue, now)
+        self._queues[queue].alone = True
+
     def refused(self, queue: str, until: float, now: float) -> None:
         """The database refused a claim, and no single row is to blame: leave the queue alone.
 
@@ -180,6 +189,8 @@ class Planner:
     def announced(self, queues: tuple[str, ...] | None) -> None:
         """Producers were told where this worker waits; None while it is unknown what they see."""
         self._announced = queues
+        for q in self._queues.values():
+            q.polling.announced(q.name in (queues or ()))
 
     def finished(self, job: ClaimedJob, seconds: float) -> None:
         """A run ended and its slot is free."""
@@ -327,18 +338,45 @@ class Planner:
         return Announce(waiting) if waiting != self._announced else None
 
     def _to_claim(self, now: float, *, early: bool = False) -> Claim | None:
-        """What to claim; *early*, that is before starts, only from queues that move on."""
-        for _ in range(len(self._turn)):
-            q = self._turn[0]
-            self._turn.rotate(-1)  # queues take turns
-            if early and not q.moves_on:
-                continue
-            if (limit := self._room(q, now)) and q.polling.due_at <= now:
-                q.progress = False
-                # A head scan that is due must not delay a job that was just committed.
-                scans_at = now - PATIENCE if q.polling.woken else now
-                return Claim(q.name, limit, q.lanes.onward(scans_at), q.polling.woken)
-        return None
+        """What to claim; *early*, that is before starts, only from queues that move on.
+
+        A regular poll takes along the queues that are due soon, so that many idle queues cost one
+        statement.
+        """
+        most = self._settings.max_claim
+        due = [
+            (q, room)
+            for q in self._turn
+            if (not early or q.moves_on)
+            and q.polling.due_at <= now
+            and (room := self._room(q, now))
+        ]
+        if not due:
+            return None
+        due = due[:1] if due[0][0].alone else [(q, room) for q, room in due if not q.alone][:most]
+        woken = any(q.polling.woken for q, _ in due)
+        looks = [self._look(q, min(room, most // len(due)), now) for q, room in due]
+        if not (early or woken or due[0][0].alone):
+            soon = self._due_soon(now)[: most - len(due)]
+            looks += [
+                self._look(q, min(room, most // len(self._turn) or 1), now) for q, room in soon
+            ]
+        self._turn.rotate(-1 - self._turn.index(due[-1][0]))  # queues take turns
+        return Claim(tuple(looks))
+
+    def _due_soon(self, now: float) -> list[tuple[_Queue, int]]:
+        return [
+            (q, room)
+            for q in self._turn
+            if not q.alone
+            and q.polling.is_due_within(TOGETHER, now)
+            and (room := self._room(q, now))
+        ]
+
+    def _look(self, q: _Queue, limit: int, now: float) -> Look:
+        q.progress = False
+        # A head scan that is due must not delay a job that was just committed.
+        return Look(q.name, limit, q.lanes.onward(now, -PATIENCE if q.polling.woken else TOGETHER))
 
     def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:
         """What to settle: at *batch* items, after *linger* seconds, or when all else is idle."""

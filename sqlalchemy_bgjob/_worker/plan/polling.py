@@ -2,7 +2,7 @@
 
 After work a queue is polled again after 5 ms; then the pause doubles each time, up to
 ``poll_interval``. A worker that has found nothing asks producers to notify: the next one that
-commits a job wakes it.
+commits a job wakes it. From then on, as long as it hears them, work does not shorten the pause.
 """
 
 import random
@@ -13,6 +13,8 @@ FIRST_POLL: Final = 0.005
 """Seconds after work until a queue is polled again; then the pause doubles each time."""
 SUSTAINED: Final = 1.0
 """Seconds of work without a pause after which producers need not notify."""
+GAP: Final = 0.010
+"""Seconds between two claims that are a pause in the work."""
 MANY: Final = 200
 """Notifications within a second after which producers need not notify for a second."""
 SPARED: Final = 1.0
@@ -29,22 +31,27 @@ _NEVER: Final = float("inf")
 class Notify(Enum):
     """Whether producers are to notify. A notification costs those who commit, and wakes a worker.
 
-    ========  ===========================================  =============================
-    state     event                                        next state
-    ========  ===========================================  =============================
-    OFF       a poll finds nothing, and this worker hears  ON, and poll once more
-    ON        each poll of a second finds something        OFF
-    any       MANY notifications within a second           SPARED
-    SPARED    a second later, a poll finds nothing, and    ON, and poll once more
-              this worker hears
-    ========  ===========================================  =============================
+    ========  ================================================  ==========================
+    state     event                                             next state
+    ========  ================================================  ==========================
+    OFF       a poll finds nothing, and this worker hears       WANTED
+    WANTED    producers were told                               ON, and poll once more
+    ON        it is not known what producers see                WANTED
+    ON        for a second each poll finds something, and they  OFF
+              come without a GAP, or find all they asked for
+    any       MANY notifications within a second                SPARED
+    SPARED    a second later, a poll finds nothing, and this    WANTED
+              worker hears
+    ========  ================================================  ==========================
 
-    *Poll once more*: jobs that were committed before the change did not notify. In state SPARED
-    polling finds new jobs: producers that notify wait for each other at COMMIT.
+    *Poll once more*, and then ever more rarely: jobs did not notify whose statement came before the
+    change, and they may be committed after that poll. In state SPARED polling finds new jobs:
+    producers that notify wait for each other at COMMIT.
     """
 
     OFF = "each poll finds something anyway"
-    ON = "this worker waits to be notified"
+    WANTED = "this worker is about to tell producers that it waits"
+    ON = "whoever commits a job notifies this worker"
     SPARED = "too many notifications came"
 
 
@@ -60,6 +67,8 @@ class Polling:
         self._at = 0.0
         self._pause = FIRST_POLL
         self._expected_at = _NEVER  # a job that this worker has put off is due then
+        self._scheduled_at = _NEVER  # the next job is due then, as a poll has told
+        self._asks_due = True  # no poll has told yet when the next job is due
         self._refused_until = 0.0  # the database refuses all claims
         self._paused_until = 0.0  # its jobs find no connection for their sessions
         self._asked = False  # by a notification, since the last claim was sent
@@ -70,20 +79,34 @@ class Polling:
         self._notified = 0
         self._notified_since = 0.0
         self._spared_until = 0.0
-        self._busy_since = _NEVER  # every poll since then has found something
+        self._busy_since = _NEVER  # since then polls find something, without a gap
+        self._worked_at = -_NEVER  # the last poll that has found something
+        self._was_full = False  # and that found as much as it could take
         self.woken = False
         """Whether something asked for a poll, and none was sent since."""
 
     @property
     def waits(self) -> bool:
         """Whether producers are to notify."""
-        return self._notify is Notify.ON
+        return self._notify in (Notify.WANTED, Notify.ON)
 
     @property
     def due_at(self) -> float:
         """When to poll next."""
         rests_until = max(self._refused_until, self._paused_until)
-        return max(min(self._at, self._expected_at), rests_until)
+        return max(min(self._at, self._expected_at, self._scheduled_at), rests_until)
+
+    def is_due_within(self, seconds: float, now: float) -> bool:
+        """Whether no poll is due, but the regular one is soon and may as well come now."""
+        rests = now < max(self._refused_until, self._paused_until)
+        return now < self.due_at and self._at <= now + seconds and not (self.woken or rests)
+
+    def announced(self, known: bool) -> None:
+        """Producers were told whether this worker waits; or it is unknown what they see."""
+        if known and self._notify is Notify.WANTED:
+            self._notify, self._at, self._pause = Notify.ON, 0.0, FIRST_POLL
+        elif not known and self._notify is Notify.ON:
+            self._notify = Notify.WANTED
 
     def wake(self, now: float) -> None:
         """A poll is asked for: it is due at once, unless many such polls found nothing."""
@@ -114,6 +137,8 @@ class Polling:
         is_expected = self._expected_at <= now
         if is_expected:
             self._expected_at = _NEVER
+        if self._scheduled_at <= now:
+            self._scheduled_at, self._asks_due = _NEVER, True
         return is_expected
 
     def polled(
@@ -132,35 +157,48 @@ class Polling:
             found: How many jobs it took.
             now: The time.
             limit: How many it could take.
-            due_in: Seconds until the next job is due, if that was asked.
+            due_in: Seconds until the next job is due; None if that was not asked.
             scan_in: Seconds until the head of the queue should be scanned.
             listening: Whether notifications arrive.
         """
         if found:
             self._in_vain = 0
-            self._pause = FIRST_POLL
-            self._busy_since = min(self._busy_since, now)
-            if self.waits and now >= self._busy_since + SUSTAINED:
-                self._notify = Notify.OFF
+            self._work(now, is_full=found >= limit)
+            if not (listening and self._notify is Notify.ON):
+                self._pause = FIRST_POLL
         else:
             self._in_vain += self._by_wake
             self._cool_until = now + COOL_DOWN
             self._busy_since = _NEVER
             if listening and not self.waits and now >= self._spared_until:
-                self._notify, self.woken = Notify.ON, True
+                self._notify = Notify.WANTED
+        if due_in is not None:
+            self._scheduled_at = now + max(due_in, 0.0) + 0.001
+        if due_in is not None or not found:
+            self._asks_due = False
         if found >= limit or self.woken or (not found and scan_in == 0.0):
             self.woken = False
             self._at = self._soonest(now)
         else:
-            self._at = now + min(self._next_pause(now, due_in), scan_in)
+            self._at = now + min(self._next_pause(now), scan_in)
 
-    def _next_pause(self, now: float, due_in: float | None) -> float:
-        pause, self._pause = self._pause, min(self._pause * 2, self._longest)
+    def _work(self, now: float, *, is_full: bool) -> None:
+        """A poll has found something: there may be no need for notifications."""
+        gap = now >= self._worked_at + GAP and not self._was_full
+        self._worked_at, self._was_full = now, is_full
+        self._busy_since = now if gap else min(self._busy_since, now)
+        if self.waits and now >= self._busy_since + SUSTAINED:
+            self._notify = Notify.OFF
+
+    def _next_pause(self, now: float) -> float:
+        if self._asks_due:
+            pause = FIRST_POLL
+        else:
+            pause, self._pause = self._pause, min(self._pause * 2, self._longest)
         if now < self._spared_until:
             left = self._spared_until - now
             pause = min(pause, SPARED_POLL if self._in_vain < IN_VAIN else left)
-        pause *= random.uniform(0.9, 1.0)  # workers that started together drift apart
-        return pause if due_in is None else min(pause, max(due_in, 0.0) + 0.001)
+        return pause * random.uniform(0.9, 1.0)  # workers that started together drift apart
 
     def _soonest(self, now: float) -> float:
         return now if self._in_vain < IN_VAIN else max(now, self._cool_until)

@@ -2,21 +2,15 @@
 
 from dataclasses import dataclass
 
-from ..._lifecycle.claim import ClaimedJob, Position
+from ..._lifecycle.claim import ClaimedJob, Look
 from ..._lifecycle.settle import Pending
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Take up to *limit* due jobs of a queue, read on from *onward*, or from the head.
+    """Take due jobs of these queues."""
 
-    *woken* says that a notification asked for the claim, so housekeeping is delayed.
-    """
-
-    queue: str
-    limit: int
-    onward: tuple[Position, ...] | None = None
-    woken: bool = False
+    looks: tuple[Look, ...]
 
 
 @dataclass(frozen=True, slots=True)
