@@ -170,7 +170,10 @@ def _measure(
 
 
 def _run_of(workload: Compared, arena: Arena) -> Callable[[Any], Iterator[Measurement]] | None:
-    return workload.of_peers if isinstance(arena, PeerArena) else workload.run
+    if not isinstance(arena, PeerArena):
+        return workload.run
+    takes_part = workload.peers is None or arena.program.name in workload.peers
+    return workload.of_peers if takes_part else None
 
 
 def _measurements(

@@ -15,6 +15,7 @@ MAIN_VARIANT: Mapping[str, str] = {
     "W4": "AsyncWorker",
     "W5": "AsyncWorker",
     "W7": "AsyncWorker",
+    "W12": "AsyncWorker",
 }
 """What of ours is compared with the others, where it is not the only one."""
 TABLE = (
@@ -41,6 +42,9 @@ FIGURES: Mapping[str, str] = {
     "rss_mib": "RSS {:,.0f} MiB",
     "rss_growth": "{:.2f} times that at a quarter",
     "longest_wait_s": "longest wait {:.2f} s",
+    "idle_per_second": "idle {:,.1f} transactions/s",
+    "idle_worker": "idle worker {:.1%} of a core",
+    "idle_server": "idle server {:.1%} of a core",
 }
 """How each figure is written."""
 COMPARED = ("jobs_per_second", "first_per_second", "last_per_second", "p50_ms", "p99_ms")

@@ -185,6 +185,13 @@ def _targets() -> Iterable[Target]:
         yield Target("W10", what, ours("W10", "AsyncWorker", figure), most, most=True)
     longest = ours("W11", "AsyncWorker", "longest_wait_s")
     yield Target("W11", "longest wait in s", longest, 2.0, most=True)
+    for figure, name, most in (
+        ("p50_ms", "p50", 1.2),
+        ("p99_ms", "p99", 1.5),
+        ("idle_worker", "CPU of an idle worker", 1.5),
+    ):
+        lowest = ratio(ours("W12", "AsyncWorker", figure), best_peer("W12", figure, min))
+        yield Target("W12", f"{name} / lowest peer", lowest, most, most=True)
 
 
 TARGETS: Sequence[Target] = tuple(_targets())

@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,9 +14,10 @@ from sqlalchemy.exc import DBAPIError
 from benchmarks.arena import PeerArena
 from benchmarks.server_cpu import server_cpu
 from sqlalchemy_bgjob._bench.arena import FULL_DRAIN, Arena, Measurement
-from sqlalchemy_bgjob._bench.program import Answer, BenchError
+from sqlalchemy_bgjob._bench.program import Answer, BenchError, Running
 from sqlalchemy_bgjob._bench.times import cpu_share, percentile, rate, reached, tenths, waits
 from sqlalchemy_bgjob._bench.workloads import (
+    KINDS,
     WAYS,
     Variants,
     Workload,
@@ -288,11 +290,57 @@ def w11(arena: Arena) -> Iterator[Measurement]:
     arena.clean()
 
 
+def w12(arena: Arena, variants: Variants = KINDS) -> Iterator[Measurement]:
+    """100 queues: what they cost while they are idle, and pick-up at a job a second in each."""
+    queues, seconds = max(arena.sized(100), 2), _lasting(arena, 10)
+    for variant, options in variants.items():
+        arena.checkpoint()
+        given = {"queues": queues, "concurrency": 2, "latency": True, **options}
+        with arena.program.start("work", **given) as worker:
+            worker.wait_until_ready()
+            idle = _cost(arena, worker, seconds)
+            jobs = round(queues * seconds)
+            pace = {"jobs": jobs, "queues": queues, "interval": 1 / queues}
+            sent = arena.program.call("pulse", **pace)["sent"]
+            arena.wait_until_drained(jobs, [worker])
+            found = [wait * 1000 for _, wait in waits(sent, [worker.stop()])]
+        p50, p99 = percentile(found, 0.5), percentile(found, 0.99)
+        yield arena.measured("W12", jobs, variant, p50_ms=p50, p99_ms=p99, **idle)
+        arena.clean()
+
+
+def _cost(arena: Arena, worker: Running, seconds: float) -> dict[str, float]:
+    """What a worker costs that has nothing to do."""
+    transactions = (
+        "SELECT xact_commit + xact_rollback FROM pg_stat_database"
+        " WHERE datname = current_database()"
+    )
+    time.sleep(1.5)  # the server's counters lag by a second
+    begun, before = time.monotonic(), int(arena.scalar(transactions))
+    cpu, server = worker.cpu(), server_cpu(arena.engine)
+    time.sleep(seconds)
+    took, after = time.monotonic() - begun, int(arena.scalar(transactions))
+    cost = {"idle_per_second": (after - before) / took}
+    for name, now, then in (
+        ("idle_worker", worker.cpu(), cpu),
+        ("idle_server", server_cpu(arena.engine), server),
+    ):
+        if now is not None and then is not None:
+            cost[name] = (now - then) / took
+    return cost
+
+
 @dataclass(frozen=True, slots=True)
 class Compared(Workload):
-    """A workload of the comparison, and what other queues run for it, if they take part."""
+    """A workload of the comparison, and what other queues run for it, if they take part.
+
+    Attributes:
+        of_peers: What they run.
+        peers: Those that take part, if not all do.
+    """
 
     of_peers: Callable[[PeerArena], Iterator[Measurement]] | None = None
+    peers: tuple[str, ...] | None = None
 
 
 WORKLOADS: Final[Mapping[str, Compared]] = {
@@ -311,5 +359,6 @@ WORKLOADS: Final[Mapping[str, Compared]] = {
         Compared("W9", w9),
         Compared("W10", w10),
         Compared("W11", w11),
+        Compared("W12", w12, partial(w12, variants=OF_PEERS), ("pgqueuer", "procrastinate")),
     )
 }

@@ -79,17 +79,30 @@ async def at_once(
     return {"seconds": time.monotonic() - started, "jobs": len(values)}
 
 
+def names(options: Options) -> list[str]:
+    """The queues, or what takes their place: ``noop``, or as many as ``queues`` says."""
+    number = options.get("queues")
+    return ["noop"] if number is None else [f"noop-{n}" for n in range(number)]
+
+
 async def paced(
     options: Options, send: Callable[[dict[str, Any]], Awaitable[Any]]
 ) -> dict[str, Any]:
-    """The answer of ``pulse``: a job each interval, on a schedule that does not drift."""
-    sent = []
+    """As :func:`paced_over`, for a peer that is used with one queue only."""
+    return await paced_over(options, lambda _, value: send(value))
+
+
+async def paced_over(
+    options: Options, send: Callable[[str, dict[str, Any]], Awaitable[Any]]
+) -> dict[str, Any]:
+    """The answer of ``pulse``: a job each interval, without drift, in each queue in turn."""
+    sent, queues = [], names(options)
     started = time.monotonic()
     for number in range(options["jobs"]):
         wait = started + number * options.get("interval", 0.05) - time.monotonic()
         await asyncio.sleep(max(0.0, wait))
         before = time.monotonic()
-        await send({"n": number})
+        await send(queues[number % len(queues)], {"n": number})
         sent.append([number, before, time.monotonic()])
     return {"sent": sent}
 

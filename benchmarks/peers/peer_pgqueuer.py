@@ -15,7 +15,17 @@ from typing import Any
 
 import asyncpg
 import uvloop
-from _common import Options, Recorder, at_once, encode, main, one_by_one, paced, until_stopped
+from _common import (
+    Options,
+    Recorder,
+    at_once,
+    encode,
+    main,
+    names,
+    one_by_one,
+    paced_over,
+    until_stopped,
+)
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
@@ -66,24 +76,21 @@ async def bulk(dsn: str, options: Options) -> dict[str, Any]:
 
 async def pulse(dsn: str, options: Options) -> dict[str, Any]:
     queue = await queries(dsn)
-    return await paced(options, lambda value: queue.enqueue("noop", encode(value)))
+    return await paced_over(options, lambda name, value: queue.enqueue(name, encode(value)))
 
 
 async def work(dsn: str, options: Options) -> dict[str, Any]:
     recorder = Recorder()
     pgq = PgQueuer(AsyncpgDriver(await connect(dsn)))
 
-    if options.get("latency"):
+    async def numbered(job: Job) -> None:
+        recorder.seen(json.loads(job.payload or b"{}").get("n"))
 
-        @pgq.entrypoint("noop")
-        async def numbered(job: Job) -> None:
-            recorder.seen(json.loads(job.payload or b"{}").get("n"))
-    else:
+    async def noop(job: Job) -> None:
+        recorder.seen()
 
-        @pgq.entrypoint("noop")
-        async def noop(job: Job) -> None:
-            recorder.seen()
-
+    for name in names(options):
+        pgq.entrypoint(name)(numbered if options.get("latency") else noop)
     batch_size = LATENCY_BATCH if options.get("latency") else THROUGHPUT_BATCH
     running = asyncio.create_task(pgq.run(batch_size=batch_size))
     await until_stopped(options)

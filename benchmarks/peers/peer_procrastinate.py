@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-from _common import Options, Recorder, at_once, main, one_by_one, paced, until_stopped
+from _common import Options, Recorder, at_once, main, names, one_by_one, paced_over, until_stopped
 from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 from procrastinate.connector import BaseConnector
 
@@ -79,12 +79,12 @@ async def bulk(dsn: str, options: Options) -> dict[str, Any]:
 
 async def pulse(dsn: str, options: Options) -> dict[str, Any]:
     with producer(dsn) as app:
-        task = app.tasks["noop"]
+        tasks = {name: app.tasks["noop"].configure(queue=name) for name in names(options)}
 
-        async def send(value: dict[str, Any]) -> None:
-            task.defer(**value)
+        async def send(name: str, value: dict[str, Any]) -> None:
+            tasks[name].defer(**value)
 
-        return await paced(options, send)
+        return await paced_over(options, send)
 
 
 async def work(dsn: str, options: Options) -> dict[str, Any]:
@@ -93,6 +93,7 @@ async def work(dsn: str, options: Options) -> dict[str, Any]:
     async with make_app(connector, recorder).open_async() as app:
         worker = asyncio.create_task(
             app.run_worker_async(
+                queues=names(options) if "queues" in options else None,
                 concurrency=CONCURRENCY,
                 delete_jobs="always",
                 listen_notify=True,

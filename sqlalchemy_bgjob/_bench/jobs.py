@@ -89,6 +89,12 @@ class App:
         return str(self.options.get("driver", "asyncpg"))
 
     @property
+    def queues(self) -> list[str]:
+        """The default queue, or as many as the option ``queues`` says."""
+        number = self.options.get("queues")
+        return [QUEUE] if number is None else [f"{QUEUE}-{n}" for n in range(number)]
+
+    @property
     def is_async(self) -> bool:
         """Whether the worker is an AsyncWorker."""
         return bool(self.options.get("kind", "async") == "async")

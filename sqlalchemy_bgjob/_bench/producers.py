@@ -95,15 +95,16 @@ def enqueue_all(app: App, values: Sequence[dict[str, Any]]) -> Answer:
 
 
 def pulse(app: App) -> Answer:
-    """Enqueue a job every ``interval`` seconds, without drift."""
+    """Enqueue a job every ``interval`` seconds, without drift, in each queue in turn."""
     sent = []
+    queues = app.queues
     with app.engine() as engine, Session(engine) as session:
         started = time.monotonic()
         for number in range(app.options["jobs"]):
             sleep_until(started + number * app.options.get("interval", 0.05))
             before = time.monotonic()
             with session.begin():
-                enqueue(session, app.handler, {"n": number})
+                enqueue(session, app.handler, {"n": number}, queue=queues[number % len(queues)])
             sent.append([number, before, time.monotonic()])
     return {"sent": sent}
 

@@ -101,6 +101,14 @@ class Running:
                 raise BenchError(f"{self._what} was not ready in {timeout:g} s", self._said())
             time.sleep(0.005)
 
+    def cpu(self) -> float | None:
+        """Processor seconds that the command has used, where /proc tells."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def check(self) -> None:
         """Raise BenchError if the command has failed."""
         if self._process.poll():

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from ..aio import AsyncWorker
 from ..settings import SPARE_CONNECTIONS
 from ..worker import Worker
-from .jobs import QUEUE, Answer, App
+from .jobs import Answer, App
 
 SETTLE: Final = 3.0
 """Seconds that a worker has to become idle and listen, as latency is measured only then.
@@ -40,7 +40,7 @@ def work(app: App) -> Answer:
 def _work_threads(app: App, concurrency: int) -> None:
     engine = create_engine(app.url, pool_size=concurrency + SPARE_CONNECTIONS, max_overflow=0)
     try:
-        with Worker(app.jobs, engine, queues={QUEUE: concurrency}):
+        with Worker(app.jobs, engine, queues=dict.fromkeys(app.queues, concurrency)):
             _settle(app)
             for _ in _ticks(app):
                 time.sleep(TICK)
@@ -52,7 +52,7 @@ async def _work_async(app: App, concurrency: int) -> None:
     url = app.url.set(drivername=f"postgresql+{app.driver}")
     engine = create_async_engine(url, pool_size=concurrency + SPARE_CONNECTIONS, max_overflow=0)
     try:
-        async with AsyncWorker(app.jobs, engine, queues={QUEUE: concurrency}):
+        async with AsyncWorker(app.jobs, engine, queues=dict.fromkeys(app.queues, concurrency)):
             await asyncio.to_thread(_settle, app)
             for _ in _ticks(app):
                 await asyncio.sleep(TICK)
@@ -71,7 +71,7 @@ def _settle(app: App) -> None:
         while time.monotonic() < give_up_at:
             with engine.connect() as connection:
                 found = connection.execute(query).all()
-            if found and all(listener and QUEUE in waits for listener, waits in found):
+            if found and all(listener and {*app.queues} <= {*waits} for listener, waits in found):
                 return
             time.sleep(TICK)
 
