@@ -247,7 +247,8 @@ class ClaimStatements:
             .table_valued(*(column(name, item) for name, item in columns.items()))
             .render_derived(name="given")
         )
-        lanes = self._lanes(_Asked.queue, _Asked.lanes_to == 0)
+        # No parameter: it would be named after the column, and 2.0.30 escapes the dot in that name.
+        lanes = self._lanes(_Asked.queue, _Asked.lanes_to == literal_column("0"))
         found = (
             select(lanes.c.priority).where(lanes.c.priority.is_not(None)).subquery("found_lanes")
         )
