@@ -247,7 +247,7 @@ def test_a_transaction_that_stays_open_is_named(tables: Engine) -> None:
     who = f"session {pid} (report, idle in transaction)"
     assert f"{who} has had a transaction open for N s" in without_seconds(problem)
     assert f"SELECT pg_terminate_backend({pid})" in problem
-    assert problems(tables) == []
+    assert not any(f"session {pid} " in found for found in problems(tables))
 
 
 def test_a_transaction_that_is_short_is_none_of_it(tables: Engine) -> None:

@@ -248,7 +248,6 @@ def count_marks(shop: Shop) -> None:
     )
 
 
-@pytest.mark.core
 def test_an_order_that_is_rolled_back_gets_no_mail(shop: Shop) -> None:
     """Its job was enqueued before the stock turned out to be empty, and went with it."""
     shop.execute("UPDATE products SET stock = 1")

@@ -98,7 +98,6 @@ def test_the_command_line_refuses_to_start_without_handlers(
     assert is_untouched(tables)
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("how", ["options", "environment"])
 def test_import_names_the_modules_of_handlers(
     tables: Engine, database_url: str, start: Callable[..., Command], shop: Path, how: str

@@ -80,7 +80,6 @@ def test_sigterm_with_a_hundred_claimed_and_ten_running(fleet: Fleet) -> None:
     assert fleet.workers == 0
 
 
-@pytest.mark.core
 @pytest.mark.parametrize(
     ("variant", "how"), [(THREADS, "timeout"), (THREADS, "second signal"), (ASYNC, "second signal")]
 )

@@ -42,7 +42,6 @@ def blocked(
     return start_blocked
 
 
-@pytest.mark.core
 @pytest.mark.parametrize("kind", ["functions", "coroutines"])
 def test_the_second_signal_releases_what_runs(
     tables: Engine, blocked: Callable[[str, str], Command], kind: str

@@ -513,7 +513,7 @@ def test_a_handlers_own_timeout(bench: Workbench, of: str) -> None:
 @only_asyncio
 @pytest.mark.parametrize("where", ["python", "query", "commit"])
 def test_the_timeout_of_a_handler(bench: Workbench, where: str) -> None:
-    @bench.jobs.handler("t", retry=SLOW, timeout=0.2)
+    @bench.jobs.handler("t", retry=SLOW, timeout=1.0)
     async def handler(ctx: Context[AsyncSession]) -> None:
         assert ctx.deadline is not None
         await ctx.session.execute(insert(bench.Note).values(job_id=ctx.job.id, text="a"))

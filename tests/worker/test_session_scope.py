@@ -582,7 +582,6 @@ ENGINES = {
 }
 
 
-@pytest.mark.core
 @paired("kind", ENGINES)
 def test_two_workers_on_an_engine_of_another_isolation_level(bench: Workbench, kind: str) -> None:
     """No job runs twice, and a handler's writes are all there or all gone."""

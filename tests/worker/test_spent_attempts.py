@@ -33,7 +33,6 @@ def spend(
     return id
 
 
-@pytest.mark.core
 def test_a_job_that_waits_gets_its_run(bench: Workbench) -> None:
     """At the limit or beyond; what it comes to then is what is told of it."""
     seen: dict[str, int] = {}
