@@ -143,17 +143,11 @@ def maintain(connection: Connection, worker_id: int | None, *, plans: bool = Tru
 
 
 class Backoff:
-    """Waits between attempts: 50 ms, doubling, with jitter, up to *longest* seconds.
+    """Waits between attempts to reach the database: 50 ms, doubling, up to 5 s, with jitter."""
 
-    A server that is back should not wait for its workers, so a worker tries each second to connect;
-    with the jitter a fleet spreads its attempts over that second. What a server that is up refuses
-    may be asked more rarely.
-    """
+    FIRST, LAST = 0.05, 5.0
 
-    FIRST, LAST = 0.05, 1.0
-
-    def __init__(self, longest: float | None = None) -> None:
-        self._longest = self.LAST if longest is None else longest
+    def __init__(self) -> None:
         self._next = self.FIRST
 
     @property
@@ -171,5 +165,5 @@ class Backoff:
 
     def pause(self) -> float:
         """Seconds to wait before the next attempt."""
-        pause, self._next = self._next, min(self._next * 2, self._longest)
+        pause, self._next = self._next, min(self._next * 2, self.LAST)
         return pause * random.uniform(0.5, 1.0)

@@ -22,8 +22,6 @@ from .hands import Hands
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
-LONGEST_PAUSE: Final = 5.0
-"""Seconds for which a queue that can't be claimed from is left alone at most."""
 REFUSAL_LASTS: Final = 60.0
 """Seconds for which a row that could not be claimed is skipped."""
 
@@ -90,7 +88,7 @@ class Refusals:
 
     def _leave_alone(self, queue: str, error: Exception) -> None:
         """Claim nothing from a queue for a while, with backoff for as long as it is refused."""
-        backoff = self._backoffs.setdefault(queue, Backoff(LONGEST_PAUSE))
+        backoff = self._backoffs.setdefault(queue, Backoff())
         backoff.log(f"queue {queue!r} can't be claimed from", error)
         self._events.report(error)
         if doubts_session(error):

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from .._db.connections import Backoff
 from .._db.errors import summary
@@ -21,9 +21,6 @@ from .run import Run
 from .runtime import Runtime
 
 logger = logging.getLogger("sqlalchemy_bgjob")
-
-LONGEST_PAUSE: Final = 5.0
-"""Seconds until the next start at most, after the system had no thread for one."""
 
 
 class Slots:
@@ -45,7 +42,7 @@ class Slots:
         self.holds = hands.holds
         self._events, self._environment = events, environment
         self._pauses = Pauses()
-        self._backoff = Backoff(LONGEST_PAUSE)
+        self._backoff = Backoff()
         self.closed_until = 0.0
 
     def start(self, run: Run) -> None:

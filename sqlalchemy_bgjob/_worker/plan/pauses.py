@@ -9,8 +9,6 @@ from typing import Final
 
 from ..._db.connections import Backoff
 
-LONGEST: Final = 5.0
-"""Seconds of a pause at most."""
 SPREAD: Final = 0.5
 """Seconds over which the return of jobs that were put off together is spread."""
 
@@ -32,7 +30,7 @@ class Pauses:
     def until(self, queue: str, now: float) -> float:
         """When the pause of this queue ends, after one of its jobs found no connection."""
         if self.begins(queue, now):
-            backoff = self._backoffs.setdefault(queue, Backoff(LONGEST))
+            backoff = self._backoffs.setdefault(queue, Backoff())
             self._until[queue] = now + backoff.pause()
         return self._until[queue]
 
