@@ -174,15 +174,31 @@ def test_a_delayed_look_does_not_wait_for_the_poll() -> None:
 def test_an_idle_worker_announces_it_and_looks_once_more() -> None:
     """What was committed before it was said did not notify."""
     idle = core(2)
-    idle.claim_sent("q", NOW)
+    idle.claim_sent("q", NOW, from_head=True)
     idle.polled("q", 2, 0, None, NOW, listening=True)
 
     assert step(idle) == Announce(("q",))
     idle.announced(("q",))
     assert step(idle) == claim("q", 2)
-    idle.claim_sent("q", NOW)
+    idle.claim_sent("q", NOW, from_head=True)
     idle.polled("q", 2, 0, None, NOW, listening=True)
     assert isinstance(step(idle), Wait)
+
+
+def test_the_look_after_an_announcement_finds_priorities_that_are_new() -> None:
+    """The first job of a priority did not notify either, and reading on does not find it."""
+    idle = core(2)
+    idle.claim_sent("q", NOW, from_head=True)
+    idle.head_scanned("q", [0], 0.0, NOW)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+    idle.announced(("q",))
+
+    reads_on = step(idle)
+    assert reads_on == claim("q", 2, (Position(0, None, ""),))
+    idle.claim_sent("q", NOW)
+    idle.polled("q", 2, 0, None, NOW, listening=True)
+
+    assert step(idle) == claim("q", 2)
 
 
 def test_a_worker_that_hears_nothing_says_nothing() -> None:

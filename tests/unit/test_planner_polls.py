@@ -67,6 +67,7 @@ def test_what_is_committed_after_its_producers_are_told_is_polled_for() -> None:
     idle = core(2, poll_interval=60.0)
     idle.polled("q", 2, 0, None, NOW, listening=True)
     idle.announced(("q",))
+    idle.claim_sent("q", NOW, from_head=True)
     now = NOW
     for _ in range(6):
         idle.polled("q", 2, 0, None, now, listening=True)

@@ -190,7 +190,8 @@ class Planner:
         """Producers were told where this worker waits; None while it is unknown what they see."""
         self._announced = queues
         for q in self._queues.values():
-            q.polling.announced(q.name in (queues or ()))
+            if q.polling.announced(q.name in (queues or ())):
+                q.lanes.request_head_scan()
 
     def finished(self, job: ClaimedJob, seconds: float) -> None:
         """A run ended and its slot is free."""

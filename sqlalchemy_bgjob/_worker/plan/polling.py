@@ -45,7 +45,8 @@ class Notify(Enum):
     ========  ================================================  ==========================
 
     *Poll once more*, and then ever more rarely: jobs did not notify whose statement came before the
-    change, and they may be committed after that poll. In state SPARED polling finds new jobs:
+    change, and they may be committed after that poll. They may be of a priority that no poll has
+    seen yet, so the head is scanned, too. In state SPARED polling finds new jobs:
     producers that notify wait for each other at COMMIT.
     """
 
@@ -101,12 +102,17 @@ class Polling:
         rests = now < max(self._refused_until, self._paused_until)
         return now < self.due_at and self._at <= now + seconds and not (self.woken or rests)
 
-    def announced(self, known: bool) -> None:
-        """Producers were told whether this worker waits; or it is unknown what they see."""
+    def announced(self, known: bool) -> bool:
+        """Producers were told whether this worker waits; or it is unknown what they see.
+
+        Returns whether they notify from now on and did not before.
+        """
         if known and self._notify is Notify.WANTED:
             self._notify, self._at, self._pause = Notify.ON, 0.0, FIRST_POLL
-        elif not known and self._notify is Notify.ON:
+            return True
+        if not known and self._notify is Notify.ON:
             self._notify = Notify.WANTED
+        return False
 
     def wake(self, now: float) -> None:
         """A poll is asked for: it is due at once, unless many such polls found nothing."""
