@@ -54,9 +54,8 @@ class WorkerSettings:
     lease_timeout: float = _seconds(
         30.0, "how long a worker may be silent before its jobs are given to others"
     )
-    rescue_interval: float = _seconds(5.0, "how often each worker looks for silent ones")
-    death_check_interval: float = _seconds(
-        1.0, "how often each worker looks for processes that have ended"
+    rescue_interval: float = _seconds(
+        2.0, "how often each worker looks for others that have ended or are silent"
     )
     orphan_interval: float = _seconds(
         60.0, "how often each worker looks for jobs whose claim names no known worker"
@@ -111,7 +110,6 @@ class SettingOptions(TypedDict, total=False):
     heartbeat_interval: float
     lease_timeout: float
     rescue_interval: float
-    death_check_interval: float
     orphan_interval: float
     health_interval: float
     poll_interval: float

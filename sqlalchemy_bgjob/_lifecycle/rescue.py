@@ -27,6 +27,45 @@ class Rescued:
     jobs: int
 
 
+class Seen(NamedTuple):
+    """A worker as a look has shown it."""
+
+    worker_id: int
+    beat_at: datetime
+    lease_timeout: float
+    is_lost: bool
+    is_silent: bool
+    has_ended: bool
+
+
+class LookAtWorkers(NamedTuple):
+    """What one look has shown of all workers.
+
+    Attributes:
+        workers: All of them.
+        asked, answered: This process's monotonic time before and after.
+    """
+
+    workers: tuple[Seen, ...]
+    asked: float
+    answered: float
+
+    @property
+    def ended(self) -> dict[int, datetime]:
+        """The workers whose sessions were gone, and the last beat of each."""
+        return {seen.worker_id: seen.beat_at for seen in self.workers if seen.has_ended}
+
+    @property
+    def shows_silent(self) -> bool:
+        """Whether a worker was silent by the server's clock."""
+        return any(seen.is_silent and not seen.is_lost for seen in self.workers)
+
+    @property
+    def shows_lost(self) -> bool:
+        """Whether a lost worker's row is still there, as some of its jobs were locked."""
+        return any(seen.is_lost for seen in self.workers)
+
+
 class Beat(NamedTuple):
     """A worker's last beat, and when it was first seen, by this process's monotonic clock."""
 
@@ -34,27 +73,31 @@ class Beat(NamedTuple):
     seen_at: float
 
 
+def look_at_workers(connection: Connection, statements: Statements) -> LookAtWorkers:
+    """Look at all workers: one short transaction, which judges nobody. Commits."""
+    asked = time.monotonic()
+    with connection.begin():
+        workers = tuple(Seen(*row) for row in connection.execute(statements.rescue.workers))
+    return LookAtWorkers(workers, asked, time.monotonic())
+
+
 def rescue_ended(
-    connection: Connection, statements: Statements, seen: dict[int, datetime]
-) -> tuple[list[Rescued], dict[int, datetime]]:
+    connection: Connection, statements: Statements, before: LookAtWorkers, now: LookAtWorkers
+) -> list[Rescued]:
     """Take the jobs of workers whose sessions were gone at two looks in a row. Commits.
 
     Args:
-        connection: Idle, outside a transaction.
+        connection: Idle, outside a transaction; both looks were made on it.
         statements: Those of the tables.
-        seen: What the last look returned: each worker and its last beat.
-
-    Returns:
-        What was rescued, and what to pass at the next look.
+        before, now: The two looks.
     """
-    with connection.begin():
-        now = {row[0]: row[1] for row in connection.execute(statements.rescue.ended_workers)}
     rescued: list[Rescued] = []
-    for worker_id, beat_at in now.items():
-        if seen.get(worker_id) == beat_at:
+    ended_before = before.ended
+    for worker_id, beat_at in now.ended.items():
+        if ended_before.get(worker_id) == beat_at:
             given = {"worker": worker_id, "beat_at": beat_at}
             rescued += _rescue(connection, statements, statements.rescue.ended_again, given)
-    return rescued, now
+    return rescued
 
 
 def rescue_silent(
@@ -76,6 +119,7 @@ def rescue_silent(
 def rescue_unchanged(
     connection: Connection,
     statements: Statements,
+    now: LookAtWorkers,
     seen: dict[int, Beat],
     *,
     judge: int,
@@ -90,22 +134,21 @@ def rescue_unchanged(
     Args:
         connection: Idle, outside a transaction.
         statements: Those of the tables.
+        now: What a look has just shown.
         seen: The last beats that were seen; updated here. Empty at the first look.
         judge, connected: As for :func:`rescue_silent`.
     """
-    asked = time.monotonic()
-    with connection.begin():
-        rows: Any = connection.execute(statements.rescue.beats).all()
-    answered = time.monotonic()
     before = dict(seen)
     seen.clear()
     unchanged: list[tuple[int, datetime]] = []
-    for worker_id, beat_at, lease_timeout in rows:
+    for worker_id, beat_at, lease_timeout, is_lost, *_ in now.workers:
+        if is_lost:
+            continue
         beat = before.get(worker_id)
         if beat is None or beat.at != beat_at:
-            beat = Beat(beat_at, answered)
+            beat = Beat(beat_at, now.answered)
         seen[worker_id] = beat
-        if asked - beat.seen_at > lease_timeout and worker_id != judge:
+        if now.asked - beat.seen_at > lease_timeout and worker_id != judge:
             unchanged.append((worker_id, beat_at))
     rescued: list[Rescued] = []
     for worker_id, beat_at in unchanged:

@@ -59,6 +59,22 @@ class RescueStatements:
     # ---- who is lost ------------------------------------------------------------------------
 
     @cached_property
+    def workers(self) -> Executable:
+        """All workers: id, last beat, lease_timeout, and whether each is lost, silent or ended.
+
+        Locks nothing and judges nobody.
+        """
+        worker = self._worker
+        return select(
+            worker.c.id,
+            worker.c.beat_at,
+            worker.c.lease_timeout,
+            worker.c.lost_at.is_not(None),
+            self._silent(),
+            self._ended(),
+        ).with_hint(worker, ONLY)
+
+    @cached_property
     def silent_workers(self) -> Executable:
         """Lock the rows of workers whose last beat is older than their own lease_timeout.
 
@@ -66,21 +82,12 @@ class RescueStatements:
         lately by the server's clock: after an outage, or a jump of that clock, everyone looks
         silent. Parameters: judge, connected (seconds).
         """
+        return self._lock_workers(and_(self._silent(), self._judge_is_fit()))
+
+    def _silent(self) -> ColumnElement[bool]:
         worker = self._worker
         silence = func.clock_timestamp() - worker.c.beat_at
-        return self._lock_workers(
-            and_(silence > worker.c.lease_timeout * SECOND, self._judge_is_fit())
-        )
-
-    @cached_property
-    def beats(self) -> Executable:
-        """Id, last beat and lease_timeout of all workers that are not lost."""
-        worker = self._worker
-        return (
-            select(worker.c.id, worker.c.beat_at, worker.c.lease_timeout)
-            .with_hint(worker, ONLY)
-            .where(worker.c.lost_at.is_(None))
-        )
+        return silence > worker.c.lease_timeout * SECOND
 
     @cached_property
     def unchanged_worker(self) -> Executable:
@@ -113,14 +120,8 @@ class RescueStatements:
         return and_(worker.c.lease_timeout <= parameter("connected", Float(53)), beats)
 
     @cached_property
-    def ended_workers(self) -> Executable:
-        """Workers whose server sessions are gone: id and last beat. To be looked at twice."""
-        worker = self._worker
-        return select(worker.c.id, worker.c.beat_at).with_hint(worker, ONLY).where(self._ended())
-
-    @cached_property
     def ended_again(self) -> Executable:
-        """Lock a worker's row if its sessions are still gone and its last beat is still beat_at.
+        """Lock a worker's row if its sessions are gone and its last beat is still beat_at.
 
         Parameters: worker, beat_at.
         """

@@ -9,6 +9,7 @@ a lock on it, and the worker must beat meanwhile. The rules:
 * Either clock may show silence: the server's, or the judge's own monotonic one, by which a beat has
   not changed. The server's may have been set back, which puts the last beat into its future.
 * A worker whose process seems to have ended is looked at twice on the same connection.
+* One statement looks at all workers; the others follow only when it shows a reason.
 * Nothing depends on a leader: every worker looks, and the first one to lock the row judges.
 * A failed sweep is tried again at its next turn, and does not hold up the others. If the session
   may be at fault, they go on in a new one.
@@ -18,7 +19,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -27,7 +28,7 @@ from .._db.errors import doubts_session, lost_connection, summary
 from .._db.sessions import name_session
 from .._inspect.health import Health
 from .._lifecycle import rescue, workers
-from .._lifecycle.rescue import Beat, Rescued
+from .._lifecycle.rescue import Beat, LookAtWorkers, Rescued
 from .._points import SWEEPING
 from .._sql import Statements
 from ..settings import WorkerSettings
@@ -37,23 +38,22 @@ from .runtime import Runtime
 from .side_loop import SideLoop
 from .unknown_claims import SUSPECTED_AGAIN, UnknownClaims
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
 logger = logging.getLogger("sqlalchemy_bgjob")
 
+CONFIRMED_AFTER: Final = 0.5
+"""Seconds after which a worker that seems to have ended is looked at again."""
 _READING_SHARE: Final = 100
 """A sweep that reads the table of jobs comes at most once in N times the time that it takes."""
 _AT_LEAST_EVERY: Final = 300.0
 """Seconds, however long it took: it may have waited for a lock instead."""
+_SILENT: Final = "that fell silent"
 
 
 class _Turns:
     """Monotonic times of the next sweeps; spread, as workers may have begun together."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self.look = now = time.monotonic()
-        self.sweep = self.rest = now + settings.rescue_interval * random.random()
+        self.look = self.rest = now = time.monotonic()
         self.orphans = now + settings.orphan_interval * random.random()
         self.sample = now + settings.health_interval * random.random()
         self.again = float("inf")
@@ -61,7 +61,7 @@ class _Turns:
     @property
     def next(self) -> float:
         """When the first of them is due."""
-        return min(self.look, self.sweep, self.rest, self.orphans, self.sample, self.again)
+        return min(self.look, self.orphans, self.sample, self.again)
 
 
 class Rescuer(SideLoop):
@@ -94,14 +94,17 @@ class Rescuer(SideLoop):
         self._statements, self._settings = statements, settings
         self._heart, self._unknown, self._on_health = heart, unknown, on_health
         self._sweeps: Mapping[str, Callable[[Connection], None]] = {
-            "ended": self._look_for_ended,
-            "silent": self._look_for_silent,
-            "rest": self._look_for_rest,
+            "look": self._look_at_workers,
+            "ended": self._rescue_ended,
+            "silent": self._rescue_silent,
+            "unchanged": self._rescue_unchanged,
+            "rest": self._rescue_rest,
             "orphans": self._look_for_orphans,
             "unknown": self._ask_again,
             "health": self._sample_health,
         }
-        self._seen: dict[int, datetime] = {}
+        self._before: LookAtWorkers | None = None
+        self._now: LookAtWorkers | None = None
         self._beats: dict[int, Beat] = {}
         self._doubtful = False
 
@@ -118,7 +121,7 @@ class Rescuer(SideLoop):
         connection = configure(connection)
         settings, turns = self._settings, self._turns
         # The beats are kept: their ages, by this process's clock, hold in any session.
-        self._seen = {}
+        self._before = self._now = None
         self._unknown.suspected.clear()
         self._doubtful = False
         works_from = time.monotonic() + settings.rescue_interval  # each sweep has had its turn
@@ -129,14 +132,9 @@ class Rescuer(SideLoop):
                 # of a rescue in which the worker may have been frozen.
                 name_session(connection, self._heart.worker_id)
             if now >= turns.look:
-                self._sweep("ended", connection)
-                turns.look = now + settings.death_check_interval
-            if now >= turns.sweep:
-                self._sweep("silent", connection)
-                turns.sweep = now + settings.rescue_interval * random.uniform(0.9, 1.0)
-            if now >= turns.rest:  # a row that can't be given back makes each of these read
-                pause = self._read("rest", connection, settings.rescue_interval)
-                turns.rest = now + pause * random.uniform(0.9, 1.0)
+                suspects = self._rescue(connection)
+                pause = settings.rescue_interval * random.uniform(0.9, 1.0)
+                turns.look = now + (min(pause, CONFIRMED_AFTER) if suspects else pause)
             if now >= turns.orphans:
                 pause = self._read("orphans", connection, settings.orphan_interval)
                 turns.orphans = now + pause * random.uniform(0.9, 1.1)
@@ -173,19 +171,54 @@ class Rescuer(SideLoop):
             self._events.report(error)
             logger.warning("a sweep failed: %s", summary(error))
 
-    def _look_for_ended(self, connection: Connection) -> None:
-        rescued, self._seen = rescue.rescue_ended(connection, self._statements, self._seen)
-        _report(rescued, "whose process has ended")
+    def _rescue(self, connection: Connection) -> bool:
+        """Look at all workers, and do what that shows a reason for.
 
-    def _look_for_silent(self, connection: Connection) -> None:
+        Returns whether a worker seems to have ended that must be looked at again.
+        """
+        self._sweep("look", connection)
+        if (now := self._now) is None:
+            self._sweep("silent", connection)
+            return False
+        if now.ended:
+            self._sweep("ended", connection)
+        if now.shows_silent:
+            self._sweep("silent", connection)
+        self._sweep("unchanged", connection)
+        turns = self._turns
+        if now.shows_lost and time.monotonic() >= turns.rest:
+            # A row that can't be given back makes each of these read.
+            pause = self._read("rest", connection, self._settings.rescue_interval)
+            turns.rest = time.monotonic() + pause
+        return bool(now.ended)
+
+    def _look_at_workers(self, connection: Connection) -> None:
+        self._before, self._now = self._now, None
+        self._now = rescue.look_at_workers(connection, self._statements)
+
+    def _rescue_ended(self, connection: Connection) -> None:
+        if self._before is not None and self._now is not None:
+            two = self._before, self._now
+            _report(
+                rescue.rescue_ended(connection, self._statements, *two), "whose process has ended"
+            )
+
+    def _rescue_silent(self, connection: Connection) -> None:
+        if (fit := self._fitness()) is not None:
+            _report(rescue.rescue_silent(connection, self._statements, **fit), _SILENT)
+
+    def _rescue_unchanged(self, connection: Connection) -> None:
+        if self._now is not None and (fit := self._fitness()) is not None:
+            seen = self._now, self._beats
+            _report(rescue.rescue_unchanged(connection, self._statements, *seen, **fit), _SILENT)
+
+    def _fitness(self) -> dict[str, Any] | None:
+        """What makes this worker fit to judge silent ones; None if it has no id."""
         judge = self._heart.worker_id
-        if judge is not None:
-            fit: Any = {"judge": judge, "connected": self._heart.unbroken(time.monotonic())}
-            silent = rescue.rescue_silent(connection, self._statements, **fit)
-            silent += rescue.rescue_unchanged(connection, self._statements, self._beats, **fit)
-            _report(silent, "that fell silent")
+        unbroken = self._heart.unbroken(time.monotonic())
+        return None if judge is None else {"judge": judge, "connected": unbroken}
 
-    def _look_for_rest(self, connection: Connection) -> None:
+    def _rescue_rest(self, connection: Connection) -> None:
         rest = rescue.rescue_rest(connection, self._statements)
         _report([worker for worker in rest if worker.jobs], "that was lost")
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # A lease that outlasts a busy machine: only workers that never lived are to be rescued.
 FAST: Any = {"heartbeat_interval": 0.1, "lease_timeout": 5.0, "rescue_interval": 0.1}
-FAST |= {"poll_interval": 0.05, "orphan_interval": 0.2, "death_check_interval": 0.1}
+FAST |= {"poll_interval": 0.05, "orphan_interval": 0.2}
 REGISTER = text(
     "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at)"
     " VALUES (:id, 'h', 1, '0', '{}', 1, now() - interval '1 minute')"

@@ -333,7 +333,11 @@ def test_an_idle_sweep_reads_no_job(scheduled: tuple[Engine, Statements]) -> Non
         workers.beat(connection, statements, worker_id=ME, listener=None)
         assert rescue.rescue_silent(connection, statements, judge=ME, connected=3_600.0) == []
         assert rescue.rescue_rest(connection, statements) == []
-        assert rescue.rescue_ended(connection, statements, {})[0] == []
+        now = rescue.look_at_workers(connection, statements)
+        assert rescue.rescue_ended(connection, statements, now, now) == []
+        beats: dict[int, rescue.Beat] = {}
+        fit: Any = {"judge": ME, "connected": 3_600.0}
+        assert rescue.rescue_unchanged(connection, statements, now, beats, **fit) == []
 
     assert len(sent) >= 4
     assert not [statement for statement in sent if "bgjob_job" in statement]

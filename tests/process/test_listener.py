@@ -82,7 +82,7 @@ def test_a_living_worker_that_loses_its_listener_keeps_its_jobs(fleet: Fleet) ->
     process = fleet.start(slots=2)
     enqueue(fleet.engine, fleet.app.nap, 600.0, id="nap")
     fleet.wait_for_starts(1, process)
-    fleet.start(death_check_interval=0.2)
+    fleet.start(rescue_interval=0.2)
 
     seen: set[int | None] = set()
     for _ in range(3):

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 FAST: dict[str, Any] = {
     "heartbeat_interval": 0.5,
     "lease_timeout": 2.0,
-    "rescue_interval": 0.5,
-    "death_check_interval": 0.2,
+    "rescue_interval": 0.2,
     "poll_interval": 0.2,
     "orphan_interval": 1.0,
 }

@@ -637,7 +637,7 @@ def test_no_connection_is_taken_for_a_handler_that_uses_none(bench: Workbench) -
         bench.enqueue(looks)
         bench.enqueue(none)
 
-    bench.run(queues={"default": 1}, death_check_interval=0.1)
+    bench.run(queues={"default": 1}, rescue_interval=0.1)
 
     assert pools == [3] * 10, "the worker's own, its heart's and its watch's"
 

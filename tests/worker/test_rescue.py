@@ -122,13 +122,25 @@ class Workers:
         return row[0], row[1]
 
     def looks(self, connection: Connection, count: int = 2) -> list[Rescued]:
-        """What so many looks of one judge rescue by the fast path."""
-        seen: dict[int, Any] = {}
+        """What N looks of one judge rescue by the fast path."""
         rescued: list[Rescued] = []
-        for _ in range(count):
-            found, seen = rescues.rescue_ended(connection, self.statements, seen)
-            rescued += found
+        before = self.look(connection)
+        for _ in range(count - 1):
+            now = self.look(connection)
+            rescued += rescues.rescue_ended(connection, self.statements, before, now)
+            before = now
         return rescued
+
+    def look(self, connection: Connection) -> rescues.LookAtWorkers:
+        return rescues.look_at_workers(connection, self.statements)
+
+    def rescue_unchanged(
+        self, connection: Connection, seen: dict[int, Any], connected: float = HOUR
+    ) -> list[Rescued]:
+        now = self.look(connection)
+        return rescues.rescue_unchanged(
+            connection, self.statements, now, seen, judge=JUDGE, connected=connected
+        )
 
     def job_rows(self) -> list[Any]:
         return list(self.execute("SELECT * FROM bgjob_job ORDER BY id"))
@@ -431,14 +443,14 @@ def test_a_sweep_that_always_fails_hides_no_silence(queue: Workers) -> None:
     """The rescuer begins a new session after each failure, and knows the beats of the last one."""
 
     def fail(sweep: str) -> None:
-        if sweep == "ended":
+        if sweep == "orphans":
             with queue.engine.begin() as connection:
                 connection.execute(text("SELECT 1 FROM there_is_no_such_table"))
 
     queue.register(WORKER, lease=2.0, silent_for=-HOUR)
     queue.claim(WORKER)
 
-    fast = {"lease_timeout": 2.0, "death_check_interval": 0.2}
+    fast = {"lease_timeout": 2.0, "rescue_interval": 0.2, "orphan_interval": 0.2}
     with at("sweeping", fail), HeartAtWork(queue, **fast) as at_work:
         wait_until(lambda: WORKER not in queue.workers(), 60, what="the silent worker's rescue")
         assert len(at_work.errors) > 1
@@ -453,11 +465,10 @@ def test_unchanged_beats_are_judged_with_the_same_care(queue: Workers) -> None:
 
     def look(connected: float = HOUR, ago: float = LEASE + 1) -> list[Rescued]:
         with queue.engine.connect() as connection:
-            given: Any = {"judge": JUDGE, "connected": connected}
             seen: dict[int, Any] = {}
-            rescues.rescue_unchanged(connection, queue.statements, seen, **given)
+            queue.rescue_unchanged(connection, seen, connected)
             old = {id: beat._replace(seen_at=beat.seen_at - ago) for id, beat in seen.items()}
-            return rescues.rescue_unchanged(connection, queue.statements, old, **given)
+            return queue.rescue_unchanged(connection, old, connected)
 
     assert look(ago=LEASE - 5) == []
     assert look(connected=LEASE - 1) == []
@@ -474,8 +485,7 @@ def test_a_beat_during_the_look_is_a_sign_of_life(queue: Workers) -> None:
     with at("judging", lambda _: queue.beat(WORKER)), queue.engine.connect() as connection:
         seen: dict[int, Any] = {}
         for _ in range(2):
-            given: Any = {"judge": JUDGE, "connected": HOUR}
-            assert rescues.rescue_unchanged(connection, queue.statements, seen, **given) == []
+            assert queue.rescue_unchanged(connection, seen) == []
             seen |= {id: beat._replace(seen_at=beat.seen_at - HOUR) for id, beat in seen.items()}
 
 
@@ -499,12 +509,9 @@ def test_a_worker_without_its_session_is_rescued_on_second_look(
     queue.beat(WORKER, ended_session(queue, queue.engine))
 
     with queue.engine.connect() as judge:
-        found, seen = rescues.rescue_ended(judge, queue.statements, {})
-        assert found == []
+        assert queue.looks(judge, 1) == []
         assert queue.job_rows()[0].claimed_by == WORKER
-        found, _ = rescues.rescue_ended(judge, queue.statements, seen)
-
-    assert found == [Rescued(WORKER, 1)]
+        assert queue.looks(judge, 2) == [Rescued(WORKER, 1)]
 
 
 def test_a_beat_between_the_two_looks_is_a_sign_of_life(queue: Workers) -> None:
@@ -515,11 +522,12 @@ def test_a_beat_between_the_two_looks_is_a_sign_of_life(queue: Workers) -> None:
     queue.beat(WORKER, session)
 
     with queue.engine.connect() as judge:
-        seen: dict[int, Any] = {}
+        before = queue.look(judge)
         for _ in range(4):
-            found, seen = rescues.rescue_ended(judge, queue.statements, seen)
-            assert found == []
             queue.beat(WORKER, session)
+            now = queue.look(judge)
+            assert rescues.rescue_ended(judge, queue.statements, before, now) == []
+            before = now
     assert queue.job_rows()[0].crashes == 0
 
 
@@ -821,7 +829,7 @@ def test_a_lost_connection_starts_the_judge_s_time_anew(queue: Workers) -> None:
     connected: list[float] = []
 
     def look(sweep: str) -> None:
-        if sweep == "silent" and at_work.heart.worker_id is not None:
+        if sweep == "unchanged" and at_work.heart.worker_id is not None:
             connected.append(at_work.heart.unbroken(time.monotonic()))
 
     at_work = HeartAtWork(queue, rescue_interval=0.05, heartbeat_interval=0.1)
