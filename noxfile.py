@@ -92,8 +92,10 @@ def python(session: nox.Session) -> None:
     """Unit tests, and the core tests on one driver, on another Python; it makes an environment."""
     session.install("-e", ".[dev,test]")
     # What differs between releases of Python is threads, asyncio and annotations, and no driver.
-    # "unit" is the folder, "core" the mark.
-    pytest(session, "-k", "(unit or core) and not psycopg2 and not asyncpg")
+    # "unit" is the folder, "core" the mark. What only 3.12 breaks, between 3.11 and 3.13 in full,
+    # the unit tests find.
+    tests = "unit" if session.python == "3.12" else "unit or core"
+    pytest(session, "-k", f"({tests}) and not psycopg2 and not asyncpg")
 
 
 @nox.session
