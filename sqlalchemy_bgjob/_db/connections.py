@@ -132,7 +132,7 @@ def commit_each(connection: Connection, each: bool) -> None:
     connection.dialect.set_isolation_level(driver, "AUTOCOMMIT" if each else "READ COMMITTED")
 
 
-def maintain(connection: Connection, worker_id: int | None, *, plans: bool = True) -> bool:
+def maintain(connection: Connection, worker_id: int | None, *, plans: bool) -> bool:
     """Before a worker's statements: name the session, and discard its *plans* when they are old.
 
     Returns whether they were discarded.

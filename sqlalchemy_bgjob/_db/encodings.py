@@ -41,7 +41,8 @@ def speak_utf8(connection: Connection) -> None:
     Otherwise a row with a character that the session's encoding lacks could never be claimed. Not
     for connections of the application's pool. No round trip where the session is UTF-8 already.
     """
-    if not changes_encoding(connection):
+    server, client = encodings(connection)
+    if server != UTF8 or client in (None, UTF8):
         return
     if connection.dialect.driver == "psycopg2":  # it decodes as its own API was told
         driver: Any = connection.connection.driver_connection
@@ -49,12 +50,6 @@ def speak_utf8(connection: Connection) -> None:
         return
     connection.exec_driver_sql(f"SET client_encoding TO '{UTF8}'")
     connection.commit()
-
-
-def changes_encoding(connection: Connection) -> bool:
-    """Whether :func:`speak_utf8` has something to change."""
-    server, client = encodings(connection)
-    return server == UTF8 and client not in (None, UTF8)
 
 
 def _plain(name: str | None) -> str | None:

@@ -14,7 +14,7 @@ from .keepalive import within
 
 LEFT_WITHIN: Final = 2.0
 """Seconds for the reset: a server that does not answer must not delay the close for long."""
-_UNDO: Final = ("UNLISTEN *", "RESET application_name")
+_UNDO: Final = ("UNLISTEN *", "RESET application_name", "RESET jit")
 
 
 def leave_clean(connection: Connection) -> None:

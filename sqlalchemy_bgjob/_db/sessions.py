@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 APPLICATION_NAME_PREFIX: Final = "bgjob/"
 PLANS_LAST: Final = 1.0
-"""Seconds for which a worker's session keeps its plans."""
+"""Seconds for which a session keeps its plans at least."""
 
 
 def application_name(worker_id: int) -> str:
@@ -22,6 +22,16 @@ def name_session(connection: Connection, worker_id: int) -> None:
     with connection.begin():
         connection.exec_driver_sql(f"SET application_name = '{application_name(worker_id)}'")
     connection.info["bgjob_worker"] = worker_id
+
+
+def compile_no_plans(connection: Connection) -> None:
+    """Turn just-in-time compilation off in this session. Commits.
+
+    The claim of a hundred queues takes 4 ms, and looks to the planner as if it would read a
+    hundred times as much. Its compilation took 25 ms each time, and 390 ms for 300 queues.
+    """
+    with connection.begin():
+        connection.exec_driver_sql("SET jit = off")
 
 
 def plan_anew(connection: Connection, older_than: float = PLANS_LAST) -> bool:

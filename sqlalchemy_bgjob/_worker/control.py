@@ -7,10 +7,10 @@ from typing import Final
 from sqlalchemy import Connection, Executable
 
 from .._db.connections import commit_each, configure, maintain
-from .._db.encodings import changes_encoding
 from .._db.errors import summary
 from .._db.idle_statement import IdleStatement, prepare
 from .._db.leave_clean import leave_clean
+from .._db.sessions import compile_no_plans
 from .._sql import Statements
 from .heart import Heart
 from .runtime import Runtime
@@ -22,6 +22,8 @@ SLOW: Final = 0.005
 """Seconds of a statement after which its plan may have been made for a smaller table."""
 SLOW_FOR_A_JOB: Final = 0.0001
 """The same for each of its jobs, in addition."""
+RENEWED_AFTER: Final = (1.0, 60.0)
+"""Seconds until plans may be discarded again; they double as long as that has not helped."""
 DOUBTED_AFTER: Final = 1.0
 """Seconds that a session lives at least, however many queues refuse to be claimed from."""
 
@@ -42,11 +44,10 @@ class ControlConnection:
     def __init__(self, runtime: Runtime, statements: Statements, heart: Heart) -> None:
         self._runtime, self._statements, self._heart = runtime, statements, heart
         self._connection: Connection | None = None
-        self._is_changed = False
-        """Whether the session was changed, and must not go back to the application's pool."""
         self._connected_at = 0.0
         self._direct: dict[Executable, IdleStatement] = {}
         self._was_slow = False
+        self._renew_at, self._renewed_after = 0.0, RENEWED_AFTER[0]
         self.rests = False
         """Whether each statement commits by itself now."""
 
@@ -54,28 +55,38 @@ class ControlConnection:
         """The connection, for statements in transactions."""
         connection = self._connected()
         self._rest(connection, False)
-        self._maintain(connection)
+        self._maintain(connection, renews=True)
         return connection
 
     def as_it_is(self) -> Connection:
         """The connection, in whatever mode it is."""
         connection = self._connected()
-        self._maintain(connection)
+        self._maintain(connection, renews=not self.rests)  # a job that wakes the worker waits
         return connection
 
     def took(self, seconds: float, jobs: int) -> None:
-        """A statement about N jobs took that long. If it was slow, plans are made anew."""
-        self._was_slow = self._was_slow or seconds > SLOW + SLOW_FOR_A_JOB * jobs
+        """A statement about N jobs and queues took that long. If it was slow, plans are renewed.
 
-    def _maintain(self, connection: Connection) -> None:
-        if maintain(connection, self._heart.worker_id, plans=self._was_slow):
+        If it is slow again, the cause is another one: the network, or a busy machine.
+        """
+        if seconds > SLOW + SLOW_FOR_A_JOB * jobs:
+            self._was_slow = True
+        elif time.monotonic() >= self._renew_at:
+            self._renewed_after = RENEWED_AFTER[0]
+
+    def _maintain(self, connection: Connection, *, renews: bool) -> None:
+        now = time.monotonic()
+        renews = renews and self._was_slow and now >= self._renew_at
+        if maintain(connection, self._heart.worker_id, plans=renews):
             self._was_slow = False
+            self._renew_at = now + self._renewed_after
+            self._renewed_after = min(self._renewed_after * 2, RENEWED_AFTER[1])
 
     def _connected(self) -> Connection:
         if self._connection is None:
             connection = self._runtime.engine.connect()
-            self._is_changed = changes_encoding(connection)
             self._connection, self.rests = configure(connection), False
+            compile_no_plans(self._connection)
             self._connected_at = time.monotonic()
             claim = self._statements.claim
             self._direct = prepare((claim.onward, claim.of_queues), self._connection)
@@ -88,6 +99,7 @@ class ControlConnection:
     def rest(self) -> None:
         """Let the connection rest, if a claim in one round trip is possible on it."""
         if self._connection is not None and self._direct:
+            self._maintain(self._connection, renews=True)
             self._rest(self._connection, True)
 
     def _rest(self, connection: Connection, rests: bool) -> None:
@@ -101,18 +113,14 @@ class ControlConnection:
             self.drop()
 
     def drop(self) -> None:
-        """Drop this connection: it is lost, or its session may be at fault."""
-        self._close(invalidate=True)
+        """End this session: it is lost or may be at fault, or the worker ends.
 
-    def close(self) -> None:
-        """Give the connection back: the worker ends."""
-        self._close(invalidate=self._is_changed)
-
-    def _close(self, *, invalidate: bool) -> None:
+        Its settings were changed, so it must not go back to the application's pool.
+        """
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
-                if invalidate and not connection.invalidated:
+                if not connection.invalidated:
                     leave_clean(connection)
                     connection.invalidate()
                 connection.close()

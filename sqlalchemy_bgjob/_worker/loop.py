@@ -299,5 +299,5 @@ class WorkerLoop:
             self._events.report(error)
             logger.info("worker not unregistered: %s", summary(error))
         finally:
-            self._control.close()
+            self._control.drop()
             self._runtime.block(partial(self._events.stop, 5.0))

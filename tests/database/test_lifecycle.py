@@ -505,13 +505,13 @@ def test_only_old_plans_are_discarded_and_only_when_asked(queue: Queue) -> None:
     sent: list[str] = []
     with queue.engine.connect() as connection:
         event.listen(connection, "before_cursor_execute", lambda *args: sent.append(args[2]))
-        maintain(connection, None)
+        maintain(connection, None, plans=True)
         connection.info["bgjob_planned_at"] -= PLANS_LAST
 
         assert not maintain(connection, None, plans=False)
         assert sent == []
-        assert maintain(connection, None)
-        assert not maintain(connection, None)
+        assert maintain(connection, None, plans=True)
+        assert not maintain(connection, None, plans=True)
 
     assert sent == ["DISCARD PLANS"]
 
@@ -524,7 +524,7 @@ def test_the_workers_own_statements_are_read_committed(queue: Queue, level: str 
 
     with engine.connect() as connection:
         mine = configure(connection)
-        maintain(mine, ME)
+        maintain(mine, ME, plans=True)
         with mine.begin() as transaction:
             found = mine.execute(text("SHOW transaction_isolation")).scalar()
             mine.execute(text("INSERT INTO receipt VALUES (NULL)"))

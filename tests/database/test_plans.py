@@ -53,7 +53,7 @@ class Step:
 def a_round(connection: Connection, statements: Statements, plans: list[Plan]) -> dict[str, Step]:
     """All hot statements of a worker, on its own connection; the table keeps what it had."""
     connection = configure(connection)
-    maintain(connection, None)
+    maintain(connection, None, plans=True)
     steps = {}
 
     def note(name: str, jobs: int) -> None:
