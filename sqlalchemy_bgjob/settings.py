@@ -63,7 +63,11 @@ class WorkerSettings:
     health_interval: float = _seconds(
         60.0, "how often one of the workers looks for what keeps the server from cleaning up"
     )
-    poll_interval: float = _seconds(1.0, "the longest a due job waits when no notification arrives")
+    poll_interval: float = _seconds(
+        1.0,
+        "the longest a due job waits where no notifications arrive; where they do, polls come "
+        "every six poll intervals",
+    )
     shutdown_timeout: float = _seconds(
         25.0, "how long a graceful stop waits for running jobs", least=0.0
     )

@@ -56,11 +56,16 @@ class Position(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is wanted of one queue: at most *limit* jobs, read on from *onward* or from the head."""
+    """What is wanted of one queue: at most *limit* jobs, read on from *onward* or from the head.
+
+    A look from the head, or at several queues, also asks when the next job is due; with *asks_due*
+    a look at one queue that reads on does so too, by a slower statement.
+    """
 
     queue: str
     limit: int
     onward: tuple[Position, ...] | None = None
+    asks_due: bool = False
 
 
 LEAST: Final = 0.001

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from .._db.errors import lost_connection
+from .._db.errors import lost_connection, summary
 from .._handlers.outcomes import HAND_BACK, Settlement, crashed_too_often, unknown_type
 from .._handlers.registry import JobType, Registry
 from .._lifecycle import claim as claims
@@ -77,11 +77,14 @@ class Claiming:
 
     def announce(self, step: Announce, worker_id: int) -> None:
         """Tell producers in which queues this worker waits."""
-        with self._hands.lock:
-            self._hands.planner.announced(None)
-        workers.set_waits_for(
-            self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
-        )
+        try:
+            workers.set_waits_for(
+                self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
+            )
+        except BaseException:  # it is unknown what producers see
+            with self._hands.lock:
+                self._hands.planner.announced(None)
+            raise
         with self._hands.lock:
             self._hands.planner.announced(step.queues)
 
@@ -95,7 +98,7 @@ class Claiming:
         begun, self._found = time.monotonic(), 0
         try:
             for look in self._claim_together(connection, step.looks, worker_id):
-                self._claim_alone(connection, look, worker_id)
+                self._claim_alone(look, worker_id)
         except BaseException:
             self._unknown.expect(worker_id)
             with self._hands.lock:  # the jobs that it looked for are still to be found
@@ -104,18 +107,19 @@ class Claiming:
             raise
         took = time.monotonic() - begun
         self._slowest = max(self._slowest or 0.0, took)
-        self._control.took(took, self._found)
+        self._control.took(took, self._found + len(step.looks))
 
     def _claim_together(
         self, connection: Connection, looks: tuple[Look, ...], worker_id: int
     ) -> list[Look]:
         """Claim from several queues by one statement; returns those to be claimed from alone.
 
-        A queue is claimed from alone if rows of it are skipped, or if it is the only one and read
-        on, for which there is a quicker statement. If the claim of several is refused, each of them
-        is claimed from alone, in a step of its own: settlements must not wait for all of them.
+        A queue is claimed from alone if rows of it are skipped, or if it is the only one, read on
+        and not asked for due times: for that there is a quicker statement. If the claim of several
+        is refused, each of them is claimed from alone, in a step of its own: settlements must not
+        wait for all of them.
         """
-        if len(looks) == 1 and looks[0].onward is not None:
+        if len(looks) == 1 and looks[0].onward is not None and not looks[0].asks_due:
             return [*looks]
         alone = [look for look in looks if self._refusals.rows_of(look.queue)]
         together = [look for look in looks if look not in alone] if alone else [*looks]
@@ -129,6 +133,7 @@ class Claiming:
             self._return_what_was_claimed(worker_id)
             if len(together) == 1:
                 return [*looks]
+            logger.info("a claim of %d queues was refused: %s", len(together), summary(error))
             now = time.monotonic()
             with self._hands.lock:
                 for look in together:
@@ -156,7 +161,8 @@ class Claiming:
         with connection.begin():
             return claim()
 
-    def _claim_alone(self, connection: Connection, look: Look, worker_id: int) -> None:
+    def _claim_alone(self, look: Look, worker_id: int) -> None:
+        connection = self._control.as_it_is()  # the queue before may have dropped the last one
         skip = self._refusals.rows_of(look.queue)
         self._reached(look.queue)
         try:

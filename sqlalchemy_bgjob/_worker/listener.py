@@ -98,6 +98,7 @@ class Listener(SideLoop):
             if self.listening:
                 self.listening = False
                 self._heart.set_listener(None)
+                self._hands.wake(None)  # from now on polls come more often
 
     def _failed(self, error: Exception) -> float | None:
         self._refusals = self._refusals + 1 if _is_refusal(error) else 0

@@ -133,7 +133,7 @@ class Rescuer(SideLoop):
                 name_session(connection, self._heart.worker_id)
             if now >= turns.look:
                 suspects = self._rescue(connection)
-                pause = settings.rescue_interval * random.uniform(0.9, 1.0)
+                pause = settings.rescue_interval * random.uniform(1.0, 1.2)
                 turns.look = now + (min(pause, CONFIRMED_AFTER) if suspects else pause)
             if now >= turns.orphans:
                 pause = self._read("orphans", connection, settings.orphan_interval)

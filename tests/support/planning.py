@@ -74,7 +74,6 @@ def caught_up(core: Planner, *queues: str, due_in: float | None = None, now: flo
         core.polled(name, 2, 0, due_in, now, listening=True)
     core.announced(names)
     for name in names:
-        core.claim_sent(name, now, from_head=True)
         for _ in range(12):
             core.polled(name, 2, 0, due_in, now, listening=True)
 

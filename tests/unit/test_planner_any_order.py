@@ -145,12 +145,15 @@ class Machine(RuleBasedStateMachine):
 
     def claim(self, looks: tuple[Look, ...], answers: bool) -> None:
         assert len({look.queue for look in looks}) == len(looks)
-        for queue, limit, onward in looks:
+        for queue, limit, onward, _ in looks:
             assert 1 <= limit <= self.options.max_claim
             self.core.claim_sent(queue, self.now, from_head=onward is None)
-        if answers:
-            for queue, limit, onward in looks:
+        assert sum(look.limit for look in looks) <= self.options.max_claim
+        for queue, limit, onward, _ in looks:
+            if answers:
                 self.answer(queue, limit, from_head=onward is None)
+            else:
+                self.core.wake(queue, self.now)
 
     def answer(self, queue: str, limit: int, *, from_head: bool) -> None:
         world = self.world[queue]

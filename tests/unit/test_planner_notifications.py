@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from sqlalchemy_bgjob._lifecycle.claim import Position
+from sqlalchemy_bgjob._lifecycle.claim import Look, Position
 from sqlalchemy_bgjob._worker.plan.lanes import SCAN_EVERY
 from sqlalchemy_bgjob._worker.plan.planner import PATIENCE, Planner
 from sqlalchemy_bgjob._worker.plan.polling import (
     COOL_DOWN,
     FIRST_POLL,
     GAP,
+    HEARD,
     IN_VAIN,
     MANY,
     SPARED,
@@ -139,21 +140,21 @@ def test_a_job_that_was_just_committed_does_not_wait_for_a_look() -> None:
 
 def test_what_is_asked_for_during_a_look_is_looked_for_again() -> None:
     """The look's snapshot may be older than the commit that notifies."""
-    idle = core(2)
+    idle, later = core(2, poll_interval=1.0), NOW + HEARD
     idle.head_scanned("q", [0], 0.0, NOW)
     caught_up(idle)
-    assert step(idle, NOW + 1.0) == claim("q", 2, None)
-    idle.claim_sent("q", NOW + 1.0, from_head=True)
+    assert step(idle, later) == claim("q", 2, None)
+    idle.claim_sent("q", later, from_head=True)
 
-    idle.wake("q", NOW + 1.0)
-    idle.head_scanned("q", [0], 0.0, NOW + 1.0)
-    idle.polled("q", 2, 0, None, NOW + 1.0, listening=True)
+    idle.wake("q", later)
+    idle.head_scanned("q", [0], 0.0, later)
+    idle.polled("q", 2, 0, None, later, listening=True)
 
-    following = step(idle, NOW + 1.0)
+    following = step(idle, later)
     assert isinstance(following, Claim)
-    idle.claim_sent("q", NOW + 1.0)
-    idle.polled("q", 2, 0, None, NOW + 1.0, listening=True)
-    assert step(idle, NOW + 1.0) == claim("q", 2, None)
+    idle.claim_sent("q", later)
+    idle.polled("q", 2, 0, None, later, listening=True)
+    assert step(idle, later) == claim("q", 2, None)
 
 
 def test_a_delayed_look_does_not_wait_for_the_poll() -> None:
@@ -193,8 +194,7 @@ def test_the_look_after_an_announcement_finds_priorities_that_are_new() -> None:
     idle.polled("q", 2, 0, None, NOW, listening=True)
     idle.announced(("q",))
 
-    reads_on = step(idle)
-    assert reads_on == claim("q", 2, (Position(0, None, ""),))
+    assert step(idle) == Claim((Look("q", 2, (Position(0, None, ""),), asks_due=True),))
     idle.claim_sent("q", NOW)
     idle.polled("q", 2, 0, None, NOW, listening=True)
 

@@ -9,6 +9,7 @@ from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (
     NOW,
     claim,
+    claim_all,
     done,
     job,
     jobs,
@@ -44,6 +45,24 @@ def test_after_a_refused_claim_of_several_each_is_claimed_from_alone() -> None:
     found = [step(three, NOW + 5.0) for _ in range(2)]
     assert claim("a", 1) in found
     assert Claim((Look("b", 1), Look("c", 1))) in found
+
+
+def test_a_queue_that_is_claimed_from_alone_is_not_passed_over_for_ever() -> None:
+    """The others are always full, and are claimed from together."""
+    three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings())
+    three.claim_alone("b", NOW)
+    found = []
+
+    for n in range(4):
+        following = step(three)
+        assert isinstance(following, Claim)
+        found.append({look.queue for look in following.looks})
+        for look in following.looks:
+            claim_all(three, [one := job(f"{n}", queue=look.queue)], queue=look.queue)
+            assert three.next_start(look.queue) is one
+            three.finished(one, 10.0)
+
+    assert {"b"} in found
 
 
 def test_refused_settlements_pause_the_claims_of_their_queue() -> None:

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import inf
+from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlalchemy_bgjob._worker.plan.polling import FIRST_POLL
+from sqlalchemy_bgjob._worker.plan.polling import ASKED_AFTER, FIRST_POLL, HEARD
 from sqlalchemy_bgjob._worker.plan.steps import Announce, Claim, Wait
 from support.planning import NOW, caught_up, claim, core, step
 
+if TYPE_CHECKING:
+    from sqlalchemy_bgjob._worker.plan.planner import Planner
 
-def test_an_empty_queue_is_polled_at_the_poll_interval() -> None:
+
+def poll_of(core: Planner, now: float = NOW) -> float:
+    """Seconds until the worker sends the next poll, which it wakes for at each poll interval."""
+    for n in range(1_000):
+        if isinstance(step(core, now + n / 100), Claim):
+            return n / 100
+    raise AssertionError("no poll within ten seconds")
+
+
+def test_an_empty_queue_is_polled_at_six_poll_intervals_where_producers_notify() -> None:
     idle = core(2, poll_interval=1.0)
     caught_up(idle)
 
-    following = step(idle)
+    assert 0.9 * HEARD <= poll_of(idle) <= HEARD
 
-    assert isinstance(following, Wait)
-    assert 0.9 <= following.seconds <= 1.0
-    assert step(idle, NOW + 1.0) == claim("q", 2)
+
+def test_an_empty_queue_is_polled_at_the_poll_interval_once_no_notification_arrives() -> None:
+    deaf = core(2, poll_interval=1.0)
+    caught_up(deaf)
+
+    deaf.wake(None, NOW)
+    deaf.claim_sent("q", NOW, from_head=True)
+    deaf.polled("q", 2, 0, None, NOW, listening=False)
+
+    assert 0.9 <= poll_of(deaf) <= 1.0
 
 
 def test_without_notifications_polls_come_ever_later() -> None:
@@ -91,7 +110,7 @@ def test_jobs_that_came_before_producers_were_told_are_polled_for() -> None:
 
 def test_a_job_is_looked_for_when_due_though_another_was_found_meanwhile() -> None:
     idle = core(2, poll_interval=1.0)
-    caught_up(idle, due_in=0.2)
+    caught_up(idle, due_in=0.15)
 
     idle.wake("q", NOW + 0.1)
     idle.claim_sent("q", NOW + 0.1, from_head=True)
@@ -100,7 +119,46 @@ def test_a_job_is_looked_for_when_due_though_another_was_found_meanwhile() -> No
 
     following = step(idle, NOW + 0.1)
     assert isinstance(following, Wait)
-    assert following.seconds == pytest.approx(0.101)
+    assert following.seconds == pytest.approx(0.051)
+
+
+def test_a_job_found_by_a_notification_may_have_come_with_a_delayed_one() -> None:
+    """The claim that finds the one does not ask for the other."""
+    idle = core(2, poll_interval=60.0)
+    idle.head_scanned("q", [0], 0.05, NOW)
+    caught_up(idle)
+
+    idle.wake("q", NOW)
+    idle.claim_sent("q", NOW)
+    idle.polled("q", 2, 1, None, NOW, listening=True)
+
+    assert 0.9 * ASKED_AFTER <= poll_of(idle) <= ASKED_AFTER
+
+
+def test_a_known_due_time_outlasts_an_answer_that_misses_it() -> None:
+    """A job may fall due between the claim and the question when the next one is due."""
+    idle = core(2, poll_interval=60.0)
+    caught_up(idle, due_in=2.0)
+
+    idle.claim_sent("q", NOW + 1.999)
+    idle.polled("q", 2, 0, inf, NOW + 1.999, listening=True)
+
+    following = step(idle, NOW + 1.999)
+    assert isinstance(following, Wait)
+    assert following.seconds == pytest.approx(0.002)
+
+
+def test_work_right_after_producers_were_told_does_not_make_polls_rare() -> None:
+    """What comes late did not notify; the poll that finds it must not wait for an idle worker's."""
+    new = core(2, poll_interval=60.0)
+    new.polled("q", 2, 0, None, NOW, listening=True)
+    new.announced(("q",))
+    for n in range(12):
+        new.wake("q", NOW + n / 100)
+        new.claim_sent("q", NOW + n / 100)
+        new.polled("q", 2, 1, inf, NOW + n / 100, listening=True)
+
+    assert poll_of(new, NOW + 0.12) <= FIRST_POLL
 
 
 def test_a_scheduled_job_is_looked_for_when_it_is_due() -> None:

@@ -154,6 +154,26 @@ def test_a_job_that_wakes_the_worker_waits_for_no_other_queue() -> None:
     assert step(two, NOW + 0.9 - TOGETHER / 2) == claim("b", 1)
 
 
+def test_a_claim_with_queues_taken_along_takes_no_more_than_it_may() -> None:
+    two = Planner({"a": 1_000, "b": 1_000}, WorkerSettings(poll_interval=1.0))
+    caught_up(two, "a", "b")
+
+    now = next(t for n in range(1_000) if isinstance(step(two, t := NOW + n / 100), Claim))
+    following = step(two, now)
+
+    assert isinstance(following, Claim)
+    assert sum(look.limit for look in following.looks) <= 1_000
+
+
+def test_polls_that_are_frequent_take_nothing_along_that_has_just_been_polled() -> None:
+    two = Planner({"a": 1, "b": 1}, WorkerSettings(poll_interval=0.2))
+    for _ in range(12):
+        two.polled("b", 1, 0, None, NOW, listening=False)
+        two.polled("a", 1, 0, None, NOW - 0.1, listening=False)
+
+    assert step(two, NOW + 0.1) == claim("a", 1)
+
+
 def test_each_queue_has_slots_of_its_own() -> None:
     two = Planner({"a": 1, "b": 2}, WorkerSettings())
     claim_all(two, jobs(2, queue="a"), queue="a")

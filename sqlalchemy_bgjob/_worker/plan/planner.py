@@ -31,7 +31,8 @@ SETTLED_IN: Final = 0.100
 PATIENCE: Final = 0.2
 """Seconds by which a regular head scan is late if a wake-up asked for the claim."""
 TOGETHER: Final = 0.2
-"""Seconds by which a poll or a head scan comes early to share a statement."""
+"""Seconds by which a poll or a head scan comes early to share a statement; a fifth of the poll
+interval if that is shorter."""
 MOST_UNWRITTEN: Final = 1_000
 """Unwritten settlements of a queue at which claims from it stop: jobs that have run and are not
 settled run again when this worker ends."""
@@ -56,7 +57,7 @@ class _Queue:
     stuck: bool = False  # jobs were handed back, and no run has ended since
     unwritten: int = 0  # settlements that failed, and will be tried again
     progress: bool = False  # a run has ended since the loop last claimed or started one
-    alone: bool = False  # the last claim of it and others was refused
+    refused_together: bool = False  # the last claim of it and others; it is claimed from alone
 
     @property
     def moves_on(self) -> bool:
@@ -130,7 +131,7 @@ class Planner:
             last: The last job that it took; None if it did not take them in order of the lanes.
         """
         q = self._queues[queue]
-        q.alone = False
+        q.refused_together = False
         self._listening = listening
         if found < limit:
             q.lanes.read(None, now, found=found > 0)
@@ -163,7 +164,7 @@ class Planner:
     def claim_alone(self, queue: str, now: float) -> None:
         """The database refused a claim of several queues: claim from this one alone, soon."""
         self.wake(queue, now)
-        self._queues[queue].alone = True
+        self._queues[queue].refused_together = True
 
     def refused(self, queue: str, until: float, now: float) -> None:
         """The database refused a claim, and no single row is to blame: leave the queue alone.
@@ -183,15 +184,14 @@ class Planner:
         q = self._queues[queue]
         if from_head:
             q.lanes.head_scan_sent()
-        if q.polling.sent(now):
+        if q.polling.sent(now) and not from_head:
             q.lanes.notified()
 
     def announced(self, queues: tuple[str, ...] | None) -> None:
         """Producers were told where this worker waits; None while it is unknown what they see."""
         self._announced = queues
         for q in self._queues.values():
-            if q.polling.announced(q.name in (queues or ())):
-                q.lanes.request_head_scan()
+            q.polling.announced(q.name in (queues or ()))
 
     def finished(self, job: ClaimedJob, seconds: float) -> None:
         """A run ended and its slot is free."""
@@ -354,30 +354,41 @@ class Planner:
         ]
         if not due:
             return None
-        due = due[:1] if due[0][0].alone else [(q, room) for q, room in due if not q.alone][:most]
-        woken = any(q.polling.woken for q, _ in due)
-        looks = [self._look(q, min(room, most // len(due)), now) for q, room in due]
-        if not (early or woken or due[0][0].alone):
-            soon = self._due_soon(now)[: most - len(due)]
-            looks += [
-                self._look(q, min(room, most // len(self._turn) or 1), now) for q, room in soon
-            ]
-        self._turn.rotate(-1 - self._turn.index(due[-1][0]))  # queues take turns
+        alone = due[0][0].refused_together
+        taken = due[:1] if alone else [(q, n) for q, n in due if not q.refused_together][:most]
+        woken = any(q.polling.woken for q, _ in taken)
+        looks = [self._look(q, min(room, most // len(taken)), now) for q, room in taken]
+        if not (early or woken or alone):
+            looks += self._looks_soon(now, most - sum(look.limit for look in looks))
+        self._take_turns(taken[-1][0], [q for q, _ in due if q.refused_together])
         return Claim(tuple(looks))
 
-    def _due_soon(self, now: float) -> list[tuple[_Queue, int]]:
-        return [
+    def _looks_soon(self, now: float, most: int) -> list[Look]:
+        """Looks for at most that many jobs at queues whose regular polls are due soon."""
+        ahead = min(TOGETHER, self._settings.poll_interval / 5)
+        soon = [
             (q, room)
             for q in self._turn
-            if not q.alone
-            and q.polling.is_due_within(TOGETHER, now)
+            if not q.refused_together
+            and q.polling.is_due_within(ahead, now)
             and (room := self._room(q, now))
-        ]
+        ][:most]
+        return [self._look(q, min(room, most // len(soon)), now) for q, room in soon]
+
+    def _take_turns(self, last: _Queue, alone: list[_Queue]) -> None:
+        """The queue after the *last* one comes first next time, or one that was passed over."""
+        passed_over = next((q for q in alone if q is not last), None)
+        if passed_over is not None and not last.refused_together:
+            self._turn.rotate(-self._turn.index(passed_over))
+        else:
+            self._turn.rotate(-1 - self._turn.index(last))
 
     def _look(self, q: _Queue, limit: int, now: float) -> Look:
         q.progress = False
         # A head scan that is due must not delay a job that was just committed.
-        return Look(q.name, limit, q.lanes.onward(now, -PATIENCE if q.polling.woken else TOGETHER))
+        onward = q.lanes.onward(now, -PATIENCE if q.polling.woken else TOGETHER)
+        asks_due = onward is not None and not q.polling.is_likely(now)
+        return Look(q.name, limit, onward, asks_due)
 
     def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:
         """What to settle: at *batch* items, after *linger* seconds, or when all else is idle."""

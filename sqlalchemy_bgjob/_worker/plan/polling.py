@@ -2,7 +2,8 @@
 
 After work a queue is polled again after 5 ms; then the pause doubles each time, up to
 ``poll_interval``. A worker that has found nothing asks producers to notify: the next one that
-commits a job wakes it. From then on, as long as it hears them, work does not shorten the pause.
+commits a job wakes it. From then on, as long as it hears them, work does not shorten the pause, and
+it grows to six times ``poll_interval``.
 """
 
 import random
@@ -10,7 +11,16 @@ from enum import Enum
 from typing import Final
 
 FIRST_POLL: Final = 0.005
-"""Seconds after work until a queue is polled again; then the pause doubles each time."""
+"""Seconds until a queue is polled again after work, after producers were told to notify, and after
+a scheduled job; then the pause doubles each time."""
+HEARD: Final = 6.0
+"""The longest pause between two polls, in poll intervals, where producers notify."""
+LATE: Final = 1.0
+"""Seconds for which jobs may still be committed whose statement came before producers were told to
+notify; the pauses between polls grow no longer than that meanwhile."""
+ASKED_AFTER: Final = 0.1
+"""Seconds after a notified claim that has found jobs until it is asked when the next one is due: a
+delayed job may have been committed with them."""
 SUSTAINED: Final = 1.0
 """Seconds of work without a pause after which producers need not notify."""
 GAP: Final = 0.010
@@ -46,7 +56,8 @@ class Notify(Enum):
 
     *Poll once more*, and then ever more rarely: jobs did not notify whose statement came before the
     change, and they may be committed after that poll. They may be of a priority that no poll has
-    seen yet, so the head is scanned, too. In state SPARED polling finds new jobs:
+    seen yet, so a poll that finds nothing is followed by a head scan, for as long as the pauses are
+    short. In state SPARED polling finds new jobs:
     producers that notify wait for each other at COMMIT.
     """
 
@@ -69,7 +80,8 @@ class Polling:
         self._pause = FIRST_POLL
         self._expected_at = _NEVER  # a job that this worker has put off is due then
         self._scheduled_at = _NEVER  # the next job is due then, as a poll has told
-        self._asks_due = True  # no poll has told yet when the next job is due
+        # No poll has told yet when the next job is due: ask after so many seconds.
+        self._asks_due_after: float | None = FIRST_POLL
         self._refused_until = 0.0  # the database refuses all claims
         self._paused_until = 0.0  # its jobs find no connection for their sessions
         self._asked = False  # by a notification, since the last claim was sent
@@ -77,12 +89,14 @@ class Polling:
         self._in_vain = 0  # such claims in a row that found nothing
         self._cool_until = 0.0
         self._notify = Notify.OFF
+        self._is_late = False  # jobs may come that did not notify
         self._notified = 0
         self._notified_since = 0.0
         self._spared_until = 0.0
         self._busy_since = _NEVER  # since then polls find something, without a gap
         self._worked_at = -_NEVER  # the last poll that has found something
         self._was_full = False  # and that found as much as it could take
+        self._found_last = False
         self.woken = False
         """Whether something asked for a poll, and none was sent since."""
 
@@ -98,21 +112,25 @@ class Polling:
         return max(min(self._at, self._expected_at, self._scheduled_at), rests_until)
 
     def is_due_within(self, seconds: float, now: float) -> bool:
-        """Whether no poll is due, but the regular one is soon and may as well come now."""
-        rests = now < max(self._refused_until, self._paused_until)
-        return now < self.due_at and self._at <= now + seconds and not (self.woken or rests)
+        """Whether no poll is due, but the regular one is soon and may as well come now.
 
-    def announced(self, known: bool) -> bool:
-        """Producers were told whether this worker waits; or it is unknown what they see.
-
-        Returns whether they notify from now on and did not before.
+        Where producers notify, polls are rarer, and *seconds* as much longer.
         """
+        rests = now < max(self._refused_until, self._paused_until)
+        soon = now + seconds * (HEARD if self._notify is Notify.ON else 1.0)
+        return now < self.due_at and self._at <= soon and not (self.woken or rests)
+
+    def is_likely(self, now: float) -> bool:
+        """Whether a poll should find a job: it is no regular one after another in vain."""
+        return self.woken or self._found_last or min(self._expected_at, self._scheduled_at) <= now
+
+    def announced(self, known: bool) -> None:
+        """Producers were told whether this worker waits; or it is unknown what they see."""
         if known and self._notify is Notify.WANTED:
             self._notify, self._at, self._pause = Notify.ON, 0.0, FIRST_POLL
-            return True
-        if not known and self._notify is Notify.ON:
+            self._is_late = True
+        elif not known and self._notify is Notify.ON:
             self._notify = Notify.WANTED
-        return False
 
     def wake(self, now: float) -> None:
         """A poll is asked for: it is due at once, unless many such polls found nothing."""
@@ -136,7 +154,7 @@ class Polling:
     def sent(self, now: float) -> bool:
         """A claim was sent: a wake-up from now on asks for another one.
 
-        Returns whether the claim should find an expected job.
+        Returns whether jobs may be there that did not notify.
         """
         self._by_wake, self._asked = self._asked, False
         self.woken = False
@@ -144,8 +162,8 @@ class Polling:
         if is_expected:
             self._expected_at = _NEVER
         if self._scheduled_at <= now:
-            self._scheduled_at, self._asks_due = _NEVER, True
-        return is_expected
+            self._scheduled_at, self._asks_due_after = _NEVER, FIRST_POLL
+        return is_expected or self._is_late
 
     def polled(
         self,
@@ -178,15 +196,20 @@ class Polling:
             self._busy_since = _NEVER
             if listening and not self.waits and now >= self._spared_until:
                 self._notify = Notify.WANTED
+        self._found_last = found > 0
         if due_in is not None:
-            self._scheduled_at = now + max(due_in, 0.0) + 0.001
+            # The earlier of both: a claim that was answered in two parts may have missed that job.
+            self._scheduled_at = min(self._scheduled_at, now + max(due_in, 0.0) + 0.001)
         if due_in is not None or not found:
-            self._asks_due = False
+            self._asks_due_after = None
+        elif self._by_wake and self._asks_due_after is None:
+            self._asks_due_after = ASKED_AFTER
         if found >= limit or self.woken or (not found and scan_in == 0.0):
             self.woken = False
             self._at = self._soonest(now)
         else:
-            self._at = now + min(self._next_pause(now), scan_in)
+            longest = self._longest * (HEARD if listening and self._notify is Notify.ON else 1.0)
+            self._at = now + min(self._next_pause(now, longest, found=found > 0), scan_in)
 
     def _work(self, now: float, *, is_full: bool) -> None:
         """A poll has found something: there may be no need for notifications."""
@@ -196,11 +219,14 @@ class Polling:
         if self.waits and now >= self._busy_since + SUSTAINED:
             self._notify = Notify.OFF
 
-    def _next_pause(self, now: float) -> float:
-        if self._asks_due:
-            pause = FIRST_POLL
+    def _next_pause(self, now: float, longest: float, *, found: bool) -> float:
+        if self._asks_due_after is not None:
+            pause = self._asks_due_after
         else:
-            pause, self._pause = self._pause, min(self._pause * 2, self._longest)
+            pause = min(self._pause, longest)
+            if not (found and self._is_late):
+                self._pause = min(pause * 2, longest)
+            self._is_late = self._is_late and pause < min(LATE, longest)
         if now < self._spared_until:
             left = self._spared_until - now
             pause = min(pause, SPARED_POLL if self._in_vain < IN_VAIN else left)
