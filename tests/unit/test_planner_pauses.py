@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sqlalchemy_bgjob._lifecycle.claim import Look
-from sqlalchemy_bgjob._worker.plan.planner import MOST_UNWRITTEN, Planner
+from sqlalchemy_bgjob._worker.plan.planner import Planner
+from sqlalchemy_bgjob._worker.plan.queue import MOST_UNWRITTEN
 from sqlalchemy_bgjob._worker.plan.steps import Claim, Settle, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (

@@ -8,11 +8,11 @@ from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._worker.plan.planner import (
     AGAIN,
     LINGER,
-    MOST_UNWRITTEN,
     SETTLED_IN,
     Planner,
     settle_again_after,
 )
+from sqlalchemy_bgjob._worker.plan.queue import MOST_UNWRITTEN
 from sqlalchemy_bgjob._worker.plan.steps import Claim, Settle, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import (

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._worker import rescuer
-from sqlalchemy_bgjob._worker.plan import planner
+from sqlalchemy_bgjob._worker.plan import planner, queue
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 
@@ -240,7 +240,8 @@ def test_what_can_not_be_handed_back_keeps_no_job_waiting(
 @pytest.mark.timeout(600)
 def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine, tune: Tune) -> None:
     """All that has run and is not settled would run again if the worker ended."""
-    tune(planner, MOST_UNWRITTEN=200, _RETRY_REFUSED=(1.0, 5.0))
+    tune(queue, MOST_UNWRITTEN=200)
+    tune(planner, _RETRY_REFUSED=(1.0, 5.0))
     jobs, note, done = noting(engine)
     errors = Errors()
     refuse(engine, "DELETE")
@@ -248,7 +249,7 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine, tune: Tune) ->
 
     with Worker(jobs, engine, queues={"default": 2}, observers=[errors], max_claim=50) as worker:
         wait_until(
-            lambda: len(errors.at) >= planner.MOST_UNWRITTEN, 180, what="refused settlements"
+            lambda: len(errors.at) >= queue.MOST_UNWRITTEN, 180, what="refused settlements"
         )
         wait_until(lambda: time.monotonic() > errors.at[-1] + 1.0, 180, what="no more of them")
         mended = len(done)
@@ -257,7 +258,7 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine, tune: Tune) ->
         wait_until(lambda: len(done) == 600, 180, what="the rest, when they are written")
         wait_until(lambda: not worker._loop._hands.planner.busy, 180, what="all settlements")
 
-    assert mended <= planner.MOST_UNWRITTEN + 3 * 50
+    assert mended <= queue.MOST_UNWRITTEN + 3 * 50
     assert len(set(done)) == 600
 
 

@@ -8,7 +8,6 @@ wait in the table, where other workers can take them.
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
 from typing import Final
@@ -16,16 +15,12 @@ from typing import Final
 from ..._lifecycle.claim import ClaimedJob, Look, Position
 from ..._lifecycle.settle import Fate, Pending
 from ...settings import WorkerSettings
-from .lanes import Lanes
 from .polling import Polling
+from .queue import Queue
 from .steps import Announce, Claim, Finished, HandBack, Settle, Start, Step, Wait
 
-AHEAD: Final = 0.05
-"""Seconds of work that may be claimed ahead of the slots."""
 LINGER: Final = 0.010
 """The longest a settlement waits for others to share its statement, in seconds."""
-SHORT: Final = 0.002
-"""Mean seconds of a run below which the loop may claim more before it starts ready jobs."""
 SETTLED_IN: Final = 0.100
 """Seconds after which a settlement comes before anything else."""
 PATIENCE: Final = 0.2
@@ -33,45 +28,10 @@ PATIENCE: Final = 0.2
 TOGETHER: Final = 0.2
 """Seconds by which a poll or a head scan comes early to share a statement; a fifth of the poll
 interval if that is shorter."""
-MOST_UNWRITTEN: Final = 1_000
-"""Unwritten settlements of a queue at which claims from it stop: jobs that have run and are not
-settled run again when this worker ends."""
 AGAIN: Final = 0.1
 """Seconds between looks of a worker that may not start or claim whether it may again."""
 _RETRY_LOCKED: Final = (0.05, 5.0)
 _RETRY_REFUSED: Final = (1.0, 60.0)
-_SHORTEST_RUN: Final = 0.0001
-_MEMORY: Final = 0.1  # the weight of the newest run in the mean
-
-
-@dataclass(slots=True)
-class _Queue:
-    name: str
-    slots: int
-    polling: Polling
-    running: int = 0
-    ready: deque[tuple[float, ClaimedJob]] = field(default_factory=deque)
-    lanes: Lanes = field(default_factory=Lanes)
-    mean: float | None = None
-    no_ahead_until: float = 0.0
-    stuck: bool = False  # jobs were handed back, and no run has ended since
-    unwritten: int = 0  # settlements that failed, and will be tried again
-    progress: bool = False  # a run has ended since the loop last claimed or started one
-    refused_together: bool = False  # the last claim of it and others; it is claimed from alone
-
-    @property
-    def moves_on(self) -> bool:
-        """Whether the runs of short jobs take up ready jobs by themselves, one after another.
-
-        While they do, an early claim delays no start: more busy slots would not be faster. Each
-        early claim needs another run that has ended.
-        """
-        return self.progress and self.running > 0 and (self.mean or 0.0) < SHORT
-
-    def ahead(self, now: float, most: int) -> int:
-        if self.mean is None or self.stuck or now < self.no_ahead_until:
-            return 0
-        return min(most, int(self.slots * AHEAD / max(self.mean, _SHORTEST_RUN)))
 
 
 class Planner:
@@ -79,10 +39,10 @@ class Planner:
 
     def __init__(self, queues: Mapping[str, int], settings: WorkerSettings) -> None:
         self._queues = {
-            name: _Queue(name, slots, Polling(settings.poll_interval))
+            name: Queue(name, slots, Polling(settings.poll_interval))
             for name, slots in queues.items()
         }
-        self._settings = settings
+        self._settings, self._most = settings, settings.max_claim
         self._outbox: deque[Pending] = deque()  # to be written now
         self._oldest = 0.0  # when the first of them began to wait
         self._later: list[tuple[float, int, Pending]] = []  # a heap by time
@@ -195,11 +155,7 @@ class Planner:
 
     def finished(self, job: ClaimedJob, seconds: float) -> None:
         """A run ended and its slot is free."""
-        q = self._queues[job.queue]
-        q.running -= 1
-        q.stuck = False
-        q.progress = True
-        q.mean = seconds if q.mean is None else q.mean + _MEMORY * (seconds - q.mean)
+        self._queues[job.queue].ended(seconds)
 
     def settle(self, item: Pending, now: float) -> None:
         """Write a settlement soon."""
@@ -274,7 +230,7 @@ class Planner:
         if may_claim and (back := self._to_hand_back(now, may_start=may_start)):
             return HandBack(tuple(back))
         # However much there is to claim or to start, ended jobs must be settled soon.
-        if may_claim and (items := self._to_settle(now, self._settings.max_claim, SETTLED_IN)):
+        if may_claim and (items := self._to_settle(now, self._most, SETTLED_IN)):
             return Settle(items)
         claims = may_claim and may_start and not self.draining
         if claims and (claim := self._to_claim(now, early=True)):
@@ -288,7 +244,7 @@ class Planner:
         # Before small batches of settlements: while one is written, ready jobs may run out.
         if claims and (step := self._to_announce() or self._to_claim(now)):
             return step
-        if may_claim and (items := self._to_settle(now, self._settings.max_claim / 2, LINGER)):
+        if may_claim and (items := self._to_settle(now, self._most / 2, LINGER)):
             return Settle(items)
         if self.draining and not self.busy:
             return Finished()
@@ -316,21 +272,10 @@ class Planner:
     def needs_attention(self, queue: str, now: float) -> bool:
         """Whether a run that ended in this queue leaves something for the loop to do now."""
         waiting = len(self._outbox)
-        if waiting == 1 or waiting * 2 >= self._settings.max_claim:
+        if waiting == 1 or waiting * 2 >= self._most:
             return True
         q = self._queues[queue]
-        return not q.ready or (q.polling.due_at <= now and self._room(q, now) > 0)
-
-    def _room(self, q: _Queue, now: float) -> int:
-        if q.unwritten >= MOST_UNWRITTEN:
-            return 0
-        free = q.slots - q.running
-        most = self._settings.max_claim
-        # Two batches: one is claimed while the one before is worked on.
-        ahead = q.ahead(now, 2 * most)
-        room = min(free + ahead - len(q.ready), most)
-        # Half a batch at least, unless a slot is idle: many small claims cost more than one.
-        return room if room > 0 and (free > len(q.ready) or room * 2 > min(ahead, most)) else 0
+        return not q.ready or (q.polling.due_at <= now and q.room(now, self._most) > 0)
 
     def _to_announce(self) -> Announce | None:
         if not self._listening:
@@ -344,13 +289,13 @@ class Planner:
         A regular poll takes along the queues that are due soon, so that many idle queues cost one
         statement.
         """
-        most = self._settings.max_claim
+        most = self._most
         due = [
             (q, room)
             for q in self._turn
             if (not early or q.moves_on)
             and q.polling.due_at <= now
-            and (room := self._room(q, now))
+            and (room := q.room(now, most))
         ]
         if not due:
             return None
@@ -371,11 +316,11 @@ class Planner:
             for q in self._turn
             if not q.refused_together
             and q.polling.is_due_within(ahead, now)
-            and (room := self._room(q, now))
+            and (room := q.room(now, self._most))
         ][:most]
         return [self._look(q, min(room, most // len(soon)), now) for q, room in soon]
 
-    def _take_turns(self, last: _Queue, alone: list[_Queue]) -> None:
+    def _take_turns(self, last: Queue, alone: list[Queue]) -> None:
         """The queue after the *last* one comes first next time, or one that was passed over."""
         passed_over = next((q for q in alone if q is not last), None)
         if passed_over is not None and not last.refused_together:
@@ -383,7 +328,7 @@ class Planner:
         else:
             self._turn.rotate(-1 - self._turn.index(last))
 
-    def _look(self, q: _Queue, limit: int, now: float) -> Look:
+    def _look(self, q: Queue, limit: int, now: float) -> Look:
         q.progress = False
         # A head scan that is due must not delay a job that was just committed.
         onward = q.lanes.onward(now, -PATIENCE if q.polling.woken else TOGETHER)
@@ -401,7 +346,7 @@ class Planner:
         if not enough and self._at_work:
             return ()
         self._oldest = now
-        most = self._settings.max_claim * 2
+        most = self._most * 2
         return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
 
     def _to_hand_back(self, now: float, *, may_start: bool) -> list[ClaimedJob]:
@@ -438,7 +383,7 @@ class Planner:
         for q in self._queues.values():
             if q.ready and q.running >= q.slots:
                 times.append(q.ready[0][0] + self._settings.hold_timeout)
-            if not self.draining and self._room(q, now):
+            if not self.draining and q.room(now, self._most):
                 times.append(q.polling.due_at)
         return max(min(times) - now, 0.0)
 

@@ -1,0 +1,87 @@
+"""One queue of a worker: its slots, the jobs in them, and those that are ready. Pure."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..._lifecycle.claim import ClaimedJob
+from .lanes import Lanes
+from .polling import Polling
+
+AHEAD: Final = 0.05
+"""Seconds of work that may be claimed ahead of the slots."""
+SHORT: Final = 0.002
+"""Mean seconds of a run below which the loop may claim more before it starts ready jobs."""
+MOST_UNWRITTEN: Final = 1_000
+"""Unwritten settlements of a queue at which claims from it stop: jobs that have run and are not
+settled run again when this worker ends."""
+_SHORTEST_RUN: Final = 0.0001
+_MEMORY: Final = 0.1  # the weight of the newest run in the mean
+
+
+@dataclass(slots=True)
+class Queue:
+    """What the planner knows of one queue.
+
+    Attributes:
+        name: Its name.
+        slots: How many of its jobs run at a time.
+        polling: When to look at it.
+        running: How many slots are taken.
+        ready: Jobs that are claimed and not started, each with the time of its claim.
+        lanes: Where to look.
+        mean: Mean seconds of a run; None before the first.
+        no_ahead_until: Until then nothing is claimed ahead of the slots.
+        stuck: Jobs were handed back, and no run has ended since.
+        unwritten: Settlements that failed, and will be tried again.
+        progress: A run has ended since the loop last claimed or started one.
+        refused_together: The last claim of it and others was refused: it is claimed from alone.
+    """
+
+    name: str
+    slots: int
+    polling: Polling
+    running: int = 0
+    ready: deque[tuple[float, ClaimedJob]] = field(default_factory=deque)
+    lanes: Lanes = field(default_factory=Lanes)
+    mean: float | None = None
+    no_ahead_until: float = 0.0
+    stuck: bool = False
+    unwritten: int = 0
+    progress: bool = False
+    refused_together: bool = False
+
+    @property
+    def moves_on(self) -> bool:
+        """Whether the runs of short jobs take up ready jobs by themselves, one after another.
+
+        While they do, an early claim delays no start: more busy slots would not be faster. Each
+        early claim needs another run that has ended.
+        """
+        return self.progress and self.running > 0 and (self.mean or 0.0) < SHORT
+
+    def ended(self, seconds: float) -> None:
+        """A run ended, and its slot is free."""
+        self.running -= 1
+        self.stuck = False
+        self.progress = True
+        mean = self.mean
+        self.mean = seconds if mean is None else mean + _MEMORY * (seconds - mean)
+
+    def ahead(self, now: float, most: int) -> int:
+        """How many jobs may be claimed ahead of the slots, at most that many."""
+        if self.mean is None or self.stuck or now < self.no_ahead_until:
+            return 0
+        return min(most, int(self.slots * AHEAD / max(self.mean, _SHORTEST_RUN)))
+
+    def room(self, now: float, most: int) -> int:
+        """For how many jobs there is room in a claim of at most that many."""
+        if self.unwritten >= MOST_UNWRITTEN:
+            return 0
+        free = self.slots - self.running
+        # Two batches: one is claimed while the one before is worked on.
+        ahead = self.ahead(now, 2 * most)
+        room = min(free + ahead - len(self.ready), most)
+        # Half a batch at least, unless a slot is idle: many small claims cost more than one.
+        idle = free > len(self.ready)
+        return room if room > 0 and (idle or room * 2 > min(ahead, most)) else 0
