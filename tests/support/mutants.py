@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select
+from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select, true
 
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
@@ -192,6 +192,8 @@ def a_beating_worker_is_rescued(stack: ExitStack) -> None:
         others = self._worker.c.id != parameter("judge", BigInteger)
         return self._lock_workers(and_(others, parameter("connected", BigInteger) > 0))
 
+    # The look must show a reason, or no statement follows it.
+    _replace(stack, RescueStatements, _silent=lambda self: true())
     _replace(stack, RescueStatements, silent_workers=property(silent_workers))
 
 
