@@ -182,7 +182,7 @@ def _rescue(
     if JUDGING.listeners:
         JUDGING.reached()
     rescued: list[Rescued] = []
-    given_back: set[str] = set()
+    told: set[str] = set()
     # One transaction judges, marks and takes: a beat meanwhile waits for it, and then finds itself
     # lost.
     with connection.begin():
@@ -190,13 +190,14 @@ def _rescue(
             if JUDGED.listeners:
                 JUDGED.reached(worker_id)
             _end_sessions(connection, statements, worker_id)
-            run(connection, statements.rescue.mark_lost, worker=worker_id)
+            waited_for = run(connection, statements.rescue.mark_lost, worker=worker_id).scalar()
             queues = give_back(connection, statements.rescue.give_back, worker=worker_id)
             if not run(connection, statements.rescue.holds_any, worker=worker_id).scalar():
                 run(connection, statements.workers.unregister, worker=worker_id)
-            given_back.update(queues)
+            # A job may have woken this worker, and few others or none.
+            told.update(queues, waited_for or ())
             rescued.append(Rescued(worker_id, len(queues)))
-    tell_given_back(connection, statements, given_back)
+    tell_given_back(connection, statements, told)
     return rescued
 
 

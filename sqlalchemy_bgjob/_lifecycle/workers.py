@@ -86,6 +86,15 @@ def set_waits_for(
         run(connection, statements.workers.set_waits_for, worker=worker_id, queues=list(queues))
 
 
+def pass_on(
+    connection: Connection, statements: Statements, *, worker_id: int, queues: Sequence[str]
+) -> None:
+    """Wake another worker for each of these queues, in this worker's place. Commits."""
+    with connection.begin():
+        for queue in queues:
+            run(connection, statements.workers.pass_on, worker=worker_id, queue=queue)
+
+
 def sample_health(
     connection: Connection, statements: Statements, *, worker_id: int
 ) -> Health | None:

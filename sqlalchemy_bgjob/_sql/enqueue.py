@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from ..schema._versions import qualified
-from .words import SECOND, Tables, awaited, parameter, unnest, wake_up
+from .words import SECOND, Tables, parameter, unnest, wake_up, woken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,8 +68,8 @@ class EnqueueStatements:
             return inserted
         done = inserted.cte("inserted")
         queue = parameter("queue", Text)
-        notified = case((awaited(self._worker, queue), func.pg_notify(self._tables.channel, queue)))
-        return select(done.c.id, cast(notified, Text))
+        notified = woken(self._worker, self._tables.channel, queue)
+        return select(done.c.id, notified.scalar_subquery())
 
     def _insert_many(self, notify: bool) -> Executable:
         """Many jobs in one statement, one row for each that did not exist: its id.
@@ -156,15 +156,14 @@ class EnqueueStatements:
             return inserted.returning(job.c.id)
         # A user's own query may name a CTE or a table "inserted".
         done = inserted.returning(job.c.id, job.c.queue).cte("bgjob_inserted")
-        # One notification for each queue, not for each job.
+        # Notifications for each queue, not for each job.
         queues = select(done.c.queue).distinct().subquery("queues")
-        notified = func.pg_notify(self._tables.channel, queues.c.queue)
-        woken = (
-            select(func.count(notified).label("count"))
-            .where(awaited(self._worker, queues.c.queue))
-            .subquery("woken")
+        notified = woken(self._worker, self._tables.channel, queues.c.queue).lateral("notified")
+        # An aggregate: one row, which joins with each job.
+        sent = select(func.sum(notified.c.count).label("count")).select_from(
+            queues.join(notified, true())
         )
-        return select(done.c.id).select_from(done.join(woken, true()))
+        return select(done.c.id).select_from(done.join(sent.subquery("sent"), true()))
 
     @cached_property
     def notify(self) -> Executable:

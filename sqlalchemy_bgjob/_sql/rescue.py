@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from .._db.errors import describe
 from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
-from .words import ACTIVITY, ONLY, SECOND, Tables, at, awaited, parameter, unnest
+from .words import ACTIVITY, ONLY, SECOND, Tables, Wakeup, at, parameter, unnest, woken
 
 _resets = tuple(
     table(name, column("stats_reset", DateTime(timezone=True)), schema="pg_catalog")
@@ -53,7 +53,7 @@ class RescueStatements:
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._worker = tables.job, tables.worker
-        self._channel = tables.channel_of_given_back
+        self._tables = tables
         self.notify_given_back: Callable[[bool], Executable] = cache(self._notify_given_back)
 
     # ---- who is lost ------------------------------------------------------------------------
@@ -219,13 +219,21 @@ class RescueStatements:
 
     @cached_property
     def mark_lost(self) -> Executable:
-        """Mark a worker lost, and forget what it waits for. Parameter: worker."""
+        """Mark a worker lost; returns the queues for which it waited. Parameter: worker."""
         worker = self._worker
+        me = parameter("worker", BigInteger)
+        before = (
+            select(worker.c.id, worker.c.waits_for)
+            .with_hint(worker, ONLY)
+            .where(worker.c.id == me)
+            .subquery("before")
+        )
         return (
             update(worker)
             .with_hint(ONLY)
-            .where(worker.c.id == parameter("worker", BigInteger), worker.c.lost_at.is_(None))
+            .where(worker.c.id == me, worker.c.lost_at.is_(None), before.c.id == worker.c.id)
             .values(lost_at=func.clock_timestamp(), waits_for=literal([], JSONB))
+            .returning(before.c.waits_for)
         )
 
     # ---- their jobs ---------------------------------------------------------------------------
@@ -350,11 +358,12 @@ class RescueStatements:
         """Notify workers, at this transaction's COMMIT, that jobs of a queue were given back.
 
         Such jobs stand near the head, where busy workers seldom look. So with *everybody*, for what
-        is rare, busy workers are notified too, and else only those who wait. Parameter: queue.
+        is rare, all workers are notified, and else some of those who wait. Parameter: queue.
         """
-        queue = parameter("queue", Text)
-        notified = select(cast(func.pg_notify(self._channel, queue), Text))
-        return notified if everybody else notified.where(awaited(self._worker, queue))
+        queue, tables = parameter("queue", Text), self._tables
+        if everybody:
+            return select(cast(func.pg_notify(tables.channel_of_given_back, queue), Text))
+        return woken(self._worker, tables.channel, queue, of=Wakeup.RETURNED)
 
 
 def _up_since() -> ColumnElement[Any]:

@@ -5,12 +5,14 @@ holds whichever plan is chosen. The rows are then fetched by address, so no stat
 join into a scan of the table. A locked row cannot move.
 """
 
+from enum import Enum
 from functools import cache
 from hashlib import sha1
 from typing import Any, Final
 
 from sqlalchemy import (
     ARRAY,
+    BigInteger,
     BindParameter,
     Boolean,
     ColumnElement,
@@ -24,12 +26,14 @@ from sqlalchemy import (
     Table,
     TableValuedAlias,
     Text,
+    and_,
     any_,
     bindparam,
     cast,
     column,
     extract,
     func,
+    literal,
     literal_column,
     or_,
     select,
@@ -62,6 +66,17 @@ ACTIVITY = table(
 
 PARAMETER_PREFIX = "given_"
 
+WOKEN: Final = 2
+"""How many waiting workers a job wakes: should one be about to end, the other takes it."""
+
+
+class Wakeup(Enum):
+    """What a worker is woken for."""
+
+    NEW = "new"
+    RETURNED = "returned"
+    """Jobs were given back; they stand near the head of the queue."""
+
 
 def parameter(name: str, type_: Any) -> BindParameter[Any]:
     """A named parameter; its value is given by :func:`parameters`."""
@@ -82,21 +97,65 @@ def channel_name(schema: str | None, table_prefix: str) -> str:
 
 @cache
 def wake_up(schema: str | None, table_prefix: str) -> Executable:
-    """Wake the workers that wait for a queue, at this transaction's commit. Parameter: queue."""
-    worker = table(f"{table_prefix}worker", column("id"), column("waits_for", JSONB), schema=schema)
-    queue = parameter("queue", Text)
-    notified = func.pg_notify(channel_name(schema, table_prefix), queue)
-    return select(cast(notified, Text)).where(awaited(worker, queue))
+    """Wake workers that wait for a queue, at this transaction's COMMIT. Parameter: queue."""
+    worker = table(
+        f"{table_prefix}worker",
+        column("id", BigInteger),
+        column("waits_for", JSONB),
+        schema=schema,
+    )
+    channel = channel_name(schema, table_prefix)
+    return select(woken(worker, channel, parameter("queue", Text)).scalar_subquery())
 
 
-def awaited(worker: FromClause, queue: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether some worker waits for a notification of this queue.
+def woken(
+    worker: FromClause,
+    channel: str,
+    queue: ColumnElement[Any],
+    *,
+    of: Wakeup = Wakeup.NEW,
+    most: int = WOKEN,
+    but: ColumnElement[Any] | None = None,
+) -> Select[Any]:
+    """Notify some workers that wait for a queue, at this transaction's COMMIT.
 
-    Without such a worker none is sent: a COMMIT that notifies takes a lock for which notifying
-    COMMITs in all databases of the server wait, and busy workers find new jobs without it.
+    A worker hears on a channel of its own (see :func:`own_channel`). It is told how many others
+    wait that were not woken: if it can't take what there is, it wakes one of them. Where no worker
+    waits, nothing is sent: a COMMIT that notifies takes a lock for which notifying COMMITs in all
+    databases of the server wait, and busy workers find new jobs without it.
+
+    Args:
+        worker: The table of workers.
+        channel: See :func:`channel_name`.
+        queue: The queue; may be a column of a row that this is joined with.
+        of: What there is.
+        most: How many workers are woken.
+        but: The id of a worker that is not.
     """
-    waits_for = cast(worker.c.waits_for, JSONB)
-    return select(worker.c.id).with_hint(worker, ONLY).where(waits_for.has_key(queue)).exists()
+    waits = cast(worker.c.waits_for, JSONB).has_key(queue)
+    # The same ones throughout a transaction: equal notifications are sent once.
+    order = func.hashint8extended(worker.c.id, func.txid_current())
+    number: ColumnElement[int] = literal_column(str(most))
+    others = func.greatest(func.count().over() - number, literal_column("0")).label("others")
+    chosen = (
+        select(worker.c.id, others)
+        .with_hint(worker, ONLY)
+        .where(waits if but is None else and_(waits, worker.c.id != but))
+        .order_by(order)
+        .limit(number)
+        .correlate_except(worker)
+        .lateral("chosen")
+    )
+    own = literal(own_channel(channel, ""), Text) + cast(chosen.c.id, Text)
+    reason: ColumnElement[str] = literal_column(f"'{of.value}'")
+    payload = func.concat_ws(literal_column("' '"), reason, chosen.c.others, queue)
+    notified = func.count(func.pg_notify(own, payload)).label("count")
+    return select(notified).select_from(chosen).correlate_except(chosen)
+
+
+def own_channel(channel: str, worker_id: int | str) -> str:
+    """The name on which one worker hears of what it is to take."""
+    return f"{channel}_{worker_id}"
 
 
 def array_parameter(name: str, item: Any) -> ColumnElement[Any]:

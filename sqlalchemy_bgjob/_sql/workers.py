@@ -18,14 +18,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from .words import ACTIVITY, ONLY, SECOND, Tables, parameter, seconds
+from .words import ACTIVITY, ONLY, SECOND, Tables, parameter, seconds, woken
 
 
 class WorkerStatements:
     """What a worker writes into its own row, and asks of the others."""
 
     def __init__(self, tables: Tables) -> None:
-        self._worker = tables.worker
+        self._worker, self._channel = tables.worker, tables.channel
 
     @cached_property
     def register(self) -> Executable:
@@ -84,6 +84,12 @@ class WorkerStatements:
             .where(worker.c.id == parameter("worker", BigInteger), worker.c.lost_at.is_(None))
             .values(waits_for=parameter("queues", JSONB))
         )
+
+    @cached_property
+    def pass_on(self) -> Executable:
+        """Wake one other worker that waits for a queue. Parameters: worker (who asks), queue."""
+        me, queue = parameter("worker", BigInteger), parameter("queue", Text)
+        return woken(self._worker, self._channel, queue, most=1, but=me)
 
     @cached_property
     def listener_session(self) -> Executable:

@@ -24,7 +24,7 @@ from .control import ControlConnection
 from .hands import Hands
 from .heart import Heart
 from .listener import Listener
-from .plan.steps import Announce, Claim
+from .plan.steps import Announce, Claim, PassOn
 from .refusals import Refusals
 from .unknown_claims import UnknownClaims
 
@@ -87,6 +87,12 @@ class Claiming:
             raise
         with self._hands.lock:
             self._hands.planner.announced(step.queues)
+
+    def pass_on(self, step: PassOn, worker_id: int) -> None:
+        """Wake other workers in this one's place."""
+        workers.pass_on(
+            self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
+        )
 
     def claim(self, step: Claim, worker_id: int) -> None:
         """Claim jobs and take them into hands. Commits.

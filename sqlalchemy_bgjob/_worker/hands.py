@@ -47,10 +47,10 @@ class Hands:
         self._late_runs: set[Run] = set()
         """Runs whose lease is over, of jobs that have a newer run in ``_runs``."""
 
-    def wake(self, queue: str | None, *, new: bool = False) -> None:
+    def wake(self, queue: str | None, *, new: bool = False, others: int = 0) -> None:
         """Look at a queue, or at all of them, at once; see :meth:`.Planner.wake`."""
         with self.lock:
-            self.planner.wake(queue, time.monotonic(), new=new)
+            self.planner.wake(queue, time.monotonic(), new=new, others=others)
         self._runtime.wake()
 
     def runs(self) -> list[Run]:

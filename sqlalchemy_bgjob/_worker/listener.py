@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, func
 from sqlalchemy import select as sql_select
@@ -24,6 +24,7 @@ from .._db.connections import configure, session_of
 from .._db.errors import sqlstate
 from .._db.keepalive import enable_keepalive
 from .._sql import Statements
+from .._sql.words import Wakeup, own_channel
 from ..telemetry import Events
 from .hands import Hands
 from .heart import Heart
@@ -54,8 +55,18 @@ class CantListen(RuntimeError):
 
 Hear = Callable[[str, str], None]
 """Called with the channel and the payload of each notification."""
-Wait = Callable[[float], None]
-"""Waits for a notification, at most N seconds; what arrives is heard."""
+
+
+class Ear(NamedTuple):
+    """A driver's way to be notified.
+
+    Attributes:
+        listen: Listens on one more channel.
+        wait: Waits for a notification, at most N seconds; what arrives is heard.
+    """
+
+    listen: Callable[[str], None]
+    wait: Callable[[float], None]
 
 
 class Listener(SideLoop):
@@ -70,8 +81,6 @@ class Listener(SideLoop):
             session there lasts and hears nothing.
         events: Told of errors.
 
-    Attributes:
-        listening: Whether notifications arrive.
     """
 
     interrupted = "not listening"
@@ -85,7 +94,13 @@ class Listener(SideLoop):
         self._of_reconnect = 0
         self._refusals = 0
         self._warned = False
-        self.listening = False
+        self._hears = False
+        self._hears_as: int | None = None
+
+    @property
+    def listening(self) -> bool:
+        """Whether notifications arrive, those for the worker's present id among them."""
+        return self._hears and self._hears_as == self._heart.worker_id is not None
 
     def _live(self, connection: Connection) -> float | None:
         try:
@@ -95,8 +110,8 @@ class Listener(SideLoop):
             self.stop()
             return None
         finally:
-            if self.listening:
-                self.listening = False
+            if self._hears:
+                self._hears, self._hears_as = False, None
                 self._heart.set_listener(None)
                 self._hands.wake(None)  # from now on polls come more often
 
@@ -119,31 +134,41 @@ class Listener(SideLoop):
     def _listen(self, connection: Connection) -> bool:
         """Listen until stopped; False if notifications do not arrive here."""
         engine, connection = connection.engine, configure(connection, "AUTOCOMMIT")
-        tables = self._statements.tables
-        new, given_back = tables.channel, tables.channel_of_given_back
+        channel = self._statements.tables.channel
+        returned = self._statements.tables.channel_of_given_back
         # A side channel makes the test independent of what queues are called.
-        test = f"{new}_{secrets.token_hex(8)}"
+        test = f"{channel}_{secrets.token_hex(8)}"
         tested = threading.Event()
 
-        def hear(channel: str, queue: str) -> None:
-            if channel == test:
+        def hear(heard_on: str, payload: str) -> None:
+            if heard_on == test:
                 tested.set()
-            elif self.listening:
-                self._hands.wake(queue, new=channel == new)
+            elif not self._hears:
+                return
+            elif heard_on in (channel, returned):
+                self._hands.wake(payload, new=heard_on == channel)
+            else:
+                of, others, queue = _parsed(payload)
+                self._hands.wake(queue, new=of == Wakeup.NEW.value, others=others)
 
         row = connection.execute(self._statements.workers.listener_session).one_or_none()
-        wait = _listen_on(connection, (new, given_back, test), hear, self._runtime)
-        if not self._hears(engine, wait, test, tested):
+        ear = _ear(connection, hear, self._runtime)
+        for name in (channel, returned, test):
+            ear.listen(name)
+        if not self._passes_test(engine, ear, test, tested):
             self._warn("notifications do not arrive (a connection pooler in transaction mode?)")
             return False
         self._backoff.reset()
         self._refusals = 0
-        self.listening = True
+        self._hears = True
         session = (row[0], row[1]) if row is not None and row[1] is not None else None
         self._heart.set_listener(session)
-        self._hands.wake(None)
         while not self._is_over():
-            wait(_STOP_WITHIN)
+            if (worker_id := self._heart.worker_id) is not None and worker_id != self._hears_as:
+                ear.listen(own_channel(channel, worker_id))
+                self._hears_as = worker_id
+                self._hands.wake(None)
+            ear.wait(_STOP_WITHIN)
         return True
 
     def _warn(self, problem: str, *, remedy: str = "give the worker a direct connection") -> None:
@@ -156,7 +181,7 @@ class Listener(SideLoop):
                 remedy,
             )
 
-    def _hears(self, engine: Engine, wait: Wait, test: str, tested: threading.Event) -> bool:
+    def _passes_test(self, engine: Engine, ear: Ear, test: str, tested: threading.Event) -> bool:
         with session_of(engine) as other, other.begin():
             enable_keepalive(other)
             other.execute(sql_select(func.pg_notify(test, "")))
@@ -164,7 +189,7 @@ class Listener(SideLoop):
         while not self._stopping.is_set():
             # The clock first: after a long stall, notifications are read once more.
             late = time.monotonic() >= deadline
-            wait(_STOP_WITHIN)
+            ear.wait(_STOP_WITHIN)
             if tested.is_set():
                 return True
             if late:
@@ -180,23 +205,35 @@ def _is_refusal(error: BaseException) -> bool:
     return (sqlstate(error) or "")[:2] in ("0A", "42")
 
 
-def _listen_on(
-    connection: Connection, channels: tuple[str, ...], hear: Hear, runtime: Runtime
-) -> Wait:
-    """LISTEN in the driver's own way; returns how to wait for notifications."""
+def _parsed(payload: str) -> tuple[str, int, str]:
+    """Why a worker is woken, how many others wait, and the queue; anybody may have written it."""
+    of, _, rest = payload.partition(" ")
+    others, _, queue = rest.partition(" ")
+    try:
+        return of, max(int(others), 0), queue
+    except ValueError:
+        return of, 0, queue
+
+
+def _ear(connection: Connection, hear: Hear, runtime: Runtime) -> Ear:
+    """The driver's own way to LISTEN and to wait for notifications."""
     driver: Any = connection.connection.driver_connection
     name = connection.dialect.driver
     if name not in _DRIVERS:
         raise CantListen(name)
     if name == "asyncpg":
-        return _listen_on_asyncpg(driver, channels, hear, runtime)
-    for channel in channels:
+        return _ear_of_asyncpg(driver, hear, runtime)
+
+    def listen(channel: str) -> None:
         connection.exec_driver_sql(f'LISTEN "{channel}"')
+
     if name == "psycopg2":
-        return partial(_wait_psycopg2, driver, hear)
+        return Ear(listen, partial(_wait_psycopg2, driver, hear))
     if connection.dialect.is_async:
-        return lambda seconds: runtime.await_(_wait_psycopg_async(driver, hear, seconds))
-    return partial(_wait_psycopg, driver, hear)
+        return Ear(
+            listen, lambda seconds: runtime.await_(_wait_psycopg_async(driver, hear, seconds))
+        )
+    return Ear(listen, partial(_wait_psycopg, driver, hear))
 
 
 def _wait_psycopg2(driver: Any, hear: Hear, seconds: float) -> None:
@@ -218,9 +255,7 @@ async def _wait_psycopg_async(driver: Any, hear: Hear, seconds: float) -> None:
         hear(notification.channel, notification.payload)
 
 
-def _listen_on_asyncpg(
-    driver: Any, channels: tuple[str, ...], hear: Hear, runtime: Runtime
-) -> Wait:
+def _ear_of_asyncpg(driver: Any, hear: Hear, runtime: Runtime) -> Ear:
     changed = asyncio.Event()
 
     def on_notification(_: Any, pid: int, channel: str, payload: str) -> None:
@@ -228,10 +263,6 @@ def _listen_on_asyncpg(
         changed.set()
 
     driver.add_termination_listener(lambda _: changed.set())
-
-    async def listen() -> None:
-        for channel in channels:
-            await driver.add_listener(channel, on_notification)
 
     async def wait(seconds: float) -> None:
         with suppress(TimeoutError):
@@ -241,5 +272,7 @@ def _listen_on_asyncpg(
         if driver.is_closed():
             raise ConnectionError("the listening connection was closed")
 
-    runtime.await_(listen())
-    return lambda seconds: runtime.await_(wait(seconds))
+    return Ear(
+        lambda channel: runtime.await_(driver.add_listener(channel, on_notification)),
+        lambda seconds: runtime.await_(wait(seconds)),
+    )

@@ -36,7 +36,7 @@ from .drain import Drain
 from .hands import Hands
 from .heart import Heart
 from .listener import Listener
-from .plan.steps import Announce, Claim, Finished, HandBack, Settle, Start, Step, Wait
+from .plan.steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Start, Step, Wait
 from .preflight import cant_register, check_database
 from .rescuer import Rescuer
 from .runtime import Attendant, Runtime
@@ -201,6 +201,8 @@ class WorkerLoop:
             if isinstance(step, Claim):
                 for look in step.looks:
                     planner.claim_sent(look.queue, now, from_head=look.onward is None)
+            elif isinstance(step, PassOn):
+                planner.passed_on(step.queues)
             run = self._hands.take_up(step.job) if isinstance(step, Start) else None
         if run is not None:
             self._slots.start(run)
@@ -218,6 +220,9 @@ class WorkerLoop:
             case Announce():
                 assert worker_id is not None
                 self._guarded(lambda: self._claiming.announce(step, worker_id), ())
+            case PassOn():
+                assert worker_id is not None
+                self._guarded(lambda: self._claiming.pass_on(step, worker_id), ())
             case Settle():
                 self._guarded(lambda: self._settling.settle(step.items), step.items)
             case HandBack():

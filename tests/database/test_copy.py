@@ -130,7 +130,7 @@ def test_a_savepoint_takes_its_own_jobs_with_it(shop: Engine, copied: list[objec
 
 
 def test_waiting_workers_are_told(shop: Engine, copied: list[object]) -> None:
-    from sqlalchemy_bgjob._sql.words import channel_name
+    from sqlalchemy_bgjob._sql.words import channel_name, own_channel
 
     insert = (
         "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, waits_for)"
@@ -140,13 +140,14 @@ def test_waiting_workers_are_told(shop: Engine, copied: list[object]) -> None:
         connection.execute(text(insert))
     with shop.connect() as listener:
         listener.execution_options(isolation_level="AUTOCOMMIT")
-        listener.exec_driver_sql(f'LISTEN "{channel_name(None, "bgjob_")}"')
+        channel = own_channel(channel_name(None, "bgjob_"), 1)
+        listener.exec_driver_sql(f'LISTEN "{channel}"')
         with Session(shop) as session, session.begin():
             enqueue_many(session, note, range(MANY))
         driver: Any = listener.connection.driver_connection
         heard = [n.payload for n in driver.notifies(timeout=5.0, stop_after=1)]
     assert len(copied) == 1
-    assert heard == ["default"]
+    assert heard == ["new 0 default"]
 
 
 @pytest.mark.core

@@ -25,6 +25,7 @@ from sqlalchemy_bgjob import (
     enqueue_many,
 )
 from sqlalchemy_bgjob._sql import statements_of
+from sqlalchemy_bgjob._sql.words import own_channel
 from support import wait_until, with_driver
 from support.databases import private_server
 from support.producers import UNITS, Producer, Sent, produce
@@ -619,13 +620,14 @@ def say(engine: Engine, *queues: str) -> None:
 
 
 class Listener:
-    """A session that listens as a worker's does, which waits for all queues of the tests."""
+    """A session that listens as that worker's does, which waits for all queues of the tests."""
 
     def __init__(self, engine: Engine) -> None:
         say(engine, *AWAITED, "inner added", "mail", "default", "q")
         url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
         self._connection = psycopg.connect(url, autocommit=True)
         self._connection.execute(f"LISTEN {CHANNEL}")
+        self._connection.execute(f"LISTEN {own_channel(CHANNEL, 1)}")
 
     def heard(self) -> list[str]:
         """The queues of all notifications so far: what was committed before this call is in."""
@@ -634,7 +636,8 @@ class Listener:
         for notification in self._connection.notifies(timeout=10):
             if notification.payload == "end of the test":
                 return sorted(queues)
-            queues.append(notification.payload)
+            assert notification.channel == own_channel(CHANNEL, 1)
+            queues.append(notification.payload.removeprefix("new 0 "))
         raise AssertionError("the notifications did not come")
 
     def close(self) -> None:

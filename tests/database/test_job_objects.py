@@ -24,6 +24,7 @@ from sqlalchemy_bgjob import (
     enqueue_many,
 )
 from sqlalchemy_bgjob._sql import statements_of
+from sqlalchemy_bgjob._sql.words import own_channel
 from support.producers import Sent
 from support.shop import Job, Order, Receipt, jobs, make_tables, note, send_receipt, store
 
@@ -345,13 +346,14 @@ def test_a_subclass_wakes_the_workers_of_the_queues_own_table(session: Session) 
 
     def note_channel(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
         if "pg_notify" in statement:
-            channels.extend(v for v in parameters.values() if v.startswith("bgjob_"))
+            texts = [value for value in parameters.values() if isinstance(value, str)]
+            channels.extend(value for value in texts if value.startswith("bgjob_"))
 
     event.listen(session.connection(), "before_cursor_execute", note_channel)
     session.add(MailJob(queue="mail", type="own", arg={"n": 1}, address="a@x"))
     session.flush()
 
-    assert channels == [statements_of(own.models).tables.channel]
+    assert channels == [own_channel(statements_of(own.models).tables.channel, "")]
     assert session.scalars(select(own.Job.queue)).all() == ["mail"]
 
 

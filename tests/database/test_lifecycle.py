@@ -16,6 +16,7 @@ from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, INTERRUPTE
 from sqlalchemy_bgjob._lifecycle import rescue, settle, workers
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
+from sqlalchemy_bgjob._sql.words import own_channel
 from sqlalchemy_bgjob.testing.points import at
 from support.rows import ME, OTHER, claim, ids, pending, rows
 from support.waiting import wait_until
@@ -454,8 +455,10 @@ def test_who_is_told_of_what_was_given_back(queue: Queue) -> None:
         assert heard() == ["q"]
 
         queue.execute(insert, id=OTHER, lost=None, waits='["q"]')
+        channel = own_channel(queue.statements.tables.channel, OTHER)
+        listener.exec_driver_sql(f'LISTEN "{channel}"')
         queue.settle([Pending(queue.claim("e")[0], HAND_BACK)])
-        assert heard() == ["q"]
+        assert heard() == ["returned 0 q"]
 
 
 def test_a_rescue_that_can_not_tell_is_made(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:

@@ -666,6 +666,7 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("settle.complete_one", None, {"worker", "id", "lease"}),
         ("claim.onward", None, {"queue", "limit", "worker", "priority", "at", "id"}),
         ("workers.set_waits_for", None, {"worker", "queues"}),
+        ("workers.pass_on", None, {"worker", "queue"}),
         ("settle.complete", (False, True), FENCE),
         ("settle.release", (False, True), FENCE | RELEASE | {"unknowns"}),
         ("settle.bury", (False, True), FENCE | {"dead_ids", "refunds", "errors"}),

@@ -38,6 +38,8 @@ def test_an_empty_queue_is_polled_at_the_poll_interval_once_no_notification_arri
     deaf.wake(None, NOW)
     deaf.claim_sent("q", NOW, from_head=True)
     deaf.polled("q", 2, 0, None, NOW, listening=False)
+    assert step(deaf) == Announce(())
+    deaf.announced(())
 
     assert 0.9 <= poll_of(deaf) <= 1.0
 

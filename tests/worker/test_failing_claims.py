@@ -248,9 +248,7 @@ def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine, tune: Tune) ->
     enqueue_many(engine, note, [None] * 600)
 
     with Worker(jobs, engine, queues={"default": 2}, observers=[errors], max_claim=50) as worker:
-        wait_until(
-            lambda: len(errors.at) >= queue.MOST_UNWRITTEN, 180, what="refused settlements"
-        )
+        wait_until(lambda: len(errors.at) >= queue.MOST_UNWRITTEN, 180, what="refused settlements")
         wait_until(lambda: time.monotonic() > errors.at[-1] + 1.0, 180, what="no more of them")
         mended = len(done)
         with engine.begin() as connection:

@@ -17,7 +17,7 @@ from ..._lifecycle.settle import Fate, Pending
 from ...settings import WorkerSettings
 from .polling import Polling
 from .queue import Queue
-from .steps import Announce, Claim, Finished, HandBack, Settle, Start, Step, Wait
+from .steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Start, Step, Wait
 
 LINGER: Final = 0.010
 """The longest a settlement waits for others to share its statement, in seconds."""
@@ -108,14 +108,15 @@ class Planner:
             listening=listening,
         )
 
-    def wake(self, queue: str | None, now: float, *, new: bool = False) -> None:
+    def wake(self, queue: str | None, now: float, *, new: bool = False, others: int = 0) -> None:
         """A notification: look at this queue, or at all of them, at once.
 
         With *new* it tells of new jobs; otherwise of any, including jobs that were given back.
+        *others* is how many more workers wait for it that were not woken.
         """
         for q in self._queues.values():
             if queue is None or q.name == queue:
-                q.polling.wake(now)
+                q.polling.wake(now, others=others)
                 if new:
                     q.lanes.notified()
                 else:
@@ -146,6 +147,11 @@ class Planner:
             q.lanes.head_scan_sent()
         if q.polling.sent(now) and not from_head:
             q.lanes.notified()
+
+    def passed_on(self, queues: Iterable[str]) -> None:
+        """Another worker is woken for each of these queues."""
+        for queue in queues:
+            self._queues[queue].polling.passed_on()
 
     def announced(self, queues: tuple[str, ...] | None) -> None:
         """Producers were told where this worker waits; None while it is unknown what they see."""
@@ -241,9 +247,11 @@ class Planner:
                 if job is not None:
                     q.progress = False
                     return Start(job)
-        # Before small batches of settlements: while one is written, ready jobs may run out.
-        if claims and (step := self._to_announce() or self._to_claim(now)):
+        if may_claim and (step := self._to_tell(now, may_start=may_start)):
             return step
+        # Before small batches of settlements: while one is written, ready jobs may run out.
+        if claims and (claim := self._to_claim(now)):
+            return claim
         if may_claim and (items := self._to_settle(now, self._most / 2, LINGER)):
             return Settle(items)
         if self.draining and not self.busy:
@@ -277,10 +285,25 @@ class Planner:
         q = self._queues[queue]
         return not q.ready or (q.polling.due_at <= now and q.room(now, self._most) > 0)
 
-    def _to_announce(self) -> Announce | None:
-        if not self._listening:
+    def _to_tell(self, now: float, *, may_start: bool) -> PassOn | Announce | None:
+        """What others are to know of where this worker waits."""
+        if not (may_start or self.draining):
             return None
-        waiting = tuple(q.name for q in self._queues.values() if q.polling.waits)
+        if (step := self._to_pass_on(now)) or (self.draining and not self.busy):
+            return step
+        return self._to_announce()
+
+    def _to_pass_on(self, now: float) -> PassOn | None:
+        queues = tuple(
+            q.name
+            for q in self._queues.values()
+            if q.polling.passes_on(now, can_look=not self.draining and q.is_free_soon(now))
+        )
+        return PassOn(queues) if queues else None
+
+    def _to_announce(self) -> Announce | None:
+        waits = self._listening and not self.draining  # others are woken only in its place
+        waiting = tuple(q.name for q in self._queues.values() if waits and q.polling.waits)
         return Announce(waiting) if waiting != self._announced else None
 
     def _to_claim(self, now: float, *, early: bool = False) -> Claim | None:
@@ -293,9 +316,7 @@ class Planner:
         due = [
             (q, room)
             for q in self._turn
-            if (not early or q.moves_on)
-            and q.polling.due_at <= now
-            and (room := q.room(now, most))
+            if (not early or q.moves_on) and q.polling.due_at <= now and (room := q.room(now, most))
         ]
         if not due:
             return None

@@ -4,11 +4,16 @@ After work a queue is polled again after 5 ms; then the pause doubles each time,
 ``poll_interval``. A worker that has found nothing asks producers to notify: the next one that
 commits a job wakes it. From then on, as long as it hears them, work does not shorten the pause, and
 it grows to six times ``poll_interval``.
+
+A producer wakes some of those who wait, and tells them how many more there are. A worker that can't
+take all that there is wakes one of those: it passes the wake-up on.
 """
 
 import random
 from enum import Enum
 from typing import Final
+
+from ..._sql.words import WOKEN
 
 FIRST_POLL: Final = 0.005
 """Seconds until a queue is polled again after work, after producers were told to notify, and after
@@ -26,10 +31,11 @@ SUSTAINED: Final = 1.0
 GAP: Final = 0.010
 """Seconds between two claims that are a pause in the work."""
 MANY: Final = 200
-"""Notifications within a second after which producers need not notify for a second."""
+"""Notifications of a queue within a second, as this worker can tell from those it hears, after
+which producers need not notify for a second."""
 SPARED: Final = 1.0
 SPARED_POLL: Final = 0.01
-"""The longest pause between two polls meanwhile."""
+"""The longest pause between two polls meanwhile; as often by all who were woken in turns."""
 IN_VAIN: Final = 20
 """Notified polls in a row that found nothing, after which the next ones wait: any role that can
 connect can notify, however often."""
@@ -50,6 +56,8 @@ class Notify(Enum):
     ON        for a second each poll finds something, and they  OFF
               come without a GAP, or find all they asked for
     any       MANY notifications within a second                SPARED
+    ON        another worker is woken in place of this one,     OFF
+              which can't look now
     SPARED    a second later, a poll finds nothing, and this    WANTED
               worker hears
     ========  ================================================  ==========================
@@ -90,12 +98,14 @@ class Polling:
         self._cool_until = 0.0
         self._notify = Notify.OFF
         self._is_late = False  # jobs may come that did not notify
-        self._notified = 0
+        self._notified = 0.0
         self._notified_since = 0.0
         self._spared_until = 0.0
         self._busy_since = _NEVER  # since then polls find something, without a gap
         self._worked_at = -_NEVER  # the last poll that has found something
         self._was_full = False  # and that found as much as it could take
+        self._others = 0  # workers that waited for the last notification, and were not woken
+        self._took_all = False  # a claim that a wake-up asked for was full, and others wait
         self._found_last = False
         self.woken = False
         """Whether something asked for a poll, and none was sent since."""
@@ -132,11 +142,26 @@ class Polling:
         elif not known and self._notify is Notify.ON:
             self._notify = Notify.WANTED
 
-    def wake(self, now: float) -> None:
-        """A poll is asked for: it is due at once, unless many such polls found nothing."""
+    def wake(self, now: float, *, others: int = 0) -> None:
+        """A poll is asked for: it is due at once, unless many such polls found nothing.
+
+        *others* is how many more workers wait that were not woken.
+        """
         self.woken = self._asked = True
+        self._others = others
         self._count_notification(now)
         self._at = min(self._at, self._soonest(now))
+
+    def passes_on(self, now: float, *, can_look: bool) -> bool:
+        """Whether another worker is to be woken: this one can't look soon, or took all it could."""
+        rests = now < max(self._refused_until, self._paused_until)
+        return self._took_all or (self.woken and self._others > 0 and (rests or not can_look))
+
+    def passed_on(self) -> None:
+        """Another worker is woken. One that can't look waits no more, until it has looked again."""
+        if not self._took_all and self.waits:
+            self._notify = Notify.OFF
+        self._took_all, self._others = False, 0
 
     def refused(self, until: float) -> None:
         """The database refused a claim: leave the queue alone until then."""
@@ -197,6 +222,7 @@ class Polling:
             if listening and not self.waits and now >= self._spared_until:
                 self._notify = Notify.WANTED
         self._found_last = found > 0
+        self._took_all = found >= limit and self._by_wake and self._others > 0
         if due_in is not None:
             # The earlier of both: a claim that was answered in two parts may have missed that job.
             self._scheduled_at = min(self._scheduled_at, now + max(due_in, 0.0) + 0.001)
@@ -229,7 +255,8 @@ class Polling:
             self._is_late = self._is_late and pause < min(LATE, longest)
         if now < self._spared_until:
             left = self._spared_until - now
-            pause = min(pause, SPARED_POLL if self._in_vain < IN_VAIN else left)
+            often = SPARED_POLL * self._share
+            pause = min(pause, often if self._in_vain < IN_VAIN else left)
         return pause * random.uniform(0.9, 1.0)  # workers that started together drift apart
 
     def _soonest(self, now: float) -> float:
@@ -238,6 +265,11 @@ class Polling:
     def _count_notification(self, now: float) -> None:
         if now >= self._notified_since + 1.0:
             self._notified_since, self._notified = now, 0
-        self._notified += 1
+        self._notified += self._share
         if self._notified >= MANY:
             self._notify, self._spared_until = Notify.SPARED, now + SPARED
+
+    @property
+    def _share(self) -> float:
+        """The notifications of the queue for each one that this worker hears."""
+        return 1.0 + self._others / WOKEN

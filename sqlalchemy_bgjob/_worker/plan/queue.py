@@ -74,6 +74,10 @@ class Queue:
             return 0
         return min(most, int(self.slots * AHEAD / max(self.mean, _SHORTEST_RUN)))
 
+    def is_free_soon(self, now: float) -> bool:
+        """Whether a slot is free, or jobs are so short that one will be soon."""
+        return self.slots - self.running > len(self.ready) or self.ahead(now, 1) > 0
+
     def room(self, now: float, most: int) -> int:
         """For how many jobs there is room in a claim of at most that many."""
         if self.unwritten >= MOST_UNWRITTEN:

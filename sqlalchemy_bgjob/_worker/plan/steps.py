@@ -21,6 +21,13 @@ class Announce:
 
 
 @dataclass(frozen=True, slots=True)
+class PassOn:
+    """Wake another worker for each of these queues: this one can't take all that there is."""
+
+    queues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Run a job that was claimed."""
 
@@ -53,4 +60,4 @@ class Finished:
     """Drained: nothing runs, nothing is ready, all is settled."""
 
 
-Step = Claim | Announce | Start | Settle | HandBack | Wait | Finished
+Step = Claim | Announce | PassOn | Start | Settle | HandBack | Wait | Finished
