@@ -9,7 +9,7 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Dialect, Engine, Pool, create_engine
 from sqlalchemy.engine.interfaces import IsolationLevel
@@ -142,13 +142,24 @@ def maintain(connection: Connection, worker_id: int | None, *, plans: bool) -> b
     return plans and plan_anew(connection)
 
 
+RECONNECT: Final = 1.0
+"""The longest wait, in seconds, of those that find out whether the database is back."""
+REPORTED_AFTER: Final = 5.0
+"""Seconds of an outage after which one more of its errors is told."""
+
+
 class Backoff:
-    """Waits between attempts to reach the database: 50 ms, doubling, up to 5 s, with jitter."""
+    """Waits between attempts to reach the database: 50 ms, doubling, with jitter.
+
+    Args:
+        last: The longest wait, in seconds; 5 if it is None.
+    """
 
     FIRST, LAST = 0.05, 5.0
 
-    def __init__(self) -> None:
-        self._next = self.FIRST
+    def __init__(self, last: float | None = None) -> None:
+        self._next, self._last = self.FIRST, self.LAST if last is None else last
+        self._reported_at = float("-inf")
 
     @property
     def is_first(self) -> bool:
@@ -159,11 +170,18 @@ class Backoff:
         """Log a failure: the first of an outage as info, the rest as debug."""
         logger.log(logging.INFO if self.is_first else logging.DEBUG, "%s: %s", what, summary(error))
 
+    def is_news(self, now: float) -> bool:
+        """Whether observers are to be told of a failure: of the first, then of one in 5 s."""
+        if not self.is_first and now < self._reported_at + REPORTED_AFTER:
+            return False
+        self._reported_at = now
+        return True
+
     def reset(self) -> None:
         """Start again at the shortest wait, after a success."""
         self._next = self.FIRST
 
     def pause(self) -> float:
         """Seconds to wait before the next attempt."""
-        pause, self._next = self._next, min(self._next * 2, self.LAST)
+        pause, self._next = self._next, min(self._next * 2, self._last)
         return pause * random.uniform(0.5, 1.0)

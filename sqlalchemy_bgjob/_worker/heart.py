@@ -22,7 +22,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from .._db.connections import OfAnotherLoop, configure
+from .._db.connections import RECONNECT, OfAnotherLoop, configure
 from .._db.errors import passes_by_itself
 from .._db.idle_statement import may_commit_each
 from .._db.sessions import name_session
@@ -63,6 +63,7 @@ class Heart(SideLoop):
     """
 
     interrupted = "heartbeat interrupted"
+    longest_pause = RECONNECT
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from .._db.connections import Backoff
+from .._db.connections import RECONNECT, Backoff
 from .._db.errors import note_advice, passes_by_itself, summary
 from .._db.forks import leave_if_forked
 from .._handlers.outcomes import HAND_BACK
@@ -108,8 +108,9 @@ class WorkerLoop:
         self._settling = Settling(hands, control, statements, events)
         self._slots = Slots(hands, runtime, heart, events, environment)
         self._announced_by: int | None = None
-        self._backoff = Backoff()
+        self._backoff = Backoff(RECONNECT)
         self._retry_at = 0.0
+        self._of_reconnect = 0
         self._visible_by = 0.0
 
     def stop(self, timeout: float) -> None:
@@ -181,6 +182,9 @@ class WorkerLoop:
     def _step(self, now: float) -> None:
         self._heart.turned(now)
         worker_id = self._heart.worker_id
+        if self._heart.reconnects != self._of_reconnect:  # the database is back
+            self._of_reconnect = self._heart.reconnects
+            self._retry_at = min(self._retry_at, now)
         may_claim = worker_id is not None and now >= self._retry_at and self._is_visible(now)
         may_start = self._heart.fresh(now)
         if worker_id is not None and not may_start:
@@ -270,10 +274,11 @@ class WorkerLoop:
             self._lost_control(error)
 
     def _lost_control(self, error: BaseException) -> None:
-        self._events.report(error)
+        now = time.monotonic()
+        if self._backoff.is_news(now):
+            self._events.report(error)
         self._backoff.log("worker interrupted", error)
         self._control.drop()
-        now = time.monotonic()
         self._heart.doubt(now)
         self._retry_at = now + self._backoff.pause()
 

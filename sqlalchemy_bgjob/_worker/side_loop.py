@@ -5,6 +5,7 @@ a slow statement of the worker can hold it up.
 """
 
 import threading
+import time
 from typing import ClassVar
 
 from sqlalchemy import Connection, Engine
@@ -18,11 +19,13 @@ class SideLoop:
 
     interrupted: ClassVar[str]
     """What the log says when a connection is lost."""
+    longest_pause: ClassVar[float | None] = None
+    """Seconds between two attempts to connect, at most; None for those of :class:`.Backoff`."""
 
     def __init__(self, engine: Engine, events: Events) -> None:
         self._engine, self._events = engine, events
         self._stopping = threading.Event()
-        self._backoff = Backoff()
+        self._backoff = Backoff(self.longest_pause)
         """Reset by :meth:`_live`, once its connection has proved itself."""
 
     def stop(self) -> None:
@@ -39,7 +42,8 @@ class SideLoop:
                         pause = self._live(connection)
                 except Exception as error:
                     if not self._stopping.is_set():
-                        self._events.report(error)
+                        if self._backoff.is_news(time.monotonic()):
+                            self._events.report(error)
                         self._backoff.log(self.interrupted, error)
                     pause = self._failed(error)
                 self._pause(self._backoff.pause() if pause is None else pause)

@@ -80,7 +80,11 @@ class Observer:
         """
 
     def worker_error(self, error: BaseException) -> None:
-        """Something failed that is not a handler: the connection, a settlement, the listener."""
+        """Something failed that is not a handler: the connection, a settlement, the listener.
+
+        Of a connection that can't be had for a while, each of a worker's connections tells once in
+        5 s.
+        """
 
 
 _EVENTS: Final = tuple(name for name in vars(Observer) if not name.startswith("_"))

@@ -175,8 +175,9 @@ def test_an_outage_fills_neither_the_log_nor_the_table_of_files(
     print(f"{attempts} attempts, {len(said)} lines, at most {most} files instead of {files}")
     print("\n".join(said))
     assert attempts > 8
-    # Four connections, whose waits double from 50 ms to 5 s; each wait is at least half of that.
-    assert attempts < 4 * (8 + seconds / 2.5)
+    # Four connections, whose waits double from 50 ms: two to 1 s, two to 5 s. Each wait is at least
+    # half of that.
+    assert attempts < 2 * (8 + seconds / 0.5) + 2 * (8 + seconds / 2.5)
     # What the drivers say differs by how far an attempt came.
     assert len(said) <= 12 + 3 * seconds / 5
     assert most <= files + 4, "a connection is a file while it is tried"
@@ -201,7 +202,8 @@ def test_a_worker_that_may_not_listen_says_so_once_and_polls(fleet: Fleet, proxy
         enqueue(fleet.engine, fleet.app.quick, id=f"job-{n}")
         fleet.wait_until_done(5)
 
-    wait_until(lambda: fleet.journal.count("error") >= REFUSALS, 20, what="what observers hear")
+    # Of what fails again and again within five seconds, they hear once.
+    wait_until(lambda: fleet.journal.count("error") >= 1, 20, what="what observers hear")
     assert proxy.replacements == REFUSALS
     assert process.log.count("falling back to polling") == 1
     assert "LISTEN is refused (42601)" in process.log
