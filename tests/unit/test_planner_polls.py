@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sqlalchemy_bgjob._worker.plan.polling import ASKED_AFTER, FIRST_POLL, HEARD
+from sqlalchemy_bgjob._worker.plan.polling import (
+    ASKED_AFTER,
+    FIRST_POLL,
+    GAP,
+    HEARD,
+    SUSTAINED,
+)
 from sqlalchemy_bgjob._worker.plan.steps import Announce, Claim, Wait
 from support.planning import NOW, caught_up, claim, core, step
 
@@ -81,6 +87,25 @@ def test_where_producers_notify_nothing_is_polled_for_after_work() -> None:
     following = step(idle)
     assert isinstance(following, Wait)
     assert 0.9 <= following.seconds <= 1.0
+
+
+def test_after_work_that_was_notified_polls_are_frequent_where_producers_notify_no_more() -> None:
+    """Not only when it is time to ask for due times: a steady load would wait for each of those."""
+    steady = core(2, poll_interval=1.0)
+    caught_up(steady)
+    steady.head_scanned("q", [0], 0.01, NOW)  # so long that no scan is due meanwhile
+    now = NOW
+    while now < NOW + SUSTAINED + GAP:
+        now += 0.8 * GAP
+        steady.wake("q", now, new=True)
+        steady.claim_sent("q", now)
+        steady.polled("q", 2, 1, None, now, listening=True)
+
+    assert step(steady, now) == Announce(())
+    steady.announced(())
+    following = step(steady, now)
+    assert isinstance(following, Wait)
+    assert following.seconds <= FIRST_POLL
 
 
 def test_what_is_committed_after_its_producers_are_told_is_polled_for() -> None:

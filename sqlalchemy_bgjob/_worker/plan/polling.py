@@ -246,10 +246,10 @@ class Polling:
             self._notify = Notify.OFF
 
     def _next_pause(self, now: float, longest: float, *, found: bool) -> float:
+        pause = min(self._pause, longest)
         if self._asks_due_after is not None:
-            pause = self._asks_due_after
+            pause = min(pause, self._asks_due_after)
         else:
-            pause = min(self._pause, longest)
             if not (found and self._is_late):
                 self._pause = min(pause * 2, longest)
             self._is_late = self._is_late and pause < min(LATE, longest)
