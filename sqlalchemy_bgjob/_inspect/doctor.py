@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Index, text
+from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
 
 from .._db.encodings import encoding_problem
@@ -190,18 +191,15 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
         ]
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             columns = [column.name for column in index.columns]
+            where = _condition(index)
+            wanted = f"({', '.join(columns)})" + (f" WHERE {where}" if where else "")
             found = there.indexes.get(str(index.name))
             if found is None:
-                problems.append(
-                    f"{full_name} has no index {index.name!r} on ({', '.join(columns)}); create it"
-                )
+                problems.append(f"{full_name} has no index {index.name!r} on {wanted}; create it")
             elif not found[0]:
                 problems.append(f"the index {index.name!r} is invalid; REINDEX it")
-            elif found[1] != columns or found[2]:
-                problems.append(
-                    f"the index {index.name!r} is not on ({', '.join(columns)}) alone; "
-                    f"drop and create it"
-                )
+            elif found[1:] != (columns, where):
+                problems.append(f"the index {index.name!r} is not on {wanted}; drop and create it")
         problems += [
             f"{full_name} has no constraint {constraint.name!r}; add it"
             for constraint in sorted(table.constraints, key=lambda one: str(one.name))
@@ -210,11 +208,21 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
     return problems
 
 
+def _condition(index: Index) -> str:
+    """The predicate of a partial index, as the server tells it; empty for a full one."""
+    condition = index.dialect_options["postgresql"]["where"]
+    if condition is None:
+        return ""
+    bare = {"include_table": False}
+    dialect: Any = PGDialect
+    return str(condition.compile(dialect=dialect(), compile_kwargs=bare))
+
+
 @dataclass(frozen=True)
 class _Catalog:
     columns: frozenset[str]
-    indexes: dict[str, tuple[bool, list[str], bool]]
-    """By name: whether the index is valid, its columns, and whether it is partial."""
+    indexes: dict[str, tuple[bool, list[str], str]]
+    """By name: whether the index is valid, its columns, and its predicate if it is partial."""
     constraints: frozenset[str]
 
 
@@ -240,7 +248,7 @@ _INDEXES = text(
                  FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
                  ORDER BY k.place),
-           i.indpred IS NOT NULL
+           btrim(coalesce(pg_get_expr(i.indpred, i.indrelid), ''), '()')
     FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
     WHERE i.indrelid = to_regclass(CAST(:table AS TEXT))
     """

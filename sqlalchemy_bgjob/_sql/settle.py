@@ -148,7 +148,11 @@ class SettleStatements:
         return (
             update(job)
             .with_hint(ONLY)
-            .where(at(self._held(given, wait=wait, keeps_key=True)), job.c.id == given.c.ids)
+            # Nothing appended: the rows are found by address, and no index is to offer another way.
+            .where(
+                at(self._held(given, wait=wait, keeps_key=True)),
+                job.c.id.concat(literal_column("''")) == given.c.ids,
+            )
             .values(
                 claimed_by=None,
                 lease=job.c.lease + 1,

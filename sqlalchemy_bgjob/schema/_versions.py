@@ -106,7 +106,8 @@ def tables_1(schema: str | None, prefix: str) -> MetaData:
         check("job", "times", times),
         schema=schema,
     )
-    Index(f"{prefix}job_claim_idx", job.c.queue, job.c.priority, job.c.next_run_at, job.c.id)
+    order = (job.c.queue, job.c.priority, job.c.next_run_at, job.c.id)
+    Index(f"{prefix}job_claim_idx", *order, postgresql_where=job.c.queue.is_not(None))
 
     dead_job = Table(
         f"{prefix}dead_job",

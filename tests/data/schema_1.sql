@@ -25,7 +25,7 @@ CREATE TABLE bgjob_job (
     CONSTRAINT bgjob_job_times_check CHECK (next_run_at BETWEEN '1970-01-01 00:00:00+00:00' AND '9999-01-01 00:00:00+00:00' AND created_at BETWEEN '1970-01-01 00:00:00+00:00' AND '9999-01-01 00:00:00+00:00' AND updated_at BETWEEN '1970-01-01 00:00:00+00:00' AND '9999-01-01 00:00:00+00:00')
 );
 
-CREATE INDEX bgjob_job_claim_idx ON bgjob_job (queue, priority, next_run_at, id);
+CREATE INDEX bgjob_job_claim_idx ON bgjob_job (queue, priority, next_run_at, id) WHERE queue IS NOT NULL;
 
 ALTER TABLE bgjob_job SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 

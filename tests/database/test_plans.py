@@ -228,6 +228,38 @@ def test_no_hot_statement_reads_the_whole_table(
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("mode", MODES)
+def test_settlements_beside_rows_that_are_gone_and_can_not_be_removed(
+    server: TestServer, mode: str
+) -> None:
+    """The statistics say that the table is empty, and all of its indexes look alike.
+
+    Beside an open transaction each search by id was a walk through the claim's index, and 600 jobs
+    a second were too many for a worker after two minutes.
+    """
+    with new_engine(server) as engine, engine.connect() as pin, engine.connect() as connection:
+        statements = make_queue(engine)
+        pin.execution_options(isolation_level="REPEATABLE READ")
+        pin.execute(text("SELECT count(*) FROM bgjob_job"))
+        with engine.begin() as other:
+            fill(other, 20_000)
+            other.execute(text("DELETE FROM bgjob_job"))
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+            other.execute(text("VACUUM ANALYZE bgjob_job"))
+            assert other.scalar(text("SELECT count(*) FROM bgjob_job")) == 0
+            fill(other, BATCH, prefix="late-")
+        pin.rollback()  # the plans do not depend on it, and no clean-up is to be in the way
+
+        with recorded_plans(connection, mode) as plans:
+            steps = a_round(connection, statements, plans)
+
+    for name in ("complete", "retry", "bury", "hand back"):
+        step = steps[name]
+        assert step.plan.scans() == {f"Index Scan {KEY}", "Tid Scan"}, name
+        assert step.plan.buffers <= 20 * step.jobs + 60, (name, step.plan.buffers, step.jobs)
+
+
+@pytest.mark.core
 def test_the_claim_reads_what_it_takes(
     rounds: tuple[int, dict[tuple[str, str], dict[str, Step]]],
 ) -> None:

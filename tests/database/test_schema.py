@@ -105,7 +105,7 @@ def test_the_models_are_what_was_designed(expected: ExpectedCatalog) -> None:
         "fillfactor=50",
     ]
     assert [index[0].partition(" USING ")[2] for index in job["indexes"]] == [
-        "btree (queue, priority, next_run_at, id)",
+        "btree (queue, priority, next_run_at, id) WHERE (queue IS NOT NULL)",
         "btree (id)",
     ]
     assert [constraint[0] for constraint in job["constraints"]] == [
