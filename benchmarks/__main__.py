@@ -10,6 +10,7 @@ import click
 from benchmarks.compare import run_compare
 from benchmarks.designs import run_designs
 from benchmarks.peers import PEERS
+from benchmarks.plot import draw
 from benchmarks.report import table_lines
 from benchmarks.workloads import WORKLOADS
 from sqlalchemy_bgjob._bench.workloads import chosen
@@ -25,6 +26,7 @@ work_folder_option = click.option(
 )
 
 RESULTS = Path(__file__).parent / "results.json"
+PLOTS_FOLDER = Path(__file__).parents[1] / "docs" / "plots"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -126,6 +128,25 @@ def table(results: Path) -> None:
     """Print the table of the README from the JSON file that compare has written."""
     for line in table_lines(json.loads(results.read_text())):
         click.echo(line)
+
+
+@cli.command()
+@click.argument(
+    "results",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=RESULTS,
+)
+@click.option(
+    "--folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=PLOTS_FOLDER,
+    show_default=True,
+    help="Where the SVG files go.",
+)
+def plot(results: Path, folder: Path) -> None:
+    """Draw the pictures of the README and the docs from that JSON file."""
+    for path in draw(json.loads(results.read_text()), folder):
+        click.echo(path)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ FIGURES: Mapping[str, str] = {
     "idle_per_second": "idle {:,.1f} transactions/s",
     "idle_worker": "idle worker {:.1%} of a core",
     "idle_server": "idle server {:.1%} of a core",
+    "sessions": "{:.0f} sessions",
+    "start_s": "{:.2f} s",
+    "back_s": "{:.2f} s",
+    "transactions": "{:.1f} transactions a job",
+    "drain_share": "drain {:.2f} of that before",
 }
 """How each figure is written."""
 COMPARED = ("jobs_per_second", "first_per_second", "last_per_second", "p50_ms", "p99_ms")

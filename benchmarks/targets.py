@@ -185,13 +185,27 @@ def _targets() -> Iterable[Target]:
         yield Target("W10", what, ours("W10", "AsyncWorker", figure), most, most=True)
     longest = ours("W11", "AsyncWorker", "longest_wait_s")
     yield Target("W11", "longest wait in s", longest, 2.0, most=True)
-    for figure, name, most in (
-        ("p50_ms", "p50", 1.2),
-        ("p99_ms", "p99", 1.5),
-        ("idle_worker", "CPU of an idle worker", 1.5),
+    for workload, variant in (("W12", "AsyncWorker"), ("W13", "")):
+        for figure, name, most in (
+            ("p50_ms", "p50", 1.2),
+            ("p99_ms", "p99", 1.5),
+            ("idle_per_second", "idle transactions", 1.5),
+            ("idle_worker", "CPU of an idle worker", 1.5),
+        ):
+            lowest = ratio(ours(workload, variant, figure), best_peer(workload, figure, min))
+            yield Target(workload, f"{name} / lowest peer", lowest, most, most=True)
+    for workload, what, figure, most in (
+        ("W14", "transactions/s", "idle_per_second", 1.1),
+        ("W14", "sessions", "sessions", 4),
+        ("W16", "seconds", "back_s", 1.0),
+        ("W17", "transactions a job: its enqueue and settlement, and claims", "transactions", 5),
     ):
-        lowest = ratio(ours("W12", "AsyncWorker", figure), best_peer("W12", figure, min))
-        yield Target("W12", f"{name} / lowest peer", lowest, most, most=True)
+        yield Target(workload, what, ours(workload, "", figure), most, most=True)
+    start = ratio(ours("W15", "", "start_s"), peer("W15", "pgqueuer", "start_s"))
+    yield Target("W15", "ours / pgqueuer", start, 1.2, most=True)
+    yield Target("W18", "drain / drain before", ours("W18", "", "drain_share"), 0.7)
+    grown = ratio(ours("W18", "", "last_p99_ms"), ours("W18", "", "first_p99_ms"))
+    yield Target("W18", "p99 at last / at first", grown, 1.4, most=True)
 
 
 TARGETS: Sequence[Target] = tuple(_targets())

@@ -2,7 +2,6 @@
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,8 +12,9 @@ from sqlalchemy.exc import DBAPIError
 
 from benchmarks.arena import PeerArena
 from benchmarks.server_cpu import server_cpu
+from benchmarks.situations import cost, lasting, pulsed, w13, w14, w15, w16, w17, w18
 from sqlalchemy_bgjob._bench.arena import FULL_DRAIN, Arena, Measurement
-from sqlalchemy_bgjob._bench.program import Answer, BenchError, Running
+from sqlalchemy_bgjob._bench.program import Answer, BenchError
 from sqlalchemy_bgjob._bench.times import cpu_share, percentile, rate, reached, tenths, waits
 from sqlalchemy_bgjob._bench.workloads import (
     KINDS,
@@ -32,6 +32,8 @@ from sqlalchemy_bgjob._bench.workloads import (
 
 OF_PEERS: Final[Variants] = {"": {}}
 """They are used in one way only."""
+PYTHON: Final = ("pgqueuer", "procrastinate")
+"""Those that serve many queues by one worker, or start as quickly as it takes for fifty."""
 
 # ---- those of bench -------------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ def _first_of(arena: Arena, backlog: int, jobs: int) -> float:
 
 def w7b(arena: Arena) -> Iterator[Measurement]:
     """Pick-up at 500 jobs/s beside an open transaction, from transactions of 300 ms."""
-    seconds = _lasting(arena, 120)
+    seconds = lasting(arena, 120)
     window = seconds / 12
     with arena.pinned():
         found, _ = _streamed(arena, rate=500, per_commit=10, held=0.3, seconds=seconds)
@@ -164,11 +166,6 @@ def w7b(arena: Arena) -> Iterator[Measurement]:
         last_p99_ms=percentile(late, 0.99) * 1000,
     )
     arena.clean()
-
-
-def _lasting(arena: Arena, full: float, least: float = 0.5) -> float:
-    """How many seconds instead of *full*."""
-    return max(least, full * arena.scale)
 
 
 def _streamed(
@@ -230,7 +227,7 @@ def w9(arena: Arena) -> Iterator[Measurement]:
 
 def w10(arena: Arena) -> Iterator[Measurement]:
     """Steady 2,000 jobs/s: pick-up, and what it costs."""
-    seconds = _lasting(arena, 60)
+    seconds = lasting(arena, 60)
     position = "pg_current_wal_lsn() - '0/0'::pg_lsn"
     wal, server = int(arena.scalar(f"SELECT {position}")), server_cpu(arena.engine)
     found, answers = _streamed(arena, rate=2_000, per_commit=20, seconds=seconds)
@@ -271,7 +268,7 @@ def memory(answer: Answer) -> tuple[int, int, int]:
 def w11(arena: Arena) -> Iterator[Measurement]:
     """A tenth of the handlers take 10 s, the others 1 ms; two workers with slots for all slow."""
     jobs = arena.sized(1_000)
-    slow = min(_lasting(arena, 10, least=0.2), 10.0)
+    slow = min(lasting(arena, 10, least=0.2), 10.0)
     options: dict[str, Any] = {"handler": "mixed", "concurrency": max(jobs // 10, 1)}
     arena.checkpoint()
     with contextlib.ExitStack() as stack:
@@ -292,42 +289,17 @@ def w11(arena: Arena) -> Iterator[Measurement]:
 
 def w12(arena: Arena, variants: Variants = KINDS) -> Iterator[Measurement]:
     """100 queues: what they cost while they are idle, and pick-up at a job a second in each."""
-    queues, seconds = max(arena.sized(100), 2), _lasting(arena, 10)
+    queues, seconds = max(arena.sized(100), 2), lasting(arena, 10)
     for variant, options in variants.items():
         arena.checkpoint()
         given = {"queues": queues, "concurrency": 2, "latency": True, **options}
         with arena.program.start("work", **given) as worker:
             worker.wait_until_ready()
-            idle = _cost(arena, worker, seconds)
+            idle = cost(arena, worker, seconds)
             jobs = round(queues * seconds)
-            pace = {"jobs": jobs, "queues": queues, "interval": 1 / queues}
-            sent = arena.program.call("pulse", **pace)["sent"]
-            arena.wait_until_drained(jobs, [worker])
-            found = [wait * 1000 for _, wait in waits(sent, [worker.stop()])]
-        p50, p99 = percentile(found, 0.5), percentile(found, 0.99)
-        yield arena.measured("W12", jobs, variant, p50_ms=p50, p99_ms=p99, **idle)
+            found = pulsed(arena, [worker], jobs, 1 / queues, queues=queues)
+        yield arena.measured("W12", jobs, variant, **found, **idle)
         arena.clean()
-
-
-def _cost(arena: Arena, worker: Running, seconds: float) -> dict[str, float]:
-    """What a worker costs that has nothing to do."""
-    transactions = (
-        "SELECT xact_commit + xact_rollback FROM pg_stat_database"
-        " WHERE datname = current_database()"
-    )
-    time.sleep(1.5)  # the server's counters lag by a second
-    begun, before = time.monotonic(), int(arena.scalar(transactions))
-    cpu, server = worker.cpu(), server_cpu(arena.engine)
-    time.sleep(seconds)
-    took, after = time.monotonic() - begun, int(arena.scalar(transactions))
-    cost = {"idle_per_second": (after - before) / took}
-    for name, now, then in (
-        ("idle_worker", worker.cpu(), cpu),
-        ("idle_server", server_cpu(arena.engine), server),
-    ):
-        if now is not None and then is not None:
-            cost[name] = (now - then) / took
-    return cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,6 +331,12 @@ WORKLOADS: Final[Mapping[str, Compared]] = {
         Compared("W9", w9),
         Compared("W10", w10),
         Compared("W11", w11),
-        Compared("W12", w12, partial(w12, variants=OF_PEERS), ("pgqueuer", "procrastinate")),
+        Compared("W12", w12, partial(w12, variants=OF_PEERS), PYTHON),
+        Compared("W13", w13, w13, PYTHON),
+        Compared("W14", w14, w14),
+        Compared("W15", w15, w15),
+        Compared("W16", w16, w16, ("graphile", "pgboss")),
+        Compared("W17", w17, w17, PYTHON),
+        Compared("W18", w18),
     )
 }

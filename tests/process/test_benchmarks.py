@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,7 @@ from support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # they are beside the tests, and not installed
 
-from benchmarks import compare, report, targets  # noqa: E402
+from benchmarks import compare, plot, report, targets  # noqa: E402
 from benchmarks.arena import PeerArena, ended  # noqa: E402
 from benchmarks.workloads import WORKLOADS, memory  # noqa: E402
 
@@ -47,7 +47,10 @@ VARIANTS = {
     "W8": ["Worker", "by hand"],
     "W10": ["AsyncWorker"],
     "W11": ["AsyncWorker"],
+    **{f"W{number}": [""] for number in range(13, 19)},
 }
+FAR = ("W13", "W16")
+"""Their programs are at the other end of a line, so they are processes."""
 
 
 def variants(*names: str) -> list[tuple[str, str]]:
@@ -79,6 +82,9 @@ class InThread:
         if self._answer.done():
             self._answer.result()
 
+    def cpu(self) -> None:
+        """It has none of its own."""
+
     def stop(self) -> Any:
         self._stop.touch()
         return self.answer(30)
@@ -102,9 +108,15 @@ class Threaded(Program):
 
 def ours_in_threads(url: str, schema: str) -> Arena:
     """Ours, without a process for each command."""
-    parsed = make_url(url)
-    ours = compare.ours_with_more(parsed, schema)
-    return Arena.prepare(Threaded(**vars_of(ours)), harness_engine(parsed), scale=0.001)
+    return arena_of(Threaded(**vars_of(ours_at(url, schema))), url)
+
+
+def ours_at(url: str, schema: str) -> Program:
+    return compare.ours_with_more(make_url(url), schema)
+
+
+def arena_of(program: Program, url: str) -> Arena:
+    return Arena.prepare(program, harness_engine(make_url(url)), scale=0.001)
 
 
 def vars_of(program: Program) -> dict[str, Any]:
@@ -114,10 +126,20 @@ def vars_of(program: Program) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def measured(workbench_url: str) -> dict[str, list[Measurement]]:
     """Workloads by name; those of a lane in turn, the lanes at once, since all mostly wait."""
-    lanes = (["W3"], ["W1", "W1b", "W6", "W8"], ["W7b", "W10", "W11"])
+    lanes = (
+        ["W3", "W18"],
+        ["W1", "W1b", "W6", "W8"],
+        ["W7b", "W10", "W11"],
+        ["W14", "W15", "W17"],
+        [*FAR],
+    )
 
     def run(number: int, names: list[str]) -> dict[str, list[Measurement]]:
-        arena = ours_in_threads(workbench_url, f"lane_{number}")
+        schema = f"lane_{number}"
+        if set(names) <= set(FAR):
+            arena = arena_of(ours_at(workbench_url, schema), workbench_url)
+        else:
+            arena = ours_in_threads(workbench_url, schema)
         found = {name: list(WORKLOADS[name].run(arena)) for name in names}
         assert arena.program.call("remaining") == {"remaining": 0}
         return found
@@ -142,11 +164,26 @@ def test_workloads_that_are_more_than_a_drain_run(
     measured: dict[str, list[Measurement]],
 ) -> None:
     """What they count is checked in them."""
-    names = ("W1", "W1b", "W6", "W7b", "W8", "W10", "W11")
+    names = tuple(name for name in VARIANTS if name != "W3")
     found = [m for name in names for m in measured[name]]
     assert list(dict.fromkeys((m.workload, m.variant) for m in found)) == variants(*names)
     lines = [line for name in names for line in report.workload_lines(WORKLOADS[name], found)]
     assert "nan" not in "\n".join(lines)
+
+
+def test_pictures_are_drawn_of_what_was_measured(
+    measured: dict[str, list[Measurement]], tmp_path: Path
+) -> None:
+    """The same figures give the same bytes; what was not measured is left out."""
+    found = {"measurements": [asdict(m) for m in measured["W1"] + measured["W3"]]}
+
+    paths = list(plot.draw(found, tmp_path))
+
+    assert [path.stem for path in paths] == [*plot.PLOTS]
+    drawn = [path.read_bytes() for path in paths]
+    assert b"sqlalchemy-bgjob" in drawn[0]
+    assert b"sqlalchemy-bgjob" not in drawn[1], "W5 was not measured"
+    assert [path.read_bytes() for path in plot.draw(found, tmp_path)] == drawn
 
 
 # ---- peers --------------------------------------------------------------------------------------
