@@ -64,13 +64,16 @@ PLOTS: Final[Mapping[str, Sequence[Panel]]] = {
 def draw(found: Mapping[str, Any], folder: Path) -> Iterator[Path]:
     """Draw all pictures of what the JSON file holds; the files.
 
-    They are the same, byte by byte, for the same figures.
+    They are the same, byte by byte, for the same figures. What was not measured is left out.
     """
     figures = medians(Measurement(**m) for m in found["measurements"])
     folder.mkdir(parents=True, exist_ok=True)
     # Text stays text; ids come from the name, and no date is written.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bgjob", "font.size": 8}):
-        for name, panels in PLOTS.items():
+        for name, all_panels in PLOTS.items():
+            panels = [panel for panel in all_panels if values(panel, figures)]
+            if not panels:
+                continue
             columns = min(len(panels), 2)
             rows = -(-len(panels) // columns)
             picture = Figure((INCHES[0] * columns, INCHES[1] * rows), layout="constrained")

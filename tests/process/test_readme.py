@@ -150,3 +150,24 @@ def test_the_table_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["rounds"] == 3
 
     assert "\n".join(table_lines(found)) in README
+
+
+def test_the_pictures_are_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Drawn from the same file; another matplotlib draws other lines, and no other words."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.plot import draw
+
+    def words(path: Path) -> list[str]:
+        return re.findall(r">([^<>]+)</text>", path.read_text())
+
+    found = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    measured = (ROOT / "docs" / "measured.md").read_text()
+
+    drawn = list(draw(found, tmp_path))
+
+    assert drawn
+    for path in drawn:
+        assert f"](plots/{path.name})" in measured
+        assert words(ROOT / "docs" / "plots" / path.name) == words(path) != []
