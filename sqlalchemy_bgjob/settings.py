@@ -24,7 +24,7 @@ STUCK_AFTER: Final = 15.0
 
 
 # A setting is declared once, by its field; only its type is repeated in SettingOptions. Keyword,
-# flag, environment variable, range check and README row are all made from the field.
+# flag, environment variable, range check and row of docs/workers.md are all made from the field.
 def _setting(default: Any, help: str, *, unit: str = "", least: float = 0, most: float = 0) -> Any:
     metadata = {"help": help, "unit": unit, "least": least, "most": most}
     return field(default=default, metadata=metadata)

@@ -78,8 +78,8 @@ def what_to_read_next(package: Path) -> str:
     return f"""
 what to read next:
   {package / "_dev" / "demo_app.py"}: the application whose jobs these were
-  {document("README.md")}: "Fifteen lines" and "What it promises"; then "Add the tables", for your
-    own database
+  {document("README.md")}: the quick start, and what it promises
+  {document("docs/tables.md")}: the tables in your own database
   {document("docs/reliability.md")}: what holds when things go wrong, fault by fault
   sqlalchemy-bgjob worker --help: how to run a worker"""
 

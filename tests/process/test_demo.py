@@ -94,6 +94,7 @@ def test_what_to_read_next_is_where_it_says(tmp_path: Path) -> None:
     (tmp_path / "docs" / "reliability.md").touch()
     checkout = what_to_read_next(tmp_path / "sqlalchemy_bgjob")
     assert f"{tmp_path}/README.md" in checkout
+    assert f"{tmp_path}/docs/tables.md" in checkout
     assert f"{tmp_path}/docs/reliability.md" in checkout
     assert "in a checkout of the project" not in checkout
 

@@ -1,4 +1,4 @@
-"""What the README says is what happens: its Python runs, its tables are complete."""
+"""What README and docs say is what happens: their Python runs, their tables are complete."""
 
 import json
 import re
@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from textwrap import dedent
 from types import ModuleType
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from sqlalchemy_bgjob._handlers.options import HandlerOptions
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support import wait_until, wait_until_async
 from support.commands import Command
@@ -22,77 +24,82 @@ from support.rows import jobs_left
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = ("README.md", "docs/enqueue.md", "docs/handlers.md", "docs/workers.md", "docs/testing.md")
+"""Those whose blocks are one program, in this order; docs/flask.md is one of its own."""
+MAIN = 'if __name__ == "__main__":\n'
 OF_ALEMBIC = ("context.configure(", "def upgrade()")
 
 
+def python_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
 @pytest.mark.core
-def test_python_of_the_readme_runs(database_url, url_for, capsys, monkeypatch):
-    """Every block but Alembic's two, in order, in one program; the first is the module app."""
+def test_python_of_the_pages_runs(database_url, url_for, capsys, monkeypatch):
+    """The README's first block is the module app; the others use its names, page by page."""
     imports = """
 import asyncio
 from datetime import UTC, datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Mapped
-from sqlalchemy_bgjob import (
-    AsyncWorker, BGJob, Context, DeadJobMixin, JobMixin, MoveToDlq, Observer, Retry, enqueue_from,
-    enqueue_many, exponential
-)
+from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, enqueue_from
 """
-    program = {"DATABASE_URL": database_url, "ASYNC_DATABASE_URL": url_for("asyncpg")}
+    monkeypatch.setenv("BGJOB_DATABASE_URL", database_url)
+    first, *rest = python_of("README.md")
+    definitions, main = first.split(MAIN)
+    app = ModuleType("app")
+    monkeypatch.setitem(sys.modules, "app", app)
+    exec(compile(definitions, "app.py", "exec"), vars(app))
 
     class TenantBase(DeclarativeBase):
         pass
 
-    def left():
-        with Session(program["engine"]) as session:
-            return session.scalar(
-                select(func.count())
-                .select_from(program["jobs"].Job)
-                .where(program["jobs"].Job.queue == "mail", program["jobs"].Job.state == "queued")
-            )
+    def is_mailed():
+        with Session(app.engine) as session:
+            return session.scalar(select(app.Order.receipt_sent))
 
-    program |= {
+    program = vars(app) | {
+        "ASYNC_DATABASE_URL": url_for("asyncpg"),
         "TenantBase": TenantBase,
         "gateway_is_down": lambda: True,
-        "wait_until_mailed": lambda: wait_until(lambda: left() == 0, 30),
-        "wait_until_mailed_async": lambda: wait_until_async(lambda: left() == 0, 30),
+        "wait_until_mailed": lambda: wait_until(is_mailed, 30),
+        "wait_until_mailed_async": lambda: wait_until_async(is_mailed, 30),
     }
+    exec(dedent(main), program)
     exec(imports, program)
-    first, *blocks = [block for block in PYTHON if not block.startswith(OF_ALEMBIC)]
-    app = ModuleType("app")
-    monkeypatch.setitem(sys.modules, "app", app)
-    exec(compile(first, "app.py", "exec"), vars(app))
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), program)
+    blocks = [(page, block) for page in PAGES[1:] for block in python_of(page)]
+    of_tables = [b for b in python_of("docs/tables.md") if not b.startswith(OF_ALEMBIC)]
+    blocks = [("README.md", b) for b in rest] + blocks + [("docs/tables.md", b) for b in of_tables]
+    for page, block in blocks:
+        exec(compile(block, page, "exec"), program)
         if "async def main" in block:
             exec("asyncio.run(main())", program)
     program["engine"].dispose()
 
-    assert len(blocks) >= 9
+    assert {page for page, _ in blocks} == {*PAGES, "docs/tables.md"}
     assert "mail to ada@example.com" in capsys.readouterr().out
-    with Session(program["engine"]) as session:
-        assert session.scalar(select(program["Order"].receipt_sent)) is True
-    program["engine"].dispose()
     assert program["tenant_jobs"].DeadJob.__table__.c.tenant_id is not None
 
 
 @pytest.mark.core
 def test_the_quick_start_sends_one_mail(
-    database_url: str, engine: Engine, start: Callable[..., Command], tmp_path: Path
+    database_url: str,
+    engine: Engine,
+    start: Callable[..., Command],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its two files and its command as they stand; a second worker has nothing to do."""
-    app, order = PYTHON[:2]
-    (tmp_path / "app.py").write_text(app)
-    (tmp_path / "order.py").write_text(f"DATABASE_URL = {database_url!r}\n{order}")
+    """Its file and its two commands as they stand; a second worker has nothing to do."""
+    monkeypatch.setenv("BGJOB_DATABASE_URL", database_url)
+    (tmp_path / "app.py").write_text(python_of("README.md")[0])
     (command,) = re.findall(r"^\$ sqlalchemy-bgjob (worker app:jobs .*)$", README, re.MULTILINE)
-    words = shlex.split(command.replace("postgresql+psycopg://...", database_url))
+    assert "\n$ python app.py\n" in README
 
-    subprocess.run([sys.executable, "order.py"], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "app.py"], cwd=tmp_path, check=True)
     mails = []
     for _ in range(2):
-        worker = start(*words, cwd=tmp_path)
+        worker = start(*shlex.split(command), cwd=tmp_path, BGJOB_DATABASE_URL=database_url)
         wait_until(lambda: jobs_left(engine) == 0, 60)
         worker.says("worker of ")
         worker.signal(signal.SIGTERM)
@@ -102,9 +109,14 @@ def test_the_quick_start_sends_one_mail(
     assert mails == ["mail to ada@example.com", ""]
 
 
+def test_the_readme_is_short():
+    """It is a page to start from; the rest is in docs/."""
+    assert len(README.splitlines()) <= 220
+
+
 def test_alembic_blocks_are_what_the_plugin_writes():
     """The two blocks that need an Alembic project are run by tests/database/test_alembic.py."""
-    configure, upgrade = [block for block in PYTHON if block.startswith(OF_ALEMBIC)]
+    configure, upgrade = [b for b in python_of("docs/tables.md") if b.startswith(OF_ALEMBIC)]
     tests = (ROOT / "tests" / "database" / "test_alembic.py").read_text()
 
     assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"]' in configure
@@ -119,7 +131,16 @@ def test_the_table_of_settings_is_what_their_declaration_says() -> None:
         f"{field.metadata['help']} |"
         for field in fields(WorkerSettings)
     ]
-    assert re.findall(r"^\| `\w+` \|.*\|.*\|.*\|$", README, re.MULTILINE) == rows
+    page = (ROOT / "docs" / "workers.md").read_text()
+    assert re.findall(r"^\| `\w+` \|.*\|.*\|.*\|$", page, re.MULTILINE) == rows
+
+
+def test_the_table_of_a_handlers_options_is_complete() -> None:
+    page = (ROOT / "docs" / "handlers.md").read_text().split("## Options\n")[1].split("## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == [
+        field.name for field in fields(HandlerOptions)
+    ]
+    assert f"| `max_attempts` | {HandlerOptions().max_attempts} |" in page
 
 
 def shown(default: float | bool) -> str:
