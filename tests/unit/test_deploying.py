@@ -1,0 +1,54 @@
+"""The files of docs/deploying.md: their commands exist, and their numbers are those of the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from sqlalchemy_bgjob._process.exits import DATABASE, SCHEMA, USAGE
+from sqlalchemy_bgjob._process.supervisor import STUCK_AFTER
+from sqlalchemy_bgjob.cli import cli
+from sqlalchemy_bgjob.settings import STUCK_AFTER as GIVEN_UP_AFTER
+from sqlalchemy_bgjob.settings import WorkerSettings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text()
+UNIT, IMAGE, MANIFEST = (
+    re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL).group(1)  # type: ignore[union-attr]
+    for language in ("ini", "dockerfile", "yaml")
+)
+COMMANDS = {
+    "systemd": shlex.split(re.findall(r"^ExecStart=\S*/(.*)$", UNIT, re.MULTILINE)[0]),
+    "container": json.loads(re.findall(r"^CMD (.*)$", IMAGE, re.MULTILINE)[0]),
+    **{
+        f"kubernetes {number}": [word.strip(' "') for word in words.split(",")]
+        for number, words in enumerate(re.findall(r"command: \[(.*)\]", MANIFEST))
+    },
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=[*COMMANDS])
+def test_its_commands_are_understood(command: list[str]) -> None:
+    program, name, *arguments = command
+    assert program == "sqlalchemy-bgjob"
+
+    context = cli.commands[name].make_context(name, arguments)
+
+    assert context.params["engine"] == "shop.db:engine"
+
+
+def test_a_stop_is_waited_for() -> None:
+    """Until the supervisor itself would kill what is stuck, and a little more."""
+    unit = ConfigParser()
+    unit.read_string(UNIT)
+    (grace,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", MANIFEST)
+
+    longest = WorkerSettings().shutdown_timeout + STUCK_AFTER
+
+    assert int(grace) == int(unit["Service"]["TimeoutStopSec"]) == longest + 5
+    assert (GIVEN_UP_AFTER, STUCK_AFTER) == (15.0, 20.0), "the page says these"
+    assert unit["Service"]["RestartPreventExitStatus"] == f"{USAGE} {DATABASE} {SCHEMA}"
