@@ -125,7 +125,7 @@ def test_two_workers_share_the_jobs_of_all_queues(queue: Queue) -> None:
     assert [ids(found.jobs) for found in second] == [["a2", "a3", "a4", "a5"], ["b4", "b5"]]
 
 
-def test_a_slow_way_to_the_heads_of_one_queue_is_told_of_that_one(queue: Queue) -> None:
+def test_a_slow_way_to_a_head_is_told_of_that_queue_alone(queue: Queue) -> None:
     """Dead index entries of one queue make its looks rare, and not those of the others."""
     with queue.engine.connect() as old:
         old.execute(text("SELECT txid_current()"))

@@ -229,9 +229,7 @@ def test_no_hot_statement_reads_the_whole_table(
 
 @pytest.mark.core
 @pytest.mark.parametrize("mode", MODES)
-def test_settlements_beside_rows_that_are_gone_and_can_not_be_removed(
-    server: TestServer, mode: str
-) -> None:
+def test_settlements_beside_rows_that_vacuum_must_keep(server: TestServer, mode: str) -> None:
     """The statistics say that the table is empty, and all of its indexes look alike.
 
     Beside an open transaction each search by id was a walk through the claim's index, and 600 jobs

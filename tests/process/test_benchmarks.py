@@ -229,7 +229,7 @@ def test_a_drain_in_batches_ends_when_no_job_is_left(module_engine: Engine) -> N
     assert batched == {**noted, "last": batched["last"]}
 
 
-def test_batches_are_timed_from_their_starts_to_the_end_of_the_drain() -> None:
+def test_batches_are_timed_from_start_to_the_end_of_the_drain() -> None:
     """Marks are the jobs that were done before a batch: two at once, then one after the other."""
     starts = [(0, 10.0), (0, 10.5), (5_000, 11.0), (10_000, 12.0)]
     seen = ended(answer(20_000, 10.0, 12.0, *starts), 14.0)

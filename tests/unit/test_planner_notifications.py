@@ -186,7 +186,7 @@ def test_an_idle_worker_announces_it_and_looks_once_more() -> None:
     assert isinstance(step(idle), Wait)
 
 
-def test_the_look_after_an_announcement_finds_priorities_that_are_new() -> None:
+def test_the_look_after_an_announcement_finds_new_priorities() -> None:
     """The first job of a priority did not notify either, and reading on does not find it."""
     idle = core(2)
     idle.claim_sent("q", NOW, from_head=True)

@@ -28,7 +28,7 @@ def test_a_queue_that_refuses_is_left_alone_and_then_looked_at() -> None:
     assert step(two, NOW + 5.0) == Claim((Look("a", 1), Look("b", 1)))
 
 
-def test_after_a_refused_claim_of_several_each_is_claimed_from_alone() -> None:
+def test_after_a_refused_claim_each_queue_is_claimed_from_alone() -> None:
     """One of them may be to blame; those that are not are claimed from together again."""
     three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings())
     for queue in ("a", "b", "c"):
@@ -48,7 +48,7 @@ def test_after_a_refused_claim_of_several_each_is_claimed_from_alone() -> None:
     assert Claim((Look("b", 1), Look("c", 1))) in found
 
 
-def test_a_queue_that_is_claimed_from_alone_is_not_passed_over_for_ever() -> None:
+def test_a_queue_claimed_from_alone_has_its_turn() -> None:
     """The others are always full, and are claimed from together."""
     three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings())
     three.claim_alone("b", NOW)

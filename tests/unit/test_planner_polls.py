@@ -30,14 +30,14 @@ def poll_of(core: Planner, now: float = NOW) -> float:
     raise AssertionError("no poll within ten seconds")
 
 
-def test_an_empty_queue_is_polled_at_six_poll_intervals_where_producers_notify() -> None:
+def test_an_empty_queue_that_is_notified_is_polled_rarely() -> None:
     idle = core(2, poll_interval=1.0)
     caught_up(idle)
 
     assert 0.9 * HEARD <= poll_of(idle) <= HEARD
 
 
-def test_an_empty_queue_is_polled_at_the_poll_interval_once_no_notification_arrives() -> None:
+def test_an_empty_queue_that_hears_nothing_is_polled_often() -> None:
     deaf = core(2, poll_interval=1.0)
     caught_up(deaf)
 
@@ -89,7 +89,7 @@ def test_where_producers_notify_nothing_is_polled_for_after_work() -> None:
     assert 0.9 <= following.seconds <= 1.0
 
 
-def test_after_work_that_was_notified_polls_are_frequent_where_producers_notify_no_more() -> None:
+def test_steady_work_without_notifications_is_polled_for_often() -> None:
     """Not only when it is time to ask for due times: a steady load would wait for each of those."""
     steady = core(2, poll_interval=1.0)
     caught_up(steady)
@@ -108,7 +108,7 @@ def test_after_work_that_was_notified_polls_are_frequent_where_producers_notify_
     assert following.seconds <= FIRST_POLL
 
 
-def test_what_is_committed_after_its_producers_are_told_is_polled_for() -> None:
+def test_what_is_committed_after_the_announcement_is_polled_for() -> None:
     """Its statement came before: it was not to notify, and the poll after that came too early."""
     idle = core(2, poll_interval=60.0)
     idle.polled("q", 2, 0, None, NOW, listening=True)
@@ -123,7 +123,7 @@ def test_what_is_committed_after_its_producers_are_told_is_polled_for() -> None:
         now += following.seconds
 
 
-def test_jobs_that_came_before_producers_were_told_are_polled_for() -> None:
+def test_jobs_from_before_the_announcement_are_polled_for() -> None:
     idle = core(2, poll_interval=1.0)
     caught_up(idle)
 
@@ -135,7 +135,7 @@ def test_jobs_that_came_before_producers_were_told_are_polled_for() -> None:
     assert step(idle) == claim("q", 2)
 
 
-def test_a_job_is_looked_for_when_due_though_another_was_found_meanwhile() -> None:
+def test_a_due_job_is_polled_for_though_another_was_found() -> None:
     idle = core(2, poll_interval=1.0)
     caught_up(idle, due_in=0.15)
 
@@ -149,7 +149,7 @@ def test_a_job_is_looked_for_when_due_though_another_was_found_meanwhile() -> No
     assert following.seconds == pytest.approx(0.051)
 
 
-def test_a_job_found_by_a_notification_may_have_come_with_a_delayed_one() -> None:
+def test_a_notified_job_may_have_come_with_a_delayed_one() -> None:
     """The claim that finds the one does not ask for the other."""
     idle = core(2, poll_interval=60.0)
     idle.head_scanned("q", [0], 0.05, NOW)
@@ -175,7 +175,7 @@ def test_a_known_due_time_outlasts_an_answer_that_misses_it() -> None:
     assert following.seconds == pytest.approx(0.002)
 
 
-def test_work_right_after_producers_were_told_does_not_make_polls_rare() -> None:
+def test_work_after_the_announcement_leaves_polls_frequent() -> None:
     """What comes late did not notify; the poll that finds it must not wait for an idle worker's."""
     new = core(2, poll_interval=60.0)
     new.polled("q", 2, 0, None, NOW, listening=True)

@@ -102,7 +102,7 @@ def test_one_claim_serves_all_queues_that_are_due() -> None:
     assert step(worker) == Claim((Look("a", 1), Look("b", 30), Look("c", 30)))
 
 
-def test_queues_take_turns_where_one_claim_does_not_serve_them_all() -> None:
+def test_queues_take_turns_where_a_claim_is_too_small() -> None:
     """A queue that is always full does not starve the others."""
     three = Planner({"a": 1, "b": 1, "c": 1}, WorkerSettings(max_claim=2))
     claimed: list[str] = []
@@ -154,7 +154,7 @@ def test_a_job_that_wakes_the_worker_waits_for_no_other_queue() -> None:
     assert step(two, NOW + 0.9 - TOGETHER / 2) == claim("b", 1)
 
 
-def test_a_claim_with_queues_taken_along_takes_no_more_than_it_may() -> None:
+def test_queues_taken_along_do_not_exceed_the_claim() -> None:
     two = Planner({"a": 1_000, "b": 1_000}, WorkerSettings(poll_interval=1.0))
     caught_up(two, "a", "b")
 
@@ -165,7 +165,7 @@ def test_a_claim_with_queues_taken_along_takes_no_more_than_it_may() -> None:
     assert sum(look.limit for look in following.looks) <= 1_000
 
 
-def test_polls_that_are_frequent_take_nothing_along_that_has_just_been_polled() -> None:
+def test_frequent_polls_take_nothing_along() -> None:
     two = Planner({"a": 1, "b": 1}, WorkerSettings(poll_interval=0.2))
     for _ in range(12):
         two.polled("b", 1, 0, None, NOW, listening=False)

@@ -36,7 +36,7 @@ def test_a_claim_is_not_compiled(control: ControlConnection) -> None:
     assert control.get().execute(text("SHOW jit")).scalar() == "off"
 
 
-def test_the_session_of_a_worker_that_has_ended_is_not_the_applications(
+def test_an_ended_workers_session_leaves_the_pool(
     control: ControlConnection, engine: Engine
 ) -> None:
     of_worker = control.get().execute(text("SELECT pg_backend_pid()")).scalar()
@@ -49,7 +49,7 @@ def test_the_session_of_a_worker_that_has_ended_is_not_the_applications(
     assert row[1] == at_first
 
 
-def test_plans_are_discarded_ever_more_rarely_where_that_does_not_help(
+def test_plans_are_discarded_more_rarely_where_it_is_no_help(
     control: ControlConnection, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind a slow network every statement is slow, whatever its plan."""

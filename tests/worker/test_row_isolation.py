@@ -157,7 +157,7 @@ def test_an_unreadable_row_goes_back_without_an_attempt(engine, app):
 
 
 @pytest.mark.parametrize("rests", [False, True], ids=["busy", "idle"])
-def test_a_row_that_can_not_be_claimed_keeps_no_other_queue_waiting(engine, app, rests):
+def test_a_refusing_row_keeps_no_other_queue_waiting(engine, app, rests):
     """One claim serves all queues. That of an idle worker is committed before it is read."""
     events = Counter()
     worker = Worker(
