@@ -1,0 +1,121 @@
+"""docs/fastapi.md as it stands: its files, its command, and its worker in the web process."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from support import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import UrlFor
+    from support.commands import Command
+
+PAGE = (Path(__file__).parents[2] / "docs" / "fastapi.md").read_text()
+
+
+@pytest.fixture
+def project(tmp_path: Path, url_for: UrlFor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The files of the page, importable in this process too."""
+    files = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
+    assert len(files) == PAGE.count("```python\n")
+    for name, content in files:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    monkeypatch.setenv("DATABASE_URL", url_for("asyncpg"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forget_shop()
+    yield tmp_path
+    forget_shop()
+
+
+def forget_shop() -> None:
+    """Other tests have a package of this name too, in other folders."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def tables(project: Path, database_url: str) -> Iterator[Engine]:
+    """What `Base.metadata` has, in the database."""
+    engine = create_engine(database_url)
+    importlib.import_module("shop.db").Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+def sent(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT bool_and(receipt_sent) FROM orders")))
+
+
+async def order_through(app: Any) -> int:
+    """Place an order by HTTP, within the application's lifespan; its id."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shop") as client:
+        answer = await client.post("/orders", params={"email": "ada@example.com"})
+    assert answer.status_code == 201, answer.text
+    return int(answer.json()["id"])
+
+
+def test_a_worker_of_its_own_sends_the_receipt(
+    project: Path, tables: Engine, start: Callable[..., Command], url_for: UrlFor
+) -> None:
+    web = importlib.import_module("shop.web")
+    db = importlib.import_module("shop.db")
+    (command,) = re.findall(r"^\$ sqlalchemy-bgjob (.*)$", PAGE, re.MULTILINE)
+
+    async def order() -> None:
+        await order_through(web.app)
+        await db.engine.dispose()
+
+    asyncio.run(order())
+    worker = start(*shlex.split(command), cwd=project, DATABASE_URL=url_for("asyncpg"))
+
+    wait_until(lambda: sent(tables), 60, what="the receipt")
+    assert "mail to ada@example.com" in worker.stdout
+
+
+def test_a_worker_in_the_web_process_sends_the_receipt(
+    tables: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = importlib.import_module("shop.one_process").app
+    db = importlib.import_module("shop.db")
+
+    async def serve() -> None:
+        async with app.router.lifespan_context(app):
+            await order_through(app)
+            await asyncio.to_thread(wait_until, lambda: sent(tables), 60)
+        await db.engine.dispose()
+
+    asyncio.run(serve())
+
+    assert "mail to ada@example.com" in capsys.readouterr().out
+
+
+def test_its_test_passes_and_leaves_nothing(project: Path, tables: Engine) -> None:
+    program: dict[str, Any] = {}
+    exec((project / "tests" / "test_receipts.py").read_text(), program)
+    db = importlib.import_module("shop.db")
+
+    async def check() -> None:
+        await program["check_that_a_receipt_is_sent"]()
+        await db.engine.dispose()
+
+    asyncio.run(check())
+
+    with tables.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM orders")) == 0
+        assert connection.scalar(text("SELECT count(*) FROM bgjob_job")) == 0
