@@ -181,3 +181,21 @@ def w18(arena: Arena) -> Iterator[Measurement]:
         drain_share=beside / before,
     )
     arena.clean()
+
+
+def w19(arena: Arena) -> Iterator[Measurement]:
+    """32 requests at a time in a web process: pick-up by a worker beside it, and by one in it."""
+    seconds = lasting(arena, 15)
+    arena.checkpoint()
+    with arena.program.start("work", latency=True, concurrency=10) as worker:
+        worker.wait_until_ready()
+        with arena.program.start("web", seconds=seconds) as process:
+            sent = process.answer(seconds + 60)["sent"]
+        arena.wait_until_drained(len(sent), [worker])
+        beside = pick_up(sent, [worker.stop()])
+    yield arena.measured("W19", len(sent), "worker beside", **beside)
+    with arena.program.start("web", seconds=seconds, embedded=True) as process:
+        found = process.answer(seconds + 60)
+    within = pick_up(found["sent"], [found])
+    yield arena.measured("W19", len(found["sent"]), "worker in the process", **within)
+    arena.clean()

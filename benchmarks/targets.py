@@ -201,6 +201,7 @@ def _targets() -> Iterable[Target]:
         ("W17", "transactions a job: its enqueue and settlement, and claims", "transactions", 5),
     ):
         yield Target(workload, what, ours(workload, "", figure), most, most=True)
+    yield Target("W19", "p50 in ms", ours("W19", "worker beside", "p50_ms"), 12, most=True)
     start = ratio(ours("W15", "", "start_s"), peer("W15", "pgqueuer", "start_s"))
     yield Target("W15", "ours / pgqueuer", start, 1.2, most=True)
     yield Target("W18", "drain / drain before", ours("W18", "", "drain_share"), 0.7)

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from benchmarks.arena import PeerArena
 from benchmarks.server_cpu import server_cpu
-from benchmarks.situations import cost, lasting, pulsed, w13, w14, w15, w16, w17, w18
+from benchmarks.situations import cost, lasting, pulsed, w13, w14, w15, w16, w17, w18, w19
 from sqlalchemy_bgjob._bench.arena import FULL_DRAIN, Arena, Measurement
 from sqlalchemy_bgjob._bench.program import Answer, BenchError
 from sqlalchemy_bgjob._bench.times import cpu_share, percentile, rate, reached, tenths, waits
@@ -338,5 +338,6 @@ WORKLOADS: Final[Mapping[str, Compared]] = {
         Compared("W16", w16, w16, ("graphile", "pgboss")),
         Compared("W17", w17, w17, PYTHON),
         Compared("W18", w18),
+        Compared("W19", w19),
     )
 }

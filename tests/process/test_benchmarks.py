@@ -48,6 +48,7 @@ VARIANTS = {
     "W10": ["AsyncWorker"],
     "W11": ["AsyncWorker"],
     **{f"W{number}": [""] for number in range(13, 19)},
+    "W19": ["worker beside", "worker in the process"],
 }
 FAR = ("W13", "W16")
 """Their programs are at the other end of a line, so they are processes."""
@@ -130,7 +131,7 @@ def measured(workbench_url: str) -> dict[str, list[Measurement]]:
         ["W3", "W18"],
         ["W1", "W1b", "W6", "W8"],
         ["W7b", "W10", "W11"],
-        ["W14", "W15", "W17"],
+        ["W14", "W15", "W17", "W19"],
         [*FAR],
     )
 
