@@ -145,7 +145,7 @@ def maintain(connection: Connection, worker_id: int | None, *, plans: bool) -> b
 RECONNECT: Final = 1.0
 """The longest wait, in seconds, of those that find out whether the database is back."""
 REPORTED_AFTER: Final = 5.0
-"""Seconds of an outage after which one more of its errors is told."""
+"""Seconds between two errors of an outage that observers are told."""
 
 
 class Backoff:
@@ -171,7 +171,7 @@ class Backoff:
         logger.log(logging.INFO if self.is_first else logging.DEBUG, "%s: %s", what, summary(error))
 
     def is_news(self, now: float) -> bool:
-        """Whether observers are to be told of a failure: of the first, then of one in 5 s."""
+        """Whether observers are to be told of a failure: of the first, then of one every 5 s."""
         if not self.is_first and now < self._reported_at + REPORTED_AFTER:
             return False
         self._reported_at = now

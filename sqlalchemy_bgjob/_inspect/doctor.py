@@ -337,13 +337,15 @@ _WORKERS: Final = """
     FROM ONLY {worker} ORDER BY id
 """
 # A skip scan: one index lookup for each queue and priority, reading at most N + 1 of its due jobs.
+# The index is for those who compare the queue by itself; see models/_ddl.py.
 _DUE: Final = """
     WITH RECURSIVE lanes AS (
-      (SELECT queue, priority FROM ONLY {job} ORDER BY queue, priority LIMIT 1)
+      (SELECT queue, priority FROM ONLY {job} WHERE queue >= ''
+       ORDER BY queue, priority LIMIT 1)
       UNION ALL
       SELECT following.queue, following.priority FROM lanes, LATERAL (
         SELECT queue, priority FROM ONLY {job}
-        WHERE (queue, priority) > (lanes.queue, lanes.priority)
+        WHERE queue >= lanes.queue AND (queue, priority) > (lanes.queue, lanes.priority)
         ORDER BY queue, priority LIMIT 1
       ) AS following
     )

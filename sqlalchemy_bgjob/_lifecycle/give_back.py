@@ -51,7 +51,7 @@ def tell_given_back(
     *,
     everybody: bool = True,
 ) -> None:
-    """Notify workers that wait, or all workers, of jobs that were given back. Commits.
+    """Notify two workers that wait, or all workers, of jobs that were given back. Commits.
 
     It is a transaction of its own, because a notification is a hint: if it fails, such as when the
     server's queue is full, nothing must be undone. The next head scan finds the jobs.

@@ -194,7 +194,7 @@ def _rescue(
             queues = give_back(connection, statements.rescue.give_back, worker=worker_id)
             if not run(connection, statements.rescue.holds_any, worker=worker_id).scalar():
                 run(connection, statements.workers.unregister, worker=worker_id)
-            # A job may have woken this worker, and few others or none.
+            # A job may have woken only this worker, or only workers that are lost.
             told.update(queues, waited_for or ())
             rescued.append(Rescued(worker_id, len(queues)))
     tell_given_back(connection, statements, told)

@@ -1,4 +1,4 @@
-"""What a worker writes into its own row: register, beat, set_waits_for, unregister."""
+"""What a worker says of itself: register, beat, set_waits_for, pass_on, unregister."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -59,8 +59,11 @@ def unregister(
         queues += give_back(
             connection, statements.rescue.unknown_claims, **leases_of(worker_id, ())
         )
-        run(connection, statements.workers.unregister, worker=worker_id)
+        waited_for = run(connection, statements.workers.unregister, worker=worker_id).scalar()
     tell_given_back(connection, statements, queues)
+    # A job may have woken this worker, which has not looked.
+    missed = set(waited_for or ()) - set(queues)
+    tell_given_back(connection, statements, missed, everybody=False)
 
 
 def beat(

@@ -148,7 +148,7 @@ class SettleStatements:
         return (
             update(job)
             .with_hint(ONLY)
-            # Nothing appended: the rows are found by address, and no index is to offer another way.
+            # The empty string keeps the planner from searching by id: rows are found by address.
             .where(
                 at(self._held(given, wait=wait, keeps_key=True)),
                 job.c.id.concat(literal_column("''")) == given.c.ids,

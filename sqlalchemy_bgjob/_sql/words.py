@@ -67,7 +67,7 @@ ACTIVITY = table(
 PARAMETER_PREFIX = "given_"
 
 WOKEN: Final = 2
-"""How many waiting workers a job wakes: should one be about to end, the other takes it."""
+"""How many waiting workers a job wakes: two, in case one of them is about to end."""
 
 
 class Wakeup(Enum):
@@ -119,10 +119,11 @@ def woken(
 ) -> Select[Any]:
     """Notify some workers that wait for a queue, at this transaction's COMMIT.
 
-    A worker hears on a channel of its own (see :func:`own_channel`). It is told how many others
-    wait that were not woken: if it can't take what there is, it wakes one of them. Where no worker
-    waits, nothing is sent: a COMMIT that notifies takes a lock for which notifying COMMITs in all
-    databases of the server wait, and busy workers find new jobs without it.
+    A worker hears on a channel of its own (see :func:`own_channel`). It is told how many further
+    workers wait and were not woken: if it can't take what there is, it wakes one of them.
+
+    Where no worker waits, nothing is sent: a COMMIT that notifies takes a lock for which notifying
+    COMMITs in all databases of the server wait, and busy workers find new jobs without it.
 
     Args:
         worker: The table of workers.

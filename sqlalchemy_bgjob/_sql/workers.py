@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from .words import ACTIVITY, ONLY, SECOND, Tables, parameter, seconds, woken
+from .words import ACTIVITY, ONLY, SECOND, Tables, Wakeup, parameter, seconds, woken
 
 
 class WorkerStatements:
@@ -43,9 +43,14 @@ class WorkerStatements:
 
     @cached_property
     def unregister(self) -> Executable:
-        """Remove a worker's row. Parameter: worker."""
+        """Remove a worker's row; returns the queues for which it waited. Parameter: worker."""
         worker = self._worker
-        return delete(worker).with_hint(ONLY).where(worker.c.id == parameter("worker", BigInteger))
+        return (
+            delete(worker)
+            .with_hint(ONLY)
+            .where(worker.c.id == parameter("worker", BigInteger))
+            .returning(worker.c.waits_for)
+        )
 
     @cached_property
     def beat(self) -> Executable:
@@ -87,9 +92,12 @@ class WorkerStatements:
 
     @cached_property
     def pass_on(self) -> Executable:
-        """Wake one other worker that waits for a queue. Parameters: worker (who asks), queue."""
+        """Wake one other worker that waits for a queue. Parameters: worker (who asks), queue.
+
+        The jobs may be new ones, or some that were given back.
+        """
         me, queue = parameter("worker", BigInteger), parameter("queue", Text)
-        return woken(self._worker, self._channel, queue, most=1, but=me)
+        return woken(self._worker, self._channel, queue, of=Wakeup.RETURNED, most=1, but=me)
 
     @cached_property
     def listener_session(self) -> Executable:

@@ -89,10 +89,23 @@ class Claiming:
             self._hands.planner.announced(step.queues)
 
     def pass_on(self, step: PassOn, worker_id: int) -> None:
-        """Wake other workers in this one's place."""
-        workers.pass_on(
-            self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
-        )
+        """Wake other workers in this one's place; without a connection, that is tried again.
+
+        A notification is a hint: one that the server refuses is logged, and polling finds the job.
+        """
+        try:
+            workers.pass_on(
+                self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
+            )
+        except Exception as error:
+            if not lost_connection(error):
+                logger.warning("no other worker was woken: %s", summary(error))
+                return
+            now = time.monotonic()
+            with self._hands.lock:
+                for queue in step.queues:
+                    self._hands.planner.wake(queue, now, new=True, others=1)
+            raise
 
     def claim(self, step: Claim, worker_id: int) -> None:
         """Claim jobs and take them into hands. Commits.

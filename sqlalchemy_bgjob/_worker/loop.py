@@ -201,6 +201,7 @@ class WorkerLoop:
             return
         with self._hands.lock:
             planner = self._hands.planner
+            planner.listening = self._listener.listening
             step = planner.next_step(now, may_start=may_start, may_claim=may_claim)
             if isinstance(step, Claim):
                 for look in step.looks:

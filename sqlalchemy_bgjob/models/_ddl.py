@@ -67,8 +67,8 @@ def _finish_job(mapper: Mapper[Any], cls: type) -> None:
     c = table.c
     # The claim's only index, in the claim's order. It is not partial on claimed_by: a claim that
     # changed a column of an index, or of its predicate, would not be HOT. The predicate holds for
-    # every row, and follows from every condition on the queue. So only those use this index that
-    # name the queue, and a search by id can't be planned as a walk through it.
+    # every row, and follows from every comparison of the queue by itself. So a search by id can't
+    # be planned as a walk through this index.
     order = (c.queue, c.priority, c.next_run_at, c.id)
     Index(conv(f"{table.name}_claim_idx"), *order, postgresql_where=c.queue.is_not(None))
     for name, condition in {

@@ -82,8 +82,7 @@ class Observer:
     def worker_error(self, error: BaseException) -> None:
         """Something failed that is not a handler: the connection, a settlement, the listener.
 
-        Of a connection that can't be had for a while, each of a worker's connections tells once in
-        5 s.
+        During an outage, each of the worker's connections reports one error every 5 s.
         """
 
 

@@ -128,7 +128,7 @@ def test_a_wake_up_is_passed_on_to_another(fleet: Fleet) -> None:
             workers.pass_on(connection, fleet.statements, worker_id=3, queues=["q", "nobody's"])
         ((worker_id, payload),) = fleet.heard()
         assert worker_id != 3
-        assert payload == "new 3 q"
+        assert payload == "returned 3 q"
 
 
 def test_a_worker_alone_passes_nothing_on(engine: Engine) -> None:
@@ -139,3 +139,13 @@ def test_a_worker_alone_passes_nothing_on(engine: Engine) -> None:
         assert alone.heard() == []
     finally:
         alone.session.close()
+
+
+def test_a_worker_that_ends_tells_those_who_wait(fleet: Fleet) -> None:
+    """A job may have woken it, and it has not looked."""
+    with fleet.engine.connect() as connection:
+        workers.unregister(connection, fleet.statements, worker_id=3)
+
+    heard = fleet.heard()
+    assert [payload for _, payload in heard] == ["returned 2 q"] * 2
+    assert 3 not in {worker_id for worker_id, _ in heard}

@@ -34,23 +34,78 @@ def assert_passed_on(worker: Planner, queue: str = "q") -> None:
     worker.passed_on((queue,))
 
 
-def test_a_full_worker_wakes_another_and_waits_no_more() -> None:
+def pass_on_twice(worker: Planner, queue: str = "q") -> None:
+    for _ in range(2):
+        worker.wake(queue, NOW, new=True, others=3)
+        assert_passed_on(worker, queue)
+
+
+def test_a_full_worker_wakes_another() -> None:
     worker = full()
 
     worker.wake("q", NOW, new=True, others=3)
 
     assert_passed_on(worker)
+    assert isinstance(step(worker), Wait), "once"
+
+
+def test_a_worker_that_passes_on_again_waits_no_more() -> None:
+    """To say so for a single wake-up would cost more than to pass that on."""
+    worker = full()
+
+    pass_on_twice(worker)
+
     assert step(worker) == Announce(())
     worker.announced(())
-    assert isinstance(step(worker), Wait), "once"
+    assert isinstance(step(worker), Wait)
 
 
 def test_each_wake_up_is_passed_on() -> None:
     """The next one may be of a job that the woken worker could not see yet."""
     worker = full()
+    pass_on_twice(worker)
+    worker.announced(())
     for _ in range(3):
         worker.wake("q", NOW, new=True, others=3)
         assert_passed_on(worker)
+
+
+def test_a_wake_up_during_a_claim_that_fills_it_is_passed_on() -> None:
+    """Nobody asked for the claim, and the worker has no room for what the wake-up is about."""
+    worker = core(2)
+    caught_up(worker)
+    worker.claim_sent("q", NOW)
+
+    worker.wake("q", NOW, new=True, others=3)
+    worker.claimed("q", jobs(2), NOW)
+    worker.polled("q", 2, 2, None, NOW, listening=True)
+    start_all(worker)
+
+    assert_passed_on(worker)
+
+
+def test_a_full_claim_is_passed_on_though_another_claim_follows() -> None:
+    """Short jobs are claimed ahead, before there is time to tell anybody."""
+    worker = core(2)
+    caught_up(worker)
+    worker.wake("q", NOW, new=True, others=3)
+    for _ in range(2):
+        worker.claim_sent("q", NOW)
+        worker.claimed("q", jobs(2), NOW)
+        worker.polled("q", 2, 2, None, NOW, listening=True)
+    start_all(worker)
+
+    assert_passed_on(worker)
+
+
+def test_a_worker_that_may_start_nothing_passes_on() -> None:
+    """As it has not beaten lately, or no thread can be made."""
+    worker = core(2)
+    caught_up(worker)
+
+    worker.wake("q", NOW, new=True, others=1)
+
+    assert step(worker, may_start=False) == PassOn(("q",))
 
 
 def test_where_nobody_else_waits_a_full_worker_keeps_it() -> None:
@@ -74,8 +129,7 @@ def test_a_worker_of_short_jobs_keeps_it() -> None:
 
 def test_it_waits_again_once_it_has_found_nothing() -> None:
     worker = full()
-    worker.wake("q", NOW, new=True, others=3)
-    assert_passed_on(worker)
+    pass_on_twice(worker)
     worker.announced(())
     worker.finished(jobs(1)[0], LONG)
     assert isinstance(step(worker), Claim)
@@ -122,9 +176,8 @@ def test_a_queue_that_rests_is_left_to_others() -> None:
     caught_up(worker)
     worker.refused("q", NOW + LONG, NOW)
 
-    worker.wake("q", NOW, new=True, others=1)
+    pass_on_twice(worker)
 
-    assert_passed_on(worker)
     assert step(worker) == Announce(())
 
 
@@ -134,9 +187,8 @@ def test_queues_with_free_slots_go_on_waiting() -> None:
     claim_all(two, jobs(1, queue="a"), queue="a")
     start_all(two)
 
-    two.wake("a", NOW, new=True, others=1)
+    pass_on_twice(two, "a")
 
-    assert_passed_on(two, "a")
     assert step(two) == Announce(("b",))
 
 
@@ -148,9 +200,9 @@ def test_a_draining_worker_is_woken_no_more() -> None:
     worker.draining = True
 
     assert step(worker) == Announce(())
+    worker.announced(())
     worker.wake("q", NOW, new=True, others=1)
     assert_passed_on(worker)
-    worker.announced(())
     worker.finished(running[1], LONG)
     worker.settle(item := done(running[1]), NOW)
     assert step(worker) == Settle((item,))
@@ -158,7 +210,7 @@ def test_a_draining_worker_is_woken_no_more() -> None:
 
 
 def test_an_idle_worker_that_ends_says_nothing_more() -> None:
-    """Its row goes away at once."""
+    """Its row goes away, and those who wait are told of what may have woken it."""
     worker = core(2)
     caught_up(worker)
     worker.draining = True

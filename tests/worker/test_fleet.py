@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, MetaData, text
+from sqlalchemy.exc import OperationalError
 
 from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
+from sqlalchemy_bgjob._lifecycle import workers
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 
@@ -142,3 +144,25 @@ def test_a_worker_that_drains_is_woken_no_more(fleet: Fleet) -> None:
         wait_until(lambda: fleet.waiting() == 0, what="a worker that waits no more")
         assert not fleet.released.is_set(), "its job still runs"
         fleet.released.set()
+
+
+def test_a_lost_connection_does_not_end_the_chain(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[int] = []
+
+    def fail_once(*args: Any, **options: Any) -> None:
+        if not failures:
+            failures.append(1)
+            lost = "the connection is lost"
+            raise OperationalError(lost, None, Exception(), connection_invalidated=True)
+        pass_on(*args, **options)
+
+    pass_on = workers.pass_on
+    monkeypatch.setattr(workers, "pass_on", fail_once)
+    fleet.start(6)
+
+    enqueue_many(fleet.engine, fleet.hold, [None] * 12)
+
+    wait_until(lambda: len(fleet.done) == 12, what="starts in all slots of all workers")
+    assert failures

@@ -49,7 +49,8 @@ class Planner:
         self._count = count()
         self._turn = deque(self._queues.values())
         self._announced: tuple[str, ...] | None = ()
-        self._listening = False
+        self.listening = False
+        """Whether notifications arrive."""
         self.draining = False
 
     # ---- what happened ----------------------------------------------------------------------
@@ -66,7 +67,7 @@ class Planner:
         self, queue: str, priorities: Sequence[int], seconds: float, now: float
     ) -> None:
         """A claim from the head took *seconds*, and found these lanes; :meth:`polled` follows."""
-        self._queues[queue].lanes.head_scanned(priorities, seconds, now, told=self._listening)
+        self._queues[queue].lanes.head_scanned(priorities, seconds, now, told=self.listening)
 
     def polled(
         self,
@@ -92,7 +93,7 @@ class Planner:
         """
         q = self._queues[queue]
         q.refused_together = False
-        self._listening = listening
+        self.listening = listening
         if found < limit:
             q.lanes.read(None, now, found=found > 0)
         elif last is not None:
@@ -286,23 +287,26 @@ class Planner:
         return not q.ready or (q.polling.due_at <= now and q.room(now, self._most) > 0)
 
     def _to_tell(self, now: float, *, may_start: bool) -> PassOn | Announce | None:
-        """What others are to know of where this worker waits."""
+        """Wake others in this worker's place, or tell producers where this one waits."""
+        step = self._to_pass_on(now, may_start=may_start)
+        if self.draining and not self.busy:
+            return step  # its row goes away, and with it what it waits for
         if not (may_start or self.draining):
-            return None
-        if (step := self._to_pass_on(now)) or (self.draining and not self.busy):
             return step
-        return self._to_announce()
+        return self._to_announce() or step
 
-    def _to_pass_on(self, now: float) -> PassOn | None:
+    def _to_pass_on(self, now: float, *, may_start: bool) -> PassOn | None:
+        looks = may_start and not self.draining
         queues = tuple(
             q.name
             for q in self._queues.values()
-            if q.polling.passes_on(now, can_look=not self.draining and q.is_free_soon(now))
+            if q.polling.passes_on(now, can_look=looks and q.is_free_soon(now))
         )
         return PassOn(queues) if queues else None
 
     def _to_announce(self) -> Announce | None:
-        waits = self._listening and not self.draining  # others are woken only in its place
+        # A draining worker takes nothing: a job must not wake it instead of another.
+        waits = self.listening and not self.draining
         waiting = tuple(q.name for q in self._queues.values() if waits and q.polling.waits)
         return Announce(waiting) if waiting != self._announced else None
 

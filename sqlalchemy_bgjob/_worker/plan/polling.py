@@ -31,11 +31,11 @@ SUSTAINED: Final = 1.0
 GAP: Final = 0.010
 """Seconds between two claims that are a pause in the work."""
 MANY: Final = 200
-"""Notifications of a queue within a second, as this worker can tell from those it hears, after
+"""Notifications of a queue within a second, estimated from those that this worker hears, after
 which producers need not notify for a second."""
 SPARED: Final = 1.0
 SPARED_POLL: Final = 0.01
-"""The longest pause between two polls meanwhile; as often by all who were woken in turns."""
+"""The longest pause meanwhile between two polls of the queue, whichever worker polls."""
 IN_VAIN: Final = 20
 """Notified polls in a row that found nothing, after which the next ones wait: any role that can
 connect can notify, however often."""
@@ -56,8 +56,8 @@ class Notify(Enum):
     ON        for a second each poll finds something, and they  OFF
               come without a GAP, or find all they asked for
     any       MANY notifications within a second                SPARED
-    ON        another worker is woken in place of this one,     OFF
-              which can't look now
+    WANTED,   other workers are woken twice in place of this    OFF
+    ON        one, which can't look meanwhile
     SPARED    a second later, a poll finds nothing, and this    WANTED
               worker hears
     ========  ================================================  ==========================
@@ -71,7 +71,7 @@ class Notify(Enum):
 
     OFF = "each poll finds something anyway"
     WANTED = "this worker is about to tell producers that it waits"
-    ON = "whoever commits a job notifies this worker"
+    ON = "who commits a job notifies this worker, or others that wait"
     SPARED = "too many notifications came"
 
 
@@ -106,6 +106,7 @@ class Polling:
         self._was_full = False  # and that found as much as it could take
         self._others = 0  # workers that waited for the last notification, and were not woken
         self._took_all = False  # a claim that a wake-up asked for was full, and others wait
+        self._has_passed_on = False  # since the last claim was sent, as it could not look
         self._found_last = False
         self.woken = False
         """Whether something asked for a poll, and none was sent since."""
@@ -158,9 +159,15 @@ class Polling:
         return self._took_all or (self.woken and self._others > 0 and (rests or not can_look))
 
     def passed_on(self) -> None:
-        """Another worker is woken. One that can't look waits no more, until it has looked again."""
-        if not self._took_all and self.waits:
-            self._notify = Notify.OFF
+        """Another worker is woken.
+
+        If this one can't look, and passes on for the second time, producers need not wake it until
+        it has looked again.
+        """
+        if not self._took_all:
+            if self._has_passed_on and self.waits:
+                self._notify = Notify.OFF
+            self._has_passed_on = True
         self._took_all, self._others = False, 0
 
     def refused(self, until: float) -> None:
@@ -182,7 +189,7 @@ class Polling:
         Returns whether jobs may be there that did not notify.
         """
         self._by_wake, self._asked = self._asked, False
-        self.woken = False
+        self.woken = self._has_passed_on = False
         is_expected = self._expected_at <= now
         if is_expected:
             self._expected_at = _NEVER
@@ -222,7 +229,8 @@ class Polling:
             if listening and not self.waits and now >= self._spared_until:
                 self._notify = Notify.WANTED
         self._found_last = found > 0
-        self._took_all = found >= limit and self._by_wake and self._others > 0
+        woken = self._took_all or self._by_wake or self._asked
+        self._took_all = found >= limit and woken and self._others > 0
         if due_in is not None:
             # The earlier of both: a claim that was answered in two parts may have missed that job.
             self._scheduled_at = min(self._scheduled_at, now + max(due_in, 0.0) + 0.001)

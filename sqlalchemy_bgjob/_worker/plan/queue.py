@@ -76,6 +76,8 @@ class Queue:
 
     def is_free_soon(self, now: float) -> bool:
         """Whether a slot is free, or jobs are so short that one will be soon."""
+        if self.unwritten >= MOST_UNWRITTEN:
+            return False
         return self.slots - self.running > len(self.ready) or self.ahead(now, 1) > 0
 
     def room(self, now: float, most: int) -> int:
