@@ -9,8 +9,8 @@ from typing import Any, Final
 from benchmarks.line import Line
 from benchmarks.server_cpu import server_cpu
 from sqlalchemy_bgjob._bench.arena import Arena, Measurement
-from sqlalchemy_bgjob._bench.program import Answer, Running
-from sqlalchemy_bgjob._bench.times import percentile, rate, waits
+from sqlalchemy_bgjob._bench.program import Running
+from sqlalchemy_bgjob._bench.times import percentile, pick_up, rate, waits
 from sqlalchemy_bgjob._bench.workloads import fill_and_drain
 
 ROUND_TRIP: Final = 0.004
@@ -59,12 +59,6 @@ def pulsed(
     answers = [worker.stop() for worker in workers]
     arena.check_count(jobs, answers)
     return pick_up(sent, answers)
-
-
-def pick_up(sent: Any, answers: list[Answer]) -> dict[str, float]:
-    """The median pick-up in milliseconds, and the 99th percentile."""
-    found = [wait * 1000 for _, wait in waits(sent, answers)]
-    return {"p50_ms": percentile(found, 0.5), "p99_ms": percentile(found, 0.99)}
 
 
 def w13(arena: Arena) -> Iterator[Measurement]:

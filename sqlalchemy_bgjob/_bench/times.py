@@ -90,6 +90,12 @@ def waits(sent: Iterable[Sequence[float]], answers: Iterable[Answer]) -> list[tu
     return sorted((at, picked[number] - at) for number, at in returned.items())
 
 
+def pick_up(sent: Iterable[Sequence[float]], answers: Iterable[Answer]) -> dict[str, float]:
+    """The median of :func:`waits` in milliseconds, and the 99th percentile."""
+    found = [wait * 1000 for _, wait in waits(sent, answers)]
+    return {"p50_ms": percentile(found, 0.5), "p99_ms": percentile(found, 0.99)}
+
+
 def cpu_share(answer: Answer) -> float:
     """How much of one processor a worker used between its first and its last job."""
     inside = [s for s in answer["samples"] if answer["first"] <= s[0] <= answer["last"]]

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from .._process.exits import USAGE, CommandError
 from .arena import FULL_DRAIN, Arena, Measurement
 from .program import Answer
-from .times import cpu_share, percentile, rate, tenths, waits
+from .times import cpu_share, pick_up, rate, tenths
 
 Variants = Mapping[str, Mapping[str, Any]]
 """Ways to use a queue: by name, the options of its commands."""
@@ -86,15 +86,8 @@ def w5(arena: Arena, variants: Variants = KINDS) -> Iterator[Measurement]:
             worker.wait_until_ready()
             sent = arena.program.call("pulse", jobs=jobs, interval=0.05)["sent"]
             arena.wait_until_drained(jobs, [worker])
-            found = waits(sent, [worker.stop()])
-        milliseconds = [wait * 1000 for _, wait in found]
-        yield arena.measured(
-            "W5",
-            jobs,
-            variant,
-            p50_ms=percentile(milliseconds, 0.5),
-            p99_ms=percentile(milliseconds, 0.99),
-        )
+            found = pick_up(sent, [worker.stop()])
+        yield arena.measured("W5", jobs, variant, **found)
         arena.clean()
 
 
