@@ -30,7 +30,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from .._db.errors import describe
 from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
-from .words import ACTIVITY, ONLY, SECOND, Tables, Wakeup, at, parameter, unnest, woken
+from .words import ACTIVITY, ONLY, SECOND, Tables, Wakeup, at, before, parameter, unnest, woken
 
 _resets = tuple(
     table(name, column("stats_reset", DateTime(timezone=True)), schema="pg_catalog")
@@ -222,18 +222,13 @@ class RescueStatements:
         """Mark a worker lost; returns the queues for which it waited. Parameter: worker."""
         worker = self._worker
         me = parameter("worker", BigInteger)
-        before = (
-            select(worker.c.id, worker.c.waits_for)
-            .with_hint(worker, ONLY)
-            .where(worker.c.id == me)
-            .subquery("before")
-        )
+        old = before(worker, me, worker.c.waits_for)
         return (
             update(worker)
             .with_hint(ONLY)
-            .where(worker.c.id == me, worker.c.lost_at.is_(None), before.c.id == worker.c.id)
+            .where(worker.c.id == me, worker.c.lost_at.is_(None), old.c.id == worker.c.id)
             .values(lost_at=func.clock_timestamp(), waits_for=literal([], JSONB))
-            .returning(before.c.waits_for)
+            .returning(old.c.waits_for)
         )
 
     # ---- their jobs ---------------------------------------------------------------------------

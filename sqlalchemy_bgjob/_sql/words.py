@@ -23,6 +23,7 @@ from sqlalchemy import (
     FromClause,
     Integer,
     Select,
+    Subquery,
     Table,
     TableValuedAlias,
     Text,
@@ -157,6 +158,16 @@ def woken(
 def own_channel(channel: str, worker_id: int | str) -> str:
     """The name on which one worker hears of what it is to take."""
     return f"{channel}_{worker_id}"
+
+
+def before(worker: FromClause, me: ColumnElement[Any], *columns: ColumnElement[Any]) -> Subquery:
+    """A worker's own row as it was before an UPDATE of it: id, and these columns."""
+    return (
+        select(worker.c.id, *columns)
+        .with_hint(worker, ONLY)
+        .where(worker.c.id == me)
+        .subquery("before")
+    )
 
 
 def array_parameter(name: str, item: Any) -> ColumnElement[Any]:

@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from .words import ACTIVITY, ONLY, SECOND, Tables, Wakeup, parameter, seconds, woken
+from .words import ACTIVITY, ONLY, SECOND, Tables, Wakeup, before, parameter, seconds, woken
 
 
 class WorkerStatements:
@@ -61,22 +61,17 @@ class WorkerStatements:
         """
         worker = self._worker
         me = parameter("worker", BigInteger)
-        before = (
-            select(worker.c.id, worker.c.beat_at)
-            .with_hint(worker, ONLY)
-            .where(worker.c.id == me)
-            .subquery("before")
-        )
+        old = before(worker, me, worker.c.beat_at)
         return (
             update(worker)
             .with_hint(ONLY)
-            .where(worker.c.id == me, worker.c.lost_at.is_(None), before.c.id == worker.c.id)
+            .where(worker.c.id == me, worker.c.lost_at.is_(None), old.c.id == worker.c.id)
             .values(
                 beat_at=func.clock_timestamp(),
                 listener_pid=parameter("listener_pid", Integer),
                 listener_started_at=parameter("listener_started_at", DateTime(timezone=True)),
             )
-            .returning(seconds(func.clock_timestamp() - before.c.beat_at))
+            .returning(seconds(func.clock_timestamp() - old.c.beat_at))
         )
 
     @cached_property

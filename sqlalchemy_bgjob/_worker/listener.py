@@ -80,7 +80,6 @@ class Listener(SideLoop):
             worker may now write to another server. If the old one is still up, but read-only, a
             session there lasts and hears nothing.
         events: Told of errors.
-
     """
 
     interrupted = "not listening"
