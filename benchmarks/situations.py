@@ -36,8 +36,8 @@ def lasting(arena: Arena, full: float, least: float = 0.5) -> float:
 def cost(arena: Arena, worker: Running, seconds: float) -> dict[str, float]:
     """What a worker costs that has nothing to do."""
     time.sleep(min(COUNTED_LATE, seconds))
+    cpu, server = worker.cpu(), server_cpu(arena.engine)  # first: it asks the server too
     begun, before = time.monotonic(), int(arena.scalar(_TRANSACTIONS))
-    cpu, server = worker.cpu(), server_cpu(arena.engine)
     time.sleep(seconds)
     took, after = time.monotonic() - begun, int(arena.scalar(_TRANSACTIONS))
     found = {"idle_per_second": (after - before - 1) / took}  # one of them is this count's own

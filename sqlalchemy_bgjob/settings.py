@@ -55,7 +55,7 @@ class WorkerSettings:
         30.0, "how long a worker may be silent before its jobs are given to others"
     )
     rescue_interval: float = _seconds(
-        1.6, "how often each worker looks for others that have ended or are silent"
+        1.8, "how often each worker looks for others that have ended or are silent"
     )
     orphan_interval: float = _seconds(
         60.0, "how often each worker looks for jobs whose claim names no known worker"

@@ -19,7 +19,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert dataclasses.asdict(WorkerSettings()) == {
         "heartbeat_interval": 5.0,
         "lease_timeout": 30.0,
-        "rescue_interval": 1.6,
+        "rescue_interval": 1.8,
         "orphan_interval": 60.0,
         "health_interval": 60.0,
         "poll_interval": 1.0,
