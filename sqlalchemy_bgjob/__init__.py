@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     from .models import DeadJobMixin as DeadJobMixin, JobMixin as JobMixin
     from .retry import constant as constant, exponential as exponential
     from .settings import WorkerSettings as WorkerSettings
-    from .telemetry import JobInfo as JobInfo, Observer as Observer
+    from .telemetry import (
+        FinishedRun as FinishedRun,
+        JobInfo as JobInfo,
+        Observer as Observer,
+    )
     from .worker import Worker as Worker
     # isort: on
 
@@ -67,7 +71,7 @@ _HOMES = {
     "models": ("DeadJobMixin", "JobMixin"),
     "retry": ("constant", "exponential"),
     "settings": ("WorkerSettings",),
-    "telemetry": ("JobInfo", "Observer"),
+    "telemetry": ("FinishedRun", "JobInfo", "Observer"),
     "worker": ("Worker",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

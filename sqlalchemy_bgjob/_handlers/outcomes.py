@@ -5,7 +5,7 @@ exception is a failed attempt. :func:`decide` turns either into a :class:`Settle
 description of a row's next state that :mod:`._lifecycle` writes.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import Enum
 from math import isfinite
@@ -107,6 +107,7 @@ class Settlement:
         kind: COMPLETED deletes, DEAD moves to the dead table, the others queue the row again.
         delay: Seconds until it is due; None leaves ``next_run_at`` as it is.
         error: The new ``last_error``; with *keep_error* the old one stays.
+        exception: What *error* describes, for observers, if it was an exception.
         refund_attempt: Whether the claim's attempt is not counted.
         arg: A new arg, or None to leave it.
         policy_problem: What is wrong with the handler's retry policy, for the log.
@@ -119,6 +120,7 @@ class Settlement:
     refund_attempt: bool = False
     arg: Encoded | None = None
     policy_problem: str | None = None
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
 
 
 COMPLETED: Final = Settlement(Kind.COMPLETED)
@@ -186,9 +188,9 @@ def decide(
         case Reschedule():
             return Settlement(Kind.RESCHEDULED, delay=outcome.after, refund_attempt=True, arg=arg)
         case MoveToDlq():
-            return Settlement(Kind.DEAD, error=error_text(outcome.error))
+            return _failure(Kind.DEAD, outcome)
         case Retry():
-            settlement = Settlement(Kind.RETRY, error=error_text(outcome.error))
+            settlement = _failure(Kind.RETRY, outcome)
             if max_attempts is not None and attempt >= max_attempts:
                 return replace(settlement, kind=Kind.DEAD)
             if outcome.after is not None:
@@ -196,6 +198,13 @@ def decide(
             return _by_policy(policy, attempt, outcome.error, settlement)
         case _:
             raise TypeError(f"{type(outcome).__name__} is not an outcome that can be settled")
+
+
+def _failure(kind: Kind, outcome: Retry | MoveToDlq) -> Settlement:
+    # ``raise Retry(30, "gateway is down") from error`` names an exception too.
+    error = outcome.error
+    exception = error if isinstance(error, BaseException) else outcome.__cause__
+    return Settlement(kind, error=error_text(error), exception=exception)
 
 
 def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
@@ -206,8 +215,8 @@ def unknown_type(type: str, unknown_for: float, grace: float) -> Settlement:
     seconds the job is dead.
     """
     if unknown_for >= grace:
-        error = describe(UnknownType(type, grace))
-        return Settlement(Kind.DEAD, error=error, refund_attempt=True)
+        error = UnknownType(type, grace)
+        return Settlement(Kind.DEAD, error=describe(error), refund_attempt=True, exception=error)
     delay = min(max(unknown_for, UNKNOWN_TYPE_FIRST_DELAY), UNKNOWN_TYPE_MAX_DELAY)
     delay = min(delay, max(grace - unknown_for, 0.0))
     return Settlement(Kind.UNKNOWN_TYPE, delay=delay, keep_error=True, refund_attempt=True)
@@ -230,10 +239,11 @@ def crashed_too_often(
     """
     if max_attempts is None or attempt <= max_attempts or not crashes:
         return None
-    error = describe(WorkerLost(crashes, attempt - 1, max_attempts))
+    lost = WorkerLost(crashes, attempt - 1, max_attempts)
+    error = describe(lost)
     if last_error:
         error = clean(f"{error}\n{last_error}")
-    return Settlement(Kind.DEAD, error=error, refund_attempt=True)
+    return Settlement(Kind.DEAD, error=error, refund_attempt=True, exception=lost)
 
 
 def error_text(error: BaseException | str | None) -> str | None:

@@ -195,6 +195,7 @@ class Attempt:
                 delay=AFTER_ROW_LOCKED,
                 error=describe(locked),
                 refund_attempt=True,
+                exception=locked,
             )
         except BaseException as refusal:
             unit.complete(refusal)
@@ -223,7 +224,11 @@ class Attempt:
         """Refund the attempt; the worker decides how long the job waits."""
         self._run.connected = False
         settlement = Settlement(
-            Kind.RESCHEDULED, delay=0.0, error=describe(excuse), refund_attempt=True
+            Kind.RESCHEDULED,
+            delay=0.0,
+            error=describe(excuse),
+            refund_attempt=True,
+            exception=excuse,
         )
         return Pending(self._run.job, settlement, error=excuse)
 

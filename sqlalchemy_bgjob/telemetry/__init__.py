@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from .._db.errors import note_advice
 from .._handlers.outcomes import Kind, Settlement
@@ -41,6 +41,23 @@ class JobInfo:
     updated_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """What a run of a job came to."""
+
+    seconds: float
+    """How long the handler took; 0 if none was called."""
+    delay: float | None = None
+    """Seconds until the job is due again; None if it is done or dead."""
+    error: str | None = None
+    """What ``last_error`` says now; None if nothing has failed."""
+    exception: BaseException | None = None
+    """The exception that *error* describes, with its traceback; None if there was none.
+
+    Its frames hold what the handler had in its variables: use it, and do not keep it.
+    """
+
+
 class Observer:
     """Override what you want to hear of. Calls come from one thread.
 
@@ -48,23 +65,26 @@ class Observer:
     may come before the end of the last run: ``job.lease`` tells the runs apart.
     """
 
+    wants_exceptions: ClassVar[bool] = True
+    """Whether it looks at ``run.exception``. Until it has, the handler's variables are kept."""
+
     def job_started(self, job: JobInfo) -> None:
         """A handler is about to run."""
 
-    def job_completed(self, job: JobInfo, seconds: float) -> None:
-        """The job is done and gone; its handler took *seconds*."""
+    def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
+        """The job is done and gone."""
 
-    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
-        """The job runs again after *delay* seconds, its attempt refunded.
+    def job_rescheduled(self, job: JobInfo, run: FinishedRun) -> None:
+        """The job runs again after ``run.delay`` seconds, its attempt refunded.
 
         The handler asked for it, or there was no connection or context for it, or a transaction
-        held a lock on the job's row. Unless the handler asked, ``last_error`` in the row says why.
+        held a lock on the job's row. Unless the handler asked, ``run.error`` says why.
         """
 
-    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
-        """The attempt failed; the next one is due after *delay* seconds."""
+    def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:
+        """The attempt failed; the next one is due after ``run.delay`` seconds."""
 
-    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+    def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
         """The job was given up and is in the dead table."""
 
     def job_lease_lost(self, job: JobInfo) -> None:
@@ -99,6 +119,9 @@ class Events:
         )
         self._thread: threading.Thread | None = None
         self._dropped = False
+        self._keeps_exceptions = any(
+            getattr(observer, "wants_exceptions", True) for observer in self._observers
+        )
         self._wanted = frozenset(name for name in _EVENTS if self._wants(name))
 
     def _wants(self, name: str) -> bool:
@@ -132,17 +155,15 @@ class Events:
         self.emit("worker_error", error)
 
     def settled(self, job: JobInfo, settlement: Settlement, seconds: float) -> None:
-        """Tell of a settlement that was committed, *seconds* after its handler was called."""
-        match settlement.kind:
-            case Kind.COMPLETED:
-                self.emit("job_completed", job, seconds)
-            case Kind.RESCHEDULED:
-                self.emit("job_rescheduled", job, settlement.delay)
-            case Kind.RETRY:
-                self.emit("job_will_be_retried", job, settlement.error, settlement.delay)
-            case Kind.DEAD:
-                attempt = job.attempt - settlement.refund_attempt
-                self.emit("job_moved_to_dlq", replace(job, attempt=attempt), settlement.error)
+        """Tell of a settlement that was committed, of a handler that took *seconds*."""
+        event = event_of(settlement)
+        if event is None:
+            return
+        if settlement.kind is Kind.DEAD:
+            job = replace(job, attempt=job.attempt - settlement.refund_attempt)
+        exception = settlement.exception if self._keeps_exceptions else None
+        run = FinishedRun(seconds, settlement.delay, settlement.error, exception)
+        self.emit(event, job, run)
 
     def stop(self, timeout: float) -> None:
         """Deliver the events left, for at most *timeout* seconds, and end the thread."""

@@ -24,7 +24,7 @@ from .._db.errors import (
 )
 from .._handlers.registry import JobType, Registry
 from ..exceptions import NoContextManager
-from . import JobInfo, Observer
+from . import FinishedRun, JobInfo, Observer
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 job_logger = logging.getLogger("sqlalchemy_bgjob.jobs")
@@ -39,17 +39,20 @@ _FRAME: Final = re.compile(r"  (.+:\d+ in .+)")
 class LogObserver(Observer):
     """Logs failures of jobs, and errors of the database, as warnings."""
 
+    wants_exceptions = False
+
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._said: dict[str, float] = {}
 
-    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+    def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:
         """It failed."""
-        self._log(logging.WARNING, job, f"failed, next attempt in {delay:.1f} s", error=error)
+        what = f"failed, next attempt in {run.delay or 0.0:.1f} s"
+        self._log(logging.WARNING, job, what, error=run.error)
 
-    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+    def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
         """It was given up."""
-        self._log(logging.WARNING, job, "moved to the DLQ", error=error)
+        self._log(logging.WARNING, job, "moved to the DLQ", error=run.error)
 
     def job_lease_lost(self, job: JobInfo) -> None:
         """It runs elsewhere."""
@@ -104,13 +107,13 @@ class LogObserver(Observer):
 class DebugLogObserver(LogObserver):
     """Also logs jobs that went well, at debug."""
 
-    def job_completed(self, job: JobInfo, seconds: float) -> None:
+    def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
         """A job is done."""
-        self._log(logging.DEBUG, job, "completed", seconds=round(seconds, 6))
+        self._log(logging.DEBUG, job, "completed", seconds=round(run.seconds, 6))
 
-    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+    def job_rescheduled(self, job: JobInfo, run: FinishedRun) -> None:
         """It runs again, attempt refunded."""
-        self._log(logging.DEBUG, job, f"runs again in {delay:.1f} s")
+        self._log(logging.DEBUG, job, f"runs again in {run.delay or 0.0:.1f} s")
 
 
 def log_observer(registry: Registry) -> LogObserver:

@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select, true
 
+from sqlalchemy_bgjob import FinishedRun
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
 from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
@@ -147,7 +148,7 @@ def observers_before_the_commit(stack: ExitStack) -> None:
         class Eager(attempt_module.Attempt):
             def end(attempt, returned: Any, error: Any) -> Any:  # noqa: N805 - two selves
                 for observer in self._events._observers:
-                    observer.job_completed(run.info, 0.0)
+                    observer.job_completed(run.info, FinishedRun(0.0))
                 return super().end(returned, error)
 
         return Eager(self._environment(run.handler), run)

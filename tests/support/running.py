@@ -50,7 +50,7 @@ from support.waiting import wait_until, wait_until_async
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from sqlalchemy_bgjob import JobInfo
+    from sqlalchemy_bgjob import FinishedRun, JobInfo
     from support.databases import TestServer
 
 
@@ -125,17 +125,17 @@ class Recorder(Observer):
     def job_started(self, job: JobInfo) -> None:
         self._add("job_started", job)
 
-    def job_completed(self, job: JobInfo, seconds: float) -> None:
-        self._add("job_completed", job, seconds)
+    def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
+        self._add("job_completed", job, run.seconds)
 
-    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
-        self._add("job_rescheduled", job, delay)
+    def job_rescheduled(self, job: JobInfo, run: FinishedRun) -> None:
+        self._add("job_rescheduled", job, run.delay)
 
-    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
-        self._add("job_will_be_retried", job, error, delay)
+    def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:
+        self._add("job_will_be_retried", job, run.error, run.delay)
 
-    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
-        self._add("job_moved_to_dlq", job, error)
+    def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
+        self._add("job_moved_to_dlq", job, run.error)
 
     def job_lease_lost(self, job: JobInfo) -> None:
         self._add("job_lease_lost", job)

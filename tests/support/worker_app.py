@@ -26,7 +26,17 @@ from sqlalchemy import Column, MetaData, Table, Text, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_bgjob import BGJob, Context, JobInfo, JobType, MoveToDlq, Observer, Worker, constant
+from sqlalchemy_bgjob import (
+    BGJob,
+    Context,
+    FinishedRun,
+    JobInfo,
+    JobType,
+    MoveToDlq,
+    Observer,
+    Worker,
+    constant,
+)
 from sqlalchemy_bgjob.testing.faults import kill_worker_after
 from support.mutants import MUTANTS
 from support.pooler import connect_as_documented
@@ -93,19 +103,19 @@ class Notes(Observer):
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
 
-    def job_completed(self, job: JobInfo, seconds: float) -> None:
+    def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
         self._journal.note("completed", id=job.id, lease=job.lease)
 
     def job_lease_lost(self, job: JobInfo) -> None:
         self._journal.note("lease_lost", id=job.id, lease=job.lease)
 
-    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+    def job_rescheduled(self, job: JobInfo, run: FinishedRun) -> None:
         self._journal.note("put off", id=job.id, lease=job.lease)
 
-    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+    def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:
         self._journal.note("retried", id=job.id, lease=job.lease)
 
-    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+    def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
         self._journal.note("dead", id=job.id, lease=job.lease)
 
     def worker_error(self, error: BaseException) -> None:

@@ -41,7 +41,7 @@ PUBLIC = {
         "upgrade",
     ],
     "sqlalchemy_bgjob.settings": ["WorkerSettings"],
-    "sqlalchemy_bgjob.telemetry": ["JobInfo", "Observer"],
+    "sqlalchemy_bgjob.telemetry": ["FinishedRun", "JobInfo", "Observer"],
     "sqlalchemy_bgjob.testing.faults": ["kill_worker_after", "let_time_pass", "main"],
     "sqlalchemy_bgjob.worker": ["Worker"],
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from datetime import UTC, datetime
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from sqlalchemy import MetaData, text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from sqlalchemy_bgjob import BGJob, JobInfo, MoveToDlq, constant
+from sqlalchemy_bgjob import BGJob, FinishedRun, JobInfo, MoveToDlq, constant
 from sqlalchemy_bgjob._handlers.registry import Registry
 from sqlalchemy_bgjob.telemetry import _job_log as job_log
 from sqlalchemy_bgjob.telemetry._job_log import DebugLogObserver, LogObserver, log_observer
@@ -131,21 +132,21 @@ def test_lines_name_jobs_and_stay_lines(caplog: pytest.LogCaptureFixture) -> Non
     job = JobInfo("7", "mail", "send", 2, 1, 0, 0, None, {}, now, now, now)
     endless = JobInfo("8", "default", "always", 9, 1, 0, 0, None, {}, now, now, now)
     unknown = JobInfo("9", "mail", "new", 0, 1, 0, 0, None, {}, now, now, now)
-    observer = DebugLogObserver(jobs.registry)
+    observer, retried = DebugLogObserver(jobs.registry), partial(FinishedRun, 0.0, 2.0)
     caplog.set_level(logging.DEBUG)
 
-    observer.job_moved_to_dlq(job, "my own words")
-    observer.job_moved_to_dlq(job, None)
-    observer.job_will_be_retried(job, "ValueError: a\n  a.py:3 in f\n  b.py:4 in g", 2.0)
-    observer.job_will_be_retried(job, "ValueError: a\nb\x1b[2J\n  b.py:4 in g", 2.0)
-    observer.job_will_be_retried(job, "V: a\n  a.py:1 in g\nthe retry policy failed", 2.0)
-    observer.job_will_be_retried(job, "A\x1b[2JB", 2.0)
-    observer.job_will_be_retried(job, "X: two (2 sub-exceptions)\ncontains KeyError: 'b'", 2.0)
-    observer.job_will_be_retried(endless, "Y: " + "a" * 1000, 2.0)
-    observer.job_moved_to_dlq(unknown, "UnknownType: no worker knew it")
+    observer.job_moved_to_dlq(job, FinishedRun(0.0, error="my own words"))
+    observer.job_moved_to_dlq(job, FinishedRun(0.0, error=None))
+    observer.job_will_be_retried(job, retried("ValueError: a\n  a.py:3 in f\n  b.py:4 in g"))
+    observer.job_will_be_retried(job, retried("ValueError: a\nb\x1b[2J\n  b.py:4 in g"))
+    observer.job_will_be_retried(job, retried("V: a\n  a.py:1 in g\nthe retry policy failed"))
+    observer.job_will_be_retried(job, retried("A\x1b[2JB"))
+    observer.job_will_be_retried(job, retried("X: two (2 sub-exceptions)\ncontains KeyError: 'b'"))
+    observer.job_will_be_retried(endless, retried("Y: " + "a" * 1000))
+    observer.job_moved_to_dlq(unknown, FinishedRun(0.0, error="UnknownType: no worker knew it"))
     observer.job_lease_lost(job)
-    observer.job_completed(job, 0.1)
-    observer.job_rescheduled(job, 3.0)
+    observer.job_completed(job, FinishedRun(0.1))
+    observer.job_rescheduled(job, FinishedRun(0.0, 3.0))
 
     failed = "job 7 (send, attempt 2 of 5) failed, next attempt in 2.0 s"
     assert [record.getMessage() for record in caplog.records] == [

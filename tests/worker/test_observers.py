@@ -9,10 +9,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event
 
-from sqlalchemy_bgjob import Context, MoveToDlq, Observer, Reschedule, Retry, constant, telemetry
+from sqlalchemy_bgjob import (
+    Context,
+    FinishedRun,
+    MoveToDlq,
+    Observer,
+    Reschedule,
+    Retry,
+    constant,
+    telemetry,
+)
+from sqlalchemy_bgjob._handlers.outcomes import Kind, Settlement
+from sqlalchemy_bgjob._worker.run import job_info
 from sqlalchemy_bgjob.telemetry import Events
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
+from support.planning import job as claimed
 from support.running import Gate, Recorder, Workbench, one_of_each
 
 if TYPE_CHECKING:
@@ -43,16 +55,16 @@ class Witness(Observer):
     def job_started(self, job: JobInfo) -> None:
         self.saw.setdefault(job.id, []).append(("started", job.attempt))
 
-    def job_completed(self, job: JobInfo, seconds: float) -> None:
+    def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
         self._look("completed", job)
 
-    def job_rescheduled(self, job: JobInfo, delay: float) -> None:
+    def job_rescheduled(self, job: JobInfo, run: FinishedRun) -> None:
         self._look("rescheduled", job)
 
-    def job_will_be_retried(self, job: JobInfo, error: str | None, delay: float) -> None:
+    def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:
         self._look("will_be_retried", job)
 
-    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+    def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
         self._look("moved_to_dlq", job)
 
 
@@ -296,10 +308,10 @@ def test_a_cut_connection_is_a_worker_error_and_no_job_event(bench: Workbench) -
 @one_of_each
 def test_what_is_told_late_is_told_before_the_stop_returns(bench: Workbench) -> None:
     class Late(Recorder):
-        def job_completed(self, job: JobInfo, seconds: float) -> None:
+        def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
             end = time.monotonic() + 0.01
             wait_until(lambda: time.monotonic() > end)
-            super().job_completed(job, seconds)
+            super().job_completed(job, run)
 
     late = Late()
     handler = bench.handler("t", lambda ctx: None, uses_session=False)
@@ -352,6 +364,73 @@ def test_an_observer_that_never_returns_does_not_hold_the_stop() -> None:
     events.stop(timeout=0.05)
     assert time.monotonic() - before < 10.0
     free.set()
+
+
+class Failures(Observer):
+    """Keeps what became of each run."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, FinishedRun] = {}
+
+    def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:
+        self.runs[job.type] = run
+
+    def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
+        self.runs[job.type] = run
+
+    def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
+        self.runs[job.type] = run
+
+
+@pytest.mark.parametrize("uses_session", [True, False])
+@one_of_each
+def test_observers_get_the_exception_itself(bench: Workbench, uses_session: bool) -> None:
+    broken, gone = ValueError("broken"), KeyError("gone")
+
+    def raise_it(*args: Any) -> None:
+        raise broken
+
+    def blame_it(*args: Any) -> None:
+        raise Retry(1000, "later") from broken
+
+    def give_up(*args: Any) -> Any:
+        return MoveToDlq(gone)
+
+    bodies = {"raise": raise_it, "blame": blame_it, "dlq": give_up, "fine": lambda *args: None}
+    for name, body in bodies.items():
+        bench.enqueue(bench.handler(name, body, uses_session=uses_session))
+    told = Failures()
+
+    bench.run(observers=(told,))
+
+    found = told.runs
+    assert found["raise"].exception is broken
+    assert found["raise"].error is not None
+    assert found["raise"].error.startswith("ValueError: broken")
+    assert (found["blame"].exception, found["blame"].error) == (broken, "later")
+    assert (found["blame"].delay, found["dlq"].delay) == (1000.0, None)
+    assert found["dlq"].exception is gone
+    assert (found["fine"].exception, found["fine"].error, found["fine"].delay) == (None,) * 3
+    assert all(0 <= run.seconds < 60 for run in found.values())
+
+
+def test_exceptions_wait_for_those_who_want_them_only() -> None:
+    class Plain(Observer):
+        wants_exceptions = False
+
+        def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:
+            seen.append(run)
+
+    seen: list[FinishedRun] = []
+    error = ValueError("x")
+    job = job_info(claimed())
+    settlement = Settlement(Kind.RETRY, delay=1.0, error="x", exception=error)
+    for observers, expected in ([Plain()], None), ([Plain(), Observer()], error):
+        events = Events(observers)
+        events.start()
+        events.settled(job, settlement, 0.5)
+        events.stop(timeout=60.0)
+        assert seen.pop() == FinishedRun(0.5, 1.0, "x", expected)
 
 
 def test_nobody_to_tell_costs_no_thread() -> None:

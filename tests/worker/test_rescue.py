@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from sqlalchemy_bgjob import JobInfo
+    from sqlalchemy_bgjob import FinishedRun, JobInfo
     from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
     from support.tuning import Tune
 
@@ -900,7 +900,7 @@ class Told(Observer):
         self.completed: list[str] = []
         self.lease_lost: list[str] = []
 
-    def job_completed(self, job: JobInfo, seconds: float) -> None:
+    def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
         self.completed.append(job.id)
 
     def job_lease_lost(self, job: JobInfo) -> None:

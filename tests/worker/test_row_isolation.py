@@ -30,16 +30,16 @@ class Counter(Observer):
         self.retried = []
         self.rescheduled = []
 
-    def job_completed(self, job, seconds):
+    def job_completed(self, job, run):
         self.completed.append(job.id)
 
     def worker_error(self, error):
         self.errors.append(error)
 
-    def job_will_be_retried(self, job, error, delay):
-        self.retried.append((job.id, error))
+    def job_will_be_retried(self, job, run):
+        self.retried.append((job.id, run.error))
 
-    def job_rescheduled(self, job, delay):
+    def job_rescheduled(self, job, run):
         self.rescheduled.append(job.id)
 
 
