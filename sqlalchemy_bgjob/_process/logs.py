@@ -131,6 +131,11 @@ def _is_for_the_console(handler: logging.Handler) -> bool:
     return stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
 
 
+def configured() -> bool:
+    """Whether this process logs to stderr."""
+    return _log is not None
+
+
 def own_stderr() -> bool:
     """Whether stderr is for log lines only: JSON, or those of several processes."""
     return _log is not None and _log.own_stderr

@@ -14,6 +14,7 @@ from sqlalchemy import URL, Engine, create_engine
 from .._handlers.served import require_handlers, served_handlers, served_queues
 from ..bgjob import BGJob
 from ..settings import SPARE_CONNECTIONS, WorkerSettings
+from ..telemetry import Observer
 from ..worker import Worker
 from . import loader
 from .engines import load_engine, load_sync_engine, make_async_engine
@@ -40,6 +41,7 @@ class WorkerOptions:
         session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
         app_dir: Where to look for modules after Python's own path.
         around: Names what makes the context that is entered around each job.
+        observers: Name the objects that are told what was committed.
         imports: Modules that register handlers, beside the one that *app* names.
         queues: Concurrency by queue; None for all queues that handlers name.
         settings: The worker's.
@@ -54,6 +56,7 @@ class WorkerOptions:
     session_factories: tuple[str, ...] = ()
     app_dir: Path = Path()
     around: str | None = None
+    observers: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     queues: Mapping[str, int] | None = None
     settings: WorkerSettings = WorkerSettings()  # noqa: RUF009 - it is frozen
@@ -85,6 +88,7 @@ class _Application:
     heart_engine: "Engine | AsyncEngine | None"
     factories: list[Any]
     around: Any
+    observers: list[Observer]
     settings: WorkerSettings
 
 
@@ -150,6 +154,7 @@ def _load(jobs: BGJob[Any, Any], options: WorkerOptions) -> _Application:
         heart_engine=heart_engine or None,
         factories=[_load_factory(target, app_dir) for target in options.session_factories],
         around=around or None,
+        observers=[_load_observer(target, app_dir) for target in options.observers],
         settings=options.settings,
     )
 
@@ -177,6 +182,18 @@ def _load_factory(target: str, app_dir: Path) -> Any:
             f"Session class or a sessionmaker",
         )
     return found
+
+
+def _load_observer(target: str, app_dir: Path) -> Observer:
+    found = loader.load(target, app_dir, example="app:alerts")
+    if isinstance(found, Observer):
+        return found
+    if isinstance(found, type):
+        raise CommandError(USAGE, f"{target!r} is a class; write {target}(), which makes an object")
+    what = type(found).__name__
+    raise CommandError(
+        USAGE, f"{target!r} is of type {what!r}; name an object of a subclass of Observer"
+    )
 
 
 def _refuse_functions(application: _Application, why: str) -> None:
@@ -257,6 +274,7 @@ class _ThreadRunner:
             queues=application.queues,
             session_factory=factories[0] if factories else None,
             around=application.around,
+            observers=application.observers,
             settings=application.settings,
         )
         self.request_stop = self._worker.request_stop
@@ -293,6 +311,7 @@ class _AsyncRunner:
             session_factory=for_coroutines[0] if for_coroutines else None,
             sync_session_factory=for_functions[0] if for_functions else None,
             around=application.around,
+            observers=application.observers,
             settings=application.settings,
         )
         self.request_stop = self._worker.request_stop

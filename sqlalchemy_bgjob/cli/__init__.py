@@ -3,18 +3,24 @@
 It parses, calls and prints. The code that it calls is imported only then: ``--help`` needs no
 SQLAlchemy. Results go to stdout, logs and errors to stderr.
 
+An option comes from the command line, else from its environment variable, else from
+``pyproject.toml``, see :mod:`.._process.pyproject`.
+
 Exit codes: 0 done, or drained after one signal; 1 failed; 2 wrong usage, or the application
 can't be imported; 3 the database is unreachable or refuses; 4 the schema is out of date;
 128 + n after a second or third signal n.
 """
 
 import signal
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from .._process.exits import OK, SIGNALLED, CommandError, leave
+from .._process.pyproject import defaults
 from .._version import __version__
 from .bench import bench
 from .demo import demo
@@ -42,7 +48,12 @@ class _Commands(click.Group):
 @click.version_option(__version__, prog_name="sqlalchemy-bgjob")
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Background jobs in PostgreSQL, for applications that use SQLAlchemy."""
+    """Background jobs in PostgreSQL, for applications that use SQLAlchemy.
+
+    Options may also stand in the environment, as BGJOB_ and their name, or in the table
+    [tool.sqlalchemy-bgjob] of the working directory's pyproject.toml.
+    """
+    ctx.default_map = defaults(cli.commands, Path())
     # A worker counts signals itself, as soon as its modules are imported.
     if ctx.invoked_subcommand != "worker" and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -64,9 +75,17 @@ def _report(error: CommandError) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """The entry point of the scripts; *args* are those of the process unless given."""
+    """The entry point of the scripts: runs a command and exits with its code.
+
+    A program of one's own may call it in its main thread, with *args* such as
+    ``["worker", "app:jobs", "--processes", "4"]``; they are those of the process unless given.
+
+    Raises:
+        SystemExit: The command has ended; see above for the codes.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
     try:
-        code = cli.main(args, standalone_mode=False)
+        code = cli.main(arguments, standalone_mode=False, obj=arguments)
     except click.ClickException as error:
         error.show()
         code = error.exit_code

@@ -33,7 +33,7 @@ def doctor(
     from .._inspect.doctor import examine
     from .._process.engines import run_in_transaction
 
-    take_engine(ctx, engine, app_dir)
+    engine = take_engine(ctx, engine, app_dir)
     findings = run_in_transaction(
         database_url,
         engine,

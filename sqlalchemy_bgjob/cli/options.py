@@ -1,5 +1,6 @@
 """Options that several commands share: database, tables, settings, logs."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -11,6 +12,9 @@ import click
 from .._process.exits import USAGE, CommandError
 from ..settings import DEFAULT_PREFIX, WorkerSettings
 
+URL_VARIABLE: Final = "BGJOB_DATABASE_URL"
+FALLBACK: Final = "DATABASE_URL"
+"""What hosting platforms set; a command says so when it uses it."""
 _UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -72,6 +76,7 @@ def logging_options(command: Any) -> Any:
 database_option = option(
     "--database-url",
     metavar="URL",
+    envvar=[URL_VARIABLE, FALLBACK],
     help="postgresql+DRIVER://user:password@host/database, DRIVER one of psycopg, asyncpg and "
     "psycopg2. Without a driver it is the first of these that is installed.",
 )
@@ -97,16 +102,37 @@ def connection_options(command: Any) -> Any:
     return database_option(engine_option(app_dir_option(command)))
 
 
-def take_engine(ctx: click.Context, engine: str | None, app_dir: Path) -> None:
-    """Put the application's folder on Python's path, and refuse an engine beside a URL."""
+def take_engine(ctx: click.Context, engine: str | None, app_dir: Path) -> str | None:
+    """Put the application's folder on Python's path; the engine that is to be used, if any.
+
+    A URL on the command line takes the place of an engine from pyproject.toml, and is refused
+    beside any other. Without an engine, it is told when the URL comes from DATABASE_URL.
+    """
     if str(app_dir) not in sys.path:
         # Last: a sqlalchemy.py of the application must not be taken for SQLAlchemy.
         sys.path.append(str(app_dir))
-    by_option = click.core.ParameterSource.COMMANDLINE
-    if engine is not None and ctx.get_parameter_source("database_url") is by_option:
-        raise CommandError(
-            USAGE, "--engine (or BGJOB_ENGINE) names an engine already; leave out --database-url"
-        )
+    source = click.core.ParameterSource
+    of_url, of_engine = map(ctx.get_parameter_source, ("database_url", "engine"))
+    if engine is not None and of_url is source.COMMANDLINE:
+        if of_engine is not source.DEFAULT_MAP:
+            raise CommandError(
+                USAGE,
+                "--engine (or BGJOB_ENGINE) names an engine already; leave out --database-url",
+            )
+        engine = None
+    if engine is None and of_url is source.ENVIRONMENT and not os.environ.get(URL_VARIABLE):
+        _tell(f"the database is that of {FALLBACK}, as {URL_VARIABLE} is not set")
+    return engine
+
+
+def _tell(words: str) -> None:
+    """Log it, or print it to stderr in a command that has no log."""
+    from .._process import logs
+
+    if logs.configured():
+        logs.logger.info("%s", words)
+    else:
+        click.echo(words, err=True)
 
 
 def schema_options(command: Any) -> Any:

@@ -62,7 +62,7 @@ def migrate(
         raise CommandError(USAGE, "--from and --to go with --sql; a database tells its version")
     from .._process.engines import run_in_transaction
 
-    take_engine(ctx, engine, app_dir)
+    engine = take_engine(ctx, engine, app_dir)
     before = run_in_transaction(
         database_url,
         engine,

@@ -73,6 +73,13 @@ from .options import (
     metavar="MODULE:CONTEXT",
     help="Makes a context manager that is entered around each job, such as app:app.app_context.",
 )
+@option(
+    "--observer",
+    "observers",
+    metavar="MODULE:OBSERVER",
+    multiple=True,
+    help="An Observer, told what was committed; app:Alerts() makes one. May be repeated.",
+)
 @setting_options
 @logging_options
 @click.pass_context
@@ -90,6 +97,7 @@ def worker(
     heart_engine: str | None,
     session_factories: tuple[str, ...],
     around: str | None,
+    observers: tuple[str, ...],
     log_format: Any,
     log_level: str,
     **settings: Any,
@@ -112,13 +120,13 @@ def worker(
     else:
         logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
     checked = _settings(settings)
-    take_engine(ctx, engine, app_dir)
+    engine = take_engine(ctx, engine, app_dir)
     named = dict(queues)
     if len(named) < len(queues):
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
     if child is None and processes > 1:
         return supervisor.supervise(
-            sys.argv[1:], processes=processes, shutdown_timeout=checked.shutdown_timeout
+            ctx.obj or sys.argv[1:], processes=processes, shutdown_timeout=checked.shutdown_timeout
         )
     from .._process.process import run_worker
     from .._process.runners import WorkerOptions
@@ -133,6 +141,7 @@ def worker(
             session_factories=session_factories,
             app_dir=app_dir,
             around=around,
+            observers=observers,
             imports=imports,
             queues=named or None,
             settings=checked,

@@ -33,6 +33,17 @@ created = create_async_engine("postgresql+psycopg://", async_creator=lambda: Non
 """
 
 
+ALERTS = """
+from pathlib import Path
+from sqlalchemy_bgjob import Observer
+
+class Alerts(Observer):
+    def job_completed(self, job, run):
+        with Path(__file__).with_name("told").open("a") as file:
+            file.write(job.type + " ")
+"""
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     """An application whose handlers are in a module of their own, as in most."""
@@ -53,6 +64,7 @@ def shop(tmp_path: Path) -> Path:
     )
     (package / "broken.py").write_text("1 / 0\n")
     (package / "engines.py").write_text(ENGINES)
+    (package / "alerts.py").write_text(ALERTS)
     (package / "waiting.py").write_text(
         "from shop.db import jobs\n@jobs.handler('call', queue='mail')\nasync def call(ctx): ...\n"
     )
@@ -99,19 +111,26 @@ def test_the_command_line_refuses_to_start_without_handlers(
 
 
 @pytest.mark.parametrize("how", ["options", "environment"])
-def test_import_names_the_modules_of_handlers(
+def test_import_and_observer_name_what_a_worker_has(
     tables: Engine, database_url: str, start: Callable[..., Command], shop: Path, how: str
 ) -> None:
     app.functions.enqueue(tables, "send", queue="mail")
     app.functions.enqueue(tables, "resize", queue="pictures")
-    options, variable = ["--import", "shop.tasks", "--import", "shop.more"], {}
+    observer, told = "shop.alerts:Alerts()", shop / "shop" / "told"
+    options = ["--import", "shop.tasks", "--import", "shop.more", "--observer", observer]
+    variable = {}
     if how == "environment":
-        options, variable = [], {"BGJOB_IMPORT": "shop.tasks shop.more"}
+        options, variable = [], {"BGJOB_IMPORT": "shop.tasks shop.more", "BGJOB_OBSERVER": observer}
     command = start(
         "worker", "shop.db:jobs", *options, cwd=shop, BGJOB_DATABASE_URL=database_url, **variable
     )
 
     wait_until(lambda: not jobs_left(tables), 60, what=f"the jobs' end\n{command.stderr}")
+    wait_until(
+        lambda: told.exists() and sorted(told.read_text().split()) == ["resize", "send"],
+        60,
+        what=f"the observer\n{command.stderr}",
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,6 +144,14 @@ def test_import_names_the_modules_of_handlers(
         (
             ["shop.db:other", "--import", "shop.tasks"],
             "'shop.tasks' registers no handler with 'shop.db:other'",
+        ),
+        (
+            ["shop.db:jobs", "--import", "shop.tasks", "--observer", "shop.alerts:Alerts"],
+            "'shop.alerts:Alerts' is a class; write shop.alerts:Alerts()",
+        ),
+        (
+            ["shop.db:jobs", "--import", "shop.tasks", "--observer", "shop.db:other"],
+            "'shop.db:other' is of type 'BGJob'; name an object of a subclass of Observer",
         ),
     ],
 )

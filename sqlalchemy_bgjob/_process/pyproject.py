@@ -1,0 +1,92 @@
+"""Options from ``[tool.sqlalchemy-bgjob]`` of the working directory's ``pyproject.toml``.
+
+A key is an option's long name without its dashes, or ``app``. The command line comes first, then
+the environment, then this file. A key that no command knows is an error, as it is a mistake.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from .exits import USAGE, CommandError
+
+TABLE: Final = "sqlalchemy-bgjob"
+_WHERE: Final = f"[tool.{TABLE}] of pyproject.toml"
+
+
+def defaults(
+    commands: Mapping[str, click.Command], folder: Path
+) -> dict[str, dict[str, Any]] | None:
+    """The options of each command, as click's ``default_map`` takes them; None without the table.
+
+    Raises:
+        CommandError: The file is not TOML, or a key or a value is wrong.
+    """
+    table = _table(folder / "pyproject.toml")
+    if not table:
+        return None
+    parameters = {name: dict(_keys(command.params)) for name, command in commands.items()}
+    _refuse_unknown(table, {key for keys in parameters.values() for key in keys})
+    return {
+        name: {
+            keys[key].name or key: _value(key, keys[key], value)
+            for key, value in table.items()
+            if key in keys
+        }
+        for name, keys in parameters.items()
+    }
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, ValueError):
+        return {}
+    if TABLE not in text:  # it is about something else, and may be as it likes
+        return {}
+    import tomllib  # noqa: PLC0415 - most commands have no use of it
+
+    try:
+        tool = tomllib.loads(text).get("tool", {})
+    except tomllib.TOMLDecodeError as error:
+        raise CommandError(USAGE, f"pyproject.toml can't be read: {error}") from None
+    table = tool.get(TABLE, {}) if isinstance(tool, dict) else {}
+    return table if isinstance(table, dict) else {}
+
+
+def _keys(parameters: Iterable[click.Parameter]) -> Iterable[tuple[str, click.Parameter]]:
+    for parameter in parameters:
+        if isinstance(parameter, click.Argument):
+            yield parameter.name or "", parameter
+        for name in parameter.opts:
+            if name.startswith("--"):
+                yield name.removeprefix("--"), parameter
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: set[str]) -> None:
+    from .._db.errors import did_you_mean  # noqa: PLC0415 - it imports SQLAlchemy
+
+    for key in table:
+        if key not in known:
+            question = did_you_mean(key, known)
+            raise CommandError(
+                USAGE,
+                f"{_WHERE} has {key!r}, which is no option; "
+                f"{question or 'write an option without its dashes, such as log-format'}",
+            )
+
+
+def _value(key: str, parameter: click.Parameter, value: Any) -> Any:
+    """A value as click converts it further."""
+    if parameter.multiple:
+        values = value if isinstance(value, list) else [value]
+        if all(isinstance(one, str) for one in values):
+            return values
+        raise CommandError(USAGE, f'{_WHERE}: {key} must be text or a list of texts: ["a", "b"]')
+    is_flag = isinstance(parameter, click.Option) and parameter.is_flag
+    if isinstance(value, bool) if is_flag else type(value) in (str, int, float):
+        return value
+    wanted = "true or false" if is_flag else "text or a number"
+    raise CommandError(USAGE, f"{_WHERE}: {key} must be {wanted}, not {value!r}")
