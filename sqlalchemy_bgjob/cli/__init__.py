@@ -23,6 +23,7 @@ from .._process.exits import OK, SIGNALLED, CommandError, leave
 from .._process.pyproject import defaults
 from .._version import __version__
 from .bench import bench
+from .check import check
 from .demo import demo
 from .doctor import doctor
 from .tables import grants, migrate
@@ -59,7 +60,7 @@ def cli(ctx: click.Context) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-for _command in (worker, migrate, doctor, grants, demo, bench, version):
+for _command in (worker, check, migrate, doctor, grants, demo, bench, version):
     cli.add_command(_command)
 
 

@@ -9,24 +9,30 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
 
-from sqlalchemy_bgjob._process.exits import DATABASE, SCHEMA, USAGE
+from sqlalchemy_bgjob._process.exits import DATABASE, FAILED, SCHEMA, USAGE
 from sqlalchemy_bgjob._process.supervisor import STUCK_AFTER
 from sqlalchemy_bgjob.cli import cli
 from sqlalchemy_bgjob.settings import STUCK_AFTER as GIVEN_UP_AFTER
 from sqlalchemy_bgjob.settings import WorkerSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "deploying.md").read_text()
-UNIT, IMAGE, MANIFEST = (
-    re.search(rf"```{language}\n(.*?)```", PAGE, re.DOTALL).group(1)  # type: ignore[union-attr]
+UNIT, IMAGE, COMPOSE, MANIFEST = (
+    block
     for language in ("ini", "dockerfile", "yaml")
+    for block in re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 )
 COMMANDS = {
     "systemd": shlex.split(re.findall(r"^ExecStart=\S*/(.*)$", UNIT, re.MULTILINE)[0]),
     "container": json.loads(re.findall(r"^CMD (.*)$", IMAGE, re.MULTILINE)[0]),
     **{
         f"kubernetes {number}": [word.strip(' "') for word in words.split(",")]
-        for number, words in enumerate(re.findall(r"command: \[(.*)\]", MANIFEST))
+        for number, words in enumerate(re.findall(r"command: \[(.*?)\]", MANIFEST))
+    },
+    **{
+        f"compose {number}": [word.strip(' "') for word in words.split(",")]
+        for number, words in enumerate(re.findall(r"\[(?:CMD, )?(sqlalchemy-.*?)\]", COMPOSE))
     },
 }
 
@@ -38,7 +44,19 @@ def test_its_commands_are_understood(command: list[str]) -> None:
 
     context = cli.commands[name].make_context(name, arguments)
 
-    assert context.params["engine"] == "shop.db:engine"
+    # A probe imports no application: it finds the database by the variable.
+    assert context.params["engine"] == (None if name == "check" else "shop.db:engine")
+
+
+def test_its_files_are_well_formed() -> None:
+    compose, manifest = yaml.safe_load(COMPOSE), yaml.safe_load(MANIFEST)
+    pod = manifest["spec"]["template"]["spec"]
+    probe = pod["containers"][0]["livenessProbe"]["exec"]["command"][-1]
+
+    assert compose["services"]["worker"]["environment"].keys() == {"DATABASE_URL"}
+    assert pod["containers"][0]["envFrom"] == pod["initContainers"][0]["envFrom"]
+    assert probe == f"sqlalchemy-bgjob check; test $? -ne {FAILED}"
+    assert json.loads(re.findall(r"^CMD (.*)$", IMAGE, re.MULTILINE)[0])
 
 
 def test_a_stop_is_waited_for() -> None:
@@ -50,5 +68,6 @@ def test_a_stop_is_waited_for() -> None:
     longest = WorkerSettings().shutdown_timeout + STUCK_AFTER
 
     assert int(grace) == int(unit["Service"]["TimeoutStopSec"]) == longest + 5
+    assert f"stop_grace_period: {grace}s" in COMPOSE
     assert (GIVEN_UP_AFTER, STUCK_AFTER) == (15.0, 20.0), "the page says these"
     assert unit["Service"]["RestartPreventExitStatus"] == f"{USAGE} {DATABASE} {SCHEMA}"
