@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ._handlers.registry import JobType as JobType
     from ._inspect.health import Health as Health
     from ._lifecycle.operate import Redriven as Redriven
+    from ._lifespan import lifespan as lifespan
     from ._worker.run import Context as Context
     from .aio import AsyncWorker as AsyncWorker
     from .bgjob import BGJob as BGJob
@@ -56,6 +57,7 @@ _HOMES = {
     "_handlers.registry": ("JobType",),
     "_inspect.health": ("Health",),
     "_lifecycle.operate": ("Redriven",),
+    "_lifespan": ("lifespan",),
     "_worker.run": ("Context",),
     "aio": ("AsyncWorker",),
     "bgjob": ("BGJob",),

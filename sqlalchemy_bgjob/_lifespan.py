@@ -1,0 +1,48 @@
+"""A worker that lives as long as an ASGI application."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from .aio import AsyncWorker
+
+P = ParamSpec("P")
+
+
+def lifespan(
+    worker: "Callable[P, Worker | AsyncWorker]", *args: P.args, **options: P.kwargs
+) -> Callable[[Any], AbstractAsyncContextManager[None]]:
+    """A lifespan for FastAPI, Starlette or Litestar that runs a worker beside the application.
+
+    ``FastAPI(lifespan=lifespan(AsyncWorker, jobs, engine, queues={"mail": 10}))``. Each start of
+    the application makes a new worker, and its end drains that worker.
+
+    Args:
+        worker: ``AsyncWorker``, or ``Worker``, which works in threads.
+        *args: What the worker takes.
+        **options: What the worker takes.
+
+    Returns:
+        What an application calls with itself when it starts. It raises what ``worker.start()``
+        raises, and then the application does not start.
+    """
+
+    @asynccontextmanager
+    async def beside(application: Any) -> AsyncIterator[None]:
+        made = worker(*args, **options)
+        if not isinstance(made, Worker):
+            async with made:
+                yield
+            return
+        # In a thread: a start waits for the database, and a stop for the handlers.
+        await asyncio.to_thread(made.start)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(made.stop)
+
+    return beside
