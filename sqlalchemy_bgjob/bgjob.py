@@ -284,6 +284,20 @@ class BGJob(Generic[J, D]):
         """
         return work_one(self.models, self.registry, target, queue, handler, session_factory)
 
+    def decode(self, job: JobMixin | DeadJobMixin) -> Any:
+        """The arg of a live or dead job, as its handler takes it; no I/O.
+
+        Of a type that is not registered in this process it is what the row holds: JSON values, or
+        bytes. To compare args in SQL, use ``Job.arg_json``.
+
+        Raises:
+            InvalidArg: The row's arg is none that the handler takes.
+        """
+        handler = self.registry.find(job.type, job.queue)
+        if handler is None or not handler.takes_arg:
+            return job.arg if job.arg_json is None else job.arg_json
+        return handler.decode(job.arg, job.headers)
+
     # ---- operators --------------------------------------------------------------------------
 
     @overload

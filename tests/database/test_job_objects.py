@@ -35,6 +35,24 @@ def shop(shop: Engine) -> Engine:
     return shop
 
 
+@pytest.mark.core
+def test_a_jobs_arg_is_decoded_as_its_handler_takes_it(session: Session) -> None:
+    known = enqueue(session, send_receipt, Receipt(1, "é"))
+    other = jobs.enqueue(session, "elsewhere", {"n": [1, None]}, queue="q")
+    raw = jobs.enqueue(session, "elsewhere", b"\xff", queue="q")
+    bare = jobs.enqueue(session, "elsewhere", queue="q")
+
+    found = {job.id: jobs.decode(job) for job in session.scalars(select(Job))}
+
+    assert found[known.id] == Receipt(1, "é")
+    assert found[other.id] == {"n": [1, None]}
+    assert found[raw.id] == b"\xff"
+    assert found[bare.id] is None
+    wrong = Job(queue="mail", type=send_receipt.type, arg={"n": 1})
+    with pytest.raises(InvalidArg):
+        jobs.decode(wrong)
+
+
 # ---- handler.job() -------------------------------------------------------------------------------
 
 
