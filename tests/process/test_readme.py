@@ -6,6 +6,8 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import tomllib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +26,14 @@ from support.rows import jobs_left
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = ("README.md", "docs/enqueue.md", "docs/handlers.md", "docs/workers.md", "docs/testing.md")
+PAGES = (
+    "README.md",
+    "docs/enqueue.md",
+    "docs/handlers.md",
+    "docs/workers.md",
+    "docs/testing.md",
+    "docs/deploying.md",
+)
 """Those whose blocks are one program, in this order; docs/flask.md is one of its own."""
 MAIN = 'if __name__ == "__main__":\n'
 OF_ALEMBIC = ("context.configure(", "def upgrade()")
@@ -36,9 +45,10 @@ def python_of(page: str) -> list[str]:
 
 @pytest.mark.core
 def test_python_of_the_pages_runs(database_url, url_for, capsys, monkeypatch):
-    """The README's first block is the module app; the others use its names, page by page."""
+    """The README's second block is the module app; the others use its names, page by page."""
     imports = """
 import asyncio
+import signal
 from datetime import UTC, datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -46,7 +56,7 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, enqueue_from
 """
     monkeypatch.setenv("BGJOB_DATABASE_URL", database_url)
-    first, *rest = python_of("README.md")
+    _, first, *rest = python_of("README.md")
     definitions, main = first.split(MAIN)
     app = ModuleType("app")
     monkeypatch.setitem(sys.modules, "app", app)
@@ -63,6 +73,8 @@ from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, enqu
         "ASYNC_DATABASE_URL": url_for("asyncpg"),
         "TenantBase": TenantBase,
         "gateway_is_down": lambda: True,
+        "report": print,
+        "new_token": str,
         "wait_until_mailed": lambda: wait_until(is_mailed, 30),
         "wait_until_mailed_async": lambda: wait_until_async(is_mailed, 30),
     }
@@ -73,6 +85,8 @@ from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, enqu
     blocks = [("README.md", b) for b in rest] + blocks + [("docs/tables.md", b) for b in of_tables]
     for page, block in blocks:
         exec(compile(block, page, "exec"), program)
+        if "def work()" in block:
+            stop_by_signal(program)
         if "async def main" in block:
             exec("asyncio.run(main())", program)
     program["engine"].dispose()
@@ -80,6 +94,60 @@ from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, enqu
     assert {page for page, _ in blocks} == {*PAGES, "docs/tables.md"}
     assert "mail to ada@example.com" in capsys.readouterr().out
     assert program["tenant_jobs"].DeadJob.__table__.c.tenant_id is not None
+
+
+def stop_by_signal(program):
+    """Run the page's own worker in this thread, and send it SIGTERM once it is registered."""
+    rows = select(program["jobs"].WorkerRow.id)
+
+    def registered():
+        with program["engine"].connect() as connection:
+            return connection.execute(rows).all()
+
+    def end():
+        wait_until(registered, 60, what="the worker")
+        signal.raise_signal(signal.SIGTERM)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    other = threading.Thread(target=end)
+    other.start()
+    try:
+        program["work"]()
+    finally:
+        other.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_first_job_takes_three_commands_at_most(tmp_path: Path) -> None:
+    """Fifteen lines, without a database; its output is what the page shows."""
+    first = python_of("README.md")[0]
+    section = README.split("## The first job\n")[1].split("\n## ")[0]
+    (shown,) = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    commands = re.findall(r"^\$ (.+)$", shown, re.MULTILINE)
+    (tmp_path / "hello.py").write_text(first)
+
+    program = subprocess.Popen(
+        [sys.executable, "-u", "hello.py"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    with program:
+        lines = [program.stdout.readline() for _ in range(2)]
+        program.stdin.write("\n")
+        program.stdin.close()
+        rest = program.stdout.read()
+
+    assert program.returncode == 0
+    assert sorted(lines) == sorted(shown.splitlines(keepends=True)[-2:])
+    assert rest == ""
+    assert len([line for line in first.splitlines() if line]) <= 15
+    assert len(commands) <= 3
+    assert commands[-1] == "python hello.py"
 
 
 @pytest.mark.core
@@ -92,7 +160,7 @@ def test_the_quick_start_sends_one_mail(
 ) -> None:
     """Its file and its two commands as they stand; a second worker has nothing to do."""
     monkeypatch.setenv("BGJOB_DATABASE_URL", database_url)
-    (tmp_path / "app.py").write_text(python_of("README.md")[0])
+    (tmp_path / "app.py").write_text(python_of("README.md")[1])
     (command,) = re.findall(r"^\$ sqlalchemy-bgjob (worker app:jobs .*)$", README, re.MULTILINE)
     assert "\n$ python app.py\n" in README
 
@@ -147,18 +215,16 @@ def shown(default: float | bool) -> str:
     return "on" if default is True else f"{default:g}"
 
 
-def test_install_table_names_real_extras():
-    """Each extra exists."""
-    import tomllib
-
+def test_the_extras_that_are_named_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    table = README.split("| extra |")[1].split("\n\n")[0]
-    named = {
-        name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
-    }
+    text = README.split("## Install\n")[1].split("## ")[0]
+    named = set(re.findall(r"`([a-z0-9]+)`", text))
+    installed = re.findall(r'pip install -e "\.\[([\w,]+)\]"', README)
 
-    assert named
-    assert named <= set(project["optional-dependencies"])
+    assert {"asyncpg", "embedded"} <= named
+    assert named | {extra for extras in installed for extra in extras.split(",")} <= {
+        *project["optional-dependencies"]
+    }
 
 
 def test_the_table_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
