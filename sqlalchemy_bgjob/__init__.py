@@ -39,7 +39,14 @@ if TYPE_CHECKING:
         WorkerRefused as WorkerRefused,
     )
     from .models import DeadJobMixin as DeadJobMixin, JobMixin as JobMixin
-    from .retry import constant as constant, exponential as exponential
+    from .retry import (
+        GIVE_UP as GIVE_UP,
+        constant as constant,
+        exponential as exponential,
+        on_exception as on_exception,
+        retry_after as retry_after,
+        steps as steps,
+    )
     from .settings import WorkerSettings as WorkerSettings
     from .telemetry import (
         FinishedRun as FinishedRun,
@@ -71,7 +78,7 @@ _HOMES = {
         "WorkerRefused",
     ),
     "models": ("DeadJobMixin", "JobMixin"),
-    "retry": ("constant", "exponential"),
+    "retry": ("GIVE_UP", "constant", "exponential", "on_exception", "retry_after", "steps"),
     "settings": ("WorkerSettings",),
     "telemetry": ("FinishedRun", "JobInfo", "Observer"),
     "worker": ("Worker",),

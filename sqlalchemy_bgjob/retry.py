@@ -10,9 +10,12 @@ and the log once for each handler.
 """
 
 import random
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from math import isfinite
+from typing import Any
 
 Backoff = Callable[[int, BaseException | None], float]
 """A policy that always gives seconds."""
@@ -59,6 +62,103 @@ def constant(seconds: float, jitter: float = 0.0) -> Backoff:
 
     def policy(attempt: int, error: BaseException | None = None) -> float:
         return seconds * (1.0 - jitter * random.random())
+
+    return policy
+
+
+def steps(*seconds: float, jitter: float = 0.0) -> Backoff:
+    """Wait each of these *seconds* in turn, and the last of them from then on."""
+    for number in seconds:
+        _check("seconds", number, 0.0, MAX_BACKOFF)
+    _check("jitter", jitter, 0.0, 1.0)
+    if not seconds:
+        raise ValueError("steps() takes at least one number of seconds")
+
+    def policy(attempt: int, error: BaseException | None = None) -> float:
+        delay = seconds[min(max(attempt, 1), len(seconds)) - 1]
+        return delay * (1.0 - jitter * random.random())
+
+    return policy
+
+
+def GIVE_UP(attempt: int, error: BaseException | None = None) -> None:  # noqa: N802 - a constant
+    """The policy that allows no further attempt: the job is dead."""
+
+
+def retry_after(default: float | RetryPolicy = 30.0) -> RetryPolicy:
+    """Wait for as long as the error says, as an HTTP server does by ``Retry-After``.
+
+    That is ``error.retry_after``, or the header ``Retry-After`` of ``error.response``, which may be
+    seconds or a date. A date is compared with this machine's clock.
+
+    Args:
+        default: Seconds, or a policy, for an error that does not say.
+    """
+    if not callable(default):
+        default = constant(default)
+
+    def policy(attempt: int, error: BaseException | None = None) -> float | timedelta | None:
+        seconds = _asked_for(error)
+        return default(attempt, error) if seconds is None else min(max(seconds, 0.0), MAX_BACKOFF)
+
+    return policy
+
+
+def _asked_for(error: BaseException | None) -> float | None:
+    """Seconds that an error asks to wait for; None if it does not say, or in no known way."""
+    asked: Any = getattr(error, "retry_after", None)
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    if asked is None and isinstance(headers, Mapping):
+        asked = headers.get("retry-after") or headers.get("Retry-After")  # a dict minds the case
+    if isinstance(asked, str):
+        asked = _parsed(asked)
+    if isinstance(asked, datetime):
+        moment = asked if asked.tzinfo is not None else asked.replace(tzinfo=UTC)
+        return (moment - datetime.now(UTC)).total_seconds()
+    if isinstance(asked, timedelta):
+        return asked.total_seconds()
+    return float(asked) if isinstance(asked, int | float) and isfinite(asked) else None
+
+
+def _parsed(header: str) -> float | datetime | None:
+    try:
+        return float(header)
+    except ValueError:
+        with suppress(ValueError):
+            return parsedate_to_datetime(header)
+    return None
+
+
+def on_exception(
+    rules: Mapping[type[BaseException] | tuple[type[BaseException], ...], RetryPolicy],
+    otherwise: RetryPolicy | None = None,
+) -> RetryPolicy:
+    """Choose a policy by the exception.
+
+    Args:
+        rules: Policies by class, or by several classes. The first that the exception is an
+            instance of counts, in the order given; :data:`GIVE_UP` makes the job dead at once.
+        otherwise: For all other exceptions, and for a ``Retry`` that names none; by default
+            the delays of a handler without a policy.
+
+    Raises:
+        TypeError: A key is no class of exceptions, or a value is no policy.
+    """
+    chosen = DEFAULT if otherwise is None else otherwise
+    for classes, rule in rules.items():
+        of = classes if isinstance(classes, tuple) else (classes,)
+        if not of or not all(
+            isinstance(one, type) and issubclass(one, BaseException) for one in of
+        ):
+            raise TypeError(f"{classes!r} is no class of exceptions, and no tuple of them")
+        if not callable(rule):
+            raise TypeError(f"{rule!r} is no policy; write constant({rule!r}) for seconds")
+
+    def policy(attempt: int, error: BaseException | None = None) -> float | timedelta | None:
+        for classes, rule in rules.items():
+            if isinstance(error, classes):
+                return rule(attempt, error)
+        return chosen(attempt, error)
 
     return policy
 

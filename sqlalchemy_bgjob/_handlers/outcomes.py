@@ -6,7 +6,7 @@ description of a row's next state that :mod:`._lifecycle` writes.
 """
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from math import isfinite
 from typing import Any, Final
@@ -43,20 +43,22 @@ class Retry(Outcome):
         after: Seconds or a timedelta, by the database's clock from the settlement;
             None leaves it to the handler's retry policy.
         error: An exception or text, kept as ``last_error``.
+        at: An aware datetime, instead of *after*; one that has passed is at once.
     """
 
     def __init__(
         self,
         after: float | timedelta | None = None,
         error: BaseException | str | None = None,
+        at: datetime | None = None,
     ) -> None:
         if isinstance(after, str | BaseException):
             raise TypeError(
                 f"after must be seconds or a timedelta, not {_type_name(after)}; write "
                 f"Retry(error=...) for what went wrong"
             )
-        super().__init__(after, error)
-        self.after = None if after is None else validation.seconds("after", after)
+        super().__init__(after, error, at)
+        self.after, self.at = _when(after, at)
         self.error = _checked(error)
 
 
@@ -65,12 +67,21 @@ class Reschedule(Outcome):
 
     Args:
         after: Seconds or a timedelta, by the database's clock from the settlement.
+        at: An aware datetime, instead of *after*; one that has passed is at once.
         arg: A new arg for the next run; left out, the arg stays.
     """
 
-    def __init__(self, after: float | timedelta, *, arg: Any = UNCHANGED) -> None:
-        super().__init__(after)
-        self.after = validation.seconds("after", after)
+    def __init__(
+        self,
+        after: float | timedelta | None = None,
+        at: datetime | None = None,
+        *,
+        arg: Any = UNCHANGED,
+    ) -> None:
+        super().__init__(after, at)
+        self.after, self.at = _when(after, at)
+        if self.after is None and self.at is None:
+            raise TypeError("Reschedule takes when to run again: after= or at=")
         self.arg = arg
 
 
@@ -80,6 +91,17 @@ class MoveToDlq(Outcome):
     def __init__(self, error: BaseException | str | None = None) -> None:
         super().__init__(error)
         self.error = _checked(error)
+
+
+def _when(
+    after: float | timedelta | None, at: datetime | None
+) -> tuple[float | None, datetime | None]:
+    if after is not None and at is not None:
+        raise TypeError("give after= or at=, not both")
+    return (
+        None if after is None else validation.seconds("after", after),
+        None if at is None else validation.moment("at", at),
+    )
 
 
 def _checked(error: object) -> BaseException | str | None:
@@ -105,7 +127,8 @@ class Settlement:
 
     Attributes:
         kind: COMPLETED deletes, DEAD moves to the dead table, the others queue the row again.
-        delay: Seconds until it is due; None leaves ``next_run_at`` as it is.
+        delay: Seconds until it is due; None leaves ``next_run_at`` as it is, without *at*.
+        at: When it is due, instead of *delay*.
         error: The new ``last_error``; with *keep_error* the old one stays.
         exception: What *error* describes, for observers, if it was an exception.
         refund_attempt: Whether the claim's attempt is not counted.
@@ -115,12 +138,20 @@ class Settlement:
 
     kind: Kind
     delay: float | None = None
+    at: datetime | None = None
     error: str | None = None
     keep_error: bool = False
     refund_attempt: bool = False
     arg: Encoded | None = None
     policy_problem: str | None = None
     exception: BaseException | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def due_in(self) -> float | None:
+        """Seconds until it is due; None if it is not put off. To *at* by this machine's clock."""
+        if self.at is None:
+            return self.delay
+        return max((self.at - datetime.now(UTC)).total_seconds(), 0.0)
 
 
 COMPLETED: Final = Settlement(Kind.COMPLETED)
@@ -186,15 +217,17 @@ def decide(
         case Complete():
             return COMPLETED
         case Reschedule():
-            return Settlement(Kind.RESCHEDULED, delay=outcome.after, refund_attempt=True, arg=arg)
+            return Settlement(
+                Kind.RESCHEDULED, delay=outcome.after, at=outcome.at, refund_attempt=True, arg=arg
+            )
         case MoveToDlq():
             return _failure(Kind.DEAD, outcome)
         case Retry():
             settlement = _failure(Kind.RETRY, outcome)
             if max_attempts is not None and attempt >= max_attempts:
                 return replace(settlement, kind=Kind.DEAD)
-            if outcome.after is not None:
-                return replace(settlement, delay=outcome.after)
+            if outcome.after is not None or outcome.at is not None:
+                return replace(settlement, delay=outcome.after, at=outcome.at)
             return _by_policy(policy, attempt, outcome.error, settlement)
         case _:
             raise TypeError(f"{type(outcome).__name__} is not an outcome that can be settled")

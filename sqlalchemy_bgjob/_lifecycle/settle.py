@@ -123,6 +123,7 @@ def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
     settlements = [item.settlement for item in items]
     return {
         "refunds": [int(s.refund_attempt) for s in settlements],
+        "moments": [s.at for s in settlements],
         "delays": [s.delay for s in settlements],
         "keep_errors": [s.keep_error for s in settlements],
         "args": [s.arg.data if s.arg else None for s in settlements],

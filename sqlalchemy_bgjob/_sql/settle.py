@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     ColumnElement,
+    DateTime,
     Executable,
     Float,
     Integer,
@@ -128,14 +129,16 @@ class SettleStatements:
     def _release(self, wait: bool) -> Executable:
         """Queue jobs again; returns id and xid of each.
 
-        Parameters: worker, and lists ids, leases, refunds, delays (seconds; null keeps
-        next_run_at), errors, keep_errors, args, new_args, headers (JSON text), unknowns.
+        Parameters: worker, and lists ids, leases, refunds, moments, delays (seconds; if both are
+        null, next_run_at stays), errors, keep_errors, args, new_args, headers (JSON text),
+        unknowns.
         """
         job = self._job
         given = unnest(
             ids=Text(),
             leases=BigInteger(),
             refunds=Integer(),
+            moments=DateTime(timezone=True),
             delays=Float(53),
             errors=Text(),
             keep_errors=Boolean(),
@@ -157,7 +160,7 @@ class SettleStatements:
                 claimed_by=None,
                 lease=job.c.lease + 1,
                 attempt=func.greatest(job.c.attempt - given.c.refunds, 0),
-                next_run_at=func.coalesce(again, job.c.next_run_at),
+                next_run_at=func.coalesce(given.c.moments, again, job.c.next_run_at),
                 last_error=case((given.c.keep_errors, job.c.last_error), else_=given.c.errors),
                 arg=case((given.c.new_args, given.c.args), else_=job.c.arg),
                 headers=case((given.c.new_args, cast(given.c.headers, JSONB)), else_=job.c.headers),

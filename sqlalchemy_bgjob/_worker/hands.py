@@ -120,7 +120,7 @@ class Hands:
 
     def tell(self, item: Pending, fate: Fate, run: Run | None = None) -> None:
         """Tell observers of a settlement that was committed, or whose lease was lost."""
-        if (delay := item.settlement.delay) is not None and fate is not Fate.STALE:
+        if (delay := item.settlement.due_in) is not None and fate is not Fate.STALE:
             with self.lock:  # nobody notifies when a delayed job falls due
                 self.planner.expect(item.job.queue, time.monotonic() + delay + 0.001)
         event = "job_lease_lost" if fate is Fate.STALE else event_of(item.settlement)

@@ -162,7 +162,7 @@ class Events:
         if settlement.kind is Kind.DEAD:
             job = replace(job, attempt=job.attempt - settlement.refund_attempt)
         exception = settlement.exception if self._keeps_exceptions else None
-        run = FinishedRun(seconds, settlement.delay, settlement.error, exception)
+        run = FinishedRun(seconds, settlement.due_in, settlement.error, exception)
         self.emit(event, job, run)
 
     def stop(self, timeout: float) -> None:

@@ -648,7 +648,7 @@ def test_still_held_sees_locked_rows_and_no_strangers(queue: Queue) -> None:
 # ---- the parameters -------------------------------------------------------------------------
 
 FENCE = {"worker", "ids", "leases"}
-RELEASE = {"refunds", "delays", "errors", "keep_errors", "args", "new_args", "headers"}
+RELEASE = {"refunds", "moments", "delays", "errors", "keep_errors", "args", "new_args", "headers"}
 JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
 
 

@@ -54,6 +54,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Mapped
 from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, enqueue_from
+from sqlalchemy_bgjob import GIVE_UP, on_exception, retry_after, steps
 """
     monkeypatch.setenv("BGJOB_DATABASE_URL", database_url)
     _, first, *rest = python_of("README.md")
@@ -74,6 +75,8 @@ from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, enqu
         "TenantBase": TenantBase,
         "gateway_is_down": lambda: True,
         "report": print,
+        "CardDeclined": type("CardDeclined", (Exception,), {}),
+        "TooManyRequests": type("TooManyRequests", (Exception,), {}),
         "new_token": str,
         "wait_until_mailed": lambda: wait_until(is_mailed, 30),
         "wait_until_mailed_async": lambda: wait_until_async(is_mailed, 30),

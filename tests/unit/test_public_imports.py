@@ -29,7 +29,14 @@ PUBLIC = {
         "WorkerRefused",
     ],
     "sqlalchemy_bgjob.models": ["DeadJobMixin", "JobMixin"],
-    "sqlalchemy_bgjob.retry": ["constant", "exponential"],
+    "sqlalchemy_bgjob.retry": [
+        "GIVE_UP",
+        "constant",
+        "exponential",
+        "on_exception",
+        "retry_after",
+        "steps",
+    ],
     "sqlalchemy_bgjob.schema": [
         "LATEST",
         "check",

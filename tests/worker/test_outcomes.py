@@ -6,7 +6,7 @@ import logging
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg.errors
@@ -63,6 +63,41 @@ def test_retry_waits_as_it_says_or_by_the_policy() -> None:
     assert settled(Retry(3, "why")) == Settlement(Kind.RETRY, delay=3.0, error="why")
     assert settled(Retry(0)) == Settlement(Kind.RETRY, delay=0.0)
     assert settled(Retry()).delay == 7.0
+
+
+def test_a_time_may_stand_instead_of_a_delay() -> None:
+    at = datetime.now(UTC) + timedelta(hours=1)
+
+    later, again = settled(Reschedule(at=at)), settled(Retry(at=at, error="why"))
+
+    assert later == Settlement(Kind.RESCHEDULED, at=at, refund_attempt=True)
+    assert again == Settlement(Kind.RETRY, at=at, error="why")
+    assert 3_500 < (later.due_in or 0) <= 3_600
+    assert settled(Reschedule(at=datetime(2020, 1, 1, tzinfo=UTC))).due_in == 0.0
+    assert settled(Retry(at=at), attempt=20).kind is Kind.DEAD
+
+
+@pytest.mark.core
+@one_of_each
+def test_a_job_is_due_at_the_time_that_it_named(bench: Workbench) -> None:
+    at = datetime(2100, 1, 1, 12, 30, 0, 123456, tzinfo=UTC)
+    past = datetime(2020, 1, 1, tzinfo=UTC)
+    outcomes = {
+        "later": [Reschedule(at=at)],
+        "again": [Retry(at=at)],
+        "past": [Retry(at=past), None],
+    }
+    ids = {
+        name: bench.enqueue(bench.handler(name, lambda *args, left=left: left.pop(0)))
+        for name, left in outcomes.items()
+    }
+
+    bench.run()
+
+    for name, attempt in (("later", 0), ("again", 1)):
+        row = bench.job(ids[name])
+        assert (row.next_run_at, row.attempt) == (at, attempt)
+    assert bench.job(ids["past"]) is None, "a time that has passed is at once"
 
 
 @pytest.mark.parametrize(
@@ -209,6 +244,10 @@ def test_an_outcome_that_is_none_of_the_four_is_a_failure() -> None:
         lambda: MoveToDlq(404),
         lambda: MoveToDlq({"code": 404}),
         lambda: Reschedule(None),
+        lambda: Reschedule(1, datetime.now(UTC)),
+        lambda: Retry(1, at=datetime.now(UTC)),
+        lambda: Retry(at=datetime.now()),  # noqa: DTZ005 - no time zone
+        lambda: Retry(at=3),
         lambda: Reschedule(-0.1),
     ],
 )
