@@ -83,6 +83,7 @@ class WorkerSettings:
         1.0, "after how long a claimed job that was not started is handed back"
     )
     listen: bool = _setting(True, "whether to LISTEN for wake-ups; polling goes on in any case")
+    until_idle: bool = _setting(False, "whether to stop once nothing is due and nothing runs")
 
     def __post_init__(self) -> None:
         for declared in fields(self):
@@ -122,6 +123,7 @@ class SettingOptions(TypedDict, total=False):
     max_claim: int
     hold_timeout: float
     listen: bool
+    until_idle: bool
 
 
 def make_settings(settings: WorkerSettings | None, options: SettingOptions) -> WorkerSettings:

@@ -111,15 +111,18 @@ def supervised() -> tuple[int, str] | None:
     return int(number), name
 
 
-def supervise(arguments: Sequence[str], *, processes: int, shutdown_timeout: float) -> int:
+def supervise(
+    arguments: Sequence[str], *, processes: int, shutdown_timeout: float, until_idle: bool = False
+) -> int:
     """Run several processes until a signal ends them; the exit code for them all.
 
     Args:
         arguments: Those of the command line, for each process.
         processes: How many.
         shutdown_timeout: Seconds that a process may drain.
+        until_idle: Whether a process ends by itself, and this ends with the last one.
     """
-    supervisor = Supervisor(arguments, processes, shutdown_timeout)
+    supervisor = Supervisor(arguments, processes, shutdown_timeout, until_idle=until_idle)
     for number in SIGNALS:
         signal.signal(number, supervisor.on_signal)
     return supervisor.run()
@@ -138,9 +141,16 @@ class _Slot:
 class Supervisor:
     """Keeps its slots filled until it is told to stop."""
 
-    def __init__(self, arguments: Sequence[str], processes: int, shutdown_timeout: float) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        processes: int,
+        shutdown_timeout: float,
+        *,
+        until_idle: bool = False,
+    ) -> None:
         self._arguments = list(arguments)
-        self._shutdown_timeout = shutdown_timeout
+        self._shutdown_timeout, self._until_idle = shutdown_timeout, until_idle
         self._slots = [_Slot(str(number)) for number in range(1, processes + 1)]
         self._events: Mailbox[_Slot | Literal["signal"]] = Mailbox()
         self._requests = Requests()
@@ -167,7 +177,7 @@ class Supervisor:
             while True:
                 if self._deadline is None:
                     self._start_due()
-                elif not any(slot.child for slot in self._slots):
+                if not any(slot.child or slot.start_at is not None for slot in self._slots):
                     return self._exit_code()
                 match self._events.get(timeout=self._pause()):
                     case None:
@@ -214,6 +224,8 @@ class Supervisor:
             say(logging.ERROR, "process %s exited with %d: stopping the others", slot.name, code)
             self._hopeless = code
             self._stop(times=1)
+        elif code == OK and self._until_idle:
+            say(logging.INFO, "process %s has nothing left to do", slot.name)
         else:
             if time.monotonic() - child.started_at >= HEALTHY_AFTER:
                 slot.backoff = FIRST_BACKOFF

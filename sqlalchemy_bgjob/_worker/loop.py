@@ -148,6 +148,8 @@ class WorkerLoop:
                 now = time.monotonic()
                 self._step(now)
                 self._slots.name_overdue(now)
+                if self._settings.until_idle:
+                    self._stop_if_idle()
         finally:
             self._end(beside)
 
@@ -246,6 +248,13 @@ class WorkerLoop:
             return False
         self._visible_by = 0.0
         return True
+
+    def _stop_if_idle(self) -> None:
+        with self._hands.lock:
+            idle = self._hands.planner.idle and self._drain.deadline is None
+        if idle:
+            logger.info("nothing is due and nothing runs: stopping")
+            self._drain.begin(self._settings.shutdown_timeout)
 
     def _wait(self, seconds: float, now: float) -> None:
         self._guarded(self._control.rest, (), mended=False)

@@ -126,7 +126,10 @@ def worker(
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
     if child is None and processes > 1:
         return supervisor.supervise(
-            ctx.obj or sys.argv[1:], processes=processes, shutdown_timeout=checked.shutdown_timeout
+            ctx.obj or sys.argv[1:],
+            processes=processes,
+            shutdown_timeout=checked.shutdown_timeout,
+            until_idle=checked.until_idle,
         )
     from .._process.process import run_worker
     from .._process.runners import WorkerOptions

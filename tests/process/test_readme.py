@@ -215,7 +215,7 @@ def test_the_table_of_a_handlers_options_is_complete() -> None:
 
 
 def shown(default: float | bool) -> str:
-    return "on" if default is True else f"{default:g}"
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else f"{default:g}"
 
 
 def test_the_extras_that_are_named_exist():

@@ -133,3 +133,20 @@ def test_threads_of_the_application_do_not_hold_up_the_exit() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=60)
     assert done.returncode == 3
+
+
+def test_until_idle_ends_every_process_with_0(
+    tables: Engine, database_url: str, start: Callable[..., Command]
+) -> None:
+    """A supervisor starts none of them again, and ends with the last."""
+    app.functions.enqueue(tables, "note", "x")
+    command = start(
+        *("worker", "support.cli_app:functions", "--until-idle", "--processes", "2"),
+        BGJOB_DATABASE_URL=database_url,
+    )
+
+    assert command.wait() == 0, command.stderr
+    assert rows(tables) == []
+    assert "process 1 has nothing left to do" in command.stderr
+    assert "process 2 has nothing left to do" in command.stderr
+    assert "starting another" not in command.stderr

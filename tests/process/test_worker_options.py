@@ -27,8 +27,12 @@ def test_each_setting_has_a_flag_and_a_variable(
 
     for field in fields(WorkerSettings):
         flag = "--" + field.name.replace("_", "-")
-        other: Any = False if field.default is True else type(field.default)(field.default / 2)
-        arguments = ["--no-listen"] if field.name == "listen" else [flag, str(other)]
+        if isinstance(field.default, bool):
+            other: Any = not field.default
+            arguments = [flag if other else flag.replace("--", "--no-")]
+        else:
+            other = type(field.default)(field.default / 2)
+            arguments = [flag, str(other)]
         expected = replace(WorkerSettings(), **{field.name: other})
         assert parsed("app:jobs", *arguments).settings == expected
         variable = {f"BGJOB_{field.name.upper()}": str(other)}

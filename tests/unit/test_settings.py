@@ -28,6 +28,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "max_claim": 1_000,
         "hold_timeout": 1.0,
         "listen": True,
+        "until_idle": False,
     }
 
 
