@@ -10,6 +10,7 @@ from typing_extensions import TypeVar
 
 from ._db.targets import SyncTarget
 from ._drafts import validation
+from ._drafts.draft import UNTYPED
 from ._drafts.options import EnqueueOptions
 from ._enqueue.one import JobRef, enqueue_type
 from ._handlers.options import HandlerKeywords, HandlerOptions, handler_options
@@ -291,12 +292,11 @@ class BGJob(Generic[J, D]):
         bytes. To compare args in SQL, use ``Job.arg_json``.
 
         Raises:
-            InvalidArg: The row's arg is none that the handler takes.
+            InvalidArg: The row's arg is none that the handler takes, or not JSON at all.
         """
         handler = self.registry.find(job.type, job.queue)
-        if handler is None or not handler.takes_arg:
-            return job.arg if job.arg_json is None else job.arg_json
-        return handler.decode(job.arg, job.headers)
+        codec = UNTYPED if handler is None or not handler.takes_arg else handler.codec
+        return codec.decode(job.arg, (job.headers or {}).get(validation.CONTENT_TYPE))
 
     # ---- operators --------------------------------------------------------------------------
 

@@ -4,15 +4,20 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
+    Boolean,
     ColumnElement,
     Executable,
     Integer,
     Interval,
     Text,
+    any_,
     cast,
     delete,
+    false,
     func,
     literal,
+    not_,
+    or_,
     select,
     true,
     update,
@@ -21,7 +26,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from ..models import lease_at_insert
-from .words import ONLY, Tables, parameter
+from .words import ONLY, Tables, array_parameter, parameter
 
 
 class OperateStatements:
@@ -115,6 +120,52 @@ class OperateStatements:
     def _dead_order(self) -> tuple[ColumnElement[Any], ...]:
         """The order in which everybody locks dead jobs, so that there is no deadlock."""
         return self._dead.c.moved_at, self._dead.c.id
+
+    @cached_property
+    def live_jobs(self) -> Executable:
+        """All jobs, in the order of work."""
+        job = self._job
+        order = job.c.queue, job.c.priority, job.c.next_run_at, job.c.id
+        return select(job).with_hint(job, ONLY).order_by(*order)
+
+    @cached_property
+    def due_queue(self) -> Executable:
+        """The queue of the job that is to run first.
+
+        Parameters: lists queues (empty for all) and passed_by, which are left out.
+        """
+        job = self._job
+        queues, passed_by = (array_parameter(name, Text()) for name in ("queues", "passed_by"))
+        return (
+            select(job.c.queue)
+            .with_hint(job, ONLY)
+            .where(
+                job.c.claimed_by.is_(None),
+                job.c.next_run_at <= func.now(),
+                or_(func.cardinality(queues) == 0, job.c.queue == any_(queues)),
+                not_(job.c.queue == any_(passed_by)),
+            )
+            .order_by(job.c.priority, job.c.next_run_at, job.c.id)
+            .limit(1)
+        )
+
+    @cached_property
+    def not_done(self) -> Executable:
+        """Live and dead jobs. Parameters: list ids, or every (whether they are all asked for)."""
+        job, dead = self._job, self._dead
+        ids, every = array_parameter("ids", Text()), parameter("every", Boolean)
+        columns = ("type", "attempt", "last_error")
+        live = (
+            select(job.c.id, *(job.c[name] for name in columns), false().label("dead"))
+            .with_hint(job, ONLY)
+            .where(or_(every, job.c.id == any_(ids)))
+        )
+        ended = (
+            select(dead.c.job_id, *(dead.c[name] for name in columns), true())
+            .with_hint(dead, ONLY)
+            .where(or_(every, dead.c.job_id == any_(ids)))
+        )
+        return live.union_all(ended)
 
     @cached_property
     def grow_older(self) -> tuple[Executable, ...]:

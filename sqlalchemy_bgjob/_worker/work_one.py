@@ -57,10 +57,24 @@ def work_one(
     given = None if handler is None else _as_job_type(models, queue, handler)
 
     def work(unit: Unit) -> Outcome | None:
-        one = _WorkOne(unit.connection, models, registry, session_factory)
-        return one.run(queue, given)
+        return work_in(
+            unit.connection, models, registry, queue, given, session_factory=session_factory
+        )
 
     return run_in(target, models, work, call="BGJob.work_one")
+
+
+def work_in(
+    connection: Connection,
+    models: Models,
+    registry: Registry,
+    queue: str,
+    handler: JobType[Any] | None = None,
+    *,
+    session_factory: Callable[[], Any] | None = None,
+) -> Outcome | None:
+    """Work on one due job of a queue in the connection's transaction; None if none is due."""
+    return _WorkOne(connection, models, registry, session_factory).run(queue, handler)
 
 
 def _as_job_type(models: Models, queue: str, handler: Callable[..., Any]) -> JobType[Any]:

@@ -49,7 +49,12 @@ PUBLIC = {
     ],
     "sqlalchemy_bgjob.settings": ["WorkerSettings"],
     "sqlalchemy_bgjob.telemetry": ["FinishedRun", "JobInfo", "Observer"],
-    "sqlalchemy_bgjob.testing": ["EmbeddedPostgres", "EmbeddedPostgresError"],
+    "sqlalchemy_bgjob.testing": [
+        "EmbeddedPostgres",
+        "EmbeddedPostgresError",
+        "EnqueuedJob",
+        "JobKit",
+    ],
     "sqlalchemy_bgjob.testing.faults": ["kill_worker_after", "let_time_pass", "main"],
     "sqlalchemy_bgjob.worker": ["Worker"],
 }

@@ -1,0 +1,43 @@
+"""The pytest plugin: the fixture ``bgjob``. pytest finds it where the package is installed.
+
+It imports nothing before a fixture is asked for: most test suites have no use of it.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .bgjob import BGJob
+    from .testing import JobKit
+
+
+@pytest.fixture(scope="session")
+def bgjob_jobs() -> "BGJob[Any, Any]":
+    """The application's BGJob: a fixture to be overridden."""
+    raise pytest.UsageError(
+        "the fixture bgjob needs your BGJob; write into conftest.py:\n\n"
+        "    @pytest.fixture(scope='session')\n"
+        "    def bgjob_jobs():\n"
+        "        import shop.tasks  # registers the handlers\n"
+        "        from shop.db import jobs\n"
+        "        return jobs"
+    )
+
+
+@pytest.fixture
+def bgjob(bgjob_jobs: "BGJob[Any, Any]") -> "JobKit":
+    """What a test asks and does about jobs; see :class:`sqlalchemy_bgjob.testing.JobKit`."""
+    from .testing import JobKit  # noqa: PLC0415
+
+    return JobKit(bgjob_jobs)
+
+
+@pytest.fixture(scope="session")
+def bgjob_postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL server for these tests, from the extra ``embedded``."""
+    from .testing import EmbeddedPostgres  # noqa: PLC0415
+
+    with EmbeddedPostgres.start(settings={"fsync": "off"}) as server:
+        yield server.url

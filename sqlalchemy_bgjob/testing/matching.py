@@ -1,0 +1,141 @@
+"""Which jobs fit what a test looks for, and how those differ that do not. Pure."""
+
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final, Self
+
+from .._drafts import validation
+from .._handlers.registry import JobType
+
+ANY: Final[Any] = object()
+"""Any arg."""
+_NONE: Final = object()
+NEAREST: Final = 3
+_EXACT: Final = ("queue", "id", "priority", "run_at")
+
+_short = reprlib.Repr(maxstring=80, maxother=80, maxlong=80, maxdict=8, maxlist=8)
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueuedJob:
+    """A job of the queue's table."""
+
+    id: str
+    queue: str
+    type: str
+    arg: Any
+    """As its handler takes it; of a type without a handler, JSON values or bytes."""
+    priority: int
+    headers: Mapping[str, Any]
+    delay: float
+    """Seconds from its enqueue until it is due."""
+    run_at: datetime
+    """When it is due."""
+    attempt: int
+    """How many attempts were spent."""
+    running: bool
+    """Whether a worker holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a test looks for.
+
+    Attributes:
+        type: The job's.
+        arg: The whole arg; ANY if it does not matter.
+        fields: Some fields of the arg.
+        exact: The job's queue, id, priority and time, as far as they are given.
+        headers: Some of its headers.
+        delay: Seconds from its enqueue until it is due.
+        count: How many jobs are to fit; None for at least one.
+    """
+
+    type: str
+    arg: Any = ANY
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    exact: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    delay: float | None = None
+    count: int | None = None
+
+    @classmethod
+    def of(cls, handler: JobType[Any] | str, arg: Any, wanted: Mapping[str, Any]) -> Self:
+        """What the arguments of ``assert_enqueued`` say."""
+        if not isinstance(handler, JobType | str):
+            raise TypeError(
+                f"name a handler or a type, not a {type(handler).__name__}; "
+                f"assert_enqueued(session, send_receipt, order_id=7)"
+            )
+        rest = dict(wanted)
+        exact = {name: rest.pop(name) for name in _EXACT if name in rest}
+        headers, count = rest.pop("headers", {}), rest.pop("count", None)
+        delay: float | timedelta | None = rest.pop("delay", None)
+        if isinstance(arg, Mapping):
+            arg, rest = ANY, {**arg, **rest}
+        return cls(
+            type=handler if isinstance(handler, str) else handler.type,
+            arg=arg,
+            fields=rest,
+            exact=exact,
+            headers=headers,
+            delay=None if delay is None else validation.seconds("delay", delay),
+            count=count,
+        )
+
+    def __str__(self) -> str:
+        words = [f"type {self.type!r}"]
+        if self.arg is not ANY:
+            words.append(f"arg {_short.repr(self.arg)}")
+        words += [f"{name}={_short.repr(value)}" for name, value in self.fields.items()]
+        words += [f"{name} {value!r}" for name, value in self.exact.items()]
+        words += [f"header {name}={_short.repr(value)}" for name, value in self.headers.items()]
+        if self.delay is not None:
+            words.append(f"delay {self.delay:g} s")
+        return ", ".join(words)
+
+
+def difference(job: EnqueuedJob, wanted: Wanted) -> list[str]:
+    """In what a job differs from what is wanted; empty if it fits."""
+    found: list[str] = []
+    if job.type != wanted.type:
+        found.append(f"its type is {job.type!r}")
+    for name, value in wanted.exact.items():
+        if getattr(job, name) != value:
+            found.append(f"its {name} is {getattr(job, name)!r}")
+    if wanted.delay is not None and abs(job.delay - wanted.delay) > 0.001:
+        found.append(f"its delay is {job.delay:g} s")
+    if wanted.arg is not ANY and job.arg != wanted.arg:
+        found.append(f"its arg is {_short.repr(job.arg)}")
+    found += _fields_that_differ("", job.arg, wanted.fields)
+    found += _fields_that_differ("header ", job.headers, wanted.headers)
+    return found
+
+
+def _fields_that_differ(path: str, value: Any, wanted: Mapping[str, Any]) -> Iterable[str]:
+    for name, expected in wanted.items():
+        actual = (
+            value.get(name, _NONE) if isinstance(value, Mapping) else getattr(value, name, _NONE)
+        )
+        if actual is _NONE:
+            yield f"it has no {path}{name}"
+        elif isinstance(expected, Mapping):
+            yield from _fields_that_differ(f"{path}{name}.", actual, expected)
+        elif actual != expected:
+            yield f"{path}{name} is {_short.repr(actual)}"
+
+
+def explain(jobs: Sequence[EnqueuedJob], fitting: Sequence[EnqueuedJob], wanted: Wanted) -> str:
+    """Why an assertion failed: how many fit, or the nearest jobs and their differences."""
+    if fitting:
+        return f"{len(fitting)} jobs fit, not {wanted.count}: {wanted}"
+    if not jobs:
+        return f"no job is enqueued at all; looked for {wanted}"
+    nearest = sorted(jobs, key=lambda job: len(difference(job, wanted)))[:NEAREST]
+    lines = [
+        f"  {job.type} {job.id} in {job.queue!r}: {'; '.join(difference(job, wanted))}"
+        for job in nearest
+    ]
+    return "\n".join([f"no job fits {wanted}", f"the nearest of {len(jobs)}:", *lines])

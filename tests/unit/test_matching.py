@@ -1,0 +1,107 @@
+"""Which jobs fit an assertion, and what it says of those that do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from sqlalchemy_bgjob.testing import EnqueuedJob
+from sqlalchemy_bgjob.testing.matching import ANY, Wanted, difference, explain
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Receipt:
+    order_id: int
+    to: dict[str, Any]
+
+
+def job(id: str = "1", type: str = "send", **changes: Any) -> EnqueuedJob:
+    values: dict[str, Any] = {
+        "queue": "mail",
+        "arg": Receipt(7, {"name": "Ada", "city": "London"}),
+        "priority": 0,
+        "headers": {"a": 1, "b": 2},
+        "delay": 60.0,
+        "run_at": AT,
+        "attempt": 0,
+        "running": False,
+    }
+    return EnqueuedJob(id=id, type=type, **(values | changes))
+
+
+def differs(arg: Any = ANY, type: str = "send", **wanted: Any) -> list[str]:
+    return difference(job(), Wanted.of(type, arg, wanted))
+
+
+def test_what_fits_has_no_difference() -> None:
+    assert differs() == []
+    assert differs(Receipt(7, {"name": "Ada", "city": "London"})) == []
+    assert differs({"order_id": 7, "to": {"city": "London"}}) == []
+    assert differs(order_id=7, queue="mail", id="1", priority=0, run_at=AT) == []
+    assert differs(headers={"a": 1}, delay=timedelta(minutes=1)) == []
+
+
+@pytest.mark.parametrize(
+    ("arg", "wanted", "told"),
+    [
+        (ANY, {"type": "charge"}, "its type is 'send'"),
+        (ANY, {"queue": "default"}, "its queue is 'mail'"),
+        (ANY, {"priority": 1}, "its priority is 0"),
+        (ANY, {"delay": 61}, "its delay is 60 s"),
+        (ANY, {"order_id": 8}, "order_id is 7"),
+        (ANY, {"size": 8}, "it has no size"),
+        (ANY, {"headers": {"a": 2}}, "header a is 1"),
+        ({"to": {"city": "Paris"}}, {}, "to.city is 'London'"),
+        ({"to": {"street": "x"}}, {}, "it has no to.street"),
+        (7, {}, "its arg is Receipt(order_id=7, to={'city': 'London', 'name': 'Ada'})"),
+    ],
+)
+def test_each_difference_is_named(arg: Any, wanted: dict[str, Any], told: str) -> None:
+    assert differs(arg, **wanted) == [told] or told.startswith("its arg is")
+    assert len(differs(arg, **wanted)) == 1
+
+
+def test_the_nearest_jobs_are_shown_first() -> None:
+    jobs = [
+        job("far", "other", queue="x", arg=None),
+        job("near"),
+        job("middle", queue="x"),
+        job("fourth", "other", queue="x", arg={}),
+    ]
+
+    told = explain(jobs, [], Wanted.of("send", ANY, {"order_id": 8, "queue": "mail"}))
+
+    assert told.splitlines() == [
+        "no job fits type 'send', order_id=8, queue 'mail'",
+        "the nearest of 4:",
+        "  send near in 'mail': order_id is 7",
+        "  send middle in 'x': its queue is 'x'; order_id is 7",
+        "  other far in 'x': its type is 'other'; its queue is 'x'; it has no order_id",
+    ]
+
+
+def test_none_at_all_and_a_wrong_number_are_told() -> None:
+    wanted = Wanted.of("send", {"order_id": 7}, {"count": 1, "delay": 5, "headers": {"h": 1}})
+
+    assert explain([], [], wanted) == (
+        "no job is enqueued at all; looked for type 'send', order_id=7, header h=1, delay 5 s"
+    )
+    assert explain([job(), job("2")], [job(), job("2")], wanted).startswith("2 jobs fit, not 1: ")
+
+
+def test_a_long_value_is_cut() -> None:
+    long = job(arg={"text": "x" * 10_000})
+
+    (told,) = difference(long, Wanted.of("send", {"text": "y"}, {}))
+
+    assert len(told) < 120
+
+
+def test_something_else_than_a_handler_is_refused() -> None:
+    with pytest.raises(TypeError, match="name a handler or a type, not a function"):
+        Wanted.of(lambda: None, ANY, {})  # type: ignore[arg-type]
