@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 
 from .._db.errors import doubts_session, summary
 from .._handlers.outcomes import COMPLETED
@@ -66,6 +67,8 @@ class Settling:
     def _try_again(self, item: Pending, fate: Fate, now: float) -> None:
         pause = settle_again_after(fate, item.tries)
         item.tries += 1
+        if item.settlement.exception is not None:  # it may wait for days, with all that it keeps
+            item.settlement = replace(item.settlement, exception=None)
         if fate is Fate.FAILED:
             self._report(item)
         with self._hands.lock:

@@ -136,6 +136,7 @@ class AsyncRuntime:
                 await around.leave_async(error)
             run.task = None
             following = slots.ended(run, *ended)
+            del ended, error  # an exception keeps this run's variables
             if following is None:
                 return
             if not following.handler.is_coroutine or task.cancelling() or _differs(context):

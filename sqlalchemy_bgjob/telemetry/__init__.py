@@ -19,6 +19,8 @@ from .._inspect.health import Health
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 MAX_WAITING_EVENTS: Final = 100_000
+MAX_WAITING_EXCEPTIONS: Final = 1_000
+"""Waiting events above which the next ones have no exception: each keeps a handler's variables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,10 @@ class FinishedRun:
     error: str | None = None
     """What ``last_error`` says now; None if nothing has failed."""
     exception: BaseException | None = None
-    """The exception that *error* describes, with its traceback; None if there was none.
+    """The exception that was raised or named, with its traceback; None if there was none.
 
-    Its frames hold what the handler had in its variables: use it, and do not keep it.
+    Its frames hold what the handler had in its variables: use it, and do not keep it. It is None
+    also where observers are a thousand events behind.
     """
 
 
@@ -161,7 +164,8 @@ class Events:
             return
         if settlement.kind is Kind.DEAD:
             job = replace(job, attempt=job.attempt - settlement.refund_attempt)
-        exception = settlement.exception if self._keeps_exceptions else None
+        keeps = self._keeps_exceptions and self._queue.qsize() < MAX_WAITING_EXCEPTIONS
+        exception = settlement.exception if keeps else None
         run = FinishedRun(seconds, settlement.due_in, settlement.error, exception)
         self.emit(event, job, run)
 
@@ -183,6 +187,7 @@ class Events:
                     getattr(observer, name)(*args)
                 except Exception:
                     logger.exception("observer %r failed in %s", type(observer).__name__, name)
+            del event, args  # an exception keeps its handler's variables
 
 
 _EVENT_OF: Final[Mapping[Kind, str | None]] = {

@@ -67,9 +67,7 @@ class Planner:
         self, queue: str, priorities: Sequence[int], seconds: float, now: float
     ) -> None:
         """A claim from the head took *seconds*, and found these lanes; :meth:`polled` follows."""
-        q = self._queues[queue]
-        q.from_head = True
-        q.lanes.head_scanned(priorities, seconds, now, told=self.listening)
+        self._queues[queue].lanes.head_scanned(priorities, seconds, now, told=self.listening)
 
     def polled(
         self,
@@ -110,10 +108,6 @@ class Planner:
             scan_in=q.lanes.head_scan_in(now),
             listening=listening,
         )
-        from_head, q.from_head = q.from_head, False
-        if self._settings.until_idle and not (found or from_head):
-            self.wake(queue, now)  # only a look from the head shows that nothing is due
-        q.exhausted = from_head and not found
 
     def wake(self, queue: str | None, now: float, *, new: bool = False, others: int = 0) -> None:
         """A notification: look at this queue, or at all of them, at once.
@@ -123,7 +117,6 @@ class Planner:
         """
         for q in self._queues.values():
             if queue is None or q.name == queue:
-                q.exhausted = False
                 q.polling.wake(now, others=others)
                 if new:
                     q.lanes.notified()
@@ -272,11 +265,6 @@ class Planner:
     def busy(self) -> bool:
         """Whether anything runs, is ready, or waits to be settled."""
         return bool(self._outbox or self._later) or self._at_work
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing was due at the last look at each queue, and nothing runs."""
-        return not self.busy and all(q.exhausted for q in self._queues.values())
 
     @property
     def _at_work(self) -> bool:

@@ -36,9 +36,6 @@ class Queue:
         unwritten: Settlements that failed, and will be tried again.
         progress: A run has ended since the loop last claimed or started one.
         refused_together: The last claim of it and others was refused: it is claimed from alone.
-        from_head: The claim whose result is told next has looked from the head.
-        exhausted: The last claim has looked from the head and found nothing, and nothing has woken
-            the worker since.
     """
 
     name: str
@@ -53,8 +50,6 @@ class Queue:
     unwritten: int = 0
     progress: bool = False
     refused_together: bool = False
-    from_head: bool = False
-    exhausted: bool = False
 
     @property
     def moves_on(self) -> bool:
