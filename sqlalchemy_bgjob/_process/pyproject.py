@@ -13,6 +13,7 @@ import click
 from .exits import USAGE, CommandError
 
 TABLE: Final = "sqlalchemy-bgjob"
+_MISSPELT: Final = TABLE.replace("-", "_")
 _WHERE: Final = f"[tool.{TABLE}] of pyproject.toml"
 
 
@@ -41,19 +42,25 @@ def defaults(
 
 def _table(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text("utf-8")
-    except (OSError, ValueError):
+        content = file.read_bytes()
+    except OSError:
         return {}
-    if TABLE not in text:  # it is about something else, and may be as it likes
-        return {}
+    if not any(name.encode() in content for name in (f"tool.{TABLE}", f"tool.{_MISSPELT}")):
+        return {}  # it is about something else, and may be as it likes
     import tomllib  # noqa: PLC0415 - most commands have no use of it
 
     try:
-        tool = tomllib.loads(text).get("tool", {})
-    except tomllib.TOMLDecodeError as error:
+        tool = tomllib.loads(content.decode())["tool"]
+    except ValueError as error:
         raise CommandError(USAGE, f"pyproject.toml can't be read: {error}") from None
-    table = tool.get(TABLE, {}) if isinstance(tool, dict) else {}
-    return table if isinstance(table, dict) else {}
+    except KeyError:  # it stands in a text
+        return {}
+    if _MISSPELT in tool:
+        raise CommandError(USAGE, f"pyproject.toml: write [tool.{TABLE}], not {_MISSPELT!r}")
+    table = tool.get(TABLE, {})
+    if not isinstance(table, dict):
+        raise CommandError(USAGE, f"{_WHERE} must be a table of options")
+    return table
 
 
 def _keys(parameters: Iterable[click.Parameter]) -> Iterable[tuple[str, click.Parameter]]:

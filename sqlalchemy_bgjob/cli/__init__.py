@@ -51,10 +51,12 @@ class _Commands(click.Group):
 def cli(ctx: click.Context) -> None:
     """Background jobs in PostgreSQL, for applications that use SQLAlchemy.
 
-    Options may also stand in the environment, as BGJOB_ and their name, or in the table
+    Most options may also stand in the environment, as --help tells, or in the table
     [tool.sqlalchemy-bgjob] of the working directory's pyproject.toml.
     """
-    ctx.default_map = defaults(cli.commands, Path())
+    # A demo and a benchmark have a database of their own.
+    of_application = {n: c for n, c in cli.commands.items() if c not in (demo, bench)}
+    ctx.default_map = defaults(of_application, Path())
     # A worker counts signals itself, as soon as its modules are imported.
     if ctx.invoked_subcommand != "worker" and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)

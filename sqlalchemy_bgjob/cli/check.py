@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from .._process.exits import FAILED, OK
-from .options import connection_options, schema_options, take_engine
+from .._process.exits import DATABASE, FAILED, OK, CommandError, exit_now
+from .options import Seconds, connection_options, schema_options, source_of
 
 
 @click.command()
@@ -15,6 +15,13 @@ from .options import connection_options, schema_options, take_engine
 @schema_options
 @click.option("--host", help="As workers register it: by default this machine's host name.")
 @click.option("--pid", type=click.INT, help="Look at this process alone.")
+@click.option(
+    "--timeout",
+    type=Seconds(),
+    default=5.0,
+    show_default=True,
+    help="Seconds after which the database counts as out of reach.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a worker.")
 @click.pass_context
 def check(
@@ -27,28 +34,40 @@ def check(
     table_prefix: str,
     host: str | None,
     pid: int | None,
+    timeout: float,
     as_json: bool,
 ) -> int:
     """Look whether a worker of this host beats: a light probe, for containers.
 
-    The exit code is 0 if one does, and 1 if none does. It is 3 if the database can't be reached,
-    which is no fault of the worker: it waits and goes on.
+    The exit code is 0 if one does, and 1 if none does. It is 3 if the database can't be reached or
+    refuses, which is no fault of the worker: it waits and goes on.
     """
     import socket
+    import threading
 
     from .._inspect.probe import workers_of
     from .._process.engines import run_in_transaction
 
-    engine = take_engine(ctx, engine, app_dir)
+    source = source_of(ctx, database_url, engine, app_dir)
     of_host = host or socket.gethostname()
-    found = run_in_transaction(
-        database_url,
-        engine,
-        app_dir,
-        lambda connection: workers_of(
-            connection, schema=schema, table_prefix=table_prefix, host=of_host, pid=pid
-        ),
-    )
+    alarm = threading.Timer(timeout, _give_up, (timeout,))  # no driver has a limit for all of it
+    alarm.daemon = True
+    alarm.start()
+    try:
+        found = run_in_transaction(
+            *source,
+            app_dir,
+            lambda connection: workers_of(
+                connection, schema=schema, table_prefix=table_prefix, host=of_host, pid=pid
+            ),
+        )
+    except CommandError as error:
+        if error.exit_code != FAILED:
+            raise
+        # A probe that restarts on 1 must not do so for a privilege or a timeout.
+        raise CommandError(DATABASE, error.problem) from None
+    finally:
+        alarm.cancel()
     for worker in found:
         if as_json:
             click.echo(json.dumps({**asdict(worker), "alive": worker.alive}))
@@ -68,3 +87,8 @@ def check(
             err=True,
         )
     return FAILED
+
+
+def _give_up(timeout: float) -> None:
+    click.echo(f"Error: the database has not answered within {timeout:g} s", err=True)
+    exit_now(DATABASE)

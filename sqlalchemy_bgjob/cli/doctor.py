@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from .._process.exits import FAILED, OK
-from .options import connection_options, schema_options, take_engine
+from .options import connection_options, schema_options, source_of
 
 
 @click.command()
@@ -33,10 +33,9 @@ def doctor(
     from .._inspect.doctor import examine
     from .._process.engines import run_in_transaction
 
-    engine = take_engine(ctx, engine, app_dir)
+    source = source_of(ctx, database_url, engine, app_dir)
     findings = run_in_transaction(
-        database_url,
-        engine,
+        *source,
         app_dir,
         lambda connection: examine(connection, schema=schema, table_prefix=table_prefix),
     )

@@ -5,17 +5,28 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 
 from .._process.exits import USAGE, CommandError
 from ..settings import DEFAULT_PREFIX, WorkerSettings
 
-URL_VARIABLE: Final = "BGJOB_DATABASE_URL"
 FALLBACK: Final = "DATABASE_URL"
-"""What hosting platforms set; a command says so when it uses it."""
+"""What hosting platforms set; it is used last, and a command says so."""
 _UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Source(NamedTuple):
+    """Where a command's database is.
+
+    Attributes:
+        url: Its URL, if it was given.
+        engine: The name of the application's engine, if that is to be used.
+    """
+
+    url: str | None
+    engine: str | None
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
@@ -76,9 +87,9 @@ def logging_options(command: Any) -> Any:
 database_option = option(
     "--database-url",
     metavar="URL",
-    envvar=[URL_VARIABLE, FALLBACK],
     help="postgresql+DRIVER://user:password@host/database, DRIVER one of psycopg, asyncpg and "
-    "psycopg2. Without a driver it is the first of these that is installed.",
+    "psycopg2. Without a driver it is the first of these that is installed. DATABASE_URL is used "
+    "where nothing else names a database.",
 )
 
 app_dir_option = option(
@@ -102,27 +113,31 @@ def connection_options(command: Any) -> Any:
     return database_option(engine_option(app_dir_option(command)))
 
 
-def take_engine(ctx: click.Context, engine: str | None, app_dir: Path) -> str | None:
-    """Put the application's folder on Python's path; the engine that is to be used, if any.
+def source_of(ctx: click.Context, url: str | None, engine: str | None, app_dir: Path) -> Source:
+    """Put the application's folder on Python's path; where the command's database is.
 
-    A URL on the command line takes the place of an engine from pyproject.toml, and is refused
-    beside any other. Without an engine, it is told when the URL comes from DATABASE_URL.
+    A URL on the command line takes the place of engines from pyproject.toml, and is refused beside
+    any other. Where neither is given, the URL is that of DATABASE_URL.
     """
     if str(app_dir) not in sys.path:
         # Last: a sqlalchemy.py of the application must not be taken for SQLAlchemy.
         sys.path.append(str(app_dir))
-    source = click.core.ParameterSource
-    of_url, of_engine = map(ctx.get_parameter_source, ("database_url", "engine"))
-    if engine is not None and of_url is source.COMMANDLINE:
-        if of_engine is not source.DEFAULT_MAP:
+    by_option = click.core.ParameterSource.COMMANDLINE
+    if engine is not None and ctx.get_parameter_source("database_url") is by_option:
+        if not is_of_table(ctx, "engine"):
             raise CommandError(
                 USAGE,
                 "--engine (or BGJOB_ENGINE) names an engine already; leave out --database-url",
             )
         engine = None
-    if engine is None and of_url is source.ENVIRONMENT and not os.environ.get(URL_VARIABLE):
-        _tell(f"the database is that of {FALLBACK}, as {URL_VARIABLE} is not set")
-    return engine
+    if engine is None and not url and (url := os.environ.get(FALLBACK)):
+        _tell(f"no database is named: using {FALLBACK}")
+    return Source(url or None, engine)
+
+
+def is_of_table(ctx: click.Context, parameter: str) -> bool:
+    """Whether an option's value comes from pyproject.toml."""
+    return ctx.get_parameter_source(parameter) is click.core.ParameterSource.DEFAULT_MAP
 
 
 def _tell(words: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from .._process.exits import OK, USAGE, CommandError
-from .options import connection_options, schema_options, take_engine
+from .options import connection_options, schema_options, source_of
 
 
 @click.command()
@@ -62,10 +62,9 @@ def migrate(
         raise CommandError(USAGE, "--from and --to go with --sql; a database tells its version")
     from .._process.engines import run_in_transaction
 
-    engine = take_engine(ctx, engine, app_dir)
+    source = source_of(ctx, database_url, engine, app_dir)
     before = run_in_transaction(
-        database_url,
-        engine,
+        *source,
         app_dir,
         lambda connection: tables.migrate(connection, schema=schema, table_prefix=table_prefix),
     )

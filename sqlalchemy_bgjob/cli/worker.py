@@ -14,10 +14,11 @@ from .options import (
     app_dir_option,
     database_option,
     engine_option,
+    is_of_table,
     logging_options,
     option,
     setting_options,
-    take_engine,
+    source_of,
 )
 
 
@@ -120,7 +121,10 @@ def worker(
     else:
         logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
     checked = _settings(settings)
-    engine = take_engine(ctx, engine, app_dir)
+    source = source_of(ctx, database_url, engine, app_dir)
+    if engine is not None and source.engine is None:  # a URL takes the place of the table's engines
+        sync_engine = None if is_of_table(ctx, "sync_engine") else sync_engine
+        heart_engine = None if is_of_table(ctx, "heart_engine") else heart_engine
     named = dict(queues)
     if len(named) < len(queues):
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
@@ -137,8 +141,8 @@ def worker(
     return run_worker(
         WorkerOptions(
             app=app,
-            database_url=database_url,
-            engine=engine,
+            database_url=source.url,
+            engine=source.engine,
             sync_engine=sync_engine,
             heart_engine=heart_engine,
             session_factories=session_factories,

@@ -15,7 +15,12 @@ from support import cli_app as app
 from support.cli import run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Engine
+
+    from support.commands import Command
+    from support.proxy import Proxy
 
 
 @pytest.fixture
@@ -26,10 +31,16 @@ def url(tables: Engine, in_process: None, monkeypatch: pytest.MonkeyPatch) -> st
     return tables.url.render_as_string(hide_password=False)
 
 
-def set_beat(engine: Engine, seconds: float) -> None:
+def register(engine: Engine, id: int, *, pid: int, silent: float, lost: bool = False) -> None:
+    """A worker of this host that has beaten N seconds ago; a real one would beat again."""
+    row = text(
+        "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, started_at,"
+        " beat_at, lost_at) VALUES (:id, :host, :pid, 'x', '{}', 30, now(),"
+        " clock_timestamp() - :silent * interval '1 s', CASE WHEN :lost THEN now() END)"
+    )
+    given = {"id": id, "host": socket.gethostname(), "pid": pid, "silent": silent, "lost": lost}
     with engine.begin() as connection:
-        age = text("UPDATE bgjob_worker SET beat_at = clock_timestamp() - :age * interval '1 s'")
-        connection.execute(age, {"age": seconds})
+        connection.execute(row, given)
 
 
 def test_a_host_without_a_worker_fails_and_says_what_to_ask(url: str) -> None:
@@ -40,40 +51,43 @@ def test_a_host_without_a_worker_fails_and_says_what_to_ask(url: str) -> None:
     assert "schema and table prefix?" in err
 
 
-def test_a_worker_that_beats_passes_until_it_is_silent(url: str, tables: Engine) -> None:
-    slow = {"heartbeat_interval": 300, "lease_timeout": 900}
-    with Worker(app.functions, tables, queues={"default": 1}, **slow):
-        passes = run("check", "--database-url", url)
-        own = run("check", "--database-url", url, "--pid", str(os.getpid()), "--json")
-        other = run("check", "--database-url", url, "--pid", "1")
-        elsewhere = run("check", "--database-url", url, "--host", "elsewhere")
-        set_beat(tables, 901)
-        silent = run("check", "--database-url", url)
-
-    assert passes[0] == 0
-    assert f"pid {os.getpid()}: beats, last heartbeat" in passes[1]
-    assert own[0] == 0
-    assert json.loads(own[1])["alive"] is True
-    assert (other[0], elsewhere[0]) == (1, 1)
-    assert "with pid 1 is registered" in other[2]
-    assert silent[0] == 1
-    assert "silent, last heartbeat 901" in silent[1]
-
-
-def test_one_of_two_processes_that_beats_is_enough(url: str, tables: Engine) -> None:
+def test_a_worker_that_works_passes(url: str, tables: Engine) -> None:
     with Worker(app.functions, tables, queues={"default": 1}):
-        with tables.begin() as connection:
-            connection.execute(
-                text(
-                    "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, "
-                    "started_at, beat_at, lost_at) SELECT 1, hostname, 1, version, queues, 30, "
-                    "now(), now() - interval '1 h', now() FROM bgjob_worker"
-                )
-            )
-        code, out, _ = run("check", "--database-url", url)
+        code, out, _ = run("check", "--database-url", url, "--pid", str(os.getpid()))
 
     assert code == 0
-    assert "pid 1: lost, last heartbeat 3600" in out
+    assert f"pid {os.getpid()}: beats, last heartbeat" in out
+
+
+def test_a_worker_is_looked_for_by_host_and_pid(url: str, tables: Engine) -> None:
+    register(tables, 7, pid=70, silent=0)
+
+    own = run("check", "--database-url", url, "--pid", "70", "--json")
+    other = run("check", "--database-url", url, "--pid", "71")
+    elsewhere = run("check", "--database-url", url, "--host", "elsewhere")
+
+    assert own[0] == 0
+    assert {name: json.loads(own[1])[name] for name in ("id", "pid", "alive", "lost")} == {
+        "id": 7,
+        "pid": 70,
+        "alive": True,
+        "lost": False,
+    }
+    assert (other[0], elsewhere[0]) == (1, 1)
+    assert "with pid 71 is registered" in other[2]
+
+
+def test_silent_and_lost_workers_fail_unless_one_beats(url: str, tables: Engine) -> None:
+    register(tables, 7, pid=70, silent=31)
+    register(tables, 8, pid=80, silent=3_600, lost=True)
+    none = run("check", "--database-url", url)
+    register(tables, 9, pid=90, silent=0)
+    one = run("check", "--database-url", url)
+
+    assert (none[0], one[0]) == (1, 0)
+    assert "pid 70: silent, last heartbeat 3" in none[1]
+    assert "pid 80: lost, last heartbeat 36" in none[1]
+    assert one[1].startswith("worker 9, pid 90: beats"), "the latest comes first"
 
 
 def test_missing_tables_and_servers_have_their_own_codes(engine: Engine, in_process: None) -> None:
@@ -87,6 +101,24 @@ def test_missing_tables_and_servers_have_their_own_codes(engine: Engine, in_proc
     assert no_server[0] == 3
 
 
+def test_a_database_that_refuses_is_no_reason_to_restart(url: str, tables: Engine) -> None:
+    with tables.begin() as connection:
+        connection.execute(text("ALTER TABLE bgjob_worker RENAME COLUMN pid TO other"))
+
+    assert run("check", "--database-url", url)[0] == 3
+
+
+def test_a_database_that_does_not_answer_is_given_up(
+    tables: Engine, proxy: Proxy, start: Callable[..., Command]
+) -> None:
+    proxy.blackhole()
+
+    command = start("check", "--database-url", proxy.url, "--timeout", "0.5")
+
+    assert command.wait() == 3
+    assert "has not answered within 0.5 s" in command.stderr
+
+
 def test_database_url_is_the_fallback_and_that_is_told(
     url: str, tables: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +126,6 @@ def test_database_url_is_the_fallback_and_that_is_told(
     own = run("check", DATABASE_URL="postgresql://127.0.0.1:1/x", BGJOB_DATABASE_URL=url)
 
     assert code == 1
-    assert err.startswith("the database is that of DATABASE_URL, as BGJOB_DATABASE_URL is not set")
+    assert err.startswith("no database is named: using DATABASE_URL")
     assert own[0] == 1
     assert "DATABASE_URL" not in own[2]

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy_bgjob._process.exits import CommandError
 from sqlalchemy_bgjob._process.pyproject import defaults
 from sqlalchemy_bgjob.cli import cli
+from support.cli import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,11 +88,13 @@ def test_a_url_by_flag_takes_the_place_of_the_tables_engine(
     assert from_environment.engine == "shop.db:engine"
 
 
-@pytest.mark.parametrize("text", ["", "[project]\nname = 'x'\n", "sqlalchemy-bgjob = ["])
+@pytest.mark.parametrize(
+    "text", ["", "[project]\nname = 'sqlalchemy-bgjob'\n", "[broken", "x = 'tool.sqlalchemy-bgjob'"]
+)
 def test_a_file_without_the_table_changes_nothing(
     parsed: Parsed, write: Callable[[str], Path], text: str
 ) -> None:
-    write(text.replace("sqlalchemy-bgjob = [", "# [broken"))
+    write(text)
 
     assert parsed("app:jobs").imports == ()
 
@@ -99,7 +102,7 @@ def test_a_file_without_the_table_changes_nothing(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('querry = "a"', "has 'querry', which is no option; did you mean 'query'"),
+        ('querry = "a"', "has 'querry', which is no option; did you mean 'queue'"),
         ("xyzzy = 1", "write an option without its dashes"),
         ("queue = 3", "queue must be text or a list of texts"),
         ('listen = "no"', "listen must be true or false, not 'no'"),
@@ -114,4 +117,40 @@ def test_a_mistake_in_the_table_is_told(write: Callable[[str], Path], line: str,
         defaults(cli.commands, folder)
 
     assert caught.value.exit_code == 2
-    assert told.replace("'query'", "'queue'") in str(caught.value)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[tool.sqlalchemy_bgjob]\n", "write [tool.sqlalchemy-bgjob]"),
+        ("[[tool.sqlalchemy-bgjob]]\n", "must be a table of options"),
+    ],
+)
+def test_a_table_that_is_none_is_told(write: Callable[[str], Path], text: str, told: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        defaults(cli.commands, write(text))
+
+    assert told in str(caught.value)
+
+
+def test_other_engines_of_the_table_go_with_its_engine(
+    parsed: Parsed, write: Callable[[str], Path]
+) -> None:
+    write(ALL + 'sync-engine = "shop.db:sync_engine"\nheart-engine = "shop.db:heart"\n')
+
+    whole, by_url = parsed(), parsed("--database-url", "postgresql://host/db")
+
+    assert (whole.sync_engine, whole.heart_engine) == ("shop.db:sync_engine", "shop.db:heart")
+    assert (by_url.sync_engine, by_url.heart_engine) == (None, None)
+
+
+def test_a_benchmark_never_runs_on_the_applications_database(
+    write: Callable[[str], Path],
+) -> None:
+    write('[tool.sqlalchemy-bgjob]\ndatabase-url = "postgresql://host/db"\n')
+
+    code, _, err = run("bench", DATABASE_URL="postgresql://host/db")
+
+    assert code == 2
+    assert "no database" in err

@@ -28,7 +28,7 @@ COMMANDS = {
     "container": json.loads(re.findall(r"^CMD (.*)$", IMAGE, re.MULTILINE)[0]),
     **{
         f"kubernetes {number}": [word.strip(' "') for word in words.split(",")]
-        for number, words in enumerate(re.findall(r"command: \[(.*?)\]", MANIFEST))
+        for number, words in enumerate(re.findall(r"command: \[(sqlalchemy.*?)\]", MANIFEST))
     },
     **{
         f"compose {number}": [word.strip(' "') for word in words.split(",")]
@@ -51,11 +51,12 @@ def test_its_commands_are_understood(command: list[str]) -> None:
 def test_its_files_are_well_formed() -> None:
     compose, manifest = yaml.safe_load(COMPOSE), yaml.safe_load(MANIFEST)
     pod = manifest["spec"]["template"]["spec"]
-    probe = pod["containers"][0]["livenessProbe"]["exec"]["command"][-1]
+    (container,) = pod["containers"]
+    probes = [container[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "liveness")]
 
     assert compose["services"]["worker"]["environment"].keys() == {"DATABASE_URL"}
-    assert pod["containers"][0]["envFrom"] == pod["initContainers"][0]["envFrom"]
-    assert probe == f"sqlalchemy-bgjob check; test $? -ne {FAILED}"
+    assert container["envFrom"] == pod["initContainers"][0]["envFrom"]
+    assert probes == [["sh", "-c", f"sqlalchemy-bgjob check; test $? -ne {FAILED}"]] * 2
     assert json.loads(re.findall(r"^CMD (.*)$", IMAGE, re.MULTILINE)[0])
 
 
