@@ -83,7 +83,9 @@ class WorkerSettings:
         1.0, "after how long a claimed job that was not started is handed back"
     )
     listen: bool = _setting(True, "whether to LISTEN for wake-ups; polling goes on in any case")
-    until_idle: bool = _setting(False, "whether to stop once nothing is due and nothing runs")
+    until_idle: bool = _setting(
+        False, "whether to stop once nothing is due and this worker runs nothing"
+    )
 
     def __post_init__(self) -> None:
         for declared in fields(self):

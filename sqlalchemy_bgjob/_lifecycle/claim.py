@@ -210,6 +210,11 @@ def lanes(connection: Connection, statements: Statements, *, queue: str) -> list
     return list(run(connection, statements.claim.lanes, queue=queue).scalars())
 
 
+def any_due(connection: Connection, statements: Statements, *, queues: Iterable[str]) -> bool:
+    """Whether a job of these queues is due that no worker has claimed. The caller commits."""
+    return bool(run(connection, statements.claim.any_due, queues=list(queues)).scalar())
+
+
 def next_due(
     connection: Connection, statements: Statements, *, queue: str, priorities: Sequence[int]
 ) -> float | None:

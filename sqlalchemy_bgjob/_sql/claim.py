@@ -264,6 +264,24 @@ class ClaimStatements:
         return select(lanes.c.priority).where(lanes.c.priority.is_not(None))
 
     @cached_property
+    def any_due(self) -> Executable:
+        """Whether a job of these queues is due that no worker has claimed. Parameter: list queues.
+
+        Locked rows count.
+        """
+        job = self._job
+        due = (
+            select(job.c.id)
+            .with_hint(job, ONLY)
+            .where(
+                job.c.queue == any_(array_parameter("queues", Text())),
+                job.c.next_run_at <= func.now(),
+                job.c.claimed_by.is_(None),
+            )
+        )
+        return select(due.exists())
+
+    @cached_property
     def skipping(self) -> Executable:
         """As :attr:`from_head`, without some ids. Parameters: as there, and list skip."""
         return self._claim(self._due("ctid", skipping=True))

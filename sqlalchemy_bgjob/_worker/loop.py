@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 from .._db.connections import RECONNECT, Backoff
@@ -49,6 +50,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 VISIBLE_WITHIN: Final = 1.0
 """Seconds that the first claim waits for the listener, whose session shows other workers when this
 process ends. Behind a pooler the listener never works."""
+ASK_IDLE_EVERY: Final = 0.5
+"""Seconds between two questions of a worker with ``until_idle`` whether anything is due."""
 
 
 class WorkerLoop:
@@ -100,6 +103,7 @@ class WorkerLoop:
             statements,
             control=control,
             hands=hands,
+            queues=queues,
             heart=heart,
             listener=self._listener,
             unknown=unknown,
@@ -112,6 +116,7 @@ class WorkerLoop:
         self._retry_at = 0.0
         self._of_reconnect = 0
         self._visible_by = 0.0
+        self._ask_idle_at = 0.0
 
     def stop(self, timeout: float) -> None:
         """Claim no more, hand back ready jobs, and finish running ones. From any thread.
@@ -148,8 +153,8 @@ class WorkerLoop:
                 now = time.monotonic()
                 self._step(now)
                 self._slots.name_overdue(now)
-                if self._settings.until_idle:
-                    self._stop_if_idle()
+                if begun and self._settings.until_idle:
+                    self._guarded(partial(self._stop_if_idle, now), (), mended=False)
         finally:
             self._end(beside)
 
@@ -249,11 +254,20 @@ class WorkerLoop:
         self._visible_by = 0.0
         return True
 
-    def _stop_if_idle(self) -> None:
+    def _stop_if_idle(self, now: float) -> None:
+        """For ``until_idle``: stop if this worker has nothing in its hands and nothing is due.
+
+        Whether anything is due is asked, and not concluded from claims, which pass by locked rows.
+        """
+        may_have_claimed = self._unknown.due_at != inf
+        if now < self._ask_idle_at or self._drain.deadline is not None or may_have_claimed:
+            return
         with self._hands.lock:
-            idle = self._hands.planner.idle and self._drain.deadline is None
-        if idle:
-            logger.info("nothing is due and nothing runs: stopping")
+            if self._hands.planner.busy:
+                return
+        self._ask_idle_at = now + ASK_IDLE_EVERY
+        if not self._claiming.any_due():
+            logger.info("nothing is due, and this worker runs nothing: stopping")
             self._drain.begin(self._settings.shutdown_timeout)
 
     def _wait(self, seconds: float, now: float) -> None:
@@ -262,7 +276,7 @@ class WorkerLoop:
         if self._drain.deadline is not None:
             times.append(self._drain.deadline)
         # An entry that is due already waits for another one: the connection, or visibility.
-        others = (self._retry_at, self._visible_by, self._unknown.due_at)
+        others = (self._retry_at, self._visible_by, self._unknown.due_at, self._ask_idle_at)
         times += [at for at in others if now < at]
         self._runtime.wait(max(min(times) - now, 0.0))
 

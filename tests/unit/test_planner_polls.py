@@ -16,7 +16,7 @@ from sqlalchemy_bgjob._worker.plan.polling import (
     SUSTAINED,
 )
 from sqlalchemy_bgjob._worker.plan.steps import Announce, Claim, Wait
-from support.planning import NOW, caught_up, claim, core, job, step
+from support.planning import NOW, caught_up, claim, core, step
 
 if TYPE_CHECKING:
     from sqlalchemy_bgjob._worker.plan.planner import Planner
@@ -263,36 +263,3 @@ def test_a_job_put_off_during_a_claim_is_not_forgotten() -> None:
     assert isinstance(following, Wait)
     assert following.seconds == pytest.approx(0.4)
     assert isinstance(step(idle, NOW + 0.5), Claim)
-
-
-# ---- until idle ----------------------------------------------------------------------------------
-
-
-def test_a_worker_is_idle_after_a_look_from_the_head_alone() -> None:
-    """A look that reads on may pass by a job of another priority, or one committed late."""
-    planner = core(until_idle=True)
-    assert not planner.idle
-
-    planner.claim_sent("q", NOW)
-    planner.polled("q", 2, 0, None, NOW, listening=True)
-    assert not planner.idle
-    asked = planner.next_step(NOW, may_start=True, may_claim=True)
-    assert isinstance(asked, Claim), "it looks again at once"
-
-    planner.head_scanned("q", [0], 0.001, NOW)
-    planner.polled("q", 2, 0, None, NOW, listening=True)
-    assert planner.idle
-
-
-def test_a_job_or_a_wake_up_ends_idleness() -> None:
-    planner = core(until_idle=True)
-    for queue_wakes in (True, False):
-        planner.head_scanned("q", [], 0.001, NOW)
-        planner.polled("q", 2, 0, None, NOW, listening=True)
-        assert planner.idle
-        if queue_wakes:
-            planner.wake("q", NOW, new=True)
-            assert not planner.idle
-
-    planner.claimed("q", [job()], NOW)
-    assert not planner.idle

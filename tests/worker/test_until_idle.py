@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,17 @@ import pytest
 from sqlalchemy import MetaData, create_engine, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Retry, Worker, enqueue, enqueue_many
+from sqlalchemy_bgjob import (
+    AsyncWorker,
+    BGJob,
+    Context,
+    Reschedule,
+    Retry,
+    Worker,
+    enqueue,
+    enqueue_many,
+)
+from support import wait_until
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -64,8 +75,6 @@ def app(engine: Engine) -> App:
 @pytest.mark.parametrize("listen", [True, False])
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
 def test_it_does_all_there_is_and_what_comes_of_it(app: App, kind: str, listen: bool) -> None:
-    import asyncio
-
     enqueue_many(app.engine, app.note, [f"{number}" for number in range(300)])
     enqueue(app.engine, app.note, "first", priority=-5)
     enqueue(app.engine, app.note, "last", priority=5)
@@ -96,7 +105,49 @@ def test_nothing_to_do_is_the_end_at_once(app: App, caplog: pytest.LogCaptureFix
 
     app.work_in_threads()
 
-    assert "nothing is due and nothing runs: stopping" in caplog.text
+    assert "nothing is due, and this worker runs nothing: stopping" in caplog.text
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_what_a_late_end_makes_due_is_done_too(app: App, listen: bool) -> None:
+    """The queues were looked at in vain while the handler ran."""
+    ends = threading.Event()
+    runs = []
+
+    @app.jobs.handler("late", queue="late")
+    def late(ctx: Context[Any]) -> Reschedule | None:
+        runs.append(ctx.job.attempt)
+        if len(runs) > 1:
+            return None
+        assert ends.wait(60)
+        enqueue(ctx.session, app.note, "follows")
+        return Reschedule(0)
+
+    enqueue(app.engine, late)
+    worker = threading.Thread(target=app.work_in_threads, kwargs={"listen": listen})
+    worker.start()
+    wait_until(lambda: runs, 60)
+    enqueue(app.engine, app.note, "meanwhile")
+    wait_until(lambda: app.ran == ["meanwhile"], 60)
+    ends.set()
+    worker.join(60)
+
+    assert not worker.is_alive()
+    assert (app.ran, runs) == (["meanwhile", "follows"], [1, 1])
+    assert app.left() == []
+
+
+def test_a_due_job_that_is_locked_is_waited_for(app: App) -> None:
+    enqueue(app.engine, app.note, "locked")
+    with app.engine.connect() as other:
+        other.execute(select(app.jobs.models.job.c.id).with_for_update())
+        worker = threading.Thread(target=app.work_in_threads, kwargs={"poll_interval": 0.1})
+        worker.start()
+        worker.join(2)
+        assert worker.is_alive()
+    worker.join(60)
+
+    assert app.ran == ["locked"]
 
 
 def test_a_handler_that_runs_is_waited_for(app: App) -> None:
