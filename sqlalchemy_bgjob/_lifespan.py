@@ -39,8 +39,8 @@ def lifespan(
                 yield
             return
         # In a thread: a start waits for the database, and a stop for the handlers.
-        await asyncio.to_thread(made.start)
         try:
+            await asyncio.to_thread(made.start)
             yield
         finally:
             await asyncio.to_thread(made.stop)

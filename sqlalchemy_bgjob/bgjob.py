@@ -296,7 +296,8 @@ class BGJob(Generic[J, D]):
         """
         handler = self.registry.find(job.type, job.queue)
         codec = UNTYPED if handler is None or not handler.takes_arg else handler.codec
-        return codec.decode(job.arg, (job.headers or {}).get(validation.CONTENT_TYPE))
+        headers = job.headers if isinstance(job.headers, dict) else {}  # SQL may write any JSON
+        return codec.decode(job.arg, headers.get(validation.CONTENT_TYPE))
 
     # ---- operators --------------------------------------------------------------------------
 

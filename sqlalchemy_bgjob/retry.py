@@ -146,13 +146,13 @@ def on_exception(
     """
     chosen = DEFAULT if otherwise is None else otherwise
     for classes, rule in rules.items():
-        of = classes if isinstance(classes, tuple) else (classes,)
+        of: tuple[Any, ...] = classes if isinstance(classes, tuple) else (classes,)
         if not of or not all(
             isinstance(one, type) and issubclass(one, BaseException) for one in of
         ):
             raise TypeError(f"{classes!r} is no class of exceptions, and no tuple of them")
-        if not callable(rule):
-            raise TypeError(f"{rule!r} is no policy; write constant({rule!r}) for seconds")
+        _check_policy(rule)
+    _check_policy(chosen)
 
     def policy(attempt: int, error: BaseException | None = None) -> float | timedelta | None:
         for classes, rule in rules.items():
@@ -161,6 +161,11 @@ def on_exception(
         return chosen(attempt, error)
 
     return policy
+
+
+def _check_policy(policy: object) -> None:
+    if not callable(policy):
+        raise TypeError(f"{policy!r} is no policy; write constant({policy!r}) for seconds")
 
 
 def _check(name: str, value: float, minimum: float, maximum: float) -> None:

@@ -127,10 +127,10 @@ class Settlement:
 
     Attributes:
         kind: COMPLETED deletes, DEAD moves to the dead table, the others queue the row again.
-        delay: Seconds until it is due; None leaves ``next_run_at`` as it is, without *at*.
+        delay: Seconds until it is due; with neither *delay* nor *at*, ``next_run_at`` stays.
         at: When it is due, instead of *delay*.
         error: The new ``last_error``; with *keep_error* the old one stays.
-        exception: What *error* describes, for observers, if it was an exception.
+        exception: What was raised or named, for the policy and observers.
         refund_attempt: Whether the claim's attempt is not counted.
         arg: A new arg, or None to leave it.
         policy_problem: What is wrong with the handler's retry policy, for the log.
@@ -228,7 +228,7 @@ def decide(
                 return replace(settlement, kind=Kind.DEAD)
             if outcome.after is not None or outcome.at is not None:
                 return replace(settlement, delay=outcome.after, at=outcome.at)
-            return _by_policy(policy, attempt, outcome.error, settlement)
+            return _by_policy(policy, attempt, settlement)
         case _:
             raise TypeError(f"{type(outcome).__name__} is not an outcome that can be settled")
 
@@ -289,14 +289,13 @@ def error_text(error: BaseException | str | None) -> str | None:
 def _by_policy(
     policy: retry.RetryPolicy,
     attempt: int,
-    error: BaseException | str | None,
     settlement: Settlement,
 ) -> Settlement:
     """Let the handler's policy say when the next attempt is due, or that there is none.
 
     A mistake in the policy must not hide the failure: it is recorded below the failure's error.
     """
-    raised = error if isinstance(error, BaseException) else None
+    raised = settlement.exception
     try:
         answer: object = policy(attempt, raised)
     except MoveToDlq as given_up:
@@ -306,7 +305,7 @@ def _by_policy(
     if answer is None or isinstance(answer, MoveToDlq):
         words = "the retry policy allows no further attempt"
         own = None if answer is None else answer.error
-        if own is not None and own is not error:
+        if own is not None and own is not raised:
             words = f"{words}: {error_text(own)}"
         return replace(settlement, kind=Kind.DEAD, error=_joined(settlement.error, words))
     if isinstance(answer, timedelta):

@@ -170,7 +170,8 @@ class OperateStatements:
     @cached_property
     def grow_older(self) -> tuple[Executable, ...]:
         """Make all jobs older, live and dead: moves all their times. Parameter: by (timedelta)."""
-        by = parameter("by", Interval)
+        # In a transaction that has gone on for a while, what is due is judged by its start.
+        by = parameter("by", Interval) + (func.statement_timestamp() - func.now())
         times = {
             self._job: ("next_run_at", "created_at", "updated_at", "unknown_since"),
             self._dead: ("next_run_at", "job_created_at", "job_updated_at", "moved_at"),

@@ -30,6 +30,7 @@ from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowKept, RowMissing
 from .._lifecycle.settle import Pending
 from .._sql import statements_of
+from ..exceptions import UnknownType
 from ..models import Models
 from ..settings import WorkerSettings
 from .call import begin, check_session_is_wanted, conclude
@@ -72,9 +73,13 @@ def work_in(
     handler: JobType[Any] | None = None,
     *,
     session_factory: Callable[[], Any] | None = None,
+    on_error: Callable[[BaseException], None] | None = None,
 ) -> Outcome | None:
-    """Work on one due job of a queue in the connection's transaction; None if none is due."""
-    return _WorkOne(connection, models, registry, session_factory).run(queue, handler)
+    """Work on one due job of a queue in the connection's transaction; None if none is due.
+
+    *on_error* is called with what a handler has raised that is no outcome, and with an UnknownType.
+    """
+    return _WorkOne(connection, models, registry, session_factory, on_error).run(queue, handler)
 
 
 def _as_job_type(models: Models, queue: str, handler: Callable[..., Any]) -> JobType[Any]:
@@ -92,8 +97,10 @@ class _WorkOne:
         models: Models,
         registry: Registry,
         session_factory: Callable[[], Any] | None,
+        on_error: Callable[[BaseException], None] | None,
     ) -> None:
         self._connection, self._registry = connection, registry
+        self._on_error = on_error
         self._statements = statements_of(models)
         self._process = os.getpid()
         self._session_factory = session_factory
@@ -121,6 +128,7 @@ class _WorkOne:
             settlement = unknown_type(job.type, job.unknown_for or 0.0, _GRACE)
             dead = settlement.kind is Kind.DEAD
             self._settle(job, settlement)
+            self._tell(UnknownType(job.type, _GRACE))
             return MoveToDlq(settlement.error) if dead else Reschedule(settlement.delay or 0.0)
         if handler.is_coroutine and not connection.dialect.is_async:
             raise TypeError(
@@ -169,6 +177,7 @@ class _WorkOne:
                 # Within the savepoint: if this fails, a handler's change to the row is undone too.
                 self._settle(job, end.settlement)
                 savepoint.commit()
+                self._tell(end.error)
                 return end.outcome
             except Exception as refusal:
                 end = conclude(run, None, refusal)
@@ -183,7 +192,12 @@ class _WorkOne:
             raise end.error or TransactionEnded
         _undo(savepoint, end.error)
         self._settle(job, end.settlement)
+        self._tell(end.error)
         return end.outcome
+
+    def _tell(self, error: BaseException | None) -> None:
+        if self._on_error is not None and error is not None and not isinstance(error, Outcome):
+            self._on_error(error)
 
     def _returned(self, run: Run, get_session: Callable[[], Any]) -> Any:
         """What the handler returns, in the process that has called it: a forked child ends."""

@@ -5,12 +5,13 @@ in the transaction of the test, which rolls it all back.
 """
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
@@ -22,11 +23,11 @@ from .._handlers.registry import JobType
 from .._lifecycle.claim import ClaimedJob
 from .._sql import statements_of
 from .._sql.words import parameters
-from .._worker.call import begin
+from .._worker.call import begin, check_session_is_wanted
 from .._worker.run import Run
 from .._worker.work_one import work_in
 from ..bgjob import BGJob
-from .faults import let_time_pass
+from ..exceptions import InvalidArg
 from .matching import ANY, EnqueuedJob, Wanted, difference, explain
 
 MOST: Final = 1_000
@@ -36,8 +37,8 @@ MOST: Final = 1_000
 class JobKit:
     """For the tests of an application; the pytest plugin gives one as the fixture ``bgjob``.
 
-    Each *target* is a Session, Connection or Engine, or one of their asyncio twins: then await the
-    result. With a session, what a job has changed is seen on its objects afterwards.
+    Each *target* is a Session or Connection, or one of their asyncio twins: then await the result.
+    With a session, what a job has changed is seen on its objects afterwards.
 
     Args:
         jobs: The application's BGJob.
@@ -68,7 +69,7 @@ class JobKit:
             handler: A handler, or the name of a type.
             arg: The whole arg, or a mapping of some of its fields.
             **wanted: ``queue``, ``id``, ``priority``, ``headers`` (some of them), ``delay``
-                (seconds or a timedelta), ``run_at``, and ``count``: then exactly so many jobs fit.
+                (seconds or a timedelta), ``run_at``, and ``count``: then exactly N jobs fit.
                 Anything else is a field of the arg: ``order_id=7``.
         """
         looked_for = Wanted.of(handler, arg, wanted)
@@ -86,6 +87,8 @@ class JobKit:
         self, target: Any, handler: JobType[Any] | str, arg: Any = ANY, **wanted: Any
     ) -> Any:
         """An AssertionError if a job fits; the arguments are those of :meth:`assert_enqueued`."""
+        if "count" in wanted:
+            raise TypeError("refute_enqueued takes no count: no job at all may fit")
         looked_for = Wanted.of(handler, arg, wanted)
 
         def look(unit: Unit) -> None:
@@ -101,7 +104,7 @@ class JobKit:
                 id=row.id,
                 queue=row.queue,
                 type=row.type,
-                arg=self.jobs.decode(row),
+                arg=self._decoded(row),
                 priority=row.priority,
                 headers=row.headers or {},
                 delay=(row.next_run_at - row.created_at).total_seconds(),
@@ -111,6 +114,12 @@ class JobKit:
             )
             for row in unit.execute(self._statements.operate.live_jobs)
         ]
+
+    def _decoded(self, row: Any) -> Any:
+        try:
+            return self.jobs.decode(row)
+        except InvalidArg:  # of another job, perhaps, than the one that is looked for
+            return row.arg
 
     # ---- working --------------------------------------------------------------------------------
 
@@ -129,36 +138,46 @@ class JobKit:
         Args:
             target: A Session or Connection in a transaction, or an asyncio twin.
             *queues: Of these alone.
-            raise_errors: Raise what a handler raised, once its job is settled as failed.
+            raise_errors: Raise what a handler raised that is no outcome, once its job is settled
+                as failed; and an UnknownType, where no handler is registered.
             session_factory: Makes ``ctx.session``, as for ``work_one``.
 
         Raises:
+            TypeError: The target is an Engine, whose transaction would be over.
             RuntimeError: A thousand jobs have run, and there are more.
         """
+        if _is_engine(target):
+            raise TypeError("work_due works in a transaction of yours: give it a Session")
         models, registry = self.jobs.models, self.jobs.registry
 
         def work(unit: Unit) -> list[Outcome]:
             outcomes: list[Outcome] = []
+            errors: list[BaseException] = []
             passed_by: set[str] = set()  # all that is due there is locked by others
-            try:
-                while (queue := self._next_queue(unit, queues, passed_by)) is not None:
-                    outcome = work_in(
-                        unit.connection, models, registry, queue, session_factory=session_factory
+            while (queue := self._next_queue(unit, queues, passed_by)) is not None:
+                if len(outcomes) >= MOST:
+                    raise RuntimeError(
+                        f"{MOST} jobs have run, and there are more: do they enqueue each other?"
                     )
-                    if outcome is None:
-                        passed_by.add(queue)
-                        continue
-                    outcomes.append(outcome)
-                    error = getattr(outcome, "error", None)
-                    if raise_errors and isinstance(error, BaseException):
-                        raise error
-                    if len(outcomes) >= MOST:
-                        raise RuntimeError(
-                            f"{MOST} jobs have run, and there are more: do they enqueue each other?"
-                        )
-            finally:
-                if isinstance(unit.target, Session):
-                    _refresh(unit.target)
+                outcome = work_in(
+                    unit.connection,
+                    models,
+                    registry,
+                    queue,
+                    session_factory=session_factory,
+                    on_error=errors.append,
+                )
+                if outcome is None:
+                    passed_by.add(queue)
+                    continue
+                passed_by.clear()
+                outcomes.append(outcome)
+                if raise_errors and errors:
+                    break
+            if isinstance(unit.target, Session):
+                _refresh(unit.target)
+            if raise_errors and errors:
+                raise errors[0]
             return outcomes
 
         return run_in(target, models, work, call="JobKit.work_due")
@@ -202,6 +221,7 @@ class JobKit:
         )
 
         def get_session() -> Any:
+            check_session_is_wanted(run)
             if session is None:
                 raise RuntimeError("the handler uses ctx.session: give perform() session=")
             return session
@@ -220,6 +240,8 @@ class JobKit:
         """
         if (by is None) == (not units):
             raise TypeError("travel takes how far: seconds, a timedelta, or hours=1")
+        from .faults import let_time_pass  # noqa: PLC0415 - `python -m` runs that module
+
         return let_time_pass(target, self.jobs, timedelta(**units) if by is None else by)
 
     # ---- beside a worker ------------------------------------------------------------------------
@@ -233,8 +255,13 @@ class JobKit:
             timeout: Seconds, or a timedelta.
 
         Raises:
+            TypeError: It is something else, whose transaction might see no end.
             AssertionError: One of them is dead, or they are not done in time; it names them.
         """
+        if not _is_engine(engine):
+            raise TypeError(
+                "wait_for looks in transactions of its own: give it an Engine or an AsyncEngine"
+            )
         ids = [job.id if isinstance(job, JobRef) else job for job in jobs]
         limit = validation.seconds("timeout", timeout)
         deadline = time.monotonic() + limit
@@ -269,12 +296,23 @@ class JobKit:
 _ASK_EVERY: Final = 0.02
 
 
+def _is_engine(target: object) -> bool:
+    asyncio_module = sys.modules.get("sqlalchemy.ext.asyncio")
+    is_async = asyncio_module is not None and isinstance(target, asyncio_module.AsyncEngine)
+    return is_async or isinstance(target, Engine)
+
+
 def _refresh(session: Session) -> None:
-    """Load again what the session has in memory: a job had a session of its own."""
+    """Load again what the session has in memory: a job had a session of its own.
+
+    Columns alone: a relationship that was loaded stays so, as an AsyncSession can't load it later.
+    """
+    changed = set(session.dirty)
     for instance in list(session.identity_map.values()):
-        if instance in session.dirty:
+        if instance in changed:
             continue
+        columns = inspect(instance).mapper.column_attrs.keys()
         try:
-            session.refresh(instance)
+            session.refresh(instance, attribute_names=columns)
         except InvalidRequestError:  # its row is gone
             session.expire(instance)

@@ -15,7 +15,9 @@ _NONE: Final = object()
 NEAREST: Final = 3
 _EXACT: Final = ("queue", "id", "priority", "run_at")
 
-_short = reprlib.Repr(maxstring=80, maxother=80, maxlong=80, maxdict=8, maxlist=8)
+_short: Final = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+_short.maxdict = _short.maxlist = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,11 @@ class Wanted:
                 f"assert_enqueued(session, send_receipt, order_id=7)"
             )
         rest = dict(wanted)
-        exact = {name: rest.pop(name) for name in _EXACT if name in rest}
+        exact: dict[str, Any] = {name: rest.pop(name) for name in _EXACT if name in rest}
         headers, count = rest.pop("headers", {}), rest.pop("count", None)
         delay: float | timedelta | None = rest.pop("delay", None)
+        if count is not None and count < 1:
+            raise ValueError(f"count={count!r}: where no job may fit, use refute_enqueued")
         if isinstance(arg, Mapping):
             arg, rest = ANY, {**arg, **rest}
         return cls(
@@ -130,7 +134,7 @@ def _fields_that_differ(path: str, value: Any, wanted: Mapping[str, Any]) -> Ite
 def explain(jobs: Sequence[EnqueuedJob], fitting: Sequence[EnqueuedJob], wanted: Wanted) -> str:
     """Why an assertion failed: how many fit, or the nearest jobs and their differences."""
     if fitting:
-        return f"{len(fitting)} jobs fit, not {wanted.count}: {wanted}"
+        return f"jobs that fit: {len(fitting)}, not {wanted.count}: {wanted}"
     if not jobs:
         return f"no job is enqueued at all; looked for {wanted}"
     nearest = sorted(jobs, key=lambda job: len(difference(job, wanted)))[:NEAREST]

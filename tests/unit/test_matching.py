@@ -91,7 +91,9 @@ def test_none_at_all_and_a_wrong_number_are_told() -> None:
     assert explain([], [], wanted) == (
         "no job is enqueued at all; looked for type 'send', order_id=7, header h=1, delay 5 s"
     )
-    assert explain([job(), job("2")], [job(), job("2")], wanted).startswith("2 jobs fit, not 1: ")
+    assert explain([job(), job("2")], [job(), job("2")], wanted).startswith(
+        "jobs that fit: 2, not 1: type 'send', "
+    )
 
 
 def test_a_long_value_is_cut() -> None:
@@ -100,6 +102,11 @@ def test_a_long_value_is_cut() -> None:
     (told,) = difference(long, Wanted.of("send", {"text": "y"}, {}))
 
     assert len(told) < 120
+
+
+def test_no_count_is_what_refute_is_for() -> None:
+    with pytest.raises(ValueError, match="use refute_enqueued"):
+        Wanted.of("send", ANY, {"count": 0})
 
 
 def test_something_else_than_a_handler_is_refused() -> None:

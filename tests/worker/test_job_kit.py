@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, func, select
+from sqlalchemy import create_engine, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -19,6 +19,7 @@ from sqlalchemy_bgjob import (
     MoveToDlq,
     Reschedule,
     Retry,
+    UnknownType,
     Worker,
     enqueue,
     enqueue_many,
@@ -124,7 +125,7 @@ def test_a_failed_assertion_shows_the_nearest_jobs(session: Session) -> None:
 
     with pytest.raises(AssertionError) as none:
         bgjob.assert_enqueued(session, send, order_id=7)
-    with pytest.raises(AssertionError, match=r"^1 jobs fit, not 2: type 'send'$"):
+    with pytest.raises(AssertionError, match=r"^jobs that fit: 1, not 2: type 'send'$"):
         bgjob.assert_enqueued(session, send, count=2)
     with pytest.raises(AssertionError, match=r"^a job fits type 'chain'"):
         bgjob.refute_enqueued(session, chain)
@@ -188,13 +189,44 @@ def test_time_passes_for_what_was_put_off(session: Session) -> None:
     assert len(bgjob.work_due(session)) == 1
     assert bgjob.work_due(session) == []
 
-    bgjob.travel(session, minutes=2)
+    bgjob.travel(session, minutes=1)
     assert len(bgjob.work_due(session)) == 1
-    bgjob.travel(session, 3_600)
+    bgjob.travel(session, 3_540)
     assert len(bgjob.work_due(session)) == 2
 
     with pytest.raises(TypeError, match="travel takes how far"):
         bgjob.travel(session)
+
+
+def test_an_outcome_is_no_error(session: Session) -> None:
+    enqueue(session, later, "retry")
+
+    (outcome,) = bgjob.work_due(session)
+
+    assert isinstance(outcome, Retry)
+
+
+def test_a_type_without_a_handler_is_an_error(session: Session) -> None:
+    jobs.enqueue(session, "elsewhere", queue="q")
+
+    with pytest.raises(UnknownType, match="elsewhere"):
+        bgjob.work_due(session)
+
+
+@pytest.mark.parametrize("method", ["work_due", "wait_for"])
+def test_a_target_that_can_not_do_is_refused(session: Session, engine: Engine, method: str) -> None:
+    wrong = engine if method == "work_due" else session
+    with pytest.raises(TypeError):
+        getattr(bgjob, method)(wrong)
+    with pytest.raises(TypeError, match="takes no count"):
+        bgjob.refute_enqueued(session, send, count=1)
+
+
+def test_a_job_of_another_type_may_be_unreadable(session: Session) -> None:
+    enqueue(session, chain, 1)
+    session.execute(update(jobs.Job).values(arg=b"{", priority=7))
+
+    assert bgjob.assert_enqueued(session, chain, priority=7).arg == b"{"
 
 
 def test_an_object_that_a_job_has_deleted_is_gone(session: Session) -> None:

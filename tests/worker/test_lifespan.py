@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fastapi import FastAPI
-from fastapi.testclient import TestClient
-from sqlalchemy import create_engine
+from sqlalchemy import NullPool, create_engine, func, select
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -34,11 +33,12 @@ def note(ctx: object) -> None:
 
 
 def in_threads(url: str) -> Callable[..., object]:
-    return lifespan(Worker, jobs, create_engine(url), queues=["notes"])
+    return lifespan(Worker, jobs, create_engine(url, poolclass=NullPool), queues=["notes"])
 
 
 def on_the_loop(url: str) -> Callable[..., object]:
-    engine = create_async_engine(url.replace("+psycopg2", "+psycopg"))
+    # No pool: each start has an event loop of its own, and nothing is left to be disposed of.
+    engine = create_async_engine(url.replace("+psycopg2", "+psycopg"), poolclass=NullPool)
     return lifespan(AsyncWorker, jobs, engine, queues={"notes": 2})
 
 
@@ -49,14 +49,20 @@ def test_the_worker_lives_as_long_as_the_application(
     Base.metadata.create_all(engine)
     app = FastAPI(lifespan=make(engine.url.render_as_string(hide_password=False)))  # type: ignore[arg-type]
 
+    def workers() -> int:
+        with engine.connect() as connection:
+            return connection.scalar(select(func.count()).select_from(jobs.WorkerRow)) or 0
+
+    async def live() -> None:
+        async with app.router.lifespan_context(app):
+            assert await asyncio.to_thread(workers) == 1
+            await asyncio.to_thread(enqueue, engine, note)
+            assert await asyncio.to_thread(ran.wait, 60)
+
     for _ in range(2):  # an application may be started again, as in tests
         ran.clear()
-        with TestClient(app), engine.connect() as connection:
-            assert connection.exec_driver_sql("SELECT count(*) FROM bgjob_worker").scalar() == 1
-            enqueue(engine, note)
-            assert ran.wait(60)
-        with engine.connect() as connection:
-            assert connection.exec_driver_sql("SELECT count(*) FROM bgjob_worker").scalar() == 0
+        asyncio.run(live())
+        assert workers() == 0
 
 
 @pytest.mark.parametrize("make", [in_threads, on_the_loop])
