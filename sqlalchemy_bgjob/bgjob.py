@@ -98,7 +98,7 @@ class BGJob(Generic[J, D]):
 
     @property
     def Job(self) -> type[J]:  # noqa: N802 - it is a class
-        """The mapped class of live jobs: select it, relate to it, show it."""
+        """The mapped class of live jobs. Select it, relate to it, show it."""
         return cast(type[J], self.models.Job)
 
     @property
@@ -278,7 +278,7 @@ class BGJob(Generic[J, D]):
             session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``.
 
         Returns:
-            The outcome that was settled: of the handler, or a Retry for what it raised.
+            The outcome that was settled, which is the handler's, or a Retry for what it raised.
 
         Raises:
             ValueError: The connection is in AUTOCOMMIT, where run and settlement are not atomic.

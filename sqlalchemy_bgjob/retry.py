@@ -20,10 +20,10 @@ from typing import Any
 Backoff = Callable[[int, BaseException | None], float]
 """A policy that always gives seconds."""
 RetryPolicy = Callable[[int, BaseException | None], float | timedelta | None]
-"""From the failed attempt's number and exception: seconds, or None for no further attempt."""
+"""Takes the failed attempt's number and exception; gives seconds, or None to give the job up."""
 
 MAX_BACKOFF = 30 * 86_400.0
-"""Seconds: no policy can delay a job for longer than 30 days."""
+"""The most seconds for which a policy can delay a job, which are 30 days."""
 
 
 def exponential(
@@ -174,3 +174,4 @@ def _check(name: str, value: float, minimum: float, maximum: float) -> None:
 
 
 DEFAULT = exponential()
+"""The policy of a handler that names none. It waits 2, 4, 8 s and so on, at most an hour."""

@@ -35,10 +35,16 @@ def _seconds(default: float, help: str, *, least: float = 0.01) -> Any:
 
 
 def _documented(settings: type["WorkerSettings"]) -> type["WorkerSettings"]:
-    """List the fields in the docstring, with their help."""
-    lines = [f"    {it.name}: {it.metadata['help']} ({it.default!r})." for it in fields(settings)]
+    """List the fields in the docstring, with help, default and range."""
+    lines = [f"    {it.name}: {it.metadata['help']}; {_range(it)}." for it in fields(settings)]
     settings.__doc__ = "\n".join([cleandoc(settings.__doc__ or ""), "", "Attributes:", *lines])
     return settings
+
+
+def _range(declared: Field[Any]) -> str:
+    unit, least, most = (declared.metadata[key] for key in ("unit", "least", "most"))
+    limits = f" {unit}, {least:g} to {most:g}" if unit else ""
+    return f"by default {declared.default!r}{limits}"
 
 
 @_documented

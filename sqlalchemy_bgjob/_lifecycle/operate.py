@@ -24,7 +24,7 @@ class Redriven:
     ids: tuple[str, ...]
     """The ids of the jobs that are queued again, sorted."""
     left: tuple[str, ...]
-    """Those of the dead jobs that were found and stay dead, sorted: a job of that id lives."""
+    """Those of the dead jobs that were found and stay dead, as a job of that id lives; sorted."""
 
 
 def cancel(models: Models, statements: Statements, target: Any, id: str) -> Any:

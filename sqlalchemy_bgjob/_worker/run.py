@@ -116,7 +116,7 @@ class Context(Generic[S]):
 
     @property
     def job(self) -> JobInfo:
-        """The job: id, queue, type, attempt, last_error, times and headers."""
+        """The job, with its id, queue, type, attempt, last_error, times and headers."""
         return self._run.info
 
     @property
@@ -132,12 +132,14 @@ class Context(Generic[S]):
 
     @property
     def lease_lost(self) -> bool:
-        """Whether the job was taken from this worker: the handler's writes won't be committed."""
+        """Whether the job was taken from this worker, so that no write will be committed."""
         return self._run.lease_lost
 
     @property
     def cancelled(self) -> bool:
-        """Whether the handler should stop: lease lost, worker stopping, or deadline passed.
+        """Whether the handler should stop.
+
+        Its lease was lost, its worker is stopping, or its deadline has passed.
 
         A handler that returns None after its deadline has failed; see ``timeout``.
         """

@@ -36,6 +36,7 @@ KillPoint = Literal["claim", "handler", "write", "settle", "beat"]
 * ``beat``: a heartbeat was committed.
 """
 KILL_POINTS: Final[tuple[KillPoint, ...]] = get_args(KillPoint)
+"""All of them."""
 
 
 def _die() -> None:

@@ -1,10 +1,12 @@
 """Look on, wait or fail where a worker reaches a signal point.
 
+For example::
+
     with at("claim", lambda jobs: seen.append(len(jobs))):
         ...
 
 Each point has a name, and a fact that it passes to listeners; see :data:`POINTS`. For tests in the
-worker's own process; to kill a worker at a point, see :mod:`.faults`.
+worker's own process; to kill a worker at a point, see :mod:`sqlalchemy_bgjob.testing.faults`.
 """
 
 from collections.abc import Callable, Iterator
