@@ -120,6 +120,15 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, in build/docs; needs pip install -e ".[docs]"."""
+    # Everything is read and written anew: what was left alone would not warn again.
+    strictly = ("--fail-on-warning", "--keep-going", "--nitpicky", "--fresh-env", "--write-all")
+    session.run("sphinx-build", "--quiet", *strictly, "docs", "build/docs")
+    pytest(session, "-n", "0", "-m", "docs", "tests/process/test_site.py")
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Every fault again and again, with its seed: nox -s soak -- --minutes 20."""
     session.run("python", "-m", "tests.soak", *session.posargs)
