@@ -38,7 +38,9 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 # What belongs to others, for whose pages a build must not ask another host, or is private.
 nitpick_ignore_regex = [
-    ("py:.*", r"(sqlalchemy|typing|typing_extensions|collections|datetime|pathlib|alembic)\..*"),
+    ("py:class", "Path"),  # of a module whose annotations are texts
+    ("py:.*", r"(sqlalchemy|typing|typing_extensions|collections|contextlib|datetime)\..*"),
+    ("py:.*", r"(pathlib|pwd|alembic)\..*"),
     ("py:.*", r".*\._.*|.*\.[A-Z]|.*\.(Decorator|SettingOptions)"),
     ("py:.*", "AsyncTarget|OperationalError|Plugin"),
 ]

@@ -109,7 +109,9 @@ class Observer:
         """
 
 
-_EVENTS: Final = tuple(name for name in vars(Observer) if not name.startswith("_"))
+_EVENTS: Final = tuple(
+    name for name, value in vars(Observer).items() if callable(value) and not name.startswith("_")
+)
 
 
 class Events:

@@ -51,7 +51,7 @@ class JobKit:
     # ---- asking ---------------------------------------------------------------------------------
 
     def all_enqueued(self, target: Any, handler: JobType[Any] | None = None) -> Any:
-        """All jobs, or those of a handler: a list of :class:`EnqueuedJob` in the order of work."""
+        """All jobs, or those of a handler: a list of ``EnqueuedJob`` in the order of work."""
 
         def look(unit: Unit) -> list[EnqueuedJob]:
             found = self._enqueued(unit)
