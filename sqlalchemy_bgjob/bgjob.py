@@ -1,6 +1,6 @@
 """BGJob: the queue of one application. Its models, its handlers, and its ways to enqueue."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack, cast, overload
 
@@ -32,13 +32,17 @@ D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
 A = TypeVar("A")
 
 
+Returned = Outcome | None | Awaitable[Outcome | None]
+"""What handlers return: functions an outcome or None, coroutines the same when awaited."""
+
+
 class Decorator(Protocol):
     """What ``@jobs.handler(...)`` returns."""
 
     @overload
-    def __call__(self, function: Callable[[Context[Any], A], Any]) -> JobType[A]: ...
+    def __call__(self, function: Callable[[Context[Any], A], Returned]) -> JobType[A]: ...
     @overload
-    def __call__(self, function: Callable[[Context[Any]], Any]) -> JobType[None]: ...
+    def __call__(self, function: Callable[[Context[Any]], Returned]) -> JobType[None]: ...
 
 
 class BGJob(Generic[J, D]):
@@ -94,7 +98,7 @@ class BGJob(Generic[J, D]):
         self.models: Models = build_models(
             target, schema=schema, table_prefix=table_prefix, models=models
         )
-        self.registry = Registry()
+        self.registry: Registry = Registry()
 
     @property
     def Job(self) -> type[J]:  # noqa: N802 - it is a class

@@ -38,17 +38,26 @@ class JobRef:
     """False if a live job had this id, and was left as it is."""
 
 
+# The arg may be left out where the handler takes none, or also takes None.
+@overload
+def enqueue(
+    target: SyncTarget, handler: JobType[A], arg: A, **options: Unpack[EnqueueOptions]
+) -> JobRef: ...
 @overload
 def enqueue(
     target: SyncTarget,
-    handler: JobType[A],
+    handler: JobType[A | None],
     arg: A | None = None,
     **options: Unpack[EnqueueOptions],
 ) -> JobRef: ...
 @overload
 def enqueue(
+    target: "AsyncTarget", handler: JobType[A], arg: A, **options: Unpack[EnqueueOptions]
+) -> Coroutine[Any, Any, JobRef]: ...
+@overload
+def enqueue(
     target: "AsyncTarget",
-    handler: JobType[A],
+    handler: JobType[A | None],
     arg: A | None = None,
     **options: Unpack[EnqueueOptions],
 ) -> Coroutine[Any, Any, JobRef]: ...

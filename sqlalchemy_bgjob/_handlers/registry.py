@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, update_wrapper
 from types import SimpleNamespace
-from typing import Any, Final, Generic, TypeVar, Unpack
+from typing import Any, Final, Generic, TypeVar, Unpack, overload
 
 from sqlalchemy import func
 
@@ -27,6 +27,7 @@ if sys.version_info >= (3, 14):
     import annotationlib
 
 A = TypeVar("A")
+B = TypeVar("B")
 
 
 class JobType(Generic[A]):
@@ -40,14 +41,16 @@ class JobType(Generic[A]):
         function: Callable[..., Any],
         options: HandlerOptions,
     ) -> None:
-        self.models: Final = models
-        self.type: Final = type
-        self.queue: Final = queue
-        self.function: Final = function
-        self.options: Final = options
+        self.models: Final[Models] = models
+        self.type: Final[str] = type
+        self.queue: Final[str] = queue
+        self.function: Final[Callable[..., Any]] = function
+        self.options: Final[HandlerOptions] = options
+        self.takes_arg: bool
+        self.annotation: Any
         self.takes_arg, self.annotation = _signature(function)
-        self.codec: Final = Codec(self.annotation)
-        self.is_coroutine: Final = inspect.iscoroutinefunction(_code_of(function))
+        self.codec: Final[Codec] = Codec(self.annotation)
+        self.is_coroutine: Final[bool] = inspect.iscoroutinefunction(_code_of(function))
         update_wrapper(self, function, updated=())  # its attributes may be another JobType's
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -66,7 +69,13 @@ class JobType(Generic[A]):
         value: A = self.codec.decode(arg, (headers or {}).get(validation.CONTENT_TYPE))
         return value
 
-    def job(self, arg: A | None = None, **options: Unpack[JobOptions]) -> Any:
+    @overload
+    def job(self, arg: A, **options: Unpack[JobOptions]) -> Any: ...
+    @overload
+    def job(
+        self: "JobType[B | None]", arg: B | None = None, **options: Unpack[JobOptions]
+    ) -> Any: ...
+    def job(self, arg: Any = None, **options: Unpack[JobOptions]) -> Any:
         """Make a ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
 
         Args:

@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
 
 from .._handlers.outcomes import Outcome, as_outcome
 from .._handlers.registry import JobType
 from .._lifecycle.claim import ClaimedJob
 from ..telemetry import JobInfo
 
-S = TypeVar("S")
+S = TypeVar("S", default=Any)
 
 
 def job_info(job: ClaimedJob) -> JobInfo:
@@ -49,16 +51,17 @@ class Run:
     )
 
     def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
-        self.job, self.handler = job, handler
-        self.lease_lost = False
-        self.cancelled = False
+        self.job: ClaimedJob = job
+        self.handler: JobType[Any] = handler
+        self.lease_lost: bool = False
+        self.cancelled: bool = False
         # The handler is done, and its writes may be committed at any moment.
-        self.committing = False
+        self.committing: bool = False
         # Whether it got a usable session, and a context around it; None if it used no session.
         self.connected: bool | None = None
         self.deadline: float | None = None
-        self.told_overdue = False
-        self.started_at = 0.0
+        self.told_overdue: bool = False
+        self.started_at: float = 0.0
         self.task: Any = None  # of a coroutine
         self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
         self._info: JobInfo | None = None

@@ -12,19 +12,22 @@ check that everything happened once.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args, overload
 
 import click
 
-from sqlalchemy_bgjob._db.targets import Unit, run_in
+from sqlalchemy_bgjob._db.targets import SyncTarget, Unit, run_in
 from sqlalchemy_bgjob._drafts import validation
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob._sql.words import parameters
 from sqlalchemy_bgjob.bgjob import BGJob
 from sqlalchemy_bgjob.testing.points import at
+
+if TYPE_CHECKING:
+    from sqlalchemy_bgjob._db.targets import AsyncTarget
 
 KillPoint = Literal["claim", "handler", "write", "settle", "beat"]
 """Where a worker can be made to die.
@@ -68,6 +71,12 @@ def kill_worker_after(point: KillPoint, *, skip: int = 0) -> Iterator[None]:
         yield
 
 
+@overload
+def let_time_pass(target: SyncTarget, jobs: BGJob[Any, Any], by: float | timedelta) -> None: ...
+@overload
+def let_time_pass(
+    target: "AsyncTarget", jobs: BGJob[Any, Any], by: float | timedelta
+) -> Coroutine[Any, Any, None]: ...
 def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> Any:
     """Age all jobs, live and dead, as if that time had passed.
 

@@ -1,7 +1,9 @@
-"""What a type checker says to users. Each ``# E:`` names an error that must be found there.
+"""What type checkers say to producers. Each ``# E:`` names an error that must be found there.
 
-This file is checked by ``tests/unit/test_typing.py`` and never imported.
+The word is mypy's; pyright finds an error of the same kind. ``tests/unit/test_typing.py`` runs
+both, and nothing imports this file.
 """
+# pyright: strict
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -26,6 +28,7 @@ from sqlalchemy_bgjob import (
     enqueue_from,
     enqueue_many,
 )
+from sqlalchemy_bgjob.testing.faults import let_time_pass
 
 
 class Base(DeclarativeBase): ...
@@ -56,9 +59,18 @@ async def resize(ctx: Context[AsyncSession], path: str) -> None:
 def clean_up(ctx: Context[Session]) -> None: ...
 
 
+@jobs.handler("report")
+def report(ctx: Context, month: str | None) -> None: ...
+
+
+@jobs.handler("anything")
+def anything(ctx: Context, arg: Any) -> None: ...
+
+
 assert_type(send_receipt, JobType[Receipt])
 assert_type(resize, JobType[str])
 assert_type(clean_up, JobType[None])
+assert_type(report, JobType[str | None])
 
 
 def sync_targets(
@@ -81,15 +93,29 @@ def sync_targets(
     assert_type(jobs.enqueue(session, "send_receipt", {"order_id": 1}), JobRef)
     assert_type(enqueue(session, clean_up), JobRef)
     assert_type(enqueue(session, resize, "x.png", delay=timedelta(minutes=1)), JobRef)
+    assert_type(enqueue(session, report), JobRef)
+    assert_type(enqueue(session, report, None), JobRef)
+    assert_type(enqueue(session, report, "2026-11"), JobRef)
+    assert_type(enqueue(session, anything), JobRef)
+    assert_type(enqueue(session, anything, {"order_id": 1}), JobRef)
     session.add(send_receipt.job(Receipt(1)))
+    session.add_all([clean_up.job(), report.job(), report.job("2026-11"), anything.job(7)])
+    let_time_pass(session, jobs, 60)
 
     enqueue(session, send_receipt, "7")  # E: misc
     enqueue(session, send_receipt, {"order_id": 7})  # E: misc
     enqueue(session, resize, b"x")  # E: misc
     enqueue(session, clean_up, 1)  # E: misc
+    enqueue(session, report, 7)  # E: misc
+    enqueue(session, send_receipt)  # E: arg-type
+    enqueue(session, send_receipt, None)  # E: misc
+    enqueue_many(session, send_receipt)  # E: call-overload
     enqueue_many(session, send_receipt, ["7"])  # E: misc
     enqueue_many(session, send_receipt, Receipt(1))  # E: call-overload
     send_receipt.job("7")  # E: arg-type
+    send_receipt.job()  # E: call-arg
+    clean_up.job(1)  # E: call-overload
+    report.job(7)  # E: call-overload
     enqueue(session, "send_receipt", Receipt(1))  # E: call-overload
     enqueue("session", send_receipt, Receipt(1))  # E: call-overload
     enqueue(session, send_receipt, Receipt(1), on_conflict="update")  # E: call-overload
@@ -120,6 +146,15 @@ async def async_targets(
     enqueue_from(session, send_receipt, select(jobs.Job.id))  # E: unused-coroutine
     jobs.enqueue(session, "send_receipt")  # E: unused-coroutine
     jobs.work_one(session, "mail")  # E: unused-coroutine
+    jobs.cancel(session, "id")  # E: unused-coroutine
+    jobs.redrive(session, jobs.DeadJob.type == "resize")  # E: unused-coroutine
+    jobs.prune(session, timedelta(days=30))  # E: unused-coroutine
+    let_time_pass(session, jobs, 60)  # E: unused-coroutine
+    enqueue(session, clean_up)  # E: unused-coroutine
+    enqueue(session, report, "2026-11")  # E: unused-coroutine
+    assert enqueue(session, send_receipt, Receipt(1)).inserted  # E: attr-defined
+    await enqueue(session, send_receipt)  # E: arg-type
+    await enqueue(session, send_receipt, "7")  # E: misc
 
 
 def sync_results_are_not_awaited(session: Session) -> None:
@@ -161,10 +196,6 @@ def own_models(session: Session) -> None:
     own.Job(queue="mail", type="t", tenant_id=7)
     assert job.tenant  # E: attr-defined
     BGJob(Base, models=(Job, Job))  # E: type-var
-
-
-@jobs.handler("of three")  # E: arg-type
-def of_three(ctx: Context[Any], arg: int, more: int) -> None: ...
 
 
 def called_as_a_function(ctx: Context[Session]) -> None:

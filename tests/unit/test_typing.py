@@ -1,7 +1,8 @@
-"""What mypy says to users of the package: the mistakes it finds, and what it knows."""
+"""What type checkers say to users of the package: the mistakes they find, and what they know."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,27 +10,53 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = sorted((Path(__file__).parents[1] / "typing").glob("*.py"))
+ROOT = Path(__file__).parents[2]
+GOLDEN = sorted((ROOT / "tests" / "typing").glob("*.py"))
+EXPECTED = {
+    (path.name, number): code
+    for path in GOLDEN
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    for code in re.findall(r"# E: ([a-z-]+)", line)
+}
+"""By file and line: mypy's name of the error there."""
+RULES = {
+    "arg-type": {"reportArgumentType", "reportCallIssue"},
+    "attr-defined": {"reportAttributeAccessIssue", "reportGeneralTypeIssues"},
+    "call-arg": {"reportCallIssue"},
+    "call-overload": {"reportArgumentType", "reportCallIssue"},
+    "misc": {"reportArgumentType", "reportCallIssue"},
+    "type-var": {"reportArgumentType", "reportCallIssue"},
+    "unused-coroutine": {"reportUnusedCoroutine"},
+}
+"""What pyright calls the same errors."""
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
-def test_mypy_finds_what_the_file_says(path: Path) -> None:
+def test_mypy_finds_what_the_files_say() -> None:
     """Each marked line has exactly this error, and no other line has any."""
-    expected = {
-        (number, code)
-        for number, line in enumerate(path.read_text().splitlines(), 1)
-        for code in re.findall(r"# E: ([a-z-]+)", line)
+    done = run("mypy", "--config-file=", "--strict", "--hide-error-context", *GOLDEN)
+
+    errors = re.findall(r"(\w+\.py):(\d+): error: .*\[([a-z-]+)\]$", done, re.MULTILINE)
+    found = {((name, int(line)), code) for name, line, code in errors}
+    assert found == set(EXPECTED.items()), done
+    assert len(found) > 50
+
+
+@pytest.mark.timeout(240)
+def test_pyright_finds_the_same() -> None:
+    """In its strict mode, which the files ask for."""
+    done = run("pyright", "--outputjson", "--pythonpath", sys.executable, *GOLDEN)
+
+    errors = {
+        (Path(found["file"]).name, found["range"]["start"]["line"] + 1, found.get("rule"))
+        for found in json.loads(done)["generalDiagnostics"]
     }
+    assert {(name, line) for name, line, _ in errors} == set(EXPECTED), done
+    # On the same line it may also tell what follows from the error.
+    expected = {(*where, rule) for where, code in EXPECTED.items() for rule in RULES[code]}
+    assert {(name, line) for name, line, _ in errors & expected} == set(EXPECTED), done
 
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file=", "--strict", "--hide-error-context", path],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=path.parents[2],
-    )
 
-    found = re.findall(rf"{path.name}:(\d+): error: .*\[([a-z-]+)\]$", done.stdout, re.MULTILINE)
-    assert {(int(number), code) for number, code in found} == expected, done.stdout + done.stderr
-    assert len(expected) > 10
+def run(checker: str, *arguments: str | Path) -> str:
+    command = [sys.executable, "-m", checker, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout

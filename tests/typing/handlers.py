@@ -1,0 +1,120 @@
+"""What type checkers say to who writes handlers and workers; see ``producers.py``."""
+# pyright: strict
+
+from datetime import timedelta
+from typing import Any, assert_type
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from sqlalchemy_bgjob import (
+    AsyncWorker,
+    BGJob,
+    Complete,
+    Context,
+    JobInfo,
+    JobType,
+    MoveToDlq,
+    Observer,
+    Outcome,
+    Reschedule,
+    Retry,
+    Worker,
+    constant,
+    exponential,
+)
+
+
+class Base(DeclarativeBase): ...
+
+
+jobs = BGJob(Base)
+
+
+@jobs.handler("a", max_attempts=None, retry=exponential(base=5), timeout=timedelta(minutes=1))
+def returns_an_outcome(ctx: Context[Session], arg: int) -> Outcome | None:
+    return Reschedule(60) if ctx.cancelled else Complete()
+
+
+@jobs.handler("b", retry=lambda attempt, error: None if attempt > 3 else 60)
+async def coroutine_returns_an_outcome(ctx: Context[AsyncSession], arg: int) -> Retry | MoveToDlq:
+    return Retry(after=30) if ctx.job.attempt < 3 else MoveToDlq("gone")
+
+
+@jobs.handler("c", queue="mail", session=False, retry=constant(10))
+def bare_context(ctx: Context, arg: str) -> None:
+    assert_type(ctx.job, JobInfo)
+
+
+@jobs.handler("with a default")
+def with_a_default(ctx: Context[Session], arg: str = "") -> None: ...
+
+
+@jobs.default_handler("mail")
+def of_any_type(ctx: Context, arg: Any) -> None: ...
+
+
+assert_type(returns_an_outcome, JobType[int])
+assert_type(coroutine_returns_an_outcome, JobType[int])
+assert_type(bare_context, JobType[str])
+assert_type(with_a_default, JobType[str])
+
+
+@jobs.handler("of three")  # E: arg-type
+def of_three(ctx: Context, arg: int, more: int) -> None: ...
+
+
+@jobs.handler("of none")  # E: arg-type
+def of_none() -> None: ...
+
+
+@jobs.handler("by keyword")  # E: arg-type
+def by_keyword(ctx: Context, *, arg: int) -> None: ...
+
+
+@jobs.handler("no context")  # E: arg-type
+def no_context(order_id: int) -> None: ...
+
+
+@jobs.handler("a result")  # E: arg-type
+def returns_a_result(ctx: Context, arg: int) -> int:
+    return arg
+
+
+@jobs.handler("a coroutine's result")  # E: arg-type
+async def coroutine_returns_a_result(ctx: Context, arg: int) -> int:
+    return arg
+
+
+@jobs.handler  # E: arg-type
+def without_a_type(ctx: Context) -> None: ...
+
+
+jobs.handler("d", timeout="5")  # E: arg-type
+jobs.handler("e", max_attemts=3)  # E: call-arg
+jobs.handler("f", retry=60)  # E: arg-type
+
+
+def workers(engine: Engine, async_engine: AsyncEngine) -> None:
+    with Worker(jobs, engine, queues={"mail": 10}, poll_interval=0.5):
+        pass
+    Worker(jobs, async_engine)  # E: arg-type
+    AsyncWorker(jobs, engine)  # E: arg-type
+    Worker(jobs, engine, poll_intervall=0.5)  # E: call-arg
+    Worker(jobs, engine, poll_interval="0.5")  # E: arg-type
+    with AsyncWorker(jobs, async_engine):  # E: attr-defined
+        pass
+
+
+async def async_workers(engine: Engine, async_engine: AsyncEngine) -> None:
+    async with AsyncWorker(jobs, async_engine, sync_engine=engine, queues=["mail"]) as worker:
+        worker.request_stop()
+        worker.stop()  # E: unused-coroutine
+    async with Worker(jobs, engine):  # E: attr-defined
+        pass
+
+
+class Alert(Observer):
+    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+        assert_type(job.attempt, int)
