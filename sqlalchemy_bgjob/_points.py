@@ -23,7 +23,8 @@ class Point:
     __slots__ = ("listeners", "meaning", "name")
 
     def __init__(self, name: str, meaning: str) -> None:
-        self.name, self.meaning = name, meaning
+        self.name: Final[str] = name
+        self.meaning: Final[str] = meaning
         self.listeners: tuple[Callable[[Any], object], ...] = ()
 
     def reached(self, fact: Any = None) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -41,7 +41,7 @@ from .bgjob import BGJob
 from .settings import SettingOptions, WorkerSettings, make_settings
 from .telemetry import Observer
 
-logger = logging.getLogger("sqlalchemy_bgjob")
+logger: Final[logging.Logger] = logging.getLogger("sqlalchemy_bgjob")
 
 
 class AsyncWorker(OnlyAsyncWith):
@@ -110,8 +110,8 @@ class AsyncWorker(OnlyAsyncWith):
             if one is not None:
                 own_sockets(one)
         self._made_by = os.getpid()
-        self.settings = make_settings(settings, options)
-        self.queues = served_queues(jobs.registry, queues)
+        self.settings: WorkerSettings = make_settings(settings, options)
+        self.queues: dict[str, int] = served_queues(jobs.registry, queues)
         self._jobs, self._engine = jobs, engine.sync_engine
         self._around = around
         if isinstance(heart_engine, AsyncEngine):

@@ -5,6 +5,7 @@ pickling. No sentence holds a value of a job's arg: messages end up in logs.
 """
 
 import shlex
+from typing import Any
 
 from .settings import DEFAULT_PREFIX
 
@@ -18,7 +19,8 @@ class InvalidArg(BGJobError, ValueError):
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
-        self.path, self.reason = path, reason
+        self.path: str = path
+        self.reason: str = reason
 
     def __str__(self) -> str:
         return f"invalid arg at {self.path}: {self.reason}"
@@ -31,8 +33,10 @@ class SchemaOutOfDate(BGJobError):
         self, found: int | None, needed: int, schema: str | None, table_prefix: str
     ) -> None:
         super().__init__(found, needed, schema, table_prefix)
-        self.found, self.needed = found, needed
-        self.schema, self.table_prefix = schema, table_prefix
+        self.found: int | None = found
+        self.needed: int = needed
+        self.schema: str | None = schema
+        self.table_prefix: str = table_prefix
 
     def __str__(self) -> str:
         table = f"{self.table_prefix}job"
@@ -74,8 +78,10 @@ class SchemaUnknown(SchemaOutOfDate):
         table_prefix: str,
     ) -> None:
         super().__init__(None, needed, schema, table_prefix)
-        self.args = (table, comment, expected, needed, schema, table_prefix)
-        self.table, self.comment, self.expected = table, comment, expected
+        self.args: tuple[Any, ...] = (table, comment, expected, needed, schema, table_prefix)
+        self.table: str = table
+        self.comment: str | None = comment
+        self.expected: str = expected
 
     def __str__(self) -> str:
         says = "has no comment" if self.comment is None else f"has the comment {self.comment!r}"
@@ -93,8 +99,9 @@ class ForeignTable(SchemaOutOfDate):
         self, table: str, owner: str | None, schema: str | None, table_prefix: str
     ) -> None:
         super().__init__(None, 0, schema, table_prefix)
-        self.args = (table, owner, schema, table_prefix)
-        self.table, self.owner = table, owner
+        self.args: tuple[Any, ...] = (table, owner, schema, table_prefix)
+        self.table: str = table
+        self.owner: str | None = owner
 
     def __str__(self) -> str:
         owner = self.owner or "another program's"
@@ -110,8 +117,9 @@ class NotAPlainTable(SchemaOutOfDate):
 
     def __init__(self, table: str, kind: str, schema: str | None, table_prefix: str) -> None:
         super().__init__(None, 0, schema, table_prefix)
-        self.args = (table, kind, schema, table_prefix)
-        self.table, self.kind = table, kind
+        self.args: tuple[Any, ...] = (table, kind, schema, table_prefix)
+        self.table: str = table
+        self.kind: str = kind
 
     def __str__(self) -> str:
         options = _options(self.schema, self.table_prefix)
@@ -127,7 +135,7 @@ class JobAlreadyExists(BGJobError):
 
     def __init__(self, ids: tuple[str, ...]) -> None:
         super().__init__(ids)
-        self.ids = ids
+        self.ids: tuple[str, ...] = ids
 
     def __str__(self) -> str:
         shown = ", ".join(repr(id) for id in self.ids[:3])
@@ -143,7 +151,8 @@ class UnknownType(BGJobError):
 
     def __init__(self, type: str, seconds: float) -> None:
         super().__init__(type, seconds)
-        self.type, self.seconds = type, seconds
+        self.type: str = type
+        self.seconds: float = seconds
 
     def __str__(self) -> str:
         return f"no worker knew the job type {self.type!r} for {self.seconds:g} s"
@@ -163,7 +172,9 @@ class WorkerLost(BGJobError):
         max_attempts: int | None = None,
     ) -> None:
         super().__init__(crashes, attempts, max_attempts)
-        self.crashes, self.attempts, self.max_attempts = crashes, attempts, max_attempts
+        self.crashes: int | None = crashes
+        self.attempts: int | None = attempts
+        self.max_attempts: int | None = max_attempts
 
     def __str__(self) -> str:
         if self.crashes is None:
@@ -179,7 +190,8 @@ class WorkerRefused(BGJobError):
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
-        self.problem, self.remedy = problem, remedy
+        self.problem: str = problem
+        self.remedy: str = remedy
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.remedy}"
@@ -190,7 +202,7 @@ class NoContextManager(BGJobError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)
-        self.problem = problem
+        self.problem: str = problem
 
     def __str__(self) -> str:
         return (

@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -30,7 +30,7 @@ from .bgjob import BGJob
 from .settings import SettingOptions, WorkerSettings, make_settings
 from .telemetry import Observer
 
-logger = logging.getLogger("sqlalchemy_bgjob")
+logger: Final[logging.Logger] = logging.getLogger("sqlalchemy_bgjob")
 
 
 class Worker(OnlyWith):
@@ -80,9 +80,9 @@ class Worker(OnlyWith):
             raise TypeError("Worker takes a synchronous engine; use AsyncWorker for this one")
         own_sockets(engine)
         self._made_by = os.getpid()
-        self.settings = make_settings(settings, options)
+        self.settings: WorkerSettings = make_settings(settings, options)
         self._registry = jobs.registry
-        self.queues = served_queues(self._registry, queues)
+        self.queues: dict[str, int] = served_queues(self._registry, queues)
         refuse_coroutines(self._registry, self.queues)
         functions = served_handlers(self._registry, self.queues)
         check_around(around, functions=[handler.type for handler in functions])

@@ -80,7 +80,7 @@ class Codec:
         # An arg of exactly this class, with no other object inside, has no unread key.
         named = [m for m in rest if m is not type(None)]
         self._exact = named[0] if len(named) == 1 and self._shape.is_plain() else None
-        self.allows_none = type(None) in parts or self._loads_null()
+        self.allows_none: bool = type(None) in parts or self._loads_null()
 
     def encode(self, arg: Any, *, max_size: int = MAX_ARG_SIZE) -> Encoded:
         """The bytes to store for *arg*, which :meth:`decode` is sure to read.

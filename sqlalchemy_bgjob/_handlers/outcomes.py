@@ -58,8 +58,10 @@ class Retry(Outcome):
                 f"Retry(error=...) for what went wrong"
             )
         super().__init__(after, error, at)
+        self.after: float | None
+        self.at: datetime | None
         self.after, self.at = _when(after, at)
-        self.error = _checked(error)
+        self.error: BaseException | str | None = _checked(error)
 
 
 class Reschedule(Outcome):
@@ -79,6 +81,8 @@ class Reschedule(Outcome):
         arg: Any = UNCHANGED,
     ) -> None:
         super().__init__(after, at)
+        self.after: float | None
+        self.at: datetime | None
         self.after, self.at = _when(after, at)
         if self.after is None and self.at is None:
             raise TypeError("Reschedule takes when to run again: after= or at=")
@@ -90,7 +94,7 @@ class MoveToDlq(Outcome):
 
     def __init__(self, error: BaseException | str | None = None) -> None:
         super().__init__(error)
-        self.error = _checked(error)
+        self.error: BaseException | str | None = _checked(error)
 
 
 def _when(

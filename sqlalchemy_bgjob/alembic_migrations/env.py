@@ -16,13 +16,15 @@ Alembic environment in the same database. The other one must leave that table al
 """
 
 import os
+from typing import Final
 
 from alembic import context
+from alembic.config import Config
 from sqlalchemy import Connection, create_engine, pool
 
-VERSION_TABLE = "bgjob_alembic_version"
+VERSION_TABLE: Final = "bgjob_alembic_version"
 
-config = context.config
+config: Final[Config] = context.config
 
 
 def database_url() -> str:
@@ -38,14 +40,18 @@ def run_on(connection: Connection) -> None:
         context.run_migrations()
 
 
-if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", version_table=VERSION_TABLE)
-    with context.begin_transaction():
-        context.run_migrations()
-elif (given := config.attributes.get("connection")) is not None:
-    run_on(given)
-else:
-    # With an asyncio driver's URL, give a connection instead: `connection.run_sync(...)`.
-    engine = create_engine(database_url(), poolclass=pool.NullPool)
-    with engine.connect() as connection:
-        run_on(connection)
+def run() -> None:
+    if context.is_offline_mode():
+        context.configure(dialect_name="postgresql", version_table=VERSION_TABLE)
+        with context.begin_transaction():
+            context.run_migrations()
+    elif (given := config.attributes.get("connection")) is not None:
+        run_on(given)
+    else:
+        # With an asyncio driver's URL, give a connection instead: `connection.run_sync(...)`.
+        engine = create_engine(database_url(), poolclass=pool.NullPool)
+        with engine.connect() as connection:
+            run_on(connection)
+
+
+run()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
@@ -29,7 +29,13 @@ class Source(NamedTuple):
     engine: str | None
 
 
-class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[float]
+else:  # generic since click 8.2 only
+    _ParamType = click.ParamType
+
+
+class Seconds(_ParamType):
     """A duration: ``2.5``, ``500ms``, ``30s``, ``5m`` or ``1h``; a float of seconds."""
 
     name = "seconds"
@@ -84,7 +90,7 @@ def logging_options(command: Any) -> Any:
     )(command)
 
 
-database_option = option(
+database_option: Final[Callable[[Any], Any]] = option(
     "--database-url",
     metavar="URL",
     help="postgresql+DRIVER://user:password@host/database, DRIVER one of psycopg, asyncpg and "
@@ -92,7 +98,7 @@ database_option = option(
     "where nothing else names a database.",
 )
 
-app_dir_option = option(
+app_dir_option: Final[Callable[[Any], Any]] = option(
     "--app-dir",
     type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
     default=".",
@@ -100,7 +106,7 @@ app_dir_option = option(
     help="Where the application's modules are. It comes last on Python's path: an installed module "
     "of the same name is imported instead, with a warning.",
 )
-engine_option = option(
+engine_option: Final[Callable[[Any], Any]] = option(
     "--engine",
     metavar="MODULE:ENGINE",
     help="The application's own Engine or AsyncEngine, instead of one made from the URL. "

@@ -10,8 +10,8 @@ from sqlalchemy.sql.functions import FunctionElement
 class lease_at_insert(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
     """The server's clock in microseconds; it outruns leases, so a reused id never repeats one."""
 
-    type = BigInteger()
-    inherit_cache = True
+    type: BigInteger = BigInteger()
+    inherit_cache: bool | None = True
 
 
 @compiles(lease_at_insert)

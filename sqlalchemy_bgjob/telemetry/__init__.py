@@ -16,7 +16,7 @@ from .._db.errors import note_advice
 from .._handlers.outcomes import Kind, Settlement
 from .._inspect.health import Health
 
-logger = logging.getLogger("sqlalchemy_bgjob")
+logger: Final[logging.Logger] = logging.getLogger("sqlalchemy_bgjob")
 
 MAX_WAITING_EVENTS: Final = 100_000
 MAX_WAITING_EXCEPTIONS: Final = 1_000

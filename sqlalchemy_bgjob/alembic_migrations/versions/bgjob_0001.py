@@ -4,10 +4,10 @@ from alembic import op
 
 from sqlalchemy_bgjob import schema as bgjob
 
-revision = "bgjob_0001"
-down_revision = None
-branch_labels = ("bgjob",)
-depends_on = None
+revision: str = "bgjob_0001"
+down_revision: str | None = None
+branch_labels: tuple[str, ...] = ("bgjob",)
+depends_on: str | None = None
 
 
 def upgrade() -> None:
