@@ -74,9 +74,7 @@ class WorkerSettings:
         "the longest a due job waits where no notifications arrive; where they do, polls come "
         "every six poll intervals",
     )
-    shutdown_timeout: float = _seconds(
-        25.0, "how long a graceful stop waits for running jobs", least=0.0
-    )
+    shutdown_timeout: float = _seconds(25.0, "how long a drain waits for running jobs", least=0.0)
     unknown_type_grace: float = _seconds(
         300.0,
         "how long a job of an unknown type waits for a worker that knows it; 0 is not at all",

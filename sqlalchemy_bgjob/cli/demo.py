@@ -22,7 +22,7 @@ def demo(folder: Path | None, database_url: str | None, limit: int | None) -> in
     Without FOLDER it is the source of Python's standard library. For each file one transaction
     inserts a row and enqueues a job; some jobs fail and are retried, one is for a file that does
     not exist. The exit code is 1 unless every file was indexed exactly once and jobs of the killed
-    worker were recovered.
+    worker were rescued.
     """
     from .._dev.demo import run_demo
 
