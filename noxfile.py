@@ -8,6 +8,7 @@ command: ``nox -s core -- -k enqueue``.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ nox.options.sessions = ["lint", "types", "test"]
 OTHER_PYTHONS = ["3.12", "3.13", "3.14"]
 LOWEST_POSTGRES, LOWEST_SQLALCHEMY = "14", "2.0.30"
 CORE = ["-m", "core and not chaos"]
+BUILD = ["build>=1.2", "hatchling>=1.27"]
 
 
 def pytest(
@@ -143,12 +145,12 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="virtualenv")
 def wheel(session: nox.Session) -> None:
-    """Build the wheel and the sdist, and try each, installed, from another folder."""
+    """Build wheel and sdist twice, byte for byte the same, and try each from another folder."""
     smoke = Path.cwd() / ".ci" / "smoke.py"
-    folder = Path(session.create_tmp()).resolve()
-    for old in folder.glob("sqlalchemy_bgjob-*"):
-        old.unlink()
-    session.run(sys.executable, "-m", "build", "--outdir", str(folder), external=True, silent=True)
+    folder = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(folder, ignore_errors=True)
+    session.install(*BUILD)
+    session.run("python", ".ci/build_twice.py", str(folder))
     session.chdir(folder)
     for pattern in ("*.whl", "*.tar.gz"):
         (built,) = folder.glob(pattern)
