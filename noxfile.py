@@ -158,6 +158,32 @@ def wheel(session: nox.Session) -> None:
         session.run("python", "-I", str(smoke))
 
 
+@nox.session(venv_backend="virtualenv")
+def release(session: nox.Session) -> None:
+    """Make what a release publishes, in dist/ and release/: nox -s release -- v0.1.0."""
+    if len(session.posargs) != 1:
+        session.error("name the tag: nox -s release -- v0.1.0")
+    for old in ("dist", "release"):
+        shutil.rmtree(old, ignore_errors=True)
+    session.install(*BUILD, "cyclonedx-bom>=7.5,<8")
+    session.run("python", ".ci/release.py", *session.posargs, "release/notes.md")
+    session.run("python", ".ci/build_twice.py", "dist")
+    folder = Path(session.create_tmp()).resolve()
+    # What comes with the wheel, and nothing else: an environment without pip.
+    bare, described = folder / "bare", folder / "pyproject.toml"
+    (wheel,) = Path("dist").glob("*.whl")
+    version = wheel.name.split("-")[1]
+    text = Path("pyproject.toml").read_text()
+    described.write_text(text.replace('dynamic = ["version"]', f'version = "{version}"'))
+    session.run("python", "-m", "venv", "--clear", "--without-pip", str(bare))
+    session.run("python", "-m", "pip", "--python", str(bare), "install", "--quiet", str(wheel))
+    session.run(
+        *("cyclonedx-py", "environment", "--pyproject", str(described), "--mc-type", "library"),
+        *("--output-reproducible", "--output-format", "JSON"),
+        *("--output-file", "release/sbom.cdx.json", str(bare / "bin" / "python")),
+    )
+
+
 @nox.session
 def ci(session: nox.Session) -> None:
     """Everything that CI runs, in new environments; on Debian."""

@@ -108,17 +108,3 @@ def test_sessions_of_the_docs_exist() -> None:
     if noxfile.exists():  # a source distribution has none
         sessions = set(re.findall(r"^@nox\..*\ndef (\w+)\(", noxfile.read_text(), re.MULTILINE))
         assert named <= sessions
-
-
-def test_actions_are_pinned_by_their_commit() -> None:
-    """A tag can be moved to other code; a commit can't."""
-    used = [
-        line.strip()
-        for workflow in WORKFLOWS
-        for line in workflow.read_text().splitlines()
-        if re.match(r"\s*-?\s*uses:", line)
-    ]
-
-    assert used or not (TESTS.parent / ".github").exists(), "a source distribution has none"
-    unpinned = [line for line in used if not re.search(r"@[0-9a-f]{40}( #.*)?$", line)]
-    assert unpinned == []
