@@ -15,7 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from math import isfinite
-from typing import Any, Final
+from typing import Any
 
 Backoff = Callable[[int, BaseException | None], float]
 """A policy that always gives seconds."""

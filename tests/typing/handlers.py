@@ -13,6 +13,7 @@ from sqlalchemy_bgjob import (
     BGJob,
     Complete,
     Context,
+    FinishedRun,
     JobInfo,
     JobType,
     MoveToDlq,
@@ -116,5 +117,6 @@ async def async_workers(engine: Engine, async_engine: AsyncEngine) -> None:
 
 
 class Alert(Observer):
-    def job_moved_to_dlq(self, job: JobInfo, error: str | None) -> None:
+    def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
+        assert_type(run.exception, BaseException | None)
         assert_type(job.attempt, int)

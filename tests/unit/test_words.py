@@ -67,9 +67,9 @@ MEANT_BESIDE = {
     "scan": r"\bhead\b|\btable\b",
     "stale": r"\bsettlement\b",
     "task": r"\bcoroutine|\basyncio\b|\bevent loop\b|\bthread|\bslot|\bhandler's task\b",
-    "token": r"\bAsyncEngine\b|\bid-token\b|\bAPI token",
+    "token": r"\bAsyncEngine\b|\bpassword\b|\bid-token\b|\bAPI token",
     "top": r"\bat the top\b|\btop to bottom\b",
-    "vacuum": r"\bhold|\bindex\b|\bautovacuum\b",
+    "vacuum": r"\bhold|\bfrom removing\b|\bindex\b|\bautovacuum\b",
 }
 """By a word: what stands in the same paragraph or row where it has a sense of its own."""
 
@@ -117,6 +117,8 @@ def any_form(word: str) -> str:
 def pages() -> Iterator[tuple[str, str]]:
     """Each paragraph, item and row of each page, without code, addresses and names of files."""
     for page in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]):
+        if page.name == "comparison.md" or page.name.startswith("from_"):
+            continue  # they speak of other libraries in those libraries' words
         if page == GLOSSARY:
             yield from ((page.name, meaning) for _, meaning, _ in ROWS)
             continue
