@@ -6,8 +6,6 @@ import asyncio
 import importlib
 import re
 import shlex
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,36 +13,29 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from support import wait_until
+from support.pages import files_of, importable, other_python_of, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from conftest import UrlFor
     from support.commands import Command
 
-PAGE = (Path(__file__).parents[2] / "docs" / "fastapi.md").read_text()
+PAGE = "fastapi.md"
 
 
 @pytest.fixture
 def project(tmp_path: Path, url_for: UrlFor, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The files of the page, importable in this process too."""
-    files = re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
-    assert len(files) == PAGE.count("```python\n")
-    for name, content in files:
+    assert other_python_of(PAGE) == []
+    for name, content in files_of(PAGE).items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(content)
     monkeypatch.setenv("DATABASE_URL", url_for("asyncpg"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    forget_shop()
-    yield tmp_path
-    forget_shop()
-
-
-def forget_shop() -> None:
-    """Other tests have a package of this name too, in other folders."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
-        del sys.modules[name]
+    with importable(tmp_path):
+        yield tmp_path
 
 
 @pytest.fixture
@@ -75,7 +66,7 @@ def test_a_worker_of_its_own_sends_the_receipt(
 ) -> None:
     web = importlib.import_module("shop.web")
     db = importlib.import_module("shop.db")
-    (command,) = re.findall(r"^\$ sqlalchemy-bgjob (.*)$", PAGE, re.MULTILINE)
+    (command,) = re.findall(r"^\$ sqlalchemy-bgjob (.*)$", text_of(PAGE), re.MULTILINE)
 
     async def order() -> None:
         await order_through(web.app)

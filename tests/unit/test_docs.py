@@ -64,7 +64,7 @@ def test_commands_of_the_docs_exist() -> None:
         line.removeprefix("$ ")
         for page in PAGES
         for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
-        for line in block.splitlines()
+        for line in block.replace("\\\n", "").splitlines()
         if line.startswith("$ ")
     ]
     commands = [words for line in shown for words in commands_of(line)]
