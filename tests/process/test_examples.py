@@ -1,6 +1,7 @@
-"""The examples, run as their docstrings tell: a server, workers that are killed, real mail.
+"""The examples, run as they tell: a server, workers that are killed, real mail.
 
-Whatever a docstring shows after ``$`` is what runs here, but for installing things.
+Whatever the docstring of an example, or its page, shows after ``$`` is what runs here, but for
+installing things.
 """
 
 from __future__ import annotations
@@ -35,15 +36,48 @@ if TYPE_CHECKING:
 
     from conftest import UrlFor
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-DRIVERS = {"fastapi_shop": "psycopg", "fastapi_shop_async": "asyncpg"}
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
-def told(folder: Path) -> list[str]:
-    """The commands of an example's docstring."""
-    docstring = ast.get_docstring(ast.parse((folder / "app.py").read_text("utf-8")))
-    assert docstring is not None
-    return re.findall(r"^ +\$ (.+)$", docstring, re.MULTILINE)
+@dataclass(frozen=True)
+class Told:
+    """How an example says that it is run.
+
+    Attributes:
+        driver: Of its database URL.
+        page: Tells the commands; without one the docstring of its module does.
+        tables: How the command begins that makes the tables.
+        server: How the command begins that serves.
+        making: How those begin that made what the example has in its folder.
+    """
+
+    driver: str = "psycopg"
+    page: str | None = None
+    tables: str = "python -c "
+    server: str = "uvicorn "
+    making: tuple[str, ...] = ()
+
+    def commands(self, folder: Path) -> list[str]:
+        """All that is shown after a ``$``."""
+        if self.page is None:
+            docstring = ast.get_docstring(ast.parse((folder / "app.py").read_text("utf-8")))
+            assert docstring is not None
+            return re.findall(r"^ +\$ (.+)$", docstring, re.MULTILINE)
+        page = (ROOT / "docs" / self.page).read_text("utf-8").replace("\\\n", "")
+        return re.findall(r"^\$ (.+)$", page, re.MULTILINE)
+
+
+TOLD = {
+    "fastapi_shop": Told(),
+    "fastapi_shop_async": Told("asyncpg"),
+    "flask_shop": Told(
+        page="flask.md",
+        tables="flask --app shop db upgrade",
+        server="flask --app shop run",
+        making=("flask --app shop db init", "flask --app shop db migrate "),
+    ),
+}
 
 
 @dataclass
@@ -86,9 +120,10 @@ class MailServer(Controller):
 class Shop:
     """An example under test: its processes, its API, its database, its mail."""
 
-    def __init__(self, folder: Path, url: str, engine: Engine, logs: Path) -> None:
-        self.folder, self.engine, self.logs = folder, engine, logs
-        self.commands = told(folder)
+    def __init__(self, name: str, url: str, engine: Engine, logs: Path) -> None:
+        self.folder, self.engine, self.logs = EXAMPLES / name, engine, logs
+        self.told = TOLD[name]
+        self.commands = self.told.commands(self.folder)
         self.mailbox = Mailbox()
         self.smtp = MailServer(self.mailbox)
         self.environment = {
@@ -99,6 +134,7 @@ class Shop:
             "SMTP_HOST": self.smtp.hostname,
             "SMTP_PORT": str(self.smtp.port),
             "UVICORN_PORT": "0",
+            "FLASK_RUN_PORT": "0",
         }
         self.processes: list[subprocess.Popen[bytes]] = []
         self.api = httpx.Client()
@@ -135,29 +171,38 @@ class Shop:
 
     def open(self) -> None:
         """Start the server, make the tables while it starts, and wait until it listens."""
-        _, log = self.start("uvicorn ")
-        self.run("python -c ")
+        _, log = self.start(self.told.server)
+        self.run(self.told.tables)
         found = wait_until(
-            lambda: re.search(r"running on (http://\S+)", log.read_text("utf-8")),
+            lambda: re.search(r"[Rr]unning on (http://\S+)", log.read_text("utf-8")),
             30,
             what="the server's address in its log",
         )
         self.api = httpx.Client(base_url=found[1])
 
     def order(self, **changes: str) -> httpx.Response:
-        """Order as the docstring tells, with some changes."""
-        _, address, _, data = shlex.split(self.command("curl localhost:8000/orders --json "))
-        path = address.removeprefix("localhost:8000")
-        return self.api.post(path, json={**json.loads(data), **changes})
+        """Order as the example tells, with some changes."""
+        path, kind, data = self._curl(sends=True)
+        if kind == "--json":
+            return self.api.post(path, json={**json.loads(data), **changes})
+        name, _, value = data.partition("=")
+        return self.api.post(path, data={name: value, **changes})
 
-    def show(self, order_id: int) -> httpx.Response:
-        """Ask for an order as the docstring tells."""
-        _, address = shlex.split(self.command("curl localhost:8000/orders/1"))
-        path = address.removeprefix("localhost:8000").removesuffix("1")
-        return self.api.get(f"{path}{order_id}")
+    def show(self, order_id: int | str) -> httpx.Response:
+        """Ask for an order as the example tells: for it alone, or for all."""
+        [path] = self._curl(sends=False)
+        return self.api.get(f"{path.removesuffix('1')}{order_id}" if path.endswith("/1") else path)
 
-    def is_sent(self, order_id: int) -> bool:
-        return self.show(order_id).json()["receipt_sent_at"] is not None
+    def is_sent(self, order_id: int | str) -> bool:
+        found = self.show(order_id).json()
+        orders = found if isinstance(found, list) else [found]
+        return any(order["id"] == order_id and order["receipt_sent_at"] for order in orders)
+
+    def _curl(self, *, sends: bool) -> list[str]:
+        """The path and further words of the one ``curl`` that sends something, or does not."""
+        words = [shlex.split(command) for command in self.commands if command.startswith("curl ")]
+        [[_, address, *rest]] = [curl for curl in words if (len(curl) > 2) == sends]
+        return [f"/{address.partition('/')[2]}", *rest]
 
     def rows(self, sql: str) -> list[tuple[object, ...]]:
         with self.engine.connect() as connection:
@@ -179,12 +224,12 @@ class Shop:
             process.wait()
 
 
-@pytest.fixture(params=DRIVERS)
+@pytest.fixture
 def shop(
     request: pytest.FixtureRequest, url_for: UrlFor, engine: Engine, tmp_path: Path
 ) -> Iterator[Shop]:
     """An example with its tables, its server and its mail server, and no worker yet."""
-    shop = Shop(EXAMPLES / request.param, url_for(DRIVERS[request.param]), engine, tmp_path)
+    shop = Shop(request.param, url_for(TOLD[request.param].driver), engine, tmp_path)
     shop.smtp.start()
     try:
         shop.open()
@@ -202,7 +247,11 @@ ANSWERED = 12
 
 @pytest.mark.parametrize(
     "shop",
-    ["fastapi_shop", pytest.param("fastapi_shop_async", marks=pytest.mark.chaos)],
+    [
+        "fastapi_shop",
+        pytest.param("fastapi_shop_async", marks=pytest.mark.chaos),
+        "flask_shop",
+    ],
     indirect=True,
 )
 def test_every_order_gets_its_mail_though_a_worker_is_killed(shop: Shop) -> None:
@@ -228,7 +277,7 @@ def test_every_order_gets_its_mail_though_a_worker_is_killed(shop: Shop) -> None
     assert shop.count("bgjob_dead_job") == 0
     assert all(shop.is_sent(order) for order in orders)
     marks = Counter(order for (order,) in shop.rows("SELECT order_id FROM marks"))
-    assert marks == Counter(orders)
+    assert marks == Counter(map(str, orders))
     assert shop.mailbox.recipients() == {f"{n}@example.org" for n in range(ORDERS)}
     # What was sent again is the same mail to whoever gets it.
     assert len(shop.mailbox.mails) > ORDERS
@@ -240,7 +289,7 @@ def count_marks(shop: Shop) -> None:
     """Note each committed change of an order."""
     shop.execute(
         """
-        CREATE TABLE marks (order_id integer);
+        CREATE TABLE marks (order_id text);
         CREATE FUNCTION mark() RETURNS trigger LANGUAGE plpgsql
             AS 'BEGIN INSERT INTO marks VALUES (new.id); RETURN NULL; END';
         CREATE TRIGGER mark AFTER UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION mark();
@@ -248,6 +297,7 @@ def count_marks(shop: Shop) -> None:
     )
 
 
+@pytest.mark.parametrize("shop", ["fastapi_shop", "fastapi_shop_async"], indirect=True)
 def test_an_order_that_is_rolled_back_gets_no_mail(shop: Shop) -> None:
     """Its job was enqueued before the stock turned out to be empty, and went with it."""
     shop.execute("UPDATE products SET stock = 1")
@@ -272,19 +322,29 @@ def test_an_order_that_is_rolled_back_gets_no_mail(shop: Shop) -> None:
 
 def test_each_example_is_tested_and_tells_nothing_else() -> None:
     """A new example, or a command that nothing above runs, must not go unnoticed."""
-    assert {path.parent.name for path in EXAMPLES.glob("*/app.py")} == set(DRIVERS)
-    for folder, driver in DRIVERS.items():
-        commands = told(EXAMPLES / folder)
-        assert [" ".join(re.split("[ =]", command)[:2]) for command in commands] == [
-            "docker run",
-            "pip install",
-            "export DATABASE_URL",
-            "python -c",
-            "uvicorn app:app",
-            "sqlalchemy-bgjob worker",
-            "python -m",
-            "curl localhost:8000/orders",
-            "curl localhost:8000/orders/1",
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    folders = [path.name for path in EXAMPLES.iterdir() if any(path.rglob("*.py"))]
+    assert [name for name in folders if name not in TOLD and name not in tests] == []
+    for name, told in TOLD.items():
+        commands = told.commands(EXAMPLES / name)
+        for start in (told.tables, told.server, *told.making):
+            assert [command.startswith(start) for command in commands].count(True) == 1
+        others = [
+            " ".join(re.split("[ =]", command)[:2])
+            for command in commands
+            if not command.startswith((told.tables, told.server, *told.making))
         ]
-        assert f"[{driver}]" in commands[1]
-        assert f"DATABASE_URL=postgresql+{driver}:" in commands[2]
+        [port] = {command[15:19] for command in commands if command.startswith("curl ")}
+        assert sorted(others) == [
+            f"curl localhost:{port}/orders",
+            f"curl localhost:{port}/orders" + ("" if told.page else "/1"),
+            "docker run",
+            "export DATABASE_URL",
+            "pip install",
+            "python -m",
+            "sqlalchemy-bgjob worker",
+        ]
+        [install] = [command for command in commands if command.startswith("pip ")]
+        [export] = [command for command in commands if command.startswith("export ")]
+        assert re.search(rf"\[{told.driver}[],]", install)
+        assert f"DATABASE_URL=postgresql+{told.driver}:" in export

@@ -34,7 +34,7 @@ PAGES = (
     "docs/testing.md",
     "docs/deploying.md",
 )
-"""Those whose blocks are one program, in this order; docs/flask.md is one of its own."""
+"""Those whose blocks are one program, in this order; pages of frameworks have projects."""
 MAIN = 'if __name__ == "__main__":\n'
 OF_ALEMBIC = ("context.configure(", "def upgrade()")
 

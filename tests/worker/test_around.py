@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import sys
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +25,6 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob import Context
 
 SLOW = constant(3600.0)
-PAGE = Path(__file__).parents[2] / "docs" / "flask.md"
 ASYNCIO = [flavor for flavor in FLAVORS if flavor.is_async]
 current: ContextVar[str] = ContextVar("current", default="none")
 
@@ -356,39 +351,3 @@ def test_a_context_that_the_command_line_can_not_use(
 
     assert words in caught.value.problem
     assert caught.value.exit_code == 2
-
-
-@pytest.mark.core
-def test_the_page_for_flask_is_what_happens(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its Python is run in order; its command has flags that exist."""
-    from sqlalchemy_bgjob.cli import cli
-
-    page = PAGE.read_text()
-    module = ModuleType("shop")
-    monkeypatch.setitem(sys.modules, "shop", module)  # where SQLAlchemy resolves annotations
-    program = vars(module)
-    program["DATABASE_URL"] = database_url
-
-    def sent() -> Any:
-        with program["app"].app_context():
-            order = program["db"].session.get(program["Order"], 1)
-            return order.sent_by
-
-    program["wait_until_sent"] = lambda: wait_until(sent, 60)
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    for block in blocks:
-        exec(compile(block, "docs/flask.md", "exec"), program)
-    command = re.search(r"^\$ sqlalchemy-bgjob worker (.*)$", page, re.MULTILINE)
-    known = {option for parameter in cli.commands["worker"].params for option in parameter.opts}
-
-    assert len(blocks) == 3
-    assert sent() == "shop"
-    with program["app"].app_context():
-        assert program["db"].session.query(program["jobs"].Job).count() == 0
-        engine = program["db"].engine
-    for one in (engine, program["engine"]):  # not before its session has given it back
-        one.dispose()
-    assert command is not None
-    assert set(re.findall(r"--[a-z-]+", command[1])) <= known
