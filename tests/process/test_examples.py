@@ -77,6 +77,7 @@ TOLD = {
         server="flask --app shop run",
         making=("flask --app shop db init", "flask --app shop db migrate "),
     ),
+    "sqlmodel_shop": Told(page="sqlmodel.md"),
 }
 
 
@@ -251,6 +252,7 @@ ANSWERED = 12
         "fastapi_shop",
         pytest.param("fastapi_shop_async", marks=pytest.mark.chaos),
         "flask_shop",
+        "sqlmodel_shop",
     ],
     indirect=True,
 )
