@@ -48,7 +48,7 @@ MEANT_BESIDE = {
     "backend": r"\bauthentication backend\b|\bbuild backend\b",
     "busy": r"\bbusy (worker|handler|machine|web)|\b(idle|workers|become).* busy\b",
     "callback": r"\btimers\b",
-    "channel": r"\bwait|\bname|\bchannel of (its|their) own\b",
+    "channel": r"\bwait|\bname|\bof (its|their) own\b",
     "clean": r"\bclean(ing|s|ed)? (up|tables|checkout|clone)\b|\bare stored, cleaned\b",
     "cursor": r"\bSQLAlchemy\b|\bdriver\b",
     "discard": r"\bplans\b",
