@@ -56,7 +56,9 @@ class EmbeddedPostgresError(BGJobError):
 
     def __init__(self, problem: str, remedy: str, output: str = "") -> None:
         super().__init__(problem, remedy, output)
-        self.problem, self.remedy, self.output = problem, remedy, output
+        self.problem: str = problem
+        self.remedy: str = remedy
+        self.output: str = output
 
     def __str__(self) -> str:
         told = f"; it said:\n{self.output.strip()}" if self.output.strip() else ""
@@ -76,7 +78,7 @@ class EmbeddedPostgres:
     ) -> None:
         self.data_dir = data_dir
         self.socket_dir = home
-        self.port = 0
+        self.port: int = 0
         self._home = home
         self._programs = home
         self._settings = dict(settings)
