@@ -59,13 +59,25 @@ def load_sync_engine(target: str, app_dir: Path) -> Engine:
 def run_in_transaction(
     url: str | None, target: str | None, app_dir: Path, action: Callable[[Connection], T]
 ) -> T:
-    """Connect by any driver, and run *action* in one READ COMMITTED transaction; its result.
+    """As :func:`run_connected`, with *action* in one transaction."""
+
+    def act(connection: Connection) -> T:
+        with connection.begin():
+            return action(connection)
+
+    return run_connected(url, target, app_dir, act)
+
+
+def run_connected(
+    url: str | None, target: str | None, app_dir: Path, action: Callable[[Connection], T]
+) -> T:
+    """Connect by any driver, and run *action*; its result. Transactions are READ COMMITTED.
 
     Args:
         url: Where to connect; not used with *target*.
         target: Names an engine of the application, see :func:`load_engine`.
         app_dir: Where to look for modules after Python's own path.
-        action: Gets the connection.
+        action: Gets the connection; it begins and ends its own transactions.
 
     Raises:
         CommandError: There is no such engine, the database refuses, or the schema is out of date.
@@ -77,8 +89,7 @@ def run_in_transaction(
         connected = True
         # Over the engine's own level: under AUTOCOMMIT half a migration could stay.
         connection.execution_options(isolation_level="READ COMMITTED")
-        with connection.begin():
-            return action(connection)
+        return action(connection)
 
     async def run(engine: "AsyncEngine") -> T:
         try:
