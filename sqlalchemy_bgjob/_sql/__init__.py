@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from ..models import Models
 from .claim import ClaimStatements
 from .enqueue import EnqueueStatements
+from .go_bgjob import GoBgjobStatements
 from .operate import OperateStatements
 from .rescue import RescueStatements
 from .settle import SettleStatements
@@ -30,6 +31,7 @@ class Statements:
         self.rescue: Final = RescueStatements(tables)
         self.workers: Final = WorkerStatements(tables)
         self.operate: Final = OperateStatements(tables)
+        self.go_bgjob: Final = GoBgjobStatements(tables)
 
 
 _statements: WeakKeyDictionary[Models, Statements] = WeakKeyDictionary()

@@ -26,6 +26,7 @@ from .bench import bench
 from .check import check
 from .demo import demo
 from .doctor import doctor
+from .import_bgjob import import_bgjob
 from .tables import grants, migrate
 from .version import version
 from .worker import worker
@@ -62,7 +63,7 @@ def cli(ctx: click.Context) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-for _command in (worker, check, migrate, doctor, grants, demo, bench, version):
+for _command in (worker, check, migrate, doctor, grants, import_bgjob, demo, bench, version):
     cli.add_command(_command)
 
 

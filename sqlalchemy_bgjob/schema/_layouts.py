@@ -5,7 +5,7 @@ can't run on such tables, and to change them would break the program that they b
 """
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
@@ -20,6 +20,32 @@ _SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
 """Columns that our tables have in every version. A table with none of them was never ours."""
 
 _GO: Final = "the Go library bgjob's"
+
+GO_JOB: Final = "bgjob_job"
+GO_DEAD_JOB: Final = "bgjob_dead_job"
+_TIME: Final = "timestamp without time zone"
+_GO_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
+    table: {
+        "queue": "text",
+        "type": "text",
+        "arg": "bytea",
+        "attempt": "integer",
+        "last_error": "text",
+        "next_run_at": "bigint",
+        **its,
+    }
+    for table, its in {
+        GO_JOB: {"id": "text", "created_at": _TIME, "updated_at": _TIME},
+        GO_DEAD_JOB: {
+            "id": "bigint",
+            "job_id": "text",
+            "job_created_at": _TIME,
+            "job_updated_at": _TIME,
+            "moved_at": _TIME,
+        },
+    }.items()
+}
+"""The columns of the Go library's tables since its first version. Their names are fixed there."""
 
 
 def require_own_tables(
@@ -41,7 +67,7 @@ def require_own_tables(
     names = {kind: f"{table_prefix}{kind}" for kind in _SINCE_ALWAYS}
     rows = connection.execute(_COLUMNS, {"schema": schema, "names": [*names.values()]}).all()
     for kind, name in names.items():
-        types = {column: type for table, column, type in rows if table == name}
+        types = {column: type for table, column, type, _ in rows if table == name}
         if not types:
             continue
         foreign = _SINCE_ALWAYS[kind].isdisjoint(types)
@@ -63,6 +89,30 @@ def refuse_create_all(connection: object, *, schema: str | None, table_prefix: s
         require_own_tables(connection, schema=schema, table_prefix=table_prefix)
 
 
+class GoTables(NamedTuple):
+    """Where the Go library's two tables are, and which of them have its newer column."""
+
+    schema: str
+    with_request_id: frozenset[str]
+
+
+def go_tables(connection: Connection, schema: str | None) -> GoTables | None:
+    """The tables of the Go library bgjob, or None if there are none.
+
+    Args:
+        connection: To PostgreSQL; the caller ends its transaction.
+        schema: Where to look; None for the search path.
+    """
+    given = {"schema": schema, "names": [*_GO_COLUMNS]}
+    rows = connection.execute(_COLUMNS, given).all()
+    for table, columns in _GO_COLUMNS.items():
+        types = {column: type for name, column, type, _ in rows if name == table}
+        if not columns.items() <= types.items():
+            return None
+    with_request_id = {table for table, column, *_ in rows if column == "request_id"}
+    return GoTables(next(row[3] for row in rows if row[0] == GO_JOB), frozenset(with_request_id))
+
+
 def _is_go(types: Mapping[str, str]) -> bool:
     return types.get("next_run_at") == "bigint" and {"queue", "type", "attempt"} <= set(types)
 
@@ -72,7 +122,7 @@ _FIRST: Final = frozenset(table_of(STEPS[1].tables(None, ""), "job", None, "").c
 _COLUMNS: Final[Any] = text(
     """
     SELECT CAST(c.relname AS TEXT), CAST(a.attname AS TEXT),
-           CAST(CAST(a.atttypid AS regtype) AS TEXT)
+           CAST(CAST(a.atttypid AS regtype) AS TEXT), CAST(n.nspname AS TEXT)
     FROM pg_catalog.pg_class c
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid

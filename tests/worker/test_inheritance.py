@@ -23,6 +23,7 @@ from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._sql.words import wake_up
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
+from sqlalchemy_bgjob.schema._layouts import GO_DEAD_JOB, GO_JOB, GoTables
 from support.rows import ME, OTHER, add, claim, ids, make_tables, pending
 from support.running import FLAVORS, Workbench, one_of_each
 
@@ -195,6 +196,9 @@ def all_statements(statements: Statements) -> dict[str, Executable]:
                     take(f"{verb}.{name}({flag})", value(flag))
     take("operate.redrive", statements.operate.redrive(true(), 5))
     take("operate.prune", statements.operate.prune(true(), 5))
+    go = GoTables("go", frozenset({GO_JOB, GO_DEAD_JOB}))
+    for name in ("lock_jobs", "lock_dead_jobs", "move_jobs", "move_dead_jobs", "count"):
+        take(f"go_bgjob.{name}", getattr(statements.go_bgjob, name)(go))
     take("wake_up", wake_up(None, "bgjob_"))
     return found
 
@@ -207,7 +211,9 @@ def test_every_statement_reads_and_changes_the_tables_alone() -> None:
     some = {"claim.onward", "settle.complete(True)", "rescue.give_back[0]", "operate.cancel"}
     assert some <= set(statements)
     assert len(statements) > 50
-    reading = re.compile(r"(?:FROM|JOIN|UPDATE|,)\s+(?=bgjob_(?:job|dead_job|worker)\b(?!\.))")
+    reading = re.compile(
+        r"(?:FROM|JOIN|UPDATE|,)\s+(?=(?:go\.)?bgjob_(?:job|dead_job|worker)\b(?!\.))"
+    )
 
     for name, statement in statements.items():
         sql = str(statement.compile(dialect=postgresql.dialect()))  # type: ignore[attr-defined]
