@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 def enqueue_from(
     target: SyncTarget,
     handler: JobType[Any],
-    select: Select[Any],
+    select: Select,  # type: ignore[type-arg]  # of any columns, which SQLAlchemy 2.1 counts
     **options: Unpack[InsertOptions],
 ) -> int: ...
 @overload
 def enqueue_from(
     target: "AsyncTarget",
     handler: JobType[Any],
-    select: Select[Any],
+    select: Select,  # type: ignore[type-arg]  # of any columns, which SQLAlchemy 2.1 counts
     **options: Unpack[InsertOptions],
 ) -> Coroutine[Any, Any, int]: ...
 def enqueue_from(
     target: Any,
     handler: JobType[Any],
-    select: Select[Any],
+    select: Select,  # type: ignore[type-arg]  # of any columns, which SQLAlchemy 2.1 counts
     **options: Unpack[InsertOptions],
 ) -> Any:
     """Add a job for each row of a query, inside the database; returns how many.

@@ -90,6 +90,7 @@ def sync_targets(
     assert_type(enqueue_many(session, send_receipt, [Receipt(1)]), BulkResult)
     assert_type(enqueue_many(session, [send_receipt.job(Receipt(1)), clean_up.job()]), BulkResult)
     assert_type(enqueue_from(session, send_receipt, select(jobs.Job.id)), int)
+    assert_type(enqueue_from(session, send_receipt, select(jobs.Job.id, jobs.Job.priority)), int)
     assert_type(jobs.enqueue(session, "send_receipt", {"order_id": 1}), JobRef)
     assert_type(enqueue(session, clean_up), JobRef)
     assert_type(enqueue(session, resize, "x.png", delay=timedelta(minutes=1)), JobRef)
