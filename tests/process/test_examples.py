@@ -7,31 +7,26 @@ installing things.
 from __future__ import annotations
 
 import ast
-import asyncio
 import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
-from email import message_from_bytes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from aiosmtpd.controller import Controller
 from sqlalchemy import text
 
 from support import wait_until
+from support.mail import Mailbox, MailServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Iterator
 
-    from aiosmtpd.smtp import SMTP, Envelope, Session
     from sqlalchemy import Engine
 
     from conftest import UrlFor
@@ -79,43 +74,6 @@ TOLD = {
     ),
     "sqlmodel_shop": Told(page="sqlmodel.md"),
 }
-
-
-@dataclass
-class Mailbox:
-    """What the mail server got: (to, Message-ID) of each mail.
-
-    Mails after the first *answered* are kept too, but whoever sent them waits for the answer.
-    """
-
-    answered: int = sys.maxsize
-    mails: list[tuple[str, str]] = field(default_factory=list)
-    go_on: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def handle_DATA(  # noqa: N802 - the name that aiosmtpd calls
-        self, server: SMTP, session: Session, envelope: Envelope
-    ) -> str:
-        mail = message_from_bytes(envelope.content)
-        [to] = envelope.rcpt_tos
-        self.mails.append((to, mail["Message-ID"]))
-        if len(self.mails) > self.answered:
-            await self.go_on.wait()
-        return "250 OK"
-
-    def recipients(self) -> set[str]:
-        return {to for to, _ in self.mails}
-
-
-class MailServer(Controller):
-    """A mail server on a port that the system chose."""
-
-    def __init__(self, mailbox: Mailbox) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        host, port = self.socket.getsockname()
-        super().__init__(mailbox, hostname=host, port=port)
-
-    def _create_server(self) -> Awaitable[asyncio.AbstractServer]:
-        return self.loop.create_server(self._factory_invoker, sock=self.socket)
 
 
 class Shop:
