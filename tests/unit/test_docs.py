@@ -52,6 +52,20 @@ def test_links_lead_to_files_and_headings() -> None:
         assert not heading or heading in headings(target), f"{page.name}: {file}#{heading}"
 
 
+@pytest.mark.parametrize(
+    ("page", "folder"),
+    [("litestar.md", "litestar_shop")],
+)
+def test_code_of_a_guide_is_that_of_its_example(page: str, folder: str) -> None:
+    """Each block names its file and stands in it as it is, so the example's test runs it."""
+    text = (DOCS / page).read_text()
+    blocks = re.findall(r"^```python\n# (\S+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+    assert len(blocks) == text.count("```python\n") > 2
+    files = {name: (ROOT / "examples" / folder / name).read_text() for name, _ in blocks}
+    assert [code for name, code in blocks if code not in files[name]] == []
+
+
 def headings(page: Path) -> set[str]:
     """What links can name, as GitHub makes it of a page's headings."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
