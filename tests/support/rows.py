@@ -112,6 +112,12 @@ def ids(jobs: Sequence[ClaimedJob]) -> list[str]:
     return [job.id for job in jobs]
 
 
+def query(engine: Engine, sql: str) -> list[tuple[Any, ...]]:
+    """The rows that a query returns, as tuples."""
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(sql))]
+
+
 def waiting(engine: Engine) -> int:
     """How many sessions of the database wait for a lock."""
     statement = (
