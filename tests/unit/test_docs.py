@@ -54,7 +54,11 @@ def test_links_lead_to_files_and_headings() -> None:
 
 @pytest.mark.parametrize(
     ("page", "folder"),
-    [("litestar.md", "litestar_shop"), ("scripts.md", "nightly_import")],
+    [
+        ("litestar.md", "litestar_shop"),
+        ("scripts.md", "nightly_import"),
+        ("tenants.md", "tenants"),
+    ],
 )
 def test_code_of_a_guide_is_that_of_its_example(page: str, folder: str) -> None:
     """Each block names its file and stands in it as it is, so the example's test runs it."""
