@@ -67,8 +67,8 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
     def within_the_site(link: re.Match[str]) -> str:
         target = (file.parent / link[1]).resolve()
         found = {file: page for page, file in FILES.items()}.get(target, target)
-        if found.is_dir():  # an example
-            found /= "app.py"
+        if found.is_dir():  # an example, of which a page can link one file
+            found = next(iter([*found.rglob("tasks.py"), *sorted(found.glob("*.py"))]), found)
         return f"]({os.path.relpath(found, page.parent)}" if found.exists() else link[0]
 
     text = file.read_text("utf-8") if file != page else source[0]

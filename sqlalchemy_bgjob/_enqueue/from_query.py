@@ -22,25 +22,30 @@ from .checks import on_conflict_of, registered
 if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
 
+    AnySelect = Select[*tuple[Any, ...]]
+    """Of any columns, which SQLAlchemy 2.1 counts."""
+else:
+    AnySelect = Select
+
 
 @overload
 def enqueue_from(
     target: SyncTarget,
     handler: JobType[Any],
-    select: Select,  # type: ignore[type-arg]  # of any columns, which SQLAlchemy 2.1 counts
+    select: AnySelect,
     **options: Unpack[InsertOptions],
 ) -> int: ...
 @overload
 def enqueue_from(
     target: "AsyncTarget",
     handler: JobType[Any],
-    select: Select,  # type: ignore[type-arg]  # of any columns, which SQLAlchemy 2.1 counts
+    select: AnySelect,
     **options: Unpack[InsertOptions],
 ) -> Coroutine[Any, Any, int]: ...
 def enqueue_from(
     target: Any,
     handler: JobType[Any],
-    select: Select,  # type: ignore[type-arg]  # of any columns, which SQLAlchemy 2.1 counts
+    select: AnySelect,
     **options: Unpack[InsertOptions],
 ) -> Any:
     """Add a job for each row of a query, inside the database; returns how many.

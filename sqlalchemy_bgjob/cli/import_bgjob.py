@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from .._process.exits import DATABASE, FAILED, OK, USAGE, CommandError
-from .options import connection_options, schema_options, take_engine
+from .options import connection_options, schema_options, source_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -62,8 +62,8 @@ def import_bgjob(
             go = _find(connection, schema, table_prefix, from_schema)
             return _move(connection, go, schema, table_prefix, once=once)
 
-    take_engine(ctx, engine, app_dir)
-    return run_connected(database_url, engine, app_dir, move)
+    source = source_of(ctx, database_url, engine, app_dir)
+    return run_connected(*source, app_dir, move)
 
 
 def _find(
