@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
+@pytest.fixture(autouse=True)
+def no_database_of_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What whoever runs the tests has set is not for these: a command would fall back to it."""
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+
+
 @pytest.fixture
 def tables(engine: Engine) -> Engine:
     """The tables of ``support.cli_app`` in this test's database."""

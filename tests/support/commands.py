@@ -35,11 +35,7 @@ class Command:
         program: Sequence[str] = (sys.executable, "-m", "sqlalchemy_bgjob"),
         **environment: str,
     ) -> None:
-        clean = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("BGJOB_") and name != "DATABASE_URL"
-        }
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("BGJOB_")}
         self._out, self._err = folder / "stdout", folder / "stderr"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
