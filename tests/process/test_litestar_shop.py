@@ -59,7 +59,7 @@ for command in others:
 
 def commands_of(page: str, program: str) -> list[str]:
     """What follows the program in each command of a page or docstring."""
-    return re.findall(rf"^ *\$ {program} (.*)$", page, re.MULTILINE)
+    return re.findall(rf"^ *\$ {program} (.*)$", page.replace("\\\n", ""), re.MULTILINE)
 
 
 @pytest.fixture
