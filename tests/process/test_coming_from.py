@@ -382,7 +382,12 @@ def test_the_python_of_the_admin_page_is_what_happens(
     assert admin.get("receipt-8").state == "queued"
     assert admin.get("receipt-9").arg_json == {"order_id": 1}
 
-    (command,) = re.findall(r"^\$ (python -c .*)$", (ROOT / ADMIN).read_text(), re.MULTILINE)
+    one, all_of_an_hour = re.findall(
+        r"^\$ (python -c .*)$", (ROOT / ADMIN).read_text(), re.MULTILINE
+    )
     capsys.readouterr()
-    exec(shlex.split(command)[2], {})
+    exec(shlex.split(one)[2], {})
+    exec(shlex.split(all_of_an_hour)[2], {})
+    assert capsys.readouterr().out == "Redriven(ids=(), left=())\n" * 2, "they died long ago"
+    exec(shlex.split(all_of_an_hour)[2].replace("hours=1", "days=365"), {})
     assert capsys.readouterr().out == "Redriven(ids=('receipt-9 of old',), left=())\n"

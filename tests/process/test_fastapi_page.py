@@ -12,6 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
+from sqlalchemy_bgjob.testing import JobKit
 from support import wait_until
 from support.pages import files_of, importable, other_python_of, text_of
 
@@ -82,13 +83,15 @@ def test_a_worker_of_its_own_sends_the_receipt(
 def test_a_worker_in_the_web_process_sends_the_receipt(
     tables: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    app = importlib.import_module("shop.one_process").app
+    page = importlib.import_module("shop.one_process")
+    app = page.app
     db = importlib.import_module("shop.db")
 
     async def serve() -> None:
         async with app.router.lifespan_context(app):
             await order_through(app)
             await asyncio.to_thread(wait_until, lambda: sent(tables), 60)
+        await page.worker_engine.dispose()
         await db.engine.dispose()
 
     asyncio.run(serve())
@@ -101,11 +104,7 @@ def test_its_test_passes_and_leaves_nothing(project: Path, tables: Engine) -> No
     exec((project / "tests" / "test_receipts.py").read_text(), program)
     db = importlib.import_module("shop.db")
 
-    async def check() -> None:
-        await program["check_that_a_receipt_is_sent"]()
-        await db.engine.dispose()
-
-    asyncio.run(check())
+    asyncio.run(program["test_a_receipt_is_sent"](JobKit(db.jobs)))
 
     with tables.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM orders")) == 0
