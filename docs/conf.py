@@ -27,6 +27,7 @@ extensions = [
     "sphinx_llms_txt",
 ]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"{project} {release}"
 smartquotes = False  # a flag such as --queue stays as it is
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from .options import database_option
+from .options import own_database_option
 
 
 @click.command()
-@database_option
+@own_database_option
 @click.option("--only", metavar="W1,W3", help="These workloads instead of all.")
 @click.option(
     "--jobs",

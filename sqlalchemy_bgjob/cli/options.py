@@ -90,12 +90,18 @@ def logging_options(command: Any) -> Any:
     )(command)
 
 
+_URL: Final = (
+    "postgresql+DRIVER://user:password@host/database, DRIVER one of psycopg, asyncpg and psycopg2. "
+    "Without a driver it is the first of these that is installed."
+)
+own_database_option: Final[Callable[[Any], Any]] = option(
+    "--database-url", metavar="URL", help=_URL
+)
+"""Of a command that must not meet the application's database by itself."""
 database_option: Final[Callable[[Any], Any]] = option(
     "--database-url",
     metavar="URL",
-    help="postgresql+DRIVER://user:password@host/database, DRIVER one of psycopg, asyncpg and "
-    "psycopg2. Without a driver it is the first of these that is installed. DATABASE_URL is used "
-    "where nothing else names a database.",
+    help=f"{_URL} {FALLBACK} is used where nothing else names a database.",
 )
 
 app_dir_option: Final[Callable[[Any], Any]] = option(
