@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, Engine, Index, text
@@ -25,6 +26,7 @@ from ..schema._table_kinds import KINDS, heirs
 from ..schema._versions import STEPS, qualified, table_of, translated
 from ..settings import DEFAULT_CONCURRENCY
 from .health import look
+from .registered import Registered, ask, registered
 
 OLDEST_SERVER: Final = 14
 CLOCKS_APART: Final = 5.0
@@ -271,36 +273,31 @@ def _privileges(connection: Connection, name: str | None, prefix: str) -> list[s
 
 
 def _workers(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
-    def run(sql: str, **given: float) -> Any:
-        # text() would take a colon in a name for a parameter.
-        where = translated(connection, name)
-        names = {kind: qualified(where, f"{prefix}{kind}").replace(":", "\\:") for kind in KINDS}
-        return connection.execute(text(sql.format(**names)), given).all()
-
     try:
-        workers, queues = run(_WORKERS), run(_DUE, many=MANY)
+        workers = registered(connection, name, prefix)
+        queues = ask(connection, _DUE, name, prefix, many=MANY)
     except DBAPIError as error:
         if sqlstate(error) != "42501":
             raise
         yield Finding("workers", "note", "this role may not look at jobs and workers")
         return
-    beating = sum(not row.silent for row in workers)
-    yield from _told_of_workers([row for row in workers if row.silent], beating, bool(queues))
+    silent = sorted((worker for worker in workers if not worker.alive), key=attrgetter("id"))
+    yield from _told_of_workers(silent, len(workers) - len(silent), bool(queues))
     waits = [waits for row in queues if (waits := _told_of_queue(row)) is not None]
     fine = f"no job has been due for {WAITS_FOR:.0f} s" if queues else "no job is due"
     yield from _told("queues", waits, fine)
 
 
-def _told_of_workers(silent: list[Any], beating: int, due: bool) -> Iterator[Finding]:
+def _told_of_workers(silent: list[Registered], beating: int, due: bool) -> Iterator[Finding]:
     remedy = (
         "another takes its jobs and removes it; look again in a minute"
         if beating
         else "no other runs: start one, which takes its jobs"
     )
-    for row in silent:
-        who = f"worker {row.id} (pid {row.pid} on {row.hostname})"
+    for worker in silent:
+        who = f"worker {worker.id} (pid {worker.pid} on {worker.hostname})"
         yield Finding(
-            "workers", "problem", f"{who} has been silent for {row.seconds:.0f} s; {remedy}"
+            "workers", "problem", f"{who} has been silent for {worker.seconds:.0f} s; {remedy}"
         )
     if beating:
         yield Finding("workers", "ok", f"{beating} beating")
@@ -329,13 +326,6 @@ def _option(queue: str) -> str:
     return shlex.quote(f"{queue}:{DEFAULT_CONCURRENCY}")
 
 
-_WORKERS: Final = """
-    SELECT id, pid, hostname,
-           CAST(extract(epoch FROM clock_timestamp() - beat_at) AS float8) AS seconds,
-           lost_at IS NOT NULL
-             OR clock_timestamp() - beat_at > lease_timeout * interval '1 second' AS silent
-    FROM ONLY {worker} ORDER BY id
-"""
 # A skip scan: one index lookup for each queue and priority, reading at most N + 1 of its due jobs.
 # The index is for those who compare the queue by itself; see models/_ddl.py.
 _DUE: Final = """

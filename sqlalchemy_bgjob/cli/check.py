@@ -3,11 +3,17 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .._process.exits import DATABASE, FAILED, OK, CommandError, exit_now
 from .options import Seconds, connection_options, schema_options, source_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from .._inspect.registered import Registered
 
 
 @click.command()
@@ -45,8 +51,13 @@ def check(
     import socket
     import threading
 
-    from .._inspect.probe import workers_of
+    from .._inspect.registered import registered
     from .._process.engines import run_in_transaction
+    from ..schema import check as check_schema
+
+    def look(connection: "Connection") -> "list[Registered]":
+        check_schema(connection, schema=schema, table_prefix=table_prefix)
+        return registered(connection, schema, table_prefix, host=of_host, pid=pid)
 
     source = source_of(ctx, database_url, engine, app_dir)
     of_host = host or socket.gethostname()
@@ -54,13 +65,7 @@ def check(
     alarm.daemon = True
     alarm.start()
     try:
-        found = run_in_transaction(
-            *source,
-            app_dir,
-            lambda connection: workers_of(
-                connection, schema=schema, table_prefix=table_prefix, host=of_host, pid=pid
-            ),
-        )
+        found = run_in_transaction(*source, app_dir, look)
     except CommandError as error:
         if error.exit_code != FAILED:
             raise

@@ -59,6 +59,16 @@ def test_a_worker_that_works_passes(url: str, tables: Engine) -> None:
     assert f"pid {os.getpid()}: beats, last heartbeat" in out
 
 
+def test_a_schema_may_have_a_colon_in_its_name(url: str) -> None:
+    where = ("--database-url", url, "--schema", "jobs :b")
+    assert run("migrate", *where)[0] == 0
+
+    code, _, err = run("check", *where)
+
+    assert code == 1
+    assert "no worker of host" in err
+
+
 def test_a_worker_is_looked_for_by_host_and_pid(url: str, tables: Engine) -> None:
     register(tables, 7, pid=70, silent=0)
 

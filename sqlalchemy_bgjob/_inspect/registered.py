@@ -1,0 +1,70 @@
+"""The registered workers, and how a statement of this room names the queue's tables."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, text
+
+from .._db.encodings import storable
+from ..schema._table_kinds import KINDS
+from ..schema._versions import qualified, translated
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A registered worker.
+
+    Attributes:
+        id: Its id.
+        pid: That of its process.
+        hostname: Where that runs.
+        seconds: Since its last heartbeat, by the server's clock.
+        lease_timeout: Seconds of silence after which others take its jobs.
+        lost: Whether they have done so.
+    """
+
+    id: int
+    pid: int
+    hostname: str
+    seconds: float
+    lease_timeout: float
+    lost: bool
+
+    @property
+    def alive(self) -> bool:
+        """Whether nobody may take its jobs."""
+        return not self.lost and self.seconds < self.lease_timeout
+
+
+def registered(
+    connection: Connection,
+    schema: str | None,
+    table_prefix: str,
+    *,
+    host: str | None = None,
+    pid: int | None = None,
+) -> list[Registered]:
+    """All workers, or those of a host or of one process; the latest heartbeat first."""
+    given = {"host": storable(connection, host), "pid": pid}
+    return [Registered(*row) for row in ask(connection, _WORKERS, schema, table_prefix, **given)]
+
+
+def ask(
+    connection: Connection, sql: str, schema: str | None, table_prefix: str, **given: Any
+) -> Sequence[Any]:
+    """The rows of a statement in which ``{job}`` and ``{worker}`` stand for the tables."""
+    where = translated(connection, schema)
+    # text() would take a colon in a name for a parameter.
+    names = {kind: qualified(where, f"{table_prefix}{kind}").replace(":", "\\:") for kind in KINDS}
+    return connection.execute(text(sql.format(**names)), given).all()
+
+
+_WORKERS: Final = """
+    SELECT id, pid, hostname, CAST(extract(epoch FROM clock_timestamp() - beat_at) AS float8),
+           lease_timeout, lost_at IS NOT NULL
+    FROM ONLY {worker}
+    WHERE hostname = coalesce(CAST(:host AS text), hostname)
+      AND pid = coalesce(CAST(:pid AS integer), pid)
+    ORDER BY beat_at DESC
+"""
