@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from typing import Any
@@ -41,7 +41,6 @@ class Claiming:
         statements: Those of the tables.
         control: The connection.
         hands: Where claimed jobs go.
-        queues: Those that are served.
         heart, listener: Tell under which id the worker is registered, and whether it is notified.
         unknown: Returns jobs of a claim that got no answer.
         events: Told when a queue is empty.
@@ -56,7 +55,6 @@ class Claiming:
         *,
         control: ControlConnection,
         hands: Hands,
-        queues: Iterable[str],
         heart: Heart,
         listener: Listener,
         unknown: UnknownClaims,
@@ -65,7 +63,6 @@ class Claiming:
         self._registry, self._can_run = registry, can_run
         self._settings, self._statements = settings, statements
         self._control, self._hands = control, hands
-        self._queues = tuple(queues)
         self._heart, self._listener = heart, listener
         self._unknown, self._events = unknown, events
         self._refusals = Refusals(hands, control, statements, events)
@@ -109,12 +106,6 @@ class Claiming:
                 for queue in step.queues:
                     self._hands.planner.wake(queue, now, new=True, others=1)
             raise
-
-    def any_due(self) -> bool:
-        """Whether a job of this worker's queues is due that no worker has claimed. Commits."""
-        connection = self._control.get()
-        with connection.begin():
-            return claims.any_due(connection, self._statements, queues=self._queues)
 
     def claim(self, step: Claim, worker_id: int) -> None:
         """Claim jobs and take them into hands. Commits.

@@ -24,6 +24,7 @@ from .._handlers.outcomes import HAND_BACK
 from .._handlers.registry import JobType, Registry
 from .._inspect.health import Health
 from .._lifecycle import workers
+from .._lifecycle.claim import any_due
 from .._lifecycle.settle import Pending
 from .._sql import Statements
 from ..models import Models
@@ -103,7 +104,6 @@ class WorkerLoop:
             statements,
             control=control,
             hands=hands,
-            queues=queues,
             heart=heart,
             listener=self._listener,
             unknown=unknown,
@@ -117,6 +117,7 @@ class WorkerLoop:
         self._of_reconnect = 0
         self._visible_by = 0.0
         self._ask_idle_at = 0.0
+        self._queues = tuple(queues)
 
     def stop(self, timeout: float) -> None:
         """Claim no more, hand back ready jobs, and finish running ones. From any thread.
@@ -266,7 +267,10 @@ class WorkerLoop:
             if self._hands.planner.busy:
                 return
         self._ask_idle_at = now + ASK_IDLE_EVERY
-        if not self._claiming.any_due():
+        connection = self._control.get()
+        with connection.begin():
+            is_due = any_due(connection, self._statements, queues=self._queues)
+        if not is_due:
             logger.info("nothing is due, and this worker runs nothing: stopping")
             self._drain.begin(self._settings.shutdown_timeout)
 
