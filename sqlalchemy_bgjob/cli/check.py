@@ -65,7 +65,7 @@ def check(
     alarm.daemon = True
     alarm.start()
     try:
-        found = run_in_transaction(*source, app_dir, look)
+        found = run_in_transaction(*source, look)
     except CommandError as error:
         if error.exit_code != FAILED:
             raise

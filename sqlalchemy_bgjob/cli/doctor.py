@@ -36,7 +36,6 @@ def doctor(
     source = source_of(ctx, database_url, engine, app_dir)
     findings = run_in_transaction(
         *source,
-        app_dir,
         lambda connection: examine(connection, schema=schema, table_prefix=table_prefix),
     )
     for finding in findings:

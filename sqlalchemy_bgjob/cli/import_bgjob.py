@@ -63,7 +63,7 @@ def import_bgjob(
             return _move(connection, go, schema, table_prefix, once=once)
 
     source = source_of(ctx, database_url, engine, app_dir)
-    return run_connected(*source, app_dir, move)
+    return run_connected(*source, move)
 
 
 def _find(

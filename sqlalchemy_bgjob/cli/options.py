@@ -23,10 +23,12 @@ class Source(NamedTuple):
     Attributes:
         url: Its URL, if it was given.
         engine: The name of the application's engine, if that is to be used.
+        app_dir: Where to look for its module after Python's own path.
     """
 
     url: str | None
     engine: str | None
+    app_dir: Path
 
 
 if TYPE_CHECKING:
@@ -144,7 +146,7 @@ def source_of(ctx: click.Context, url: str | None, engine: str | None, app_dir: 
         engine = None
     if engine is None and not url and (url := os.environ.get(FALLBACK)):
         _tell(f"no database is named: using {FALLBACK}")
-    return Source(url or None, engine)
+    return Source(url or None, engine, app_dir)
 
 
 def is_of_table(ctx: click.Context, parameter: str) -> bool:

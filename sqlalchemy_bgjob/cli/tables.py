@@ -65,7 +65,6 @@ def migrate(
     source = source_of(ctx, database_url, engine, app_dir)
     before = run_in_transaction(
         *source,
-        app_dir,
         lambda connection: tables.migrate(connection, schema=schema, table_prefix=table_prefix),
     )
     where = f"{table_prefix}* in schema {schema}" if schema else f"{table_prefix}*"
