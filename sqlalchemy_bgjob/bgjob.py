@@ -21,7 +21,16 @@ from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._sql import statements_of
 from ._worker.run import Context
 from ._worker.work_one import work_one
-from .models import DeadJobMixin, JobMixin, Models, WorkerMixin, build_models
+from .models import (
+    BatchMixin,
+    ControlMixin,
+    DeadJobMixin,
+    JobMixin,
+    Models,
+    ScheduleMixin,
+    WorkerMixin,
+    build_models,
+)
 from .settings import DEFAULT_PREFIX
 
 if TYPE_CHECKING:
@@ -59,6 +68,9 @@ class BGJob(Generic[J, D]):
         Job: The mapped class of live jobs.
         DeadJob: The mapped class of dead jobs.
         WorkerRow: The mapped class of workers.
+        Control: The mapped class of what operators have set for queues.
+        Schedule: The mapped class of schedules.
+        Batch: The mapped class of batches.
         Base: The declarative base of these, for ``Session(binds={jobs.Base: engine})``.
 
     Raises:
@@ -114,6 +126,21 @@ class BGJob(Generic[J, D]):
     def WorkerRow(self) -> type[WorkerMixin]:  # noqa: N802
         """The mapped class of workers."""
         return cast(type[WorkerMixin], self.models.WorkerRow)
+
+    @property
+    def Control(self) -> type[ControlMixin]:  # noqa: N802
+        """The mapped class of what operators have set for queues."""
+        return cast(type[ControlMixin], self.models.Control)
+
+    @property
+    def Schedule(self) -> type[ScheduleMixin]:  # noqa: N802
+        """The mapped class of schedules."""
+        return cast(type[ScheduleMixin], self.models.Schedule)
+
+    @property
+    def Batch(self) -> type[BatchMixin]:  # noqa: N802
+        """The mapped class of batches."""
+        return cast(type[BatchMixin], self.models.Batch)
 
     @property
     def Base(self) -> type[DeclarativeBase]:  # noqa: N802

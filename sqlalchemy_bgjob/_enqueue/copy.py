@@ -17,7 +17,7 @@ from .._drafts.draft import Draft, in_chunks, with_ids
 from .._drafts.options import Common
 from .._points import COPYING
 from ..exceptions import InvalidArg
-from ..schema._versions import qualified
+from ..schema._names import qualified
 
 WORTH_IT: Final = 500
 """From this number of jobs on, COPY saves more than its opening statement costs."""

@@ -19,11 +19,13 @@ from .._db.encodings import encoding_problem
 from .._db.errors import sqlstate
 from ..exceptions import SchemaOutOfDate
 from ..schema import LATEST, check, db_version, storage_drift
+from ..schema._elements import table_of
 from ..schema._foreign_keys import foreign_key_problems
 from ..schema._grants import lacks
+from ..schema._names import qualified, translated
 from ..schema._row_security import hidden
 from ..schema._table_kinds import KINDS, heirs
-from ..schema._versions import STEPS, qualified, table_of, translated
+from ..schema._versions import STEPS
 from ..settings import DEFAULT_CONCURRENCY
 from .health import look
 from .registered import Registered, ask, registered

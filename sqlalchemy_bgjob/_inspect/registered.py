@@ -7,8 +7,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from .._db.encodings import storable
+from ..schema._names import qualified, translated
 from ..schema._table_kinds import KINDS
-from ..schema._versions import qualified, translated
 
 
 @dataclass(frozen=True, slots=True)

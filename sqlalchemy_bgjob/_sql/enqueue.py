@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from ..schema._versions import qualified
+from ..schema._names import qualified
 from .words import SECOND, Tables, parameter, unnest, wake_up, woken
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from ..models import Models
-from ..schema._versions import qualified, translated
+from ..schema._names import qualified, translated
 
 _CTID: ColumnElement[Any] = literal_column("ctid")
 SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
@@ -227,6 +227,11 @@ class Tables:
         self.job: Final[Table] = models.job
         self.dead: Final[Table] = models.dead_job
         self.worker: Final[Table] = models.worker
+        self.control: Final[Table] = models.control
+        self.seat: Final[Table] = models.seat
+        self.unique_period: Final[Table] = models.unique_period
+        self.schedule: Final[Table] = models.schedule
+        self.batch: Final[Table] = models.batch
         self.schema: Final = models.schema
         self.prefix: Final = models.table_prefix
         self.channel: Final = channel_name(self.schema, self.prefix)

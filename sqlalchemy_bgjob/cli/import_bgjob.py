@@ -199,7 +199,7 @@ def _missing(
     """What to grant: on our tables, and if nothing is missing there, on the Go library's."""
     from ..schema._grants import lacks
     from ..schema._layouts import GO_DEAD_JOB, GO_JOB, go_tables
-    from ..schema._versions import qualified, quoted
+    from ..schema._names import qualified, quoted
 
     with connection.begin():
         missing = lacks(connection, "worker", schema=schema, table_prefix=table_prefix)

@@ -41,7 +41,8 @@ def migrate(
     """Bring the queue's tables to this release's version, without Alembic.
 
     It creates a --schema that is missing. It may run any number of times, also at once from several
-    places.
+    places. Workers and producers may go on: no table is locked for longer than a second. Run it
+    before an Alembic revision of many rows, which then finds everything done.
     """
     from .. import schema as tables
 
@@ -60,12 +61,14 @@ def migrate(
         return OK
     if from_version or to_version is not None:
         raise CommandError(USAGE, "--from and --to go with --sql; a database tells its version")
-    from .._process.engines import run_in_transaction
+    from .._process.engines import run_connected
 
     source = source_of(ctx, database_url, engine, app_dir)
-    before = run_in_transaction(
+    before = run_connected(
         *source,
-        lambda connection: tables.migrate(connection, schema=schema, table_prefix=table_prefix),
+        lambda connection: tables.migrate_online(
+            connection, schema=schema, table_prefix=table_prefix
+        ),
     )
     where = f"{table_prefix}* in schema {schema}" if schema else f"{table_prefix}*"
     if before == 0:

@@ -1,7 +1,7 @@
 """The tables, as Declarative models that live in the user's own MetaData.
 
-:func:`build_models` maps ``Job``, ``DeadJob`` and ``WorkerRow`` in a registry of their own over
-the user's MetaData, so the tables are the same whatever the user's base class adds to its models.
+:func:`build_models` maps ``Job``, ``DeadJob`` and the others in a registry of their own over the
+user's MetaData, so the tables are the same whatever the user's base class adds to its models.
 :class:`JobMixin` and :class:`DeadJobMixin` are for users who want columns or relationships of
 their own on these tables.
 
@@ -13,13 +13,17 @@ their own on these tables.
 """
 
 from ._columns import DeadJobMixin, JobMixin, WorkerMixin
+from ._flow_columns import BatchMixin, ControlMixin, ScheduleMixin
 from ._lease import lease_at_insert
 from ._mapping import Models, build_models, check_names
 
 __all__ = [
+    "BatchMixin",
+    "ControlMixin",
     "DeadJobMixin",
     "JobMixin",
     "Models",
+    "ScheduleMixin",
     "WorkerMixin",
     "build_models",
     "check_names",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     ColumnElement,
     DateTime,
     Float,
@@ -36,10 +37,10 @@ from .._drafts.ids import new_id
 from ..settings import DEFAULT_PREFIX
 from ._lease import lease_at_insert
 
-_text = Text()
-_moment = DateTime(timezone=True)
+text = Text()
+moment = DateTime(timezone=True)
 # A variant rather than plain JSONB: SQLite has no such type. None is SQL NULL, not JSON null.
-_json: TypeEngine[Any] = JSON(none_as_null=True).with_variant(
+json_column: TypeEngine[Any] = JSON(none_as_null=True).with_variant(
     JSONB(none_as_null=True), "postgresql"
 )
 _json_codec: Codec = Codec(Any)
@@ -57,8 +58,8 @@ class _Columns:
             )
         super().__init_subclass__(**options)
 
-    queue: Mapped[str] = mapped_column(_text, nullable=False, sort_order=-89)
-    type: Mapped[str] = mapped_column(_text, nullable=False, sort_order=-88)
+    queue: Mapped[str] = mapped_column(text, nullable=False, sort_order=-89)
+    type: Mapped[str] = mapped_column(text, nullable=False, sort_order=-88)
     arg: Mapped[bytes | None] = mapped_column(LargeBinary, sort_order=-87)
     priority: Mapped[int] = mapped_column(
         SmallInteger, nullable=False, server_default="0", sort_order=-86
@@ -70,8 +71,16 @@ class _Columns:
     crashes: Mapped[int] = mapped_column(
         Integer, nullable=False, server_default="0", sort_order=-84
     )
-    last_error: Mapped[str | None] = mapped_column(_text, sort_order=-81)
-    headers: Mapped[dict[str, Any] | None] = mapped_column(_json, sort_order=-80)
+    last_error: Mapped[str | None] = mapped_column(text, sort_order=-81)
+    headers: Mapped[dict[str, Any] | None] = mapped_column(json_column, sort_order=-80)
+    # No two live jobs have the same one.
+    unique_key: Mapped[str | None] = mapped_column(text, sort_order=-75)
+    # Jobs of one group share its seats, in the order of their turns: a clock's microseconds.
+    group_key: Mapped[str | None] = mapped_column(text, sort_order=-74)
+    turn: Mapped[int | None] = mapped_column(BigInteger, sort_order=-73)
+    batch_id: Mapped[str | None] = mapped_column(text, sort_order=-71)
+    # What went wrong in earlier attempts, oldest first.
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(json_column, sort_order=-68)
 
     @hybrid_property
     def arg_json(self) -> Any:
@@ -113,23 +122,29 @@ class JobMixin(_Columns):
 
     # A client-side default only: with a server default beside it SQLAlchemy would send one INSERT
     # a row, see tests/database/test_models.py.
-    id: Mapped[str] = mapped_column(_text, primary_key=True, default=new_id, sort_order=-90)
+    id: Mapped[str] = mapped_column(text, primary_key=True, default=new_id, sort_order=-90)
     # The number of the claim; it grows with every claim, rescue, hand-back and redrive.
     lease: Mapped[int] = mapped_column(
         BigInteger, nullable=False, server_default=lease_at_insert(), sort_order=-83
     )
     claimed_by: Mapped[int | None] = mapped_column(BigInteger, sort_order=-82)
     next_run_at: Mapped[datetime] = mapped_column(
-        _moment, nullable=False, server_default=func.now(), sort_order=-79
+        moment, nullable=False, server_default=func.now(), sort_order=-79
     )
     created_at: Mapped[datetime] = mapped_column(
-        _moment, nullable=False, server_default=func.now(), sort_order=-78
+        moment, nullable=False, server_default=func.now(), sort_order=-78
     )
     updated_at: Mapped[datetime] = mapped_column(
-        _moment, nullable=False, server_default=func.now(), sort_order=-77
+        moment, nullable=False, server_default=func.now(), sort_order=-77
     )
     # When a worker first met the job without knowing its type.
-    unknown_since: Mapped[datetime | None] = mapped_column(_moment, sort_order=-76)
+    unknown_since: Mapped[datetime | None] = mapped_column(moment, sort_order=-76)
+    # True while the job has no seat of its group; it is not due meanwhile.
+    waits: Mapped[bool | None] = mapped_column(Boolean, sort_order=-72)
+    # Set when somebody asks for the end of a running job.
+    cancel_at: Mapped[datetime | None] = mapped_column(moment, sort_order=-70)
+    # A job that has not started by then is never started.
+    expires_at: Mapped[datetime | None] = mapped_column(moment, sort_order=-69)
 
     if TYPE_CHECKING:
 
@@ -217,14 +232,14 @@ class DeadJobMixin(_Columns):
         return None if has_inherited_table(cast(Any, cls)) else f"{DEFAULT_PREFIX}dead_job"
 
     # An id of its own: the same job id may die more than once.
-    id: Mapped[str] = mapped_column(_text, primary_key=True, default=new_id, sort_order=-91)
-    job_id: Mapped[str] = mapped_column(_text, nullable=False, sort_order=-90)
+    id: Mapped[str] = mapped_column(text, primary_key=True, default=new_id, sort_order=-91)
+    job_id: Mapped[str] = mapped_column(text, nullable=False, sort_order=-90)
     lease: Mapped[int] = mapped_column(BigInteger, nullable=False, sort_order=-83)
-    next_run_at: Mapped[datetime] = mapped_column(_moment, nullable=False, sort_order=-79)
-    job_created_at: Mapped[datetime] = mapped_column(_moment, nullable=False, sort_order=-78)
-    job_updated_at: Mapped[datetime] = mapped_column(_moment, nullable=False, sort_order=-77)
+    next_run_at: Mapped[datetime] = mapped_column(moment, nullable=False, sort_order=-79)
+    job_created_at: Mapped[datetime] = mapped_column(moment, nullable=False, sort_order=-78)
+    job_updated_at: Mapped[datetime] = mapped_column(moment, nullable=False, sort_order=-77)
     moved_at: Mapped[datetime] = mapped_column(
-        _moment, nullable=False, server_default=func.now(), sort_order=-76
+        moment, nullable=False, server_default=func.now(), sort_order=-76
     )
 
     def __repr__(self) -> str:
@@ -236,21 +251,21 @@ class WorkerMixin:
 
     # Chosen by the worker, at random: it knows its id even if the answer to its INSERT is lost.
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
-    hostname: Mapped[str] = mapped_column(_text, nullable=False)
+    hostname: Mapped[str] = mapped_column(text, nullable=False)
     pid: Mapped[int] = mapped_column(Integer, nullable=False)
-    version: Mapped[str] = mapped_column(_text, nullable=False)
-    queues: Mapped[Any] = mapped_column(_json, nullable=False)
+    version: Mapped[str] = mapped_column(text, nullable=False)
+    queues: Mapped[Any] = mapped_column(json_column, nullable=False)
     # The queues that the worker found empty: an enqueue there wakes it by NOTIFY.
-    waits_for: Mapped[Any] = mapped_column(_json, nullable=False, server_default="[]")
+    waits_for: Mapped[Any] = mapped_column(json_column, nullable=False, server_default="[]")
     # Seconds; a worker is judged by its own setting, not by the judge's.
     lease_timeout: Mapped[float] = mapped_column(Float(53), nullable=False)
-    started_at: Mapped[datetime] = mapped_column(_moment, nullable=False, server_default=func.now())
-    beat_at: Mapped[datetime] = mapped_column(_moment, nullable=False, server_default=func.now())
+    started_at: Mapped[datetime] = mapped_column(moment, nullable=False, server_default=func.now())
+    beat_at: Mapped[datetime] = mapped_column(moment, nullable=False, server_default=func.now())
     # Set when the worker is judged lost; the row is deleted once all its jobs are given back.
-    lost_at: Mapped[datetime | None] = mapped_column(_moment)
+    lost_at: Mapped[datetime | None] = mapped_column(moment)
     # The server session that listens for this worker: PostgreSQL ends it when the process dies.
     listener_pid: Mapped[int | None] = mapped_column(Integer)
-    listener_started_at: Mapped[datetime | None] = mapped_column(_moment)
+    listener_started_at: Mapped[datetime | None] = mapped_column(moment)
 
 
 def _is_sql(value: object) -> bool:

@@ -4,15 +4,22 @@ from collections.abc import Mapping
 from typing import Any, Final, cast
 from weakref import WeakSet
 
-from sqlalchemy import CheckConstraint, Index, MetaData, Table, event, func
+from sqlalchemy import CheckConstraint, Index, MetaData, Table, event, func, literal_column
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.elements import conv
 
 from .. import schema
 from .._drafts import validation
-from ..schema._versions import SetStorage
+from ..schema._elements import SetStorage
 from ._columns import DeadJobMixin, JobMixin, WorkerMixin
+from ._flow_columns import (
+    BatchMixin,
+    ControlMixin,
+    ScheduleMixin,
+    SeatMixin,
+    UniquePeriodMixin,
+)
 
 STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
     "job": {
@@ -26,7 +33,17 @@ STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
     "dead_job": {},
     # A few rows, updated every few seconds: room on the page keeps beats HOT.
     "worker": {"fillfactor": "50"},
+    "control": {},
+    # Updated with each job of a group.
+    "seat": {"fillfactor": "50"},
+    "unique_period": {},
+    "schedule": {},
+    "batch": {},
 }
+
+
+LOWEST_PRIORITY: Final = "-32768"
+"""The smallest of a smallint, as text: every row has at least this priority."""
 
 
 def _table_takes_storage() -> bool:
@@ -67,10 +84,17 @@ def _finish_job(mapper: Mapper[Any], cls: type) -> None:
     c = table.c
     # The claim's only index, in the claim's order. It is not partial on claimed_by: a claim that
     # changed a column of an index, or of its predicate, would not be HOT. The predicate holds for
-    # every row, and follows from every comparison of the queue by itself. So a search by id can't
-    # be planned as a walk through this index.
+    # every row, and only the statements that are to walk this index repeat it. So no search by id
+    # or by address can be planned as such a walk, although it names the queue.
     order = (c.queue, c.priority, c.next_run_at, c.id)
-    Index(conv(f"{table.name}_claim_idx"), *order, postgresql_where=c.queue.is_not(None))
+    every = c.priority >= literal_column(LOWEST_PRIORITY)
+    Index(conv(f"{table.name}_due_idx"), *order, postgresql_where=every)
+    # Of no row that does not use the feature, so claims stay HOT for all others.
+    given = c.unique_key.is_not(None)
+    Index(conv(f"{table.name}_unique_key_idx"), c.unique_key, unique=True, postgresql_where=given)
+    waiting = (c.queue, c.group_key, c.priority, c.turn)
+    Index(conv(f"{table.name}_waits_idx"), *waiting, postgresql_where=c.waits)
+    _index_batch(table)
     for name, condition in {
         # The same limits that enqueue checks, for rows written by SQL.
         "queue": func.length(c.queue).between(1, 128),
@@ -95,8 +119,44 @@ def _finish_dead_job(mapper: Mapper[Any], cls: type) -> None:
         # Newest first in lists, oldest first when pruning; found by job when redriving.
         Index(conv(f"{table.name}_moved_at_idx"), table.c.moved_at)
         Index(conv(f"{table.name}_job_id_idx"), table.c.job_id)
+        _index_batch(table)
+
+
+def _index_batch(table: Table) -> None:
+    batch = table.c.batch_id
+    Index(conv(f"{table.name}_batch_id_idx"), batch, postgresql_where=batch.is_not(None))
 
 
 @event.listens_for(WorkerMixin, "after_mapper_constructed", propagate=True)
 def _finish_worker(mapper: Mapper[Any], cls: type) -> None:
     _finish(cast(Table, mapper.local_table), "worker")
+
+
+@event.listens_for(ControlMixin, "after_mapper_constructed", propagate=True)
+def _finish_control(mapper: Mapper[Any], cls: type) -> None:
+    _finish(cast(Table, mapper.local_table), "control")
+
+
+@event.listens_for(SeatMixin, "after_mapper_constructed", propagate=True)
+def _finish_seat(mapper: Mapper[Any], cls: type) -> None:
+    _finish(cast(Table, mapper.local_table), "seat")
+
+
+@event.listens_for(UniquePeriodMixin, "after_mapper_constructed", propagate=True)
+def _finish_unique_period(mapper: Mapper[Any], cls: type) -> None:
+    _finish(cast(Table, mapper.local_table), "unique_period")
+
+
+@event.listens_for(ScheduleMixin, "after_mapper_constructed", propagate=True)
+def _finish_schedule(mapper: Mapper[Any], cls: type) -> None:
+    table = cast(Table, mapper.local_table)
+    if _finish(table, "schedule"):
+        Index(conv(f"{table.name}_next_at_idx"), table.c.next_at)
+
+
+@event.listens_for(BatchMixin, "after_mapper_constructed", propagate=True)
+def _finish_batch(mapper: Mapper[Any], cls: type) -> None:
+    table = cast(Table, mapper.local_table)
+    if _finish(table, "batch"):
+        unfinished = table.c.finished_at.is_(None)
+        Index(conv(f"{table.name}_unfinished_idx"), table.c.id, postgresql_where=unfinished)

@@ -1,17 +1,33 @@
 """Maps the classes over the user's MetaData, or completes the user's own pair."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from sqlalchemy import MetaData, Table, event
 from sqlalchemy.orm import DeclarativeBase, registry
 
 from ..schema._layouts import refuse_create_all
+from ..schema._table_kinds import KINDS
 from ..settings import DEFAULT_PREFIX
 from ._columns import DeadJobMixin, JobMixin, WorkerMixin
 from ._ddl import finished
+from ._flow_columns import (
+    BatchMixin,
+    ControlMixin,
+    ScheduleMixin,
+    SeatMixin,
+    UniquePeriodMixin,
+)
 
+_OTHERS: Final[Mapping[str, tuple[type, str]]] = {
+    "WorkerRow": (WorkerMixin, "worker"),
+    "Control": (ControlMixin, "control"),
+    "Seat": (SeatMixin, "seat"),
+    "UniquePeriod": (UniquePeriodMixin, "unique_period"),
+    "Schedule": (ScheduleMixin, "schedule"),
+    "Batch": (BatchMixin, "batch"),
+}
 _MAX_PREFIX_BYTES = 32  # the longest name derived from it must fit in PostgreSQL's 63 bytes
 
 
@@ -22,6 +38,11 @@ class Models:
     Job: type[Any]
     DeadJob: type[Any]
     WorkerRow: type[Any]
+    Control: type[Any]
+    Seat: type[Any]
+    UniquePeriod: type[Any]
+    Schedule: type[Any]
+    Batch: type[Any]
     Base: type[DeclarativeBase]
     metadata: MetaData
     schema: str | None
@@ -41,6 +62,36 @@ class Models:
     def worker(self) -> Table:
         """The table of workers."""
         return cast(Table, self.WorkerRow.__table__)
+
+    @property
+    def control(self) -> Table:
+        """The table of what operators have set."""
+        return cast(Table, self.Control.__table__)
+
+    @property
+    def seat(self) -> Table:
+        """The table of seats."""
+        return cast(Table, self.Seat.__table__)
+
+    @property
+    def unique_period(self) -> Table:
+        """The table of unique keys that outlive their jobs."""
+        return cast(Table, self.UniquePeriod.__table__)
+
+    @property
+    def schedule(self) -> Table:
+        """The table of schedules."""
+        return cast(Table, self.Schedule.__table__)
+
+    @property
+    def batch(self) -> Table:
+        """The table of batches."""
+        return cast(Table, self.Batch.__table__)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All of them, in the order of :data:`KINDS`."""
+        return tuple(getattr(self, kind) for kind in KINDS)
 
 
 def build_models(
@@ -62,17 +113,9 @@ def build_models(
     check_names(schema, table_prefix)
     schema = schema if schema is not None else metadata.schema
     base = _base_over(metadata)
-    return _guarded(
-        Models(
-            Job=_map(base, "Job", JobMixin, f"{table_prefix}job", schema),
-            DeadJob=_map(base, "DeadJob", DeadJobMixin, f"{table_prefix}dead_job", schema),
-            WorkerRow=_map(base, "WorkerRow", WorkerMixin, f"{table_prefix}worker", schema),
-            Base=base,
-            metadata=metadata,
-            schema=schema,
-            table_prefix=table_prefix,
-        )
-    )
+    job = _map(base, "Job", JobMixin, f"{table_prefix}job", schema)
+    dead_job = _map(base, "DeadJob", DeadJobMixin, f"{table_prefix}dead_job", schema)
+    return _with_others(base, job, dead_job, schema, table_prefix)
 
 
 def _complete(
@@ -102,8 +145,32 @@ def _complete(
         raise ValueError("the classes given as models= are not in the target's MetaData")
     check_names(table.schema, prefix)
     base = _base_over(table.metadata)
-    worker = _map(base, "WorkerRow", WorkerMixin, f"{prefix}worker", table.schema)
-    return _guarded(Models(job, dead_job, worker, base, table.metadata, table.schema, prefix))
+    return _with_others(base, job, dead_job, table.schema, prefix)
+
+
+def _with_others(
+    base: type[DeclarativeBase],
+    job: type[Any],
+    dead_job: type[Any],
+    schema: str | None,
+    prefix: str,
+) -> Models:
+    """Map the tables beside those of jobs."""
+    others = {
+        name: _map(base, name, mixin, f"{prefix}{kind}", schema)
+        for name, (mixin, kind) in _OTHERS.items()
+    }
+    return _guarded(
+        Models(
+            Job=job,
+            DeadJob=dead_job,
+            **others,
+            Base=base,
+            metadata=base.metadata,
+            schema=schema,
+            table_prefix=prefix,
+        )
+    )
 
 
 def _guarded(models: Models) -> Models:
@@ -111,7 +178,7 @@ def _guarded(models: Models) -> Models:
 
     Checked only if the call is about to create one of the queue's tables.
     """
-    ours = {models.job, models.dead_job, models.worker}
+    ours = set(models.tables)
 
     def before_create(
         metadata: MetaData, connection: object, *, tables: Iterable[Table], **_: Any

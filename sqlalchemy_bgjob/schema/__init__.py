@@ -6,8 +6,8 @@ and those in ``alembic_migrations/``, call :func:`upgrade` and :func:`downgrade`
 
 * A released version never changes, so nothing here imports the models: a revision that was written
   for version 1 must always build version 1.
-* Changes are additive. New columns come last and have a server default, so that older releases can
-  still enqueue. A changed index or check gets a new name: Alembic compares names only.
+* Changes are additive. New columns come last, and are nullable or have a server default, so that
+  older releases can still enqueue. A changed index or check gets a new name: Alembic compares names only.
 * The version stands in the job table's comment, which Alembic's autogenerate compares. A table of
   versions would be dropped by the user's own autogenerate.
 """
@@ -23,22 +23,17 @@ from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
 
 from ..exceptions import SchemaOutOfDate, SchemaUnknown
 from ..settings import DEFAULT_PREFIX
+from ._elements import CreateSchemaIfMissing, Operations, SetStorage, table_of
 from ._layouts import require_own_tables
+from ._names import qualified, translated
+from ._online import OnlineOperations, upgrade_online
 from ._table_kinds import require_plain_tables
-from ._versions import (
-    STEPS,
-    CreateSchemaIfMissing,
-    Operations,
-    SetStorage,
-    qualified,
-    table_of,
-    translated,
-)
+from ._versions import STEPS
 
-LATEST: Final = 1
+LATEST: Final = 2
 """The newest version that this release can build, and the one that its workers need."""
 
-WORKERS_SINCE: Final[Mapping[int, int]] = {1: 1}
+WORKERS_SINCE: Final[Mapping[int, int]] = {1: 1, 2: 1}
 """For each version: the oldest version whose workers can run on it."""
 
 # The advisory lock of concurrent migrations; the number is "bgjob" in ASCII.
@@ -180,6 +175,45 @@ def migrate(
             schema=schema,
             table_prefix=table_prefix,
         )
+    return found.number
+
+
+def migrate_online(
+    connection: Connection,
+    *,
+    schema: str | None = None,
+    table_prefix: str = DEFAULT_PREFIX,
+) -> int:
+    """As :func:`migrate`, while workers and producers go on, however many rows there are. Commits.
+
+    No table is locked for longer than a second. Where old transactions stand in the way, it waits
+    for them. It may be stopped at any moment, and run again.
+
+    Args:
+        connection: Idle, outside a transaction, and used by nobody else meanwhile: its isolation
+            level is changed.
+        schema: The tables' schema; None if they are on the search path.
+        table_prefix: How the tables' names begin.
+
+    Returns:
+        The version that was there before; 0 for none.
+
+    Raises:
+        NotAPlainTable, SchemaOutOfDate, ForeignTable, SchemaUnknown, ValueError: As
+            :func:`migrate`.
+    """
+    names: dict[str, Any] = {"schema": schema, "table_prefix": table_prefix}
+    _require_postgresql(connection)
+    connection.execution_options(isolation_level="READ COMMITTED")
+    with connection.begin():
+        require_plain_tables(connection, **names)
+        found = read_version(connection, **names)
+        if found.number == 0 or found.number >= LATEST:
+            return migrate(connection, **names)
+    operations = OnlineOperations(connection)
+    for version in range(found.number + 1, LATEST + 1):
+        upgrade_online(operations, STEPS[version], schema, table_prefix)
+        _set_comment(operations, version, schema, table_prefix)
     return found.number
 
 

@@ -157,8 +157,8 @@ def _rewrite(
     known = queue.schema in schemas or (queue.schema == default and None in schemas)
     # Alembic does not reflect tables that include_name hides, so they would be taken for missing.
     known = known and all(
-        autogen_context.run_name_filters(name, "table", {"schema_name": queue.schema})
-        for name in (f"{queue.prefix}{kind}" for kind in ("job", "dead_job", "worker"))
+        autogen_context.run_name_filters(table.name, "table", {"schema_name": queue.schema})
+        for table in bgjob.frozen_tables(min(found, queue.version), table_prefix=queue.prefix)
     )
     filtered = _Filter(queue, found, default, reflected=known or found == 0)
     if found == queue.version and known:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from ._versions import qualified, translated
+from ._names import qualified, translated
 
 
 @dataclass(frozen=True, slots=True)

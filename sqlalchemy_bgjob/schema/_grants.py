@@ -11,7 +11,9 @@ from typing import Final, Literal, get_args
 from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
 from . import LATEST
-from ._versions import STEPS, qualified, quoted, table_of, translated
+from ._elements import table_of
+from ._names import qualified, quoted, translated
+from ._versions import STEPS
 
 Task = Literal["enqueue", "worker", "operator", "dashboard"]
 """What a role does.

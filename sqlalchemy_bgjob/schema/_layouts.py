@@ -10,14 +10,21 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
 from ..exceptions import ForeignTable
-from ._versions import STEPS, qualified, table_of, translated
+from ._elements import table_of
+from ._names import qualified, translated
+from ._versions import STEPS
 
 _SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
     "job": frozenset({"lease", "claimed_by"}),
     "dead_job": frozenset({"lease", "crashes"}),
     "worker": frozenset({"beat_at", "lease_timeout"}),
+    "control": frozenset({"paused_at", "pause_reason"}),
+    "seat": frozenset({"lease", "until"}),
+    "unique_period": frozenset({"until", "job_id"}),
+    "schedule": frozenset({"next_at", "cron"}),
+    "batch": frozenset({"then_type", "on_dead"}),
 }
-"""Columns that our tables have in every version. A table with none of them was never ours."""
+"""Columns of each table in every version that has it. A table with none of them was never ours."""
 
 _GO: Final = "the Go library bgjob's"
 

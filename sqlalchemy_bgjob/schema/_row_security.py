@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from ._versions import qualified, translated
+from ._names import qualified, translated
 
 NEEDED: Final[Mapping[str, Mapping[str, str]]] = {
     "job": {"r": "SELECT", "w": "UPDATE", "d": "DELETE"},

@@ -11,9 +11,19 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from ..exceptions import NotAPlainTable
-from ._versions import qualified, translated
+from ._names import qualified, translated
 
-KINDS: Final = ("job", "dead_job", "worker")
+KINDS: Final = (
+    "job",
+    "dead_job",
+    "worker",
+    "control",
+    "seat",
+    "unique_period",
+    "schedule",
+    "batch",
+)
+"""What follows the prefix in the name of each table."""
 
 _NAMES: Final[Mapping[str, str]] = {
     "p": "a partitioned table",
