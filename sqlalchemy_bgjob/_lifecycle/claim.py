@@ -39,9 +39,30 @@ class ClaimedJob:
     created_at: datetime
     updated_at: datetime
     unknown_for: float | None
+    extras: list[str | None] | None = None  # group, batch, cancelled, expired; most jobs have none
     # It has crashed a worker before, or this is its last attempt: it must start at once or go back.
     suspect: bool = False
     handler: Any = None  # once the worker has found it
+
+    @property
+    def group(self) -> str | None:
+        """The key of its group."""
+        return self.extras[0] if self.extras else None
+
+    @property
+    def batch(self) -> str | None:
+        """The id of its batch."""
+        return self.extras[1] if self.extras else None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has asked for its end."""
+        return bool(self.extras and self.extras[2])
+
+    @property
+    def expired(self) -> bool:
+        """Whether it was too late to start it, by the database's clock."""
+        return bool(self.extras and self.extras[3])
 
 
 class Position(NamedTuple):

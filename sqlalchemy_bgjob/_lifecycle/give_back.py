@@ -4,7 +4,7 @@ import logging
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Executable
 
 from .._db.errors import lost_connection, ran_out_of_time, summary
 from .._points import NOTIFYING
@@ -16,32 +16,38 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 def give_back(connection: Connection, statements: GiveBack, **given: Any) -> list[str]:
-    """Queue jobs again, together or, if a row refuses, one by one. The caller commits.
+    """Queue jobs again, each queue's together or, if a row refuses, one by one. The caller commits.
 
     Returns:
         The queue of each job.
     """
+    by_queue: dict[str, list[Any]] = {}
+    for row in run(connection, statements.held, **given):
+        by_queue.setdefault(row.queue, []).append(row)
+    queues: list[str] = []
+    for queue in sorted(by_queue):
+        # By id, so that two who give back the same jobs never wait for each other.
+        rows = sorted(by_queue[queue])
+        queues += [queue] * _give_back(connection, statements.again, queue, rows)
+    return queues
+
+
+def _give_back(connection: Connection, again: Executable, queue: str, rows: list[Any]) -> int:
+    ids, leases, _, holders = map(list, zip(*rows, strict=True))
     savepoint = connection.begin_nested()
     try:
-        queues = list(run(connection, statements.together, **given).scalars())
+        given = {"queue": queue, "ids": ids, "leases": leases, "holders": holders}
+        written = len(run(connection, again, **given).all())
         savepoint.commit()
-        return queues
+        return written
     except Exception as error:
         if lost_connection(error) or ran_out_of_time(error):
             raise
         savepoint.rollback()
-    queues = []
-    for id in run(connection, statements.held, **given).scalars().all():
-        savepoint = connection.begin_nested()
-        try:
-            queues += run(connection, statements.one, **given, id=id).scalars()
-            savepoint.commit()
-        except Exception as error:
-            if lost_connection(error):
-                raise
-            savepoint.rollback()
-            logger.warning("job %s can't be given back: %s", id, summary(error))
-    return queues
+        if len(rows) == 1:
+            logger.warning("job %s can't be given back: %s", ids[0], summary(error))
+            return 0
+    return sum(_give_back(connection, again, queue, [row]) for row in rows)
 
 
 def tell_given_back(

@@ -82,7 +82,7 @@ def write(
     xid: str | None = None
     if len(completed) == 1 and not wait:
         job = completed[0].job
-        one = {"worker": job.worker_id, "id": job.id, "lease": job.lease}
+        one = {"queue": job.queue, "worker": job.worker_id, "id": job.id, "lease": job.lease}
         xid = run(connection, statements.settle.complete_one, **one).scalar()
         if xid is not None:
             held.add(job.id)
@@ -109,8 +109,10 @@ def write(
 def _fence(items: list[Pending]) -> dict[str, Any]:
     # Ids sorted, so that two workers never lock the same rows in opposite orders.
     items.sort(key=_by_id)
+    first = items[0].job
     return {
-        "worker": items[0].job.worker_id,
+        "queue": first.queue,
+        "worker": first.worker_id,
         "ids": [item.job.id for item in items],
         "leases": [item.job.lease for item in items],
     }

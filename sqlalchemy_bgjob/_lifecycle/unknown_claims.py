@@ -34,14 +34,14 @@ def return_unknown_claims(
 
 def find_unknown_claims(
     connection: Connection, statements: Statements, *, worker_id: int, known: Iterable[ClaimedJob]
-) -> set[tuple[str, int]]:
-    """Id and lease of each unknown claim of a worker, of which nothing changes. Commits.
+) -> set[tuple[str, str, int]]:
+    """Queue, id and lease of each unknown claim of a worker; nothing changes. Commits.
 
     Reads the whole table.
     """
     with connection.begin():
         rows = run(connection, statements.rescue.unknown_claims.held, **leases_of(worker_id, known))
-        return {(row.id, row.lease) for row in rows}
+        return {(row.queue, row.id, row.lease) for row in rows}
 
 
 def still_holds_any(
@@ -49,14 +49,19 @@ def still_holds_any(
     statements: Statements,
     *,
     worker_id: int,
-    jobs: Iterable[tuple[str, int]],
+    jobs: Iterable[tuple[str, str, int]],
 ) -> bool:
-    """Whether a worker still holds any of these jobs, by id and lease. Commits."""
-    jobs = list(jobs)
-    given = {"ids": [id for id, _ in jobs], "leases": [lease for _, lease in jobs]}
+    """Whether a worker still holds any of these jobs, by queue, id and lease. Commits."""
+    by_queue: dict[str, list[tuple[str, int]]] = {}
+    for queue, id, lease in jobs:
+        by_queue.setdefault(queue, []).append((id, lease))
     with connection.begin():
-        found = run(connection, statements.settle.still_held, worker=worker_id, **given)
-        return found.first() is not None
+        for queue, some in by_queue.items():
+            ids, leases = map(list, zip(*some, strict=True))
+            given = {"queue": queue, "worker": worker_id, "ids": ids, "leases": leases}
+            if run(connection, statements.settle.still_held, **given).first() is not None:
+                return True
+    return False
 
 
 def leases_of(worker_id: int, some: Iterable[ClaimedJob]) -> dict[str, Any]:

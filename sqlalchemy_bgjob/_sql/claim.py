@@ -17,6 +17,7 @@ from sqlalchemy import (
     TableValuedAlias,
     Text,
     any_,
+    case,
     cast,
     column,
     func,
@@ -24,17 +25,19 @@ from sqlalchemy import (
     literal_column,
     not_,
     null,
+    or_,
     select,
     true,
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.selectable import CTE
 
 from .._drafts.validation import EARLIEST
-from .words import ONLY, Tables, array_parameter, at, parameter, seconds, unnest
+from .words import ONLY, Tables, array_parameter, at, in_order_of_claims, parameter, seconds, unnest
 
 if TYPE_CHECKING:
     from sqlalchemy.types import TypeEngine
@@ -58,7 +61,7 @@ class ClaimStatements:
         first = (
             select(job.c.priority)
             .with_hint(job, ONLY)
-            .where(job.c.queue == queue, wanted)
+            .where(job.c.queue == queue, in_order_of_claims(job), wanted)
             .order_by(job.c.priority)
             .limit(1)
             .subquery("first")
@@ -67,7 +70,11 @@ class ClaimStatements:
         next_priority = (
             select(func.min(following.c.priority))
             .with_hint(following, ONLY)
-            .where(following.c.queue == queue, following.c.priority > lanes.c.priority)
+            .where(
+                following.c.queue == queue,
+                in_order_of_claims(following),
+                following.c.priority > lanes.c.priority,
+            )
             .scalar_subquery()
         )
         return lanes.union_all(select(next_priority).where(lanes.c.priority.is_not(None)))
@@ -114,7 +121,12 @@ class ClaimStatements:
             select(literal_column(f"due.{value}").label("value"))
             .select_from(due)
             .with_hint(due, ONLY)
-            .where(due.c.priority == lanes.c.priority, *self._is_due(due, queue), *conditions)
+            .where(
+                due.c.priority == lanes.c.priority,
+                in_order_of_claims(due),
+                *self._is_due(due, queue),
+                *conditions,
+            )
             .order_by(due.c.next_run_at, due.c.id)
             .limit(limit)
         )
@@ -140,12 +152,12 @@ class ClaimStatements:
         # read here, and SQLAlchemy 2.0.30 can't compile it within a LATERAL.
         return rows.with_for_update(skip_locked=True, key_share=True)
 
-    def _claim(self, locked: Select[Any]) -> ReturningUpdate[Any]:
+    def _claim(self, locked: Select[Any], *named: ColumnElement[bool]) -> ReturningUpdate[Any]:
         job = self._job
         return (
             update(job)
             .with_hint(ONLY)
-            .where(at(locked))
+            .where(at(locked), *named)
             .values(
                 claimed_by=parameter("worker", BigInteger),
                 lease=job.c.lease + 1,
@@ -165,9 +177,28 @@ class ClaimStatements:
                 job.c.next_run_at,
                 job.c.created_at,
                 job.c.updated_at,
-                seconds(func.now() - job.c.unknown_since).label("unknown_for"),
+                # It has just been set to the transaction's time.
+                seconds(job.c.updated_at - job.c.unknown_since).label("unknown_for"),
+                self._extras().label("extras"),
             )
         )
+
+    def _claim_of_queue(self, locked: Select[Any]) -> ReturningUpdate[Any]:
+        return self._claim(locked, self._job.c.queue == _QUEUE)
+
+    def _extras(self) -> ColumnElement[Any]:
+        """What few jobs have: group, batch, whether cancelled, whether expired; null for most."""
+        job = self._job
+        used = or_(
+            job.c.group_key.is_not(None),
+            job.c.batch_id.is_not(None),
+            job.c.cancel_at.is_not(None),
+            job.c.expires_at.is_not(None),
+        )
+        yes: ColumnElement[str] = literal_column("'yes'", Text)
+        cancelled = case((job.c.cancel_at.is_not(None), yes))
+        expired = case((job.c.expires_at < job.c.updated_at, yes))
+        return case((used, array([job.c.group_key, job.c.batch_id, cancelled, expired])))
 
     @cached_property
     def from_head(self) -> Executable:
@@ -175,7 +206,7 @@ class ClaimStatements:
 
         Parameters: queue, limit, worker.
         """
-        return self._claim(self._due("ctid"))
+        return self._claim_of_queue(self._due("ctid"))
 
     @cached_property
     def onward(self) -> Executable:
@@ -183,7 +214,7 @@ class ClaimStatements:
 
         Parameters: as there, and lists priority, at, id, one row for each lane.
         """
-        return self._claim(self._due("ctid", onward=True))
+        return self._claim_of_queue(self._due("ctid", onward=True))
 
     @cached_property
     def of_queues(self) -> Executable:
@@ -205,6 +236,7 @@ class ClaimStatements:
             .with_hint(scheduled, ONLY)
             .where(
                 scheduled.c.queue == _Asked.queue,
+                in_order_of_claims(scheduled),
                 scheduled.c.priority == lanes.c.priority,
                 scheduled.c.next_run_at > func.now(),
             )
@@ -275,6 +307,7 @@ class ClaimStatements:
             .with_hint(job, ONLY)
             .where(
                 job.c.queue == any_(array_parameter("queues", Text())),
+                in_order_of_claims(job),
                 job.c.next_run_at <= func.now(),
                 job.c.claimed_by.is_(None),
             )
@@ -284,7 +317,7 @@ class ClaimStatements:
     @cached_property
     def skipping(self) -> Executable:
         """As :attr:`from_head`, without some ids. Parameters: as there, and list skip."""
-        return self._claim(self._due("ctid", skipping=True))
+        return self._claim_of_queue(self._due("ctid", skipping=True))
 
     @cached_property
     def due_ids(self) -> Executable:
@@ -301,7 +334,7 @@ class ClaimStatements:
             .with_hint(due, ONLY)
             .where(due.c.id == parameter("id", Text), *self._is_due(due, _QUEUE))
         )
-        return self._claim(self._lock_to_claim(row))
+        return self._claim_of_queue(self._lock_to_claim(row))
 
     @cached_property
     def next_due(self) -> Executable:
@@ -316,6 +349,7 @@ class ClaimStatements:
             .with_hint(job, ONLY)
             .where(
                 job.c.queue == parameter("queue", Text),
+                in_order_of_claims(job),
                 job.c.priority == lanes.c.priorities,
                 job.c.next_run_at > func.now(),
             )

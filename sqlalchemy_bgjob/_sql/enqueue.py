@@ -61,7 +61,7 @@ class EnqueueStatements:
                 headers=parameter("headers", JSONB(none_as_null=True)),
                 next_run_at=_start(parameter("delay", Interval), _run_at_parameter()),
             )
-            .on_conflict_do_nothing(index_elements=[job.c.id])
+            .on_conflict_do_nothing(index_elements=[*job.primary_key])
             .returning(job.c.id)
         )
         if not notify:
@@ -151,7 +151,7 @@ class EnqueueStatements:
         names = ["id", "queue", "type", "arg", "priority", "headers", "next_run_at"]
         inserted = pg_insert(job).from_select(names, rows)
         if ignore_duplicates:
-            inserted = inserted.on_conflict_do_nothing(index_elements=[job.c.id])
+            inserted = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])
         if not notify:
             return inserted.returning(job.c.id)
         # A user's own query may name a CTE or a table "inserted".

@@ -84,7 +84,7 @@ class OperateStatements:
         back = (
             pg_insert(job)
             .from_select(list(values), select(*values.values()))
-            .on_conflict_do_nothing(index_elements=[job.c.id])
+            .on_conflict_do_nothing(index_elements=[*job.primary_key])
             .returning(job.c.id)
             .cte("back")
         )

@@ -30,7 +30,20 @@ from sqlalchemy.dialects.postgresql import JSONB
 from .._db.errors import describe
 from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
-from .words import ACTIVITY, ONLY, SECOND, Tables, Wakeup, at, before, parameter, unnest, woken
+from .words import (
+    ACTIVITY,
+    ONLY,
+    SECOND,
+    Tables,
+    Wakeup,
+    at,
+    before,
+    each_held,
+    later,
+    parameter,
+    unnest,
+    woken,
+)
 
 _resets = tuple(
     table(name, column("stats_reset", DateTime(timezone=True)), schema="pg_catalog")
@@ -39,13 +52,16 @@ _resets = tuple(
 
 
 class GiveBack(NamedTuple):
-    """One statement for all jobs, and what it takes to do the same one by one."""
+    """How to queue jobs again: first find them, and then write them queue by queue.
 
-    together: Executable
+    Found jobs are not locked meanwhile; each is written if its lease and its holder are the same.
+    """
+
     held: Executable
-    """Id and lease of each."""
-    one: Executable
-    """Takes the further parameter id."""
+    """Id, lease, queue and holder of each job. Its parameters are those that the statement names.
+    """
+    again: Executable
+    """Returns the id of each job. Parameters: queue, and lists ids, leases, holders."""
 
 
 class RescueStatements:
@@ -240,27 +256,21 @@ class RescueStatements:
         A job is known by its lease: the worker may know an earlier claim of it. Reads the whole
         table, so it is for outages. Parameters: worker, and lists ids, leases (those it knows of).
         """
-        job = self._job
-        held = job.alias("held")
-        given = unnest(ids=Text(), leases=BigInteger())
-        known = (
-            select(given.c.ids)
-            .where(given.c.ids == held.c.id, given.c.leases == held.c.lease)
-            .exists()
-        )
-        mine = and_(held.c.claimed_by == parameter("worker", BigInteger), not_(known))
-        unspent = func.greatest(job.c.attempt - 1, 0)
-        return self._give_back(held, mine, {"attempt": unspent})
+        held = self._job.alias("held")
+        mine = and_(held.c.claimed_by == parameter("worker", BigInteger), not_(_is_given(held)))
+        unspent = func.greatest(self._job.c.attempt - 1, 0)
+        return GiveBack(_which(held, mine), self._queue_again({"attempt": unspent}))
 
     @cached_property
     def give_back(self) -> GiveBack:
-        """Queue the jobs of a lost worker again; returns the queue of each. Parameter: worker."""
+        """Queue the jobs of a lost worker again. Parameter: worker."""
         held = self._job.alias("held")
-        return self._rescue(held, held.c.claimed_by == parameter("worker", BigInteger))
+        mine = held.c.claimed_by == parameter("worker", BigInteger)
+        return GiveBack(_which(held, mine), self._after_a_crash)
 
     @cached_property
     def give_back_orphans(self) -> GiveBack:
-        """Queue jobs again whose worker has no row; returns the queue of each."""
+        """Queue jobs again whose worker has no row."""
         held = self._job.alias("held")
         worker = self._worker
         known = (
@@ -269,73 +279,59 @@ class RescueStatements:
             .where(worker.c.id == held.c.claimed_by)
             .exists()
         )
-        return self._rescue(held, and_(held.c.claimed_by.is_not(None), not_(known)))
+        orphaned = and_(held.c.claimed_by.is_not(None), not_(known))
+        return GiveBack(_which(held, orphaned), self._after_a_crash)
 
     @cached_property
     def give_back_refused(self) -> GiveBack:
-        """Queue jobs again that have run, and whose settlement is refused; returns each queue.
+        """Queue jobs again that have run, and whose settlement is refused.
 
         It is done as for a lost worker. The attempt counts, so a job whose end can't be written
         runs max_attempts times and no more. last_error already names the refusal. Parameters:
         worker, and lists ids, leases.
         """
         held = self._job.alias("held")
-        given = unnest(ids=Text(), leases=BigInteger())
-        meant = (
-            select(given.c.ids)
-            .where(given.c.ids == held.c.id, given.c.leases == held.c.lease)
-            .exists()
-        )
-        mine = and_(held.c.claimed_by == parameter("worker", BigInteger), meant)
-        return self._rescue(held, mine, error=self._job.c.last_error)
+        mine = and_(held.c.claimed_by == parameter("worker", BigInteger), _is_given(held))
+        return GiveBack(_which(held, mine), self._queue_again(self._crashed()))
 
-    def _rescue(
-        self, held: Any, condition: ColumnElement[bool], error: ColumnElement[Any] | None = None
-    ) -> GiveBack:
-        job = self._job
+    @cached_property
+    def _after_a_crash(self) -> Executable:
         lost = literal(describe(WorkerLost()), Text)
-        # After its first crash a job is due as before; after further ones it waits for a random
-        # time. So the jobs of one lost worker spread out, and a job that kills its workers is soon
-        # claimed alone. The inner LEAST keeps the power from overflowing.
-        longest = func.least(60, func.power(2, func.least(job.c.crashes, 10)))
-        wait = func.random() * longest * SECOND
-        values = {
-            "crashes": job.c.crashes + 1,
-            "next_run_at": case(
-                (job.c.crashes > 0, func.clock_timestamp() + wait), else_=job.c.next_run_at
-            ),
-            "last_error": lost if error is None else error,
-        }
-        return self._give_back(held, condition, values)
+        return self._queue_again({**self._crashed(), "last_error": lost})
 
-    def _give_back(
-        self, held: Any, condition: ColumnElement[bool], values: Mapping[str, Any]
-    ) -> GiveBack:
-        return GiveBack(
-            together=self._queue_again(held, condition, values),
-            held=select(held.c.id, held.c.lease).with_hint(held, ONLY).where(condition),
-            one=self._queue_again(
-                held, and_(condition, held.c.id == parameter("id", Text)), values
-            ),
-        )
+    def _crashed(self) -> dict[str, Any]:
+        """One crash more.
 
-    def _queue_again(
-        self, held: Any, condition: ColumnElement[bool], values: Mapping[str, Any]
-    ) -> Executable:
+        After its first crash a job is due as before; after further ones it waits for a time that
+        is as good as random. So the jobs of one lost worker spread out, and a job that kills its
+        workers is soon claimed alone.
+        """
         job = self._job
-        locked: Select[Any] = (
-            select(literal_column("held.ctid"))
-            .select_from(held)
-            .with_hint(held, ONLY)
-            .where(condition)
-            .with_for_update(of=held, skip_locked=True, key_share=True)
+        # The inner LEAST keeps the power from overflowing.
+        longest = func.least(60, func.power(2, func.least(job.c.crashes, 10)))
+        spread = func.hashtextextended(job.c.id, job.c.lease).op("&")(literal_column("1023"))
+        delay = (
+            cast(longest, Float(53)) * cast(spread, Float(53)) / literal_column("1023", Float(53))
+        )
+        again = case((job.c.crashes > 0, later(delay)), else_=job.c.next_run_at)
+        return {"crashes": job.c.crashes + 1, "next_run_at": again}
+
+    def _queue_again(self, values: Mapping[str, Any]) -> Executable:
+        job = self._job
+        given = unnest(ids=Text(), leases=BigInteger(), holders=BigInteger())
+        locked = each_held(
+            job,
+            given,
+            literal_column("held.ctid"),
+            given.c.holders,
+            lambda held, one: one.with_for_update(skip_locked=True, key_share=True),
         )
         return (
             update(job)
             .with_hint(ONLY)
-            .where(at(locked))
+            .where(job.c.queue == parameter("queue", Text), at(locked))
             .values(claimed_by=None, lease=job.c.lease + 1, updated_at=func.now(), **values)
-            .returning(job.c.queue)
+            .returning(job.c.id)
         )
 
     @cached_property
@@ -359,6 +355,18 @@ class RescueStatements:
         if everybody:
             return select(cast(func.pg_notify(tables.channel_of_given_back, queue), Text))
         return woken(self._worker, tables.channel, queue, of=Wakeup.RETURNED)
+
+
+def _which(held: Any, condition: ColumnElement[bool]) -> Executable:
+    columns = held.c.id, held.c.lease, held.c.queue, held.c.claimed_by
+    return select(*columns).with_hint(held, ONLY).where(condition)
+
+
+def _is_given(held: Any) -> ColumnElement[bool]:
+    """Whether a job is one of those given by id and lease."""
+    given = unnest(ids=Text(), leases=BigInteger())
+    found = given.c.ids == held.c.id, given.c.leases == held.c.lease
+    return select(given.c.ids).where(*found).exists()
 
 
 def _up_since() -> ColumnElement[Any]:

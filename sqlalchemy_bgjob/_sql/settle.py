@@ -29,12 +29,24 @@ from sqlalchemy import (
     literal_column,
     not_,
     select,
-    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from .words import ONLY, SECOND, Tables, array_parameter, at, parameter, transaction_id, unnest
+from .words import (
+    CLOCK,
+    ONLY,
+    Tables,
+    array_parameter,
+    at,
+    each_held,
+    later,
+    parameter,
+    transaction_id,
+    unnest,
+)
+
+_QUEUE: ColumnElement[str] = parameter("queue", Text)
 
 
 class SettleStatements:
@@ -42,6 +54,7 @@ class SettleStatements:
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead = tables.job, tables.dead
+        self._named = tables.job.c.queue == _QUEUE
         self.complete: Callable[[bool], Executable] = cache(self._complete)
         self.release: Callable[[bool], Executable] = cache(self._release)
         self.bury: Callable[[bool], Executable] = cache(self._bury)
@@ -69,35 +82,18 @@ class SettleStatements:
         value: ColumnElement[Any],
         complete: Callable[[Any, Select[Any]], Select[Any]],
     ) -> Select[Any]:
-        """A value of each given job that this worker still holds.
-
-        A LATERAL that can't be pulled up: one probe of the primary key for each job, whatever the
-        statistics say. A plain join was planned as a nested loop over all pairs, or as a scan of
-        the queue's part of the claim's index, see tests/database/test_plans.py. The queue is not
-        named, as it would invite that scan.
-        """
-        held = self._job.alias("held")
-        one = (
-            select(value.label("value"))
-            .select_from(held)
-            .with_hint(held, ONLY)
-            .where(
-                held.c.id == given.c.ids,
-                held.c.lease == given.c.leases,
-                held.c.claimed_by == parameter("worker", BigInteger),
-            )
-        )
-        found = complete(held, one).lateral("found")
-        return select(found.c.value).select_from(given.join(found, true()))
+        """A value of each given job that this worker still holds."""
+        holder = parameter("worker", BigInteger)
+        return each_held(self._job, given, value, holder, complete)
 
     def _complete(self, wait: bool) -> Executable:
         """Delete jobs that are done. Returns how many, the xid, and their ids if not all were held.
 
-        Parameters: worker, and lists ids, leases. With *wait*, wait for locked rows.
+        Parameters: queue, worker, and lists ids, leases. With *wait*, wait for locked rows.
         """
         given = unnest(ids=Text(), leases=BigInteger())
         job = self._job
-        done = delete(job).with_hint(ONLY).where(at(self._held(given, wait=wait)))
+        done = delete(job).with_hint(ONLY).where(self._named, at(self._held(given, wait=wait)))
         gone = done.returning(job.c.id).cte("gone")
         count = func.count()
         all_gone = count == func.cardinality(array_parameter("ids", Text()))
@@ -109,7 +105,7 @@ class SettleStatements:
     def complete_one(self) -> Executable:
         """As :meth:`complete`, for one job and without waiting; returns the xid.
 
-        Parameters: worker, id, lease.
+        Parameters: queue, worker, id, lease.
         """
         job = self._job
         held = job.alias("held")
@@ -118,19 +114,21 @@ class SettleStatements:
             .select_from(held)
             .with_hint(held, ONLY)
             .where(
+                held.c.queue == _QUEUE,
                 held.c.id == parameter("id", Text),
                 held.c.lease == parameter("lease", BigInteger),
                 held.c.claimed_by == parameter("worker", BigInteger),
             )
             .with_for_update(skip_locked=True)
         )
-        return delete(job).with_hint(ONLY).where(at(locked)).returning(transaction_id())
+        done = delete(job).with_hint(ONLY).where(self._named, at(locked))
+        return done.returning(transaction_id())
 
     def _release(self, wait: bool) -> Executable:
         """Queue jobs again; returns id and xid of each.
 
-        Parameters: worker, and lists ids, leases, refunds, moments, delays (seconds; if both are
-        null, next_run_at stays), errors, keep_errors, args, new_args, headers (JSON text),
+        Parameters: queue, worker, and lists ids, leases, refunds, moments, delays (seconds; if both
+        are null, next_run_at stays), errors, keep_errors, args, new_args, headers (JSON text),
         unknowns.
         """
         job = self._job
@@ -147,12 +145,12 @@ class SettleStatements:
             headers=Text(),
             unknowns=Boolean(),
         )
-        again = func.clock_timestamp() + given.c.delays * SECOND
         return (
             update(job)
             .with_hint(ONLY)
             # The empty string keeps the planner from searching by id: rows are found by address.
             .where(
+                self._named,
                 at(self._held(given, wait=wait, keeps_key=True)),
                 job.c.id.concat(literal_column("''")) == given.c.ids,
             )
@@ -160,12 +158,14 @@ class SettleStatements:
                 claimed_by=None,
                 lease=job.c.lease + 1,
                 attempt=func.greatest(job.c.attempt - given.c.refunds, 0),
-                next_run_at=func.coalesce(given.c.moments, again, job.c.next_run_at),
+                next_run_at=func.coalesce(
+                    given.c.moments, later(given.c.delays), job.c.next_run_at
+                ),
                 last_error=case((given.c.keep_errors, job.c.last_error), else_=given.c.errors),
                 arg=case((given.c.new_args, given.c.args), else_=job.c.arg),
                 headers=case((given.c.new_args, cast(given.c.headers, JSONB)), else_=job.c.headers),
                 unknown_since=case(
-                    (given.c.unknowns, func.coalesce(job.c.unknown_since, func.now()))
+                    (given.c.unknowns, func.coalesce(job.c.unknown_since, CLOCK.c.now))
                 ),
                 updated_at=func.now(),
             )
@@ -175,13 +175,13 @@ class SettleStatements:
     def _bury(self, wait: bool) -> Executable:
         """Move jobs to the dead table; returns id and xid of each.
 
-        Parameters: worker, and lists ids, leases, dead_ids, refunds, errors.
+        Parameters: queue, worker, and lists ids, leases, dead_ids, refunds, errors.
         """
         job, dead = self._job, self._dead
         given = unnest(
             ids=Text(), leases=BigInteger(), dead_ids=Text(), refunds=Integer(), errors=Text()
         )
-        gone = delete(job).with_hint(ONLY).where(at(self._held(given, wait=wait)))
+        gone = delete(job).with_hint(ONLY).where(self._named, at(self._held(given, wait=wait)))
         moved = gone.returning(*job.c).cte("moved")
         values: dict[str, Any] = {
             "id": given.c.dead_ids,
@@ -227,7 +227,7 @@ class SettleStatements:
         return (
             update(job)
             .with_hint(ONLY)
-            .where(at(self._held(given, wait=False, keeps_key=True)))
+            .where(self._named, at(self._held(given, wait=False, keeps_key=True)))
             .values(last_error=parameter("error", Text), updated_at=func.now())
         )
 

@@ -5,6 +5,8 @@ holds whichever plan is chosen. The rows are then fetched by address, so no stat
 join into a scan of the table. A locked row cannot move.
 """
 
+from collections.abc import Callable
+from datetime import datetime
 from enum import Enum
 from functools import cache
 from hashlib import sha1
@@ -39,10 +41,12 @@ from sqlalchemy import (
     or_,
     select,
     table,
+    true,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 from ..models import Models
+from ..models._ddl import LOWEST_PRIORITY
 from ..schema._names import qualified, translated
 
 _CTID: ColumnElement[Any] = literal_column("ctid")
@@ -189,6 +193,66 @@ def unnest(alias: str = "given", /, **columns: Any) -> TableValuedAlias:
 def at(locked: Select[Any]) -> ColumnElement[bool]:
     """Rows at the addresses that a locking SELECT of one ctid column returns."""
     return any_(func.array(locked.scalar_subquery())) == _CTID
+
+
+def each_held(
+    job: Table,
+    given: TableValuedAlias,
+    value: ColumnElement[Any],
+    holder: ColumnElement[int],
+    complete: Callable[[Any, Select[Any]], Select[Any]],
+) -> Select[Any]:
+    """A value of each given job of one queue that its holder still holds. Parameter: queue.
+
+    A LATERAL that can't be pulled up: one probe of the primary key for each job, whatever the
+    statistics say. A plain join was planned as a nested loop over all pairs, see
+    tests/database/test_plans.py.
+
+    Args:
+        job: The table.
+        given: Ids and leases.
+        value: Of the alias ``held``.
+        holder: Who holds it.
+        complete: Gets that alias and the SELECT of one job, and adds a lock or a limit.
+    """
+    held = job.alias("held")
+    one = (
+        select(value.label("value"))
+        .select_from(held)
+        .with_hint(held, ONLY)
+        .where(
+            held.c.queue == parameter("queue", Text),
+            held.c.id == given.c.ids,
+            held.c.lease == given.c.leases,
+            held.c.claimed_by == holder,
+        )
+    )
+    found = complete(held, one).lateral("found")
+    return select(found.c.value).select_from(given.join(found, true()))
+
+
+def in_order_of_claims(job: FromClause) -> ColumnElement[bool]:
+    """True of every row. It lets a statement walk the claim's index, and no other one.
+
+    Each statement names its queue, so that a distributed table finds its shard. By that alone, and
+    stale statistics, a search by id could be planned as a walk through all jobs of the queue.
+    """
+    return job.c.priority >= literal_column(LOWEST_PRIORITY)
+
+
+CLOCK: Final = (
+    func.statement_timestamp()
+    .table_valued(column("now", DateTime(timezone=True)))
+    .render_derived(name="clock")
+)
+"""The server's clock as a table of one row, for an UPDATE: what it computes from a row's columns
+may hold no function that is not immutable, where the table is distributed."""
+
+
+def later(delay: ColumnElement[float]) -> ColumnElement[datetime]:
+    """A time so many seconds after :data:`CLOCK`."""
+    epoch = cast(extract("epoch", CLOCK.c.now - func.to_timestamp(literal_column("0"))), Float(53))
+    return func.to_timestamp(epoch + delay)
 
 
 def seconds(interval: ColumnElement[Any]) -> ColumnElement[float]:

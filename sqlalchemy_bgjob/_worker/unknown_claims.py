@@ -49,7 +49,7 @@ class UnknownClaims:
     def __init__(self, hands: Hands, runtime: Runtime, statements: Statements) -> None:
         self._hands, self._runtime, self._statements = hands, runtime, statements
         self._times: list[tuple[float, int]] = []  # when to return, for which worker id
-        self.suspected: set[tuple[str, int]] = set()
+        self.suspected: set[tuple[str, str, int]] = set()
         """Id and lease of jobs that were found, to be checked again in the same session."""
 
     # ---- the worker's loop ----------------------------------------------------------------------
@@ -108,7 +108,7 @@ class UnknownClaims:
     def ask_again(self, connection: Connection, worker_id: int) -> None:
         """Have the loop return found jobs that are still held and still unknown. Commits."""
         suspected, self.suspected = self.suspected, set()
-        unknown = suspected - {(job.id, job.lease) for job in self._hands.known()}
+        unknown = suspected - {(job.queue, job.id, job.lease) for job in self._hands.known()}
         if not unknown or not unknown_claims.still_holds_any(
             connection, self._statements, worker_id=worker_id, jobs=unknown
         ):

@@ -7,7 +7,8 @@ and those in ``alembic_migrations/``, call :func:`upgrade` and :func:`downgrade`
 * A released version never changes, so nothing here imports the models: a revision that was written
   for version 1 must always build version 1.
 * Changes are additive. New columns come last, and are nullable or have a server default, so that
-  older releases can still enqueue. A changed index or check gets a new name: Alembic compares names only.
+  older releases can still enqueue. A changed index or check gets a new name: Alembic compares
+  names only.
 * The version stands in the job table's comment, which Alembic's autogenerate compares. A table of
   versions would be dropped by the user's own autogenerate.
 """
