@@ -38,8 +38,8 @@ _FILL: Final = """
     FROM generate_series(1, %s)
 """
 _PARTIAL: Final = """
-    DROP INDEX bgjob_job_claim_idx;
-    CREATE INDEX bgjob_job_claim_idx ON bgjob_job (queue, priority, next_run_at, id)
+    DROP INDEX bgjob_job_due_idx;
+    CREATE INDEX bgjob_job_due_idx ON bgjob_job (queue, priority, next_run_at, id)
     WHERE claimed_by IS NULL
 """
 _JOINED: Final = """

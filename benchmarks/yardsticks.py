@@ -80,6 +80,7 @@ def raw(app: App) -> Answer:
             at, last_id = max((row[9], row[0]) for row in rows)
             rows.sort(key=lambda row: str(row[0]))
             given = parameters(
+                queue=QUEUE,
                 worker=worker_id,
                 ids=[row[0] for row in rows],
                 leases=[row[6] for row in rows],

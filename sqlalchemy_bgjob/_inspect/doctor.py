@@ -3,6 +3,7 @@
 It only reads, except that it sets one parameter in its own session, which nothing else uses.
 """
 
+import re
 import secrets
 import shlex
 import time
@@ -164,8 +165,10 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
     version = db_version(connection, schema=name, table_prefix=prefix)
     yield Finding("tables", "ok", f"version {version}")
     yield from _told("structure", _structure(connection, name, prefix), "as designed")
-    for heir in heirs(connection, schema=name, table_prefix=prefix):
-        yield Finding("structure", "note", heir)
+    notes = [*heirs(connection, schema=name, table_prefix=prefix)]
+    notes += _other_indexes(connection, name, prefix)
+    for note in notes:
+        yield Finding("structure", "note", note)
     storage = storage_drift(connection, schema=name, table_prefix=prefix)
     missing = [f"a storage parameter is not as designed; run: {sql}" for sql in storage]
     yield from _told("storage", missing, "as designed")
@@ -212,6 +215,29 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
     return problems
 
 
+def _other_indexes(connection: Connection, name: str | None, prefix: str) -> Iterator[str]:
+    """Indexes on jobs that this version does not have, and that cost more than they give."""
+    table = table_of(STEPS[LATEST].tables(name, prefix), "job", name, prefix)
+    ours = {str(index.name) for index in table.indexes}
+    older: set[str] = set()
+    for version in range(1, LATEST):
+        before = table_of(STEPS[version].tables(name, prefix), "job", name, prefix)
+        older |= {str(index.name) for index in before.indexes} - ours
+    schema = translated(connection, name)
+    there = _catalog(connection, qualified(schema, table.name)).indexes
+    for index, (_, columns, condition) in sorted(there.items()):
+        if index in older:
+            yield (
+                f"only workers of an older release use the index {index!r}; once none of them "
+                f"runs: DROP INDEX CONCURRENTLY {qualified(schema, index)}"
+            )
+        elif index not in ours and columns[:1] == ["queue"] and not condition:
+            yield (
+                f"the index {index!r} begins with queue: with old statistics PostgreSQL may walk "
+                f"it through all jobs of a queue to find one; drop it, or make it partial"
+            )
+
+
 def _condition(index: Index) -> str:
     """The predicate of a partial index, as the server tells it; empty for a full one."""
     condition = index.dialect_options["postgresql"]["where"]
@@ -235,12 +261,15 @@ def _catalog(connection: Connection, table: str) -> _Catalog:
     return _Catalog(
         columns=frozenset(connection.execute(_COLUMNS, given).scalars()),
         indexes={
-            row[0]: (row[1], list(row[2]), row[3]) for row in connection.execute(_INDEXES, given)
+            row[0]: (row[1], list(row[2]), _NUMBER.sub(r"\1", row[3]))
+            for row in connection.execute(_INDEXES, given)
         },
         constraints=frozenset(connection.execute(_CONSTRAINTS, given).scalars()),
     )
 
 
+_NUMBER: Final = re.compile(r"'(-\d+)'::\w+")
+"""How the server writes a negative number of a predicate."""
 _COLUMNS = text(
     "SELECT CAST(attname AS TEXT) FROM pg_catalog.pg_attribute"
     " WHERE attrelid = to_regclass(CAST(:table AS TEXT)) AND attnum > 0 AND NOT attisdropped"
@@ -329,15 +358,15 @@ def _option(queue: str) -> str:
 
 
 # A skip scan: one index lookup for each queue and priority, reading at most N + 1 of its due jobs.
-# The index is for those who compare the queue by itself; see models/_ddl.py.
+# The index is for those who say that the priority is at least the lowest; see models/_ddl.py.
 _DUE: Final = """
     WITH RECURSIVE lanes AS (
-      (SELECT queue, priority FROM ONLY {job} WHERE queue >= ''
+      (SELECT queue, priority FROM ONLY {job} WHERE priority >= -32768
        ORDER BY queue, priority LIMIT 1)
       UNION ALL
       SELECT following.queue, following.priority FROM lanes, LATERAL (
         SELECT queue, priority FROM ONLY {job}
-        WHERE queue >= lanes.queue AND (queue, priority) > (lanes.queue, lanes.priority)
+        WHERE (queue, priority) > (lanes.queue, lanes.priority) AND priority >= -32768
         ORDER BY queue, priority LIMIT 1
       ) AS following
     )
@@ -352,7 +381,7 @@ _DUE: Final = """
       SELECT min(next_run_at) AS oldest, count(*) AS due FROM (
         SELECT next_run_at FROM ONLY {job} AS one
         WHERE one.queue = lanes.queue AND one.priority = lanes.priority
-          AND one.claimed_by IS NULL AND one.next_run_at <= now()
+          AND one.priority >= -32768 AND one.claimed_by IS NULL AND one.next_run_at <= now()
         ORDER BY one.next_run_at LIMIT :many + 1
       ) AS few
     ) AS first

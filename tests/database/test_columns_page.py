@@ -11,6 +11,7 @@ from sqlalchemy import MetaData, Table, inspect
 from sqlalchemy.dialects import postgresql
 
 from sqlalchemy_bgjob.models import build_models
+from sqlalchemy_bgjob.schema._table_kinds import KINDS
 
 if TYPE_CHECKING:
     from support.queue import Queue
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "columns.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 TYPES = {"timestamp with time zone": "timestamptz", "float(53)": "float8"}
-TABLES = ["bgjob_job", "bgjob_dead_job", "bgjob_worker"]
+TABLES = [f"bgjob_{kind}" for kind in KINDS]
 
 VERSION, *QUESTIONS, ADDED, CANCELLED, CORRECTED = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 DEAD = (

@@ -98,22 +98,22 @@ def test_missing_tables_are_told_with_the_command(engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        ("DROP INDEX bgjob_job_claim_idx", "has no index 'bgjob_job_claim_idx' on (queue, prior"),
+        ("DROP INDEX bgjob_job_due_idx", "has no index 'bgjob_job_due_idx' on (queue, prior"),
         (
             (
-                "DROP INDEX bgjob_job_claim_idx; CREATE INDEX bgjob_job_claim_idx ON bgjob_job"
+                "DROP INDEX bgjob_job_due_idx; CREATE INDEX bgjob_job_due_idx ON bgjob_job"
                 " (queue, priority, next_run_at, id) WHERE claimed_by IS NULL"
             ),
             (
-                "the index 'bgjob_job_claim_idx' is not on (queue, priority, next_run_at, id)"
-                " WHERE queue IS NOT NULL"
+                "the index 'bgjob_job_due_idx' is not on (queue, priority, next_run_at, id)"
+                " WHERE priority >= -32768"
             ),
         ),
         (
-            "DROP INDEX bgjob_job_claim_idx; CREATE INDEX bgjob_job_claim_idx ON bgjob_job (queue)",
+            "DROP INDEX bgjob_job_due_idx; CREATE INDEX bgjob_job_due_idx ON bgjob_job (queue)",
             (
-                "the index 'bgjob_job_claim_idx' is not on (queue, priority, next_run_at, id)"
-                " WHERE queue IS NOT NULL"
+                "the index 'bgjob_job_due_idx' is not on (queue, priority, next_run_at, id)"
+                " WHERE priority >= -32768"
             ),
         ),
         (
@@ -172,10 +172,10 @@ def test_what_is_wrong_is_told(tables: Engine, broken: str, told: str) -> None:
 
 def test_an_index_that_was_given_up_half_way_is_told(tables: Engine) -> None:
     """CREATE INDEX CONCURRENTLY leaves it behind when it is cancelled, and nobody uses it."""
-    run(tables, "DROP INDEX bgjob_job_claim_idx")
+    run(tables, "DROP INDEX bgjob_job_due_idx")
     create = (
-        "CREATE INDEX CONCURRENTLY bgjob_job_claim_idx ON bgjob_job"
-        " (queue, priority, next_run_at, id) WITH (fillfactor = 50) WHERE queue IS NOT NULL"
+        "CREATE INDEX CONCURRENTLY bgjob_job_due_idx ON bgjob_job"
+        " (queue, priority, next_run_at, id) WITH (fillfactor = 50) WHERE priority >= -32768"
     )
     waits = (
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
@@ -201,9 +201,9 @@ def test_an_index_that_was_given_up_half_way_is_told(tables: Engine) -> None:
         writer.rollback()
 
     (problem,) = problems(tables)
-    assert problem == "the index 'bgjob_job_claim_idx' is invalid; REINDEX it"
+    assert problem == "the index 'bgjob_job_due_idx' is invalid; REINDEX it"
     with alone.connect() as connection:
-        connection.exec_driver_sql("REINDEX INDEX CONCURRENTLY bgjob_job_claim_idx")
+        connection.exec_driver_sql("REINDEX INDEX CONCURRENTLY bgjob_job_due_idx")
     assert problems(tables) == []
 
 
@@ -329,7 +329,7 @@ def test_the_command_prints_what_was_looked_at(tables: Engine, driver: str) -> N
     url = with_driver(tables.url.render_as_string(hide_password=False), driver)
 
     fine = CliRunner().invoke(cli, ["doctor", "--database-url", url], standalone_mode=False)
-    run(tables, "DROP INDEX bgjob_job_claim_idx")
+    run(tables, "DROP INDEX bgjob_job_due_idx")
     broken = CliRunner().invoke(
         cli, ["doctor", "--database-url", url, "--json"], standalone_mode=False
     )

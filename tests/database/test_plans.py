@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 BATCH = 200
 MODES = ["auto", "force_custom_plan", "force_generic_plan"]
 WHEN = ["prepared early", "prepared late", "analysed"]
-CLAIM_INDEX, KEY = "bgjob_job_claim_idx", "bgjob_job_pkey"
+CLAIM_INDEX, KEY = "bgjob_job_due_idx", "bgjob_job_pkey"
 
 RETRY = Settlement(Kind.RETRY, delay=3_600.0, error="x")
 DEAD = Settlement(Kind.DEAD, error="x")

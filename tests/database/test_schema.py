@@ -7,6 +7,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +33,17 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import models, schema
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate, SchemaUnknown
-from sqlalchemy_bgjob.schema import _versions
+from sqlalchemy_bgjob.schema._elements import table_of
 from sqlalchemy_bgjob.schema._foreign_keys import foreign_key_problems
+from sqlalchemy_bgjob.schema._table_kinds import KINDS
+from sqlalchemy_bgjob.schema._versions import STEPS, Step
 from support import wait_until, wait_until_async
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from conftest import ExpectedCatalog, UrlFor
     from support.tuning import Tune
 
@@ -46,15 +52,36 @@ every_name = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
 
 def by_upgrade(connection: Connection, names: Names) -> None:
     op = Operations(MigrationContext.configure(connection))
-    schema.upgrade(op, from_version=0, to_version=1, **names.where)
+    schema.upgrade(op, from_version=0, to_version=2, **names.where)
 
 
 def by_upgrade_on_connection(connection: Connection, names: Names) -> None:
-    schema.upgrade(connection, from_version=0, to_version=1, **names.where)
+    schema.upgrade(connection, from_version=0, to_version=2, **names.where)
 
 
 def by_migrate(connection: Connection, names: Names) -> None:
     assert schema.migrate(connection, **names.where) == 0
+
+
+def by_migrate_online(connection: Connection, names: Names) -> None:
+    connection.rollback()
+    assert schema.migrate_online(connection, **names.where) == 0
+
+
+def step_by_step(connection: Connection, names: Names) -> None:
+    """As the two revisions do."""
+    by_version_1(connection, names)
+    schema.upgrade(connection, from_version=1, to_version=2, **names.where)
+
+
+def step_by_step_online(connection: Connection, names: Names) -> None:
+    by_version_1(connection, names)
+    connection.commit()
+    assert schema.migrate_online(connection, **names.where) == 1
+
+
+def by_version_1(connection: Connection, names: Names) -> None:
+    schema.upgrade(connection, from_version=0, to_version=1, **names.where)
 
 
 def run_script(connection: Connection, script: str) -> None:
@@ -63,7 +90,15 @@ def run_script(connection: Connection, script: str) -> None:
     driver.execute(script)
 
 
-WAYS = [create_all, by_upgrade, by_upgrade_on_connection, by_migrate]
+WAYS = [
+    create_all,
+    by_upgrade,
+    by_upgrade_on_connection,
+    by_migrate,
+    by_migrate_online,
+    step_by_step,
+    step_by_step_online,
+]
 
 
 @pytest.mark.core
@@ -86,7 +121,7 @@ def test_the_sql_text_makes_the_same_tables_and_drops_them(
 
         run_script(connection, schema.migration_sql(**names.where))
         assert catalog(connection, names.schema, names.prefix) == expected(names)
-        run_script(connection, schema.migration_sql(from_version=1, to_version=0, **names.where))
+        run_script(connection, schema.migration_sql(from_version=2, to_version=0, **names.where))
 
         assert leftovers(connection) == before
         assert names.schema is None or leftovers(connection, names.schema) == []
@@ -96,17 +131,20 @@ def test_the_models_are_what_was_designed(expected: ExpectedCatalog) -> None:
     """The other tests compare with this; here it is compared with words."""
     tables = expected(Names())
 
-    assert list(tables) == ["bgjob_dead_job", "bgjob_job", "bgjob_worker"]
+    assert list(tables) == sorted(f"bgjob_{kind}" for kind in KINDS)
     job = tables["bgjob_job"]
-    assert job["comment"] == "sqlalchemy-bgjob schema 1 (workers since 1)"
+    assert job["comment"] == "sqlalchemy-bgjob schema 2 (workers since 1)"
     assert job["storage"] == [
         "autovacuum_vacuum_scale_factor=0.02",
         "autovacuum_vacuum_threshold=1000",
         "fillfactor=50",
     ]
     assert [index[0].partition(" USING ")[2] for index in job["indexes"]] == [
-        "btree (queue, priority, next_run_at, id) WHERE (queue IS NOT NULL)",
+        "btree (batch_id) WHERE (batch_id IS NOT NULL)",
+        "btree (queue, priority, next_run_at, id) WHERE (priority >= '-32768'::integer)",
         "btree (id)",
+        "btree (unique_key) WHERE (unique_key IS NOT NULL)",
+        "btree (queue, group_key, priority, turn) WHERE waits",
     ]
     assert [constraint[0] for constraint in job["constraints"]] == [
         "bgjob_job_attempt_check",
@@ -125,18 +163,20 @@ def test_downgrade_leaves_nothing(connection: Connection, names: Names) -> None:
     schema.upgrade(connection, **names.where)
     assert leftovers(connection, names.schema)
 
-    schema.downgrade(connection, from_version=1, to_version=0, **names.where)
+    schema.downgrade(connection, from_version=2, to_version=0, **names.where)
 
     assert leftovers(connection) == before
     if names.schema:
         assert leftovers(connection, names.schema) == []
 
 
-def test_a_released_version_never_changes() -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_released_version_never_changes(version: int) -> None:
     """Whoever changes this file's counterpart changes what users' old revisions build."""
-    golden = Path(__file__).parents[1] / "data" / "schema_1.sql"
+    golden = Path(__file__).parents[1] / "data" / f"schema_{version}.sql"
 
-    assert schema.migration_sql(from_version=0, to_version=1) == golden.read_text()
+    script = schema.migration_sql(from_version=version - 1, to_version=version)
+    assert script == golden.read_text()
 
 
 def test_sql_needs_no_names_of_psycopg() -> None:
@@ -148,10 +188,10 @@ def test_sql_needs_no_names_of_psycopg() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "end"), [(1, 0), (0, 2), (-1, 1), (2, 3)], ids=["down", "new", "negative", "both"]
+    ("start", "end"), [(1, 0), (0, 3), (-1, 1), (3, 4)], ids=["down", "new", "negative", "both"]
 )
 def test_upgrade_refuses_versions_it_does_not_know(start: int, end: int) -> None:
-    with pytest.raises(ValueError, match=f"from version {start} to {end}: .* 0 to 1"):
+    with pytest.raises(ValueError, match=f"from version {start} to {end}: .* 0 to 2"):
         schema.upgrade(None, from_version=start, to_version=end)  # type: ignore[arg-type]
 
 
@@ -402,7 +442,7 @@ def test_no_tables_are_version_0_and_refused_with_the_command(connection: Connec
     with pytest.raises(SchemaOutOfDate) as caught:
         schema.check(connection, schema="my app", table_prefix="x_")
 
-    assert (caught.value.found, caught.value.needed) == (0, 1)
+    assert (caught.value.found, caught.value.needed) == (0, 2)
     told = str(pickle.loads(pickle.dumps(caught.value)))
     assert "table 'x_job' in schema 'my app' does not exist" in told
     assert "`sqlalchemy-bgjob migrate --schema 'my app' --table-prefix x_`" in told
@@ -411,22 +451,22 @@ def test_no_tables_are_version_0_and_refused_with_the_command(connection: Connec
 
 def test_the_latest_version_is_accepted(connection: Connection) -> None:
     schema.migrate(connection)
-    assert schema.db_version(connection) == 1
+    assert schema.db_version(connection) == 2
     schema.check(connection)
 
 
 def test_an_older_version_is_refused_and_migrated(connection: Connection, tune: Tune) -> None:
     schema.migrate(connection)
-    version_2(tune)
+    version_3(tune)
 
     with pytest.raises(
-        SchemaOutOfDate, match=r"is of version 1, .* need version 2; run `sqlalchemy-bgjob migr"
+        SchemaOutOfDate, match=r"is of version 2, .* need version 3; run `sqlalchemy-bgjob migr"
     ):
         schema.check(connection)
-    assert schema.migrate(connection) == 1
+    assert schema.migrate(connection) == 2
 
     schema.check(connection)
-    assert schema.db_version(connection) == 2
+    assert schema.db_version(connection) == 3
 
 
 def test_a_newer_compatible_version_is_accepted_unchanged(
@@ -444,7 +484,7 @@ def test_a_newer_compatible_version_is_accepted_unchanged(
 
 def test_a_newer_incompatible_version_is_refused(connection: Connection) -> None:
     schema.migrate(connection)
-    comment(connection, "sqlalchemy-bgjob schema 7 (workers since 2)")
+    comment(connection, "sqlalchemy-bgjob schema 7 (workers since 3)")
     before = catalog(connection)
 
     for refuse in (schema.check, schema.migrate):
@@ -479,41 +519,153 @@ def plain_text(sql: str) -> Any:
     return text(sql.replace(":", r"\:"))
 
 
-def version_2(tune: Tune) -> None:
-    """Pretend that there is a second version, with one more column and index."""
+def version_3(tune: Tune) -> None:
+    """Pretend that there is a third version, with one more column and index."""
 
     def tables(where: str | None, prefix: str) -> MetaData:
-        metadata = _versions.tables_1(where, prefix)
-        job = _versions.table_of(metadata, "job", where, prefix)
+        metadata = STEPS[2].tables(where, prefix)
+        job = table_of(metadata, "job", where, prefix)
         job.append_column(Column("tag", Text, server_default=text("''")))
         Index(f"{prefix}job_tag_idx", job.c.tag)
         return metadata
 
-    def upgrade(op: Any, where: str | None, prefix: str) -> None:
+    def begin(op: Any, where: str | None, prefix: str) -> None:
         table = schema.qualified(where, f"{prefix}job")
-        index = _versions.quoted(f"{prefix}job_tag_idx")
         op.execute(plain_text(f"ALTER TABLE {table} ADD COLUMN tag TEXT DEFAULT ''"))
-        op.execute(plain_text(f"CREATE INDEX {index} ON {table} (tag)"))
+
+    def indexes(where: str | None, prefix: str) -> Iterator[Index]:
+        job = table_of(tables(where, prefix), "job", where, prefix)
+        yield next(one for one in job.indexes if str(one.name).endswith("tag_idx"))
 
     def downgrade(op: Any, where: str | None, prefix: str) -> None:
         table = schema.qualified(where, f"{prefix}job")
         op.execute(plain_text(f"ALTER TABLE {table} DROP COLUMN tag"))
 
-    step = _versions.Step(tables, _versions.STORAGE_1, upgrade, downgrade)
-    tune(schema, STEPS={**_versions.STEPS, 2: step}, WORKERS_SINCE={1: 1, 2: 1}, LATEST=2)
+    step = Step(tables, STEPS[2].storage, begin, indexes, lambda *_: None, downgrade)
+    since = {**schema.WORKERS_SINCE, 3: 1}
+    tune(schema, STEPS={**STEPS, 3: step}, WORKERS_SINCE=since, LATEST=3)
 
 
-def test_steps_between_versions_carry_the_comment(connection: Connection, tune: Tune) -> None:
-    version_2(tune)
-    schema.upgrade(connection, from_version=0, to_version=1)
+@pytest.mark.parametrize("version", [1, 2])
+def test_steps_between_versions_carry_the_comment(
+    connection: Connection, tune: Tune, version: int
+) -> None:
+    version_3(tune)
+    schema.upgrade(connection, from_version=0, to_version=version)
     first = catalog(connection)
-    assert schema.db_version(connection) == 1
+    assert schema.db_version(connection) == version
 
-    schema.upgrade(connection, from_version=1, to_version=2)
-    assert schema.db_version(connection) == 2
-    schema.downgrade(connection, from_version=2, to_version=1)
+    schema.upgrade(connection, from_version=version, to_version=version + 1)
+    assert schema.db_version(connection) == version + 1
+    schema.downgrade(connection, from_version=version + 1, to_version=version)
 
     assert catalog(connection) == first
+
+
+# --- Beside workers ------------------------------------------------------------------------------
+
+
+def test_the_old_claim_index_stays_while_workers_run(connection: Connection) -> None:
+    """They may be of the older release, whose claims would walk the whole table without it."""
+    by_version_1(connection, Names())
+    connection.execute(
+        text(
+            "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout)"
+            " VALUES (7, 'web', 1, '0.1.0', '{}', 30)"
+        )
+    )
+
+    schema.migrate(connection)
+
+    assert "bgjob_job_claim_idx" in index_names(connection)
+
+
+def index_names(connection: Connection) -> set[str]:
+    names = text("SELECT indexname FROM pg_indexes WHERE starts_with(indexname, 'bgjob')")
+    return {*connection.execute(names).scalars()}
+
+
+def test_an_online_migration_goes_on_where_it_stopped(
+    engine: Engine, expected: ExpectedCatalog, tune: Tune
+) -> None:
+    """Whatever its last statement was; here each of them fails in turn."""
+    with engine.connect() as connection:
+        by_version_1(connection, Names())
+        connection.commit()
+    done, failures = 0, 0
+
+    def fail(connection: Connection, *_: Any) -> None:
+        nonlocal done, failures
+        done += 1
+        if done > failures:
+            raise RuntimeError("stopped")
+
+    while True:
+        with engine.connect() as connection:
+            event.listen(connection, "before_execute", fail)
+            done = 0
+            try:
+                assert schema.migrate_online(connection) == 1
+                break
+            except RuntimeError:
+                failures += 1
+    with engine.connect() as connection:
+        assert catalog(connection) == expected(Names())
+    assert failures > 15
+
+
+def test_an_online_migration_holds_up_nobody_for_long(engine: Engine) -> None:
+    """Beside a reader that stays: enqueues go on while the migration waits for it."""
+    with engine.connect() as connection:
+        by_version_1(connection, Names())
+        connection.commit()
+    insert = text("INSERT INTO bgjob_job (id, queue, type) VALUES (:id, 'q', 't')")
+    longest = 0.0
+
+    def migrate() -> int:
+        with engine.connect() as connection:
+            return schema.migrate_online(connection)
+
+    def waits_for_lock() -> bool:
+        with engine.connect() as connection:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            return bool(connection.execute(text(waiting)).scalar())
+
+    with ThreadPoolExecutor() as pool, engine.connect() as reader:
+        reader.execute(text("SELECT count(*) FROM bgjob_job"))
+        migrating = pool.submit(migrate)
+        for number in range(2):
+            wait_until(waits_for_lock, what="the migration to wait")
+            with engine.begin() as connection:
+                begun = time.monotonic()
+                connection.execute(insert, {"id": str(number)})
+                longest = max(longest, time.monotonic() - begun)
+        assert not migrating.done()
+        reader.rollback()
+        assert migrating.result(60) == 1
+
+    assert longest < 5  # the lock is given up after a second
+    with engine.connect() as connection:
+        assert schema.db_version(connection) == 2
+
+
+def test_a_half_built_index_is_mended(engine: Engine) -> None:
+    with engine.connect() as connection:
+        by_version_1(connection, Names())
+        schema.upgrade(connection, from_version=1, to_version=2)
+        comment(connection, "sqlalchemy-bgjob schema 1 (workers since 1)")
+        connection.execute(
+            text(
+                "UPDATE pg_index SET indisvalid = false"
+                " WHERE indexrelid = 'bgjob_job_due_idx'::regclass".replace(":", r"\:")
+            )
+        )
+        connection.commit()
+
+        assert schema.migrate_online(connection) == 1
+
+        valid = "SELECT bool_and(indisvalid) FROM pg_index"
+        assert connection.execute(text(valid)).scalar()
 
 
 # --- What Alembic does not see -------------------------------------------------------------------

@@ -619,7 +619,9 @@ def test_of_a_refused_settlement_only_the_error_is_stored(
     with queue.connection.begin():
         queue.connection.execute(
             queue.statements.settle.note_error,
-            parameters(worker=ME, ids=["a"], leases=[jobs[0].lease], error="refused"),
+            parameters(
+                queue="default", worker=ME, ids=["a"], leases=[jobs[0].lease], error="refused"
+            ),
         )
 
     after = rows(queue.connection)
@@ -638,7 +640,9 @@ def test_still_held_sees_locked_rows_and_no_strangers(queue: Queue) -> None:
         with queue.connection.begin():
             held = queue.connection.execute(
                 queue.statements.settle.still_held,
-                parameters(worker=ME, ids=ids(jobs), leases=[job.lease for job in jobs]),
+                parameters(
+                    queue="default", worker=ME, ids=ids(jobs), leases=[job.lease for job in jobs]
+                ),
             )
             found = set(held.scalars())
 
@@ -647,7 +651,7 @@ def test_still_held_sees_locked_rows_and_no_strangers(queue: Queue) -> None:
 
 # ---- the parameters -------------------------------------------------------------------------
 
-FENCE = {"worker", "ids", "leases"}
+FENCE = {"queue", "worker", "ids", "leases"}
 RELEASE = {"refunds", "moments", "delays", "errors", "keep_errors", "args", "new_args", "headers"}
 JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
 
@@ -663,7 +667,7 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ),
         ("claim.next_due", None, {"queue", "priorities"}),
         ("claim.lanes", None, {"queue"}),
-        ("settle.complete_one", None, {"worker", "id", "lease"}),
+        ("settle.complete_one", None, {"queue", "worker", "id", "lease"}),
         ("claim.onward", None, {"queue", "limit", "worker", "priority", "at", "id"}),
         ("workers.set_waits_for", None, {"worker", "queues"}),
         ("workers.pass_on", None, {"worker", "queue"}),
@@ -672,17 +676,14 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("settle.bury", (False, True), FENCE | {"dead_ids", "refunds", "errors"}),
         ("settle.still_held", None, FENCE),
         ("settle.note_error", None, FENCE | {"error"}),
-        ("rescue.unknown_claims.together", None, {"worker", "ids", "leases"}),
         ("rescue.unknown_claims.held", None, {"worker", "ids", "leases"}),
-        ("rescue.unknown_claims.one", None, {"worker", "ids", "leases", "id"}),
+        ("rescue.unknown_claims.again", None, {"queue", "ids", "leases", "holders"}),
         ("workers.beat", None, {"worker", "listener_pid", "listener_started_at"}),
         ("workers.unregister", None, {"worker"}),
         ("rescue.mark_lost", None, {"worker"}),
-        ("rescue.give_back.together", None, {"worker"}),
         ("rescue.give_back.held", None, {"worker"}),
-        ("rescue.give_back.one", None, {"worker", "id"}),
-        ("rescue.give_back_orphans.together", None, set()),
-        ("rescue.give_back_orphans.one", None, {"id"}),
+        ("rescue.give_back.again", None, {"queue", "ids", "leases", "holders"}),
+        ("rescue.give_back_orphans.held", None, set()),
         ("claim.skipping", None, {"queue", "limit", "worker", "skip"}),
         ("claim.due_ids", None, {"queue", "limit", "skip"}),
         ("claim.one", None, {"queue", "worker", "id"}),

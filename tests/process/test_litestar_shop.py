@@ -151,5 +151,5 @@ def test_its_migration_makes_the_tables_of_the_queue(
         "check",
     ]
     (revision,) = (tmp_path / "migrations" / "versions").glob("*orders*.py")
-    assert "bgjob.upgrade(op, from_version=0, to_version=1)" in revision.read_text()
+    assert "bgjob.upgrade(op, from_version=0, to_version=2)" in revision.read_text()
     assert count(engine, "orders") == count(engine, "bgjob_job") == 0

@@ -23,34 +23,34 @@ def test_migrate_makes_the_tables_once(driver: str, url_for: UrlFor, engine: Eng
 
     assert run("migrate", "--database-url", url) == (
         0,
-        "created the tables bgjob_*, version 1\n",
+        "created the tables bgjob_*, version 2\n",
         "",
     )
     with engine.connect() as connection:
         assert schema.db_version(connection) == schema.LATEST
     code, out, _ = run("migrate", BGJOB_DATABASE_URL=url)
-    assert (code, out) == (0, "the tables bgjob_* are of version 1: nothing to do\n")
+    assert (code, out) == (0, "the tables bgjob_* are of version 2: nothing to do\n")
 
 
 def test_migrate_uses_schema_and_prefix(engine: Engine, database_url: str) -> None:
     where = ["--schema", "shop", "--table-prefix", "q_"]
     code, out, _ = run("migrate", "--database-url", database_url, *where)
 
-    assert (code, out) == (0, "created the tables q_* in schema shop, version 1\n")
+    assert (code, out) == (0, "created the tables q_* in schema shop, version 2\n")
     with engine.connect() as connection:
-        assert schema.db_version(connection, schema="shop", table_prefix="q_") == 1
+        assert schema.db_version(connection, schema="shop", table_prefix="q_") == 2
 
 
 def test_migrate_prints_the_same_as_sql(engine: Engine) -> None:
     code, up, _ = run("migrate", "--sql", "--schema", "shop")
     assert code == 0
     assert up == schema.migration_sql(schema="shop")
-    code, down, _ = run("migrate", "--sql", "--schema", "shop", "--from", "1", "--to", "0")
+    code, down, _ = run("migrate", "--sql", "--schema", "shop", "--from", "2", "--to", "0")
     assert code == 0
 
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(up)
-        assert schema.db_version(connection, schema="shop") == 1
+        assert schema.db_version(connection, schema="shop") == 2
         connection.exec_driver_sql(down)
         assert schema.db_version(connection, schema="shop") == 0
 
@@ -87,7 +87,7 @@ def test_migrate_tells_from_which_version(
     database_url: str, monkeypatch: pytest.MonkeyPatch, tune: Tune
 ) -> None:
     tune(schema, LATEST=3)
-    monkeypatch.setattr(schema, "migrate", lambda connection, **where: 2)
+    monkeypatch.setattr(schema, "migrate_online", lambda connection, **where: 2)
 
     code, out, _ = run("migrate", "--database-url", database_url)
 

@@ -200,8 +200,8 @@ def test_alembic_blocks_are_what_the_plugin_writes():
 
     assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"]' in configure
     assert 'autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"]' in tests
-    assert "bgjob.upgrade(op, from_version=0, to_version=1)" in upgrade
-    assert "bgjob.upgrade(op, from_version=0, to_version=1)" in tests
+    assert "bgjob.upgrade(op, from_version=0, to_version=2)" in upgrade
+    assert "bgjob.upgrade(op, from_version=0, to_version=2)" in tests
 
 
 def test_the_table_of_settings_is_what_their_declaration_says() -> None:

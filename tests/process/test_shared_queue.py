@@ -65,7 +65,7 @@ LATER = (
     "ALTER TABLE bgjob_dead_job ADD COLUMN later jsonb, ADD COLUMN more bigint",
     "ALTER TABLE bgjob_worker ADD COLUMN later text NOT NULL DEFAULT ''",
     "CREATE INDEX bgjob_job_later_idx ON bgjob_job (more) WHERE more IS NOT NULL",
-    "CREATE TABLE bgjob_schedule (name text PRIMARY KEY)",
+    "CREATE TABLE bgjob_later (name text PRIMARY KEY)",
     "COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 9 (workers since 1)'",
 )
 

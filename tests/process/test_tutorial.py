@@ -153,7 +153,7 @@ def test_the_tutorial_goes_as_it_says(reader: Reader) -> None:
     assert {language for language, _ in BLOCKS} == {"console", "python", "text", "sql", "ini"}
     assert len(reader.ran) == 16
     [revision] = (reader.folder / "migrations" / "versions").glob("*.py")
-    assert "bgjob.upgrade(op, from_version=0, to_version=1)" in revision.read_text()
+    assert "bgjob.upgrade(op, from_version=0, to_version=2)" in revision.read_text()
     assert "create_table('orders'" in revision.read_text()
 
 

@@ -46,7 +46,7 @@ _GO_DEAD_JOB = (
 )
 _REQUEST_ID = ", request_id text NOT NULL DEFAULT ''"
 # What a worker used to ask for.
-_COMMENT = "COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 1 (workers since 1)'"
+_COMMENT = "COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 2 (workers since 1)'"
 
 GO, OTHER = "the Go library bgjob's", "another program's"
 LAYOUTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
