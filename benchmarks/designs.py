@@ -176,7 +176,12 @@ def _settle(
     connection: psycopg.Connection[Any], table: Table, design: Design, rows: list[Any]
 ) -> int:
     rows.sort(key=lambda row: str(row[0]))
-    given = parameters(worker=WORKER, ids=[row[0] for row in rows], leases=[row[6] for row in rows])
+    given = parameters(
+        queue="default",
+        worker=WORKER,
+        ids=[row[0] for row in rows],
+        leases=[row[6] for row in rows],
+    )
     if design.settle is not None:
         return len(connection.execute(design.settle, given).fetchall())
     sql, values = table.complete

@@ -242,7 +242,7 @@ def in_order_of_claims(job: FromClause) -> ColumnElement[bool]:
 
 CLOCK: Final = (
     func.statement_timestamp()
-    .table_valued(column("now", DateTime(timezone=True)))
+    .table_valued(column("now", DateTime(timezone=True)), joins_implicitly=True)
     .render_derived(name="clock")
 )
 """The server's clock as a table of one row, for an UPDATE: what it computes from a row's columns

@@ -174,7 +174,7 @@ def tables_2(schema: str | None, prefix: str) -> MetaData:
         schema=schema,
     )
     Index(f"{prefix}schedule_next_at_idx", schedule.c.next_at)
-    batch = Table(
+    batches = Table(
         f"{prefix}batch",
         metadata,
         needed("id"),
@@ -190,8 +190,8 @@ def tables_2(schema: str | None, prefix: str) -> MetaData:
         key("batch", "id"),
         schema=schema,
     )
-    unfinished = batch.c.finished_at.is_(None)
-    Index(f"{prefix}batch_unfinished_idx", batch.c.id, postgresql_where=unfinished)
+    unfinished = batches.c.finished_at.is_(None)
+    Index(f"{prefix}batch_unfinished_idx", batches.c.id, postgresql_where=unfinished)
     return metadata
 
 
@@ -214,7 +214,7 @@ def indexes(schema: str | None, prefix: str) -> Iterator[Index]:
     tables = tables_2(schema, prefix)
     for kind, names in _NEW_INDEXES.items():
         table = table_of(tables, kind, schema, prefix)
-        found = {index.name: index for index in table.indexes}
+        found = {str(index.name): index for index in table.indexes}
         yield from (found[f"{table.name}_{name}_idx"] for name in names)
 
 

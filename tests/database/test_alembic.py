@@ -45,8 +45,8 @@ from test_schema import comment, version_3
 
 from sqlalchemy_bgjob import models, schema
 from sqlalchemy_bgjob.schema import _autogenerate
-from sqlalchemy_bgjob.schema._elements import table_of
 from sqlalchemy_bgjob.schema._autogenerate import BGJobMigrateOp
+from sqlalchemy_bgjob.schema._elements import table_of
 from support.catalog import catalog, leftovers
 from support.tables import NAMES, Names, create_all
 

@@ -258,6 +258,29 @@ def test_settlements_beside_rows_that_vacuum_must_keep(server: TestServer, mode:
 
 
 @pytest.mark.core
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("known", [0, 3], ids=["absent", "rare"])
+def test_a_queue_that_statistics_hardly_know(server: TestServer, mode: str, known: int) -> None:
+    """They were taken while the queue had no jobs, or three, beside 50,000 of another one."""
+    with new_engine(server) as engine, engine.connect() as connection:
+        statements = make_queue(engine)
+        with engine.begin() as other:
+            fill(other, 50_000, queue="busy", prefix="busy-")
+            fill(other, known, prefix="early-")
+            other.execute(text("ANALYZE bgjob_job"))
+            fill(other, 20_000)
+
+        with recorded_plans(connection, mode) as plans:
+            steps = a_round(connection, statements, plans)
+
+    assert steps["claim onward"].plan.scans() == {f"Index Scan {CLAIM_INDEX}", "Tid Scan"}
+    for name in ("complete", "retry", "bury", "hand back"):
+        assert steps[name].plan.scans() == {f"Index Scan {KEY}", "Tid Scan"}, name
+    for name, step in steps.items():
+        assert step.plan.buffers <= 20 * step.jobs + 60, (name, step.plan.buffers, step.jobs)
+
+
+@pytest.mark.core
 def test_the_claim_reads_what_it_takes(
     rounds: tuple[int, dict[tuple[str, str], dict[str, Step]]],
 ) -> None:

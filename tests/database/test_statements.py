@@ -619,9 +619,7 @@ def test_of_a_refused_settlement_only_the_error_is_stored(
     with queue.connection.begin():
         queue.connection.execute(
             queue.statements.settle.note_error,
-            parameters(
-                queue="default", worker=ME, ids=["a"], leases=[jobs[0].lease], error="refused"
-            ),
+            parameters(queue="q", worker=ME, ids=["a"], leases=[jobs[0].lease], error="refused"),
         )
 
     after = rows(queue.connection)
@@ -640,9 +638,7 @@ def test_still_held_sees_locked_rows_and_no_strangers(queue: Queue) -> None:
         with queue.connection.begin():
             held = queue.connection.execute(
                 queue.statements.settle.still_held,
-                parameters(
-                    queue="default", worker=ME, ids=ids(jobs), leases=[job.lease for job in jobs]
-                ),
+                parameters(queue="q", worker=ME, ids=ids(jobs), leases=[job.lease for job in jobs]),
             )
             found = set(held.scalars())
 

@@ -64,14 +64,14 @@ ALL_DRIVERS = (*VARIANTS, Variant("sync", "psycopg2"))
 class WorkerProcess:
     """One worker process."""
 
-    def __init__(self, config: Config, log: Path) -> None:
+    def __init__(self, config: Config, log: Path, checkout: Path | None = None) -> None:
         self.config = config
         self.log_path = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "support.worker_app"],
-                cwd=_TESTS,
-                env={**os.environ, **config.environment()},
+                cwd=_TESTS if checkout is None else checkout / "tests",
+                env={**os.environ, **config.environment(), **of_checkout(checkout)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -119,6 +119,11 @@ class WorkerProcess:
         self._process.wait()
 
 
+def of_checkout(checkout: Path | None) -> dict[str, str]:
+    """The environment in which Python imports the package from there."""
+    return {} if checkout is None else {"PYTHONPATH": str(checkout)}
+
+
 class Fleet:
     """The processes of one test, their database and their journal.
 
@@ -154,10 +159,14 @@ class Fleet:
         debug: bool = False,
         pooled: bool | None = None,
         mutant: str | None = None,
+        checkout: Path | None = None,
         wait: bool = True,
         **settings: Any,
     ) -> WorkerProcess:
-        """Start a process; with *wait*, return when its worker is registered."""
+        """Start a process; with *wait*, return when its worker is registered.
+
+        It runs the code of *checkout*, by default that of the test.
+        """
         url = url or self.engine.url.render_as_string(hide_password=False)
         variant = variant or self.variant
         config = Config(
@@ -173,14 +182,14 @@ class Fleet:
             mutant=mutant,
             settings=settings,
         )
-        return self._add(config, wait=wait)
+        return self._add(config, wait=wait, checkout=checkout)
 
     def start_again(self, process: WorkerProcess) -> WorkerProcess:
         """Start another process like one that has ended."""
         return self._add(replace(process.config), wait=False)
 
-    def _add(self, config: Config, *, wait: bool) -> WorkerProcess:
-        process = WorkerProcess(config, self._folder / f"log{len(self._processes)}")
+    def _add(self, config: Config, *, wait: bool, checkout: Path | None = None) -> WorkerProcess:
+        process = WorkerProcess(config, self._folder / f"log{len(self._processes)}", checkout)
         self._processes.append(process)
         if wait:
             self.wait_for(process)

@@ -232,10 +232,10 @@ def partitioned(engine: Engine, request: pytest.FixtureRequest) -> str:
         run(
             connection,
             f"ALTER TABLE {table} RENAME TO plain",
-            f"CREATE TABLE {table} (LIKE plain INCLUDING ALL EXCLUDING STORAGE)"
+            f"CREATE TABLE {table} (LIKE plain INCLUDING ALL EXCLUDING STORAGE EXCLUDING INDEXES)"
             " PARTITION BY HASH (id)",
             f"CREATE TABLE part PARTITION OF {table} FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
-            "COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 1 (workers since 1)'",
+            "COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 2 (workers since 1)'",
         )
     return table
 
@@ -264,8 +264,10 @@ def test_no_worker_starts_on_a_partitioned_table(workbench_url: str, flavor: Any
     bench.reset()
     bench.handler("known", lambda *_: None)
     bench.sql("ALTER TABLE bgjob_job RENAME TO plain")
-    bench.sql("CREATE TABLE bgjob_job (LIKE plain INCLUDING ALL) PARTITION BY HASH (id)")
-    bench.sql("COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 1 (workers since 1)'")
+    bench.sql(
+        "CREATE TABLE bgjob_job (LIKE plain INCLUDING ALL EXCLUDING INDEXES) PARTITION BY HASH (id)"
+    )
+    bench.sql("COMMENT ON TABLE bgjob_job IS 'sqlalchemy-bgjob schema 2 (workers since 1)'")
     try:
         with pytest.raises(SchemaOutOfDate, match='"bgjob_job" is a partitioned table'):
             bench.run()
