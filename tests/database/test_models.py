@@ -236,7 +236,7 @@ def build() -> Iterator[Callable[..., Models]]:
 
     def make(*args: Any, **options: Any) -> Models:
         made = build_models(*args, **options)
-        built.extend([made.job, made.dead_job, made.worker])
+        built.extend([*made.tables])
         return made
 
     yield make
@@ -248,7 +248,7 @@ def create(connection: Connection, made: Models) -> None:
     """Make these tables only: a shared MetaData may hold others."""
     if made.schema:
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {made.schema}"))
-    made.metadata.create_all(connection, tables=[made.job, made.dead_job, made.worker])
+    made.metadata.create_all(connection, tables=[*made.tables])
 
 
 def names_of(made: Models) -> Names:
@@ -268,7 +268,7 @@ def test_the_tables_are_the_same_on_every_base(
     create(connection, made)
 
     assert catalog(connection, made.schema) == expected(names_of(made))
-    assert all(table.info == {} for table in (made.job, made.dead_job, made.worker))
+    assert all(table.info == {} for table in made.tables)
 
 
 @pytest.mark.core
@@ -373,7 +373,7 @@ def test_sqlite_has_the_tables_and_a_job_round_trips(build: Any, base: Any) -> N
     """A user's own test suite may run on SQLite; no worker does."""
     made = build(base())
     engine = create_engine("sqlite://")
-    made.metadata.create_all(engine, tables=[made.job, made.dead_job, made.worker])
+    made.metadata.create_all(engine, tables=[*made.tables])
 
     with Session(engine) as session:
         session.add(made.Job(**a_job(headers={"a": 1})))
@@ -451,7 +451,7 @@ def test_a_subclass_of_own_models_shares_their_table(build: Any) -> None:
 
     configure_mappers()
     assert Special.__table__ is Job.__table__
-    assert len(Job.__table__.indexes) == 1
+    assert len(Job.__table__.indexes) == 4
     build(None, models=(Job, DeadJob))
 
 

@@ -17,6 +17,7 @@ from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker.preflight import check_database
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
 from sqlalchemy_bgjob.schema._grants import grants, lacks
+from sqlalchemy_bgjob.schema._table_kinds import KINDS
 from support.processes import FAST
 from support.rows import ME
 from support.running import one_of_each
@@ -66,7 +67,7 @@ def test_a_schema_that_stands_for_none_is_the_usual_one(engine: Engine) -> None:
         connection = made.execution_options(schema_translate_map={"app": None})
         schema.migrate(connection, schema="app")
         where = connection.scalars(text("SELECT schemaname FROM pg_tables WHERE tablename ~ 'bgj'"))
-        assert where.all() == ["public"] * 3
+        assert where.all() == ["public"] * len(KINDS)
         schema.check(connection, schema="app")
 
 
@@ -159,7 +160,7 @@ def test_a_look_at_the_health_is_at_the_tables_that_are_used(
 
     assert workers.sample_health(tenant, statements, worker_id=ME) is not None
 
-    tables = [f'"Tenant 1"."bgjob_{kind}"' for kind in ("job", "dead_job", "worker")]
+    tables = [f'"Tenant 1"."bgjob_{kind}"' for kind in KINDS]
     assert [given["tables"] for given in sent if "tables" in given] == [tables]
 
 
