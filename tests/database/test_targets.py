@@ -478,7 +478,7 @@ def test_a_deadlock_rolls_the_job_back_too(shop: Engine) -> None:
     ended: list[str | None] = []
 
     def work(number: int, first: int, second: int) -> None:
-        for attempt in range(2):
+        for attempt in range(20):  # the next try may run into the other one again
             with Session(shop) as session:
                 try:
                     session.execute(text("SET LOCAL deadlock_timeout = '50ms'"))
@@ -496,7 +496,7 @@ def test_a_deadlock_rolls_the_job_back_too(shop: Engine) -> None:
         for done in [pool.submit(work, 1, 1, 2), pool.submit(work, 2, 2, 1)]:
             done.result(30)
 
-    assert ended == ["40P01"]
+    assert {*ended} == {"40P01"}
     assert stored(shop) == [1, 2]
 
 
