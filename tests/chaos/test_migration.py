@@ -21,7 +21,7 @@ from support import wait_until
 from support.processes import TWO, of_checkout
 
 if TYPE_CHECKING:
-    from support.processes import Fleet
+    from support.processes import Fleet, WorkerProcess
 
 pytestmark = pytest.mark.chaos
 
@@ -56,16 +56,22 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("variant", TWO, ids=str)
 def test_old_and_new_workers_share_a_queue_while_it_is_migrated(fleet: Fleet, older: Path) -> None:
     """Nothing is lost, nothing refused, and each rescues the jobs of the other."""
-    parts = [[f"job-{part}-{n:03}" for n in range(150)] for part in range(4)]
-    with fleet.engine.begin() as connection:
-        schema.downgrade(connection, from_version=2, to_version=1)
+    every: list[str] = []
 
-    def produce(ids: list[str]) -> None:
-        enqueue_many(fleet.engine, fleet.app.effect, [None] * len(ids), ids=ids)
+    def ids(count: int) -> list[str]:
+        new = [f"job-{len(every) + n:05}" for n in range(count)]
+        every.extend(new)
+        return new
 
-    def produce_by_the_older(ids: list[str]) -> None:
+    def produce_until_started_by(process: WorkerProcess) -> None:
+        while len(fleet.started_by(process)) < 20:
+            new = ids(100)
+            enqueue_many(fleet.engine, fleet.app.effect, [None] * len(new), ids=new)
+            fleet.wait_until_done(60)
+
+    def produce_by_the_older() -> None:
         url = fleet.engine.url.render_as_string(hide_password=False)
-        arguments = [url, str(fleet.journal.path), fleet.variant.kind, *ids]
+        arguments = [url, str(fleet.journal.path), fleet.variant.kind, *ids(100)]
         subprocess.run(
             [sys.executable, "-c", PRODUCE, *arguments],
             cwd=older / "tests",
@@ -73,27 +79,35 @@ def test_old_and_new_workers_share_a_queue_while_it_is_migrated(fleet: Fleet, ol
             check=True,
         )
 
+    with fleet.engine.begin() as connection:
+        schema.downgrade(connection, from_version=2, to_version=1)
     first = fleet.start(checkout=older)
-    produce_by_the_older(parts[0])
-    fleet.wait_for_starts(20, first)
-
+    produce_until_started_by(first)
+    produce_by_the_older()
     with fleet.engine.connect() as connection:
         assert schema.migrate_online(connection) == 1
     assert fleet.scalar("SELECT to_regclass('bgjob_job_claim_idx') IS NOT NULL")
     new = fleet.start()
-    produce(parts[1])
-    fleet.wait_for_starts(20, new)
-    first.kill()
-    second = fleet.start(checkout=older)
-    produce_by_the_older(parts[2])
-    fleet.wait_for_starts(20, second)
-    new.kill()
-    produce(parts[3])
+    produce_by_the_older()
+    produce_until_started_by(new)
+
+    for holder, other in ((first, new), (new, None)):
+        if other is None:
+            fleet.start(checkout=older)
+        enqueue_many(fleet.engine, fleet.app.nap, [600.0] * 8, ids=(naps := ids(8)))
+        wait_until(lambda naps=naps: set(naps) <= set(fleet.journal.starts()), what="all naps")
+        held = set(fleet.claimed_by(holder))
+        holder.kill()
+        wait_until(lambda held=held: not held & left(fleet), 60, what="the rescue of its jobs")
+    fleet.journal.release()
     fleet.wait_until_done(120)
 
-    assert second.alive
-    every = [id for part in parts for id in part]
-    fleet.check(every, with_effects=every, faults=2)
+    effects = [id for id in every if id in fleet.effects()]
+    fleet.check(every, with_effects=effects, faults=2)
+
+
+def left(fleet: Fleet) -> set[str]:
+    return {row.id for row in fleet.rows("SELECT id FROM bgjob_job")}
 
 
 def test_a_migration_of_a_million_jobs_holds_nobody_up(engine: Engine) -> None:
