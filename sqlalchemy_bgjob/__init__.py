@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Retry as Retry,
     )
     from ._handlers.registry import JobType as JobType
+    from ._handlers.timetable import next_fire_time as next_fire_time
     from ._inspect.health import Health as Health
     from ._lifecycle.operate import Redriven as Redriven
     from ._lifespan import lifespan as lifespan
@@ -62,6 +63,7 @@ _HOMES = {
     "_enqueue.one": ("JobRef", "enqueue"),
     "_handlers.outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),
     "_handlers.registry": ("JobType",),
+    "_handlers.timetable": ("next_fire_time",),
     "_inspect.health": ("Health",),
     "_lifecycle.operate": ("Redriven",),
     "_lifespan": ("lifespan",),

@@ -1,0 +1,213 @@
+"""Fire times: a cron expression or an interval, in a time zone. Pure; cronsim knows the calendar.
+
+Where clocks are set forward or back, cronsim does as Debian's cron:
+
+* An expression of fixed times, such as ``30 2 * * *``, fires once a day. A time that the clocks
+  skip fires when they have been set forward; one that they show twice, the first time.
+* One whose minute or hour begins with ``*``, such as ``*/15 * * * *``, follows the time that
+  passes: there is none in the hour that is skipped, and the hour that comes twice has its own. So
+  does one with seconds, which Debian's cron does not know.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple, get_args
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim, CronSimError
+
+from .._db.errors import did_you_mean
+from .._drafts import validation
+
+Missed = Literal["one", "none", "all"]
+"""Which missed fire times are made up for."""
+MISSED: Final[tuple[Missed, ...]] = get_args(Missed)
+
+MOST_MADE_UP: Final = 100
+"""How many missed fire times ``"all"`` makes up for: the latest ones."""
+MISSED_AFTER: Final = timedelta(seconds=60)
+"""For ``"none"``: how late a fire time may be met without having been missed."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_EVERY: Final = "@every"
+_SHORTEST: Final = 1.0
+_MAX_LENGTH: Final = 255
+_NICKNAMES: Final = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """When a schedule fires; made by :func:`timetable`, which checks it.
+
+    Attributes:
+        expression: As it is stored: cron's five or six fields, a nickname, or ``@every SECONDS``.
+        timezone: The IANA name of the zone.
+    """
+
+    expression: str
+    timezone: str
+
+    def after(self, moment: datetime) -> datetime:
+        """The first fire time after a moment, in UTC.
+
+        Raises:
+            ValueError: There is none within 50 years.
+        """
+        if (step := _interval(self.expression)) is not None:
+            return _EPOCH + ((moment - _EPOCH) // step + 1) * step
+        expression = _NICKNAMES.get(self.expression, self.expression)
+        for local in CronSim(expression, moment.astimezone(_zone(self.timezone))):
+            # Of an hour that comes twice, cronsim may name the first while it is the second.
+            if (found := local.astimezone(UTC)) > moment:
+                return found
+        raise ValueError(
+            f"cron={self.expression!r} never fires: no day of the next 50 years is such a day"
+        )
+
+    def _from(self, first: datetime) -> Iterator[datetime]:
+        while True:
+            yield first
+            first = self.after(first)
+
+    def latest(self, first: datetime, now: datetime, most: int) -> list[datetime]:
+        """The latest fire times up to *now*, from *first* on, which is the earliest that counts."""
+        window = timedelta(minutes=1)
+        while True:  # backwards in growing steps: there may be years since the first
+            begin = first if now - window <= first else self.after(now - window)
+            past = itertools.takewhile(lambda at: at <= now, self._from(begin))
+            found = deque(past, maxlen=most)
+            if begin == first or len(found) == most:
+                return list(found)
+            window *= 4
+
+
+class Due(NamedTuple):
+    """What a schedule whose time has come is to do.
+
+    Attributes:
+        fire_times: Those for which a job is enqueued, ascending.
+        last: The latest one that has passed.
+        following: The first one that is to come.
+        left_out: Whether *missed* is ``"all"``, and there were more than it makes up for.
+    """
+
+    fire_times: list[datetime]
+    last: datetime
+    following: datetime
+    left_out: bool
+
+
+def due(table: Timetable, first: datetime, now: datetime, missed: str) -> Due:
+    """What to do at *now*, if *first* is the earliest fire time that nobody has met."""
+    first, now = first.astimezone(UTC), now.astimezone(UTC)
+    most = MOST_MADE_UP + 1 if missed == "all" else 1
+    passed = table.latest(first, now, most)
+    last = passed[-1]
+    if missed == "none" and now - last > MISSED_AFTER:
+        passed = []
+    left_out = len(passed) > MOST_MADE_UP
+    return Due(passed[-MOST_MADE_UP:], last, table.after(now), left_out)
+
+
+@lru_cache(maxsize=1_024)
+def timetable(expression: str, timezone: str) -> Timetable:
+    """Check an expression and a zone.
+
+    Raises:
+        ValueError: One of them is not known, or there is no such time.
+    """
+    words = " ".join(expression.split())
+    words = words.lower() if words.startswith("@") else words
+    _check_expression(words)
+    _zone(timezone)
+    made = Timetable(words, timezone)
+    made.after(datetime.now(UTC))
+    return made
+
+
+def every(interval: object) -> str:
+    """The expression of an interval, which is seconds or a timedelta."""
+    seconds = validation.seconds("every", interval)
+    if seconds < _SHORTEST:
+        raise ValueError(f"every={seconds!r} s is shorter than a schedule's shortest interval, 1 s")
+    return f"{_EVERY} {int(seconds) if seconds.is_integer() else seconds}"
+
+
+def next_fire_time(cron: str, timezone: str = "UTC", *, after: datetime | None = None) -> datetime:
+    """The first time after a moment at which a schedule with this expression would fire, in UTC.
+
+    For a job that puts itself off: ``Reschedule(at=next_fire_time("0 2 * * *", "Europe/Berlin"))``.
+
+    Args:
+        cron: As for ``@jobs.schedule``.
+        timezone: The IANA name of the zone in which the expression is meant.
+        after: An aware datetime; by default now, by this machine's clock.
+
+    Raises:
+        ValueError: The expression or the zone is not known, or there is no such time.
+    """
+    moment = datetime.now(UTC) if after is None else validation.moment("after", after)
+    return timetable(as_text("cron", cron), as_text("timezone", timezone)).after(moment)
+
+
+def as_text(what: str, value: object) -> str:
+    """A str, or a TypeError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+    return value
+
+
+def _check_expression(words: str) -> None:
+    if len(words) > _MAX_LENGTH:
+        raise ValueError(f"cron has {len(words)} characters; at most {_MAX_LENGTH} are allowed")
+    if words.startswith(_EVERY):
+        _interval(words)
+    elif words.startswith("@"):
+        if words not in _NICKNAMES:
+            known = ", ".join(_NICKNAMES)
+            raise ValueError(f"cron={words!r} is not known; write five fields, or one of {known}")
+    else:
+        try:
+            CronSim(words, datetime.now(UTC))
+        except CronSimError as error:
+            raise ValueError(
+                f"cron={words!r} is no cron expression: {error}; write five fields, as in "
+                f"'0 9 * * mon-fri', or six of which the first is the seconds"
+            ) from None
+
+
+def _interval(words: str) -> timedelta | None:
+    """The interval of ``@every SECONDS``; None of other expressions."""
+    if not words.startswith(_EVERY):
+        return None
+    try:
+        seconds = validation.seconds("every", float(words.removeprefix(_EVERY)))
+    except ValueError:
+        seconds = 0.0
+    if seconds < _SHORTEST:
+        raise ValueError(f"cron={words!r} is no interval; write for example every=90, in seconds")
+    return timedelta(seconds=seconds)
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # OSError: a folder of the database
+        known = available_timezones()
+        guess = did_you_mean(name, known)
+    remedy = guess or "give an IANA name, such as 'Europe/Berlin'"
+    if not known:
+        remedy = "this machine has no time zones; install the package tzdata"
+    raise ValueError(f"timezone={name!r} is not known; {remedy}")

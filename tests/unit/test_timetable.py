@@ -1,0 +1,230 @@
+"""When schedules fire: expressions, zones, days of 23 and 25 hours, and what was missed."""
+
+from __future__ import annotations
+
+import zoneinfo
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sqlalchemy_bgjob import next_fire_time
+from sqlalchemy_bgjob._handlers.timetable import MISSED_AFTER, MOST_MADE_UP, due, every, timetable
+
+BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"
+
+
+def at(text: str) -> datetime:
+    """A moment of 2026, in UTC: month, day and time."""
+    return datetime.fromisoformat(f"2026-{text}+00:00")
+
+
+def some(expression: str, zone: str, first: str, count: int) -> list[datetime]:
+    """So many fire times after a moment."""
+    found = [at(first)]
+    while len(found) <= count:
+        found.append(timetable(expression, zone).after(found[-1]))
+    return found[1:]
+
+
+# ---- expressions ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "after", "expected"),
+    [
+        ("0 9 * * mon-fri", "11-27T08:59:59", "11-27T09:00"),  # a Friday
+        ("0 9 * * mon-fri", "11-27T09:00", "11-30T09:00"),
+        ("*/15 * * * *", "11-27T09:00:01", "11-27T09:15"),
+        ("*/10 * * * * *", "11-27T09:00:01", "11-27T09:00:10"),
+        ("0 0 L * *", "02-05T00:00", "02-28T00:00"),
+        ("@hourly", "11-27T08:59", "11-27T09:00"),
+        ("@daily", "11-27T08:59", "11-28T00:00"),
+        ("@Midnight", "11-27T08:59", "11-28T00:00"),
+        ("@weekly", "11-27T08:59", "11-29T00:00"),
+        ("@monthly", "11-27T08:59", "12-01T00:00"),
+        ("@every 90", "11-27T00:00:01", "11-27T00:01:30"),
+        ("@every 1", "11-27T00:00:01", "11-27T00:00:02"),
+    ],
+)
+def test_the_next_fire_time(expression: str, after: str, expected: str) -> None:
+    assert timetable(expression, "UTC").after(at(after)) == at(expected)
+
+
+def test_an_interval_fires_at_its_multiples() -> None:
+    """So it does not matter when a worker was started."""
+    assert every(timedelta(hours=1)) == "@every 3600"
+    assert every(1.5) == "@every 1.5"
+    assert some("@every 1.5", "UTC", "11-27T00:00:00.7", 3) == [
+        at("11-27T00:00:01.5"),
+        at("11-27T00:00:03"),
+        at("11-27T00:00:04.5"),
+    ]
+
+
+def test_a_next_fire_time_is_for_rescheduling() -> None:
+    assert next_fire_time("@daily", BERLIN, after=at("07-01T12:00")) == at("07-01T22:00")
+    assert next_fire_time("* * * * *") - datetime.now(UTC) <= timedelta(minutes=1)
+
+
+# ---- days of 23 and 25 hours --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "zone", "after", "expected"),
+    [
+        # The clocks skip 02:00 to 03:00 on March 29.
+        ("30 2 * * *", BERLIN, "03-27T12:00", ["03-28T01:30", "03-29T01:00", "03-30T00:30"]),
+        # They show 02:00 to 03:00 twice on October 25.
+        ("30 2 * * *", BERLIN, "10-24T12:00", ["10-25T00:30", "10-26T01:30"]),
+        ("15,45 2 * * *", BERLIN, "10-25T00:20", ["10-25T00:45", "10-26T01:15"]),
+        ("15,45 2 * * *", BERLIN, "10-25T01:10", ["10-26T01:15"]),
+        ("30 2 * * *", NEW_YORK, "03-07T12:00", ["03-08T07:00", "03-09T06:30"]),
+        ("30 1 * * *", NEW_YORK, "10-31T12:00", ["11-01T05:30", "11-02T06:30"]),
+        # 02:00 to 02:30 is skipped on October 4, and 01:30 to 02:00 comes twice on April 5.
+        ("15 2 * * *", LORD_HOWE, "10-03T00:00", ["10-03T15:30", "10-04T15:15"]),
+        ("45 1 * * *", LORD_HOWE, "04-04T00:00", ["04-04T14:45", "04-05T15:15"]),
+        ("@daily", LORD_HOWE, "04-04T00:00", ["04-04T13:00", "04-05T13:30"]),
+    ],
+)
+def test_fixed_times_fire_once_on_days_of_23_and_25_hours(
+    expression: str, zone: str, after: str, expected: list[str]
+) -> None:
+    assert some(expression, zone, after, len(expected)) == [at(moment) for moment in expected]
+
+
+@pytest.mark.parametrize("expression", ["*/30 * * * *", "0 * * * *", "*/10 * * * *"])
+@pytest.mark.parametrize(
+    ("zone", "before"),
+    [
+        *((BERLIN, day) for day in ("03-28T21:00", "10-24T21:00")),
+        *((NEW_YORK, day) for day in ("03-08T04:00", "11-01T03:00")),
+    ],
+)
+def test_intervals_follow_the_time_that_passes(expression: str, zone: str, before: str) -> None:
+    """None is left out and none comes twice, whatever the clocks show."""
+    steps = {b - a for a, b in pairwise(some(expression, zone, before, 40))}
+
+    assert len(steps) == 1
+
+
+def test_a_shift_by_half_an_hour_keeps_intervals() -> None:
+    for before in ("04-04T12:00", "10-03T12:00"):
+        steps = {b - a for a, b in pairwise(some("*/30 * * * *", LORD_HOWE, before, 12))}
+        assert steps == {timedelta(minutes=30)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    expression=st.sampled_from(
+        ["30 2 * * *", "*/20 * * * *", "0 */6 * * *", "15,45 1-3 * * *", "0 3 * * sun", "5 1 1 * *"]
+    ),
+    zone=st.sampled_from([BERLIN, NEW_YORK, LORD_HOWE, "UTC", "Asia/Kathmandu"]),
+    seconds=st.integers(0, 10 * 365 * 86_400),
+    part=st.floats(0, 0.999),
+)
+def test_fire_times_grow_and_do_not_depend_on_who_asks(
+    expression: str, zone: str, seconds: int, part: float
+) -> None:
+    table, moment = timetable(expression, zone), at("01-01T00:00") + timedelta(seconds=seconds)
+
+    following = table.after(moment)
+
+    assert moment < following <= moment + timedelta(days=2 * 366)
+    assert table.after(moment + (following - moment) * part) == following
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "zone", "problem"),
+    [
+        ("0 9 * *", "UTC", "is no cron expression"),
+        ("61 * * * *", "UTC", "Bad minute"),
+        ("0 0 1--100000000 * *", "UTC", "is no cron expression"),
+        ("0 0 31 2 *", "UTC", "Bad day-of-month"),
+        ("@fortnightly", "UTC", "write five fields, or one of @yearly"),
+        ("@every 0.5", "UTC", "is no interval"),
+        ("@every day", "UTC", "is no interval"),
+        ("@every nan", "UTC", "is no interval"),
+        ("* " * 200, "UTC", "at most 255"),
+        ("@daily", "Europe/Berlni", "did you mean 'Europe/Berlin'"),
+        ("@daily", "", "is not known"),
+        ("@daily", "../UTC", "is not known"),
+        ("@daily", "America", "is not known"),
+    ],
+)
+def test_what_never_fires_or_is_not_known_is_refused(
+    expression: str, zone: str, problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        timetable(expression, zone)
+
+
+def test_a_machine_without_zones_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str) -> Any:
+        raise zoneinfo.ZoneInfoNotFoundError(name)
+
+    home = "sqlalchemy_bgjob._handlers.timetable"
+    monkeypatch.setattr(f"{home}.ZoneInfo", none)
+    monkeypatch.setattr(f"{home}.available_timezones", set)
+
+    with pytest.raises(ValueError, match="install the package tzdata"):
+        next_fire_time("1 2 3 4 *", "Europe/Oslo")
+
+
+@pytest.mark.parametrize("interval", [0, 0.5, timedelta(0)])
+def test_too_short_an_interval_is_refused(interval: Any) -> None:
+    with pytest.raises(ValueError, match="shortest interval"):
+        every(interval)
+
+
+# ---- what was missed ----------------------------------------------------------------------------
+
+HOURLY = timetable("@hourly", "UTC")
+
+
+def test_after_an_outage_each_policy_does_as_it_says() -> None:
+    """Nobody has worked from 08:30 to 11:20."""
+    nine, now = at("11-27T09:00"), at("11-27T11:20")
+    hours = [at(f"11-27T{hour}:00") for hour in ("09", "10", "11")]
+
+    found = {policy: due(HOURLY, nine, now, policy) for policy in ("one", "none", "all")}
+
+    assert found["one"].fire_times == hours[-1:]
+    assert found["none"].fire_times == []
+    assert found["all"].fire_times == hours
+    assert {(its.last, its.following) for its in found.values()} == {(hours[-1], at("11-27T12:00"))}
+
+
+def test_what_is_met_within_a_minute_was_not_missed() -> None:
+    nine = at("11-27T09:00")
+
+    assert due(HOURLY, nine, nine + MISSED_AFTER, "none").fire_times == [nine]
+    assert due(HOURLY, nine, nine + MISSED_AFTER * 1.01, "none").fire_times == []
+
+
+def test_a_long_outage_is_made_up_for_by_the_latest() -> None:
+    """Quickly, however short the interval is."""
+    now = at("11-27T00:00")
+    seconds = timetable("* * * * * *", "UTC")
+
+    found = due(seconds, now - timedelta(days=300), now, "all")
+
+    assert len(found.fire_times) == MOST_MADE_UP
+    assert found.left_out
+    assert found.fire_times[-1] == found.last == now
+    assert found.fire_times[0] == now - timedelta(seconds=MOST_MADE_UP - 1)
+    assert due(seconds, now - timedelta(days=300), now, "one").fire_times == [now]
+
+
+def test_a_time_that_is_due_counts_though_the_expression_has_none() -> None:
+    """The expression was changed, or the row was written by SQL."""
+    odd = at("11-27T09:17")
+
+    assert due(HOURLY, odd, at("11-27T09:20"), "all").fire_times == [odd]
+    assert due(HOURLY, odd, at("11-27T10:20"), "all").fire_times == [odd, at("11-27T10:00")]
