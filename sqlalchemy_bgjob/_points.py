@@ -62,6 +62,7 @@ SWEEPING: Final = Point(
     "sweeping",
     "The rescuer is about to look. Fact: for what: ended, silent, rest, orphans, unknown, health.",
 )
+FIRING: Final = Point("firing", "A schedule that is due is about to be fired. Fact: its name.")
 JUDGING: Final = Point("judging", "A rescue is about to begin its transaction. No fact.")
 JUDGED: Final = Point(
     "judged", "A rescue has locked a worker's row, and marked nothing yet. Fact: the worker's id."

@@ -17,6 +17,7 @@ from ._handlers.options import HandlerKeywords, HandlerOptions, handler_options
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
 from ._lifecycle.operate import Redriven, cancel, prune, redrive
+from ._lifecycle.schedules import HasSchedules
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._sql import statements_of
 from ._worker.run import Context
@@ -54,7 +55,7 @@ class Decorator(Protocol):
     def __call__(self, function: Callable[[Context[Any]], Returned]) -> JobType[None]: ...
 
 
-class BGJob(Generic[J, D]):
+class BGJob(HasSchedules, Generic[J, D]):
     """The models, handlers and producers of one set of tables.
 
     Args:

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, update_wrapper
 from types import SimpleNamespace
-from typing import Any, Final, Generic, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 
 from sqlalchemy import func
 
@@ -22,6 +22,9 @@ from .._misuse import refuse_unknown
 from ..models import Models
 from .made import remember
 from .options import HandlerOptions
+
+if TYPE_CHECKING:
+    from .schedules import Definition
 
 if sys.version_info >= (3, 14):
     import annotationlib
@@ -126,6 +129,8 @@ class Registry:
     def __init__(self) -> None:
         self._by_type: dict[str, JobType[Any]] = {}
         self._by_queue: dict[str, JobType[Any]] = {}
+        self.schedules: dict[str, Definition] = {}
+        """Those declared by ``@jobs.schedule``, by name."""
 
     def add(self, handler: JobType[Any]) -> None:
         """Register a handler under its type.

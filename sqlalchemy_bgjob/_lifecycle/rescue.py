@@ -16,6 +16,7 @@ from .._db.sessions import application_name
 from .._points import JUDGED, JUDGING
 from .._sql import Statements
 from . import run
+from .fire import NO_SCHEDULES, Serves
 from .give_back import give_back, tell_given_back
 
 
@@ -44,11 +45,13 @@ class LookAtWorkers(NamedTuple):
     Attributes:
         workers: All of them.
         asked, answered: This process's monotonic time before and after.
+        schedule_is_due: Whether the worker that looks may fire a schedule that is due.
     """
 
     workers: tuple[Seen, ...]
     asked: float
     answered: float
+    schedule_is_due: bool = False
 
     @property
     def ended(self) -> dict[int, datetime]:
@@ -73,12 +76,17 @@ class Beat(NamedTuple):
     seen_at: float
 
 
-def look_at_workers(connection: Connection, statements: Statements) -> LookAtWorkers:
+def look_at_workers(
+    connection: Connection, statements: Statements, serves: Serves = NO_SCHEDULES
+) -> LookAtWorkers:
     """Look at all workers: one short transaction, which judges nobody. Commits."""
     asked = time.monotonic()
+    given = {name: value for name, value in serves._asdict().items() if name != "names"}
     with connection.begin():
-        workers = tuple(Seen(*row) for row in connection.execute(statements.rescue.workers))
-    return LookAtWorkers(workers, asked, time.monotonic())
+        rows: Any = run(connection, statements.rescue.workers, **given).all()
+    workers = tuple(Seen(*row[:-1]) for row in rows)
+    schedule_is_due = any(row[-1] for row in rows)
+    return LookAtWorkers(workers, asked, time.monotonic(), schedule_is_due)
 
 
 def rescue_ended(

@@ -14,6 +14,7 @@ from .enqueue import EnqueueStatements
 from .go_bgjob import GoBgjobStatements
 from .operate import OperateStatements
 from .rescue import RescueStatements
+from .schedules import ScheduleStatements
 from .settle import SettleStatements
 from .words import Tables
 from .workers import WorkerStatements
@@ -31,6 +32,7 @@ class Statements:
         self.rescue: Final = RescueStatements(tables)
         self.workers: Final = WorkerStatements(tables)
         self.operate: Final = OperateStatements(tables)
+        self.schedules: Final = ScheduleStatements(tables)
         self.go_bgjob: Final = GoBgjobStatements(tables)
 
 

@@ -30,6 +30,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from .._db.errors import describe
 from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
+from .schedules import any_due
 from .words import (
     ACTIVITY,
     ONLY,
@@ -78,7 +79,8 @@ class RescueStatements:
     def workers(self) -> Executable:
         """All workers: id, last beat, lease_timeout, and whether each is lost, silent or ended.
 
-        Locks nothing and judges nobody.
+        Locks nothing and judges nobody. Each row also says what :func:`any_due` does of schedules,
+        and the parameters are those of that: nobody asks for it by a statement of its own.
         """
         worker = self._worker
         return select(
@@ -88,6 +90,7 @@ class RescueStatements:
             worker.c.lost_at.is_not(None),
             self._silent(),
             self._ended(),
+            any_due(self._tables),
         ).with_hint(worker, ONLY)
 
     @cached_property

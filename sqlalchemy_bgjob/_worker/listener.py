@@ -24,11 +24,13 @@ from .._db.connections import configure, session_of
 from .._db.errors import sqlstate
 from .._db.keepalive import enable_keepalive
 from .._sql import Statements
+from .._sql.schedules import CHANGED
 from .._sql.words import Wakeup, own_channel
 from ..telemetry import Events
 from .hands import Hands
 from .heart import Heart
 from .runtime import Runtime
+from .scheduler import Scheduler
 from .side_loop import SideLoop
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -79,17 +81,24 @@ class Listener(SideLoop):
         heart: Told which session listens. When the heart reconnects, so does the listener: the
             worker may now write to another server. If the old one is still up, but read-only, a
             session there lasts and hears nothing.
+        scheduler: Told when schedules have changed.
         events: Told of errors.
     """
 
     interrupted = "not listening"
 
     def __init__(
-        self, runtime: Runtime, statements: Statements, hands: Hands, heart: Heart, events: Events
+        self,
+        runtime: Runtime,
+        statements: Statements,
+        hands: Hands,
+        heart: Heart,
+        scheduler: Scheduler,
+        events: Events,
     ) -> None:
         super().__init__(runtime.engine, events)
         self._runtime, self._statements = runtime, statements
-        self._hands, self._heart = hands, heart
+        self._hands, self._heart, self._scheduler = hands, heart, scheduler
         self._of_reconnect = 0
         self._refusals = 0
         self._warned = False
@@ -144,6 +153,8 @@ class Listener(SideLoop):
                 tested.set()
             elif not self._hears:
                 return
+            elif heard_on == returned and payload == CHANGED:
+                self._scheduler.look_soon()
             elif heard_on in (channel, returned):
                 self._hands.wake(payload, new=heard_on == channel)
             else:

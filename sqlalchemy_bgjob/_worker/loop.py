@@ -42,6 +42,7 @@ from .plan.steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Sta
 from .preflight import cant_register, check_database
 from .rescuer import Rescuer
 from .runtime import Attendant, Runtime
+from .scheduler import Scheduler
 from .settling import Settling
 from .slots import Slots
 from .unknown_claims import UnknownClaims
@@ -92,9 +93,17 @@ class WorkerLoop:
         self._heart = heart = Heart(
             runtime, statements, settings, queues, hands=hands, unknown=unknown, events=events
         )
-        self._listener = Listener(runtime, statements, hands, heart, events)
+        self._scheduler = scheduler = Scheduler(registry, queues, runtime, statements, events)
+        self._listener = Listener(runtime, statements, hands, heart, scheduler, events)
         self._rescuer = Rescuer(
-            runtime, statements, settings, heart, unknown, events, on_health=self._tell_health
+            runtime,
+            statements,
+            settings,
+            heart,
+            unknown,
+            scheduler,
+            events,
+            on_health=self._tell_health,
         )
         self._control = control = ControlConnection(runtime, statements, heart)
         self._claiming = Claiming(
@@ -207,6 +216,9 @@ class WorkerLoop:
             # Success here does not mean that the claim that failed before would succeed now.
             self._guarded(lambda: self._unknown.return_due(self._control.get()), (), mended=False)
             return
+        if may_claim and self._scheduler.due_at <= now and self._drain.deadline is None:
+            self._guarded(lambda: self._scheduler.fire_due(self._control.get()), (), mended=False)
+            return
         with self._hands.lock:
             planner = self._hands.planner
             planner.listening = self._listener.listening
@@ -263,6 +275,8 @@ class WorkerLoop:
         may_have_claimed = self._unknown.due_at != inf
         if now < self._ask_idle_at or self._drain.deadline is not None or may_have_claimed:
             return
+        if self._scheduler.due_at <= now:
+            return
         with self._hands.lock:
             if self._hands.planner.busy:
                 return
@@ -281,7 +295,7 @@ class WorkerLoop:
             times.append(self._drain.deadline)
         # An entry that is due already waits for another one: the connection, or visibility.
         others = (self._retry_at, self._visible_by, self._unknown.due_at, self._ask_idle_at)
-        times += [at for at in others if now < at]
+        times += [at for at in (*others, self._scheduler.due_at) if now < at]
         self._runtime.wait(max(min(times) - now, 0.0))
 
     def _guarded(

@@ -35,6 +35,7 @@ from ..settings import WorkerSettings
 from ..telemetry import Events
 from .heart import Heart
 from .runtime import Runtime
+from .scheduler import Scheduler
 from .side_loop import SideLoop
 from .unknown_claims import SUSPECTED_AGAIN, UnknownClaims
 
@@ -73,6 +74,7 @@ class Rescuer(SideLoop):
         settings: The worker's.
         heart: The worker's own, which says whether it is fit to judge.
         unknown: The worker's unknown claims, which the rescuer searches for too.
+        scheduler: Told when a schedule is due.
         events: Told of errors.
         on_health: Called with each sample of health that this worker takes.
     """
@@ -86,6 +88,7 @@ class Rescuer(SideLoop):
         settings: WorkerSettings,
         heart: Heart,
         unknown: UnknownClaims,
+        scheduler: Scheduler,
         events: Events,
         *,
         on_health: Callable[[Health], None],
@@ -93,6 +96,7 @@ class Rescuer(SideLoop):
         super().__init__(runtime.heart_engine, events)
         self._statements, self._settings = statements, settings
         self._heart, self._unknown, self._on_health = heart, unknown, on_health
+        self._scheduler = scheduler
         self._sweeps: Mapping[str, Callable[[Connection], None]] = {
             "look": self._look_at_workers,
             "ended": self._rescue_ended,
@@ -194,7 +198,10 @@ class Rescuer(SideLoop):
 
     def _look_at_workers(self, connection: Connection) -> None:
         self._before, self._now = self._now, None
-        self._now = rescue.look_at_workers(connection, self._statements)
+        serves = self._scheduler.serves()
+        self._now = rescue.look_at_workers(connection, self._statements, serves)
+        if self._now.schedule_is_due:
+            self._scheduler.look_soon()
 
     def _rescue_ended(self, connection: Connection) -> None:
         if self._before is not None and self._now is not None:

@@ -59,7 +59,7 @@ class UniquePeriodMixin:
 
 
 class ScheduleMixin:
-    """What enqueues a job again and again: its type and arg, and when the next slot is."""
+    """What enqueues a job again and again: its type and arg, and when it fires next."""
 
     name: Mapped[str] = mapped_column(text, primary_key=True)
     # 'code' or 'data': who may change it.
@@ -71,9 +71,9 @@ class ScheduleMixin:
     headers: Mapped[dict[str, Any] | None] = mapped_column(json_column)
     cron: Mapped[str] = mapped_column(text, nullable=False)
     timezone: Mapped[str] = mapped_column(text, nullable=False, server_default="UTC")
-    # What becomes of slots that were missed: 'one', 'none' or 'all'.
+    # What becomes of missed fire times: 'one', 'none' or 'all'.
     missed: Mapped[str] = mapped_column(text, nullable=False, server_default="one")
-    # Whether a slot is left out while the job of an earlier one is queued: 'skip' or 'allow'.
+    # Whether a fire time is left out while the job of an earlier one is queued: 'skip' or 'allow'.
     overlap: Mapped[str] = mapped_column(text, nullable=False, server_default="skip")
     next_at: Mapped[datetime | None] = mapped_column(moment)
     last_at: Mapped[datetime | None] = mapped_column(moment)

@@ -6,7 +6,7 @@ both, and nothing imports this file.
 # pyright: strict
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from flask_sqlalchemy import SQLAlchemy
@@ -93,6 +93,11 @@ def sync_targets(
     assert_type(enqueue_from(session, send_receipt, select(jobs.Job.id, jobs.Job.priority)), int)
     assert_type(jobs.enqueue(session, "send_receipt", {"order_id": 1}), JobRef)
     assert_type(enqueue(session, clean_up), JobRef)
+    put = jobs.schedules.put(session, "s", send_receipt, Receipt(1), cron="@daily")
+    assert_type(put, datetime | None)
+    assert_type(jobs.schedules.put(session, "s", clean_up, every=60), datetime | None)
+    assert_type(jobs.schedules.pause(session, "s", by="ada"), bool)
+    assert_type(jobs.schedule("@daily", timezone="Europe/Berlin")(clean_up), JobType[None])
     assert_type(enqueue(session, resize, "x.png", delay=timedelta(minutes=1)), JobRef)
     assert_type(enqueue(session, report), JobRef)
     assert_type(enqueue(session, report, None), JobRef)

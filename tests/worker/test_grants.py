@@ -71,6 +71,8 @@ class Roles:
         def of_rows(ctx: Any, arg: dict[str, int]) -> None: ...
 
         self.handle, self.every_end, self.of_rows = handle, every_end, of_rows
+        for name in ("new", "due"):
+            self.jobs.schedule("@yearly", name=name, arg=1)(handle)
         with owner.begin() as connection:
             connection.execute(text('CREATE SCHEMA "We""ird Schema"'))
             self.jobs.metadata.create_all(connection)
@@ -130,7 +132,7 @@ def shared(module_engine: Engine) -> Iterator[Roles]:
 @pytest.fixture
 def roles(shared: Roles) -> Roles:
     """The same for all tests of the module; the tables are empty."""
-    for table in ("job", "dead_job", "worker"):
+    for table in ("job", "dead_job", "worker", "schedule"):
         sql(shared.owner, f"DELETE FROM @{table}")
     return shared
 
@@ -217,6 +219,9 @@ def test_who_only_looks_sees_all_but_args(roles: Roles) -> None:
         ("worker", "SELECT arg FROM @dead_job"),
         ("worker", "DELETE FROM @dead_job"),
         ("worker", "TRUNCATE @job"),
+        ("worker", "DELETE FROM @schedule"),
+        ("enqueue", "SELECT name FROM @schedule"),
+        ("dashboard", "SELECT arg FROM @schedule"),
         ("operator", "UPDATE @job SET claimed_by = 1"),
         ("operator", "UPDATE @worker SET beat_at = now()"),
         ("operator", "INSERT INTO @dead_job DEFAULT VALUES"),
@@ -264,6 +269,12 @@ def refusals() -> Iterator[list[str]]:
 
 
 def put_one_of_each_end(roles: Roles) -> None:
+    """And a schedule in code that is due; another one has no row yet."""
+    sql(
+        roles.owner,
+        "INSERT INTO @schedule (name, source, type, queue, arg, cron, next_at)"
+        " VALUES ('due', 'code', 't', 'default', '1', '@yearly', now() - interval '1 s')",
+    )
     ends = ("complete", "enqueue", "retry", "reschedule", "dead")
     enqueue_many(roles.owner, roles.every_end, ends)
 
@@ -292,11 +303,18 @@ def operate(roles: Roles) -> None:
     assert jobs.redrive(engine, jobs.DeadJob.id == "1").ids == ("dead 1",)
     assert jobs.prune(engine, 0) == 1
     assert jobs.cancel(engine, "live") is True
+    its = jobs.schedules
+    its.put(engine, "s", roles.handle, 1, cron="@daily")
+    assert its.pause(engine, "s")
+    assert its.resume(engine, "s")
+    assert its.run_now(engine, "s")
+    assert its.remove(engine, "s")
 
 
 def look(roles: Roles) -> None:
     with roles.engines["dashboard"].connect() as connection:
-        for model in (roles.jobs.Job, roles.jobs.DeadJob, roles.jobs.WorkerRow):
+        jobs = roles.jobs
+        for model in (jobs.Job, jobs.DeadJob, jobs.WorkerRow, jobs.Schedule):
             columns = [column for column in model.__table__.c if column.name != "arg"]
             connection.execute(select(*columns)).all()
 

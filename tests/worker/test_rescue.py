@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._db.sessions import application_name, name_session
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
+from sqlalchemy_bgjob._handlers.registry import Registry
 from sqlalchemy_bgjob._lifecycle import claim, settle, workers
 from sqlalchemy_bgjob._lifecycle import rescue as rescues
 from sqlalchemy_bgjob._lifecycle.rescue import Rescued
@@ -29,6 +30,7 @@ from sqlalchemy_bgjob._worker import heart as heart_module
 from sqlalchemy_bgjob._worker.hands import Hands
 from sqlalchemy_bgjob._worker.heart import Heart
 from sqlalchemy_bgjob._worker.rescuer import Rescuer
+from sqlalchemy_bgjob._worker.scheduler import Scheduler
 from sqlalchemy_bgjob._worker.threads import ThreadRuntime
 from sqlalchemy_bgjob._worker.unknown_claims import UnknownClaims
 from sqlalchemy_bgjob.settings import WorkerSettings
@@ -757,6 +759,7 @@ class HeartAtWork:
             made,
             self.heart,
             unknown,
+            Scheduler(Registry(), {"default": 1}, runtime, queue.statements, events),
             events,
             on_health=lambda _: None,
         )

@@ -1,0 +1,282 @@
+"""``jobs.schedule`` and ``jobs.schedules``: what users do to schedules, in their own transaction.
+
+Nothing is committed here, except when the target is an Engine.
+"""
+
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+
+from .._db.targets import SyncTarget, Unit, run_in
+from .._drafts import validation
+from .._drafts.ids import new_id
+from .._handlers.registry import JobType, Registry
+from .._handlers.schedules import Definition, ScheduleOptions, define, in_code
+from .._handlers.timetable import timetable
+from .._misuse import name_of
+from .._sql import Statements, statements_of
+from .._sql.schedules import FIRE_TIME_HEADER, SCHEDULE_HEADER
+from .._sql.words import parameters
+from ..models import Models
+
+if TYPE_CHECKING:
+    from .._db.targets import AsyncTarget
+
+A = TypeVar("A")
+
+
+class Schedules:
+    """Schedules as rows, which your own transactions put, pause and remove: ``jobs.schedules``.
+
+    Each method takes a Session, scoped_session, Connection or Engine, or an asyncio twin; then
+    await the result. The caller commits; an Engine is a transaction of its own. Workers that listen
+    hear of it at the commit, and the others when a fire time is due. ``jobs.Schedule`` is the
+    mapped class of the rows.
+    """
+
+    def __init__(self, models: Models, registry: Registry) -> None:
+        self._models, self._registry = models, registry
+        self._statements: Statements = statements_of(models)
+
+    @overload
+    def put(
+        self,
+        target: SyncTarget,
+        name: str,
+        handler: JobType[A],
+        arg: A | None = None,
+        *,
+        cron: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> datetime | None: ...
+    @overload
+    def put(
+        self,
+        target: "AsyncTarget",
+        name: str,
+        handler: JobType[A],
+        arg: A | None = None,
+        *,
+        cron: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Coroutine[Any, Any, datetime | None]: ...
+    def put(
+        self,
+        target: Any,
+        name: str,
+        handler: JobType[Any],
+        arg: Any = None,
+        *,
+        cron: str | None = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Any:
+        """Add a schedule, or change the one of this name. A paused one stays paused.
+
+        It is fired by workers that know the handler's type and serve the queue.
+
+        Args:
+            target: The unit of work that owns the change.
+            name: Its name, at most 128 characters.
+            handler: A function registered with ``@jobs.handler``.
+            arg: What the handler gets, each time.
+            cron: When it fires; or give *every*. These and the other options are those of
+                :meth:`BGJob.schedule`.
+
+        Returns:
+            When it fires next, in UTC; None if it is paused.
+
+        Raises:
+            ValueError: The expression or the zone is not known, there is no such time, or a worker
+                has a schedule of this name in its code.
+            InvalidArg: The handler does not take the arg.
+        """
+        if not isinstance(handler, JobType):
+            raise TypeError(
+                f"{name_of(handler)} is not a registered handler; decorate it with "
+                f"@jobs.handler(...)"
+            )
+        made = define("Schedules.put", handler, cron, name, arg, options)
+        its = self._statements.schedules
+
+        def work(unit: Unit) -> datetime | None:
+            next_at = made.timetable.after(unit.execute(its.now).scalar_one())
+            row = unit.execute(its.put, parameters(**made.columns(), next_at=next_at)).first()
+            if row is None:
+                raise ValueError(
+                    f"the schedule {name!r} is one of the code; give this one another name"
+                )
+            self._tell(unit)
+            found: datetime | None = row[0]
+            return found
+
+        return run_in(target, self._models, work, call="Schedules.put")
+
+    @overload
+    def pause(
+        self, target: SyncTarget, name: str, *, by: str | None = None, reason: str | None = None
+    ) -> bool: ...
+    @overload
+    def pause(
+        self, target: "AsyncTarget", name: str, *, by: str | None = None, reason: str | None = None
+    ) -> Coroutine[Any, Any, bool]: ...
+    def pause(
+        self, target: Any, name: str, *, by: str | None = None, reason: str | None = None
+    ) -> Any:
+        """Let a schedule, of the code or a row, fire no more; False if there is none.
+
+        Args:
+            target: The unit of work that owns the change.
+            name: Its name.
+            by: Who pauses it, for others to read.
+            reason: And why.
+        """
+        given = parameters(name=validation.name("name", name), by=by, reason=reason)
+        pause = self._statements.schedules.pause
+
+        def work(unit: Unit) -> bool:
+            return unit.execute(pause, given).first() is not None
+
+        return run_in(target, self._models, work, call="Schedules.pause")
+
+    @overload
+    def resume(self, target: SyncTarget, name: str) -> datetime | None: ...
+    @overload
+    def resume(self, target: "AsyncTarget", name: str) -> Coroutine[Any, Any, datetime | None]: ...
+    def resume(self, target: Any, name: str) -> Any:
+        """Let a paused schedule fire again; what it has missed is not made up for.
+
+        Returns:
+            When it fires next, in UTC; None if no paused schedule has this name.
+        """
+        given = parameters(name=validation.name("name", name))
+        its = self._statements.schedules
+
+        def work(unit: Unit) -> datetime | None:
+            row = unit.execute(its.paused, given).first()
+            if row is None:
+                return None
+            next_at = timetable(row.cron, row.timezone).after(row.now)
+            unit.execute(its.resume, given | parameters(next_at=next_at))
+            self._tell(unit)
+            return next_at
+
+        return run_in(target, self._models, work, call="Schedules.resume")
+
+    @overload
+    def run_now(self, target: SyncTarget, name: str) -> str: ...
+    @overload
+    def run_now(self, target: "AsyncTarget", name: str) -> Coroutine[Any, Any, str]: ...
+    def run_now(self, target: Any, name: str) -> Any:
+        """Enqueue a schedule's job now, whether it is paused or has one in the queue.
+
+        When it fires next stays as it is. Of a schedule in the code of this process there need be
+        no row yet.
+
+        Returns:
+            The id of the job.
+
+        Raises:
+            LookupError: There is no such schedule.
+        """
+        name = validation.name("name", name)
+        made = self._registry.schedules.get(name)
+        its = self._statements.schedules
+
+        def work(unit: Unit) -> str:
+            id, time = new_id(), unit.execute(its.now).scalar_one().astimezone(UTC).isoformat()
+            given = parameters(name=name, id=id, fire_time=time)
+            if unit.execute(its.run_now(unit.can_notify), given).first() is None:
+                if made is None:
+                    raise LookupError(
+                        f"no schedule is called {name!r}; one of the code has its row once a "
+                        f"worker that has it has started"
+                    )
+                self._enqueue(unit, made, id, time)
+            return id
+
+        return run_in(target, self._models, work, call="Schedules.run_now")
+
+    @overload
+    def remove(self, target: SyncTarget, name: str) -> bool: ...
+    @overload
+    def remove(self, target: "AsyncTarget", name: str) -> Coroutine[Any, Any, bool]: ...
+    def remove(self, target: Any, name: str) -> Any:
+        """Delete a schedule; False if there is none. Jobs that it has enqueued stay.
+
+        One of the code comes back while a worker has it in its code: pause it instead.
+        """
+        given = parameters(name=validation.name("name", name))
+        remove = self._statements.schedules.remove
+
+        def work(unit: Unit) -> bool:
+            return unit.execute(remove, given).first() is not None
+
+        return run_in(target, self._models, work, call="Schedules.remove")
+
+    def _enqueue(self, unit: Unit, made: Definition, id: str, fire_time: str) -> None:
+        marks = {SCHEDULE_HEADER: made.name, FIRE_TIME_HEADER: fire_time}
+        given = parameters(
+            id=id,
+            queue=made.queue,
+            type=made.type,
+            arg=made.arg,
+            priority=made.priority,
+            headers={**(made.headers or {}), **marks},
+            delay=None,
+            run_at=None,
+        )
+        unit.execute(self._statements.enqueue.job(unit.can_notify), given)
+
+    def _tell(self, unit: Unit) -> None:
+        if unit.can_notify:
+            unit.execute(self._statements.schedules.notify)
+
+
+class HasSchedules:
+    """What :class:`BGJob` has of schedules."""
+
+    models: Models
+    registry: Registry
+
+    def schedule(
+        self,
+        cron: str | None = None,
+        *,
+        name: str | None = None,
+        arg: Any = None,
+        **options: Unpack[ScheduleOptions],
+    ) -> Callable[[JobType[A]], JobType[A]]:
+        """Enqueue a handler's job again and again; stands above ``@jobs.handler``.
+
+        Workers that have it in their code fire it, at most once for each time, and none leads.
+        Several may stand above one handler, each with a name of its own.
+
+        Args:
+            cron: Five fields, as in ``"0 9 * * mon-fri"``, or six with seconds as the first; or
+                ``@hourly``, ``@daily``, ``@weekly``, ``@monthly``, ``@yearly``.
+            every: An interval instead, of at least a second: seconds or a timedelta. It fires at
+                multiples of it since 1970 in UTC.
+            timezone: The IANA name of the zone in which *cron* is meant; by default UTC.
+            name: Its name in the table; by default the handler's type.
+            arg: What the handler gets, each time.
+            missed: What becomes of times at which no worker ran: ``"one"``, the default, is one job
+                for all of them; ``"none"`` is none for what is more than a minute late; ``"all"``
+                is one for each, of the latest 100.
+            overlap: ``"skip"``, the default, leaves out a time while the job of an earlier one is
+                queued; ``"allow"`` does not.
+            queue: Another queue than the handler's.
+            priority: As for ``enqueue``.
+            headers: As for ``enqueue``. ``bgjob-schedule`` and ``bgjob-fire-time`` are added.
+
+        Raises:
+            ValueError: The expression or the zone is not known, there is no such time, or the name
+                is taken.
+            InvalidArg: The handler does not take the arg.
+            TypeError: It does not stand above ``@jobs.handler``.
+        """
+        return in_code(self.registry, cron, name, arg, options)
+
+    @property
+    def schedules(self) -> Schedules:
+        """Schedules as rows: put, pause, resume, run now, remove."""
+        return Schedules(self.models, self.registry)

@@ -1,0 +1,484 @@
+"""Schedules as rows: what users do to them, and how they are fired, once for each time."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, MetaData, create_engine, select, text
+from sqlalchemy.orm import Session
+
+from sqlalchemy_bgjob import BGJob, Context
+from sqlalchemy_bgjob._handlers.timetable import due, timetable
+from sqlalchemy_bgjob._lifecycle import fire as firing
+from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, keep_code, look_at_schedules
+from sqlalchemy_bgjob._sql import statements_of
+from support.producers import UNITS, producer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Row
+
+    from sqlalchemy_bgjob._lifecycle.fire import Upcoming
+
+pytestmark = pytest.mark.core
+
+HOUR = timedelta(hours=1)
+SERVES = Serves(names=[], queues=["q"], types=["mail"], open_queues=[])
+
+
+@pytest.fixture(scope="module")
+def jobs(module_engine: Engine) -> BGJob:
+    jobs = BGJob(MetaData())
+    jobs.metadata.create_all(module_engine)
+
+    @jobs.handler("mail", queue="q")
+    def mail(ctx: Context, to: str) -> None: ...
+
+    return jobs
+
+
+class Book:
+    """The schedules of one database."""
+
+    def __init__(self, jobs: BGJob, engine: Engine) -> None:
+        self.jobs, self.engine = jobs, engine
+        self.its, self.statements = jobs.schedules, statements_of(jobs.models)
+        self.mail = jobs.registry.find_type("mail")
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM bgjob_job"))
+            connection.execute(text("DELETE FROM bgjob_schedule"))
+
+    def put(self, name: str = "s", arg: str = "ada", **options: Any) -> datetime | None:
+        options = {"cron": "0 * * * *"} | options
+        assert self.mail is not None
+        return self.its.put(self.engine, name, self.mail, arg, **options)
+
+    def row(self, name: str = "s") -> Row[Any]:
+        with self.engine.connect() as connection:
+            found = select(self.jobs.models.schedule).where(
+                self.jobs.models.schedule.c.name == name
+            )
+            return connection.execute(found).one()
+
+    def make_due(self, name: str = "s", ago: timedelta = timedelta(seconds=1)) -> datetime:
+        """As if the next fire time had come so long ago."""
+        with self.engine.begin() as connection:
+            return connection.execute(
+                text(
+                    "UPDATE bgjob_schedule SET next_at = clock_timestamp() - :ago"
+                    " WHERE name = :name RETURNING next_at"
+                ),
+                {"name": name, "ago": ago},
+            ).scalar_one()
+
+    def look(self, connection: Connection, serves: Serves = SERVES) -> list[Upcoming]:
+        return look_at_schedules(connection, self.statements, serves)
+
+    def fire(self, connection: Connection, upcoming: Upcoming) -> bool:
+        table = timetable(upcoming.cron, upcoming.timezone)
+        its = due(table, upcoming.next_at, upcoming.now, upcoming.missed)
+        return fire(connection, self.statements, upcoming, its)
+
+    def fire_all(self, serves: Serves = SERVES) -> int:
+        """As one worker would, once; returns how many were fired."""
+        with self.engine.connect() as connection:
+            found = [it for it in self.look(connection, serves) if it.next_at <= it.now]
+            return sum(self.fire(connection, it) for it in found)
+
+    def enqueued(self) -> list[Any]:
+        job = self.jobs.models.job
+        with self.engine.connect() as connection:
+            return list(connection.execute(select(job).order_by(job.c.id)).all())
+
+    def keep(self, *, starting: bool = True) -> list[str]:
+        definitions = self.jobs.registry.schedules.values()
+        with self.engine.connect() as connection:
+            return keep_code(connection, self.statements, definitions, starting=starting)
+
+
+@pytest.fixture
+def book(jobs: BGJob, module_engine: Engine) -> Iterator[Book]:
+    yield Book(jobs, module_engine)
+    jobs.registry.schedules.clear()
+
+
+# ---- what users do ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_every_target_puts_pauses_and_removes(book: Book, kind: str) -> None:
+    """In its own transaction: what is rolled back has not happened."""
+    url = book.engine.url.render_as_string(hide_password=False)
+    its, mail = book.its, book.mail
+
+    async def use() -> None:
+        async with producer(kind, url) as one:
+            target = one.target
+            next_at = await one.do(its.put(target, "s", mail, "ada", cron="@hourly"))
+            assert next_at > datetime.now(UTC)
+            assert await one.do(its.pause(target, "s", by="ada", reason="a move")) is True
+            assert await one.do(its.resume(target, "s")) == next_at
+            assert await one.do(its.resume(target, "s")) is None
+            assert await one.do(its.run_now(target, "s"))
+            await one.commit()
+            assert await one.do(its.remove(target, "s")) is True
+            assert await one.do(its.remove(target, "s")) is False
+            assert await one.do(its.pause(target, "s")) is False
+            await one.rollback()
+
+    asyncio.run(use())
+
+    assert book.row().arg == b'"ada"'
+    assert len(book.enqueued()) == 1
+
+
+def test_an_engine_is_a_transaction_of_its_own(book: Book) -> None:
+    book.put()
+    assert book.its.pause(book.engine, "s") is True
+    assert book.row().paused_at is not None
+
+
+def test_a_schedule_is_a_mapped_object(book: Book) -> None:
+    book.put(timezone="Europe/Berlin", priority=5, headers={"tenant": 7}, overlap="allow")
+
+    with Session(book.engine) as session:
+        found = session.scalars(select(book.jobs.Schedule)).one()
+    assert (found.name, found.source, found.type, found.queue) == ("s", "data", "mail", "q")
+    assert (found.cron, found.timezone) == ("0 * * * *", "Europe/Berlin")
+    assert (found.priority, found.headers, found.missed) == (5, {"tenant": 7}, "one")
+    assert (found.overlap, found.last_at, found.paused_at) == ("allow", None, None)
+
+
+def test_put_again_changes_it_and_loses_no_time(book: Book) -> None:
+    """An application may put its schedules at each start."""
+    book.put()
+    missed = book.make_due()
+
+    assert book.put(arg="bob") == missed
+    assert (book.row().arg, book.row().next_at) == (b'"bob"', missed)
+    later = book.put(cron="@yearly")
+    assert later is not None
+    assert later > missed + HOUR
+
+
+def test_a_paused_schedule_stays_so_when_it_is_put_again(book: Book) -> None:
+    book.put()
+    book.its.pause(book.engine, "s", by="ada")
+
+    assert book.put(cron="@yearly") is None
+    assert (book.row().paused_by, book.row().next_at) == ("ada", None)
+    assert book.its.resume(book.engine, "s") == timetable("@yearly", "UTC").after(datetime.now(UTC))
+
+
+def test_who_pauses_and_why_is_said_anew(book: Book) -> None:
+    book.put()
+    book.its.pause(book.engine, "s", by="ada", reason="a move")
+    since = book.row().paused_at
+    book.its.pause(book.engine, "s", by="bob", reason="still")
+
+    row = book.row()
+    assert (row.paused_at, row.paused_by, row.pause_reason) == (since, "bob", "still")
+    book.its.resume(book.engine, "s")
+    row = book.row()
+    assert (row.paused_at, row.paused_by, row.pause_reason) == (None, None, None)
+
+
+def test_run_now_makes_a_job_and_changes_no_time(book: Book) -> None:
+    book.put(headers={"tenant": 7}, priority=2)
+    book.its.pause(book.engine, "s")
+    before = book.row()
+
+    ids = {book.its.run_now(book.engine, "s") for _ in range(2)}
+
+    jobs = book.enqueued()
+    assert {job.id for job in jobs} == ids
+    assert {(job.type, job.queue, job.arg, job.priority) for job in jobs} == {
+        ("mail", "q", b'"ada"', 2)
+    }
+    assert jobs[0].headers["bgjob-schedule"] == "s"
+    assert datetime.fromisoformat(jobs[0].headers["bgjob-fire-time"]).utcoffset() == timedelta(0)
+    assert jobs[0].headers["tenant"] == 7
+    assert book.row() == before
+
+
+def test_run_now_of_a_schedule_in_code_needs_no_row(book: Book) -> None:
+    assert book.mail is not None
+    book.jobs.schedule("@daily", name="code", arg="ada")(book.mail)
+
+    book.its.run_now(book.engine, "code")
+
+    (job,) = book.enqueued()
+    assert (job.type, job.arg, job.headers["bgjob-schedule"]) == ("mail", b'"ada"', "code")
+    with pytest.raises(LookupError, match="no schedule is called 'other'"):
+        book.its.run_now(book.engine, "other")
+
+
+def test_put_refuses_what_can_not_be(book: Book) -> None:
+    with pytest.raises(ValueError, match="is not known"):
+        book.put(timezone="Mars/Olympus")
+    with pytest.raises(TypeError, match="is not a registered handler"):
+        book.its.put(book.engine, "s", print, cron="@daily")  # type: ignore[call-overload]
+    book.jobs.schedule("@daily", name="s", arg="x")(book.mail)  # type: ignore[arg-type]
+    book.keep()
+    with pytest.raises(ValueError, match="is one of the code"):
+        book.put()
+
+
+# ---- firing -------------------------------------------------------------------------------------
+
+
+def test_a_job_knows_its_schedule_and_its_time(book: Book) -> None:
+    book.put(headers={"tenant": 7}, priority=3)
+    first = book.make_due()
+
+    assert book.fire_all() == 1
+
+    (job,) = book.enqueued()
+    assert (job.type, job.queue, job.arg, job.priority) == ("mail", "q", b'"ada"', 3)
+    assert job.headers["bgjob-schedule"] == "s"
+    assert job.headers["tenant"] == 7
+    assert datetime.fromisoformat(job.headers["bgjob-fire-time"]) == first
+    row = book.row()
+    assert row.last_at == first
+    assert row.next_at == timetable("0 * * * *", "UTC").after(datetime.now(UTC))
+    assert book.fire_all() == 0
+
+
+def test_two_who_have_seen_the_same_fire_it_once(book: Book) -> None:
+    book.put(overlap="allow")
+    book.make_due()
+
+    with book.engine.connect() as one, book.engine.connect() as other:
+        (seen,), (seen_too,) = book.look(one), book.look(other)
+        assert [book.fire(one, seen), book.fire(other, seen_too)] == [True, False]
+
+    assert len(book.enqueued()) == 1
+
+
+def test_who_is_at_it_is_not_waited_for(book: Book) -> None:
+    """A frozen worker, or a user's open transaction. What it rolls back another one fires."""
+    book.put()
+    book.make_due()
+
+    with book.engine.connect() as one, book.engine.connect() as other:
+        (seen,) = book.look(other)
+        with one.begin() as transaction:
+            book.its.pause(one, "s")
+            assert book.fire(other, seen) is False
+            transaction.rollback()
+        assert book.fire(other, seen) is True
+
+
+def test_a_paused_schedule_never_fires_though_it_was_seen_before(book: Book) -> None:
+    book.put()
+    book.make_due()
+
+    with book.engine.connect() as connection:
+        (seen,) = book.look(connection)
+        book.its.pause(book.engine, "s")
+        assert book.fire(connection, seen) is False
+        book.its.resume(book.engine, "s")
+        assert book.fire(connection, seen) is False
+    assert book.enqueued() == []
+
+
+@pytest.mark.parametrize(("missed", "count"), [("one", 1), ("none", 0), ("all", 4)])
+def test_what_an_outage_has_missed_is_made_up_for(book: Book, missed: str, count: int) -> None:
+    """The last time was half an hour ago, and there were three before that nobody has met."""
+    now = datetime.now(UTC)
+    cron = f"{(now.minute + 30) % 60} * * * *"
+    book.put(missed=missed, overlap="allow", cron=cron)
+    next_at = book.row().next_at
+    book.make_due(ago=now - (next_at - 4 * HOUR))
+
+    assert book.fire_all() == 1
+
+    assert len(book.enqueued()) == count
+    assert book.row().next_at == next_at
+
+
+def test_a_time_is_left_out_while_an_earlier_job_is_queued(book: Book) -> None:
+    book.put()
+    book.put("other", overlap="allow")
+    for _ in range(2):
+        book.make_due()
+        book.make_due("other")
+        assert book.fire_all() == 2
+
+    names = [job.headers["bgjob-schedule"] for job in book.enqueued()]
+    assert sorted(names) == ["other", "other", "s"]
+
+
+def test_a_job_that_somebody_is_deleting_is_not_waited_for(book: Book) -> None:
+    """The row is there until that transaction has ended, and the time is left out."""
+    book.put()
+    book.make_due()
+    book.fire_all()
+    book.make_due()
+
+    with book.engine.connect() as other, other.begin():
+        other.execute(text("DELETE FROM bgjob_job"))
+        with book.engine.connect() as connection:
+            connection.execute(text("SET lock_timeout = '1s'"))
+            connection.commit()
+            (seen,) = book.look(connection)
+            assert book.fire(connection, seen) is True
+
+
+def test_only_who_knows_the_type_and_serves_the_queue_fires_a_row(book: Book) -> None:
+    book.put()
+    book.make_due()
+    others = [
+        SERVES._replace(types=["other"]),
+        SERVES._replace(queues=["other"]),
+        SERVES._replace(names=["s"], types=[]),
+        SERVES._replace(types=[], open_queues=["other"]),
+    ]
+
+    assert [book.fire_all(serves) for serves in others] == [0, 0, 0, 0]
+    assert book.fire_all(SERVES._replace(types=[], open_queues=["q"])) == 1
+
+
+# ---- schedules of the code ----------------------------------------------------------------------
+
+
+def declare(book: Book, cron: str = "@hourly", **options: Any) -> None:
+    assert book.mail is not None
+    book.jobs.registry.schedules.clear()
+    book.jobs.schedule(cron, name="code", arg="ada", **options)(book.mail)
+
+
+def test_a_schedule_of_the_code_gets_its_row_at_the_start(book: Book) -> None:
+    """It does not fire at once, and a restart leaves it as it is."""
+    declare(book)
+    book.keep()
+    row = book.row("code")
+    assert (row.source, row.type, row.arg) == ("code", "mail", b'"ada"')
+    assert row.next_at == timetable("@hourly", "UTC").after(datetime.now(UTC))
+
+    missed = book.make_due("code")
+    book.keep()
+    assert book.row("code").next_at == missed, "a restart has lost a time"
+
+
+def test_only_who_has_it_in_the_code_fires_it(book: Book) -> None:
+    """So one that a deploy removes stops, and another service's are left alone."""
+    declare(book)
+    book.keep()
+    book.make_due("code")
+
+    assert book.fire_all(SERVES) == 0
+    assert book.fire_all(SERVES._replace(names=["code"], queues=[], types=[])) == 1
+
+
+def test_a_changed_expression_is_taken_over(book: Book) -> None:
+    declare(book)
+    book.keep()
+    declare(book, "@yearly", timezone="Europe/Berlin", priority=7)
+    book.keep()
+
+    row = book.row("code")
+    assert (row.cron, row.timezone, row.priority) == ("@yearly", "Europe/Berlin", 7)
+    assert row.next_at == timetable("@yearly", "Europe/Berlin").after(datetime.now(UTC))
+
+
+def test_a_time_that_is_due_is_met_though_the_expression_has_changed(book: Book) -> None:
+    declare(book)
+    book.keep()
+    missed = book.make_due("code")
+    declare(book, "@yearly")
+    book.keep()
+
+    assert book.row("code").next_at == missed
+    assert book.fire_all(SERVES._replace(names=["code"])) == 1
+    assert book.row("code").next_at == timetable("@yearly", "UTC").after(datetime.now(UTC))
+
+
+def test_what_has_fired_is_not_fired_again_by_a_new_expression(book: Book) -> None:
+    """The server's clock was set back since."""
+    declare(book)
+    book.keep()
+    with book.engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE bgjob_schedule SET last_at = now() + interval '1 day',"
+                " next_at = now() + interval '2 days'"
+            )
+        )
+    last = book.row("code").last_at
+    declare(book, "*/5 * * * *")
+    book.keep()
+
+    assert book.row("code").next_at > last
+
+
+def test_old_and_new_code_do_not_change_it_at_every_look(
+    book: Book, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a deploy goes on. Once the old workers are gone, the new code holds within a minute."""
+    declare(book, "@yearly")
+    book.keep()
+    declare(book)
+    book.keep(starting=False)
+    assert book.row("code").cron == "@yearly"
+
+    monkeypatch.setattr(firing, "TOOK_OVER", timedelta(0))
+    book.keep(starting=False)
+    assert book.row("code").cron == "@hourly"
+
+
+def test_a_paused_one_is_changed_and_stays_paused(book: Book) -> None:
+    declare(book)
+    book.keep()
+    book.its.pause(book.engine, "code", by="ada")
+    declare(book, "@yearly")
+    book.keep()
+
+    row = book.row("code")
+    assert (row.cron, row.paused_by, row.next_at) == ("@yearly", "ada", None)
+
+
+@pytest.mark.parametrize("meanwhile", ["pause", "fire"])
+def test_a_change_meanwhile_is_not_overwritten(book: Book, meanwhile: str) -> None:
+    """What was seen is named: what happens between the look and the change stands."""
+    declare(book)
+    book.keep()
+    book.make_due("code")
+    row = book.row("code")
+    if meanwhile == "pause":
+        book.its.pause(book.engine, "code")
+    else:
+        assert book.fire_all(SERVES._replace(names=["code"])) == 1
+    expected = book.row("code")
+
+    given = {f"given_{name}": value for name, value in row._mapping.items()}
+    given |= {"given_seen_at": row.updated_at, "given_seen_next_at": row.next_at}
+    with book.engine.begin() as connection:
+        changed = connection.execute(book.statements.schedules.change, given).all()
+
+    assert changed == []
+    assert book.row("code") == expected
+
+
+def test_a_row_of_a_user_with_the_same_name_is_left_alone(book: Book) -> None:
+    book.put("code", arg="bob")
+    declare(book)
+
+    assert book.keep() == ["code"]
+    assert (book.row("code").source, book.row("code").arg) == ("data", b'"bob"')
+
+
+def test_two_workers_add_it_once(book: Book) -> None:
+    declare(book)
+    url = book.engine.url
+    other = create_engine(url)
+    with other.connect() as connection:
+        keep_code(connection, book.statements, book.jobs.registry.schedules.values(), starting=True)
+    other.dispose()
+    book.keep()
+
+    assert book.row("code").cron == "@hourly"
