@@ -133,6 +133,19 @@ def a_second_life(fleet: Fleet, mutant: str | None) -> list[str]:
     return fleet.problems(["job-0"], with_effects=["job-0"], lives=2)
 
 
+def two_schedulers(fleet: Fleet, mutant: str | None) -> list[str]:
+    """Two workers have a schedule of each second in their code; none works for three seconds."""
+    away = "SELECT next_at < now() - interval '3 s' FROM bgjob_schedule"
+    for count in (3, 7):
+        workers = [fleet.start(schedule=True, mutant=mutant, **FAST) for _ in range(2)]
+        wait_until(lambda count=count: len(fleet.fire_times("tick")) >= count, 30)
+        if count == 3:
+            for worker in workers:
+                worker.kill()
+            wait_until(lambda: fleet.scalar(away), 30)
+    return fleet.schedule_problems("tick", faults=2)
+
+
 EACH: list[tuple[Any, str, str]] = [
     (frozen, "fence_by_id_alone", r"lease \d+ ended it, and \d+ had been started"),
     (frozen, "claim_without_a_new_lease", r"went to \d+ without a new lease"),
@@ -162,6 +175,8 @@ EACH: list[tuple[Any, str, str]] = [
         "spent_attempts_are_not_looked_at",
         r"started [34] times with 0 failures and 1 faults",
     ),
+    (two_schedulers, "fires_whatever_it_has_seen", r"fired 2 times for"),
+    (two_schedulers, "forgets_what_was_missed", r"never fired for"),
     (a_second_life, "leases_begin_anew", r"inserted with lease 0, which is not new"),
 ]
 SCENARIOS = list(dict.fromkeys(scenario for scenario, _, _ in EACH))

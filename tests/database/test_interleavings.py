@@ -11,6 +11,7 @@ import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from sqlalchemy import MetaData, event, text
 
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
+from sqlalchemy_bgjob._handlers.timetable import due, timetable
 from sqlalchemy_bgjob._lifecycle import rescue, settle
 from sqlalchemy_bgjob._lifecycle import workers as worker_rows
+from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, look_at_schedules
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import statements_of
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
 SILENT, JUDGE, THIRD = 11, 22, 33
 SCENE = """
     DELETE FROM bgjob_job; DELETE FROM bgjob_dead_job; DELETE FROM bgjob_worker;
+    DELETE FROM bgjob_schedule;
+    INSERT INTO bgjob_schedule (name, source, type, queue, arg, cron, next_at)
+    VALUES ('s', 'data', 't', 'q', '"old"', '@yearly', '2020-01-01 00:00:00+00');
     INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at) VALUES
       (11, 'host', 1, '0', '{}', 30, now()),
       (22, 'host', 1, '0', '{}', 30, now()),
@@ -117,10 +123,43 @@ class Stage:
         with connection.begin():
             return self.jobs.prune(connection, 1800)
 
+    def fire(self, connection: Connection) -> Any:
+        """As a worker does: look, and fire what is due."""
+        serves = Serves([], ["q"], ["t"], [])
+        fired = [
+            fire(
+                connection,
+                self.statements,
+                it,
+                due(timetable(it.cron, it.timezone), it.next_at, it.now, it.missed),
+            )
+            for it in look_at_schedules(connection, self.statements, serves)
+            if it.next_at <= it.now
+        ]
+        return {"fired": any(fired)}
+
+    def put(self, connection: Connection) -> Any:
+        with connection.begin():
+            handler = self.jobs.registry.find_type("t")
+            assert handler is not None
+            next_at = self.jobs.schedules.put(connection, "s", handler, "new", cron="@yearly")
+        return next_at and next_at > datetime.now(UTC)
+
+    def pause(self, connection: Connection) -> Any:
+        with connection.begin():
+            return self.jobs.schedules.pause(connection, "s")
+
+    def remove(self, connection: Connection) -> Any:
+        with connection.begin():
+            return self.jobs.schedules.remove(connection, "s")
+
     # ---- what came of it ------------------------------------------------------------------------
 
     def settle_down(self, answer: Any) -> Any:
         """What was locked meanwhile is tried again, as a worker does."""
+        if answer == {"fired": False}:
+            with self.engine.connect() as connection:
+                return self.fire(connection)
         if not (isinstance(answer, list) and answer and isinstance(answer[0], tuple)):
             return answer
         with self.engine.connect() as connection:
@@ -137,8 +176,9 @@ class Stage:
             jobs = connection.execute(
                 text(
                     # A redriven job's lease is the clock's.
-                    "SELECT id, CASE WHEN lease < 10000 THEN lease END, claimed_by, attempt,"
-                    " crashes, split_part(last_error, ':', 1) FROM bgjob_job ORDER BY id"
+                    "SELECT CASE WHEN headers ? 'bgjob-schedule' THEN 'fired' ELSE id END,"
+                    " CASE WHEN lease < 10000 THEN lease END, claimed_by, attempt, crashes,"
+                    " split_part(last_error, ':', 1), arg FROM bgjob_job ORDER BY id"
                 )
             ).all()
             dead = connection.execute(
@@ -147,7 +187,10 @@ class Stage:
             workers = connection.execute(
                 text("SELECT id, now() - beat_at < interval '30 s' FROM bgjob_worker ORDER BY id")
             ).all()
-        return jobs, dead, workers
+            schedules = connection.execute(
+                text("SELECT name, arg, paused_at IS NULL, next_at < now() FROM bgjob_schedule")
+            ).all()
+        return jobs, dead, workers, schedules
 
 
 OPERATIONS = (
@@ -163,7 +206,11 @@ OPERATIONS = (
     "redrive",
     "prune",
 )
-PAIRS = list(combinations_with_replacement(OPERATIONS, 2))
+OF_SCHEDULES = ("fire", "put", "pause", "remove")
+PAIRS = [
+    *combinations_with_replacement(OPERATIONS, 2),
+    *combinations_with_replacement(OF_SCHEDULES, 2),
+]
 
 
 @dataclass
@@ -235,6 +282,10 @@ def stage(server: TestServer) -> Iterator[Stage]:
     with new_engine(server) as engine:
         jobs: BGJob[Any, Any] = BGJob(MetaData())
         jobs.metadata.create_all(engine)
+
+        @jobs.handler("t", queue="q")
+        def handle(ctx: Any, arg: str) -> None: ...
+
         yield Stage(jobs, engine)
 
 

@@ -29,8 +29,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy_bgjob import BGJob, JobAlreadyExists, enqueue
 from sqlalchemy_bgjob._drafts.codec import Encoded
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
+from sqlalchemy_bgjob._handlers.timetable import due, timetable
 from sqlalchemy_bgjob._lifecycle import claim as claiming
 from sqlalchemy_bgjob._lifecycle import rescue, settle
+from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, look_at_schedules
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import statements_of
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_bgjob import JobType
     from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
+    from sqlalchemy_bgjob._lifecycle.fire import Upcoming
     from support.databases import TestServer
 
 WORKERS = (11, 22)
@@ -83,11 +86,22 @@ class Dead:
     """When it died."""
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The schedule "s" as it should be."""
+
+    hour: int
+    """From which hour on it is due."""
+    next_at: Any
+    """As the row says it; None while it is paused."""
+
+
 @dataclass
 class Model:
     live: dict[str, Job] = field(default_factory=dict)
     dead: dict[str, list[Dead]] = field(default_factory=dict)
     """Of each id, in the order in which they died."""
+    schedule: Schedule | None = None
     hour: int = 0
 
     def change(self, id: str, **changes: Any) -> None:
@@ -106,24 +120,32 @@ class Machine(RuleBasedStateMachine):
     handler: JobType[str]
     settlements: set[tuple[Kind, bool]]
     """Which were tried in all runs, and whether the lease held."""
+    fired: set[bool]
+    """Whether attempts to fire the schedule came in time, in all runs."""
 
     claims = Bundle("claims")
     """Those that a worker may still have in its hands, whether its lease holds or not."""
     settled = Bundle("settled")
     """Those that it has settled, and might settle again."""
+    seen = Bundle("seen")
+    """What a worker has seen of the schedule, however long ago."""
 
     @initialize()
     def begin(self) -> None:
         self.model = Model()
         self.statements = statements_of(self.jobs.models)
         with self.engine.begin() as connection:
-            for table in ("bgjob_job", "bgjob_dead_job", "bgjob_worker"):
+            for table in ("bgjob_job", "bgjob_dead_job", "bgjob_worker", "bgjob_schedule"):
                 connection.execute(text(f"DELETE FROM {table}"))
             for worker in (*WORKERS, JUDGE):
                 self._register(connection, worker)
         with Session(self.engine) as session, session.begin():
             for id in IDS:
                 self._enqueue(session, id, 0, 0)
+        self.jobs.schedules.put(
+            self.engine, "s", self.handler, "s", cron="@hourly", overlap="allow"
+        )
+        self._next_at("30 min ago", self.model.hour)
 
     def _register(self, connection: Any, worker: int) -> None:
         connection.execute(
@@ -298,7 +320,12 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, by: int) -> None:
         with self.engine.begin() as connection:
             let_time_pass(connection, self.jobs, by * HOUR)
+            connection.execute(
+                text("UPDATE bgjob_schedule SET next_at = next_at - make_interval(hours => :by)"),
+                {"by": by},
+            )
         self.model.hour += by
+        self._read_schedule()
 
     @rule(worker=workers)
     def rescue(self, worker: int) -> None:
@@ -338,6 +365,97 @@ class Machine(RuleBasedStateMachine):
                     error="WorkerLost",
                     **later,
                 )
+
+    # ---- schedules --------------------------------------------------------------------------
+
+    @rule(commit=st.booleans(), remove=st.booleans())
+    def put_schedule(self, commit: bool, remove: bool) -> None:
+        """It is due within the hour; to put it again changes nothing. Or remove it."""
+        its, there = self.jobs.schedules, self.model.schedule is not None
+        with Session(self.engine) as session:
+            if remove:
+                assert its.remove(session, "s") is there
+            else:
+                its.put(session, "s", self.handler, "s", cron="@hourly", overlap="allow")
+            if not commit:
+                return
+            session.commit()
+        if remove:
+            self.model.schedule = None
+        elif not there:
+            self._in_half_an_hour()
+
+    def _in_half_an_hour(self) -> None:
+        self._next_at("30 min", self.model.hour + 1)
+
+    def _next_at(self, interval: str, hour: int) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(
+                text("UPDATE bgjob_schedule SET next_at = now() + CAST(:by AS interval)"),
+                {"by": interval},
+            )
+        self.model.schedule = Schedule(hour, None)
+        self._read_schedule()
+
+    def _read_schedule(self) -> None:
+        if self.model.schedule is not None:
+            with self.engine.connect() as connection:
+                next_at = connection.scalar(text("SELECT next_at FROM bgjob_schedule"))
+            self.model.schedule = replace(self.model.schedule, next_at=next_at)
+
+    @rule(resume=st.booleans())
+    def pause_schedule(self, resume: bool) -> None:
+        its, schedule = self.jobs.schedules, self.model.schedule
+        if resume:
+            paused = schedule is not None and schedule.next_at is None
+            assert (its.resume(self.engine, "s") is not None) is paused
+            if paused:
+                self._in_half_an_hour()
+        else:
+            assert its.pause(self.engine, "s") is (schedule is not None)
+            self._read_schedule()
+
+    @rule(target=seen)
+    def look_at_schedules(self) -> Any:
+        serves = Serves([], ["q"], ["t"], [])
+        with self.engine.connect() as connection:
+            found = look_at_schedules(connection, self.statements, serves)
+        expected = self.model.schedule is not None and self.model.schedule.next_at is not None
+        assert len(found) == expected
+        return multiple(*found)
+
+    @rule(look=seen)
+    def fire(self, look: Upcoming) -> None:
+        """What was seen may be long over: then nothing happens."""
+        schedule = self.model.schedule
+        is_due = schedule is not None and schedule.hour <= self.model.hour
+        if look.next_at > look.now:
+            return
+        table = timetable(look.cron, look.timezone)
+        its = due(table, look.next_at, look.now, look.missed)
+        with self.engine.connect() as connection:
+            fired = fire(connection, self.statements, look, its)
+        expected = schedule is not None and is_due and schedule.next_at == look.next_at
+        assert fired is expected
+        self.fired.add(fired)
+        if fired:
+            self._in_half_an_hour()
+            self._find_new(1)
+
+    @rule()
+    def run_now(self) -> None:
+        if self.model.schedule is not None:
+            self.jobs.schedules.run_now(self.engine, "s")
+            self._find_new(1)
+
+    def _find_new(self, count: int) -> None:
+        with self.engine.connect() as connection:
+            rows = connection.execute(text("SELECT id, lease, arg FROM bgjob_job")).all()
+        new = [row for row in rows if row.id not in self.model.live]
+        assert len(new) == count
+        for row in new:
+            assert row.arg == b'"s"'
+            self.model.live[row.id] = Job(lease=row.lease, hour=self.model.hour, arg=row.arg)
 
     # ---- operators --------------------------------------------------------------------------
 
@@ -439,7 +557,13 @@ def machine(server: TestServer) -> Iterator[type[Machine]]:
         @jobs.handler("t", queue="q")
         def handle(ctx: Any, arg: str) -> None: ...
 
-        given = {"jobs": jobs, "engine": engine, "handler": handle, "settlements": set()}
+        given = {
+            "jobs": jobs,
+            "engine": engine,
+            "handler": handle,
+            "settlements": set(),
+            "fired": set(),
+        }
         yield type("OnTables", (Machine,), given)
 
 
@@ -465,6 +589,7 @@ def test_rows_are_always_what_the_model_says(machine: type[Machine]) -> None:
     # Or a change of the rules makes this test empty, and nobody notices.
     assert {kind for kind, _ in machine.settlements} == set(Kind)
     assert {held for _, held in machine.settlements} == {True, False}
+    assert machine.fired == {True, False}
 
 
 @pytest.mark.chaos

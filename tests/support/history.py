@@ -12,7 +12,8 @@ moment of a process that was killed. What is in the database is counted apart. A
 * a job was started while its last start went on, in a process that lived, had not handed it back,
   and had not been told that its lease was lost (I5);
 * a job has other effects than one for its completion (I6);
-* the lease of a start is not above those of all starts before it (I7).
+* the lease of a start is not above those of all starts before it (I7);
+* a schedule has fired more than once for one time, or has left out a time (I10).
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class History:
         lives: How often an id was enqueued, where that was more than once.
         handed_back: The claims, as id and lease, that their holder gave back: at a shutdown that
             nobody is told of, while a function that can't be interrupted goes on.
+        schedules: By a schedule's name the fire times for each of which one job must have started.
     """
 
     lines: Iterable[Mapping[str, Any]]
@@ -68,6 +70,7 @@ class History:
     faults: int = 0
     lives: Mapping[str, int] = field(default_factory=dict)
     handed_back: frozenset[tuple[str, int | None]] = frozenset()
+    schedules: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
     def problems(self, found: Found) -> list[str]:
         """All that is not allowed, in words; empty if there is nothing."""
@@ -84,6 +87,8 @@ class History:
             problems += [
                 f"{id}: {problem}" for problem in self._at_the_end(id, by_job[id], killed, found)
             ]
+        for name, times in self.schedules.items():
+            problems += [f"{name}: {problem}" for problem in _of_schedule(name, times, lines)]
         return problems
 
     def _of_job(
@@ -159,3 +164,14 @@ class History:
         effects, expected = found.effects.get(id, 0), completed
         if effects != expected:
             yield f"{effects} effects instead of {expected}"
+
+
+def _of_schedule(
+    name: str, times: Iterable[str], lines: Iterable[Mapping[str, Any]]
+) -> Iterable[str]:
+    jobs: dict[str, set[str]] = {time: set() for time in times}
+    for line in lines:
+        if line["event"] == "start" and line.get("schedule") == name:
+            jobs.setdefault(line["fire_time"], set()).add(line["id"])
+    yield from (f"never fired for {time}" for time, ids in jobs.items() if not ids)
+    yield from (f"fired {len(ids)} times for {time}" for time, ids in jobs.items() if len(ids) > 1)

@@ -13,15 +13,17 @@ from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, sel
 
 from sqlalchemy_bgjob import FinishedRun
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
+from sqlalchemy_bgjob._handlers.timetable import due
 from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
 from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
 from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql.claim import ClaimStatements
 from sqlalchemy_bgjob._sql.rescue import RescueStatements
+from sqlalchemy_bgjob._sql.schedules import ScheduleStatements
 from sqlalchemy_bgjob._sql.settle import SettleStatements
 from sqlalchemy_bgjob._sql.words import at, parameter, transaction_id, unnest
 from sqlalchemy_bgjob._worker import attempt as attempt_module
-from sqlalchemy_bgjob._worker import claiming, handler_session, hands, slots
+from sqlalchemy_bgjob._worker import claiming, handler_session, hands, scheduler, slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,6 +221,19 @@ def a_crash_costs_nothing(stack: ExitStack) -> None:
     )
 
 
+# ---- schedules ------------------------------------------------------------------------------
+
+
+def fires_whatever_it_has_seen(stack: ExitStack) -> None:
+    """The statement that fires a schedule does not name the time that was due."""
+    _replace(stack, ScheduleStatements, _is_due=lambda self, held: held.c.paused_at.is_(None))
+
+
+def forgets_what_was_missed(stack: ExitStack) -> None:
+    """Only the latest of several times that are due is met, whatever the policy."""
+    _replace(stack, scheduler, due=lambda table, first, now, _: due(table, first, now, "one"))
+
+
 MUTANTS: dict[str, Callable[[ExitStack], None]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -238,5 +253,7 @@ MUTANTS: dict[str, Callable[[ExitStack], None]] = {
         a_beat_is_old_when_it_is_first_seen,
         spent_attempts_are_not_looked_at,
         a_crash_costs_nothing,
+        fires_whatever_it_has_seen,
+        forgets_what_was_missed,
     )
 }

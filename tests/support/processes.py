@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,7 +23,7 @@ from support.waiting import wait_until
 from support.worker_app import App, Config, Journal, Kind, make_app
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from sqlalchemy_bgjob.testing.faults import KillPoint
@@ -160,6 +161,7 @@ class Fleet:
         pooled: bool | None = None,
         mutant: str | None = None,
         checkout: Path | None = None,
+        schedule: bool = False,
         wait: bool = True,
         **settings: Any,
     ) -> WorkerProcess:
@@ -180,6 +182,7 @@ class Fleet:
             debug=debug,
             pooled=bool(os.environ.get(pooler.VARIABLE)) if pooled is None else pooled,
             mutant=mutant,
+            schedule=schedule,
             settings=settings,
         )
         return self._add(config, wait=wait, checkout=checkout)
@@ -289,6 +292,7 @@ class Fleet:
         rolled_back: Iterable[str] = (),
         faults: int = 0,
         lives: int = 1,
+        schedules: Mapping[str, Iterable[str]] | None = None,
         told_within: float = 5.0,
     ) -> list[str]:
         """What must not have happened to these jobs, in the journal and in the table's record."""
@@ -306,6 +310,7 @@ class Fleet:
                 faults=faults,
                 lives=dict.fromkeys(ids, lives),
                 handed_back=frozenset((c.id, c.lease_before) for c in record if c.handed_back),
+                schedules=schedules or {},
             )
             dead = self.rows("SELECT job_id FROM bgjob_dead_job")
             found = Found(
@@ -320,6 +325,22 @@ class Fleet:
         with contextlib.suppress(AssertionError):
             wait_until(none, told_within)
         return problems
+
+    def fire_times(self, schedule: str) -> list[str]:
+        """Those for which a job of a schedule has started, ascending."""
+        starts = self.journal.read("start")
+        return sorted({line["fire_time"] for line in starts if line["schedule"] == schedule})
+
+    def schedule_problems(self, schedule: str, *, faults: int) -> list[str]:
+        """Pause a schedule of each second, and say what must not have happened to it."""
+        self.app.jobs.schedules.pause(self.engine, schedule)
+        self.wait_until_done(120)
+        first = datetime.fromisoformat(self.fire_times(schedule)[0])
+        last = self.scalar("SELECT last_at FROM bgjob_schedule WHERE name = :name", name=schedule)
+        seconds = int((last - first).total_seconds())
+        expected = [(first + timedelta(seconds=n)).isoformat() for n in range(seconds + 1)]
+        ids = {change.id for change in self.record if change.did == "INSERT"}
+        return self.problems(ids, schedules={schedule: expected}, faults=faults)
 
     @property
     def record(self) -> list[Change]:

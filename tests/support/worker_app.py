@@ -152,10 +152,12 @@ class App:
     """Writes an effect, and lets no other thread run for so many seconds at the first attempt."""
     give_up: JobType[None]
     """Moves its job to the DLQ."""
+    tick: JobType[None]
+    """Does nothing; with ``schedule`` at each second."""
 
 
 def make_app(  # noqa: C901 - a list of handlers
-    kind: Kind, journal: Journal, *, crash_attempts: int = 4
+    kind: Kind, journal: Journal, *, crash_attempts: int = 4, schedule: bool = False
 ) -> App:
     """The application with functions as handlers, or with coroutines."""
     metadata = MetaData()
@@ -203,6 +205,9 @@ def make_app(  # noqa: C901 - a list of handlers
         _note_start(journal, ctx)
         return MoveToDlq("given up")
 
+    tick = jobs.handler("tick", session=False)(handlers["quick"])
+    if schedule:
+        jobs.schedule(every=1.0, missed="all", overlap="allow")(tick)
     return App(
         jobs=jobs,
         effects=effects,
@@ -218,6 +223,7 @@ def make_app(  # noqa: C901 - a list of handlers
         block=jobs.handler("block", session=False)(handlers["block"]),
         hog=jobs.handler("hog", retry=again)(handlers["hog"]),
         give_up=jobs.handler("give_up", session=False)(give_up),
+        tick=tick,
     )
 
 
@@ -238,6 +244,8 @@ def _note_start(journal: Journal, ctx: Context[Any]) -> None:
         lease=job.lease,
         crashes=job.crashes,
         year=time.gmtime().tm_year,
+        schedule=job.headers.get("bgjob-schedule"),
+        fire_time=job.headers.get("bgjob-fire-time"),
     )
 
 
@@ -409,12 +417,16 @@ class Config:
     """Whether it connects as is told for a pooler."""
     mutant: str | None = None
     """What is broken in it on purpose; see :mod:`support.mutants`."""
+    schedule: bool = False
+    """Whether its code has the schedule of ``tick``."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     VARIABLE = "BGJOB_TEST_WORKER"
 
     def environment(self) -> dict[str, str]:
-        return {self.VARIABLE: json.dumps(asdict(self))}
+        # Defaults are left out: a worker of an earlier release does not know all of them.
+        given = {name: value for name, value in asdict(self).items() if value}
+        return {self.VARIABLE: json.dumps(given)}
 
     @classmethod
     def from_environment(cls) -> Config:
@@ -429,7 +441,9 @@ def main() -> int:
     if config.pooled:
         connect_as_documented()
     journal = Journal(Path(config.journal))
-    app = make_app(config.kind, journal, crash_attempts=config.crash_attempts)
+    app = make_app(
+        config.kind, journal, crash_attempts=config.crash_attempts, schedule=config.schedule
+    )
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     with contextlib.ExitStack() as broken:
         if config.mutant is not None:

@@ -89,6 +89,20 @@ def test_what_must_not_be_there(found: str, line: dict[str, Any]) -> None:
     assert found in problems({"pid": 3, "at": 9.0, **line})
 
 
+def test_a_schedule_fires_once_for_each_time() -> None:
+    """A job that starts again is still one."""
+    starts: list[dict[str, Any]] = [
+        {"event": "start", "id": id, "lease": lease, "pid": 4, "at": at, "schedule": "s"}
+        | {"fire_time": time}
+        for id, lease, at, time in [("x", 1, 1.0, "t1"), ("x", 2, 2.0, "t1"), ("y", 3, 3.0, "t2")]
+    ]
+    twice = {**starts[0], "id": "z"}
+
+    assert problems(*starts, schedules={"s": ["t1", "t2"]}) == []
+    assert problems(*starts, schedules={"s": ["t1", "t2", "t3"]}) == ["s: never fired for t3"]
+    assert problems(*starts, twice, schedules={"s": []}) == ["s: fired 2 times for t1"]
+
+
 def test_a_frozen_worker_may_be_told_late_that_its_lease_is_lost() -> None:
     late = {"event": "lease_lost", "id": "a", "lease": 5, "pid": 1, "at": 30.0}
 
