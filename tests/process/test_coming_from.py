@@ -105,54 +105,12 @@ def celery(server: TestServer) -> Iterator[Program]:
 # ---- Celery --------------------------------------------------------------------------------------
 
 
-def test_the_nightly_job_is_one_and_puts_itself_off(celery: Program) -> None:
-    with Session(celery.engine) as session, session.begin():
-        celery.at_each_deploy(session)
-        celery.at_each_deploy(session)
-    assert celery.get("nightly").next_run_at == celery.next_night(datetime.now(UTC))
-    celery.pass_time(3 * 86_400)
+def test_the_nightly_job_is_a_schedule(celery: Program) -> None:
+    celery.jobs.schedules.run_now(celery.engine, "nightly")
 
-    assert isinstance(celery.work("default"), Reschedule)
-    assert celery.work("default") is None
-
-    job = celery.get("nightly")
-    late = job.next_run_at - celery.next_night(datetime.now(UTC))
-    assert timedelta(0) <= late < timedelta(seconds=60)
-    assert job.attempt == 0
-
-
-@pytest.mark.parametrize(
-    ("after", "night"),
-    [
-        ("2026-01-15T00:59:59+00:00", "2026-01-15T01:00:00+00:00"),
-        ("2026-01-15T01:00:00+00:00", "2026-01-16T01:00:00+00:00"),
-        ("2026-07-15T12:00:00+00:00", "2026-07-16T00:00:00+00:00"),
-        # The clock skips 02:00, and later shows it twice.
-        ("2026-03-28T12:00:00+00:00", "2026-03-29T01:00:00+00:00"),
-        ("2026-10-24T12:00:00+00:00", "2026-10-25T00:00:00+00:00"),
-        ("2026-10-25T01:30:00+00:00", "2026-10-26T01:00:00+00:00"),
-    ],
-)
-def test_nights_are_those_of_berlin(celery: Program, after: str, night: str) -> None:
-    assert celery.next_night(datetime.fromisoformat(after)) == datetime.fromisoformat(night)
-
-
-def test_a_clock_that_is_behind_runs_no_night_twice(
-    celery: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    night = datetime(2026, 7, 15, 0, 0, tzinfo=UTC)
-
-    class Behind(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return night - timedelta(seconds=0.2)
-
-    monkeypatch.setitem(celery.names, "datetime", Behind)
-    job = SimpleNamespace(next_run_at=night)
-    with Session(celery.engine) as session:
-        outcome = celery.nightly(SimpleNamespace(session=session, job=job))
-
-    assert outcome.after == 86_400.2
+    assert isinstance(celery.work("default"), Complete)
+    schedule = celery.jobs.registry.schedules["nightly"]
+    assert schedule.timetable.after(datetime(2026, 7, 15, tzinfo=UTC)).hour == 0
 
 
 def test_turns_are_spent_one_at_a_time(celery: Program) -> None:
