@@ -4,6 +4,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -139,7 +141,8 @@ class Worker(OnlyWith):
         """
         if self._thread is not None:
             raise RuntimeError("this worker was started already; make a new one")
-        self._thread = threading.Thread(target=self._run, name="bgjob-worker", daemon=True)
+        work = partial(copy_context().run, self._run)
+        self._thread = threading.Thread(target=work, name="bgjob-worker", daemon=True)
         self._thread.start()
         if not self._begun.wait(START_TIMEOUT):
             say_it_waits()

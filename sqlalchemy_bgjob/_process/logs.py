@@ -8,6 +8,7 @@ Handlers of the application that write elsewhere stay.
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Literal
+
+from .._job_context import JOB_FIELDS, JobLogFilter
 
 LogFormat = Literal["text", "json"]
 
@@ -65,6 +68,7 @@ def configure(format: LogFormat, level: str, process: str | None = None) -> None
     global _log  # noqa: PLW0603 - logging is a matter of the process
     is_json = format == "json"
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(JobLogFilter())
     handler.setFormatter(JsonFormatter(process) if is_json else text_formatter(process))
     _log = _Log(handler, level.upper(), is_json, is_json or process is not None)
     for name in _OURS:
@@ -162,7 +166,26 @@ def report(problem: str, *, exit_code: int, traceback: str | None) -> None:
 def text_formatter(process: str | None) -> logging.Formatter:
     """The format of plain lines, with the process in front when there are several."""
     prefix = "" if process is None else f"[{process.replace('%', '%%')}] "
-    return logging.Formatter(f"{prefix}%(asctime)s %(levelname)s %(name)s: %(message)s")
+    return TextFormatter(f"{prefix}%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+class TextFormatter(logging.Formatter):
+    """A plain line, and at its end the job whose handler has written it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the base class
+        """The line; our own lines name the job by themselves."""
+        line = super().formatMessage(record)
+        fields = vars(record)
+        if "job_id" not in fields or record.name in _OURS:
+            return line
+        found = [f"{name}={_word(fields[name])}" for name in JOB_FIELDS if name in fields]
+        return f"{line} [{' '.join(found)}]"
+
+
+def _word(value: object) -> str:
+    """A value that can't be taken for several, nor for a line of its own."""
+    text = str(value)
+    return text if re.fullmatch(r"[\w.:/@+-]+", text) else json.dumps(text)
 
 
 class JsonFormatter(logging.Formatter):

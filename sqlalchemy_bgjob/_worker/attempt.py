@@ -17,6 +17,7 @@ from .._db.forks import leave_if_forked
 from .._db.frames import causes
 from .._handlers.around import Around
 from .._handlers.outcomes import COMPLETED, INTERRUPTED, Kind, Outcome, Settlement
+from .._job_context import running
 from .._lifecycle.row_errors import RowLocked
 from .._lifecycle.settle import Fate, Pending
 from .._points import HANDLER
@@ -123,7 +124,8 @@ class Attempt:
         return self._unit is not None
 
     def execute(self) -> tuple[Pending, Fate | None]:
-        """Run a function, from :meth:`begin` to :meth:`end`."""
+        """Run a function, from :meth:`begin` to :meth:`end`, in a context that is its own."""
+        running.set(self._run)
         around = self.around
         if around is not None:
             return self._execute_around(around)

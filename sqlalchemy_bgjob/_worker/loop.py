@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -144,6 +145,7 @@ class WorkerLoop:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
         """
+        self._slots.context = copy_context()
         self._events.start()
         beside: list[Attendant] = []
         try:

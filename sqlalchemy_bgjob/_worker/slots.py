@@ -4,6 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ class Slots:
 
     Attributes:
         closed_until: The monotonic time until which no run is started: there was no thread for it.
+        context: The context variables of whoever started the worker, which functions see.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Slots:
         self._pauses = Pauses()
         self._backoff = Backoff()
         self.closed_until = 0.0
+        self.context = copy_context()
 
     def start(self, run: Run) -> None:
         """Start a run in its slot; if no thread can be made, hand its job back and pause."""
@@ -76,7 +79,8 @@ class Slots:
                 return
             if not self.holds(run):
                 return
-            following = self.ended(run, *self.attempt(run).execute())
+            # A copy each: no handler finds what an earlier one has left in its thread.
+            following = self.ended(run, *self.context.copy().run(self.attempt(run).execute))
 
     def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
         """A run has ended: returns the next one for its slot, if there is one."""

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from .._handlers.outcomes import HAND_BACK
+from .._job_context import running
 from .._lifecycle.settle import Fate, Pending
 from .attempt import Attempt
 from .permits import close_or_discard
@@ -111,6 +112,7 @@ class AsyncRuntime:
             return
         while True:
             attempt = slots.attempt(run)
+            token = running.set(run)
             returned: Any = None
             error: BaseException | None = None
             around = attempt.around
@@ -134,6 +136,7 @@ class AsyncRuntime:
                 ended = attempt.end(returned, error)
             if around is not None:
                 await around.leave_async(error)
+            running.reset(token)
             run.task = None
             following = slots.ended(run, *ended)
             del ended, error  # an exception keeps this run's variables

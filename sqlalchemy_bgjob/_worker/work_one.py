@@ -25,6 +25,7 @@ from .._handlers.outcomes import (
     unknown_type,
 )
 from .._handlers.registry import JobType, Registry
+from .._job_context import running
 from .._lifecycle import claim, settle
 from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowKept, RowMissing
@@ -201,7 +202,7 @@ class _WorkOne:
 
     def _returned(self, run: Run, get_session: Callable[[], Any]) -> Any:
         """What the handler returns, in the process that has called it: a forked child ends."""
-        type = run.job.type
+        type, token = run.job.type, running.set(run)
         try:
             with kept_from_children(self._connection):
                 returned = begin(run, get_session)
@@ -210,6 +211,8 @@ class _WorkOne:
         except BaseException as error:
             leave_if_forked(self._process, type, error)
             raise
+        finally:
+            running.reset(token)
         leave_if_forked(self._process, type)
         return returned
 

@@ -122,6 +122,23 @@ def test_a_record_becomes_json_whatever_it_holds() -> None:
     assert line["stack"] == "Stack"
 
 
+def test_a_line_of_a_handler_ends_with_its_job() -> None:
+    """Not our own lines, which say it by themselves; and no value makes a line of its own."""
+    fields = {"job_id": "j 1", "job_type": "send", "queue": "mail", "attempt": 2}
+
+    def line(name: str, **extra: Any) -> str:
+        record = logging.makeLogRecord({"msg": "hello", "name": name, "levelname": "INFO", **extra})
+        return logs.text_formatter(None).format(record).partition(" INFO ")[2]
+
+    assert line("shop") == "shop: hello"
+    assert line("shop", queue="mail") == "shop: hello"
+    assert line("shop", **fields) == (
+        'shop: hello [job_id="j 1" job_type=send queue=mail attempt=2]'
+    )
+    assert line("shop", **fields, request_id="r\n1", other=1).endswith(' request_id="r\\n1"]')
+    assert line("sqlalchemy_bgjob.jobs", **fields) == "sqlalchemy_bgjob.jobs: hello"
+
+
 def test_of_lines_that_nobody_reads_only_some_wait(
     monkeypatch: pytest.MonkeyPatch, tune: Tune
 ) -> None:
