@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -19,6 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from ._arguments import as_observers, check_arguments, check_factory
 from ._handlers.around import check_around
+from ._handlers.lifespan import Lifespan
 from ._handlers.registry import JobType
 from ._handlers.served import (
     GIVE_SYNC_ENGINE,
@@ -63,6 +65,8 @@ class AsyncWorker(OnlyAsyncWith):
         sync_session_factory: The same for functions. By default ``Session``.
         around: As for :class:`~sqlalchemy_bgjob.Worker`; for coroutines it may return an
             asynchronous context manager, which they prefer.
+        lifespan: As for :class:`~sqlalchemy_bgjob.Worker`; it may return an asynchronous context
+            manager, and is entered in the worker's task.
         observers: Told of every event, in their own thread.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
@@ -82,6 +86,8 @@ class AsyncWorker(OnlyAsyncWith):
         session_factory: Callable[[], Any] | None = None,
         sync_session_factory: Callable[[], Any] | None = None,
         around: Callable[[], Any] | None = None,
+        lifespan: Callable[[], AbstractAsyncContextManager[Any] | AbstractContextManager[Any]]
+        | None = None,
         observers: Iterable[Observer] = (),
         settings: WorkerSettings | None = None,
         **options: Unpack[SettingOptions],
@@ -113,7 +119,7 @@ class AsyncWorker(OnlyAsyncWith):
         self.settings: WorkerSettings = make_settings(settings, options)
         self.queues: dict[str, int] = served_queues(jobs.registry, queues)
         self._jobs, self._engine = jobs, engine.sync_engine
-        self._around = around
+        self._around, self._lifespan = around, Lifespan(lifespan, is_async=True)
         if isinstance(heart_engine, AsyncEngine):
             heart_engine = heart_engine.sync_engine
         self._heart_engine = heart_engine or self._engine
@@ -155,6 +161,7 @@ class AsyncWorker(OnlyAsyncWith):
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
             ValueError: No handler is registered, or none that this worker can run.
+            Exception: What *lifespan* raised.
         """
         await self._run(lambda: None)
 
@@ -212,6 +219,10 @@ class AsyncWorker(OnlyAsyncWith):
             grace=self.settings.unknown_type_grace,
         )
         log_start("asyncio", self._engine, self.queues, self._jobs.registry)
+        async with self._lifespan.entered_async():
+            await self._work(ready)
+
+    async def _work(self, ready: Callable[[], None]) -> None:
         threads = ThreadRuntime(self._sync_engine or self._engine)
         runtime = AsyncRuntime(self._engine, threads, self._heart_engine)
         self._loop = loop = self._make_loop(runtime, threads)
@@ -240,6 +251,7 @@ class AsyncWorker(OnlyAsyncWith):
             connect=connections.connect,
             disconnect=connections.disconnect,
             around=self._around,
+            lifespan=self._lifespan,
         )
         sync_engine = self._sync_engine
         in_threads = on_loop
@@ -250,6 +262,7 @@ class AsyncWorker(OnlyAsyncWith):
                 self._sync_session_factory,
                 self._sync_permits,
                 self._around,
+                self._lifespan,
             )
         return WorkerLoop(
             self._jobs.models,

@@ -277,6 +277,7 @@ class BGJob(HasSchedules, Generic[J, D]):
         handler: Callable[..., Any] | None = None,
         *,
         session_factory: Callable[[], Any] | None = None,
+        state: Any = None,
     ) -> Outcome | None: ...
     @overload
     def work_one(
@@ -286,6 +287,7 @@ class BGJob(HasSchedules, Generic[J, D]):
         handler: Callable[..., Any] | None = None,
         *,
         session_factory: Callable[[], Any] | None = None,
+        state: Any = None,
     ) -> Coroutine[Any, Any, Outcome | None]: ...
     def work_one(
         self,
@@ -294,6 +296,7 @@ class BGJob(HasSchedules, Generic[J, D]):
         handler: Callable[..., Any] | None = None,
         *,
         session_factory: Callable[[], Any] | None = None,
+        state: Any = None,
     ) -> Any:
         """Run one due job of a queue within the caller's own transaction; None if none is due.
 
@@ -308,6 +311,7 @@ class BGJob(HasSchedules, Generic[J, D]):
             handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for a job of any type;
                 by default the registered handler of its type.
             session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``.
+            state: What ``ctx.state`` is; there is no ``lifespan=`` here.
 
         Returns:
             The outcome that was settled, which is the handler's, or a Retry for what it raised.
@@ -315,7 +319,7 @@ class BGJob(HasSchedules, Generic[J, D]):
         Raises:
             ValueError: The connection is in AUTOCOMMIT, where run and settlement are not atomic.
         """
-        return work_one(self.models, self.registry, target, queue, handler, session_factory)
+        return work_one(self.models, self.registry, target, queue, handler, session_factory, state)
 
     def decode(self, job: JobMixin | DeadJobMixin) -> Any:
         """The arg of a live or dead job, as its handler takes it; no I/O.

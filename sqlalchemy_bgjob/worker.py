@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import partial
 from types import TracebackType
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from ._arguments import as_observers, check_arguments, check_factory
 from ._handlers.around import check_around
+from ._handlers.lifespan import Lifespan
 from ._handlers.registry import JobType
 from ._handlers.served import (
     ONLY_COROUTINES,
@@ -49,6 +51,9 @@ class Worker(OnlyWith):
             ``app.app_context`` does. It is entered in the job's thread before the handler runs,
             and left after the session's commit. An error on entry is a failed attempt; if there
             is no context manager to enter, the job waits and its attempt is refunded.
+        lifespan: Called without arguments when the worker starts; returns a context manager, which
+            is entered in the thread that runs the worker, before the first claim, and left when the
+            worker has drained. Handlers find what it yields as ``ctx.state``.
         observers: Told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
@@ -65,6 +70,7 @@ class Worker(OnlyWith):
         queues: Mapping[str, int] | Iterable[str] | None = None,
         session_factory: Callable[[], Any] | None = None,
         around: Callable[[], Any] | None = None,
+        lifespan: Callable[[], AbstractContextManager[Any]] | None = None,
         observers: Iterable[Observer] = (),
         settings: WorkerSettings | None = None,
         **options: Unpack[SettingOptions],
@@ -90,9 +96,10 @@ class Worker(OnlyWith):
         check_around(around, functions=[handler.type for handler in functions])
         permits = pool_permits(engine, sum(self.queues.values()))
         self._runtime = ThreadRuntime(engine)
+        self._lifespan = Lifespan(lifespan, is_async=False)
         statements = Statements(jobs.models)
         environment = thread_environment(
-            engine, statements, session_factory or Session, permits, around
+            engine, statements, session_factory or Session, permits, around, self._lifespan
         )
         self._loop = WorkerLoop(
             jobs.models,
@@ -117,6 +124,7 @@ class Worker(OnlyWith):
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
             ValueError: No handler is registered, or none that a thread can run.
+            Exception: What *lifespan* raised.
         """
         refuse_fork(self._made_by)
         check_handlers(
@@ -128,7 +136,8 @@ class Worker(OnlyWith):
         )
         log_start("threads", self._runtime.engine, self.queues, self._registry)
         try:
-            self._loop.run(self._begun.set)
+            with self._lifespan.entered():
+                self._loop.run(self._begun.set)
         finally:
             self._runtime.close()
             self._ended.set()

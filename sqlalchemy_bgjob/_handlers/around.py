@@ -6,14 +6,13 @@ error on the way out comes too late for that, and is logged. If there is no cont
 job is not at fault: its attempt is refunded.
 """
 
-import inspect
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from .._db.errors import summary
 from ..exceptions import NoContextManager
+from .kinds import makes_async_context, makes_no_context, what_it_is
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -31,50 +30,18 @@ def check_around(around: object, *, functions: Iterable[str]) -> None:
     """
     if around is None:
         return
-    if _serves_no_job(around):
-        given = f"a {type(around).__name__}"
-        if isinstance(around, type) or inspect.isroutine(around):
-            kind = "class" if isinstance(around, type) else "function"
-            given = f"the {kind} {around.__name__}, which gives none"
+    if makes_no_context(around):
         raise TypeError(
             f"around= takes a callable that returns a context manager, such as app.app_context, "
-            f"not {given}; of a generator @contextlib.contextmanager makes one"
+            f"not {what_it_is(around)}; of a generator @contextlib.contextmanager makes one"
         )
     served = sorted(functions)
-    if served and _is_asynchronous(around):
+    if served and makes_async_context(around):
         raise TypeError(
             f"around= returns an asynchronous context manager, which the functions that handle "
             f"{', '.join(map(repr, served))} can't enter; give one that has __enter__, or serve "
             f"their queues by a worker without it"
         )
-
-
-def _serves_no_job(around: object) -> bool:
-    if isinstance(around, type):
-        return not (hasattr(around, "__enter__") or hasattr(around, "__aenter__"))
-    # A context manager of contextlib is callable too, as a decorator.
-    return (
-        hasattr(around, "__enter__")
-        or not callable(around)
-        or inspect.isgeneratorfunction(around)
-        or inspect.isasyncgenfunction(around)
-        or inspect.iscoroutinefunction(around)
-    )
-
-
-def _is_asynchronous(around: object) -> bool:
-    if isinstance(around, type):
-        return not hasattr(around, "__enter__")
-    return getattr(around, "__code__", None) is _DECORATED
-
-
-@asynccontextmanager
-async def _decorated() -> AsyncIterator[None]:
-    yield
-
-
-_DECORATED: Final = getattr(_decorated, "__code__", _decorated)
-"""The code object that all functions decorated with ``asynccontextmanager`` share."""
 
 
 class Around:

@@ -41,6 +41,7 @@ class WorkerOptions:
         session_factories: Name what makes ``ctx.session``: one for functions, one for coroutines.
         app_dir: Where to look for modules after Python's own path.
         around: Names what makes the context that is entered around each job.
+        lifespan: Names what makes the context that is entered around the worker's work.
         observers: Name the objects that are told what was committed.
         imports: Modules that register handlers, beside the one that *app* names.
         queues: Concurrency by queue; None for all queues that handlers name.
@@ -56,6 +57,7 @@ class WorkerOptions:
     session_factories: tuple[str, ...] = ()
     app_dir: Path = Path()
     around: str | None = None
+    lifespan: str | None = None
     observers: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
     queues: Mapping[str, int] | None = None
@@ -80,6 +82,7 @@ class _Application:
     Attributes:
         factories: One or two session factories, or none.
         around: Makes the context around each job, or None.
+        lifespan: Makes the context around the worker's work, or None.
     """
 
     jobs: BGJob[Any, Any]
@@ -88,6 +91,7 @@ class _Application:
     heart_engine: "Engine | AsyncEngine | None"
     factories: list[Any]
     around: Any
+    lifespan: Any
     observers: list[Observer]
     settings: WorkerSettings
 
@@ -147,6 +151,7 @@ def _load(jobs: BGJob[Any, Any], options: WorkerOptions) -> _Application:
     sync_engine = options.sync_engine and load_sync_engine(options.sync_engine, app_dir)
     heart_engine = options.heart_engine and load_engine(options.heart_engine, app_dir)
     around = options.around and loader.load(options.around, app_dir, example="app:app.app_context")
+    lifespan = options.lifespan and loader.load(options.lifespan, app_dir, example="app:lifespan")
     return _Application(
         jobs=jobs,
         queues=served_queues(jobs.registry, options.queues),
@@ -154,6 +159,7 @@ def _load(jobs: BGJob[Any, Any], options: WorkerOptions) -> _Application:
         heart_engine=heart_engine or None,
         factories=[_load_factory(target, app_dir) for target in options.session_factories],
         around=around or None,
+        lifespan=lifespan or None,
         observers=[_load_observer(target, app_dir) for target in options.observers],
         settings=options.settings,
     )
@@ -274,6 +280,7 @@ class _ThreadRunner:
             queues=application.queues,
             session_factory=factories[0] if factories else None,
             around=application.around,
+            lifespan=application.lifespan,
             observers=application.observers,
             settings=application.settings,
         )
@@ -311,6 +318,7 @@ class _AsyncRunner:
             session_factory=for_coroutines[0] if for_coroutines else None,
             sync_session_factory=for_functions[0] if for_functions else None,
             around=application.around,
+            lifespan=application.lifespan,
             observers=application.observers,
             settings=application.settings,
         )

@@ -16,6 +16,7 @@ from .._db.errors import describe
 from .._db.forks import leave_if_forked
 from .._db.frames import causes
 from .._handlers.around import Around
+from .._handlers.lifespan import Lifespan
 from .._handlers.outcomes import COMPLETED, INTERRUPTED, Kind, Outcome, Settlement
 from .._job_context import running
 from .._lifecycle.row_errors import RowLocked
@@ -41,6 +42,7 @@ class Environment:
             may wait for other handlers, until a monotonic time (None: the handler sets no limit).
         disconnect: Gives a connection back, whatever state it is in.
         around: Makes the context that is entered around run and commit, if there is one.
+        lifespan: Has what handlers find as ``ctx.state``.
         scoped: Whether the handler's session is a scoped_session's.
         process: The pid of the process that runs the worker.
     """
@@ -51,6 +53,7 @@ class Environment:
     connect: Callable[[str | None, int, float | None], Connection]
     disconnect: Callable[[Connection], None]
     around: Callable[[], Any] | None = None
+    lifespan: Lifespan = Lifespan(None, is_async=False)  # noqa: RUF009 - it stays empty
     scoped: bool = field(init=False)
     process: int = field(init=False, default_factory=os.getpid)
 
@@ -89,7 +92,7 @@ class Attempt:
             run.begin()
         if self._environment.scoped and run.handler.options.session:
             self._make_unit().enter_scope()  # before the handler first calls it
-        return begin(run, self._session)
+        return begin(run, self._session, self._environment.lifespan.state)
 
     def _session(self) -> Any:
         check_session_is_wanted(self._run)

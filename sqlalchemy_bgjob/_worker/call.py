@@ -38,14 +38,14 @@ class Conclusion(NamedTuple):
     error: BaseException | None = None
 
 
-def begin(run: Run, make_session: Callable[[], Any]) -> Any:
+def begin(run: Run, make_session: Callable[[], Any], state: Any = None) -> Any:
     """Decode the arg and call the function; returns or raises as the function does.
 
     Raises:
         MoveToDlq: The arg can't be decoded; no attempt will ever decode it.
     """
     handler = run.handler
-    context = Context(run, make_session)
+    context = Context(run, make_session, state)
     if not handler.takes_arg:
         return handler.function(context)
     try:

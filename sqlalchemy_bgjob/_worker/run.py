@@ -112,10 +112,12 @@ class Run:
 class Context(Generic[S]):
     """What a handler is given: its job, and a session that commits together with the job's end."""
 
-    __slots__ = ("_make_session", "_run")
+    __slots__ = ("_make_session", "_run", "state")
 
-    def __init__(self, run: Run, session: Callable[[], S]) -> None:
+    def __init__(self, run: Run, session: Callable[[], S], state: Any = None) -> None:
         self._run, self._make_session = run, session
+        self.state: Any = state
+        """What the worker's ``lifespan=`` has yielded; None if there is none."""
 
     @property
     def job(self) -> JobInfo:

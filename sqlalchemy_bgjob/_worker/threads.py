@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from .._handlers.lifespan import Lifespan
 from .._sql import Statements
 from .attempt import Environment
 from .permits import HandlerConnections
@@ -153,6 +154,7 @@ def thread_environment(
     session_factory: Callable[[], Any],
     permits: int | None,
     around: Callable[[], Any] | None,
+    lifespan: Lifespan,
 ) -> Environment:
     """Where functions run: in threads, with sessions of a synchronous engine."""
     semaphore = threading.Semaphore(permits) if permits is not None else None
@@ -164,4 +166,5 @@ def thread_environment(
         connect=connections.connect,
         disconnect=connections.disconnect,
         around=around,
+        lifespan=lifespan,
     )

@@ -53,6 +53,7 @@ def work_one(
     queue: str,
     handler: Callable[..., Any] | None,
     session_factory: Callable[[], Any] | None,
+    state: Any,
 ) -> Any:
     """See :meth:`sqlalchemy_bgjob.BGJob.work_one`."""
     queue = validation.name("queue", queue)
@@ -60,7 +61,13 @@ def work_one(
 
     def work(unit: Unit) -> Outcome | None:
         return work_in(
-            unit.connection, models, registry, queue, given, session_factory=session_factory
+            unit.connection,
+            models,
+            registry,
+            queue,
+            given,
+            session_factory=session_factory,
+            state=state,
         )
 
     return run_in(target, models, work, call="BGJob.work_one")
@@ -75,12 +82,15 @@ def work_in(
     *,
     session_factory: Callable[[], Any] | None = None,
     on_error: Callable[[BaseException], None] | None = None,
+    state: Any = None,
 ) -> Outcome | None:
     """Work on one due job of a queue in the connection's transaction; None if none is due.
 
     *on_error* is called with what a handler has raised that is no outcome, and with an UnknownType.
+    *state* is ``ctx.state``.
     """
-    return _WorkOne(connection, models, registry, session_factory, on_error).run(queue, handler)
+    one = _WorkOne(connection, models, registry, session_factory, on_error, state)
+    return one.run(queue, handler)
 
 
 def _as_job_type(models: Models, queue: str, handler: Callable[..., Any]) -> JobType[Any]:
@@ -99,9 +109,10 @@ class _WorkOne:
         registry: Registry,
         session_factory: Callable[[], Any] | None,
         on_error: Callable[[BaseException], None] | None,
+        state: Any,
     ) -> None:
         self._connection, self._registry = connection, registry
-        self._on_error = on_error
+        self._on_error, self._state = on_error, state
         self._statements = statements_of(models)
         self._process = os.getpid()
         self._session_factory = session_factory
@@ -205,7 +216,7 @@ class _WorkOne:
         type, token = run.job.type, running.set(run)
         try:
             with kept_from_children(self._connection):
-                returned = begin(run, get_session)
+                returned = begin(run, get_session, self._state)
                 if run.handler.is_coroutine:
                     returned = _await(returned, run.handler.options.timeout)
         except BaseException as error:

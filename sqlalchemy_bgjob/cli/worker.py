@@ -75,6 +75,12 @@ from .options import (
     help="Makes a context manager that is entered around each job, such as app:app.app_context.",
 )
 @option(
+    "--lifespan",
+    metavar="MODULE:CONTEXT",
+    help="Makes a context manager that is entered around all the work of each process; its value "
+    "is ctx.state.",
+)
+@option(
     "--observer",
     "observers",
     metavar="MODULE:OBSERVER",
@@ -98,6 +104,7 @@ def worker(
     heart_engine: str | None,
     session_factories: tuple[str, ...],
     around: str | None,
+    lifespan: str | None,
     observers: tuple[str, ...],
     log_format: Any,
     log_level: str,
@@ -148,6 +155,7 @@ def worker(
             session_factories=session_factories,
             app_dir=app_dir,
             around=around,
+            lifespan=lifespan,
             observers=observers,
             imports=imports,
             queues=named or None,

@@ -42,10 +42,15 @@ class JobKit:
 
     Args:
         jobs: The application's BGJob.
+
+    Attributes:
+        state: What handlers find as ``ctx.state``, in the place of what ``lifespan=`` of a worker
+            yields; a test may set it.
     """
 
     def __init__(self, jobs: BGJob[Any, Any]) -> None:
         self.jobs = jobs
+        self.state: Any = None
         self._statements = statements_of(jobs.models)
 
     # ---- asking ---------------------------------------------------------------------------------
@@ -166,6 +171,7 @@ class JobKit:
                     queue,
                     session_factory=session_factory,
                     on_error=errors.append,
+                    state=self.state,
                 )
                 if outcome is None:
                     passed_by.add(queue)
@@ -228,7 +234,7 @@ class JobKit:
 
         run = Run(job, handler)
         run.begin()
-        return begin(run, get_session)
+        return begin(run, get_session, self.state)
 
     def travel(self, target: Any, by: float | timedelta | None = None, **units: float) -> Any:
         """Let time pass for all jobs: ``travel(session, hours=1)``. Rows move, clocks stay.

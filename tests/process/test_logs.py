@@ -38,11 +38,14 @@ def test_json_logs_are_one_object_a_line_and_nothing_else(
     command = start(
         *("worker", "support.cli_app:functions", "--database-url", database_url),
         *("--log-format", "json", "--log-level", "debug"),
+        *("--lifespan", "support.cli_app:lifespan"),
     )
+    add(tables, app.log, "fine", headers={"request_id": "r-1"})
     add(tables, app.note, "fine")
     add(tables, app.fail, "the words of the handler")
     wait_until(lambda: notes(tables), 60)
     command.says("next attempt in")
+    command.says("fine, state")
     command.signal(signal.SIGTERM)
     assert command.wait() == 0
 
@@ -51,7 +54,11 @@ def test_json_logs_are_one_object_a_line_and_nothing_else(
     for line in lines:
         assert {"time", "level", "logger", "message"} <= set(line)
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", line["time"])
-    done = next(line for line in lines if "completed" in line["message"])
+    logged = next(line for line in lines if line["logger"] == "shop")
+    assert logged["message"] == f"fine, state {{'pid': {command.pid}}}"
+    assert logged.keys() >= {"job_id", "job_type", "queue", "attempt", "request_id"}
+    assert (logged["job_type"], logged["attempt"], logged["request_id"]) == ("log", 1, "r-1")
+    done = next(line for line in lines if "(note" in line["message"])
     assert (done["job_type"], done["queue"], done["attempt"]) == ("note", "default", 1)
     failed = next(line for line in lines if "next attempt" in line["message"])
     assert failed["level"] == "warning"

@@ -57,6 +57,7 @@ def test_the_rest_may_come_from_the_environment_too(
         BGJOB_QUEUE="mail:3 default",
         BGJOB_SESSION_FACTORY="app:Session",
         BGJOB_ENGINE="app:engine",
+        BGJOB_LIFESPAN="app:lifespan",
     )
 
     assert options.app == "app:jobs"
@@ -64,6 +65,7 @@ def test_the_rest_may_come_from_the_environment_too(
     assert options.queues == {"mail": 3, "default": 10}
     assert options.session_factories == ("app:Session",)
     assert options.engine == "app:engine"
+    assert options.lifespan == "app:lifespan"
     assert parsed("other:jobs", "--queue", "a:1", BGJOB_APP="app:jobs").app == "other:jobs"
 
 

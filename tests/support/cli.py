@@ -13,9 +13,9 @@ from sqlalchemy_bgjob.cli import cli
 from support import cli_app as app
 
 
-def add(engine: Engine, handler: Any, arg: Any = None) -> None:
+def add(engine: Engine, handler: Any, arg: Any = None, **options: Any) -> None:
     with Session(engine) as session, session.begin():
-        enqueue(session, handler, arg)
+        enqueue(session, handler, arg, **options)
 
 
 def notes(engine: Engine) -> list[str]:

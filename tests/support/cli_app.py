@@ -6,10 +6,12 @@ All share the same table names, so each test uses one of them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from sqlalchemy import MetaData, Text, create_engine, event, make_url
@@ -19,6 +21,9 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqlalchemy_bgjob import BGJob, Context
 from support.databases import with_driver
 from support.waiting import wait_until, wait_until_async
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 POISON_ATTEMPTS = 4
 
@@ -191,6 +196,18 @@ async def block_loop(ctx: Context[AsyncSession], folder: str) -> None:
     """A coroutine as none should be: the event loop stands still."""
     say_started(folder)
     wait_until(Path(folder, "go").exists, 120)
+
+
+@contextmanager
+def lifespan() -> Iterator[dict[str, int]]:
+    """Yields what shows in which process it was entered."""
+    yield {"pid": os.getpid()}
+
+
+@functions.handler("log")
+def log(ctx: Context[Session], words: str) -> None:
+    """Log what the worker's lifespan has yielded, and whatever else."""
+    logging.getLogger("shop").info("%s, state %s", words, ctx.state)
 
 
 @functions.handler("fail")
