@@ -160,7 +160,8 @@ class AsyncWorker(OnlyAsyncWith):
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
-            ValueError: No handler is registered, or none that this worker can run.
+            ValueError: No handler is registered, or none that this worker can run; or a middleware
+                can't go around some of them.
             Exception: What *lifespan* raised.
         """
         await self._run(lambda: None)

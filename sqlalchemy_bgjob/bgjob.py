@@ -1,18 +1,20 @@
 """BGJob: the queue of one application. Its models, its handlers, and its ways to enqueue."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Unpack, cast, overload
 
 from sqlalchemy import ColumnElement, MetaData
 from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import TypeVar
 
 from ._db.targets import SyncTarget
+from ._decorators import AroundJobs, Decorator, Provide, ResourceDecorator, TableNames
 from ._drafts import validation
 from ._drafts.draft import UNTYPED
 from ._drafts.options import EnqueueOptions
 from ._enqueue.one import JobRef, enqueue_type
+from ._handlers.additions import Additions
 from ._handlers.options import HandlerKeywords, HandlerOptions, handler_options
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
@@ -20,7 +22,6 @@ from ._lifecycle.operate import Redriven, cancel, prune, redrive
 from ._lifecycle.schedules import HasSchedules
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._sql import statements_of
-from ._worker.run import Context
 from ._worker.work_one import work_one
 from .models import (
     BatchMixin,
@@ -39,23 +40,9 @@ if TYPE_CHECKING:
 
 J = TypeVar("J", bound=JobMixin, default=JobMixin)
 D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
-A = TypeVar("A")
 
 
-Returned = Outcome | None | Awaitable[Outcome | None]
-"""What handlers return: functions an outcome or None, coroutines the same when awaited."""
-
-
-class Decorator(Protocol):
-    """What ``@jobs.handler(...)`` returns."""
-
-    @overload
-    def __call__(self, function: Callable[[Context[Any], A], Returned]) -> JobType[A]: ...
-    @overload
-    def __call__(self, function: Callable[[Context[Any]], Returned]) -> JobType[None]: ...
-
-
-class BGJob(HasSchedules, Generic[J, D]):
+class BGJob(HasSchedules, AroundJobs, Generic[J, D]):
     """The models, handlers and producers of one set of tables.
 
     Args:
@@ -64,6 +51,9 @@ class BGJob(HasSchedules, Generic[J, D]):
         schema: The tables' schema; by default that of the MetaData.
         table_prefix: Begins the tables' names, at most 32 bytes.
         models: The user's own ``(Job, DeadJob)``, built on JobMixin and DeadJobMixin.
+        provide: ``f(ctx)`` that returns a context manager, annotated to yield a TypedDict, which
+            fills the keyword-only parameters of handlers. It is entered for each attempt of a
+            handler that takes any, within the timeout, and left before the job is settled.
 
     Attributes:
         Job: The mapped class of live jobs.
@@ -75,43 +65,55 @@ class BGJob(HasSchedules, Generic[J, D]):
         Base: The declarative base of these, for ``Session(binds={jobs.Base: engine})``.
 
     Raises:
-        TypeError: *target* has no MetaData.
+        TypeError: *target* has no MetaData, or *provide* does not say what it yields.
         ValueError: The MetaData has such tables already, or a name is too long.
     """
+
+    models: Models
 
     if TYPE_CHECKING:
 
         @overload
         def __new__(
-            cls,
-            target: object,
-            *,
-            schema: str | None = None,
-            table_prefix: str = DEFAULT_PREFIX,
+            cls, target: object, **names: Unpack[TableNames]
         ) -> "BGJob[JobMixin, DeadJobMixin]": ...
         @overload
         def __new__(
             cls,
             target: object = None,
             *,
+            models: tuple[type[J], type[D]],
+            **names: Unpack[TableNames],
+        ) -> "BGJob[J, D]": ...
+        @overload
+        def __new__(
+            cls, target: object, *, provide: Provide, **names: Unpack[TableNames]
+        ) -> "BGJobWithResources[JobMixin, DeadJobMixin]": ...
+        @overload
+        def __new__(
+            cls,
+            target: object = None,
+            *,
+            models: tuple[type[J], type[D]],
+            provide: Provide,
+            **names: Unpack[TableNames],
+        ) -> "BGJobWithResources[J, D]": ...
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
+    else:  # of two in one class mypy takes this one, which can't tell what is made
+
+        def __init__(
+            self,
+            target: object = None,
+            *,
             schema: str | None = None,
             table_prefix: str = DEFAULT_PREFIX,
-            models: tuple[type[J], type[D]],
-        ) -> "BGJob[J, D]": ...
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
-
-    def __init__(
-        self,
-        target: object = None,
-        *,
-        schema: str | None = None,
-        table_prefix: str = DEFAULT_PREFIX,
-        models: tuple[type[J], type[D]] | None = None,
-    ) -> None:
-        self.models: Models = build_models(
-            target, schema=schema, table_prefix=table_prefix, models=models
-        )
-        self.registry: Registry = Registry()
+            models: tuple[type[J], type[D]] | None = None,
+            provide: Provide | None = None,
+        ) -> None:
+            self.models = build_models(
+                target, schema=schema, table_prefix=table_prefix, models=models
+            )
+            self.registry = Registry(Additions(provide))
 
     @property
     def Job(self) -> type[J]:  # noqa: N802 - it is a class
@@ -166,7 +168,8 @@ class BGJob(HasSchedules, Generic[J, D]):
         """Register a function ``f(ctx)`` or ``f(ctx, arg)``, or a coroutine, as a type's handler.
 
         Args are checked against the annotation of *arg* when they are enqueued, and decoded to it
-        when the job runs. The function stays callable as it was.
+        when the job runs. ``provide=`` of the BGJob fills keyword-only parameters. The function
+        stays callable as it was.
 
         Args:
             type: The name that is stored with each job, at most 128 characters.
@@ -191,7 +194,8 @@ class BGJob(HasSchedules, Generic[J, D]):
 
         Raises:
             ValueError: The type has a handler already, or a value is out of its range.
-            TypeError: The function does not take (ctx) or (ctx, arg), or its arg can't be JSON.
+            TypeError: The function does not take (ctx) or (ctx, arg), its arg can't be JSON, or it
+                takes something else by keyword than what ``provide=`` gives.
         """
         checked = handler_options("BGJob.handler", options)
 
@@ -231,7 +235,7 @@ class BGJob(HasSchedules, Generic[J, D]):
         if isinstance(function, JobType):
             function = function.function  # one function may serve several types
         type, queue = validation.name("type", type), validation.name("queue", queue)
-        return JobType(self.models, type, queue, function, options)
+        return JobType(self.models, type, queue, function, options, self.registry.additions)
 
     # ---- producers --------------------------------------------------------------------------
 
@@ -267,7 +271,8 @@ class BGJob(HasSchedules, Generic[J, D]):
                 f"the type {type!r} is not registered in this process, so its queue is not "
                 f"known; give queue="
             )
-        return enqueue_type(target, self.models, handler, type, arg, options)
+        additions = self.registry.additions
+        return enqueue_type(target, self.models, additions, handler, type, arg, options)
 
     @overload
     def work_one(
@@ -423,3 +428,16 @@ class BGJob(HasSchedules, Generic[J, D]):
             limit: The most to delete in this transaction.
         """
         return prune(self.models, statements_of(self.models), target, older_than, where, limit)
+
+
+if TYPE_CHECKING:
+
+    class BGJobWithResources(BGJob[J, D]):
+        """For type checkers alone: what a BGJob is that has ``provide=``."""
+
+        def handler(  # noqa: D102
+            self, type: str, *, queue: str = "default", **options: Unpack[HandlerKeywords]
+        ) -> ResourceDecorator: ...
+        def default_handler(  # noqa: D102
+            self, queue: str = "default", **options: Unpack[HandlerKeywords]
+        ) -> ResourceDecorator: ...

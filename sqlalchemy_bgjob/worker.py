@@ -123,7 +123,8 @@ class Worker(OnlyWith):
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
-            ValueError: No handler is registered, or none that a thread can run.
+            ValueError: No handler is registered, or none that a thread can run; or a middleware
+                can't go around some of them.
             Exception: What *lifespan* raised.
         """
         refuse_fork(self._made_by)

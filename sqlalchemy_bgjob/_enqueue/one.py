@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 from .._db.targets import SyncTarget, Unit, run_in
 from .._drafts.draft import UNTYPED, Draft, draft
 from .._drafts.options import Common, EnqueueOptions
+from .._handlers.additions import Additions
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
 from .._sql import statements_of
@@ -98,6 +99,7 @@ def enqueue(
 def enqueue_type(
     target: Any,
     models: Models,
+    additions: Additions,
     handler: JobType[Any] | None,
     type: str,
     arg: Any,
@@ -105,6 +107,7 @@ def enqueue_type(
 ) -> Any:
     """As :func:`enqueue`, for a producer that knows only the type's name."""
     codec, queue = (UNTYPED, "") if handler is None else (handler.codec, handler.queue)
+    options = additions.with_headers(type, queue, options)
     job = draft(codec, type, queue, arg, options.get("id"), options)
     return _enqueue(target, models, job, options, call="BGJob.enqueue")
 

@@ -8,7 +8,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial, update_wrapper
+from functools import update_wrapper
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 
@@ -20,7 +20,10 @@ from .._drafts.draft import Draft, draft, drafts
 from .._drafts.options import COLUMNS, JobOptions
 from .._misuse import refuse_unknown
 from ..models import Models
+from .additions import Additions
+from .kinds import code_of, is_coroutine
 from .made import remember
+from .middleware import Layer
 from .options import HandlerOptions
 
 if TYPE_CHECKING:
@@ -34,7 +37,13 @@ B = TypeVar("B")
 
 
 class JobType(Generic[A]):
-    """A registered handler: still callable as the function it was, and able to make jobs."""
+    """A registered handler: still callable as the function it was, and able to make jobs.
+
+    Attributes:
+        call: What runs a job: the function, within the application's middleware and with the
+            resources that it takes. Made when one of these changes, and not for each job.
+        resources: The keyword-only parameters that ``provide=`` fills.
+    """
 
     def __init__(
         self,
@@ -43,7 +52,9 @@ class JobType(Generic[A]):
         queue: str,
         function: Callable[..., Any],
         options: HandlerOptions,
+        additions: Additions | None = None,
     ) -> None:
+        self.additions: Final[Additions] = additions or Additions()
         self.models: Final[Models] = models
         self.type: Final[str] = type
         self.queue: Final[str] = queue
@@ -51,10 +62,29 @@ class JobType(Generic[A]):
         self.options: Final[HandlerOptions] = options
         self.takes_arg: bool
         self.annotation: Any
-        self.takes_arg, self.annotation = _signature(function)
+        self.resources: tuple[str, ...]
+        self.takes_arg, self.annotation, self.resources = _signature(function, self.additions)
         self.codec: Final[Codec] = Codec(self.annotation)
-        self.is_coroutine: Final[bool] = inspect.iscoroutinefunction(_code_of(function))
+        self.is_coroutine: Final[bool] = is_coroutine(function)
+        self._refuse_async_resources()
+        self.call: Callable[..., Any]
+        self.compose()
         update_wrapper(self, function, updated=())  # its attributes may be another JobType's
+
+    def compose(self) -> None:
+        """Put what the application has around its jobs around this handler's function."""
+        self.call = self.additions.around(
+            self.function, self.resources, is_coroutine=self.is_coroutine
+        )
+
+    def _refuse_async_resources(self) -> None:
+        provider = self.additions.provider
+        if self.resources and provider and provider.is_async and not self.is_coroutine:
+            raise TypeError(
+                f"handler {_full_name(self.function)} is a function, and provide= makes an "
+                f"asynchronous context manager, which it can't enter; make the handler a "
+                f"coroutine, or the provider one of @contextmanager, which serves both"
+            )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the decorated function itself, as a unit test does."""
@@ -108,10 +138,14 @@ class JobType(Generic[A]):
         remember(job, new, self.models)
         return job
 
-    def draft(self, arg: Any, id: str | None, options: JobOptions) -> Draft:
-        """Check and encode one job."""
+    def draft(
+        self, arg: Any, id: str | None, options: JobOptions, *, is_enqueued: bool = True
+    ) -> Draft:
+        """Check and encode one job, with the application's headers if it *is_enqueued* now."""
         if not self.takes_arg and arg is not None:
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
+        if is_enqueued:
+            options = self.additions.with_headers(self.type, self.queue, options)
         return draft(self.codec, self.type, self.queue, arg, id, options)
 
     def drafts(
@@ -120,13 +154,15 @@ class JobType(Generic[A]):
         """Check and encode many jobs, lazily; see :func:`.draft.drafts`."""
         if not self.takes_arg and any(arg is not None for arg in args):
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
+        options = self.additions.with_headers(self.type, self.queue, options)
         return drafts(self.codec, self.type, self.queue, args, ids, options)
 
 
 class Registry:
-    """The handlers of one :class:`~sqlalchemy_bgjob.BGJob`."""
+    """The handlers of one :class:`~sqlalchemy_bgjob.BGJob`, and what is around all of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, additions: Additions | None = None) -> None:
+        self.additions: Final[Additions] = additions or Additions()
         self._by_type: dict[str, JobType[Any]] = {}
         self._by_queue: dict[str, JobType[Any]] = {}
         self.schedules: dict[str, Definition] = {}
@@ -153,6 +189,12 @@ class Registry:
             raise ValueError(f"queue {handler.queue!r} has a default handler already")
         self._by_queue[handler.queue] = handler
 
+    def add_layer(self, layer: Layer) -> None:
+        """Put a middleware around all handlers, within those that were added before."""
+        self.additions.layers.append(layer)
+        for handler in self:
+            handler.compose()
+
     def find(self, type: str, queue: str) -> JobType[Any] | None:
         """The handler for a job, or None if this process knows none."""
         return self._by_type.get(type) or self._by_queue.get(queue)
@@ -175,33 +217,44 @@ def _full_name(function: Callable[..., Any]) -> str:
     return f"{module}.{getattr(function, '__qualname__', function)}"
 
 
-def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
-    """Whether a handler takes an arg, and its annotation (Any when there is none)."""
+def _signature(
+    function: Callable[..., Any], additions: Additions
+) -> tuple[bool, Any, tuple[str, ...]]:
+    """Whether a handler takes an arg, its annotation (Any if there is none), and its resources."""
     if not callable(function):
         raise TypeError(
             f"a {type(function).__name__} is not callable; put @jobs.handler(...) above a function "
             f"f(ctx) or f(ctx, arg)"
         )
     where = _full_name(function)
+    provider = additions.provider
+    provided = frozenset[str]() if provider is None else provider.names
     parameters = _parameters(function)
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    by_keyword = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    resources = tuple(p.name for p in by_keyword if p.name in provided)
     required_rest = [
-        p.name
+        p
         for p in parameters
         if p not in positional[:2] and p.default is p.empty and p.kind not in _VARIADIC
+        if p.name not in resources
     ]
     if not positional or required_rest:
+        by_name = positional and all(p.kind is p.KEYWORD_ONLY for p in required_rest)
+        if by_name and provider is not None:
+            provider.refuse(where, [p.name for p in required_rest])
         bare = inspect.Signature([p.replace(annotation=p.empty) for p in parameters])
+        remedy = "put several values into one dataclass, and register a method when it is bound to"
         raise TypeError(
-            f"handler {where} must be f(ctx) or f(ctx, arg), not f{bare}; put several values into "
-            f"one dataclass, and register a method when it is bound to its object"
+            f"handler {where} must be f(ctx) or f(ctx, arg), not f{bare}; {remedy} its object"
+            + ("; BGJob(..., provide=) fills keyword-only parameters" if by_name else "")
         )
     if len(positional) == 1:
-        return False, None
+        return False, None, resources
     if positional[1].annotation is inspect.Parameter.empty:
-        return True, Any
+        return True, Any, resources
     arg = positional[1]
-    code = inspect.unwrap(_code_of(function))
+    code = inspect.unwrap(code_of(function))
     # Only the arg's annotation: names in the others may be imported for type checkers alone.
     only_arg = SimpleNamespace(__annotations__={arg.name: arg.annotation})
     names = getattr(code, "__globals__", {})
@@ -213,7 +266,7 @@ def _signature(function: Callable[..., Any]) -> tuple[bool, Any]:
             f"the annotation {written!r} of {where} can't be resolved ({error}); "
             f"define the arg's type at the top level of its module"
         ) from None
-    return True, hints[arg.name]
+    return True, hints[arg.name], resources
 
 
 def _parameters(function: Callable[..., Any], *, as_text: bool = False) -> list[inspect.Parameter]:
@@ -224,13 +277,6 @@ def _parameters(function: Callable[..., Any], *, as_text: bool = False) -> list[
         form = annotationlib.Format.STRING if as_text else annotationlib.Format.FORWARDREF
         signature = inspect.signature(function, annotation_format=form)
     return list(signature.parameters.values())
-
-
-def _code_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function or method that runs when a partial or a callable object is called."""
-    while isinstance(function, partial):
-        function = function.func
-    return function if inspect.isroutine(function) else type(function).__call__
 
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

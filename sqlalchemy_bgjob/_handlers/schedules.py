@@ -92,7 +92,7 @@ def define(
         "priority": options.get("priority", 0),
         "headers": options.get("headers"),
     }
-    draft = handler.draft(arg, None, of_jobs)
+    draft = handler.draft(arg, None, of_jobs, is_enqueued=False)
     common = draft.common
     return Definition(
         name=validation.name("name", name),

@@ -116,6 +116,19 @@ def require_handlers(registry: Registry) -> None:
         raise UnfitHandlers(f"no handler is registered; {_REMEDY}")
 
 
+def refuse_lacking_middleware(registry: Registry, can_run: Callable[[JobType[Any]], bool]) -> None:
+    """Refuse to run some handlers without a middleware that is of the other kind.
+
+    Raises:
+        UnfitHandlers: There is one, and nothing says that they may go without.
+    """
+    for of_coroutines in (False, True):
+        lacking = registry.additions.lacking(is_coroutine=of_coroutines)
+        types = [h.type for h in registry if h.is_coroutine is of_coroutines and can_run(h)]
+        if lacking is not None and types:
+            raise UnfitHandlers(lacking.why_it_lacks(types))
+
+
 def check_handlers(
     registry: Registry,
     queues: Mapping[str, int],
@@ -134,9 +147,11 @@ def check_handlers(
         grace: Seconds until a job of an unknown type is dead.
 
     Raises:
-        UnfitHandlers: There is no handler that this worker can run.
+        UnfitHandlers: There is no handler that this worker can run, or a middleware can't go
+            around some of them.
     """
     require_handlers(registry)
+    refuse_lacking_middleware(registry, can_run)
     named = registry.queues()
     guesses = [f"{queue!r}{_guess(queue, named)}" for queue in sorted(set(queues) - named)]
     unnamed = f"no handler names the {_queues(guesses)}" if guesses else ""

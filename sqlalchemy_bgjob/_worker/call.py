@@ -41,18 +41,20 @@ class Conclusion(NamedTuple):
 def begin(run: Run, make_session: Callable[[], Any], state: Any = None) -> Any:
     """Decode the arg and call the function; returns or raises as the function does.
 
+    The function is called within the application's middleware, and with its resources.
+
     Raises:
         MoveToDlq: The arg can't be decoded; no attempt will ever decode it.
     """
     handler = run.handler
     context = Context(run, make_session, state)
     if not handler.takes_arg:
-        return handler.function(context)
+        return handler.call(context)
     try:
         arg = handler.decode(run.job.arg, run.job.headers)
     except InvalidArg as error:
         raise MoveToDlq(error) from error
-    return handler.function(context, arg)
+    return handler.call(context, arg)
 
 
 def check_session_is_wanted(run: Run) -> None:

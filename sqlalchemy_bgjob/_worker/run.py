@@ -136,6 +136,11 @@ class Context(Generic[S]):
         return self._make_session()
 
     @property
+    def wanted(self) -> tuple[str, ...]:
+        """The resources that the handler takes, for a provider that opens no others."""
+        return self._run.handler.resources
+
+    @property
     def lease_lost(self) -> bool:
         """Whether the job was taken from this worker, so that no write will be committed."""
         return self._run.lease_lost

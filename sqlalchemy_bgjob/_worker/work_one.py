@@ -57,7 +57,7 @@ def work_one(
 ) -> Any:
     """See :meth:`sqlalchemy_bgjob.BGJob.work_one`."""
     queue = validation.name("queue", queue)
-    given = None if handler is None else _as_job_type(models, queue, handler)
+    given = None if handler is None else _as_job_type(models, registry, queue, handler)
 
     def work(unit: Unit) -> Outcome | None:
         return work_in(
@@ -93,10 +93,12 @@ def work_in(
     return one.run(queue, handler)
 
 
-def _as_job_type(models: Models, queue: str, handler: Callable[..., Any]) -> JobType[Any]:
+def _as_job_type(
+    models: Models, registry: Registry, queue: str, handler: Callable[..., Any]
+) -> JobType[Any]:
     if isinstance(handler, JobType):
         return handler
-    return JobType(models, "*", queue, handler, HandlerOptions())
+    return JobType(models, "*", queue, handler, HandlerOptions(), registry.additions)
 
 
 class _WorkOne:

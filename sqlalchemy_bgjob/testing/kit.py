@@ -198,8 +198,9 @@ class JobKit:
     def perform(self, handler: JobType[Any], arg: Any = None, *, session: Any = None) -> Any:
         """Call a handler as a worker would, without a database: what it returns or raises.
 
-        The arg is encoded and decoded, so the handler gets what a worker would give it. Of a
-        coroutine the result is to be awaited.
+        The arg is encoded and decoded, so the handler gets what a worker would give it; its
+        middleware is around it, and it has its resources. Of a coroutine the result is to be
+        awaited.
 
         Args:
             handler: The handler.

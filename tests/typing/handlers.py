@@ -1,8 +1,11 @@
 """What type checkers say to who writes handlers and workers; see ``producers.py``."""
 # pyright: strict
 
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, assert_type
+from typing import Any, TypedDict, assert_type
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -25,6 +28,7 @@ from sqlalchemy_bgjob import (
     constant,
     exponential,
 )
+from sqlalchemy_bgjob.testing import JobKit
 
 
 class Base(DeclarativeBase): ...
@@ -92,6 +96,110 @@ async def coroutine_returns_a_result(ctx: Context, arg: int) -> int:
 def without_a_type(ctx: Context) -> None: ...
 
 
+class Mailer:
+    def send(self, to: str) -> None: ...
+
+
+class Resources(TypedDict):
+    mailer: Mailer
+
+
+@contextmanager
+def provide(ctx: Context) -> Generator[Resources]:
+    yield {"mailer": Mailer()}
+
+
+@asynccontextmanager
+async def async_provide(ctx: Context[AsyncSession]) -> AsyncGenerator[Resources]:
+    yield {"mailer": "smtp"}  # E: typeddict-item
+
+
+class OtherBase(DeclarativeBase): ...
+
+
+with_resources = BGJob(OtherBase, provide=provide)
+BGJob(OtherBase, table_prefix="async_", provide=async_provide)
+BGJob(OtherBase, provide=Mailer)  # E: arg-type
+
+
+@with_resources.handler("with a resource", queue="mail")
+def with_a_resource(ctx: Context[Session], arg: int, *, mailer: Mailer) -> None:
+    mailer.send("ada")
+
+
+@with_resources.handler("coroutine with a resource")
+async def coroutine_with_a_resource(ctx: Context[AsyncSession], *, mailer: Mailer) -> Retry:
+    return Retry(60)
+
+
+@with_resources.handler("without any")
+def without_any(ctx: Context[Session], arg: str) -> None: ...
+
+
+@with_resources.default_handler("mail")
+def default_with_a_resource(ctx: Context, arg: Any, *, mailer: Mailer) -> None: ...
+
+
+assert_type(with_a_resource, JobType[int])
+assert_type(coroutine_with_a_resource, JobType[None])
+assert_type(without_any, JobType[str])
+
+
+@with_resources.handler("no context again")  # E: arg-type
+def no_context_again(order_id: int, *, mailer: Mailer) -> None: ...
+
+
+@with_resources.handler("a result again")  # E: arg-type
+def returns_a_result_again(ctx: Context, *, mailer: Mailer) -> int:
+    return 1
+
+
+with_resources.handler("g", max_attemts=3)  # E: call-arg
+
+
+@jobs.middleware
+def around(call: Callable[[], Any], ctx: Context) -> Any:
+    return call()
+
+
+@jobs.middleware
+async def around_coroutines(call: Callable[[], Any], ctx: Context) -> Any:
+    return await call()
+
+
+jobs.middleware(around, around_coroutines)
+jobs.middleware(around, None)
+
+
+@jobs.middleware  # E: type-var
+def around_nothing(ctx: Context) -> None: ...
+
+
+@jobs.on_enqueue
+def headers(type: str, queue: str) -> dict[str, str] | None:
+    return {"type": type} if queue else None
+
+
+@jobs.on_enqueue  # E: type-var
+def no_headers(type: str, queue: str) -> str:
+    return type
+
+
+request_id: ContextVar[str] = ContextVar("request_id")
+jobs.carry(request_id=request_id)
+jobs.carry(request_id="r-1")  # E: arg-type
+
+
+@contextmanager
+def lifespan() -> Generator[int]:
+    yield 1
+
+
+@asynccontextmanager
+async def async_lifespan() -> AsyncGenerator[int]:
+    yield 1
+
+
 jobs.handler("d", timeout="5")  # E: arg-type
 jobs.handler("e", max_attemts=3)  # E: call-arg
 jobs.handler("f", retry=60)  # E: arg-type
@@ -102,6 +210,11 @@ def workers(engine: Engine, async_engine: AsyncEngine) -> None:
         pass
     Worker(jobs, async_engine)  # E: arg-type
     AsyncWorker(jobs, engine)  # E: arg-type
+    Worker(with_resources, engine, lifespan=lifespan)
+    AsyncWorker(jobs, async_engine, lifespan=lifespan)
+    AsyncWorker(jobs, async_engine, lifespan=async_lifespan)
+    Worker(jobs, engine, lifespan=async_lifespan)  # E: arg-type
+    JobKit(with_resources).state = 1
     Worker(jobs, engine, poll_intervall=0.5)  # E: call-arg
     Worker(jobs, engine, poll_interval="0.5")  # E: arg-type
     with AsyncWorker(jobs, async_engine):  # E: attr-defined

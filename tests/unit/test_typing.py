@@ -26,6 +26,7 @@ RULES = {
     "call-overload": {"reportArgumentType", "reportCallIssue"},
     "misc": {"reportArgumentType", "reportCallIssue"},
     "type-var": {"reportArgumentType", "reportCallIssue"},
+    "typeddict-item": {"reportReturnType", "reportArgumentType"},
     "unused-coroutine": {"reportUnusedCoroutine"},
 }
 """What pyright calls the same errors."""

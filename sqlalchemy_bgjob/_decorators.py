@@ -1,0 +1,122 @@
+"""What BGJob's decorators take and give, and those that put something around its jobs."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextvars import ContextVar
+from typing import Any, Concatenate, Protocol, TypedDict, TypeVar, overload
+
+from ._handlers.additions import Carried
+from ._handlers.middleware import MISSING, Layer, Missing
+from ._handlers.outcomes import Outcome
+from ._handlers.registry import JobType, Registry
+from ._worker.run import Context
+
+A = TypeVar("A")
+
+Returned = Outcome | None | Awaitable[Outcome | None]
+"""What handlers return: functions an outcome or None, coroutines the same when awaited."""
+Provide = Callable[
+    [Context[Any]],
+    AbstractContextManager[Mapping[str, object]]
+    | AbstractAsyncContextManager[Mapping[str, object]],
+]
+"""What fills the keyword-only parameters of handlers."""
+
+
+class TableNames(TypedDict, total=False):
+    """How the tables of a BGJob are named."""
+
+    schema: str | None
+    table_prefix: str
+
+
+M = TypeVar("M", bound=Callable[[Callable[[], Any], Context[Any]], Any])
+E = TypeVar("E", bound=Callable[[str, str], Mapping[str, Any] | None])
+
+
+class Decorator(Protocol):
+    """What ``@jobs.handler(...)`` returns."""
+
+    @overload
+    def __call__(self, function: Callable[[Context[Any], A], Returned]) -> JobType[A]: ...
+    @overload
+    def __call__(self, function: Callable[[Context[Any]], Returned]) -> JobType[None]: ...
+
+
+class ResourceDecorator(Protocol):
+    """The same of a BGJob with ``provide=``: a handler may have keyword-only parameters too.
+
+    No type says that the others are keyword-only; the registration does.
+    """
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context[Any], A, ...], Returned]
+    ) -> JobType[A]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context[Any], ...], Returned]
+    ) -> JobType[None]: ...
+
+
+class AroundJobs:
+    """The methods of a BGJob that put something around all of its jobs."""
+
+    registry: Registry
+
+    def middleware(self, function: M, other: Callable[..., Any] | Missing | None = MISSING) -> M:
+        """Put a function ``f(call, ctx)`` around each run of a handler.
+
+        It calls ``call()``, once, and returns what that returns; a coroutine function awaits it.
+        It runs in the thread or task of the job, within the attempt's timeout; ``ctx`` is that of
+        the handler, with its session and transaction. The first one that is registered is the
+        outermost.
+
+        It changes what becomes of the job only by raising, or by returning an outcome. If it
+        returns None, what the handler returned or raised stands.
+
+        Args:
+            function: Goes around functions; a coroutine function around coroutines.
+            other: The same for handlers of the other kind, or None to leave them without. A worker
+                that has such handlers, and was told neither, does not start.
+
+        Returns:
+            *function*, so that this is a decorator.
+
+        Raises:
+            TypeError: One of them is no such function, or both are of one kind.
+        """
+        self.registry.add_layer(Layer.of(function, other))
+        return function
+
+    def on_enqueue(self, function: E) -> E:
+        """Let a function ``f(type, queue)`` add headers to each job that is enqueued.
+
+        It returns a mapping, or None for no header; headers that the caller gives stand. It is
+        called once for each call of ``enqueue``, ``enqueue_many``, ``enqueue_from``,
+        ``jobs.enqueue`` and ``handler.job``, before any SQL, and what it raises is raised there.
+        Rows that are made in another way, such as ``jobs.Job(...)`` or SQL, pass it by, and so do
+        the jobs of schedules, which have the headers of their schedule.
+
+        Returns:
+            The function, so that this is a decorator.
+        """
+        self.registry.additions.on_enqueue(function)
+        return function
+
+    def carry(self, **variables: ContextVar[Any]) -> None:
+        """Let context variables go with each job, as headers of these names.
+
+        ``jobs.carry(request_id=request_id)`` stores the variable's value where a job is enqueued,
+        unless it is not set or None, and sets it around the handler. It is made of
+        :meth:`on_enqueue` and :meth:`middleware`, so what is registered later runs within it.
+
+        Args:
+            **variables: ContextVars, whose values can be JSON, and come back as JSON gives them.
+
+        Raises:
+            TypeError: One of them is no ContextVar.
+        """
+        carried = Carried(variables)
+        self.registry.additions.on_enqueue(carried.headers)
+        self.registry.add_layer(Layer.of(carried.function, carried.coroutine))
