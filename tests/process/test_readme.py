@@ -34,6 +34,7 @@ PAGES = (
     "docs/guides/schedules.md",
     "docs/testing.md",
     "docs/deploying.md",
+    "docs/guides/middleware.md",
 )
 """Those whose blocks are one program, in this order; pages of frameworks have projects."""
 MAIN = 'if __name__ == "__main__":\n'
