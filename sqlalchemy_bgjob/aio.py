@@ -152,6 +152,15 @@ class AsyncWorker(OnlyAsyncWith):
             )
         return None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has claimed and goes on: it still beats, and is not asked to stop.
+
+        A worker all of whose queues are paused is ready too. No statement is sent, so a readiness
+        probe may read it at any time and from any thread.
+        """
+        return self._loop is not None and self._loop.ready
+
     async def run(self) -> None:
         """Work until :meth:`stop` is called and everything is drained.
 

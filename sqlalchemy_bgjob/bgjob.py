@@ -21,6 +21,7 @@ from ._handlers.registry import JobType, Registry
 from ._lifecycle.operate import Redriven, cancel, prune, redrive
 from ._lifecycle.schedules import HasSchedules
 from ._misuse import name_of, needs_a_type, refuse_unknown
+from ._queues import QueueMethods
 from ._sql import statements_of
 from ._worker.work_one import work_one
 from .models import (
@@ -42,7 +43,7 @@ J = TypeVar("J", bound=JobMixin, default=JobMixin)
 D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
 
 
-class BGJob(HasSchedules, AroundJobs, Generic[J, D]):
+class BGJob(HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
     """The models, handlers and producers of one set of tables.
 
     Args:
@@ -307,7 +308,8 @@ class BGJob(HasSchedules, AroundJobs, Generic[J, D]):
 
         The job is locked, run and settled in that transaction, and the caller's commit decides: if
         the caller rolls back or dies, the job is queued as before, its attempt not spent. So a job
-        that takes the process down is retried without end here, unlike in a worker.
+        that takes the process down is retried without end here, unlike in a worker. A pause stops
+        workers, and not this.
 
         Args:
             target: A Session or Connection, or an asyncio twin (then await the result, and the

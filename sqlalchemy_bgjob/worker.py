@@ -117,6 +117,15 @@ class Worker(OnlyWith):
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it has claimed and goes on: it still beats, and is not asked to stop.
+
+        A worker all of whose queues are paused is ready too. No statement is sent, so a readiness
+        probe may read it at any time and from any thread.
+        """
+        return self._loop.ready
+
     def run(self) -> None:
         """Work until another thread calls :meth:`stop` and everything is drained.
 

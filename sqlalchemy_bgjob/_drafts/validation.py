@@ -17,6 +17,7 @@ CONTENT_TYPE = "content-type"
 """The header that is set when an arg is not JSON."""
 
 MAX_HEADERS_SIZE = 65_536
+MAX_WORDS = 1_000
 MAX_DELAY = 100 * 366 * 86_400.0
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 1, 1, tzinfo=UTC)
@@ -50,6 +51,11 @@ def _text(what: str, value: object, limit: int) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{what}={value!r} contains a lone surrogate, which is no text") from None
     return value
+
+
+def words(what: str, value: object) -> str | None:
+    """What somebody says of what they did: up to 1,000 characters, or None."""
+    return None if value is None else _text(what, value, MAX_WORDS)
 
 
 def is_int(value: object) -> TypeGuard[int]:

@@ -53,11 +53,17 @@ def registered(
 def ask(
     connection: Connection, sql: str, schema: str | None, table_prefix: str, **given: Any
 ) -> Sequence[Any]:
-    """The rows of a statement in which ``{job}`` and ``{worker}`` stand for the tables."""
+    """The rows of a statement in which ``{job}``, ``{worker}`` and the like stand for tables."""
     where = translated(connection, schema)
-    # text() would take a colon in a name for a parameter.
-    names = {kind: qualified(where, f"{table_prefix}{kind}").replace(":", "\\:") for kind in KINDS}
-    return connection.execute(text(sql.format(**names)), given).all()
+    named = with_names(sql, where, table_prefix, for_text=True)
+    return connection.execute(text(named), given).all()
+
+
+def with_names(sql: str, schema: str | None, table_prefix: str, *, for_text: bool = False) -> str:
+    """A statement with the tables' names in it; text() would take a colon there for a parameter."""
+    names = {kind: qualified(schema, f"{table_prefix}{kind}") for kind in KINDS}
+    colon = "\\:" if for_text else ":"
+    return sql.format(**{kind: name.replace(":", colon) for kind, name in names.items()})
 
 
 _WORKERS: Final = """

@@ -46,12 +46,14 @@ class LookAtWorkers(NamedTuple):
         workers: All of them.
         asked, answered: This process's monotonic time before and after.
         schedule_is_due: Whether the worker that looks may fire a schedule that is due.
+        control: What is set for queues; None for nothing.
     """
 
     workers: tuple[Seen, ...]
     asked: float
     answered: float
     schedule_is_due: bool = False
+    control: dict[str, Any] | None = None
 
     @property
     def ended(self) -> dict[int, datetime]:
@@ -84,9 +86,10 @@ def look_at_workers(
     given = {name: value for name, value in serves._asdict().items() if name != "names"}
     with connection.begin():
         rows: Any = run(connection, statements.rescue.workers, **given).all()
-    workers = tuple(Seen(*row[:-1]) for row in rows)
-    schedule_is_due = any(row[-1] for row in rows)
-    return LookAtWorkers(workers, asked, time.monotonic(), schedule_is_due)
+    workers = tuple(Seen(*row[:-2]) for row in rows)
+    schedule_is_due = any(row[-2] for row in rows)
+    control = rows[0][-1] if rows else None
+    return LookAtWorkers(workers, asked, time.monotonic(), schedule_is_due, control)
 
 
 def rescue_ended(

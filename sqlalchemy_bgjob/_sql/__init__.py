@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from ..models import Models
 from .claim import ClaimStatements
+from .control import ControlStatements
 from .enqueue import EnqueueStatements
 from .go_bgjob import GoBgjobStatements
 from .operate import OperateStatements
@@ -33,6 +34,7 @@ class Statements:
         self.workers: Final = WorkerStatements(tables)
         self.operate: Final = OperateStatements(tables)
         self.schedules: Final = ScheduleStatements(tables)
+        self.control: Final = ControlStatements(tables)
         self.go_bgjob: Final = GoBgjobStatements(tables)
 
 

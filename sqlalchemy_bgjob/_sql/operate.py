@@ -34,7 +34,7 @@ class OperateStatements:
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead, self._worker = tables.job, tables.dead, tables.worker
-        self._channel = tables.channel
+        self._control, self._channel = tables.control, tables.channel
 
     @cached_property
     def cancel(self) -> Executable:
@@ -169,12 +169,16 @@ class OperateStatements:
 
     @cached_property
     def grow_older(self) -> tuple[Executable, ...]:
-        """Make all jobs older, live and dead: moves all their times. Parameter: by (timedelta)."""
+        """Make all jobs older, live and dead, and pauses: moves all their times.
+
+        Parameter: by (timedelta).
+        """
         # In a transaction that has gone on for a while, what is due is judged by its start.
         by = parameter("by", Interval) + (func.statement_timestamp() - func.now())
         times = {
             self._job: ("next_run_at", "created_at", "updated_at", "unknown_since"),
             self._dead: ("next_run_at", "job_created_at", "job_updated_at", "moved_at"),
+            self._control: ("paused_at", "resume_at", "updated_at"),
         }
         return tuple(
             update(table).with_hint(ONLY).values({name: table.c[name] - by for name in names})

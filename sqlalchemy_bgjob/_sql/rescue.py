@@ -30,6 +30,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from .._db.errors import describe
 from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
+from .control import what_is_set
 from .schedules import any_due
 from .words import (
     ACTIVITY,
@@ -80,7 +81,8 @@ class RescueStatements:
         """All workers: id, last beat, lease_timeout, and whether each is lost, silent or ended.
 
         Locks nothing and judges nobody. Each row also says what :func:`any_due` does of schedules,
-        and the parameters are those of that: nobody asks for it by a statement of its own.
+        and the parameters are those of that; and what :func:`.what_is_set` does of queues. Nobody
+        asks for these by a statement of its own.
         """
         worker = self._worker
         return select(
@@ -91,6 +93,7 @@ class RescueStatements:
             self._silent(),
             self._ended(),
             any_due(self._tables),
+            what_is_set(self._tables.control),
         ).with_hint(worker, ONLY)
 
     @cached_property

@@ -44,6 +44,9 @@ class Claiming:
         heart, listener: Tell under which id the worker is registered, and whether it is notified.
         unknown: Returns jobs of a claim that got no answer.
         events: Told when a queue is empty.
+
+    Attributes:
+        has_claimed: Whether the database has ever answered a claim.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Claiming:
         self._refusals = Refusals(hands, control, statements, events)
         self._empty: set[str] = set()
         self._found = 0  # by the claim that goes on
+        self.has_claimed = False
         self._slowest: float | None = None  # a sample that is lost to a race does no harm
 
     def take_slowest(self) -> float | None:
@@ -124,6 +128,7 @@ class Claiming:
                 for look in step.looks:
                     self._hands.planner.wake(look.queue, time.monotonic())
             raise
+        self.has_claimed = True
         took = time.monotonic() - begun
         self._slowest = max(self._slowest or 0.0, took)
         self._control.took(took, self._found + len(step.looks))

@@ -23,12 +23,12 @@ from sqlalchemy import select as sql_select
 from .._db.connections import configure, session_of
 from .._db.errors import sqlstate
 from .._db.keepalive import enable_keepalive
-from .._sql import Statements
-from .._sql.schedules import CHANGED
+from .._sql import Statements, control, schedules
 from .._sql.words import Wakeup, own_channel
 from ..telemetry import Events
 from .hands import Hands
 from .heart import Heart
+from .queue_control import QueueControl
 from .runtime import Runtime
 from .scheduler import Scheduler
 from .side_loop import SideLoop
@@ -81,6 +81,7 @@ class Listener(SideLoop):
         heart: Told which session listens. When the heart reconnects, so does the listener: the
             worker may now write to another server. If the old one is still up, but read-only, a
             session there lasts and hears nothing.
+        queue_control: Asked to look when an operator has set something, or may have.
         scheduler: Told when schedules have changed.
         events: Told of errors.
     """
@@ -93,12 +94,14 @@ class Listener(SideLoop):
         statements: Statements,
         hands: Hands,
         heart: Heart,
+        queue_control: QueueControl,
         scheduler: Scheduler,
         events: Events,
     ) -> None:
         super().__init__(runtime.engine, events)
         self._runtime, self._statements = runtime, statements
-        self._hands, self._heart, self._scheduler = hands, heart, scheduler
+        self._hands, self._heart = hands, heart
+        self._queue_control, self._scheduler = queue_control, scheduler
         self._of_reconnect = 0
         self._refusals = 0
         self._warned = False
@@ -153,8 +156,10 @@ class Listener(SideLoop):
                 tested.set()
             elif not self._hears:
                 return
-            elif heard_on == returned and payload == CHANGED:
+            elif heard_on == returned and payload == schedules.CHANGED:
                 self._scheduler.look_soon()
+            elif heard_on == channel and payload == control.CHANGED:
+                self._queue_control.ask()
             elif heard_on in (channel, returned):
                 self._hands.wake(payload, new=heard_on == channel)
             else:
@@ -171,6 +176,7 @@ class Listener(SideLoop):
         self._backoff.reset()
         self._refusals = 0
         self._hears = True
+        self._queue_control.ask()
         session = (row[0], row[1]) if row is not None and row[1] is not None else None
         self._heart.set_listener(session)
         while not self._is_over():

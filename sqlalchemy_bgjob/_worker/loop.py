@@ -41,6 +41,7 @@ from .heart import Heart
 from .listener import Listener
 from .plan.steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Start, Step, Wait
 from .preflight import cant_register, check_database
+from .queue_control import QueueControl
 from .rescuer import Rescuer
 from .runtime import Attendant, Runtime
 from .scheduler import Scheduler
@@ -95,13 +96,19 @@ class WorkerLoop:
             runtime, statements, settings, queues, hands=hands, unknown=unknown, events=events
         )
         self._scheduler = scheduler = Scheduler(registry, queues, runtime, statements, events)
-        self._listener = Listener(runtime, statements, hands, heart, scheduler, events)
+        self._queue_control = queue_control = QueueControl(
+            hands, runtime, statements, queues, events
+        )
+        self._listener = Listener(
+            runtime, statements, hands, heart, queue_control, scheduler, events
+        )
         self._rescuer = Rescuer(
             runtime,
             statements,
             settings,
             heart,
             unknown,
+            queue_control,
             scheduler,
             events,
             on_health=self._tell_health,
@@ -127,7 +134,6 @@ class WorkerLoop:
         self._of_reconnect = 0
         self._visible_by = 0.0
         self._ask_idle_at = 0.0
-        self._queues = tuple(queues)
 
     def stop(self, timeout: float) -> None:
         """Claim no more, hand back ready jobs, and finish running ones. From any thread.
@@ -137,6 +143,13 @@ class WorkerLoop:
         """
         self._drain.begin(timeout)
         self._runtime.wake()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has claimed, or every queue is paused; it still beats, and does not drain."""
+        looks = self._claiming.has_claimed or self._queue_control.all_are_paused
+        drains = self._hands.planner.draining
+        return looks and not drains and self._heart.fresh(time.monotonic())
 
     def run(self, ready: Callable[[], None]) -> None:
         """Work until stopped and drained. *ready* is called once the worker is registered.
@@ -218,6 +231,9 @@ class WorkerLoop:
             # Success here does not mean that the claim that failed before would succeed now.
             self._guarded(lambda: self._unknown.return_due(self._control.get()), (), mended=False)
             return
+        if may_claim and self._look_at_queues_at <= now:
+            self._guarded(lambda: self._queue_control.look(self._control.get()), (), mended=False)
+            return
         if may_claim and self._scheduler.due_at <= now and self._drain.deadline is None:
             self._guarded(lambda: self._scheduler.fire_due(self._control.get()), (), mended=False)
             return
@@ -258,6 +274,10 @@ class WorkerLoop:
             case Start() | Finished():
                 pass  # a start is done already, and the drain is over
 
+    @property
+    def _look_at_queues_at(self) -> float:
+        return self._queue_control.due_at(listening=self._listener.listening)
+
     def _is_visible(self, now: float) -> bool:
         """Whether others would see this process end, or the wait for that is over.
 
@@ -273,11 +293,12 @@ class WorkerLoop:
         """For ``until_idle``: stop if this worker has nothing in its hands and nothing is due.
 
         Whether anything is due is asked, and not concluded from claims, which pass by locked rows.
+        What is in a paused queue does not count.
         """
         may_have_claimed = self._unknown.due_at != inf
         if now < self._ask_idle_at or self._drain.deadline is not None or may_have_claimed:
             return
-        if self._scheduler.due_at <= now:
+        if self._scheduler.due_at <= now or not self._queue_control.is_known:
             return
         with self._hands.lock:
             if self._hands.planner.busy:
@@ -285,7 +306,8 @@ class WorkerLoop:
         self._ask_idle_at = now + ASK_IDLE_EVERY
         connection = self._control.get()
         with connection.begin():
-            is_due = any_due(connection, self._statements, queues=self._queues)
+            queues = self._queue_control.not_paused()
+            is_due = any_due(connection, self._statements, queues=queues)
         if not is_due:
             logger.info("nothing is due, and this worker runs nothing: stopping")
             self._drain.begin(self._settings.shutdown_timeout)
@@ -296,8 +318,15 @@ class WorkerLoop:
         if self._drain.deadline is not None:
             times.append(self._drain.deadline)
         # An entry that is due already waits for another one: the connection, or visibility.
-        others = (self._retry_at, self._visible_by, self._unknown.due_at, self._ask_idle_at)
-        times += [at for at in (*others, self._scheduler.due_at) if now < at]
+        others = (
+            self._retry_at,
+            self._visible_by,
+            self._unknown.due_at,
+            self._ask_idle_at,
+            self._look_at_queues_at,
+            self._scheduler.due_at,
+        )
+        times += [at for at in others if now < at]
         self._runtime.wait(max(min(times) - now, 0.0))
 
     def _guarded(

@@ -34,6 +34,7 @@ from .._sql import Statements
 from ..settings import WorkerSettings
 from ..telemetry import Events
 from .heart import Heart
+from .queue_control import QueueControl
 from .runtime import Runtime
 from .scheduler import Scheduler
 from .side_loop import SideLoop
@@ -74,6 +75,7 @@ class Rescuer(SideLoop):
         settings: The worker's.
         heart: The worker's own, which says whether it is fit to judge.
         unknown: The worker's unknown claims, which the rescuer searches for too.
+        queue_control: Compared with what each look at the workers shows of it.
         scheduler: Told when a schedule is due.
         events: Told of errors.
         on_health: Called with each sample of health that this worker takes.
@@ -88,6 +90,7 @@ class Rescuer(SideLoop):
         settings: WorkerSettings,
         heart: Heart,
         unknown: UnknownClaims,
+        queue_control: QueueControl,
         scheduler: Scheduler,
         events: Events,
         *,
@@ -96,7 +99,7 @@ class Rescuer(SideLoop):
         super().__init__(runtime.heart_engine, events)
         self._statements, self._settings = statements, settings
         self._heart, self._unknown, self._on_health = heart, unknown, on_health
-        self._scheduler = scheduler
+        self._queue_control, self._scheduler = queue_control, scheduler
         self._sweeps: Mapping[str, Callable[[Connection], None]] = {
             "look": self._look_at_workers,
             "ended": self._rescue_ended,
@@ -202,6 +205,7 @@ class Rescuer(SideLoop):
         self._now = rescue.look_at_workers(connection, self._statements, serves)
         if self._now.schedule_is_due:
             self._scheduler.look_soon()
+        self._queue_control.compare(self._now.control)
 
     def _rescue_ended(self, connection: Connection) -> None:
         if self._before is not None and self._now is not None:

@@ -3,10 +3,21 @@
 A row is there only while its feature is used.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Float, Integer, LargeBinary, SmallInteger, func
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Float,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    and_,
+    func,
+    or_,
+)
+from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.orm import Mapped, mapped_column
 
 from ._columns import json_column, moment, text
@@ -33,6 +44,18 @@ class ControlMixin:
     rate: Mapped[float | None] = mapped_column(Float(53))
     rate_per: Mapped[float | None] = mapped_column(Float(53))
     updated_at: Mapped[datetime] = mapped_column(moment, nullable=False, server_default=func.now())
+
+    @hybrid_property
+    def is_paused(self) -> bool:
+        """Whether a pause has begun and is not over; in Python by this machine's clock."""
+        lasts = self.resume_at is None or self.resume_at > datetime.now(UTC)
+        return self.paused_at is not None and lasts
+
+    @is_paused.inplace.expression
+    @classmethod
+    def _is_paused_sql(cls) -> ColumnElement[bool]:
+        lasts = or_(cls.resume_at.is_(None), cls.resume_at > func.clock_timestamp())
+        return and_(cls.paused_at.is_not(None), lasts)
 
 
 class SeatMixin:

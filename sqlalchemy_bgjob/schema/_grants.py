@@ -20,7 +20,7 @@ Task = Literal["enqueue", "worker", "operator", "dashboard"]
 
 * ``enqueue``: all ways to enqueue, and nothing else;
 * ``worker``: claims, runs and settles; its handlers may enqueue;
-* ``operator``: cancels, redrives and prunes, schedules, and reads everything;
+* ``operator``: cancels, redrives and prunes, schedules, controls queues, and reads everything;
 * ``dashboard``: reads everything but args.
 """
 TASKS: Final[tuple[Task, ...]] = get_args(Task)
@@ -75,17 +75,20 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield Privilege("dead_job", "SELECT", ("job_id",))
             yield from (Privilege("worker", verb) for verb in _ALL)
             yield from (Privilege("schedule", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
+            yield Privilege("control", "SELECT")
         case "operator":
             yield from (Privilege("job", verb) for verb in ("SELECT", "INSERT", "DELETE"))
             # UPDATE: a redrive locks the rows it brings back, and an arg may need mending before.
             yield from (Privilege("dead_job", verb) for verb in ("SELECT", "UPDATE", "DELETE"))
             yield Privilege("worker", "SELECT")
             yield from (Privilege("schedule", verb) for verb in _ALL)
+            yield from (Privilege("control", verb) for verb in _ALL)
         case "dashboard":
             yield Privilege("job", "SELECT", _without_arg("job"))
             yield Privilege("dead_job", "SELECT", _without_arg("dead_job"))
             yield Privilege("worker", "SELECT")
             yield Privilege("schedule", "SELECT", _without_arg("schedule"))
+            yield Privilege("control", "SELECT")
 
 
 def _without_arg(kind: str) -> tuple[str, ...]:

@@ -223,6 +223,8 @@ def test_what_a_role_lacks_is_told(tables: Engine) -> None:
         'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_job",',
         'this role lacks INSERT, SELECT ("job_id") ON "bgjob_dead_job",',
         'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_worker",',
+        'this role lacks SELECT, INSERT, UPDATE ON "bgjob_schedule",',
+        'this role lacks SELECT ON "bgjob_control",',
     ]
     assert "sqlalchemy-bgjob grants --worker ROLE" in told[0]
     assert found[-1] == doctor.Finding(

@@ -45,6 +45,8 @@ SCENE = """
     DELETE FROM bgjob_schedule;
     INSERT INTO bgjob_schedule (name, source, type, queue, arg, cron, next_at)
     VALUES ('s', 'data', 't', 'q', '"old"', '@yearly', '2020-01-01 00:00:00+00');
+    DELETE FROM bgjob_control;
+    INSERT INTO bgjob_control (queue, paused_at, slots) VALUES ('both', now(), 3);
     INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at) VALUES
       (11, 'host', 1, '0', '{}', 30, now()),
       (22, 'host', 1, '0', '{}', 30, now()),
@@ -153,6 +155,22 @@ class Stage:
         with connection.begin():
             return self.jobs.schedules.remove(connection, "s")
 
+    def pause_queue(self, connection: Connection) -> Any:
+        with connection.begin():
+            return [self.jobs.pause(connection, queue, by="ada") for queue in ("both", "none")]
+
+    def resume_queue(self, connection: Connection) -> Any:
+        with connection.begin():
+            return [self.jobs.resume(connection, queue) for queue in ("both", "none")]
+
+    def set_slots(self, connection: Connection) -> Any:
+        with connection.begin():
+            return [self.jobs.set_slots(connection, queue, 7) for queue in ("both", "none")]
+
+    def unset_slots(self, connection: Connection) -> Any:
+        with connection.begin():
+            return [self.jobs.set_slots(connection, queue, None) for queue in ("both", "none")]
+
     # ---- what came of it ------------------------------------------------------------------------
 
     def settle_down(self, answer: Any) -> Any:
@@ -190,7 +208,13 @@ class Stage:
             schedules = connection.execute(
                 text("SELECT name, arg, paused_at IS NULL, next_at < now() FROM bgjob_schedule")
             ).all()
-        return jobs, dead, workers, schedules
+            controls = connection.execute(
+                text(
+                    "SELECT queue, paused_at IS NOT NULL, paused_by, slots FROM bgjob_control"
+                    " ORDER BY queue"
+                )
+            ).all()
+        return jobs, dead, workers, schedules, controls
 
 
 OPERATIONS = (
@@ -207,9 +231,11 @@ OPERATIONS = (
     "prune",
 )
 OF_SCHEDULES = ("fire", "put", "pause", "remove")
+CONTROLS = ("pause_queue", "resume_queue", "set_slots", "unset_slots")
 PAIRS = [
     *combinations_with_replacement(OPERATIONS, 2),
     *combinations_with_replacement(OF_SCHEDULES, 2),
+    *combinations_with_replacement(CONTROLS, 2),
 ]
 
 

@@ -31,7 +31,7 @@ from sqlalchemy_bgjob._drafts.codec import Encoded
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._handlers.timetable import due, timetable
 from sqlalchemy_bgjob._lifecycle import claim as claiming
-from sqlalchemy_bgjob._lifecycle import rescue, settle
+from sqlalchemy_bgjob._lifecycle import control, rescue, settle
 from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, look_at_schedules
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
@@ -103,6 +103,14 @@ class Model:
     """Of each id, in the order in which they died."""
     schedule: Schedule | None = None
     hour: int = 0
+    paused: bool = False
+    paused_until: int | None = None
+    """The hour at which the pause is over, if it has an end."""
+    slots: int | None = None
+
+    @property
+    def is_paused(self) -> bool:
+        return self.paused and (self.paused_until is None or self.hour < self.paused_until)
 
     def change(self, id: str, **changes: Any) -> None:
         self.live[id] = replace(self.live[id], **changes)
@@ -135,7 +143,8 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.statements = statements_of(self.jobs.models)
         with self.engine.begin() as connection:
-            for table in ("bgjob_job", "bgjob_dead_job", "bgjob_worker", "bgjob_schedule"):
+            for kind in ("job", "dead_job", "worker", "schedule", "control"):
+                table = f"bgjob_{kind}"
                 connection.execute(text(f"DELETE FROM {table}"))
             for worker in (*WORKERS, JUDGE):
                 self._register(connection, worker)
@@ -208,6 +217,12 @@ class Machine(RuleBasedStateMachine):
 
     @rule(target=claims, worker=workers, limit=st.integers(1, 3))
     def claim(self, worker: int, limit: int) -> Any:
+        """By a worker that has just looked what is paused; then somebody resumes it."""
+        with self.engine.connect() as connection:
+            state = control.look(connection, self.statements)
+        assert ("q" in state and state["q"].is_paused) is self.model.is_paused
+        if self.model.is_paused:
+            self._resume(commit=True)
         times = self._times()
         due = [
             id
@@ -505,6 +520,47 @@ class Machine(RuleBasedStateMachine):
         assert self.jobs.prune(self.engine, age * HOUR - HOUR / 2) == count
         self.model.dead = keep
 
+    @rule(
+        what=st.sampled_from(("pause", "resume", "slots")),
+        number=st.none() | st.integers(1, 2),
+        commit=st.booleans(),
+    )
+    def control_the_queue(self, what: str, number: int | None, commit: bool) -> None:
+        """One rule for all, so that the others have their turn as often as before."""
+        match what:
+            case "pause":
+                self._pause(number, commit)
+            case "resume":
+                self._resume(commit=commit)
+            case _:
+                self._set_slots(number)
+
+    def _pause(self, hours: int | None, commit: bool) -> None:
+        """For half an hour less, so that it is over at a whole hour."""
+        until = None if hours is None else hours * HOUR - HOUR / 2
+        with Session(self.engine) as session:
+            is_new = self.jobs.pause(session, "q", by="ada", until=until)
+            assert is_new is not self.model.is_paused
+            if commit:
+                session.commit()
+        if commit:
+            self.model.paused = True
+            self.model.paused_until = None if hours is None else self.model.hour + hours
+
+    def _resume(self, *, commit: bool) -> None:
+        with Session(self.engine) as session:
+            assert self.jobs.resume(session, "q") is self.model.is_paused
+            if commit:
+                session.commit()
+        if commit:
+            self.model.paused, self.model.paused_until = False, None
+
+    def _set_slots(self, slots: int | None) -> None:
+        self.jobs.set_slots(self.engine, "q", slots)
+        self.model.slots = slots
+        if slots is None and not self.model.is_paused:  # then there is no row any more
+            self.model.paused, self.model.paused_until = False, None
+
     # ---- what must be -----------------------------------------------------------------------
 
     @invariant()
@@ -524,7 +580,12 @@ class Machine(RuleBasedStateMachine):
                     " ORDER BY moved_at, id"
                 )
             ).all()
+            controls = connection.execute(
+                text("SELECT paused_at IS NOT NULL, slots FROM bgjob_control")
+            ).all()
         note(f"hour {self.model.hour}: {self.model.live}")
+        set_ = (self.model.paused, self.model.slots)
+        assert [tuple(row) for row in controls] == ([] if set_ == (False, None) else [set_])
         for row in live:
             job = self.model.live[row[0]]
             assert row[1:8] == (
@@ -584,7 +645,7 @@ def explore(machine: type[Machine], examples: int, steps: int) -> None:
 
 def test_rows_are_always_what_the_model_says(machine: type[Machine]) -> None:
     """The same histories each time."""
-    explore(machine, 60, 30)
+    explore(machine, 80, 40)
 
     # Or a change of the rules makes this test empty, and nobody notices.
     assert {kind for kind, _ in machine.settlements} == set(Kind)

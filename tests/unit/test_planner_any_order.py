@@ -57,6 +57,7 @@ class Machine(RuleBasedStateMachine):
         self.numbers = count()
         self.known: set[str] = set()
         self.finished = False
+        self.paused: set[str] = set()
 
     # -- what the world does
 
@@ -79,11 +80,20 @@ class Machine(RuleBasedStateMachine):
         self.core.finished(ended, seconds)
         self.core.settle(done(ended), self.now)
         if data.draw(st.booleans()) and (following := self.core.next_start(queue)):
+            assert queue not in self.paused
             ran.append(following)
+            assert len(ran) <= self.slots[queue]
 
     @rule(seconds=st.sampled_from([0.000_1, 0.005, 0.02, 0.5, 1.5]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
+
+    @rule(queue=st.sampled_from("ab"), slots=st.integers(1, 4), paused=st.booleans())
+    def an_operator(self, queue: str, slots: int, paused: bool) -> None:
+        """Fewer slots end no run."""
+        self.slots[queue] = slots
+        (self.paused.add if paused else self.paused.discard)(queue)
+        self.core.control(self.slots, self.paused, self.now)
 
     @rule()
     def stop(self) -> None:
@@ -115,9 +125,12 @@ class Machine(RuleBasedStateMachine):
         match following:
             case Start(started):
                 assert may_start
+                assert started.queue not in self.paused
+                assert len(self.world[started.queue].running) < self.slots[started.queue]
                 self.world[started.queue].running.append(started)
             case Announce(queues):
                 assert may_claim
+                assert not self.paused.intersection(queues)
                 self.core.announced(queues if answers else None)
             case Claim(looks):
                 assert may_claim
@@ -145,6 +158,7 @@ class Machine(RuleBasedStateMachine):
 
     def claim(self, looks: tuple[Look, ...], answers: bool) -> None:
         assert len({look.queue for look in looks}) == len(looks)
+        assert not self.paused.intersection(look.queue for look in looks)
         for queue, limit, onward, _ in looks:
             assert 1 <= limit <= self.options.max_claim
             self.core.claim_sent(queue, self.now, from_head=onward is None)
@@ -167,9 +181,7 @@ class Machine(RuleBasedStateMachine):
     # -- what must hold
 
     @invariant()
-    def no_more_run_than_slots(self) -> None:
-        for queue, slots in self.slots.items():
-            assert len(self.world[queue].running) <= slots
+    def each_slot_is_known(self) -> None:
         assert running(self.core) == sum(len(world.running) for world in self.world.values())
 
     @invariant()

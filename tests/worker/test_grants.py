@@ -309,6 +309,10 @@ def operate(roles: Roles) -> None:
     assert its.resume(engine, "s")
     assert its.run_now(engine, "s")
     assert its.remove(engine, "s")
+    jobs.pause(engine, "q")
+    jobs.set_slots(engine, "q", 2)
+    assert jobs.resume(engine, "q") is True
+    jobs.set_slots(engine, "q", None)
 
 
 def look(roles: Roles) -> None:
@@ -317,6 +321,7 @@ def look(roles: Roles) -> None:
         for model in (jobs.Job, jobs.DeadJob, jobs.WorkerRow, jobs.Schedule):
             columns = [column for column in model.__table__.c if column.name != "arg"]
             connection.execute(select(*columns)).all()
+        roles.jobs.pressure(connection, "q")
 
 
 def act(roles: Roles, task: Task, refusals: list[str]) -> None:

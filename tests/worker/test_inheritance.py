@@ -212,7 +212,7 @@ def test_every_statement_reads_and_changes_the_tables_alone() -> None:
     assert some <= set(statements)
     assert len(statements) > 50
     reading = re.compile(
-        r"(?:FROM|JOIN|UPDATE|,)\s+(?=(?:go\.)?bgjob_(?:job|dead_job|worker|schedule)\b(?!\.))"
+        r"(?:FROM|JOIN|UPDATE|,)\s+(?=(?:go\.)?bgjob_(?:job|dead_job|worker|schedule|control)\b(?!\.))"
     )
 
     for name, statement in statements.items():

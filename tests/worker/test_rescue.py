@@ -29,6 +29,7 @@ from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import heart as heart_module
 from sqlalchemy_bgjob._worker.hands import Hands
 from sqlalchemy_bgjob._worker.heart import Heart
+from sqlalchemy_bgjob._worker.queue_control import QueueControl
 from sqlalchemy_bgjob._worker.rescuer import Rescuer
 from sqlalchemy_bgjob._worker.scheduler import Scheduler
 from sqlalchemy_bgjob._worker.threads import ThreadRuntime
@@ -759,6 +760,7 @@ class HeartAtWork:
             made,
             self.heart,
             unknown,
+            QueueControl(hands, runtime, queue.statements, {"default": 1}, events),
             Scheduler(Registry(), {"default": 1}, runtime, queue.statements, events),
             events,
             on_health=lambda _: None,

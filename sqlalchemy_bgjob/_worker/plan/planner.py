@@ -7,7 +7,7 @@ wait in the table, where other workers can take them.
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from typing import Final
@@ -160,6 +160,12 @@ class Planner:
         for q in self._queues.values():
             q.polling.announced(q.name in (queues or ()))
 
+    def control(self, slots: Mapping[str, int], paused: Collection[str], now: float) -> None:
+        """Operators have set the slots of each queue, and which of them are paused."""
+        for q in self._queues.values():
+            if q.control(slots[q.name], paused=q.name in paused):
+                self.wake(q.name, now)
+
     def finished(self, job: ClaimedJob, seconds: float) -> None:
         """A run ended and its slot is free."""
         self._queues[job.queue].ended(seconds)
@@ -221,7 +227,7 @@ class Planner:
     def next_start(self, queue: str) -> ClaimedJob | None:
         """The next job for a free slot, if there are both; it counts as running from now on."""
         q = self._queues[queue]
-        if self.draining or not q.ready or q.running >= q.slots:
+        if self.draining or q.paused or not q.ready or q.running >= q.slots:
             return None
         q.running += 1
         return q.ready.popleft()[1]
@@ -300,14 +306,15 @@ class Planner:
         queues = tuple(
             q.name
             for q in self._queues.values()
-            if q.polling.passes_on(now, can_look=looks and q.is_free_soon(now))
+            if not q.paused and q.polling.passes_on(now, can_look=looks and q.is_free_soon(now))
         )
         return PassOn(queues) if queues else None
 
     def _to_announce(self) -> Announce | None:
-        # A draining worker takes nothing: a job must not wake it instead of another.
+        # A draining worker takes nothing: a job must not wake it instead of another. Nor does
+        # any worker of a paused queue.
         waits = self.listening and not self.draining
-        waiting = tuple(q.name for q in self._queues.values() if waits and q.polling.waits)
+        waiting = tuple(q.name for q in self._queues.values() if waits and q.waits)
         return Announce(waiting) if waiting != self._announced else None
 
     def _to_claim(self, now: float, *, early: bool = False) -> Claim | None:
@@ -378,18 +385,19 @@ class Planner:
         back: list[ClaimedJob] = []
         for q in self._queues.values():
             full = q.running >= q.slots
-            if not q.ready or not (self.draining or full or not may_start):
+            closed = self.draining or q.paused
+            if not q.ready or not (closed or full or not may_start):
                 continue
             since, job = q.ready[0]
             # A suspect job may take the worker and its other jobs down, so it is not held: any
             # worker with a free slot may have it. Suspect jobs stand in front.
             at_once = job.suspect and full
-            if not self.draining and not at_once and now < since + self._settings.hold_timeout:
+            if not closed and not at_once and now < since + self._settings.hold_timeout:
                 continue
             keep: deque[tuple[float, ClaimedJob]] = deque()
             for since, job in q.ready:
                 held_too_long = now >= since + self._settings.hold_timeout
-                if self.draining or held_too_long or (job.suspect and full):
+                if closed or held_too_long or (job.suspect and full):
                     back.append(job)
                 else:
                     keep.append((since, job))

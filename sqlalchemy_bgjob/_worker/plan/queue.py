@@ -25,7 +25,7 @@ class Queue:
 
     Attributes:
         name: Its name.
-        slots: How many of its jobs run at a time.
+        slots: How many of its jobs run at a time, at the most.
         polling: When to look at it.
         running: How many slots are taken.
         ready: Jobs that are claimed and not started, each with the time of its claim.
@@ -36,6 +36,7 @@ class Queue:
         unwritten: Settlements that failed, and will be tried again.
         progress: A run has ended since the loop last claimed or started one.
         refused_together: The last claim of it and others was refused: it is claimed from alone.
+        paused: An operator has paused it, or it is not known yet whether one has.
     """
 
     name: str
@@ -50,6 +51,20 @@ class Queue:
     unwritten: int = 0
     progress: bool = False
     refused_together: bool = False
+    paused: bool = False
+
+    def control(self, slots: int, *, paused: bool) -> bool:
+        """Obey an operator; returns whether more may be claimed than before."""
+        resumed, more = self.paused and not paused, slots > self.slots
+        self.slots, self.paused = slots, paused
+        if resumed:
+            self.lanes.forget()  # jobs of any priority may have come meanwhile
+        return resumed or more
+
+    @property
+    def waits(self) -> bool:
+        """Whether producers are to notify."""
+        return self.polling.waits and not self.paused
 
     @property
     def moves_on(self) -> bool:
@@ -82,7 +97,7 @@ class Queue:
 
     def room(self, now: float, most: int) -> int:
         """For how many jobs there is room in a claim of at most that many."""
-        if self.unwritten >= MOST_UNWRITTEN:
+        if self.paused or self.unwritten >= MOST_UNWRITTEN:
             return 0
         free = self.slots - self.running
         # Two batches: one is claimed while the one before is worked on.

@@ -1,0 +1,132 @@
+"""The queues that there are: their jobs and workers, and what operators have set."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from sqlalchemy import Connection
+
+from .registered import ask
+
+MANY: Final = 10_000
+"""How many jobs of a priority are counted: of those that are scheduled, and of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """A paused queue: since when, by whom, why, and until when."""
+
+    queue: str
+    at: datetime
+    by: str | None
+    reason: str | None
+    until: datetime | None
+
+    def __str__(self) -> str:
+        by = f" by {self.by}" if self.by else ""
+        until = f", until {shown(self.until)}" if self.until else ""
+        reason = f": {self.reason}" if self.reason else ""
+        return f"queue {self.queue!r} is paused since {shown(self.at)}{by}{until}{reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueInfo:
+    """A queue that has jobs, is served by a worker that beats, or has something set.
+
+    Attributes:
+        queue: Its name.
+        due, scheduled, running: How many jobs it has, as far as they are counted.
+        workers: How many serve it.
+        slots: How many of its jobs they can run at once.
+        set_slots: How many slots an operator has given each of them.
+        paused: Its pause, if it is paused.
+    """
+
+    queue: str
+    due: int
+    scheduled: int
+    running: int
+    workers: int
+    slots: int
+    set_slots: int | None
+    paused: Paused | None
+
+
+def shown(moment: datetime) -> str:
+    """A moment for people: in UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def paused_queues(connection: Connection, schema: str | None, table_prefix: str) -> list[Paused]:
+    """The queues that are paused now, by name."""
+    return [Paused(*row) for row in ask(connection, _PAUSED, schema, table_prefix)]
+
+
+def all_queues(connection: Connection, schema: str | None, table_prefix: str) -> list[QueueInfo]:
+    """All queues, by name."""
+    paused = {one.queue: one for one in paused_queues(connection, schema, table_prefix)}
+    rows = ask(connection, _QUEUES, schema, table_prefix, many=MANY)
+    return [QueueInfo(*(*row, paused.get(row.queue))) for row in rows]
+
+
+_PAUSED: Final = """
+    SELECT queue, paused_at, paused_by, pause_reason, resume_at
+    FROM ONLY {control}
+    WHERE key = '' AND paused_at IS NOT NULL
+      AND (resume_at IS NULL OR resume_at > clock_timestamp())
+    ORDER BY queue
+"""
+# A skip scan, as in the doctor's: one probe of the index for each queue and priority.
+_QUEUES: Final = """
+    WITH RECURSIVE lanes AS (
+      (SELECT queue, priority FROM ONLY {job} WHERE queue >= '' AND priority >= -32768
+       ORDER BY queue, priority LIMIT 1)
+      UNION ALL
+      SELECT following.queue, following.priority FROM lanes, LATERAL (
+        SELECT queue, priority FROM ONLY {job}
+        WHERE queue >= lanes.queue AND priority >= -32768
+          AND (queue, priority) > (lanes.queue, lanes.priority)
+        ORDER BY queue, priority LIMIT 1
+      ) AS following
+    ), jobs AS (
+      SELECT lanes.queue, sum(begun.due) AS due, sum(later.scheduled) AS scheduled,
+             sum(begun.running) AS running
+      FROM lanes, LATERAL (
+        SELECT count(*) FILTER (WHERE claimed_by IS NULL) AS due, count(claimed_by) AS running
+        FROM (
+          SELECT claimed_by FROM ONLY {job} AS one
+          WHERE one.queue = lanes.queue AND one.priority = lanes.priority
+            AND one.priority >= -32768 AND one.next_run_at <= statement_timestamp()
+          ORDER BY one.next_run_at LIMIT :many
+        ) AS few
+      ) AS begun, LATERAL (
+        SELECT count(*) AS scheduled FROM (
+          SELECT 1 FROM ONLY {job} AS one
+          WHERE one.queue = lanes.queue AND one.priority = lanes.priority
+            AND one.priority >= -32768 AND one.next_run_at > statement_timestamp()
+          ORDER BY one.next_run_at LIMIT :many
+        ) AS few
+      ) AS later
+      GROUP BY lanes.queue
+    ), given AS (
+      SELECT queue, slots FROM ONLY {control}
+      WHERE key = '' AND (slots IS NOT NULL OR paused_at IS NOT NULL
+        AND (resume_at IS NULL OR resume_at > clock_timestamp()))
+    ), served AS (
+      SELECT own.key AS queue, count(*) AS workers,
+             sum(coalesce(given.slots, CAST(own.value AS integer))) AS slots
+      FROM ONLY {worker} AS worker
+      CROSS JOIN LATERAL jsonb_each_text(CAST(worker.queues AS jsonb)) AS own
+      LEFT JOIN given ON given.queue = own.key
+      WHERE worker.lost_at IS NULL
+        AND clock_timestamp() - worker.beat_at < worker.lease_timeout * interval '1 second'
+      GROUP BY own.key
+    )
+    SELECT queue, CAST(coalesce(jobs.due, 0) AS bigint) AS due,
+           CAST(coalesce(jobs.scheduled, 0) AS bigint) AS scheduled,
+           CAST(coalesce(jobs.running, 0) AS bigint) AS running,
+           CAST(coalesce(served.workers, 0) AS bigint) AS workers,
+           CAST(coalesce(served.slots, 0) AS bigint) AS slots, given.slots AS set_slots
+    FROM jobs FULL JOIN served USING (queue) FULL JOIN given USING (queue)
+    ORDER BY queue
+"""
