@@ -29,6 +29,7 @@ from ..schema._table_kinds import KINDS, heirs
 from ..schema._versions import STEPS
 from ..settings import DEFAULT_CONCURRENCY
 from .health import look
+from .queues import paused_queues
 from .registered import Registered, ask, registered
 
 OLDEST_SERVER: Final = 14
@@ -307,6 +308,7 @@ def _workers(connection: Connection, name: str | None, prefix: str) -> Iterator[
     try:
         workers = registered(connection, name, prefix)
         queues = ask(connection, _DUE, name, prefix, many=MANY)
+        paused = paused_queues(connection, name, prefix)
     except DBAPIError as error:
         if sqlstate(error) != "42501":
             raise
@@ -314,6 +316,8 @@ def _workers(connection: Connection, name: str | None, prefix: str) -> Iterator[
         return
     silent = sorted((worker for worker in workers if not worker.alive), key=attrgetter("id"))
     yield from _told_of_workers(silent, len(workers) - len(silent), bool(queues))
+    yield from (Finding("queues", "note", f"{one}; no worker claims from it") for one in paused)
+    queues = [row for row in queues if row.queue not in {one.queue for one in paused}]
     waits = [waits for row in queues if (waits := _told_of_queue(row)) is not None]
     fine = f"no job has been due for {WAITS_FOR:.0f} s" if queues else "no job is due"
     yield from _told("queues", waits, fine)

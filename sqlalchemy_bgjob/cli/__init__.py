@@ -27,6 +27,7 @@ from .check import check
 from .demo import demo
 from .doctor import doctor
 from .import_bgjob import import_bgjob
+from .queues import pause, pressure, queues, resume, slots
 from .tables import grants, migrate
 from .version import version
 from .worker import worker
@@ -63,7 +64,11 @@ def cli(ctx: click.Context) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-for _command in (worker, check, migrate, doctor, grants, import_bgjob, demo, bench, version):
+for _command in (
+    *(worker, check, migrate, doctor, grants, import_bgjob),
+    *(queues, pause, resume, slots, pressure),
+    *(demo, bench, version),
+):
     cli.add_command(_command)
 
 

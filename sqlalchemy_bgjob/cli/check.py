@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .._process.exits import DATABASE, FAILED, OK, CommandError, exit_now
+from .._process.exits import DATABASE, FAILED, OK, USAGE, CommandError, exit_now
 from .options import Seconds, connection_options, schema_options, source_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from .._inspect.queues import Paused
     from .._inspect.registered import Registered
 
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @schema_options
 @click.option("--host", help="As workers register it: by default this machine's host name.")
 @click.option("--pid", type=click.INT, help="Look at this process alone.")
+@click.option("--worker", metavar="HOST:PID", help="The same for both: a process of any host.")
 @click.option(
     "--timeout",
     type=Seconds(),
@@ -40,32 +42,40 @@ def check(
     table_prefix: str,
     host: str | None,
     pid: int | None,
+    worker: str | None,
     timeout: float,
     as_json: bool,
 ) -> int:
     """Look whether a worker of this host beats: a light probe, for containers.
 
-    The exit code is 0 if one does, and 1 if none does. It is 3 if the database can't be reached or
-    refuses, which is no fault of the worker: it waits and goes on.
+    It tells of paused queues too, which are no failure. The exit code is 0 if one does, and 1 if
+    none does. It is 3 if the database can't be reached or refuses, which is no fault of the worker:
+    it waits and goes on.
     """
     import socket
     import threading
 
+    from .._inspect.queues import paused_queues
     from .._inspect.registered import registered
     from .._process.engines import run_in_transaction
     from ..schema import check as check_schema
 
-    def look(connection: "Connection") -> "list[Registered]":
+    def look(connection: "Connection") -> "tuple[list[Registered], list[Paused]]":
         check_schema(connection, schema=schema, table_prefix=table_prefix)
-        return registered(connection, schema, table_prefix, host=of_host, pid=pid)
+        workers = registered(connection, schema, table_prefix, host=of_host, pid=pid)
+        return workers, paused_queues(connection, schema, table_prefix)
 
     source = source_of(ctx, database_url, engine, app_dir)
+    if worker is not None:
+        if host is not None or pid is not None:
+            raise CommandError(USAGE, "--worker names host and pid: leave out --host and --pid")
+        host, pid = _host_and_pid(worker)
     of_host = host or socket.gethostname()
     alarm = threading.Timer(timeout, _give_up, (timeout,))  # no driver has a limit for all of it
     alarm.daemon = True
     alarm.start()
     try:
-        found = run_in_transaction(*source, look)
+        found, paused = run_in_transaction(*source, look)
     except CommandError as error:
         if error.exit_code != FAILED:
             raise
@@ -73,16 +83,20 @@ def check(
         raise CommandError(DATABASE, error.problem) from None
     finally:
         alarm.cancel()
-    for worker in found:
+    for one in found:
         if as_json:
-            click.echo(json.dumps({**asdict(worker), "alive": worker.alive}))
+            names = [queue.queue for queue in paused]
+            click.echo(json.dumps({**asdict(one), "alive": one.alive, "paused": names}))
         else:
-            state = "beats" if worker.alive else "lost" if worker.lost else "silent"
+            state = "beats" if one.alive else "lost" if one.lost else "silent"
             click.echo(
-                f"worker {worker.id}, pid {worker.pid}: {state}, last heartbeat "
-                f"{worker.seconds:.1f} s ago (lost after {worker.lease_timeout:g} s)"
+                f"worker {one.id}, pid {one.pid}: {state}, last heartbeat "
+                f"{one.seconds:.1f} s ago (lost after {one.lease_timeout:g} s)"
             )
-    if any(worker.alive for worker in found):
+    if not as_json:
+        for queue in paused:
+            click.echo(str(queue))
+    if any(one.alive for one in found):
         return OK
     if not found:
         process = "" if pid is None else f" with pid {pid}"
@@ -92,6 +106,13 @@ def check(
             err=True,
         )
     return FAILED
+
+
+def _host_and_pid(worker: str) -> tuple[str, int]:
+    host, _, pid = worker.rpartition(":")
+    if not host or not pid.isdecimal():
+        raise CommandError(USAGE, f"--worker={worker!r} is not HOST:PID, such as web-1:4711")
+    return host, int(pid)
 
 
 def _give_up(timeout: float) -> None:

@@ -36,7 +36,7 @@ def test_migrate_and_doctor_take_an_engine(
     assert (code, "problem" in out) == (0, False), out + err
 
 
-@pytest.mark.parametrize("command", ["migrate", "doctor", "import-bgjob"])
+@pytest.mark.parametrize("command", ["migrate", "doctor", "import-bgjob", "queues"])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

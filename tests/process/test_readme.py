@@ -35,6 +35,7 @@ PAGES = (
     "docs/testing.md",
     "docs/deploying.md",
     "docs/guides/middleware.md",
+    "docs/guides/queue_control.md",
 )
 """Those whose blocks are one program, in this order; pages of frameworks have projects."""
 MAIN = 'if __name__ == "__main__":\n'
