@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 NEVER = 600.0
 """A rescue_interval at which the rescuer's look, a worker's last resort, comes too late."""
 
-told_or_looking = in_turn("listen", [True, False, False, True])
+told_or_looking = in_turn("listen", [True, False])
+only_one = pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
 
 
 def running(bench: Workbench) -> list[str]:
@@ -36,7 +37,7 @@ def begun(bench: Workbench) -> bool:
     return bool(bench.sql("SELECT 1 FROM bgjob_worker WHERE listener_pid IS NOT NULL"))
 
 
-@told_or_looking
+@in_turn("listen", [True, False, False, True])
 def test_ready_jobs_go_back_and_running_ones_go_on(bench: Workbench, listen: bool) -> None:
     gate, ran = Gate(bench), list[str]()
 
@@ -78,18 +79,18 @@ def test_ready_jobs_go_back_and_running_ones_go_on(bench: Workbench, listen: boo
     assert len(ran) == 42, "each once"
 
 
-@one_of_each
+@only_one
 def test_a_worker_that_missed_the_notification_sees_it(bench: Workbench) -> None:
     """Here none was sent: the row was written by SQL."""
     handler = bench.handler("t", lambda ctx: None, uses_session=False)
 
+    def waits_for(queues: str) -> bool:
+        return bool(bench.sql(f"SELECT 1 FROM bgjob_worker WHERE waits_for = '{queues}'"))
+
     def during() -> None:
-        wait_until(lambda: begun(bench))
+        wait_until(lambda: waits_for('["default"]'))
         bench.sql("INSERT INTO bgjob_control (queue, paused_at) VALUES ('default', now())")
-        wait_until(
-            lambda: bench.sql("SELECT 1 FROM bgjob_worker WHERE waits_for = '[]'"),
-            what="a worker that waits for no producer",
-        )
+        wait_until(lambda: waits_for("[]"), what="a worker that waits for no producer")
         bench.enqueue(handler, id="a")
         bench.sql("UPDATE bgjob_control SET resume_at = now()")
 
@@ -158,7 +159,7 @@ def test_slots_change_while_a_worker_runs(bench: Workbench, listen: bool) -> Non
     )
 
 
-@one_of_each
+@only_one
 def test_fewer_slots_are_kept_from_the_start(bench: Workbench) -> None:
     """With four slots there would soon be two handlers beside each other."""
     most = at_once = 0
@@ -211,7 +212,7 @@ def test_a_paused_queue_counts_as_idle(bench: Workbench) -> None:
     assert bench.job("default").attempt == 0
 
 
-@pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
+@only_one
 def test_work_one_is_a_call_of_the_callers_own(bench: Workbench) -> None:
     """To try a job before the queue is resumed."""
     ran: list[str] = []
@@ -240,14 +241,14 @@ def looks() -> Iterator[list[str]]:
     event.remove(Engine, "before_cursor_execute", see)
 
 
-@one_of_each
+@only_one
 def test_what_nobody_sets_costs_no_statement(bench: Workbench, looks: list[str]) -> None:
     """A look or two at the start; after that it comes with what is sent anyway."""
     bench.handler("t", lambda ctx: None, uses_session=False)
 
     def rescuers_look() -> None:
         count = looks.count("rescuer")
-        wait_until(lambda: looks.count("rescuer") >= count + 5)
+        wait_until(lambda: looks.count("rescuer") >= count + 3)
 
     def during() -> None:
         wait_until(lambda: begun(bench))
@@ -260,7 +261,7 @@ def test_what_nobody_sets_costs_no_statement(bench: Workbench, looks: list[str])
     bench.run(during=during, until=lambda: True, listen=True, rescue_interval=0.1)
 
 
-@one_of_each
+@only_one
 def test_a_look_that_is_refused_stops_no_settlement(bench: Workbench) -> None:
     """The table is gone, as if it were another role's: what runs ends, what was known holds."""
     gate = Gate(bench)
@@ -336,7 +337,7 @@ def test_a_worker_is_ready_from_its_first_claim_to_its_stop(bench: Workbench) ->
     assert watched.seen == {"made": False, "stopped": False}
 
 
-@one_of_each
+@only_one
 def test_a_worker_of_paused_queues_alone_is_ready(bench: Workbench) -> None:
     bench.handler("t", lambda ctx: None, uses_session=False)
     bench.jobs.pause(bench.outside, "default")
@@ -359,7 +360,7 @@ def test_a_worker_without_a_heartbeat_is_not_ready(bench: Workbench) -> None:
     Watched(bench).run(during)
 
 
-@pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
+@only_one
 def test_a_control_row_is_a_model_to_read(bench: Workbench) -> None:
     from sqlalchemy.orm import Session
 
