@@ -20,6 +20,7 @@ class JobOptions(TypedDict, total=False):
     run_at: datetime | None
     priority: int
     headers: Mapping[str, Any] | None
+    expires: float | timedelta | datetime | None
 
 
 class InsertOptions(JobOptions, total=False):
@@ -43,8 +44,8 @@ class BulkOptions(InsertOptions, total=False):
 class Common(NamedTuple):
     """The checked options of one call, which all its jobs share.
 
-    Each field is a parameter of the INSERT of one job. All but the last two, which make
-    ``next_run_at``, are columns too.
+    Each field is a parameter of the INSERT of one job. All but the last four, which make
+    ``next_run_at`` and ``expires_at``, are columns too.
     """
 
     queue: str
@@ -53,6 +54,8 @@ class Common(NamedTuple):
     headers: dict[str, Any] | None
     delay: timedelta | None
     run_at: datetime | None
+    expires_in: timedelta | None = None
+    expires_at: datetime | None = None
 
     @classmethod
     def of(cls, type: str, queue: str, options: JobOptions) -> Self:
@@ -68,7 +71,14 @@ class Common(NamedTuple):
         other = get("queue")
         queue = validation.name("queue", queue if other is None else other)
         type = validation.name("type", type)
-        return cls(queue, type, validation.priority(get("priority", 0)), None, delay, run_at)
+        priority = validation.priority(get("priority", 0))
+        expiry = validation.expiry(get("expires"), run_at)
+        return cls(queue, type, priority, None, delay, run_at, *expiry)
+
+    @property
+    def expires(self) -> bool:
+        """Whether its jobs expire."""
+        return self.expires_in is not None or self.expires_at is not None
 
     def with_headers(self, options: JobOptions, content_type: str | None = None) -> Self:
         """A copy with the caller's headers and the arg's content type."""

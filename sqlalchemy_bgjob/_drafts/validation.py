@@ -123,6 +123,25 @@ def start(delay: object, run_at: object) -> tuple[timedelta | None, datetime | N
     return (None if delay is None else timedelta(seconds=seconds("delay", delay))), None
 
 
+def expiry(value: object, run_at: datetime | None) -> tuple[timedelta | None, datetime | None]:
+    """When a job expires: a time from the moment when it is due, or a moment."""
+    if value is None:
+        return None, None
+    if not isinstance(value, datetime):
+        after = timedelta(seconds=seconds("expires", value))
+        if not after:
+            raise ValueError("expires=0 would never let the job start; None is without an expiry")
+        if run_at is None:
+            return after, None
+        value = run_at + min(after, LATEST - run_at.astimezone(UTC) - timedelta(seconds=1))
+    at = moment("expires", value)
+    if run_at is not None and at <= run_at:
+        raise ValueError(
+            f"expires={at!r} is not after run_at={run_at!r}, so the job would never start"
+        )
+    return None, at
+
+
 def headers(value: object, content_type: str | None = None) -> dict[str, Any] | None:
     """The headers of a row: the caller's JSON object plus the arg's content type; None if empty."""
     if value is None:

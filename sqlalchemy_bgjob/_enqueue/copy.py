@@ -24,7 +24,17 @@ WORTH_IT: Final = 500
 BLOCK: Final = 2_000
 """The most jobs that are sent at once."""
 _BLOCK_BYTES: Final = 8 * 1_048_576
-_COLUMNS: Final = ("id", "queue", "type", "arg", "lease", "priority", "headers", "next_run_at")
+_COLUMNS: Final = (
+    "id",
+    "queue",
+    "type",
+    "arg",
+    "lease",
+    "priority",
+    "headers",
+    "next_run_at",
+    "expires_at",
+)
 
 # The binary format, as PostgreSQL's manual has it under COPY: each value after its length.
 _HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -132,6 +142,8 @@ def _rows(jobs: Iterable[tuple[str, Draft]], now: datetime) -> Iterator[bytes]:
             headers = common.headers
             rest += _value(_JSONB + json.dumps(headers).encode()) if headers else _NULL
             rest += _INT64(8, _microseconds(_start(common, now)))
+            end = _expiry(common, now)
+            rest += _NULL if end is None else _INT64(8, _microseconds(end))
         data = _NULL if arg is None else _LENGTH(len(arg)) + arg
         yield b"".join((_COUNT, _LENGTH(len(id)), id.encode(), names, data, rest))
 
@@ -144,6 +156,11 @@ def _start(common: Common, now: datetime) -> datetime:
     if common.run_at is not None:
         return common.run_at
     return now + common.delay if common.delay else now
+
+
+def _expiry(common: Common, now: datetime) -> datetime | None:
+    end = common.expires_in
+    return common.expires_at if end is None else now + (common.delay or timedelta()) + end
 
 
 def _microseconds(moment: datetime) -> int:

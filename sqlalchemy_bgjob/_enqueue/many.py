@@ -33,6 +33,7 @@ A = TypeVar("A")
 
 _CHUNK_JOBS: Final = 5_000
 _CHUNK_BYTES: Final = 8 * 1_048_576
+_EXPIRY: Final = ("expires_in", "expires_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +215,14 @@ def _insert_many(unit: Unit, jobs: _Jobs, on_conflict: OnConflict) -> BulkResult
 
 def _insert(unit: Unit, models: Models, jobs: Iterable[Draft]) -> set[str]:
     """Add jobs by one statement for each few thousand; returns the ids that are new."""
-    statement = statements_of(models).enqueue.jobs(unit.can_notify)
     inserted: set[str] = set()
     # Sorted, so that two producers with the same ids can't deadlock.
     ordered = sorted(jobs, key=lambda job: job.id)
     for chunk in in_chunks(ordered, _CHUNK_JOBS, _CHUNK_BYTES):
-        inserted.update(unit.execute(statement, _columns(chunk)).scalars())
+        columns = _columns(chunk)
+        expires = _EXPIRY[0] in columns
+        statement = statements_of(models).enqueue.jobs(unit.can_notify, expires)
+        inserted.update(unit.execute(statement, parameters(**columns)).scalars())
     return inserted
 
 
@@ -259,6 +262,12 @@ def _columns(jobs: Sequence[Draft]) -> dict[str, Any]:
     columns["delay"] = [
         None if delay is None else delay.total_seconds() for delay in columns["delay"]
     ]
+    if any(job.common.expires for job in jobs):
+        ends = columns["expires_in"]
+        columns["expires_in"] = [None if end is None else end.total_seconds() for end in ends]
+    else:
+        for name in _EXPIRY:
+            del columns[name]
     ids = [id for id, _ in with_ids(jobs)]
     args = [job.arg for job in jobs]
-    return parameters(id=ids, arg=args, **{name: list(values) for name, values in columns.items()})
+    return {"id": ids, "arg": args, **{name: list(values) for name, values in columns.items()}}

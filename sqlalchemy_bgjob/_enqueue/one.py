@@ -85,6 +85,8 @@ def enqueue(
         on_conflict: ``"raise"``, the default, refuses the id of a live job; with ``"ignore"`` that
             job is left as it is.
         headers: A JSON object that travels with the job.
+        expires: Seconds or a timedelta after it is due, or an aware datetime: no attempt starts
+            after that, by the database's clock.
 
     Raises:
         JobAlreadyExists: A live job has this id; the transaction stays usable.

@@ -8,6 +8,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from functools import update_wrapper
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
@@ -135,6 +136,10 @@ class JobType(Generic[A]):
             job.next_run_at = common.run_at
         elif common.delay:
             job.next_run_at = func.now() + common.delay
+        if common.expires_at is not None:
+            job.expires_at = common.expires_at
+        elif common.expires_in is not None:
+            job.expires_at = func.now() + (common.delay or timedelta()) + common.expires_in
         remember(job, new, self.models)
         return job
 

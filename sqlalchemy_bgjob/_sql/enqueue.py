@@ -14,6 +14,7 @@ from sqlalchemy import (
     Select,
     SmallInteger,
     Text,
+    bindparam,
     case,
     cast,
     extract,
@@ -28,7 +29,7 @@ from sqlalchemy.dialects.postgresql import JSONB, REGCLASS
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from ..schema._names import qualified
-from .words import SECOND, Tables, parameter, unnest, wake_up, woken
+from .words import PARAMETER_PREFIX, SECOND, Tables, parameter, unnest, wake_up, woken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,15 +42,17 @@ class EnqueueStatements:
         self._tables, self._job, self._worker = tables, tables.job, tables.worker
         # Built once for each combination of flags: building costs more than sending.
         self.job: Callable[[bool], Executable] = cache(self._insert_one)
-        self.jobs: Callable[[bool], Executable] = cache(self._insert_many)
+        self.jobs: Callable[..., Executable] = cache(self._insert_many)
 
     def _insert_one(self, notify: bool) -> Executable:
         """One job, and with *notify* its wake-up in the same statement.
 
         Returns its id, or nothing if it exists. Parameters: id, queue, type, arg,
-        priority, headers, delay (timedelta) or null, run_at or null.
+        priority, headers, delay (timedelta) or null, run_at or null, expires_in (timedelta) or
+        null, expires_at or null.
         """
         job = self._job
+        start = _start(parameter("delay", Interval), _run_at_parameter())
         inserted = (
             pg_insert(job)
             .values(
@@ -59,7 +62,8 @@ class EnqueueStatements:
                 arg=parameter("arg", LargeBinary),
                 priority=parameter("priority", SmallInteger),
                 headers=parameter("headers", JSONB(none_as_null=True)),
-                next_run_at=_start(parameter("delay", Interval), _run_at_parameter()),
+                next_run_at=start,
+                expires_at=_expiry(start, _optional("expires_in", Interval)),
             )
             .on_conflict_do_nothing(index_elements=[*job.primary_key])
             .returning(job.c.id)
@@ -71,12 +75,14 @@ class EnqueueStatements:
         notified = woken(self._worker, self._tables.channel, queue)
         return select(done.c.id, notified.scalar_subquery())
 
-    def _insert_many(self, notify: bool) -> Executable:
+    def _insert_many(self, notify: bool, expires: bool = False) -> Executable:
         """Many jobs in one statement, one row for each that did not exist: its id.
 
         Parameters: those of one job, but each is a list, all of the same length; headers are JSON
-        text, delays seconds or null.
+        text, delays seconds or null. Those of the expiry are there if some job *expires*;
+        expires_in is seconds.
         """
+        expiry = {"expires_in": Float(53), "expires_at": DateTime(timezone=True)}
         given = unnest(
             id=Text(),
             queue=Text(),
@@ -86,7 +92,9 @@ class EnqueueStatements:
             headers=Text(),
             delay=Float(53),
             run_at=DateTime(timezone=True),
+            **(expiry if expires else {}),
         )
+        start = _start(given.c.delay * SECOND, given.c.run_at)
         rows = select(
             given.c.id,
             given.c.queue,
@@ -94,9 +102,12 @@ class EnqueueStatements:
             given.c.arg,
             given.c.priority,
             cast(given.c.headers, JSONB),
-            _start(given.c.delay * SECOND, given.c.run_at),
+            start,
         )
-        return self._insert_from(rows, notify=notify)
+        if expires:
+            end = _expiry(start, given.c.expires_in * SECOND, given.c.expires_at)
+            rows = rows.add_columns(end)
+        return self._insert_from(rows, notify=notify, expires=expires)
 
     @cached_property
     def before_copy(self) -> Executable:
@@ -116,8 +127,8 @@ class EnqueueStatements:
         """``INSERT ... SELECT`` from the user's own query; one row for each new job: its id.
 
         The labels id, delay (seconds) and priority are the job's own; all others become the JSON
-        object of the arg. Parameters: queue, type, headers, run_at, and delay (timedelta) and
-        priority unless they are labels.
+        object of the arg. Parameters: queue, type, headers, run_at, expires_in (timedelta),
+        expires_at, and delay (timedelta) and priority unless they are labels.
         """
         rows = source.subquery("source")
         # By name and not by key: the names are what to_jsonb sees.
@@ -126,6 +137,14 @@ class EnqueueStatements:
         arg: ColumnElement[Any] = func.to_jsonb(literal_column("source.*"), type_=JSONB)
         for name in sorted({"id", "delay", "priority"} & set(given)):
             arg = arg.op("-", return_type=JSONB())(literal(name, Text))
+        start = _start(
+            given["delay"] * SECOND
+            if "delay" in given
+            else cast(parameter("delay", Interval), Interval),
+            cast(_run_at_parameter(), DateTime(timezone=True)),
+        )
+        expires_at = cast(_expires_at_parameter(), DateTime(timezone=True))
+        expires_in = cast(_optional("expires_in", Interval), Interval)
         one = select(
             cast(given["id"], Text) if "id" in given else _uuid7(),
             cast(parameter("queue", Text), Text),
@@ -135,20 +154,19 @@ class EnqueueStatements:
             if "priority" in given
             else cast(parameter("priority", SmallInteger), SmallInteger),
             cast(parameter("headers", JSONB(none_as_null=True)), JSONB),
-            _start(
-                given["delay"] * SECOND
-                if "delay" in given
-                else cast(parameter("delay", Interval), Interval),
-                cast(parameter("run_at", DateTime(timezone=True)), DateTime(timezone=True)),
-            ),
+            start,
+            _expiry(start, expires_in, expires_at),
         ).select_from(rows)
-        return self._insert_from(one, notify=notify, ignore_duplicates=ignore_duplicates)
+        return self._insert_from(
+            one, notify=notify, expires=True, ignore_duplicates=ignore_duplicates
+        )
 
     def _insert_from(
-        self, rows: Select[Any], *, notify: bool, ignore_duplicates: bool = True
+        self, rows: Select[Any], *, notify: bool, expires: bool, ignore_duplicates: bool = True
     ) -> Executable:
         job = self._job
         names = ["id", "queue", "type", "arg", "priority", "headers", "next_run_at"]
+        names += ["expires_at"] if expires else []
         inserted = pg_insert(job).from_select(names, rows)
         if ignore_duplicates:
             inserted = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])
@@ -174,6 +192,25 @@ class EnqueueStatements:
 def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnElement[Any]:
     """When a new job is due: at run_at, or delay after the caller's transaction began."""
     return func.coalesce(run_at, func.now() + delay, func.now())
+
+
+def _expiry(
+    start: ColumnElement[Any],
+    expires_in: ColumnElement[Any],
+    expires_at: ColumnElement[Any] | None = None,
+) -> ColumnElement[Any]:
+    """When a new job expires: at expires_at, or expires_in after it is due, or never."""
+    given = _expires_at_parameter() if expires_at is None else expires_at
+    return func.coalesce(given, start + expires_in)
+
+
+def _expires_at_parameter() -> ColumnElement[Any]:
+    return _optional("expires_at", DateTime(timezone=True))
+
+
+def _optional(name: str, type_: Any) -> ColumnElement[Any]:
+    """A parameter that is null for who does not give it."""
+    return bindparam(f"{PARAMETER_PREFIX}{name}", None, type_=type_)
 
 
 def _run_at_parameter() -> ColumnElement[Any]:

@@ -176,7 +176,13 @@ class OperateStatements:
         # In a transaction that has gone on for a while, what is due is judged by its start.
         by = parameter("by", Interval) + (func.statement_timestamp() - func.now())
         times = {
-            self._job: ("next_run_at", "created_at", "updated_at", "unknown_since"),
+            self._job: (
+                "next_run_at",
+                "created_at",
+                "updated_at",
+                "unknown_since",
+                "expires_at",
+            ),
             self._dead: ("next_run_at", "job_created_at", "job_updated_at", "moved_at"),
             self._control: ("paused_at", "resume_at", "updated_at"),
         }

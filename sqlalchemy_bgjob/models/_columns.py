@@ -177,6 +177,10 @@ class JobMixin(_Columns):
     def _check_next_run_at(self, key: str, value: object) -> object:
         return value if _is_sql(value) else validation.moment(key, value)
 
+    @validates("expires_at")
+    def _check_expires_at(self, key: str, value: object) -> object:
+        return value if value is None or _is_sql(value) else validation.moment(key, value)
+
     @validates("arg")
     def _encode_arg(self, key: str, value: object) -> object:
         if _is_sql(value):
