@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ._enqueue.many import BulkResult as BulkResult, enqueue_many as enqueue_many
     from ._enqueue.one import JobRef as JobRef, enqueue as enqueue
     from ._handlers.outcomes import (
+        Cancelled as Cancelled,
         Complete as Complete,
+        Expired as Expired,
         MoveToDlq as MoveToDlq,
         Outcome as Outcome,
         Reschedule as Reschedule,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ._inspect.health import Health as Health
     from ._inspect.pressure import Pressure as Pressure
     from ._job_context import JobLogFilter as JobLogFilter
+    from ._lifecycle.cancel import CancelResult as CancelResult
     from ._lifecycle.operate import Redriven as Redriven
     from ._lifespan import lifespan as lifespan
     from ._worker.run import Context as Context
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
         UnknownType as UnknownType,
         WorkerLost as WorkerLost,
         WorkerRefused as WorkerRefused,
+        WorkerStuck as WorkerStuck,
     )
     from .models import DeadJobMixin as DeadJobMixin, JobMixin as JobMixin
     from .retry import (
@@ -63,12 +67,21 @@ _HOMES = {
     "_enqueue.from_query": ("enqueue_from",),
     "_enqueue.many": ("BulkResult", "enqueue_many"),
     "_enqueue.one": ("JobRef", "enqueue"),
-    "_handlers.outcomes": ("Complete", "MoveToDlq", "Outcome", "Reschedule", "Retry"),
+    "_handlers.outcomes": (
+        "Cancelled",
+        "Complete",
+        "Expired",
+        "MoveToDlq",
+        "Outcome",
+        "Reschedule",
+        "Retry",
+    ),
     "_handlers.registry": ("JobType",),
     "_handlers.timetable": ("next_fire_time",),
     "_inspect.health": ("Health",),
     "_inspect.pressure": ("Pressure",),
     "_job_context": ("JobLogFilter",),
+    "_lifecycle.cancel": ("CancelResult",),
     "_lifecycle.operate": ("Redriven",),
     "_lifespan": ("lifespan",),
     "_worker.run": ("Context",),
@@ -82,6 +95,7 @@ _HOMES = {
         "UnknownType",
         "WorkerLost",
         "WorkerRefused",
+        "WorkerStuck",
     ),
     "models": ("DeadJobMixin", "JobMixin"),
     "retry": ("GIVE_UP", "constant", "exponential", "on_exception", "retry_after", "steps"),

@@ -18,7 +18,8 @@ from ._handlers.additions import Additions
 from ._handlers.options import HandlerKeywords, HandlerOptions, handler_options
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
-from ._lifecycle.operate import Redriven, cancel, prune, redrive
+from ._lifecycle.cancel import HasCancel
+from ._lifecycle.operate import Redriven, prune, redrive
 from ._lifecycle.schedules import HasSchedules
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._queues import QueueMethods
@@ -43,7 +44,7 @@ J = TypeVar("J", bound=JobMixin, default=JobMixin)
 D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
 
 
-class BGJob(HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
+class BGJob(HasCancel, HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
     """The models, handlers and producers of one set of tables.
 
     Args:
@@ -192,6 +193,12 @@ class BGJob(HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
                 occurs, is a failed attempt that is retried at once: leave *max_attempts* room for
                 these.
             session: False for a handler that never uses ``ctx.session``.
+            grace: Seconds or a timedelta that it may take to end after it was told to, by its
+                timeout or a cancel; by default None, as long as it takes. Then the job is settled
+                without it: as failed, or as cancelled. What it still writes is undone, and its slot
+                is lost until it ends; see ``max_stuck``.
+            on_expiry: What becomes of a job that was not started before it expired: ``"dlq"``, the
+                default, moves it to the DLQ, and ``"drop"`` deletes it.
 
         Raises:
             ValueError: The type has a handler already, or a value is out of its range.
@@ -343,18 +350,6 @@ class BGJob(HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
         return codec.decode(job.arg, headers.get(validation.CONTENT_TYPE))
 
     # ---- operators --------------------------------------------------------------------------
-
-    @overload
-    def cancel(self, target: SyncTarget, id: str) -> bool: ...
-    @overload
-    def cancel(self, target: "AsyncTarget", id: str) -> Coroutine[Any, Any, bool]: ...
-    def cancel(self, target: Any, id: str) -> Any:
-        """Delete a queued job, due or not; False if there is none, or it is running.
-
-        The caller's commit decides, as with ``enqueue``; until then claims skip the job. Of two
-        concurrent calls for one job, one returns True.
-        """
-        return cancel(self.models, statements_of(self.models), target, id)
 
     @overload
     def redrive(

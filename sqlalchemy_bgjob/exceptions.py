@@ -197,6 +197,25 @@ class WorkerRefused(BGJobError):
         return f"{self.problem}; {self.remedy}"
 
 
+class WorkerStuck(BGJobError):
+    """Too many of a worker's slots are taken by handlers that do not end, so the worker has ended.
+
+    A supervisor starts another process in its place.
+    """
+
+    def __init__(self, stuck: int, slots: int) -> None:
+        super().__init__(stuck, slots)
+        self.stuck: int = stuck
+        self.slots: int = slots
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stuck} of {self.slots} slots are taken by handlers that do not end although "
+            f"they were told to, so this worker ends; a function must look at ctx.cancelled, and a "
+            f"coroutine must not swallow CancelledError"
+        )
+
+
 class NoContextManager(BGJobError):
     """The callable given as ``around=`` made no context manager that the job can be run in."""
 

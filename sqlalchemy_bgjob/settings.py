@@ -87,6 +87,13 @@ class WorkerSettings:
         1.0, "after how long a claimed job that was not started is handed back"
     )
     listen: bool = _setting(True, "whether to LISTEN for wake-ups; polling goes on in any case")
+    max_stuck: float = _setting(
+        0.5,
+        "which share of the slots handlers that do not end may take before the worker ends",
+        unit="of all slots",
+        least=0.001,
+        most=1,
+    )
     until_idle: bool = _setting(
         False, "whether to stop once nothing is due and this worker runs nothing"
     )
@@ -129,6 +136,7 @@ class SettingOptions(TypedDict, total=False):
     max_claim: int
     hold_timeout: float
     listen: bool
+    max_stuck: float
     until_idle: bool
 
 

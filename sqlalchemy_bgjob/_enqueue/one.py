@@ -86,7 +86,8 @@ def enqueue(
             job is left as it is.
         headers: A JSON object that travels with the job.
         expires: Seconds or a timedelta after it is due, or an aware datetime: no attempt starts
-            after that, by the database's clock.
+            after that, by the database's clock. The handler's ``on_expiry`` says what becomes of
+            the job.
 
     Raises:
         JobAlreadyExists: A live job has this id; the transaction stays usable.

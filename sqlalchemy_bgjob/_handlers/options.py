@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 from .._drafts import validation
 from .._misuse import refuse_unknown
 from ..retry import DEFAULT, RetryPolicy
 from ..settings import DEFAULT_MAX_ATTEMPTS
 
+OnExpiry = Literal["dlq", "drop"]
 ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
 
 
@@ -21,6 +22,8 @@ class HandlerOptions:
     timeout: float | None = None
     isolation_level: str | None = None
     session: bool = True
+    grace: float | None = None
+    on_expiry: OnExpiry = "dlq"
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
@@ -37,10 +40,17 @@ class HandlerOptions:
             )
         if self.timeout is not None and validation.seconds("timeout", self.timeout) == 0:
             raise ValueError("timeout=0 would end every run at once; None is without a limit")
+        if self.grace is not None:
+            validation.seconds("grace", self.grace)
         if self.isolation_level not in (None, *ISOLATION_LEVELS):
             raise ValueError(
                 f"isolation_level={self.isolation_level!r} is not one of "
                 f"{', '.join(ISOLATION_LEVELS)}"
+            )
+        if self.on_expiry not in ("dlq", "drop"):
+            raise ValueError(
+                f"on_expiry={self.on_expiry!r} is neither 'dlq', which keeps an expired job as a "
+                f"dead one, nor 'drop', which deletes it"
             )
 
 
@@ -52,12 +62,15 @@ class HandlerKeywords(TypedDict, total=False):
     timeout: float | timedelta | None
     isolation_level: str | None
     session: bool
+    grace: float | timedelta | None
+    on_expiry: OnExpiry
 
 
 def handler_options(call: str, given: HandlerKeywords) -> HandlerOptions:
     """Check the given options; the others get their defaults."""
     refuse_unknown(call, given, HandlerKeywords)
-    timeout = given.get("timeout")
-    seconds = None if timeout is None else validation.seconds("timeout", timeout)
-    options: dict[str, Any] = {**given, "timeout": seconds}
+    options: dict[str, Any] = {**given}
+    for name in ("timeout", "grace"):
+        duration = options.get(name)
+        options[name] = None if duration is None else validation.seconds(name, duration)
     return HandlerOptions(**options)

@@ -5,6 +5,7 @@ exception is a failed attempt. :func:`decide` turns either into a :class:`Settle
 description of a row's next state that :mod:`._lifecycle` writes.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -29,7 +30,10 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 
 
 class Outcome(Exception):
-    """Base of the four outcomes. Return one to keep the handler's writes, raise it to undo them."""
+    """Base of all outcomes. Return one to keep the handler's writes, raise it to undo them.
+
+    Four are for handlers: Complete, Retry, Reschedule and MoveToDlq.
+    """
 
 
 class Complete(Outcome):
@@ -97,6 +101,17 @@ class MoveToDlq(Outcome):
         self.error: BaseException | str | None = _checked(error)
 
 
+class Cancelled(Outcome):
+    """The job was cancelled, its writes are undone and its row is deleted. Not for handlers."""
+
+
+class Expired(Outcome):
+    """The job was not started before it expired, and never will be. Not for handlers."""
+
+    def __str__(self) -> str:
+        return "the job expired before it was started"
+
+
 def _when(
     after: float | timedelta | None, at: datetime | None
 ) -> tuple[float | None, datetime | None]:
@@ -123,6 +138,12 @@ class Kind(Enum):
     DEAD = "dead"
     HANDED_BACK = "handed_back"
     UNKNOWN_TYPE = "unknown_type"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+GONE: Final = (Kind.COMPLETED, Kind.CANCELLED, Kind.EXPIRED)
+"""Those whose row is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +151,8 @@ class Settlement:
     """The next state of a row.
 
     Attributes:
-        kind: COMPLETED deletes, DEAD moves to the dead table, the others queue the row again.
+        kind: Those of :data:`GONE` delete, DEAD moves to the dead table, the others queue the row
+            again.
         delay: Seconds until it is due; with neither *delay* nor *at*, ``next_run_at`` stays.
         at: When it is due, instead of *delay*.
         error: The new ``last_error``; with *keep_error* the old one stays.
@@ -160,9 +182,10 @@ class Settlement:
 
 COMPLETED: Final = Settlement(Kind.COMPLETED)
 HAND_BACK: Final = Settlement(Kind.HANDED_BACK, keep_error=True, refund_attempt=True)
-INTERRUPTED: Final = Settlement(
-    Kind.HANDED_BACK, error="interrupted by shutdown", refund_attempt=True
-)
+_INTERRUPTED: Final = "interrupted by shutdown"
+INTERRUPTED: Final = Settlement(Kind.HANDED_BACK, error=_INTERRUPTED, refund_attempt=True)
+CANCELLED: Final = Settlement(Kind.CANCELLED)
+DROPPED: Final = Settlement(Kind.EXPIRED)
 
 UNKNOWN_TYPE_FIRST_DELAY: Final = 1.0
 UNKNOWN_TYPE_MAX_DELAY: Final = 30.0
@@ -281,6 +304,46 @@ def crashed_too_often(
     if last_error:
         error = clean(f"{error}\n{last_error}")
     return Settlement(Kind.DEAD, error=error, refund_attempt=True, exception=lost)
+
+
+def ends_unstarted(*, cancelled: bool, expired: bool, on_expiry: str | None) -> Settlement | None:
+    """The settlement of a claimed job that was cancelled or has expired; None if it may start.
+
+    Args:
+        cancelled: Whether somebody has asked for its end.
+        expired: Whether it is too late to start it.
+        on_expiry: ``"dlq"`` or ``"drop"``, as its handler says; None if there is no handler, and
+            then a worker that has one is to decide.
+    """
+    if cancelled:
+        return CANCELLED
+    if not expired or on_expiry is None:
+        return None
+    if on_expiry == "drop":
+        return DROPPED
+    reason = Expired()
+    return Settlement(Kind.DEAD, error=describe(reason), refund_attempt=True, exception=reason)
+
+
+def interruptions(last_error: str | None) -> int:
+    """How often in a row a job was interrupted by shutdown, as its ``last_error`` says."""
+    found = _IN_A_ROW.fullmatch(last_error or "")
+    return 0 if found is None else int(found[1] or 1)
+
+
+def interrupted(last_error: str | None) -> Settlement:
+    """The settlement of a run that a shutdown interrupts. Its error counts them.
+
+    An attempt is not spent by that, so nothing else would tell of a job that no worker lives long
+    enough to finish.
+    """
+    times = interruptions(last_error) + 1
+    if times == 1:
+        return INTERRUPTED
+    return replace(INTERRUPTED, error=f"{_INTERRUPTED}, {times} times in a row")
+
+
+_IN_A_ROW: Final = re.compile(rf"{_INTERRUPTED}(?:, (\d{{1,9}}) times in a row)?")
 
 
 def error_text(error: BaseException | str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What an operator does to jobs: cancel, redrive, prune. In the caller's own transaction.
+"""What an operator does to dead jobs: redrive, prune. In the caller's own transaction.
 
 Nothing is committed here, except when the target is an Engine. Each is one statement, so two that
 do the same at once have done it once.
@@ -25,16 +25,6 @@ class Redriven:
     """The ids of the jobs that are queued again, sorted."""
     left: tuple[str, ...]
     """Those of the dead jobs that were found and stay dead, as a job of that id lives; sorted."""
-
-
-def cancel(models: Models, statements: Statements, target: Any, id: str) -> Any:
-    """See :meth:`BGJob.cancel`."""
-    id = validation.job_id(id)
-
-    def work(unit: Unit) -> bool:
-        return unit.execute(statements.operate.cancel, parameters(id=id)).first() is not None
-
-    return run_in(target, models, work, call="BGJob.cancel")
 
 
 def redrive(

@@ -20,7 +20,7 @@ from .._db.encodings import storable
 from .._db.errors import describe, lost_connection, summary
 from .._drafts.ids import new_id
 from .._drafts.validation import CONTENT_TYPE
-from .._handlers.outcomes import INTERRUPTED, Kind, Settlement
+from .._handlers.outcomes import GONE, Kind, Settlement
 from .._points import WRITE
 from .._sql import Statements
 from . import run
@@ -38,6 +38,9 @@ class Fate(Enum):
     STALE = "stale"  # the lease is not ours any more; nothing was changed
     LOCKED = "locked"  # somebody holds a lock on the row; to be tried again
     FAILED = "failed"  # the database refused; to be tried again
+
+
+_ENDED: Final = (*GONE, Kind.DEAD)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,9 +78,9 @@ def write(
     """
     if not items:
         return set(), None
-    completed = [item for item in items if item.settlement.kind is Kind.COMPLETED]
+    completed = [item for item in items if item.settlement.kind in GONE]
     dead = [item for item in items if item.settlement.kind is Kind.DEAD]
-    released = [item for item in items if item.settlement.kind not in (Kind.COMPLETED, Kind.DEAD)]
+    released = [item for item in items if item.settlement.kind not in _ENDED]
     held: set[str] = set()
     xid: str | None = None
     if len(completed) == 1 and not wait:
@@ -203,10 +206,11 @@ def _settle_group(
             ]
         return [(items[0], _record_failure(connection, statements, items[0], error))]
     _keep_xid(items, held, xid)
-    if any(item.settlement.kind is Kind.HANDED_BACK for item in items):
+    back = [item for item in items if item.settlement.kind is Kind.HANDED_BACK]
+    if back:
         # Another worker may have a free slot for them.
         queues = {item.job.queue for item in items}
-        everybody = any(item.settlement == INTERRUPTED for item in items)
+        everybody = any(not item.settlement.keep_error for item in back)  # they were interrupted
         tell_given_back(connection, statements, queues, everybody=everybody)
     fates = [(item, Fate.SETTLED) for item in items if item.job.id in held]
     missing = [item for item in items if item.job.id not in held]

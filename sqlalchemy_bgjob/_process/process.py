@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .._db.errors import database_message, sqlstate
 from .._handlers.served import UnfitHandlers
-from ..exceptions import SchemaOutOfDate, WorkerRefused
+from ..exceptions import SchemaOutOfDate, WorkerRefused, WorkerStuck
 from ..settings import STUCK_AFTER
 from . import logs
 from .engines import cant_connect, failed_to_connect
@@ -149,16 +149,22 @@ class _Process:
 
     def _work(self, worker: Runner) -> None:
         try:
-            worker.run(lambda: self._events.put("ended"))
+            worker.run(self._ended)
         except BaseException as error:
-            self._error = error
-            self._events.put("ended")
+            self._ended(error)
+
+    def _ended(self, error: BaseException | None = None) -> None:
+        """The worker has ended; its event loop may still be cleaning up."""
+        self._error = self._error or error
+        self._events.put("ended")
 
 
 def _failed(error: BaseException, engine: str | None) -> int:
     """Raise what a user can mend as a CommandError; log any other error, and give the exit code."""
     if isinstance(error, UnfitHandlers):
         raise CommandError(USAGE, str(error)) from None
+    if isinstance(error, WorkerStuck):
+        return FAILED  # it was logged
     if isinstance(error, SchemaOutOfDate):
         raise CommandError(SCHEMA, str(error)) from None
     if isinstance(error, WorkerRefused):

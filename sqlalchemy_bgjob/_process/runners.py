@@ -13,6 +13,7 @@ from sqlalchemy import URL, Engine, create_engine
 
 from .._handlers.served import require_handlers, served_handlers, served_queues
 from ..bgjob import BGJob
+from ..exceptions import WorkerStuck
 from ..settings import SPARE_CONNECTIONS, WorkerSettings
 from ..telemetry import Observer
 from ..worker import Worker
@@ -68,8 +69,8 @@ class WorkerOptions:
 class Runner(Protocol):
     """A worker of threads or of asyncio, with the engines that it disposes of."""
 
-    def run(self, ended: Callable[[], None]) -> None:
-        """Work until stopped; call *ended* when all is settled."""
+    def run(self, ended: Callable[..., None]) -> None:
+        """Work until stopped; call *ended* when all is settled, with the error if there was one."""
 
     def request_stop(self, timeout: float | None = None) -> None:
         """Ask the worker to stop; callable from another thread."""
@@ -286,7 +287,7 @@ class _ThreadRunner:
         )
         self.request_stop = self._worker.request_stop
 
-    def run(self, ended: Callable[[], None]) -> None:
+    def run(self, ended: Callable[..., None]) -> None:
         """Work until stopped."""
         try:
             self._worker.run()
@@ -324,13 +325,16 @@ class _AsyncRunner:
         )
         self.request_stop = self._worker.request_stop
 
-    def run(self, ended: Callable[[], None]) -> None:
+    def run(self, ended: Callable[..., None]) -> None:
         """Work until stopped."""
         asyncio.run(self._run(ended))
 
-    async def _run(self, ended: Callable[[], None]) -> None:
+    async def _run(self, ended: Callable[..., None]) -> None:
         try:
             await self._worker.run()
+        except WorkerStuck as stuck:
+            ended(stuck)  # here, for the same reason as below
+            raise
         finally:
             await self._engine.dispose()
             if self._sync_engine is not None:

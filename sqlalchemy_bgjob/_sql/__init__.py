@@ -9,6 +9,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from ..models import Models
+from .cancel import CancelStatements
 from .claim import ClaimStatements
 from .control import ControlStatements
 from .enqueue import EnqueueStatements
@@ -32,6 +33,7 @@ class Statements:
         self.settle: Final = SettleStatements(tables)
         self.rescue: Final = RescueStatements(tables)
         self.workers: Final = WorkerStatements(tables)
+        self.cancel: Final = CancelStatements(tables)
         self.operate: Final = OperateStatements(tables)
         self.schedules: Final = ScheduleStatements(tables)
         self.control: Final = ControlStatements(tables)

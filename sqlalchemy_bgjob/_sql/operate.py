@@ -1,4 +1,4 @@
-"""SQL of the operator: cancel, redrive, prune; and what ages all rows, for tests."""
+"""SQL of the operator: redrive, prune; and what ages all rows, for tests."""
 
 from functools import cached_property
 from typing import Any
@@ -35,17 +35,6 @@ class OperateStatements:
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead, self._worker = tables.job, tables.dead, tables.worker
         self._control, self._channel = tables.control, tables.channel
-
-    @cached_property
-    def cancel(self) -> Executable:
-        """Delete a job that no worker has claimed; returns its id. Parameter: id."""
-        job = self._job
-        return (
-            delete(job)
-            .with_hint(ONLY)
-            .where(job.c.id == parameter("id", Text), job.c.claimed_by.is_(None))
-            .returning(job.c.id)
-        )
 
     def redrive(self, where: ColumnElement[bool], limit: int | None) -> Executable:
         """Bring dead jobs back: of each job id the one that died last.

@@ -158,8 +158,10 @@ class SettleStatements:
                 claimed_by=None,
                 lease=job.c.lease + 1,
                 attempt=func.greatest(job.c.attempt - given.c.refunds, 0),
-                next_run_at=func.coalesce(
-                    given.c.moments, later(given.c.delays), job.c.next_run_at
+                # A job that is to be cancelled stays due, so that its next claim does so soon.
+                next_run_at=case(
+                    (job.c.cancel_at.is_not(None), job.c.next_run_at),
+                    else_=func.coalesce(given.c.moments, later(given.c.delays), job.c.next_run_at),
                 ),
                 last_error=case((given.c.keep_errors, job.c.last_error), else_=given.c.errors),
                 arg=case((given.c.new_args, given.c.args), else_=job.c.arg),
@@ -207,6 +209,16 @@ class SettleStatements:
         given = unnest(ids=Text(), leases=BigInteger())
         return self._one_by_one(
             given, literal_column("held.id", Text), lambda held, one: one.limit(1)
+        )
+
+    @cached_property
+    def asked(self) -> Executable:
+        """Ids of the given jobs that this worker is to cancel. Parameters: as complete."""
+        given = unnest(ids=Text(), leases=BigInteger())
+        return self._one_by_one(
+            given,
+            literal_column("held.id", Text),
+            lambda held, one: one.where(held.c.cancel_at.is_not(None)).limit(1),
         )
 
     @cached_property

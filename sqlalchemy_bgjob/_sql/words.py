@@ -81,6 +81,8 @@ class Wakeup(Enum):
     NEW = "new"
     RETURNED = "returned"
     """Jobs were given back; they stand near the head of the queue."""
+    CANCEL = "cancel"
+    """Some of the jobs that it holds are to be cancelled; which, its rows say."""
 
 
 def parameter(name: str, type_: Any) -> BindParameter[Any]:

@@ -17,7 +17,14 @@ from .._db.forks import leave_if_forked
 from .._db.frames import causes
 from .._handlers.around import Around
 from .._handlers.lifespan import Lifespan
-from .._handlers.outcomes import COMPLETED, INTERRUPTED, Kind, Outcome, Settlement
+from .._handlers.outcomes import (
+    CANCELLED,
+    COMPLETED,
+    INTERRUPTED,
+    Kind,
+    Outcome,
+    Settlement,
+)
 from .._job_context import running
 from .._lifecycle.row_errors import RowLocked
 from .._lifecycle.settle import Fate, Pending
@@ -155,12 +162,16 @@ class Attempt:
         """The settlement, and its fate if the handler's own transaction wrote it. Never raises."""
         self._over = True
         run, unit = self._run, self._unit
+        run.handled = True
         leave_if_forked(self._environment.process, run.job.type, error)
         if HANDLER.listeners:
             HANDLER.reached(run.job)
-        if returned is None and error is None and unit is None and run.deadline is None:
+        asked, said = run.asked_at is not None, returned if error is None else error
+        if said is None and unit is None and run.deadline is None and not asked:
             return Pending(run.job, COMPLETED), None
         try:
+            if run.is_given_up(said):
+                return Pending(run.job, CANCELLED), None
             if unit is not None and error is not None:
                 unit.complete(error)
             excuse = self._excuse(error)
@@ -170,11 +181,13 @@ class Attempt:
             pending = Pending(run.job, end.settlement)
             if not end.keeps_writes or unit is None:
                 return pending, None
-            # Set one flag, then read the other: an interruption does so in the opposite order.
+            # Set one flag, then read the others: an interruption does so in the opposite order.
             # Either it leaves this commit its time, or there is no commit.
             run.committing = True
             if run.cancelled:
                 return Pending(run.job, INTERRUPTED), None
+            if run.is_given_up(said):
+                return Pending(run.job, CANCELLED), None
             return self._commit(unit, pending, outcome_was_named=returned is not None)
         except BaseException as strange:
             return Pending(run.job, give_up(run, strange).settlement), None

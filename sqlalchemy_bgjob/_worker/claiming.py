@@ -10,7 +10,13 @@ from typing import Any
 from sqlalchemy import Connection
 
 from .._db.errors import lost_connection, summary
-from .._handlers.outcomes import HAND_BACK, Settlement, crashed_too_often, unknown_type
+from .._handlers.outcomes import (
+    HAND_BACK,
+    Settlement,
+    crashed_too_often,
+    ends_unstarted,
+    unknown_type,
+)
 from .._handlers.registry import JobType, Registry
 from .._lifecycle import claim as claims
 from .._lifecycle import workers
@@ -291,6 +297,11 @@ class Claiming:
 
     def _admit(self, job: ClaimedJob, handler: JobType[Any] | None) -> Settlement | None:
         """Give a claimed job its handler; returns a settlement if the job must not run."""
+        if job.extras is not None:
+            on_expiry = None if handler is None else handler.options.on_expiry
+            end = ends_unstarted(cancelled=job.cancelled, expired=job.expired, on_expiry=on_expiry)
+            if end is not None:
+                return end
         if handler is None:
             grace = self._settings.unknown_type_grace
             return unknown_type(job.type, job.unknown_for or 0.0, grace)

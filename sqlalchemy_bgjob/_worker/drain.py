@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Final
 
+from .._handlers.outcomes import interruptions
 from .._lifecycle.claim import ClaimedJob
 from .._points import DRAIN_INTERRUPTED
 from .hands import Hands
@@ -13,6 +14,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 COMMITTED_WITHIN: Final = 2.0
 RELEASED_WITHIN: Final = 3.0
 """Seconds beyond ``shutdown_timeout`` for runs that are committing, and then for the releases."""
+OFTEN: Final = 3
+"""Interruptions of one job in a row that are told of: each release that comes may do it again."""
 
 
 class Drain:
@@ -41,16 +44,27 @@ class Drain:
                 return True
             if time.monotonic() < self.deadline:
                 return False
-            left = self._interrupt()
+            often: list[tuple[ClaimedJob, int]] = []
+            left = self._interrupt(often)
             if DRAIN_INTERRUPTED.listeners:
                 DRAIN_INTERRUPTED.reached(self._interruptions)
             is_over = not self._hands.planner.busy
         for job in left:
             logger.warning("job %s: left unsettled at shutdown", job.id)
+        for job, times in often:
+            logger.warning(
+                "job %s of type %r was interrupted by shutdown %d times in a row: it takes longer "
+                "than a worker may drain; raise shutdown_timeout, or let it do less at a time",
+                job.id,
+                job.type,
+                times,
+            )
         return is_over
 
-    def _interrupt(self) -> list[ClaimedJob]:
+    def _interrupt(self, often: list[tuple[ClaimedJob, int]]) -> list[ClaimedJob]:
         """Release the runs, as the time to drain is over. Returns jobs that are given up.
+
+        Jobs that were interrupted *often*, this time included, are added with how often.
 
         Runs that are committing get COMMITTED_WITHIN, and then the releases RELEASED_WITHIN. If not
         even the releases could be written, other workers have to rescue the jobs.
@@ -63,5 +77,7 @@ class Drain:
         for run in self._hands.runs():
             run.cancelled = True
             if not (run.committing and self._interruptions == 1):
-                self._hands.interrupt(run)
+                times = interruptions(self._hands.interrupt(run).error)
+                if times >= OFTEN:
+                    often.append((run.job, times))
         return []

@@ -8,8 +8,9 @@ observer while holding the lock.
 import threading
 import time
 from collections.abc import Mapping
+from math import inf
 
-from .._handlers.outcomes import INTERRUPTED
+from .._handlers.outcomes import CANCELLED, Settlement, interrupted
 from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.settle import Fate, Pending
 from .._points import STARTING
@@ -27,7 +28,11 @@ class Hands:
     Attributes:
         lock: Guards the planner, the runs, and everything documented as *under the lock*.
         planner: The ready jobs and the pending settlements, by queue.
-        overdue: When to look for runs that go on beyond their timeout.
+        overdue: When to look for runs that go on beyond their timeout, or though they are asked.
+        asks_at: When to look for running jobs that are to be cancelled, by the monotonic clock.
+        asks_all: Whether that look is for all jobs, as somebody was told of one; else it is only
+            for runs that are older than a beat.
+        stuck: Runs that go on long after they were told to end, and whether their slot is lost.
     """
 
     def __init__(
@@ -41,6 +46,8 @@ class Hands:
         self.lock = threading.RLock()
         self.planner = Planner(queues, settings)
         self.overdue = Overdue()
+        self.asks_at, self.asks_all = inf, False
+        self.stuck: dict[Run, bool] = {}
         self._tells_starts = events.wants("job_started")
         self._runs: dict[str, Run] = {}
         """By job id."""
@@ -81,6 +88,8 @@ class Hands:
             STARTING.reached(job)
         run = Run(job, job.handler)
         self.overdue.starts(run)
+        if self.asks_at == inf:
+            self.asks_at = time.monotonic() + self._settings.heartbeat_interval
         earlier = self._runs.get(job.id)
         self._runs[job.id] = run
         if earlier is not None:
@@ -103,12 +112,60 @@ class Hands:
             return True
         return False
 
-    def interrupt(self, run: Run) -> None:
-        """Release a run that goes on, its attempt refunded. Under the lock."""
+    def interrupt(self, run: Run) -> Settlement:
+        """Release a run that goes on, its attempt refunded; its settlement. Under the lock."""
+        settlement = interrupted(run.job.last_error) if run.asked_at is None else CANCELLED
         self.let_go(run)
         self.planner.finished(run.job, 0.0)
-        self.planner.settle_later(Pending(run.job, INTERRUPTED), 0.0)
+        self.planner.settle_later(Pending(run.job, settlement), 0.0)
         self._runtime.cancel(run)
+        return settlement
+
+    # ---- jobs that are to be cancelled ----------------------------------------------------------
+
+    def look_for_asks(self) -> None:
+        """One of this worker's jobs was cancelled: look which, at once. From any thread."""
+        with self.lock:
+            self.asks_at, self.asks_all = 0.0, True
+        self._runtime.wake()
+
+    def ask(self, run: Run) -> None:
+        """Tell a run that its job is to be cancelled. Under the lock."""
+        run.asked_at = time.monotonic()
+        self.overdue.asked(run)
+        if not run.handled:  # what follows the handler is not its own, and must not be cancelled
+            self._runtime.cancel(run)
+
+    def cancel_ready(self, job: ClaimedJob) -> None:
+        """Cancel a job that has not started. Under the lock."""
+        if self.planner.withdraw(job):
+            self.planner.settle(Pending(job, CANCELLED), time.monotonic())
+
+    # ---- runs that do not end -------------------------------------------------------------------
+
+    def give_up_run(self, run: Run, settlement: Settlement) -> bool:
+        """Settle the job of a run that goes on; its slot is lost until it ends. Under the lock.
+
+        Returns False if the run commits just now, and is to be looked at again.
+        """
+        # As Drain does: first the one flag, then the other.
+        run.cancelled = True
+        if run.committing:
+            return False
+        self.let_go(run)
+        self.planner.lose_slot(run.job.queue)
+        self.stuck[run] = True
+        pending = Pending(run.job, settlement)
+        pending.seconds = time.monotonic() - run.started_at
+        self.planner.settle_later(pending, 0.0)
+        if not run.handled:
+            self._runtime.cancel(run)
+        return True
+
+    def end_stuck(self, run: Run) -> None:
+        """A stuck run has ended after all. Under the lock."""
+        if self.stuck.pop(run):
+            self.planner.regain_slot(run.job.queue)
 
     def give_up(self) -> list[ClaimedJob]:
         """Forget everything; returns the unsettled jobs. Under the lock."""

@@ -162,6 +162,8 @@ class Listener(SideLoop):
                 self._queue_control.ask()
             elif heard_on in (channel, returned):
                 self._hands.wake(payload, new=heard_on == channel)
+            elif payload == Wakeup.CANCEL.value:
+                self._hands.look_for_asks()
             else:
                 of, others, queue = _parsed(payload)
                 self._hands.wake(queue, new=of == Wakeup.NEW.value, others=others)

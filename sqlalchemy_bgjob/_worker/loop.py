@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from math import inf
+from math import ceil, inf
 from typing import Any, Final
 
 from .._db.connections import RECONNECT, Backoff
@@ -28,10 +28,12 @@ from .._lifecycle import workers
 from .._lifecycle.claim import any_due
 from .._lifecycle.settle import Pending
 from .._sql import Statements
+from ..exceptions import WorkerStuck
 from ..models import Models
 from ..settings import WorkerSettings
 from ..telemetry import Events, Observer
 from ..telemetry._job_log import log_observer
+from .asking import Asking
 from .attempt import Environment
 from .claiming import Claiming
 from .control import ControlConnection
@@ -128,6 +130,10 @@ class WorkerLoop:
         )
         self._settling = Settling(hands, control, statements, events)
         self._slots = Slots(hands, runtime, heart, events, environment)
+        self._asking = Asking(hands, control, statements, settings)
+        self._slot_count = sum(queues.values())
+        self._most_stuck = ceil(settings.max_stuck * self._slot_count)
+        self._stuck: WorkerStuck | None = None
         self._announced_by: int | None = None
         self._backoff = Backoff(RECONNECT)
         self._retry_at = 0.0
@@ -157,6 +163,7 @@ class WorkerLoop:
         Raises:
             SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
             OperationalError: The password, role or database is wrong.
+            WorkerStuck: Too many handlers do not end; all else is drained.
         """
         self._slots.context = copy_context()
         self._events.start()
@@ -177,11 +184,14 @@ class WorkerLoop:
                 begun = begun or self._has_begun(ready)
                 now = time.monotonic()
                 self._step(now)
-                self._slots.name_overdue(now)
+                self._slots.look_at_overdue(now)
+                self._stop_if_stuck()
                 if begun and self._settings.until_idle:
                     self._guarded(partial(self._stop_if_idle, now), (), mended=False)
         finally:
             self._end(beside)
+        if self._stuck is not None:
+            raise self._stuck
 
     # ---- the start --------------------------------------------------------------------------
 
@@ -233,6 +243,9 @@ class WorkerLoop:
             return
         if may_claim and self._look_at_queues_at <= now:
             self._guarded(lambda: self._queue_control.look(self._control.get()), (), mended=False)
+            return
+        if worker_id is not None and self._hands.asks_at <= now >= self._retry_at:
+            self._guarded(lambda: self._asking.look(worker_id), (), mended=False)
             return
         if may_claim and self._scheduler.due_at <= now and self._drain.deadline is None:
             self._guarded(lambda: self._scheduler.fire_due(self._control.get()), (), mended=False)
@@ -289,6 +302,16 @@ class WorkerLoop:
         self._visible_by = 0.0
         return True
 
+    def _stop_if_stuck(self) -> None:
+        """Stop if too many slots are taken by handlers that do not end, for another process."""
+        stuck = len(self._hands.stuck)
+        if stuck < self._most_stuck or self._drain.deadline is not None:
+            return
+        self._stuck = WorkerStuck(stuck, self._slot_count)
+        logger.critical("%s", self._stuck)
+        self._events.report(self._stuck)
+        self._drain.begin(self._settings.shutdown_timeout)
+
     def _stop_if_idle(self, now: float) -> None:
         """For ``until_idle``: stop if this worker has nothing in its hands and nothing is due.
 
@@ -324,6 +347,7 @@ class WorkerLoop:
             self._unknown.due_at,
             self._ask_idle_at,
             self._look_at_queues_at,
+            self._hands.asks_at,
             self._scheduler.due_at,
         )
         times += [at for at in others if now < at]

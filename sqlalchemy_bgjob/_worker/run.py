@@ -6,7 +6,7 @@ from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
-from .._handlers.outcomes import Outcome, as_outcome
+from .._handlers.outcomes import Complete, Outcome, as_outcome
 from .._handlers.registry import JobType
 from .._lifecycle.claim import ClaimedJob
 from ..telemetry import JobInfo
@@ -37,14 +37,17 @@ class Run:
 
     __slots__ = (
         "_info",
+        "asked_at",
         "cancelled",
         "committing",
         "connected",
         "deadline",
+        "handled",
         "handler",
         "job",
         "lease_lost",
         "started_at",
+        "stuck",
         "task",
         "timer",
         "told_overdue",
@@ -54,13 +57,20 @@ class Run:
         self.job: ClaimedJob = job
         self.handler: JobType[Any] = handler
         self.lease_lost: bool = False
+        # The worker ends, or has given the job to others: the handler is to stop at once.
         self.cancelled: bool = False
+        # When somebody asked for the job's cancellation, by the monotonic clock.
+        self.asked_at: float | None = None
+        # The handler has returned or raised.
+        self.handled: bool = False
         # The handler is done, and its writes may be committed at any moment.
         self.committing: bool = False
         # Whether it got a usable session, and a context around it; None if it used no session.
         self.connected: bool | None = None
         self.deadline: float | None = None
         self.told_overdue: bool = False
+        # It goes on long after it was told to end.
+        self.stuck: bool = False
         self.started_at: float = 0.0
         self.task: Any = None  # of a coroutine
         self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
@@ -76,6 +86,13 @@ class Run:
     def late(self) -> bool:
         """Whether the handler's ``timeout`` is over."""
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def is_given_up(self, said: object) -> bool:
+        """Whether it ends as cancelled: it was asked to, and its handler did not say Complete().
+
+        A handler that returns None may have stopped half-way, because ``ctx.cancelled`` told it to.
+        """
+        return self.asked_at is not None and not isinstance(said, Complete)
 
     def postpone(self, seconds: float) -> None:
         """Extend the deadline, unless it has cancelled the handler already."""
@@ -149,12 +166,14 @@ class Context(Generic[S]):
     def cancelled(self) -> bool:
         """Whether the handler should stop.
 
-        Its lease was lost, its worker is stopping, or its deadline has passed.
+        Its job was cancelled, its lease was lost, its worker is stopping, or its deadline has
+        passed.
 
-        A handler that returns None after its deadline has failed; see ``timeout``.
+        A handler that returns None after its deadline has failed; see ``timeout``. One whose job
+        was cancelled ends as cancelled, unless it returns ``Complete()``.
         """
         run = self._run
-        return run.cancelled or run.lease_lost or run.late
+        return run.cancelled or run.asked_at is not None or run.lease_lost or run.late
 
     @property
     def deadline(self) -> float | None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from .._db.connections import Backoff
 from .._db.errors import summary
-from .._handlers.outcomes import HAND_BACK
+from .._handlers.outcomes import CANCELLED, HAND_BACK
 from .._handlers.registry import JobType
 from .._lifecycle.settle import Fate, Pending
 from ..telemetry import Events
 from .attempt import Attempt, Environment
+from .call import conclude
 from .hands import Hands
 from .heart import Heart
 from .plan.pauses import SPREAD, Pauses
@@ -91,7 +92,10 @@ class Slots:
         hands = self._hands
         with hands.lock:
             planner = hands.planner
-            if not hands.let_go(run):  # released at shutdown
+            if run.stuck:
+                hands.end_stuck(run)
+                self._runtime.wake()
+            if not hands.let_go(run):  # released at shutdown, or given up
                 if fate is Fate.SETTLED:  # but its own commit came first
                     planner.settled(run.job)
                     hands.tell(pending, fate, run)
@@ -129,14 +133,16 @@ class Slots:
         for job in planner.put_off(run.job, until, now):
             planner.settle(Pending(job, HAND_BACK), now)
 
-    def name_overdue(self, now: float) -> None:
-        """Log the runs that go on beyond their timeout."""
+    def look_at_overdue(self, now: float) -> None:
+        """Log the runs that go on beyond their timeout, and give up those that are stuck."""
         hands = self._hands
         if now < hands.overdue.look_at:
             return
         with hands.lock:
-            overdue = hands.overdue.look(hands.runs(), now)
-        for run in overdue:
+            found = hands.overdue.look(hands.runs(), now)
+        for run in found.stuck:
+            self._give_up(run)
+        for run in found.overdue:
             logger.warning(
                 "job %s of type %r goes on beyond its timeout of %g s, and keeps its slot until it "
                 "returns; let its handler look at ctx.cancelled",
@@ -144,3 +150,27 @@ class Slots:
                 run.job.type,
                 run.handler.options.timeout,
             )
+
+    def _give_up(self, run: Run) -> None:
+        """Count a stuck run; if its handler has a ``grace``, settle its job and lose its slot."""
+        hands, grace = self._hands, run.handler.options.grace
+        settlement = None
+        if grace is not None and not run.lease_lost:
+            words = f"the handler went on for {grace:g} s after it was told to end"
+            # Outside the lock: the retry policy is the application's.
+            failed = conclude(run, None, TimeoutError(words)).settlement
+            settlement = failed if run.asked_at is None else CANCELLED
+        with hands.lock:
+            if not hands.holds(run):
+                return  # it has ended meanwhile
+            if settlement is not None and not hands.give_up_run(run, settlement):
+                return
+            run.stuck = True
+            hands.stuck.setdefault(run, False)
+        logger.warning(
+            "job %s of type %r does not end although it was told to: %s; a function must look at "
+            "ctx.cancelled, and a coroutine must not swallow CancelledError",
+            run.job.id,
+            run.job.type,
+            "its slot is taken until it returns" if settlement is None else "its job is given up",
+        )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, Engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from .._handlers.outcomes import HAND_BACK
+from .._handlers.outcomes import CANCELLED, HAND_BACK
 from .._job_context import running
 from .._lifecycle.settle import Fate, Pending
 from .attempt import Attempt
@@ -97,7 +97,7 @@ class AsyncRuntime:
         # event loop, or this is a bug. Neither the slot nor the job may be lost with the task.
         if not task.cancelled():
             logger.error("a run ended without a settlement", exc_info=task.exception())
-        _end_elsewhere(slots, run, Pending(run.job, HAND_BACK))
+        _end_unstarted(slots, run)
 
     async def _work(self, run: Run, slots: "Slots") -> None:
         """Do a run, and then the next one for as long as there is one.
@@ -155,8 +155,7 @@ class AsyncRuntime:
         try:
             await asyncio.sleep(0)
         except asyncio.CancelledError:  # a late one, which the last handler asked for
-            run.started_at = time.monotonic()
-            _end_elsewhere(slots, run, Pending(run.job, HAND_BACK))
+            _end_unstarted(slots, run)
             return False
         self._turn_ends = time.monotonic() + TURN
         return slots.holds(run)
@@ -237,6 +236,13 @@ def _end_elsewhere(slots: "Slots", run: Run, pending: Pending, fate: Fate | None
     following = slots.ended(run, pending, fate)
     if following is not None:
         slots.start(following)
+
+
+def _end_unstarted(slots: "Slots", run: Run) -> None:
+    """End a run whose handler was not called."""
+    run.started_at = run.started_at or time.monotonic()
+    settlement = HAND_BACK if run.asked_at is None else CANCELLED
+    _end_elsewhere(slots, run, Pending(run.job, settlement))
 
 
 def _is_closed_from_outside(attempt: Attempt, task: asyncio.Task[None]) -> bool:

@@ -16,12 +16,15 @@ from .._drafts import validation
 from .._drafts.ids import new_worker_id
 from .._handlers.options import HandlerOptions
 from .._handlers.outcomes import (
+    Cancelled,
+    Expired,
     Kind,
     MoveToDlq,
     Outcome,
     Reschedule,
     Settlement,
     crashed_too_often,
+    ends_unstarted,
     unknown_type,
 )
 from .._handlers.registry import JobType, Registry
@@ -138,6 +141,11 @@ class _WorkOne:
             return None
         job = claimed[0]
         handler = given or self._registry.find(job.type, queue)
+        on_expiry = None if handler is None else handler.options.on_expiry
+        end = ends_unstarted(cancelled=job.cancelled, expired=job.expired, on_expiry=on_expiry)
+        if end is not None:
+            self._settle(job, end)
+            return Cancelled() if end.kind is Kind.CANCELLED else Expired()
         if handler is None or not self._can_run(handler):
             settlement = unknown_type(job.type, job.unknown_for or 0.0, _GRACE)
             dead = settlement.kind is Kind.DEAD

@@ -67,7 +67,8 @@ def setting_options(command: Any) -> Any:
     """A flag for each setting; WorkerSettings checks the values."""
     for field in reversed(fields(WorkerSettings)):
         flag = "--" + field.name.replace("_", "-")
-        kind: Any = {float: Seconds(), int: click.INT}.get(field.type)
+        number: Any = Seconds() if field.metadata["unit"] == "seconds" else click.FLOAT
+        kind: Any = {float: number, int: click.INT}.get(field.type)
         if field.type is bool:
             flag, kind = f"{flag}/--no-{flag.removeprefix('--')}", None
         text = field.metadata["help"]

@@ -78,6 +78,8 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield Privilege("control", "SELECT")
         case "operator":
             yield from (Privilege("job", verb) for verb in ("SELECT", "INSERT", "DELETE"))
+            # A running job is marked, and its worker ends it.
+            yield Privilege("job", "UPDATE", ("cancel_at",))
             # UPDATE: a redrive locks the rows it brings back, and an arg may need mending before.
             yield from (Privilege("dead_job", verb) for verb in ("SELECT", "UPDATE", "DELETE"))
             yield Privilege("worker", "SELECT")

@@ -90,6 +90,18 @@ class Observer:
     def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
         """The job was given up and is in the dead table."""
 
+    def job_cancelled(self, job: JobInfo, run: FinishedRun) -> None:
+        """The job was cancelled after a worker had claimed it: its writes are undone, it is gone.
+
+        Who cancels a job that waits deletes its row, and no worker hears of it.
+        """
+
+    def job_expired(self, job: JobInfo, run: FinishedRun) -> None:
+        """The job was not started in time, and its handler says ``on_expiry="drop"``: it is gone.
+
+        Otherwise an expired job is moved to the DLQ.
+        """
+
     def job_lease_lost(self, job: JobInfo) -> None:
         """The job was taken from this worker, which does not settle it."""
 
@@ -197,6 +209,8 @@ _EVENT_OF: Final[Mapping[Kind, str | None]] = {
     Kind.RESCHEDULED: "job_rescheduled",
     Kind.RETRY: "job_will_be_retried",
     Kind.DEAD: "job_moved_to_dlq",
+    Kind.CANCELLED: "job_cancelled",
+    Kind.EXPIRED: "job_expired",
     # Nothing happened to the job that an observer waits for.
     Kind.HANDED_BACK: None,
     Kind.UNKNOWN_TYPE: None,

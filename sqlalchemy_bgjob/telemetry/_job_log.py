@@ -54,6 +54,10 @@ class LogObserver(Observer):
         """It was given up."""
         self._log(logging.WARNING, job, "moved to the DLQ", error=run.error)
 
+    def job_cancelled(self, job: JobInfo, run: FinishedRun) -> None:
+        """Somebody has cancelled it."""
+        self._log(logging.INFO, job, "cancelled")
+
     def job_lease_lost(self, job: JobInfo) -> None:
         """It runs elsewhere."""
         self._log(logging.WARNING, job, "lost its lease, it runs elsewhere")

@@ -146,6 +146,21 @@ def two_schedulers(fleet: Fleet, mutant: str | None) -> list[str]:
     return fleet.schedule_problems("tick", faults=2)
 
 
+def cancelled_and_killed(fleet: Fleet, mutant: str | None) -> list[str]:
+    """A running job is cancelled while its worker is frozen; then the worker is killed."""
+    victim = fleet.start(slots=3, mutant=mutant, **FAST)
+    enqueue_many(fleet.engine, fleet.app.wait, [60.0] * 3, ids=IDS)
+    fleet.wait_for_starts(3, victim)
+    victim.signal(signal.SIGSTOP)
+    assert fleet.app.jobs.cancel(fleet.engine, "job-0") == "asked"
+    victim.kill()
+    other = fleet.start(slots=3, mutant=mutant, **FAST)
+    fleet.wait_for_starts(2, other)
+    fleet.journal.release()
+    wait_for_end(fleet)
+    return fleet.problems(IDS, faults=1)
+
+
 EACH: list[tuple[Any, str, str]] = [
     (frozen, "fence_by_id_alone", r"lease \d+ ended it, and \d+ had been started"),
     (frozen, "claim_without_a_new_lease", r"went to \d+ without a new lease"),
@@ -177,6 +192,11 @@ EACH: list[tuple[Any, str, str]] = [
     ),
     (two_schedulers, "fires_whatever_it_has_seen", r"fired 2 times for"),
     (two_schedulers, "forgets_what_was_missed", r"never fired for"),
+    (
+        cancelled_and_killed,
+        "a_cancel_is_forgotten",
+        r"cancelled under lease \d+, and started under \d+",
+    ),
     (a_second_life, "leases_begin_anew", r"inserted with lease 0, which is not new"),
 ]
 SCENARIOS = list(dict.fromkeys(scenario for scenario, _, _ in EACH))

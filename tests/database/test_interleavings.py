@@ -114,8 +114,9 @@ class Stage:
         return rescue.rescue_silent(connection, self.statements, judge=JUDGE, connected=1000.0)
 
     def cancel(self, connection: Connection) -> Any:
+        """What is queued, and what runs."""
         with connection.begin():
-            return self.jobs.cancel(connection, "queued")
+            return self.jobs.cancel_where(connection, self.jobs.Job.type == "t")
 
     def redrive(self, connection: Connection) -> Any:
         with connection.begin():
@@ -173,11 +174,18 @@ class Stage:
 
     # ---- what came of it ------------------------------------------------------------------------
 
-    def settle_down(self, answer: Any) -> Any:
+    def settle_down(self, name: str, answer: Any) -> Any:
         """What was locked meanwhile is tried again, as a worker does."""
         if answer == {"fired": False}:
             with self.engine.connect() as connection:
                 return self.fire(connection)
+        if name == "reconcile":
+            with self.engine.connect() as connection:
+                return answer + self.reconcile(connection)
+        if name == "rescue":
+            with self.engine.connect() as connection:
+                rest = rescue.rescue_rest(connection, self.statements)
+            return sum(worker.jobs for worker in (*answer, *rest)), bool(answer)
         if not (isinstance(answer, list) and answer and isinstance(answer[0], tuple)):
             return answer
         with self.engine.connect() as connection:
@@ -196,7 +204,8 @@ class Stage:
                     # A redriven job's lease is the clock's.
                     "SELECT CASE WHEN headers ? 'bgjob-schedule' THEN 'fired' ELSE id END,"
                     " CASE WHEN lease < 10000 THEN lease END, claimed_by, attempt, crashes,"
-                    " split_part(last_error, ':', 1), arg FROM bgjob_job ORDER BY id"
+                    " split_part(last_error, ':', 1), arg, cancel_at IS NOT NULL"
+                    " FROM bgjob_job ORDER BY id"
                 )
             ).all()
             dead = connection.execute(
@@ -284,7 +293,10 @@ def act(stage: Stage, first: str, second: str, at: int | None) -> tuple[Any, int
         wait_until(lambda: future_two.done() or waits(stage.engine, two.pid), 20)
         one.go_on.set()
         answers = [future_one.result(20), future_two.result(20)]
-    settled = [stage.settle_down(answer) for answer in answers]
+    settled = [
+        stage.settle_down(name, answer)
+        for name, answer in zip((first, second), answers, strict=True)
+    ]
     return (settled, stage.rows()), one.seen
 
 

@@ -12,15 +12,23 @@ import pytest
 from sqlalchemy import Engine, MetaData, event, func, select, text, true
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import BGJob, enqueue
-from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, Kind, Settlement
+from sqlalchemy_bgjob import BGJob, CancelResult, enqueue
+from sqlalchemy_bgjob._handlers.outcomes import (
+    CANCELLED,
+    COMPLETED,
+    HAND_BACK,
+    INTERRUPTED,
+    Kind,
+    Settlement,
+)
 from sqlalchemy_bgjob._lifecycle import settle
+from sqlalchemy_bgjob._lifecycle.cancel import find_asked
 from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support import wait_until
 from support.producers import UNITS, producer
-from support.rows import claim, pending, waiting
+from support.rows import ME, OTHER, claim, pending, waiting
 
 if TYPE_CHECKING:
     from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
@@ -94,21 +102,112 @@ def test_a_queued_job_is_cancelled_and_no_other(jobs: BGJob, engine: Engine) -> 
     put(jobs, engine, "a", "b")
     put(jobs, engine, "later", delay=3600)
 
-    assert jobs.cancel(engine, "a") is True
-    assert jobs.cancel(engine, "later") is True
-    assert jobs.cancel(engine, "a") is False
-    assert jobs.cancel(engine, "never") is False
+    assert jobs.cancel(engine, "a") == "cancelled"
+    assert jobs.cancel(engine, "later") == "cancelled"
+    assert jobs.cancel(engine, "a") is None
+    assert jobs.cancel(engine, "never") is None
     assert live(jobs, engine) == ["b"]
 
 
-def test_a_running_job_is_left_alone(jobs: BGJob, engine: Engine) -> None:
-    put(jobs, engine, "a")
+def test_a_running_job_is_marked_for_its_worker(jobs: BGJob, engine: Engine) -> None:
+    """Its worker holds it as before: it may complete it all the same."""
+    put(jobs, engine, "a", "b")
     claimed = take(jobs, engine)
+    statements = statements_of(jobs.models)
 
-    assert jobs.cancel(engine, "a") is False
+    assert jobs.cancel(engine, "a") == "asked"
+    assert jobs.cancel(engine, "a") == "asked", "it is still to end"
 
+    with engine.connect() as connection:
+        assert find_asked(connection, statements, worker_id=ME, jobs=claimed) == {"a"}
+        assert find_asked(connection, statements, worker_id=OTHER, jobs=claimed) == set()
     assert end(jobs, engine, claimed, COMPLETED) == {Fate.SETTLED}
     assert live(jobs, engine) == []
+
+
+@pytest.mark.parametrize(
+    "release", [HAND_BACK, INTERRUPTED, Settlement(Kind.RETRY, delay=3600.0, error="failed")]
+)
+def test_a_marked_job_that_comes_back_is_due_to_end(
+    jobs: BGJob, engine: Engine, release: Settlement
+) -> None:
+    """Its next claim is told so, and comes soon, whatever the backoff says."""
+    put(jobs, engine, "a", "b")
+    claimed = take(jobs, engine)
+    jobs.cancel(engine, "a")
+    assert end(jobs, engine, claimed, release) == {Fate.SETTLED}
+
+    again = {job.id: job.cancelled for job in take(jobs, engine)}
+
+    assert again.pop("a") is True
+    assert set(again.values()) <= {False}
+    assert end(jobs, engine, claimed, CANCELLED) == {Fate.STALE}
+
+
+def test_a_marked_job_that_waits_again_is_deleted(jobs: BGJob, engine: Engine) -> None:
+    put(jobs, engine, "a")
+    claimed = take(jobs, engine)
+    jobs.cancel(engine, "a")
+    end(jobs, engine, claimed, HAND_BACK)
+
+    assert jobs.cancel(engine, "a") == "cancelled"
+    assert live(jobs, engine) == []
+
+
+def test_a_redriven_job_is_not_marked_any_more(jobs: BGJob, engine: Engine) -> None:
+    put(jobs, engine, "a", expires=3600)
+    claimed = take(jobs, engine)
+    jobs.cancel(engine, "a")
+    end(jobs, engine, claimed, died())
+    jobs.redrive(engine, true())
+
+    (again,) = take(jobs, engine)
+
+    assert again.extras is None
+
+
+def test_jobs_are_cancelled_by_a_condition(jobs: BGJob, engine: Engine) -> None:
+    put(jobs, engine, "r1", "r2")
+    take(jobs, engine)
+    put(jobs, engine, "a", "b", "c", "kept")
+
+    some = jobs.Job.id != "kept"
+
+    assert jobs.cancel_where(engine, some & (jobs.Job.state == "queued"), limit=1) == (
+        CancelResult(cancelled=1, asked=0)
+    )
+    assert jobs.cancel_where(engine, some) == CancelResult(cancelled=2, asked=2)
+    assert jobs.cancel_where(engine, some) == CancelResult(cancelled=0, asked=2)
+    assert jobs.cancel_where(engine, jobs.Job.id == "none") == CancelResult(0, 0)
+    assert live(jobs, engine) == ["kept", "r1", "r2"]
+
+
+def test_a_mark_is_a_hot_update(jobs: BGJob, engine: Engine) -> None:
+    """It changes no column of an index."""
+    put(jobs, engine, "a")
+    take(jobs, engine)
+    count = text("SELECT pg_stat_get_xact_tuples_hot_updated('bgjob_job'::regclass)")
+    with engine.begin() as connection:
+        before = connection.scalar(count)
+        jobs.cancel(connection, "a")
+        assert connection.scalar(count) == before + 1
+
+
+def test_a_running_job_is_cancelled_despite_references(jobs: BGJob, engine: Engine) -> None:
+    """Somebody's open transaction refers to the row: a mark does not wait for that."""
+    put(jobs, engine, "a")
+    take(jobs, engine)
+    with engine.begin() as connection:
+        connection.execute(text("SELECT FROM bgjob_job FOR KEY SHARE"))
+        assert jobs.cancel(engine, "a") == "asked"
+
+
+def test_two_phase_transactions_mark_without_a_word(jobs: BGJob, engine: Engine) -> None:
+    """PostgreSQL refuses NOTIFY there; the worker looks by itself."""
+    put(jobs, engine, "a")
+    take(jobs, engine)
+    with engine.connect() as connection, connection.begin_twophase():
+        assert jobs.cancel(connection, "a") == "asked"
 
 
 @pytest.mark.parametrize("kind", UNITS)
@@ -128,10 +227,10 @@ def test_the_caller_s_transaction_decides(jobs: BGJob, engine: Engine, kind: str
             await (made.commit() if commit else made.rollback())
         return [done[0], done[1].ids, done[2]]
 
-    assert asyncio.run(act(commit=False)) == [True, ("brought-back",), 1]
+    assert asyncio.run(act(commit=False)) == ["cancelled", ("brought-back",), 1]
     assert live(jobs, engine) == ["gone", "kept"]
     assert dead(jobs, engine) == ["brought-back", "pruned"]
-    assert asyncio.run(act(commit=True)) == [True, ("brought-back",), 1]
+    assert asyncio.run(act(commit=True)) == ["cancelled", ("brought-back",), 1]
     assert live(jobs, engine) == ["brought-back", "kept"]
     assert dead(jobs, engine) == []
 
@@ -139,7 +238,7 @@ def test_the_caller_s_transaction_decides(jobs: BGJob, engine: Engine, kind: str
 def test_a_job_that_is_not_yet_flushed_can_be_cancelled(jobs: BGJob, engine: Engine) -> None:
     with Session(engine) as session, session.begin():
         session.add(jobs.Job(id="a", queue="q", type="mail"))
-        assert jobs.cancel(session, "a") is True
+        assert jobs.cancel(session, "a") == "cancelled"
     assert live(jobs, engine) == []
 
 
@@ -245,7 +344,7 @@ def test_of_many_that_do_the_same_one_has_done_it(jobs: BGJob, engine: Engine, a
     def once(_: int) -> bool:
         barrier.wait(20)
         if act == "cancel":
-            return jobs.cancel(engine, "a")
+            return jobs.cancel(engine, "a") is not None
         return bool(jobs.redrive(engine, jobs.DeadJob.job_id == "a").ids)
 
     with ThreadPoolExecutor(8) as pool:
@@ -351,4 +450,4 @@ def test_each_is_one_statement(jobs: BGJob, engine: Engine, statements_sent: lis
     jobs.prune(engine, 100)
     jobs.redrive(engine, true())
 
-    assert [sql.split()[0] for sql in statements_sent] == ["DELETE", "WITH", "WITH", "SELECT"]
+    assert [sql.split()[0] for sql in statements_sent] == ["WITH", "WITH", "WITH", "SELECT"]

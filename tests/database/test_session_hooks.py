@@ -129,7 +129,7 @@ def test_jobs_are_cancelled_and_worked_on_in_a_hook(hook: str, shop: Engine) -> 
 
     hooked("Session-psycopg", shop, hook, work)
 
-    assert seen == [True, 1, (), 0]
+    assert seen == ["cancelled", 1, (), 0]
     assert stored(shop) == 0
 
 

@@ -280,7 +280,7 @@ def test_a_flask_bind_key_leads_to_the_jobs(
         with app.app_context():
             enqueue(db.session, noted, 1)
             enqueue_many(db.session, noted, [2], ids=["two"])
-            assert queue.cancel(db.session, "cancelled") is True
+            assert queue.cancel(db.session, "cancelled") == "cancelled"
             assert queue.redrive(db.session, true()).ids == ("pruned", "redriven")
             db.session.commit()
             db.session.execute(text("SELECT 1"))

@@ -676,6 +676,8 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("settle.release", (False, True), FENCE | RELEASE | {"unknowns"}),
         ("settle.bury", (False, True), FENCE | {"dead_ids", "refunds", "errors"}),
         ("settle.still_held", None, FENCE),
+        ("settle.asked", None, FENCE),
+        ("cancel.one", (False, True), {"id"}),
         ("settle.note_error", None, FENCE | {"error"}),
         ("rescue.unknown_claims.held", None, {"worker", "ids", "leases"}),
         ("rescue.unknown_claims.again", None, {"queue", "ids", "leases", "holders"}),

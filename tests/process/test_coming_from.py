@@ -192,14 +192,12 @@ def test_a_function_looks_for_its_time_limit(celery: Program) -> None:
         celery.render(SimpleNamespace(cancelled=True), 2)
 
 
-def test_a_handler_that_looks_for_a_row_is_stopped(celery: Program) -> None:
-    stopped = celery.enqueue(celery.crunch, 3)
-    celery.enqueue(celery.crunch, 3)
-    with Session(celery.engine) as session, session.begin():
-        session.add(celery.Stop(job_id=stopped))
+def test_a_handler_that_is_told_stops(celery: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    celery.enqueue(celery.crunch, 2)
+    assert isinstance(celery.work("numbers"), Complete)
+    celery.crunch(SimpleNamespace(cancelled=True), 2)
 
-    assert [type(celery.work("numbers")) for _ in range(2)] == [MoveToDlq, Complete]
-    assert stopped in celery.dead()
+    assert capsys.readouterr().out == "step 0\nstep 1\n"
 
 
 def test_progress_and_result_are_rows(celery: Program, monkeypatch: pytest.MonkeyPatch) -> None:

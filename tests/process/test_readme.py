@@ -31,6 +31,7 @@ PAGES = (
     "docs/enqueue.md",
     "docs/handlers.md",
     "docs/workers.md",
+    "docs/guides/cancel.md",
     "docs/guides/schedules.md",
     "docs/testing.md",
     "docs/deploying.md",

@@ -98,6 +98,23 @@ def test_a_worker_that_can_not_end_gives_itself_up(
     assert "the worker does not end" in done.stderr
 
 
+def test_a_worker_of_stuck_handlers_exits_with_1(
+    start: Callable[..., Command], tables: Engine, database_url: str
+) -> None:
+    """So that a supervisor replaces it; its jobs are given up before, and nothing holds it up."""
+    url = ("--database-url", database_url)
+    command = start("worker", "support.cli_app:coroutines", *url, "--queue", "default:2")
+
+    app.coroutines.enqueue(tables, "deaf")
+
+    assert command.wait() == 1
+    assert "1 of 2 slots are taken by handlers that do not end" in command.stderr
+    assert "Traceback" not in command.stderr
+    ((attempt, claimed_by, error),) = rows(tables)
+    assert (attempt, claimed_by) == (1, None)
+    assert error.startswith("TimeoutError: the handler went on for 0.05 s")
+
+
 def test_two_signals_that_arrive_as_one_are_two() -> None:
     """The system keeps no count of a pending signal; the supervisor's pipe does."""
     reader, writer = os.pipe()

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from sqlalchemy import MetaData, Text, create_engine, event, make_url
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from sqlalchemy_bgjob import BGJob, Context
+from sqlalchemy_bgjob import BGJob, Context, constant
 from support.databases import with_driver
 from support.waiting import wait_until, wait_until_async
 
@@ -196,6 +196,14 @@ async def block_loop(ctx: Context[AsyncSession], folder: str) -> None:
     """A coroutine as none should be: the event loop stands still."""
     say_started(folder)
     wait_until(Path(folder, "go").exists, 120)
+
+
+@coroutines.handler("deaf", timeout=0.05, grace=0.05, retry=constant(3600))
+async def async_deaf(ctx: Context[AsyncSession]) -> None:
+    """Goes on whatever it is told, until its process ends."""
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.01)
 
 
 @contextmanager

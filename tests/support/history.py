@@ -13,6 +13,8 @@ moment of a process that was killed. What is in the database is counted apart. A
   and had not been told that its lease was lost (I5);
 * a job has other effects than one for its completion (I6);
 * the lease of a start is not above those of all starts before it (I7);
+* a job was started under a later lease than the one under which it was cancelled, or has ended as
+  cancelled and nobody had cancelled it;
 * a schedule has fired more than once for one time, or has left out a time (I10).
 """
 
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-ENDS = ("completed", "dead")
+ENDS = ("completed", "dead", "cancelled")
 SETTLED = (*ENDS, "retried", "put off")
 
 
@@ -61,6 +63,8 @@ class History:
         handed_back: The claims, as id and lease, that their holder gave back: at a shutdown that
             nobody is told of, while a function that can't be interrupted goes on.
         schedules: By a schedule's name the fire times for each of which one job must have started.
+        cancelled: The jobs that were cancelled while they were queued: nobody is told of their end.
+        asked: By id, under which lease a running job was first asked to end.
     """
 
     lines: Iterable[Mapping[str, Any]]
@@ -71,6 +75,8 @@ class History:
     lives: Mapping[str, int] = field(default_factory=dict)
     handed_back: frozenset[tuple[str, int | None]] = frozenset()
     schedules: Mapping[str, Iterable[str]] = field(default_factory=dict)
+    cancelled: frozenset[str] = frozenset()
+    asked: Mapping[str, int | None] = field(default_factory=dict)
 
     def problems(self, found: Found) -> list[str]:
         """All that is not allowed, in words; empty if there is nothing."""
@@ -95,8 +101,11 @@ class History:
         self, id: str, lines: list[Mapping[str, Any]], gone: Mapping[int, float]
     ) -> Iterable[str]:
         noted = [line for line in lines if line["event"] == "start"]
-        if not noted:
+        told_cancelled = any(line["event"] == "cancelled" for line in lines)
+        if not noted and not told_cancelled and id not in self.cancelled:
             yield "committed, and never started"
+        if told_cancelled and id not in self.asked:
+            yield "ended as cancelled, and nobody had cancelled it"
         # In the order of the claims. A process that was stopped just before a handler's first line
         # comes to it late: in vain, and after the start of a later claim.
         starts = sorted(noted, key=itemgetter("lease"))
@@ -119,6 +128,9 @@ class History:
             yield f"ended {len(ends)} times"
         if lives == 1 and ends and starts and max(leases) > min(ends):
             yield f"lease {min(ends)} ended it, and {max(leases)} had been started"
+        asked = self.asked.get(id)
+        if asked is not None and max(leases, default=0) > asked:
+            yield f"cancelled under lease {asked}, and started under {max(leases)}"
         for before, after in pairwise(starts):
             if not self._let_go(before, after, lines, gone):
                 yield f"started with lease {after['lease']} while {before['lease']} went on"
@@ -154,14 +166,18 @@ class History:
             yield "not ended"
         if id in found.left and id in found.dead:
             yield "both queued and dead"
-        completed = self.lives.get(id, 1) - (id in found.left | found.dead)
-        noted = sum(line["event"] == "completed" for line in lines)
+        gone = self.lives.get(id, 1) - (id in found.left | found.dead | self.cancelled)
+        told = Counter(line["event"] for line in lines)
+        completed, cancelled = told["completed"], told["cancelled"]
         # Whoever was killed may not have come to tell.
-        if noted < completed and not killed.keys() & {line["pid"] for line in lines}:
-            yield f"gone, and completed {noted} times"
+        untold = gone - completed - cancelled
+        if untold > 0 and not killed.keys() & {line["pid"] for line in lines}:
+            yield f"gone, and completed {completed} times"
         if id not in self.with_effects:
             return
-        effects, expected = found.effects.get(id, 0), completed
+        effects, expected = found.effects.get(id, 0), gone - cancelled
+        if id in self.asked and untold > 0 and effects == expected - untold:
+            return  # it was cancelled, and that was not told
         if effects != expected:
             yield f"{effects} effects instead of {expected}"
 

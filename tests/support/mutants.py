@@ -211,6 +211,11 @@ def spent_attempts_are_not_looked_at(stack: ExitStack) -> None:
     _replace(stack, claiming, crashed_too_often=lambda *args: None)
 
 
+def a_cancel_is_forgotten(stack: ExitStack) -> None:
+    """A job that was to be cancelled, and lost its worker, is started again."""
+    _replace(stack, claiming, ends_unstarted=lambda **options: None)
+
+
 def a_crash_costs_nothing(stack: ExitStack) -> None:
     """A rescue gives the attempt back."""
     _change(
@@ -255,5 +260,6 @@ MUTANTS: dict[str, Callable[[ExitStack], None]] = {
         a_crash_costs_nothing,
         fires_whatever_it_has_seen,
         forgets_what_was_missed,
+        a_cancel_is_forgotten,
     )
 }

@@ -294,6 +294,7 @@ class Fleet:
         lives: int = 1,
         schedules: Mapping[str, Iterable[str]] | None = None,
         told_within: float = 5.0,
+        cancelled: Iterable[str] = (),
     ) -> list[str]:
         """What must not have happened to these jobs, in the journal and in the table's record."""
         ids = frozenset(committed)
@@ -311,6 +312,8 @@ class Fleet:
                 lives=dict.fromkeys(ids, lives),
                 handed_back=frozenset((c.id, c.lease_before) for c in record if c.handed_back),
                 schedules=schedules or {},
+                cancelled=frozenset(cancelled),
+                asked={c.id: c.lease for c in record if c.asked},
             )
             dead = self.rows("SELECT job_id FROM bgjob_dead_job")
             found = Found(
@@ -318,7 +321,8 @@ class Fleet:
                 dead=frozenset(row.job_id for row in dead),
                 effects=self.effects(),
             )
-            problems = [*history.problems(found), *record_problems(record)]
+            done = record_problems(record, cancelled=bool(history.cancelled))
+            problems = [*history.problems(found), *done]
             return not problems
 
         # Observers are told a moment after the commit.

@@ -17,19 +17,23 @@ KEEP_RECORD = (
       did text, id text,
       lease_before bigint, worker_before bigint,
       lease bigint, worker bigint,
-      handed_back boolean
+      handed_back boolean,
+      asked boolean
     )
     """,
     """
     CREATE FUNCTION keep_record() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path FROM CURRENT AS $$
     BEGIN
-      INSERT INTO record (did, id, lease_before, worker_before, lease, worker, handed_back)
+      INSERT INTO record (did, id, lease_before, worker_before, lease, worker, handed_back,
+                          asked)
       VALUES (TG_OP, coalesce(NEW.id, OLD.id),
               OLD.lease, OLD.claimed_by, NEW.lease, NEW.claimed_by,
               -- A rescue counts a crash.
               coalesce(OLD.claimed_by IS NOT NULL AND NEW.claimed_by IS NULL
-                       AND NEW.crashes = OLD.crashes, false));
+                       AND NEW.crashes = OLD.crashes, false),
+              coalesce(TG_OP = 'UPDATE' AND OLD.cancel_at IS NULL
+                       AND NEW.cancel_at IS NOT NULL, false));
       RETURN NULL;
     END $$
     """,
@@ -39,7 +43,8 @@ KEEP_RECORD = (
     """,
 )
 READ_RECORD = (
-    "SELECT did, id, lease_before, worker_before, lease, worker, handed_back FROM record ORDER BY n"
+    "SELECT did, id, lease_before, worker_before, lease, worker, handed_back, asked FROM record"
+    " ORDER BY n"
 )
 
 
@@ -53,6 +58,7 @@ class Change(NamedTuple):
     lease: int | None = None
     worker: int | None = None
     handed_back: bool = False
+    asked: bool = False
 
 
 def record_problems(record: Iterable[Change], *, cancelled: bool = False) -> list[str]:

@@ -137,6 +137,12 @@ class Recorder(Observer):
     def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
         self._add("job_moved_to_dlq", job, run.error)
 
+    def job_cancelled(self, job: JobInfo, run: FinishedRun) -> None:
+        self._add("job_cancelled", job)
+
+    def job_expired(self, job: JobInfo, run: FinishedRun) -> None:
+        self._add("job_expired", job)
+
     def job_lease_lost(self, job: JobInfo) -> None:
         self._add("job_lease_lost", job)
 

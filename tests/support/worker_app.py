@@ -118,6 +118,9 @@ class Notes(Observer):
     def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
         self._journal.note("dead", id=job.id, lease=job.lease)
 
+    def job_cancelled(self, job: JobInfo, run: FinishedRun) -> None:
+        self._journal.note("cancelled", id=job.id, lease=job.lease)
+
     def worker_error(self, error: BaseException) -> None:
         self._journal.note("error", error=type(error).__name__)
 
@@ -154,6 +157,10 @@ class App:
     """Moves its job to the DLQ."""
     tick: JobType[None]
     """Does nothing; with ``schedule`` at each second."""
+    wait: JobType[float]
+    """Takes so many seconds, without a session; ends when it is cancelled."""
+    write_and_wait: JobType[float]
+    """Writes an effect, then does the same."""
 
 
 def make_app(  # noqa: C901 - a list of handlers
@@ -224,6 +231,8 @@ def make_app(  # noqa: C901 - a list of handlers
         hog=jobs.handler("hog", retry=again)(handlers["hog"]),
         give_up=jobs.handler("give_up", session=False)(give_up),
         tick=tick,
+        wait=jobs.handler("wait", session=False, retry=again)(handlers["wait"]),
+        write_and_wait=jobs.handler("write_and_wait", retry=again)(handlers["write_and_wait"]),
     )
 
 
@@ -249,7 +258,7 @@ def _note_start(journal: Journal, ctx: Context[Any]) -> None:
     )
 
 
-def _functions(journal: Journal) -> dict[str, Any]:
+def _functions(journal: Journal) -> dict[str, Any]:  # noqa: C901 - a list of handlers
     def quick(ctx: Context[Any]) -> None:
         _note_start(journal, ctx)
 
@@ -279,6 +288,17 @@ def _functions(journal: Journal) -> dict[str, Any]:
         if ctx.job.attempt == 1:
             _sleep_through(_naps(journal, seconds))
 
+    def wait(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        for nap in _naps(journal, seconds):
+            if ctx.cancelled:
+                return
+            _sleep(nap)
+
+    def write_and_wait(ctx: Context[Any], seconds: float) -> None:
+        ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+        wait(ctx, seconds)
+
     def block(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
         _keep_busy(seconds)
@@ -296,6 +316,8 @@ def _functions(journal: Journal) -> dict[str, Any]:
         "late": late,
         "held_late": held_late,
         "hold": hold,
+        "wait": wait,
+        "write_and_wait": write_and_wait,
         "block": block,
         "hog": hog,
     }
@@ -346,7 +368,7 @@ def _hold_the_gil(seconds: float) -> None:
     ctypes.PyDLL(None).usleep(int(seconds * 1_000_000))
 
 
-def _coroutines(journal: Journal) -> dict[str, Any]:
+def _coroutines(journal: Journal) -> dict[str, Any]:  # noqa: C901 - a list of handlers
     async def quick(ctx: Context[Any]) -> None:
         _note_start(journal, ctx)
 
@@ -376,6 +398,14 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
         if ctx.job.attempt == 1:
             await _sleep_through_async(_naps(journal, seconds))
 
+    async def wait(ctx: Context[Any], seconds: float) -> None:
+        _note_start(journal, ctx)
+        await _sleep_through_async(_naps(journal, seconds))
+
+    async def write_and_wait(ctx: Context[Any], seconds: float) -> None:
+        await ctx.session.execute(_ADD_EFFECT, {"job_id": ctx.job.id})
+        await wait(ctx, seconds)
+
     async def block(ctx: Context[Any], seconds: float) -> None:
         _note_start(journal, ctx)
         _keep_busy(seconds)
@@ -393,6 +423,8 @@ def _coroutines(journal: Journal) -> dict[str, Any]:
         "late": late,
         "held_late": held_late,
         "hold": hold,
+        "wait": wait,
+        "write_and_wait": write_and_wait,
         "block": block,
         "hog": hog,
     }

@@ -153,6 +153,7 @@ async def async_targets(
     jobs.enqueue(session, "send_receipt")  # E: unused-coroutine
     jobs.work_one(session, "mail")  # E: unused-coroutine
     jobs.cancel(session, "id")  # E: unused-coroutine
+    jobs.cancel_where(session, jobs.Job.type == "resize")  # E: unused-coroutine
     jobs.redrive(session, jobs.DeadJob.type == "resize")  # E: unused-coroutine
     jobs.prune(session, timedelta(days=30))  # E: unused-coroutine
     let_time_pass(session, jobs, 60)  # E: unused-coroutine

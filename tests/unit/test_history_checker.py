@@ -122,6 +122,31 @@ def test_a_start_that_a_stopped_process_comes_to_late_is_in_vain() -> None:
     assert "a: lease 6 was settled, and 8 had been started" in problems(late[0], settled, faults=2)
 
 
+CANCELLED = {"event": "cancelled", "id": "a", "lease": 8, "pid": 2, "at": 6.0}
+
+
+def test_a_cancelled_job_ends_once_and_has_no_effects() -> None:
+    found = Found(dead=frozenset("b"))
+
+    assert problems(CANCELLED, without=(5,), asked={"a": 8}, found=found) == []
+    assert "a: ended 2 times" in problems(CANCELLED, asked={"a": 8})
+    assert "a: 1 effects instead of 0" in problems(CANCELLED, without=(5,), asked={"a": 8})
+    assert problems(asked={"a": 8}) == [], "it may complete first"
+
+
+def test_nobody_is_cancelled_unasked_or_started_later() -> None:
+    found = Found(dead=frozenset("b"))
+
+    assert problems(CANCELLED, without=(5,), found=found) == [
+        "a: ended as cancelled, and nobody had cancelled it"
+    ]
+    assert problems(asked={"a": 7}) == ["a: cancelled under lease 7, and started under 8"]
+
+
+def test_a_job_that_was_cancelled_unstarted_is_gone_in_silence() -> None:
+    assert problems(committed=frozenset("abc"), cancelled=frozenset("c")) == []
+
+
 def test_a_second_life_is_one_more_of_everything() -> None:
     """An id that was enqueued again after its end."""
     again = [

@@ -139,6 +139,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "enqueue_from": lambda target: enqueue_from(target, send, select(column("n"))),
     "BGJob.enqueue": lambda target: jobs.enqueue(target, "send", 1),
     "BGJob.cancel": lambda target: jobs.cancel(target, "7"),
+    "BGJob.cancel_where": lambda target: jobs.cancel_where(target, true()),
     "BGJob.redrive": lambda target: jobs.redrive(target, true()),
     "BGJob.prune": lambda target: jobs.prune(target, timedelta(days=1)),
     "BGJob.work_one": lambda target: jobs.work_one(target, "mail"),

@@ -27,6 +27,7 @@ PUBLIC = {
         "UnknownType",
         "WorkerLost",
         "WorkerRefused",
+        "WorkerStuck",
     ],
     "sqlalchemy_bgjob.models": ["DeadJobMixin", "JobMixin"],
     "sqlalchemy_bgjob.retry": [

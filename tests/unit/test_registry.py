@@ -388,11 +388,12 @@ def test_options_are_kept(jobs: BGJob[Any, Any]) -> None:
 
 
 def test_the_keywords_of_a_handler_are_its_options() -> None:
-    """With the same types, but that a timeout may also be a timedelta."""
+    """With the same types, but that a duration may also be a timedelta."""
     declared = {field.name: field.type for field in fields(HandlerOptions)}
     keywords = get_type_hints(HandlerKeywords)
 
-    assert keywords == {**declared, "timeout": float | timedelta | None}
+    duration = float | timedelta | None
+    assert keywords == {**declared, "timeout": duration, "grace": duration}
 
 
 def test_an_arg_that_is_no_json_is_refused_when_it_is_registered(jobs: BGJob[Any, Any]) -> None:

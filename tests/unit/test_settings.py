@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy_bgjob.settings import SettingOptions, WorkerSettings, make_settings
 
 FIELDS = dataclasses.fields(WorkerSettings)
-DURATIONS = [field.name for field in FIELDS if field.type is float]
+DURATIONS = [field.name for field in FIELDS if field.metadata["unit"] == "seconds"]
 MAY_BE_ZERO = ["shutdown_timeout", "unknown_type_grace"]
 
 
@@ -28,6 +28,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "max_claim": 1_000,
         "hold_timeout": 1.0,
         "listen": True,
+        "max_stuck": 0.5,
         "until_idle": False,
     }
 

@@ -222,10 +222,10 @@ def test_a_handler_has_a_second_to_stop_before_it_is_named() -> None:
     overdue.starts(runs[0])
     runs[0].deadline = now = overdue.look_at
 
-    assert overdue.look(runs, now) == []
+    assert overdue.look(runs, now) == ([], [])
     assert overdue.look_at == now + UNTIL_OVERDUE
-    assert overdue.look(runs, now + UNTIL_OVERDUE) == [runs[0]]
-    assert overdue.look(runs, now + 10.0) == []
+    assert overdue.look(runs, now + UNTIL_OVERDUE) == ([runs[0]], [])
+    assert overdue.look(runs, now + 10.0) == ([], [])
     assert overdue.look_at == float("inf")
 
 

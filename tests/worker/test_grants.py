@@ -158,7 +158,7 @@ def enqueue_in_every_way(roles: Roles) -> None:
     enqueue_many(engine, roles.handle, [1], ids=["another"])
     enqueue_from(engine, roles.of_rows, select(literal(1).label("n")))
     with Session(engine) as session, session.begin():
-        session.add(roles.handle.job(1))
+        session.add(roles.handle.job(1, expires=30))
         job = jobs.Job(queue="q", type="t", arg=1)
         session.add(job)
         session.flush()
@@ -192,7 +192,7 @@ def test_an_operator_cancels_redrives_and_prunes(roles: Roles) -> None:
     with Session(engine) as session, session.begin():
         session.scalars(select(jobs.DeadJob)).one().arg = b"5"
     (redriven,) = jobs.redrive(engine, true()).ids
-    assert jobs.cancel(engine, redriven) is True
+    assert jobs.cancel(engine, redriven) == "cancelled"
     assert jobs.prune(engine, 0) == 0
 
 
@@ -302,7 +302,7 @@ def operate(roles: Roles) -> None:
         session.get_one(jobs.DeadJob, "1").arg = b"5"
     assert jobs.redrive(engine, jobs.DeadJob.id == "1").ids == ("dead 1",)
     assert jobs.prune(engine, 0) == 1
-    assert jobs.cancel(engine, "live") is True
+    assert jobs.cancel(engine, "live") == "cancelled"
     its = jobs.schedules
     its.put(engine, "s", roles.handle, 1, cron="@daily")
     assert its.pause(engine, "s")

@@ -131,7 +131,8 @@ def test_an_operator_leaves_an_archive_alone(engine: Engine, queue: Statements) 
         before = archived(connection)
         run(connection, "DELETE FROM ONLY bgjob_job WHERE id = 'job-00'")
 
-        assert jobs.cancel(connection, "job-00") is False
+        assert jobs.cancel(connection, "job-00") is None
+        jobs.cancel_where(connection, jobs.Job.id == "job-00")
         assert jobs.redrive(connection, where=true()).ids == ()
         assert jobs.prune(connection, older_than=0.0) == 0
 
@@ -194,6 +195,7 @@ def all_statements(statements: Statements) -> dict[str, Executable]:
             if callable(value) and not name.startswith("_"):  # one for each value of a flag
                 for flag in (False, True):
                     take(f"{verb}.{name}({flag})", value(flag))
+    take("cancel.where", statements.cancel.where(true(), 5, notify=True))
     take("operate.redrive", statements.operate.redrive(true(), 5))
     take("operate.prune", statements.operate.prune(true(), 5))
     go = GoTables("go", frozenset({GO_JOB, GO_DEAD_JOB}))
@@ -208,7 +210,7 @@ def test_every_statement_reads_and_changes_the_tables_alone() -> None:
     from sqlalchemy_bgjob.models import build_models
 
     statements = all_statements(Statements(build_models(MetaData())))
-    some = {"claim.onward", "settle.complete(True)", "rescue.give_back[0]", "operate.cancel"}
+    some = {"claim.onward", "settle.complete(True)", "rescue.give_back[0]", "cancel.one(True)"}
     assert some <= set(statements)
     assert len(statements) > 50
     reading = re.compile(

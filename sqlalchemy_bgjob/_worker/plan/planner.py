@@ -188,6 +188,24 @@ class Planner:
         """A job could not be started: its slot is free, and the mean run time unchanged."""
         self._queues[job.queue].running -= 1
 
+    def withdraw(self, job: ClaimedJob) -> bool:
+        """Take out a ready job that is not to start; False if it is not ready any more."""
+        q = self._queues[job.queue]
+        before = len(q.ready)
+        q.ready = deque(entry for entry in q.ready if entry[1] is not job)
+        return len(q.ready) < before
+
+    def lose_slot(self, queue: str) -> None:
+        """A run was given up, and goes on: its slot serves no other."""
+        q = self._queues[queue]
+        q.running -= 1
+        q.slots -= 1
+
+    def regain_slot(self, queue: str) -> None:
+        """A run that was given up has ended."""
+        if (q := self._queues.get(queue)) is not None:
+            q.slots += 1
+
     def put_off(self, job: ClaimedJob, until: float, now: float) -> list[ClaimedJob]:
         """A run found no connection for its session: claim nothing from its queue until then.
 

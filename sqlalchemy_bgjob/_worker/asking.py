@@ -1,0 +1,89 @@
+"""Looks which of a worker's jobs are to be cancelled, and asks their runs to end.
+
+A mark in the job's row says so, and a notification only that there is one: anybody may notify. So
+the loop looks at the rows, also while it drains,
+
+* when it was notified: at all its jobs;
+* at every beat: at those that have run for longer than a beat. Where notifications don't arrive,
+  that is how a cancel is found. Short jobs and idle workers send no statement.
+"""
+
+import logging
+import time
+from math import inf
+from typing import TYPE_CHECKING
+
+from .._db.errors import lost_connection, summary
+from .._lifecycle.cancel import find_asked
+from .._sql import Statements
+from ..settings import WorkerSettings
+from .control import ControlConnection
+from .hands import Hands
+from .run import Run
+
+if TYPE_CHECKING:
+    from .._lifecycle.claim import ClaimedJob
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+
+class Asking:
+    """The looks of one worker's loop."""
+
+    def __init__(
+        self,
+        hands: Hands,
+        control: ControlConnection,
+        statements: Statements,
+        settings: WorkerSettings,
+    ) -> None:
+        self._hands, self._control, self._statements = hands, control, statements
+        self._every = settings.heartbeat_interval
+
+    def look(self, worker_id: int) -> None:
+        """Ask the runs whose jobs are to be cancelled, and cancel such jobs that have not started.
+
+        Raises:
+            DBAPIError: The connection was lost. The next look is at the next beat, or if a
+                notification asked for this one, at the next turn.
+        """
+        hands = self._hands
+        with hands.lock:
+            now = time.monotonic()
+            everything, hands.asks_all = hands.asks_all, False
+            runs = {run.job: run for run in hands.runs() if self._may_be_asked(run, worker_id)}
+            times = [self._looked_at_from(run, now) for run in runs.values()]
+            hands.asks_at = max(min(times), now + self._every) if times else inf
+            if everything:
+                ready = [job for job in hands.planner.ready() if job.worker_id == worker_id]
+            else:
+                runs = {j: r for j, r in runs.items() if self._looked_at_from(r, now) <= now}
+                ready = []
+        if not runs and not ready:
+            return
+        jobs: list[ClaimedJob] = [*runs, *ready]
+        try:
+            asked = find_asked(
+                self._control.get(), self._statements, worker_id=worker_id, jobs=jobs
+            )
+        except Exception as error:
+            if not lost_connection(error):  # a claim may work all the same
+                logger.warning("not looked whether jobs are cancelled: %s", summary(error))
+                return
+            if everything:
+                hands.look_for_asks()
+            raise
+        with hands.lock:
+            for job in jobs:
+                if job.id not in asked:
+                    continue
+                if job not in runs:
+                    hands.cancel_ready(job)
+                elif hands.holds(runs[job]):
+                    hands.ask(runs[job])
+
+    def _may_be_asked(self, run: Run, worker_id: int) -> bool:
+        return run.asked_at is None and run.job.worker_id == worker_id
+
+    def _looked_at_from(self, run: Run, now: float) -> float:
+        return (run.started_at or now) + self._every
