@@ -41,7 +41,11 @@ if TYPE_CHECKING:
         WorkerLost as WorkerLost,
         WorkerRefused as WorkerRefused,
     )
-    from .models import DeadJobMixin as DeadJobMixin, JobMixin as JobMixin
+    from .models import (
+        DeadJobMixin as DeadJobMixin,
+        JobMixin as JobMixin,
+        PastError as PastError,
+    )
     from .retry import (
         GIVE_UP as GIVE_UP,
         constant as constant,
@@ -83,7 +87,7 @@ _HOMES = {
         "WorkerLost",
         "WorkerRefused",
     ),
-    "models": ("DeadJobMixin", "JobMixin"),
+    "models": ("DeadJobMixin", "JobMixin", "PastError"),
     "retry": ("GIVE_UP", "constant", "exponential", "on_exception", "retry_after", "steps"),
     "settings": ("WorkerSettings",),
     "telemetry": ("FinishedRun", "JobInfo", "Observer"),

@@ -13,6 +13,7 @@ their own on these tables.
 """
 
 from ._columns import DeadJobMixin, JobMixin, WorkerMixin
+from ._errors import PastError, error_type_of
 from ._flow_columns import BatchMixin, ControlMixin, ScheduleMixin
 from ._lease import lease_at_insert
 from ._mapping import Models, build_models, check_names
@@ -23,9 +24,11 @@ __all__ = [
     "DeadJobMixin",
     "JobMixin",
     "Models",
+    "PastError",
     "ScheduleMixin",
     "WorkerMixin",
     "build_models",
     "check_names",
+    "error_type_of",
     "lease_at_insert",
 ]

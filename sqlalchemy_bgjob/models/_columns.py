@@ -35,6 +35,7 @@ from .._drafts import validation
 from .._drafts.codec import Codec, Encoded
 from .._drafts.ids import new_id
 from ..settings import DEFAULT_PREFIX
+from ._errors import ErrorHistory
 from ._lease import lease_at_insert
 
 text = Text()
@@ -46,7 +47,7 @@ json_column: TypeEngine[Any] = JSON(none_as_null=True).with_variant(
 _json_codec: Codec = Codec(Any)
 
 
-class _Columns:
+class _Columns(ErrorHistory):
     """Columns that live and dead jobs share."""
 
     def __init_subclass__(cls, **options: Any) -> None:
