@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ._inspect.health import Health as Health
     from ._inspect.pressure import Pressure as Pressure
     from ._job_context import JobLogFilter as JobLogFilter
+    from ._lifecycle.dead_jobs import DeadSummary as DeadSummary
     from ._lifecycle.operate import Redriven as Redriven
     from ._lifespan import lifespan as lifespan
     from ._worker.run import Context as Context
@@ -73,6 +74,7 @@ _HOMES = {
     "_inspect.health": ("Health",),
     "_inspect.pressure": ("Pressure",),
     "_job_context": ("JobLogFilter",),
+    "_lifecycle.dead_jobs": ("DeadSummary",),
     "_lifecycle.operate": ("Redriven",),
     "_lifespan": ("lifespan",),
     "_worker.run": ("Context",),

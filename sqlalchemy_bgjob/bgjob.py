@@ -1,14 +1,14 @@
 """BGJob: the queue of one application. Its models, its handlers, and its ways to enqueue."""
 
 from collections.abc import Callable, Coroutine
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Unpack, cast, overload
 
-from sqlalchemy import ColumnElement, MetaData
+from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import TypeVar
 
 from ._db.targets import SyncTarget
+from ._dead_jobs import DeadJobVerbs
 from ._decorators import AroundJobs, Decorator, Provide, ResourceDecorator, TableNames
 from ._drafts import validation
 from ._drafts.draft import UNTYPED
@@ -18,7 +18,7 @@ from ._handlers.additions import Additions
 from ._handlers.options import HandlerKeywords, HandlerOptions, handler_options
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
-from ._lifecycle.operate import Redriven, cancel, prune, redrive
+from ._lifecycle.operate import cancel
 from ._lifecycle.schedules import HasSchedules
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._queues import QueueMethods
@@ -33,6 +33,7 @@ from .models import (
     ScheduleMixin,
     WorkerMixin,
     build_models,
+    check_args_by,
 )
 from .settings import DEFAULT_PREFIX
 
@@ -43,7 +44,7 @@ J = TypeVar("J", bound=JobMixin, default=JobMixin)
 D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
 
 
-class BGJob(HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
+class BGJob(HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Generic[J, D]):
     """The models, handlers and producers of one set of tables.
 
     Args:
@@ -115,6 +116,7 @@ class BGJob(HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
                 target, schema=schema, table_prefix=table_prefix, models=models
             )
             self.registry = Registry(Additions(provide))
+            check_args_by(self.models.DeadJob, self.registry.codec)
 
     @property
     def Job(self) -> type[J]:  # noqa: N802 - it is a class
@@ -355,81 +357,6 @@ class BGJob(HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
         concurrent calls for one job, one returns True.
         """
         return cancel(self.models, statements_of(self.models), target, id)
-
-    @overload
-    def redrive(
-        self,
-        target: SyncTarget,
-        where: ColumnElement[bool],
-        *,
-        delay: float | timedelta = 0,
-        limit: int | None = None,
-    ) -> Redriven: ...
-    @overload
-    def redrive(
-        self,
-        target: "AsyncTarget",
-        where: ColumnElement[bool],
-        *,
-        delay: float | timedelta = 0,
-        limit: int | None = None,
-    ) -> Coroutine[Any, Any, Redriven]: ...
-    def redrive(
-        self,
-        target: Any,
-        where: ColumnElement[bool],
-        *,
-        delay: float | timedelta = 0,
-        limit: int | None = None,
-    ) -> Any:
-        """Queue dead jobs again, with attempts counted from 0 and the arg that the row has now.
-
-        A job stays dead while a live one has its id; of several dead jobs with one id, the one that
-        died last comes back. The caller commits.
-
-        Args:
-            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
-            where: Which dead jobs, for example ``jobs.DeadJob.type == "send_receipt"``.
-            delay: Seconds, or a timedelta, until they are due.
-            limit: The most to bring back.
-        """
-        return redrive(self.models, statements_of(self.models), target, where, delay, limit)
-
-    @overload
-    def prune(
-        self,
-        target: SyncTarget,
-        older_than: float | timedelta,
-        where: ColumnElement[bool] | None = None,
-        *,
-        limit: int | None = None,
-    ) -> int: ...
-    @overload
-    def prune(
-        self,
-        target: "AsyncTarget",
-        older_than: float | timedelta,
-        where: ColumnElement[bool] | None = None,
-        *,
-        limit: int | None = None,
-    ) -> Coroutine[Any, Any, int]: ...
-    def prune(
-        self,
-        target: Any,
-        older_than: float | timedelta,
-        where: ColumnElement[bool] | None = None,
-        *,
-        limit: int | None = None,
-    ) -> Any:
-        """Delete jobs that died long ago, the oldest first; returns how many. The caller commits.
-
-        Args:
-            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
-            older_than: Seconds, or a timedelta, since they were moved to the DLQ.
-            where: Which of these; all, by default.
-            limit: The most to delete in this transaction.
-        """
-        return prune(self.models, statements_of(self.models), target, older_than, where, limit)
 
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from ..models import Models
 from .claim import ClaimStatements
 from .control import ControlStatements
+from .dead_jobs import DeadJobStatements
 from .enqueue import EnqueueStatements
 from .go_bgjob import GoBgjobStatements
 from .operate import OperateStatements
@@ -35,6 +36,7 @@ class Statements:
         self.operate: Final = OperateStatements(tables)
         self.schedules: Final = ScheduleStatements(tables)
         self.control: Final = ControlStatements(tables)
+        self.dead_jobs: Final = DeadJobStatements(tables)
         self.go_bgjob: Final = GoBgjobStatements(tables)
 
 
