@@ -281,9 +281,11 @@ class BGJob(HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Generic[J, D])
     def work_one(
         self,
         target: SyncTarget,
-        queue: str,
+        queue: str | None = None,
         handler: Callable[..., Any] | None = None,
         *,
+        id: str | None = None,
+        due: bool = True,
         session_factory: Callable[[], Any] | None = None,
         state: Any = None,
     ) -> Outcome | None: ...
@@ -291,22 +293,26 @@ class BGJob(HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Generic[J, D])
     def work_one(
         self,
         target: "AsyncTarget",
-        queue: str,
+        queue: str | None = None,
         handler: Callable[..., Any] | None = None,
         *,
+        id: str | None = None,
+        due: bool = True,
         session_factory: Callable[[], Any] | None = None,
         state: Any = None,
     ) -> Coroutine[Any, Any, Outcome | None]: ...
     def work_one(
         self,
         target: Any,
-        queue: str,
+        queue: str | None = None,
         handler: Callable[..., Any] | None = None,
         *,
+        id: str | None = None,
+        due: bool = True,
         session_factory: Callable[[], Any] | None = None,
         state: Any = None,
     ) -> Any:
-        """Run one due job of a queue within the caller's own transaction; None if none is due.
+        """Run one due job within the caller's own transaction; None if there is none.
 
         The job is locked, run and settled in that transaction, and the caller's commit decides: if
         the caller rolls back or dies, the job is queued as before, its attempt not spent. So a job
@@ -319,6 +325,9 @@ class BGJob(HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Generic[J, D])
             queue: Where to look.
             handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for a job of any type;
                 by default the registered handler of its type.
+            id: Instead of a queue, the id of the job. None is returned also if a worker holds it,
+                or somebody has locked its row.
+            due: With *id*, False takes the job also if it is scheduled for later.
             session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``.
             state: What ``ctx.state`` is; there is no ``lifespan=`` here.
 
@@ -326,9 +335,20 @@ class BGJob(HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Generic[J, D])
             The outcome that was settled, which is the handler's, or a Retry for what it raised.
 
         Raises:
+            TypeError: Neither a queue nor an id is given, or both.
             ValueError: The connection is in AUTOCOMMIT, where run and settlement are not atomic.
         """
-        return work_one(self.models, self.registry, target, queue, handler, session_factory, state)
+        return work_one(
+            self.models,
+            self.registry,
+            target,
+            queue,
+            handler,
+            session_factory,
+            state,
+            id=id,
+            due=due,
+        )
 
     def decode(self, job: JobMixin | DeadJobMixin) -> Any:
         """The arg of a live or dead job, as its handler takes it; no I/O.
