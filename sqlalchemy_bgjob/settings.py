@@ -87,6 +87,12 @@ class WorkerSettings:
         1.0, "after how long a claimed job that was not started is handed back"
     )
     listen: bool = _setting(True, "whether to LISTEN for wake-ups; polling goes on in any case")
+    dead_keep: float = _setting(
+        0.0,
+        "how long dead jobs are kept before a worker deletes them; 0 is for ever",
+        unit="seconds",
+        most=3_000_000_000,
+    )
     until_idle: bool = _setting(
         False, "whether to stop once nothing is due and this worker runs nothing"
     )
@@ -129,6 +135,7 @@ class SettingOptions(TypedDict, total=False):
     max_claim: int
     hold_timeout: float
     listen: bool
+    dead_keep: float
     until_idle: bool
 
 
