@@ -220,6 +220,7 @@ class JobKit:
                 wanted,
                 session_factory=session_factory,
                 on_error=errors.append,
+                state=self.state,
             )
             if isinstance(unit.target, Session):
                 _refresh(unit.target)
