@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ._inspect.pressure import Pressure as Pressure
     from ._job_context import JobLogFilter as JobLogFilter
     from ._lifecycle.cancel import CancelResult as CancelResult
+    from ._lifecycle.dead_jobs import DeadSummary as DeadSummary
     from ._lifecycle.operate import Redriven as Redriven
     from ._lifespan import lifespan as lifespan
     from ._worker.run import Context as Context
@@ -45,7 +46,11 @@ if TYPE_CHECKING:
         WorkerRefused as WorkerRefused,
         WorkerStuck as WorkerStuck,
     )
-    from .models import DeadJobMixin as DeadJobMixin, JobMixin as JobMixin
+    from .models import (
+        DeadJobMixin as DeadJobMixin,
+        JobMixin as JobMixin,
+        PastError as PastError,
+    )
     from .retry import (
         GIVE_UP as GIVE_UP,
         constant as constant,
@@ -82,6 +87,7 @@ _HOMES = {
     "_inspect.pressure": ("Pressure",),
     "_job_context": ("JobLogFilter",),
     "_lifecycle.cancel": ("CancelResult",),
+    "_lifecycle.dead_jobs": ("DeadSummary",),
     "_lifecycle.operate": ("Redriven",),
     "_lifespan": ("lifespan",),
     "_worker.run": ("Context",),
@@ -97,7 +103,7 @@ _HOMES = {
         "WorkerRefused",
         "WorkerStuck",
     ),
-    "models": ("DeadJobMixin", "JobMixin"),
+    "models": ("DeadJobMixin", "JobMixin", "PastError"),
     "retry": ("GIVE_UP", "constant", "exponential", "on_exception", "retry_after", "steps"),
     "settings": ("WorkerSettings",),
     "telemetry": ("FinishedRun", "JobInfo", "Observer"),

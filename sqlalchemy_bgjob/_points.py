@@ -60,7 +60,8 @@ BEAT: Final = Point(
 )
 SWEEPING: Final = Point(
     "sweeping",
-    "The rescuer is about to look. Fact: for what: ended, silent, rest, orphans, unknown, health.",
+    "The rescuer is about to look. Fact: for what: ended, silent, rest, orphans, unknown, health, "
+    "retention.",
 )
 FIRING: Final = Point("firing", "A schedule that is due is about to be fired. Fact: its name.")
 JUDGING: Final = Point("judging", "A rescue is about to begin its transaction. No fact.")

@@ -1,14 +1,14 @@
 """BGJob: the queue of one application. Its models, its handlers, and its ways to enqueue."""
 
 from collections.abc import Callable, Coroutine
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Unpack, cast, overload
 
-from sqlalchemy import ColumnElement, MetaData
+from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import TypeVar
 
 from ._db.targets import SyncTarget
+from ._dead_jobs import DeadJobVerbs
 from ._decorators import AroundJobs, Decorator, Provide, ResourceDecorator, TableNames
 from ._drafts import validation
 from ._drafts.draft import UNTYPED
@@ -19,11 +19,9 @@ from ._handlers.options import HandlerKeywords, HandlerOptions, handler_options
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
 from ._lifecycle.cancel import HasCancel
-from ._lifecycle.operate import Redriven, prune, redrive
 from ._lifecycle.schedules import HasSchedules
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._queues import QueueMethods
-from ._sql import statements_of
 from ._worker.work_one import work_one
 from .models import (
     BatchMixin,
@@ -34,6 +32,7 @@ from .models import (
     ScheduleMixin,
     WorkerMixin,
     build_models,
+    check_args_by,
 )
 from .settings import DEFAULT_PREFIX
 
@@ -44,7 +43,7 @@ J = TypeVar("J", bound=JobMixin, default=JobMixin)
 D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
 
 
-class BGJob(HasCancel, HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
+class BGJob(HasCancel, HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Generic[J, D]):
     """The models, handlers and producers of one set of tables.
 
     Args:
@@ -116,6 +115,7 @@ class BGJob(HasCancel, HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
                 target, schema=schema, table_prefix=table_prefix, models=models
             )
             self.registry = Registry(Additions(provide))
+            check_args_by(self.models.DeadJob, self.registry.codec)
 
     @property
     def Job(self) -> type[J]:  # noqa: N802 - it is a class
@@ -286,9 +286,11 @@ class BGJob(HasCancel, HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
     def work_one(
         self,
         target: SyncTarget,
-        queue: str,
+        queue: str | None = None,
         handler: Callable[..., Any] | None = None,
         *,
+        id: str | None = None,
+        due: bool = True,
         session_factory: Callable[[], Any] | None = None,
         state: Any = None,
     ) -> Outcome | None: ...
@@ -296,22 +298,26 @@ class BGJob(HasCancel, HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
     def work_one(
         self,
         target: "AsyncTarget",
-        queue: str,
+        queue: str | None = None,
         handler: Callable[..., Any] | None = None,
         *,
+        id: str | None = None,
+        due: bool = True,
         session_factory: Callable[[], Any] | None = None,
         state: Any = None,
     ) -> Coroutine[Any, Any, Outcome | None]: ...
     def work_one(
         self,
         target: Any,
-        queue: str,
+        queue: str | None = None,
         handler: Callable[..., Any] | None = None,
         *,
+        id: str | None = None,
+        due: bool = True,
         session_factory: Callable[[], Any] | None = None,
         state: Any = None,
     ) -> Any:
-        """Run one due job of a queue within the caller's own transaction; None if none is due.
+        """Run one due job within the caller's own transaction; None if there is none.
 
         The job is locked, run and settled in that transaction, and the caller's commit decides: if
         the caller rolls back or dies, the job is queued as before, its attempt not spent. So a job
@@ -324,6 +330,9 @@ class BGJob(HasCancel, HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
             queue: Where to look.
             handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for a job of any type;
                 by default the registered handler of its type.
+            id: Instead of a queue, the id of the job. None is returned also if a worker holds it,
+                or somebody has locked its row.
+            due: With *id*, False takes the job also if it is scheduled for later.
             session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``.
             state: What ``ctx.state`` is; there is no ``lifespan=`` here.
 
@@ -331,9 +340,20 @@ class BGJob(HasCancel, HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
             The outcome that was settled, which is the handler's, or a Retry for what it raised.
 
         Raises:
+            TypeError: Neither a queue nor an id is given, or both.
             ValueError: The connection is in AUTOCOMMIT, where run and settlement are not atomic.
         """
-        return work_one(self.models, self.registry, target, queue, handler, session_factory, state)
+        return work_one(
+            self.models,
+            self.registry,
+            target,
+            queue,
+            handler,
+            session_factory,
+            state,
+            id=id,
+            due=due,
+        )
 
     def decode(self, job: JobMixin | DeadJobMixin) -> Any:
         """The arg of a live or dead job, as its handler takes it; no I/O.
@@ -348,83 +368,6 @@ class BGJob(HasCancel, HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
         codec = UNTYPED if handler is None or not handler.takes_arg else handler.codec
         headers = job.headers if isinstance(job.headers, dict) else {}  # SQL may write any JSON
         return codec.decode(job.arg, headers.get(validation.CONTENT_TYPE))
-
-    # ---- operators --------------------------------------------------------------------------
-
-    @overload
-    def redrive(
-        self,
-        target: SyncTarget,
-        where: ColumnElement[bool],
-        *,
-        delay: float | timedelta = 0,
-        limit: int | None = None,
-    ) -> Redriven: ...
-    @overload
-    def redrive(
-        self,
-        target: "AsyncTarget",
-        where: ColumnElement[bool],
-        *,
-        delay: float | timedelta = 0,
-        limit: int | None = None,
-    ) -> Coroutine[Any, Any, Redriven]: ...
-    def redrive(
-        self,
-        target: Any,
-        where: ColumnElement[bool],
-        *,
-        delay: float | timedelta = 0,
-        limit: int | None = None,
-    ) -> Any:
-        """Queue dead jobs again, with attempts counted from 0 and the arg that the row has now.
-
-        A job stays dead while a live one has its id; of several dead jobs with one id, the one that
-        died last comes back. The caller commits.
-
-        Args:
-            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
-            where: Which dead jobs, for example ``jobs.DeadJob.type == "send_receipt"``.
-            delay: Seconds, or a timedelta, until they are due.
-            limit: The most to bring back.
-        """
-        return redrive(self.models, statements_of(self.models), target, where, delay, limit)
-
-    @overload
-    def prune(
-        self,
-        target: SyncTarget,
-        older_than: float | timedelta,
-        where: ColumnElement[bool] | None = None,
-        *,
-        limit: int | None = None,
-    ) -> int: ...
-    @overload
-    def prune(
-        self,
-        target: "AsyncTarget",
-        older_than: float | timedelta,
-        where: ColumnElement[bool] | None = None,
-        *,
-        limit: int | None = None,
-    ) -> Coroutine[Any, Any, int]: ...
-    def prune(
-        self,
-        target: Any,
-        older_than: float | timedelta,
-        where: ColumnElement[bool] | None = None,
-        *,
-        limit: int | None = None,
-    ) -> Any:
-        """Delete jobs that died long ago, the oldest first; returns how many. The caller commits.
-
-        Args:
-            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
-            older_than: Seconds, or a timedelta, since they were moved to the DLQ.
-            where: Which of these; all, by default.
-            limit: The most to delete in this transaction.
-        """
-        return prune(self.models, statements_of(self.models), target, older_than, where, limit)
 
 
 if TYPE_CHECKING:

@@ -94,6 +94,12 @@ class WorkerSettings:
         least=0.001,
         most=1,
     )
+    dead_keep: float = _setting(
+        0.0,
+        "how long dead jobs are kept before a worker deletes them; 0 is for ever",
+        unit="seconds",
+        most=3_000_000_000,
+    )
     until_idle: bool = _setting(
         False, "whether to stop once nothing is due and this worker runs nothing"
     )
@@ -137,6 +143,7 @@ class SettingOptions(TypedDict, total=False):
     hold_timeout: float
     listen: bool
     max_stuck: float
+    dead_keep: float
     until_idle: bool
 
 

@@ -85,6 +85,15 @@ def seconds(what: str, value: object) -> float:
     return float(value)
 
 
+def rate(what: str, value: object) -> float:
+    """How many a second: from one in a thousand seconds to a million."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be an int or float, not {type(value).__name__}")
+    if not 0.001 <= value <= 1_000_000:  # false for NaN too
+        raise ValueError(f"{what}={value!r} is not between 0.001 and 1000000")
+    return float(value)
+
+
 def limit(value: object) -> int | None:
     """How many rows at most: a positive number, or None for all."""
     if value is None:

@@ -252,12 +252,17 @@ def decide(
         case Retry():
             settlement = _failure(Kind.RETRY, outcome)
             if max_attempts is not None and attempt >= max_attempts:
-                return replace(settlement, kind=Kind.DEAD)
+                # The last error of the row is that of an earlier attempt: not why it is dead.
+                error = settlement.error or _NO_REASON.format(attempt, max_attempts)
+                return replace(settlement, kind=Kind.DEAD, error=error)
             if outcome.after is not None or outcome.at is not None:
                 return replace(settlement, delay=outcome.after, at=outcome.at)
             return _by_policy(policy, attempt, settlement)
         case _:
             raise TypeError(f"{type(outcome).__name__} is not an outcome that can be settled")
+
+
+_NO_REASON: Final = "attempt {} ended in a Retry that names no error, and max_attempts is {}"
 
 
 def _failure(kind: Kind, outcome: Retry | MoveToDlq) -> Settlement:

@@ -204,6 +204,11 @@ class Registry:
         """The handler for a job, or None if this process knows none."""
         return self._by_type.get(type) or self._by_queue.get(queue)
 
+    def codec(self, type: str, queue: str) -> Codec | None:
+        """The codec of the handler for a job; None if this process knows none."""
+        handler = self.find(type, queue)
+        return None if handler is None else handler.codec
+
     def find_type(self, type: str) -> JobType[Any] | None:
         """The handler registered for a type itself, never a queue's default."""
         return self._by_type.get(type)

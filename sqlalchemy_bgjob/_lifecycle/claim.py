@@ -226,6 +226,19 @@ def claimed(queue: str, worker_id: int, row: Any) -> ClaimedJob:
     return job
 
 
+def claim_by_id(
+    connection: Connection, statements: Statements, *, id: str, worker_id: int, only_due: bool
+) -> ClaimedJob | None:
+    """Claim one certain job that nobody holds, of whichever queue. The caller commits.
+
+    None if there is none, or somebody has locked its row. Unless it is *only_due*, it may be
+    scheduled for later.
+    """
+    statement = statements.claim.by_id(only_due)
+    row: Any = run(connection, statement, id=id, worker=worker_id).first()
+    return None if row is None else claimed(row[-1], worker_id, row[:-1])
+
+
 def lanes(connection: Connection, statements: Statements, *, queue: str) -> list[int]:
     """The priorities that the jobs of a queue have, ascending. The caller commits."""
     return list(run(connection, statements.claim.lanes, queue=queue).scalars())

@@ -24,7 +24,8 @@ class Redriven:
     ids: tuple[str, ...]
     """The ids of the jobs that are queued again, sorted."""
     left: tuple[str, ...]
-    """Those of the dead jobs that were found and stay dead, as a job of that id lives; sorted."""
+    """Those of the dead jobs that were found and stay dead, as a live job has the id or the unique
+    key; sorted."""
 
 
 def redrive(
@@ -34,13 +35,19 @@ def redrive(
     where: ColumnElement[bool],
     delay: float | timedelta,
     limit: int | None,
+    *,
+    per_second: float | None = None,
+    dry_run: bool = False,
 ) -> Any:
     """See :meth:`BGJob.redrive`."""
-    after = timedelta(seconds=validation.seconds("delay", delay))
-    statement = statements.operate.redrive(where, validation.limit(limit))
+    given: dict[str, Any] = {"delay": timedelta(seconds=validation.seconds("delay", delay))}
+    if per_second is not None:
+        given["per_second"] = validation.rate("per_second", per_second)
+    limit = validation.limit(limit)
 
     def work(unit: Unit) -> Redriven:
-        rows: Any = unit.execute(statement, parameters(delay=after)).all()
+        statement = statements.operate.redrive(where, limit, spaced=per_second is not None)
+        rows: Any = unit.execute(statement, parameters(**given)).all()
         if unit.can_notify:
             for queue in sorted({queue for _, queue, back in rows if back}):
                 unit.execute(statements.enqueue.notify, parameters(queue=queue))
@@ -49,7 +56,11 @@ def redrive(
             left=tuple(sorted(id for id, _, back in rows if not back)),
         )
 
-    return run_in(target, models, work, call="BGJob.redrive")
+    def look(unit: Unit) -> dict[str, int]:
+        counts: Any = unit.execute(statements.dead_jobs.would_return(where, limit)).all()
+        return dict(counts)
+
+    return run_in(target, models, look if dry_run else work, call="BGJob.redrive")
 
 
 def prune(
@@ -59,14 +70,15 @@ def prune(
     older_than: float | timedelta,
     where: ColumnElement[bool] | None,
     limit: int | None,
+    *,
+    dry_run: bool = False,
 ) -> Any:
     """See :meth:`BGJob.prune`."""
     age = timedelta(seconds=validation.seconds("older_than", older_than))
-    statement = statements.operate.prune(
-        true() if where is None else where, validation.limit(limit)
-    )
+    condition, limit = true() if where is None else where, validation.limit(limit)
+    make = statements.dead_jobs.count if dry_run else statements.operate.prune
 
     def work(unit: Unit) -> int:
-        return int(unit.execute(statement, parameters(age=age)).scalar_one())
+        return int(unit.execute(make(condition, limit), parameters(age=age)).scalar_one())
 
     return run_in(target, models, work, call="BGJob.prune")

@@ -28,15 +28,36 @@ def defaults(
     table = _table(folder / "pyproject.toml")
     if not table:
         return None
-    parameters = {name: dict(_keys(command.params)) for name, command in commands.items()}
-    _refuse_unknown(table, {key for keys in parameters.values() for key in keys})
+    known: set[str] = set()
+    found = {name: _of(command, table, known) for name, command in commands.items()}
+    _refuse_unknown(table, known)
+    return found
+
+
+def _of(command: click.Command, table: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
+    """The options of a command, or of each command of a group; adds the keys to *known*.
+
+    In a group those alone that the environment can set too: a filter of dead jobs must not come
+    from a file that was written for workers.
+    """
+    if isinstance(command, click.Group):
+        return {name: _values(_shared(one), table, known) for name, one in command.commands.items()}
+    return _values(command.params, table, known)
+
+
+def _shared(command: click.Command) -> list[click.Parameter]:
+    return [one for one in command.params if one.envvar is not None]
+
+
+def _values(
+    parameters: Iterable[click.Parameter], table: Mapping[str, Any], known: set[str]
+) -> dict[str, Any]:
+    keys = dict(_keys(parameters))
+    known |= set(keys)
     return {
-        name: {
-            keys[key].name or key: _value(key, keys[key], value)
-            for key, value in table.items()
-            if key in keys
-        }
-        for name, keys in parameters.items()
+        keys[key].name or key: _value(key, keys[key], value)
+        for key, value in table.items()
+        if key in keys
     }
 
 
@@ -65,8 +86,8 @@ def _table(file: Path) -> dict[str, Any]:
 
 def _keys(parameters: Iterable[click.Parameter]) -> Iterable[tuple[str, click.Parameter]]:
     for parameter in parameters:
-        if isinstance(parameter, click.Argument):
-            yield parameter.name or "", parameter
+        if isinstance(parameter, click.Argument) and parameter.name == "app":
+            yield "app", parameter  # no other argument: a queue to pause is not the worker's
         for name in parameter.opts:
             if name.startswith("--"):
                 yield name.removeprefix("--"), parameter

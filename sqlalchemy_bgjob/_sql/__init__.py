@@ -12,6 +12,7 @@ from ..models import Models
 from .cancel import CancelStatements
 from .claim import ClaimStatements
 from .control import ControlStatements
+from .dead_jobs import DeadJobStatements
 from .enqueue import EnqueueStatements
 from .go_bgjob import GoBgjobStatements
 from .operate import OperateStatements
@@ -37,6 +38,7 @@ class Statements:
         self.operate: Final = OperateStatements(tables)
         self.schedules: Final = ScheduleStatements(tables)
         self.control: Final = ControlStatements(tables)
+        self.dead_jobs: Final = DeadJobStatements(tables)
         self.go_bgjob: Final = GoBgjobStatements(tables)
 
 

@@ -1,7 +1,7 @@
 """SQL that claims: which jobs are due, in which order, and who gets them."""
 
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -53,6 +53,7 @@ class ClaimStatements:
 
     def __init__(self, tables: Tables) -> None:
         self._job = tables.job
+        self.by_id: Callable[[bool], Executable] = cache(self._by_id)
 
     def _lanes(self, queue: ColumnElement[str] = _QUEUE, wanted: ColumnElement[bool] = _YES) -> CTE:
         """The queue's priorities, ascending, by one index probe each; the last row is null."""
@@ -335,6 +336,22 @@ class ClaimStatements:
             .where(due.c.id == parameter("id", Text), *self._is_due(due, _QUEUE))
         )
         return self._claim_of_queue(self._lock_to_claim(row))
+
+    def _by_id(self, only_due: bool) -> Executable:
+        """As :attr:`one`, of whichever queue: it is one column more. Parameters: worker, id.
+
+        Unless it is *only_due*, a job that is scheduled for later is taken too. One that waits for
+        a seat of its group is not.
+        """
+        job = self._job.alias("due")
+        may_start = job.c.next_run_at <= func.now() if only_due else job.c.waits.is_not(true())
+        row: Select[Any] = (
+            select(literal_column("due.ctid"))
+            .select_from(job)
+            .with_hint(job, ONLY)
+            .where(job.c.id == parameter("id", Text), job.c.claimed_by.is_(None), may_start)
+        )
+        return self._claim(self._lock_to_claim(row)).returning(self._job.c.queue)
 
     @cached_property
     def next_due(self) -> Executable:

@@ -7,10 +7,12 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Executable,
+    Float,
     Integer,
     Interval,
     Text,
     any_,
+    case,
     cast,
     delete,
     false,
@@ -26,7 +28,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from ..models import lease_at_insert
-from .words import ONLY, Tables, array_parameter, parameter
+from .words import ONLY, SECOND, Tables, array_parameter, parameter
 
 
 class OperateStatements:
@@ -36,11 +38,15 @@ class OperateStatements:
         self._job, self._dead, self._worker = tables.job, tables.dead, tables.worker
         self._control, self._channel = tables.control, tables.channel
 
-    def redrive(self, where: ColumnElement[bool], limit: int | None) -> Executable:
+    def redrive(
+        self, where: ColumnElement[bool], limit: int | None, *, spaced: bool = False
+    ) -> Executable:
         """Bring dead jobs back: of each job id the one that died last.
 
         Returns job_id, queue, and whether it was brought back, for each dead job that *where*
-        finds. A job stays dead while a live job has its id. Parameter: delay (timedelta).
+        finds. A job stays dead while a live job has its id or its unique key. Parameters: delay
+        (timedelta), and with *spaced* per_second: how many fall due in a second, those that died
+        first before the others.
         """
         job, dead = self._job, self._dead
         # All columns from here: what somebody has edited while this waited is what runs.
@@ -57,23 +63,31 @@ class OperateStatements:
         place = func.row_number().over(partition_by=found.c.job_id, order_by=newest_first)
         ranked = select(*found.c, place.label("place")).subquery("ranked")
         last = select(*ranked.c).where(ranked.c.place == 1).cte("last")
+        due_at = func.now() + parameter("delay", Interval)
+        if spaced:
+            number = func.row_number().over(order_by=(last.c.moved_at, last.c.id))
+            due_at += (number - 1) / parameter("per_second", Float(53)) * SECOND
         values: dict[str, Any] = {
             "id": last.c.job_id,
             # Above every lease of this job, and of a later job with the same id.
             "lease": func.greatest(last.c.lease + 1, lease_at_insert()),
             "attempt": literal(0, Integer),
             "crashes": literal(0, Integer),
-            "next_run_at": func.now() + parameter("delay", Interval),
+            "next_run_at": due_at,
             "created_at": last.c.job_created_at,
             "updated_at": func.now(),
         }
         values |= {
             c.name: last.c[c.name] for c in job.c if c.name not in values and c.name in last.c
         }
+        # In the order in which a bulk enqueue takes keys and ids, so that the two never wait for
+        # each other in a circle. Of two with one key, the one that died last comes first.
+        keyed = case((last.c.unique_key.is_not(None), last.c.moved_at))
+        rows = select(*values.values()).order_by(last.c.unique_key, keyed.desc(), last.c.job_id)
         back = (
             pg_insert(job)
-            .from_select(list(values), select(*values.values()))
-            .on_conflict_do_nothing(index_elements=[*job.primary_key])
+            .from_select(list(values), rows)
+            .on_conflict_do_nothing()  # whichever unique index it is
             .returning(job.c.id)
             .cte("back")
         )

@@ -31,6 +31,7 @@ from .._db.errors import describe
 from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
 from .control import what_is_set
+from .error_history import appended
 from .schedules import any_due
 from .words import (
     ACTIVITY,
@@ -298,15 +299,16 @@ class RescueStatements:
         """
         held = self._job.alias("held")
         mine = and_(held.c.claimed_by == parameter("worker", BigInteger), _is_given(held))
-        return GiveBack(_which(held, mine), self._queue_again(self._crashed()))
+        error = func.coalesce(self._job.c.last_error, _lost())
+        return GiveBack(_which(held, mine), self._queue_again(self._crashed(error)))
 
     @cached_property
     def _after_a_crash(self) -> Executable:
-        lost = literal(describe(WorkerLost()), Text)
-        return self._queue_again({**self._crashed(), "last_error": lost})
+        lost = _lost()
+        return self._queue_again({**self._crashed(lost), "last_error": lost})
 
-    def _crashed(self) -> dict[str, Any]:
-        """One crash more.
+    def _crashed(self, error: ColumnElement[Any]) -> dict[str, Any]:
+        """One crash more, and its error in the history.
 
         After its first crash a job is due as before; after further ones it waits for a time that
         is as good as random. So the jobs of one lost worker spread out, and a job that kills its
@@ -320,7 +322,8 @@ class RescueStatements:
             cast(longest, Float(53)) * cast(spread, Float(53)) / literal_column("1023", Float(53))
         )
         again = case((job.c.crashes > 0, later(delay)), else_=job.c.next_run_at)
-        return {"crashes": job.c.crashes + 1, "next_run_at": again}
+        errors = appended(job.c.errors, attempt=job.c.attempt, worker=job.c.claimed_by, error=error)
+        return {"crashes": job.c.crashes + 1, "next_run_at": again, "errors": errors}
 
     def _queue_again(self, values: Mapping[str, Any]) -> Executable:
         job = self._job
@@ -361,6 +364,10 @@ class RescueStatements:
         if everybody:
             return select(cast(func.pg_notify(tables.channel_of_given_back, queue), Text))
         return woken(self._worker, tables.channel, queue, of=Wakeup.RETURNED)
+
+
+def _lost() -> ColumnElement[str]:
+    return literal(describe(WorkerLost()), Text)
 
 
 def _which(held: Any, condition: ColumnElement[bool]) -> Executable:

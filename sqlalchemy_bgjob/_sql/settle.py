@@ -21,6 +21,7 @@ from sqlalchemy import (
     Select,
     TableValuedAlias,
     Text,
+    and_,
     case,
     cast,
     delete,
@@ -33,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from .error_history import appended
 from .words import (
     CLOCK,
     ONLY,
@@ -145,6 +147,11 @@ class SettleStatements:
             headers=Text(),
             unknowns=Boolean(),
         )
+        # An attempt that is refunded has not failed: it found no connection, or was interrupted.
+        has_failed = and_(given.c.errors.is_not(None), given.c.refunds == literal_column("0"))
+        history = appended(
+            job.c.errors, attempt=job.c.attempt, worker=job.c.claimed_by, error=given.c.errors
+        )
         return (
             update(job)
             .with_hint(ONLY)
@@ -164,6 +171,7 @@ class SettleStatements:
                     else_=func.coalesce(given.c.moments, later(given.c.delays), job.c.next_run_at),
                 ),
                 last_error=case((given.c.keep_errors, job.c.last_error), else_=given.c.errors),
+                errors=case((has_failed, history), else_=job.c.errors),
                 arg=case((given.c.new_args, given.c.args), else_=job.c.arg),
                 headers=case((given.c.new_args, cast(given.c.headers, JSONB)), else_=job.c.headers),
                 unknown_since=case(
@@ -185,14 +193,19 @@ class SettleStatements:
         )
         gone = delete(job).with_hint(ONLY).where(self._named, at(self._held(given, wait=wait)))
         moved = gone.returning(*job.c).cte("moved")
+        attempt = func.greatest(moved.c.attempt - given.c.refunds, 0)
+        history = appended(
+            moved.c.errors, attempt=attempt, worker=moved.c.claimed_by, error=given.c.errors
+        )
         values: dict[str, Any] = {
             "id": given.c.dead_ids,
             "job_id": moved.c.id,
             "job_created_at": moved.c.created_at,
             "job_updated_at": moved.c.updated_at,
             "moved_at": func.clock_timestamp(),
-            "attempt": func.greatest(moved.c.attempt - given.c.refunds, 0),
+            "attempt": attempt,
             "last_error": func.coalesce(given.c.errors, moved.c.last_error),
+            "errors": case((given.c.errors.is_not(None), history), else_=moved.c.errors),
         }
         # The rest by name, the user's own columns among them where both tables have them.
         values |= {

@@ -32,6 +32,7 @@ from .heart import Heart
 from .listener import Listener
 from .plan.steps import Announce, Claim, PassOn
 from .refusals import Refusals
+from .run import job_info
 from .unknown_claims import UnknownClaims
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -75,6 +76,7 @@ class Claiming:
         self._heart, self._listener = heart, listener
         self._unknown, self._events = unknown, events
         self._refusals = Refusals(hands, control, statements, events)
+        self._tells_claims = events.wants("job_claimed")
         self._empty: set[str] = set()
         self._found = 0  # by the claim that goes on
         self.has_claimed = False
@@ -260,6 +262,9 @@ class Claiming:
         self._found += len(jobs)
         if jobs and CLAIM.listeners:
             CLAIM.reached(jobs)
+        if self._tells_claims:  # before any of them may start
+            for job in jobs:
+                self._events.emit("job_claimed", job_info(job))
         self._tell_if_empty(queue, bool(jobs))
         last: Position | None = None
         if jobs and in_order:

@@ -35,6 +35,7 @@ from ..settings import WorkerSettings
 from ..telemetry import Events
 from .heart import Heart
 from .queue_control import QueueControl
+from .retention import Retention
 from .runtime import Runtime
 from .scheduler import Scheduler
 from .side_loop import SideLoop
@@ -100,6 +101,7 @@ class Rescuer(SideLoop):
         self._statements, self._settings = statements, settings
         self._heart, self._unknown, self._on_health = heart, unknown, on_health
         self._queue_control, self._scheduler = queue_control, scheduler
+        self._retention = Retention(statements, settings.dead_keep, self._fleet)
         self._sweeps: Mapping[str, Callable[[Connection], None]] = {
             "look": self._look_at_workers,
             "ended": self._rescue_ended,
@@ -109,6 +111,7 @@ class Rescuer(SideLoop):
             "orphans": self._look_for_orphans,
             "unknown": self._ask_again,
             "health": self._sample_health,
+            "retention": self._retention.turn,
         }
         self._before: LookAtWorkers | None = None
         self._now: LookAtWorkers | None = None
@@ -118,6 +121,7 @@ class Rescuer(SideLoop):
     def run(self) -> None:
         """Look until stopped, and connect again whenever the connection is lost."""
         self._turns = _Turns(self._settings)
+        self._retention.begin()
         super().run()
 
     def _failed(self, error: Exception) -> None:
@@ -153,11 +157,14 @@ class Rescuer(SideLoop):
             if now >= turns.sample:
                 self._sweep("health", connection)
                 turns.sample = now + settings.health_interval
+            if now >= self._retention.due_at:
+                self._sweep("retention", connection)
             if self._doubtful:
                 return
             if now >= works_from:
                 self._backoff.reset()
-            self._stopping.wait(max(turns.next - time.monotonic(), 0.0))
+            next_turn = min(turns.next, self._retention.due_at)
+            self._stopping.wait(max(next_turn - time.monotonic(), 0.0))
 
     def _read(self, name: str, connection: Connection, interval: float) -> float:
         """Do a sweep that may read the table of jobs; returns the seconds from start to start."""
@@ -198,6 +205,11 @@ class Rescuer(SideLoop):
             pause = self._read("rest", connection, self._settings.rescue_interval)
             turns.rest = time.monotonic() + pause
         return bool(now.ended)
+
+    def _fleet(self) -> int:
+        """How many workers live, this one included, as the last look has shown it."""
+        seen = () if self._now is None else self._now.workers
+        return max(sum(not (worker.is_lost or worker.is_silent) for worker in seen), 1)
 
     def _look_at_workers(self, connection: Connection) -> None:
         self._before, self._now = self._now, None

@@ -16,6 +16,7 @@ from ..telemetry import Events
 from .control import ControlConnection
 from .hands import Hands
 from .plan.planner import settle_again_after
+from .run import job_info
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -81,7 +82,7 @@ class Settling:
         if not item.settlement.refund_attempt:
             self._refused[job.id, job.lease] = job
         if item.tries == 1 and error is not None:
-            self._events.report(error)
+            self._events.report(error, job_info(job))
             logger.warning(
                 "job %s can't be settled, it will be tried again: %s", job.id, summary(error)
             )

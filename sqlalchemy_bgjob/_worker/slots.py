@@ -54,7 +54,7 @@ class Slots:
         try:
             self._runtime.start(run, self)
         except Exception as error:  # no thread can be made
-            self._events.report(error)
+            self._events.report(error, run.info)
             logger.warning("job %s can't be started: %s", run.job.id, summary(error))
             now = time.monotonic()
             with self._hands.lock:
@@ -125,7 +125,7 @@ class Slots:
         """
         queue, error = run.job.queue, pending.error
         if error is not None and self._pauses.begins(queue, now):
-            self._events.report(error)
+            self._events.report(error, run.info)
         until = self._pauses.until(queue, now)
         delay = until - now + random.uniform(0.0, SPREAD)
         pending.settlement = replace(pending.settlement, delay=delay)

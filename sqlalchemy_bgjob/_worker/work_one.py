@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, NestedTransaction
@@ -33,7 +34,7 @@ from .._lifecycle import claim, settle
 from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowKept, RowMissing
 from .._lifecycle.settle import Pending
-from .._sql import statements_of
+from .._sql import Statements, statements_of
 from ..exceptions import UnknownType
 from ..models import Models
 from ..settings import WorkerSettings
@@ -49,25 +50,59 @@ _NO_SAVEPOINT = frozenset({"3B001", "25P01"})
 """No such savepoint, or no transaction at all: it was ended behind the caller's back."""
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which job is worked on: the first one of a queue, or the one that has this id."""
+
+    queue: str | None = None
+    id: str | None = None
+    only_due: bool = True
+
+    @classmethod
+    def of(cls, queue: object, id: object, *, only_due: bool = True) -> "Wanted":
+        """Check what a caller has given."""
+        if (queue is None) == (id is None):
+            raise TypeError("work_one takes a queue or an id=, and not both")
+        if id is not None:
+            return cls(id=validation.job_id(id), only_due=only_due)
+        if not only_due:
+            raise TypeError("due=False needs id=: of a queue only due jobs are taken")
+        return cls(validation.name("queue", queue))
+
+    def claim(self, connection: Connection, statements: Statements) -> ClaimedJob | None:
+        """Claim it for a worker that has no row. The caller commits."""
+        me = new_worker_id()
+        if self.id is not None:
+            return claim.claim_by_id(
+                connection, statements, id=self.id, worker_id=me, only_due=self.only_due
+            )
+        assert self.queue is not None
+        jobs = claim.claim(connection, statements, queue=self.queue, limit=1, worker_id=me)
+        return jobs[0] if jobs else None
+
+
 def work_one(
     models: Models,
     registry: Registry,
     target: Any,
-    queue: str,
+    queue: str | None,
     handler: Callable[..., Any] | None,
     session_factory: Callable[[], Any] | None,
     state: Any,
+    *,
+    id: str | None = None,
+    due: bool = True,
 ) -> Any:
     """See :meth:`sqlalchemy_bgjob.BGJob.work_one`."""
-    queue = validation.name("queue", queue)
-    given = None if handler is None else _as_job_type(models, registry, queue, handler)
+    wanted = Wanted.of(queue, id, only_due=due)
+    given = None if handler is None else _as_job_type(models, registry, handler)
 
     def work(unit: Unit) -> Outcome | None:
         return work_in(
             unit.connection,
             models,
             registry,
-            queue,
+            wanted,
             given,
             session_factory=session_factory,
             state=state,
@@ -80,28 +115,26 @@ def work_in(
     connection: Connection,
     models: Models,
     registry: Registry,
-    queue: str,
+    wanted: Wanted,
     handler: JobType[Any] | None = None,
     *,
     session_factory: Callable[[], Any] | None = None,
     on_error: Callable[[BaseException], None] | None = None,
     state: Any = None,
 ) -> Outcome | None:
-    """Work on one due job of a queue in the connection's transaction; None if none is due.
+    """Work on one job in the connection's transaction; None if there is none.
 
     *on_error* is called with what a handler has raised that is no outcome, and with an UnknownType.
     *state* is ``ctx.state``.
     """
     one = _WorkOne(connection, models, registry, session_factory, on_error, state)
-    return one.run(queue, handler)
+    return one.run(wanted, handler)
 
 
-def _as_job_type(
-    models: Models, registry: Registry, queue: str, handler: Callable[..., Any]
-) -> JobType[Any]:
+def _as_job_type(models: Models, registry: Registry, handler: Callable[..., Any]) -> JobType[Any]:
     if isinstance(handler, JobType):
         return handler
-    return JobType(models, "*", queue, handler, HandlerOptions(), registry.additions)
+    return JobType(models, "*", "*", handler, HandlerOptions(), registry.additions)
 
 
 class _WorkOne:
@@ -122,7 +155,7 @@ class _WorkOne:
         self._process = os.getpid()
         self._session_factory = session_factory
 
-    def run(self, queue: str, given: JobType[Any] | None) -> Outcome | None:
+    def run(self, wanted: Wanted, given: JobType[Any] | None) -> Outcome | None:
         connection = self._connection
         if is_autocommit(connection):
             raise ValueError(
@@ -134,13 +167,10 @@ class _WorkOne:
                 f"{given!r} is a coroutine, and this connection is synchronous; "
                 f"use an AsyncSession or AsyncConnection"
             )
-        claimed = claim.claim(
-            connection, self._statements, queue=queue, limit=1, worker_id=new_worker_id()
-        )
-        if not claimed:
+        job = wanted.claim(connection, self._statements)
+        if job is None:
             return None
-        job = claimed[0]
-        handler = given or self._registry.find(job.type, queue)
+        handler = given or self._registry.find(job.type, job.queue)
         on_expiry = None if handler is None else handler.options.on_expiry
         end = ends_unstarted(cancelled=job.cancelled, expired=job.expired, on_expiry=on_expiry)
         if end is not None:

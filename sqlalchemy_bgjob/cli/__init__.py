@@ -25,6 +25,7 @@ from .._version import __version__
 from .bench import bench
 from .check import check
 from .demo import demo
+from .dlq import dlq
 from .doctor import doctor
 from .import_bgjob import import_bgjob
 from .queues import pause, pressure, queues, resume, slots
@@ -65,7 +66,7 @@ def cli(ctx: click.Context) -> None:
 
 
 for _command in (
-    *(worker, check, migrate, doctor, grants, import_bgjob),
+    *(worker, check, dlq, migrate, doctor, grants, import_bgjob),
     *(queues, pause, resume, slots, pressure),
     *(demo, bench, version),
 ):

@@ -14,7 +14,7 @@ from ..settings import DEFAULT_PREFIX, WorkerSettings
 
 FALLBACK: Final = "DATABASE_URL"
 """What hosting platforms set; it is used last, and a command says so."""
-_UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 class Source(NamedTuple):
@@ -38,7 +38,7 @@ else:  # generic since click 8.2 only
 
 
 class Seconds(_ParamType):
-    """A duration: ``2.5``, ``500ms``, ``30s``, ``5m`` or ``1h``; a float of seconds."""
+    """A duration: ``2.5``, ``500ms``, ``30s``, ``5m``, ``1h`` or ``30d``; a float of seconds."""
 
     name = "seconds"
 
@@ -48,12 +48,14 @@ class Seconds(_ParamType):
         """Parse a duration into seconds."""
         if isinstance(value, int | float):
             return float(value)
-        number = str(value).strip().rstrip("hms")
+        number = str(value).strip().rstrip("dhms")
         unit = str(value).strip()[len(number) :] or "s"
         try:
             return float(number) * _UNITS[unit]
         except (KeyError, ValueError):
-            self.fail(f"{value!r} is not a duration such as 2.5, 500ms, 30s, 5m or 1h", param, ctx)
+            self.fail(
+                f"{value!r} is not a duration such as 2.5, 500ms, 30s, 5m, 1h or 30d", param, ctx
+            )
 
 
 def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Any], Any]:

@@ -12,7 +12,9 @@ their own on these tables.
 * Everything compiles on SQLite too, so that a user's own ``create_all()`` still works there.
 """
 
+from ._args import check_args_by
 from ._columns import DeadJobMixin, JobMixin, WorkerMixin
+from ._errors import PastError, error_type_of
 from ._flow_columns import BatchMixin, ControlMixin, ScheduleMixin
 from ._lease import lease_at_insert
 from ._mapping import Models, build_models, check_names
@@ -23,9 +25,12 @@ __all__ = [
     "DeadJobMixin",
     "JobMixin",
     "Models",
+    "PastError",
     "ScheduleMixin",
     "WorkerMixin",
     "build_models",
+    "check_args_by",
     "check_names",
+    "error_type_of",
     "lease_at_insert",
 ]

@@ -1,7 +1,6 @@
 """The columns of each table, as mixins, and what is checked when they are assigned."""
 
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,10 +31,14 @@ from sqlalchemy.orm import (
 from sqlalchemy.types import TypeEngine
 
 from .._drafts import validation
-from .._drafts.codec import Codec, Encoded
 from .._drafts.ids import new_id
 from ..settings import DEFAULT_PREFIX
+from ._args import ArgAndHeaders, is_sql
+from ._errors import ErrorHistory
 from ._lease import lease_at_insert
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 text = Text()
 moment = DateTime(timezone=True)
@@ -43,10 +46,9 @@ moment = DateTime(timezone=True)
 json_column: TypeEngine[Any] = JSON(none_as_null=True).with_variant(
     JSONB(none_as_null=True), "postgresql"
 )
-_json_codec: Codec = Codec(Any)
 
 
-class _Columns:
+class _Columns(ArgAndHeaders, ErrorHistory):
     """Columns that live and dead jobs share."""
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -98,10 +100,6 @@ class _Columns:
         # A CASE, since a bytes row would fail the conversion and with it the user's whole query.
         is_json = cls.headers[validation.CONTENT_TYPE].as_string().is_(None)
         return case((is_json, func.convert_from(cls.arg, "UTF8").cast(JSONB)))
-
-
-class _Checked(dict[str, Any]):
-    """Checked headers that carry the new arg's content type already."""
 
 
 class JobMixin(_Columns):
@@ -163,47 +161,23 @@ class JobMixin(_Columns):
 
     @validates("id")
     def _check_id(self, key: str, value: object) -> object:
-        return value if _is_sql(value) else validation.job_id(value)
+        return value if is_sql(value) else validation.job_id(value)
 
     @validates("queue", "type")
     def _check_name(self, key: str, value: object) -> object:
-        return value if _is_sql(value) else validation.name(key, value)
+        return value if is_sql(value) else validation.name(key, value)
 
     @validates("priority")
     def _check_priority(self, key: str, value: object) -> object:
-        return value if _is_sql(value) else validation.priority(value)
+        return value if is_sql(value) else validation.priority(value)
 
     @validates("next_run_at")
     def _check_next_run_at(self, key: str, value: object) -> object:
-        return value if _is_sql(value) else validation.moment(key, value)
+        return value if is_sql(value) else validation.moment(key, value)
 
     @validates("expires_at")
     def _check_expires_at(self, key: str, value: object) -> object:
-        return value if value is None or _is_sql(value) else validation.moment(key, value)
-
-    @validates("arg")
-    def _encode_arg(self, key: str, value: object) -> object:
-        if _is_sql(value):
-            return value
-        encoded = value if isinstance(value, Encoded) else _json_codec.encode(value)
-        own = {k: v for k, v in (self.headers or {}).items() if k != validation.CONTENT_TYPE}
-        headers = validation.headers(own or None, encoded.content_type)
-        if headers != self.headers:
-            self.headers = _Checked(headers or {})
-        return encoded.data
-
-    @validates("headers")
-    def _check_headers(self, key: str, value: object) -> object:
-        if _is_sql(value):
-            return value
-        if isinstance(value, _Checked):
-            return dict(value) or None
-        if not isinstance(value, Mapping | None):
-            raise TypeError(f"headers must be a mapping, not {type(value).__name__}")
-        content_type = (self.headers or {}).get(validation.CONTENT_TYPE)
-        if value and validation.CONTENT_TYPE in value:
-            content_type = value[validation.CONTENT_TYPE]
-        return validation.headers(value, content_type)
+        return value if value is None or is_sql(value) else validation.moment(key, value)
 
     @hybrid_property
     def state(self) -> str:
@@ -270,7 +244,3 @@ class WorkerMixin:
     # The server session that listens for this worker: PostgreSQL ends it when the process dies.
     listener_pid: Mapped[int | None] = mapped_column(Integer)
     listener_started_at: Mapped[datetime | None] = mapped_column(moment)
-
-
-def _is_sql(value: object) -> bool:
-    return hasattr(value, "__clause_element__") or isinstance(value, ColumnElement)

@@ -71,6 +71,12 @@ class Observer:
     wants_exceptions: ClassVar[bool] = True
     """Whether it looks at ``run.exception``. Until it has, the handler's variables are kept."""
 
+    def job_claimed(self, job: JobInfo) -> None:
+        """The worker has taken the job. Its handler runs soon, or the job is handed back.
+
+        Not told of a claim whose answer was lost: its jobs are returned.
+        """
+
     def job_started(self, job: JobInfo) -> None:
         """A handler is about to run."""
 
@@ -102,6 +108,13 @@ class Observer:
         Otherwise an expired job is moved to the DLQ.
         """
 
+    def job_type_unknown(self, job: JobInfo, run: FinishedRun) -> None:
+        """No handler knows the job's type. It waits ``run.delay`` seconds, its attempt refunded.
+
+        Told each time that a worker meets it, until ``unknown_type_grace`` is over: then the job is
+        moved to the DLQ.
+        """
+
     def job_lease_lost(self, job: JobInfo) -> None:
         """The job was taken from this worker, which does not settle it."""
 
@@ -118,6 +131,13 @@ class Observer:
         """Something failed that is not a handler: the connection, a settlement, the listener.
 
         During an outage, each of the worker's connections reports one error every 5 s.
+        """
+
+    def job_error(self, job: JobInfo, error: BaseException) -> None:
+        """Beside ``worker_error``, where the error is about one job: which one it is.
+
+        Its settlement was refused, its session found no connection, or there was no thread for it.
+        The worker tries again by itself.
         """
 
 
@@ -166,10 +186,12 @@ class Events:
                 self._dropped = True
                 logger.warning("observers are %d events behind: dropping", MAX_WAITING_EVENTS)
 
-    def report(self, error: BaseException) -> None:
-        """Tell of an error that is not a handler's, with what may be done about it."""
+    def report(self, error: BaseException, job: JobInfo | None = None) -> None:
+        """Tell of an error that is not a handler's, with what may be done about it, and its job."""
         note_advice(error)
         self.emit("worker_error", error)
+        if job is not None:
+            self.emit("job_error", job, error)
 
     def settled(self, job: JobInfo, settlement: Settlement, seconds: float) -> None:
         """Tell of a settlement that was committed, of a handler that took *seconds*."""
@@ -211,9 +233,9 @@ _EVENT_OF: Final[Mapping[Kind, str | None]] = {
     Kind.DEAD: "job_moved_to_dlq",
     Kind.CANCELLED: "job_cancelled",
     Kind.EXPIRED: "job_expired",
+    Kind.UNKNOWN_TYPE: "job_type_unknown",
     # Nothing happened to the job that an observer waits for.
     Kind.HANDED_BACK: None,
-    Kind.UNKNOWN_TYPE: None,
 }
 
 

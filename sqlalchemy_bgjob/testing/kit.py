@@ -25,6 +25,7 @@ from .._sql import statements_of
 from .._sql.words import parameters
 from .._worker.call import begin, check_session_is_wanted
 from .._worker.run import Run
+from .._worker.work_one import Wanted as WantedJob
 from .._worker.work_one import work_in
 from ..bgjob import BGJob
 from ..exceptions import InvalidArg
@@ -168,7 +169,7 @@ class JobKit:
                     unit.connection,
                     models,
                     registry,
-                    queue,
+                    WantedJob(queue),
                     session_factory=session_factory,
                     on_error=errors.append,
                     state=self.state,
@@ -187,6 +188,47 @@ class JobKit:
             return outcomes
 
         return run_in(target, models, work, call="JobKit.work_due")
+
+    def work_one(
+        self,
+        target: Any,
+        job: JobRef | str,
+        *,
+        due: bool = True,
+        raise_errors: bool = True,
+        session_factory: Callable[[], Any] | None = None,
+    ) -> Any:
+        """Run one certain job and settle it; its outcome, or None if there is no such job.
+
+        Args:
+            target: As for :meth:`work_due`.
+            job: What ``enqueue`` has returned, or an id.
+            due: False takes it also if it is scheduled for later.
+            raise_errors: As for :meth:`work_due`.
+            session_factory: Makes ``ctx.session``, as for ``work_one`` of the application.
+        """
+        if _is_engine(target):
+            raise TypeError("work_one works in a transaction of yours: give it a Session")
+        wanted = WantedJob.of(None, job.id if isinstance(job, JobRef) else job, only_due=due)
+
+        def work(unit: Unit) -> Outcome | None:
+            errors: list[BaseException] = []
+            outcome = work_in(
+                unit.connection,
+                self.jobs.models,
+                self.jobs.registry,
+                wanted,
+                session_factory=session_factory,
+                on_error=errors.append,
+                state=self.state,
+            )
+            if isinstance(unit.target, Session):
+                _refresh(unit.target)
+            if raise_errors and errors:
+                raise errors[0]
+            return outcome
+
+        return run_in(target, self.jobs.models, work, call="JobKit.work_one")
 
     def _next_queue(
         self, unit: Unit, queues: Iterable[str], passed_by: Iterable[str]

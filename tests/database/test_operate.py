@@ -273,7 +273,7 @@ def test_an_edited_arg_is_what_runs(jobs: BGJob, engine: Engine) -> None:
     """Also if the edit is committed while the redrive waits for it."""
     kill(jobs, engine, "a")
     with Session(engine) as session, session.begin():
-        session.scalars(select(jobs.DeadJob)).one().arg = b'"edited"'
+        session.scalars(select(jobs.DeadJob)).one().arg = "edited"
         session.flush()
         with ThreadPoolExecutor() as pool:
             done = pool.submit(jobs.redrive, engine, true())

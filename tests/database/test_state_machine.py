@@ -87,6 +87,12 @@ class Job:
     """Whether it is to be cancelled."""
     expires: int | None = None
     """From the end of which hour on it never starts."""
+    failed: tuple[str, ...] = ()
+    """Of its failed attempts the first and the last nine: attempt, worker, error."""
+
+    def and_failed(self, attempt: int, error: str) -> tuple[str, ...]:
+        all_of_them = *self.failed, f"{attempt} {self.worker} {error}"
+        return all_of_them if len(all_of_them) <= 10 else (all_of_them[0], *all_of_them[2:])
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Dead:
     priority: int
     hour: int
     """When it died."""
+    failed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -335,11 +342,14 @@ class Machine(RuleBasedStateMachine):
                         arg=job.arg,
                         priority=job.priority,
                         hour=model.hour,
+                        failed=job.and_failed(job.attempt, "given up"),
                     )
                 )
             case kind:
                 stays = kind is Kind.HANDED_BACK or job.asked
                 later = {} if stays else {"hour": model.hour + delay}
+                if kind is Kind.RETRY:
+                    model.change(id, failed=job.and_failed(job.attempt, "failed"))
                 model.change(
                     id,
                     worker=None,
@@ -423,6 +433,7 @@ class Machine(RuleBasedStateMachine):
                     lease=job.lease + 1,
                     crashes=job.crashes + 1,
                     error="WorkerLost",
+                    failed=job.and_failed(job.attempt, "WorkerLost"),
                     **later,
                 )
 
@@ -549,7 +560,10 @@ class Machine(RuleBasedStateMachine):
     @rule(id=ids, delay=hours)
     def redrive(self, id: str, delay: int) -> None:
         dead = self.model.dead.get(id, [])
-        done = self.jobs.redrive(self.engine, self.jobs.DeadJob.job_id == id, delay=delay * HOUR)
+        which = self.jobs.DeadJob.job_id == id
+        would = {"t": 1} if dead and id not in self.model.live else {}
+        assert self.jobs.redrive(self.engine, which, dry_run=True) == would
+        done = self.jobs.redrive(self.engine, which, delay=delay * HOUR)
         if not dead:
             assert (done.ids, done.left) == ((), ())
             return
@@ -569,6 +583,7 @@ class Machine(RuleBasedStateMachine):
             priority=job.priority,
             error=job.error,
             arg=job.arg,
+            failed=job.failed,
         )
 
     @rule(age=st.integers(1, 3))
@@ -634,12 +649,12 @@ class Machine(RuleBasedStateMachine):
                 text(
                     "SELECT id, lease, claimed_by, attempt, crashes, priority, arg,"
                     " split_part(last_error, ':', 1), cancel_at IS NOT NULL,"
-                    " next_run_at <= now() FROM bgjob_job"
+                    " next_run_at <= now(), errors FROM bgjob_job"
                 )
             ).all()
             dead = connection.execute(
                 text(
-                    "SELECT job_id, lease, attempt, last_error, arg FROM bgjob_dead_job"
+                    "SELECT job_id, lease, attempt, last_error, arg, errors FROM bgjob_dead_job"
                     " ORDER BY moved_at, id"
                 )
             ).all()
@@ -662,15 +677,22 @@ class Machine(RuleBasedStateMachine):
                 job.asked,
             )
             assert row[9] is (job.hour <= self.model.hour)
+            assert (row.errors is None, history(row.errors)) == (not job.failed, job.failed)
         assert {row[0] for row in live} == self.model.live.keys()
         found: dict[str, list[Any]] = {}
         for id, *rest in dead:
-            found.setdefault(id, []).append(tuple(rest))
+            found.setdefault(id, []).append((*rest[:-1], history(rest[-1])))
         assert found == {
-            id: [(job.lease, job.attempt, job.error, job.arg) for job in dead]
+            id: [(job.lease, job.attempt, job.error, job.arg, job.failed) for job in dead]
             for id, dead in self.model.dead.items()
             if dead
         }
+
+
+def history(errors: list[Any] | None) -> tuple[str, ...]:
+    return tuple(
+        f"{it['attempt']} {it['worker']} {it['error'].partition(':')[0]}" for it in errors or ()
+    )
 
 
 @pytest.fixture(scope="module")

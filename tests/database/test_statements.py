@@ -690,6 +690,8 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("claim.skipping", None, {"queue", "limit", "worker", "skip"}),
         ("claim.due_ids", None, {"queue", "limit", "skip"}),
         ("claim.one", None, {"queue", "worker", "id"}),
+        ("claim.by_id", (False, True), {"worker", "id"}),
+        ("dead_jobs.delete_old", None, {"age", "limit"}),
         ("rescue.holds_any", None, {"worker"}),
         ("settle.transaction_status", None, {"xid"}),
         ("rescue.workers", None, MINE - {"names"}),

@@ -35,6 +35,7 @@ PAGES = (
     "docs/guides/schedules.md",
     "docs/testing.md",
     "docs/deploying.md",
+    "docs/guides/dead_jobs.md",
     "docs/guides/middleware.md",
     "docs/guides/queue_control.md",
 )

@@ -71,7 +71,10 @@ def test_the_rest_may_come_from_the_environment_too(
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("2.5", 2.5), ("500ms", 0.5), ("30s", 30.0), ("5m", 300.0), ("1h", 3600.0), (3, 3.0)],
+    [
+        *(("2.5", 2.5), ("500ms", 0.5), ("30s", 30.0), ("5m", 300.0)),
+        *(("1h", 3600.0), ("30d", 2.592e6), (3, 3.0)),
+    ],
 )
 def test_durations_have_units(given: object, expected: float) -> None:
     assert Seconds().convert(given, None, None) == expected

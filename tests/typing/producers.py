@@ -20,10 +20,14 @@ from sqlalchemy_bgjob import (
     BulkResult,
     Context,
     DeadJobMixin,
+    DeadSummary,
     JobMixin,
     JobRef,
     JobType,
     MoveToDlq,
+    Outcome,
+    PastError,
+    Redriven,
     enqueue,
     enqueue_from,
     enqueue_many,
@@ -36,6 +40,7 @@ class Base(DeclarativeBase): ...
 
 jobs = BGJob(Base)
 assert_type(jobs, BGJob[JobMixin, DeadJobMixin])
+which = jobs.DeadJob.type == "resize"
 
 
 @dataclass
@@ -156,12 +161,28 @@ async def async_targets(
     jobs.cancel_where(session, jobs.Job.type == "resize")  # E: unused-coroutine
     jobs.redrive(session, jobs.DeadJob.type == "resize")  # E: unused-coroutine
     jobs.prune(session, timedelta(days=30))  # E: unused-coroutine
+    jobs.dead_summary(session)  # E: unused-coroutine
+    assert_type(await jobs.redrive(session, which, per_second=5), Redriven)
+    assert_type(await jobs.redrive(session, which, dry_run=True), dict[str, int])
+    assert_type(await jobs.work_one(session, id="7", due=False), Outcome | None)
     let_time_pass(session, jobs, 60)  # E: unused-coroutine
     enqueue(session, clean_up)  # E: unused-coroutine
     enqueue(session, report, "2026-11")  # E: unused-coroutine
     assert enqueue(session, send_receipt, Receipt(1)).inserted  # E: attr-defined
     await enqueue(session, send_receipt)  # E: arg-type
     await enqueue(session, send_receipt, "7")  # E: misc
+
+
+def dead_jobs(session: Session) -> None:
+    assert_type(jobs.redrive(session, which), Redriven)
+    assert_type(jobs.redrive(session, which, dry_run=False, limit=7), Redriven)
+    assert_type(jobs.redrive(session, which, dry_run=True), dict[str, int])
+    assert_type(jobs.dead_summary(session), list[DeadSummary])
+    dead = session.get_one(jobs.DeadJob, "id")
+    assert_type(dead.error_history, tuple[PastError, ...])
+    assert_type(dead.error_type, str | None)
+    session.scalars(select(jobs.DeadJob).where(jobs.DeadJob.error_type == "ValueError"))
+    jobs.redrive(session, which, per_second="5")  # E: call-overload
 
 
 def sync_results_are_not_awaited(session: Session) -> None:

@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 
 from sqlalchemy_bgjob.cli import cli
@@ -97,7 +98,10 @@ def test_commands_of_the_docs_exist() -> None:
     assert len(ours) >= 10
     assert any(words[: len(faults)] == faults for words in commands)
     for name, *words in ours:
-        known = {option for parameter in cli.commands[name].params for option in parameter.opts}
+        command = cli.commands[name]
+        if isinstance(command, click.Group):
+            command = command.commands[words[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known
 
 

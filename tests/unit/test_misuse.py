@@ -142,6 +142,7 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "BGJob.cancel_where": lambda target: jobs.cancel_where(target, true()),
     "BGJob.redrive": lambda target: jobs.redrive(target, true()),
     "BGJob.prune": lambda target: jobs.prune(target, timedelta(days=1)),
+    "BGJob.dead_summary": jobs.dead_summary,
     "BGJob.work_one": lambda target: jobs.work_one(target, "mail"),
 }
 

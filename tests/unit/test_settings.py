@@ -11,7 +11,11 @@ import pytest
 from sqlalchemy_bgjob.settings import SettingOptions, WorkerSettings, make_settings
 
 FIELDS = dataclasses.fields(WorkerSettings)
-DURATIONS = [field.name for field in FIELDS if field.metadata["unit"] == "seconds"]
+DURATIONS = [
+    field.name
+    for field in FIELDS
+    if field.metadata["unit"] == "seconds" and field.name != "dead_keep"
+]
 MAY_BE_ZERO = ["shutdown_timeout", "unknown_type_grace"]
 
 
@@ -29,6 +33,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "hold_timeout": 1.0,
         "listen": True,
         "max_stuck": 0.5,
+        "dead_keep": 0.0,
         "until_idle": False,
     }
 
@@ -64,6 +69,15 @@ def test_a_duration_that_is_no_number_is_a_type_error(name: str, value: object) 
 
     with pytest.raises(TypeError, match=rf"^{name}=.* is not a number of seconds$"):
         WorkerSettings(**options)
+
+
+def test_dead_jobs_may_be_kept_for_years() -> None:
+    assert WorkerSettings(dead_keep=10 * 366 * 86_400).dead_keep == 316_224_000
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(
+            ValueError, match=r"^dead_keep=\S+ is not between 0 and 3e\+09 seconds$"
+        ):
+            WorkerSettings(dead_keep=value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 10_001])

@@ -15,6 +15,7 @@ from sqlalchemy_bgjob.testing.faults import main as faults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 ROOT = Path(__file__).parents[2]
 GLOSSARY = ROOT / "docs" / "glossary.md"
@@ -54,7 +55,7 @@ MEANT_BESIDE = {
     "discard": r"\bplans\b",
     "fetch": r"\bby address\b|\bwhich is fetched\b",
     "guard": r"\block\b|\bguards what\b|\bwho takes it\b",
-    "hook": r"\bsession|\bconnect|\bcommit|\bengine|\bpre-commit\b",
+    "hook": r"\bsession|\bconnect|\bcommit|\bengine|\bpre-commit\b|\bgue\b",
     "kind": r"\bkinds? of\b|\b(both|one|other) kinds?\b",
     "manager": r"\bcontext manager\b|\bpackage manager\b",
     "monitor": r"\bmonitoring\b",
@@ -129,7 +130,11 @@ def pages() -> Iterator[tuple[str, str]]:
 
 
 def help_texts() -> Iterator[tuple[str, str]]:
-    for name, command in {**cli.commands, "": cli, "faults": faults}.items():
+    commands: dict[str, Any] = {**cli.commands, "": cli, "faults": faults}
+    for name, group in cli.commands.items():
+        inner = getattr(group, "commands", {})
+        commands |= {f"{name} {command}": inner[command] for command in inner}
+    for name, command in commands.items():
         for text in (command.help, *(getattr(it, "help", None) for it in command.params)):
             for paragraph in (text or "").split("\n\n"):
                 yield f"{name} --help", " ".join(paragraph.split())

@@ -190,7 +190,7 @@ def test_an_operator_cancels_redrives_and_prunes(roles: Roles) -> None:
     engine, jobs = roles.engines["operator"], roles.jobs
 
     with Session(engine) as session, session.begin():
-        session.scalars(select(jobs.DeadJob)).one().arg = b"5"
+        session.scalars(select(jobs.DeadJob)).one().arg = 5
     (redriven,) = jobs.redrive(engine, true()).ids
     assert jobs.cancel(engine, redriven) == "cancelled"
     assert jobs.prune(engine, 0) == 0
@@ -299,7 +299,7 @@ def operate(roles: Roles) -> None:
     with Session(engine) as session, session.begin():
         for model in (jobs.Job, jobs.WorkerRow):
             session.scalars(select(model)).all()
-        session.get_one(jobs.DeadJob, "1").arg = b"5"
+        session.get_one(jobs.DeadJob, "1").arg = 5
     assert jobs.redrive(engine, jobs.DeadJob.id == "1").ids == ("dead 1",)
     assert jobs.prune(engine, 0) == 1
     assert jobs.cancel(engine, "live") == "cancelled"

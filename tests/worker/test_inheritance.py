@@ -197,7 +197,10 @@ def all_statements(statements: Statements) -> dict[str, Executable]:
                     take(f"{verb}.{name}({flag})", value(flag))
     take("cancel.where", statements.cancel.where(true(), 5, notify=True))
     take("operate.redrive", statements.operate.redrive(true(), 5))
+    take("operate.redrive spaced", statements.operate.redrive(true(), 5, spaced=True))
     take("operate.prune", statements.operate.prune(true(), 5))
+    for name in ("page", "summary", "count", "would_return"):
+        take(f"dead_jobs.{name}", getattr(statements.dead_jobs, name)(true(), 5))
     go = GoTables("go", frozenset({GO_JOB, GO_DEAD_JOB}))
     for name in ("lock_jobs", "lock_dead_jobs", "move_jobs", "move_dead_jobs", "count"):
         take(f"go_bgjob.{name}", getattr(statements.go_bgjob, name)(go))

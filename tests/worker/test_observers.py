@@ -323,6 +323,95 @@ def test_what_is_told_late_is_told_before_the_stop_returns(bench: Workbench) -> 
     assert sum(e.name == "job_completed" for e in late.events) == 30
 
 
+class Claims(Witness):
+    """Looks at each claimed job, and hears of unknown types and of the jobs of errors."""
+
+    def __init__(self, bench: Workbench) -> None:
+        super().__init__(bench)
+        self.errors: list[tuple[str, BaseException]] = []
+        self.runs: list[FinishedRun] = []
+
+    def job_claimed(self, job: JobInfo) -> None:
+        # Its handler may be done by now, but what was claimed is never as it was enqueued.
+        self._look("claimed", job)
+
+    def job_type_unknown(self, job: JobInfo, run: FinishedRun) -> None:
+        self._look("type_unknown", job)
+        self.runs.append(run)
+
+    def job_error(self, job: JobInfo, error: BaseException) -> None:
+        self.errors.append((job.id, error))
+
+
+@one_of_each
+def test_a_claim_is_told_after_its_commit_before_the_start(bench: Workbench) -> None:
+    gate = Gate(bench)
+    job_id = bench.enqueue(bench.handler("t", lambda ctx: gate.hold(), uses_session=False))
+    witness = Claims(bench)
+
+    def during() -> None:
+        gate.wait()
+        wait_until(lambda: witness.saw.get(job_id), what="the claim to be told")
+        gate.open()
+
+    bench.run(observers=(witness,), during=during)
+
+    claimed, started, completed = witness.saw[job_id]
+    assert claimed == ("claimed", "running 1")
+    assert (started, completed) == (("started", 1), ("completed", "gone"))
+
+
+@one_of_each
+def test_each_job_of_a_large_claim_is_told_once(bench: Workbench) -> None:
+    handler = bench.handler("t", lambda ctx: None, uses_session=False)
+    ids = {bench.enqueue(handler) for _ in range(50)}
+    witness = Claims(bench)
+
+    bench.run(observers=(witness,), hold_timeout=60.0)
+
+    names = {job_id: [name for name, _ in saw] for job_id, saw in witness.saw.items()}
+    assert names == {job_id: ["claimed", "started", "completed"] for job_id in ids}
+
+
+@one_of_each
+def test_an_unknown_type_is_told_when_it_is_put_off(bench: Workbench) -> None:
+    bench.handler("known", lambda ctx: None, uses_session=False)
+    job_id = bench.jobs.enqueue(bench.outside, "tomorrow", queue="default").id
+    witness = Claims(bench)
+
+    bench.run(observers=(witness,), until=lambda: len(witness.saw.get(job_id, ())) > 1)
+
+    (_, claim), told = witness.saw[job_id][:2]
+    assert claim in ("running 1", "queued 0")
+    assert told == ("type_unknown", "queued 0")
+    assert (witness.runs[0].delay, witness.runs[0].error) == (1.0, None)
+
+
+@one_of_each
+def test_an_error_that_is_about_a_job_names_it(bench: Workbench) -> None:
+    """A trigger refuses the settlement of one; the others' errors have no job."""
+    handler = bench.handler("t", lambda ctx: None, uses_session=False)
+    good, bad = bench.enqueue(handler, id="good"), bench.enqueue(handler, id="bad")
+    witness = Claims(bench)
+
+    def during() -> None:
+        wait_until(lambda: witness.errors, what="the refusal to be told")
+
+    with bench.trigger("IF OLD.id = 'bad' THEN RAISE 'not now'; END IF; RETURN OLD;"):
+        ran = bench.run(observers=(witness,), during=during, until=lambda: bench.job(good) is None)
+
+    assert {job_id for job_id, _ in witness.errors} == {bad}
+    assert witness.errors[0][1] in [event.rest[0] for event in ran.named("worker_error")]
+
+
+def test_what_nobody_hears_is_not_even_made() -> None:
+    """No JobInfo of a claim, and nothing in the queue."""
+    events = Events([Recorder()])
+    for name in ("job_claimed", "job_type_unknown", "job_error"):
+        assert not events.wants(name)
+    assert Events([Claims(None)]).wants("job_claimed")  # type: ignore[arg-type]
+
+
 # ---- pure ----------------------------------------------------------------------------------------
 
 
@@ -445,6 +534,7 @@ def test_nobody_to_tell_costs_no_thread() -> None:
 def test_all_events_exist_on_the_base_class_and_do_nothing() -> None:
     for name in (
         *("job_started", "job_lease_lost", "queue_is_empty", "worker_error"),
+        *("job_claimed", "job_type_unknown", "job_error"),
         *("job_completed", "job_rescheduled", "job_will_be_retried", "job_moved_to_dlq"),
     ):
         assert callable(getattr(Observer(), name))

@@ -113,6 +113,14 @@ def test_the_last_attempt_is_the_last(outcome: Outcome) -> None:
     assert settled(outcome, attempt=1_000_000, max_attempts=None).kind is Kind.RETRY
 
 
+def test_a_last_attempt_without_an_error_has_a_reason() -> None:
+    """The row's last error is that of an attempt before: it would not be true."""
+    last = settled(Retry(), attempt=7, max_attempts=3)
+    assert last.error == "attempt 7 ended in a Retry that names no error, and max_attempts is 3"
+    assert settled(Retry(), attempt=7, max_attempts=None).error is None
+    assert settled(MoveToDlq(), attempt=7, max_attempts=3).error is None
+
+
 def test_reschedule_and_complete_know_no_last_attempt() -> None:
     assert settled(Reschedule(1), attempt=20).kind is Kind.RESCHEDULED
     assert settled(Complete(), attempt=20) == COMPLETED

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import text
+from test_work_one_by_id import work as work_one
 
-from sqlalchemy_bgjob import enqueue
+from sqlalchemy_bgjob import MoveToDlq, Reschedule, Retry, enqueue
 from support.processes import FAST, Fleet
+from support.running import one_of_each
 
 if TYPE_CHECKING:
     from support.running import Workbench
@@ -56,6 +58,48 @@ def test_a_job_that_waits_gets_its_run(bench: Workbench) -> None:
         dead = bench.dead(f"bad-{attempt}")
         assert dead.last_error.startswith("ValueError: of its own")
         assert dead.attempt == attempt + 1
+
+
+@one_of_each
+def test_a_run_beyond_the_limit_may_end_in_any_way(bench: Workbench) -> None:
+    """It may be put off without an end; a failure is its last, and says why."""
+    outcomes = {"later": Reschedule(3600), "again": Retry(), "given up": MoveToDlq(), "good": None}
+    ids = {
+        name: bench.enqueue(
+            bench.handler(
+                name, lambda ctx, name=name: outcomes[name], uses_session=False, max_attempts=2
+            )
+        )
+        for name in outcomes
+    }
+    for job_id in ids.values():
+        spend(bench, job_id, attempt=6)
+
+    bench.run()
+
+    assert bench.job(ids["good"]) is None
+    assert bench.job(ids["later"]).attempt == 6
+    again = bench.dead(ids["again"])
+    reason = "attempt 7 ended in a Retry that names no error, and max_attempts is 2"
+    assert (again.attempt, again.last_error) == (7, reason)
+    assert [entry["attempt"] for entry in again.errors] == [7]
+    assert bench.dead(ids["given up"]).last_error == "before"
+
+
+@one_of_each
+def test_work_one_runs_a_job_beyond_its_limit_too(bench: Workbench) -> None:
+    ran: list[int] = []
+    handler = bench.handler(
+        "t", lambda ctx: ran.append(ctx.job.attempt), uses_session=False, max_attempts=2
+    )
+    for name, crashes in (("spent", 0), ("poison", 1)):
+        spend(bench, bench.enqueue(handler, id=name), attempt=6, crashes=crashes)
+
+    for name in ("spent", "poison"):
+        work_one(bench, name)
+
+    assert ran == [7]
+    assert bench.dead("poison").last_error.startswith("WorkerLost: 1 of 6 attempts ended")
 
 
 @pytest.mark.core

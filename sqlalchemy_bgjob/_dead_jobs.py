@@ -1,0 +1,177 @@
+"""What BGJob does with dead jobs: redrive, prune, sum up."""
+
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+
+from sqlalchemy import ColumnElement
+
+from ._db.targets import SyncTarget
+from ._lifecycle.dead_jobs import DeadSummary, summary
+from ._lifecycle.operate import Redriven, prune, redrive
+from ._sql import statements_of
+from .models import Models
+
+if TYPE_CHECKING:
+    from ._db.targets import AsyncTarget
+
+
+class RedriveOptions(TypedDict, total=False):
+    """Options of a redrive, for type checkers."""
+
+    delay: float | timedelta
+    limit: int | None
+    per_second: float | None
+
+
+class DeadJobVerbs:
+    """The part of :class:`~sqlalchemy_bgjob.BGJob` that is about dead jobs."""
+
+    models: Models
+
+    @overload
+    def redrive(
+        self,
+        target: SyncTarget,
+        where: ColumnElement[bool],
+        *,
+        dry_run: Literal[False] = False,
+        **options: Unpack[RedriveOptions],
+    ) -> Redriven: ...
+    @overload
+    def redrive(
+        self,
+        target: SyncTarget,
+        where: ColumnElement[bool],
+        *,
+        dry_run: Literal[True],
+        **options: Unpack[RedriveOptions],
+    ) -> dict[str, int]: ...
+    @overload
+    def redrive(
+        self,
+        target: "AsyncTarget",
+        where: ColumnElement[bool],
+        *,
+        dry_run: Literal[False] = False,
+        **options: Unpack[RedriveOptions],
+    ) -> Coroutine[Any, Any, Redriven]: ...
+    @overload
+    def redrive(
+        self,
+        target: "AsyncTarget",
+        where: ColumnElement[bool],
+        *,
+        dry_run: Literal[True],
+        **options: Unpack[RedriveOptions],
+    ) -> Coroutine[Any, Any, dict[str, int]]: ...
+    def redrive(
+        self,
+        target: Any,
+        where: ColumnElement[bool],
+        *,
+        delay: float | timedelta = 0,
+        limit: int | None = None,
+        per_second: float | None = None,
+        dry_run: bool = False,
+    ) -> Any:
+        """Queue dead jobs again, with attempts counted from 0 and the arg that the row has now.
+
+        A job stays dead while a live one has its id or its unique key; of several dead jobs with
+        one id, or with one unique key, the one that died last comes back. The history of errors is
+        kept. The caller commits.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            where: Which dead jobs, for example ``jobs.DeadJob.type == "send_receipt"``.
+            delay: Seconds, or a timedelta, until they are due.
+            limit: The most to bring back, those that died first.
+            per_second: How many of them fall due in a second, by the database's clock, from 0.001
+                to a million. Those that died first come first. By default all at once.
+            dry_run: Change nothing, and return how many would come back now, by type.
+        """
+        return redrive(
+            self.models,
+            statements_of(self.models),
+            target,
+            where,
+            delay,
+            limit,
+            per_second=per_second,
+            dry_run=dry_run,
+        )
+
+    @overload
+    def prune(
+        self,
+        target: SyncTarget,
+        older_than: float | timedelta,
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> int: ...
+    @overload
+    def prune(
+        self,
+        target: "AsyncTarget",
+        older_than: float | timedelta,
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> Coroutine[Any, Any, int]: ...
+    def prune(
+        self,
+        target: Any,
+        older_than: float | timedelta,
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> Any:
+        """Delete jobs that died long ago, the oldest first; returns how many. The caller commits.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            older_than: Seconds, or a timedelta, since they were moved to the DLQ.
+            where: Which of these; all, by default.
+            limit: The most to delete in this transaction.
+            dry_run: Delete nothing; only count.
+        """
+        statements = statements_of(self.models)
+        return prune(self.models, statements, target, older_than, where, limit, dry_run=dry_run)
+
+    @overload
+    def dead_summary(
+        self,
+        target: SyncTarget,
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = 100,
+    ) -> list[DeadSummary]: ...
+    @overload
+    def dead_summary(
+        self,
+        target: "AsyncTarget",
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = 100,
+    ) -> Coroutine[Any, Any, list[DeadSummary]]: ...
+    def dead_summary(
+        self,
+        target: Any,
+        where: ColumnElement[bool] | None = None,
+        *,
+        limit: int | None = 100,
+    ) -> Any:
+        """How many jobs of which type died of what, the most frequent first.
+
+        One statement, which reads all the dead jobs that *where* finds.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            where: Which dead jobs; all, by default.
+            limit: The most lines; None for all.
+        """
+        return summary(self.models, statements_of(self.models), target, where, limit)

@@ -1,0 +1,119 @@
+"""SQL that looks at dead jobs, and what deletes those whose time is over."""
+
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Integer,
+    Interval,
+    Select,
+    delete,
+    func,
+    literal_column,
+    or_,
+    select,
+)
+
+from ..models import error_type_of
+from .words import ONLY, Tables, at, parameter
+
+
+class DeadJobStatements:
+    """Lists, sums and counts of dead jobs; and their retention."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._job, self._dead = tables.job, tables.dead
+
+    def page(
+        self, where: ColumnElement[bool], limit: int | None, *, with_arg: bool = False
+    ) -> Executable:
+        """Dead jobs, the one that died last first; without *with_arg* all columns but the arg."""
+        dead = self._dead
+        newest_first = dead.c.moved_at.desc(), dead.c.id.desc()
+        columns = [column for column in dead.c if with_arg or column is not dead.c.arg]
+        found = select(*columns).with_hint(dead, ONLY).where(where)
+        return found.order_by(*newest_first).limit(limit)
+
+    def summary(self, where: ColumnElement[bool], limit: int | None) -> Executable:
+        """Type, type of the error, count, and the first and last time of death; most first."""
+        dead = self._dead
+        error_type = error_type_of(dead.c.last_error)
+        count = func.count()
+        return (
+            select(dead.c.type, error_type, count, *self._between())
+            .with_hint(dead, ONLY)
+            .where(where)
+            .group_by(dead.c.type, error_type)
+            .order_by(count.desc(), dead.c.type, error_type)
+            .limit(limit)
+        )
+
+    def _between(self) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+        return func.min(self._dead.c.moved_at), func.max(self._dead.c.moved_at)
+
+    def count(self, where: ColumnElement[bool], limit: int | None) -> Executable:
+        """How many a prune would delete. Parameter: age (timedelta)."""
+        dead = self._dead
+        old = (
+            select(dead.c.id)
+            .with_hint(dead, ONLY)
+            .where(dead.c.moved_at < func.now() - parameter("age", Interval), where)
+            .limit(limit)
+            .subquery("old")
+        )
+        return select(func.count()).select_from(old)
+
+    def would_return(self, where: ColumnElement[bool], limit: int | None) -> Executable:
+        """Type and count of what a redrive would bring back now. Locks nothing."""
+        job, dead = self._job, self._dead
+        found = (
+            select(dead.c.id, dead.c.job_id, dead.c.type, dead.c.unique_key, dead.c.moved_at)
+            .with_hint(dead, ONLY)
+            .where(where)
+            .order_by(dead.c.moved_at, dead.c.id)
+            .limit(limit)
+            .cte("found")
+        )
+        last = _last(found, found.c.job_id)
+        live = select(job.c.id).with_hint(job, ONLY).where(job.c.id == last.c.job_id)
+        free = select(*last.c).where(last.c.place == 1, ~live.exists()).cte("free")
+        of_key = _last(free, free.c.unique_key, "place_of_key")
+        same_key = (
+            select(job.c.id).with_hint(job, ONLY).where(job.c.unique_key == of_key.c.unique_key)
+        )
+        first = of_key.c.place_of_key == 1
+        return (
+            select(of_key.c.type, func.count())
+            .where(or_(of_key.c.unique_key.is_(None), first & ~same_key.exists()))
+            .group_by(of_key.c.type)
+            .order_by(of_key.c.type)
+        )
+
+    @cached_property
+    def delete_old(self) -> Executable:
+        """Delete dead jobs of a certain age, the oldest first; returns how many.
+
+        Those that somebody has locked are passed over. Parameters: age (timedelta), limit.
+        """
+        dead, old = self._dead, self._dead.alias("old")
+        locked: Select[Any] = (
+            select(literal_column("old.ctid"))
+            .select_from(old)
+            .with_hint(old, ONLY)
+            .where(old.c.moved_at < func.now() - parameter("age", Interval))
+            .order_by(old.c.moved_at)
+            .limit(parameter("limit", Integer))
+            .with_for_update(skip_locked=True)
+        )
+        done = delete(dead).with_hint(ONLY).where(at(locked))
+        gone = done.returning(dead.c.id).cte("gone")
+        return select(func.count()).select_from(gone)
+
+
+def _last(rows: Any, of: ColumnElement[Any], name: str = "place") -> Any:
+    """The rows, and the place of each among those that have the same value; the last died is 1."""
+    newest_first = rows.c.moved_at.desc(), rows.c.id.desc()
+    place = func.row_number().over(partition_by=of, order_by=newest_first)
+    return select(*rows.c, place.label(name)).subquery(f"by_{name}")

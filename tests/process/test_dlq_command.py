@@ -1,0 +1,227 @@
+"""``dlq``: looks at dead jobs, brings them back, deletes them, and says what it did."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+from sqlalchemy import text
+
+from support.cli import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+
+@pytest.fixture
+def url(tables: Engine, in_process: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Four dead jobs: two of one kind, one that died twice, one with a name that is none."""
+    monkeypatch.delenv("BGJOB_DATABASE_URL", raising=False)
+    row = text(
+        "INSERT INTO bgjob_dead_job (id, job_id, queue, type, arg, attempt, lease, last_error,"
+        " next_run_at, job_created_at, job_updated_at, moved_at, headers, errors) VALUES (:id,"
+        " :job_id, :queue, :type, CAST(:arg AS bytea), 3, 1, :error, now(), now(), now(),"
+        " '2026-01-02 03:04:05+00', '{\"trace\": \"x\"}',"
+        ' \'[{"at": "2026-01-02T03:04:05+00:00", "attempt": 3, "worker": 7,'
+        ' "error": "KeyError: 7"}]\')'
+    )
+    some = [
+        ("1", "charge-1", "billing", "charge", "ConnectionError: refused\n  app.py:7 in charge"),
+        ("2", "charge-2", "billing", "charge", "ConnectionError: reset"),
+        ("3", "receipt", "mail", "send_receipt", "KeyError: 'street'"),
+        ("4", "odd\x1b[31m", "mail", "odd", None),
+    ]
+    with tables.begin() as connection:
+        for id, job_id, queue, type, error in some:
+            given = {"id": id, "job_id": job_id, "queue": queue, "type": type, "error": error}
+            arg = "\\xff" if id == "4" else '{"order_id": 7}'
+            connection.execute(row, {**given, "arg": arg})
+    return tables.url.render_as_string(hide_password=False)
+
+
+def dlq(url: str, *words: str) -> tuple[int, str, str]:
+    command, *rest = words
+    return run("dlq", command, "--database-url", url, *rest)
+
+
+def objects(url: str, *words: str) -> list[dict[str, Any]]:
+    code, out, err = dlq(url, *words, "--json")
+    assert (code, err) in ((0, ""), (1, ""))
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def count(engine: Engine, table: str) -> int:
+    with engine.connect() as connection:
+        return connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()
+
+
+def test_list_names_each_job_and_its_error(url: str) -> None:
+    code, out, _ = dlq(url, "list")
+
+    assert code == 0
+    assert (
+        "2026-01-02 03:04:05Z  receipt  send_receipt  in mail, attempt 3: KeyError: 'street'\n"
+    ) in out
+    assert "ConnectionError: refused\n" in out
+    assert "app.py" not in out
+    assert "odd\\x1b[31m" in out, "nothing moves the terminal's cursor"
+
+
+def test_filters_choose_together(url: str) -> None:
+    chosen = {
+        ("--type", "charge"): ["charge-2", "charge-1"],
+        ("--where-type", "charge", "--limit", "1"): ["charge-2"],
+        ("--queue", "mail", "--error-type", "KeyError"): ["receipt"],
+        ("--id", "receipt", "--id", "charge-1"): ["receipt", "charge-1"],
+        ("--error-type", "none such"): [],
+    }
+    for filters, found in chosen.items():
+        assert [job["job_id"] for job in objects(url, "list", *filters)] == found
+
+
+def test_summary_counts_by_type_and_error(url: str) -> None:
+    code, out, _ = dlq(url, "summary")
+    first, *_ = objects(url, "summary")
+
+    moment = "2026-01-02 03:04:05Z"
+    assert code == 0
+    assert out.splitlines()[0] == f"       2  charge: ConnectionError, {moment} to {moment}"
+    assert "       1  odd: no error, " in out
+    assert (first["type"], first["error_type"], first["count"]) == ("charge", "ConnectionError", 2)
+    assert first["last"] == "2026-01-02T03:04:05+00:00"
+
+
+def test_show_has_all_of_a_job(url: str) -> None:
+    code, out, _ = dlq(url, "show", "charge-1")
+    (facts,) = objects(url, "show", "charge-1")
+    (odd,) = objects(url, "show", "4")
+
+    assert code == 0
+    assert 'arg:            {"order_id": 7}\n' in out
+    assert "last_error:\nConnectionError: refused\n  app.py:7 in charge\n" in out
+    assert '"error": "KeyError: 7"' in out
+    assert (facts["arg"], facts["headers"]) == ({"order_id": 7}, {"trace": "x"})
+    assert (facts["attempt"], facts["errors"][0]["worker"]) == (3, 7)
+    assert odd["arg"] == "1 bytes"
+    assert dlq(url, "show", "none")[::2] == (1, "no dead job has the id 'none'\n")
+
+
+def test_redrive_says_which_jobs_it_brought_back(url: str, tables: Engine) -> None:
+    which = ["--type", "charge", "--error-type", "ConnectionError"]
+
+    assert dlq(url, "redrive", *which, "--dry-run")[:2] == (
+        0,
+        "would redrive 2 dead jobs: charge 2\n",
+    )
+    assert objects(url, "redrive", "--all", "--dry-run")[0]["would_redrive"]["charge"] == 2
+    assert count(tables, "bgjob_job") == 0
+
+    code, out, _ = dlq(url, "redrive", *which, "--per-second", "0.5", "--delay", "1m")
+
+    assert (code, out) == (0, "redrove 2 dead jobs:\n  charge-1\n  charge-2\n")
+    with tables.connect() as connection:
+        due = "SELECT extract(epoch FROM max(next_run_at) - min(next_run_at)) FROM bgjob_job"
+        assert float(connection.execute(text(due)).scalar_one()) == 2.0
+    assert dlq(url, "redrive", *which)[:2] == (0, "redrove 0 dead jobs\n")
+
+
+def test_what_stays_dead_is_named_with_1(url: str, tables: Engine) -> None:
+    with tables.begin() as connection:
+        connection.execute(
+            text("INSERT INTO bgjob_job (id, queue, type) VALUES ('receipt', 'mail', 't')")
+        )
+
+    code, out, _ = dlq(url, "redrive", "--queue", "mail")
+
+    assert code == 1
+    assert out.endswith("left 1 dead job, as a live job has the id or unique key:\n  receipt\n")
+    assert objects(url, "redrive", "--all") == [
+        {"redriven": ["charge-1", "charge-2"], "left": ["receipt"]}
+    ]
+
+
+def test_columns_of_the_application_come_back_too(url: str, tables: Engine) -> None:
+    """The command knows no models of the application; what both tables have is kept."""
+    with tables.begin() as connection:
+        for table in ("bgjob_job", "bgjob_dead_job"):
+            connection.execute(text(f'ALTER TABLE {table} ADD tenant text, ADD "Odd: %" jsonb'))
+        connection.execute(text("ALTER TABLE bgjob_dead_job ADD only_dead int DEFAULT 7"))
+        made = "ADD twice int GENERATED ALWAYS AS (priority * 2) STORED"
+        connection.execute(text(f"ALTER TABLE bgjob_job {made}"))
+        connection.execute(text("UPDATE bgjob_dead_job SET tenant = 'acme', \"Odd: %\" = '[1]'"))
+
+    assert dlq(url, "redrive", "--type", "charge")[0] == 0
+
+    with tables.connect() as connection:
+        found = connection.execute(text('SELECT DISTINCT tenant, "Odd: %" FROM bgjob_job'))
+        assert [tuple(row) for row in found] == [("acme", [1])]
+
+
+def test_many_ids_are_cut_and_json_has_all(url: str, tables: Engine) -> None:
+    with tables.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO bgjob_dead_job (id, job_id, queue, type, attempt, lease, next_run_at,"
+                " job_created_at, job_updated_at) SELECT 'd' || n, 'job-' || n, 'q', 'many', 1, 1,"
+                " now(), now(), now() FROM generate_series(1, 25) AS n"
+            )
+        )
+    out = dlq(url, "redrive", "--type", "many")[1]
+    assert out.endswith("\n  and 5 more; --json names all\n")
+    assert out.count("job-") == 20
+
+
+def test_prune_counts_what_it_deletes(url: str, tables: Engine) -> None:
+    age = ["--older-than", "1d"]
+
+    assert dlq(url, "prune", *age, "--dry-run")[:2] == (0, "would prune 4 dead jobs\n")
+    assert dlq(url, "prune", *age, "--type", "charge", "--limit", "1")[1] == "pruned 1 dead job\n"
+    assert objects(url, "prune", *age, "--dry-run") == [{"would_prune": 3}]
+    assert objects(url, "prune", *age) == [{"pruned": 3}]
+    assert dlq(url, "prune", "--older-than", "36500d")[1] == "pruned 0 dead jobs\n"
+
+
+def test_what_is_not_meant_is_refused_with_2(url: str, tables: Engine) -> None:
+    refused = {
+        ("redrive",): "say which dead jobs",
+        ("redrive", "--all", "--type", "charge"): "say which dead jobs",
+        ("redrive", "--all", "--per-second", "0"): "per_second=0.0 is not between",
+        ("prune",): "--older-than",
+        ("list", "--limit", "0"): "0 is not in the range",
+    }
+    for words, told in refused.items():
+        try:
+            code, _, err = dlq(url, *words)
+        except click.UsageError as error:
+            code, err = error.exit_code, error.format_message()
+        assert (code, told in err) == (2, True), words
+    assert count(tables, "bgjob_dead_job") == 4
+
+
+def test_every_driver_will_do(url: str, url_for: Callable[[str], str]) -> None:
+    assert dlq(url_for("asyncpg"), "redrive", "--type", "charge")[0] == 0
+    assert len(objects(url_for("psycopg2"), "list")) == 2
+
+
+def test_tables_that_are_missing_are_told_with_4(url: str) -> None:
+    code, _, err = dlq(url, "list", "--table-prefix", "other_")
+    assert (code, "sqlalchemy-bgjob migrate" in err) == (4, True)
+
+
+def test_a_file_for_workers_gives_no_filter(
+    url: str, tables: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database's URL is taken from it; the queue, which is a worker's, is not."""
+    (tmp_path / "pyproject.toml").write_text(
+        f'[tool.sqlalchemy-bgjob]\ndatabase-url = "{url}"\nqueue = ["none:3"]\napp = "app:jobs"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+
+    code, out, err = run("dlq", "list", "--type", "charge")
+
+    assert (code, len(out.splitlines())) == (0, 2), err

@@ -1,0 +1,172 @@
+"""Retention: a worker that is told to deletes dead jobs, a few at a time; others send nothing."""
+
+from __future__ import annotations
+
+import logging
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sqlalchemy_bgjob._worker import retention
+from sqlalchemy_bgjob._worker.retention import Retention
+from sqlalchemy_bgjob.testing.points import at
+from support.running import Recorder, Workbench, one_of_each
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from support.tuning import Tune
+
+DAY = 86_400.0
+
+
+def bury(bench: Workbench, count: int, *, days: float, prefix: str) -> None:
+    bench.sql(
+        "INSERT INTO bgjob_dead_job (id, job_id, queue, type, attempt, lease, next_run_at,"
+        " job_created_at, job_updated_at, moved_at) SELECT :prefix || n, :prefix || n, 'default',"
+        " 't', 1, 1, now(), now(), now(), now() - make_interval(secs => :ago)"
+        " FROM generate_series(1, :count) AS n",
+        prefix=prefix,
+        ago=days * DAY,
+        count=count,
+    )
+
+
+def left(bench: Workbench) -> list[str]:
+    return [row[0] for row in bench.sql("SELECT job_id FROM bgjob_dead_job ORDER BY 1")]
+
+
+@pytest.mark.core
+@one_of_each
+def test_a_worker_deletes_what_is_too_old(
+    bench: Workbench, tune: Tune, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In batches, and within a second again for as long as there is more."""
+    tune(retention, INTERVAL=0.05, BATCH=3, LASTS=0.0, GO_ON_AFTER=0.01)
+    bench.handler("t", lambda ctx: None, uses_session=False)
+    bury(bench, 10, days=31, prefix="old-")
+    bury(bench, 2, days=29, prefix="new-")
+
+    with caplog.at_level(logging.INFO, "sqlalchemy_bgjob"):
+        bench.run(until=lambda: len(left(bench)) == 2, dead_keep=30 * DAY)
+
+    assert left(bench) == ["new-1", "new-2"]
+    assert "deleted 3 dead jobs that were older than 2.592e+06 s" in caplog.text
+
+
+@one_of_each
+def test_without_the_setting_nothing_is_sent(bench: Workbench, tune: Tune) -> None:
+    tune(retention, INTERVAL=0.0)
+    bench.handler("t", lambda ctx: None, uses_session=False)
+    bury(bench, 1, days=3_000, prefix="old-")
+    sweeps: list[str] = []
+
+    with at("sweeping", sweeps.append):
+        bench.run(until=lambda: sweeps.count("look") > 1, rescue_interval=0.05)
+
+    assert "retention" not in sweeps
+    assert left(bench) == ["old-1"]
+
+
+@one_of_each
+def test_a_role_that_may_not_delete_goes_on_working(bench: Workbench, tune: Tune) -> None:
+    """The turn fails, is told, and comes again at its next time; jobs run meanwhile."""
+    tune(retention, INTERVAL=0.01)
+    handler = bench.handler("t", lambda ctx: None, uses_session=False)
+    bench.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN RAISE EXCEPTION 'not for you'; END $$"
+    )
+    bench.sql(
+        "CREATE TRIGGER refuse BEFORE DELETE ON bgjob_dead_job"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    bury(bench, 1, days=2, prefix="old-")
+    bench.enqueue(handler)
+    recorder = Recorder()
+
+    def has_failed_twice() -> bool:
+        errors = [event for event in recorder.events if event.name == "worker_error"]
+        return len(errors) > 1 and bench.none_left()
+
+    try:
+        bench.run(until=has_failed_twice, observers=(recorder,), dead_keep=DAY)
+        assert left(bench) == ["old-1"]
+    finally:
+        bench.sql("DROP FUNCTION refuse CASCADE")
+
+
+# ---- turns ---------------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(retention, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize(("workers", "share"), [(1, 1), (7, 7), (500, 60)])
+def test_the_fleet_looks_once_a_minute(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, workers: int, share: int
+) -> None:
+    """Each worker takes one turn in as many minutes as there are workers."""
+    monkeypatch.setattr(retention, "delete_old", lambda *args, **options: 0)
+    turns = Retention(None, DAY, lambda: workers)  # type: ignore[arg-type]
+    turns.begin()
+    assert clock.now <= turns.due_at <= clock.now + 60
+
+    pauses = []
+    for _ in range(200):
+        turns.turn(None)  # type: ignore[arg-type]
+        pauses.append(turns.due_at - clock.now)
+
+    assert all(54 * share <= pause <= 66 * share for pause in pauses)
+    assert abs(sum(pauses) / 200 - 60 * share) < 3 * share
+
+
+def test_a_turn_ends_in_time_and_goes_on_soon(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rescuer must look for lost workers meanwhile."""
+    batches: list[int] = []
+
+    def delete(connection: Connection, statements: Any, *, keep: float, limit: int) -> int:
+        clock.now += 0.2
+        batches.append(limit)
+        return limit if len(batches) < 5 else 7
+
+    monkeypatch.setattr(retention, "delete_old", delete)
+    turns = Retention(None, DAY, lambda: 1)  # type: ignore[arg-type]
+
+    turns.turn(None)  # type: ignore[arg-type]
+    assert batches == [1_000] * 3
+    assert turns.due_at == clock.now + 1.0
+    turns.turn(None)  # type: ignore[arg-type]
+    assert len(batches) == 5
+    assert turns.due_at > clock.now + 50
+
+
+def test_a_failed_turn_waits_for_the_next(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> int:
+        raise RuntimeError
+
+    monkeypatch.setattr(retention, "delete_old", fail)
+    turns = Retention(None, DAY, lambda: 1)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError):
+        turns.turn(None)  # type: ignore[arg-type]
+    assert turns.due_at > clock.now + 50
+
+
+def test_for_ever_is_never_due(clock: Clock) -> None:
+    turns = Retention(None, 0.0, lambda: 1)  # type: ignore[arg-type]
+    turns.begin()
+    assert turns.due_at == inf
