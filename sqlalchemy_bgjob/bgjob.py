@@ -384,8 +384,9 @@ class BGJob(HasSchedules, AroundJobs, QueueMethods, Generic[J, D]):
     ) -> Any:
         """Queue dead jobs again, with attempts counted from 0 and the arg that the row has now.
 
-        A job stays dead while a live one has its id; of several dead jobs with one id, the one that
-        died last comes back. The caller commits.
+        A job stays dead while a live one has its id or its unique key; of several dead jobs with
+        one id, the one that died last comes back, and of several with one key, one. The caller
+        commits.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).

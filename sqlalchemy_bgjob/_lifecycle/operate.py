@@ -24,7 +24,10 @@ class Redriven:
     ids: tuple[str, ...]
     """The ids of the jobs that are queued again, sorted."""
     left: tuple[str, ...]
-    """Those of the dead jobs that were found and stay dead, as a job of that id lives; sorted."""
+    """Those of the dead jobs that were found and stay dead; sorted.
+
+    A job of that id lives, or one of its unique key; or one with that key has come back.
+    """
 
 
 def cancel(models: Models, statements: Statements, target: Any, id: str) -> Any:

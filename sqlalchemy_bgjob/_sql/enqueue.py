@@ -1,7 +1,7 @@
 """SQL that inserts jobs, and notifies workers of them."""
 
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -32,6 +32,11 @@ from .words import SECOND, Tables, parameter, unnest, wake_up, woken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy.types import TypeEngine
+
+INSERTED: Final = ("id", "queue", "type", "arg", "priority", "headers", "next_run_at")
+"""The columns of a job that all INSERTs of several jobs give."""
 
 
 class EnqueueStatements:
@@ -77,26 +82,7 @@ class EnqueueStatements:
         Parameters: those of one job, but each is a list, all of the same length; headers are JSON
         text, delays seconds or null.
         """
-        given = unnest(
-            id=Text(),
-            queue=Text(),
-            type=Text(),
-            arg=LargeBinary(),
-            priority=SmallInteger(),
-            headers=Text(),
-            delay=Float(53),
-            run_at=DateTime(timezone=True),
-        )
-        rows = select(
-            given.c.id,
-            given.c.queue,
-            given.c.type,
-            given.c.arg,
-            given.c.priority,
-            cast(given.c.headers, JSONB),
-            _start(given.c.delay * SECOND, given.c.run_at),
-        )
-        return self._insert_from(rows, notify=notify)
+        return self._insert_from(rows_of_many(), notify=notify)
 
     @cached_property
     def before_copy(self) -> Executable:
@@ -115,41 +101,16 @@ class EnqueueStatements:
     ) -> Executable:
         """``INSERT ... SELECT`` from the user's own query; one row for each new job: its id.
 
-        The labels id, delay (seconds) and priority are the job's own; all others become the JSON
-        object of the arg. Parameters: queue, type, headers, run_at, and delay (timedelta) and
-        priority unless they are labels.
+        Parameters: see :func:`rows_of_query`.
         """
-        rows = source.subquery("source")
-        # By name and not by key: the names are what to_jsonb sees.
-        given = {column.name: column for column in rows.c}
-        # The star makes it the row, also where a column is called source.
-        arg: ColumnElement[Any] = func.to_jsonb(literal_column("source.*"), type_=JSONB)
-        for name in sorted({"id", "delay", "priority"} & set(given)):
-            arg = arg.op("-", return_type=JSONB())(literal(name, Text))
-        one = select(
-            cast(given["id"], Text) if "id" in given else _uuid7(),
-            cast(parameter("queue", Text), Text),
-            cast(parameter("type", Text), Text),
-            func.convert_to(cast(arg, Text), "UTF8"),
-            cast(given["priority"], SmallInteger)
-            if "priority" in given
-            else cast(parameter("priority", SmallInteger), SmallInteger),
-            cast(parameter("headers", JSONB(none_as_null=True)), JSONB),
-            _start(
-                given["delay"] * SECOND
-                if "delay" in given
-                else cast(parameter("delay", Interval), Interval),
-                cast(parameter("run_at", DateTime(timezone=True)), DateTime(timezone=True)),
-            ),
-        ).select_from(rows)
-        return self._insert_from(one, notify=notify, ignore_duplicates=ignore_duplicates)
+        rows = rows_of_query(source)
+        return self._insert_from(rows, notify=notify, ignore_duplicates=ignore_duplicates)
 
     def _insert_from(
         self, rows: Select[Any], *, notify: bool, ignore_duplicates: bool = True
     ) -> Executable:
         job = self._job
-        names = ["id", "queue", "type", "arg", "priority", "headers", "next_run_at"]
-        inserted = pg_insert(job).from_select(names, rows)
+        inserted = pg_insert(job).from_select([*INSERTED], rows)
         if ignore_duplicates:
             inserted = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])
         if not notify:
@@ -169,6 +130,64 @@ class EnqueueStatements:
     def notify(self) -> Executable:
         """See :func:`wake_up`."""
         return wake_up(self._tables.schema, self._tables.prefix)
+
+
+def rows_of_many(**more: "TypeEngine[Any]") -> Select[Any]:
+    """The values of many jobs, in the order of INSERTED, and of *more* lists beside them."""
+    given = unnest(
+        id=Text(),
+        queue=Text(),
+        type=Text(),
+        arg=LargeBinary(),
+        priority=SmallInteger(),
+        headers=Text(),
+        delay=Float(53),
+        run_at=DateTime(timezone=True),
+        **more,
+    )
+    return select(
+        given.c.id,
+        given.c.queue,
+        given.c.type,
+        given.c.arg,
+        given.c.priority,
+        cast(given.c.headers, JSONB),
+        _start(given.c.delay * SECOND, given.c.run_at),
+        *(given.c[name] for name in more),
+    )
+
+
+def rows_of_query(source: Select[Any], *more: str) -> Select[Any]:
+    """The values of a job for each row of a query, in the order of INSERTED, and *more* labels.
+
+    The labels id, delay (seconds) and priority are the job's own, *more* are the library's; all
+    others become the JSON object of the arg. Parameters: queue, type, headers, run_at, and
+    delay (timedelta) and priority unless they are labels.
+    """
+    rows = source.subquery("source")
+    # By name and not by key: the names are what to_jsonb sees.
+    given = {column.name: column for column in rows.c}
+    # The star makes it the row, also where a column is called source.
+    arg: ColumnElement[Any] = func.to_jsonb(literal_column("source.*"), type_=JSONB)
+    for name in sorted({"id", "delay", "priority", *more} & set(given)):
+        arg = arg.op("-", return_type=JSONB())(literal(name, Text))
+    return select(
+        cast(given["id"], Text) if "id" in given else _uuid7(),
+        cast(parameter("queue", Text), Text),
+        cast(parameter("type", Text), Text),
+        func.convert_to(cast(arg, Text), "UTF8"),
+        cast(given["priority"], SmallInteger)
+        if "priority" in given
+        else cast(parameter("priority", SmallInteger), SmallInteger),
+        cast(parameter("headers", JSONB(none_as_null=True)), JSONB),
+        _start(
+            given["delay"] * SECOND
+            if "delay" in given
+            else cast(parameter("delay", Interval), Interval),
+            cast(parameter("run_at", DateTime(timezone=True)), DateTime(timezone=True)),
+        ),
+        *(given[name] for name in more),
+    ).select_from(rows)
 
 
 def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnElement[Any]:

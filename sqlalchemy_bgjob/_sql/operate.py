@@ -34,7 +34,8 @@ class OperateStatements:
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead, self._worker = tables.job, tables.dead, tables.worker
-        self._control, self._channel = tables.control, tables.channel
+        self._control, self._period = tables.control, tables.unique_period
+        self._channel = tables.channel
 
     @cached_property
     def cancel(self) -> Executable:
@@ -51,7 +52,8 @@ class OperateStatements:
         """Bring dead jobs back: of each job id the one that died last.
 
         Returns job_id, queue, and whether it was brought back, for each dead job that *where*
-        finds. A job stays dead while a live job has its id. Parameter: delay (timedelta).
+        finds. A job stays dead while a live job has its id or its unique key.
+        Parameter: delay (timedelta).
         """
         job, dead = self._job, self._dead
         # All columns from here: what somebody has edited while this waited is what runs.
@@ -81,10 +83,13 @@ class OperateStatements:
         values |= {
             c.name: last.c[c.name] for c in job.c if c.name not in values and c.name in last.c
         }
+        # That of bulk enqueues, so that they and this can't deadlock.
+        order = last.c.unique_key.collate("C"), last.c.job_id
+        in_order = select(*values.values()).order_by(*order)
         back = (
             pg_insert(job)
-            .from_select(list(values), select(*values.values()))
-            .on_conflict_do_nothing(index_elements=[*job.primary_key])
+            .from_select(list(values), in_order)
+            .on_conflict_do_nothing()  # of the id, or of the unique key
             .returning(job.c.id)
             .cte("back")
         )
@@ -123,10 +128,16 @@ class OperateStatements:
 
     @cached_property
     def live_jobs(self) -> Executable:
-        """All jobs, in the order of work."""
-        job = self._job
+        """All jobs, in the order of work, and of each the key whose period it began."""
+        job, period = self._job, self._period
         order = job.c.queue, job.c.priority, job.c.next_run_at, job.c.id
-        return select(job).with_hint(job, ONLY).order_by(*order)
+        return (
+            select(job, period.c.key.label("period_key"))
+            .select_from(job.outerjoin(period, period.c.job_id == job.c.id))
+            .with_hint(job, ONLY)
+            .with_hint(period, ONLY)
+            .order_by(*order)
+        )
 
     @cached_property
     def due_queue(self) -> Executable:
@@ -169,7 +180,7 @@ class OperateStatements:
 
     @cached_property
     def grow_older(self) -> tuple[Executable, ...]:
-        """Make all jobs older, live and dead, and pauses: moves all their times.
+        """Make all jobs older, live and dead, pauses, and periods of unique keys: moves all times.
 
         Parameter: by (timedelta).
         """
@@ -179,6 +190,7 @@ class OperateStatements:
             self._job: ("next_run_at", "created_at", "updated_at", "unknown_since"),
             self._dead: ("next_run_at", "job_created_at", "job_updated_at", "moved_at"),
             self._control: ("paused_at", "resume_at", "updated_at"),
+            self._period: ("until",),
         }
         return tuple(
             update(table).with_hint(ONLY).values({name: table.c[name] - by for name in names})

@@ -702,6 +702,9 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("enqueue.notify", None, {"queue"}),
         ("enqueue.job", (False,), JOB),
         ("enqueue.jobs", (False, True), JOB),
+        ("unique.replace", (False, True), JOB | {"unique_key"}),
+        ("unique.earlier", (False, True), JOB | {"unique_key"}),
+        ("unique.in_period", (False, True), JOB | {"unique_key", "period"}),
     ],
 )
 def test_statements_are_built_once_and_name_their_parameters(
