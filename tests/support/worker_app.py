@@ -38,6 +38,7 @@ from sqlalchemy_bgjob import (
     constant,
 )
 from sqlalchemy_bgjob.testing.faults import kill_worker_after
+from support import changes
 from support.mutants import MUTANTS
 from support.pooler import connect_as_documented
 
@@ -154,6 +155,8 @@ class App:
     """Moves its job to the DLQ."""
     tick: JobType[None]
     """Does nothing; with ``schedule`` at each second."""
+    see: JobType[str]
+    """Sees what was changed of a key, see :mod:`support.changes`."""
 
 
 def make_app(  # noqa: C901 - a list of handlers
@@ -224,6 +227,7 @@ def make_app(  # noqa: C901 - a list of handlers
         hog=jobs.handler("hog", retry=again)(handlers["hog"]),
         give_up=jobs.handler("give_up", session=False)(give_up),
         tick=tick,
+        see=changes.register(jobs, metadata, journal),
     )
 
 
