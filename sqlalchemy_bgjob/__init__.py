@@ -12,6 +12,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     # "as" is what makes a name public to type checkers, which can't read __all__ below.
     # isort: off
+    from ._drafts.unique import Unique as Unique
     from ._enqueue.from_query import enqueue_from as enqueue_from
     from ._enqueue.many import BulkResult as BulkResult, enqueue_many as enqueue_many
     from ._enqueue.one import JobRef as JobRef, enqueue as enqueue
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     # isort: on
 
 _HOMES = {
+    "_drafts.unique": ("Unique",),
     "_enqueue.from_query": ("enqueue_from",),
     "_enqueue.many": ("BulkResult", "enqueue_many"),
     "_enqueue.one": ("JobRef", "enqueue"),

@@ -131,13 +131,28 @@ class NotAPlainTable(SchemaOutOfDate):
 
 
 class JobAlreadyExists(BGJobError):
-    """A live job has one of these ids; the caller's transaction stays usable."""
+    """A job has one of these ids, or unique keys; the caller's transaction stays usable.
 
-    def __init__(self, ids: tuple[str, ...]) -> None:
-        super().__init__(ids)
+    With *keys*, the ids are those of the jobs that have them.
+    """
+
+    def __init__(self, ids: tuple[str, ...], keys: tuple[str, ...] = ()) -> None:
+        super().__init__(ids, keys)
         self.ids: tuple[str, ...] = ids
+        self.keys: tuple[str, ...] = keys
 
     def __str__(self) -> str:
+        if self.keys:
+            more = f" and {len(self.keys) - 3} more" if len(self.keys) > 3 else ""
+            return (
+                f"a job has the unique key {', '.join(map(repr, self.keys[:3]))}{more}; nothing "
+                f"was enqueued (on_conflict='skip' of Unique leaves the existing job and goes on)"
+            )
+        if not self.ids:
+            return (
+                "a live job has one of the ids or unique keys, or one is given twice; nothing was "
+                "enqueued"
+            )
         shown = ", ".join(repr(id) for id in self.ids[:3])
         more = f" and {len(self.ids) - 3} more" if len(self.ids) > 3 else ""
         return (

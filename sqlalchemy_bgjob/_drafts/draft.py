@@ -1,6 +1,6 @@
 """Jobs that are checked and encoded, before they are rows. Pure."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from . import validation
 from .codec import Codec
 from .ids import new_id, new_ids
 from .options import Common, JobOptions
+from .unique import Unique, checked
 
 UNTYPED: Final = Codec(Any)
 """The codec for producers that know only the type's name."""
@@ -22,16 +23,18 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
     id: str
     arg: bytes | None
     common: Common
+    unique: Unique | None = None
 
 
 def draft(
     codec: Codec, type: str, queue: str, arg: Any, id: str | None, options: JobOptions
 ) -> Draft:
     """Check and encode one job of any type; it goes to *queue* unless the options name another."""
+    unique = checked(options.get("unique"), id)
     id = new_id() if id is None else validation.job_id(id)
     common = Common.of(type, queue, options)
     data, content_type = codec.encode(arg)
-    return Draft(id, data, common.with_headers(options, content_type))
+    return Draft(id, data, common.with_headers(options, content_type), unique)
 
 
 def drafts(
@@ -41,8 +44,9 @@ def drafts(
     args: Sequence[Any],
     ids: Sequence[str] | None,
     options: JobOptions,
+    unique_of: Callable[[Any], object] | None = None,
 ) -> Iterator[Draft]:
-    """Check and encode jobs that differ only in their args and ids.
+    """Check and encode jobs that differ only in their args, ids and unique keys.
 
     Lazy: the options are checked with the first draft, and each arg with its own draft.
 
@@ -58,7 +62,8 @@ def drafts(
             raise InvalidArg(f"[{index}]{error.path[1:]}", error.reason) from None
         if content_type not in by_content_type:
             by_content_type[content_type] = common.with_headers(options, content_type)
-        yield Draft(id, data, by_content_type[content_type])
+        unique = None if unique_of is None else checked(unique_of(arg), id or None)
+        yield Draft(id, data, by_content_type[content_type], unique)
 
 
 def in_chunks(jobs: Iterable[Draft], most: int, most_bytes: int) -> Iterator[list[Draft]]:

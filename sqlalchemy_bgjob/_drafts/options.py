@@ -3,11 +3,15 @@
 ``enqueue`` says what each means.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypedDict
 
 from . import validation
+from .unique import Unique
+
+if TYPE_CHECKING:
+    from sqlalchemy import ColumnExpressionArgument
 
 OnConflict = Literal["raise", "ignore"]
 
@@ -23,13 +27,19 @@ class JobOptions(TypedDict, total=False):
     expires: float | timedelta | datetime | None
 
 
+class OneJobOptions(JobOptions, total=False):
+    """Options of one job, made or enqueued."""
+
+    unique: str | Unique | None
+
+
 class InsertOptions(JobOptions, total=False):
     """Options of jobs that the library's own statements insert, which can skip duplicates."""
 
     on_conflict: OnConflict
 
 
-class EnqueueOptions(InsertOptions, total=False):
+class EnqueueOptions(InsertOptions, OneJobOptions, total=False):
     """Options of one job."""
 
     id: str | None
@@ -39,6 +49,13 @@ class BulkOptions(InsertOptions, total=False):
     """Options of many jobs."""
 
     ids: Iterable[str] | None
+    unique: Callable[[Any], str | Unique | None] | None
+
+
+class QueryOptions(InsertOptions, total=False):
+    """Options of the jobs of a query's rows."""
+
+    unique: "ColumnExpressionArgument[Any] | Unique | None"
 
 
 class Common(NamedTuple):

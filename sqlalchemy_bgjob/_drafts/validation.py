@@ -37,6 +37,16 @@ def job_id(value: object) -> str:
     return _text("id", value, MAX_ID_LENGTH)
 
 
+def unique_key(value: object) -> str:
+    """A unique key: 1 to 255 characters without NUL or lone surrogates."""
+    if not isinstance(value, str):
+        raise TypeError(
+            f"unique must be a str or Unique(...), not {type(value).__name__}; write "
+            f"unique=str(...) or unique=Unique(str(...))"
+        )
+    return _text("unique", value, MAX_ID_LENGTH)
+
+
 def _text(what: str, value: object, limit: int) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {type(value).__name__}")

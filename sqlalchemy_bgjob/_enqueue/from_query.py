@@ -4,19 +4,23 @@ from collections.abc import Coroutine
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from sqlalchemy import Select, TextClause
+from sqlalchemy import Select, Text, TextClause, cast, literal
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
+from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import TypeEngine
 
 from .._db.errors import sqlstate
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import codec
-from .._drafts.options import Common, InsertOptions
+from .._drafts.options import Common, QueryOptions
+from .._drafts.unique import Unique
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
 from .._sql import statements_of
+from .._sql.unique import KEY
 from .._sql.words import parameters
 from ..exceptions import InvalidArg, JobAlreadyExists
+from ..models import Models
 from .checks import on_conflict_of, registered
 
 if TYPE_CHECKING:
@@ -33,20 +37,20 @@ def enqueue_from(
     target: SyncTarget,
     handler: JobType[Any],
     select: AnySelect,
-    **options: Unpack[InsertOptions],
+    **options: Unpack[QueryOptions],
 ) -> int: ...
 @overload
 def enqueue_from(
     target: "AsyncTarget",
     handler: JobType[Any],
     select: AnySelect,
-    **options: Unpack[InsertOptions],
+    **options: Unpack[QueryOptions],
 ) -> Coroutine[Any, Any, int]: ...
 def enqueue_from(
     target: Any,
     handler: JobType[Any],
     select: AnySelect,
-    **options: Unpack[InsertOptions],
+    **options: Unpack[QueryOptions],
 ) -> Any:
     """Add a job for each row of a query, inside the database; returns how many.
 
@@ -59,13 +63,17 @@ def enqueue_from(
         select: A query over your own tables; every column has a name or a label.
         on_conflict: ``"raise"``, the default, adds no job at all if a live job has one of the ids,
             or if an id comes twice; ``"ignore"`` leaves these rows out.
+        unique: An expression of the query that gives each row's unique key, or a Unique of one:
+            ``unique=Unique("order:" + cast(Order.id, Text), "queued")``. Of rows where it is null
+            the jobs have no key. Not with a label ``id``.
         **options: All others but ``id`` as for :func:`enqueue`, for values that no label gives.
 
     Raises:
-        JobAlreadyExists: As above; the transaction stays usable. The error names no ids.
+        JobAlreadyExists: As above, or as the unique key says; the transaction stays usable. The
+            error names no ids.
         ValueError: The labels are not the fields of the handler's arg.
     """
-    refuse_unknown("enqueue_from", options, InsertOptions)
+    refuse_unknown("enqueue_from", options, QueryOptions)
     on_conflict = on_conflict_of(options)
     models = registered(handler).models
     labels = _check_labels(handler, select)
@@ -78,6 +86,15 @@ def enqueue_from(
             values.pop(label)
     if "delay" in labels and values["run_at"] is not None:
         raise ValueError("give either run_at= or a label delay, not both")
+
+    unique = _unique_of(options, labels)
+    if unique is not None:
+        given = parameters(**values, period=unique.seconds)
+
+        def insert_unique(unit: Unit) -> int:
+            return _insert_unique(unit, models, select, unique, given)
+
+        return run_in(target, models, insert_unique, call="enqueue_from")
 
     def insert(unit: Unit) -> int:
         ignore = on_conflict == "ignore" or "id" not in labels
@@ -96,6 +113,42 @@ def enqueue_from(
                 raise
 
     return run_in(target, models, insert, call="enqueue_from")
+
+
+def _unique_of(options: QueryOptions, labels: set[str]) -> Unique | None:
+    given: Any = options.get("unique")
+    if given is None:
+        return None
+    unique = given if isinstance(given, Unique) else Unique(given)
+    if not hasattr(unique.key, "__clause_element__") and not isinstance(unique.key, ClauseElement):
+        raise TypeError(
+            f"unique= of enqueue_from is an expression of the query, and {unique.key!r} is none, "
+            f"as all rows with one key would be one job; write for example "
+            f"unique=cast(Order.id, Text)"
+        )
+    if "id" in labels:
+        raise ValueError("give either a label id or unique=, not both")
+    return unique
+
+
+def _insert_unique(
+    unit: Unit, models: Models, select: Select[Any], unique: Unique, given: dict[str, Any]
+) -> int:
+    key: Any = cast(unique.key, Text)
+    if unique.prefix:
+        key = literal(unique.prefix, Text).concat(key)
+    statement = statements_of(models).unique.from_query(
+        select.add_columns(key.label(KEY)),
+        unique.scope,
+        unique.on_conflict,
+        notify=unit.can_notify,
+    )
+    with Savepoint(unit) as savepoint:
+        row: Any = unit.execute(statement, given).one()
+        if unique.on_conflict == "raise" and row.new < row.given:
+            savepoint.rollback()
+            raise JobAlreadyExists(())
+    return int(row.new)
 
 
 def _check_labels(handler: JobType[Any], select: Select[Any]) -> set[str]:

@@ -3,19 +3,19 @@
 Jobs are checked and encoded before the first one is sent; of a long COPY, only the first block is.
 """
 
-import json
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
+from msgspec.structs import replace
 from sqlalchemy import inspect
 
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import validation
 from .._drafts.draft import Draft, in_chunks, with_ids
-from .._drafts.options import NOTHING, BulkOptions, Common, OnConflict
+from .._drafts.options import NOTHING, BulkOptions, OnConflict
 from .._handlers.made import made_of
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
@@ -24,16 +24,15 @@ from .._sql.words import parameters
 from ..exceptions import JobAlreadyExists
 from ..models import JobMixin, Models
 from .checks import on_conflict_of, registered
+from .columns import CHUNK_BYTES, CHUNK_JOBS, columns_of
 from .copy import BLOCK, WORTH_IT, can_copy, copy
+from .one import JobRef
+from .unique import Answer, add_unique
 
 if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
 
 A = TypeVar("A")
-
-_CHUNK_JOBS: Final = 5_000
-_CHUNK_BYTES: Final = 8 * 1_048_576
-_EXPIRY: Final = ("expires_in", "expires_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,8 @@ class BulkResult:
     """How many jobs are new."""
     duplicates: tuple[str, ...]
     """The given ids that live jobs had already, or that were given twice; sorted."""
+    refs: tuple[JobRef, ...] = ()
+    """If unique keys were given, for each job, in their order: which job won, and if it is new."""
 
 
 @overload
@@ -87,11 +88,13 @@ def enqueue_many(
         ids: An id of your own for each job, as many as args.
         on_conflict: ``"raise"``, the default, is all or nothing: with a duplicate no job is added.
             ``"ignore"`` adds the others, and the result names the duplicates.
+        unique: A function that makes the unique key of each arg: text, a Unique, or None for
+            none. Then there is no COPY.
         **options: All others as for :func:`enqueue`; the same for all jobs.
 
     Raises:
-        JobAlreadyExists: Live jobs have some of these ids, or an id is given twice; the transaction
-            stays usable.
+        JobAlreadyExists: Live jobs have some of these ids, or an id is given twice; or jobs have
+            some of the unique keys, and these say ``"raise"``. The transaction stays usable.
         InvalidArg: As for :func:`enqueue`; the path begins with the job's index.
     """
     refuse_unknown("enqueue_many", options, BulkOptions)
@@ -122,6 +125,8 @@ class _Jobs:
     count: int
     may_exist: bool
     """Whether some ids may be taken; newly made ones are not."""
+    keyed: bool
+    """Whether some have unique keys."""
 
     def all_at_once(self) -> bool:
         """Whether all are encoded already, so that none can be refused later."""
@@ -143,13 +148,20 @@ def _of_handler(handler: JobType[Any], args: object, options: BulkOptions) -> _J
     own = None if ids is None else [validation.job_id(id) for id in ids]
     if own is not None and len(own) != len(given):
         raise ValueError(f"{len(own)} ids for {len(given)} args; give an id for each, or none")
-    drafts = handler.drafts(given, own, options)
+    unique_of = options.get("unique")
+    if unique_of is not None and not callable(unique_of):
+        raise TypeError(
+            "unique= of enqueue_many is a function of each arg, as all jobs of one key would be "
+            "one job: unique=lambda arg: f'sync:{arg.id}'"
+        )
+    drafts = handler.drafts(given, own, options, unique_of)
     return _Jobs(
         models=handler.models,
         first=list(islice(drafts, BLOCK)),
         rest=drafts,
         count=len(given),
         may_exist=own is not None,
+        keyed=unique_of is not None,
     )
 
 
@@ -189,6 +201,7 @@ def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
         rest=iter(()),
         count=len(drafts),
         may_exist=len({draft.id for draft in drafts}) < len(drafts),  # the same job twice
+        keyed=any(draft.unique is not None for draft in drafts),
     )
 
 
@@ -196,6 +209,8 @@ def _insert_many(unit: Unit, jobs: _Jobs, on_conflict: OnConflict) -> BulkResult
     models = jobs.models
     if models is None or not jobs.count:
         return BulkResult(0, ())
+    if jobs.keyed:
+        return _insert_keyed(unit, models, list(jobs), on_conflict, own_ids=jobs.may_exist)
     if not jobs.may_exist:
         if not _copied(unit, models, jobs):
             _insert(unit, models, list(jobs))
@@ -218,12 +233,49 @@ def _insert(unit: Unit, models: Models, jobs: Iterable[Draft]) -> set[str]:
     inserted: set[str] = set()
     # Sorted, so that two producers with the same ids can't deadlock.
     ordered = sorted(jobs, key=lambda job: job.id)
-    for chunk in in_chunks(ordered, _CHUNK_JOBS, _CHUNK_BYTES):
-        columns = _columns(chunk)
-        expires = _EXPIRY[0] in columns
+    for chunk in in_chunks(ordered, CHUNK_JOBS, CHUNK_BYTES):
+        expires = any(job.common.expires for job in chunk)
         statement = statements_of(models).enqueue.jobs(unit.can_notify, expires)
-        inserted.update(unit.execute(statement, parameters(**columns)).scalars())
+        inserted.update(unit.execute(statement, columns_of(chunk, expires=expires)).scalars())
     return inserted
+
+
+def _insert_keyed(
+    unit: Unit, models: Models, jobs: list[Draft], on_conflict: OnConflict, *, own_ids: bool
+) -> BulkResult:
+    """Add jobs of which some have unique keys, and tell of each what became of it."""
+    # Their ids are told, so they are made here.
+    filled = [replace(job, id=id) for id, job in with_ids(jobs)]
+    keyed = [job for job in filled if job.unique is not None]
+    others = [job for job in filled if job.unique is None]
+    with Savepoint(unit) as savepoint:
+        inserted = _insert(unit, models, others) if others else set()
+        answers = iter(add_unique(unit, models, keyed, own_ids=own_ids))
+        seen: set[str] = set()
+        refs: list[JobRef] = []
+        taken: set[str] = set()
+        refused: dict[str, str] = {}  # keys, and the ids of their jobs
+        for job in filled:
+            answer = _of_id(job, inserted, seen) if job.unique is None else next(answers)
+            refs.append(JobRef(answer.id, answer.inserted))
+            if answer.id_is_taken:
+                taken.add(answer.id)
+            elif job.unique and not answer.inserted and job.unique.on_conflict == "raise":
+                refused[str(job.unique.key)] = answer.id
+        duplicates = tuple(sorted(taken))
+        if refused or (duplicates and on_conflict == "raise"):
+            savepoint.rollback()
+            if duplicates and on_conflict == "raise":
+                raise JobAlreadyExists(duplicates)
+            raise JobAlreadyExists(tuple(refused.values()), tuple(refused))
+    return BulkResult(sum(ref.inserted for ref in refs), duplicates, tuple(refs))
+
+
+def _of_id(job: Draft, inserted: set[str], seen: set[str]) -> Answer:
+    """What became of a job without a key."""
+    new = job.id in inserted and job.id not in seen
+    seen.add(job.id)
+    return Answer(job.id, new, id_is_taken=not new)
 
 
 def _copied(unit: Unit, models: Models, jobs: _Jobs) -> bool:
@@ -251,23 +303,3 @@ def _missing(jobs: Iterable[Draft], inserted: set[str]) -> tuple[str, ...]:
             missing.add(job.id)
         seen.add(job.id)
     return tuple(sorted(missing))
-
-
-def _columns(jobs: Sequence[Draft]) -> dict[str, Any]:
-    rows = zip(*(job.common for job in jobs), strict=True)
-    columns: dict[str, Sequence[Any]] = dict(zip(Common._fields, rows, strict=True))
-    columns["headers"] = [
-        json.dumps(headers) if headers else None for headers in columns["headers"]
-    ]
-    columns["delay"] = [
-        None if delay is None else delay.total_seconds() for delay in columns["delay"]
-    ]
-    if any(job.common.expires for job in jobs):
-        ends = columns["expires_in"]
-        columns["expires_in"] = [None if end is None else end.total_seconds() for end in ends]
-    else:
-        for name in _EXPIRY:
-            del columns[name]
-    ids = [id for id, _ in with_ids(jobs)]
-    args = [job.arg for job in jobs]
-    return {"id": ids, "arg": args, **{name: list(values) for name, values in columns.items()}}

@@ -20,6 +20,7 @@ from .._sql.words import parameters
 from ..exceptions import JobAlreadyExists
 from ..models import Models
 from .checks import on_conflict_of, registered
+from .unique import add_unique
 
 if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
@@ -35,8 +36,9 @@ class JobRef:
     """A job that was enqueued: plain data, valid after the commit."""
 
     id: str
+    """Of the job that there is now; with a unique key, perhaps of one that was there before."""
     inserted: bool
-    """False if a live job had this id, and was left as it is."""
+    """False if a job had this id, or the unique key, already."""
 
 
 # The arg may be left out where the handler takes none, or also takes None.
@@ -88,9 +90,15 @@ def enqueue(
         expires: Seconds or a timedelta after it is due, or an aware datetime: no attempt starts
             after that, by the database's clock. The handler's ``on_expiry`` says what becomes of
             the job.
+        unique: A unique key, as text or as :class:`Unique`, which says how long it keeps others
+            away, and what is done if there is a job with this key. By default that job is left as
+            it is, and the returned ref has its id. If that job is queued, it does not start before
+            the caller has committed, so that it sees what the caller has written; a job of scope
+            live that runs already may not see it. With *id* too, the id is looked at first.
 
     Raises:
-        JobAlreadyExists: A live job has this id; the transaction stays usable.
+        JobAlreadyExists: A live job has this id; or, if the unique key says ``"raise"``, one has
+            the key. The transaction stays usable.
         InvalidArg: The arg, or a header, can't be stored or decoded again; the error names its
             path. Raised before any SQL, as are TypeError and ValueError for the other arguments.
     """
@@ -119,6 +127,8 @@ def _enqueue(target: Any, models: Models, job: Draft, options: EnqueueOptions, c
     on_conflict = on_conflict_of(options)
 
     def insert(unit: Unit) -> JobRef:
+        if job.unique is not None:
+            return _insert_unique(unit, models, job, options)
         values = dict(zip(_PARAMETERS, (job.id, job.arg, *job.common), strict=True))
         statement = statements_of(models).enqueue.job(unit.can_notify)
         inserted = unit.execute(statement, values).first() is not None
@@ -127,3 +137,14 @@ def _enqueue(target: Any, models: Models, job: Draft, options: EnqueueOptions, c
         return JobRef(job.id, inserted)
 
     return run_in(target, models, insert, call=call)
+
+
+def _insert_unique(unit: Unit, models: Models, job: Draft, options: EnqueueOptions) -> JobRef:
+    assert job.unique is not None
+    own_id = options.get("id") is not None
+    (answer,) = add_unique(unit, models, [job], own_ids=own_id)
+    if answer.id_is_taken and on_conflict_of(options) == "raise":
+        raise JobAlreadyExists((job.id,))
+    if not (answer.inserted or answer.id_is_taken) and job.unique.on_conflict == "raise":
+        raise JobAlreadyExists((answer.id,), (str(job.unique.key),))
+    return JobRef(answer.id, answer.inserted)

@@ -1,4 +1,4 @@
-"""The wake-up of jobs that come by ``session.add(Job(...))``."""
+"""Jobs that come by ``session.add(Job(...))``: their wake-up, and what their INSERT can't do."""
 
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -7,10 +7,26 @@ from sqlalchemy import Connection, FromClause, event
 from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 
 from .._db.targets import can_notify
+from .._handlers.made import made_of
 from .._sql.words import parameters, wake_up
 from ..models import JobMixin
 
 _woken: WeakKeyDictionary[SessionTransaction, set[tuple[FromClause, str]]] = WeakKeyDictionary()
+
+
+@event.listens_for(JobMixin, "before_insert", propagate=True)
+def _refuse_what_it_cannot_keep(mapper: Mapper[Any], connection: Connection, job: JobMixin) -> None:
+    """The ORM's INSERT is a plain one: it skips and changes nothing."""
+    made = made_of(job)
+    unique = None if made is None else made.draft.unique
+    if unique is not None and (unique.scope == "period" or unique.on_conflict != "raise"):
+        raise TypeError(
+            f"session.add inserts the job with the unique key {unique.key!r} by a plain INSERT, "
+            f"which can't do what is to be done about a duplicate; write enqueue(session, handler, "
+            f"arg, unique=...) or enqueue_many(session, [job, ...]); or give it "
+            f"unique=Unique(key, on_conflict='raise'), and a duplicate fails the flush with an "
+            f"IntegrityError"
+        )
 
 
 @event.listens_for(JobMixin, "after_insert", propagate=True)

@@ -18,7 +18,7 @@ from sqlalchemy import func
 from .._drafts import validation
 from .._drafts.codec import Codec, Encoded
 from .._drafts.draft import Draft, draft, drafts
-from .._drafts.options import COLUMNS, JobOptions
+from .._drafts.options import COLUMNS, JobOptions, OneJobOptions
 from .._misuse import refuse_unknown
 from ..models import Models
 from .additions import Additions
@@ -104,17 +104,19 @@ class JobType(Generic[A]):
         return value
 
     @overload
-    def job(self, arg: A, **options: Unpack[JobOptions]) -> Any: ...
+    def job(self, arg: A, **options: Unpack[OneJobOptions]) -> Any: ...
     @overload
     def job(
-        self: "JobType[B | None]", arg: B | None = None, **options: Unpack[JobOptions]
+        self: "JobType[B | None]", arg: B | None = None, **options: Unpack[OneJobOptions]
     ) -> Any: ...
-    def job(self, arg: Any = None, **options: Unpack[JobOptions]) -> Any:
+    def job(self, arg: Any = None, **options: Unpack[OneJobOptions]) -> Any:
         """Make a ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
 
         Args:
             arg: What the handler gets.
-            **options: As for ``enqueue``, without *id* and *on_conflict*.
+            **options: As for ``enqueue``, without *id* and *on_conflict*. With *unique*, the job is
+                for ``enqueue_many``. ``session.add`` takes it only if duplicates are to raise, as
+                its INSERT is a plain one: an IntegrityError then fails the flush.
 
         Raises:
             TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an id of
@@ -126,7 +128,7 @@ class JobType(Generic[A]):
                 "job() takes no id=: a duplicate would abort the flush; "
                 "use enqueue(session, handler, arg, id=...)"
             )
-        refuse_unknown("job", options, JobOptions)
+        refuse_unknown("job", options, OneJobOptions)
         new = self.draft(arg, None, options)
         common = new.common
         columns = dict(zip(COLUMNS, common, strict=False))
@@ -140,6 +142,8 @@ class JobType(Generic[A]):
             job.expires_at = common.expires_at
         elif common.expires_in is not None:
             job.expires_at = func.now() + (common.delay or timedelta()) + common.expires_in
+        if new.unique is not None and new.unique.scope != "period":
+            job.unique_key = new.unique.stored
         remember(job, new, self.models)
         return job
 
@@ -154,13 +158,17 @@ class JobType(Generic[A]):
         return draft(self.codec, self.type, self.queue, arg, id, options)
 
     def drafts(
-        self, args: Sequence[Any], ids: Sequence[str] | None, options: JobOptions
+        self,
+        args: Sequence[Any],
+        ids: Sequence[str] | None,
+        options: JobOptions,
+        unique_of: Callable[[Any], object] | None = None,
     ) -> Iterator[Draft]:
         """Check and encode many jobs, lazily; see :func:`.draft.drafts`."""
         if not self.takes_arg and any(arg is not None for arg in args):
             raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
         options = self.additions.with_headers(self.type, self.queue, options)
-        return drafts(self.codec, self.type, self.queue, args, ids, options)
+        return drafts(self.codec, self.type, self.queue, args, ids, options, unique_of)
 
 
 class Registry:

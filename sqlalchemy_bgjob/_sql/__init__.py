@@ -19,6 +19,7 @@ from .operate import OperateStatements
 from .rescue import RescueStatements
 from .schedules import ScheduleStatements
 from .settle import SettleStatements
+from .unique import UniqueStatements
 from .words import Tables
 from .workers import WorkerStatements
 
@@ -30,6 +31,7 @@ class Statements:
         tables = Tables(models)
         self.tables: Final = tables
         self.enqueue: Final = EnqueueStatements(tables)
+        self.unique: Final = UniqueStatements(tables)
         self.claim: Final = ClaimStatements(tables)
         self.settle: Final = SettleStatements(tables)
         self.rescue: Final = RescueStatements(tables)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     ColumnElement,
     CompoundSelect,
     DateTime,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _YES: ColumnElement[bool] = true()
 _QUEUE: ColumnElement[str] = parameter("queue", Text)
+_QUEUED_KEY: ColumnElement[str] = literal_column("'q:'")
 _LATE_COMMITS: ColumnElement[Any] = literal_column("interval '2 seconds'")
 """How far behind the clock a claim looks for jobs whose transaction was committed late."""
 
@@ -164,6 +166,12 @@ class ClaimStatements:
                 lease=job.c.lease + 1,
                 attempt=job.c.attempt + 1,
                 updated_at=func.now(),
+                # Of scope queued: what comes from now on leads to one more run. Any other value
+                # stays what it was, so the row's index entries stay too.
+                unique_key=case(
+                    (func.starts_with(job.c.unique_key, _QUEUED_KEY, type_=Boolean), null()),
+                    else_=job.c.unique_key,
+                ),
             )
             .returning(
                 job.c.id,

@@ -1,7 +1,7 @@
 """SQL that inserts jobs, and notifies workers of them."""
 
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -33,6 +33,14 @@ from .words import PARAMETER_PREFIX, SECOND, Tables, parameter, unnest, wake_up,
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy.types import TypeEngine
+
+INSERTED: Final = (
+    *("id", "queue", "type", "arg", "priority", "headers", "next_run_at"),
+    "expires_at",
+)
+"""The columns of a job that INSERTs of several jobs give; the last one may be left out."""
 
 
 class EnqueueStatements:
@@ -82,32 +90,7 @@ class EnqueueStatements:
         text, delays seconds or null. Those of the expiry are there if some job *expires*;
         expires_in is seconds.
         """
-        expiry = {"expires_in": Float(53), "expires_at": DateTime(timezone=True)}
-        given = unnest(
-            id=Text(),
-            queue=Text(),
-            type=Text(),
-            arg=LargeBinary(),
-            priority=SmallInteger(),
-            headers=Text(),
-            delay=Float(53),
-            run_at=DateTime(timezone=True),
-            **(expiry if expires else {}),
-        )
-        start = _start(given.c.delay * SECOND, given.c.run_at)
-        rows = select(
-            given.c.id,
-            given.c.queue,
-            given.c.type,
-            given.c.arg,
-            given.c.priority,
-            cast(given.c.headers, JSONB),
-            start,
-        )
-        if expires:
-            end = _expiry(start, given.c.expires_in * SECOND, given.c.expires_at)
-            rows = rows.add_columns(end)
-        return self._insert_from(rows, notify=notify, expires=expires)
+        return self._insert_from(rows_of_many(expires=expires), notify=notify, expires=expires)
 
     @cached_property
     def before_copy(self) -> Executable:
@@ -126,47 +109,18 @@ class EnqueueStatements:
     ) -> Executable:
         """``INSERT ... SELECT`` from the user's own query; one row for each new job: its id.
 
-        The labels id, delay (seconds) and priority are the job's own; all others become the JSON
-        object of the arg. Parameters: queue, type, headers, run_at, expires_in (timedelta),
-        expires_at, and delay (timedelta) and priority unless they are labels.
+        Parameters: see :func:`rows_of_query`.
         """
-        rows = source.subquery("source")
-        # By name and not by key: the names are what to_jsonb sees.
-        given = {column.name: column for column in rows.c}
-        # The star makes it the row, also where a column is called source.
-        arg: ColumnElement[Any] = func.to_jsonb(literal_column("source.*"), type_=JSONB)
-        for name in sorted({"id", "delay", "priority"} & set(given)):
-            arg = arg.op("-", return_type=JSONB())(literal(name, Text))
-        start = _start(
-            given["delay"] * SECOND
-            if "delay" in given
-            else cast(parameter("delay", Interval), Interval),
-            cast(_run_at_parameter(), DateTime(timezone=True)),
-        )
-        expires_at = cast(_expires_at_parameter(), DateTime(timezone=True))
-        expires_in = cast(_optional("expires_in", Interval), Interval)
-        one = select(
-            cast(given["id"], Text) if "id" in given else _uuid7(),
-            cast(parameter("queue", Text), Text),
-            cast(parameter("type", Text), Text),
-            func.convert_to(cast(arg, Text), "UTF8"),
-            cast(given["priority"], SmallInteger)
-            if "priority" in given
-            else cast(parameter("priority", SmallInteger), SmallInteger),
-            cast(parameter("headers", JSONB(none_as_null=True)), JSONB),
-            start,
-            _expiry(start, expires_in, expires_at),
-        ).select_from(rows)
+        rows = rows_of_query(source)
         return self._insert_from(
-            one, notify=notify, expires=True, ignore_duplicates=ignore_duplicates
+            rows, notify=notify, expires=True, ignore_duplicates=ignore_duplicates
         )
 
     def _insert_from(
         self, rows: Select[Any], *, notify: bool, expires: bool, ignore_duplicates: bool = True
     ) -> Executable:
         job = self._job
-        names = ["id", "queue", "type", "arg", "priority", "headers", "next_run_at"]
-        names += ["expires_at"] if expires else []
+        names = [*INSERTED] if expires else [*INSERTED[:-1]]
         inserted = pg_insert(job).from_select(names, rows)
         if ignore_duplicates:
             inserted = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])
@@ -187,6 +141,76 @@ class EnqueueStatements:
     def notify(self) -> Executable:
         """See :func:`wake_up`."""
         return wake_up(self._tables.schema, self._tables.prefix)
+
+
+def rows_of_many(*, expires: bool = True, **more: "TypeEngine[Any]") -> Select[Any]:
+    """The values of many jobs, in the order of INSERTED, and of *more* lists beside them.
+
+    Without *expires* the last one is left out, and the lists for it.
+    """
+    expiry = {"expires_in": Float(53), "expires_at": DateTime(timezone=True)}
+    given = unnest(
+        id=Text(),
+        queue=Text(),
+        type=Text(),
+        arg=LargeBinary(),
+        priority=SmallInteger(),
+        headers=Text(),
+        delay=Float(53),
+        run_at=DateTime(timezone=True),
+        **(expiry if expires else {}),
+        **more,
+    )
+    start = _start(given.c.delay * SECOND, given.c.run_at)
+    columns: list[ColumnElement[Any]] = [
+        given.c.id,
+        given.c.queue,
+        given.c.type,
+        given.c.arg,
+        given.c.priority,
+        cast(given.c.headers, JSONB),
+        start,
+    ]
+    if expires:
+        columns.append(_expiry(start, given.c.expires_in * SECOND, given.c.expires_at))
+    return select(*columns, *(given.c[name] for name in more))
+
+
+def rows_of_query(source: Select[Any], *more: str) -> Select[Any]:
+    """The values of a job for each row of a query, in the order of INSERTED, and *more* labels.
+
+    The labels id, delay (seconds) and priority are the job's own, *more* are the library's; all
+    others become the JSON object of the arg. Parameters: queue, type, headers, run_at, expires_in
+    (timedelta), expires_at, and delay (timedelta) and priority unless they are labels.
+    """
+    rows = source.subquery("source")
+    # By name and not by key: the names are what to_jsonb sees.
+    given = {column.name: column for column in rows.c}
+    # The star makes it the row, also where a column is called source.
+    arg: ColumnElement[Any] = func.to_jsonb(literal_column("source.*"), type_=JSONB)
+    for name in sorted({"id", "delay", "priority", *more} & set(given)):
+        arg = arg.op("-", return_type=JSONB())(literal(name, Text))
+    start = _start(
+        given["delay"] * SECOND
+        if "delay" in given
+        else cast(parameter("delay", Interval), Interval),
+        cast(_run_at_parameter(), DateTime(timezone=True)),
+    )
+    expires_at = cast(_expires_at_parameter(), DateTime(timezone=True))
+    expires_in = cast(_optional("expires_in", Interval), Interval)
+    return select(
+        cast(given["id"], Text) if "id" in given else _uuid7(),
+        cast(parameter("queue", Text), Text),
+        cast(parameter("type", Text), Text),
+        func.convert_to(cast(arg, Text), "UTF8"),
+        cast(given["priority"], SmallInteger)
+        if "priority" in given
+        else cast(parameter("priority", SmallInteger), SmallInteger),
+        cast(parameter("headers", JSONB(none_as_null=True)), JSONB),
+        start,
+        _expiry(start, expires_in, expires_at),
+        *(given[name] for name in more),
+    ).select_from(rows)
 
 
 def _start(delay: ColumnElement[Any], run_at: ColumnElement[Any]) -> ColumnElement[Any]:

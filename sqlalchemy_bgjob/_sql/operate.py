@@ -36,7 +36,8 @@ class OperateStatements:
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead, self._worker = tables.job, tables.dead, tables.worker
-        self._control, self._channel = tables.control, tables.channel
+        self._control, self._period = tables.control, tables.unique_period
+        self._channel = tables.channel
 
     def redrive(
         self, where: ColumnElement[bool], limit: int | None, *, spaced: bool = False
@@ -82,8 +83,9 @@ class OperateStatements:
         }
         # In the order in which a bulk enqueue takes keys and ids, so that the two never wait for
         # each other in a circle. Of two with one key, the one that died last comes first.
+        key = last.c.unique_key.collate("C")
         keyed = case((last.c.unique_key.is_not(None), last.c.moved_at))
-        rows = select(*values.values()).order_by(last.c.unique_key, keyed.desc(), last.c.job_id)
+        rows = select(*values.values()).order_by(key, keyed.desc(), last.c.job_id)
         back = (
             pg_insert(job)
             .from_select(list(values), rows)
@@ -126,10 +128,16 @@ class OperateStatements:
 
     @cached_property
     def live_jobs(self) -> Executable:
-        """All jobs, in the order of work."""
-        job = self._job
+        """All jobs, in the order of work, and of each the key whose period it began."""
+        job, period = self._job, self._period
         order = job.c.queue, job.c.priority, job.c.next_run_at, job.c.id
-        return select(job).with_hint(job, ONLY).order_by(*order)
+        return (
+            select(job, period.c.key.label("period_key"))
+            .select_from(job.outerjoin(period, period.c.job_id == job.c.id))
+            .with_hint(job, ONLY)
+            .with_hint(period, ONLY)
+            .order_by(*order)
+        )
 
     @cached_property
     def due_queue(self) -> Executable:
@@ -172,7 +180,7 @@ class OperateStatements:
 
     @cached_property
     def grow_older(self) -> tuple[Executable, ...]:
-        """Make all jobs older, live and dead, and pauses: moves all their times.
+        """Make all jobs older, live and dead, pauses, and periods of unique keys: moves all times.
 
         Parameter: by (timedelta).
         """
@@ -188,6 +196,7 @@ class OperateStatements:
             ),
             self._dead: ("next_run_at", "job_created_at", "job_updated_at", "moved_at"),
             self._control: ("paused_at", "resume_at", "updated_at"),
+            self._period: ("until",),
         }
         return tuple(
             update(table).with_hint(ONLY).values({name: table.c[name] - by for name in names})

@@ -37,6 +37,8 @@ _ENQUEUE_READS: Final = (
     "next_run_at",
     "created_at",
     "updated_at",
+    "unique_key",
+    "claimed_by",
 )
 
 
@@ -68,6 +70,9 @@ def _needs(task: Task) -> Iterator[Privilege]:
         case "enqueue":
             yield Privilege("job", "INSERT")
             yield Privilege("job", "SELECT", _ENQUEUE_READS)
+            # A lock on the job that has a unique key already is an UPDATE to the server.
+            yield Privilege("job", "UPDATE", ("unique_key",))
+            yield from (Privilege("unique_period", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("worker", "SELECT", ("id", "waits_for"))
         case "worker":
             yield from (Privilege("job", verb) for verb in _ALL)

@@ -78,7 +78,7 @@ def let_time_pass(
     target: "AsyncTarget", jobs: BGJob[Any, Any], by: float | timedelta
 ) -> Coroutine[Any, Any, None]: ...
 def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> Any:
-    """Age all jobs, live and dead, as if that time had passed.
+    """Age all jobs, live and dead, and periods of unique keys, as if that time had passed.
 
     A job that was to run within that time is due at once. The workers' own rows stay as they are:
     workers live in real time. The caller commits, as with ``enqueue``.

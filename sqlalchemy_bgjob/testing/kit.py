@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from .._db.targets import Unit, run_in
 from .._drafts import validation
+from .._drafts.unique import split
 from .._enqueue.one import JobRef
 from .._handlers.outcomes import Outcome
 from .._handlers.registry import JobType
@@ -75,8 +76,9 @@ class JobKit:
             handler: A handler, or the name of a type.
             arg: The whole arg, or a mapping of some of its fields.
             **wanted: ``queue``, ``id``, ``priority``, ``headers`` (some of them), ``delay``
-                (seconds or a timedelta), ``run_at``, and ``count``: then exactly N jobs fit.
-                Anything else is a field of the arg: ``order_id=7``.
+                (seconds or a timedelta), ``run_at``, ``unique`` (a key, or a Unique of a key and
+                its scope), and ``count``: then exactly N jobs fit. Anything else is a field of the
+                arg: ``order_id=7``.
         """
         looked_for = Wanted.of(handler, arg, wanted)
 
@@ -117,8 +119,11 @@ class JobKit:
                 run_at=row.next_run_at,
                 attempt=row.attempt,
                 running=row.claimed_by is not None,
+                unique=key,
+                unique_scope=scope,
             )
             for row in unit.execute(self._statements.operate.live_jobs)
+            for key, scope in [split(row.unique_key, row.period_key)]
         ]
 
     def _decoded(self, row: Any) -> Any:

@@ -7,13 +7,14 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Self
 
 from .._drafts import validation
+from .._drafts.unique import Scope, Unique
 from .._handlers.registry import JobType
 
 ANY: Final[Any] = object()
 """Any arg."""
 _NONE: Final = object()
 NEAREST: Final = 3
-_EXACT: Final = ("queue", "id", "priority", "run_at")
+_EXACT: Final = ("queue", "id", "priority", "run_at", "unique")
 
 _short: Final = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
@@ -39,6 +40,10 @@ class EnqueuedJob:
     """How many attempts were spent."""
     running: bool
     """Whether a worker holds it."""
+    unique: str | None = None
+    """Its unique key."""
+    unique_scope: Scope | None = None
+    """How long that keeps others away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Wanted:
         type: The job's.
         arg: The whole arg; ANY if it does not matter.
         fields: Some fields of the arg.
-        exact: The job's queue, id, priority and time, as far as they are given.
+        exact: The job's queue, id, priority, time and unique key, as far as they are given.
         headers: Some of its headers.
         delay: Seconds from its enqueue until it is due.
         count: How many jobs are to fit; None for at least one.
@@ -107,7 +112,10 @@ def difference(job: EnqueuedJob, wanted: Wanted) -> list[str]:
     if job.type != wanted.type:
         found.append(f"its type is {job.type!r}")
     for name, value in wanted.exact.items():
-        if getattr(job, name) != value:
+        if isinstance(value, Unique):
+            if (job.unique, job.unique_scope) != (value.key, value.scope):
+                found.append(f"its unique is {job.unique!r}, of scope {job.unique_scope!r}")
+        elif getattr(job, name) != value:
             found.append(f"its {name} is {getattr(job, name)!r}")
     if wanted.delay is not None and abs(job.delay - wanted.delay) > 0.001:
         found.append(f"its delay is {job.delay:g} s")

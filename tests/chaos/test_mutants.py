@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import text
 
-from sqlalchemy_bgjob import enqueue, enqueue_many
+from sqlalchemy_bgjob import Unique, enqueue, enqueue_many
 from support import wait_until
+from support.changes import HELD, change, changed, commit
 from support.mutants import MUTANTS
 from support.processes import FAST
 from support.proxy import Proxy
@@ -161,6 +162,33 @@ def cancelled_and_killed(fleet: Fleet, mutant: str | None) -> list[str]:
     return fleet.problems(IDS, faults=1)
 
 
+def changed_while_it_runs(fleet: Fleet, mutant: str | None) -> list[str]:
+    """A caller changes something, and the job that would see it has looked already."""
+    fleet.start(slots=2, mutant=mutant, **FAST)
+    ids = [changed(fleet.engine, fleet.app.see, fleet.journal, HELD)]
+    wait_until(lambda: fleet.journal.count("saw") == 1)
+    ids.append(changed(fleet.engine, fleet.app.see, fleet.journal, HELD))
+    fleet.journal.release()
+    wait_for_end(fleet)
+    return fleet.problems(set(ids))
+
+
+def changed_before_the_commit(fleet: Fleet, mutant: str | None) -> list[str]:
+    """A caller is told that the job is there, and commits what it is to see a while later."""
+    see, unique = fleet.app.see, Unique("k", "queued")
+    with contextlib.ExitStack() as broken:
+        if mutant is not None:
+            MUTANTS[mutant](broken)
+        ids = [changed(fleet.engine, see, fleet.journal, "k")]
+        with fleet.engine.connect() as caller:
+            number, ref = change(caller, see, "k", unique)
+            fleet.start(**FAST)
+            wait_for_end(fleet, 2)
+            commit(caller, fleet.journal, [("k", number, ref)])
+    wait_for_end(fleet)
+    return fleet.problems({*ids, ref.id})
+
+
 EACH: list[tuple[Any, str, str]] = [
     (frozen, "fence_by_id_alone", r"lease \d+ ended it, and \d+ had been started"),
     (frozen, "claim_without_a_new_lease", r"went to \d+ without a new lease"),
@@ -198,6 +226,8 @@ EACH: list[tuple[Any, str, str]] = [
         r"cancelled under lease \d+, and started under \d+",
     ),
     (a_second_life, "leases_begin_anew", r"inserted with lease 0, which is not new"),
+    (changed_while_it_runs, "claims_keep_the_key", r"committed, and no run has seen it"),
+    (changed_before_the_commit, "told_without_a_lock", r"committed, and no run has seen it"),
 ]
 SCENARIOS = list(dict.fromkeys(scenario for scenario, _, _ in EACH))
 

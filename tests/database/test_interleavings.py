@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import MetaData, event, text
 
-from sqlalchemy_bgjob import BGJob
+from sqlalchemy_bgjob import BGJob, Unique, enqueue_many
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, HAND_BACK, Kind, Settlement
 from sqlalchemy_bgjob._handlers.timetable import due, timetable
 from sqlalchemy_bgjob._lifecycle import rescue, settle
@@ -51,15 +51,25 @@ SCENE = """
       (11, 'host', 1, '0', '{}', 30, now()),
       (22, 'host', 1, '0', '{}', 30, now()),
       (33, 'host', 1, '0', '{}', 30, now());
-    INSERT INTO bgjob_job (id, queue, type, lease) VALUES ('running', 'q', 't', 1000);
+    INSERT INTO bgjob_job (id, queue, type, lease, unique_key)
+    VALUES ('running', 'q', 't', 1000, 'l:running');
     INSERT INTO bgjob_dead_job
-      (id, job_id, queue, type, lease, next_run_at, job_created_at, job_updated_at, moved_at)
+      (id, job_id, queue, type, lease, next_run_at, job_created_at, job_updated_at, moved_at,
+       unique_key)
     VALUES
-      ('d1', 'dead', 'q', 't', 2000, now(), now(), now(), now() - interval '1 hour'),
-      ('d2', 'dead', 'q', 't', 3000, now(), now(), now(), now() - interval '2 hours');
+      ('d1', 'dead', 'q', 't', 2000, now(), now(), now(), now() - interval '1 hour', 'l:dead'),
+      ('d2', 'dead', 'q', 't', 3000, now(), now(), now(), now() - interval '2 hours', 'l:dead');
 """
-QUEUED = "INSERT INTO bgjob_job (id, queue, type, lease) VALUES ('queued', 'q', 't', 4000)"
+QUEUED = (
+    "INSERT INTO bgjob_job (id, queue, type, lease, unique_key)"
+    " VALUES ('queued', 'q', 't', 4000, 'q:queued')"
+)
+KEYS = [Unique("queued", "queued"), Unique("running"), Unique("dead")]
 SILENCE = "UPDATE bgjob_worker SET beat_at = now() - interval '60 s' WHERE id = 11"
+
+
+class Taken(list[str]):
+    """What was claimed by a worker that will look again for what it has passed by."""
 
 
 class Stage:
@@ -67,6 +77,7 @@ class Stage:
 
     def __init__(self, jobs: BGJob[Any, Any], engine: Engine) -> None:
         self.jobs, self.engine = jobs, engine
+        self.handler: Any = jobs.handler("same", queue="q")(lambda ctx, arg: None)
         self.statements = statements_of(jobs.models)
         self.held: list[ClaimedJob] = []
 
@@ -86,6 +97,22 @@ class Stage:
     def claim(self, connection: Connection) -> Any:
         claimed = claim_now(connection, self.statements, worker_id=THIRD)
         return sorted(job.id for job in claimed)
+
+    def take(self, connection: Connection) -> Any:
+        return Taken(self.claim(connection))
+
+    def same(self, connection: Connection) -> Any:
+        """Enqueue jobs with the unique keys of all the others."""
+        new = [f"new-{n}" for n in range(len(KEYS))]
+        with connection.begin():
+            return enqueue_many(
+                connection,
+                self.handler,
+                list(range(len(KEYS))),
+                ids=new,
+                unique=KEYS.__getitem__,
+                on_conflict="ignore",
+            )
 
     def beat(self, connection: Connection) -> Any:
         gap = worker_rows.beat(connection, self.statements, worker_id=SILENT, listener=None)
@@ -186,6 +213,9 @@ class Stage:
             with self.engine.connect() as connection:
                 rest = rescue.rescue_rest(connection, self.statements)
             return sum(worker.jobs for worker in (*answer, *rest)), bool(answer)
+        if isinstance(answer, Taken):
+            with self.engine.connect() as connection:
+                return sorted([*answer, *self.claim(connection)])
         if not (isinstance(answer, list) and answer and isinstance(answer[0], tuple)):
             return answer
         with self.engine.connect() as connection:
@@ -204,12 +234,15 @@ class Stage:
                     # A redriven job's lease is the clock's.
                     "SELECT CASE WHEN headers ? 'bgjob-schedule' THEN 'fired' ELSE id END,"
                     " CASE WHEN lease < 10000 THEN lease END, claimed_by, attempt, crashes,"
-                    " split_part(last_error, ':', 1), arg, cancel_at IS NOT NULL"
+                    " split_part(last_error, ':', 1), arg, cancel_at IS NOT NULL, unique_key"
                     " FROM bgjob_job ORDER BY id"
                 )
             ).all()
             dead = connection.execute(
-                text("SELECT job_id, lease, last_error FROM bgjob_dead_job ORDER BY 1, 2")
+                text(
+                    "SELECT job_id, lease, last_error, unique_key FROM bgjob_dead_job"
+                    " ORDER BY job_id, lease"
+                )
             ).all()
             workers = connection.execute(
                 text("SELECT id, now() - beat_at < interval '30 s' FROM bgjob_worker ORDER BY id")
@@ -238,6 +271,7 @@ OPERATIONS = (
     "cancel",
     "redrive",
     "prune",
+    "same",
 )
 OF_SCHEDULES = ("fire", "put", "pause", "remove")
 CONTROLS = ("pause_queue", "resume_queue", "set_slots", "unset_slots")
@@ -246,6 +280,8 @@ PAIRS = [
     *combinations_with_replacement(OF_SCHEDULES, 2),
     *combinations_with_replacement(CONTROLS, 2),
 ]
+# Who is told of a job locks it, and a claim passes it by until the next one.
+PAIRS[PAIRS.index(("claim", "same"))] = ("take", "same")
 
 
 @dataclass

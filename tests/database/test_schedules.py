@@ -16,6 +16,7 @@ from sqlalchemy_bgjob._lifecycle import fire as firing
 from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, keep_code, look_at_schedules
 from sqlalchemy_bgjob._sql import statements_of
 from support.producers import UNITS, producer
+from support.rows import claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -482,3 +483,16 @@ def test_two_workers_add_it_once(book: Book) -> None:
     book.keep()
 
     assert book.row("code").cron == "@hourly"
+
+
+def test_one_runs_while_one_waits(book: Book) -> None:
+    """A job that runs keeps no later one away; one that is queued does."""
+    book.put()
+    for waits in (0, 1, 1):
+        book.make_due()
+        assert book.fire_all() == 1
+        if waits == 0:
+            with book.engine.connect() as connection:
+                assert len(claim(connection, book.statements, queue=book.enqueued()[0].queue)) == 1
+
+    assert len(book.enqueued()) == 2

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from sqlalchemy import MetaData, text
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import BGJob, JobAlreadyExists, enqueue
+from sqlalchemy_bgjob import BGJob, JobAlreadyExists, Unique, enqueue
 from sqlalchemy_bgjob._drafts.codec import Encoded
 from sqlalchemy_bgjob._handlers.outcomes import (
     CANCELLED,
@@ -65,6 +65,15 @@ HOUR = 3600
 
 UNSAID = (Kind.CANCELLED, Kind.EXPIRED)
 IDS = ("a", "b", "c")
+WORDS = (
+    ("live", "skip"),
+    ("live", "raise"),
+    ("queued", "skip"),
+    ("queued", "raise"),
+    ("queued", "replace"),
+    ("queued", "earlier"),
+)
+"""How long a unique key keeps others away, and what is done then."""
 ids = st.sampled_from(IDS)
 hours = st.integers(0, 2)
 workers = st.sampled_from(WORKERS)
@@ -94,6 +103,9 @@ class Job:
         all_of_them = *self.failed, f"{attempt} {self.worker} {error}"
         return all_of_them if len(all_of_them) <= 10 else (all_of_them[0], *all_of_them[2:])
 
+    key: str | None = None
+    """Its unique key, as it is stored."""
+
 
 @dataclass(frozen=True)
 class Dead:
@@ -102,6 +114,7 @@ class Dead:
     error: str | None
     arg: bytes | None
     priority: int
+    key: str | None
     hour: int
     """When it died."""
     failed: tuple[str, ...]
@@ -136,6 +149,10 @@ class Model:
     def change(self, id: str, **changes: Any) -> None:
         self.live[id] = replace(self.live[id], **changes)
 
+    def holder(self, key: str | None) -> str | None:
+        """The id of the job that has a unique key."""
+        return next((id for id, job in self.live.items() if key and job.key == key), None)
+
     def holds(self, claim: ClaimedJob) -> bool:
         job = self.live.get(claim.id)
         return job is not None and (job.lease, job.worker) == (claim.lease, claim.worker_id)
@@ -151,6 +168,8 @@ class Machine(RuleBasedStateMachine):
     """Which were tried in all runs, and whether the lease held."""
     fired: set[bool]
     """Whether attempts to fire the schedule came in time, in all runs."""
+    words: set[tuple[tuple[str, str], bool]]
+    """The scopes and policies of unique keys that were tried, and whether there was such a job."""
 
     claims = Bundle("claims")
     """Those that a worker may still have in its hands, whether its lease holds or not."""
@@ -248,11 +267,71 @@ class Machine(RuleBasedStateMachine):
             expires=None if expires is None else self.model.hour + delay + expires,
         )
 
+    @rule(
+        keys=st.lists(
+            st.tuples(st.sampled_from("xy"), st.sampled_from(WORDS)), min_size=3, max_size=6
+        ),
+        own_id=st.one_of(st.none(), ids),
+        delay=hours,
+        priority=st.integers(0, 1),
+    )
+    def enqueue_unique(
+        self,
+        keys: list[tuple[str, tuple[Any, Any]]],
+        own_id: str | None,
+        delay: int,
+        priority: int,
+    ) -> None:
+        """Jobs with unique keys, perhaps with an id too; or what is done to who has the key."""
+        for key, word in keys:
+            self._enqueue_unique(key, word, own_id, delay, priority)
+
+    def _enqueue_unique(
+        self, key: str, word: tuple[Any, Any], own_id: str | None, delay: int, priority: int
+    ) -> None:
+        scope, policy = word
+        if policy in ("replace", "earlier"):
+            own_id = None
+        unique, hour = Unique(key, scope, on_conflict=policy), self.model.hour + delay
+        holder, arg = self.model.holder(unique.stored), f"{policy} {delay}"
+        self.words.add((word, holder is not None))
+        given: Any = {"unique": unique, "delay": delay * HOUR, "priority": priority}
+        id_is_taken = own_id is not None and own_id in self.model.live
+        if id_is_taken or (holder is not None and policy == "raise"):
+            with pytest.raises(JobAlreadyExists) as refused:
+                enqueue(self.engine, self.handler, arg, id=own_id, **given)
+            assert refused.value.ids == (own_id if id_is_taken else holder,)
+            return
+        ref = enqueue(self.engine, self.handler, arg, id=own_id, **given)
+        assert ref.inserted is (holder is None)
+        if holder is None:
+            lease = self._lease(ref.id)
+            data = f'"{arg}"'.encode()
+            self.model.live[ref.id] = Job(lease, hour, priority, arg=data, key=unique.stored)
+            return
+        assert ref.id == holder
+        was = self.model.live[holder]
+        if policy == "replace":
+            self.model.change(holder, hour=hour, priority=priority, arg=f'"{arg}"'.encode())
+        elif policy == "earlier":
+            least = {"hour": min(was.hour, hour), "priority": min(was.priority, priority)}
+            self.model.change(holder, **least)
+
+    def _lease(self, id: str) -> int:
+        with self.engine.connect() as connection:
+            found = connection.execute(
+                text("SELECT lease FROM bgjob_job WHERE id = :id"), {"id": id}
+            )
+            return int(found.scalar_one())
+
     # ---- claim and settle -----------------------------------------------------------------
 
     @rule(target=claims, worker=workers, limit=st.integers(1, 3))
     def claim(self, worker: int, limit: int) -> Any:
         """By a worker that has just looked what is paused; then somebody resumes it."""
+        return multiple(*self._claim(worker, limit))
+
+    def _claim(self, worker: int, limit: int) -> list[ClaimedJob]:
         with self.engine.connect() as connection:
             state = control.look(connection, self.statements)
         assert ("q" in state and state["q"].is_paused) is self.model.is_paused
@@ -276,8 +355,9 @@ class Machine(RuleBasedStateMachine):
             assert (job.lease, job.attempt) == (was.lease + 1, was.attempt + 1)
             late = was.expires is not None and was.expires < self.model.hour
             assert (job.cancelled, job.expired) == (was.asked, late)
-            self.model.change(job.id, worker=worker, lease=job.lease, attempt=job.attempt)
-        return multiple(*claimed)
+            key = None if was.key and was.key.startswith("q:") else was.key
+            self.model.change(job.id, worker=worker, lease=job.lease, attempt=job.attempt, key=key)
+        return claimed
 
     def _times(self) -> dict[str, Any]:
         with self.engine.connect() as connection:
@@ -293,6 +373,28 @@ class Machine(RuleBasedStateMachine):
     )
     def settle(self, claim: ClaimedJob, kind: Kind, delay: int, arg: bool) -> ClaimedJob:
         """As handlers and workers say; if the lease is lost, in vain."""
+        return self._settle_as(claim, kind, delay, arg)
+
+    @rule(
+        target=settled,
+        worker=workers,
+        kinds=st.lists(
+            st.sampled_from([kind for kind in Kind if kind not in UNSAID]), min_size=3, max_size=3
+        ),
+        delay=hours,
+        arg=st.booleans(),
+    )
+    def work(self, worker: int, kinds: list[Kind], delay: int, arg: bool) -> Any:
+        """Claim some jobs, and settle them at once."""
+        claimed = self._claim(worker, len(kinds))
+        return multiple(
+            *(
+                self._settle_as(claim, kind, delay, arg)
+                for claim, kind in zip(claimed, kinds, strict=False)
+            )
+        )
+
+    def _settle_as(self, claim: ClaimedJob, kind: Kind, delay: int, arg: bool) -> ClaimedJob:
         settlement = {
             Kind.COMPLETED: COMPLETED,
             Kind.RETRY: Settlement(Kind.RETRY, delay=delay * HOUR, error="failed"),
@@ -341,6 +443,7 @@ class Machine(RuleBasedStateMachine):
                         error=settlement.error,
                         arg=job.arg,
                         priority=job.priority,
+                        key=job.key,
                         hour=model.hour,
                         failed=job.and_failed(job.attempt, "given up"),
                     )
@@ -567,15 +670,12 @@ class Machine(RuleBasedStateMachine):
         if not dead:
             assert (done.ids, done.left) == ((), ())
             return
-        if id in self.model.live:
+        if id in self.model.live or self.model.holder(dead[-1].key) is not None:
             assert (done.ids, done.left) == ((), (id,) * len(dead))
             return
         assert (done.ids, done.left) == ((id,), (id,) * (len(dead) - 1))
         job = dead.pop()
-        with self.engine.connect() as connection:
-            lease = connection.execute(
-                text("SELECT lease FROM bgjob_job WHERE id = :id"), {"id": id}
-            ).scalar_one()
+        lease = self._lease(id)
         assert lease > job.lease
         self.model.live[id] = Job(
             lease=lease,
@@ -584,6 +684,7 @@ class Machine(RuleBasedStateMachine):
             error=job.error,
             arg=job.arg,
             failed=job.failed,
+            key=job.key,
         )
 
     @rule(age=st.integers(1, 3))
@@ -649,13 +750,13 @@ class Machine(RuleBasedStateMachine):
                 text(
                     "SELECT id, lease, claimed_by, attempt, crashes, priority, arg,"
                     " split_part(last_error, ':', 1), cancel_at IS NOT NULL,"
-                    " next_run_at <= now(), errors FROM bgjob_job"
+                    " next_run_at <= now(), unique_key, errors FROM bgjob_job"
                 )
             ).all()
             dead = connection.execute(
                 text(
-                    "SELECT job_id, lease, attempt, last_error, arg, errors FROM bgjob_dead_job"
-                    " ORDER BY moved_at, id"
+                    "SELECT job_id, lease, attempt, last_error, arg, unique_key, errors"
+                    " FROM bgjob_dead_job ORDER BY moved_at, id"
                 )
             ).all()
             controls = connection.execute(
@@ -677,13 +778,14 @@ class Machine(RuleBasedStateMachine):
                 job.asked,
             )
             assert row[9] is (job.hour <= self.model.hour)
+            assert row.unique_key == job.key
             assert (row.errors is None, history(row.errors)) == (not job.failed, job.failed)
         assert {row[0] for row in live} == self.model.live.keys()
         found: dict[str, list[Any]] = {}
         for id, *rest in dead:
             found.setdefault(id, []).append((*rest[:-1], history(rest[-1])))
         assert found == {
-            id: [(job.lease, job.attempt, job.error, job.arg, job.failed) for job in dead]
+            id: [(job.lease, job.attempt, job.error, job.arg, job.key, job.failed) for job in dead]
             for id, dead in self.model.dead.items()
             if dead
         }
@@ -710,6 +812,7 @@ def machine(server: TestServer) -> Iterator[type[Machine]]:
             "handler": handle,
             "settlements": set(),
             "fired": set(),
+            "words": set(),
         }
         yield type("OnTables", (Machine,), given)
 
@@ -738,6 +841,7 @@ def test_rows_are_always_what_the_model_says(machine: type[Machine]) -> None:
     assert len({kind for kind, _ in machine.settlements}) >= len(Kind) - 2
     assert {held for _, held in machine.settlements} == {True, False}
     assert machine.fired == {True, False}
+    assert machine.words == {(word, there) for word in WORDS for there in (True, False)}
 
 
 @pytest.mark.chaos

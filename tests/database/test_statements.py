@@ -654,6 +654,7 @@ FENCE = {"queue", "worker", "ids", "leases"}
 RELEASE = {"refunds", "moments", "delays", "errors", "keep_errors", "args", "new_args", "headers"}
 MINE = {"names", "queues", "types", "open_queues"}
 SCHEDULE = {*DEFINITION, "next_at"}
+EXPIRY = {"expires_in", "expires_at"}
 JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
 
 
@@ -706,8 +707,11 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("schedules.put", None, SCHEDULE),
         ("schedules.run_now", (False, True), {"name", "id", "fire_time"}),
         ("enqueue.notify", None, {"queue"}),
-        ("enqueue.job", (False,), JOB | {"expires_in", "expires_at"}),
+        ("enqueue.job", (False,), JOB | EXPIRY),
         ("enqueue.jobs", (False, True), JOB),
+        ("unique.replace", (False, True), JOB | EXPIRY | {"unique_key"}),
+        ("unique.earlier", (False, True), JOB | EXPIRY | {"unique_key"}),
+        ("unique.in_period", (False, True), JOB | EXPIRY | {"unique_key", "period"}),
     ],
 )
 def test_statements_are_built_once_and_name_their_parameters(

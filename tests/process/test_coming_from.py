@@ -267,7 +267,7 @@ def test_the_page_for_go_is_what_happens(app: Program, capsys: pytest.CaptureFix
     with app.engine.connect() as connection:
         connection.exec_driver_sql(moving)
         assert schema.db_version(connection) == 0
-        assert schema.db_version(connection, schema="go") == 1
+        assert schema.db_version(connection, schema="go") == 2
 
 
 # ---- Django's admin ------------------------------------------------------------------------------

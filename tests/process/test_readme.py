@@ -36,6 +36,7 @@ PAGES = (
     "docs/testing.md",
     "docs/deploying.md",
     "docs/guides/dead_jobs.md",
+    "docs/guides/unique.md",
     "docs/guides/middleware.md",
     "docs/guides/queue_control.md",
 )
@@ -55,7 +56,7 @@ def test_python_of_the_pages_runs(database_url, url_for, capsys, monkeypatch):
 import asyncio
 import signal
 from datetime import UTC, datetime, timedelta
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Mapped
 from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, Worker, enqueue_from

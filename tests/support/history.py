@@ -15,6 +15,8 @@ moment of a process that was killed. What is in the database is counted apart. A
 * the lease of a start is not above those of all starts before it (I7);
 * a job was started under a later lease than the one under which it was cancelled, or has ended as
   cancelled and nobody had cancelled it;
+* a caller has committed a change, and was told of a job that would see it, new or not: and that
+  job was started before, or no run has seen it (I9);
 * a schedule has fired more than once for one time, or has left out a time (I10).
 """
 
@@ -41,11 +43,13 @@ class Found:
         left: The ids that are still in the table of jobs.
         dead: The ids of dead jobs.
         effects: How often each job's writes were committed.
+        seen: The changes that some run has seen, and committed that.
     """
 
     left: frozenset[str] = frozenset()
     dead: frozenset[str] = frozenset()
     effects: Mapping[str, int] = field(default_factory=dict)
+    seen: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class History:
 
     Attributes:
         lines: As :meth:`support.worker_app.Journal.read` gives them. ``killed`` names a process as
-            ``killed_pid``; one that has ``left`` says so itself.
+            ``killed_pid``; one that has ``left`` says so itself. ``told`` has a committed change,
+            and the moment before its COMMIT.
         committed: The ids of the jobs whose enqueue was committed.
         rolled_back: Those whose enqueue was not.
         with_effects: Those whose handler writes once through its session.
@@ -88,6 +93,13 @@ class History:
         killed = {line["killed_pid"]: line["at"] for line in lines if line["event"] == "killed"}
         gone = killed | {line["pid"]: line["at"] for line in lines if line["event"] == "left"}
         problems = [f"{id}: rolled back, and started" for id in self.rolled_back & by_job.keys()]
+        for told in (line for line in lines if line["event"] == "told"):
+            change = f"{told['key']}: change {told['change']}"
+            if told["change"] not in found.seen:
+                problems.append(f"{change} was committed, and no run has seen it")
+            starts = [line["at"] for line in by_job[told["job"]] if line["event"] == "start"]
+            if starts and min(starts) < told["committing"]:
+                problems.append(f"{change} was committed when {told['job']} had been started")
         for id in sorted(self.committed):
             problems += [f"{id}: {problem}" for problem in self._of_job(id, by_job[id], gone)]
             problems += [

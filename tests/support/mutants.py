@@ -21,6 +21,7 @@ from sqlalchemy_bgjob._sql.claim import ClaimStatements
 from sqlalchemy_bgjob._sql.rescue import RescueStatements
 from sqlalchemy_bgjob._sql.schedules import ScheduleStatements
 from sqlalchemy_bgjob._sql.settle import SettleStatements
+from sqlalchemy_bgjob._sql.unique import UniqueStatements
 from sqlalchemy_bgjob._sql.words import at, parameter, transaction_id, unnest
 from sqlalchemy_bgjob._worker import attempt as attempt_module
 from sqlalchemy_bgjob._worker import claiming, handler_session, hands, scheduler, slots
@@ -239,6 +240,28 @@ def forgets_what_was_missed(stack: ExitStack) -> None:
     _replace(stack, scheduler, due=lambda table, first, now, _: due(table, first, now, "one"))
 
 
+# ---- unique keys ----------------------------------------------------------------------------
+
+
+def claims_keep_the_key(stack: ExitStack) -> None:
+    """A job that runs still keeps those away that come later."""
+    _change(stack, ClaimStatements, "_claim", lambda job: {"unique_key": job.c.unique_key})
+
+
+def told_without_a_lock(stack: ExitStack) -> None:
+    """Who is told of a queued job does not keep it from starting."""
+
+    def held(self: Any, there: Any, *, wait: bool) -> Any:
+        job = self._job
+        due = (job.c.next_run_at <= func.now()).label("due")
+        queued = self._with_key(there.c.key).where(job.c.claimed_by.is_(None))
+        one = queued.add_columns(job.c.queue, due).lateral("held")
+        columns = there.c.key.label("unique_key"), one.c.id, one.c.queue, one.c.due
+        return select(*columns).select_from(there.join(one, true())).cte("bgjob_held")
+
+    _replace(stack, UniqueStatements, _held=held)
+
+
 MUTANTS: dict[str, Callable[[ExitStack], None]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -261,5 +284,7 @@ MUTANTS: dict[str, Callable[[ExitStack], None]] = {
         fires_whatever_it_has_seen,
         forgets_what_was_missed,
         a_cancel_is_forgotten,
+        claims_keep_the_key,
+        told_without_a_lock,
     )
 }

@@ -320,6 +320,7 @@ class Fleet:
                 left=frozenset(row.id for row in self.rows("SELECT id FROM bgjob_job")),
                 dead=frozenset(row.job_id for row in dead),
                 effects=self.effects(),
+                seen=frozenset(row.n for row in self.rows("SELECT n FROM seen")),
             )
             done = record_problems(record, cancelled=bool(history.cancelled))
             problems = [*history.problems(found), *done]

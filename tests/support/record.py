@@ -18,22 +18,24 @@ KEEP_RECORD = (
       lease_before bigint, worker_before bigint,
       lease bigint, worker bigint,
       handed_back boolean,
-      asked boolean
+      asked boolean, key_before text, key text
     )
     """,
     """
     CREATE FUNCTION keep_record() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
     SET search_path FROM CURRENT AS $$
     BEGIN
-      INSERT INTO record (did, id, lease_before, worker_before, lease, worker, handed_back,
-                          asked)
+      INSERT INTO record
+        (did, id, lease_before, worker_before, lease, worker, handed_back, asked, key_before, key)
       VALUES (TG_OP, coalesce(NEW.id, OLD.id),
               OLD.lease, OLD.claimed_by, NEW.lease, NEW.claimed_by,
               -- A rescue counts a crash.
               coalesce(OLD.claimed_by IS NOT NULL AND NEW.claimed_by IS NULL
                        AND NEW.crashes = OLD.crashes, false),
-              coalesce(TG_OP = 'UPDATE' AND OLD.cancel_at IS NULL
-                       AND NEW.cancel_at IS NOT NULL, false));
+              -- Tables of version 1 have no such columns.
+              coalesce(TG_OP = 'UPDATE' AND to_jsonb(OLD) ->> 'cancel_at' IS NULL
+                       AND to_jsonb(NEW) ->> 'cancel_at' IS NOT NULL, false),
+              to_jsonb(OLD) ->> 'unique_key', to_jsonb(NEW) ->> 'unique_key');
       RETURN NULL;
     END $$
     """,
@@ -43,8 +45,8 @@ KEEP_RECORD = (
     """,
 )
 READ_RECORD = (
-    "SELECT did, id, lease_before, worker_before, lease, worker, handed_back, asked FROM record"
-    " ORDER BY n"
+    "SELECT did, id, lease_before, worker_before, lease, worker, handed_back, asked,"
+    " key_before, key FROM record ORDER BY n"
 )
 
 
@@ -59,6 +61,8 @@ class Change(NamedTuple):
     worker: int | None = None
     handed_back: bool = False
     asked: bool = False
+    key_before: str | None = None
+    key: str | None = None
 
 
 def record_problems(record: Iterable[Change], *, cancelled: bool = False) -> list[str]:
@@ -68,8 +72,11 @@ def record_problems(record: Iterable[Change], *, cancelled: bool = False) -> lis
     * A job is inserted with a lease that its id has had before.
     * A job goes from one worker to another, without having been given back between.
     * A job is deleted that nobody has claimed, unless jobs were cancelled.
+    * Two jobs have one unique key, a job gets one after its INSERT, or one that was claimed keeps
+      one of scope queued.
     """
     problems: list[str] = []
+    holders: dict[str, str] = {}
     highest: dict[str, int] = {}
     for change in record:
         before, after = change.lease_before or 0, change.lease or 0
@@ -88,5 +95,19 @@ def record_problems(record: Iterable[Change], *, cancelled: bool = False) -> lis
                 problems.append(f"{told}: deleted, and nobody had claimed it")
             case _:
                 pass
+        problems += _problems_of_key(change, told, holders)
         highest[change.id] = max(highest.get(change.id, 0), before, after)
     return problems
+
+
+def _problems_of_key(change: Change, told: str, holders: dict[str, str]) -> Iterable[str]:
+    before, after = change.key_before, change.key
+    if change.did == "UPDATE" and after is not None:
+        if after != before:
+            yield f"{told}: got the key {after!r}"
+        if after.startswith("q:") and change.worker is not None:
+            yield f"{told}: was claimed, and has kept the key {after!r}"
+    if before is not None and before != after:
+        holders.pop(before, None)
+    if after is not None and holders.setdefault(after, change.id) != change.id:
+        yield f"{change.id}: has the key {after!r}, which {holders[after]} has"

@@ -38,6 +38,7 @@ from sqlalchemy_bgjob import (
     constant,
 )
 from sqlalchemy_bgjob.testing.faults import kill_worker_after
+from support import changes
 from support.mutants import MUTANTS
 from support.pooler import connect_as_documented
 
@@ -161,6 +162,8 @@ class App:
     """Takes so many seconds, without a session; ends when it is cancelled."""
     write_and_wait: JobType[float]
     """Writes an effect, then does the same."""
+    see: JobType[str]
+    """Sees what was changed of a key, see :mod:`support.changes`."""
 
 
 def make_app(  # noqa: C901 - a list of handlers
@@ -233,6 +236,7 @@ def make_app(  # noqa: C901 - a list of handlers
         tick=tick,
         wait=jobs.handler("wait", session=False, retry=again)(handlers["wait"]),
         write_and_wait=jobs.handler("write_and_wait", retry=again)(handlers["write_and_wait"]),
+        see=changes.register(jobs, metadata, journal),
     )
 
 

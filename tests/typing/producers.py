@@ -28,6 +28,7 @@ from sqlalchemy_bgjob import (
     Outcome,
     PastError,
     Redriven,
+    Unique,
     enqueue,
     enqueue_from,
     enqueue_many,
@@ -109,6 +110,13 @@ def sync_targets(
     assert_type(enqueue(session, report, "2026-11"), JobRef)
     assert_type(enqueue(session, anything), JobRef)
     assert_type(enqueue(session, anything, {"order_id": 1}), JobRef)
+    enqueue(session, send_receipt, Receipt(1), unique="7")
+    enqueue(session, send_receipt, Receipt(1), unique=Unique("7", "queued", on_conflict="replace"))
+    enqueue_many(session, send_receipt, [Receipt(1)], unique=lambda receipt: str(receipt.order_id))
+    enqueue_many(session, send_receipt, [Receipt(1)], unique=lambda _: Unique("7", period=60))
+    enqueue_from(session, send_receipt, select(jobs.Job.id), unique=jobs.Job.id)
+    enqueue_from(session, send_receipt, select(jobs.Job.id), unique=Unique(jobs.Job.id, "queued"))
+    session.add(send_receipt.job(Receipt(1), unique=Unique("7", on_conflict="raise")))
     session.add(send_receipt.job(Receipt(1)))
     session.add_all([clean_up.job(), report.job(), report.job("2026-11"), anything.job(7)])
     let_time_pass(session, jobs, 60)
@@ -132,6 +140,10 @@ def sync_targets(
     enqueue(session, send_receipt, Receipt(1), on_conflict="update")  # E: call-overload
     enqueue(session, send_receipt, Receipt(1), delay="5")  # E: call-overload
     enqueue(session, send_receipt, Receipt(1), prio=5)  # E: call-overload
+    enqueue(session, send_receipt, Receipt(1), unique=7)  # E: call-overload
+    enqueue_many(session, send_receipt, [Receipt(1)], unique="7")  # E: call-overload
+    Unique("7", "running")  # E: arg-type
+    Unique(7)  # E: arg-type
     enqueue_from(session, send_receipt, "SELECT 1")  # E: call-overload
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from support.history import Found, History
+from support.record import Change, record_problems
 
 LINES: list[dict[str, Any]] = [
     {"event": "start", "id": "a", "lease": 5, "pid": 1, "at": 1.0},
@@ -158,3 +159,46 @@ def test_a_second_life_is_one_more_of_everything() -> None:
     assert problems(*again, lives={"a": 2}, found=found) == []
     assert problems(*again, found=found) != []
     assert problems(*again, lives={"a": 2}) == ["a: 1 effects instead of 2"]
+
+
+def test_a_change_that_a_caller_was_told_of_must_be_seen() -> None:
+    """By a run that has committed; and the job that he was told of starts after his COMMIT."""
+    told = {"event": "told", "key": "k", "change": 7, "job": "a", "pid": 3, "at": 9.0}
+    seen = Found(dead=frozenset("b"), effects={"a": 1}, seen=frozenset({7}))
+
+    assert problems(told | {"committing": 0.9}, found=seen) == []
+    assert problems(told | {"committing": 0.9}) == [
+        "k: change 7 was committed, and no run has seen it"
+    ]
+    assert problems(told | {"committing": 1.1}, found=seen) == [
+        "k: change 7 was committed when a had been started"
+    ]
+
+
+INSERTED = Change("INSERT", "a", lease=5, key="q:k")
+CLAIMED = Change("UPDATE", "a", 5, None, 6, 1, key_before="q:k")
+
+
+def test_a_key_of_scope_queued_is_free_once_its_job_is_claimed() -> None:
+    assert record_problems([INSERTED, CLAIMED, Change("INSERT", "b", lease=5, key="q:k")]) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "changes"),
+    [
+        (
+            "a: lease 5 of None: was claimed, and has kept the key 'q:k'",
+            [INSERTED, CLAIMED._replace(key="q:k")],
+        ),
+        (
+            "a: lease 6 of 1: got the key 'q:k'",
+            [INSERTED, CLAIMED, Change("UPDATE", "a", 6, 1, 7, None, key="q:k")],
+        ),
+        (
+            "b: has the key 'q:k', which a has",
+            [INSERTED, Change("INSERT", "b", lease=5, key="q:k")],
+        ),
+    ],
+)
+def test_what_must_not_become_of_a_key(problem: str, changes: list[Change]) -> None:
+    assert record_problems(changes) == [problem]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sqlalchemy_bgjob import Unique
 from sqlalchemy_bgjob.testing import EnqueuedJob
 from sqlalchemy_bgjob.testing.matching import ANY, Wanted, difference, explain
 
@@ -30,6 +31,8 @@ def job(id: str = "1", type: str = "send", **changes: Any) -> EnqueuedJob:
         "run_at": AT,
         "attempt": 0,
         "running": False,
+        "unique": "k",
+        "unique_scope": "queued",
     }
     return EnqueuedJob(id=id, type=type, **(values | changes))
 
@@ -44,6 +47,7 @@ def test_what_fits_has_no_difference() -> None:
     assert differs({"order_id": 7, "to": {"city": "London"}}) == []
     assert differs(order_id=7, queue="mail", id="1", priority=0, run_at=AT) == []
     assert differs(headers={"a": 1}, delay=timedelta(minutes=1)) == []
+    assert differs(unique="k") == differs(unique=Unique("k", "queued")) == []
 
 
 @pytest.mark.parametrize(
@@ -55,6 +59,8 @@ def test_what_fits_has_no_difference() -> None:
         (ANY, {"delay": 61}, "its delay is 60 s"),
         (ANY, {"order_id": 8}, "order_id is 7"),
         (ANY, {"size": 8}, "it has no size"),
+        (ANY, {"unique": "other"}, "its unique is 'k'"),
+        (ANY, {"unique": Unique("k")}, "its unique is 'k', of scope 'queued'"),
         (ANY, {"headers": {"a": 2}}, "header a is 1"),
         ({"to": {"city": "Paris"}}, {}, "to.city is 'London'"),
         ({"to": {"street": "x"}}, {}, "it has no to.street"),

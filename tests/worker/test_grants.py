@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from sqlalchemy_bgjob import (
     BGJob,
     MoveToDlq,
     Reschedule,
+    Unique,
     Worker,
     WorkerSettings,
     enqueue,
@@ -30,6 +32,7 @@ from sqlalchemy_bgjob._worker import drain
 from sqlalchemy_bgjob.cli import cli
 from sqlalchemy_bgjob.exceptions import WorkerRefused
 from sqlalchemy_bgjob.schema._grants import TASKS, grants, needs
+from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support import wait_until, wait_until_async
 from support.running import FLAVORS
 from support.tuning import Tune
@@ -157,6 +160,14 @@ def enqueue_in_every_way(roles: Roles) -> None:
     enqueue_many(engine, roles.handle, range(2_000))
     enqueue_many(engine, roles.handle, [1], ids=["another"])
     enqueue_from(engine, roles.of_rows, select(literal(1).label("n")))
+    key = str(uuid4())
+    for unique in (key, Unique(key, "queued"), Unique(key, period=60)):
+        assert enqueue(engine, roles.handle, 1, unique=unique).inserted
+        assert not enqueue(engine, roles.handle, 1, unique=unique).inserted
+    let_time_pass(roles.owner, jobs, 61)
+    assert enqueue(engine, roles.handle, 1, unique=Unique(key, period=60)).inserted
+    rows = select(literal(1).label("n"))
+    enqueue_from(engine, roles.of_rows, rows, unique=Unique(literal("r"), "queued"))
     with Session(engine) as session, session.begin():
         session.add(roles.handle.job(1, expires=30))
         job = jobs.Job(queue="q", type="t", arg=1)
@@ -169,7 +180,7 @@ def enqueue_in_every_way(roles: Roles) -> None:
 def test_who_enqueues_may_in_every_way(roles: Roles) -> None:
     enqueue_in_every_way(roles)
 
-    assert roles.count("job") == 1 + 2 + 2_000 + 1 + 1 + 2
+    assert roles.count("job") == 1 + 2 + 2_000 + 1 + 1 + 5 + 2
 
 
 @pytest.mark.core

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, text, true
+from sqlalchemy import Engine, MetaData, column, select, text, true
 from sqlalchemy.dialects import postgresql
 
 from sqlalchemy_bgjob import BGJob, MoveToDlq, Reschedule, Retry, schema
@@ -21,6 +22,7 @@ from sqlalchemy_bgjob._lifecycle import claim as claims
 from sqlalchemy_bgjob._lifecycle import rescue, settle, workers
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql.unique import KEY
 from sqlalchemy_bgjob._sql.words import wake_up
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
 from sqlalchemy_bgjob.schema._layouts import GO_DEAD_JOB, GO_JOB, GoTables
@@ -28,6 +30,8 @@ from support.rows import ME, OTHER, add, claim, ids, make_tables, pending
 from support.running import FLAVORS, Workbench, one_of_each
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection, Executable
 
 pytestmark = pytest.mark.core
@@ -176,6 +180,10 @@ def running(bench: Workbench) -> bool:
     return bool(bench.sql("SELECT FROM ONLY bgjob_job WHERE claimed_by IS NOT NULL"))
 
 
+FLAGS = {"unique.find": 3}
+"""How many flags a statement has, where it is not one."""
+
+
 def all_statements(statements: Statements) -> dict[str, Executable]:
     """Every statement that the library has for one set of tables, by name."""
     found: dict[str, Executable] = {}
@@ -192,20 +200,29 @@ def all_statements(statements: Statements) -> dict[str, Executable]:
             if isinstance(value, cached_property):
                 take(f"{verb}.{name}", getattr(its, name))
         for name, value in vars(its).items():
-            if callable(value) and not name.startswith("_"):  # one for each value of a flag
-                for flag in (False, True):
-                    take(f"{verb}.{name}({flag})", value(flag))
+            if callable(value) and not name.startswith("_"):  # one for each value of its flags
+                for flags in product((False, True), repeat=FLAGS.get(f"{verb}.{name}", 1)):
+                    take(f"{verb}.{name}{flags}", value(*flags))
+    take_with_arguments(statements, take)
+    take("wake_up", wake_up(None, "bgjob_"))
+    return found
+
+
+def take_with_arguments(statements: Statements, take: Callable[[str, Any], None]) -> None:
+    """Those that are built from what a user gives."""
     take("cancel.where", statements.cancel.where(true(), 5, notify=True))
     take("operate.redrive", statements.operate.redrive(true(), 5))
     take("operate.redrive spaced", statements.operate.redrive(true(), 5, spaced=True))
     take("operate.prune", statements.operate.prune(true(), 5))
     for name in ("page", "summary", "count", "would_return"):
         take(f"dead_jobs.{name}", getattr(statements.dead_jobs, name)(true(), 5))
+    for scope in ("live", "queued", "period"):
+        rows: Any = select(column("n"), column(KEY))
+        found_from = statements.unique.from_query(rows, scope, "skip", notify=True)
+        take(f"unique.from_query({scope})", found_from)
     go = GoTables("go", frozenset({GO_JOB, GO_DEAD_JOB}))
     for name in ("lock_jobs", "lock_dead_jobs", "move_jobs", "move_dead_jobs", "count"):
         take(f"go_bgjob.{name}", getattr(statements.go_bgjob, name)(go))
-    take("wake_up", wake_up(None, "bgjob_"))
-    return found
 
 
 def test_every_statement_reads_and_changes_the_tables_alone() -> None:
@@ -213,11 +230,18 @@ def test_every_statement_reads_and_changes_the_tables_alone() -> None:
     from sqlalchemy_bgjob.models import build_models
 
     statements = all_statements(Statements(build_models(MetaData())))
-    some = {"claim.onward", "settle.complete(True)", "rescue.give_back[0]", "cancel.one(True)"}
+    some = {
+        "claim.onward",
+        "settle.complete(True,)",
+        "unique.find(True, True, False)",
+        "rescue.give_back[0]",
+        "cancel.one(True,)",
+    }
     assert some <= set(statements)
     assert len(statements) > 50
     reading = re.compile(
-        r"(?:FROM|JOIN|UPDATE|,)\s+(?=(?:go\.)?bgjob_(?:job|dead_job|worker|schedule|control)\b(?!\.))"
+        r"(?:FROM|JOIN|UPDATE|,)\s+"
+        r"(?=(?:go\.)?bgjob_(?:job|dead_job|worker|schedule|control|unique_period)\b(?!\.))"
     )
 
     for name, statement in statements.items():

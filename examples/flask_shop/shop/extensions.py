@@ -13,4 +13,4 @@ class Base(DeclarativeBase):
 
 db = SQLAlchemy(model_class=Base)
 migrate = Migrate(autogenerate_plugins=["alembic.autogenerate.*", "sqlalchemy_bgjob"])
-jobs = BGJob(db)  # its three tables join db.metadata
+jobs = BGJob(db)  # its tables join db.metadata

@@ -8,7 +8,7 @@ from sqlmodel import Session, SQLModel, create_engine
 from sqlalchemy_bgjob import BGJob
 
 engine = create_engine(os.environ["DATABASE_URL"])
-jobs = BGJob(SQLModel)  # its three tables join SQLModel.metadata
+jobs = BGJob(SQLModel)  # its tables join SQLModel.metadata
 
 
 def get_session() -> Iterator[Session]:
