@@ -16,6 +16,8 @@ NEEDED: Final[Mapping[str, Mapping[str, str]]] = {
     "job": {"r": "SELECT", "w": "UPDATE", "d": "DELETE"},
     "dead_job": {"a": "INSERT"},
     "worker": {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"},
+    "control": {"r": "SELECT"},
+    "schedule": {"r": "SELECT", "a": "INSERT", "w": "UPDATE"},
 }
 """The commands that a worker runs on each table, by the letters of ``pg_policy``."""
 

@@ -834,7 +834,7 @@ def explore(machine: type[Machine], examples: int, steps: int) -> None:
 
 def test_rows_are_always_what_the_model_says(machine: type[Machine]) -> None:
     """The same histories each time."""
-    explore(machine, 100, 40)
+    explore(machine, 60, 30)
 
     # Or a change of the rules makes this test empty, and nobody notices. Each new rule deals the
     # histories anew, so one kind or two may be left to the long run.

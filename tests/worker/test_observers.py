@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -394,11 +395,17 @@ def test_an_error_that_is_about_a_job_names_it(bench: Workbench) -> None:
     good, bad = bench.enqueue(handler, id="good"), bench.enqueue(handler, id="bad")
     witness = Claims(bench)
 
+    refusal = ExitStack()
+
     def during() -> None:
         wait_until(lambda: witness.errors, what="the refusal to be told")
+        wait_until(lambda: bench.job(good) is None, what="the end of the other one")
+        refusal.close()
 
-    with bench.trigger("IF OLD.id = 'bad' THEN RAISE 'not now'; END IF; RETURN OLD;"):
-        ran = bench.run(observers=(witness,), during=during, until=lambda: bench.job(good) is None)
+    with refusal:
+        refused = "IF OLD.id = 'bad' THEN RAISE 'not now'; END IF; RETURN OLD;"
+        refusal.enter_context(bench.trigger(refused))
+        ran = bench.run(observers=(witness,), during=during)
 
     assert {job_id for job_id, _ in witness.errors} == {bad}
     assert witness.errors[0][1] in [event.rest[0] for event in ran.named("worker_error")]

@@ -11,12 +11,13 @@ from sqlalchemy import Engine, MetaData, create_engine, text
 from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue
 from sqlalchemy_bgjob._inspect import doctor
 from sqlalchemy_bgjob.exceptions import WorkerRefused
+from sqlalchemy_bgjob.schema._table_kinds import KINDS
 from support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TABLES = ("bgjob_job", "bgjob_dead_job", "bgjob_worker")
+TABLES = [f"bgjob_{kind}" for kind in KINDS]
 ALL = "USING (true) WITH CHECK (true)"
 OF_A_TENANT = "TO PUBLIC USING (current_setting('tenant', true) = 'a')"
 
@@ -62,6 +63,8 @@ def found(engine: Engine) -> list[doctor.Finding]:
         ("bgjob_job", "TO postgres USING (true)", "SELECT, UPDATE, DELETE"),
         ("bgjob_dead_job", None, "INSERT"),
         ("bgjob_worker", None, "SELECT, INSERT, UPDATE, DELETE"),
+        ("bgjob_control", None, "SELECT"),
+        ("bgjob_schedule", None, "SELECT, INSERT, UPDATE"),
     ],
 )
 def test_a_worker_that_sees_nothing_is_refused(

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, enqueue
 from sqlalchemy_bgjob.exceptions import WorkerRefused
+from sqlalchemy_bgjob.schema._table_kinds import KINDS
 from support.databases import with_driver
 from support.processes import FAST
 from support.running import FLAVORS, one_of_each
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def elsewhere(bench: Workbench) -> Any:
     """The tables in a schema that is not on the search path."""
     bench.sql("CREATE SCHEMA tenant")
-    for name in ("bgjob_job", "bgjob_dead_job", "bgjob_worker", "note"):
+    for name in (*(f"bgjob_{kind}" for kind in KINDS), "note"):
         bench.sql(f"ALTER TABLE {name} SET SCHEMA tenant")
     yield
     bench.sql("DROP SCHEMA tenant CASCADE")
