@@ -135,7 +135,9 @@ def _find_one(unit: Unit, statements: UniqueStatements, job: Draft, *, own_ids: 
 def _answers(jobs: Sequence[Draft], rows: Sequence[Any]) -> list[Answer] | None:
     """What the rows tell of each job; None if they tell nothing of some."""
     found = _keys(rows)
-    taken = {id for key, id, _ in rows if key is None}
+    # A job that ended while the statement ran may be seen although its id was free for the new one.
+    new = {id for key, id, inserted in rows if key is not None and inserted}
+    taken = {id for key, id, _ in rows if key is None} - new
     if not all(job.id in taken or _key_of(job).stored in found for job in jobs):
         return None
     told = iter(_told([job for job in jobs if job.id not in taken], found))

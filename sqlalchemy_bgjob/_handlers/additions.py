@@ -23,7 +23,7 @@ class Additions:
     """
 
     def __init__(self, provide: Callable[[Any], Any] | None = None) -> None:
-        self.provider = None if provide is None else Provider(provide)
+        self.provider: Provider | None = None if provide is None else Provider(provide)
         self.layers: list[Layer] = []
         self._on_enqueue: list[Callable[[str, str], object]] = []
 

@@ -47,6 +47,7 @@ class LookAtWorkers(NamedTuple):
         asked, answered: This process's monotonic time before and after.
         schedule_is_due: Whether the worker that looks may fire a schedule that is due.
         control: What is set for queues; None for nothing.
+        refusal: Why schedules and queues could not be looked at.
     """
 
     workers: tuple[Seen, ...]
@@ -54,6 +55,7 @@ class LookAtWorkers(NamedTuple):
     answered: float
     schedule_is_due: bool = False
     control: dict[str, Any] | None = None
+    refusal: Exception | None = None
 
     @property
     def ended(self) -> dict[int, datetime]:
@@ -81,11 +83,23 @@ class Beat(NamedTuple):
 def look_at_workers(
     connection: Connection, statements: Statements, serves: Serves = NO_SCHEDULES
 ) -> LookAtWorkers:
-    """Look at all workers: one short transaction, which judges nobody. Commits."""
+    """Look at all workers: one short transaction, which judges nobody. Commits.
+
+    If the tables of schedules or queues refuse, it looks at the workers alone: jobs of lost ones
+    must be found all the same.
+    """
     asked = time.monotonic()
     given = {name: value for name, value in serves._asdict().items() if name != "names"}
-    with connection.begin():
-        rows: Any = run(connection, statements.rescue.workers, **given).all()
+    try:
+        with connection.begin():
+            rows: Any = run(connection, statements.rescue.workers, **given).all()
+    except DBAPIError as error:
+        if lost_connection(error):
+            raise
+        with connection.begin():
+            alone: Any = run(connection, statements.rescue.workers_alone).all()
+        seen = tuple(Seen(*row) for row in alone)
+        return LookAtWorkers(seen, asked, time.monotonic(), refusal=error)
     workers = tuple(Seen(*row[:-2]) for row in rows)
     schedule_is_due = any(row[-2] for row in rows)
     control = rows[0][-1] if rows else None

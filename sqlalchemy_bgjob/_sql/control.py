@@ -188,14 +188,16 @@ class ControlStatements:
         slots.
         """
         control = self._control
+        # SQL may have written infinity, which is no time that Python has.
+        until = case((func.isfinite(control.c.resume_at), control.c.resume_at))
         return (
             select(
                 control.c.queue,
                 is_paused(control),
-                seconds(control.c.resume_at - func.clock_timestamp()),
+                seconds(until - func.clock_timestamp()),
                 control.c.paused_by,
                 control.c.pause_reason,
-                control.c.resume_at,
+                until,
                 control.c.slots,
             )
             .with_hint(control, ONLY)

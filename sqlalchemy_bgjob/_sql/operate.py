@@ -83,9 +83,9 @@ class OperateStatements:
         }
         # In the order in which a bulk enqueue takes keys and ids, so that the two never wait for
         # each other in a circle. Of two with one key, the one that died last comes first.
-        key = last.c.unique_key.collate("C")
+        key = last.c.unique_key.collate("C").nulls_first()
         keyed = case((last.c.unique_key.is_not(None), last.c.moved_at))
-        rows = select(*values.values()).order_by(key, keyed.desc(), last.c.job_id)
+        rows = select(*values.values()).order_by(key, keyed.desc(), last.c.job_id.collate("C"))
         back = (
             pg_insert(job)
             .from_select(list(values), rows)

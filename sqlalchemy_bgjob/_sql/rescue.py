@@ -85,6 +85,15 @@ class RescueStatements:
         and the parameters are those of that; and what :func:`.what_is_set` does of queues. Nobody
         asks for these by a statement of its own.
         """
+        beside = any_due(self._tables), what_is_set(self._tables.control)
+        return self._workers().add_columns(*beside)
+
+    @cached_property
+    def workers_alone(self) -> Executable:
+        """As :attr:`workers`, without schedules and queues, where these can't be read."""
+        return self._workers()
+
+    def _workers(self) -> Select[Any]:
         worker = self._worker
         return select(
             worker.c.id,
@@ -93,8 +102,6 @@ class RescueStatements:
             worker.c.lost_at.is_not(None),
             self._silent(),
             self._ended(),
-            any_due(self._tables),
-            what_is_set(self._tables.control),
         ).with_hint(worker, ONLY)
 
     @cached_property

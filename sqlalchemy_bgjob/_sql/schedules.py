@@ -96,7 +96,7 @@ class ScheduleStatements:
             .where(
                 mine,
                 schedule.c.paused_at.is_(None),
-                schedule.c.next_at.is_not(None),
+                func.isfinite(schedule.c.next_at),  # SQL may have written infinity
                 not_(schedule.c.name == any_(array_parameter("left_out", Text()))),
             )
             .order_by(schedule.c.next_at, schedule.c.name)

@@ -247,6 +247,10 @@ class UniqueStatements:
                 changes = {
                     name: func.least(job.c[name], new[name]) for name in ("priority", "next_run_at")
                 }
+                # Neither of the two callers' jobs may be dropped before its own time is over.
+                never = job.c.expires_at.is_(None) | new.expires_at.is_(None)
+                later = func.greatest(job.c.expires_at, new.expires_at)
+                changes["expires_at"] = case((~never, later))
                 changes["updated_at"] = func.now()
             case _:
                 changes = {"unique_key": new.unique_key}

@@ -115,6 +115,7 @@ class Rescuer(SideLoop):
         }
         self._before: LookAtWorkers | None = None
         self._now: LookAtWorkers | None = None
+        self._is_refused = False
         self._beats: dict[int, Beat] = {}
         self._doubtful = False
 
@@ -215,6 +216,12 @@ class Rescuer(SideLoop):
         self._before, self._now = self._now, None
         serves = self._scheduler.serves()
         self._now = rescue.look_at_workers(connection, self._statements, serves)
+        if (refusal := self._now.refusal) is not None:
+            if not self._is_refused:
+                logger.warning("schedules and queues can't be looked at: %s", summary(refusal))
+            self._is_refused = True
+            return
+        self._is_refused = False
         if self._now.schedule_is_due:
             self._scheduler.look_soon()
         self._queue_control.compare(self._now.control)

@@ -210,8 +210,14 @@ def migrate_online(
         require_plain_tables(connection, **names)
         found = read_version(connection, **names)
         if found.number == 0 or found.number >= LATEST:
-            return migrate(connection, **names)
+            migrate(connection, **names)
+    if found.number == 0:
+        return 0
     operations = OnlineOperations(connection)
+    if found.number == LATEST:
+        for step in STEPS.values():
+            for index in step.indexes(schema, table_prefix):
+                operations.mend(index)
     for version in range(found.number + 1, LATEST + 1):
         upgrade_online(operations, STEPS[version], schema, table_prefix)
         _set_comment(operations, version, schema, table_prefix)

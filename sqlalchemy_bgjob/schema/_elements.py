@@ -117,6 +117,23 @@ def _compile_reindex(element: Reindex, compiler: Any, **_: Any) -> str:
     return f"REINDEX INDEX CONCURRENTLY {name}"
 
 
+class DropInvalidIndex(ExecutableDDLElement):
+    """Drop an index that CREATE INDEX CONCURRENTLY has left half-built, if there is one."""
+
+    inherit_cache = False
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+
+
+@compiles(DropInvalidIndex)
+def _compile_drop_invalid(element: DropInvalidIndex, compiler: Any, **_: Any) -> str:
+    drop = compiler.process(DropIndex(element.index)).strip()
+    name = drop.removeprefix("DROP INDEX ").replace("'", "''")
+    invalid = f"SELECT FROM pg_index WHERE indexrelid = to_regclass('{name}') AND NOT indisvalid"
+    return f"DO $bgjob$ BEGIN IF EXISTS ({invalid}) THEN {drop}; END IF; END $bgjob$"
+
+
 class DropIndexUnlessUsed(ExecutableDDLElement):
     """Drop an index that only older workers use, unless a worker is registered."""
 

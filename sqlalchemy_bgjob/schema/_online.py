@@ -69,6 +69,13 @@ class OnlineOperations:
 
         self._until_done(run, {_DEADLOCK})
 
+    def mend(self, index: Index) -> None:
+        """Build an index anew that was left half-built; a missing one is left to the doctor."""
+        with self._connection.begin():
+            valid = self._is_valid(index)
+        if valid is False:
+            self.build(index)
+
     def _is_valid(self, index: Index) -> bool | None:
         """None if there is no such index."""
         table = index.table

@@ -12,7 +12,7 @@ from sqlalchemy import Index, MetaData
 from sqlalchemy.schema import CreateIndex
 
 from . import _version_1, _version_2
-from ._elements import Operations
+from ._elements import DropInvalidIndex, Operations
 from ._version_1 import STORAGE_1, tables_1
 from ._version_2 import STORAGE_2, tables_2
 
@@ -40,6 +40,7 @@ class Step(NamedTuple):
         """Reach this version in one transaction: it blocks writers while indexes are built."""
         self.begin(op, schema, prefix)
         for index in self.indexes(schema, prefix):
+            op.execute(DropInvalidIndex(index))
             op.execute(CreateIndex(index, if_not_exists=True))
         self.end(op, schema, prefix)
 

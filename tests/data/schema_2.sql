@@ -78,13 +78,23 @@ CREATE TABLE IF NOT EXISTS bgjob_batch (
 
 CREATE INDEX IF NOT EXISTS bgjob_batch_unfinished_idx ON bgjob_batch (id) WHERE finished_at IS NULL;
 
+DO $bgjob$ BEGIN IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('bgjob_job_due_idx') AND NOT indisvalid) THEN DROP INDEX bgjob_job_due_idx; END IF; END $bgjob$;
+
 CREATE INDEX IF NOT EXISTS bgjob_job_due_idx ON bgjob_job (queue, priority, next_run_at, id) WHERE priority >= -32768;
+
+DO $bgjob$ BEGIN IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('bgjob_job_unique_key_idx') AND NOT indisvalid) THEN DROP INDEX bgjob_job_unique_key_idx; END IF; END $bgjob$;
 
 CREATE UNIQUE INDEX IF NOT EXISTS bgjob_job_unique_key_idx ON bgjob_job (unique_key) WHERE unique_key IS NOT NULL;
 
+DO $bgjob$ BEGIN IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('bgjob_job_waits_idx') AND NOT indisvalid) THEN DROP INDEX bgjob_job_waits_idx; END IF; END $bgjob$;
+
 CREATE INDEX IF NOT EXISTS bgjob_job_waits_idx ON bgjob_job (queue, group_key, priority, turn) WHERE waits;
 
+DO $bgjob$ BEGIN IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('bgjob_job_batch_id_idx') AND NOT indisvalid) THEN DROP INDEX bgjob_job_batch_id_idx; END IF; END $bgjob$;
+
 CREATE INDEX IF NOT EXISTS bgjob_job_batch_id_idx ON bgjob_job (batch_id) WHERE batch_id IS NOT NULL;
+
+DO $bgjob$ BEGIN IF EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('bgjob_dead_job_batch_id_idx') AND NOT indisvalid) THEN DROP INDEX bgjob_dead_job_batch_id_idx; END IF; END $bgjob$;
 
 CREATE INDEX IF NOT EXISTS bgjob_dead_job_batch_id_idx ON bgjob_dead_job (batch_id) WHERE batch_id IS NOT NULL;
 

@@ -467,3 +467,35 @@ def test_a_drain_takes_no_transaction_of_others(jobs: BGJob, engine: Engine, kin
 
     asyncio.run(act())
     assert rows(jobs, engine) == []
+
+
+def test_infinity_is_a_pause_without_end(jobs: BGJob, engine: Engine) -> None:
+    """Written by SQL, where it is a natural word; Python has no such time."""
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO bgjob_control (queue, paused_at, resume_at)"
+                " VALUES ('q', now(), 'infinity')"
+            )
+        )
+    with engine.connect() as connection:
+        state = control.look(connection, statements_of(jobs.models))["q"]
+
+    assert (state.is_paused, state.resumes_in, state.until) == (True, None, None)
+
+
+@pytest.mark.parametrize("kind", ["control", "schedule"])
+def test_a_table_that_is_out_of_reach_hides_no_worker(
+    jobs: BGJob, engine: Engine, kind: str
+) -> None:
+    """Jobs of lost workers are found all the same."""
+    statements = statements_of(jobs.models)
+    with engine.connect() as other, engine.connect() as connection:
+        other.execute(text(f"LOCK TABLE bgjob_{kind} IN ACCESS EXCLUSIVE MODE"))
+        connection.execute(text("SET lock_timeout = '50ms'"))
+        connection.commit()
+        seen = rescue.look_at_workers(connection, statements)
+        other.rollback()
+
+    assert seen.refusal is not None
+    assert seen.workers == ()

@@ -175,6 +175,20 @@ def test_earlier_takes_the_earlier_time_alone(session: Session) -> None:
     assert (job.next_run_at - job.created_at).total_seconds() == 30
 
 
+def test_earlier_lets_no_job_expire_before_its_time(session: Session) -> None:
+    """Of the two callers' expiries the later one holds, or none."""
+    unique = Unique("7", "queued", on_conflict="earlier")
+    spans = []
+    for expires in (60, 30, 90, None, 10):
+        enqueue(session, note, 1, unique=unique, expires=expires)
+        session.expire_all()
+        (job,) = session.scalars(select(Job))
+        end = job.expires_at
+        spans.append(None if end is None else (end - job.next_run_at).total_seconds())
+
+    assert spans == [60.0, 60.0, 90.0, None, None]
+
+
 # ---- with an id ----------------------------------------------------------------------------------
 
 

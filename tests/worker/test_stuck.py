@@ -226,6 +226,19 @@ def test_a_lost_slot_takes_no_job_and_holds_up_no_drain() -> None:
     assert planning.step(core) == Finished()
 
 
+def test_what_operators_set_gives_no_lost_slot_back() -> None:
+    """A worker reads that again and again; and a regained slot is no more than it had."""
+    core, _ = planning.busy(2)
+    core.lose_slot("q")
+    core.control({"q": 2}, (), planning.NOW)
+    core.claimed("q", planning.jobs(3), planning.NOW)
+    assert planning.start_all(core) == []
+
+    core.regain_slot("q")
+    core.control({"q": 2}, (), planning.NOW)
+    assert len(planning.start_all(core)) == 1
+
+
 # ---- interruptions -------------------------------------------------------------------------------
 
 

@@ -199,12 +199,12 @@ class Planner:
         """A run was given up, and goes on: its slot serves no other."""
         q = self._queues[queue]
         q.running -= 1
-        q.slots -= 1
+        q.lost += 1
 
     def regain_slot(self, queue: str) -> None:
         """A run that was given up has ended."""
         if (q := self._queues.get(queue)) is not None:
-            q.slots += 1
+            q.lost -= 1
 
     def put_off(self, job: ClaimedJob, until: float, now: float) -> list[ClaimedJob]:
         """A run found no connection for its session: claim nothing from its queue until then.

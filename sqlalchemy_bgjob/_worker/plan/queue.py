@@ -25,7 +25,8 @@ class Queue:
 
     Attributes:
         name: Its name.
-        slots: How many of its jobs run at a time, at the most.
+        given: How many of its jobs run at a time, at the most, as the worker was told.
+        lost: How many of these are taken for good, by runs that were given up and go on.
         polling: When to look at it.
         running: How many slots are taken.
         ready: Jobs that are claimed and not started, each with the time of its claim.
@@ -40,8 +41,9 @@ class Queue:
     """
 
     name: str
-    slots: int
+    given: int
     polling: Polling
+    lost: int = 0
     running: int = 0
     ready: deque[tuple[float, ClaimedJob]] = field(default_factory=deque)
     lanes: Lanes = field(default_factory=Lanes)
@@ -55,11 +57,16 @@ class Queue:
 
     def control(self, slots: int, *, paused: bool) -> bool:
         """Obey an operator; returns whether more may be claimed than before."""
-        resumed, more = self.paused and not paused, slots > self.slots
-        self.slots, self.paused = slots, paused
+        resumed, more = self.paused and not paused, slots > self.given
+        self.given, self.paused = slots, paused
         if resumed:
             self.lanes.forget()  # jobs of any priority may have come meanwhile
         return resumed or more
+
+    @property
+    def slots(self) -> int:
+        """How many jobs may run at a time now."""
+        return max(self.given - self.lost, 0)
 
     @property
     def waits(self) -> bool:
