@@ -136,7 +136,7 @@ class QueueMethods:
             by, reason, until: As for :meth:`pause`.
 
         Returns:
-            How many jobs still run: 0, or more after the timeout.
+            The number of jobs that still run, which is 0 unless the timeout is over.
 
         Raises:
             TypeError: The target is no engine.

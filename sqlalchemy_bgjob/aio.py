@@ -154,7 +154,7 @@ class AsyncWorker(OnlyAsyncWith):
 
     @property
     def ready(self) -> bool:
-        """Whether it has claimed and goes on: it still beats, and is not asked to stop.
+        """Whether it has claimed, still beats, and is not asked to stop.
 
         A worker all of whose queues are paused is ready too. No statement is sent, so a readiness
         probe may read it at any time and from any thread.

@@ -44,7 +44,7 @@ class BulkResult:
     duplicates: tuple[str, ...]
     """The given ids that live jobs had already, or that were given twice; sorted."""
     refs: tuple[JobRef, ...] = ()
-    """If unique keys were given, for each job, in their order: which job won, and if it is new."""
+    """Which job won, for each one in their order, and whether it is new; only with unique keys."""
 
 
 @overload

@@ -80,7 +80,7 @@ class Schedules:
             handler: A function registered with ``@jobs.handler``.
             arg: What the handler gets, each time.
             cron: When it fires; or give *every*. These and the other options are those of
-                :meth:`BGJob.schedule`.
+                ``@jobs.schedule``.
 
         Returns:
             When it fires next, in UTC; None if it is paused.
@@ -278,5 +278,5 @@ class HasSchedules:
 
     @property
     def schedules(self) -> Schedules:
-        """Schedules as rows: put, pause, resume, run now, remove."""
+        """Schedules as rows, to put, pause, resume, run now and remove."""
         return Schedules(self.models, self.registry)
