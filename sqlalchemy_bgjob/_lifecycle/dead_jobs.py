@@ -18,16 +18,17 @@ from . import run
 
 @dataclass(frozen=True, slots=True)
 class DeadSummary:
-    """Dead jobs of one type that failed in the same way."""
+    """Dead jobs of one ``type`` that failed in the same way, and their ``count``.
+
+    ``error_type`` is the first line of their ``last_error`` up to its first colon, as that of
+    ``DeadJob``. ``first`` and ``last`` are when the first and the last of them died.
+    """
 
     type: str
     error_type: str | None
-    """The first line of their ``last_error`` up to its first colon, as ``DeadJob.error_type``."""
     count: int
     first: datetime
-    """When the first of them died."""
     last: datetime
-    """When the last of them died."""
 
 
 def summary(
