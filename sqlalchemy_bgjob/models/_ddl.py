@@ -127,24 +127,18 @@ def _index_batch(table: Table) -> None:
     Index(conv(f"{table.name}_batch_id_idx"), batch, postgresql_where=batch.is_not(None))
 
 
-@event.listens_for(WorkerMixin, "after_mapper_constructed", propagate=True)
-def _finish_worker(mapper: Mapper[Any], cls: type) -> None:
-    _finish(cast(Table, mapper.local_table), "worker")
+def _finish_when_mapped(mixin: type, kind: str) -> None:
+    """For a table that has no index beside its key."""
+
+    @event.listens_for(mixin, "after_mapper_constructed", propagate=True)
+    def finish(mapper: Mapper[Any], cls: type) -> None:
+        _finish(cast(Table, mapper.local_table), kind)
 
 
-@event.listens_for(ControlMixin, "after_mapper_constructed", propagate=True)
-def _finish_control(mapper: Mapper[Any], cls: type) -> None:
-    _finish(cast(Table, mapper.local_table), "control")
-
-
-@event.listens_for(SeatMixin, "after_mapper_constructed", propagate=True)
-def _finish_seat(mapper: Mapper[Any], cls: type) -> None:
-    _finish(cast(Table, mapper.local_table), "seat")
-
-
-@event.listens_for(UniquePeriodMixin, "after_mapper_constructed", propagate=True)
-def _finish_unique_period(mapper: Mapper[Any], cls: type) -> None:
-    _finish(cast(Table, mapper.local_table), "unique_period")
+_finish_when_mapped(WorkerMixin, "worker")
+_finish_when_mapped(ControlMixin, "control")
+_finish_when_mapped(SeatMixin, "seat")
+_finish_when_mapped(UniquePeriodMixin, "unique_period")
 
 
 @event.listens_for(ScheduleMixin, "after_mapper_constructed", propagate=True)
