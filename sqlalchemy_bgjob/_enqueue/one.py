@@ -129,8 +129,11 @@ def _enqueue(target: Any, models: Models, job: Draft, options: EnqueueOptions, c
     def insert(unit: Unit) -> JobRef:
         if job.unique is not None:
             return _insert_unique(unit, models, job, options)
-        values = dict(zip(_PARAMETERS, (job.id, job.arg, *job.common), strict=True))
-        statement = statements_of(models).enqueue.job(unit.can_notify)
+        common = job.common
+        # The last two are of the expiry, and have no place in the statement without.
+        given = common if common.expires else common[:-2]
+        values = dict(zip(_PARAMETERS, (job.id, job.arg, *given), strict=False))
+        statement = statements_of(models).enqueue.job(unit.can_notify, common.expires)
         inserted = unit.execute(statement, values).first() is not None
         if not inserted and on_conflict == "raise":
             raise JobAlreadyExists((job.id,))

@@ -30,12 +30,14 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
+    type_coerce,
     update,
 )
 from sqlalchemy.dialects.postgresql import array
 from sqlalchemy.sql.dml import ReturningUpdate
 from sqlalchemy.sql.elements import Grouping
 from sqlalchemy.sql.selectable import CTE
+from sqlalchemy.types import UserDefinedType
 
 from .._drafts.validation import EARLIEST
 from .words import ONLY, Tables, array_parameter, at, in_order_of_claims, parameter, seconds, unnest
@@ -48,6 +50,15 @@ _QUEUE: ColumnElement[str] = parameter("queue", Text)
 _QUEUED_KEY: ColumnElement[str] = literal_column("'q:'")
 _LATE_COMMITS: ColumnElement[Any] = literal_column("interval '2 seconds'")
 """How far behind the clock a claim looks for jobs whose transaction was committed late."""
+
+
+class _TextArray(UserDefinedType[list[str | None]]):
+    """As ARRAY(Text), but each row's value stays what the driver has made of it, a list or None."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: object) -> str:
+        return "TEXT[]"
 
 
 class ClaimStatements:
@@ -207,7 +218,8 @@ class ClaimStatements:
         yes: ColumnElement[str] = literal_column("'yes'", Text)
         cancelled = case((job.c.cancel_at.is_not(None), yes))
         expired = case((job.c.expires_at < job.c.updated_at, yes))
-        return case((used, array([job.c.group_key, job.c.batch_id, cancelled, expired])))
+        found = case((used, array([job.c.group_key, job.c.batch_id, cancelled, expired])))
+        return type_coerce(found, _TextArray())
 
     @cached_property
     def from_head(self) -> Executable:

@@ -49,36 +49,35 @@ class EnqueueStatements:
     def __init__(self, tables: Tables) -> None:
         self._tables, self._job, self._worker = tables, tables.job, tables.worker
         # Built once for each combination of flags: building costs more than sending.
-        self.job: Callable[[bool], Executable] = cache(self._insert_one)
+        self.job: Callable[..., Executable] = cache(self._insert_one)
         self.jobs: Callable[..., Executable] = cache(self._insert_many)
 
-    def _insert_one(self, notify: bool) -> Executable:
+    def _insert_one(self, notify: bool, expires: bool = False) -> Executable:
         """One job, and with *notify* its wake-up in the same statement.
 
         Returns its id, or nothing if it exists. Parameters: id, queue, type, arg,
-        priority, headers, delay (timedelta) or null, run_at or null, expires_in (timedelta) or
-        null, expires_at or null.
+        priority, headers, delay (timedelta) or null, run_at or null; of a job that *expires* also
+        expires_in (timedelta) or null, expires_at or null.
         """
         job = self._job
         start = _start(parameter("delay", Interval), _run_at_parameter())
-        inserted = (
-            pg_insert(job)
-            .values(
-                id=parameter("id", Text),
-                queue=parameter("queue", Text),
-                type=parameter("type", Text),
-                arg=parameter("arg", LargeBinary),
-                priority=parameter("priority", SmallInteger),
-                headers=parameter("headers", JSONB(none_as_null=True)),
-                next_run_at=start,
-                expires_at=_expiry(start, _optional("expires_in", Interval)),
-            )
-            .on_conflict_do_nothing(index_elements=[*job.primary_key])
-            .returning(job.c.id)
+        inserted = pg_insert(job).values(
+            id=parameter("id", Text),
+            queue=parameter("queue", Text),
+            type=parameter("type", Text),
+            arg=parameter("arg", LargeBinary),
+            priority=parameter("priority", SmallInteger),
+            headers=parameter("headers", JSONB(none_as_null=True)),
+            next_run_at=start,
         )
+        if expires:
+            expiry = _expiry(start, _optional("expires_in", Interval))
+            inserted = inserted.values(expires_at=expiry)
+        inserted = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])
+        told = inserted.returning(job.c.id)
         if not notify:
-            return inserted
-        done = inserted.cte("inserted")
+            return told
+        done = told.cte("inserted")
         queue = parameter("queue", Text)
         notified = woken(self._worker, self._tables.channel, queue)
         return select(done.c.id, notified.scalar_subquery())

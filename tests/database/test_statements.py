@@ -594,8 +594,6 @@ def test_names_in_a_schema_and_with_a_prefix_of_ones_own(engine: Engine) -> None
         "headers": None,
         "delay": None,
         "run_at": None,
-        "expires_in": None,
-        "expires_at": None,
     }
 
     with engine.connect() as connection:
@@ -707,7 +705,7 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("schedules.put", None, SCHEDULE),
         ("schedules.run_now", (False, True), {"name", "id", "fire_time"}),
         ("enqueue.notify", None, {"queue"}),
-        ("enqueue.job", (False,), JOB | EXPIRY),
+        ("enqueue.job", (False, True), JOB),
         ("enqueue.jobs", (False, True), JOB),
         ("unique.replace", (False, True), JOB | EXPIRY | {"unique_key"}),
         ("unique.earlier", (False, True), JOB | EXPIRY | {"unique_key"}),

@@ -197,14 +197,12 @@ class Planner:
 
     def lose_slot(self, queue: str) -> None:
         """A run was given up, and goes on: its slot serves no other."""
-        q = self._queues[queue]
-        q.running -= 1
-        q.lost += 1
+        self._queues[queue].lose_slot()
 
     def regain_slot(self, queue: str) -> None:
         """A run that was given up has ended."""
         if (q := self._queues.get(queue)) is not None:
-            q.lost -= 1
+            q.regain_slot()
 
     def put_off(self, job: ClaimedJob, until: float, now: float) -> list[ClaimedJob]:
         """A run found no connection for its session: claim nothing from its queue until then.

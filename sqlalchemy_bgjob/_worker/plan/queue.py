@@ -28,6 +28,7 @@ class Queue:
         given: How many of its jobs run at a time, at the most, as the worker was told.
         lost: How many of these are taken for good, by runs that were given up and go on.
         polling: When to look at it.
+        slots: How many of its jobs may run at a time now; kept, as each start asks for it.
         running: How many slots are taken.
         ready: Jobs that are claimed and not started, each with the time of its claim.
         lanes: Where to look.
@@ -44,6 +45,7 @@ class Queue:
     given: int
     polling: Polling
     lost: int = 0
+    slots: int = field(init=False)
     running: int = 0
     ready: deque[tuple[float, ClaimedJob]] = field(default_factory=deque)
     lanes: Lanes = field(default_factory=Lanes)
@@ -55,18 +57,31 @@ class Queue:
     refused_together: bool = False
     paused: bool = False
 
+    def __post_init__(self) -> None:
+        self._count_slots()
+
     def control(self, slots: int, *, paused: bool) -> bool:
         """Obey an operator; returns whether more may be claimed than before."""
         resumed, more = self.paused and not paused, slots > self.given
         self.given, self.paused = slots, paused
+        self._count_slots()
         if resumed:
             self.lanes.forget()  # jobs of any priority may have come meanwhile
         return resumed or more
 
-    @property
-    def slots(self) -> int:
-        """How many jobs may run at a time now."""
-        return max(self.given - self.lost, 0)
+    def lose_slot(self) -> None:
+        """A run was given up, and goes on: its slot serves no other."""
+        self.running -= 1
+        self.lost += 1
+        self._count_slots()
+
+    def regain_slot(self) -> None:
+        """A run that was given up has ended."""
+        self.lost -= 1
+        self._count_slots()
+
+    def _count_slots(self) -> None:
+        self.slots = max(self.given - self.lost, 0)
 
     @property
     def waits(self) -> bool:
