@@ -261,15 +261,21 @@ def test_a_job_that_deploys_keep_from_ending_is_named(
     bench: Workbench, caplog: pytest.LogCaptureFixture
 ) -> None:
     """At the third interruption in a row."""
-    may_end = threading.Event()
-    handler = bench.handler("t", lambda ctx: bench.pause(may_end.is_set), uses_session=False)
+    started, may_end = threading.Event(), threading.Event()
+
+    def run_on(ctx: Context[Any]) -> None:
+        started.set()
+        bench.pause(may_end.is_set)
+
+    handler = bench.handler("t", run_on, uses_session=False)
     job_id = bench.enqueue(handler)
     bench.sql("UPDATE bgjob_job SET last_error = 'interrupted by shutdown'")
     warned: list[int] = []
 
     for _ in range(2):
+        started.clear()  # a job that is claimed and not started is handed back, not interrupted
         with caplog.at_level(logging.WARNING, "sqlalchemy_bgjob"):
-            bench.run(until=lambda: bench.job(job_id).claimed_by is not None, shutdown_timeout=0.0)
+            bench.run(until=started.is_set, shutdown_timeout=0.0)
         warned.append(caplog.text.count("times in a row: it takes longer"))
     may_end.set()
 
