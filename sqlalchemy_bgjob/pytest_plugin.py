@@ -4,9 +4,11 @@ It imports nothing before a fixture is asked for: most test suites have no use o
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+
+__tracebackhide__: Final = True
 
 if TYPE_CHECKING:
     from .bgjob import BGJob
@@ -27,11 +29,16 @@ def bgjob_jobs() -> "BGJob[Any, Any]":
 
 
 @pytest.fixture
-def bgjob(bgjob_jobs: "BGJob[Any, Any]") -> "JobKit":
-    """What a test asks and does about jobs; see :class:`sqlalchemy_bgjob.testing.JobKit`."""
+def bgjob(bgjob_jobs: "BGJob[Any, Any]") -> "Iterator[JobKit]":
+    """What a test asks and does about jobs; see :class:`sqlalchemy_bgjob.testing.JobKit`.
+
+    The test fails if it has forgotten an ``await``: nothing was asserted, or done, then.
+    """
     from .testing import JobKit  # noqa: PLC0415
 
-    return JobKit(bgjob_jobs)
+    kit = JobKit(bgjob_jobs)
+    yield kit
+    kit.check_awaited()
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,22 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
-from .._drafts import validation
+from .._db.errors import did_you_mean
+from .._drafts import codec, validation
 from .._drafts.unique import Scope, Unique
 from .._handlers.registry import JobType
 
+__tracebackhide__: Final = True
 ANY: Final[Any] = object()
 """Any arg."""
 _NONE: Final = object()
 NEAREST: Final = 3
 _EXACT: Final = ("queue", "id", "priority", "run_at", "unique")
+_OPTIONS: Final = (*_EXACT, "delay", "headers", "count")
+_PLAIN: Final = (int, str, float, bool, bytes)
+"""Types of args without fields."""
 
 _short: Final = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
@@ -84,6 +89,8 @@ class Wanted:
             raise ValueError(f"count={count!r}: where no job may fit, use refute_enqueued")
         if isinstance(arg, Mapping):
             arg, rest = ANY, {**arg, **rest}
+        if isinstance(handler, JobType):
+            _refuse_unknown(handler, rest)
         return cls(
             type=handler if isinstance(handler, str) else handler.type,
             arg=arg,
@@ -104,6 +111,36 @@ class Wanted:
         if self.delay is not None:
             words.append(f"delay {self.delay:g} s")
         return ", ".join(words)
+
+
+def _refuse_unknown(handler: JobType[Any], names: Iterable[str]) -> None:
+    """A misspelt option would be a field that no job has: a refutation of it always holds."""
+    known = _fields_of(handler)
+    for name in names:
+        if known is not None and name not in known:
+            guess = did_you_mean(name, {*_OPTIONS, *known})
+            raise TypeError(
+                f"{name!r} is neither an option nor a field of the arg of {handler.type!r}; "
+                f"{guess or 'the options are ' + ', '.join(_OPTIONS)}"
+            )
+
+
+def _fields_of(handler: JobType[Any]) -> frozenset[str] | None:
+    """The names that an arg of the handler may have; None if it may have any."""
+    annotation = handler.annotation
+    if not handler.takes_arg or annotation in _PLAIN:
+        return frozenset()
+    found = codec.fields(annotation)
+    # Where the JSON has other names than the object, both do.
+    return None if found is None else found.known | _attributes(annotation)
+
+
+def _attributes(annotation: Any) -> frozenset[str]:
+    names: set[str] = set()
+    for part in get_args(annotation) or (annotation,):
+        of_class = (getattr(part, name, ()) for name in ("__dataclass_fields__", "model_fields"))
+        names.update(dir(part), *of_class)
+    return frozenset(names)
 
 
 def difference(job: EnqueuedJob, wanted: Wanted) -> list[str]:
@@ -139,15 +176,60 @@ def _fields_that_differ(path: str, value: Any, wanted: Mapping[str, Any]) -> Ite
             yield f"{path}{name} is {_short.repr(actual)}"
 
 
-def explain(jobs: Sequence[EnqueuedJob], fitting: Sequence[EnqueuedJob], wanted: Wanted) -> str:
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """Where a test has looked, without finding what it wants.
+
+    Attributes:
+        jobs: All there are.
+        unflushed: How many the session has that are not flushed.
+    """
+
+    jobs: Sequence[EnqueuedJob]
+    unflushed: int = 0
+
+
+def explain(looked: Looked, fitting: Sequence[EnqueuedJob], wanted: Wanted) -> str:
     """Why an assertion failed: how many fit, or the nearest jobs and their differences."""
     if fitting:
-        return f"jobs that fit: {len(fitting)}, not {wanted.count}: {wanted}"
-    if not jobs:
-        return f"no job is enqueued at all; looked for {wanted}"
-    nearest = sorted(jobs, key=lambda job: len(difference(job, wanted)))[:NEAREST]
-    lines = [
-        f"  {job.type} {job.id} in {job.queue!r}: {'; '.join(difference(job, wanted))}"
-        for job in nearest
-    ]
-    return "\n".join([f"no job fits {wanted}", f"the nearest of {len(jobs)}:", *lines])
+        lines = [f"{_jobs(len(fitting))}, not {wanted.count}: {wanted}", *_shown(fitting)]
+    elif not looked.jobs:
+        lines = [f"no job is enqueued in this transaction; looked for {wanted}"]
+        lines += [] if looked.unflushed else [_NONE_AT_ALL]
+    else:
+        nearest = sorted(looked.jobs, key=lambda job: len(difference(job, wanted)))[:NEAREST]
+        lines = [f"no job fits {wanted}", _heading(len(looked.jobs))]
+        lines += [f"{_where(job)}: {'; '.join(difference(job, wanted))}" for job in nearest]
+    if looked.unflushed:
+        lines.append(
+            f"{_jobs(looked.unflushed, 'is', 'are')} in the session and not flushed, as it has no "
+            f"autoflush: call session.flush()"
+        )
+    return "\n".join(lines)
+
+
+def explain_fitting(fitting: Sequence[EnqueuedJob], wanted: Wanted) -> str:
+    """Why a refutation failed: which jobs fit, and how they look."""
+    return "\n".join([f"{_jobs(len(fitting))}: {wanted}", *_shown(fitting)])
+
+
+_NONE_AT_ALL: Final = (
+    "Has another transaction enqueued it, which has not committed? Or has it been run already?"
+)
+
+
+def _jobs(count: int, one: str = "fits", many: str = "fit") -> str:
+    return f"a job {one}" if count == 1 else f"{count} jobs {many}"
+
+
+def _heading(count: int) -> str:
+    return "the only job there is:" if count == 1 else f"the nearest of {count}:"
+
+
+def _shown(jobs: Sequence[EnqueuedJob]) -> list[str]:
+    shown = [f"{_where(job)}: arg {_short.repr(job.arg)}" for job in jobs[:NEAREST]]
+    return [*shown, f"  and {len(jobs) - NEAREST} more"] if jobs[NEAREST:] else shown
+
+
+def _where(job: EnqueuedJob) -> str:
+    return f"  {job.type} {job.id} in {job.queue!r}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
+
+from support.kit_project import run_pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PLUGIN = "sqlalchemy_bgjob.pytest_plugin"
-COMMAND = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
 APP = """
 from sqlalchemy import MetaData
 from sqlalchemy_bgjob import BGJob
@@ -43,33 +42,31 @@ def test_sign_up(bgjob, bgjob_postgres):
         bgjob.assert_enqueued(session, greet, "Ada")
         assert len(bgjob.work_due(session)) == 1
     engine.dispose()
+
+def test_nobody_signs_up(bgjob, bgjob_postgres):
+    engine = create_engine(bgjob_postgres)
+    with Session(engine) as session:
+        bgjob.assert_enqueued(session, greet, "Ada")
 """
 
 
-def run_pytest(folder: Path, **files: str) -> subprocess.CompletedProcess[str]:
+def run_project(folder: Path, **files: str) -> subprocess.CompletedProcess[str]:
     for name, content in {"app": APP, **files}.items():
         (folder / f"{name}.py").write_text(content)
-    found = {entry.value for entry in entry_points(group="pytest11")}
-    # Where the package is not installed, as when another checkout is tested, it is named.
-    by_name = [] if PLUGIN in found else ["-p", PLUGIN]
-    return subprocess.run(
-        [*COMMAND, *by_name],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_pytest(folder, "-p", "no:xdist")
 
 
 def test_a_test_has_the_kit_and_a_server(tmp_path: Path) -> None:
-    done = run_pytest(tmp_path, conftest=CONFTEST, test_app=TEST)
+    done = run_project(tmp_path, conftest=CONFTEST, test_app=TEST)
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert '>           bgjob.assert_enqueued(session, greet, "Ada")' in done.stdout
+    assert "AssertionError: no job is enqueued in this transaction; looked" in done.stdout
+    assert "looking.py" not in done.stdout, "the line of the test is shown, and no other"
 
 
 def test_a_project_that_names_no_bgjob_is_told_how(tmp_path: Path) -> None:
-    done = run_pytest(tmp_path, test_app="def test_it(bgjob): ...")
+    done = run_project(tmp_path, test_app="def test_it(bgjob): ...")
 
     assert done.returncode != 0
     assert "write into conftest.py" in done.stdout
@@ -82,3 +79,18 @@ def test_the_plugin_costs_no_import_of_sqlalchemy() -> None:
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+def test_a_forgotten_await_fails_the_test(tmp_path: Path) -> None:
+    forgotten = """
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from app import greet
+
+def test_it(bgjob):
+    session = AsyncSession(create_async_engine("postgresql+asyncpg://"))
+    bgjob.assert_enqueued(session, greet, "Ada")
+"""
+    done = run_project(tmp_path, conftest=CONFTEST, test_app=forgotten)
+
+    assert "1 passed, 1 error" in done.stdout, done.stdout
+    assert "bgjob.assert_enqueued(...) was never awaited: write `await bgjob." in done.stdout

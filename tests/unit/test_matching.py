@@ -10,7 +10,14 @@ import pytest
 
 from sqlalchemy_bgjob import Unique
 from sqlalchemy_bgjob.testing import EnqueuedJob
-from sqlalchemy_bgjob.testing.matching import ANY, Wanted, difference, explain
+from sqlalchemy_bgjob.testing.matching import (
+    ANY,
+    Looked,
+    Wanted,
+    difference,
+    explain,
+    explain_fitting,
+)
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -80,7 +87,7 @@ def test_the_nearest_jobs_are_shown_first() -> None:
         job("fourth", "other", queue="x", arg={}),
     ]
 
-    told = explain(jobs, [], Wanted.of("send", ANY, {"order_id": 8, "queue": "mail"}))
+    told = explain(Looked(jobs), [], Wanted.of("send", ANY, {"order_id": 8, "queue": "mail"}))
 
     assert told.splitlines() == [
         "no job fits type 'send', order_id=8, queue 'mail'",
@@ -93,13 +100,44 @@ def test_the_nearest_jobs_are_shown_first() -> None:
 
 def test_none_at_all_and_a_wrong_number_are_told() -> None:
     wanted = Wanted.of("send", {"order_id": 7}, {"count": 1, "delay": 5, "headers": {"h": 1}})
+    two = [job(), job("2")]
 
-    assert explain([], [], wanted) == (
-        "no job is enqueued at all; looked for type 'send', order_id=7, header h=1, delay 5 s"
-    )
-    assert explain([job(), job("2")], [job(), job("2")], wanted).startswith(
-        "jobs that fit: 2, not 1: type 'send', "
-    )
+    assert explain(Looked([]), [], wanted).splitlines() == [
+        f"no job is enqueued in this transaction; looked for {wanted}",
+        "Has another transaction enqueued it, which has not committed? Or has it been run already?",
+    ]
+    assert explain(Looked(two), two, wanted).splitlines() == [
+        "2 jobs fit, not 1: type 'send', order_id=7, header h=1, delay 5 s",
+        "  send 1 in 'mail': arg Receipt(order_id=7, to={'name': 'Ada', 'city': 'London'})",
+        "  send 2 in 'mail': arg Receipt(order_id=7, to={'name': 'Ada', 'city': 'London'})",
+    ]
+
+
+def test_jobs_that_are_not_flushed_are_told() -> None:
+    told = explain(Looked([job()], unflushed=1), [], Wanted.of("send", ANY, {"order_id": 8}))
+
+    assert told.splitlines() == [
+        "no job fits type 'send', order_id=8",
+        "the only job there is:",
+        "  send 1 in 'mail': order_id is 7",
+        "a job is in the session and not flushed, as it has no autoflush: call session.flush()",
+    ]
+
+
+def test_a_refuted_job_is_shown() -> None:
+    many = [job(str(number), arg=number) for number in range(5)]
+
+    assert explain_fitting(many[:1], Wanted.of("send", ANY, {})).splitlines() == [
+        "a job fits: type 'send'",
+        "  send 0 in 'mail': arg 0",
+    ]
+    assert explain_fitting(many, Wanted.of("send", ANY, {})).splitlines() == [
+        "5 jobs fit: type 'send'",
+        "  send 0 in 'mail': arg 0",
+        "  send 1 in 'mail': arg 1",
+        "  send 2 in 'mail': arg 2",
+        "  and 2 more",
+    ]
 
 
 def test_a_long_value_is_cut() -> None:

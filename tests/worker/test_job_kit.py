@@ -24,8 +24,7 @@ from sqlalchemy_bgjob import (
     enqueue,
     enqueue_many,
 )
-from sqlalchemy_bgjob.testing import JobKit
-from sqlalchemy_bgjob.testing.kit import MOST
+from sqlalchemy_bgjob.testing import JobKit, working
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,12 +124,25 @@ def test_a_failed_assertion_shows_the_nearest_jobs(session: Session) -> None:
 
     with pytest.raises(AssertionError) as none:
         bgjob.assert_enqueued(session, send, order_id=7)
-    with pytest.raises(AssertionError, match=r"^jobs that fit: 1, not 2: type 'send'$"):
+    with pytest.raises(AssertionError, match=r"^a job fits, not 2: type 'send'\n  send 8 in"):
         bgjob.assert_enqueued(session, send, count=2)
-    with pytest.raises(AssertionError, match=r"^a job fits type 'chain'"):
+    with pytest.raises(AssertionError, match=r"^a job fits: type 'chain'\n  chain .*: arg 1$"):
         bgjob.refute_enqueued(session, chain)
 
     assert "\n  send 8 in 'mail': order_id is 8\n" in str(none.value)
+
+
+def test_a_misspelt_option_is_no_refutation(session: Session) -> None:
+    with pytest.raises(TypeError, match="'queu' is neither an option nor a field"):
+        bgjob.refute_enqueued(session, send, queu="mail")
+    with pytest.raises(TypeError, match="did you mean 'order_id'"):
+        bgjob.assert_enqueued(session, send, {"orderid": 7})
+    with pytest.raises(TypeError, match="the options are queue, id, priority, run_at, unique, "):
+        bgjob.assert_enqueued(session, fail, xyz=7)
+    with pytest.raises(TypeError, match="'chain'; did you mean 'queue'"):
+        bgjob.refute_enqueued(session, chain, queues=7)
+
+    bgjob.refute_enqueued(session, "elsewhere", anything=7)
 
 
 # ---- working -------------------------------------------------------------------------------------
@@ -209,7 +221,17 @@ def test_an_outcome_is_no_error(session: Session) -> None:
 def test_a_type_without_a_handler_is_an_error(session: Session) -> None:
     jobs.enqueue(session, "elsewhere", queue="q")
 
-    with pytest.raises(UnknownType, match="elsewhere"):
+    with pytest.raises(UnknownType, match="elsewhere") as error:
+        bgjob.work_due(session)
+
+    (note,) = error.value.__notes__
+    assert "registered: 'asend', 'chain', 'delete', 'fail', 'later', 'send'" in note
+
+
+def test_a_coroutine_on_a_plain_session_is_told(session: Session) -> None:
+    enqueue(session, asend, Receipt(7))
+
+    with pytest.raises(TypeError, match="the handler of 'asend' is a coroutine: give"):
         bgjob.work_due(session)
 
 
@@ -238,8 +260,11 @@ def test_an_object_that_a_job_has_deleted_is_gone(session: Session) -> None:
     assert session.scalar(select(func.count()).select_from(Order)) == 0
 
 
-def test_jobs_that_enqueue_each_other_without_end_are_noticed(session: Session) -> None:
-    enqueue(session, chain, MOST + 10)
+def test_jobs_that_enqueue_each_other_without_end_are_noticed(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "MOST", 10)
+    enqueue(session, chain, 20)
 
     with pytest.raises(RuntimeError, match="do they enqueue each other"):
         bgjob.work_due(session)
@@ -276,6 +301,30 @@ def test_the_same_with_an_async_session(session: Session, engine: Engine) -> Non
         await async_engine.dispose()
 
     asyncio.run(check())
+
+
+def test_a_forgotten_await_is_told(session: Session, engine: Engine) -> None:
+    own = JobKit(jobs)
+
+    async def check() -> None:
+        async_engine = create_async_engine(engine.url.set(drivername="postgresql+asyncpg"))
+        async with AsyncSession(async_engine) as target:
+            await own.assert_enqueued(target, "chain", count=1)
+            own.refute_enqueued(target, chain)  # type: ignore[unused-coroutine]
+            own.wait_for(async_engine)  # type: ignore[unused-coroutine]
+        await async_engine.dispose()
+
+    enqueue(session, chain, 1)
+    session.commit()
+    asyncio.run(check())
+
+    told = (
+        r"^bgjob.refute_enqueued\(...\) was never awaited, and 1 more: "
+        r"write `await bgjob.refute_enqueued\(...\)`$"
+    )
+    with pytest.raises(AssertionError, match=told):
+        own.check_awaited()
+    own.check_awaited()
 
 
 # ---- without a database --------------------------------------------------------------------------
@@ -318,8 +367,18 @@ def test_a_test_waits_for_a_real_worker(session: Session, engine: Engine) -> Non
 
 def test_a_dead_job_and_a_late_one_fail_the_wait(session: Session, engine: Engine) -> None:
     ref = enqueue(engine, fail)
-    with pytest.raises(AssertionError, match=rf"^not done after 0.05 s: {ref.id} \(fail, attempt"):
+    with pytest.raises(AssertionError) as late:
         bgjob.wait_for(engine, ref, timeout=0.05)
+    assert str(late.value) == (
+        f"not done after 0.05 s: {ref.id} (fail, attempt 0); the first one was never started: does "
+        f"a worker serve its queue, and is it due?"
+    )
+    with engine.begin() as connection:
+        jobs.work_one(connection, "failures")
+    with pytest.raises(AssertionError, match=r"last error of the first one: ValueError: broken"):
+        bgjob.wait_for(engine, ref, timeout=0.05)
+    with engine.begin() as connection:
+        bgjob.travel(connection, hours=1)
 
     with engine.begin() as connection:
         jobs.work_one(connection, "failures", lambda ctx: MoveToDlq("hopeless"))
