@@ -53,7 +53,7 @@ class Unit:
         self.target = target
         if models is None:
             return  # an empty bulk, which runs no statement
-        bind = target if isinstance(target, Connection) else _bind_of_writes(target, models)
+        bind = target if isinstance(target, Connection) else bind_of_writes(target, models)
         dialect = bind.dialect.name
         if dialect != "postgresql":
             raise ValueError(
@@ -106,7 +106,7 @@ class Unit:
         return self.target.connection(bind_arguments={"bind": self._bind})
 
 
-def _bind_of_writes(session: Session, models: Models) -> Engine | Connection:
+def bind_of_writes(session: Session, models: Models) -> Engine | Connection:
     """The bind to which the session would write a job.
 
     A ``get_bind`` that sends reads to a follower tells them by ``_flushing``, as the recipes in

@@ -6,7 +6,8 @@
 """
 
 from .._dev.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from .inline import Inline
 from .kit import JobKit
 from .matching import EnqueuedJob
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "EnqueuedJob", "JobKit"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "EnqueuedJob", "Inline", "JobKit"]

@@ -19,6 +19,7 @@ from .._worker.run import Run
 from .._worker.work_one import Wanted, work_in
 from ..bgjob import BGJob
 from ..exceptions import UnknownType
+from .inline import Inline
 from .target import Failed, OnTarget, is_engine
 
 if TYPE_CHECKING:
@@ -143,6 +144,34 @@ class Working(OnTarget):
             return Failed(errors[0]) if raise_errors and errors else outcome
 
         return self._in(target, work, "work_one")
+
+    def inline(
+        self,
+        target: Any,
+        *,
+        raise_errors: bool = True,
+        session_factory: Callable[[], Any] | None = None,
+    ) -> Inline:
+        """While the block goes on, run what is due at each commit, just before it.
+
+        For code that commits, and expects that its jobs are done after that::
+
+            with bgjob.inline(session) as ran:
+                sign_up(session, "ada@example.com")     # commits
+            assert ran.outcomes == [Complete()]
+
+        With an asyncio twin it is ``async with``. What a transaction that is still open has
+        enqueued runs at the end of the block. The code under test never meets the error of a job,
+        as in production.
+
+        Args:
+            target: A Session: its commits. Or a Connection: those of all sessions bound to it. A
+                ``scoped_session`` stands for all sessions that it makes.
+            raise_errors: Raise at the end of the block what the first failed handler has raised;
+                if the block itself fails, its error names it.
+            session_factory: As for :meth:`work_due`.
+        """
+        return Inline(self, target, raise_errors=raise_errors, session_factory=session_factory)
 
     def perform(self, handler: JobType[Any], arg: Any = None, *, session: Any = None) -> Any:
         """Call a handler as a worker would, without a database: what it returns or raises.

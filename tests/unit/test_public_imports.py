@@ -54,6 +54,7 @@ PUBLIC = {
         "EmbeddedPostgres",
         "EmbeddedPostgresError",
         "EnqueuedJob",
+        "Inline",
         "JobKit",
     ],
     "sqlalchemy_bgjob.testing.faults": ["kill_worker_after", "let_time_pass", "main"],
