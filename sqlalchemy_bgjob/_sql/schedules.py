@@ -318,6 +318,36 @@ class ScheduleStatements:
         return select(done.c.queue, self._woken(done)).select_from(done)
 
     @cached_property
+    def make_due(self) -> Executable:
+        """For tests: let the schedule that is the next one to fire be due now.
+
+        Returns its name, cron, timezone, meant_for (when it would have fired) and next_at; no row
+        comes back if none fires until then. Parameters: list names (empty for all), until.
+        """
+        schedule = self._schedule
+        it, names = schedule.alias("it"), array_parameter("names", Text())
+        found = (
+            select(it.c.name, it.c.next_at)
+            .with_hint(it, ONLY)
+            .where(
+                or_(func.cardinality(names) == 0, it.c.name == any_(names)),
+                it.c.paused_at.is_(None),
+                it.c.next_at <= parameter("until", _moment),
+            )
+            .order_by(it.c.next_at, it.c.name)
+            .limit(1)
+            .cte("found")
+        )
+        columns = (schedule.c[name] for name in ("name", "cron", "timezone", "next_at"))
+        return (
+            update(schedule)
+            .with_hint(ONLY)
+            .where(schedule.c.name == found.c.name)
+            .values(next_at=func.now())
+            .returning(*columns, found.c.next_at.label("meant_for"))
+        )
+
+    @cached_property
     def notify(self) -> Executable:
         """Tell all workers, at this transaction's COMMIT, that schedules have changed."""
         channel = self._tables.channel_of_given_back

@@ -6,8 +6,9 @@
 """
 
 from .._dev.embedded import EmbeddedPostgres, EmbeddedPostgresError
+from .firing import Fired
 from .inline import Inline
 from .kit import JobKit
 from .matching import EnqueuedJob
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "EnqueuedJob", "Inline", "JobKit"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "EnqueuedJob", "Fired", "Inline", "JobKit"]

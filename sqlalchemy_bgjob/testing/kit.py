@@ -4,12 +4,13 @@ Nothing is simulated: a job is enqueued, claimed, run and settled by the stateme
 in the transaction of the test, which rolls it all back.
 """
 
+from .firing import Firing
 from .looking import Looking
 from .waiting import Waiting
 from .working import Working
 
 
-class JobKit(Looking, Working, Waiting):
+class JobKit(Looking, Working, Firing, Waiting):
     """For the tests of an application; the pytest plugin gives one as the fixture ``bgjob``.
 
     Each *target* is a Session or Connection, or one of their asyncio twins: then await the result.

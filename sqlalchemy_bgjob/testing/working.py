@@ -226,6 +226,8 @@ class Working(OnTarget):
     def travel(self, target: Any, by: float | timedelta | None = None, **units: float) -> Any:
         """Let time pass for all jobs: ``travel(session, hours=1)``. Rows move, clocks stay.
 
+        Schedules stay too: see :meth:`JobKit.fire_schedules`.
+
         Args:
             target: Where the jobs are.
             by: Seconds, or a timedelta.

@@ -703,6 +703,7 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("schedules.add", None, SCHEDULE),
         ("schedules.change", None, SCHEDULE | {"seen_at", "seen_next_at"}),
         ("schedules.put", None, SCHEDULE),
+        ("schedules.make_due", None, {"names", "until"}),
         ("schedules.run_now", (False, True), {"name", "id", "fire_time"}),
         ("enqueue.notify", None, {"queue"}),
         ("enqueue.job", (False, True), JOB),

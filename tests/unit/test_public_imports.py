@@ -54,6 +54,7 @@ PUBLIC = {
         "EmbeddedPostgres",
         "EmbeddedPostgresError",
         "EnqueuedJob",
+        "Fired",
         "Inline",
         "JobKit",
     ],
