@@ -12,8 +12,8 @@ import httpx
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
-from sqlalchemy_bgjob.testing import JobKit
 from support import wait_until
+from support.kit_project import run_pytest
 from support.pages import files_of, importable, other_python_of, text_of
 
 if TYPE_CHECKING:
@@ -99,13 +99,10 @@ def test_a_worker_in_the_web_process_sends_the_receipt(
     assert "mail to ada@example.com" in capsys.readouterr().out
 
 
-def test_its_test_passes_and_leaves_nothing(project: Path, tables: Engine) -> None:
-    program: dict[str, Any] = {}
-    exec((project / "tests" / "test_receipts.py").read_text(), program)
-    db = importlib.import_module("shop.db")
+def test_its_tests_pass_and_leave_nothing(project: Path, tables: Engine) -> None:
+    done = run_pytest(project, "tests", "-p", "no:asyncio")
 
-    asyncio.run(program["test_a_receipt_is_sent"](JobKit(db.jobs)))
-
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
     with tables.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM orders")) == 0
         assert connection.scalar(text("SELECT count(*) FROM bgjob_job")) == 0
