@@ -74,9 +74,7 @@ class Firing(OnTarget):
                     known = ", ".join(sorted(self.jobs.registry.schedules)) or "none"
                     raise LookupError(f"no schedule is called {name!r} (in code: {known})")
             met: list[Fired] = []
-            while row := unit.execute(
-                its.make_due, {**given, **parameters(until=end)}
-            ).first():
+            while row := unit.execute(its.make_due, {**given, **parameters(until=end)}).first():
                 if len(met) >= MOST_TIMES:
                     raise RuntimeError(
                         f"schedules fire more than {MOST_TIMES} times until {end}: {row.name!r} "
