@@ -49,7 +49,7 @@ def database_url(given: str | None) -> URL:
         raise CommandError(
             USAGE,
             "no database; give --database-url postgresql+psycopg://user:password@host/database, "
-            "or set BGJOB_DATABASE_URL",
+            "or set DATABASE_URL",
         )
     not_understood = CommandError(
         USAGE,

@@ -62,7 +62,7 @@ from sqlalchemy.orm import Mapped
 from sqlalchemy_bgjob import AsyncWorker, DeadJobMixin, JobMixin, Observer, Worker, enqueue_from
 from sqlalchemy_bgjob import GIVE_UP, on_exception, retry_after, steps
 """
-    monkeypatch.setenv("BGJOB_DATABASE_URL", database_url)
+    monkeypatch.setenv("DATABASE_URL", database_url)
     _, first, *rest = python_of("README.md")
     definitions, main = first.split(MAIN)
     app = ModuleType("app")
@@ -176,7 +176,7 @@ def test_the_quick_start_sends_one_mail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its file and its two commands as they stand; a second worker has nothing to do."""
-    monkeypatch.setenv("BGJOB_DATABASE_URL", database_url)
+    monkeypatch.setenv("DATABASE_URL", database_url)
     (tmp_path / "app.py").write_text(python_of("README.md")[1])
     (command,) = re.findall(r"^\$ sqlalchemy-bgjob (worker app:jobs .*)$", README, re.MULTILINE)
     assert "\n$ python app.py\n" in README
@@ -184,7 +184,7 @@ def test_the_quick_start_sends_one_mail(
     subprocess.run([sys.executable, "app.py"], cwd=tmp_path, check=True)
     mails = []
     for _ in range(2):
-        worker = start(*shlex.split(command), cwd=tmp_path, BGJOB_DATABASE_URL=database_url)
+        worker = start(*shlex.split(command), cwd=tmp_path, DATABASE_URL=database_url)
         wait_until(lambda: jobs_left(engine) == 0, 60)
         worker.says("worker of ")
         worker.signal(signal.SIGTERM)
