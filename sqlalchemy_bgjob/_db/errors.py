@@ -155,6 +155,8 @@ _ADVICE: Final[Mapping[str, str]] = {
     "25P03": "see idle_in_transaction_session_timeout",
     "25P04": "see transaction_timeout",
     "57014": "see statement_timeout, unless somebody canceled it",
+    "42501": "the role lacks a privilege",
+    "42P01": "a table is not in this database, or not in the search path",
     "55P03": "see lock_timeout, unless the statement says NOWAIT",
 }
 

@@ -39,11 +39,14 @@ if TYPE_CHECKING:
     AsyncTarget = AsyncSession | async_scoped_session[Any] | AsyncConnection | AsyncEngine
 
 
-_NO_SUCH_COLUMN: Final = "42703"
-_LAYOUT: Final = (
-    "If it is the queue's table that lacks a column, the table is of another version or another "
-    "program's; see `sqlalchemy-bgjob doctor`."
-)
+_NOTES: Final = {
+    "42703": "If it is the queue's table that lacks a column, the table is of another version or "
+    "another program's; see `sqlalchemy-bgjob doctor`.",
+    "42P01": "If it is a table of the queue, make the tables: by a migration, or by "
+    "`sqlalchemy-bgjob migrate`.",
+    "42501": "If it is a table of the queue, see what `sqlalchemy-bgjob grants` prints.",
+}
+"""What is to be done about the queue's own tables, by SQLSTATE; a trigger may have met another."""
 
 
 class Unit:
@@ -73,8 +76,9 @@ class Unit:
             return self.connection.execute(statement, parameters)
         except DBAPIError as error:
             note_advice(error)
-            if sqlstate(error) == _NO_SUCH_COLUMN:
-                error.add_note(_LAYOUT)
+            note = _NOTES.get(sqlstate(error) or "")
+            if note is not None:
+                error.add_note(note)
             raise
 
     def savepoint(self) -> NestedTransaction:

@@ -246,6 +246,24 @@ def test_a_failed_flush_is_the_callers_to_end(shop: Engine) -> None:
             enqueue_many(session, send_receipt, [Receipt(1)], ids=["one"])
 
 
+@pytest.mark.parametrize("mistake", ["no tables", "no privilege"])
+def test_a_table_that_is_not_usable_says_what_to_run(shop: Engine, mistake: str) -> None:
+    """The database's error is the caller's as it is, with a note about the queue's tables."""
+    role = f"weak_{shop.url.database}"
+    with shop.connect() as connection:
+        if mistake == "no tables":
+            connection.execute(text("SET LOCAL search_path TO pg_catalog"))
+        else:
+            connection.execute(text(f'CREATE ROLE "{role}"'))
+            connection.execute(text(f'SET LOCAL ROLE "{role}"'))
+        with pytest.raises(ProgrammingError) as raised:
+            enqueue(connection, note, "x")
+
+    notes = " ".join(raised.value.__notes__)
+    expected = "sqlalchemy-bgjob migrate" if mistake == "no tables" else "sqlalchemy-bgjob grants"
+    assert expected in notes
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("autoflush", [True, False])
 def test_a_session_that_autoflushes_is_flushed_first(autoflush: bool, shop: Engine) -> None:
