@@ -7,6 +7,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import TypeVar
 
+from ._db.errors import did_you_mean
 from ._db.targets import SyncTarget
 from ._dead_jobs import DeadJobVerbs
 from ._decorators import AroundJobs, Decorator, Provide, ResourceDecorator, TableNames
@@ -275,9 +276,10 @@ class BGJob(HasCancel, HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Gen
             )
         handler = self.registry.find_type(type)
         if handler is None and options.get("queue") is None:
+            near = did_you_mean(type, (known.type for known in self.registry))
             raise ValueError(
                 f"the type {type!r} is not registered in this process, so its queue is not "
-                f"known; give queue="
+                f"known; {near or 'give queue='}"
             )
         additions = self.registry.additions
         return enqueue_type(target, self.models, additions, handler, type, arg, options)

@@ -243,6 +243,8 @@ def test_a_type_that_is_registered_here_is_checked_by_name_too(session: Session)
     ]
     with pytest.raises(InvalidArg, match="order_id"):
         jobs.enqueue(session, "send_receipt", {"order": 3})
+    with pytest.raises(ValueError, match="not known; did you mean 'send_receipt'"):
+        jobs.enqueue(session, "send_reciept", {"order_id": 3})
     with pytest.raises(ValueError, match="give queue="):
         jobs.enqueue(session, "elsewhere", 1)
     with pytest.raises((InvalidArg, TypeError)):
