@@ -151,6 +151,8 @@ class Codec:
             failure = error
         # Outside the except block, so that no traceback shows the cause, which may hold values.
         path, reason = explain(failure)
+        if path == "$" and "{name}" not in reason:
+            reason += "; the handler takes {name}"
         raise InvalidArg(path, reason.format(name=self._name))
 
     def _check_keys(self, data: bytes) -> None:

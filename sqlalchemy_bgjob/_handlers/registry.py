@@ -152,7 +152,10 @@ class JobType(Generic[A]):
     ) -> Draft:
         """Check and encode one job, with the application's headers if it *is_enqueued* now."""
         if not self.takes_arg and arg is not None:
-            raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
+            raise TypeError(
+                f"the handler of {self.type!r} takes no arg, but one was given; its first "
+                f"parameter is the context, so write f(ctx, arg)"
+            )
         if is_enqueued:
             options = self.additions.with_headers(self.type, self.queue, options)
         return draft(self.codec, self.type, self.queue, arg, id, options)
@@ -166,7 +169,10 @@ class JobType(Generic[A]):
     ) -> Iterator[Draft]:
         """Check and encode many jobs, lazily; see :func:`.draft.drafts`."""
         if not self.takes_arg and any(arg is not None for arg in args):
-            raise TypeError(f"the handler of {self.type!r} takes no arg, but one was given")
+            raise TypeError(
+                f"the handler of {self.type!r} takes no arg, but one was given; its first "
+                f"parameter is the context, so write f(ctx, arg)"
+            )
         options = self.additions.with_headers(self.type, self.queue, options)
         return drafts(self.codec, self.type, self.queue, args, ids, options, unique_of)
 

@@ -542,7 +542,7 @@ def test_an_annotation_that_nothing_decodes_to_is_refused(annotation: Any) -> No
         (Order, Order([Item(SECRET)]), "$.items[0].price", "expected `float`, got `str`"),  # type: ignore[arg-type]
         (Order, {"items": [{}]}, "$.items[0].price", "required, but missing"),
         (Order, {}, "$.items", "required, but missing"),
-        (Order, [SECRET], "$", "expected `object`, got `array`"),
+        (Order, [SECRET], "$", "expected `object`, got `array`; the handler takes Order"),
         (Order, {"items": [{"price": 1, "colour": SECRET}]}, "$.items[0].colour", "not one of"),
         (Literal["a", "b"], SECRET, "$", "not one of"),
         (Picky, {"code": SECRET}, "$", "Picky refused it (ValueError)"),
