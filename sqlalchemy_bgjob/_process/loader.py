@@ -6,6 +6,7 @@ traceback only when the application itself raised.
 
 import importlib
 import importlib.util
+import inspect
 import logging
 import pkgutil
 import sys
@@ -142,7 +143,10 @@ def _modules(package: str, app_dir: Path) -> list[str]:
 
 
 def _public(found: object) -> list[str]:
-    return [name for name in dir(found) if not name.startswith("_")]
+    """The names of an object that a target may mean: not the modules that a module imports."""
+    names = [name for name in dir(found) if not name.startswith("_")]
+    held = {name: inspect.getattr_static(found, name, None) for name in names}
+    return [name for name, value in held.items() if not isinstance(value, ModuleType)]
 
 
 def _closest(name: str, known: list[str]) -> str:

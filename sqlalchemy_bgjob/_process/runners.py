@@ -103,15 +103,22 @@ def load_jobs(app: str, app_dir: Path) -> BGJob[Any, Any]:
     Raises:
         CommandError: It can't be found, or is something else.
     """
-    found = loader.load(app, app_dir)
+    module = app.partition(":")[0]
+    try:
+        found = loader.load(app, app_dir)
+    except CommandError as error:
+        near = [] if error.traceback else _held_within(module)
+        if not near:
+            raise
+        raise CommandError(error.exit_code, f"{error}; did you mean {' or '.join(near)}?") from None
     if isinstance(found, BGJob):
         return found
     what = f"{app!r} is of type {type(found).__name__!r}, not BGJob"
     if inspect.isroutine(found):
         raise CommandError(USAGE, f"{what}; if it makes one, write {app}()")
-    module = app.partition(":")[0]
     near = [f"{app}.{name}" for name in _held_by(found)]
     near += [f"{module}:{name}" for name in _held_by(sys.modules[module])]
+    near = near or _held_within(module)
     remedy = (
         f"did you mean {' or '.join(near)}?"
         if near
@@ -124,6 +131,15 @@ def _held_by(holder: Any) -> list[str]:
     """The names of a holder's BGJobs; reads no property, which might raise or connect."""
     names = dir(holder)
     return [name for name in names if isinstance(inspect.getattr_static(holder, name, None), BGJob)]
+
+
+def _held_within(package: str) -> list[str]:
+    """The BGJobs in the modules of a package, as far as these are imported; each once."""
+    found: dict[int, str] = {}
+    for module in [name for name in list(sys.modules) if name.startswith(f"{package}.")]:
+        for name in _held_by(sys.modules[module]):
+            found.setdefault(id(vars(sys.modules[module])[name]), f"{module}:{name}")
+    return list(found.values())
 
 
 def make_runner(options: WorkerOptions) -> Runner:

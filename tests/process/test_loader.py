@@ -102,6 +102,33 @@ def test_what_is_no_bgjob_is_refused(target: str, words: str) -> None:
     assert raised.value.exit_code == 2
 
 
+def test_a_bgjob_in_another_module_of_the_package_is_named(modules: Path) -> None:
+    """As beside a factory: ``shop:create_app()`` gives the application, and not the queue."""
+    package = modules / "shoppackage"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import os\nfrom . import extensions as _, tasks as _\ndef create_app(): return {}\n"
+    )
+    (package / "tasks.py").write_text("from .extensions import jobs\n")
+    (package / "extensions.py").write_text(
+        "from sqlalchemy import MetaData\nfrom sqlalchemy_bgjob import BGJob\n"
+        "jobs = BGJob(MetaData())\n"
+    )
+
+    for target in ("shoppackage:create_app()", "shoppackage:jobz"):
+        with pytest.raises(CommandError, match=r"did you mean shoppackage\.extensions:jobs\?"):
+            runners.load_jobs(target, modules)
+
+
+def test_a_module_is_no_name_to_propose(modules: Path) -> None:
+    (modules / "shopimports.py").write_text("import os\n")
+
+    with pytest.raises(CommandError) as raised:
+        load("shopimports:jobs", modules)
+
+    assert str(raised.value) == "module 'shopimports' has no 'jobs'"
+
+
 def test_an_application_that_raises_exits_with_2(
     modules: Path, start: Callable[..., Command]
 ) -> None:
