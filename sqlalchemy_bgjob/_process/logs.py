@@ -25,6 +25,9 @@ LogFormat = Literal["text", "json"]
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _OURS: Final = ("sqlalchemy_bgjob", "sqlalchemy_bgjob.jobs")
 
+_OF_PLUGINS: Final = "alembic.runtime.plugins"
+"""It says a line for each plugin, in every process that imports Alembic, as Flask-Migrate does."""
+
 logger = logging.getLogger(_OURS[0])
 
 _SAYS: Final = "bgjob-says"
@@ -93,6 +96,9 @@ def restore() -> None:
     of_jobs = logging.getLogger(_OURS[1])
     of_jobs.handlers[:] = _elsewhere(of_jobs)
     of_jobs.propagate = True
+    plugins = logging.getLogger(_OF_PLUGINS)
+    if _log.level == "INFO" and plugins.level == logging.NOTSET:
+        plugins.setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
     logging.getLogger("py.warnings").disabled = False
     if _log.own_stderr:

@@ -111,6 +111,22 @@ def test_an_uncaught_exception_is_logged_too(tmp_path: Path) -> None:
     assert "outside of everything" in line["exception"]
 
 
+def test_alembics_plugins_do_not_announce_themselves(tmp_path: Path) -> None:
+    """Flask-Migrate imports Alembic in the worker, where these lines would come before its own."""
+    code = """
+        from sqlalchemy_bgjob._process import logs
+        logs.configure("text", "{}")
+        import alembic
+    """
+
+    def said(level: str) -> str:
+        program = [sys.executable, "-c", textwrap.dedent(code).format(level)]
+        return subprocess.run(program, capture_output=True, text=True, check=True).stderr
+
+    assert "plugin" not in said("info")
+    assert "setup plugin alembic" in said("debug")
+
+
 def test_a_record_becomes_json_whatever_it_holds() -> None:
     formatter = JsonFormatter("2")
     record = logging.makeLogRecord(
