@@ -73,7 +73,8 @@ class LogObserver(Observer):
         silent = isinstance(error, OperationalError | InterfaceError) and code is None
         lost = lost_connection(error) and code != READ_ONLY and not lacks_prepared(error)
         if silent or lost or refused_connection(error):
-            self._warn(f"no connection to the database: {database_message(error)}")
+            again = "" if refused_connection(error) else ", trying again"
+            self._warn(f"no connection to the database{again}: {database_message(error)}")
         elif isinstance(error, SQLAlchemyError) or code is not None:
             self._warn(f"database error: {summary(error)}")
         elif isinstance(error, NoContextManager):

@@ -121,7 +121,7 @@ def test_a_host_that_has_no_address_yet_is_waited_for(
     worker = start(
         "worker", "support.cli_app:functions", "--database-url", url.render_as_string(False)
     )
-    worker.says("no connection to the database")
+    worker.says("no connection to the database, trying again: ")
 
     assert worker.alive
     worker.signal(signal.SIGTERM)
