@@ -278,4 +278,5 @@ class Rescuer(SideLoop):
 
 def _report(rescued: list[Rescued], how: str) -> None:
     for worker in rescued:
-        logger.warning("took %d jobs from worker %d, %s", worker.jobs, worker.worker_id, how)
+        jobs = "1 job" if worker.jobs == 1 else f"{worker.jobs} jobs"
+        logger.warning("took %s from worker %d, %s", jobs, worker.worker_id, how)
