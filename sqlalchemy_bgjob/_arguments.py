@@ -3,6 +3,7 @@
 Otherwise a wrong argument would fail each job, or raise an error that does not name it.
 """
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import fields
 
@@ -39,12 +40,17 @@ def check_factory(factory: object) -> None:
     """Check the callable that makes sessions.
 
     Raises:
-        TypeError: It can't be called.
+        TypeError: It can't be called, or is a generator, such as a dependency of FastAPI.
     """
     if factory is not None and not callable(factory):
         raise TypeError(
             f"a session factory makes sessions, and a {type(factory).__name__} can't be called; "
             f"give what made it, such as sessionmaker(engine)"
+        )
+    if inspect.isgeneratorfunction(factory) or inspect.isasyncgenfunction(factory):
+        raise TypeError(
+            f"a session factory returns a session, and {factory.__name__}() yields it; give what "
+            f"it calls, such as a Session class or a sessionmaker"
         )
 
 

@@ -28,7 +28,7 @@ from sqlalchemy_bgjob._drafts.options import EnqueueOptions
 from sqlalchemy_bgjob._handlers.options import HandlerKeywords
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 URL = "postgresql+psycopg://nobody@nowhere.invalid/none"
 jobs: BGJob[Any, Any] = BGJob(MetaData())
@@ -219,6 +219,10 @@ def session() -> Session:
     return Session(create_engine(URL))
 
 
+def get_session() -> Iterator[Session]:
+    yield session()
+
+
 MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
     "type twice": (lambda: jobs.handler("send")(plain), "give one of the two another name"),
     "unbound method": (lambda: jobs.handler("m")(Shop.handle), "bound to its object"),  # type: ignore[arg-type]
@@ -245,6 +249,10 @@ MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
     "a session": (
         lambda: Worker(jobs, sync_engine(), session_factory=session()),  # type: ignore[arg-type]
         "such as sessionmaker(engine)",
+    ),
+    "a dependency": (
+        lambda: Worker(jobs, sync_engine(), session_factory=get_session),
+        "get_session() yields it",
     ),
     "an observer": (
         lambda: Worker(jobs, sync_engine(), observers=Observer()),  # type: ignore[arg-type]
