@@ -76,14 +76,36 @@ def test_the_questions_of_the_page_are_answered(queue: Queue) -> None:
     run("INSERT INTO bgjob_job (id, queue, type, claimed_by) VALUES ('r', 'mail', 't', 7)")
     run(DEAD)
 
-    depth, died, running, serving, arg = (run(sql).one() for sql in QUESTIONS)
+    answers = [run(sql).all() for sql in QUESTIONS]
 
+    (depth,), (died,), (running,), (serving,), unserved, unknown, (arg,) = answers
     assert run(VERSION).scalar() == table("bgjob_job").comment
     assert tuple(depth[:4]) == ("mail", 1, 1, 0)
     assert tuple(died[:3]) == ("t", "ValueError: no", 1)
     assert tuple(running[:4]) == ("web", 1, "t", "r")
     assert serving[0] == "web"
+    assert unserved == unknown == []
     assert tuple(arg) == ("by-hand-1", {"order_id": 7})
+
+
+def test_the_page_finds_jobs_that_no_worker_serves(queue: Queue) -> None:
+    """In a queue of no living worker, or of a type that workers have met without a handler."""
+    run = queue.connection.exec_driver_sql
+    workers = (
+        "INSERT INTO bgjob_worker (id, hostname, pid, version, queues, lease_timeout, beat_at)"
+        """ VALUES (7, 'web', 1, '0.1.0', '{"mail": 10}', 30, now()),"""
+        """ (8, 'web', 2, '0.1.0', '{"mial": 10}', 30, now() - interval '31 s')"""
+    )
+    run(workers)
+    run(
+        "INSERT INTO bgjob_job (id, queue, type, unknown_since) VALUES ('s', 'mail', 't', NULL),"
+        " ('misspelt', 'mial', 't', NULL), ('met', 'mail', 'u', now())"
+    )
+
+    unserved, unknown = (run(sql).one() for sql in QUESTIONS[4:6])
+
+    assert tuple(unserved[:3]) == ("mial", "t", 1)
+    assert tuple(unknown[:3]) == ("mail", "u", 1)
 
 
 def test_the_statements_of_the_page_are_obeyed(queue: Queue) -> None:
