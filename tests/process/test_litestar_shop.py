@@ -125,6 +125,41 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(
     assert f"mailed the receipt of order {order['id']}" in [line["message"] for line in lines]
 
 
+def test_a_worker_in_the_web_process_does_the_job(
+    engine: Engine, url_for: UrlFor, mail_server: MailServer, start: Callable[..., Command]
+) -> None:
+    """It needs tables, which serving the routes alone has made; it drains with the server."""
+    options: dict[str, Any] = {
+        "cwd": FOLDER,
+        "DATABASE_URL": url_for("asyncpg"),
+        "SMTP_HOST": mail_server.hostname,
+        "SMTP_PORT": str(mail_server.port),
+        "UVICORN_PORT": "0",
+    }
+    uvicorn = (sys.executable, "-m", "uvicorn")
+    mail_server.loop.call_soon_threadsafe(mail_server.handler.go_on.set)
+    first = start("shop.one_process:app", program=uvicorn, **options)
+    assert first.wait() != 0
+    assert "table 'bgjob_job' does not exist" in first.stderr
+
+    alone = start("shop.web:app", program=uvicorn, **options)
+    address_of(alone)
+    alone.signal(signal.SIGTERM)
+    alone.wait()
+
+    web = start("shop.one_process:app", program=uvicorn, **options)
+    with httpx.Client(base_url=address_of(web)) as shop:
+        order = shop.post("/orders", json={"email": "ann@example.org"}).json()
+        wait_until(lambda: count(engine, "bgjob_job") == 0, 60, what="no job")
+        shown = shop.get(f"/orders/{order['id']}").json()
+    web.signal(signal.SIGTERM)
+    web.wait()
+
+    assert shown["receipt_sent_at"] is not None
+    assert len(mail_server.handler.mails) == 1
+    assert count(engine, "bgjob_worker") == 0, "the worker has left"
+
+
 def test_its_migration_makes_the_tables_of_the_queue(
     engine: Engine, url_for: UrlFor, tmp_path: Path
 ) -> None:
