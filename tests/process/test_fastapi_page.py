@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, inspect, text
 
 from support import wait_until
 from support.kit_project import run_pytest
-from support.pages import files_of, importable, other_python_of, text_of
+from support.pages import ROOT, files_of, importable, other_python_of, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -97,6 +100,43 @@ def test_a_worker_in_the_web_process_sends_the_receipt(
     asyncio.run(serve())
 
     assert "mail to ada@example.com" in capsys.readouterr().out
+
+
+def test_its_migration_makes_all_tables(project: Path, url_for: UrlFor, engine: Engine) -> None:
+    """Alembic's asynchronous template, in which the page's lines replace what they name."""
+    page = text_of(PAGE)
+    (changed,) = re.findall(r"^```\n(from shop.db .*?)```", page, re.DOTALL | re.MULTILINE)
+    names, do_run, run_async = re.split(r"\n(?=def |async def )", changed)
+    commands = re.findall(r"^\$ alembic (.*)$", page, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["init", "revision", "upgrade"]
+
+    def alembic(command: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "alembic", *shlex.split(command)],
+            cwd=project,
+            env=os.environ | {"DATABASE_URL": url_for("asyncpg"), "PYTHONPATH": str(ROOT)},
+            check=True,
+            capture_output=True,
+        )
+
+    alembic(commands[0])
+    env = project / "migrations" / "env.py"
+    text_of_env = env.read_text().replace("target_metadata = None", names)
+    for function, name in ((do_run, "def do_run_"), (run_async, "async def run_async_")):
+        text_of_env, made = re.subn(
+            rf"^{name}.*?(?=^def |^async def )",
+            lambda _, new=function: f"{new}\n",  # type: ignore[misc]
+            text_of_env,
+            flags=re.DOTALL | re.MULTILINE,
+        )
+        assert made == 1
+    env.write_text(text_of_env)
+    for command in commands[1:]:
+        alembic(command)
+
+    (revision,) = (project / "migrations" / "versions").glob("*.py")
+    assert "bgjob.upgrade(op, from_version=0, to_version=2)" in revision.read_text()
+    assert {"orders", "bgjob_job", "bgjob_worker"} <= set(inspect(engine).get_table_names())
 
 
 def test_its_tests_pass_and_leave_nothing(project: Path, tables: Engine) -> None:
