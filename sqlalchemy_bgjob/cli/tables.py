@@ -93,7 +93,7 @@ def migrate(
 def grants(schema: str | None, table_prefix: str, **roles: tuple[str, ...]) -> int:
     """Print the least privileges for the roles of an application, as SQL for psql.
 
-    The tables belong best to a role that nobody logs in as.
+    Let a role that nobody logs in as own the tables.
     """
     from ..schema._grants import TASKS
     from ..schema._grants import grants as statements
