@@ -38,6 +38,7 @@ def exponential(
         jitter: Share of the delay that is random, 0 to 1: 0.2 is between 80 % and 100 %.
 
     Raises:
+        TypeError: An argument is no number.
         ValueError: An argument is out of its range.
     """
     _check("base", base, 0.001, MAX_BACKOFF)
@@ -68,7 +69,10 @@ def constant(seconds: float, jitter: float = 0.0) -> Backoff:
 
 def steps(*seconds: float, jitter: float = 0.0) -> Backoff:
     """Wait each of these *seconds* in turn, and the last of them from then on."""
-    for number in seconds:
+    given: tuple[Any, ...] = seconds  # a list is a first mistake
+    for number in given:
+        if isinstance(number, list | tuple):
+            raise TypeError(f"steps takes its seconds one by one; write steps(*{number!r})")
         _check("seconds", number, 0.0, MAX_BACKOFF)
     _check("jitter", jitter, 0.0, 1.0)
     if not seconds:
@@ -142,8 +146,13 @@ def on_exception(
             the delays of a handler without a policy.
 
     Raises:
-        TypeError: A key is no class of exceptions, or a value is no policy.
+        TypeError: *rules* is no mapping, a key is no class of exceptions, or a value is no policy.
     """
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            f"on_exception takes a dict of policies by exception, not {rules!r}; write for example "
+            f"on_exception({{ConnectionError: exponential()}}, otherwise=GIVE_UP)"
+        )
     chosen = DEFAULT if otherwise is None else otherwise
     for classes, rule in rules.items():
         of: tuple[Any, ...] = classes if isinstance(classes, tuple) else (classes,)
@@ -169,6 +178,8 @@ def _check_policy(policy: object) -> None:
 
 
 def _check(name: str, value: float, minimum: float, maximum: float) -> None:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
     if not isfinite(value) or not minimum <= value <= maximum:
         raise ValueError(f"{name}={value!r} is not between {minimum:g} and {maximum:g}")
 

@@ -164,10 +164,15 @@ def run_in(target: object, models: Models | None, work: Callable[[Unit], T], *, 
         with target.begin() as connection:
             return work(Unit(connection, models))
     what = f"the class {target.__name__}" if isinstance(target, type) else type(target).__name__
+    do = f"give one of these to {call} first, and call what makes sessions: SessionLocal()"
+    if hasattr(target, "cursor"):
+        do = (
+            "let SQLAlchemy open the driver's connection, by engine.begin(), and take the driver's "
+            "cursor of the same transaction from connection.connection.cursor()"
+        )
     raise TypeError(
         f"a job belongs to a Session, scoped_session, Connection or Engine, or to one of their "
-        f"asyncio twins, not to {what}; give one of these to {call} first, and call what makes "
-        f"sessions: SessionLocal()"
+        f"asyncio twins, not to {what}; {do}"
     )
 
 

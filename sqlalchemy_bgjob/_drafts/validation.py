@@ -33,7 +33,10 @@ def name(what: str, value: object) -> str:
 def job_id(value: object) -> str:
     """An id of the caller's own: 1 to 255 characters without NUL or lone surrogates."""
     if not isinstance(value, str):
-        raise TypeError(f"id must be a str, not {type(value).__name__}; write id=str(...)")
+        # A JobRef, a Job or a job of a handler's context has the id that was meant.
+        own = isinstance(getattr(value, "id", None), str)
+        write = "pass its .id" if own else "write id=str(...)"
+        raise TypeError(f"id must be a str, not {type(value).__name__}; {write}")
     return _text("id", value, MAX_ID_LENGTH)
 
 

@@ -183,8 +183,9 @@ def _check_expression(words: str) -> None:
             CronSim(words, datetime.now(UTC))
         except CronSimError as error:
             raise ValueError(
-                f"cron={words!r} is no cron expression: {error}; write five fields, as in "
-                f"'0 9 * * mon-fri', or six of which the first is the seconds"
+                f"cron={words!r} is no cron expression: {error}; write minute, hour, day of the "
+                f"month, month and day of the week, as in '0 9 * * mon-fri', and before them the "
+                f"second, if you need it"
             ) from None
 
 

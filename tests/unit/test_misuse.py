@@ -6,6 +6,7 @@ import asyncio
 import gc
 import inspect
 import re
+import sqlite3
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ from sqlalchemy.orm import Session
 from sqlalchemy_bgjob import (
     AsyncWorker,
     BGJob,
+    JobRef,
     Observer,
     Retry,
     Worker,
     enqueue,
     enqueue_from,
     enqueue_many,
+    on_exception,
+    steps,
 )
 from sqlalchemy_bgjob._drafts.options import EnqueueOptions
 from sqlalchemy_bgjob._handlers.options import HandlerKeywords
@@ -232,7 +236,15 @@ MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
     "a type's name": (lambda: enqueue(session(), "send", 1), "jobs.enqueue(target, 'send', arg)"),  # type: ignore[call-overload]
     "no target": (lambda: enqueue(send, send), "give one of these to enqueue first"),  # type: ignore[call-overload]
     "a class": (lambda: enqueue(Session, send, 1), "not to the class Session"),  # type: ignore[call-overload]
+    "a driver's": (
+        lambda: enqueue(sqlite3.connect(""), send, 1),
+        "let SQLAlchemy open",
+    ),  # type: ignore[call-overload]
     "an id that is no str": (lambda: enqueue(session(), send, 1, id=7), "write id=str(...)"),  # type: ignore[call-overload]
+    "a reference for an id": (lambda: jobs.cancel(session(), JobRef("a", True)), "pass its .id"),  # type: ignore[call-overload]
+    "steps of a list": (lambda: steps([1, 10]), "write steps(*[1, 10])"),  # type: ignore[arg-type]
+    "steps of a text": (lambda: steps("1 s"), "seconds must be a number, not str"),  # type: ignore[arg-type]
+    "rules of a class": (lambda: on_exception(OSError), "on_exception({ConnectionError:"),  # type: ignore[arg-type]
     "one arg": (lambda: enqueue_many(session(), send, 5), "needs args, a list"),  # type: ignore[call-overload]
     "many of a function": (lambda: enqueue_many(session(), plain, [5]), "is not a registered"),  # type: ignore[call-overload]
     "jobs.enqueue": (lambda: jobs.enqueue(session(), send, 1), "enqueue(target, send, arg)"),  # type: ignore[call-overload]

@@ -144,7 +144,7 @@ def test_fire_times_grow_and_do_not_depend_on_who_asks(
     ("expression", "zone", "problem"),
     [
         ("0 9 * *", "UTC", "is no cron expression"),
-        ("61 * * * *", "UTC", "Bad minute"),
+        ("61 * * * *", "UTC", "Bad minute; write minute, hour, day of the month, month and day of"),
         ("0 0 1--100000000 * *", "UTC", "is no cron expression"),
         ("0 0 31 2 *", "UTC", "Bad day-of-month"),
         ("@fortnightly", "UTC", "write five fields, or one of @yearly"),
