@@ -89,7 +89,7 @@ class WorkerSettings:
     listen: bool = _setting(True, "whether to LISTEN for wake-ups; polling goes on in any case")
     max_stuck: float = _setting(
         0.5,
-        "which share of the slots handlers that do not end may take before the worker ends",
+        "the share of the slots that stuck handlers may take before the worker ends",
         unit="of all slots",
         least=0.001,
         most=1,
