@@ -1,14 +1,14 @@
 """``dlq``: looks at dead jobs, brings them back, deletes them."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
-from .options import Seconds, connection_options, schema_options, source_of
+from .options import Moment, Seconds, connection_options, schema_options, source_of
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -22,6 +22,7 @@ _MOST_IDS: Final = 20
 """Ids that a text names; --json has all."""
 _MOST_CHARACTERS: Final = 120
 """Of an error in a list; show has all of it."""
+_FILTERS: Final = ("type", "queue", "error_type", "since", "ids")
 
 
 class _Tables(NamedTuple):
@@ -43,6 +44,12 @@ def _filters(command: Any) -> Any:
     """Options that say which dead jobs are meant. No environment variable and no file sets them."""
     for add in (
         click.option("--id", "ids", multiple=True, metavar="ID", help="Of this job; repeatable."),
+        click.option(
+            "--since",
+            type=Moment(),
+            help="That died since a time such as 2026-12-24T18:00+01:00, or within a duration such "
+            "as 1h.",
+        ),
         click.option("--error-type", help="Whose last error begins with this, up to its colon."),
         click.option("--queue", help="Of this queue."),
         click.option("--where-type", "--type", "type", metavar="TYPE", help="Of this type."),
@@ -62,29 +69,31 @@ def _limit(default: int | None, help: str) -> Callable[[Any], Any]:
     )
 
 
-def _where(
-    models: "Models",
-    type: str | None,
-    queue: str | None,
-    error_type: str | None,
-    ids: Iterable[str],
-) -> "ColumnElement[bool]":
-    from sqlalchemy import and_, true
+def _where(models: "Models", options: Mapping[str, Any]) -> "ColumnElement[bool]":
+    """The condition that a command's filters make together."""
+    from sqlalchemy import and_, func, true
 
     from ..models import error_type_of
 
     dead = models.dead_job.c
-    given = {dead.type: type, dead.queue: queue, error_type_of(dead.last_error): error_type}
-    conditions = [column == value for column, value in given.items() if value is not None]
-    wanted = list(ids)
-    if wanted:
-        conditions.append(dead.job_id.in_(wanted))
+    columns = {"type": dead.type, "queue": dead.queue, "error_type": error_type_of(dead.last_error)}
+    given = {name: options[name] for name in columns if options[name] is not None}
+    conditions = [columns[name] == value for name, value in given.items()]
+    if options["ids"]:
+        conditions.append(dead.job_id.in_(options["ids"]))
+    if (since := options["since"]) is not None:
+        moment = since if isinstance(since, datetime) else func.now() - timedelta(seconds=since)
+        conditions.append(dead.moved_at >= moment)
     return and_(true(), *conditions)
+
+
+def _is_filtered(options: Mapping[str, Any]) -> bool:
+    return any(options[name] not in (None, ()) for name in _FILTERS)
 
 
 def _run(
     ctx: click.Context,
-    where: Mapping[str, Any],
+    options: Mapping[str, Any],
     action: Callable[["Connection", _Tables], T],
 ) -> T:
     """Connect, check the tables, and do *action* in a transaction."""
@@ -95,7 +104,7 @@ def _run(
     from ..models import build_models
     from ..schema import check
 
-    schema, table_prefix = where["schema"], where["table_prefix"]
+    schema, table_prefix = options["schema"], options["table_prefix"]
 
     def act(connection: "Connection") -> T:
         check(connection, schema=schema, table_prefix=table_prefix)
@@ -103,7 +112,7 @@ def _run(
         _add_own_columns(connection, models)
         return action(connection, _Tables(models, statements_of(models)))
 
-    source = source_of(ctx, where["database_url"], where["engine"], where["app_dir"])
+    source = source_of(ctx, options["database_url"], options["engine"], options["app_dir"])
     return run_in_transaction(*source, act)
 
 
@@ -122,28 +131,25 @@ def _add_own_columns(connection: "Connection", models: "Models") -> None:
 
 
 @dlq.command("list")
-@_common
 @_filters
 @_limit(50, "The most lines.")
+@_common
 @click.pass_context
 def list_(
     ctx: click.Context,
     /,
-    type: str | None,
-    queue: str | None,
-    error_type: str | None,
-    ids: tuple[str, ...],
     limit: int,
     as_json: bool,
-    **where: Any,
+    **options: Any,
 ) -> int:
     """List dead jobs, the one that died last first; with --json one object a line."""
 
     def look(connection: "Connection", tables: _Tables) -> list[Any]:
-        which = _where(tables.models, type, queue, error_type, ids)
+        which = _where(tables.models, options)
         return list(connection.execute(tables.statements.dead_jobs.page(which, limit)))
 
-    for row in _run(ctx, where, look):
+    found = _run(ctx, options, look)
+    for row in found:
         if as_json:
             _print_json(_facts(row))
         else:
@@ -152,24 +158,21 @@ def list_(
                 f"{_moment(row.moved_at)}  {_shown(row.job_id)}  {_shown(row.type)}  "
                 f"in {_shown(row.queue)}, attempt {row.attempt}: {error or 'no error'}"
             )
+    _tell_of_none(found, options)
     return OK
 
 
 @dlq.command()
-@_common
 @_filters
 @_limit(100, "The most lines.")
+@_common
 @click.pass_context
 def summary(
     ctx: click.Context,
     /,
-    type: str | None,
-    queue: str | None,
-    error_type: str | None,
-    ids: tuple[str, ...],
     limit: int,
     as_json: bool,
-    **where: Any,
+    **options: Any,
 ) -> int:
     """Count dead jobs by type and error, the most frequent first; with --json one object a line."""
     from dataclasses import asdict
@@ -177,11 +180,12 @@ def summary(
     from .._lifecycle import dead_jobs
 
     def look(connection: "Connection", tables: _Tables) -> list[dead_jobs.DeadSummary]:
-        which = _where(tables.models, type, queue, error_type, ids)
+        which = _where(tables.models, options)
         found: list[dead_jobs.DeadSummary] = dead_jobs.summary(*tables, connection, which, limit)
         return found
 
-    for line in _run(ctx, where, look):
+    found = _run(ctx, options, look)
+    for line in found:
         if as_json:
             _print_json(asdict(line))
         else:
@@ -190,6 +194,7 @@ def summary(
                 f"{line.count:>8}  {_shown(line.type)}: {error}, "
                 f"{_moment(line.first)} to {_moment(line.last)}"
             )
+    _tell_of_none(found, options)
     return OK
 
 
@@ -197,7 +202,7 @@ def summary(
 @_common
 @click.argument("id")
 @click.pass_context
-def show(ctx: click.Context, /, id: str, as_json: bool, **where: Any) -> int:
+def show(ctx: click.Context, /, id: str, as_json: bool, **options: Any) -> int:
     """Show all of a dead job: its arg, headers and errors. ID is the job's, or the dead row's.
 
     One job id may have died more than once: each time is shown, the last one first. The exit code
@@ -211,7 +216,7 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **where: Any) -> int:
         page = tables.statements.dead_jobs.page(which, None, with_arg=True)
         return list(connection.execute(page))
 
-    found = _run(ctx, where, look)
+    found = _run(ctx, options, look)
     for row in found:
         facts = {**_facts(row), **_contents(row)}
         if as_json:
@@ -229,7 +234,6 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **where: Any) -> int:
 
 
 @dlq.command()
-@_common
 @_filters
 @click.option("--all", "everything", is_flag=True, help="All of them, without a condition.")
 @click.option(
@@ -238,21 +242,18 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **where: Any) -> int:
 @click.option("--per-second", type=click.FLOAT, help="How many fall due in a second.")
 @_limit(None, "The most to bring back, those that died first.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; count by type.")
+@_common
 @click.pass_context
 def redrive(
     ctx: click.Context,
     /,
-    type: str | None,
-    queue: str | None,
-    error_type: str | None,
-    ids: tuple[str, ...],
     everything: bool,
     delay: float,
     per_second: float | None,
     limit: int | None,
     dry_run: bool,
     as_json: bool,
-    **where: Any,
+    **options: Any,
 ) -> int:
     """Queue dead jobs again, in one transaction; prints their ids.
 
@@ -260,20 +261,21 @@ def redrive(
     """
     from .._lifecycle import operate
 
-    if everything == any((type, queue, error_type, ids)):
+    if everything == _is_filtered(options):
         raise CommandError(
             USAGE,
-            "say which dead jobs: --type, --queue, --error-type or --id; or --all, without these",
+            "say which dead jobs: --type, --queue, --error-type, --since or --id; or --all, "
+            "without these",
         )
 
     def act(connection: "Connection", tables: _Tables) -> Any:
-        which = _where(tables.models, type, queue, error_type, ids)
+        which = _where(tables.models, options)
         return operate.redrive(
             *tables, connection, which, delay, limit, per_second=per_second, dry_run=dry_run
         )
 
     try:
-        done = _run(ctx, where, act)
+        done = _run(ctx, options, act)
     except ValueError as error:  # a rate or a delay out of its range
         raise CommandError(USAGE, str(error)) from None
     if dry_run:
@@ -295,42 +297,45 @@ def redrive(
 
 
 @dlq.command()
-@_common
 @_filters
 @click.option(
     "--older-than", type=Seconds(), required=True, help="Since they died, such as 12h or 30d."
 )
 @_limit(None, "The most to delete, those that died first.")
 @click.option("--dry-run", is_flag=True, help="Delete nothing; only count.")
+@_common
 @click.pass_context
 def prune(
     ctx: click.Context,
     /,
-    type: str | None,
-    queue: str | None,
-    error_type: str | None,
-    ids: tuple[str, ...],
     older_than: float,
     limit: int | None,
     dry_run: bool,
     as_json: bool,
-    **where: Any,
+    **options: Any,
 ) -> int:
     """Delete dead jobs that died long ago, in one transaction."""
     from .._lifecycle import operate
 
     def act(connection: "Connection", tables: _Tables) -> int:
-        which = _where(tables.models, type, queue, error_type, ids)
+        which = _where(tables.models, options)
         count: int = operate.prune(*tables, connection, older_than, which, limit, dry_run=dry_run)
         return count
 
-    count = _run(ctx, where, act)
+    count = _run(ctx, options, act)
     verb = "would_prune" if dry_run else "pruned"
     _say({verb: count}, f"{verb.replace('_', ' ')} {_counted(count)}", as_json=as_json)
     return OK
 
 
 # ---- output ------------------------------------------------------------------------------------
+
+
+def _tell_of_none(found: Sequence[object], options: Mapping[str, Any]) -> None:
+    """An empty list says so, on stderr: it may be good news, or a mistyped filter."""
+    if not found:
+        such = " of this kind" if _is_filtered(options) else ""
+        click.echo(f"there are no dead jobs{such}", err=True)
 
 
 def _facts(row: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -32,7 +33,7 @@ class Source(NamedTuple):
 
 
 if TYPE_CHECKING:
-    _ParamType = click.ParamType[float]
+    _ParamType = click.ParamType[Any]
 else:  # generic since click 8.2 only
     _ParamType = click.ParamType
 
@@ -56,6 +57,35 @@ class Seconds(_ParamType):
             self.fail(
                 f"{value!r} is not a duration such as 2.5, 500ms, 30s, 5m, 1h or 30d", param, ctx
             )
+
+
+class Moment(_ParamType):
+    """A time such as ``2026-12-24T18:00+01:00``, or a duration: a datetime or a float of seconds.
+
+    Whether a duration is meant from now on or back from now, the option says.
+    """
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse a time or a duration."""
+        if isinstance(value, datetime | float):
+            return value
+        try:
+            moment = datetime.fromisoformat(str(value).strip())
+        except ValueError:
+            try:
+                return Seconds().convert(value, param, ctx)
+            except click.BadParameter:
+                self.fail(
+                    f"{value!r} is neither a time such as 2026-12-24T18:00+01:00 nor a duration "
+                    f"such as 90s, 30m or 2h",
+                    param,
+                    ctx,
+                )
+        if moment.tzinfo is None:
+            self.fail(f"{value!r} has no time zone: add Z for UTC, or one such as +01:00")
+        return moment
 
 
 def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Any], Any]:

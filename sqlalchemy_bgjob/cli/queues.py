@@ -1,17 +1,17 @@
 """``queues``, ``pause``, ``resume``, ``slots`` and ``pressure``: what operators do to queues."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from .._process.exits import OK, USAGE, CommandError
-from .options import Seconds, connection_options, schema_options, source_of
+from .options import Moment, connection_options, schema_options, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy import Connection
 
@@ -21,37 +21,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HEAD: Final = ("queue", "due", "scheduled", "running", "slots", "paused")
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Any]
-else:  # generic since click 8.2 only
-    _ParamType = click.ParamType
-
-
-class _Until(_ParamType):
-    """A time such as ``2026-12-24T18:00+01:00``, or a duration from now: a datetime or a float."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse a time or a duration."""
-        if isinstance(value, datetime | float):
-            return value
-        try:
-            moment = datetime.fromisoformat(str(value).strip())
-        except ValueError:
-            try:
-                return Seconds().convert(value, param, ctx)
-            except click.BadParameter:
-                self.fail(
-                    f"{value!r} is neither a time such as 2026-12-24T18:00+01:00 nor a duration "
-                    f"such as 90s, 30m or 2h",
-                    param,
-                    ctx,
-                )
-        if moment.tzinfo is None:
-            self.fail(f"{value!r} has no time zone: add Z for UTC, or one such as +01:00")
-        return moment
 
 
 def _run(
@@ -89,7 +58,7 @@ def _run(
 @click.option("--reason", help="Why, for those who wonder.")
 @click.option(
     "--until",
-    type=_Until(),
+    type=Moment(),
     help="When it is over by itself: a time such as 2026-12-24T18:00+01:00, or a duration such as "
     "30m. By default it has no end.",
 )
@@ -114,6 +83,7 @@ def pause(
     def act(connection: "Connection", queues: "QueueMethods") -> str:
         from .._inspect.queues import paused_queues
 
+        _warn_of_a_new_name(connection, queue, where)
         queues.pause(connection, queue, by=by, reason=reason, until=until)
         paused = paused_queues(connection, where["schema"], where["table_prefix"])
         return next((str(one) for one in paused if one.queue == queue), f"{queue!r} is not paused")

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import Complete, MoveToDlq, Reschedule, Retry, enqueue, schema
 from sqlalchemy_bgjob.testing.faults import let_time_pass
+from support.cli import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -329,21 +330,22 @@ def test_no_statement_of_the_admin_page_touches_what_runs(admin: Program) -> Non
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
 
 
-def test_the_python_of_the_admin_page_is_what_happens(
-    admin: Program, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_python_of_the_admin_page_is_what_happens(admin: Program, in_process: None) -> None:
     admin.run(ADMIN)
 
     assert admin.get("receipt-7") is None
     assert admin.get("receipt-8").state == "queued"
     assert admin.get("receipt-9").arg_json == {"order_id": 1}
 
-    one, all_of_an_hour = re.findall(
-        r"^\$ (python -c .*)$", (ROOT / ADMIN).read_text(), re.MULTILINE
+    url = admin.engine.url.render_as_string(hide_password=False)
+    one, all_of_an_hour = (
+        line.replace("--engine app:engine", f"--database-url {url}")
+        for line in re.findall(
+            r"^\$ sqlalchemy-bgjob (dlq redrive .*)$", (ROOT / ADMIN).read_text(), re.MULTILINE
+        )
     )
-    capsys.readouterr()
-    exec(shlex.split(one)[2], {})
-    exec(shlex.split(all_of_an_hour)[2], {})
-    assert capsys.readouterr().out == "Redriven(ids=(), left=())\n" * 2, "they died long ago"
-    exec(shlex.split(all_of_an_hour)[2].replace("hours=1", "days=365"), {})
-    assert capsys.readouterr().out == "Redriven(ids=('receipt-9 of old',), left=())\n"
+    all_of_a_year = all_of_an_hour.replace("1h", "365d").replace(" --dry-run", "")
+    none = (0, "redrove 0 dead jobs\n", "")
+    assert run(*shlex.split(one)) == none, "it is redriven already"
+    assert run(*shlex.split(all_of_an_hour)) == (0, "would redrive 0 dead jobs\n", "")
+    assert run(*shlex.split(all_of_a_year)) == (0, "redrove 1 dead job:\n  receipt-9 of old\n", "")

@@ -51,7 +51,8 @@ def dlq(url: str, *words: str) -> tuple[int, str, str]:
 
 def objects(url: str, *words: str) -> list[dict[str, Any]]:
     code, out, err = dlq(url, *words, "--json")
-    assert (code, err) in ((0, ""), (1, ""))
+    assert code in (0, 1)
+    assert bool(err) is not bool(out), "either there is something, or it is said that there is not"
     return [json.loads(line) for line in out.splitlines()]
 
 
@@ -79,9 +80,22 @@ def test_filters_choose_together(url: str) -> None:
         ("--queue", "mail", "--error-type", "KeyError"): ["receipt"],
         ("--id", "receipt", "--id", "charge-1"): ["receipt", "charge-1"],
         ("--error-type", "none such"): [],
+        ("--since", "2026-01-02T03:04:06Z"): [],
+        ("--since", "2026-01-02T03:04:05Z", "--type", "charge"): ["charge-2", "charge-1"],
+        ("--since", "36500d", "--queue", "mail", "--error-type", "KeyError"): ["receipt"],
+        ("--since", "1s"): [],
     }
     for filters, found in chosen.items():
         assert [job["job_id"] for job in objects(url, "list", *filters)] == found
+
+
+def test_an_empty_list_says_so(url: str, tables: Engine) -> None:
+    """Nothing printed at all looks as if the command had not worked."""
+    assert dlq(url, "list", "--type", "chrage") == (0, "", "there are no dead jobs of this kind\n")
+    with tables.begin() as connection:
+        connection.execute(text("DELETE FROM bgjob_dead_job"))
+    for command in ("list", "summary"):
+        assert dlq(url, command) == (0, "", "there are no dead jobs\n")
 
 
 def test_summary_counts_by_type_and_error(url: str) -> None:
@@ -190,6 +204,9 @@ def test_what_is_not_meant_is_refused_with_2(url: str, tables: Engine) -> None:
     refused = {
         ("redrive",): "say which dead jobs",
         ("redrive", "--all", "--type", "charge"): "say which dead jobs",
+        ("redrive", "--all", "--since", "1h"): "say which dead jobs",
+        ("list", "--since", "yesterday"): "neither a time such as",
+        ("list", "--since", "2026-01-02"): "has no time zone",
         ("redrive", "--all", "--per-second", "0"): "per_second=0.0 is not between",
         ("prune",): "--older-than",
         ("list", "--limit", "0"): "0 is not in the range",
