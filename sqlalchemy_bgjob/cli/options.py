@@ -178,7 +178,7 @@ def source_of(ctx: click.Context, url: str | None, engine: str | None, app_dir: 
             )
         engine = None
     if engine is None and not url and (url := os.environ.get(FALLBACK)):
-        _tell(f"no database is named: using {FALLBACK}")
+        _tell(f"using the database of {FALLBACK}")
     return Source(url or None, engine, app_dir)
 
 

@@ -136,6 +136,6 @@ def test_database_url_is_the_fallback_and_that_is_told(
     own = run("check", DATABASE_URL="postgresql://127.0.0.1:1/x", BGJOB_DATABASE_URL=url)
 
     assert code == 1
-    assert err.startswith("no database is named: using DATABASE_URL")
+    assert err.startswith("using the database of DATABASE_URL")
     assert own[0] == 1
     assert "DATABASE_URL" not in own[2]
