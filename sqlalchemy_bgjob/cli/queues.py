@@ -83,13 +83,26 @@ def pause(
     def act(connection: "Connection", queues: "QueueMethods") -> str:
         from .._inspect.queues import paused_queues
 
-        _warn_of_a_new_name(connection, queue, where)
+        doubt = _doubt(connection, queue, where)
         queues.pause(connection, queue, by=by, reason=reason, until=until)
+        click.echo(doubt, err=True, nl=False)
         paused = paused_queues(connection, where["schema"], where["table_prefix"])
         return next((str(one) for one in paused if one.queue == queue), f"{queue!r} is not paused")
 
     click.echo(_run(ctx, **where, action=act))
     return OK
+
+
+def _doubt(connection: "Connection", queue: str, where: "Mapping[str, Any]") -> str:
+    """A line about a queue that has no jobs, workers or settings: its name may be mistyped."""
+    from .._db.errors import did_you_mean
+    from .._inspect.queues import all_queues
+
+    known = [one.queue for one in all_queues(connection, where["schema"], where["table_prefix"])]
+    if queue in known:
+        return ""
+    question = did_you_mean(queue, known)
+    return f"queue {queue!r} has no jobs and no workers{question and '; '}{question}\n"
 
 
 def _user() -> str | None:
@@ -131,7 +144,13 @@ def slots(ctx: click.Context, /, queue: str, slots: str, **where: Any) -> int:
         count = None if slots == "default" else int(slots)
     except ValueError:
         raise CommandError(USAGE, f"{slots!r} is neither a number nor 'default'") from None
-    _run(ctx, **where, action=lambda connection, it: it.set_slots(connection, queue, count))
+
+    def act(connection: "Connection", queues: "QueueMethods") -> None:
+        doubt = _doubt(connection, queue, where)
+        queues.set_slots(connection, queue, count)
+        click.echo(doubt, err=True, nl=False)
+
+    _run(ctx, **where, action=act)
     each = "as many slots as it was started with" if count is None else f"{count} slots"
     click.echo(f"each worker has {each} for queue {queue!r}")
     return OK
@@ -237,5 +256,6 @@ def pressure(
         if as_json:
             click.echo(json.dumps({"queue": name, "due": one.due, "oldest_age": one.oldest_age}))
         else:
-            click.echo(f"{name}: {one.due} due, the first for {one.oldest_age:.1f} s")
+            age = f", the first for {one.oldest_age:.1f} s" if one.due else ""
+            click.echo(f"{name}: {one.due} due{age}")
     return OK

@@ -52,6 +52,20 @@ def test_pause_and_resume_say_what_they_did(bgjob: Any, tables: Engine) -> None:
     assert rows(tables) == []
 
 
+def test_a_mistyped_queue_is_told(bgjob: Any, tables: Engine) -> None:
+    """It is paused all the same: its first worker may be about to start."""
+    add(tables, app.note, "x")
+
+    code, out, err = bgjob("pause", "defualt")
+    assert (code, err) == (
+        0,
+        "queue 'defualt' has no jobs and no workers; did you mean 'default'?\n",
+    )
+    assert "is paused since" in out
+    assert "has no jobs" in bgjob("slots", "mial", "4")[2]
+    assert bgjob("pause", "default")[2] == bgjob("slots", "default", "4")[2] == ""
+
+
 def test_who_pauses_is_the_systems_user(
     bgjob: Any, tables: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +153,7 @@ def test_pressure_is_told_of_some_queues_or_of_all(bgjob: Any, tables: Engine) -
     assert re.fullmatch(r"default: 1 due, the first for \d+\.\d s\n", out)
     _, out, _ = bgjob("pressure", "mail", "default", "--json")
     empty, one = map(json.loads, out.splitlines())
+    assert bgjob("pressure", "mail")[1] == "mail: 0 due\n"
     assert empty == {"queue": "mail", "due": 0, "oldest_age": 0.0}
     assert (one["queue"], one["due"]) == ("default", 1)
 
