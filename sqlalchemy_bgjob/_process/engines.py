@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _POOLS: Final = sqlalchemy_pool.Pool.__module__
+_INSUFFICIENT_PRIVILEGE: Final = "42501"
 
 
 def load_engine(target: str, app_dir: Path) -> "Engine | AsyncEngine":
@@ -148,9 +149,13 @@ def _database_error(error: BaseException) -> CommandError:
     """The error in the database's words: no statement of a command holds the values of rows."""
     code = sqlstate(error)
     refused = code is None or lost_connection(error) or code[:2] in {"28", "3D"}
-    return CommandError(
-        DATABASE if refused else FAILED, f"the database refuses: {database_message(error)}"
-    )
+    words = f"the database refuses: {database_message(error)}"
+    if code == _INSUFFICIENT_PRIVILEGE:
+        words += (
+            "; sqlalchemy-bgjob grants prints what each kind of role needs, and only a role that "
+            "may create tables can migrate"
+        )
+    return CommandError(DATABASE if refused else FAILED, words)
 
 
 def failed_to_connect(error: BaseException) -> bool:

@@ -220,6 +220,22 @@ def test_what_is_not_meant_is_refused_with_2(url: str, tables: Engine) -> None:
     assert count(tables, "bgjob_dead_job") == 4
 
 
+def test_a_missing_privilege_names_what_prints_it(url: str, tables: Engine) -> None:
+    with tables.connect() as connection:
+        connection.execute(text("CREATE ROLE bgjob_reader LOGIN PASSWORD 'test'"))
+        try:
+            connection.commit()
+            reader = tables.url.set(username="bgjob_reader", password="test")
+            code, _, err = dlq(reader.render_as_string(hide_password=False), "list")
+        finally:
+            connection.execute(text("DROP ROLE bgjob_reader"))
+            connection.commit()
+
+    assert code == 1
+    assert "permission denied for table" in err
+    assert "sqlalchemy-bgjob grants prints what each kind of role needs" in err
+
+
 def test_every_driver_will_do(url: str, url_for: Callable[[str], str]) -> None:
     assert dlq(url_for("asyncpg"), "redrive", "--type", "charge")[0] == 0
     assert len(objects(url_for("psycopg2"), "list")) == 2
