@@ -101,6 +101,7 @@ class _Process:
         thread.join(timeout=2.0)  # an event loop may still be cleaning up
         if self._error is not None:
             return _failed(self._error, self._options.engine)
+        say(logging.INFO, "stopped")
         if self._asked < 2:
             return OK
         return SIGNALLED + self._last_signal

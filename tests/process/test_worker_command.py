@@ -63,6 +63,7 @@ def test_a_worker_runs_jobs_and_drains_at_the_first_signal(
     assert f"worker of {kind}, sqlalchemy-bgjob {__version__}: database {database!r} at" in started
     assert "; queues default:3; handlers " in started
     assert "SIGTERM: draining for at most 25 s" in command.stderr
+    command.says("INFO sqlalchemy_bgjob: stopped")
     assert "Traceback" not in command.stderr
     with tables.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM bgjob_worker")) == 0
