@@ -197,6 +197,9 @@ def test_a_handler_that_is_told_stops(celery: Program, capsys: pytest.CaptureFix
     celery.enqueue(celery.crunch, 2)
     assert isinstance(celery.work("numbers"), Complete)
     celery.crunch(SimpleNamespace(cancelled=True), 2)
+    with Session(celery.engine) as session:
+        assert not celery.stop(session, "no such job")
+        assert celery.stop(session, celery.enqueue(celery.crunch, 2))
 
     assert capsys.readouterr().out == "step 0\nstep 1\n"
 
