@@ -28,6 +28,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
+from .._process.urls import is_installed
 from ..exceptions import BGJobError
 
 if TYPE_CHECKING:
@@ -133,13 +134,14 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The URL for SQLAlchemy over TCP, with psycopg as the driver."""
-        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
+        """The URL for SQLAlchemy over TCP, for psycopg, or psycopg2 if only that is installed."""
+        return f"postgresql+{_driver()}://postgres@127.0.0.1:{self.port}/postgres"
 
     @property
     def socket_url(self) -> str:
         """The same server through its Unix socket."""
-        return f"postgresql+psycopg://postgres@/postgres?host={self.socket_dir}&port={self.port}"
+        where = f"host={self.socket_dir}&port={self.port}"
+        return f"postgresql+{_driver()}://postgres@/postgres?{where}"
 
     @property
     def pid(self) -> int:
@@ -353,6 +355,11 @@ def _wheel_programs() -> Path:
             'pip install "sqlalchemy-bgjob[embedded]", or use the URL of a PostgreSQL server',
         )
     return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _driver() -> str:
+    """What ``create_engine`` can use here."""
+    return "psycopg2" if is_installed("psycopg2") and not is_installed("psycopg") else "psycopg"
 
 
 def _unprivileged_account() -> pwd.struct_passwd | None:

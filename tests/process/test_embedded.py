@@ -88,6 +88,16 @@ def test_it_answers_on_tcp_and_socket_and_leaves_nothing(temporary: Path):
         _ = server.pid
 
 
+@pytest.mark.parametrize("installed", ["psycopg", "psycopg2"])
+def test_its_url_names_a_driver_that_is_there(installed: str, monkeypatch: pytest.MonkeyPatch):
+    """A server that is only made, and not started, has a URL too."""
+    monkeypatch.setattr(embedded, "is_installed", lambda driver: driver == installed)
+    server = EmbeddedPostgres(home=Path("/t"), data_dir=Path("/t"), settings={}, account=None)
+
+    assert server.url == f"postgresql+{installed}://postgres@127.0.0.1:0/postgres"
+    assert server.socket_url == f"postgresql+{installed}://postgres@/postgres?host=/t&port=0"
+
+
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_keeps_the_address_and_the_data(mode: embedded.StopMode):
     with EmbeddedPostgres.start(settings=FAST) as server:
