@@ -8,6 +8,8 @@
   the job. A running job is never locked: it could not end.
 * Keys are inserted and locked in the order of their characters' codes, whatever the collation, so
   that bulks can't deadlock.
+* A queued job that never will run, as it has expired or is marked, loses its key to the new one.
+  That happens after all that may wait, and passes by what is locked, so it is no part of a circle.
 """
 
 from functools import cache, partial
@@ -21,20 +23,25 @@ from sqlalchemy import (
     Select,
     Subquery,
     Text,
+    and_,
     case,
     cast,
     false,
     func,
+    literal,
     literal_column,
     null,
+    or_,
     select,
     true,
+    update,
 )
 from sqlalchemy.dialects.postgresql import Insert
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
+from .._drafts.validation import EARLIEST
 from .enqueue import INSERTED, rows_of_many, rows_of_query
-from .words import ONLY, SECOND, Tables, Wakeup, parameter, woken
+from .words import ONLY, SECOND, Tables, Wakeup, at, parameter, woken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +51,8 @@ KEY: Final = "bgjob_unique_key"
 _ONE: ColumnElement[int] = literal_column("1")
 _GIVEN_KEY: Final = "unique_key"
 _PERIOD: Final = "period"
+_REVIVING: Final = ("replace", "earlier")
+"""What gives an expired job a later expiry, or none, so that it runs."""
 
 
 class UniqueStatements:
@@ -81,11 +90,13 @@ class UniqueStatements:
         given, chosen = self._chosen(rows_of_many(unique_key=Text()))
         inserted = self._inserted(chosen, any_unique=own_ids).cte("bgjob_inserted")
         there = _not_in(inserted, chosen)
+        renewed = self._renewed(chosen, there, wait=wait)
         held = self._held(there, wait=wait)
         runs = self._with_key(there.c.key).where(job.c.claimed_by.is_not(None)).limit(_ONE)
         running = runs.lateral("running")
         answers = [
             select(inserted.c.unique_key.label("key"), inserted.c.id, true().label("inserted")),
+            select(renewed.c.unique_key, renewed.c.id, true()),
             select(held.c.unique_key, held.c.id, false()),
             select(there.c.key, running.c.id, false()).select_from(there.join(running, true())),
         ]
@@ -101,7 +112,7 @@ class UniqueStatements:
         if notify:
             passed_by = select(held.c.queue).where(held.c.due)
             sent = [
-                self._sent("bgjob_new", select(inserted.c.queue), Wakeup.NEW),
+                self._sent("bgjob_new", _queues_of(inserted, renewed), Wakeup.NEW),
                 self._sent("bgjob_passed_by", passed_by, Wakeup.RETURNED),
             ]
         return _beside(select(found.c.key, found.c.id, found.c.inserted), found, sent)
@@ -152,9 +163,15 @@ class UniqueStatements:
             done = self._changed(chosen, on_duplicate).cte("bgjob_done")
         else:
             done = self._inserted(chosen, any_unique=False).cte("bgjob_done")
-            held = self._held(_not_in(done, chosen), wait=False)
-            passed_by = select(held.c.queue).where(held.c.due)
-            columns.append(select(func.count()).select_from(held).scalar_subquery())
+        if scope != "period" and on_duplicate not in _REVIVING:
+            there = _not_in(done, chosen)
+            renewed = self._renewed(chosen, there, wait=False)
+            if scope == "live":
+                held = self._held(there, wait=False)
+                passed_by = select(held.c.queue).where(held.c.due)
+                columns.append(select(func.count()).select_from(held).scalar_subquery())
+            each = select(done.c.id, done.c.queue).union_all(select(renewed.c.id, renewed.c.queue))
+            done = each.cte("bgjob_all_done")
         new = func.count(done.c.id).filter(done.c.id.in_(select(chosen.c.id)))
         counted = select(new.label("new")).select_from(done).subquery("bgjob_counted")
         rows = select(func.count()).select_from(given).scalar_subquery().label("given")
@@ -205,12 +222,52 @@ class UniqueStatements:
         one = (
             self._with_key(there.c.key)
             .add_columns(job.c.queue, (job.c.next_run_at <= func.now()).label("due"))
-            .where(job.c.claimed_by.is_(None))
+            .where(job.c.claimed_by.is_(None), ~self._never_runs())
             .with_for_update(read=True, skip_locked=not wait)
             .lateral("held")
         )
         columns = there.c.key.label("unique_key"), one.c.id, one.c.queue, one.c.due
         return select(*columns).select_from(there.join(one, true())).cte("bgjob_held")
+
+    def _never_runs(self) -> ColumnElement[bool]:
+        """Whether the next claim of this queued job, whenever it comes, only ends it."""
+        job = self._job
+        expired = func.coalesce(job.c.expires_at < func.statement_timestamp(), false())
+        return and_(job.c.claimed_by.is_(None), or_(job.c.cancel_at.is_not(None), expired))
+
+    def _renewed(self, chosen: CTE, there: CTE, *, wait: bool) -> CTE:
+        """Take these keys from jobs that never will run, and insert the new ones.
+
+        What has lost its key has expired for ever, whatever the clock will say: no two run.
+        """
+        job = self._job
+        one = (
+            select(literal_column("ctid").label("place"))
+            .select_from(job)
+            .with_hint(job, ONLY)
+            .where(job.c.unique_key == there.c.key, self._never_runs())
+            .with_for_update(skip_locked=not wait, key_share=True)
+            .lateral("one")
+        )
+        found = select(there.c.key, one.c.place).select_from(there.join(one, true()))
+        ended = found.cte("bgjob_ended")
+        freed = (
+            update(job)
+            .with_hint(ONLY)
+            .where(at(select(ended.c.place)))
+            .values(unique_key=null(), expires_at=literal(EARLIEST, job.c.expires_at.type))
+            .returning(job.c.id)
+            .cte("bgjob_freed")
+        )
+        names = [*INSERTED, _GIVEN_KEY]
+        insert, rows = self._new_jobs(chosen, *names)
+        # The count makes the INSERT wait for the UPDATE of all of them.
+        are_free = select(func.count()).select_from(freed).scalar_subquery() > literal_column("0")
+        # IS TRUE keeps the server from making a join of it, see below.
+        is_free = chosen.c.unique_key.in_(select(ended.c.key)).is_(true())
+        rows = rows.where(is_free, are_free)
+        insert = insert.from_select(names, rows).on_conflict_do_nothing()
+        return insert.returning(job.c.id, job.c.unique_key, job.c.queue).cte("bgjob_renewed")
 
     def _new_jobs(self, chosen: CTE, *names: str) -> tuple[Insert, Select[Any]]:
         job = self._job
@@ -258,6 +315,7 @@ class UniqueStatements:
             index_elements=[job.c.unique_key],
             index_where=job.c.unique_key.is_not(None),
             set_=changes,
+            where=None if on_duplicate in _REVIVING else ~self._never_runs(),
         ).returning(job.c.id, job.c.unique_key, job.c.queue)
 
     def _periods(self, chosen: CTE, length: ColumnElement[Any]) -> tuple[CTE, CTE]:
@@ -303,9 +361,9 @@ class UniqueStatements:
         rows = rows.where(chosen.c.unique_key.is_(None) | begins)
         return insert.from_select([*INSERTED], rows).returning(job.c.id, job.c.queue)
 
-    def _sent(self, name: str, queues: Select[Any], of: Wakeup) -> Subquery:
+    def _sent(self, name: str, queues: Any, of: Wakeup) -> Subquery:
         """Notify once for each queue; one row."""
-        each = queues.distinct().subquery(f"{name}_queues")
+        each = select(queues.subquery().c.queue).distinct().subquery(f"{name}_queues")
         notified = woken(self._worker, self._tables.channel, each.c.queue, of=of)
         lateral = notified.lateral(f"{name}_notified")
         count = func.sum(lateral.c.count).label("count")
@@ -326,6 +384,12 @@ def _not_in(inserted: CTE, chosen: CTE) -> CTE:
     # Here and elsewhere: no join of what was given, as the server takes it for a few rows, and
     # would compare each with each.
     return keys.where(chosen.c.unique_key.is_not(None)).except_(new).cte("bgjob_there")
+
+
+def _queues_of(*jobs: CTE) -> Any:
+    """The queues of all of these jobs."""
+    first, *more = (select(some.c.queue) for some in jobs)
+    return first.union_all(*more)
 
 
 def _beside(rows: Select[Any], source: Any, sent: list[Subquery]) -> Select[Any]:

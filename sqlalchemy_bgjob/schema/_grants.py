@@ -42,6 +42,9 @@ _ENQUEUE_READS: Final = (
 )
 
 
+    "cancel_at",
+    "expires_at",
+    "ctid",
 @dataclass(frozen=True, slots=True)
 class Privilege:
     """One thing that a role must be allowed to do with one of the tables.
@@ -70,8 +73,9 @@ def _needs(task: Task) -> Iterator[Privilege]:
         case "enqueue":
             yield Privilege("job", "INSERT")
             yield Privilege("job", "SELECT", _ENQUEUE_READS)
-            # A lock on the job that has a unique key already is an UPDATE to the server.
-            yield Privilege("job", "UPDATE", ("unique_key",))
+            # A lock on the job that has a unique key already is an UPDATE to the server; and a job
+            # that never will run loses its key, and expires for ever.
+            yield Privilege("job", "UPDATE", ("unique_key", "expires_at"))
             yield from (Privilege("unique_period", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("worker", "SELECT", ("id", "waits_for"))
         case "worker":

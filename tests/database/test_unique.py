@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, Text, cast, delete, func, literal, select, text, true, union_all
+from sqlalchemy import (
+    Engine,
+    Text,
+    cast,
+    delete,
+    func,
+    literal,
+    select,
+    text,
+    true,
+    union_all,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import (
+    Complete,
+    Expired,
     JobAlreadyExists,
     JobRef,
     MoveToDlq,
@@ -24,6 +39,8 @@ from support.producers import KINDS, UNITS, Producer, Sent, produce
 from support.shop import Job, Order, Receipt, jobs, note, send_receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy_bgjob._drafts.unique import OnDuplicate
 
 PERIODS = jobs.models.unique_period
@@ -187,6 +204,97 @@ def test_earlier_lets_no_job_expire_before_its_time(session: Session) -> None:
         spans.append(None if end is None else (end - job.next_run_at).total_seconds())
 
     assert spans == [60.0, 60.0, 90.0, None, None]
+
+
+# ---- what never will run -------------------------------------------------------------------------
+
+
+def one_way(session: Session, arg: int, unique: Unique) -> bool:
+    return enqueue(session, note, arg, unique=unique).inserted
+
+
+def in_bulk(session: Session, arg: int, unique: Unique) -> bool:
+    keys: Any = {0: Unique("a"), arg: unique, -1: Unique("z")}
+    return enqueue_many(session, note, [0, arg, -1], unique=keys.__getitem__).refs[1].inserted
+
+
+def from_query(session: Session, arg: int, unique: Unique) -> bool:
+    query = select(literal(arg).label("n"))
+    keys: Any = Unique(literal(unique.key), unique.scope, on_conflict=unique.on_conflict)
+    return enqueue_from(session, note, query, unique=keys) == 1
+
+
+EACH_WAY = [one_way, in_bulk, from_query]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("policy", ["skip", "raise"])
+@pytest.mark.parametrize("scope", ["live", "queued"])
+@pytest.mark.parametrize("way", EACH_WAY)
+def test_what_has_expired_gives_its_key_away(
+    way: Callable[[Session, int, Unique], bool], scope: Any, policy: Any, session: Session
+) -> None:
+    """The new job is the one that runs; the other one's end is told as ever."""
+    old = enqueue(session, note, 1, unique=Unique("7", scope), expires=30)
+    let_time_pass(session, jobs, 31)
+
+    assert way(session, 2, Unique("7", scope, on_conflict=policy))
+    assert not way(session, 3, Unique("7", scope))
+    with pytest.raises(JobAlreadyExists):
+        way(session, 4, Unique("7", scope, on_conflict="raise"))
+
+    session.expire_all()
+    assert session.get_one(Job, old.id).unique_key is None
+    assert isinstance(jobs.work_one(session, id=old.id), Expired)
+    assert session.scalars(select(jobs.DeadJob.job_id)).all() == [old.id]
+
+
+def test_who_has_lost_his_key_never_runs_whatever_the_clock(session: Session) -> None:
+    """The server's may be set back; then two jobs of a key would run."""
+    old = enqueue(session, note, 1, unique=Unique("7"), expires=30)
+    let_time_pass(session, jobs, 31)
+    enqueue(session, note, 2, unique=Unique("7"))
+
+    back_by_years = {"expires_at": Job.expires_at + timedelta(days=3650)}
+    session.execute(update(Job).where(Job.id == old.id).values(back_by_years))
+
+    assert isinstance(jobs.work_one(session, id=old.id), Expired)
+
+
+def test_a_retry_that_comes_too_late_keeps_nobody_away(session: Session) -> None:
+    old = enqueue(session, note, 1, unique="7", expires=30)
+    run(session, Retry(3600.0, "later"))
+    assert not enqueue(session, note, 2, unique="7").inserted
+
+    let_time_pass(session, jobs, 31)
+    new = enqueue(session, note, 3, unique="7")
+
+    assert new.inserted
+    assert new.id != old.id
+
+
+@pytest.mark.parametrize("policy", ["replace", "earlier"])
+@pytest.mark.parametrize("way", EACH_WAY)
+def test_a_change_revives_what_has_expired(
+    way: Callable[[Session, int, Unique], bool], policy: Any, session: Session
+) -> None:
+    old = enqueue(session, note, 1, unique=Unique("7", "queued"), expires=30)
+    let_time_pass(session, jobs, 31)
+
+    assert not way(session, 2, Unique("7", "queued", on_conflict=policy))
+    assert isinstance(jobs.work_one(session, id=old.id, handler=lambda ctx, arg: None), Complete)
+
+
+def test_an_id_of_what_has_expired_is_still_taken(session: Session) -> None:
+    """As the id is looked at first; the job is there until a worker meets it."""
+    both: dict[str, Any] = {"id": "x", "unique": "7"}
+    enqueue(session, note, 1, **both, expires=30)
+    let_time_pass(session, jobs, 31)
+
+    with pytest.raises(JobAlreadyExists) as refused:
+        enqueue(session, note, 2, **both)
+    assert refused.value.ids == ("x",)
+    assert not enqueue(session, note, 2, **both, on_conflict="ignore").inserted
 
 
 # ---- with an id ----------------------------------------------------------------------------------
