@@ -19,6 +19,8 @@ DEFAULT_CONCURRENCY: Final = 10
 """Jobs of a queue that a worker runs at once, by default."""
 SPARE_CONNECTIONS: Final = 2
 """A worker's own: one to claim and settle on, one that handlers never wait for."""
+SMALL_STEP: Final = 60.0
+"""Seconds by which the server's clock may be set back, without having been ahead before."""
 STUCK_AFTER: Final = 15.0
 """Seconds beyond ``shutdown_timeout`` after which a worker that has not ended is given up."""
 

@@ -22,6 +22,7 @@ from cronsim import CronSim, CronSimError
 
 from .._db.errors import did_you_mean
 from .._drafts import validation
+from ..settings import SMALL_STEP
 
 Missed = Literal["one", "none", "all"]
 """Which missed fire times are made up for."""
@@ -32,6 +33,7 @@ MOST_MADE_UP: Final = 100
 MISSED_AFTER: Final = timedelta(seconds=60)
 """For ``"none"``: how late a fire time may be met without having been missed."""
 
+_INSTANT: Final = timedelta(microseconds=1)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EVERY: Final = "@every"
 _SHORTEST: Final = 1.0
@@ -93,6 +95,21 @@ class Timetable:
             window *= 4
 
 
+class Gap(NamedTuple):
+    """The fire times from *begin*, before *end*: they have passed, and nobody has met them.
+
+    Those from *end* on have been met, as far as the row says. So if the server's clock is set back
+    to well before *end*, it had been ahead, and the gap is what the schedule may still fire.
+    """
+
+    begin: datetime
+    end: datetime
+
+    def is_ahead(self, now: datetime) -> bool:
+        """Whether the clock had been ahead when it was left; a small step back is none."""
+        return now + timedelta(seconds=SMALL_STEP) < self.end
+
+
 class Due(NamedTuple):
     """What a schedule whose time has come is to do.
 
@@ -101,24 +118,65 @@ class Due(NamedTuple):
         last: The latest one that has passed.
         following: The first one that is to come.
         left_out: Whether *missed* is ``"all"``, and there were more than it makes up for.
+        gap: The fire times that have passed unmet, or that are left of an earlier gap.
     """
 
     fire_times: list[datetime]
     last: datetime
     following: datetime
     left_out: bool
+    gap: Gap | None = None
 
 
-def due(table: Timetable, first: datetime, now: datetime, missed: str) -> Due:
-    """What to do at *now*, if *first* is the earliest fire time that nobody has met."""
+def due(
+    table: Timetable,
+    first: datetime,
+    now: datetime,
+    missed: str,
+    *,
+    gap: Gap | None = None,
+    last_at: datetime | None = None,
+) -> Due:
+    """What to do at *now*, if *first* is the earliest fire time that nobody has met.
+
+    Args:
+        table: Tells the fire times.
+        first: It has come.
+        now: By the server's clock.
+        missed: The policy.
+        gap: The one that the row has. If *first* is in it, the schedule has been set right.
+        last_at: The latest fire time that was ever met.
+    """
     first, now = first.astimezone(UTC), now.astimezone(UTC)
     most = MOST_MADE_UP + 1 if missed == "all" else 1
-    passed = table.latest(first, now, most)
+    in_gap = gap if gap is not None and first < gap.end else None
+    until = now if in_gap is None else min(now, in_gap.end - _INSTANT)
+    passed = table.latest(first, until, most)
     last = passed[-1]
     if missed == "none" and now - last > MISSED_AFTER:
         passed = []
     left_out = len(passed) > MOST_MADE_UP
-    return Due(passed[-MOST_MADE_UP:], last, table.after(now), left_out)
+    passed = passed[-MOST_MADE_UP:]
+    following = table.after(until)
+    if in_gap is not None and following < in_gap.end:
+        gap = Gap(following, in_gap.end)
+    else:
+        if in_gap is not None:  # behind it are those that have been met
+            gap, following = None, table.after(max(last_at or until, until))
+        if not passed:
+            gap = Gap(first, table.after(last))
+        elif passed[0] > first:
+            gap = Gap(first, passed[0])
+    return Due(passed, last, following, left_out, gap)
+
+
+def set_right(
+    table: Timetable, now: datetime, gap: Gap | None, last_at: datetime | None
+) -> datetime:
+    """The next fire time of a schedule whose row has a wrong one, or none."""
+    if gap is not None and gap.is_ahead(now):
+        return gap.begin
+    return table.after(now if last_at is None else max(now, last_at))
 
 
 @lru_cache(maxsize=1_024)

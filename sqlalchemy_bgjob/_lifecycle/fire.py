@@ -3,6 +3,7 @@
 Every worker that may fire a schedule tries to, and the first one has done it.
 """
 
+import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -11,10 +12,12 @@ from sqlalchemy import Connection
 
 from .._drafts.ids import new_ids
 from .._handlers.schedules import Definition
-from .._handlers.timetable import Due
+from .._handlers.timetable import Due, Gap, set_right, timetable
 from .._sql import Statements
 from .._sql.schedules import DEFINITION
 from . import run
+
+logger = logging.getLogger("sqlalchemy_bgjob")
 
 TOOK_OVER: Final = timedelta(seconds=60)
 """How long a row stays as another worker's code has left it, before this one's holds again. While
@@ -49,18 +52,66 @@ class Upcoming(NamedTuple):
     cron: str
     timezone: str
     missed: str
-    next_at: datetime
+    next_at: Any  # a datetime, or None if it is astray
+    last_at: datetime | None
+    missed_from: datetime | None
+    missed_until: datetime | None
     now: datetime
+
+    @property
+    def is_astray(self) -> bool:
+        """Whether it will not fire in time; see ``ScheduleStatements.astray``."""
+        gap = self.gap
+        ahead = gap is not None and gap.is_ahead(self.now) and gap.end <= self.next_at
+        return self.next_at is None or ahead
+
+    @property
+    def gap(self) -> Gap | None:
+        """The fire times that have passed unmet."""
+        begin, end = self.missed_from, self.missed_until
+        return None if begin is None or end is None else Gap(begin, end)
 
 
 def look_at_schedules(
-    connection: Connection, statements: Statements, serves: Serves, *, left_out: Iterable[str] = ()
+    connection: Connection,
+    statements: Statements,
+    serves: Serves,
+    *,
+    left_out: Iterable[str] = (),
+    astray: bool = False,
 ) -> list[Upcoming]:
-    """The earliest schedules that a worker may fire, whether they are due or not. Commits."""
+    """The earliest schedules that a worker may fire, whether they are due or not. Commits.
+
+    Or those that are *astray*: they will not fire in time, and :func:`put_right` mends them.
+    """
     given = {**serves._asdict(), "left_out": list(left_out), "limit": LIMIT}
+    its = statements.schedules
     with connection.begin():
-        rows: Any = run(connection, statements.schedules.due, **given).all()
+        rows: Any = run(connection, its.astray if astray else its.due, **given).all()
     return [Upcoming(*row) for row in rows]
+
+
+def put_right(connection: Connection, statements: Statements, astray: Upcoming) -> None:
+    """Give a schedule that would not fire in time its next time. Commits.
+
+    Unless it was fired, paused, changed or locked since it was looked at.
+
+    Raises:
+        ValueError: Its expression or its zone is not known here.
+    """
+    table = timetable(astray.cron, astray.timezone)
+    next_at = set_right(table, astray.now, astray.gap, astray.last_at)
+    given = {"name": astray.name, "seen_next_at": astray.next_at, "next_at": next_at}
+    with connection.begin():
+        done = run(connection, statements.schedules.set_right, **given).first()
+    if done is not None:
+        logger.warning(
+            "the schedule %r fires next at %s, and not at %s: the server's clock had been ahead, "
+            "or somebody has changed the row",
+            astray.name,
+            next_at,
+            astray.next_at,
+        )
 
 
 def fire(connection: Connection, statements: Statements, upcoming: Upcoming, due: Due) -> bool:
@@ -68,9 +119,12 @@ def fire(connection: Connection, statements: Statements, upcoming: Upcoming, due
 
     Returns False if it has fired, changed, or been locked since it was looked at.
     """
+    gap = due.gap or (None, None)
     given = {
         "name": upcoming.name,
         "first": upcoming.next_at,
+        "missed_from": gap[0],
+        "missed_until": gap[1],
         "last": due.last,
         "following": due.following,
         "ids": new_ids(len(due.fire_times)),
@@ -118,6 +172,10 @@ def keep_code(
             seen = {"seen_at": row["updated_at"], "seen_next_at": row["next_at"]}
             with connection.begin():
                 run(connection, schedules.change, **given, **seen)
+        elif row["source"] == "code" and row["paused_at"] is None:
+            seen_now = Upcoming(*(row[name] for name in Upcoming._fields))
+            if seen_now.is_astray:
+                put_right(connection, statements, seen_now)
     return sorted(name for name, row in rows.items() if row["source"] != "code")
 
 
@@ -132,5 +190,7 @@ def _next_at(made: Definition, row: Any) -> datetime | None:
         return next_at
     if (made.cron, made.timezone) == (row["cron"], row["timezone"]):
         return next_at
-    last_at = row["last_at"]
-    return made.timetable.after(row["now"] if last_at is None else max(row["now"], last_at))
+    last_at, now, begin, end = (row[it] for it in ("last_at", "now", "missed_from", "missed_until"))
+    if end is not None and Gap(begin, end).is_ahead(now):
+        last_at = begin - timedelta(microseconds=1)
+    return made.timetable.after(now if last_at is None else max(now, last_at))

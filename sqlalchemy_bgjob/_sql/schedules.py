@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Executable,
+    Float,
     Integer,
     LargeBinary,
     Select,
@@ -37,7 +38,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.types import TypeEngine
 
-from .words import ONLY, Tables, array_parameter, at, parameter, unnest, woken
+from ..settings import SMALL_STEP
+from .words import ONLY, SECOND, Tables, array_parameter, at, parameter, unnest, woken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +71,10 @@ DEFINITION: Final = tuple(_TYPES)
 """The columns that the author of a schedule decides."""
 
 
+_TIMES: Final = ("next_at", "last_at", "missed_from", "missed_until")
+_SEEN: Final = ("name", "cron", "timezone", "missed", *_TIMES)
+
+
 class ScheduleStatements:
     """What workers and users do to schedules."""
 
@@ -85,22 +91,63 @@ class ScheduleStatements:
         Locks nothing. Parameters: limit, list left_out (names), and those of :func:`any_due`.
         """
         schedule = self._schedule
-        columns = (schedule.c[name] for name in ("name", "cron", "timezone", "missed", "next_at"))
+        # SQL may have written infinity
+        return self._mine(func.isfinite(schedule.c.next_at)).order_by(
+            schedule.c.next_at, schedule.c.name
+        )
+
+    @cached_property
+    def astray(self) -> Executable:
+        """Those that will not fire in time: next_at is missing, or the clock had been ahead.
+
+        Locks nothing. Columns and parameters: as for :attr:`due`.
+        """
+        return self._mine(_is_astray(self._schedule, func.clock_timestamp()))
+
+    def _mine(self, condition: ColumnElement[bool]) -> Select[Any]:
+        schedule = self._schedule
+        columns = (schedule.c[name] for name in _SEEN)
         of_code = and_(
             schedule.c.source == "code", schedule.c.name == any_(array_parameter("names", Text()))
         )
-        mine = or_(of_code, _of_data(self._tables))
         return (
             select(*columns, func.clock_timestamp())
             .with_hint(schedule, ONLY)
             .where(
-                mine,
+                or_(of_code, _of_data(self._tables)),
                 schedule.c.paused_at.is_(None),
-                func.isfinite(schedule.c.next_at),  # SQL may have written infinity
+                condition,
                 not_(schedule.c.name == any_(array_parameter("left_out", Text()))),
             )
-            .order_by(schedule.c.next_at, schedule.c.name)
             .limit(parameter("limit", Integer))
+        )
+
+    @cached_property
+    def set_right(self) -> Executable:
+        """Give a schedule another next_at, if it is as it was seen; returns its name.
+
+        Parameters: name, seen_next_at, next_at.
+        """
+        schedule = self._schedule
+        held = schedule.alias("held")
+        seen = cast(parameter("seen_next_at", _moment), _moment)
+        locked: Select[Any] = (
+            select(literal_column("held.ctid"))
+            .select_from(held)
+            .with_hint(held, ONLY)
+            .where(
+                held.c.name == parameter("name", Text),
+                held.c.next_at.is_not_distinct_from(seen),
+                held.c.paused_at.is_(None),
+            )
+            .with_for_update(of=held, skip_locked=True)
+        )
+        return (
+            update(schedule)
+            .with_hint(ONLY)
+            .where(at(locked))
+            .values(next_at=cast(parameter("next_at", _moment), _moment))
+            .returning(schedule.c.name)
         )
 
     @cached_property
@@ -109,7 +156,8 @@ class ScheduleStatements:
 
         Returns how many jobs were inserted; no row if the schedule has been moved on, paused,
         changed or locked meanwhile, and then nothing happens. Parameters: name, first (the fire
-        time that next_at names), last, following, and lists ids, fire_times (as text).
+        time that next_at names), last, following, missed_from, missed_until, and lists ids,
+        fire_times (as text).
         """
         schedule = self._schedule
         held = schedule.alias("held")
@@ -126,7 +174,13 @@ class ScheduleStatements:
             .where(at(locked))
             .values(
                 next_at=cast(parameter("following", _moment), _moment),
-                last_at=cast(parameter("last", _moment), _moment),
+                last_at=func.greatest(
+                    schedule.c.last_at, cast(parameter("last", _moment), _moment)
+                ),
+                **{
+                    name: cast(parameter(name, _moment), _moment)
+                    for name in ("missed_from", "missed_until")
+                },
             )
             .returning(*(schedule.c[name] for name in DEFINITION))
             .cte("fired")
@@ -161,7 +215,7 @@ class ScheduleStatements:
     def in_code(self) -> Executable:
         """The rows of schedules that a worker has in its code. Parameter: list names."""
         schedule = self._schedule
-        columns = (*DEFINITION, "source", "next_at", "last_at", "paused_at", "updated_at")
+        columns = (*DEFINITION, "source", "updated_at", "paused_at", *_TIMES)
         return (
             select(*(schedule.c[name] for name in columns), func.clock_timestamp().label("now"))
             .with_hint(schedule, ONLY)
@@ -387,22 +441,26 @@ class ScheduleStatements:
 
 
 def any_due(tables: Tables) -> ColumnElement[bool]:
-    """Whether a schedule that was put as a row is due, and this worker may fire it.
+    """Whether a schedule that was put as a row is due, or astray, and this worker may fire it.
 
     Parameters: lists queues (that it serves), types (that it knows), and open_queues (of which it
     knows all types).
     """
-    schedule = tables.schedule
-    return (
-        select(schedule.c.name)
-        .with_hint(schedule, ONLY)
-        .where(
-            schedule.c.next_at <= func.now(),  # by the index, as it is stable
-            schedule.c.paused_at.is_(None),
-            _of_data(tables),
-        )
-        .exists()
-    )
+    schedule, now = tables.schedule, func.now()  # by an index, as it is stable
+
+    def any_that(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+        mine = schedule.c.paused_at.is_(None), _of_data(tables)
+        return select(schedule.c.name).with_hint(schedule, ONLY).where(condition, *mine).exists()
+
+    return or_(any_that(schedule.c.next_at <= now), any_that(_is_astray(schedule, now)))
+
+
+def _is_astray(schedule: Any, now: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether it has no next time, or one behind what was met by a clock that has been set back."""
+    next_at, until = schedule.c.next_at, schedule.c.missed_until
+    then = now + literal(SMALL_STEP, Float(53)) * SECOND
+    finite = func.isfinite(next_at), func.isfinite(schedule.c.missed_from)
+    return or_(next_at.is_(None), and_(until > then, next_at >= until, *finite))
 
 
 def _of_data(tables: Tables) -> ColumnElement[bool]:

@@ -93,10 +93,13 @@ class Scheduler:
 
         Only the loss of the connection is raised: other trouble does not hold up the loop.
         """
+        asked = self._asked.is_set()
         self._asked.clear()
         try:
             if self._registry.schedules and time.monotonic() >= self._keep_at:
                 self._keep_code(connection)
+            if asked:
+                self._put_right(connection)
             self._due_at = min(self._fire_due(connection), self._look_again_at())
         except Exception as error:
             if lost_connection(error):
@@ -125,6 +128,29 @@ class Scheduler:
                     name,
                 )
 
+    def _put_right(self, connection: Connection) -> None:
+        """Mend schedules that would not fire: the clock had been ahead, or SQL wrote their rows."""
+        found = firing.look_at_schedules(
+            connection, self._statements, self.serves(), left_out=self._refused, astray=True
+        )
+        for one in found:
+            try:
+                firing.put_right(connection, self._statements, one)
+            except Exception as error:
+                if lost_connection(error):
+                    raise
+                self._refuse(one.name, error)
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        self._refused[name] = time.monotonic() + REFUSED
+        self._events.report(error)
+        logger.warning(
+            "the schedule %r could not be fired: %s; trying again in %g s",
+            name,
+            summary(error),
+            REFUSED,
+        )
+
     def _fire_due(self, connection: Connection) -> float:
         """Fire what is due; returns the monotonic time at which the next one is."""
         now = time.monotonic()
@@ -146,21 +172,21 @@ class Scheduler:
         """Fire one; returns the seconds from the look until it is due again."""
         try:
             table = timetable(upcoming.cron, upcoming.timezone)
-            its = due(table, upcoming.next_at, upcoming.now, upcoming.missed)
+            its = due(
+                table,
+                upcoming.next_at,
+                upcoming.now,
+                upcoming.missed,
+                gap=upcoming.gap,
+                last_at=upcoming.last_at,
+            )
             if FIRING.listeners:
                 FIRING.reached(upcoming.name)
             fired = firing.fire(connection, self._statements, upcoming, its)
         except Exception as error:
             if lost_connection(error):
                 raise
-            self._refused[upcoming.name] = time.monotonic() + REFUSED
-            self._events.report(error)
-            logger.warning(
-                "the schedule %r could not be fired: %s; trying again in %g s",
-                upcoming.name,
-                summary(error),
-                REFUSED,
-            )
+            self._refuse(upcoming.name, error)
             return REFUSED
         if fired and its.left_out:
             logger.warning(

@@ -146,6 +146,8 @@ def _finish_schedule(mapper: Mapper[Any], cls: type) -> None:
     table = cast(Table, mapper.local_table)
     if _finish(table, "schedule"):
         Index(conv(f"{table.name}_next_at_idx"), table.c.next_at)
+        until = table.c.missed_until
+        Index(conv(f"{table.name}_missed_until_idx"), until, postgresql_where=until.is_not(None))
 
 
 @event.listens_for(BatchMixin, "after_mapper_constructed", propagate=True)

@@ -170,10 +170,14 @@ def tables_2(schema: str | None, prefix: str) -> MetaData:
         Column("pause_reason", Text),
         now("created_at"),
         now("updated_at"),
+        Column("missed_from", _moment),
+        Column("missed_until", _moment),
         key("schedule", "name"),
         schema=schema,
     )
     Index(f"{prefix}schedule_next_at_idx", schedule.c.next_at)
+    until = schedule.c.missed_until
+    Index(f"{prefix}schedule_missed_until_idx", until, postgresql_where=until.is_not(None))
     batches = Table(
         f"{prefix}batch",
         metadata,
@@ -203,7 +207,7 @@ def begin(op: Operations, schema: str | None, prefix: str) -> None:
     for kind in _NEW_TABLES:
         table = table_of(tables, kind, schema, prefix)
         op.execute(CreateTable(table, if_not_exists=True))
-        for index in table.indexes:
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
             op.execute(CreateIndex(index, if_not_exists=True))
         if STORAGE_2[kind]:
             op.execute(SetStorage(table, STORAGE_2[kind]))

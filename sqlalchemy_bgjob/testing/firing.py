@@ -85,6 +85,8 @@ class Firing(OnTarget):
                     name=row.name,
                     first=row.next_at,
                     last=at,
+                    missed_from=None,
+                    missed_until=None,
                     following=timetable(row.cron, row.timezone).after(at),
                     ids=[new_id()],
                     fire_times=[at.isoformat()],

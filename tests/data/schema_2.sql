@@ -57,8 +57,12 @@ CREATE TABLE IF NOT EXISTS bgjob_schedule (
     pause_reason TEXT,
     created_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     updated_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
+    missed_from TIMESTAMP WITH TIME ZONE,
+    missed_until TIMESTAMP WITH TIME ZONE,
     CONSTRAINT bgjob_schedule_pkey PRIMARY KEY (name)
 );
+
+CREATE INDEX IF NOT EXISTS bgjob_schedule_missed_until_idx ON bgjob_schedule (missed_until) WHERE missed_until IS NOT NULL;
 
 CREATE INDEX IF NOT EXISTS bgjob_schedule_next_at_idx ON bgjob_schedule (next_at);
 

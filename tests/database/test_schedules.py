@@ -81,7 +81,8 @@ class Book:
 
     def fire(self, connection: Connection, upcoming: Upcoming) -> bool:
         table = timetable(upcoming.cron, upcoming.timezone)
-        its = due(table, upcoming.next_at, upcoming.now, upcoming.missed)
+        given: Any = {"gap": upcoming.gap, "last_at": upcoming.last_at}
+        its = due(table, upcoming.next_at, upcoming.now, upcoming.missed, **given)
         return fire(connection, self.statements, upcoming, its)
 
     def fire_all(self, serves: Serves = SERVES) -> int:
@@ -496,3 +497,109 @@ def test_one_runs_while_one_waits(book: Book) -> None:
                 assert len(claim(connection, book.statements, queue=book.enqueued()[0].queue)) == 1
 
     assert len(book.enqueued()) == 2
+
+
+# ---- a clock that had been ahead -----------------------------------------------------------------
+
+
+def put_right(book: Book, serves: Serves = SERVES) -> int:
+    """As a worker does that has been asked to look."""
+    with book.engine.connect() as connection:
+        found = look_at_schedules(connection, book.statements, serves, astray=True)
+        for one in found:
+            firing.put_right(connection, book.statements, one)
+        return len(found)
+
+
+def set_back(book: Book, by: timedelta, name: str = "s") -> None:
+    """As if the server's clock had been set back: all that the row says is later."""
+    with book.engine.begin() as connection:
+        times = ", ".join(f"{it} = {it} + :by" for it in TIMES)
+        connection.execute(
+            text(f"UPDATE bgjob_schedule SET {times} WHERE name = :name"), {"by": by, "name": name}
+        )
+
+
+TIMES = ("next_at", "last_at", "missed_from", "missed_until")
+
+
+@pytest.mark.parametrize("of_code", [True, False])
+def test_a_schedule_is_not_silent_until_a_false_future(book: Book, of_code: bool) -> None:
+    """Of the code a worker that has it mends it, within a minute; of a row, whoever may fire it."""
+    name = "code" if of_code else "s"
+    serves = SERVES._replace(names=["code"])
+    if of_code:
+        declare(book)
+        book.keep()
+    else:
+        book.put()
+    first = book.make_due(name, ago=24 * HOUR)  # the clock jumps ahead by a day
+    assert book.fire_all(serves) == 1
+    row = book.row(name)
+    assert (row.missed_from, row.missed_until) == (first, row.last_at)
+    set_back(book, 24 * HOUR, name)  # and back
+    assert put_right(book, SERVES) == (not of_code)
+    book.keep(starting=False)
+
+    row = book.row(name)
+    assert row.next_at == row.missed_from
+    assert abs(row.next_at - datetime.now(UTC)) < timedelta(minutes=10)
+    assert book.fire_all(serves) == 1
+    assert book.row(name).last_at == row.last_at
+    assert datetime.now(UTC) < book.row(name).next_at < datetime.now(UTC) + HOUR
+    assert put_right(book, serves) == 0
+
+
+def test_a_small_step_of_the_clock_changes_nothing(book: Book) -> None:
+    book.put()
+    book.make_due()
+    assert book.fire_all() == 1
+    set_back(book, timedelta(seconds=5))
+    before = book.row()
+
+    assert put_right(book) == 0
+    assert book.row() == before
+
+
+@pytest.mark.parametrize("of_code", [True, False])
+def test_a_row_with_no_next_time_and_no_pause_gets_one(book: Book, of_code: bool) -> None:
+    """Somebody has written so."""
+    declare(book) if of_code else book.put("code")
+    book.keep()
+    with book.engine.begin() as connection:
+        connection.execute(text("UPDATE bgjob_schedule SET next_at = NULL"))
+    assert book.fire_all(SERVES._replace(names=["code"])) == 0
+
+    assert put_right(book) == (not of_code)
+    book.keep(starting=False)
+
+    assert book.row("code").next_at == timetable("@hourly", "UTC").after(datetime.now(UTC))
+
+
+def test_who_was_fired_or_paused_meanwhile_is_left_alone(book: Book) -> None:
+    book.put()
+    book.make_due(ago=24 * HOUR)
+    book.fire_all()
+    set_back(book, 24 * HOUR)
+    with book.engine.connect() as connection:
+        (seen,) = look_at_schedules(connection, book.statements, SERVES, astray=True)
+        book.its.pause(book.engine, "s")
+        firing.put_right(connection, book.statements, seen)
+        assert book.row().next_at is None
+        assert put_right(book) == 0
+
+        book.its.resume(book.engine, "s")
+        firing.put_right(connection, book.statements, seen)
+        assert book.row().next_at == timetable("@hourly", "UTC").after(datetime.now(UTC))
+
+
+def test_a_new_expression_holds_though_the_clock_had_been_ahead(book: Book) -> None:
+    declare(book)
+    book.keep()
+    book.make_due("code", ago=24 * HOUR)
+    book.fire_all(SERVES._replace(names=["code"]))
+    set_back(book, 24 * HOUR, "code")
+    declare(book, "*/5 * * * *")
+    book.keep()
+
+    assert book.row("code").next_at < datetime.now(UTC) + timedelta(minutes=16)

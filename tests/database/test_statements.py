@@ -698,8 +698,13 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         (
             "schedules.fire",
             None,
-            {"name", "first", "last", "following", "ids", "fire_times"},
+            {
+                *("name", "first", "last", "following", "ids", "fire_times"),
+                *("missed_from", "missed_until"),
+            },
         ),
+        ("schedules.astray", None, MINE | {"limit", "left_out"}),
+        ("schedules.set_right", None, {"name", "seen_next_at", "next_at"}),
         ("schedules.add", None, SCHEDULE),
         ("schedules.change", None, SCHEDULE | {"seen_at", "seen_next_at"}),
         ("schedules.put", None, SCHEDULE),

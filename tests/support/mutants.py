@@ -237,7 +237,11 @@ def fires_whatever_it_has_seen(stack: ExitStack) -> None:
 
 def forgets_what_was_missed(stack: ExitStack) -> None:
     """Only the latest of several times that are due is met, whatever the policy."""
-    _replace(stack, scheduler, due=lambda table, first, now, _: due(table, first, now, "one"))
+    _replace(
+        stack,
+        scheduler,
+        due=lambda table, first, now, _, **gap: due(table, first, now, "one", **gap),
+    )
 
 
 # ---- unique keys ----------------------------------------------------------------------------

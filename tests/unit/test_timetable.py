@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import zoneinfo
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqlalchemy_bgjob import next_fire_time
-from sqlalchemy_bgjob._handlers.timetable import MISSED_AFTER, MOST_MADE_UP, due, every, timetable
+from sqlalchemy_bgjob._handlers.timetable import (
+    MISSED_AFTER,
+    MOST_MADE_UP,
+    Gap,
+    due,
+    every,
+    set_right,
+    timetable,
+)
 
 BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"
 
@@ -228,3 +237,82 @@ def test_a_time_that_is_due_counts_though_the_expression_has_none() -> None:
 
     assert due(HOURLY, odd, at("11-27T09:20"), "all").fire_times == [odd]
     assert due(HOURLY, odd, at("11-27T10:20"), "all").fire_times == [odd, at("11-27T10:00")]
+
+
+# ---- a clock that had been ahead -----------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """What a schedule's row says of its times."""
+
+    next_at: datetime
+    last_at: datetime | None = None
+    gap: Gap | None = None
+
+
+def fire(row: Row, now: datetime, missed: str = "one") -> tuple[list[datetime], Row]:
+    """As a worker does at that time: what is fired, and the row afterwards."""
+    if row.gap is not None and row.gap.is_ahead(now) and row.gap.end <= row.next_at:
+        row = row._replace(next_at=set_right(HOURLY, now, row.gap, row.last_at))
+    if row.next_at > now:
+        return [], row
+    its = due(HOURLY, row.next_at, now, missed, gap=row.gap, last_at=row.last_at)
+    last = its.last if row.last_at is None else max(row.last_at, its.last)
+    return its.fire_times, Row(its.following, last, its.gap)
+
+
+def test_a_clock_that_had_been_ahead_silences_no_schedule() -> None:
+    """And what was met in the false future is not met again when it comes."""
+    fired, row = fire(Row(at("11-27T09:00")), at("11-27T09:00"))
+    for ahead in ("12-01T12:30", "12-01T13:30"):
+        more, row = fire(row, at(ahead))
+        fired += more
+    assert [*map(str, fired[1:])] == ["2026-12-01 12:00:00+00:00", "2026-12-01 13:00:00+00:00"]
+
+    hour, true, found = timedelta(hours=1), at("11-27T10:30"), list[datetime]()
+    while true < at("12-01T16:00"):
+        more, row = fire(row, true)
+        found += more
+        true += hour
+
+    times = [at("11-27T10:00") + hour * n for n in range(24 * 4 + 6)]
+    assert found == [time for time in times if time not in fired]
+
+
+@pytest.mark.parametrize("missed", ["one", "none", "all"])
+def test_however_the_clock_jumps_no_time_is_met_twice(missed: str) -> None:
+    for seed in range(30):
+        dice = random.Random(seed)
+        now, row = at("11-27T09:30"), Row(at("11-27T10:00"))
+        fired: list[datetime] = []
+        for _ in range(40):
+            jump = dice.choice((0, 0, 0, 0, 50, -50, 300, -300))
+            now += timedelta(hours=jump + dice.randrange(3), minutes=dice.randrange(60))
+            more, row = fire(row, now, missed)
+            fired += more
+        assert len(fired) == len(set(fired)), seed
+
+
+def test_a_small_step_back_meets_nothing_again() -> None:
+    fired, row = fire(Row(at("11-27T09:00")), at("11-27T09:00:01"))
+    assert fired == [at("11-27T09:00")]
+
+    assert fire(row, at("11-27T08:59:58")) == ([], row)
+    assert fire(row, at("11-27T09:30")) == ([], row)
+
+
+def test_a_small_step_back_makes_up_for_nothing_again() -> None:
+    """What was missed in an outage has had its one job."""
+    fired, row = fire(Row(at("11-27T09:00")), at("11-27T12:00:01"))
+    assert fired == [at("11-27T12:00")]
+
+    assert fire(row, at("11-27T11:59:58")) == ([], row)
+    assert fire(row, at("11-27T12:30")) == ([], row)
+
+
+def test_a_row_without_a_next_time_gets_one() -> None:
+    now = at("11-27T09:20")
+    assert set_right(HOURLY, now, None, None) == at("11-27T10:00")
+    assert set_right(HOURLY, now, None, at("11-27T12:00")) == at("11-27T13:00")
+    gap = Gap(at("11-27T10:00"), at("11-28T10:00"))
+    assert set_right(HOURLY, now, gap, at("11-28T12:00")) == at("11-27T10:00")

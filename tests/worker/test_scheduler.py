@@ -121,6 +121,30 @@ def test_a_schedule_nobody_tells_of_is_found_when_it_is_due(bench: Workbench) ->
     bench.run(during=put, until=lambda: reports.fired(1), rescue_interval=0.1)
 
 
+@one_of_each
+def test_a_schedule_behind_a_false_future_is_found(bench: Workbench) -> None:
+    """By the rescuer's look, as one that is due: nobody else would ever look."""
+    reports = Reports(bench)
+
+    def put() -> None:
+        wait_until(lambda: bench.sql("SELECT 1 FROM bgjob_worker"))
+        reports.put(every=3600)
+        reports.put("none", every=3600)
+        bench.sql("UPDATE bgjob_schedule SET next_at = NULL WHERE name = 'none'")
+        bench.sql(
+            "UPDATE bgjob_schedule SET missed_from = now() - interval '1 s',"
+            " missed_until = now() + interval '1 year', last_at = now() + interval '1 year',"
+            " next_at = now() + interval '366 days' WHERE name = 's'"
+        )
+
+    def is_right() -> bool:
+        return bench.sql(
+            "SELECT bool_and(next_at < now() + interval '2 hours') FROM bgjob_schedule"
+        ) == [(True,)]
+
+    bench.run(during=put, until=lambda: reports.fired(1) and is_right(), rescue_interval=0.1)
+
+
 @one
 def test_until_idle_fires_before_it_ends(bench: Workbench) -> None:
     """Though it may not claim before others can see it."""
