@@ -3,17 +3,23 @@
 What users ask runs in the caller's own transaction, and changes nothing.
 """
 
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, true
 
+from .._db.errors import lost_connection
 from .._db.targets import Unit, run_in
 from .._drafts import validation
 from .._sql import Statements
 from ..models import Models
 from . import run
+
+DOUBTFUL: Final = 10
+"""How many rows may refuse to be deleted while none was: all may, as by a trigger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +55,57 @@ def summary(
     return run_in(target, models, work, call="BGJob.dead_summary")
 
 
-def delete_old(connection: Connection, statements: Statements, *, keep: float, limit: int) -> int:
+def delete_old(
+    connection: Connection,
+    statements: Statements,
+    *,
+    keep: float,
+    limit: int,
+    skip: Collection[str] = (),
+) -> int:
     """Delete up to *limit* jobs that died more than *keep* seconds ago. Commits; how many it was.
 
-    By the database's clock. Rows that somebody has locked are left to the next call.
+    By the database's clock. Rows that somebody has locked are left to the next call, and those of
+    the ids in *skip* are left alone.
     """
-    given = {"age": timedelta(seconds=keep), "limit": limit}
+    given: dict[str, Any] = {"age": timedelta(seconds=keep), "limit": limit}
+    statement = statements.dead_jobs.delete_old
+    if skip:
+        statement, given["skip"] = statements.dead_jobs.delete_old_but, list(skip)
     with connection.begin():
-        return int(run(connection, statements.dead_jobs.delete_old, **given).scalar_one())
+        return int(run(connection, statement, **given).scalar_one())
+
+
+def delete_one_by_one(
+    connection: Connection,
+    statements: Statements,
+    *,
+    keep: float,
+    limit: int,
+    skip: Collection[str],
+    until: float,
+) -> tuple[int, dict[str, Exception]]:
+    """As :func:`delete_old`, where some row refuses; how many it was, and the refusals by id.
+
+    Commits each. It goes on until the monotonic time *until*, or as long as not all may refuse.
+
+    Raises:
+        DBAPIError: The connection was lost, or the rows could not even be read.
+    """
+    age = timedelta(seconds=keep)
+    with connection.begin():
+        given = {"age": age, "limit": limit, "skip": list(skip)}
+        ids = run(connection, statements.dead_jobs.old_ids, **given).scalars().all()
+    deleted, refused = 0, dict[str, Exception]()
+    for id in ids:
+        try:
+            with connection.begin():
+                gone = run(connection, statements.dead_jobs.delete_one, age=age, id=id)
+                deleted += gone.scalar_one()
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            refused[id] = error
+        if time.monotonic() > until or (not deleted and len(refused) >= DOUBTFUL):
+            break
+    return deleted, refused

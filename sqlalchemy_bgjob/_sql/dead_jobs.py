@@ -6,18 +6,22 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Executable,
+    FromClause,
     Integer,
     Interval,
     Select,
+    Text,
+    any_,
     delete,
     func,
     literal_column,
+    not_,
     or_,
     select,
 )
 
 from ..models import error_type_of
-from .words import ONLY, Tables, at, parameter
+from .words import ONLY, Tables, array_parameter, at, parameter
 
 
 class DeadJobStatements:
@@ -97,16 +101,48 @@ class DeadJobStatements:
 
         Those that somebody has locked are passed over. Parameters: age (timedelta), limit.
         """
-        dead, old = self._dead, self._dead.alias("old")
-        locked: Select[Any] = (
+        return self._delete(self._old(literal_column("old.ctid")))
+
+    @cached_property
+    def old_ids(self) -> Executable:
+        """Those that :attr:`delete_old` would delete, in order and not locked.
+
+        Parameters: as there, and list skip: ids that are left out.
+        """
+        return self._old(literal_column("old.id"), skipping=True)
+
+    @cached_property
+    def delete_old_but(self) -> Executable:
+        """As :attr:`delete_old`, without some. Parameters: as there, and list skip: their ids."""
+        return self._delete(self._old(literal_column("old.ctid"), skipping=True))
+
+    @cached_property
+    def delete_one(self) -> Executable:
+        """As :attr:`delete_old`, for one dead job. Parameters: age (timedelta), id."""
+        old = self._dead.alias("old")
+        one: Select[Any] = (
             select(literal_column("old.ctid"))
             .select_from(old)
             .with_hint(old, ONLY)
-            .where(old.c.moved_at < func.now() - parameter("age", Interval))
-            .order_by(old.c.moved_at)
-            .limit(parameter("limit", Integer))
-            .with_for_update(skip_locked=True)
+            .where(old.c.id == parameter("id", Text), self._is_old(old))
         )
+        return self._delete(one)
+
+    def _is_old(self, dead: FromClause) -> ColumnElement[bool]:
+        return dead.c.moved_at < func.now() - parameter("age", Interval)
+
+    def _old(self, value: ColumnElement[Any], *, skipping: bool = False) -> Select[Any]:
+        old = self._dead.alias("old")
+        found: Select[Any] = (
+            select(value).select_from(old).with_hint(old, ONLY).where(self._is_old(old))
+        )
+        if skipping:
+            found = found.where(not_(old.c.id == any_(array_parameter("skip", Text()))))
+        return found.order_by(old.c.moved_at).limit(parameter("limit", Integer))
+
+    def _delete(self, addresses: Select[Any]) -> Executable:
+        dead = self._dead
+        locked = addresses.with_for_update(skip_locked=True)
         done = delete(dead).with_hint(ONLY).where(at(locked))
         gone = done.returning(dead.c.id).cte("gone")
         return select(func.count()).select_from(gone)

@@ -101,7 +101,7 @@ class Rescuer(SideLoop):
         self._statements, self._settings = statements, settings
         self._heart, self._unknown, self._on_health = heart, unknown, on_health
         self._queue_control, self._scheduler = queue_control, scheduler
-        self._retention = Retention(statements, settings.dead_keep, self._fleet)
+        self._retention = Retention(statements, settings.dead_keep, self._fleet, events.report)
         self._sweeps: Mapping[str, Callable[[Connection], None]] = {
             "look": self._look_at_workers,
             "ended": self._rescue_ended,

@@ -3,18 +3,22 @@
 There is no leader. Each worker that has the setting takes its turn once in as many minutes as there
 are workers, so the whole fleet looks about once a minute. Two that look at once delete different
 rows, and one that is gone holds nothing up. Without the setting no statement is sent.
+
+If a row refuses, as by a trigger or a foreign key of the application's, the others of its batch are
+deleted one by one, and it is passed over for an hour.
 """
 
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final
 
 from sqlalchemy import Connection
 
-from .._lifecycle.dead_jobs import delete_old
+from .._db.errors import doubts_session, lost_connection, ran_out_of_time, summary
+from .._lifecycle.dead_jobs import delete_old, delete_one_by_one
 from .._sql import Statements
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -29,6 +33,10 @@ LASTS: Final = 0.5
 """Seconds after which a turn deletes no further batch: lost workers must be found meanwhile."""
 GO_ON_AFTER: Final = 1.0
 """Seconds until the next turn, if there was more to delete."""
+REFUSED_AGAIN: Final = 3_600.0
+"""Seconds until a row that refused is tried again."""
+MOST_REFUSED: Final = 10_000
+"""Rows that are passed over at most; with more of them nothing is deleted until some are tried."""
 
 
 class Retention:
@@ -38,9 +46,21 @@ class Retention:
         due_at: The monotonic time of the next turn; infinite without the setting.
     """
 
-    def __init__(self, statements: Statements, keep: float, fleet: Callable[[], int]) -> None:
-        """Take the seconds for which dead jobs are kept, 0 for ever; and what counts workers."""
+    def __init__(
+        self,
+        statements: Statements,
+        keep: float,
+        fleet: Callable[[], int],
+        report: Callable[[Exception], None],
+    ) -> None:
+        """Take the seconds for which dead jobs are kept, 0 for ever.
+
+        And what counts workers, and what is told of errors.
+        """
         self._statements, self._keep, self._fleet = statements, keep, fleet
+        self._report = report
+        self._refused: dict[str, float] = {}
+        """When to try again, by the id of the dead job; ascending."""
         self.due_at = inf
 
     def begin(self) -> None:
@@ -56,13 +76,52 @@ class Retention:
         """
         begun = time.monotonic()
         self.due_at = begun + INTERVAL * min(self._fleet(), MOST_WORKERS) * random.uniform(0.9, 1.1)
+        self._refused = {id: at for id, at in self._refused.items() if at > begun}
+        if len(self._refused) >= MOST_REFUSED:
+            return
         deleted, more = 0, True
         while more:
-            last = delete_old(connection, self._statements, keep=self._keep, limit=BATCH)
+            last, more = self._batch(connection, begun + LASTS)
             deleted += last
-            more = last == BATCH
             if more and (now := time.monotonic()) >= begun + LASTS:
                 self.due_at = now + GO_ON_AFTER
                 break
         if deleted:
             logger.info("deleted %d dead jobs that were older than %g s", deleted, self._keep)
+
+    def _batch(self, connection: Connection, until: float) -> tuple[int, bool]:
+        """Delete one batch; how many rows it was, and whether there may be more."""
+        try:
+            deleted = delete_old(
+                connection, self._statements, keep=self._keep, limit=BATCH, skip=self._refused
+            )
+        except Exception as error:
+            # What is not due to a row: it would be no better row by row.
+            if lost_connection(error) or ran_out_of_time(error) or doubts_session(error):
+                raise
+        else:
+            return deleted, deleted == BATCH
+        deleted, refused = delete_one_by_one(
+            connection,
+            self._statements,
+            keep=self._keep,
+            limit=BATCH,
+            skip=self._refused,
+            until=until,
+        )
+        self._pass_over(refused)
+        return deleted, bool(refused) and len(self._refused) < MOST_REFUSED
+
+    def _pass_over(self, refused: Mapping[str, Exception]) -> None:
+        again = time.monotonic() + REFUSED_AGAIN
+        self._refused |= dict.fromkeys(refused, again)
+        if refused:
+            id, error = next(iter(refused.items()))
+            self._report(error)
+            logger.warning(
+                "%d dead jobs can't be deleted, such as that of id %s: %s; trying again in %g s",
+                len(refused),
+                id,
+                summary(error),
+                REFUSED_AGAIN,
+            )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ from sqlalchemy import Engine, MetaData, create_engine, func, select, text, true
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, InvalidArg, enqueue
-from sqlalchemy_bgjob._lifecycle.dead_jobs import delete_old
+from sqlalchemy_bgjob._lifecycle.dead_jobs import delete_old, delete_one_by_one
 from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until
 from support.producers import producer
@@ -295,10 +296,26 @@ def test_locked_rows_are_left_to_the_next_turn(jobs: BGJob, engine: Engine) -> N
         assert delete_old(connection, statements, keep=50.0, limit=10) == 1
 
 
-def test_retention_walks_the_index_of_the_time(jobs: BGJob, engine: Engine) -> None:
+def test_one_by_one_the_same_rows_are_deleted(jobs: BGJob, engine: Engine) -> None:
+    """Old ones, the oldest first, without what is locked or passed over."""
+    for id, ago in (("old", 200.0), ("older", 300.0), ("locked", 90.0), ("new", 10.0)):
+        bury(engine, id, ago=ago)
+    given: dict[str, Any] = {"keep": 50.0, "until": inf, "skip": []}
+    statements = statements_of(jobs.models)
+
+    with engine.connect() as operator, engine.connect() as connection:
+        operator.execute(text("SELECT FROM bgjob_dead_job WHERE job_id = 'locked' FOR UPDATE"))
+        assert delete_one_by_one(connection, statements, limit=1, **given) == (1, {})
+        assert dead(jobs, engine) == ["old", "locked", "new"]
+        assert delete_one_by_one(connection, statements, limit=9, **given) == (1, {})
+    assert dead(jobs, engine) == ["locked", "new"]
+
+
+@pytest.mark.parametrize("name", ["delete_old", "delete_old_but", "old_ids"])
+def test_retention_walks_the_index_of_the_time(name: str, jobs: BGJob, engine: Engine) -> None:
     """A look that finds nothing reads nothing, however many dead jobs there are."""
-    statement = statements_of(jobs.models).dead_jobs.delete_old
-    given = {"given_age": timedelta(days=1), "given_limit": 1_000}
+    statement = getattr(statements_of(jobs.models).dead_jobs, name)
+    given = {"given_age": timedelta(days=1), "given_limit": 1_000, "given_skip": ["1", "2"]}
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -308,7 +325,7 @@ def test_retention_walks_the_index_of_the_time(jobs: BGJob, engine: Engine) -> N
             )
         )
         connection.execute(text("ANALYZE bgjob_dead_job"))
-        sql = str(statement.compile(engine))  # type: ignore[attr-defined]
+        sql = str(statement.compile(engine))
         plan = connection.exec_driver_sql(f"EXPLAIN {sql}", given).scalars().all()
 
     assert any("bgjob_dead_job_moved_at_idx" in line for line in plan), plan

@@ -7,6 +7,8 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from psycopg.errors import ForeignKeyViolation
+from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob._worker import retention
 from sqlalchemy_bgjob._worker.retention import Retention
@@ -69,10 +71,65 @@ def test_without_the_setting_nothing_is_sent(bench: Workbench, tune: Tune) -> No
     assert left(bench) == ["old-1"]
 
 
+@pytest.mark.core
+@one_of_each
+def test_a_row_that_refuses_keeps_no_other_from_going(
+    bench: Workbench, tune: Tune, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a foreign key of the application's, or a trigger; though it is the oldest."""
+    tune(retention, INTERVAL=0.01, BATCH=3)
+    bench.handler("t", lambda ctx: None, uses_session=False)
+    bury(bench, 3, days=3, prefix="kept-")
+    bury(bench, 7, days=2, prefix="old-")
+    bench.sql("CREATE TABLE invoice (dead_id text REFERENCES bgjob_dead_job)")
+    bench.sql("INSERT INTO invoice SELECT 'kept-' || n FROM generate_series(1, 3) AS n")
+    recorder = Recorder()
+    kept = ["kept-1", "kept-2", "kept-3"]
+
+    try:
+        bench.run(until=lambda: left(bench) == kept, observers=(recorder,), dead_keep=DAY)
+    finally:
+        bench.sql("DROP TABLE invoice")
+
+    assert "3 dead jobs can't be deleted, such as that of id kept-1: " in caplog.text
+    errors = [event for event in recorder.events if event.name == "worker_error"]
+    assert len(errors) == 1  # they are passed over until an hour is over
+
+
+@one_of_each
+def test_a_trigger_that_refuses_all_is_not_asked_for_each(
+    bench: Workbench, tune: Tune, caplog: pytest.LogCaptureFixture
+) -> None:
+    tune(retention, INTERVAL=0.01, MOST_REFUSED=20)
+    bench.handler("t", lambda ctx: None, uses_session=False)
+    bury(bench, 100, days=2, prefix="old-")
+    bench.sql("CREATE SEQUENCE asked")
+    bench.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN PERFORM nextval('asked'); RAISE EXCEPTION 'not for you'; END $$"
+    )
+    bench.sql(
+        "CREATE TRIGGER refuse BEFORE DELETE ON bgjob_dead_job"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    sweeps: list[str] = []
+
+    try:
+        with at("sweeping", sweeps.append):
+            bench.run(until=lambda: sweeps.count("retention") > 9, dead_keep=DAY)
+        ((asked,),) = bench.sql("SELECT last_value FROM asked")
+    finally:
+        bench.sql("DROP FUNCTION refuse CASCADE")
+        bench.sql("DROP SEQUENCE asked")
+
+    assert 20 < asked < 100  # each row of two batches once, and one more for each batch
+    assert "dead jobs can't be deleted" in caplog.text
+
+
 @one_of_each
 def test_a_role_that_may_not_delete_goes_on_working(bench: Workbench, tune: Tune) -> None:
     """The turn fails, is told, and comes again at its next time; jobs run meanwhile."""
-    tune(retention, INTERVAL=0.01)
+    tune(retention, INTERVAL=0.01, REFUSED_AGAIN=0.01)
     handler = bench.handler("t", lambda ctx: None, uses_session=False)
     bench.sql(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
@@ -100,11 +157,17 @@ def test_a_role_that_may_not_delete_goes_on_working(bench: Workbench, tune: Tune
 # ---- turns ---------------------------------------------------------------------------------------
 
 
+REFUSAL = IntegrityError("DELETE", None, ForeignKeyViolation())
+
+
 class Clock:
     now = 1_000.0
 
     def monotonic(self) -> float:
         return self.now
+
+
+def report(error: Exception) -> None: ...
 
 
 @pytest.fixture
@@ -120,7 +183,7 @@ def test_the_fleet_looks_once_a_minute(
 ) -> None:
     """Each worker takes one turn in as many minutes as there are workers."""
     monkeypatch.setattr(retention, "delete_old", lambda *args, **options: 0)
-    turns = Retention(None, DAY, lambda: workers)  # type: ignore[arg-type]
+    turns = Retention(None, DAY, lambda: workers, report)  # type: ignore[arg-type]
     turns.begin()
     assert clock.now <= turns.due_at <= clock.now + 60
 
@@ -139,13 +202,13 @@ def test_a_turn_ends_in_time_and_goes_on_soon(
     """The rescuer must look for lost workers meanwhile."""
     batches: list[int] = []
 
-    def delete(connection: Connection, statements: Any, *, keep: float, limit: int) -> int:
+    def delete(connection: Connection, statements: Any, *, limit: int, **options: Any) -> int:
         clock.now += 0.2
         batches.append(limit)
         return limit if len(batches) < 5 else 7
 
     monkeypatch.setattr(retention, "delete_old", delete)
-    turns = Retention(None, DAY, lambda: 1)  # type: ignore[arg-type]
+    turns = Retention(None, DAY, lambda: 1, report)  # type: ignore[arg-type]
 
     turns.turn(None)  # type: ignore[arg-type]
     assert batches == [1_000] * 3
@@ -155,18 +218,46 @@ def test_a_turn_ends_in_time_and_goes_on_soon(
     assert turns.due_at > clock.now + 50
 
 
+def test_what_refused_is_passed_over_for_an_hour(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By all turns; then it is tried again, and may have been mended."""
+    passed_over: list[list[str]] = []
+
+    def delete(*args: Any, skip: Any, **options: Any) -> int:
+        passed_over.append(list(skip))
+        if "x" not in skip and clock.now < 3_000:
+            raise REFUSAL
+        return 0
+
+    monkeypatch.setattr(retention, "delete_old", delete)
+    monkeypatch.setattr(
+        retention, "delete_one_by_one", lambda *args, **options: (0, {"x": REFUSAL})
+    )
+    reported: list[Exception] = []
+    turns = Retention(None, DAY, lambda: 1, reported.append)  # type: ignore[arg-type]
+
+    for _ in range(2):
+        turns.turn(None)  # type: ignore[arg-type]
+    clock.now += 3_601
+    turns.turn(None)  # type: ignore[arg-type]
+
+    assert passed_over == [[], ["x"], ["x"], []]
+    assert reported == [REFUSAL]
+
+
 def test_a_failed_turn_waits_for_the_next(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **options: Any) -> int:
         raise RuntimeError
 
     monkeypatch.setattr(retention, "delete_old", fail)
-    turns = Retention(None, DAY, lambda: 1)  # type: ignore[arg-type]
+    turns = Retention(None, DAY, lambda: 1, report)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError):
         turns.turn(None)  # type: ignore[arg-type]
     assert turns.due_at > clock.now + 50
 
 
 def test_for_ever_is_never_due(clock: Clock) -> None:
-    turns = Retention(None, 0.0, lambda: 1)  # type: ignore[arg-type]
+    turns = Retention(None, 0.0, lambda: 1, report)  # type: ignore[arg-type]
     turns.begin()
     assert turns.due_at == inf
