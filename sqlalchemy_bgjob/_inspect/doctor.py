@@ -23,6 +23,7 @@ from ..schema import LATEST, check, db_version, storage_drift
 from ..schema._elements import table_of
 from ..schema._foreign_keys import foreign_key_problems
 from ..schema._grants import lacks
+from ..schema._leftovers import leftovers
 from ..schema._names import qualified, translated
 from ..schema._row_security import hidden
 from ..schema._table_kinds import KINDS, heirs
@@ -187,7 +188,7 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
 def _structure(connection: Connection, name: str | None, prefix: str) -> list[str]:
     """Problems of columns, indexes and constraints: missing, invalid or other than designed."""
     problems: list[str] = []
-    step = STEPS[LATEST]
+    step, migrate = STEPS[LATEST], "sqlalchemy-bgjob migrate, or DROP INDEX CONCURRENTLY"
     for kind in step.storage:
         table = table_of(step.tables(name, prefix), kind, name, prefix)
         full_name = qualified(translated(connection, name), f"{prefix}{kind}")
@@ -208,6 +209,11 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
                 problems.append(f"the index {index.name!r} is invalid; REINDEX it")
             elif found[1:] != (columns, where):
                 problems.append(f"the index {index.name!r} is not on {wanted}; drop and create it")
+        problems += [
+            f"the index {index} was left by an interrupted REINDEX, and slows every write; once "
+            f"none goes on: {migrate} {index}"
+            for index in leftovers(connection, name, f"{prefix}{kind}")
+        ]
         problems += [
             f"{full_name} has no constraint {constraint.name!r}; add it"
             for constraint in sorted(table.constraints, key=lambda one: str(one.name))

@@ -221,6 +221,10 @@ def migrate_online(
     for version in range(found.number + 1, LATEST + 1):
         upgrade_online(operations, STEPS[version], schema, table_prefix)
         _set_comment(operations, version, schema, table_prefix)
+    if found.number <= LATEST:
+        tables = STEPS[LATEST].tables(schema, table_prefix)
+        for kind in STEPS[LATEST].storage:
+            operations.clean(table_of(tables, kind, schema, table_prefix))
     return found.number
 
 

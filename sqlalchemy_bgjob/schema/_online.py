@@ -7,7 +7,8 @@
 * Indexes are built concurrently. That waits for old transactions, and nobody waits for it.
 
 Several migrations at once do no harm: PostgreSQL lets one of them build an index, and ends the
-others with a deadlock error, after which they find it built.
+others with a deadlock error, after which they find it built. What an interrupted REINDEX leaves, an
+invalid index of another name that every write keeps up to date, is dropped in the end.
 """
 
 import logging
@@ -16,17 +17,20 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from sqlalchemy import Connection, Index, MetaData, text
+from sqlalchemy import Connection, Index, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, ExecutableDDLElement
 
 from ._elements import Reindex
+from ._leftovers import leftovers
 from ._names import qualified, translated
 from ._versions import Step
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 _LOCK_TIMEOUT: Final = "1s"
+_DROP_TIMEOUT: Final = "500ms"
+"""Less than deadlock_timeout: who builds an index now, and would leave another one, goes on."""
 _PAUSES: Final = (0.2, 3.0)
 """Seconds between two tries: at least and at most, chosen at random."""
 _LOCK_NOT_AVAILABLE, _DEADLOCK = "55P03", "40P01"
@@ -75,6 +79,22 @@ class OnlineOperations:
             valid = self._is_valid(index)
         if valid is False:
             self.build(index)
+
+    def clean(self, table: Table) -> None:
+        """Drop what interrupted REINDEXes have left on a table; wait for those that go on."""
+
+        def run() -> None:
+            connection = self._connection.execution_options(isolation_level="AUTOCOMMIT")
+            with connection.begin():  # each statement commits by itself
+                for index in leftovers(connection, table.schema, table.name):
+                    connection.execute(text(f"SET lock_timeout = '{_DROP_TIMEOUT}'"))
+                    try:
+                        name = index.replace(":", r"\:")
+                        connection.execute(text(f"DROP INDEX CONCURRENTLY IF EXISTS {name}"))
+                    finally:
+                        connection.execute(text("RESET lock_timeout"))
+
+        self._until_done(run, {_LOCK_NOT_AVAILABLE, _DEADLOCK})
 
     def _is_valid(self, index: Index) -> bool | None:
         """None if there is no such index."""

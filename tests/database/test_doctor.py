@@ -207,6 +207,23 @@ def test_an_index_that_was_given_up_half_way_is_told(tables: Engine) -> None:
     assert problems(tables) == []
 
 
+def test_what_an_interrupted_reindex_has_left_is_told(tables: Engine) -> None:
+    run(tables, "CREATE INDEX bgjob_job_due_idx_ccnew1 ON bgjob_job (id)")
+    run(
+        tables,
+        "UPDATE pg_index SET indisvalid = false"
+        " WHERE indexrelid = CAST('bgjob_job_due_idx_ccnew1' AS regclass)",
+    )
+
+    (problem,) = problems(tables)
+
+    assert problem == (
+        "the index bgjob_job_due_idx_ccnew1 was left by an interrupted REINDEX, and slows every "
+        "write; once none goes on: sqlalchemy-bgjob migrate, or DROP INDEX CONCURRENTLY "
+        "bgjob_job_due_idx_ccnew1"
+    )
+
+
 def test_what_a_role_lacks_is_told(tables: Engine) -> None:
     role = f"doctor_{tables.url.database}"
     password = "for this test"

@@ -25,16 +25,20 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    TextClause,
     create_engine,
     event,
     text,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import models, schema
+from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate, SchemaUnknown
 from sqlalchemy_bgjob.schema._elements import table_of
 from sqlalchemy_bgjob.schema._foreign_keys import foreign_key_problems
+from sqlalchemy_bgjob.schema._names import qualified
 from sqlalchemy_bgjob.schema._table_kinds import KINDS
 from sqlalchemy_bgjob.schema._versions import STEPS, Step
 from support import wait_until, wait_until_async
@@ -672,6 +676,87 @@ def test_a_half_built_index_is_mended(engine: Engine, way: str) -> None:
 
         valid = "SELECT bool_and(indisvalid) FROM pg_index"
         assert connection.execute(text(valid)).scalar()
+
+
+def reindex(engine: Engine, index: str) -> str | None:
+    """The SQLSTATE with which it ended; None if it was done."""
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with alone.connect() as connection:
+        try:
+            connection.execute(as_text(f"REINDEX INDEX CONCURRENTLY {index}"))
+        except DBAPIError as error:
+            return sqlstate(error)
+    return None
+
+
+def as_text(sql: str) -> TextClause:
+    return text(sql.replace(":", r"\:"))
+
+
+def waiting_for(engine: Engine, statement: str) -> int | None:
+    """The pid of a session in which such a statement waits for a lock."""
+    waits = text(
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+        " AND starts_with(query, :statement) AND wait_event_type = 'Lock'"
+    )
+    with engine.connect() as connection:
+        return connection.execute(waits, {"statement": statement}).scalar()
+
+
+@pytest.mark.parametrize("name", ["plain", "weird"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_an_interrupted_reindex_left_is_dropped(
+    engine: Engine, name: str, version: int
+) -> None:
+    """As of a migration that a deadlock with another one has ended; and it happens twice."""
+    names = NAMES[name]
+    invalid = text("SELECT count(*) FROM pg_index WHERE NOT indisvalid")
+    with engine.connect() as connection:
+        by_version_1(connection, names)
+        if version == 2:
+            schema.upgrade(connection, from_version=1, to_version=2, **names.where)
+        connection.commit()
+    for table, index in (("job", "job_pkey"), ("dead_job", "dead_job_job_id_idx")):
+        full_name = qualified(names.schema, names.prefix + index)
+        for _ in range(2):
+            with ThreadPoolExecutor() as pool, engine.connect() as writer:
+                of = qualified(names.schema, names.prefix + table)
+                writer.execute(as_text(f"LOCK {of} IN ROW EXCLUSIVE MODE"))
+                building = pool.submit(reindex, engine, full_name)
+                pid = wait_until(lambda: waiting_for(engine, "REINDEX"), what="the REINDEX to wait")
+                writer.execute(text("SELECT pg_cancel_backend(:pid)"), {"pid": pid})
+                assert building.result(20) == "57014"
+
+    with engine.connect() as connection:
+        assert connection.execute(invalid).scalar() == 4
+        connection.rollback()
+        assert schema.migrate_online(connection, **names.where) == version
+        assert connection.execute(invalid).scalar() == 0
+
+
+def test_a_reindex_that_goes_on_is_waited_for(engine: Engine) -> None:
+    """It has an invalid index too, until it is done."""
+    with engine.connect() as connection:
+        schema.migrate(connection)
+        connection.commit()
+        before = index_names(connection)
+
+    def migrate() -> int:
+        with engine.connect() as connection:
+            return schema.migrate_online(connection)
+
+    with ThreadPoolExecutor() as pool, engine.connect() as writer:
+        writer.execute(text("LOCK bgjob_job IN ROW EXCLUSIVE MODE"))
+        building = pool.submit(reindex, engine, "bgjob_job_due_idx")
+        wait_until(lambda: waiting_for(engine, "REINDEX"), what="the REINDEX to wait")
+        migrating = pool.submit(migrate)
+        wait_until(lambda: waiting_for(engine, "DROP INDEX"), what="the migration to wait")
+        writer.rollback()
+        assert building.result(60) is None
+        assert migrating.result(60) == 2
+
+    with engine.connect() as connection:
+        assert index_names(connection) == before
 
 
 # --- What Alembic does not see -------------------------------------------------------------------
