@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
@@ -98,11 +99,27 @@ def pass_on(
             run(connection, statements.workers.pass_on, worker=worker_id, queue=queue)
 
 
+class Sample(NamedTuple):
+    """What the leader has seen.
+
+    Attributes:
+        health: The server's.
+        has_periods: Whether there may be periods of unique keys.
+    """
+
+    health: Health
+    has_periods: bool
+
+
 def sample_health(
     connection: Connection, statements: Statements, *, worker_id: int
-) -> Health | None:
+) -> Sample | None:
     """Look at the server's health, if this worker is the leader. Commits."""
+    tables = statements.tables
+    given = {"worker": worker_id, "periods": tables.name_of(tables.unique_period, connection)}
     with connection.begin():
-        if not run(connection, statements.workers.is_leader, worker=worker_id).scalar():
+        row: Any = run(connection, statements.workers.is_leader, **given).one()
+        leads, has_periods = row
+        if not leads:
             return None
-        return look(connection, statements.tables.table_names(connection))
+        return Sample(look(connection, tables.table_names(connection)), has_periods)

@@ -21,6 +21,7 @@ from .schedules import ScheduleStatements
 from .settle import SettleStatements
 from .unique import UniqueStatements
 from .words import Tables
+from .unique_periods import UniquePeriodStatements
 from .workers import WorkerStatements
 
 
@@ -33,6 +34,7 @@ class Statements:
         self.enqueue: Final = EnqueueStatements(tables)
         self.unique: Final = UniqueStatements(tables)
         self.claim: Final = ClaimStatements(tables)
+        self.unique_periods: Final = UniquePeriodStatements(tables)
         self.settle: Final = SettleStatements(tables)
         self.rescue: Final = RescueStatements(tables)
         self.workers: Final = WorkerStatements(tables)

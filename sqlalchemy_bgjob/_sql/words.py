@@ -305,6 +305,8 @@ class Tables:
 
     def table_names(self, connection: Connection) -> list[str]:
         """The tables' names, quoted, as PostgreSQL's functions take them: that of jobs is first."""
-        tables = (self.job, self.dead, self.worker)
-        schema = translated(connection, self.schema)
-        return [qualified(schema, table.name) for table in tables]
+        return [self.name_of(table, connection) for table in (self.job, self.dead, self.worker)]
+
+    def name_of(self, table: Table, connection: Connection) -> str:
+        """The name of one of them, in the same way."""
+        return qualified(translated(connection, self.schema), table.name)

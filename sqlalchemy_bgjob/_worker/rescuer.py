@@ -39,6 +39,7 @@ from .retention import Retention
 from .runtime import Runtime
 from .scheduler import Scheduler
 from .side_loop import SideLoop
+from .unique_periods import UniquePeriods
 from .unknown_claims import SUSPECTED_AGAIN, UnknownClaims
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -102,6 +103,7 @@ class Rescuer(SideLoop):
         self._heart, self._unknown, self._on_health = heart, unknown, on_health
         self._queue_control, self._scheduler = queue_control, scheduler
         self._retention = Retention(statements, settings.dead_keep, self._fleet, events.report)
+        self._periods = UniquePeriods(statements)
         self._sweeps: Mapping[str, Callable[[Connection], None]] = {
             "look": self._look_at_workers,
             "ended": self._rescue_ended,
@@ -112,6 +114,7 @@ class Rescuer(SideLoop):
             "unknown": self._ask_again,
             "health": self._sample_health,
             "retention": self._retention.turn,
+            "periods": self._periods.turn,
         }
         self._before: LookAtWorkers | None = None
         self._now: LookAtWorkers | None = None
@@ -160,11 +163,13 @@ class Rescuer(SideLoop):
                 turns.sample = now + settings.health_interval
             if now >= self._retention.due_at:
                 self._sweep("retention", connection)
+            if now >= self._periods.due_at:
+                self._sweep("periods", connection)
             if self._doubtful:
                 return
             if now >= works_from:
                 self._backoff.reset()
-            next_turn = min(turns.next, self._retention.due_at)
+            next_turn = min(turns.next, self._retention.due_at, self._periods.due_at)
             self._stopping.wait(max(next_turn - time.monotonic(), 0.0))
 
     def _read(self, name: str, connection: Connection, interval: float) -> float:
@@ -269,11 +274,13 @@ class Rescuer(SideLoop):
         worker_id = self._heart.worker_id
         if worker_id is None:
             return
-        health = workers.sample_health(connection, self._statements, worker_id=worker_id)
-        if health is not None:
-            for problem in health.problems:
+        sample = workers.sample_health(connection, self._statements, worker_id=worker_id)
+        if sample is not None:
+            for problem in sample.health.problems:
                 logger.warning("%s", problem)
-            self._on_health(health)
+            self._on_health(sample.health)
+            if sample.has_periods:
+                self._periods.begin()
 
 
 def _report(rescued: list[Rescued], how: str) -> None:

@@ -108,6 +108,8 @@ def _without_arg(kind: str) -> tuple[str, ...]:
 
 
 def grants(roles: Iterable[tuple[Task, str]], *, schema: str | None, table_prefix: str) -> str:
+            # Its handlers enqueue, and periods that are over are deleted.
+            yield from (Privilege("unique_period", verb) for verb in _ALL)
     """The GRANT statements for these roles, one a line; they belong to nobody else.
 
     Args:
