@@ -22,7 +22,7 @@ from ..exceptions import SchemaOutOfDate
 from ..schema import LATEST, check, db_version, storage_drift
 from ..schema._elements import table_of
 from ..schema._foreign_keys import foreign_key_problems
-from ..schema._grants import lacks
+from ..schema._grants import lacks, remedy
 from ..schema._leftovers import leftovers
 from ..schema._names import qualified, translated
 from ..schema._row_security import hidden
@@ -301,9 +301,8 @@ _CONSTRAINTS = text(
 
 def _privileges(connection: Connection, name: str | None, prefix: str) -> list[str]:
     return [
-        f"this role lacks {lacking}, which a worker needs; "
-        f"run what sqlalchemy-bgjob grants --worker ROLE prints"
-        for lacking in lacks(connection, "worker", schema=name, table_prefix=prefix)
+        f"{one}; {remedy(connection, [one])}"
+        for one in lacks(connection, "worker", schema=name, table_prefix=prefix)
     ]
 
 

@@ -14,6 +14,7 @@ from .._db.errors import sqlstate, summary
 from ..exceptions import WorkerRefused
 from ..models import Models
 from ..schema._foreign_keys import foreign_key_problems
+from ..schema._grants import lacks, remedy
 from ..schema._row_security import hidden
 from ..settings import SPARE_CONNECTIONS
 
@@ -93,7 +94,8 @@ def check_database(connection: Connection, models: Models) -> None:
     """Refuse a database that can't be worked on; warn of what will get in the way. Commits.
 
     Raises:
-        WorkerRefused: It is a standby, or row level security hides the rows of a table.
+        WorkerRefused: It is a standby, the role lacks privileges without which nothing is run, or
+            row level security hides the rows of a table.
         SchemaOutOfDate: The tables are missing or of another version.
     """
     with connection.begin():
@@ -106,6 +108,11 @@ def check_database(connection: Connection, models: Models) -> None:
             logger.warning("%s", encoding)
         name, prefix = models.schema, models.table_prefix
         schema.check(connection, schema=name, table_prefix=prefix)
+        lacking = lacks(connection, "worker", schema=name, table_prefix=prefix)
+        if vital := [str(lack) for lack in lacking if lack.vital]:
+            raise WorkerRefused("; ".join(vital), remedy(connection, lacking))
+        for lack in lacking:
+            logger.warning("%s; %s", lack, remedy(connection, [lack]))
         unseen = hidden(connection, schema=name, table_prefix=prefix)
         if unseen.for_sure:
             raise WorkerRefused(*unseen.for_sure[0])

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -48,22 +48,14 @@ def check(
 ) -> int:
     """Look whether a worker of this host beats: a light probe, for containers.
 
-    It tells of paused queues too, which are no failure. The exit code is 0 if one does, and 1 if
-    none does. It is 3 if the database can't be reached or refuses, which is no fault of the worker:
-    it waits and goes on.
+    The exit code is 0 if one does, and 1 if none does. It is 3 if the database can't be reached or
+    refuses, which is no fault of the worker: it waits and goes on. Paused queues, and privileges
+    that this role lacks, are told too, and are no failure.
     """
     import socket
     import threading
 
-    from .._inspect.queues import paused_queues
-    from .._inspect.registered import registered
     from .._process.engines import run_in_transaction
-    from ..schema import check as check_schema
-
-    def look(connection: "Connection") -> "tuple[list[Registered], list[Paused]]":
-        check_schema(connection, schema=schema, table_prefix=table_prefix)
-        workers = registered(connection, schema, table_prefix, host=of_host, pid=pid)
-        return workers, paused_queues(connection, schema, table_prefix)
 
     source = source_of(ctx, database_url, engine, app_dir)
     if worker is not None:
@@ -75,7 +67,9 @@ def check(
     alarm.daemon = True
     alarm.start()
     try:
-        found, paused = run_in_transaction(*source, look)
+        found = run_in_transaction(
+            *source, lambda connection: _look(connection, schema, table_prefix, of_host, pid)
+        )
     except CommandError as error:
         if error.exit_code != FAILED:
             raise
@@ -83,9 +77,53 @@ def check(
         raise CommandError(DATABASE, error.problem) from None
     finally:
         alarm.cancel()
-    for one in found:
+    _print(found, as_json=as_json)
+    if any(one.alive for one in found.workers):
+        return OK
+    if not found.workers:
+        process = "" if pid is None else f" with pid {pid}"
+        click.echo(
+            f"no worker of host {of_host!r}{process} is registered; is it up, and does it use "
+            f"this database, schema and table prefix?",
+            err=True,
+        )
+    return FAILED
+
+
+class _Found(NamedTuple):
+    workers: "list[Registered]"
+    paused: "list[Paused]"
+    lacking: str
+    """What the role lacks, and its remedy; empty if nothing."""
+
+
+def _look(
+    connection: "Connection", schema: str | None, table_prefix: str, host: str, pid: int | None
+) -> _Found:
+    from sqlalchemy.exc import DBAPIError
+
+    from .._db.errors import sqlstate
+    from .._inspect.queues import paused_queues
+    from .._inspect.registered import registered
+    from ..schema import check as check_schema
+    from ..schema._grants import lacks, remedy
+
+    check_schema(connection, schema=schema, table_prefix=table_prefix)
+    lacking = lacks(connection, "worker", schema=schema, table_prefix=table_prefix)
+    told = "; ".join([*map(str, lacking), remedy(connection, lacking)] if lacking else [])
+    try:
+        workers = registered(connection, schema, table_prefix, host=host, pid=pid)
+        return _Found(workers, paused_queues(connection, schema, table_prefix), told)
+    except DBAPIError as error:
+        if sqlstate(error) != "42501" or not told:
+            raise
+        raise CommandError(DATABASE, told) from None
+
+
+def _print(found: _Found, *, as_json: bool) -> None:
+    for one in found.workers:
         if as_json:
-            names = [queue.queue for queue in paused]
+            names = [queue.queue for queue in found.paused]
             click.echo(json.dumps({**asdict(one), "alive": one.alive, "paused": names}))
         else:
             state = "beats" if one.alive else "lost" if one.lost else "silent"
@@ -94,18 +132,10 @@ def check(
                 f"{one.seconds:.1f} s ago (lost after {one.lease_timeout:g} s)"
             )
     if not as_json:
-        for queue in paused:
+        for queue in found.paused:
             click.echo(str(queue))
-    if any(one.alive for one in found):
-        return OK
-    if not found:
-        process = "" if pid is None else f" with pid {pid}"
-        click.echo(
-            f"no worker of host {of_host!r}{process} is registered; is it up, and does it use "
-            f"this database, schema and table prefix?",
-            err=True,
-        )
-    return FAILED
+    if found.lacking:
+        click.echo(found.lacking, err=True)
 
 
 def _host_and_pid(worker: str) -> tuple[str, int]:

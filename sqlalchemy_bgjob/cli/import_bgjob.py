@@ -202,7 +202,8 @@ def _missing(
     from ..schema._names import qualified, quoted
 
     with connection.begin():
-        missing = lacks(connection, "worker", schema=schema, table_prefix=table_prefix)
+        lacking = lacks(connection, "worker", schema=schema, table_prefix=table_prefix)
+        missing = [one.privileges for one in lacking]
         go = go_tables(connection, from_schema)
     if not missing and go is not None:
         theirs = ", ".join(qualified(go.schema, name) for name in (GO_JOB, GO_DEAD_JOB))

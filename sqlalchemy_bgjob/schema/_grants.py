@@ -1,5 +1,8 @@
 """The least privileges of each role on the queue's tables: to grant, and to check.
 
+A new version of the tables may need new ones, and a role does not get them by itself. So a worker
+that lacks what it can't do without is refused at its start, with the GRANT that mends it.
+
 A role that enqueues may read only the few columns of jobs that its own statements return. A
 dashboard's role reads no args. It does read headers and errors, so secrets belong in neither.
 """
@@ -39,12 +42,12 @@ _ENQUEUE_READS: Final = (
     "updated_at",
     "unique_key",
     "claimed_by",
-)
-
-
     "cancel_at",
     "expires_at",
     "ctid",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Privilege:
     """One thing that a role must be allowed to do with one of the tables.
@@ -61,6 +64,26 @@ class Privilege:
 
     def __str__(self) -> str:
         return self.verb + (f" ({', '.join(map(quoted, self.columns))})" if self.columns else "")
+
+
+_VITAL: Final = ("job", "worker", "control")
+"""The tables of which a worker needs all privileges to run anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """What a role lacks on one table.
+
+    Attributes:
+        privileges: As GRANT names them, with the table.
+        vital: Whether a worker without them runs nothing.
+    """
+
+    privileges: str
+    vital: bool
+
+    def __str__(self) -> str:
+        return f"this role lacks {self.privileges}, which a worker needs"
 
 
 def needs(task: Task) -> tuple[Privilege, ...]:
@@ -85,6 +108,8 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield from (Privilege("worker", verb) for verb in _ALL)
             yield from (Privilege("schedule", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("control", "SELECT")
+            # Its handlers enqueue, and periods that are over are deleted.
+            yield from (Privilege("unique_period", verb) for verb in _ALL)
         case "operator":
             yield from (Privilege("job", verb) for verb in ("SELECT", "INSERT", "DELETE"))
             # A running job is marked, and its worker ends it.
@@ -108,8 +133,6 @@ def _without_arg(kind: str) -> tuple[str, ...]:
 
 
 def grants(roles: Iterable[tuple[Task, str]], *, schema: str | None, table_prefix: str) -> str:
-            # Its handlers enqueue, and periods that are over are deleted.
-            yield from (Privilege("unique_period", verb) for verb in _ALL)
     """The GRANT statements for these roles, one a line; they belong to nobody else.
 
     Args:
@@ -132,21 +155,37 @@ def grants(roles: Iterable[tuple[Task, str]], *, schema: str | None, table_prefi
 
 def lacks(
     connection: Connection, task: Task, *, schema: str | None, table_prefix: str
-) -> list[str]:
-    """What the connection's role lacks for a task, table by table, as GRANT names it.
+) -> list[Lacking]:
+    """What the connection's role lacks for a task, table by table.
 
     Missing tables and columns are left to other checks.
     """
     schema = translated(connection, schema)
     if schema is not None and connection.execute(_USAGE, {"schema": schema}).scalar() is False:
-        return [f"USAGE ON SCHEMA {quoted(schema)}"]  # nothing inside it can be checked
-    found = []
-    for kind, privileges in _by_table(needs(task)).items():
-        table = qualified(schema, table_prefix + kind)
-        missing = [one for one in privileges if not _has(connection, table, one)]
-        if missing:
-            found.append(f"{', '.join(map(str, missing))} ON {table}")
-    return found
+        # Nothing inside it can be checked.
+        return [Lacking(f"USAGE ON SCHEMA {quoted(schema)}", vital=True)]
+    needed = needs(task)
+    tables = [qualified(schema, table_prefix + one.kind) for one in needed]
+    given = {
+        "tables": tables,
+        "verbs": [one.verb for one in needed],
+        "columns": [",".join(one.columns) for one in needed],
+    }
+    missing = [needed[place - 1] for place in connection.execute(_LACKED, given).scalars()]
+    return [
+        Lacking(
+            f"{', '.join(map(str, some))} ON {qualified(schema, table_prefix + kind)}",
+            vital=kind in _VITAL,
+        )
+        for kind, some in _by_table(missing).items()
+    ]
+
+
+def remedy(connection: Connection, lacking: Iterable[Lacking]) -> str:
+    """The GRANT statements for what a role :func:`lacks`, which the tables' owner is to run."""
+    role = quoted(connection.execute(text("SELECT CAST(current_user AS TEXT)")).scalar_one())
+    given = " ".join(f"GRANT {one.privileges} TO {role};" for one in lacking)
+    return f"as the owner of the tables run: {given}"
 
 
 def _by_table(privileges: Iterable[Privilege]) -> dict[str, list[Privilege]]:
@@ -156,25 +195,24 @@ def _by_table(privileges: Iterable[Privilege]) -> dict[str, list[Privilege]]:
     return found
 
 
-def _has(connection: Connection, table: str, privilege: Privilege) -> bool:
-    given = {"table": table, "verb": privilege.verb, "columns": [*privilege.columns]}
-    return connection.execute(_HAS, given).scalar_one() is not False
-
-
 _USAGE = text(
     "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = :schema"
 )
 # By column number: the name of a missing column would be an error.
-_HAS = text(
+_LACKED = text(
     """
-    SELECT CASE
-      WHEN cardinality(CAST(:columns AS TEXT[])) = 0 THEN has_table_privilege(its.oid, :verb)
+    SELECT place
+    FROM unnest(CAST(:tables AS TEXT[]), CAST(:verbs AS TEXT[]), CAST(:columns AS TEXT[]))
+      WITH ORDINALITY AS needed (its, verb, columns, place),
+      LATERAL (SELECT CAST(to_regclass(its) AS oid) AS oid) AS found
+    WHERE NOT CASE columns
+      WHEN '' THEN has_table_privilege(oid, verb)
       ELSE (
-        SELECT bool_and(has_column_privilege(its.oid, attnum, :verb))
+        SELECT bool_and(has_column_privilege(oid, attnum, verb))
         FROM pg_catalog.pg_attribute
-        WHERE attrelid = its.oid AND attname = ANY (CAST(:columns AS TEXT[]))
+        WHERE attrelid = oid AND attname = ANY (string_to_array(columns, ','))
       )
     END
-    FROM (SELECT CAST(to_regclass(CAST(:table AS TEXT)) AS oid) AS oid) AS its
+    ORDER BY place
     """
-).bindparams(bindparam("columns", type_=ARRAY(Text)), bindparam("verb", type_=Text))
+).bindparams(*(bindparam(name, type_=ARRAY(Text)) for name in ("tables", "verbs", "columns")))

@@ -242,8 +242,11 @@ def test_what_a_role_lacks_is_told(tables: Engine) -> None:
         'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_worker",',
         'this role lacks SELECT, INSERT, UPDATE ON "bgjob_schedule",',
         'this role lacks SELECT ON "bgjob_control",',
+        'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_unique_period",',
     ]
-    assert "sqlalchemy-bgjob grants --worker ROLE" in told[0]
+    assert told[4].endswith(
+        f'as the owner of the tables run: GRANT SELECT ON "bgjob_control" TO "{role}";'
+    )
     assert found[-1] == doctor.Finding(
         "workers", "note", "this role may not look at jobs and workers"
     )

@@ -28,7 +28,7 @@ from sqlalchemy_bgjob import (
 )
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._inspect.doctor import examine
-from sqlalchemy_bgjob._worker import drain
+from sqlalchemy_bgjob._worker import drain, preflight
 from sqlalchemy_bgjob.cli import cli
 from sqlalchemy_bgjob.exceptions import WorkerRefused
 from sqlalchemy_bgjob.schema._grants import TASKS, grants, needs
@@ -62,6 +62,8 @@ class Roles:
             match arg:
                 case "enqueue":
                     enqueue(ctx.session, handle, 1)
+                    for _ in range(2):
+                        enqueue(ctx.session, handle, 1, unique=Unique("over", period=60))
                 case "retry" if ctx.job.attempt == 1:
                     raise ValueError
                 case "reschedule" if ctx.job.attempt == 1:
@@ -135,7 +137,7 @@ def shared(module_engine: Engine) -> Iterator[Roles]:
 @pytest.fixture
 def roles(shared: Roles) -> Roles:
     """The same for all tests of the module; the tables are empty."""
-    for table in ("job", "dead_job", "worker", "schedule"):
+    for table in ("job", "dead_job", "worker", "schedule", "unique_period"):
         sql(shared.owner, f"DELETE FROM @{table}")
     return shared
 
@@ -164,11 +166,11 @@ def enqueue_in_every_way(roles: Roles) -> None:
     for unique in (key, Unique(key, "queued"), Unique(key, period=60)):
         assert enqueue(engine, roles.handle, 1, unique=unique).inserted
         assert not enqueue(engine, roles.handle, 1, unique=unique).inserted
-    let_time_pass(roles.owner, jobs, 61)
-    assert enqueue(engine, roles.handle, 1, unique=Unique(key, period=60)).inserted
     enqueue(engine, roles.handle, 1, unique=f"soon {key}", expires=60)
-    rows = select(literal(1).label("n"))
+    let_time_pass(roles.owner, jobs, 61)
     assert enqueue(engine, roles.handle, 1, unique=f"soon {key}").inserted
+    assert enqueue(engine, roles.handle, 1, unique=Unique(key, period=60)).inserted
+    rows = select(literal(1).label("n"))
     enqueue_from(engine, roles.of_rows, rows, unique=Unique(literal("r"), "queued"))
     with Session(engine) as session, session.begin():
         session.add(roles.handle.job(1, expires=30))
@@ -282,7 +284,12 @@ def refusals() -> Iterator[list[str]]:
 
 
 def put_one_of_each_end(roles: Roles) -> None:
-    """And a schedule in code that is due; another one has no row yet."""
+    """And a schedule in code that is due; another one has no row yet. And a period that is over."""
+    sql(
+        roles.owner,
+        "INSERT INTO @unique_period (key, job_id, until)"
+        " SELECT key, '', now() - interval '1 day' FROM unnest(ARRAY['over', 'old']) AS key",
+    )
     sql(
         roles.owner,
         "INSERT INTO @schedule (name, source, type, queue, arg, cron, next_at)"
@@ -297,9 +304,15 @@ def work(roles: Roles, refusals: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         # What is refused is not waited for at the worker's end.
         Tune(patch)(drain, COMMITTED_WITHIN=0.1, RELEASED_WITHIN=0.1)
-        options: Any = {"queues": {"default": 2}, "shutdown_timeout": 0.1}
-        with Worker(roles.jobs, roles.engines["worker"], **options):
-            wait_until(lambda: refusals or roles.count("job") == 0, 60, what="the end of the jobs")
+        # Or it would not start, and nobody would know that the server refuses it.
+        patch.setattr(preflight, "lacks", lambda *_, **__: [])
+        settings = {"shutdown_timeout": 0.1, "health_interval": 0.1, "rescue_interval": 0.1}
+        with Worker(roles.jobs, roles.engines["worker"], queues={"default": 2}, **settings):
+            wait_until(lambda: refusals or done(roles), 60, what="the end of the jobs")
+
+
+def done(roles: Roles) -> bool:
+    return (roles.count("job"), roles.count("unique_period")) == (0, 1)
 
 
 def operate(roles: Roles) -> None:
@@ -417,6 +430,61 @@ def test_each_privilege_is_needed(
         if task == "worker":
             (problem,) = privilege_problems(roles)
             assert f'lacks {which} ON "We""ird Schema"."bgjob_{kind}",' in problem
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("kind", ["control", "job", "worker"])
+def test_a_worker_that_would_run_nothing_does_not_start(roles: Roles, kind: str) -> None:
+    """As after a migration to tables that its role knows nothing of; the remedy can be pasted."""
+    engine, table = roles.engines["worker"], f'"We""ird Schema"."bgjob_{kind}"'
+    with roles.without("worker", f"SELECT ON @{kind}"):
+        with pytest.raises(WorkerRefused) as error, Worker(roles.jobs, engine):
+            pass
+        assert error.value.problem == f"this role lacks SELECT ON {table}, which a worker needs"
+        remedy = f'GRANT SELECT ON {table} TO "{roles.name("worker")}";'
+        assert error.value.remedy == f"as the owner of the tables run: {remedy}"
+
+        sql(roles.owner, remedy)
+        with Worker(roles.jobs, engine):
+            wait_until(lambda: roles.count("worker") == 1)
+
+
+def test_a_worker_that_lacks_what_few_need_says_so(
+    roles: Roles, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = roles.engines["worker"]
+    with (
+        roles.without("worker", "INSERT, UPDATE ON @schedule"),
+        roles.without("worker", "DELETE ON @unique_period"),
+        Worker(roles.jobs, engine),
+    ):
+        wait_until(lambda: roles.count("worker") == 1)
+
+    for what in ("INSERT, UPDATE ON {}schedule", "DELETE ON {}unique_period"):
+        lacks = what.format('"We""ird Schema"."bgjob_') + '"'
+        to = f'"{roles.name("worker")}"'
+        assert (
+            f"this role lacks {lacks}, which a worker needs; as the owner of the tables run: "
+            f"GRANT {lacks} TO {to};"
+        ) in caplog.messages
+
+
+def test_check_tells_what_a_role_lacks(roles: Roles) -> None:
+    url = roles.engines["worker"].url.render_as_string(hide_password=False)
+    arguments = ["check", "--database-url", url, "--schema", SCHEMA]
+    with Worker(roles.jobs, roles.engines["worker"]):
+        wait_until(lambda: roles.count("worker") == 1)
+        with roles.without("worker", "UPDATE ON @schedule"):
+            told = CliRunner().invoke(cli, arguments, standalone_mode=False)
+        with roles.without("worker", "SELECT ON @control"):
+            refused = CliRunner().invoke(cli, arguments, standalone_mode=False)
+        fine = CliRunner().invoke(cli, arguments, standalone_mode=False)
+
+    lacks = 'this role lacks {} ON "We""ird Schema"."bgjob_{}", which a worker needs; as the owner'
+    assert (told.return_value, refused.return_value, fine.return_value) == (0, 3, 0)
+    assert lacks.format("UPDATE", "schedule") in told.output
+    assert lacks.format("SELECT", "control") in refused.output
+    assert "lacks" not in fine.output
 
 
 @pytest.mark.core
