@@ -60,7 +60,7 @@ if TYPE_CHECKING:
         retry_after as retry_after,
         steps as steps,
     )
-    from .settings import WorkerSettings as WorkerSettings
+    from .settings import Queue as Queue, WorkerSettings as WorkerSettings
     from .telemetry import (
         FinishedRun as FinishedRun,
         JobInfo as JobInfo,
@@ -107,7 +107,7 @@ _HOMES = {
     ),
     "models": ("DeadJobMixin", "JobMixin", "PastError"),
     "retry": ("GIVE_UP", "constant", "exponential", "on_exception", "retry_after", "steps"),
-    "settings": ("WorkerSettings",),
+    "settings": ("Queue", "WorkerSettings"),
     "telemetry": ("FinishedRun", "JobInfo", "Observer"),
     "worker": ("Worker",),
 }

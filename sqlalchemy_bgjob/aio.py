@@ -8,7 +8,7 @@ blocks this event loop cannot make the worker look dead.
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
@@ -25,7 +25,9 @@ from ._handlers.registry import JobType
 from ._handlers.served import (
     GIVE_SYNC_ENGINE,
     ONLY_FUNCTIONS,
+    Queues,
     check_handlers,
+    read_by_time,
     served_handlers,
     served_queues,
 )
@@ -59,7 +61,7 @@ class AsyncWorker(OnlyAsyncWith):
             such as one of an ``asyncpg.Pool``, must not be used. It must reach the same tables,
             and should bypass any pooler.
         queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
-            handler names.
+            handler names. A :class:`~sqlalchemy_bgjob.Queue` in place of a number tells more.
         session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an
             async_sessionmaker. By default ``AsyncSession``.
         sync_session_factory: The same for functions. By default ``Session``.
@@ -82,7 +84,7 @@ class AsyncWorker(OnlyAsyncWith):
         *,
         sync_engine: Engine | None = None,
         heart_engine: Engine | AsyncEngine | None = None,
-        queues: Mapping[str, int] | Iterable[str] | None = None,
+        queues: Queues | None = None,
         session_factory: Callable[[], Any] | None = None,
         sync_session_factory: Callable[[], Any] | None = None,
         around: Callable[[], Any] | None = None,
@@ -118,6 +120,7 @@ class AsyncWorker(OnlyAsyncWith):
         self._made_by = os.getpid()
         self.settings: WorkerSettings = make_settings(settings, options)
         self.queues: dict[str, int] = served_queues(jobs.registry, queues)
+        self._by_time = read_by_time(queues)
         self._jobs, self._engine = jobs, engine.sync_engine
         self._around, self._lifespan = around, Lifespan(lifespan, is_async=True)
         if isinstance(heart_engine, AsyncEngine):
@@ -228,7 +231,7 @@ class AsyncWorker(OnlyAsyncWith):
             unless=ONLY_FUNCTIONS,
             grace=self.settings.unknown_type_grace,
         )
-        log_start("asyncio", self._engine, self.queues, self._jobs.registry)
+        log_start("asyncio", self._engine, self.queues, self._jobs.registry, by_time=self._by_time)
         async with self._lifespan.entered_async():
             await self._work(ready)
 
@@ -281,6 +284,7 @@ class AsyncWorker(OnlyAsyncWith):
             statements,
             lambda handler: on_loop if handler.is_coroutine else in_threads,
             queues=self.queues,
+            by_time=self._by_time,
             settings=self.settings,
             observers=self._observers,
             can_run=self._can_run,

@@ -2,7 +2,7 @@
 
 from dataclasses import Field, dataclass, field, fields
 from inspect import cleandoc
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict, get_args
 
 DEFAULT_PREFIX: Final = "bgjob_"
 """What the tables' names begin with, by default."""
@@ -23,6 +23,32 @@ SMALL_STEP: Final = 60.0
 """Seconds by which the server's clock may be set back, without having been ahead before."""
 STUCK_AFTER: Final = 15.0
 """Seconds beyond ``shutdown_timeout`` after which a worker that has not ended is given up."""
+
+
+Order = Literal["priority", "time"]
+"""What comes first in a queue: the lower number of a priority, or the earlier time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """How a worker serves one queue: ``Worker(jobs, engine, queues={"mail": Queue(5)})``.
+
+    Args:
+        slots: How many of its jobs run at once.
+        order: ``"priority"``, the default, takes jobs of the lowest priority number first, and of
+            one priority those that were due first. ``"time"`` takes those first that were due
+            first, whatever their priority, which decides between equals.
+
+    Raises:
+        ValueError: The order is another one.
+    """
+
+    slots: int = DEFAULT_CONCURRENCY
+    order: Order = field(default="priority", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.order not in get_args(Order):
+            raise ValueError(f"order={self.order!r} is neither 'priority' nor 'time'")
 
 
 # A setting is declared once, by its field; only its type is repeated in SettingOptions. Keyword,

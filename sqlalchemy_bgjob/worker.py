@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import copy_context
 from functools import partial
@@ -19,7 +19,9 @@ from ._handlers.lifespan import Lifespan
 from ._handlers.registry import JobType
 from ._handlers.served import (
     ONLY_COROUTINES,
+    Queues,
     check_handlers,
+    read_by_time,
     refuse_coroutines,
     served_handlers,
     served_queues,
@@ -44,7 +46,7 @@ class Worker(OnlyWith):
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
         engine: On PostgreSQL, with psycopg or psycopg2; two of its connections are the worker's.
         queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
-            handler names.
+            handler names. A :class:`~sqlalchemy_bgjob.Queue` in place of a number tells more.
         session_factory: Makes ``ctx.session``: a Session class, a sessionmaker, or a
             scoped_session, which then gives the handler's session. By default ``Session``.
         around: Called without arguments for each job; returns a context manager, as Flask's
@@ -67,7 +69,7 @@ class Worker(OnlyWith):
         jobs: BGJob[Any, Any],
         engine: Engine,
         *,
-        queues: Mapping[str, int] | Iterable[str] | None = None,
+        queues: Queues | None = None,
         session_factory: Callable[[], Any] | None = None,
         around: Callable[[], Any] | None = None,
         lifespan: Callable[[], AbstractContextManager[Any]] | None = None,
@@ -91,6 +93,7 @@ class Worker(OnlyWith):
         self.settings: WorkerSettings = make_settings(settings, options)
         self._registry = jobs.registry
         self.queues: dict[str, int] = served_queues(self._registry, queues)
+        self._by_time = read_by_time(queues)
         refuse_coroutines(self._registry, self.queues)
         functions = served_handlers(self._registry, self.queues)
         check_around(around, functions=[handler.type for handler in functions])
@@ -108,6 +111,7 @@ class Worker(OnlyWith):
             statements,
             lambda handler: environment,
             queues=self.queues,
+            by_time=self._by_time,
             settings=self.settings,
             observers=told,
             can_run=_is_function,
@@ -144,7 +148,9 @@ class Worker(OnlyWith):
             unless=ONLY_COROUTINES,
             grace=self.settings.unknown_type_grace,
         )
-        log_start("threads", self._runtime.engine, self.queues, self._registry)
+        log_start(
+            "threads", self._runtime.engine, self.queues, self._registry, by_time=self._by_time
+        )
         try:
             with self._lifespan.entered():
                 self._loop.run(self._begun.set)

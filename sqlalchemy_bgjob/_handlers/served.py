@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from .._db.errors import did_you_mean
 from .._drafts import validation
-from ..settings import DEFAULT_CONCURRENCY
+from ..settings import DEFAULT_CONCURRENCY, Queue
 from .registry import JobType, Registry
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -40,7 +40,11 @@ class UnfitHandlers(ValueError):
     """No handler is registered, or none that this worker can run; raised at a worker's start."""
 
 
-def check_queues(queues: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
+Queues = Mapping[str, int | Queue] | Iterable[str]
+"""What is given as ``queues=`` of a worker."""
+
+
+def check_queues(queues: Queues) -> dict[str, int]:
     """Check the served queues: names, each with a concurrency from 1 to 10,000.
 
     In a list of names each has the default concurrency.
@@ -54,7 +58,8 @@ def check_queues(queues: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
         queues = _with_default_concurrency(queues)
     if not queues:
         raise ValueError("queues= is empty; name at least one, for example {'default': 10}")
-    for queue, slots in queues.items():
+    slots_of = {name: it.slots if isinstance(it, Queue) else it for name, it in queues.items()}
+    for queue, slots in slots_of.items():
         validation.name("queue", queue)
         if not validation.is_int(slots) or not 1 <= slots <= 10_000:
             raise ValueError(
@@ -62,7 +67,15 @@ def check_queues(queues: Mapping[str, int] | Iterable[str]) -> dict[str, int]:
                 f"write queues={{{queue!r}: {DEFAULT_CONCURRENCY}}} (on the command line: --queue "
                 f"{queue}:{DEFAULT_CONCURRENCY})"
             )
-    return dict(queues)
+    return slots_of
+
+
+def read_by_time(queues: Queues | None) -> frozenset[str]:
+    """Those of the given queues whose jobs are taken by their times before their priorities."""
+    given = queues if isinstance(queues, Mapping) else {}
+    return frozenset(
+        name for name, it in given.items() if isinstance(it, Queue) and it.order == "time"
+    )
 
 
 def _with_default_concurrency(names: object) -> dict[str, int]:
@@ -77,9 +90,7 @@ def _with_default_concurrency(names: object) -> dict[str, int]:
     return dict.fromkeys(listed, DEFAULT_CONCURRENCY)
 
 
-def served_queues(
-    registry: Registry, queues: Mapping[str, int] | Iterable[str] | None
-) -> dict[str, int]:
+def served_queues(registry: Registry, queues: Queues | None) -> dict[str, int]:
     """The queues to serve, by default all that handlers name.
 
     Raises:

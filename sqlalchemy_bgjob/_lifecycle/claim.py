@@ -80,13 +80,15 @@ class Look(NamedTuple):
     """What is wanted of one queue: at most *limit* jobs, read on from *onward* or from the head.
 
     A look from the head, or at several queues, also asks when the next job is due; with *asks_due*
-    a look at one queue that reads on does so too, by a slower statement.
+    a look at one queue that reads on does so too, by a slower statement. With *by_time* those come
+    first that were due first, whatever their priority.
     """
 
     queue: str
     limit: int
     onward: tuple[Position, ...] | None = None
     asks_due: bool = False
+    by_time: bool = False
 
 
 LEAST: Final = 0.001
@@ -118,6 +120,7 @@ def claim(
     worker_id: int,
     onward: Sequence[Position] | None = None,
     skip: Collection[str] = (),
+    by_time: bool = False,
     direct: IdleStatement | None = None,
 ) -> list[ClaimedJob]:
     """Claim up to *limit* due jobs of one queue, and return them in order. The caller commits.
@@ -130,14 +133,16 @@ def claim(
         worker_id: Who gets them.
         onward: Where to read on in each lane. Without it, the lanes are read from the head.
         skip: Ids that are left alone; then the lanes are read from the head.
+        by_time: Take those first that were due first, whatever their priority.
         direct: Runs the statement, if it is the one that reads onward; then it commits by itself.
     """
     given: dict[str, Any] = {"queue": queue, "limit": limit, "worker": worker_id}
-    statement = statements.claim.from_head
+    claims = statements.claims(by_time=by_time)
+    statement = claims.from_head
     if skip:
-        statement, given["skip"] = statements.claim.skipping, list(skip)
+        statement, given["skip"] = claims.skipping, list(skip)
     elif onward is not None:
-        statement = statements.claim.onward
+        statement = claims.onward
         given["priority"], given["at"], given["id"] = map(list, zip(*onward, strict=True))
     rows: Any
     if direct is not None and statement is direct.statement:
@@ -145,7 +150,7 @@ def claim(
     else:
         rows = run(connection, statement, **given).all()
     jobs = [claimed(queue, worker_id, row) for row in rows]
-    jobs.sort(key=_order)
+    jobs.sort(key=_BY_TIME if by_time else _BY_PRIORITY)
     return jobs
 
 
@@ -162,7 +167,7 @@ def claim_from_queues(
     Args:
         connection: Where the statement runs.
         statements: Those of the tables.
-        looks: What is wanted, of each queue once.
+        looks: What is wanted, of each queue once; all in the same order.
         worker_id: Who gets the jobs.
         direct: Runs the statement, if given; then it commits by itself.
 
@@ -185,7 +190,8 @@ def claim_from_queues(
     if direct is not None:
         rows = direct.fetch(connection, parameters(worker=worker_id, **given))
     else:
-        rows = run(connection, statements.claim.of_queues, worker=worker_id, **given).all()
+        claims = statements.claims(by_time=looks[0].by_time)
+        rows = run(connection, claims.of_queues, worker=worker_id, **given).all()
     return _found(looks, worker_id, rows)
 
 
@@ -205,7 +211,7 @@ def _found(looks: Sequence[Look], worker_id: int, rows: Iterable[Any]) -> list[F
         last = read_at
     found: list[Found] = []
     for look in looks:
-        jobs[look.queue].sort(key=_order)
+        jobs[look.queue].sort(key=_BY_TIME if look.by_time else _BY_PRIORITY)
         times = [due_in for _, due_in in lanes[look.queue] if due_in is not None]
         priorities = None if look.onward is not None else [p for p, _ in lanes[look.queue]]
         seconds = max(took[look.queue], LEAST)
@@ -213,7 +219,8 @@ def _found(looks: Sequence[Look], worker_id: int, rows: Iterable[Any]) -> list[F
     return found
 
 
-_order: Final = attrgetter("priority", "next_run_at", "id")
+_BY_PRIORITY: Final = attrgetter("priority", "next_run_at", "id")
+_BY_TIME: Final = attrgetter("next_run_at", "priority", "id")
 _PRIORITY: Final = 3
 """Its place among the columns that a claim returns."""
 

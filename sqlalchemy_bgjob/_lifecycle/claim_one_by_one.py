@@ -31,6 +31,7 @@ def claim(
     limit: int,
     worker_id: int,
     skip: Collection[str] = (),
+    by_time: bool = False,
 ) -> tuple[list[ClaimedJob], dict[str, Exception]]:
     """As :func:`.claim.claim`: the jobs that were claimed, and the refusals by id. Caller commits.
 
@@ -38,10 +39,11 @@ def claim(
         DBAPIError: The connection was lost, or the rows could not even be read.
     """
     given = {"queue": queue, "limit": limit + REFUSING, "skip": list(skip)}
+    due_ids = statements.claims(by_time=by_time).due_ids
     jobs: list[ClaimedJob] = []
     refused: dict[str, Exception] = {}
     begun, doubtful = time.monotonic(), 0
-    for id in run(connection, statements.claim.due_ids, **given).scalars().all():
+    for id in run(connection, due_ids, **given).scalars().all():
         savepoint = connection.begin_nested()
         try:
             one = {"queue": queue, "worker": worker_id, "id": id}

@@ -10,6 +10,7 @@ from typing import Any, Final
 import click
 
 from ..settings import DEFAULT_CONCURRENCY
+from ..settings import Queue as Served
 from .exits import USAGE, CommandError
 
 _NO_LIST: Final = (
@@ -19,22 +20,27 @@ _NO_LIST: Final = (
 
 
 class Queue(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
-    """A queue and how many of its jobs run at once: ``mail:10``, or ``mail`` for ten."""
+    """A queue and how many of its jobs run at once: ``mail:10``, or ``mail`` for ten.
+
+    ``mail:10:time`` is read by time before priority.
+    """
 
     name = "name:concurrency"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Parse the name and the concurrency."""
+    ) -> tuple[str, int | Served]:
+        """Parse the name, the concurrency and the order."""
         if isinstance(value, tuple):
-            return value[0], int(value[1])
-        name, colon, number = str(value).rpartition(":")
+            return value[0], value[1]
+        text, of_time, rest = str(value).rpartition(":time")
+        by_time = bool(of_time) and not rest and text.rpartition(":")[2].isdecimal()
+        name, colon, number = (text if by_time else str(value)).rpartition(":")
         if not colon:
             name, number = number, str(DEFAULT_CONCURRENCY)
         if not name or not (number.isascii() and number.isdecimal()) or int(number) < 1:
             self.fail(f"{value!r} {_problem(name, number, value)}", param, ctx)
-        return name, int(number)
+        return name, Served(int(number), order="time") if by_time else int(number)
 
 
 def _problem(name: str, number: str, value: str) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Engine, create_engine
 from .._handlers.served import require_handlers, served_handlers, served_queues
 from ..bgjob import BGJob
 from ..exceptions import WorkerStuck
-from ..settings import SPARE_CONNECTIONS, WorkerSettings
+from ..settings import SPARE_CONNECTIONS, Queue, WorkerSettings
 from ..telemetry import Observer
 from ..worker import Worker
 from . import loader
@@ -61,7 +61,7 @@ class WorkerOptions:
     lifespan: str | None = None
     observers: tuple[str, ...] = ()
     imports: tuple[str, ...] = ()
-    queues: Mapping[str, int] | None = None
+    queues: Mapping[str, int | Queue] | None = None
     settings: WorkerSettings = WorkerSettings()  # noqa: RUF009 - it is frozen
     parent_pipe: int | None = None
 
@@ -81,6 +81,8 @@ class _Application:
     """The loaded objects that the options name.
 
     Attributes:
+        queues: Concurrency by queue.
+        given_queues: What tells the worker of them; None for all that handlers name.
         factories: One or two session factories, or none.
         around: Makes the context around each job, or None.
         lifespan: Makes the context around the worker's work, or None.
@@ -88,6 +90,7 @@ class _Application:
 
     jobs: BGJob[Any, Any]
     queues: Mapping[str, int]
+    given_queues: Mapping[str, int | Queue] | None
     sync_engine: Engine | None
     heart_engine: "Engine | AsyncEngine | None"
     factories: list[Any]
@@ -172,6 +175,7 @@ def _load(jobs: BGJob[Any, Any], options: WorkerOptions) -> _Application:
     return _Application(
         jobs=jobs,
         queues=served_queues(jobs.registry, options.queues),
+        given_queues=options.queues,
         sync_engine=sync_engine or None,
         heart_engine=heart_engine or None,
         factories=[_load_factory(target, app_dir) for target in options.session_factories],
@@ -294,7 +298,7 @@ class _ThreadRunner:
         self._worker = Worker(
             application.jobs,
             engine,
-            queues=application.queues,
+            queues=application.given_queues,
             session_factory=factories[0] if factories else None,
             around=application.around,
             lifespan=application.lifespan,
@@ -331,7 +335,7 @@ class _AsyncRunner:
             engine,
             sync_engine=application.sync_engine,
             heart_engine=application.heart_engine,
-            queues=application.queues,
+            queues=application.given_queues,
             session_factory=for_coroutines[0] if for_coroutines else None,
             sync_session_factory=for_functions[0] if for_functions else None,
             around=application.around,

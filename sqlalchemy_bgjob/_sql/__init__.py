@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from ..models import Models
 from .cancel import CancelStatements
 from .claim import ClaimStatements
+from .claim_by_time import ClaimByTimeStatements
 from .control import ControlStatements
 from .dead_jobs import DeadJobStatements
 from .enqueue import EnqueueStatements
@@ -20,8 +21,8 @@ from .rescue import RescueStatements
 from .schedules import ScheduleStatements
 from .settle import SettleStatements
 from .unique import UniqueStatements
-from .words import Tables
 from .unique_periods import UniquePeriodStatements
+from .words import Tables
 from .workers import WorkerStatements
 
 
@@ -33,8 +34,9 @@ class Statements:
         self.tables: Final = tables
         self.enqueue: Final = EnqueueStatements(tables)
         self.unique: Final = UniqueStatements(tables)
-        self.claim: Final = ClaimStatements(tables)
         self.unique_periods: Final = UniquePeriodStatements(tables)
+        self.claim: Final = ClaimStatements(tables)
+        self.claim_by_time: Final = ClaimByTimeStatements(tables)
         self.settle: Final = SettleStatements(tables)
         self.rescue: Final = RescueStatements(tables)
         self.workers: Final = WorkerStatements(tables)
@@ -44,6 +46,10 @@ class Statements:
         self.control: Final = ControlStatements(tables)
         self.dead_jobs: Final = DeadJobStatements(tables)
         self.go_bgjob: Final = GoBgjobStatements(tables)
+
+    def claims(self, *, by_time: bool) -> ClaimStatements:
+        """Those that read a queue by time before priority, or by priority before time."""
+        return self.claim_by_time if by_time else self.claim
 
 
 _statements: WeakKeyDictionary[Models, Statements] = WeakKeyDictionary()

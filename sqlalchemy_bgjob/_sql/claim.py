@@ -132,7 +132,7 @@ class ClaimStatements:
     ) -> Select[Any]:
         """A system column or id of the due jobs in these lanes of a queue, in order."""
         lane: Select[Any] = (
-            select(literal_column(f"due.{value}").label("value"))
+            select(literal_column(f"due.{value}").label("value"), *self._places(due))
             .select_from(due)
             .with_hint(due, ONLY)
             .where(
@@ -146,7 +146,14 @@ class ClaimStatements:
         )
         if lock:
             lane = self._lock_to_claim(lane)
-        found = lane.lateral("lane")
+        return self._first_of(lanes, lane.lateral("lane"), limit)
+
+    def _places(self, due: Any) -> tuple[ColumnElement[Any], ...]:
+        """What :meth:`_first_of` must know of each job."""
+        return ()
+
+    def _first_of(self, lanes: Any, found: Any, limit: ColumnElement[int]) -> Select[Any]:
+        """The first jobs of a queue, of what was found in each of its lanes."""
         # No ORDER BY here: lanes come in ascending order, and the LIMIT stops reading them.
         return select(found.c.value).select_from(lanes.join(found, true())).limit(limit)
 

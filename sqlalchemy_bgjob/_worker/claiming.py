@@ -38,6 +38,12 @@ from .unknown_claims import UnknownClaims
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 
+def _by_order(looks: tuple[Look, ...]) -> list[tuple[Look, ...]]:
+    """Looks in each of the two orders: one statement reads in one order."""
+    each = (tuple(look for look in looks if look.by_time is by_time) for by_time in (False, True))
+    return [some for some in each if some]
+
+
 class Claiming:
     """The claims of one worker.
 
@@ -125,11 +131,12 @@ class Claiming:
         Raises:
             DBAPIError: The connection was lost; jobs that this claim took will be returned.
         """
-        connection = self._control.as_it_is()
+        self._control.as_it_is()
         begun, self._found = time.monotonic(), 0
         try:
-            for look in self._claim_together(connection, step.looks, worker_id):
-                self._claim_alone(look, worker_id)
+            for looks in _by_order(step.looks):
+                for look in self._claim_together(self._control.as_it_is(), looks, worker_id):
+                    self._claim_alone(look, worker_id)
         except BaseException:
             self._unknown.expect(worker_id)
             with self._hands.lock:  # the jobs that it looked for are still to be found
@@ -188,7 +195,8 @@ class Claiming:
             looks=looks,
             worker_id=worker_id,
         )
-        if (direct := self._control.direct(self._statements.claim.of_queues)) is not None:
+        of_queues = self._statements.claims(by_time=looks[0].by_time).of_queues
+        if (direct := self._control.direct(of_queues)) is not None:
             return claim(direct=direct)
         with connection.begin():
             return claim()
@@ -232,10 +240,12 @@ class Claiming:
             worker_id=worker_id,
             onward=look.onward,
             skip=skip,
+            by_time=look.by_time,
         )
         direct = None
         if look.onward is not None and not skip:
-            direct = self._control.direct(self._statements.claim.onward)
+            onward = self._statements.claims(by_time=look.by_time).onward
+            direct = self._control.direct(onward)
         jobs = claim(direct=direct) if direct is not None else []
         if jobs:
             return Found(jobs)

@@ -39,10 +39,15 @@ class ControlConnection:
         runtime: Where to connect.
         statements: Those of the tables.
         heart: Knows the worker's id, after which its sessions are named.
+        by_time: Whether some queue is read by time.
     """
 
-    def __init__(self, runtime: Runtime, statements: Statements, heart: Heart) -> None:
-        self._runtime, self._statements, self._heart = runtime, statements, heart
+    def __init__(
+        self, runtime: Runtime, statements: Statements, heart: Heart, *, by_time: bool = False
+    ) -> None:
+        self._runtime, self._heart = runtime, heart
+        kinds = (statements.claim, *([statements.claim_by_time] if by_time else ()))
+        self._claims = [claim for kind in kinds for claim in (kind.onward, kind.of_queues)]
         self._connection: Connection | None = None
         self._connected_at = 0.0
         self._direct: dict[Executable, IdleStatement] = {}
@@ -88,8 +93,7 @@ class ControlConnection:
             self._connection, self.rests = configure(connection), False
             compile_no_plans(self._connection)
             self._connected_at = time.monotonic()
-            claim = self._statements.claim
-            self._direct = prepare((claim.onward, claim.of_queues), self._connection)
+            self._direct = prepare(self._claims, self._connection)
         return self._connection
 
     def direct(self, claim: Executable) -> IdleStatement | None:

@@ -7,7 +7,7 @@ observer while holding the lock.
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 
 from .._handlers.outcomes import CANCELLED, Settlement, interrupted
@@ -41,10 +41,11 @@ class Hands:
         events: Events,
         queues: Mapping[str, int],
         settings: WorkerSettings,
+        by_time: Collection[str] = (),
     ) -> None:
         self._runtime, self._events, self._settings = runtime, events, settings
         self.lock = threading.RLock()
-        self.planner = Planner(queues, settings)
+        self.planner = Planner(queues, settings, by_time)
         self.overdue = Overdue()
         self.asks_at, self.asks_all = inf, False
         self.stuck: dict[Run, bool] = {}

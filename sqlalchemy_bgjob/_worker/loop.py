@@ -11,7 +11,7 @@ ends it, or a refusal at the start.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
@@ -70,6 +70,7 @@ class WorkerLoop:
         statements: The tables' statements.
         environment: Where the runs of a handler take place.
         queues: The slots of each queue.
+        by_time: Those whose jobs are taken by time before priority.
         settings: The worker's settings.
         observers: Told of events, in addition to the log.
         can_run: Whether this worker can run a handler.
@@ -84,6 +85,7 @@ class WorkerLoop:
         environment: Callable[[JobType[Any]], Environment],
         *,
         queues: Mapping[str, int],
+        by_time: Collection[str],
         settings: WorkerSettings,
         observers: Iterable[Observer],
         can_run: Callable[[JobType[Any]], bool],
@@ -91,7 +93,7 @@ class WorkerLoop:
         self._models, self._runtime, self._settings = models, runtime, settings
         self._statements = statements
         self._events = events = Events((log_observer(registry), *observers))
-        self._hands = hands = Hands(runtime, events, queues, settings)
+        self._hands = hands = Hands(runtime, events, queues, settings, by_time)
         self._drain = Drain(hands)
         self._unknown = unknown = UnknownClaims(hands, runtime, statements)
         self._heart = heart = Heart(
@@ -115,7 +117,9 @@ class WorkerLoop:
             events,
             on_health=self._tell_health,
         )
-        self._control = control = ControlConnection(runtime, statements, heart)
+        self._control = control = ControlConnection(
+            runtime, statements, heart, by_time=bool(by_time)
+        )
         self._claiming = Claiming(
             registry,
             can_run,

@@ -68,6 +68,7 @@ class Refusals:
                     limit=look.limit,
                     worker_id=worker_id,
                     skip=self.rows_of(look.queue),
+                    by_time=look.by_time,
                 )
         except Exception as second:
             if lost_connection(second):

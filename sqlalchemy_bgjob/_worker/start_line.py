@@ -1,7 +1,7 @@
 """What a worker logs at its start: version, kind, database, queues, handlers; or that it waits."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from sqlalchemy import Engine
@@ -17,7 +17,14 @@ START_TIMEOUT: Final = 10.0
 _MOST_NAMED: Final = 20
 
 
-def log_start(kind: str, engine: Engine, queues: Mapping[str, int], registry: Registry) -> None:
+def log_start(
+    kind: str,
+    engine: Engine,
+    queues: Mapping[str, int],
+    registry: Registry,
+    *,
+    by_time: Collection[str] = (),
+) -> None:
     """Log the start line, at INFO.
 
     Args:
@@ -25,13 +32,17 @@ def log_start(kind: str, engine: Engine, queues: Mapping[str, int], registry: Re
         engine: Its URL tells the database; no password is shown, nor any other parameter.
         queues: Concurrency by queue.
         registry: The handlers.
+        by_time: The queues that are read by time.
     """
     logger.info(
         "worker of %s, sqlalchemy-bgjob %s: %s; queues %s; handlers %s",
         kind,
         __version__,
         describe_database(engine),
-        ", ".join(f"{name}:{slots}" for name, slots in sorted(queues.items())),
+        ", ".join(
+            f"{name}:{slots}{':time' if name in by_time else ''}"
+            for name, slots in sorted(queues.items())
+        ),
         describe_handlers(registry),
     )
 

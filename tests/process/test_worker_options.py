@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click import UsageError
 
+from sqlalchemy_bgjob import Queue as Served
 from sqlalchemy_bgjob import WorkerSettings
 from sqlalchemy_bgjob._process import process, runners
 from sqlalchemy_bgjob._process.queue_option import Queue
@@ -88,9 +89,15 @@ def test_durations_have_units(given: object, expected: float) -> None:
         ("a:b:3", ("a:b", 3)),
         ("a,b:3", ("a,b", 3)),
         (("a", 1), ("a", 1)),
+        ("mail:3:time", ("mail", Served(3, order="time"))),
+        ("a:b:3:time", ("a:b", Served(3, order="time"))),
+        ("time", ("time", 10)),
+        ("mail:time:3", ("mail:time", 3)),
     ],
 )
-def test_queues_have_a_concurrency(given: object, expected: tuple[str, int]) -> None:
+def test_queues_have_a_concurrency_and_an_order(
+    given: object, expected: tuple[str, int | Served]
+) -> None:
     assert Queue().convert(given, None, None) == expected
 
 
@@ -103,6 +110,8 @@ BY_URL = ["--database-url", "postgresql+psycopg://127.0.0.1:1/x"]
     [
         (["--queue", "mail:0"], "'mail:0' is not name:concurrency"),
         (["--queue", ":3"], "':3' is not name:concurrency"),
+        (["--queue", "mail:0:time"], "'mail:0:time' is not name:concurrency"),
+        (["--queue", "mail:time"], "a name with a colon needs both: mail:time:10"),
         (["--queue", "tenant:mail"], "a name with a colon needs both: tenant:mail:10"),
         (["--queue", "a:1", "--queue", "a:2"], "a queue is named twice"),
         (["--poll-interval", "soon"], "'soon' is not a duration"),

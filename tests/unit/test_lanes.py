@@ -48,6 +48,14 @@ def test_after_a_full_claim_each_lane_is_read_on() -> None:
     assert lanes.onward(NOW) == (Position(0, None, ""), last)
 
 
+def test_merged_lanes_are_read_on_from_one_time() -> None:
+    lanes = Lanes(by_time=True)
+    lanes.head_scanned((-1, 0, 5), 0.001, NOW)
+    lanes.read(last := Position(0, MOMENT, "m"), NOW, found=True)
+
+    assert lanes.onward(NOW) == (Position(-1, MOMENT, ""), last, Position(5, MOMENT, ""))
+
+
 def test_after_a_short_claim_all_lanes_are_read_from_2_s_ago() -> None:
     lanes = looked(0, 5)
     lanes.read(None, NOW, found=False)

@@ -8,7 +8,14 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from sqlalchemy_bgjob.settings import SettingOptions, WorkerSettings, make_settings
+from sqlalchemy_bgjob.settings import Queue, SettingOptions, WorkerSettings, make_settings
+
+
+def test_the_order_of_a_queue_is_one_of_two() -> None:
+    assert (Queue().slots, Queue().order) == (10, "priority")
+    with pytest.raises(ValueError, match="order='fifo' is neither 'priority' nor 'time'"):
+        Queue(5, order="fifo")  # type: ignore[arg-type]
+
 
 FIELDS = dataclasses.fields(WorkerSettings)
 DURATIONS = [

@@ -78,9 +78,14 @@ _NOT_FOUND: Final[Mapping[HeadScan, HeadScan]] = {
 
 
 class Lanes:
-    """The lanes of one queue as one worker knows them."""
+    """The lanes of one queue as one worker knows them.
 
-    def __init__(self) -> None:
+    Attributes:
+        by_time: Whether they are merged by time, and not read one after the other.
+    """
+
+    def __init__(self, *, by_time: bool = False) -> None:
+        self.by_time = by_time
         self._positions: tuple[Position, ...] = ()
         self._seen_at: dict[int, float] = {}
         # The last three scans: on a busy machine, a single one may seem long.
@@ -155,7 +160,8 @@ class Lanes:
         just_found = now < self._found_at + JUST_FOUND
         transitions = _JUST_FOUND if just_found else _NOT_FOUND
         self._wanted = transitions.get(self._wanted, self._wanted)
-        self._positions = tuple(_read(position, last) for position in self._positions)
+        read = _read_merged if self.by_time else _read
+        self._positions = tuple(read(position, last) for position in self._positions)
 
     def forget(self) -> None:
         """Start again from the heads."""
@@ -166,3 +172,14 @@ def _read(position: Position, last: Position | None) -> Position:
     if last is None or position.priority < last.priority:
         return Position(position.priority, None, "")
     return last if position.priority == last.priority else position
+
+
+def _read_merged(position: Position, last: Position | None) -> Position:
+    """All lanes were read as far as the time of the last job; some of them beyond it, perhaps."""
+    if last is None:
+        return Position(position.priority, None, "")
+    return (
+        last
+        if position.priority == last.priority
+        else last._replace(priority=position.priority, id="")
+    )

@@ -15,6 +15,7 @@ from typing import Final
 from ..._lifecycle.claim import ClaimedJob, Look, Position
 from ..._lifecycle.settle import Fate, Pending
 from ...settings import WorkerSettings
+from .lanes import Lanes
 from .polling import Polling
 from .queue import Queue
 from .steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Start, Step, Wait
@@ -37,9 +38,13 @@ _RETRY_REFUSED: Final = (1.0, 60.0)
 class Planner:
     """The state of a worker's queues, and the rule that picks the next step."""
 
-    def __init__(self, queues: Mapping[str, int], settings: WorkerSettings) -> None:
+    def __init__(
+        self, queues: Mapping[str, int], settings: WorkerSettings, by_time: Collection[str] = ()
+    ) -> None:
         self._queues = {
-            name: Queue(name, slots, Polling(settings.poll_interval))
+            name: Queue(
+                name, slots, Polling(settings.poll_interval), lanes=Lanes(by_time=name in by_time)
+            )
             for name, slots in queues.items()
         }
         self._settings, self._most = settings, settings.max_claim
@@ -381,7 +386,7 @@ class Planner:
         # A head scan that is due must not delay a job that was just committed.
         onward = q.lanes.onward(now, -PATIENCE if q.polling.woken else TOGETHER)
         asks_due = onward is not None and not q.polling.is_likely(now)
-        return Look(q.name, limit, onward, asks_due)
+        return Look(q.name, limit, onward, asks_due, q.lanes.by_time)
 
     def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:
         """What to settle: at *batch* items, after *linger* seconds, or when all else is idle."""
