@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import HealthCheck, Phase, currently_in_test_context, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -26,7 +26,16 @@ from hypothesis.stateful import (
 from sqlalchemy import MetaData, text
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import BGJob, JobAlreadyExists, Unique, enqueue
+from sqlalchemy_bgjob import (
+    BGJob,
+    Complete,
+    JobAlreadyExists,
+    MoveToDlq,
+    Reschedule,
+    Retry,
+    Unique,
+    enqueue,
+)
 from sqlalchemy_bgjob._drafts.codec import Encoded
 from sqlalchemy_bgjob._handlers.outcomes import (
     CANCELLED,
@@ -34,13 +43,18 @@ from sqlalchemy_bgjob._handlers.outcomes import (
     DROPPED,
     GONE,
     HAND_BACK,
+    Cancelled,
+    Expired,
     Kind,
+    Outcome,
     Settlement,
+    ends_unstarted,
 )
 from sqlalchemy_bgjob._handlers.timetable import due, timetable
 from sqlalchemy_bgjob._lifecycle import claim as claiming
 from sqlalchemy_bgjob._lifecycle import control, rescue, settle
 from sqlalchemy_bgjob._lifecycle.cancel import find_asked
+from sqlalchemy_bgjob._lifecycle.dead_jobs import delete_old
 from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, look_at_schedules
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
@@ -65,6 +79,9 @@ NEVER = -1
 HOUR = 3600
 """All delays are whole hours of the model's clock, so that the test's own time does not matter."""
 
+NOBODY = 0
+"""Stands for the worker of ``work_one``, which has no row and is another one each time."""
+
 UNSAID = (Kind.CANCELLED, Kind.EXPIRED)
 IDS = ("a", "b", "c")
 WORDS = (
@@ -76,6 +93,19 @@ WORDS = (
     ("queued", "earlier"),
 )
 """How long a unique key keeps others away, and what is done then."""
+DONE = {
+    *(f"{what} {was}" for what in ("pause", "resume", "slots") for was in (True, False)),
+    *(f"{what} schedule {was}" for what in ("put", "remove") for was in (True, False)),
+    *(f"{what} schedule {was}" for what in ("pause", "resume") for was in (True, False)),
+    "run now",
+    *(f"cancel {what}" for what in ("cancelled", "asked", None)),
+    "redrive queued",
+    *(f"period {policy} {goes_on}" for policy in ("skip", "raise") for goes_on in (True, False)),
+    *(f"work_one {end}" for end in ("Complete", "Retry", "Reschedule", "MoveToDlq", "NoneType")),
+}
+"""What operations must have come to in some run, or the test has become empty."""
+RARE = {"work_one Cancelled", "work_one Expired", "redrive left", "prune", "delete by retention"}
+"""What a short run may not come to."""
 ids = st.sampled_from(IDS)
 hours = st.integers(0, 2)
 workers = st.sampled_from(WORKERS)
@@ -102,7 +132,7 @@ class Job:
     """Of its failed attempts the first and the last nine: attempt, worker, error."""
 
     def and_failed(self, attempt: int, error: str) -> tuple[str, ...]:
-        all_of_them = *self.failed, f"{attempt} {self.worker} {error}"
+        all_of_them = *self.failed, f"{attempt} {self.worker} {error.partition(':')[0]}"
         return all_of_them if len(all_of_them) <= 10 else (all_of_them[0], *all_of_them[2:])
 
     key: str | None = None
@@ -143,6 +173,8 @@ class Model:
     paused_until: int | None = None
     """The hour at which the pause is over, if it has an end."""
     slots: int | None = None
+    periods: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """By unique key the job that has begun its period, and the hour at which that is over."""
 
     @property
     def is_paused(self) -> bool:
@@ -176,6 +208,10 @@ class Machine(RuleBasedStateMachine):
     """Which were tried in all runs, and whether the lease held."""
     fired: set[bool]
     """Whether attempts to fire the schedule came in time, in all runs."""
+    done: set[str]
+    """What operations have come to, in all runs."""
+    said: list[Outcome]
+    """What the handler returns, when it is called next."""
     words: set[tuple[tuple[str, str], bool]]
     """The scopes and policies of unique keys that were tried, and whether there was such a job."""
 
@@ -194,7 +230,7 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.statements = statements_of(self.jobs.models)
         with self.engine.begin() as connection:
-            for kind in ("job", "dead_job", "worker", "schedule", "control"):
+            for kind in ("job", "dead_job", "worker", "schedule", "control", "unique_period"):
                 table = f"bgjob_{kind}"
                 connection.execute(text(f"DELETE FROM {table}"))
             for worker in (*WORKERS, JUDGE):
@@ -349,6 +385,28 @@ class Machine(RuleBasedStateMachine):
             last = None if never else max(was.expires, until)  # type: ignore[type-var]
             self.model.change(holder, **least, expires=last)
 
+    @rule(key=st.sampled_from("xy"), length=st.integers(1, 2), refuse=st.booleans())
+    def enqueue_in_period(self, key: str, length: int, refuse: bool) -> None:
+        """One job of a key in so many hours, and half an hour less, whatever becomes of it."""
+        policy: Any = "raise" if refuse else "skip"
+        unique = Unique(key, period=length * HOUR - HOUR / 2, on_conflict=policy)
+        holder, until = self.model.periods.get(key, ("", 0))
+        goes_on = self.model.hour < until
+        self.done.add(f"period {policy} {goes_on}")
+        if goes_on and refuse:
+            with pytest.raises(JobAlreadyExists) as refused:
+                enqueue(self.engine, self.handler, key, unique=unique)
+            assert refused.value.ids == (holder,)
+            return
+        ref = enqueue(self.engine, self.handler, key, unique=unique)
+        assert ref.inserted is not goes_on
+        if goes_on:
+            assert ref.id == holder
+            return
+        self.model.periods[key] = ref.id, self.model.hour + length
+        data = f'"{key}"'.encode()
+        self.model.live[ref.id] = Job(self._lease(ref.id), self.model.hour, arg=data)
+
     def _lease(self, id: str) -> int:
         with self.engine.connect() as connection:
             found = connection.execute(
@@ -369,13 +427,7 @@ class Machine(RuleBasedStateMachine):
         assert ("q" in state and state["q"].is_paused) is self.model.is_paused
         if self.model.is_paused:
             self._resume(commit=True)
-        times = self._times()
-        due = [
-            id
-            for id, job in self.model.live.items()
-            if job.worker is None and job.hour <= self.model.hour
-        ]
-        due.sort(key=lambda due_id: (self.model.live[due_id].priority, times[due_id], due_id))
+        due = self._due()
         with self.engine.connect() as connection, connection.begin():
             claimed = claiming.claim(
                 connection, self.statements, queue="q", limit=limit, worker_id=worker
@@ -385,11 +437,23 @@ class Machine(RuleBasedStateMachine):
         for job in claimed:
             was = self.model.live[job.id]
             assert (job.lease, job.attempt) == (was.lease + 1, was.attempt + 1)
-            late = was.expires is not None and was.expires < self.model.hour
-            assert (job.cancelled, job.expired) == (was.asked, late)
-            key = None if was.key and was.key.startswith("q:") else was.key
-            self.model.change(job.id, worker=worker, lease=job.lease, attempt=job.attempt, key=key)
+            assert (job.cancelled, job.expired) == (was.asked, self._is_late(was))
+            self._claimed(job.id, worker)
         return claimed
+
+    def _due(self) -> list[str]:
+        """The ids of what may be claimed, in its order."""
+        times, hour = self._times(), self.model.hour
+        due = [id for id, job in self.model.live.items() if job.worker is None and job.hour <= hour]
+        return sorted(due, key=lambda one: (self.model.live[one].priority, times[one], one))
+
+    def _is_late(self, job: Job) -> bool:
+        return job.expires is not None and job.expires < self.model.hour
+
+    def _claimed(self, id: str, worker: int) -> None:
+        was = self.model.live[id]
+        key = None if was.key and was.key.startswith("q:") else was.key
+        self.model.change(id, worker=worker, lease=was.lease + 1, attempt=was.attempt + 1, key=key)
 
     def _times(self) -> dict[str, Any]:
         with self.engine.connect() as connection:
@@ -425,6 +489,54 @@ class Machine(RuleBasedStateMachine):
                 for claim, kind in zip(claimed, kinds, strict=False)
             )
         )
+
+    @rule(
+        id=st.none() | ids,
+        due=st.booleans(),
+        outcome=st.sampled_from((Complete, Retry, Reschedule, MoveToDlq)),
+        delay=hours,
+        commit=st.booleans(),
+    )
+    def work_one(
+        self, id: str | None, due: bool, outcome: type[Outcome], delay: int, commit: bool
+    ) -> None:
+        """One job in the caller's transaction: the first of the queue, or the one of an id."""
+        waits = self._due()
+        if id is not None:
+            job = self.model.live.get(id)
+            is_free = job is not None and job.worker is None and (id in waits or not due)
+            waits = [id] if is_free else []
+        says: dict[type[Outcome], tuple[Outcome, Settlement]] = {
+            Complete: (Complete(), COMPLETED),
+            Retry: (
+                Retry(delay * HOUR, "failed"),
+                Settlement(Kind.RETRY, delay=delay * HOUR, error="failed"),
+            ),
+            Reschedule: (
+                Reschedule(delay * HOUR),
+                Settlement(Kind.RESCHEDULED, delay=delay * HOUR, refund_attempt=True),
+            ),
+            MoveToDlq: (MoveToDlq("given up"), Settlement(Kind.DEAD, error="given up")),
+        }
+        self.said[:], settlement = [says[outcome][0]], says[outcome][1]
+        with Session(self.engine) as session:
+            if id is None:
+                came = self.jobs.work_one(session, "q")
+            else:
+                came = self.jobs.work_one(session, id=id, due=due)
+            if commit:
+                session.commit()
+        self.done.add(f"work_one {type(came).__name__}")
+        if not waits:
+            assert came is None
+            return
+        was = self.model.live[waits[0]]
+        end = ends_unstarted(cancelled=was.asked, expired=self._is_late(was), on_expiry="dlq")
+        expected = outcome if end is None else Cancelled if was.asked else Expired
+        assert type(came) is expected
+        if commit:
+            self._claimed(waits[0], NOBODY)
+            self._settled(waits[0], end or settlement, delay)
 
     def _settle_as(self, claim: ClaimedJob, kind: Kind, delay: int, arg: bool) -> ClaimedJob:
         settlement = {
@@ -471,13 +583,15 @@ class Machine(RuleBasedStateMachine):
                 model.dead.setdefault(id, []).append(
                     Dead(
                         lease=job.lease,
-                        attempt=job.attempt,
+                        attempt=job.attempt - settlement.refund_attempt,
                         error=settlement.error,
                         arg=job.arg,
                         priority=job.priority,
                         key=job.key,
                         hour=model.hour,
-                        failed=job.and_failed(job.attempt, "given up"),
+                        failed=job.and_failed(
+                            job.attempt - settlement.refund_attempt, settlement.error or ""
+                        ),
                     )
                 )
             case kind:
@@ -579,6 +693,7 @@ class Machine(RuleBasedStateMachine):
         """It is due within the hour; to put it again changes nothing. Or remove it."""
         its, there = self.jobs.schedules, self.model.schedule is not None
         with Session(self.engine) as session:
+            self.done.add(f"{'remove' if remove else 'put'} schedule {there}")
             if remove:
                 assert its.remove(session, "s") is there
             else:
@@ -614,10 +729,12 @@ class Machine(RuleBasedStateMachine):
         its, schedule = self.jobs.schedules, self.model.schedule
         if resume:
             paused = schedule is not None and schedule.next_at is None
+            self.done.add(f"resume schedule {paused}")
             assert (its.resume(self.engine, "s") is not None) is paused
             if paused:
                 self._in_half_an_hour()
         else:
+            self.done.add(f"pause schedule {schedule is not None}")
             assert its.pause(self.engine, "s") is (schedule is not None)
             self._read_schedule()
 
@@ -651,6 +768,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def run_now(self) -> None:
         if self.model.schedule is not None:
+            self.done.add("run now")
             self.jobs.schedules.run_now(self.engine, "s")
             self._find_new(1)
 
@@ -668,6 +786,7 @@ class Machine(RuleBasedStateMachine):
     @rule(id=ids, commit=st.booleans(), by_condition=st.booleans())
     def cancel(self, id: str, commit: bool, by_condition: bool) -> None:
         done = self._cancel_of(id)
+        self.done.add(f"cancel {done}")
         with Session(self.engine) as session:
             if by_condition:
                 found = self.jobs.cancel_where(session, self.jobs.Job.id == id)
@@ -703,8 +822,10 @@ class Machine(RuleBasedStateMachine):
             assert (done.ids, done.left) == ((), ())
             return
         if id in self.model.live or self.model.holder(dead[-1].key) is not None:
+            self.done.add("redrive left")
             assert (done.ids, done.left) == ((), (id,) * len(dead))
             return
+        self.done.add("redrive queued")
         assert (done.ids, done.left) == ((id,), (id,) * (len(dead) - 1))
         job = dead.pop()
         lease = self._lease(id)
@@ -719,15 +840,22 @@ class Machine(RuleBasedStateMachine):
             key=job.key,
         )
 
-    @rule(age=st.integers(1, 3))
-    def prune(self, age: int) -> None:
-        """What died so many hours ago, and half an hour less."""
+    @rule(age=st.integers(1, 3), by_a_worker=st.booleans())
+    def prune(self, age: int, by_a_worker: bool) -> None:
+        """What died so many hours ago, and half an hour less; a worker does it by its setting."""
         keep = {
             id: [job for job in dead if self.model.hour - job.hour < age]
             for id, dead in self.model.dead.items()
         }
         count = sum(map(len, self.model.dead.values())) - sum(map(len, keep.values()))
-        assert self.jobs.prune(self.engine, age * HOUR - HOUR / 2) == count
+        older = age * HOUR - HOUR / 2
+        if by_a_worker:
+            with self.engine.connect() as connection:
+                assert delete_old(connection, self.statements, keep=older, limit=1_000) == count
+        else:
+            assert self.jobs.prune(self.engine, older) == count
+        if count:
+            self.done.add("delete by retention" if by_a_worker else "prune")
         self.model.dead = keep
 
     @rule(
@@ -737,6 +865,7 @@ class Machine(RuleBasedStateMachine):
     )
     def control_the_queue(self, what: str, number: int | None, commit: bool) -> None:
         """One rule for all, so that the others have their turn as often as before."""
+        self.done.add(f"{what} {self.model.is_paused}")
         match what:
             case "pause":
                 self._pause(number, commit)
@@ -794,7 +923,14 @@ class Machine(RuleBasedStateMachine):
             controls = connection.execute(
                 text("SELECT paused_at IS NOT NULL, slots FROM bgjob_control")
             ).all()
-        note(f"hour {self.model.hour}: {self.model.live}")
+            periods = connection.execute(
+                text("SELECT key, job_id, until > now() FROM bgjob_unique_period")
+            ).all()
+        assert {row[0]: tuple(row[1:]) for row in periods} == {
+            key: (id, self.model.hour < until) for key, (id, until) in self.model.periods.items()
+        }
+        if currently_in_test_context():
+            note(f"hour {self.model.hour}: {self.model.live}")
         set_ = (self.model.paused, self.model.slots)
         assert [tuple(row) for row in controls] == ([] if set_ == (False, None) else [set_])
         for row in live:
@@ -825,7 +961,9 @@ class Machine(RuleBasedStateMachine):
 
 def history(errors: list[Any] | None) -> tuple[str, ...]:
     return tuple(
-        f"{it['attempt']} {it['worker']} {it['error'].partition(':')[0]}" for it in errors or ()
+        f"{it['attempt']} {it['worker'] if it['worker'] in WORKERS else NOBODY} "
+        f"{it['error'].partition(':')[0]}"
+        for it in errors or ()
     )
 
 
@@ -835,8 +973,11 @@ def machine(server: TestServer) -> Iterator[type[Machine]]:
         jobs: BGJob[Any, Any] = BGJob(MetaData())
         jobs.metadata.create_all(engine)
 
-        @jobs.handler("t", queue="q")
-        def handle(ctx: Any, arg: str) -> None: ...
+        said: list[Outcome] = []
+
+        @jobs.handler("t", queue="q", max_attempts=None)
+        def handle(ctx: Any, arg: str) -> Outcome:
+            return said[0]
 
         given = {
             "jobs": jobs,
@@ -846,6 +987,8 @@ def machine(server: TestServer) -> Iterator[type[Machine]]:
             "fired": set(),
             "words": set(),
             "taken": set(),
+            "done": set(),
+            "said": said,
         }
         yield type("OnTables", (Machine,), given)
 
@@ -875,6 +1018,31 @@ def test_rows_are_always_what_the_model_says(machine: type[Machine]) -> None:
     assert {held for _, held in machine.settlements} == {True, False}
     assert machine.fired == {True, False}
     assert machine.words == {(word, there) for word in WORDS for there in (True, False)}
+    assert len(DONE - machine.done) <= 2, DONE - machine.done
+
+
+def test_what_a_short_run_may_leave_out(machine: type[Machine]) -> None:
+    """By steps that are chosen, with the same model."""
+    run = machine()
+    run.begin()
+    a, b, c = run._claim(WORKERS[0], 3)
+    run.cancel("a", commit=True, by_condition=False)
+    run._settle_as(a, Kind.HANDED_BACK, 0, arg=False)
+    run.work_one("a", due=True, outcome=Complete, delay=0, commit=True)
+    run.rows_are_as_the_model_says()
+    run._settle_as(b, Kind.DEAD, 0, arg=False)
+    run.enqueue("b", "b", 0, 0, release=True, commit=True, expires=0)
+    run.redrive("b", 0)
+    run.pass_time(1)
+    run.work_one("b", due=True, outcome=Complete, delay=0, commit=True)
+    run.rows_are_as_the_model_says()
+    run.prune(1, by_a_worker=False)
+    run._settle_as(c, Kind.DEAD, 0, arg=False)
+    run.rows_are_as_the_model_says()
+    run.pass_time(2)
+    run.prune(1, by_a_worker=True)
+    run.rows_are_as_the_model_says()
+    assert machine.done >= RARE
 
 
 @pytest.mark.chaos
@@ -884,3 +1052,5 @@ def test_the_same_for_long(machine: type[Machine], monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("BGJOB_TEST_RANDOM", "1")
     explore(machine, 1_000, 50)
     assert machine.taken
+
+    assert machine.done >= DONE | RARE
