@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -162,6 +163,38 @@ def cancelled_and_killed(fleet: Fleet, mutant: str | None) -> list[str]:
     return fleet.problems(IDS, faults=1)
 
 
+def too_late(fleet: Fleet, mutant: str | None) -> list[str]:
+    """Two jobs have expired when a worker comes, one to be dropped and one to be dead."""
+    for id, handler, seconds in (
+        ("job-0", fleet.app.drop, 0.1),
+        ("job-1", fleet.app.quick, 0.1),
+        ("job-2", fleet.app.drop, 3600),
+    ):
+        enqueue(fleet.engine, handler, id=id, expires=seconds)
+    late = "SELECT count(*) = 2 FROM bgjob_job WHERE expires_at < now()"
+    wait_until(lambda: fleet.scalar(late))
+    fleet.start(mutant=mutant, **FAST)
+    wait_for_end(fleet)
+    return fleet.problems(IDS)
+
+
+def paused(fleet: Fleet, mutant: str | None) -> list[str]:
+    """Jobs come while their queue is paused, and the worker has seen it."""
+    fleet.start(mutant=mutant, **FAST)
+    waits = "SELECT bool_or(CAST(waits_for AS jsonb) ? 'default') FROM bgjob_worker"
+    wait_until(lambda: fleet.scalar(waits))
+    fleet.app.jobs.pause(fleet.engine, "default")
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not fleet.scalar(waits), 5)
+    seen = time.monotonic()
+    enqueue_many(fleet.engine, fleet.app.quick, [None] * 3, ids=IDS)
+    wait_for_end(fleet, 1.0)
+    ended = time.monotonic()
+    fleet.app.jobs.resume(fleet.engine, "default")
+    wait_for_end(fleet)
+    return fleet.problems(IDS, pauses=[(seen, ended)])
+
+
 def changed_while_it_runs(fleet: Fleet, mutant: str | None) -> list[str]:
     """A caller changes something, and the job that would see it has looked already."""
     fleet.start(slots=2, mutant=mutant, **FAST)
@@ -225,6 +258,13 @@ EACH: list[tuple[Any, str, str]] = [
         "a_cancel_is_forgotten",
         r"cancelled under lease \d+, and started under \d+",
     ),
+    (
+        too_late,
+        "expiry_is_not_looked_at",
+        r"started with lease \d+, by which it was claimed too late",
+    ),
+    (too_late, "all_that_has_a_limit_has_expired", r"ended as expired .*, and was not too late"),
+    (paused, "a_pause_is_not_seen", r"started in a pause"),
     (a_second_life, "leases_begin_anew", r"inserted with lease 0, which is not new"),
     (changed_while_it_runs, "claims_keep_the_key", r"committed, and no run has seen it"),
     (changed_before_the_commit, "told_without_a_lock", r"committed, and no run has seen it"),

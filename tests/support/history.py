@@ -15,6 +15,8 @@ moment of a process that was killed. What is in the database is counted apart. A
 * the lease of a start is not above those of all starts before it (I7);
 * a job was started under a later lease than the one under which it was cancelled, or has ended as
   cancelled and nobody had cancelled it;
+* a job was started by a claim that found it expired, or has ended as expired by another one;
+* a job was started while its queue was paused, and all workers knew it;
 * a caller has committed a change, and was told of a job that would see it, new or not: and that
   job was started before, or no run has seen it (I9);
 * a schedule has fired more than once for one time, or has left out a time (I10).
@@ -29,9 +31,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
-ENDS = ("completed", "dead", "cancelled")
+ENDS = ("completed", "dead", "cancelled", "expired")
 SETTLED = (*ENDS, "retried", "put off")
 
 
@@ -70,6 +72,9 @@ class History:
         schedules: By a schedule's name the fire times for each of which one job must have started.
         cancelled: The jobs that were cancelled while they were queued: nobody is told of their end.
         asked: By id, under which lease a running job was first asked to end.
+        late: The claims, as id and lease, that were made when the job had expired.
+        pauses: From when to when nothing may start, by the clock of the lines: the queue was
+            paused, and all workers had the time to see it.
     """
 
     lines: Iterable[Mapping[str, Any]]
@@ -82,6 +87,8 @@ class History:
     schedules: Mapping[str, Iterable[str]] = field(default_factory=dict)
     cancelled: frozenset[str] = frozenset()
     asked: Mapping[str, int | None] = field(default_factory=dict)
+    late: frozenset[tuple[str, int | None]] = frozenset()
+    pauses: Sequence[tuple[float, float]] = ()
 
     def problems(self, found: Found) -> list[str]:
         """All that is not allowed, in words; empty if there is nothing."""
@@ -105,19 +112,30 @@ class History:
             problems += [
                 f"{id}: {problem}" for problem in self._at_the_end(id, by_job[id], killed, found)
             ]
+        problems += self._of_pauses(lines)
         for name, times in self.schedules.items():
             problems += [f"{name}: {problem}" for problem in _of_schedule(name, times, lines)]
         return problems
+
+    def _of_pauses(self, lines: list[Mapping[str, Any]]) -> Iterable[str]:
+        for line in lines:
+            if line["event"] == "start":
+                for seen, ended in self.pauses:
+                    if seen < line["at"] < ended:
+                        late = line["at"] - seen
+                        yield f"{line['id']}: started in a pause, {late:.3f} s after it was seen"
 
     def _of_job(
         self, id: str, lines: list[Mapping[str, Any]], gone: Mapping[int, float]
     ) -> Iterable[str]:
         noted = [line for line in lines if line["event"] == "start"]
         told_cancelled = any(line["event"] == "cancelled" for line in lines)
-        if not noted and not told_cancelled and id not in self.cancelled:
+        is_late = any(late_id == id for late_id, _ in self.late)
+        if not noted and not told_cancelled and not is_late and id not in self.cancelled:
             yield "committed, and never started"
         if told_cancelled and id not in self.asked:
             yield "ended as cancelled, and nobody had cancelled it"
+        yield from self._of_expiry(id, lines)
         # In the order of the claims. A process that was stopped just before a handler's first line
         # comes to it late: in vain, and after the start of a later claim.
         starts = sorted(noted, key=itemgetter("lease"))
@@ -146,6 +164,14 @@ class History:
         for before, after in pairwise(starts):
             if not self._let_go(before, after, lines, gone):
                 yield f"started with lease {after['lease']} while {before['lease']} went on"
+
+    def _of_expiry(self, id: str, lines: list[Mapping[str, Any]]) -> Iterable[str]:
+        for line in lines:
+            was_late = (id, line.get("lease")) in self.late
+            if line["event"] == "start" and was_late:
+                yield f"started with lease {line['lease']}, by which it was claimed too late"
+            if line["event"] == "expired" and not was_late:
+                yield f"ended as expired with lease {line['lease']}, and was not too late"
 
     def _let_go(
         self,
@@ -180,7 +206,7 @@ class History:
             yield "both queued and dead"
         gone = self.lives.get(id, 1) - (id in found.left | found.dead | self.cancelled)
         told = Counter(line["event"] for line in lines)
-        completed, cancelled = told["completed"], told["cancelled"]
+        completed, cancelled = told["completed"], told["cancelled"] + told["expired"]
         # Whoever was killed may not have come to tell.
         untold = gone - completed - cancelled
         if untold > 0 and not killed.keys() & {line["pid"] for line in lines}:

@@ -12,9 +12,9 @@ from unittest.mock import patch
 from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select, true
 
 from sqlalchemy_bgjob import FinishedRun
-from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, ends_unstarted
 from sqlalchemy_bgjob._handlers.timetable import due
-from sqlalchemy_bgjob._lifecycle import rescue, settle, unknown_claims
+from sqlalchemy_bgjob._lifecycle import control, rescue, settle, unknown_claims
 from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
 from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql.claim import ClaimStatements
@@ -217,6 +217,25 @@ def a_cancel_is_forgotten(stack: ExitStack) -> None:
     _replace(stack, claiming, ends_unstarted=lambda **options: None)
 
 
+def _if_expired(*, expired: bool) -> Callable[..., Any]:
+    return lambda **options: ends_unstarted(**(options | {"expired": expired}))
+
+
+def expiry_is_not_looked_at(stack: ExitStack) -> None:
+    """A job is started whenever it is claimed."""
+    _replace(stack, claiming, ends_unstarted=_if_expired(expired=False))
+
+
+def all_that_has_a_limit_has_expired(stack: ExitStack) -> None:
+    """A job that has a time at which it expires is never started."""
+    _replace(stack, claiming, ends_unstarted=_if_expired(expired=True))
+
+
+def a_pause_is_not_seen(stack: ExitStack) -> None:
+    """A worker reads what operators have set, and finds nothing."""
+    _replace(stack, control, look=lambda *args: {})
+
+
 def a_crash_costs_nothing(stack: ExitStack) -> None:
     """A rescue gives the attempt back."""
     _change(
@@ -288,6 +307,9 @@ MUTANTS: dict[str, Callable[[ExitStack], None]] = {
         fires_whatever_it_has_seen,
         forgets_what_was_missed,
         a_cancel_is_forgotten,
+        expiry_is_not_looked_at,
+        all_that_has_a_limit_has_expired,
+        a_pause_is_not_seen,
         claims_keep_the_key,
         told_without_a_lock,
     )

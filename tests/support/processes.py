@@ -23,7 +23,7 @@ from support.waiting import wait_until
 from support.worker_app import App, Config, Journal, Kind, make_app
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
     from sqlalchemy_bgjob.testing.faults import KillPoint
@@ -295,6 +295,7 @@ class Fleet:
         schedules: Mapping[str, Iterable[str]] | None = None,
         told_within: float = 5.0,
         cancelled: Iterable[str] = (),
+        pauses: Sequence[tuple[float, float]] = (),
     ) -> list[str]:
         """What must not have happened to these jobs, in the journal and in the table's record."""
         ids = frozenset(committed)
@@ -314,6 +315,8 @@ class Fleet:
                 schedules=schedules or {},
                 cancelled=frozenset(cancelled),
                 asked={c.id: c.lease for c in record if c.asked},
+                late=frozenset((c.id, c.lease) for c in record if c.late),
+                pauses=pauses,
             )
             dead = self.rows("SELECT job_id FROM bgjob_dead_job")
             found = Found(
@@ -339,6 +342,7 @@ class Fleet:
     def schedule_problems(self, schedule: str, *, faults: int) -> list[str]:
         """Pause a schedule of each second, and say what must not have happened to it."""
         self.app.jobs.schedules.pause(self.engine, schedule)
+        # A job that was held by several killed workers waits for up to a minute.
         self.wait_until_done(120)
         first = datetime.fromisoformat(self.fire_times(schedule)[0])
         last = self.scalar("SELECT last_at FROM bgjob_schedule WHERE name = :name", name=schedule)

@@ -18,7 +18,8 @@ KEEP_RECORD = (
       lease_before bigint, worker_before bigint,
       lease bigint, worker bigint,
       handed_back boolean,
-      asked boolean, key_before text, key text
+      asked boolean, key_before text, key text,
+      late boolean
     )
     """,
     """
@@ -26,7 +27,8 @@ KEEP_RECORD = (
     SET search_path FROM CURRENT AS $$
     BEGIN
       INSERT INTO record
-        (did, id, lease_before, worker_before, lease, worker, handed_back, asked, key_before, key)
+        (did, id, lease_before, worker_before, lease, worker, handed_back, asked, key_before, key,
+         late)
       VALUES (TG_OP, coalesce(NEW.id, OLD.id),
               OLD.lease, OLD.claimed_by, NEW.lease, NEW.claimed_by,
               -- A rescue counts a crash.
@@ -35,7 +37,10 @@ KEEP_RECORD = (
               -- Tables of version 1 have no such columns.
               coalesce(TG_OP = 'UPDATE' AND to_jsonb(OLD) ->> 'cancel_at' IS NULL
                        AND to_jsonb(NEW) ->> 'cancel_at' IS NOT NULL, false),
-              to_jsonb(OLD) ->> 'unique_key', to_jsonb(NEW) ->> 'unique_key');
+              to_jsonb(OLD) ->> 'unique_key', to_jsonb(NEW) ->> 'unique_key',
+              coalesce(OLD.claimed_by IS NULL AND NEW.claimed_by IS NOT NULL
+                       AND CAST(to_jsonb(NEW) ->> 'expires_at' AS timestamptz) < NEW.updated_at,
+                       false));
       RETURN NULL;
     END $$
     """,
@@ -46,7 +51,7 @@ KEEP_RECORD = (
 )
 READ_RECORD = (
     "SELECT did, id, lease_before, worker_before, lease, worker, handed_back, asked,"
-    " key_before, key FROM record ORDER BY n"
+    " key_before, key, late FROM record ORDER BY n"
 )
 
 
@@ -63,6 +68,8 @@ class Change(NamedTuple):
     asked: bool = False
     key_before: str | None = None
     key: str | None = None
+    late: bool = False
+    """Whether it is a claim of a job that had expired."""
 
 
 def record_problems(record: Iterable[Change], *, cancelled: bool = False) -> list[str]:

@@ -122,6 +122,9 @@ class Notes(Observer):
     def job_cancelled(self, job: JobInfo, run: FinishedRun) -> None:
         self._journal.note("cancelled", id=job.id, lease=job.lease)
 
+    def job_expired(self, job: JobInfo, run: FinishedRun) -> None:
+        self._journal.note("expired", id=job.id, lease=job.lease)
+
     def worker_error(self, error: BaseException) -> None:
         self._journal.note("error", error=type(error).__name__)
 
@@ -135,6 +138,8 @@ class App:
     """One row for each time that a handler's writes were committed."""
     quick: JobType[None]
     """Does nothing."""
+    drop: JobType[None]
+    """The same; a job that is too late is deleted."""
     effect: JobType[None]
     """Writes one effect."""
     nap: JobType[float]
@@ -222,6 +227,7 @@ def make_app(  # noqa: C901 - a list of handlers
         jobs=jobs,
         effects=effects,
         quick=jobs.handler("quick", session=False)(handlers["quick"]),
+        drop=jobs.handler("drop", session=False, on_expiry="drop")(handlers["quick"]),
         effect=jobs.handler("effect", retry=again)(handlers["effect"]),
         nap=jobs.handler("nap", session=False, retry=again)(handlers["nap"]),
         late=jobs.handler("late", retry=again)(handlers["late"]),

@@ -144,6 +144,26 @@ def test_nobody_is_cancelled_unasked_or_started_later() -> None:
     assert problems(asked={"a": 7}) == ["a: cancelled under lease 7, and started under 8"]
 
 
+def test_what_is_claimed_too_late_never_starts_and_nothing_else_expires() -> None:
+    dropped = {"event": "expired", "id": "c", "lease": 2, "pid": 2, "at": 6.0}
+    late = frozenset({("c", 2)})
+
+    assert problems(dropped, committed=frozenset("abc"), late=late) == []
+    assert problems(dropped, committed=frozenset("abc")) == [
+        "c: committed, and never started",
+        "c: ended as expired with lease 2, and was not too late",
+    ]
+    assert problems(late=frozenset({("b", 3)})) == [
+        "b: started with lease 3, by which it was claimed too late"
+    ]
+    assert "c: ended 2 times" in problems(dropped, dropped, committed=frozenset("abc"), late=late)
+
+
+def test_nothing_starts_in_a_pause_that_was_seen() -> None:
+    assert problems(pauses=[(0.1, 0.9), (5.1, 6.0)]) == []
+    assert problems(pauses=[(3.5, 5.5)]) == ["a: started in a pause, 1.500 s after it was seen"]
+
+
 def test_a_job_that_was_cancelled_unstarted_is_gone_in_silence() -> None:
     assert problems(committed=frozenset("abc"), cancelled=frozenset("c")) == []
 
