@@ -15,6 +15,10 @@ A = TypeVar("A")
 
 Returned = Outcome | None | Awaitable[Outcome | None]
 """What handlers return: functions an outcome or None, coroutines the same when awaited."""
+Outcomes = Mapping[str, Outcome | None]
+"""Of some jobs of a chunk, by id; the others are complete."""
+ChunkReturned = Returned | Outcomes | Awaitable[Outcome | Outcomes | None]
+"""What handlers of chunks return: one outcome for all, or some by job."""
 Provide = Callable[
     [Context[Any]],
     AbstractContextManager[Mapping[str, object]]
@@ -56,6 +60,30 @@ class ResourceDecorator(Protocol):
     @overload
     def __call__(
         self, function: Callable[Concatenate[Context[Any], ...], Returned]
+    ) -> JobType[None]: ...
+
+
+class ChunkDecorator(Protocol):
+    """What ``@jobs.handler(..., chunk=100)`` returns: a handler gets the args of several jobs."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[Context[Any], list[A]], ChunkReturned]
+    ) -> JobType[A]: ...
+    @overload
+    def __call__(self, function: Callable[[Context[Any]], ChunkReturned]) -> JobType[None]: ...
+
+
+class ResourceChunkDecorator(Protocol):
+    """The same of a BGJob with ``provide=``."""
+
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context[Any], list[A], ...], ChunkReturned]
+    ) -> JobType[A]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[Context[Any], ...], ChunkReturned]
     ) -> JobType[None]: ...
 
 

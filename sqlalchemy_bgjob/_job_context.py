@@ -23,6 +23,7 @@ class JobLogFilter(logging.Filter):
 
     These are ``job_id``, ``job_type``, ``queue`` and ``attempt``, and the named headers of the job.
     A record has none of them outside of handlers, and keeps what it has. It lets every record pass.
+    In a call for several jobs it has no ``job_id``, and those headers in which all of them agree.
 
     Add it to a logging handler, ``handler.addFilter(JobLogFilter())``, and not to a logger, whose
     filters don't see the records of other loggers. If there is a ``QueueHandler``, add it to that
@@ -40,14 +41,20 @@ class JobLogFilter(logging.Filter):
         """Add the fields; always True."""
         run = running.get()
         if run is not None:
-            job = run.job
+            job, *others = run.jobs
             fields = vars(record)
-            fields.setdefault("job_id", job.id)
+            if not others:
+                fields.setdefault("job_id", job.id)
             fields.setdefault("job_type", job.type)
             fields.setdefault("queue", job.queue)
             fields.setdefault("attempt", job.attempt)
             headers = job.headers if isinstance(job.headers, dict) else {}  # SQL writes any JSON
             for name in self._headers:
-                if name in headers:
+                if name in headers and all(_has(one, name, headers[name]) for one in others):
                     fields.setdefault(name, headers[name])
         return True
+
+
+def _has(job: Any, name: str, value: object) -> bool:
+    headers = job.headers if isinstance(job.headers, dict) else {}
+    return name in headers and bool(headers[name] == value)

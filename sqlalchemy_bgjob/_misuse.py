@@ -15,7 +15,8 @@ def name_of(given: object) -> str:
 
 def refuse_unknown(call: str, given: Mapping[str, object], declared: Any) -> None:
     """Refuse keywords that the TypedDict *declared* does not have, as Python refuses them."""
-    if given and (unknown := given.keys() - declared.__optional_keys__):
+    known = declared.__optional_keys__ | declared.__required_keys__
+    if given and (unknown := given.keys() - known):
         raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r}")
 
 

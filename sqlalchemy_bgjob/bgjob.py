@@ -10,13 +10,21 @@ from typing_extensions import TypeVar
 from ._db.errors import did_you_mean
 from ._db.targets import SyncTarget
 from ._dead_jobs import DeadJobVerbs
-from ._decorators import AroundJobs, Decorator, Provide, ResourceDecorator, TableNames
+from ._decorators import (
+    AroundJobs,
+    ChunkDecorator,
+    Decorator,
+    Provide,
+    ResourceChunkDecorator,
+    ResourceDecorator,
+    TableNames,
+)
 from ._drafts import validation
 from ._drafts.draft import UNTYPED
 from ._drafts.options import EnqueueOptions
 from ._enqueue.one import JobRef, enqueue_type
 from ._handlers.additions import Additions
-from ._handlers.options import HandlerKeywords, HandlerOptions, handler_options
+from ._handlers.options import ChunkKeywords, HandlerKeywords, HandlerOptions, handler_options
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
 from ._lifecycle.cancel import HasCancel
@@ -160,14 +168,16 @@ class BGJob(HasCancel, HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Gen
 
     # ---- handlers ---------------------------------------------------------------------------
 
-    @needs_a_type
+    @overload
     def handler(
-        self,
-        type: str,
-        *,
-        queue: str = "default",
-        **options: Unpack[HandlerKeywords],
-    ) -> Decorator:
+        self, type: str, *, queue: str = "default", **options: Unpack[HandlerKeywords]
+    ) -> Decorator: ...
+    @overload
+    def handler(
+        self, type: str, *, queue: str = "default", **options: Unpack[ChunkKeywords]
+    ) -> ChunkDecorator: ...
+    @needs_a_type
+    def handler(self, type: str, *, queue: str = "default", **options: Any) -> Any:
         """Register a function ``f(ctx)`` or ``f(ctx, arg)``, or a coroutine, as a type's handler.
 
         Args are checked against the annotation of *arg* when they are enqueued, and decoded to it
@@ -200,20 +210,30 @@ class BGJob(HasCancel, HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Gen
                 is lost until it ends; see ``max_stuck``.
             on_expiry: What becomes of a job that was not started before it expired: ``"dlq"``, the
                 default, moves it to the DLQ, and ``"drop"`` deletes it.
+            chunk: The most jobs for which the function is called at once, up to 10,000. It then
+                takes a list of args, ``f(ctx, args)``, and returns one outcome for all jobs, or a
+                dict of outcomes by job id; those that are not in it are complete. By default None:
+                each job is a call of its own, with its arg. After a call for several jobs has
+                raised, each of them runs alone; see the guide on chunks.
+            wait: With *chunk*, how long a job that was claimed waits for others while the chunk is
+                not full, in seconds or a timedelta; at most a ``heartbeat_interval``. By default
+                0: a call is for those that are there.
 
         Raises:
             ValueError: The type has a handler already, or a value is out of its range.
-            TypeError: The function does not take (ctx) or (ctx, arg), its arg can't be JSON, or it
-                takes something else by keyword than what ``provide=`` gives.
+            TypeError: The function does not take (ctx) or (ctx, arg), its arg can't be JSON, with
+                *chunk* it is no list, or it takes something else by keyword than what ``provide=``
+                gives.
         """
-        checked = handler_options("BGJob.handler", options)
+        given = cast(ChunkKeywords, options)
+        checked = handler_options("BGJob.handler", given, ChunkKeywords)
 
         def register(function: Callable[..., Any]) -> JobType[Any]:
             made = self._make(function, type, queue, checked)
             self.registry.add(made)
             return made
 
-        return cast(Decorator, register)
+        return register
 
     def default_handler(
         self,
@@ -377,9 +397,17 @@ if TYPE_CHECKING:
     class BGJobWithResources(BGJob[J, D]):
         """For type checkers alone: what a BGJob is that has ``provide=``."""
 
-        def handler(  # noqa: D102
+        @overload
+        def handler(
             self, type: str, *, queue: str = "default", **options: Unpack[HandlerKeywords]
         ) -> ResourceDecorator: ...
+        @overload
+        def handler(
+            self, type: str, *, queue: str = "default", **options: Unpack[ChunkKeywords]
+        ) -> ResourceChunkDecorator: ...
+        def handler(  # noqa: D102
+            self, type: str, *, queue: str = "default", **options: Any
+        ) -> Any: ...
         def default_handler(  # noqa: D102
             self, queue: str = "default", **options: Unpack[HandlerKeywords]
         ) -> ResourceDecorator: ...

@@ -1,6 +1,6 @@
 """What an application adds to all of its jobs: middleware, resources, and headers at enqueue."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -115,7 +115,7 @@ class Carried:
 
     def function(self, call: Callable[[], Any], ctx: Any) -> Any:
         """For functions, as middleware."""
-        tokens = self._set(ctx.job.headers)
+        tokens = self._set(ctx.jobs)
         try:
             return call()
         finally:
@@ -123,17 +123,20 @@ class Carried:
 
     async def coroutine(self, call: Callable[[], Any], ctx: Any) -> Any:
         """For coroutines, as middleware."""
-        tokens = self._set(ctx.job.headers)
+        tokens = self._set(ctx.jobs)
         try:
             return await call()
         finally:
             _reset(tokens)
 
-    def _set(self, headers: Mapping[str, Any]) -> list[tuple[ContextVar[Any], Any]]:
+    def _set(self, jobs: Sequence[Any]) -> list[tuple[ContextVar[Any], Any]]:
+        """Set those in which all jobs of the call agree; most calls are for one job."""
+        first, *others = (job.headers for job in jobs)
         return [
-            (variable, variable.set(headers[name]))
+            (variable, variable.set(first[name]))
             for name, variable in self._variables.items()
-            if name in headers
+            if name in first
+            and all(name in headers and headers[name] == first[name] for headers in others)
         ]
 
 

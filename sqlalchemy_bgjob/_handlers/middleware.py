@@ -68,7 +68,7 @@ class Layer(NamedTuple):
 
     def refuse(self, ctx: Any, *args: Any) -> Any:
         """Instead of a handler that must not go without: a TypeError."""
-        raise TypeError(self.why_it_lacks([ctx.job.type]))
+        raise TypeError(self.why_it_lacks([ctx.jobs[0].type]))
 
     def why_it_lacks(self, types: Iterable[str]) -> str:
         """What is wrong, and the remedy, for handlers of these types."""

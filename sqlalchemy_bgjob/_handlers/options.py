@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, Required, TypedDict
 
 from .._drafts import validation
 from .._misuse import refuse_unknown
@@ -11,6 +11,8 @@ from ..settings import DEFAULT_MAX_ATTEMPTS
 
 OnExpiry = Literal["dlq", "drop"]
 ISOLATION_LEVELS: Final = ("READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE")
+MOST_IN_A_CHUNK: Final = 10_000
+"""Jobs of one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,8 @@ class HandlerOptions:
     session: bool = True
     grace: float | None = None
     on_expiry: OnExpiry = "dlq"
+    chunk: int | None = None
+    wait: float = 0.0
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
@@ -52,6 +56,26 @@ class HandlerOptions:
                 f"on_expiry={self.on_expiry!r} is neither 'dlq', which keeps an expired job as a "
                 f"dead one, nor 'drop', which deletes it"
             )
+        self._check_chunk()
+
+    def _check_chunk(self) -> None:
+        if self.chunk is None:
+            if self.wait:
+                raise ValueError(
+                    f"wait={self.wait!r} is for handlers that take chunks; give chunk= too, the "
+                    f"most jobs of one call"
+                )
+            return
+        if not validation.is_int(self.chunk) or not 1 <= self.chunk <= MOST_IN_A_CHUNK:
+            raise ValueError(
+                f"chunk={self.chunk!r} is not 1 to {MOST_IN_A_CHUNK} jobs for one call"
+            )
+        if self.max_attempts == 1:
+            raise ValueError(
+                "max_attempts=1 goes with no chunk=: after a call for several jobs has failed, "
+                "each of them needs a second attempt, alone, to show which one is to blame"
+            )
+        validation.seconds("wait", self.wait)
 
 
 class HandlerKeywords(TypedDict, total=False):
@@ -66,11 +90,21 @@ class HandlerKeywords(TypedDict, total=False):
     on_expiry: OnExpiry
 
 
-def handler_options(call: str, given: HandlerKeywords) -> HandlerOptions:
+class ChunkKeywords(HandlerKeywords, total=False):
+    """The same of a handler that takes chunks."""
+
+    chunk: Required[int]
+    wait: float | timedelta
+
+
+def handler_options(
+    call: str, given: HandlerKeywords, declared: type[Any] = HandlerKeywords
+) -> HandlerOptions:
     """Check the given options; the others get their defaults."""
-    refuse_unknown(call, given, HandlerKeywords)
+    refuse_unknown(call, given, declared)
     options: dict[str, Any] = {**given}
-    for name in ("timeout", "grace"):
-        duration = options.get(name)
-        options[name] = None if duration is None else validation.seconds(name, duration)
+    for name in ("timeout", "grace", "wait"):
+        duration = options.pop(name, None)
+        if duration is not None:
+            options[name] = validation.seconds(name, duration)
     return HandlerOptions(**options)

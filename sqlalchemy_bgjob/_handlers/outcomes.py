@@ -262,6 +262,28 @@ def decide(
             raise TypeError(f"{type(outcome).__name__} is not an outcome that can be settled")
 
 
+def failed_together(error: BaseException, size: int) -> Settlement:
+    """The settlement of each job of a call for *size* jobs that raised an error.
+
+    Which of them is to blame shows only when each runs alone. So all are queued again at once, and
+    the retry policy is asked when one fails then.
+    """
+    words = f"raised by one call for {size} jobs; next time this job runs alone"
+    text = _joined(describe(error), words)
+    return Settlement(Kind.RETRY, delay=0.0, error=text, exception=error)
+
+
+def put_back(reason: BaseException, delay: float = 0.0) -> Settlement:
+    """The settlement of a run that was undone, and that is not the job's own fault."""
+    return Settlement(
+        Kind.RESCHEDULED,
+        delay=delay,
+        error=describe(reason),
+        refund_attempt=True,
+        exception=reason,
+    )
+
+
 _NO_REASON: Final = "attempt {} ended in a Retry that names no error, and max_attempts is {}"
 
 

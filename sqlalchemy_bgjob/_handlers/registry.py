@@ -44,6 +44,7 @@ class JobType(Generic[A]):
         call: What runs a job: the function, within the application's middleware and with the
             resources that it takes. Made when one of these changes, and not for each job.
         resources: The keyword-only parameters that ``provide=`` fills.
+        annotation: The type of a job's arg; a handler that takes chunks gets a list of them.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class JobType(Generic[A]):
         self.annotation: Any
         self.resources: tuple[str, ...]
         self.takes_arg, self.annotation, self.resources = _signature(function, self.additions)
+        if options.chunk is not None and self.takes_arg:
+            self.annotation = _element(function, self.annotation)
         self.codec: Final[Codec] = Codec(self.annotation)
         self.is_coroutine: Final[bool] = is_coroutine(function)
         self._refuse_async_resources()
@@ -291,6 +294,19 @@ def _signature(
             f"define the arg's type at the top level of its module"
         ) from None
     return True, hints[arg.name], resources
+
+
+def _element(function: Callable[..., Any], annotation: Any) -> Any:
+    """What the list that a handler of chunks takes has in it; Any if that is not said."""
+    if annotation in (Any, list, Sequence, typing.List):  # noqa: UP006 - as users write it
+        return Any
+    if typing.get_origin(annotation) in (list, Sequence):
+        return typing.get_args(annotation)[0]
+    shown = getattr(annotation, "__name__", None) or repr(annotation)
+    raise TypeError(
+        f"handler {_full_name(function)} takes chunks, so it gets the args of several jobs at "
+        f"once; write list[{shown}] instead of {shown}, or leave chunk= out"
+    )
 
 
 def _parameters(function: Callable[..., Any], *, as_text: bool = False) -> list[inspect.Parameter]:

@@ -43,6 +43,9 @@ class ClaimedJob:
     # It has crashed a worker before, or this is its last attempt: it must start at once or go back.
     suspect: bool = False
     handler: Any = None  # once the worker has found it
+    # Its handler takes chunks, and it has not failed yet: it may share a call with others.
+    shares: bool = False
+    mates: tuple["ClaimedJob", ...] = ()  # those that it is started with, in one call
 
     @property
     def group(self) -> str | None:

@@ -51,7 +51,13 @@ class Asking:
         with hands.lock:
             now = time.monotonic()
             everything, hands.asks_all = hands.asks_all, False
-            runs = {run.job: run for run in hands.runs() if self._may_be_asked(run, worker_id)}
+            runs = {
+                job: run
+                for run in hands.runs()
+                if run.job.worker_id == worker_id
+                for job in run.jobs
+                if not run.is_asked(job)
+            }
             times = [self._looked_at_from(run, now) for run in runs.values()]
             hands.asks_at = max(min(times), now + self._every) if times else inf
             if everything:
@@ -80,10 +86,7 @@ class Asking:
                 if job not in runs:
                     hands.cancel_ready(job)
                 elif hands.holds(runs[job]):
-                    hands.ask(runs[job])
-
-    def _may_be_asked(self, run: Run, worker_id: int) -> bool:
-        return run.asked_at is None and run.job.worker_id == worker_id
+                    hands.ask(runs[job], job)
 
     def _looked_at_from(self, run: Run, now: float) -> float:
         return (run.started_at or now) + self._every

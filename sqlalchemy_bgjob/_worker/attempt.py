@@ -6,13 +6,12 @@ data, are made on demand: a job that needs neither does not pay for them.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine
 
-from .._db.errors import describe
 from .._db.forks import leave_if_forked
 from .._db.frames import causes
 from .._handlers.around import Around
@@ -21,21 +20,23 @@ from .._handlers.outcomes import (
     CANCELLED,
     COMPLETED,
     INTERRUPTED,
-    Kind,
     Outcome,
     Settlement,
+    put_back,
 )
 from .._job_context import running
-from .._lifecycle.row_errors import RowLocked
+from .._lifecycle.row_errors import RowLocked, RowMissing, RunUndone
 from .._lifecycle.settle import Fate, Pending
 from .._points import HANDLER
 from .._sql import Statements
 from ..exceptions import NoContextManager
-from .call import begin, check_session_is_wanted, conclude, give_up
+from .call import Conclusion, begin, check_session_is_wanted, conclude, give_up
 from .handler_session import HandlerSession, JobEnded, explain_commit_error
 from .permits import NoConnectionInTime
 from .run import Run
 
+Ends = list[tuple[Pending, Fate | None]]
+"""The settlement of each job of a run, and its fate if the handler's own transaction wrote it."""
 AFTER_ROW_LOCKED: Final = 5.0
 """Seconds until a job runs again whose settlement met a lock of a user's transaction."""
 
@@ -133,7 +134,7 @@ class Attempt:
         """Whether there is a session, which means that :meth:`end` may wait for the database."""
         return self._unit is not None
 
-    def execute(self) -> tuple[Pending, Fate | None]:
+    def execute(self) -> Ends:
         """Run a function, from :meth:`begin` to :meth:`end`, in a context that is its own."""
         running.set(self._run)
         around = self.around
@@ -145,7 +146,7 @@ class Attempt:
             return self.end(None, error)
         return self.end(returned, None)
 
-    def _execute_around(self, around: Around) -> tuple[Pending, Fate | None]:
+    def _execute_around(self, around: Around) -> Ends:
         returned: Any = None
         error: BaseException | None = None
         try:
@@ -158,70 +159,77 @@ class Attempt:
         around.leave(error)
         return ended
 
-    def end(self, returned: Any, error: BaseException | None) -> tuple[Pending, Fate | None]:
-        """The settlement, and its fate if the handler's own transaction wrote it. Never raises."""
+    def end(self, returned: Any, error: BaseException | None) -> Ends:
+        """What became of the jobs. Never raises."""
         self._over = True
         run, unit = self._run, self._unit
         run.handled = True
         leave_if_forked(self._environment.process, run.job.type, error)
         if HANDLER.listeners:
-            HANDLER.reached(run.job)
+            _reached(run)
         asked, said = run.asked_at is not None, returned if error is None else error
-        if said is None and unit is None and run.deadline is None and not asked:
-            return Pending(run.job, COMPLETED), None
+        is_plain = run.deadline is None and run.handler.options.chunk is None
+        if said is None and unit is None and is_plain and not asked:
+            return [(Pending(run.job, COMPLETED), None)]
         try:
             if run.is_given_up(said):
-                return Pending(run.job, CANCELLED), None
+                return self._all(CANCELLED)
             if unit is not None and error is not None:
                 unit.complete(error)
             excuse = self._excuse(error)
             if excuse is not None and returned is None and not isinstance(error, Outcome):
-                return self._put_off(excuse), None
-            end = conclude(run, returned, error)
-            pending = Pending(run.job, end.settlement)
-            if not end.keeps_writes or unit is None:
-                return pending, None
+                return self._put_off(excuse)
+            ends = conclude(run, returned, error)
+            kept = [Pending(end.job, end.settlement) for end in ends if end.keeps_writes]
+            if not kept or unit is None:
+                return _by_loop(ends)
+            rest = _by_loop(end for end in ends if not end.keeps_writes)
             # Set one flag, then read the others: an interruption does so in the opposite order.
             # Either it leaves this commit its time, or there is no commit.
             run.committing = True
             if run.cancelled:
-                return Pending(run.job, INTERRUPTED), None
+                return self._all(INTERRUPTED)
             if run.is_given_up(said):
-                return Pending(run.job, CANCELLED), None
-            return self._commit(unit, pending, outcome_was_named=returned is not None)
+                return self._all(CANCELLED)
+            return [*self._commit(unit, kept, outcome_was_named=returned is not None), *rest]
         except BaseException as strange:
-            return Pending(run.job, give_up(run, strange).settlement), None
+            return _by_loop(give_up(run, strange))
         finally:
             if unit is not None:
                 if run.connected is None:
                     run.connected = unit.reached or None
                 unit.discard()
 
+    def _all(self, settlement: Settlement) -> Ends:
+        return [(Pending(job, settlement), None) for job in self._run.jobs]
+
     def _commit(
-        self, unit: HandlerSession, pending: Pending, *, outcome_was_named: bool
-    ) -> tuple[Pending, Fate | None]:
+        self, unit: HandlerSession, items: list[Pending], *, outcome_was_named: bool
+    ) -> Ends:
         run = self._run
+        by_id = {item.job.id: item for item in items}
         try:
             fate = unit.commit(
-                self._environment.statements, pending, outcome_was_named=outcome_was_named
+                self._environment.statements, items, outcome_was_named=outcome_was_named
             )
-            return pending, fate
+            return [(item, fate) for item in items]
         except RowLocked as locked:
             # Nobody's fault: the attempt is refunded, and the slot serves others meanwhile.
-            pending.settlement = Settlement(
-                Kind.RESCHEDULED,
-                delay=AFTER_ROW_LOCKED,
-                error=describe(locked),
-                refund_attempt=True,
-                exception=locked,
-            )
+            for id, item in by_id.items():
+                item.settlement = put_back(locked, AFTER_ROW_LOCKED if id in locked.ids else 0.0)
         except BaseException as refusal:
             unit.complete(refusal)
             excuse = self._excuse(refusal)
             if excuse is not None:  # the last flush sent its first statement, or its first write
-                return self._put_off(excuse), None
-            pending.settlement = conclude(run, None, explain_commit_error(refusal)).settlement
-        return pending, None
+                return self._put_off(excuse)
+            for end in conclude(run, None, explain_commit_error(refusal)):
+                if (failed := by_id.get(end.job.id)) is not None:
+                    failed.settlement = end.settlement
+            if isinstance(refusal, RowMissing):
+                # Most probably their leases were lost. What was undone of the others is no failure.
+                for id in by_id.keys() - refusal.ids:
+                    by_id[id].settlement = put_back(RunUndone(len(refusal.ids)))
+        return [(item, None) for item in items]
 
     def _excuse(self, error: BaseException | None) -> BaseException | None:
         """Why the handler is not to blame: no context, no connection, or an unfit session.
@@ -238,17 +246,21 @@ class Attempt:
             return NoConnectionInTime()
         return None if error is None else unit.unfit(error)
 
-    def _put_off(self, excuse: BaseException) -> Pending:
-        """Refund the attempt; the worker decides how long the job waits."""
+    def _put_off(self, excuse: BaseException) -> Ends:
+        """Refund the attempt; the worker decides how long the jobs wait."""
         self._run.connected = False
-        settlement = Settlement(
-            Kind.RESCHEDULED,
-            delay=0.0,
-            error=describe(excuse),
-            refund_attempt=True,
-            exception=excuse,
-        )
-        return Pending(self._run.job, settlement, error=excuse)
+        settlement = put_back(excuse)
+        return [(Pending(job, settlement, error=excuse), None) for job in self._run.jobs]
+
+
+def _by_loop(ends: Iterable[Conclusion]) -> Ends:
+    """Settlements that the worker's loop is to write."""
+    return [(Pending(end.job, end.settlement), None) for end in ends]
+
+
+def _reached(run: Run) -> None:
+    for job in run.jobs:
+        HANDLER.reached(job)
 
 
 def _stems_from(error: BaseException | None, cancellation: type[BaseException]) -> bool:

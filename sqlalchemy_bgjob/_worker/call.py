@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 from .._drafts.codec import Encoded
 from .._handlers.outcomes import (
+    CANCELLED,
+    COMPLETE,
     UNCHANGED,
+    Cancelled,
     MoveToDlq,
     Outcome,
     Reschedule,
@@ -16,22 +19,27 @@ from .._handlers.outcomes import (
     Settlement,
     decide,
     failed,
+    failed_together,
 )
+from .._lifecycle.claim import ClaimedJob
 from ..exceptions import InvalidArg
 from ..telemetry._job_log import log_policy_problem, log_stack
+from .chunk import ChunkRun
 from .run import Context, Run
 
 
 class Conclusion(NamedTuple):
-    """What a call came to.
+    """What a call came to for one of its jobs.
 
     Attributes:
+        job: The job.
         outcome: What the handler said, or what its error means.
         settlement: What follows from that by the handler's options.
         keeps_writes: Whether the session's writes are to be committed.
         error: What the handler raised, or what is wrong with what it returned.
     """
 
+    job: ClaimedJob
     outcome: Outcome
     settlement: Settlement
     keeps_writes: bool
@@ -44,12 +52,17 @@ def begin(run: Run, make_session: Callable[[], Any], state: Any = None) -> Any:
     The function is called within the application's middleware, and with its resources.
 
     Raises:
-        MoveToDlq: The arg can't be decoded; no attempt will ever decode it.
+        MoveToDlq: The arg can't be decoded, or none of a chunk; no attempt will ever decode it.
     """
     handler = run.handler
     context = Context(run, make_session, state)
     if not handler.takes_arg:
         return handler.call(context)
+    if isinstance(run, ChunkRun):
+        args = run.args()
+        if not args:
+            raise MoveToDlq("no arg of the chunk can be decoded")
+        return handler.call(context, args)
     try:
         arg = handler.decode(run.job.arg, run.job.headers)
     except InvalidArg as error:
@@ -67,25 +80,67 @@ def check_session_is_wanted(run: Run) -> None:
         raise RuntimeError(f"the handler of {run.handler.type!r} has session=False")
 
 
-def conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:
-    """Conclude from what a handler returned or raised.
+def conclude(run: Run, returned: Any, error: BaseException | None) -> list[Conclusion]:
+    """Conclude from what a handler returned or raised, for each of its jobs.
 
     Its writes are kept if it returned an outcome, or None before its deadline, unless a new arg
     can't be encoded.
     """
     try:
-        return _conclude(run, returned, error)
+        if isinstance(run, ChunkRun):
+            return _conclude_chunk(run, returned, error)
+        return [_conclude(run, returned, error)]
     except Exception as strange:  # an exception that can't even be looked at
         return give_up(run, strange)
 
 
-def give_up(run: Run, strange: BaseException) -> Conclusion:
+def give_up(run: Run, strange: BaseException) -> list[Conclusion]:
     """Conclude that the attempt failed, by an error met while its end was recorded."""
     text = f"a {type(strange).__name__} while the handler's end was recorded"
-    return _settled(run, Retry(None, text), error=strange)
+    return [_settled(run, job, Retry(None, text), error=strange) for job in run.jobs]
+
+
+def _conclude_chunk(run: ChunkRun, returned: Any, error: BaseException | None) -> list[Conclusion]:
+    """Conclude for the jobs of a chunk: what is undone of one is undone of all."""
+    ends = [
+        _settled(run, job, MoveToDlq(run.refused[job.id]), error=run.refused[job.id])
+        for job in run.jobs
+        if job.id in run.refused
+    ]
+    called = run.called
+    said: dict[str, Outcome | None] = {}
+    new_args: dict[str, Encoded | None] = {}
+    if error is None:
+        try:
+            said = run.outcomes(returned)
+            new_args = {id: _new_arg(run, outcome) for id, outcome in said.items()}
+        except Exception as useless:
+            error = useless
+    together = error is not None and len(called) > 1 and not isinstance(error, Outcome)
+    if error is not None and together:
+        log_stack(run.job, run.handler, error)
+    for job in called:
+        outcome = said.get(job.id)
+        if run.is_asked(job) if error is not None else run.ends_cancelled(job, outcome):
+            ends.append(Conclusion(job, Cancelled(), CANCELLED, error is None, error))
+        elif error is None:
+            ends.append(_settled(run, job, outcome or COMPLETE, new_args[job.id], error=None))
+        elif together:
+            settlement = failed_together(error, len(called))
+            ends.append(Conclusion(job, Retry(0.0, error), settlement, False, error))
+        else:
+            ends.append(_settled(run, job, failed(error), error=error))
+    return ends
+
+
+def _new_arg(run: Run, outcome: Outcome | None) -> Encoded | None:
+    if not isinstance(outcome, Reschedule) or outcome.arg is UNCHANGED:
+        return None
+    return run.handler.codec.encode(outcome.arg)
 
 
 def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:
+    job = run.job
     if error is None:
         try:
             outcome = run.outcome(returned)
@@ -93,20 +148,23 @@ def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusio
             error = useless
     if error is not None:
         outcome = failed(error)
-    arg: Encoded | None = None
-    if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
-        try:
-            arg = run.handler.codec.encode(outcome.arg)
-        except Exception as refusal:
-            return _settled(run, failed(refusal), error=refusal)
-    return _settled(run, outcome, arg, error=error)
+    try:
+        arg = _new_arg(run, outcome)
+    except Exception as refusal:
+        return _settled(run, job, failed(refusal), error=refusal)
+    return _settled(run, job, outcome, arg, error=error)
 
 
 def _settled(
-    run: Run, outcome: Outcome, arg: Encoded | None = None, *, error: BaseException | None
+    run: Run,
+    job: ClaimedJob,
+    outcome: Outcome,
+    arg: Encoded | None = None,
+    *,
+    error: BaseException | None,
 ) -> Conclusion:
     """Settle an outcome by the handler's options; log a traceback or a bad retry policy."""
-    handler, job = run.handler, run.job
+    handler = run.handler
     log_stack(job, handler, getattr(outcome, "error", None))
     settlement = decide(
         outcome,
@@ -117,4 +175,4 @@ def _settled(
     )
     if settlement.policy_problem is not None:
         log_policy_problem(handler, settlement.policy_problem)
-    return Conclusion(outcome, settlement, error is None, error)
+    return Conclusion(job, outcome, settlement, error is None, error)

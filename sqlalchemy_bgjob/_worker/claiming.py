@@ -326,6 +326,8 @@ class Claiming:
             return dead
         job.suspect = job.crashes > 0 or (limit is not None and job.attempt >= limit)
         job.handler = handler
+        if handler.options.chunk is not None:
+            job.shares = job.attempt == 1 and not job.suspect
         return None
 
     def _find(self, type: str, queue: str) -> JobType[Any] | None:

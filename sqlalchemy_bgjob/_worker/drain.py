@@ -77,7 +77,8 @@ class Drain:
         for run in self._hands.runs():
             run.cancelled = True
             if not (run.committing and self._interruptions == 1):
-                times = interruptions(self._hands.interrupt(run).error)
-                if times >= OFTEN:
-                    often.append((run.job, times))
+                for item in self._hands.interrupt(run):
+                    times = interruptions(item.settlement.error)
+                    if times >= OFTEN:
+                        often.append((item.job, times))
         return []

@@ -15,7 +15,7 @@ The job's row is not locked while the handler runs, so the handler can't release
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -281,21 +281,21 @@ class HandlerSession:
             return None
 
     def commit(
-        self, statements: Statements, pending: Pending, *, outcome_was_named: bool
+        self, statements: Statements, items: Sequence[Pending], *, outcome_was_named: bool
     ) -> Fate | None:
         """Flush, settle and commit in one transaction; None if no statement ever ran.
 
         Args:
             statements: Those of the tables.
-            pending: What is to be settled.
+            items: What is to be settled: all of it, or nothing is committed.
             outcome_was_named: Whether the handler returned an outcome, and not None.
 
         Raises:
             WritesUndone: What the handler had written was lost before it returned.
             TransactionEnded: The handler has ended the transaction.
-            RowMissing, RowKept: The job can't be settled here. Whether its lease was lost, only the
+            RowMissing, RowKept: A job can't be settled here. Whether its lease was lost, only the
                 worker's own settlement can tell.
-            Exception: Nothing was committed, unless the COMMIT got no answer: then *pending* has
+            Exception: Nothing was committed, unless the COMMIT got no answer: then *items* have
                 the transaction's id.
         """
         session = self._session
@@ -323,46 +323,48 @@ class HandlerSession:
         nested = connection.get_nested_transaction()
         if nested is not None:
             nested.commit()
-        xid = self._write(connection, statements, pending)
-        pending.xid, pending.if_committed = xid, pending.settlement
+        xid = self._write(connection, statements, items)
+        _note_transaction(items, xid)
         connection.commit()
         if SETTLE.listeners:
-            SETTLE.reached([pending])
-        pending.xid = None
+            SETTLE.reached(list(items))
+        _note_transaction(items, None)
         if transaction is not None:
             try:
                 session.commit()
             except Exception as error:  # a hook's own failure; the job is settled
                 logger.error(
-                    "job %s: after the commit: %s", pending.job.id, summary(error, place=True)
+                    "job %s: after the commit: %s", items[0].job.id, summary(error, place=True)
                 )
         self._release()
         return Fate.SETTLED
 
     def _write(
-        self, connection: Connection, statements: Statements, pending: Pending
+        self, connection: Connection, statements: Statements, items: Sequence[Pending]
     ) -> str | None:
-        """Write the settlement, waiting for a moment if another transaction has locked the row.
+        """Write the settlements, waiting for a moment if another transaction has locked a row.
 
         Raises:
             RowLocked: It is locked for longer: a user's open transaction refers to the job.
             RowMissing: There is no such row with this lease.
             RowKept: There is one, and the statement did not settle it.
         """
-        held, xid = write(connection, statements, [pending])
-        if held:
+        held, xid = write(connection, statements, items)
+        if len(held) == len(items):
             return xid
-        if not still_holds(connection, statements, pending):
-            raise RowMissing
+        items = [item for item in items if item.job.id not in held]
+        _refuse_missing(connection, statements, items)
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
         try:
-            held, xid = write(connection, statements, [pending], wait=True)
+            held, xid = write(connection, statements, items, wait=True)
         except DBAPIError as error:
             if sqlstate(error) == "55P03":
-                raise RowLocked from None
+                raise RowLocked(item.job.id for item in items) from None
             raise
-        if not held:
-            raise RowKept if still_holds(connection, statements, pending) else RowMissing
+        if len(held) < len(items):
+            items = [item for item in items if item.job.id not in held]
+            _refuse_missing(connection, statements, items)
+            raise RowKept
         return xid
 
     def discard(self) -> None:
@@ -389,6 +391,20 @@ class HandlerSession:
         if connection is not None:
             with suppress(BaseException):  # a cancellation: the connection is given back anyway
                 self._disconnect(connection)
+
+
+def _note_transaction(items: Sequence[Pending], xid: str | None) -> None:
+    """Which transaction is to settle them, while the answer to its COMMIT is waited for."""
+    for item in items:
+        item.xid, item.if_committed = xid, item.settlement
+
+
+def _refuse_missing(
+    connection: Connection, statements: Statements, items: Sequence[Pending]
+) -> None:
+    missing = [it.job.id for it in items if not still_holds(connection, statements, it)]
+    if missing:
+        raise RowMissing(missing)
 
 
 def explain_commit_error(error: BaseException) -> BaseException:

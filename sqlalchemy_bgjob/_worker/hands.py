@@ -7,15 +7,16 @@ observer while holding the lock.
 
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 
-from .._handlers.outcomes import CANCELLED, Settlement, interrupted
+from .._handlers.outcomes import CANCELLED, interrupted
 from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.settle import Fate, Pending
 from .._points import STARTING
 from ..settings import WorkerSettings
 from ..telemetry import Events, event_of
+from .chunk import run_of
 from .overdue import Overdue
 from .plan.planner import Planner
 from .run import Run, job_info
@@ -63,13 +64,14 @@ class Hands:
 
     def runs(self) -> list[Run]:
         """All runs that go on. Under the lock."""
-        return [*self._runs.values(), *self._late_runs]
+        return list(dict.fromkeys((*self._runs.values(), *self._late_runs)))
 
     def known(self) -> list[ClaimedJob]:
         """All jobs that this worker knows it has claimed."""
         with self.lock:
             unsettled = [item.job for item in self.planner.unsettled()]
-            return [*unsettled, *(run.job for run in self.runs()), *self.planner.ready()]
+            running = (job for run in self.runs() for job in run.jobs)
+            return [*unsettled, *running, *self.planner.ready()]
 
     def lost(self) -> None:
         """All of this worker's leases are over: others have taken its jobs."""
@@ -83,20 +85,23 @@ class Hands:
     def take_up(self, job: ClaimedJob) -> Run:
         """Make a run of a job that leaves the planner, without releasing the lock in between.
 
-        In between, the job would look like an unknown claim, or miss that its lease was lost.
+        In between, the job would look like an unknown claim, or miss that its lease was lost. Its
+        mates leave the planner with it.
         """
+        run = run_of(job, job.handler)
         if STARTING.listeners:
-            STARTING.reached(job)
-        run = Run(job, job.handler)
+            for one in run.jobs:
+                STARTING.reached(one)
         self.overdue.starts(run)
         if self.asks_at == inf:
             self.asks_at = time.monotonic() + self._settings.heartbeat_interval
-        earlier = self._runs.get(job.id)
-        self._runs[job.id] = run
-        if earlier is not None:
-            self._late_runs.add(earlier)
-        if self._tells_starts:
-            self._events.emit("job_started", run.info)
+        for one in run.jobs:
+            earlier = self._runs.get(one.id)
+            self._runs[one.id] = run
+            if earlier is not None:
+                self._late_runs.add(earlier)
+            if self._tells_starts:
+                self._events.emit("job_started", run.info_of(one))
         return run
 
     def holds(self, run: Run) -> bool:
@@ -105,22 +110,28 @@ class Hands:
 
     def let_go(self, run: Run) -> bool:
         """Take a run out of these hands; False if it had left them already. Under the lock."""
-        if self._runs.get(run.job.id) is run:
-            del self._runs[run.job.id]
-            return True
+        held = False
+        for job in run.jobs:
+            if self._runs.get(job.id) is run:
+                del self._runs[job.id]
+                held = True
         if run in self._late_runs:
             self._late_runs.discard(run)
-            return True
-        return False
+            held = True
+        return held
 
-    def interrupt(self, run: Run) -> Settlement:
-        """Release a run that goes on, its attempt refunded; its settlement. Under the lock."""
-        settlement = interrupted(run.job.last_error) if run.asked_at is None else CANCELLED
+    def interrupt(self, run: Run) -> list[Pending]:
+        """Release a run that goes on, its attempts refunded; its settlements. Under the lock."""
+        items = [
+            Pending(job, CANCELLED if run.is_asked(job) else interrupted(job.last_error))
+            for job in run.jobs
+        ]
         self.let_go(run)
         self.planner.finished(run.job, 0.0)
-        self.planner.settle_later(Pending(run.job, settlement), 0.0)
+        for item in items:
+            self.planner.settle_later(item, 0.0)
         self._runtime.cancel(run)
-        return settlement
+        return items
 
     # ---- jobs that are to be cancelled ----------------------------------------------------------
 
@@ -130,9 +141,10 @@ class Hands:
             self.asks_at, self.asks_all = 0.0, True
         self._runtime.wake()
 
-    def ask(self, run: Run) -> None:
-        """Tell a run that its job is to be cancelled. Under the lock."""
-        run.asked_at = time.monotonic()
+    def ask(self, run: Run, job: ClaimedJob) -> None:
+        """Tell a run that a job of it is to be cancelled. Under the lock."""
+        if not run.ask(job):
+            return  # others of the same call go on
         self.overdue.asked(run)
         if not run.handled:  # what follows the handler is not its own, and must not be cancelled
             self._runtime.cancel(run)
@@ -144,8 +156,8 @@ class Hands:
 
     # ---- runs that do not end -------------------------------------------------------------------
 
-    def give_up_run(self, run: Run, settlement: Settlement) -> bool:
-        """Settle the job of a run that goes on; its slot is lost until it ends. Under the lock.
+    def give_up_run(self, run: Run, items: Iterable[Pending]) -> bool:
+        """Settle the jobs of a run that goes on; its slot is lost until it ends. Under the lock.
 
         Returns False if the run commits just now, and is to be looked at again.
         """
@@ -156,9 +168,9 @@ class Hands:
         self.let_go(run)
         self.planner.lose_slot(run.job.queue)
         self.stuck[run] = True
-        pending = Pending(run.job, settlement)
-        pending.seconds = time.monotonic() - run.started_at
-        self.planner.settle_later(pending, 0.0)
+        for item in items:
+            item.seconds = time.monotonic() - run.started_at
+            self.planner.settle_later(item, 0.0)
         if not run.handled:
             self._runtime.cancel(run)
         return True
@@ -184,7 +196,7 @@ class Hands:
         event = "job_lease_lost" if fate is Fate.STALE else event_of(item.settlement)
         if event is None or not self._events.wants(event):
             return
-        info = run.info if run else job_info(item.job)
+        info = run.info_of(item.job) if run else job_info(item.job)
         if fate is Fate.STALE:
             self._events.emit(event, info)
         else:

@@ -33,7 +33,12 @@ def job_info(job: ClaimedJob) -> JobInfo:
 
 
 class Run:
-    """One run of one job, as the worker and the handler share it."""
+    """One call of a handler, as the worker and the handler share it.
+
+    Attributes:
+        job: Its job; of a chunk the first one, whose queue and worker are those of all.
+        jobs: All its jobs.
+    """
 
     __slots__ = (
         "_info",
@@ -45,6 +50,7 @@ class Run:
         "handled",
         "handler",
         "job",
+        "jobs",
         "lease_lost",
         "started_at",
         "stuck",
@@ -55,6 +61,7 @@ class Run:
 
     def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
         self.job: ClaimedJob = job
+        self.jobs: tuple[ClaimedJob, ...] = (job,)
         self.handler: JobType[Any] = handler
         self.lease_lost: bool = False
         # The worker ends, or has given the job to others: the handler is to stop at once.
@@ -86,6 +93,19 @@ class Run:
     def late(self) -> bool:
         """Whether the handler's ``timeout`` is over."""
         return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def ask(self, job: ClaimedJob) -> bool:
+        """Note that somebody wants a job to be cancelled; whether the whole run is to end."""
+        self.asked_at = time.monotonic()
+        return True
+
+    def is_asked(self, job: ClaimedJob) -> bool:
+        """Whether somebody wants a job to be cancelled."""
+        return self.asked_at is not None
+
+    def tell_asked(self) -> frozenset[str]:
+        """Tell the handler the ids of its jobs that are to be cancelled."""
+        return frozenset() if self.asked_at is None else frozenset({self.job.id})
 
     def is_given_up(self, said: object) -> bool:
         """Whether it ends as cancelled: it was asked to, and its handler did not say Complete().
@@ -125,9 +145,24 @@ class Run:
             self._info = job_info(self.job)
         return self._info
 
+    def info_of(self, job: ClaimedJob) -> JobInfo:
+        """The same of one of its jobs."""
+        return self.info
+
+    @property
+    def infos(self) -> tuple[JobInfo, ...]:
+        """All jobs that its handler is called for."""
+        return (self.info,)
+
+    def __str__(self) -> str:
+        return f"job {self.job.id}"
+
 
 class Context(Generic[S]):
-    """What a handler is given: its job, and a session that commits together with the job's end."""
+    """What a handler is given: its job, and a session that commits together with the job's end.
+
+    A handler that takes chunks is given one for all the jobs of a call.
+    """
 
     __slots__ = ("_make_session", "_run", "state")
 
@@ -138,8 +173,23 @@ class Context(Generic[S]):
 
     @property
     def job(self) -> JobInfo:
-        """The job, with its id, queue, type, attempt, last_error, times and headers."""
-        return self._run.info
+        """The job, with its id, queue, type, attempt, last_error, times and headers.
+
+        Raises:
+            RuntimeError: The handler takes chunks, and has :attr:`jobs`.
+        """
+        run = self._run
+        if run.handler.options.chunk is not None:
+            raise RuntimeError(
+                f"the handler of {run.handler.type!r} takes chunks, and is called for several "
+                f"jobs: use ctx.jobs, which handlers of single jobs have too"
+            )
+        return run.info
+
+    @property
+    def jobs(self) -> tuple[JobInfo, ...]:
+        """The jobs of this call: of a chunk in the order of their args, else the one job."""
+        return self._run.infos
 
     @property
     def session(self) -> S:
@@ -166,14 +216,23 @@ class Context(Generic[S]):
     def cancelled(self) -> bool:
         """Whether the handler should stop.
 
-        Its job was cancelled, its lease was lost, its worker is stopping, or its deadline has
-        passed.
+        Its job was cancelled, or all jobs of its chunk; or a lease was lost, its worker is
+        stopping, or its deadline has passed.
 
         A handler that returns None after its deadline has failed; see ``timeout``. One whose job
         was cancelled ends as cancelled, unless it returns ``Complete()``.
         """
         run = self._run
         return run.cancelled or run.asked_at is not None or run.lease_lost or run.late
+
+    @property
+    def cancelled_jobs(self) -> frozenset[str]:
+        """The ids of those jobs of this call that somebody wants to be cancelled.
+
+        A job of a chunk that was seen here ends as cancelled, unless the handler returns
+        ``Complete()`` for it. So do nothing for it, or undo what was done in a savepoint.
+        """
+        return self._run.tell_asked()
 
     @property
     def deadline(self) -> float | None:

@@ -14,7 +14,7 @@ from .._handlers.outcomes import CANCELLED, HAND_BACK
 from .._handlers.registry import JobType
 from .._lifecycle.settle import Fate, Pending
 from ..telemetry import Events
-from .attempt import Attempt, Environment
+from .attempt import Attempt, Ends, Environment
 from .call import conclude
 from .hands import Hands
 from .heart import Heart
@@ -61,7 +61,8 @@ class Slots:
                 self.closed_until = now + self._backoff.pause()
                 if self._hands.let_go(run):
                     self._hands.planner.not_started(run.job)
-                    self._hands.planner.settle(Pending(run.job, HAND_BACK), now)
+                    for job in run.jobs:
+                        self._hands.planner.settle(Pending(job, HAND_BACK), now)
             self._runtime.wake()
         else:
             self._backoff.reset()
@@ -81,12 +82,12 @@ class Slots:
             if not self.holds(run):
                 return
             # A copy each: no handler finds what an earlier one has left in its thread.
-            following = self.ended(run, *self.context.copy().run(self.attempt(run).execute))
+            following = self.ended(run, self.context.copy().run(self.attempt(run).execute))
 
-    def ended(self, run: Run, pending: Pending, fate: Fate | None) -> Run | None:
+    def ended(self, run: Run, ends: Ends) -> Run | None:
         """A run has ended: returns the next one for its slot, if there is one."""
         now = time.monotonic()
-        pending.seconds = now - run.started_at
+        seconds = now - run.started_at
         queue = run.job.queue
         following: Run | None = None
         hands = self._hands
@@ -96,39 +97,44 @@ class Slots:
                 hands.end_stuck(run)
                 self._runtime.wake()
             if not hands.let_go(run):  # released at shutdown, or given up
-                if fate is Fate.SETTLED:  # but its own commit came first
-                    planner.settled(run.job)
-                    hands.tell(pending, fate, run)
+                for pending, fate in ends:
+                    if fate is Fate.SETTLED:  # but its own commit came first
+                        pending.seconds = seconds
+                        planner.settled(pending.job)
+                        hands.tell(pending, fate, run)
                 return None
             if run.connected is False:
-                self._put_off(run, pending, now)
+                self._put_off(run, [pending for pending, _ in ends], now)
             else:
-                planner.finished(run.job, pending.seconds)
+                planner.finished(run.job, seconds)
                 if self._pauses and run.connected and self._pauses.end(queue):
                     planner.go_on(queue, now)
-            if fate is None:
-                planner.settle(pending, now)
-            else:
-                hands.tell(pending, fate, run)
+            for pending, fate in ends:
+                pending.seconds = seconds
+                if fate is None:
+                    planner.settle(pending, now)
+                else:
+                    hands.tell(pending, fate, run)
             if self._heart.fresh(now):
-                job = planner.next_start(queue)
+                job = planner.next_start(queue, now)
                 following = hands.take_up(job) if job is not None else None
             if following is not None and not planner.needs_attention(queue, now):
                 return following
         self._runtime.wake()
         return following
 
-    def _put_off(self, run: Run, pending: Pending, now: float) -> None:
-        """A run found no connection, or no context: pause its queue's claims, and delay its job.
+    def _put_off(self, run: Run, items: list[Pending], now: float) -> None:
+        """A run found no connection, or no context: pause its queue's claims, and delay its jobs.
 
         Ready jobs that may use a session are handed back; the others still run.
         """
-        queue, error = run.job.queue, pending.error
+        queue, error = run.job.queue, items[0].error
         if error is not None and self._pauses.begins(queue, now):
             self._events.report(error, run.info)
         until = self._pauses.until(queue, now)
         delay = until - now + random.uniform(0.0, SPREAD)
-        pending.settlement = replace(pending.settlement, delay=delay)
+        for pending in items:
+            pending.settlement = replace(pending.settlement, delay=delay)
         planner = self._hands.planner
         for job in planner.put_off(run.job, until, now):
             planner.settle(Pending(job, HAND_BACK), now)
@@ -144,9 +150,9 @@ class Slots:
             self._give_up(run)
         for run in found.overdue:
             logger.warning(
-                "job %s of type %r goes on beyond its timeout of %g s, and keeps its slot until it "
+                "%s of type %r goes on beyond its timeout of %g s, and keeps its slot until it "
                 "returns; let its handler look at ctx.cancelled",
-                run.job.id,
+                run,
                 run.job.type,
                 run.handler.options.timeout,
             )
@@ -154,23 +160,25 @@ class Slots:
     def _give_up(self, run: Run) -> None:
         """Count a stuck run; if its handler has a ``grace``, settle its job and lose its slot."""
         hands, grace = self._hands, run.handler.options.grace
-        settlement = None
+        items: list[Pending] = []
         if grace is not None and not run.lease_lost:
             words = f"the handler went on for {grace:g} s after it was told to end"
             # Outside the lock: the retry policy is the application's.
-            failed = conclude(run, None, TimeoutError(words)).settlement
-            settlement = failed if run.asked_at is None else CANCELLED
+            items = [
+                Pending(end.job, CANCELLED if run.is_asked(end.job) else end.settlement)
+                for end in conclude(run, None, TimeoutError(words))
+            ]
         with hands.lock:
             if not hands.holds(run):
                 return  # it has ended meanwhile
-            if settlement is not None and not hands.give_up_run(run, settlement):
+            if items and not hands.give_up_run(run, items):
                 return
             run.stuck = True
             hands.stuck.setdefault(run, False)
         logger.warning(
-            "job %s of type %r does not end although it was told to: %s; a function must look at "
+            "%s of type %r does not end although it was told to: %s; a function must look at "
             "ctx.cancelled, and a coroutine must not swallow CancelledError",
-            run.job.id,
+            run,
             run.job.type,
-            "its slot is taken until it returns" if settlement is None else "its job is given up",
+            "its job is given up" if items else "its slot is taken until it returns",
         )

@@ -14,8 +14,8 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from .._handlers.outcomes import CANCELLED, HAND_BACK
 from .._job_context import running
-from .._lifecycle.settle import Fate, Pending
-from .attempt import Attempt
+from .._lifecycle.settle import Pending
+from .attempt import Attempt, Ends
 from .permits import close_or_discard
 from .run import Run
 from .runtime import Attendant
@@ -138,7 +138,7 @@ class AsyncRuntime:
                 await around.leave_async(error)
             running.reset(token)
             run.task = None
-            following = slots.ended(run, *ended)
+            following = slots.ended(run, ended)
             del ended, error  # an exception keeps this run's variables
             if following is None:
                 return
@@ -231,9 +231,9 @@ class AsyncRuntime:
         self._threads.close()
 
 
-def _end_elsewhere(slots: "Slots", run: Run, pending: Pending, fate: Fate | None = None) -> None:
+def _end_elsewhere(slots: "Slots", run: Run, ends: Ends) -> None:
     """End a run whose task can do no other; the next run gets a new task or a thread."""
-    following = slots.ended(run, pending, fate)
+    following = slots.ended(run, ends)
     if following is not None:
         slots.start(following)
 
@@ -241,8 +241,11 @@ def _end_elsewhere(slots: "Slots", run: Run, pending: Pending, fate: Fate | None
 def _end_unstarted(slots: "Slots", run: Run) -> None:
     """End a run whose handler was not called."""
     run.started_at = run.started_at or time.monotonic()
-    settlement = HAND_BACK if run.asked_at is None else CANCELLED
-    _end_elsewhere(slots, run, Pending(run.job, settlement))
+    _end_elsewhere(
+        slots,
+        run,
+        [(Pending(j, CANCELLED if run.is_asked(j) else HAND_BACK), None) for j in run.jobs],
+    )
 
 
 def _is_closed_from_outside(attempt: Attempt, task: asyncio.Task[None]) -> bool:
@@ -261,7 +264,7 @@ def _close(attempt: Attempt, raised: GeneratorExit, run: Run, slots: "Slots") ->
     if attempt.around is not None:
         attempt.around.leave(raised)
     if ended is not None:
-        _end_elsewhere(slots, run, *ended)
+        _end_elsewhere(slots, run, ended)
 
 
 def _differs(context: Context) -> bool:

@@ -39,6 +39,7 @@ from ..exceptions import UnknownType
 from ..models import Models
 from ..settings import WorkerSettings
 from .call import begin, check_session_is_wanted, conclude
+from .chunk import run_of
 from .permits import is_autocommit
 from .run import Run
 from .session_events import watch
@@ -192,7 +193,7 @@ class _WorkOne:
         if spent is not None:
             self._settle(job, spent)
             return MoveToDlq(spent.error)
-        run = Run(job, handler)
+        run = run_of(job, handler)
         run.begin()
         return self._call(run)
 
@@ -219,7 +220,7 @@ class _WorkOne:
             returned = self._returned(run, get_session)
         except Exception as raised:
             error = raised
-        end = conclude(run, returned, error)
+        (end,) = conclude(run, returned, error)
         if end.keeps_writes:
             try:
                 if writes is not None:
@@ -232,7 +233,7 @@ class _WorkOne:
                 self._tell(end.error)
                 return end.outcome
             except Exception as refusal:
-                end = conclude(run, None, refusal)
+                (end,) = conclude(run, None, refusal)
         if writes is not None:
             writes.stop()
         if session is not None:

@@ -48,7 +48,7 @@ class FinishedRun:
     """What a run of a job came to."""
 
     seconds: float
-    """How long the handler took; 0 if none was called."""
+    """How long the handler took, for all jobs of a call; 0 if none was called."""
     delay: float | None = None
     """Seconds until the job is due again; None if it is done or dead."""
     error: str | None = None
@@ -87,7 +87,8 @@ class Observer:
         """The job runs again after ``run.delay`` seconds, its attempt refunded.
 
         The handler asked for it, or there was no connection or context for it, or a transaction
-        held a lock on the job's row. Unless the handler asked, ``run.error`` says why.
+        held a lock on the job's row, or its call was undone because another job of it had lost its
+        lease. Unless the handler asked, ``run.error`` says why.
         """
 
     def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:

@@ -15,7 +15,7 @@ from .._handlers.registry import JobType
 from .._lifecycle.claim import ClaimedJob
 from .._sql.words import parameters
 from .._worker.call import begin, check_session_is_wanted
-from .._worker.run import Run
+from .._worker.chunk import run_of
 from .._worker.work_one import Wanted, work_in
 from ..bgjob import BGJob
 from ..exceptions import UnknownType
@@ -66,7 +66,8 @@ class Working(OnTarget):
         is put off, by a retry say, is not due again before :meth:`travel`.
 
         Args:
-            target: A Session or Connection in a transaction, or an asyncio twin.
+            target: A Session or Connection in a transaction, or an asyncio twin. A handler that
+                takes chunks is called for one job at a time.
             *queues: Of these alone.
             raise_errors: Raise what a handler raised that is no outcome, once its job is settled
                 as failed; and an UnknownType, where no handler is registered.
@@ -182,28 +183,16 @@ class Working(OnTarget):
 
         Args:
             handler: The handler.
-            arg: Its arg.
+            arg: Its arg; for a handler that takes chunks, a list of them.
             session: What ``ctx.session`` is.
         """
-        draft = handler.draft(arg, None, {})
-        now = datetime.now().astimezone()
-        job = ClaimedJob(
-            queue=handler.queue,
-            worker_id=0,
-            id=draft.id,
-            type=handler.type,
-            arg=draft.arg,
-            priority=0,
-            attempt=1,
-            crashes=0,
-            lease=1,
-            last_error=None,
-            headers=dict(draft.common.headers or {}) or None,
-            next_run_at=now,
-            created_at=now,
-            updated_at=now,
-            unknown_for=None,
-        )
+        args = [arg]
+        if handler.options.chunk is not None and handler.takes_arg:
+            if not isinstance(arg, list | tuple) or not arg:
+                raise TypeError("the handler takes chunks: give perform() a list of args")
+            args = list(arg)
+        job, *mates = (_claimed(handler, one) for one in args)
+        job.mates = tuple(mates)
 
         def get_session() -> Any:
             check_session_is_wanted(run)
@@ -211,7 +200,7 @@ class Working(OnTarget):
                 raise RuntimeError("the handler uses ctx.session: give perform() session=")
             return session
 
-        run = Run(job, handler)
+        run = run_of(job, handler)
         run.begin()
         return self._kept("perform", begin(run, get_session, self.state))
 
@@ -330,3 +319,26 @@ def _refresh(target: object) -> None:
             target.refresh(instance, attribute_names=columns)
         except InvalidRequestError:  # its row is gone
             target.expire(instance)
+
+
+def _claimed(handler: JobType[Any], arg: Any) -> ClaimedJob:
+    """A job as a worker would have claimed it."""
+    draft = handler.draft(arg, None, {})
+    now = datetime.now().astimezone()
+    return ClaimedJob(
+        queue=handler.queue,
+        worker_id=0,
+        id=draft.id,
+        type=handler.type,
+        arg=draft.arg,
+        priority=0,
+        attempt=1,
+        crashes=0,
+        lease=1,
+        last_error=None,
+        headers=dict(draft.common.headers or {}) or None,
+        next_run_at=now,
+        created_at=now,
+        updated_at=now,
+        unknown_for=None,
+    )

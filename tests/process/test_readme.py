@@ -38,6 +38,7 @@ PAGES = (
     "docs/guides/dead_jobs.md",
     "docs/guides/unique.md",
     "docs/guides/middleware.md",
+    "docs/guides/chunks.md",
     "docs/guides/queue_control.md",
 )
 """Those whose blocks are one program, in this order; pages of frameworks have projects."""

@@ -66,6 +66,42 @@ assert_type(bare_context, JobType[str])
 assert_type(with_a_default, JobType[str])
 
 
+@jobs.handler("a chunk", chunk=100, wait=1.0)
+def takes_a_chunk(ctx: Context[Session], args: list[int]) -> dict[str, Retry] | None:
+    assert_type(ctx.jobs, tuple[JobInfo, ...])
+    return {ctx.jobs[3].id: Retry(60, "locked")}
+
+
+@jobs.handler("a coroutine's chunk", chunk=100, max_attempts=None)
+async def coroutine_takes_a_chunk(ctx: Context[AsyncSession], args: list[str]) -> Outcome | None:
+    return None
+
+
+@jobs.handler("a chunk without args", chunk=100, wait=timedelta(seconds=1))
+def takes_no_args(ctx: Context) -> None: ...
+
+
+assert_type(takes_a_chunk, JobType[int])
+assert_type(coroutine_takes_a_chunk, JobType[str])
+assert_type(takes_no_args, JobType[None])
+
+
+@jobs.handler("one arg of many", chunk=100)  # E: arg-type
+def one_arg_of_many(ctx: Context, arg: int) -> None: ...
+
+
+@jobs.handler("a chunk's result", chunk=100)  # E: arg-type
+def returns_results(ctx: Context, args: list[int]) -> dict[str, int]:
+    return {}
+
+
+@jobs.handler("by itself")
+def outcomes_by_itself(ctx: Context, arg: list[int]) -> None: ...
+
+
+assert_type(outcomes_by_itself, JobType[list[int]])
+
+
 @jobs.handler("of three")  # E: arg-type
 def of_three(ctx: Context, arg: int, more: int) -> None: ...
 
@@ -92,7 +128,7 @@ async def coroutine_returns_a_result(ctx: Context, arg: int) -> int:
     return arg
 
 
-@jobs.handler  # E: arg-type
+@jobs.handler  # E: call-overload
 def without_a_type(ctx: Context) -> None: ...
 
 
@@ -136,6 +172,13 @@ async def coroutine_with_a_resource(ctx: Context[AsyncSession], *, mailer: Maile
 def without_any(ctx: Context[Session], arg: str) -> None: ...
 
 
+@with_resources.handler("a chunk with a resource", chunk=10)
+def chunk_with_a_resource(ctx: Context[Session], args: list[int], *, mailer: Mailer) -> None: ...
+
+
+assert_type(chunk_with_a_resource, JobType[int])
+
+
 @with_resources.default_handler("mail")
 def default_with_a_resource(ctx: Context, arg: Any, *, mailer: Mailer) -> None: ...
 
@@ -154,7 +197,7 @@ def returns_a_result_again(ctx: Context, *, mailer: Mailer) -> int:
     return 1
 
 
-with_resources.handler("g", max_attemts=3)  # E: call-arg
+with_resources.handler("g", max_attemts=3)  # E: call-overload
 
 
 @jobs.middleware
@@ -200,9 +243,11 @@ async def async_lifespan() -> AsyncGenerator[int]:
     yield 1
 
 
-jobs.handler("d", timeout="5")  # E: arg-type
-jobs.handler("e", max_attemts=3)  # E: call-arg
-jobs.handler("f", retry=60)  # E: arg-type
+jobs.handler("d", timeout="5")  # E: call-overload
+jobs.handler("e", max_attemts=3)  # E: call-overload
+jobs.handler("f", retry=60)  # E: call-overload
+jobs.handler("h", wait=1.0)  # E: call-overload
+jobs.handler("i", chunk="10")  # E: call-overload
 
 
 def workers(engine: Engine, async_engine: AsyncEngine) -> None:

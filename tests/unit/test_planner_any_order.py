@@ -79,7 +79,7 @@ class Machine(RuleBasedStateMachine):
         ended = ran.pop(data.draw(st.integers(0, len(ran) - 1)))
         self.core.finished(ended, seconds)
         self.core.settle(done(ended), self.now)
-        if data.draw(st.booleans()) and (following := self.core.next_start(queue)):
+        if data.draw(st.booleans()) and (following := self.core.next_start(queue, self.now)):
             assert queue not in self.paused
             ran.append(following)
             assert len(ran) <= self.slots[queue]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sqlalchemy_bgjob._worker.plan.steps import Claim, Wait
-from support.planning import claim, claim_all, core, job, jobs, start_all, step, taught
+from support.planning import NOW, claim, claim_all, core, job, jobs, start_all, step, taught
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_with_all_slots_taken_half_a_batch_is_claimed_ahead() -> None:
 
     for _ in range(24):
         quick.finished(running.pop(), 0.01)
-        following = quick.next_start("q")
+        following = quick.next_start("q", NOW)
         assert following is not None
         running.append(following)
     assert isinstance(step(quick), Wait)
 
     for _ in range(2):
         quick.finished(running.pop(), 0.01)
-        following = quick.next_start("q")
+        following = quick.next_start("q", NOW)
         assert following is not None
         running.append(following)
     assert step(quick) == claim("q", 26)

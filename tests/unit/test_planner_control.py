@@ -62,7 +62,7 @@ def test_no_slot_takes_a_ready_job_of_a_paused_queue() -> None:
     quick.control(ONE, {"q"}, NOW)
 
     quick.finished(running, 0.001)
-    assert quick.next_start("q") is None
+    assert quick.next_start("q", NOW) is None
 
 
 def test_a_claim_that_comes_after_the_pause_goes_back() -> None:

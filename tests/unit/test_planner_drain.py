@@ -27,7 +27,7 @@ def test_draining_hands_back_waits_settles_and_ends() -> None:
     assert isinstance(back, HandBack)
     assert [one.id for one in back.jobs] == ["job-1", "job-2"]
     assert isinstance(step(ending), Wait)
-    assert ending.next_start("q") is None
+    assert ending.next_start("q", NOW) is None
 
     ending.finished(running, 0.01)
     ending.settle(item := done(running), NOW)

@@ -127,6 +127,6 @@ def test_after_a_run_the_next_claim_waits_for_no_full_slots() -> None:
     assert isinstance(first, Start)
     assert isinstance(step(quick), Start), "none has ended"
     quick.finished(first.job, 0.001)
-    assert quick.next_start("q") is not None, "the slot has gone on by itself"
+    assert quick.next_start("q", NOW) is not None, "the slot has gone on by itself"
 
     assert isinstance(step(quick), Claim)

@@ -60,7 +60,7 @@ def test_a_queue_claimed_from_alone_has_its_turn() -> None:
         found.append({look.queue for look in following.looks})
         for look in following.looks:
             claim_all(three, [one := job(f"{n}", queue=look.queue)], queue=look.queue)
-            assert three.next_start(look.queue) is one
+            assert three.next_start(look.queue, NOW) is one
             three.finished(one, 10.0)
 
     assert {"b"} in found
@@ -104,7 +104,7 @@ def test_a_connection_that_is_found_ends_no_refusal_of_claims() -> None:
     """Refused claims, and sessions without a connection, each have a pause of their own."""
     core = Planner({"q": 2}, WorkerSettings())
     core.claimed("q", [job()], NOW)
-    started = core.next_start("q")
+    started = core.next_start("q", NOW)
     assert started is not None
     core.refused("q", NOW + 60.0, NOW)
 
@@ -119,7 +119,7 @@ def test_a_connection_that_is_found_ends_no_refusal_of_claims() -> None:
 def test_a_refused_claim_shortens_no_pause() -> None:
     core = Planner({"q": 2}, WorkerSettings())
     core.claimed("q", [job()], NOW)
-    started = core.next_start("q")
+    started = core.next_start("q", NOW)
     assert started is not None
     core.put_off(started, NOW + 5.0, NOW)
 

@@ -49,7 +49,7 @@ def test_claims_go_before_settlements_but_not_for_long() -> None:
     for one in ended:
         quick.finished(one, 0.001)
         quick.settle(done(one), NOW)
-    while quick.next_start("q") is not None:
+    while quick.next_start("q", NOW) is not None:
         pass  # the slots go on by themselves
 
     assert isinstance(step(quick, NOW), Claim)

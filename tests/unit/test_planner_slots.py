@@ -46,7 +46,7 @@ def test_never_more_run_than_there_are_slots(slots: int) -> None:
 
     assert len(start_all(full)) == slots
     assert running(full) == slots
-    assert full.next_start("q") is None
+    assert full.next_start("q", NOW) is None
 
 
 def test_a_slot_that_is_free_again_takes_the_next_job() -> None:
@@ -56,7 +56,7 @@ def test_a_slot_that_is_free_again_takes_the_next_job() -> None:
 
     one.finished(first, 0.01)
 
-    following = one.next_start("q")
+    following = one.next_start("q", NOW)
     assert following is not None
     assert following.id == "job-1"
     assert running(one) == 1
@@ -114,7 +114,7 @@ def test_queues_take_turns_where_a_claim_is_too_small() -> None:
         for look in following.looks:
             claimed.append(look.queue)
             claim_all(three, [one := job(f"{n}", queue=look.queue)], queue=look.queue)
-            assert three.next_start(look.queue) is one
+            assert three.next_start(look.queue, NOW) is one
             three.finished(one, 10.0)
 
     assert Counter(claimed) == {"a": 4, "b": 4, "c": 4}

@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -15,7 +16,7 @@ import pytest
 from sqlalchemy import MetaData
 
 from sqlalchemy_bgjob import BGJob, InvalidArg, JobType, constant
-from sqlalchemy_bgjob._handlers.options import HandlerKeywords, HandlerOptions
+from sqlalchemy_bgjob._handlers.options import ChunkKeywords, HandlerKeywords, HandlerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -351,6 +352,13 @@ def test_a_default_handler_takes_what_nobody_else_does(jobs: BGJob[Any, Any]) ->
         ({"isolation_level": "serializable"}, "not one of"),
         ({"queue": ""}, "1 to 128"),
         ({"queue": "a\0"}, "NUL"),
+        ({"chunk": 0}, "not 1 to 10000 jobs"),
+        ({"chunk": 10_001}, "not 1 to 10000 jobs"),
+        ({"chunk": True}, "not 1 to 10000 jobs"),
+        ({"wait": 1}, "give chunk= too"),
+        ({"chunk": 10, "wait": -1}, "between 0"),
+        ({"chunk": 10, "max_attempts": 1}, "needs a second attempt, alone"),
+        ({"chunk": 10}, r"write list\[Arg\] instead of Arg"),
     ],
     ids=str,
 )
@@ -390,10 +398,41 @@ def test_options_are_kept(jobs: BGJob[Any, Any]) -> None:
 def test_the_keywords_of_a_handler_are_its_options() -> None:
     """With the same types, but that a duration may also be a timedelta."""
     declared = {field.name: field.type for field in fields(HandlerOptions)}
-    keywords = get_type_hints(HandlerKeywords)
+    keywords = get_type_hints(ChunkKeywords)
 
     duration = float | timedelta | None
-    assert keywords == {**declared, "timeout": duration, "grace": duration}
+    of_chunks = {"chunk": int, "wait": float | timedelta}
+    assert keywords == {**declared, "timeout": duration, "grace": duration, **of_chunks}
+    assert get_type_hints(HandlerKeywords).keys() == keywords.keys() - of_chunks.keys()
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [list[Arg], Sequence[Arg], list, Any, None],
+    ids=["list", "sequence", "bare", "any", "none"],
+)
+def test_a_handler_of_chunks_takes_a_list_of_args(jobs: BGJob[Any, Any], annotation: Any) -> None:
+    """What is enqueued, and checked, is one of them."""
+
+    def handler(ctx: Any, args: Any) -> None: ...
+
+    if annotation is None:
+        del handler.__annotations__["args"]
+    else:
+        handler.__annotations__["args"] = annotation
+    made = jobs.handler("t", chunk=10, wait=timedelta(seconds=2))(handler)
+
+    assert (made.options.chunk, made.options.wait) == (10, 2.0)
+    typed = annotation in (list[Arg], Sequence[Arg])
+    assert made.annotation is (Arg if typed else Any)
+    assert made.job(Arg(1) if typed else 1).arg_json == ({"number": 1} if typed else 1)
+
+
+def test_a_default_handler_takes_no_chunks(jobs: BGJob[Any, Any]) -> None:
+    """A call is for jobs of one type."""
+    options: Any = {"chunk": 10}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'chunk'"):
+        jobs.default_handler("q", **options)
 
 
 def test_an_arg_that_is_no_json_is_refused_when_it_is_registered(jobs: BGJob[Any, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Final
 from ..._lifecycle.claim import ClaimedJob, Look, Position
 from ..._lifecycle.settle import Fate, Pending
 from ...settings import WorkerSettings
+from .chunks import Chunks
 from .lanes import Lanes
 from .polling import Polling
 from .queue import Queue
@@ -66,7 +67,12 @@ class Planner:
         jobs = list(jobs)
         for job in reversed([job for job in jobs if job.suspect]):
             q.ready.appendleft((now, job))
-        q.ready.extend((now, job) for job in jobs if not job.suspect)
+        q.ready.extend((now, job) for job in jobs if not (job.suspect or job.shares))
+        sharing = [job for job in jobs if job.shares]
+        if sharing and q.chunks is None:
+            q.chunks = Chunks(self._settings.heartbeat_interval)
+        if q.chunks is not None:
+            q.chunks.claimed(sharing, len(jobs), now)
 
     def head_scanned(
         self, queue: str, priorities: Sequence[int], seconds: float, now: float
@@ -196,6 +202,8 @@ class Planner:
     def withdraw(self, job: ClaimedJob) -> bool:
         """Take out a ready job that is not to start; False if it is not ready any more."""
         q = self._queues[job.queue]
+        if q.chunks and q.chunks.withdraw(job):
+            return True
         before = len(q.ready)
         q.ready = deque(entry for entry in q.ready if entry[1] is not job)
         return len(q.ready) < before
@@ -220,7 +228,7 @@ class Planner:
         q.stuck = True  # claim no more than may be started
         back = [ready for _, ready in q.ready if ready.handler.options.session]
         q.ready = deque(entry for entry in q.ready if not entry[1].handler.options.session)
-        return back
+        return back + q.chunks.take_with_session() if q.chunks else back
 
     def go_on(self, queue: str, now: float) -> None:
         """A session has found a connection: claim again, unless claims are refused."""
@@ -242,16 +250,17 @@ class Planner:
         """Forget all ready jobs: their leases were lost."""
         for q in self._queues.values():
             q.ready.clear()
+            if q.chunks:
+                q.chunks.take_all()
 
     # ---- what follows -----------------------------------------------------------------------
 
-    def next_start(self, queue: str) -> ClaimedJob | None:
-        """The next job for a free slot, if there are both; it counts as running from now on."""
-        q = self._queues[queue]
-        if self.draining or q.paused or not q.ready or q.running >= q.slots:
-            return None
-        q.running += 1
-        return q.ready.popleft()[1]
+    def next_start(self, queue: str, now: float) -> ClaimedJob | None:
+        """The next job for a free slot, if there are both; it counts as running from now on.
+
+        Its mates start with it.
+        """
+        return None if self.draining else self._queues[queue].start_next(now)
 
     def next_step(self, now: float, *, may_start: bool, may_claim: bool) -> Step:
         """The next step at the monotonic time *now*.
@@ -271,7 +280,7 @@ class Planner:
             return claim
         if may_start:
             for q in self._queues.values():
-                job = self.next_start(q.name)
+                job = self.next_start(q.name, now)
                 if job is not None:
                     q.progress = False
                     return Start(job)
@@ -295,7 +304,7 @@ class Planner:
 
     @property
     def _at_work(self) -> bool:
-        return any(q.running or q.ready for q in self._queues.values())
+        return any(q.running or q.ready or q.chunks for q in self._queues.values())
 
     def unsettled(self) -> list[Pending]:
         """What waits to be settled."""
@@ -303,7 +312,8 @@ class Planner:
 
     def ready(self) -> list[ClaimedJob]:
         """What is claimed and not started."""
-        return [job for q in self._queues.values() for _, job in q.ready]
+        ready = [job for q in self._queues.values() for _, job in q.ready]
+        return ready + [job for q in self._queues.values() if q.chunks for job in q.chunks.jobs()]
 
     def needs_attention(self, queue: str, now: float) -> bool:
         """Whether a run that ended in this queue leaves something for the loop to do now."""
@@ -403,29 +413,11 @@ class Planner:
         return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
 
     def _to_hand_back(self, now: float, *, may_start: bool) -> list[ClaimedJob]:
+        hold = self._settings.hold_timeout
         back: list[ClaimedJob] = []
         for q in self._queues.values():
-            full = q.running >= q.slots
-            closed = self.draining or q.paused
-            if not q.ready or not (closed or full or not may_start):
-                continue
-            since, job = q.ready[0]
-            # A suspect job may take the worker and its other jobs down, so it is not held: any
-            # worker with a free slot may have it. Suspect jobs stand in front.
-            at_once = job.suspect and full
-            if not closed and not at_once and now < since + self._settings.hold_timeout:
-                continue
-            keep: deque[tuple[float, ClaimedJob]] = deque()
-            for since, job in q.ready:
-                held_too_long = now >= since + self._settings.hold_timeout
-                if closed or held_too_long or (job.suspect and full):
-                    back.append(job)
-                else:
-                    keep.append((since, job))
-            q.ready = keep
-            # Otherwise a worker with a long run would keep claiming and handing back the same jobs.
-            q.stuck, q.no_ahead_until = True, now + self._settings.hold_timeout
-            q.lanes.request_head_scan()
+            if q.ready or q.chunks:
+                back += q.hand_back(now, hold, closed=self.draining, may_start=may_start)
         return back
 
     def _until_next(self, now: float) -> float:
@@ -437,6 +429,9 @@ class Planner:
         for q in self._queues.values():
             if q.ready and q.running >= q.slots:
                 times.append(q.ready[0][0] + self._settings.hold_timeout)
+            if q.chunks:
+                full = q.running >= q.slots
+                times.append(q.chunks.due_at() + (self._settings.hold_timeout if full else 0.0))
             if not self.draining and q.room(now, self._most):
                 times.append(q.polling.due_at)
         return max(min(times) - now, 0.0)

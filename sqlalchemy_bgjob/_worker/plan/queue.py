@@ -2,9 +2,11 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Final
 
 from ..._lifecycle.claim import ClaimedJob
+from .chunks import Chunks
 from .lanes import Lanes
 from .polling import Polling
 
@@ -39,6 +41,7 @@ class Queue:
         progress: A run has ended since the loop last claimed or started one.
         refused_together: The last claim of it and others was refused: it is claimed from alone.
         paused: An operator has paused it, or it is not known yet whether one has.
+        chunks: Jobs that are to share calls, and wait for others; None until there was one.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Queue:
     progress: bool = False
     refused_together: bool = False
     paused: bool = False
+    chunks: Chunks | None = None
 
     def __post_init__(self) -> None:
         self._count_slots()
@@ -115,7 +119,12 @@ class Queue:
         """Whether a slot is free, or jobs are so short that one will be soon."""
         if self.unwritten >= MOST_UNWRITTEN:
             return False
-        return self.slots - self.running > len(self.ready) or self.ahead(now, 1) > 0
+        return self.slots - self.running > self.held or self.ahead(now, 1) > 0
+
+    @property
+    def held(self) -> float:
+        """How many slots the jobs that are claimed and not started will take."""
+        return len(self.ready) + (self.chunks.held if self.chunks else 0)
 
     def room(self, now: float, most: int) -> int:
         """For how many jobs there is room in a claim of at most that many."""
@@ -124,7 +133,61 @@ class Queue:
         free = self.slots - self.running
         # Two batches: one is claimed while the one before is worked on.
         ahead = self.ahead(now, 2 * most)
+        if self.chunks is not None:
+            return self._room_with_chunks(self.chunks.per_run, free, ahead, most)
         room = min(free + ahead - len(self.ready), most)
         # Half a batch at least, unless a slot is idle: many small claims cost more than one.
         idle = free > len(self.ready)
         return room if room > 0 and (idle or room * 2 > min(ahead, most)) else 0
+
+    def _room_with_chunks(self, per_run: float, free: int, ahead: int, most: int) -> int:
+        """The same where *per_run* jobs of a claim fill one slot."""
+        runs_ahead = min(ahead, 2 * most / per_run)
+        room = min(ceil((free + runs_ahead - self.held) * per_run), most)
+        idle = free > self.held
+        return room if room > 0 and (idle or room * 2 > min(runs_ahead * per_run, most)) else 0
+
+    def start_next(self, now: float) -> ClaimedJob | None:
+        """Take the next job for a free slot, with its mates; None if there is no job or no slot."""
+        if self.paused or self.running >= self.slots:
+            return None
+        due = self.chunks.first_due(now) if self.chunks else None
+        if self.chunks and due and not (self.ready and not due.comes_before(*self.ready[0])):
+            job = self.chunks.take(due.handler)
+        elif self.ready:
+            job = self.ready.popleft()[1]
+        else:
+            return None
+        self.running += 1
+        return job
+
+    def hand_back(
+        self, now: float, hold: float, *, closed: bool, may_start: bool
+    ) -> list[ClaimedJob]:
+        """Take out jobs that are not to be held: all if the queue is *closed*, or paused.
+
+        Else those that had no slot for *hold* seconds.
+        """
+        full = self.running >= self.slots
+        closed = closed or self.paused
+        if not (closed or full or not may_start):
+            return []
+        back: list[ClaimedJob] = []
+        if self.chunks:
+            back += self.chunks.take_all() if closed else self.chunks.take_overdue(now, hold)
+        # A suspect job may take the worker and its other jobs down, so it is not held: any worker
+        # with a free slot may have it. Suspect jobs stand in front.
+        at_once = closed or (bool(self.ready) and self.ready[0][1].suspect and full)
+        if self.ready and (at_once or now >= self.ready[0][0] + hold):
+            keep: deque[tuple[float, ClaimedJob]] = deque()
+            for since, job in self.ready:
+                if closed or now >= since + hold or (job.suspect and full):
+                    back.append(job)
+                else:
+                    keep.append((since, job))
+            self.ready = keep
+        if back:
+            # Or a worker with a long run would keep claiming and handing back the same jobs.
+            self.stuck, self.no_ahead_until = True, now + hold
+            self.lanes.request_head_scan()
+        return back
