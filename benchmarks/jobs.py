@@ -42,8 +42,22 @@ class App(jobs.App):
             return super().function()
         return (self._coroutines() if self.is_async else self._functions())[kind]
 
+    @property
+    def handler_options(self) -> dict[str, Any]:
+        """For the handler ``chunks``, how many jobs share a call."""
+        return {"chunk": 100} if self.options.get("handler") == "chunks" else {}
+
     def _coroutines(self) -> dict[str, Callable[..., Any]]:
-        seen = self.recorder.seen
+        seen, effect = self.recorder.seen, self.effect
+
+        async def session(ctx: Context[Any], arg: dict[str, Any]) -> None:
+            seen(arg.get("n"))
+            await ctx.session.execute(insert(effect), {"job_id": ctx.job.id})
+
+        async def chunks(ctx: Context[Any], args: list[dict[str, Any]]) -> None:
+            for arg in args:
+                seen(arg.get("n"))
+            await ctx.session.execute(insert(effect), [{"job_id": job.id} for job in ctx.jobs])
 
         async def sleep(ctx: Context[Any], arg: dict[str, Any]) -> None:
             seen(arg.get("n"))
@@ -53,7 +67,7 @@ class App(jobs.App):
             seen(arg.get("n"))
             await asyncio.sleep(arg["s"])
 
-        return {"sleep": sleep, "mixed": mixed}
+        return {"sleep": sleep, "mixed": mixed, "session": session, "chunks": chunks}
 
     def _functions(self) -> dict[str, Callable[..., Any]]:
         seen, effect = self.recorder.seen, self.effect
@@ -62,7 +76,12 @@ class App(jobs.App):
             seen(arg.get("n"))
             ctx.session.execute(insert(effect), {"job_id": ctx.job.id})
 
-        return {"session": session}
+        def chunks(ctx: Context[Any], args: list[dict[str, Any]]) -> None:
+            for arg in args:
+                seen(arg.get("n"))
+            ctx.session.execute(insert(effect), [{"job_id": job.id} for job in ctx.jobs])
+
+        return {"session": session, "chunks": chunks}
 
 
 def resident_bytes() -> int:

@@ -200,6 +200,19 @@ def w8(arena: Arena) -> Iterator[Measurement]:
     arena.clean()
 
 
+def w8b(arena: Arena) -> Iterator[Measurement]:
+    """A handler that writes a row through ctx.session: a call for each job, and one for 100."""
+    jobs = arena.sized(10_000)
+    for kind, options in KINDS.items():
+        for name, handler in (("one a call", "session"), ("100 a call", "chunks")):
+            arena.program.call("bulk", jobs=jobs, handler=handler, **options)
+            answers = arena.drain(jobs, handler=handler, concurrency=10, **options)
+            _check_effects(arena, jobs)
+            found = {"jobs_per_second": rate(answers), "worker_cpu": cpu_share(answers[0])}
+            yield arena.measured("W8b", jobs, f"{kind}, {name}", **found)
+            arena.clean()
+
+
 def _check_effects(arena: Arena, jobs: int) -> None:
     schema = arena.program.options.get("schema")
     table = f"{schema}.bench_effect" if schema else "bench_effect"
@@ -328,6 +341,7 @@ WORKLOADS: Final[Mapping[str, Compared]] = {
         Compared("W7", w7, w7_of_peers),
         Compared("W7b", w7b),
         Compared("W8", w8),
+        Compared("W8b", w8b),
         Compared("W9", w9),
         Compared("W10", w10),
         Compared("W11", w11),

@@ -80,8 +80,13 @@ class App:
         self.jobs = BGJob(self.metadata)
         self.job = self.jobs.models.job
         self.recorder = self.recorder_class()
-        register = self.jobs.handler("bench", queue=QUEUE)
+        register: Any = self.jobs.handler("bench", queue=QUEUE, **self.handler_options)
         self.handler: JobType[dict[str, Any]] = register(self.function())
+
+    @property
+    def handler_options(self) -> dict[str, Any]:
+        """What the handler is registered with."""
+        return {}
 
     @property
     def driver(self) -> str:

@@ -45,6 +45,9 @@ VARIANTS = {
     "W6": ["small backlog", "big backlog", "idle poll"],
     "W7b": ["AsyncWorker"],
     "W8": ["Worker", "by hand"],
+    "W8b": [
+        f"{kind}, {calls} a call" for kind in ("AsyncWorker", "Worker") for calls in ("one", "100")
+    ],
     "W10": ["AsyncWorker"],
     "W11": ["AsyncWorker"],
     **{f"W{number}": [""] for number in range(13, 19)},
@@ -129,7 +132,7 @@ def measured(workbench_url: str) -> dict[str, list[Measurement]]:
     """Workloads by name; those of a lane in turn, the lanes at once, since all mostly wait."""
     lanes = (
         ["W3", "W18"],
-        ["W1", "W1b", "W6", "W8"],
+        ["W1", "W1b", "W6", "W8", "W8b"],
         ["W7b", "W10", "W11"],
         ["W14", "W15", "W17", "W19"],
         [*FAR],
