@@ -1,4 +1,4 @@
-"""The command line of the comparisons: ``python -m benchmarks compare`` and ``... designs``."""
+"""The command line: ``python -m benchmarks compare``, ``... designs`` and ``... features``."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ import click
 
 from benchmarks.compare import run_compare
 from benchmarks.designs import run_designs
+from benchmarks.features import run_features
 from benchmarks.peers import PEERS
 from benchmarks.plot import draw
 from benchmarks.report import table_lines
@@ -114,6 +115,35 @@ def designs(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> None
     """Run other ways to claim and to settle beside the worker's, in raw psycopg."""
     try:
         run_designs(jobs=jobs, rounds=rounds, out=out, work_folder=work_folder)
+    except CommandError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@cli.command()
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1_000),
+    default=20_000,
+    show_default=True,
+    help="How many jobs each feature is measured with; of single enqueues a fiftieth.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How often each is measured; the medians are told.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A JSON file for every single figure.",
+)
+@work_folder_option
+def features(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> None:
+    """Measure what unique keys, expiry, middleware and others cost, beside none of them."""
+    try:
+        run_features(jobs=jobs, rounds=rounds, out=out, work_folder=work_folder)
     except CommandError as error:
         raise click.ClickException(str(error)) from None
 

@@ -175,6 +175,8 @@ def _targets() -> Iterable[Target]:
     yield Target("W7b", "p99 at last / at first", grown, 2.0, most=True)
 
     yield Target("W8", "Worker / by hand", ratio(ours("W8", "Worker"), ours("W8", "by hand")), 0.9)
+    chunks = ratio(ours("W8b", "AsyncWorker, 100 a call"), ours("W8b", "AsyncWorker, one a call"))
+    yield Target("W8b", "chunk=100 / a call for each", chunks, 5.0)
     what = "the better of share of ideal / 0.8, core / 0.9"
     yield Target("W9", what, share_or_cpu_bound, 1.0)
     for what, figure, most in (
