@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Connection, Engine, create_engine
 
 from support import pooler
@@ -47,6 +48,10 @@ class ExpectedCatalog(Protocol):
 
 
 CHOICE = pytest.StashKey[Choice]()
+
+# Both look at the clock, and say more of the machine than of the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ from support.cli import run
 
 
 def test_help_starts_at_once() -> None:
-    """Nobody waits for --help: under 0.15 s of processor time for the whole process."""
+    """Nobody waits for --help: under 0.3 s of processor time for the whole process."""
     environment = {n: v for n, v in os.environ.items() if not n.startswith("COVERAGE")}
 
     def seconds() -> float:
@@ -29,7 +29,7 @@ def test_help_starts_at_once() -> None:
         return usage.ru_utime + usage.ru_stime
 
     # The best of several: what else runs on the machine can only make it slower.
-    assert any(seconds() < 0.15 for _ in range(30))
+    assert any(seconds() < 0.3 for _ in range(30))
 
 
 @pytest.mark.core

@@ -78,7 +78,7 @@ def readme_app(server: TestServer) -> Iterator[Program]:
     url = server.create_database("coming_from")
     app = ModuleType("app")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BGJOB_DATABASE_URL", url)
+        patch.setenv("DATABASE_URL", url)
         patch.setitem(sys.modules, "app", app)
         definitions = blocks("README.md")[1].split('if __name__ == "__main__":\n')[0]
         exec(compile(definitions, "app.py", "exec"), vars(app))
@@ -197,7 +197,7 @@ def test_a_handler_that_is_told_stops(celery: Program, capsys: pytest.CaptureFix
     celery.enqueue(celery.crunch, 2)
     assert isinstance(celery.work("numbers"), Complete)
     celery.crunch(SimpleNamespace(cancelled=True), 2)
-    with Session(celery.engine) as session:
+    with Session(celery.engine) as session, session.begin():
         assert not celery.stop(session, "no such job")
         assert celery.stop(session, celery.enqueue(celery.crunch, 2))
 

@@ -203,11 +203,12 @@ def test_each_trouble_with_the_database_is_said_again_and_again(
 
     assert {record.levelname for record in caplog.records} == {"WARNING"}
     assert [record.getMessage() for record in caplog.records] == [
-        "database error: ProgrammingError: Refused 42501",
+        "database error: ProgrammingError: Refused 42501 (the role lacks a privilege)",
         "database error: ProgrammingError: Refused 42703",
         "database error: TimeoutError: QueuePool limit of size 1 overflow 0 reached",
-        "database error: Refused: Refused 42P01",
-        "database error: ProgrammingError: Refused 42501",
+        "database error: Refused: Refused 42P01 "
+        "(a table is not in this database, or not in the search path)",
+        "database error: ProgrammingError: Refused 42501 (the role lacks a privilege)",
     ]
 
 
