@@ -29,6 +29,7 @@ from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
 from ._lifecycle.cancel import HasCancel
 from ._lifecycle.schedules import HasSchedules
+from ._live_jobs import LiveJobVerbs
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._queues import QueueMethods
 from ._worker.work_one import work_one
@@ -52,7 +53,15 @@ J = TypeVar("J", bound=JobMixin, default=JobMixin)
 D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
 
 
-class BGJob(HasCancel, HasSchedules, DeadJobVerbs, AroundJobs, QueueMethods, Generic[J, D]):
+class BGJob(
+    HasCancel,
+    HasSchedules,
+    LiveJobVerbs,
+    DeadJobVerbs,
+    AroundJobs,
+    QueueMethods,
+    Generic[J, D],
+):
     """The models, handlers and producers of one set of tables.
 
     Args:

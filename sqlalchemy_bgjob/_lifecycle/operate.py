@@ -1,4 +1,4 @@
-"""What an operator does to dead jobs: redrive, prune. In the caller's own transaction.
+"""What an operator does to jobs: run now, redrive, prune. In the caller's own transaction.
 
 Nothing is committed here, except when the target is an Engine. Each is one statement, so two that
 do the same at once have done it once.
@@ -26,6 +26,26 @@ class Redriven:
     left: tuple[str, ...]
     """Those of the dead jobs that were found and stay dead, as a live job has the id or the unique
     key; sorted."""
+
+
+def run_now(
+    models: Models,
+    statements: Statements,
+    target: Any,
+    where: ColumnElement[bool],
+    limit: int | None,
+) -> Any:
+    """See :meth:`BGJob.run_now`."""
+    statement = statements.operate.run_now(where, validation.limit(limit))
+
+    def work(unit: Unit) -> int:
+        queues = unit.execute(statement).scalars().all()
+        if unit.can_notify:
+            for queue in sorted(set(queues)):
+                unit.execute(statements.enqueue.notify, parameters(queue=queue))
+        return len(queues)
+
+    return run_in(target, models, work, call="BGJob.run_now")
 
 
 def redrive(

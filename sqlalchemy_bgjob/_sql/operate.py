@@ -104,6 +104,34 @@ class OperateStatements:
             found.outerjoin(gone, gone.c.id == found.c.id)
         )
 
+    def run_now(self, where: ColumnElement[bool], limit: int | None) -> Executable:
+        """Make scheduled jobs due, by their ids; returns the queue of each.
+
+        Those that run, that are due, or that wait for a seat of their group are left alone.
+        """
+        job = self._job
+        found = (
+            select(job.c.id)
+            .with_hint(job, ONLY)
+            .where(
+                where,
+                job.c.claimed_by.is_(None),
+                job.c.next_run_at > func.now(),
+                job.c.waits.is_not(True),
+            )
+            .order_by(job.c.id)
+            .limit(limit)
+            .with_for_update(key_share=True)
+            .cte("found")
+        )
+        return (
+            update(job)
+            .with_hint(ONLY)
+            .where(job.c.id == found.c.id, job.c.claimed_by.is_(None))
+            .values(next_run_at=func.now(), updated_at=func.now())
+            .returning(job.c.queue)
+        )
+
     def prune(self, where: ColumnElement[bool], limit: int | None) -> Executable:
         """Delete dead jobs, the oldest first; returns how many. Parameter: age (timedelta)."""
         dead = self._dead

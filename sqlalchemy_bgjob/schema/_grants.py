@@ -112,8 +112,8 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield from (Privilege("unique_period", verb) for verb in _ALL)
         case "operator":
             yield from (Privilege("job", verb) for verb in ("SELECT", "INSERT", "DELETE"))
-            # A running job is marked, and its worker ends it.
-            yield Privilege("job", "UPDATE", ("cancel_at",))
+            # A running job is marked, and its worker ends it; a scheduled one is made due.
+            yield Privilege("job", "UPDATE", ("next_run_at", "updated_at", "cancel_at"))
             # UPDATE: a redrive locks the rows it brings back, and an arg may need mending before.
             yield from (Privilege("dead_job", verb) for verb in ("SELECT", "UPDATE", "DELETE"))
             yield Privilege("worker", "SELECT")

@@ -251,6 +251,44 @@ def test_an_id_that_can_t_be_is_refused(jobs: BGJob, engine: Engine, id: Any, er
 # ---- redrive --------------------------------------------------------------------------------
 
 
+def test_scheduled_jobs_are_made_due(jobs: BGJob, engine: Engine) -> None:
+    """Those for later, and those that wait for a retry; not what is due, runs, or has no seat."""
+    put(jobs, engine, "later", "retry", "seatless", delay=3_600)
+    put(jobs, engine, "running", "due")
+    job = jobs.models.job
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE bgjob_job SET claimed_by = 7, next_run_at = now() + interval '1 h'"
+                " WHERE id = 'running'"
+            )
+        )
+        connection.execute(text("UPDATE bgjob_job SET waits = true WHERE id = 'seatless'"))
+    assert take_ids(jobs, engine) == ["due"]
+
+    assert jobs.run_now(engine, job.c.id == "nobody") == 0
+    assert jobs.run_now(engine, true(), limit=1) == 1
+    assert jobs.run_now(engine, true()) == 1
+    assert jobs.run_now(engine, true()) == 0
+    assert sorted(take_ids(jobs, engine)) == ["later", "retry"]
+
+
+def test_a_job_that_is_claimed_meanwhile_is_left_alone(jobs: BGJob, engine: Engine) -> None:
+    put(jobs, engine, "a", delay=3_600)
+    with engine.connect() as other, ThreadPoolExecutor(1) as pool:
+        with other.begin():
+            other.execute(text("UPDATE bgjob_job SET claimed_by = 7"))
+            asked = pool.submit(jobs.run_now, engine, true())
+            wait_until(lambda: waiting(engine))
+        assert asked.result(30) == 0
+        with other.begin():
+            assert other.scalar(text("SELECT next_run_at > now() FROM bgjob_job"))
+
+
+def take_ids(jobs: BGJob, engine: Engine) -> list[str]:
+    return [job.id for job in take(jobs, engine)]
+
+
 def test_a_redriven_job_begins_anew_and_keeps_what_it_is(jobs: BGJob, engine: Engine) -> None:
     kill(jobs, engine, "a")
     with Session(engine) as session:

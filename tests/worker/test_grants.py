@@ -317,7 +317,7 @@ def done(roles: Roles) -> bool:
 
 def operate(roles: Roles) -> None:
     engine, jobs = roles.engines["operator"], roles.jobs
-    enqueue(roles.owner, roles.handle, 1, id="live")
+    enqueue(roles.owner, roles.handle, 1, id="live", delay=60)
     columns = "id, job_id, queue, type, lease, next_run_at, job_created_at, job_updated_at"
     for id in ("1", "2"):
         values = f"'{id}', 'dead {id}', 'q', 't', 1, now(), now(), now()"
@@ -328,6 +328,7 @@ def operate(roles: Roles) -> None:
         session.get_one(jobs.DeadJob, "1").arg = 5
     assert jobs.redrive(engine, jobs.DeadJob.id == "1").ids == ("dead 1",)
     assert jobs.prune(engine, 0) == 1
+    assert jobs.run_now(engine, jobs.Job.id == "live") == 1
     assert jobs.cancel(engine, "live") == "cancelled"
     its = jobs.schedules
     its.put(engine, "s", roles.handle, 1, cron="@daily")

@@ -213,6 +213,7 @@ def take_with_arguments(statements: Statements, take: Callable[[str, Any], None]
     take("cancel.where", statements.cancel.where(true(), 5, notify=True))
     take("operate.redrive", statements.operate.redrive(true(), 5))
     take("operate.redrive spaced", statements.operate.redrive(true(), 5, spaced=True))
+    take("operate.run_now", statements.operate.run_now(true(), 5))
     take("operate.prune", statements.operate.prune(true(), 5))
     for name in ("page", "summary", "count", "would_return"):
         take(f"dead_jobs.{name}", getattr(statements.dead_jobs, name)(true(), 5))
