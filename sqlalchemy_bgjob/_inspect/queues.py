@@ -39,6 +39,8 @@ class QueueInfo:
         workers: How many serve it.
         slots: How many of its jobs they can run at once.
         set_slots: How many slots an operator has given each of them.
+        oldest_age: Seconds for which the first of its due jobs has been due; 0 if none is.
+        stopped: Whether counting stopped before the last of its jobs.
         paused: Its pause, if it is paused.
     """
 
@@ -49,6 +51,8 @@ class QueueInfo:
     workers: int
     slots: int
     set_slots: int | None
+    oldest_age: float
+    stopped: bool
     paused: Paused | None
 
 
@@ -62,10 +66,12 @@ def paused_queues(connection: Connection, schema: str | None, table_prefix: str)
     return [Paused(*row) for row in ask(connection, _PAUSED, schema, table_prefix)]
 
 
-def all_queues(connection: Connection, schema: str | None, table_prefix: str) -> list[QueueInfo]:
-    """All queues, by name."""
+def all_queues(
+    connection: Connection, schema: str | None, table_prefix: str, *, many: int = MANY
+) -> list[QueueInfo]:
+    """All queues, by name; of a priority *many* jobs are counted, as for :data:`MANY`."""
     paused = {one.queue: one for one in paused_queues(connection, schema, table_prefix)}
-    rows = ask(connection, _QUEUES, schema, table_prefix, many=MANY)
+    rows = ask(connection, _QUEUES, schema, table_prefix, many=many)
     return [QueueInfo(*(*row, paused.get(row.queue))) for row in rows]
 
 
@@ -90,11 +96,13 @@ _QUEUES: Final = """
       ) AS following
     ), jobs AS (
       SELECT lanes.queue, sum(begun.due) AS due, sum(later.scheduled) AS scheduled,
-             sum(begun.running) AS running
+             sum(begun.running) AS running, min(begun.oldest) AS oldest,
+             bool_or(greatest(begun.due + begun.running, later.scheduled) >= :many) AS stopped
       FROM lanes, LATERAL (
-        SELECT count(*) FILTER (WHERE claimed_by IS NULL) AS due, count(claimed_by) AS running
+        SELECT count(*) FILTER (WHERE claimed_by IS NULL) AS due, count(claimed_by) AS running,
+               min(next_run_at) FILTER (WHERE claimed_by IS NULL) AS oldest
         FROM (
-          SELECT claimed_by FROM ONLY {job} AS one
+          SELECT claimed_by, next_run_at FROM ONLY {job} AS one
           WHERE one.queue = lanes.queue AND one.priority = lanes.priority
             AND one.priority >= -32768 AND one.next_run_at <= statement_timestamp()
           ORDER BY one.next_run_at LIMIT :many
@@ -126,7 +134,10 @@ _QUEUES: Final = """
            CAST(coalesce(jobs.scheduled, 0) AS bigint) AS scheduled,
            CAST(coalesce(jobs.running, 0) AS bigint) AS running,
            CAST(coalesce(served.workers, 0) AS bigint) AS workers,
-           CAST(coalesce(served.slots, 0) AS bigint) AS slots, given.slots AS set_slots
+           CAST(coalesce(served.slots, 0) AS bigint) AS slots, given.slots AS set_slots,
+           coalesce(CAST(extract(epoch FROM statement_timestamp() - jobs.oldest) AS float8), 0)
+             AS oldest_age,
+           coalesce(jobs.stopped, false) AS stopped
     FROM jobs FULL JOIN served USING (queue) FULL JOIN given USING (queue)
     ORDER BY queue
 """

@@ -19,6 +19,7 @@ from .go_bgjob import GoBgjobStatements
 from .operate import OperateStatements
 from .rescue import RescueStatements
 from .schedules import ScheduleStatements
+from .search import SearchStatements
 from .settle import SettleStatements
 from .unique import UniqueStatements
 from .unique_periods import UniquePeriodStatements
@@ -46,6 +47,7 @@ class Statements:
         self.control: Final = ControlStatements(tables)
         self.dead_jobs: Final = DeadJobStatements(tables)
         self.go_bgjob: Final = GoBgjobStatements(tables)
+        self.search: Final = SearchStatements(tables)
 
     def claims(self, *, by_time: bool) -> ClaimStatements:
         """Those that read a queue by time before priority, or by priority before time."""

@@ -99,6 +99,7 @@ def _run(
     """Connect, check the tables, and do *action* in a transaction."""
     from sqlalchemy import MetaData
 
+    from .._inspect.own_columns import add_own_columns
     from .._process.engines import run_in_transaction
     from .._sql import statements_of
     from ..models import build_models
@@ -109,25 +110,11 @@ def _run(
     def act(connection: "Connection") -> T:
         check(connection, schema=schema, table_prefix=table_prefix)
         models = build_models(MetaData(), schema=schema, table_prefix=table_prefix)
-        _add_own_columns(connection, models)
+        add_own_columns(connection, models)
         return action(connection, _Tables(models, statements_of(models)))
 
     source = source_of(ctx, options["database_url"], options["engine"], options["app_dir"])
     return run_in_transaction(*source, act)
-
-
-def _add_own_columns(connection: "Connection", models: "Models") -> None:
-    """Let statements carry the columns that an application has added, such as a tenant's id."""
-    from sqlalchemy import Column, inspect
-    from sqlalchemy.types import NULLTYPE
-
-    from ..schema._names import translated
-
-    where = translated(connection, models.schema)
-    for table in (models.job, models.dead_job):
-        for column in inspect(connection).get_columns(table.name, where):
-            if column["name"] not in table.c and not column.get("computed"):
-                table.append_column(Column(column["name"], NULLTYPE))
 
 
 @dlq.command("list")

@@ -14,7 +14,7 @@ their own on these tables.
 
 from ._args import check_args_by
 from ._columns import DeadJobMixin, JobMixin, WorkerMixin
-from ._errors import PastError, error_type_of
+from ._errors import PastError, error_type_of, parsed_errors
 from ._flow_columns import BatchMixin, ControlMixin, ScheduleMixin
 from ._lease import lease_at_insert
 from ._mapping import Models, build_models, check_names
@@ -33,4 +33,5 @@ __all__ = [
     "check_names",
     "error_type_of",
     "lease_at_insert",
+    "parsed_errors",
 ]

@@ -43,7 +43,7 @@ class ErrorHistory:
 
         Attempts that do not count are left out. A redrive keeps the history.
         """
-        return tuple(_parsed(self.errors)) if isinstance(self.errors, list) else ()
+        return tuple(parsed_errors(self.errors)) if isinstance(self.errors, list) else ()
 
     @hybrid_property
     def error_type(self) -> str | None:
@@ -69,7 +69,7 @@ def error_type_of(last_error: Any) -> ColumnElement[str | None]:
     return func.split_part(line, literal_column("':'"), one)
 
 
-def _parsed(errors: Iterable[Any]) -> Iterator[PastError]:
+def parsed_errors(errors: Iterable[Any]) -> Iterator[PastError]:
     """What the library has written; what SQL has put there in another form is passed over."""
     for entry in errors:
         if not isinstance(entry, Mapping):

@@ -22,6 +22,7 @@ from sqlalchemy_bgjob._lifecycle import claim as claims
 from sqlalchemy_bgjob._lifecycle import rescue, settle, workers
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql.search_terms import parse
 from sqlalchemy_bgjob._sql.unique import KEY
 from sqlalchemy_bgjob._sql.words import wake_up
 from sqlalchemy_bgjob.exceptions import SchemaOutOfDate
@@ -214,6 +215,14 @@ def take_with_arguments(statements: Statements, take: Callable[[str, Any], None]
     take("operate.redrive", statements.operate.redrive(true(), 5))
     take("operate.redrive spaced", statements.operate.redrive(true(), 5, spaced=True))
     take("operate.run_now", statements.operate.run_now(true(), 5))
+    search = parse("arg.x:1 queue:q id:*")
+    for table in ("live", "dead"):
+        for onward in (False, True):
+            for name in (f"{table}_page", f"{table}_found"):
+                made = getattr(statements.search, name)(search, onward=onward)
+                take(f"search.{name}({onward})", made)
+        take(f"search.{table}_count", getattr(statements.search, f"{table}_count")(search))
+    take("search.dead_groups", statements.search.dead_groups(search))
     take("operate.prune", statements.operate.prune(true(), 5))
     for name in ("page", "summary", "count", "would_return"):
         take(f"dead_jobs.{name}", getattr(statements.dead_jobs, name)(true(), 5))

@@ -1,0 +1,90 @@
+"""The workers in full: what each serves and runs."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from .registered import ask
+
+MANY: Final = 1_000
+"""How many jobs of a priority are looked at for those that run: its first ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A registered worker.
+
+    Attributes:
+        id, hostname, pid, version: Of its process.
+        queues: How many slots it was started with, by queue.
+        started_at, beat_at: When it registered, and its last heartbeat.
+        silent_for: Seconds since that, by the server's clock.
+        lease_timeout: Seconds of silence after which others take its jobs.
+        lost: Whether they have done so.
+        listens: Whether it hears of new jobs at once; else it polls.
+        running: How many of its jobs were found.
+        now: The server's clock.
+    """
+
+    id: int
+    hostname: str
+    pid: int
+    version: str
+    queues: dict[str, int]
+    started_at: datetime
+    beat_at: datetime
+    silent_for: float
+    lease_timeout: float
+    lost: bool
+    listens: bool
+    running: int
+    now: datetime
+
+    @property
+    def alive(self) -> bool:
+        """Whether nobody may take its jobs."""
+        return not self.lost and self.silent_for < self.lease_timeout
+
+
+def workers(connection: Connection, schema: str | None, table_prefix: str) -> list[WorkerInfo]:
+    """All workers, by host and process."""
+    rows = ask(connection, _WORKERS, schema, table_prefix, many=MANY)
+    return [WorkerInfo(**{**row._asdict(), "queues": _queues(row.queues)}) for row in rows]
+
+
+def _queues(value: Any) -> dict[str, int]:
+    """Only what a worker of this library writes."""
+    if not isinstance(value, dict):
+        return {}
+    return {str(name): slots for name, slots in value.items() if isinstance(slots, int)}
+
+
+_WORKERS: Final = """
+    WITH RECURSIVE lanes AS (
+      (SELECT queue, priority FROM ONLY {job} WHERE queue >= '' AND priority >= -32768
+       ORDER BY queue, priority LIMIT 1)
+      UNION ALL
+      SELECT following.queue, following.priority FROM lanes, LATERAL (
+        SELECT queue, priority FROM ONLY {job}
+        WHERE queue >= lanes.queue AND priority >= -32768
+          AND (queue, priority) > (lanes.queue, lanes.priority)
+        ORDER BY queue, priority LIMIT 1
+      ) AS following
+    ), held AS (
+      SELECT claimed_by AS worker_id, count(*) AS running FROM lanes, LATERAL (
+        SELECT claimed_by FROM ONLY {job} AS one
+        WHERE one.queue = lanes.queue AND one.priority = lanes.priority
+          AND one.priority >= -32768 AND one.next_run_at <= statement_timestamp()
+        ORDER BY one.next_run_at LIMIT :many
+      ) AS few
+      WHERE claimed_by IS NOT NULL GROUP BY claimed_by
+    )
+    SELECT id, hostname, pid, version, queues, started_at, beat_at,
+           CAST(extract(epoch FROM clock_timestamp() - beat_at) AS float8) AS silent_for,
+           lease_timeout, lost_at IS NOT NULL AS lost, listener_pid IS NOT NULL AS listens,
+           CAST(coalesce(held.running, 0) AS bigint) AS running, clock_timestamp() AS now
+    FROM ONLY {worker} AS worker LEFT JOIN held ON held.worker_id = worker.id
+    ORDER BY hostname, pid, id
+"""

@@ -1,0 +1,72 @@
+"""How a page or a command reads: in a transaction that can change nothing, and not for long."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sqlalchemy import ARRAY, Connection, Text, bindparam, text
+
+from .._sql.words import is_read_only
+from ..models import Models
+from ..schema._names import qualified, translated
+from ..schema._table_kinds import KINDS
+
+LONGEST: Final = 5.0
+"""Seconds that a statement of a read may take."""
+LONGEST_WAIT: Final = 5.0
+"""Seconds for which an action waits for somebody's lock."""
+
+
+def begin_reading(connection: Connection, seconds: float = LONGEST) -> None:
+    """Make this transaction, which has just begun, one of short statements that change nothing."""
+    connection.execute(_READ_ONLY)
+    connection.execute(_LIMITS, {"longest": _ms(seconds), "wait": _ms(LONGEST_WAIT)})
+
+
+def begin_acting(connection: Connection, seconds: float) -> None:
+    """Let no statement of this transaction take longer, or wait long for a lock."""
+    connection.execute(_LIMITS, {"longest": _ms(seconds), "wait": _ms(LONGEST_WAIT)})
+
+
+def can_write(connection: Connection) -> bool:
+    """Whether the server and this role's settings allow to write at all."""
+    return not connection.execute(is_read_only()).scalar_one()
+
+
+def can_read_args(connection: Connection, models: Models) -> bool:
+    """Whether this role may read the args of jobs; see ``grants --dashboard``."""
+    table = _tables(connection, models)[0]
+    return bool(connection.execute(_ARGS, {"job": table}).scalar_one())
+
+
+def activity(connection: Connection, models: Models) -> Sequence[int]:
+    """Numbers that change when rows do: the server's statistics, so no table is read.
+
+    They lag behind by a second or so.
+    """
+    found = connection.execute(_ACTIVITY, {"tables": _tables(connection, models)}).one()
+    return tuple(int(number) for number in found)
+
+
+def _tables(connection: Connection, models: Models) -> list[str]:
+    schema = translated(connection, models.schema)
+    return [qualified(schema, f"{models.table_prefix}{kind}") for kind in KINDS]
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1_000:.0f}"
+
+
+_READ_ONLY = text("SET TRANSACTION READ ONLY")
+# Compiling a plan takes longer than these statements do.
+_LIMITS = text(
+    "SELECT set_config('statement_timeout', :longest, true),"
+    " set_config('lock_timeout', :wait, true), set_config('jit', 'off', true)"
+)
+_ARGS = text("SELECT has_column_privilege(CAST(:job AS text), 'arg', 'SELECT')")
+_ACTIVITY = text(
+    """
+    SELECT coalesce(sum(n_tup_ins), 0), coalesce(sum(n_tup_upd), 0), coalesce(sum(n_tup_del), 0)
+    FROM pg_catalog.pg_stat_user_tables
+    WHERE relid IN (SELECT to_regclass(name) FROM unnest(CAST(:tables AS text[])) AS name)
+    """
+).bindparams(bindparam("tables", type_=ARRAY(Text)))

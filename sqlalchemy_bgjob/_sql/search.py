@@ -1,0 +1,412 @@
+"""SQL of searches: the condition that a search is, and pages of jobs at a bounded price.
+
+Jobs have no index for lists, as each index is a cost of every enqueue. So a page walks the indexes
+that there are, live jobs by the claim's and dead ones by the time of death, looks at no more than
+so many rows, and says how far it came: the next page goes on from there.
+"""
+
+import operator
+from collections.abc import Callable
+from functools import cache, cached_property
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    DateTime,
+    Executable,
+    Float,
+    FromClause,
+    Integer,
+    Interval,
+    Select,
+    Table,
+    Text,
+    and_,
+    any_,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+    not_,
+    null,
+    or_,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.dialects.postgresql import JSON, array
+from sqlalchemy.sql.selectable import CTE
+
+from .._drafts import validation
+from ..models import error_type_of
+from .search_terms import Search, Term, comparison, seconds
+from .words import ONLY, SECOND, Tables, array_parameter, in_order_of_claims, parameter
+from .words import seconds as seconds_of
+
+_OPERATORS: Final[dict[str, Callable[[Any, Any], ColumnElement[bool]]]] = {
+    "=": operator.eq,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_COLUMNS: Final = {"group": "group_key", "batch": "batch_id"}
+_SHOWN: Final = (
+    *("id", "job_id", "queue", "type", "priority", "attempt", "crashes", "lease", "claimed_by"),
+    *("next_run_at", "created_at", "updated_at", "job_created_at", "job_updated_at", "moved_at"),
+    *("cancel_at", "expires_at", "unknown_since", "unique_key", "group_key", "batch_id", "waits"),
+    *("last_error", "errors", "headers"),
+)
+"""The columns of a live or dead job that are read."""
+_MOMENT: Final = DateTime(timezone=True)
+
+
+def condition(table: FromClause, search: Search) -> ColumnElement[bool]:
+    """The jobs of a table, live or dead, that fit a search."""
+    return and_(true(), *(_fits(table, term) for term in search.terms))
+
+
+def _fits(table: FromClause, term: Term) -> ColumnElement[bool]:
+    any_fits = or_(*(_is(table, term, value) for value in term.values))
+    return not_(func.coalesce(any_fits, literal_column("false"))) if term.negated else any_fits
+
+
+def _is(table: FromClause, term: Term, value: str) -> ColumnElement[bool]:
+    c = table.c
+    is_dead = "moved_at" in c
+    match term.field:
+        case "state":
+            return _in_state(table, value)
+        case "":
+            return or_(_text(c.job_id if is_dead else c.id, value), _text(c.type, value))
+        case "id" if is_dead:
+            return or_(_text(c.job_id, value), _text(c.id, value))
+        case "key":
+            # As it is stored, with what stands for its scope in front.
+            return or_(*(_text(c.unique_key, f"{scope}{value}") for scope in ("", "l:", "q:")))
+        case "priority" | "attempt":
+            sign, number = comparison(value)
+            return _OPERATORS[sign](c[term.field], literal(number, Integer))
+        case "worker":
+            holder = null() if is_dead else c.claimed_by
+            return cast(holder, BigInteger) == literal(int(value) % 2**63, BigInteger)
+        case "error":
+            return c.last_error.icontains(value, autoescape=True)
+        case "since":
+            return _for_at_most(c.moved_at if is_dead else c.created_at, value)
+        case "arg":
+            return _in_arg(table, term.path, value)
+        case name:
+            return _text(c[_COLUMNS.get(name, name)], value)
+
+
+def _for_at_most(moment: ColumnElement[Any], duration: str) -> ColumnElement[bool]:
+    # As text, which every driver sends alike.
+    age = cast(literal(f"{seconds(duration):.3f} seconds", Text), Interval)
+    return moment >= func.now() - age
+
+
+def _in_state(table: FromClause, state: str) -> ColumnElement[bool]:
+    c = table.c
+    if "moved_at" in c:
+        return literal_column("true" if state == "dead" else "false")
+    queued = c.claimed_by.is_(None)
+    begun = c.next_run_at <= func.now()
+    conditions: dict[str, ColumnElement[bool]] = {
+        "due": and_(queued, begun),
+        "scheduled": and_(queued, c.next_run_at > func.now(), c.waits.is_not(True)),
+        "running": c.claimed_by.is_not(None),
+        "retrying": and_(queued, c.last_error.is_not(None)),
+        "cancelling": c.cancel_at.is_not(None),
+        "waiting": c.waits.is_(True),
+    }
+    return conditions.get(state, literal_column("false"))
+
+
+def _text(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
+    if value.endswith("*"):
+        return column.startswith(value[:-1], autoescape=True)
+    return column == value
+
+
+def _in_arg(table: FromClause, path: tuple[str, ...], value: str) -> ColumnElement[bool]:
+    """Whether the value at a path of a JSON arg, as text, is this one."""
+    keys: ColumnElement[Any] = array([literal(key, Text) for key in path], type_=Text())
+    content_type = table.c.headers[validation.CONTENT_TYPE].as_string()
+    parsed = cast(func.convert_from(table.c.arg, literal_column("'UTF8'")), JSON)
+    found = parsed.op("#>>", return_type=Text())(keys)
+    # A CASE, since bytes would fail the conversion.
+    return case((content_type.is_(None), found)) == value
+
+
+class SearchStatements:
+    """Pages, counts and single jobs."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._job, self._dead = tables.job, tables.dead
+        self.dead_of: Callable[[bool], Executable] = cache(self._dead_of)
+
+    # ---- live jobs --------------------------------------------------------------------------
+
+    def live_page(self, search: Search, *, onward: bool) -> Executable:
+        """Where a page of live jobs is: next_run_at, id, fits, is_last; the earliest first.
+
+        Each lane is read from a position on, up to a number of rows. ``is_last`` marks the row at
+        which such a reading stopped: behind the first of them nothing is complete.
+
+        Parameters: page; scan, which is how many rows of all lanes are looked at; and where the
+        page before stopped, if this goes *onward*: time and id.
+        """
+        job = self._job
+        lanes = self._lanes()
+        wanted = select(lanes.c.queue, lanes.c.priority).where(_of_lanes(lanes, search))
+        wanted_lanes = wanted.cte("wanted")
+        number = select(func.count()).select_from(wanted_lanes).scalar_subquery()
+        page = parameter("page", Integer)
+        scan = parameter("scan", Integer) // func.greatest(number, literal_column("1"))
+        share = scan if search.terms else literal_column("0")
+        per_lane = func.greatest(page, share)
+        one = job.alias("one")
+        row = (
+            select(
+                one.c.next_run_at,
+                one.c.id,
+                condition(one, search).label("fits"),
+                func.row_number().over(order_by=(one.c.next_run_at, one.c.id)).label("place"),
+            )
+            .with_hint(one, ONLY)
+            .where(
+                one.c.queue == wanted_lanes.c.queue,
+                one.c.priority == wanted_lanes.c.priority,
+                in_order_of_claims(one),
+                *_time_of(one, search),
+                *_behind((one.c.next_run_at, one.c.id), onward),
+            )
+            .order_by(one.c.next_run_at, one.c.id)
+            .limit(per_lane)
+            .lateral("row")
+        )
+        is_last = (row.c.place == per_lane).label("is_last")
+        seen = (
+            select(row.c.next_run_at, row.c.id, row.c.fits, is_last)
+            .select_from(wanted_lanes.join(row, true()))
+            .cte("seen")
+        )
+        order = seen.c.next_run_at, seen.c.id
+        return select(seen).where(or_(seen.c.fits, seen.c.is_last)).order_by(*order).limit(page)
+
+    def live_found(self, search: Search, *, onward: bool) -> Executable:
+        """As :meth:`live_page` for a search of ids or unique keys, which indexes find at once.
+
+        Parameters: page; and time and id, if it goes *onward*.
+        """
+        job = self._job
+        key = job.c.next_run_at, job.c.id
+        return (
+            select(*key, literal_column("true").label("fits"), literal_column("false"))
+            .with_hint(job, ONLY)
+            .where(condition(job, search), *_behind(key, onward))
+            .order_by(*key)
+            .limit(parameter("page", Integer))
+        )
+
+    def live_count(self, search: Search) -> Executable:
+        """How many live jobs fit, counted up to the parameter most."""
+        return self._count(self._job, search)
+
+    @cached_property
+    def live(self) -> Executable:
+        """Live jobs without their args. Parameter: list ids."""
+        return self._rows(self._job, self._job.c.id, with_arg=False)
+
+    @cached_property
+    def live_with_arg(self) -> Executable:
+        """Live jobs. Parameter: list ids."""
+        return self._rows(self._job, self._job.c.id, with_arg=True)
+
+    def _lanes(self) -> CTE:
+        """Each queue and priority that has jobs, by one probe of the index."""
+        job, following = self._job.alias("first_job"), self._job.alias("following_job")
+        first = (
+            select(job.c.queue, job.c.priority)
+            .with_hint(job, ONLY)
+            .where(job.c.queue >= literal_column("''"), in_order_of_claims(job))
+            .order_by(job.c.queue, job.c.priority)
+            .limit(1)
+            .subquery("first")
+        )
+        lanes = select(first.c.queue, first.c.priority).cte("lanes", recursive=True)
+        lane = following.c.queue, following.c.priority
+        next_lane = (
+            select(*lane)
+            .with_hint(following, ONLY)
+            .where(
+                following.c.queue >= lanes.c.queue,
+                in_order_of_claims(following),
+                tuple_(*lane) > tuple_(lanes.c.queue, lanes.c.priority),
+            )
+            .order_by(*lane)
+            .limit(1)
+            .lateral("next_lane")
+        )
+        return lanes.union_all(
+            select(next_lane.c.queue, next_lane.c.priority).select_from(
+                lanes.join(next_lane, true())
+            )
+        )
+
+    # ---- dead jobs --------------------------------------------------------------------------
+
+    def dead_page(self, search: Search, *, onward: bool) -> Executable:
+        """Where a page of dead jobs is: moved_at, id, fits, is_last; the last that died is first.
+
+        As :meth:`live_page`, with the same parameters.
+        """
+        dead = self._dead
+        key = dead.c.moved_at, dead.c.id
+        newest_first = dead.c.moved_at.desc(), dead.c.id.desc()
+        page, scan = parameter("page", Integer), parameter("scan", Integer)
+        limit = func.greatest(page, scan) if search.terms else page
+        seen = (
+            select(
+                *key,
+                condition(dead, search).label("fits"),
+                func.row_number().over(order_by=newest_first).label("place"),
+            )
+            .with_hint(dead, ONLY)
+            .where(*_behind(key, onward, descending=True))
+            .order_by(*newest_first)
+            .limit(limit)
+            .cte("seen")
+        )
+        is_last = seen.c.place == limit
+        return (
+            select(seen.c.moved_at, seen.c.id, seen.c.fits, is_last.label("is_last"))
+            .where(or_(seen.c.fits, is_last))
+            .order_by(seen.c.moved_at.desc(), seen.c.id.desc())
+            .limit(page)
+        )
+
+    def dead_found(self, search: Search, *, onward: bool) -> Executable:
+        """As :meth:`dead_page` for a search of ids, which an index finds at once."""
+        dead = self._dead
+        key = dead.c.moved_at, dead.c.id
+        return (
+            select(*key, literal_column("true").label("fits"), literal_column("false"))
+            .with_hint(dead, ONLY)
+            .where(
+                condition(dead, search),
+                *_behind(key, onward, descending=True),
+            )
+            .order_by(key[0].desc(), key[1].desc())
+            .limit(parameter("page", Integer))
+        )
+
+    def dead_count(self, search: Search) -> Executable:
+        """How many dead jobs fit, counted up to the parameter most."""
+        return self._count(self._dead, search)
+
+    def dead_groups(self, search: Search) -> Executable:
+        """Type, kind of error, count, first and last death, of the latest ones that fit.
+
+        Parameters: scan, which is how many of the latest dead jobs are looked at; and page.
+        """
+        dead = self._dead
+        few = (
+            select(dead.c.type, dead.c.moved_at, error_type_of(dead.c.last_error).label("kind"))
+            .add_columns(condition(dead, search).label("fits"))
+            .with_hint(dead, ONLY)
+            .order_by(dead.c.moved_at.desc())
+            .limit(parameter("scan", Integer))
+            .subquery("few")
+        )
+        count = func.count()
+        return (
+            select(
+                few.c.type, few.c.kind, count, func.min(few.c.moved_at), func.max(few.c.moved_at)
+            )
+            .where(few.c.fits)
+            .group_by(few.c.type, few.c.kind)
+            .order_by(count.desc(), few.c.type, few.c.kind)
+            .limit(parameter("page", Integer))
+        )
+
+    @cached_property
+    def deaths(self) -> Executable:
+        """How many jobs died in each of the latest periods; the newest is 0.
+
+        Parameters: seconds (of a period), periods, and scan, the most rows to look at.
+        """
+        dead = self._dead
+        length = parameter("seconds", Float(53))
+        age = seconds_of(func.now() - dead.c.moved_at)
+        few = (
+            select(cast(func.floor(age / length), Integer).label("period"))
+            .with_hint(dead, ONLY)
+            .where(dead.c.moved_at > func.now() - length * parameter("periods", Integer) * SECOND)
+            .order_by(dead.c.moved_at.desc())
+            .limit(parameter("scan", Integer))
+            .subquery("few")
+        )
+        return select(few.c.period, func.count()).group_by(few.c.period).order_by(few.c.period)
+
+    @cached_property
+    def dead(self) -> Executable:
+        """Dead jobs without their args. Parameter: list ids, of their rows."""
+        return self._rows(self._dead, self._dead.c.id, with_arg=False)
+
+    def _dead_of(self, with_arg: bool) -> Executable:
+        """The times that a job has died, the last one first. Parameter: list ids, of jobs."""
+        dead = self._dead
+        found = self._rows(dead, dead.c.job_id, with_arg=with_arg)
+        return found.order_by(dead.c.moved_at.desc(), dead.c.id.desc()).limit(20)
+
+    # ---- both -------------------------------------------------------------------------------
+
+    def _count(self, table: Table, search: Search) -> Executable:
+        few = (
+            select(literal_column("1").label("one"))
+            .select_from(table)
+            .with_hint(table, ONLY)
+            .where(condition(table, search))
+            .limit(parameter("most", Integer))
+            .subquery("few")
+        )
+        return select(func.count()).select_from(few)
+
+    def _rows(self, table: Table, id: ColumnElement[str], *, with_arg: bool) -> Select[Any]:
+        # Not the application's own: a role that may read jobs need not be allowed to read those.
+        names = [*_SHOWN, *(("arg",) if with_arg else ())]
+        columns = [table.c[name] for name in names if name in table.c]
+        ids = array_parameter("ids", Text())
+        return (
+            select(*columns, func.now().label("now")).with_hint(table, ONLY).where(id == any_(ids))
+        )
+
+
+def _of_lanes(lanes: CTE, search: Search) -> ColumnElement[bool]:
+    """The lanes in which what fits can be."""
+    terms = [term for term in search.terms if term.field in ("queue", "priority")]
+    return and_(true(), *(_fits(lanes, term) for term in terms))
+
+
+def _time_of(job: Any, search: Search) -> list[ColumnElement[bool]]:
+    """A bound of next_run_at, where the states that are searched for have one."""
+    states = search.only("state")
+    if states is not None and {"due", "running"}.issuperset(states):
+        return [job.c.next_run_at <= func.now()]
+    if states == ("scheduled",):
+        return [job.c.next_run_at > func.now()]
+    return []
+
+
+def _behind(
+    key: tuple[ColumnElement[Any], ...], onward: bool, *, descending: bool = False
+) -> list[ColumnElement[bool]]:
+    """Behind where the page before stopped."""
+    position = tuple_(parameter("time", _MOMENT), parameter("id", Text))
+    if not onward:
+        return []
+    return [tuple_(*key) < position if descending else tuple_(*key) > position]
