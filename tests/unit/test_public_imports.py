@@ -59,6 +59,7 @@ PUBLIC = {
         "JobKit",
     ],
     "sqlalchemy_bgjob.testing.faults": ["kill_worker_after", "let_time_pass", "main"],
+    "sqlalchemy_bgjob.web": ["PERMISSIONS", "Access", "Permission", "dashboard"],
     "sqlalchemy_bgjob.worker": ["Worker"],
 }
 

@@ -1,0 +1,294 @@
+"""What a visitor can do. Each action demands its permission, and acts by a public verb of BGJob."""
+
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+from starlette.exceptions import HTTPException
+
+from .._drafts.validation import CONTENT_TYPE
+from .._inspect import jobs as reads
+from .._inspect.own_columns import add_own_columns
+from ..exceptions import InvalidArg, JobAlreadyExists
+from .access import Permission
+from .pages import MOST_AT_ONCE, chosen
+from .redaction import loaded
+from .visit import Visit
+
+log = logging.getLogger("sqlalchemy_bgjob.audit")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What an action did: a sentence for people, numbers for scripts, and where to go on."""
+
+    words: str
+    facts: dict[str, Any]
+    to: str
+
+
+Action = Callable[[Visit], Awaitable[Done]]
+
+
+async def cancel(visit: Visit) -> Done:
+    """Cancel live jobs."""
+    which, _ = _which(visit, "live")
+    jobs = visit.site.jobs
+    done = await visit.act(
+        lambda connection: jobs.cancel_where(connection, which, limit=MOST_AT_ONCE)
+    )
+    words = f"Cancelled {_jobs(done.cancelled)}."
+    if done.asked:
+        words += f" Asked the workers of {_jobs(done.asked)} to end them."
+    return Done(words, {"cancelled": done.cancelled, "asked": done.asked}, "jobs")
+
+
+async def run(visit: Visit) -> Done:
+    """Let jobs that are scheduled for later run now."""
+    which, _ = _which(visit, "live")
+    jobs = visit.site.jobs
+    count = await visit.act(lambda connection: jobs.run_now(connection, which, limit=MOST_AT_ONCE))
+    return Done(f"{_jobs(count)} due now.", {"due": count}, "jobs")
+
+
+async def redrive(visit: Visit) -> Done:
+    """Bring dead jobs back."""
+    which, _ = _which(visit, "dead")
+    rate = visit.asked("per_second").strip()
+    try:
+        per_second = float(rate) if rate else None
+    except ValueError:
+        raise HTTPException(400, f"{rate[:40]!r} is no number of jobs per second") from None
+    site = visit.site
+
+    def work(connection: Connection) -> Any:
+        if site.is_bare:
+            add_own_columns(connection, site.models)
+        return site.jobs.redrive(connection, which, limit=MOST_AT_ONCE, per_second=per_second)
+
+    done = await visit.act(work)
+    words = f"Redrove {_jobs(len(done.ids))}."
+    if done.left:
+        words += f" {_jobs(len(done.left))} stay dead: a live job has the same id or unique key."
+    return Done(words, {"redriven": len(done.ids), "left": len(done.left)}, "dead")
+
+
+async def delete(visit: Visit) -> Done:
+    """Delete dead jobs."""
+    which, _ = _which(visit, "dead")
+    jobs = visit.site.jobs
+    count = await visit.act(
+        lambda connection: jobs.prune(connection, 0.0, which, limit=MOST_AT_ONCE)
+    )
+    return Done(f"Deleted {_jobs(count, 'dead job')}.", {"deleted": count}, "dead")
+
+
+async def edit(visit: Visit) -> Done:
+    """Give a dead job another arg."""
+    if not visit.access.args:
+        raise HTTPException(403, "You may not see args, nor change them.")
+    row_id, site = visit.asked("row"), visit.site
+    value = _json(visit.asked("arg"))
+
+    def work(connection: Connection) -> str:
+        with Session(connection, join_transaction_mode="rollback_only") as session:
+            dead = session.get(site.jobs.DeadJob, row_id, with_for_update=True)
+            if dead is None:
+                raise HTTPException(404, "This dead job is gone: redriven, or deleted.")
+            is_json = dead.arg is not None and not (dead.headers or {}).get(CONTENT_TYPE)
+            before = loaded(dead.arg) if is_json and dead.arg is not None else None
+            # A row is assigned bytes of JSON as what they stand for: the handler's type checks it.
+            dead.arg = site.redaction.restored(value, before)
+            session.flush()
+            return str(dead.job_id)
+
+    id = await visit.act(work)
+    return Done("The arg is changed.", {"id": id}, f"job?id={id}")
+
+
+async def copy(visit: Visit) -> Done:
+    """Enqueue a new job with the type, arg, queue and priority of another one."""
+    id, row_id, site = visit.asked("id"), visit.asked("row"), visit.site
+
+    def work(connection: Connection) -> str:
+        found = reads.all_of(connection, site.statements, id, args=True)
+        job = next((one for one in found if (one.row_id or "") == row_id), None)
+        if job is None:
+            raise HTTPException(404, "This job is gone.")
+        kept = {name: value for name, value in job.headers.items() if _is_own(name)}
+        arg: Any = job.arg
+        if arg is not None and not job.headers.get(CONTENT_TYPE):
+            arg = loaded(arg)
+        made = site.jobs.enqueue(
+            connection, job.type, arg, queue=job.queue, priority=job.priority, headers=kept or None
+        )
+        return made.id
+
+    new = await visit.act(work)
+    return Done("Enqueued a copy.", {"id": new}, f"job?id={new}")
+
+
+async def enqueue(visit: Visit) -> Done:
+    """Enqueue a job of a registered handler."""
+    type, jobs = visit.asked("type"), visit.site.jobs
+    handler = jobs.registry.find_type(type)
+    if handler is None:
+        raise HTTPException(404, "This process has no handler of this type.")
+    text = visit.asked("arg").strip()
+    arg = _json(text) if text else None
+    options: dict[str, Any] = {
+        "delay": _number(visit, "delay", 0.0),
+        "priority": int(_number(visit, "priority", 0)),
+    }
+    if visit.asked("queue").strip():
+        options["queue"] = visit.asked("queue").strip()
+    ref = await visit.act(lambda connection: jobs.enqueue(connection, type, arg, **options))
+    return Done("Enqueued.", {"id": ref.id}, f"job?id={ref.id}")
+
+
+async def pause(visit: Visit) -> Done:
+    """Pause a queue, with a reason and an end."""
+    queue, jobs = visit.asked("queue"), visit.site.jobs
+    minutes = _number(visit, "minutes", 0.0)
+    reason = visit.asked("reason").strip() or None
+    until = minutes * 60 if minutes else None
+    await visit.act(
+        lambda connection: jobs.pause(
+            connection, queue, by=visit.access.user, reason=reason, until=until
+        )
+    )
+    return Done(f"Paused the queue {queue}.", {"queue": queue}, "queues")
+
+
+async def resume(visit: Visit) -> Done:
+    """Resume a queue."""
+    queue, jobs = visit.asked("queue"), visit.site.jobs
+    await visit.act(lambda connection: jobs.resume(connection, queue))
+    return Done(f"Resumed the queue {queue}.", {"queue": queue}, "queues")
+
+
+async def slots(visit: Visit) -> Done:
+    """Set how many jobs of a queue each worker runs; nothing takes the number back."""
+    queue, jobs = visit.asked("queue"), visit.site.jobs
+    number = int(_number(visit, "slots", 0)) if visit.asked("slots").strip() else None
+    await visit.act(lambda connection: jobs.set_slots(connection, queue, number))
+    words = "as each worker was started" if number is None else f"{number} in each worker"
+    return Done(f"Slots of {queue}: {words}.", {"queue": queue, "slots": number}, "queues")
+
+
+async def schedule_pause(visit: Visit) -> Done:
+    """Pause a schedule."""
+    name, jobs = visit.asked("name"), visit.site.jobs
+    reason = visit.asked("reason").strip() or None
+    found = await visit.act(
+        lambda connection: jobs.schedules.pause(
+            connection, name, by=visit.access.user, reason=reason
+        )
+    )
+    if not found:
+        raise HTTPException(404, "There is no such schedule.")
+    return Done(f"Paused the schedule {name}.", {"name": name}, "schedules")
+
+
+async def schedule_resume(visit: Visit) -> Done:
+    """Resume a schedule."""
+    name, jobs = visit.asked("name"), visit.site.jobs
+    next_at = await visit.act(lambda connection: jobs.schedules.resume(connection, name))
+    if next_at is None:
+        raise HTTPException(404, "There is no such schedule that is paused.")
+    return Done(f"Resumed the schedule {name}.", {"name": name}, "schedules")
+
+
+async def schedule_run(visit: Visit) -> Done:
+    """Enqueue a schedule's job now."""
+    name, jobs = visit.asked("name"), visit.site.jobs
+    id = await visit.act(lambda connection: jobs.schedules.run_now(connection, name))
+    return Done(f"Enqueued a job of {name}.", {"id": id}, f"job?id={id}")
+
+
+ACTIONS: Final[dict[str, tuple[Permission, Action]]] = {
+    "cancel": ("cancel", cancel),
+    "run": ("run", run),
+    "copy": ("enqueue", copy),
+    "enqueue": ("enqueue", enqueue),
+    "edit": ("edit", edit),
+    "redrive": ("redrive", redrive),
+    "delete": ("delete", delete),
+    "pause": ("queues", pause),
+    "resume": ("queues", resume),
+    "slots": ("queues", slots),
+    "schedule-pause": ("schedules", schedule_pause),
+    "schedule-resume": ("schedules", schedule_resume),
+    "schedule-run": ("schedules", schedule_run),
+}
+"""By the name in its path: the permission that it demands, and what does it."""
+
+
+async def perform(visit: Visit, name: str) -> Done:
+    """Do an action, if the visitor may, and log it.
+
+    Raises:
+        HTTPException: There is no such action, the visitor may not, or it can't be done.
+    """
+    found = ACTIONS.get(name)
+    if found is None:
+        raise HTTPException(404, "There is no such action.")
+    permission, act = found
+    visit.demand(permission)
+    try:
+        done = await act(visit)
+    except (InvalidArg, JobAlreadyExists, LookupError, ValueError, TypeError) as error:
+        raise HTTPException(400, str(error)) from None
+    by = visit.access.user or "unknown"
+    # No arg is in it, nor a search, which may name values of args.
+    log.info(
+        "%s by %s: %s",
+        name,
+        by,
+        done.words,
+        extra={"action": name, "user": by, "facts": done.facts},
+    )
+    return done
+
+
+def _which(visit: Visit, kind: str) -> tuple[Any, list[str]]:
+    """The jobs that are meant: the condition, and the ids if some were selected."""
+    _, search, problem = visit.search()
+    if problem is not None:
+        raise HTTPException(400, problem)
+    whole, ids = bool(visit.asked("whole")), visit.all_asked("id")
+    if whole == bool(ids):
+        raise HTTPException(400, "Select some jobs, or choose all that fit the search.")
+    return chosen(visit, kind, ids, search), ids
+
+
+def _is_own(header: str) -> bool:
+    """Whether a header is the application's own: not what the library says of this one job."""
+    return header != CONTENT_TYPE and not header.startswith("bgjob-")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"The arg is not JSON: {error}") from None
+
+
+def _number(visit: Visit, name: str, default: float) -> float:
+    text = visit.asked(name).strip()
+    try:
+        found = float(text) if text else default
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise HTTPException(400, f"{name} is no number: {text[:40]!r}")
+    return found
+
+
+def _jobs(count: int, noun: str = "job") -> str:
+    return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -1,0 +1,148 @@
+"""The pages about everything but jobs: queues, workers, schedules, handlers, the system."""
+
+import inspect
+from dataclasses import asdict
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection
+from starlette.exceptions import HTTPException
+
+from .._handlers.registry import JobType
+from .._handlers.timetable import timetable
+from .._inspect.doctor import examine
+from .._inspect.fleet import WorkerInfo, workers
+from .._inspect.queues import all_queues
+from .._inspect.schedules import ScheduleInfo, schedules
+from .._inspect.sizes import table_sizes
+from ..schema import LATEST, db_version
+from .pages import COUNTED
+from .visit import View, Visit
+
+_RUNS: Final = 3
+
+
+async def all_queues_page(visit: Visit) -> View:
+    """Queues: depth, pause, slots, and who works on them."""
+    site = visit.site
+
+    def work(connection: Connection) -> dict[str, Any]:
+        return {
+            "queues": all_queues(connection, *site.where, many=COUNTED),
+            "workers": workers(connection, *site.where),
+        }
+
+    data = await visit.read(work)
+    serving: dict[str, list[WorkerInfo]] = {}
+    for worker in data.pop("workers"):
+        for queue in worker.queues if worker.alive else ():
+            serving.setdefault(queue, []).append(worker)
+    return View("queues.html", data | {"serving": serving})
+
+
+async def all_workers(visit: Visit) -> View:
+    """Workers: heartbeats, queues, what they run."""
+    found = await visit.read(lambda connection: workers(connection, *visit.site.where))
+    return View("workers.html", {"workers": found})
+
+
+async def all_schedules(visit: Visit) -> View:
+    """Schedules: when they fire, in words; also those of the code that have no row yet."""
+    site = visit.site
+    found = await visit.read(lambda connection: schedules(connection, *site.where))
+    rows = [{**asdict(one), "runs": _runs(one)} for one in found]
+    known = {one.name for one in found}
+    waiting = [
+        {"name": name, "cron": made.cron, "timezone": made.timezone, "type": made.type}
+        for name, made in sorted(site.jobs.registry.schedules.items())
+        if name not in known
+    ]
+    return View("schedules.html", {"schedules": rows, "without_row": waiting})
+
+
+def _runs(schedule: ScheduleInfo) -> list[datetime]:
+    """The next fire times; none of a paused schedule, or of a row that nobody can read."""
+    if schedule.next_at is None:
+        return []
+    try:
+        table = timetable(schedule.cron, schedule.timezone)
+        runs = [schedule.next_at]
+        while len(runs) < _RUNS:
+            runs.append(table.after(runs[-1]))
+    except ValueError:
+        return [schedule.next_at]
+    return runs
+
+
+# ---- handlers -----------------------------------------------------------------------------------
+
+
+async def all_handlers(visit: Visit) -> View:
+    """The handlers that this process knows."""
+    registry = visit.site.jobs.registry
+    found = [_summary(handler) for handler in registry]
+    return View(
+        "handlers.html",
+        {"handlers": sorted(found, key=lambda one: (one["type"], one["queue"]))},
+    )
+
+
+async def one_handler(visit: Visit) -> View:
+    """A handler: what it says of itself, what it takes, and a form to enqueue a job of it."""
+    handler = visit.site.jobs.registry.find_type(visit.asked("type"))
+    if handler is None:
+        raise HTTPException(404, "This process has no handler of this type.")
+    described = inspect.getdoc(handler.function) or ""
+    data = _summary(handler) | {"doc": described, "schema": _schema(handler)}
+    return View("handler.html", {"handler": data, "problem": None, "given": {}})
+
+
+def _summary(handler: JobType[Any]) -> dict[str, Any]:
+    options = handler.options
+    described = (inspect.getdoc(handler.function) or "").strip()
+    return {
+        "type": handler.type,
+        "queue": handler.queue,
+        "function": f"{handler.function.__module__}.{handler.function.__qualname__}"
+        if hasattr(handler.function, "__qualname__")
+        else repr(type(handler.function)),
+        "summary": described.partition("\n")[0],
+        "takes_arg": handler.takes_arg,
+        "is_coroutine": handler.is_coroutine,
+        "max_attempts": options.max_attempts,
+        "timeout": options.timeout,
+    }
+
+
+def _schema(handler: JobType[Any]) -> Any:
+    """The JSON schema of the arg; None if it takes none, or none can be made."""
+    if not handler.takes_arg:
+        return None
+    annotation = handler.annotation
+    try:
+        if hasattr(annotation, "model_json_schema"):
+            return annotation.model_json_schema()
+        return msgspec.json.schema(annotation)
+    except Exception:  # an annotation may be anything that its library takes
+        return None
+
+
+# ---- system -------------------------------------------------------------------------------------
+
+
+async def system(visit: Visit) -> View:
+    """Sizes, versions, and what the doctor finds."""
+    site = visit.site
+    schema, prefix = site.where
+
+    def work(connection: Connection) -> dict[str, Any]:
+        return {
+            "version": db_version(connection, schema=schema, table_prefix=prefix),
+            "tables": list(islice(table_sizes(connection, schema, prefix), 50)),
+            "findings": examine(connection, schema=schema, table_prefix=prefix),
+        }
+
+    data = await visit.read(work)
+    return View("system.html", data | {"latest": LATEST})

@@ -1,0 +1,261 @@
+"""The pages about jobs: overview, live jobs, dead jobs, one job, and what an action would do."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
+
+from .._drafts.unique import split
+from .._drafts.validation import CONTENT_TYPE
+from .._inspect import jobs as reads
+from .._inspect.fleet import workers
+from .._inspect.queues import QueueInfo, all_queues
+from .._inspect.reading import can_read_args
+from .._inspect.sizes import estimated_rows
+from .._sql.search_terms import FIELDS, STATES, Search, Term
+from .redaction import loaded, pretty
+from .visit import View, Visit
+from .words import iso
+
+PAGE: Final = 50
+"""Jobs on a page."""
+MOST_AT_ONCE: Final = 10_000
+"""Jobs that one action changes at most."""
+_HOURS: Final = 24
+_MOST_DEATHS: Final = 10_000
+COUNTED: Final = 1_000
+"""How many jobs of a queue and priority a page counts, of those that are scheduled or not."""
+_TABS: Final = ("due", "scheduled", "running", "retrying")
+
+
+async def overview(visit: Visit) -> View:
+    """How the queue is: depths, ages, who works, what died."""
+    site = visit.site
+
+    def work(connection: Connection) -> dict[str, Any]:
+        queues = all_queues(connection, *site.where, many=COUNTED)
+        since = Search((Term("since", ("1h",)),))
+        return {
+            "queues": queues,
+            "totals": _totals(queues),
+            "estimated": estimated_rows(connection, *site.where),
+            "workers": workers(connection, *site.where),
+            "deaths": reads.deaths(
+                connection,
+                site.statements,
+                seconds=3_600.0,
+                periods=_HOURS,
+                scan=_MOST_DEATHS,
+            ),
+            "deaths_most": _MOST_DEATHS,
+            "dead_now": reads.count_dead(connection, site.statements, since),
+            "failures": reads.dead_groups(connection, site.statements, since, size=8),
+        }
+
+    data = await visit.read(work)
+    data["unserved"] = [one for one in data["queues"] if one.due and not one.workers]
+    return View("overview.html", data)
+
+
+def _totals(queues: list[QueueInfo]) -> dict[str, Any]:
+    totals: dict[str, Any] = {
+        name: sum(getattr(queue, name) for queue in queues)
+        for name in ("due", "scheduled", "running")
+    }
+    return totals | {"stopped": any(queue.stopped for queue in queues)}
+
+
+async def live_jobs(visit: Visit) -> View | RedirectResponse:
+    """Live jobs that a search finds."""
+    text, search, problem = visit.search()
+    site = visit.site
+    if search.only("state") == ("dead",):
+        return RedirectResponse(visit.url("dead", q=str(search.without("state"))), 303)
+    after = visit.position()
+
+    def work(connection: Connection) -> dict[str, Any]:
+        if search.bare_word and reads.exists(connection, site.statements, search.bare_word):
+            return {"found": search.bare_word}
+        queues = all_queues(connection, *site.where, many=COUNTED)
+        page = reads.Page([], None, stopped=False)
+        if problem is None:
+            page = reads.live_page(connection, site.statements, search, size=PAGE, after=after)
+        return {"page": page, "queues": [one.queue for one in queues], "totals": _totals(queues)}
+
+    data = await visit.read(work)
+    if "found" in data:
+        return RedirectResponse(visit.url("job", id=data["found"]), 303)
+    states = search.only("state")
+    rest = search.without("state")
+    data |= {
+        "q": text,
+        "problem": problem,
+        "state": states[0] if states and len(states) == 1 else None,
+        "tabs": [("all", visit.url("jobs", q=str(rest)))]
+        + [(tab, visit.url("jobs", q=f"state:{tab} {rest}".strip())) for tab in _TABS],
+        "following": _following(visit, "jobs", text, data["page"]),
+        "is_first": after is None,
+        "counts": not rest.terms,
+    }
+    return View("jobs.html", data | _completion(visit), 400 if problem else 200)
+
+
+async def dead_jobs(visit: Visit) -> View:
+    """Dead jobs that a search finds, and of what they died."""
+    text, search, problem = visit.search()
+    site, after = visit.site, visit.position()
+
+    def work(connection: Connection) -> dict[str, Any]:
+        if problem is not None:
+            return {"page": reads.Page([], None, stopped=False), "groups": []}
+        return {
+            "page": reads.dead_page(connection, site.statements, search, size=PAGE, after=after),
+            "groups": reads.dead_groups(connection, site.statements, search, size=12)
+            if after is None
+            else [],
+        }
+
+    data = await visit.read(work)
+    data |= {
+        "q": text,
+        "problem": problem,
+        "following": _following(visit, "dead", text, data["page"]),
+        "is_first": after is None,
+        "scan": reads.SCAN,
+        "queues": [],
+    }
+    return View("dead.html", data | _completion(visit), 400 if problem else 200)
+
+
+def _completion(visit: Visit) -> dict[str, Any]:
+    """What the search box can complete."""
+    types = sorted(handler.type for handler in visit.site.jobs.registry if handler.type != "*")
+    return {"fields": FIELDS, "states": STATES, "types": types}
+
+
+def _following(visit: Visit, path: str, q: str, page: reads.Page) -> str | None:
+    if page.following is None:
+        return None
+    return visit.url(path, q=q, after=f"{iso(page.following.time)} {page.following.id}")
+
+
+async def one_job(visit: Visit) -> View:
+    """All that there is of one job."""
+    id, site = visit.asked("id"), visit.site
+    if not id:
+        raise HTTPException(404, "No job is named.")
+
+    def work(connection: Connection) -> dict[str, Any]:
+        args = visit.access.args and can_read_args(connection, site.models)
+        found = reads.all_of(connection, site.statements, id, args=args)
+        holder = found[0].claimed_by if found else None
+        working = workers(connection, *site.where) if holder is not None else []
+        return {
+            "all": found,
+            "args": args,
+            "worker": next((one for one in working if one.id == holder), None),
+        }
+
+    data = await visit.read(work)
+    if not data["all"]:
+        raise HTTPException(404, f"There is no job with the id {id}. A job that has ended is gone.")
+    job: reads.JobInfo = data["all"][0]
+    key, scope = split(job.unique_key)
+    data |= {
+        "job": job,
+        "earlier": data.pop("all")[1:],
+        "contents": contents(visit, job),
+        "unique_key": key,
+        "unique_scope": scope,
+        "known": site.jobs.registry.find(job.type, job.queue) is not None,
+    }
+    return View("job.html", data)
+
+
+def contents(visit: Visit, job: reads.JobInfo) -> dict[str, Any]:
+    """The arg and headers of a job, as this visitor may see them.
+
+    ``kind`` is ``none``, ``json``, ``bytes`` or ``broken``, which is text that should be JSON.
+    """
+    redaction = visit.site.redaction
+    headers = redaction.shown(job.headers) if visit.access.args else {}
+    if job.arg is None:
+        return {"kind": "none", "text": "", "headers": headers}
+    if job.headers.get(CONTENT_TYPE):
+        shown = bytes(job.arg[:512]).hex(" ")
+        return {"kind": "bytes", "text": shown, "size": len(job.arg), "headers": headers}
+    try:
+        text = pretty(redaction.shown(loaded(job.arg)))
+    except ValueError:
+        return {"kind": "broken", "text": "", "size": len(job.arg), "headers": headers}
+    return {"kind": "json", "text": text, "size": len(job.arg), "headers": headers}
+
+
+# ---- what an action would do --------------------------------------------------------------------
+
+_CONFIRMED: Final = {"cancel": "live", "run": "live", "redrive": "dead", "delete": "dead"}
+
+
+async def confirm(visit: Visit) -> View:
+    """How many jobs an action would change, before somebody says yes."""
+    action = visit.asked("action")
+    kind = _CONFIRMED.get(action)
+    if kind is None:
+        raise HTTPException(404, "There is no such action.")
+    visit.demand(action)  # type: ignore[arg-type]
+    text, search, problem = visit.search()
+    if problem is not None:
+        raise HTTPException(400, problem)
+    ids = [] if visit.asked("whole") else visit.all_asked("id")
+    if not ids and not visit.asked("whole"):
+        raise HTTPException(400, "Select some jobs first, or choose all that fit the search.")
+    site = visit.site
+
+    def work(connection: Connection) -> dict[str, Any]:
+        if action == "redrive":
+            which = chosen(visit, "dead", ids, search)
+            by_type = site.jobs.redrive(connection, which, limit=MOST_AT_ONCE, dry_run=True)
+            return {"count": sum(by_type.values()), "by_type": by_type}
+        if ids:
+            return {"count": len(ids)}
+        count = reads.count_live if kind == "live" else reads.count_dead
+        return {"count": count(connection, site.statements, search, MOST_AT_ONCE)}
+
+    data = await visit.read(work)
+    data |= {
+        "action": action,
+        "kind": kind,
+        "q": text,
+        "ids": ids,
+        "most": MOST_AT_ONCE,
+        "back": visit.asked("back") or ("jobs" if kind == "live" else "dead"),
+    }
+    return View("confirm.html", data)
+
+
+def chosen(visit: Visit, kind: str, ids: list[str], search: Search) -> Any:
+    """The condition of the jobs that are meant: those that were selected, or all that fit."""
+    models = visit.site.models
+    if kind == "live":
+        return reads.these(models, ids) if ids else reads.live_condition(models, search)
+    return reads.these_dead(models, ids) if ids else reads.dead_condition(models, search)
+
+
+def as_json(value: Any) -> Any:
+    """A page's data as JSON has it: no bytes, and no number that a script would round."""
+    if is_dataclass(value) and not isinstance(value, type):
+        # What a visitor may see of arg and headers is in the page's contents.
+        left_out = {"arg", "headers"} if isinstance(value, reads.JobInfo) else set[str]()
+        names = [one.name for one in fields(value) if one.name not in left_out]
+        return {name: as_json(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {str(name): as_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [as_json(one) for one in value]
+    if isinstance(value, int) and abs(value) > 2**53:
+        return str(value)
+    if hasattr(value, "isoformat"):
+        return iso(value)
+    return value

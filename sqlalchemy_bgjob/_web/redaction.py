@@ -1,0 +1,94 @@
+"""Hides secrets in what is shown of args and headers."""
+
+import json
+from collections.abc import Collection
+from typing import Any, Final
+
+HIDDEN: Final = "[hidden]"
+SECRETS: Final = (
+    "password",
+    "passwd",
+    "secret",
+    "token",
+    "authorization",
+    "cookie",
+    "api_key",
+    "apikey",
+    "private_key",
+    "credential",
+    "card_number",
+    "cvv",
+    "iban",
+    "ssn",
+)
+"""A key that contains one of these words, in any case, is one of a secret."""
+_DEEPEST: Final = 200
+
+
+class Redaction:
+    """Which keys hide their values, at any depth."""
+
+    def __init__(self, words: Collection[str]) -> None:
+        if isinstance(words, str):
+            raise TypeError(f"redact={words!r} is a str; write a list of words")
+        self._words = tuple(_plain(word) for word in words)
+
+    def hides(self, key: str) -> bool:
+        """Whether what stands under a key is a secret."""
+        plain = _plain(key)
+        return any(word in plain for word in self._words)
+
+    def shown(self, value: Any, depth: int = 0) -> Any:
+        """A JSON value without its secrets."""
+        if depth > _DEEPEST:
+            return HIDDEN
+        match value:
+            case dict():
+                return {
+                    key: HIDDEN if self.hides(str(key)) else self.shown(one, depth + 1)
+                    for key, one in value.items()
+                }
+            case list():
+                return [self.shown(one, depth + 1) for one in value]
+            case _:
+                return value
+
+    def restored(self, edited: Any, original: Any) -> Any:
+        """An edited value with the secrets of the original back where they were hidden."""
+        match edited, original:
+            case dict(), dict():
+                return {
+                    key: original[key]
+                    if one == HIDDEN and key in original and self.hides(str(key))
+                    else self.restored(one, original.get(key))
+                    for key, one in edited.items()
+                }
+            case list(), list():
+                rest = [None] * max(0, len(edited) - len(original))
+                return [
+                    self.restored(one, before)
+                    for one, before in zip(edited, [*original, *rest], strict=False)
+                ]
+            case _:
+                return edited
+
+
+def _plain(key: str) -> str:
+    return key.lower().replace("-", "_")
+
+
+def loaded(arg: bytes) -> Any:
+    """The JSON value of a row's arg.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        return json.loads(arg)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def pretty(value: Any) -> str:
+    """A JSON value for people; numbers keep all their digits."""
+    return json.dumps(value, indent=2, ensure_ascii=False)

@@ -1,0 +1,705 @@
+"""The dashboard over HTTP: who may do what, what is shown, and what no request can make it do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from a2wsgi import ASGIMiddleware
+from fastapi import FastAPI
+from flask import Flask
+from sqlalchemy import Engine, create_engine, delete, event, insert, select, update
+from sqlalchemy.ext.asyncio import create_async_engine
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+
+from sqlalchemy_bgjob import BGJob, enqueue
+from sqlalchemy_bgjob._web.actions import ACTIONS
+from sqlalchemy_bgjob._web.app import NAVIGATION, PAGES, STATIC, TYPES
+from sqlalchemy_bgjob._web.pages import as_json
+from sqlalchemy_bgjob._web.visit import LARGEST_FORM
+from sqlalchemy_bgjob.web import PERMISSIONS, Access, dashboard
+from support.dashboard import Client, fill, make_jobs, mounted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from httpx import Response
+
+
+SAME = {"sec-fetch-site": "same-origin"}
+PATHS = ["", "jobs", "dead", "queues", "workers", "schedules", "handlers", "system"]
+PATHS += ["job?id=order-5", "handler?type=send_receipt", "confirm?action=cancel&whole=1"]
+JSON = {"accept": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def jobs() -> BGJob:
+    return make_jobs()
+
+
+@pytest.fixture(scope="module")
+def shop(module_engine: Engine, jobs: BGJob) -> Engine:
+    """A queue that has something of everything; each test leaves it so."""
+    jobs.metadata.create_all(module_engine)
+    fill(jobs, module_engine)
+    return module_engine
+
+
+@pytest.fixture
+def visit(shop: Engine, jobs: BGJob) -> Iterator[Any]:
+    """Makes a browser at a dashboard with these options, mounted at /admin/jobs."""
+    clients: list[Client] = []
+
+    def make(engine: Any = shop, path: str = "/admin/jobs", **options: Any) -> Client:
+        app = mounted(path, jobs, engine, **{"access": "all", **options})
+        clients.append(Client(app, path))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def token(client: Client) -> str:
+    """What the forms of this browser's pages hold."""
+    page = client.get("queues")
+    assert page.status_code == 200, page.text
+    found = client.cookies.get("bgjob_csrf")
+    assert found
+    return found
+
+
+def post(client: Client, action: str, headers: Any = SAME, /, **fields: Any) -> Response:
+    given = {"csrf": token(client), **fields}
+    return client.post(f"do/{action}", data=given, headers=headers)
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_each_page_is_shown_and_has_its_json_twin(visit: Any, path: str) -> None:
+    client = visit()
+    page = client.get(path)
+    twin = client.get(path, headers=JSON)
+
+    assert (page.status_code, twin.status_code) == (200, 200)
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert twin.headers["content-type"] == "application/json"
+    assert isinstance(twin.json(), dict)
+    for header in ("content-security-policy", "x-content-type-options"):
+        assert page.headers[header] == twin.headers[header]
+    assert "'unsafe" not in page.headers["content-security-policy"]
+    assert not re.search(r"<[^>]+ (?:style|on\w+)=", page.text)
+    assert page.text.count("<h1") == 1
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])
+def test_it_reads_and_acts_on_every_kind_of_engine(
+    visit: Any, jobs: BGJob, shop: Engine, driver: str
+) -> None:
+    url = shop.url.set(drivername=f"postgresql+{driver}")
+    engine = create_engine(url) if driver == "psycopg2" else create_async_engine(url)
+    client = visit(engine)
+    for path in PATHS:
+        assert client.get(path).status_code == 200, path
+
+    done = client.post(
+        "do/enqueue",
+        data={"csrf": token(client), "type": "sync", "arg": '{"shop": 5}'},
+        headers=SAME | JSON,
+    )
+    id = done.json()["id"]
+    assert jobs.cancel(shop, id) == "cancelled"
+    if driver != "psycopg2":
+        client.call(engine.dispose)  # type: ignore[union-attr]
+    else:
+        engine.dispose()  # type: ignore[unused-coroutine]
+
+
+def test_all_that_the_pages_link_to_is_there(visit: Any) -> None:
+    """Under the path where it is mounted."""
+    client = visit()
+    links = set()
+    for path in PATHS:
+        links |= set(re.findall(r'(?:href|src)="([^"#]+)"', client.get(path).text))
+    assert len(links) > 60
+    for link in links:
+        assert link.startswith("/admin/jobs/"), link
+        assert client.get(f"http://shop.example{link.replace('&amp;', '&')}").status_code < 400, (
+            link
+        )
+
+
+def test_under_fastapi_and_at_the_root(shop: Engine, jobs: BGJob) -> None:
+    app = FastAPI()
+    app.mount("/jobs", dashboard(jobs, shop, access="read"))
+    at_root = dashboard(jobs, shop, access="read")
+    for application, base in ((app, "/jobs"), (at_root, "")):
+        client = Client(application, base)
+        assert f'href="{base}/static/app.css' in client.get("queues").text
+        client.close()
+
+
+def test_under_litestar_and_under_flask(shop: Engine, jobs: BGJob) -> None:
+    """Which each tell an application in their own way where it is mounted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what Litestar imports
+        from litestar import Litestar, asgi
+    pages = dashboard(jobs, shop, access="read", live=False)
+    client = Client(
+        Litestar([asgi("/ops/jobs", is_mount=True, copy_scope=True)(pages)]), "/ops/jobs"
+    )
+    flask = Flask("shop")
+    inside = {"/ops/jobs": ASGIMiddleware(pages)}
+    flask.wsgi_app = DispatcherMiddleware(flask.wsgi_app, inside)  # type: ignore[method-assign]
+    in_flask = flask.test_client()
+    for path in ("", "queues", "job?id=order-5", "static/app.css"):
+        answers = [client.get(path), in_flask.get(f"/ops/jobs/{path}")]
+        assert [answer.status_code for answer in answers] == [200, 200], path
+        if "static" not in path:
+            assert all('href="/ops/jobs/queues"' in answer.text for answer in answers)
+    client.close()
+
+
+def test_a_proxys_prefix_is_part_of_each_link(shop: Engine, jobs: BGJob) -> None:
+    client = Client(dashboard(jobs, shop, access="read"), root_path="/ops/it's")
+    assert 'href="/ops/it%27s/static/app.css' in client.get("queues").text
+    client.close()
+
+
+def test_what_there_is_is_shown(visit: Any) -> None:
+    client = visit(environment="production")
+    overview = client.get("").text
+    assert "No worker serves the queue" in overview
+    assert "exports" in overview
+    assert ">production<" in overview
+    assert "the CDN is down" in client.get("queues").text
+    assert "At 06:00 on Monday through Friday" in client.get("schedules").text
+    assert "It is safe to send one twice" in client.get("handler?type=send_receipt").text
+    job = client.get("job?id=order-5", headers=JSON).json()
+    assert job["job"]["state"] == "dead"
+    assert [past["attempt"] for past in job["job"]["history"]] == [1, 2]
+
+
+def test_an_id_leads_to_its_job_and_dead_to_dead_jobs(visit: Any) -> None:
+    client = visit()
+    assert client.get("jobs?q=order-5").headers["location"] == "/admin/jobs/job?id=order-5"
+    there = client.get("jobs", params={"q": "state:dead type:send_receipt"})
+    assert there.headers["location"] == "/admin/jobs/dead?q=type%3Asend_receipt"
+
+
+def test_names_with_any_character_are_followed(visit: Any, jobs: BGJob, shop: Engine) -> None:
+    id = "a/../b?c=d&e #%2F\"'<"
+    enqueue(shop, jobs.registry.find_type("sync"), {"shop": 1}, id=id)  # type: ignore[arg-type]
+    try:
+        assert visit().get(f"job?id={quote(id, safe='')}").status_code == 200
+    finally:
+        jobs.cancel(shop, id)
+
+
+def test_large_numbers_keep_their_digits(visit: Any, shop: Engine, jobs: BGJob) -> None:
+    large = 2**63 - 5
+    made = jobs.enqueue(shop, "sync", {"n": large})
+    try:
+        client = visit()
+        assert str(large) in client.get(f"job?id={made.id}").text
+        assert (
+            str(large) in client.get(f"job?id={made.id}", headers=JSON).json()["contents"]["text"]
+        )
+        assert as_json([2**53 + 1, -5]) == [str(2**53 + 1), -5]
+    finally:
+        jobs.cancel(shop, made.id)
+
+
+# ---- access --------------------------------------------------------------------------------------
+
+
+def test_it_is_closed_until_somebody_is_let_in(visit: Any) -> None:
+    client = visit(access=None)
+    for path in [*PATHS, "events"]:
+        page = client.get(path)
+        assert page.status_code == 403
+        assert "order-5" not in page.text
+    assert "dashboard(jobs, engine, access=who)" in page.text
+    assert client.post("do/cancel").status_code == 403
+
+
+@pytest.mark.parametrize("answer", ["all", "read", None, Access(can={"cancel"}), Access(can=())])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_function_decides_for_each_request(visit: Any, answer: Any, asynchronous: bool) -> None:
+    asked: list[str] = []
+
+    def who(request: Any) -> Any:
+        asked.append(request.headers["x-user"])
+        return answer
+
+    async def who_async(request: Any) -> Any:
+        return who(request)
+
+    client = visit(access=who_async if asynchronous else who)
+    page = client.get("jobs", headers={"x-user": "ada"})
+
+    assert asked == ["ada"]
+    assert page.status_code == (403 if answer is None else 200)
+    may_cancel = answer == "all" or (isinstance(answer, Access) and "cancel" in answer.can)
+    assert ('value="cancel"' in page.text) == may_cancel
+
+
+def test_a_wrong_answer_lets_nobody_in(visit: Any) -> None:
+    client = visit(access=lambda request: True)
+    with pytest.raises(TypeError, match="returned bool"):
+        client.get("")
+    with pytest.raises(ValueError, match="unknown permissions"):
+        Access(can={"fly"})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="is a str"):
+        Access(can="cancel")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="none of 'all', 'read'"):
+        visit(access="everybody")
+
+
+@pytest.mark.parametrize("permission", sorted(PERMISSIONS))
+def test_each_role_may_do_what_it_may_and_nothing_else(visit: Any, permission: str) -> None:
+    """All actions of one who has a single permission: those of it are not refused."""
+    client = visit(access=Access(can={permission}))  # type: ignore[arg-type]
+    statuses = {name: post(client, name, SAME | JSON) for name in ACTIONS}
+
+    for name, (needed, _) in ACTIONS.items():
+        refused = statuses[name].status_code == 403
+        assert refused == (needed != permission), (name, statuses[name].text)
+        if refused:
+            assert "needs the permission" in statuses[name].text
+
+
+def test_who_may_read_may_do_nothing(visit: Any) -> None:
+    client = visit(access="read")
+    for name in ACTIONS:
+        assert post(client, name, id="order-5", whole="1").status_code == 403
+    for path in PATHS[:-1]:
+        page = client.get(path).text
+        assert "/do/" not in page
+        assert "confirm?" not in page
+    assert client.get("confirm?action=delete&whole=1").status_code == 403
+
+
+def test_who_may_not_see_args_sees_none(visit: Any) -> None:
+    client = visit(access=Access(args=False))
+    page = client.get("job?id=order-5")
+    assert "customer@shop.example" not in page.text
+    assert "customer@shop.example" not in client.get("job?id=order-5", headers=JSON).text
+    assert client.get("jobs?q=arg.order_id:5").status_code == 400
+    assert post(client, "edit", row="dead-5", arg="{}").status_code == 403
+
+
+def test_a_read_only_database_is_a_read_only_dashboard(visit: Any, shop: Engine) -> None:
+    engine = create_engine(
+        shop.url, connect_args={"options": "-c default_transaction_read_only=on"}
+    )
+    client = visit(engine)
+    assert "The database is read-only" in client.get("jobs").text
+    assert post(client, "cancel", whole="1").status_code == 403
+    engine.dispose()
+
+
+# ---- forged requests -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_own"),
+    [
+        ({"sec-fetch-site": "same-origin"}, True),
+        ({"sec-fetch-site": "same-site"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"sec-fetch-site": "none"}, False),
+        ({"origin": "http://shop.example"}, True),
+        ({"origin": "http://evil.example"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": "http://evil.example", "host": "shop.example"}, False),
+        ({"sec-fetch-site": "cross-site", "origin": "http://shop.example"}, False),
+        ({}, True),
+    ],
+)
+def test_no_other_site_can_act(visit: Any, headers: dict[str, str], is_own: bool) -> None:
+    done = post(visit(), "resume", headers, queue="default")
+    assert done.status_code == (303 if is_own else 403)
+
+
+@pytest.mark.parametrize("given", ["", "x", "0" * 32, "é" * 32])
+def test_a_form_needs_the_token_of_its_browser(visit: Any, given: str) -> None:
+    client = visit()
+    assert post(client, "resume", queue="default", csrf=given).status_code == 403
+    client.cookies.clear()
+    assert client.post("do/resume", data={"csrf": given, "queue": "q"}).status_code == 403
+
+
+def test_actions_need_a_post_of_a_form(visit: Any) -> None:
+    client = visit()
+    assert client.get("do/cancel?whole=1").status_code == 405
+    assert client.post("do/cancel", json={"whole": "1"}).status_code == 415
+    assert post(client, "fly").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "//evil.example",
+        "/\\evil.example",
+        "https://evil.example",
+        "\r\nx: y",
+        "javascript:alert(1)",
+    ],
+)
+def test_an_action_leads_back_into_the_dashboard(visit: Any, back: str) -> None:
+    for base in ("/admin/jobs", ""):
+        done = post(visit(path=base), "resume", queue="default", back=back)
+        assert re.match(rf"{base}/[^/\\]", done.headers["location"])
+
+
+def test_a_forged_host_changes_nothing(visit: Any) -> None:
+    client = visit()
+    page = client.get("jobs", headers={"host": "evil.example", "x-forwarded-host": "evil.example"})
+    assert page.status_code == 200
+    assert "evil.example" not in page.text
+    assert "evil.example" not in str(page.headers)
+
+
+# ---- what others have written --------------------------------------------------------------------
+
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}"
+
+
+def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) -> None:
+    """Id, type, queue, key, group, arg, headers, error, host, version, pause and schedule."""
+    models = jobs.models
+    evil = EVIL[:120]
+    row = {"id": evil, "queue": evil, "type": evil, "unique_key": evil, "group_key": evil}
+    texts = {"last_error": EVIL, "headers": {evil: evil}, "arg": json.dumps({evil: evil}).encode()}
+    history = [{"at": "2026-11-29T00:00:00+00:00", "attempt": 1, "worker": 1, "error": EVIL}]
+    job = insert(models.job).values(**row, **texts, errors=history, priority=-9, claimed_by=99)
+    worker = {"id": 99, "hostname": evil, "pid": 1, "version": evil, "queues": {evil: 1}}
+    schedule = {"name": evil, "source": "data", "type": evil, "queue": evil, "cron": evil}
+    with shop.begin() as connection:
+        connection.execute(job)
+        connection.execute(insert(models.worker).values(**worker, lease_timeout=1e9))
+        connection.execute(insert(models.schedule).values(**schedule, timezone=evil))
+        jobs.pause(connection, evil, by=evil, reason=EVIL)
+    try:
+        client = visit(environment=evil)
+        paths = [*PATHS, f"job?id={quote(evil, safe='')}", f"jobs?q={quote(EVIL)}"]
+        for path in [*paths, f"dead?q={quote(EVIL)}", f"job?id={quote(EVIL)}x"]:
+            page = client.get(path).text
+            assert "<script>alert" not in page, path
+            assert "<img" not in page, path
+            assert "49" not in re.findall(r"&gt;(\d+)", page), path
+        assert "&lt;script&gt;" in client.get("workers").text
+    finally:
+        with shop.begin() as connection:
+            connection.execute(delete(models.job).where(models.job.c.id == evil))
+            connection.execute(delete(models.worker).where(models.worker.c.id == 99))
+            connection.execute(delete(models.schedule).where(models.schedule.c.name == evil))
+            jobs.resume(connection, evil)
+
+
+def test_secrets_are_hidden_wherever_they_stand(visit: Any, shop: Engine, jobs: BGJob) -> None:
+    client = visit()
+    for headers in ({}, JSON):
+        page = client.get("job?id=order-5", headers=headers).text
+        assert "s3cret" not in page
+        assert "[hidden]" in page
+    header = {"Authorization": "Bearer h1dden", "trace": "seen"}
+    made = jobs.enqueue(shop, "sync", {"n": 1}, headers=header)
+    try:
+        for path in (f"job?id={made.id}", "jobs?q=queue:default", "jobs"):
+            for headers in ({}, JSON):
+                assert "h1dden" not in client.get(path, headers=headers).text, path
+        assert "seen" in client.get(f"job?id={made.id}").text
+        assert "seen" not in visit(access=Access(args=False)).get(f"job?id={made.id}").text
+    finally:
+        jobs.cancel(shop, made.id)
+    refused = client.get("dead?q=arg.api_token:s3cret")
+    assert refused.status_code == 400
+    assert "hidden" in refused.text
+    shown = visit(redact=["order"]).get("job?id=order-5").text
+    assert "s3cret" in shown
+
+
+# ---- what is too large or no input at all --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"jobs?q={'x' * 1_500}",
+        "jobs?q=priority:99999999999",
+        "jobs?q=stat:due",
+        "jobs?after=2026-01-01",
+        "jobs?after=2026-01-01T00:00:00 x",
+        "jobs?after=" + "9" * 50,
+        "dead?after=yesterday x",
+        "job?id=%00",
+        "jobs?after=2026-01-01T00:00:00%2B00:00 %00",
+        f"jobs?q={'x' * 3_000}",
+        "confirm?action=cancel",
+        "confirm?action=cancel&whole=1&q=stat:due",
+        "confirm?" + "&".join(["action=cancel"] + ["id=x"] * 600),
+    ],
+)
+def test_odd_requests_are_refused_in_words(visit: Any, path: str) -> None:
+    page = visit().get(path)
+    assert page.status_code == 400
+    assert page.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "static/../app.py",
+        "static/..%2f..%2fapp.py",
+        "static/%2e%2e/%2e%2e/bgjob.py",
+        "static//etc/passwd",
+        "static/app.css%00",
+        "static/SHA256SUMS",
+        "nothing",
+        "job?id=nobody",
+        "job",
+        "handler?type=*",
+        "confirm?action=fly",
+    ],
+)
+def test_what_is_not_there_is_not_found(visit: Any, path: str) -> None:
+    assert visit().get(path).status_code == 404
+
+
+def test_a_form_has_its_limits(visit: Any) -> None:
+    client = visit()
+    assert post(client, "edit", row="x", arg="x" * LARGEST_FORM).status_code == 413
+    many = {f"f{n}": "1" for n in range(600)}
+    assert post(client, "edit", **many).status_code == 400
+    nested = "[" * 100_000
+    assert post(client, "edit", row="dead-5", arg=nested).status_code == 400
+    for name, value in (("delay", "nan"), ("delay", "1e400"), ("priority", "99999")):
+        done = post(client, "enqueue", type="sync", arg="{}", **{name: value})
+        assert done.status_code == 400, (name, value)
+
+
+# ---- actions -------------------------------------------------------------------------------------
+
+
+def count(engine: Engine, table: Any) -> int:
+    with engine.connect() as connection:
+        return len(connection.execute(select(table.c.id)).all())
+
+
+@pytest.fixture
+def own(visit: Any, engine: Engine, jobs: BGJob) -> Client:
+    """A dashboard over a database that this test may change."""
+    jobs.metadata.create_all(engine)
+    fill(jobs, engine, many=20)
+    client: Client = visit(engine, access=Access(user="ada"))
+    return client
+
+
+def test_selected_jobs_are_cancelled(own: Client, engine: Engine, jobs: BGJob) -> None:
+    page = own.get("jobs?q=queue:images", headers=JSON).json()["page"]["jobs"]
+    ids = [job["id"] for job in page[:3]]
+    question = own.get("confirm", params={"action": "cancel", "id": ids}).text
+    assert "Cancel 3 jobs?" in question
+
+    done = post(own, "cancel", id=ids, back="jobs?q=queue:images")
+
+    assert done.headers["location"] == "/admin/jobs/jobs?q=queue:images"
+    assert "Cancelled 3 jobs." in own.get("jobs").text
+    assert "Cancelled 3 jobs." not in own.get("jobs").text
+    assert len(own.get("jobs?q=queue:images", headers=JSON).json()["page"]["jobs"]) == 7
+
+
+def test_all_that_fit_are_changed_and_counted_first(
+    own: Client, engine: Engine, jobs: BGJob
+) -> None:
+    question = own.get("confirm?action=redrive&whole=1&q=error:KeyError", headers=JSON).json()
+    assert (question["count"], question["by_type"]) == (16, {"send_receipt": 16})
+
+    done = post(own, "redrive", SAME | JSON, whole="1", q="error:KeyError", per_second="0.01")
+
+    assert done.json() == {"done": "Redrove 16 jobs.", "redriven": 16, "left": 0}
+    assert count(engine, jobs.models.dead_job) == 48
+    found = own.get("jobs?q=state:scheduled type:send_receipt", headers=JSON).json()
+    assert len(found["page"]["jobs"]) == 15
+    done = post(own, "delete", SAME | JSON, whole="1", q="error:TimeoutError")
+    assert done.json()["deleted"] == 16
+    assert count(engine, jobs.models.dead_job) == 32
+
+
+def test_nothing_chosen_changes_nothing(own: Client, engine: Engine, jobs: BGJob) -> None:
+    before = count(engine, jobs.models.job), count(engine, jobs.models.dead_job)
+    for name in ("cancel", "run", "redrive", "delete"):
+        assert post(own, name).status_code == 400
+        assert post(own, name, whole="1", id="order-5").status_code == 400
+        assert post(own, name, whole="1", q="stat:due").status_code == 400
+    assert (count(engine, jobs.models.job), count(engine, jobs.models.dead_job)) == before
+
+
+def test_an_arg_is_edited_and_its_secrets_stay(own: Client, engine: Engine, jobs: BGJob) -> None:
+    dead = jobs.models.dead_job
+    edited = '{"order_id": 500, "to": "x@y.example", "api_token": "[hidden]"}'
+    assert post(own, "edit", row="dead-5", arg=edited).status_code == 303
+    with engine.connect() as connection:
+        arg = connection.scalar(select(dead.c.arg).where(dead.c.id == "dead-5"))
+    assert json.loads(arg or b"") == {
+        "order_id": 500,
+        "to": "x@y.example",
+        "api_token": "s3cret",
+    }
+    refused = post(own, "edit", row="dead-5", arg='{"order": 1}')
+    assert refused.status_code == 400
+    assert "invalid arg" in refused.text
+    assert post(own, "edit", row="gone", arg="{}").status_code == 404
+
+
+def test_jobs_run_now_and_are_copied(own: Client, engine: Engine, jobs: BGJob) -> None:
+    done = post(own, "run", SAME | JSON, whole="1", q="queue:images")
+    assert done.json()["due"] == 10
+    copied = post(own, "copy", SAME | JSON, id="order-5", row="dead-5").json()["id"]
+    with engine.connect() as connection:
+        row = connection.execute(
+            select(jobs.models.job).where(jobs.models.job.c.id == copied)
+        ).one()
+    assert (row.type, row.queue, json.loads(row.arg)["order_id"]) == ("send_receipt", "mail", 5)
+    assert post(own, "copy", id="nobody", row="").status_code == 404
+
+
+def test_queues_and_schedules_are_controlled(own: Client, engine: Engine, jobs: BGJob) -> None:
+    post(own, "pause", queue="mail", reason="provider down", minutes="5")
+    post(own, "slots", queue="mail", slots="3")
+    queues = own.get("queues", headers=JSON).json()["queues"]
+    mail = next(queue for queue in queues if queue["queue"] == "mail")
+    assert (mail["paused"]["by"], mail["paused"]["reason"]) == ("ada", "provider down")
+    assert (mail["set_slots"], mail["slots"]) == (3, 3)
+    post(own, "slots", queue="mail", slots="")
+    post(own, "resume", queue="mail")
+    post(own, "schedule-pause", name="daily report")
+    shown = own.get("schedules", headers=JSON).json()["schedules"]
+    assert [one["name"] for one in shown if one["paused_at"]] == ["daily report"]
+    assert post(own, "schedule-resume", name="daily report").status_code == 303
+    id = post(own, "schedule-run", SAME | JSON, name="daily report").json()["id"]
+    assert own.get(f"job?id={id}").status_code == 200
+    assert post(own, "schedule-run", name="nobody").status_code == 400
+    assert post(own, "slots", queue="mail", slots="0").status_code == 400
+
+
+def test_actions_are_logged_without_args(own: Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "sqlalchemy_bgjob.audit"):
+        post(own, "edit", row="dead-5", arg='{"order_id": 1, "to": "private@x.example"}')
+        post(own, "cancel", whole="1", q="arg.to:private")
+    edited, cancelled = caplog.records
+    assert edited.getMessage() == "edit by ada: The arg is changed."
+    assert cancelled.getMessage() == "cancel by ada: Cancelled 0 jobs."
+    assert "private" not in caplog.text
+
+
+# ---- the database --------------------------------------------------------------------------------
+
+
+def test_pages_write_nothing(visit: Any, shop: Engine) -> None:
+    """Each runs in a transaction that the server holds to that."""
+    seen: list[str] = []
+
+    @event.listens_for(shop, "before_cursor_execute")
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        seen.append(statement)
+
+    try:
+        client = visit(access="read")
+        for path in PATHS[:-1]:
+            seen.clear()
+            assert client.get(path).status_code == 200
+            first = [] if path.startswith("handler") else ["SET TRANSACTION READ ONLY"]
+            assert seen[:1] == first, path
+    finally:
+        event.remove(shop, "before_cursor_execute", note)
+
+
+def test_a_database_that_refuses_is_told_in_words(visit: Any, jobs: BGJob, engine: Engine) -> None:
+    client = visit(engine, access="read")  # without tables
+    page = client.get("jobs")
+    assert (page.status_code, "sqlalchemy-bgjob migrate" in page.text) == (503, True)
+    gone = create_engine("postgresql+psycopg://nobody@127.0.0.1:1/none")
+    page = visit(gone, access="read").get("jobs")
+    assert (page.status_code, "be reached" in page.text) == (503, True)
+
+
+def test_a_role_without_rights_to_args_sees_the_rest(
+    visit: Any, engine: Engine, jobs: BGJob
+) -> None:
+    from sqlalchemy import text
+
+    from sqlalchemy_bgjob.schema._grants import grants
+
+    jobs.metadata.create_all(engine)
+    fill(jobs, engine, many=5)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE ROLE watcher_of_pages LOGIN"))
+        sql = grants([("dashboard", "watcher_of_pages")], schema=None, table_prefix="bgjob_")
+        connection.exec_driver_sql(sql)
+    as_watcher = create_engine(engine.url, connect_args={"options": "-c role=watcher_of_pages"})
+    try:
+        client = visit(as_watcher)
+        for path in PATHS[:-2]:
+            assert client.get(path).status_code == 200, path
+        assert "role may not read args" in client.get("job?id=order-5").text
+        refused = post(client, "cancel", whole="1")
+        assert (refused.status_code, "role may not" in refused.text) == (403, True)
+    finally:
+        as_watcher.dispose()
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP OWNED BY watcher_of_pages")
+            connection.exec_driver_sql("DROP ROLE watcher_of_pages")
+
+
+def test_a_broken_arg_breaks_no_page(visit: Any, engine: Engine, jobs: BGJob) -> None:
+    jobs.metadata.create_all(engine)
+    fill(jobs, engine, many=5)
+    with engine.begin() as connection:
+        broken = update(jobs.models.dead_job).values(arg=b"{not json", headers=[1], errors="x")
+        connection.execute(broken)
+    client = visit(engine)
+    assert "should be JSON" in client.get("job?id=order-5").text
+    refused = client.get("dead?q=arg.order_id:5")
+    assert (refused.status_code, "not JSON" in refused.text) == (400, True)
+
+
+def test_pages_and_navigation_agree() -> None:
+    assert set(NAVIGATION) <= set(PAGES)
+    assert {needed for needed, _ in ACTIONS.values()} == PERMISSIONS
+    assert replace(Access(), user="x").can == PERMISSIONS
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def test_the_assets_are_few_and_what_they_were() -> None:
+    """Under 120 kB in all; what is not ours has its checksum, and is served with its type."""
+    served = [path for path in STATIC.iterdir() if path.suffix in TYPES]
+    assert sum(path.stat().st_size for path in served) < 120_000
+    for line in (STATIC / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((STATIC / name).read_bytes()).hexdigest() == digest
+    assert "htmx.min.js" in (STATIC / "SHA256SUMS").read_text()
+    assert "Zero-Clause BSD" in (STATIC / "LICENSES.txt").read_text()
+
+
+def test_assets_are_kept_by_browsers_until_they_change(visit: Any) -> None:
+    client = visit(access="read")
+    page = client.get("jobs")
+    (script,) = re.findall(r'src="/admin/jobs/(static/app\.js\?v=\w+)"', page.text)
+    assert "immutable" in client.get(script).headers["cache-control"]
+    assert client.get("static/app.js?v=old").headers["cache-control"] == "no-cache"
+    assert page.headers["cache-control"] == "no-store"
+    assert visit(access=None).get(script).status_code == 200
