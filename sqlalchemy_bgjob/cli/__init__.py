@@ -31,6 +31,7 @@ from .import_bgjob import import_bgjob
 from .queues import pause, pressure, queues, resume, slots
 from .tables import grants, migrate
 from .version import version
+from .web import web
 from .worker import worker
 
 
@@ -68,7 +69,7 @@ def cli(ctx: click.Context) -> None:
 for _command in (
     *(worker, check, dlq, migrate, doctor, grants, import_bgjob),
     *(queues, pause, resume, slots, pressure),
-    *(demo, bench, version),
+    *(web, demo, bench, version),
 ):
     cli.add_command(_command)
 

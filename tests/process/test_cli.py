@@ -38,7 +38,7 @@ def test_the_command_line_imports_neither_sqlalchemy_nor_asyncio() -> None:
         import sys
         from sqlalchemy_bgjob.cli import cli
         for command in ([], ["worker"], ["migrate"], ["import-bgjob"], ["demo"], ["version"],
-                        ["queues"], ["pause"], ["resume"], ["slots"], ["pressure"],
+                        ["queues"], ["pause"], ["resume"], ["slots"], ["pressure"], ["web"],
                         ["dlq", "redrive"]):
             cli([*command, "--help"], standalone_mode=False)
         print(sorted({"sqlalchemy", "asyncio", "rich", "msgspec"} & set(sys.modules)))

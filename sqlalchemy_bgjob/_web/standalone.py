@@ -1,0 +1,106 @@
+"""The dashboard by itself: for one person, who has the token that was printed at its start."""
+
+import hmac
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import MetaData
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Mount, Route
+
+from .._sql import statements_of
+from ..bgjob import BGJob
+from .access import Access
+from .app import HEADERS, application
+from .database import Database
+from .redaction import SECRETS, Redaction
+from .visit import Site
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+COOKIE = "bgjob_key"
+
+
+class Key:
+    """A token that lets one browser in, once, and the cookie that this browser has from then on."""
+
+    def __init__(self) -> None:
+        self.token: str | None = secrets.token_urlsafe(24)
+        self._cookie = secrets.token_urlsafe(32)
+
+    def let_in(self, given: str) -> str | None:
+        """The cookie for who has the token, which is used up by that; None for others."""
+        if self.token is None or not hmac.compare_digest(self.token.encode(), given.encode()):
+            return None
+        self.token = None
+        return self._cookie
+
+    def is_known(self, request: Request) -> bool:
+        """Whether this is the browser that was let in."""
+        given = request.cookies.get(COOKIE, "")
+        return hmac.compare_digest(self._cookie.encode(), given.encode())
+
+
+def bare_jobs(schema: str | None, table_prefix: str) -> BGJob[Any, Any]:
+    """The tables of a queue whose application is not here."""
+    return BGJob(MetaData(), schema=schema, table_prefix=table_prefix)
+
+
+def standalone(
+    jobs: BGJob[Any, Any],
+    engine: "Engine | AsyncEngine",
+    key: Key,
+    *,
+    hosts: "Collection[str]",
+    read_only: bool = False,
+    environment: str | None = None,
+    is_bare: bool = False,
+) -> Starlette:
+    """The dashboard for whoever has the key.
+
+    Args:
+        jobs: The queue.
+        engine: Its engine.
+        key: The token and the cookie.
+        hosts: By which names it may be asked for: a page elsewhere could send others here by its
+            own name.
+        read_only: Whether it may only be read.
+        environment: As for ``dashboard``.
+        is_bare: Whether the application is not here.
+    """
+    site = Site(
+        jobs=jobs,
+        statements=statements_of(jobs.models),
+        database=Database(engine),
+        redaction=Redaction(SECRETS),
+        environment=environment,
+        live=True,
+        is_bare=is_bare,
+    )
+    granted = Access(can=()) if read_only else Access()
+
+    def enter(request: Request) -> Response:
+        cookie = key.let_in(request.query_params.get("token", ""))
+        if cookie is None and not key.is_known(request):
+            words = "This token is not right, or was used before. Start the command again.\n"
+            return Response(words, 403, HEADERS, "text/plain")
+        response = RedirectResponse("/", 303, HEADERS)
+        if cookie is not None:
+            response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
+        return response
+
+    def who(request: Request) -> Access | None:
+        return granted if key.is_known(request) else None
+
+    return Starlette(
+        routes=[Route("/enter", enter), Mount("/", application(site, who))],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])],
+    )

@@ -1,0 +1,133 @@
+"""``web``: the dashboard, served by itself."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .._process.exits import OK, USAGE, CommandError
+from .options import connection_options, option, schema_options, source_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from ..bgjob import BGJob
+    from .options import Source
+
+
+@click.command()
+@click.argument("app", metavar="[MODULE:JOBS]", required=False)
+@connection_options
+@schema_options
+@option("--host", default="127.0.0.1", help="The address to listen on.")
+@option("--port", type=click.IntRange(0, 65_535), default=8_080, help="0 takes any free one.")
+@option("--read-only", is_flag=True, help="Let nobody change anything.")
+@option("--environment", help="A name to show on each page, such as production.")
+@click.pass_context
+def web(
+    ctx: click.Context,
+    /,
+    app: str | None,
+    database_url: str | None,
+    engine: str | None,
+    app_dir: Path,
+    schema: str | None,
+    table_prefix: str,
+    host: str,
+    port: int,
+    read_only: bool,
+    environment: str | None,
+) -> int:
+    """Serve the dashboard, for whoever opens the address that is printed.
+
+    The address holds a token that lets in one browser, once. With MODULE:JOBS, the application's
+    BGJob, it knows the handlers; without, a database is enough. It needs pip install
+    "sqlalchemy-bgjob[web-server]".
+    """
+    _require()
+    source = source_of(ctx, database_url, engine, app_dir)
+    return _serve(
+        _jobs(app, app_dir, schema, table_prefix),
+        _engine(source),
+        host=host,
+        port=port,
+        read_only=read_only,
+        environment=environment,
+        is_bare=app is None,
+    )
+
+
+def _require() -> None:
+    import importlib.util
+
+    for name in ("starlette", "jinja2", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise CommandError(
+                USAGE,
+                f"the dashboard needs {name}, which is not installed; pip install "
+                f'"sqlalchemy-bgjob[web-server]"',
+            )
+
+
+def _jobs(
+    app: str | None, app_dir: Path, schema: str | None, table_prefix: str
+) -> "BGJob[Any, Any]":
+    from .._process import loader
+    from .._web.standalone import bare_jobs
+    from ..bgjob import BGJob
+
+    if app is None:
+        return bare_jobs(schema, table_prefix)
+    found = loader.load(app, app_dir)
+    if not isinstance(found, BGJob):
+        raise CommandError(USAGE, f"{app!r} is of type {type(found).__name__!r}, not BGJob")
+    return found
+
+
+def _engine(source: "Source") -> "Engine | AsyncEngine":
+    from .._process.engines import load_engine, make_async_engine
+    from .._process.urls import database_url
+
+    if source.engine:
+        return load_engine(source.engine, source.app_dir)
+    from sqlalchemy import create_engine
+
+    url = database_url(source.url)
+    if url.get_driver_name() == "asyncpg":
+        return make_async_engine(url, pool_size=4)
+    return create_engine(url, pool_size=4)
+
+
+def _serve(jobs: "BGJob[Any, Any]", engine: Any, *, host: str, port: int, **options: Any) -> int:
+    import socket
+
+    import uvicorn
+
+    from .._web.standalone import Key, standalone
+
+    key = Key()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise CommandError(
+            USAGE, f"can't listen on {host} port {port}: {error.strerror}; give another --port"
+        ) from None
+    port = listening.getsockname()[1]
+    everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - who gives it knows what it means
+    hosts = ["*"] if everywhere else [host, "localhost", "127.0.0.1", "[::1]"]
+    app = standalone(jobs, engine, key, hosts=hosts, **options)
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"The dashboard is at http://{shown}:{port}/enter?token={key.token}")
+    click.echo("This address works once. Ctrl-C ends it.", err=True)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
+    # The address holds the token, so requests are not logged.
+    config.access_log = False
+    with suppress(KeyboardInterrupt):  # uvicorn has stopped by then, and signals once more
+        uvicorn.Server(config).run(sockets=[listening])
+    return OK

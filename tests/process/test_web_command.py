@@ -1,0 +1,94 @@
+"""``web``: the dashboard by itself, for whoever has the address that it prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from support.cli import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
+    from support.commands import Command
+
+
+def address(command: Command) -> str:
+    command.says("Ctrl-C ends it")
+    (found,) = re.findall(r"The dashboard is at (http://\S+)", command.stdout)
+    return str(found)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_the_printed_address_lets_in_one_browser_once(
+    start: Callable[..., Command],
+    tables: Engine,
+    url_for: Callable[[str], str],
+    driver: str,
+) -> None:
+    """On nothing but a URL."""
+    command = start("web", "--port", "0", "--database-url", url_for(driver))
+    entry = address(command)
+    root = entry.partition("/enter")[0]
+    with httpx.Client(base_url=root) as browser, httpx.Client(base_url=root) as other:
+        assert browser.get("/jobs").status_code == 403
+        assert browser.get("/enter?token=wrong").status_code == 403
+        entered = browser.get(entry)
+        assert (entered.status_code, entered.headers["location"]) == (303, "/")
+        assert "httponly" in entered.headers["set-cookie"].lower()
+        for page in ("/", "/jobs", "/dead", "/handlers", "/system"):
+            assert browser.get(page).status_code == 200, page
+        assert browser.get(entry).status_code == 303
+        assert other.get(entry).status_code == 403
+        assert other.get("/").status_code == 403
+        assert browser.get("/", headers={"host": "evil.example"}).status_code == 400
+        assert browser.post("/do/cancel", data={"whole": "1"}).status_code == 403
+    command.signal(signal.SIGINT)
+    assert command.wait() == 0
+    assert entry.partition("token=")[2] not in command.stderr
+
+
+def test_it_knows_the_handlers_of_an_application(
+    start: Callable[..., Command], tables: Engine, database_url: str
+) -> None:
+    command = start(
+        "web",
+        "support.cli_app:functions",
+        "--port",
+        "0",
+        "--read-only",
+        "--database-url",
+        database_url,
+    )
+    entry = address(command)
+    with httpx.Client(base_url=entry.partition("/enter")[0], follow_redirects=True) as browser:
+        assert "read only" in browser.get(entry).text
+        types = [one["type"] for one in browser.get("/handlers", headers=JSON).json()["handlers"]]
+    assert types
+
+
+JSON = {"accept": "application/json"}
+
+
+def test_what_is_missing_or_wrong_is_told(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = run("web", "support.cli_app:metadata", "--database-url", database_url)
+    assert (code, "not BGJob" in err) == (2, True)
+    code, _, err = run("web", "--host", "192.0.2.1", "--database-url", database_url)
+    assert (code, "can't listen on 192.0.2.1" in err) == (2, True)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "uvicorn" else found(name, *rest),
+    )
+    code, _, err = run("web", "--database-url", database_url)
+    assert (code, "sqlalchemy-bgjob[web-server]" in err) == (2, True)
