@@ -154,7 +154,7 @@ def wheel(session: nox.Session) -> None:
     session.chdir(folder)
     for pattern in ("*.whl", "*.tar.gz"):
         (built,) = folder.glob(pattern)
-        session.install(f"{built}[psycopg,alembic,embedded]", "--force-reinstall")
+        session.install(f"{built}[psycopg,alembic,embedded,web]", "--force-reinstall")
         session.run("python", "-I", str(smoke))
 
 

@@ -58,6 +58,15 @@ def check_the_scripts_tell_the_version() -> None:
     assert version() in run(sys.executable, "-m", "sqlalchemy_bgjob", "version")
 
 
+def check_the_dashboard_has_its_files() -> None:
+    package = SITE_PACKAGES / "sqlalchemy_bgjob" / "_web"
+    for name in ("static/app.css", "static/app.js", "static/htmx.min.js", "templates/base.html"):
+        assert (package / name).is_file(), name
+    from sqlalchemy_bgjob.web import dashboard
+
+    assert callable(dashboard)
+
+
 def check_it_migrates_a_database() -> None:
     from sqlalchemy import create_engine, inspect
 

@@ -1,0 +1,234 @@
+"""The dashboard in a real browser, light and dark, wide and narrow, with and without JavaScript.
+
+It needs Chromium: ``apt-get install chromium``, or BGJOB_TEST_CHROMIUM names its program.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+
+from support.dashboard import CHROMIUM_FLAGS, chromium, fill, make_jobs, mounted, served
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, Page
+    from sqlalchemy import Engine
+
+    from sqlalchemy_bgjob import BGJob
+
+PAGES = {
+    "overview": "",
+    "jobs": "jobs",
+    "dead": "dead",
+    "queues": "queues",
+    "workers": "workers",
+    "schedules": "schedules",
+    "handlers": "handlers",
+    "handler": "handler?type=send_receipt",
+    "system": "system",
+    "job": "job?id=order-5",
+    "confirm": "confirm?action=redrive&whole=1&q=type:send_receipt",
+    "error": "jobs?q=stat:due",
+    "none": "job?id=nobody",
+}
+WIDE, NARROW = {"width": 1_280, "height": 900}, {"width": 320, "height": 700}
+
+
+HEAR = """() => {
+  window.heard = new Promise((done) => {
+    const source = new EventSource(`${document.body.dataset.base}/events`);
+    source.addEventListener("changed", () => { source.close(); done(1); });
+  });
+}"""
+expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="module")
+def jobs() -> BGJob:
+    return make_jobs()
+
+
+@pytest.fixture(scope="module")
+def shop(module_engine: Engine, jobs: BGJob) -> Engine:
+    jobs.metadata.create_all(module_engine)
+    fill(jobs, module_engine)
+    return module_engine
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def addresses(shop: Engine, jobs: BGJob) -> Iterator[dict[str, str]]:
+    """The same dashboard at / and at /admin/jobs, by its base."""
+    options: Any = {"access": "all", "environment": "production"}
+    with (
+        served(mounted("", jobs, shop, **options)) as root,
+        served(mounted("/admin/jobs", jobs, shop, **options)) as inside,
+    ):
+        yield {"/": f"{root}/", "/admin/jobs": f"{inside}/admin/jobs/"}
+
+
+@contextmanager
+def opened(browser: Browser, **options: Any) -> Iterator[Page]:
+    """A page whose console stays empty."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(20_000)
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    try:
+        yield page
+    finally:
+        context.close()
+    # The browser itself notes each page that is answered by an error.
+    assert [
+        words for words in said if "the server responded with a status of 40" not in words
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("base", "scheme", "size", "scripts"),
+    [
+        ("/", "light", WIDE, True),
+        ("/admin/jobs", "dark", WIDE, True),
+        ("/admin/jobs", "light", NARROW, True),
+        ("/", "dark", NARROW, False),
+    ],
+    ids=["root-light-wide", "inside-dark-wide", "inside-light-narrow", "root-dark-narrow-plain"],
+)
+def test_each_page_is_sound(
+    browser: Browser, addresses: dict[str, str], base: str, scheme: str, size: Any, scripts: bool
+) -> None:
+    """No violation that axe finds, nothing in the console, nothing wider than the screen."""
+    with opened(browser, color_scheme=scheme, viewport=size, java_script_enabled=scripts) as page:
+        for name, path in PAGES.items():
+            page.goto(f"{addresses[base]}{path}", wait_until="load")
+            assert page.locator("h1").count() == 1
+            # A page without scripts can't be asked, and is the same one.
+            if scripts:
+                found = Axe().run(page, options={"resultTypes": ["violations"]})
+                assert found.violations_count == 0, f"{name}: {found.generate_report()}"
+                width = page.evaluate("document.documentElement.scrollWidth")
+                assert width <= size["width"], name
+
+
+def test_jobs_are_found_selected_and_cancelled(
+    browser: Browser, addresses: dict[str, str], shop: Engine, jobs: BGJob
+) -> None:
+    with opened(browser, viewport=WIDE) as page:
+        page.goto(f"{addresses['/admin/jobs']}jobs")
+        expect(page.locator(".bulk button").first).to_be_disabled()
+        page.keyboard.press("/")
+        page.keyboard.type("queue:images")
+        page.keyboard.press("Enter")
+        expect(page.locator("tbody tr")).to_have_count(50)
+        boxes = page.locator("tbody input")
+        boxes.nth(1).click()
+        boxes.nth(4).click(modifiers=["Shift"])
+        expect(page.locator(".selected")).to_have_text("4 selected")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("h1")).to_have_text("Cancel 4 jobs?")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.get_by_role("status")).to_have_text("Cancelled 4 jobs.")
+        assert page.url.endswith("jobs?q=queue%3Aimages")
+
+
+def test_single_actions_work_without_javascript(
+    browser: Browser, addresses: dict[str, str], shop: Engine, jobs: BGJob
+) -> None:
+    """Edit and redrive a dead job, pause and resume a queue, enqueue, run a schedule."""
+    with opened(browser, viewport=NARROW, java_script_enabled=False) as page:
+        base = addresses["/admin/jobs"]
+        page.goto(f"{base}job?id=order-9")
+        page.get_by_text("Change the arg").click()
+        page.get_by_label("JSON").fill('{"order_id": 900, "to": "x@y.example"}')
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_role("status")).to_have_text("The arg is changed.")
+        expect(page.locator("pre").first).to_contain_text("900")
+        page.get_by_role("link", name="Redrive").click()
+        page.get_by_label("How many fall due in a second").fill("50")
+        page.get_by_role("button", name="Redrive").click()
+        expect(page.get_by_role("status")).to_have_text("Redrove 1 job.")
+        expect(page.locator("h1")).to_contain_text("due")
+
+        page.goto(f"{base}queues")
+        card = page.locator(".cards > li", has_text="reports")
+        card.get_by_text("Control").click()
+        card.get_by_label("Why it is paused").fill("provider down")
+        card.get_by_role("button", name="Pause").click()
+        expect(card.locator(".note")).to_contain_text("provider down")
+        card.get_by_role("button", name="Resume").click()
+        expect(card.locator(".note")).to_have_count(0)
+
+        page.goto(f"{base}handler?type=sync")
+        page.get_by_label("Arg, as JSON").fill('{"shop": 1}')
+        page.get_by_role("button", name="Enqueue").click()
+        expect(page.get_by_role("status")).to_have_text("Enqueued.")
+        page.goto(f"{base}schedules")
+        row = page.locator("tr", has_text="tenant 7")
+        row.get_by_role("button", name="Run now").click()
+        expect(page.get_by_role("status")).to_have_text("Enqueued a job of tenant 7 digest.")
+
+
+def test_an_open_page_follows_the_jobs(
+    browser: Browser, addresses: dict[str, str], shop: Engine, jobs: BGJob
+) -> None:
+    """By events; and not while jobs are selected."""
+    queue = "live"
+    with opened(browser, viewport=WIDE) as page:
+        with page.expect_response(lambda answer: answer.url.endswith("/events")) as events:
+            page.goto(f"{addresses['/admin/jobs']}jobs?q=queue:{queue}")
+        assert events.value.headers["content-type"].startswith("text/event-stream")
+        expect(page.locator("#live")).to_have_text("Live")
+        jobs.enqueue(shop, "sync", {"shop": 1}, queue=queue, id="live-1")
+        expect(page.locator("tbody tr")).to_have_count(1)
+
+        page.locator("tbody input").check()
+        expect(page.locator("#live")).to_have_text("Waits")
+        page.evaluate(HEAR)
+        jobs.enqueue(shop, "sync", {"shop": 1}, queue=queue, id="live-2")
+        page.evaluate("window.heard")
+        assert page.locator("tbody tr").count() == 1
+        page.locator("tbody input").uncheck()
+        expect(page.locator("tbody tr")).to_have_count(2)
+
+        page.locator("#live").click()
+        expect(page.locator("#live")).to_have_text("Paused")
+
+
+def test_a_page_polls_where_there_are_no_events(
+    browser: Browser, shop: Engine, jobs: BGJob
+) -> None:
+    with (
+        served(mounted("/jobs", jobs, shop, access="read", live=False)) as address,
+        opened(browser, viewport=WIDE) as page,
+    ):
+        page.goto(f"{address}/jobs/jobs?q=queue:polled")
+        jobs.enqueue(shop, "sync", {"shop": 1}, queue="polled", id="polled-1")
+        expect(page.locator("tbody tr")).to_have_count(1)
+
+
+def test_the_script_of_screenshots_finds_its_pages() -> None:
+    """Each picture of the guide is made of a page that the tests open too."""
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "dashboard.md"
+    pictures = {path.stem for path in (guide.parent / "dashboard").glob("*.png")}
+    text = guide.read_text()
+    assert pictures
+    assert all(f"dashboard/{name}.png" in text for name in pictures)
+    assert {name.partition("_")[0] for name in pictures} <= set(PAGES)
+    sizes = [path.stat().st_size for path in (guide.parent / "dashboard").glob("*.png")]
+    assert max(sizes) < 100_000
