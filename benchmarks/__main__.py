@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from benchmarks.compare import run_compare
+from benchmarks.dashboard import run_dashboard
 from benchmarks.designs import run_designs
 from benchmarks.features import run_features
 from benchmarks.peers import PEERS
@@ -146,6 +147,16 @@ def features(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> Non
         run_features(jobs=jobs, rounds=rounds, out=out, work_folder=work_folder)
     except CommandError as error:
         raise click.ClickException(str(error)) from None
+
+
+@cli.command()
+@click.option("--jobs", type=click.IntRange(min=1_000), default=1_000_000, show_default=True)
+@click.option("--dead", type=click.IntRange(min=1), default=200_000, show_default=True)
+@click.option("--times", type=click.IntRange(min=1), default=7, show_default=True)
+def dashboard(jobs: int, dead: int, times: int) -> None:
+    """Tell how long each page of the dashboard takes, over so many jobs."""
+    for line in run_dashboard(jobs, dead, times):
+        click.echo(line)
 
 
 @cli.command()

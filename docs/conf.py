@@ -41,9 +41,9 @@ napoleon_use_ivar = True
 nitpick_ignore_regex = [
     ("py:class", "Path"),  # of a module whose annotations are texts
     ("py:.*", r"(sqlalchemy|typing|typing_extensions|collections|contextlib|datetime)\..*"),
-    ("py:.*", r"(pathlib|pwd|alembic|contextvars)\..*"),
+    ("py:.*", r"(pathlib|pwd|alembic|contextvars|starlette)\..*"),
     ("py:.*", r".*\._.*|.*\.[A-Z]|.*\.(Decorator|SettingOptions)"),
-    ("py:.*", "AsyncTarget|OperationalError|Plugin|ColumnExpressionArgument"),
+    ("py:.*", "AsyncTarget|AsyncEngine|Engine|OperationalError|Plugin|ColumnExpressionArgument"),
 ]
 
 llms_txt_full_file = False

@@ -36,6 +36,7 @@ PAGES = (
     "docs/testing.md",
     "docs/deploying.md",
     "docs/guides/dead_jobs.md",
+    "docs/guides/dashboard.md",
     "docs/guides/unique.md",
     "docs/guides/middleware.md",
     "docs/guides/chunks.md",

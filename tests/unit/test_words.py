@@ -68,7 +68,8 @@ MEANT_BESIDE = {
     "scan": r"\bhead\b|\btable\b",
     "stale": r"\bsettlement\b",
     "task": r"\bcoroutine|\basyncio\b|\bevent loop\b|\bthread|\bslot|\bhandler's task\b",
-    "token": r"\bAsyncEngine\b|\bpassword\b|\bid-token\b|\bAPI token",
+    "token": r"\bAsyncEngine\b|\bpassword\b|\bid-token\b|\bAPI token"
+    r"|\bdashboard\b|\bbrowser\b|\bforms\b",
     "top": r"\bat the top\b|\btop to bottom\b",
     "vacuum": r"\bhold|\bfrom removing\b|\bindex\b|\bautovacuum\b",
 }
