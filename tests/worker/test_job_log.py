@@ -206,8 +206,10 @@ def test_each_trouble_with_the_database_is_said_again_and_again(
         "database error: ProgrammingError: Refused 42501 (the role lacks a privilege)",
         "database error: ProgrammingError: Refused 42703",
         "database error: TimeoutError: QueuePool limit of size 1 overflow 0 reached",
-        "database error: Refused: Refused 42P01 "
-        "(a table is not in this database, or not in the search path)",
+        (
+            "database error: Refused: Refused 42P01 "
+            "(a table is not in this database, or not in the search path)"
+        ),
         "database error: ProgrammingError: Refused 42501 (the role lacks a privilege)",
     ]
 
