@@ -6,7 +6,8 @@ only COMMIT comes after the settlement, so the handler's writes and the job's en
 * ``session.commit()`` protects the writes so far from a later ``rollback()``, and commits nothing
   yet. Savepoints are used only from then on; the common path needs none.
 * ``session.rollback()`` and ``session.close()`` undo what was not kept, as they always do. A
-  handler that returns after losing writes in this way has failed, see :mod:`.writes`.
+  handler that returns after losing writes in this way has failed, see :mod:`.writes`. So has one
+  that loses those of another session of its scoped_session, see :mod:`.other_sessions`.
 * A handler that ends the transaction behind the session's back has failed, see
   :mod:`.transaction`.
 
@@ -32,6 +33,7 @@ from .._points import SETTLE
 from .._sql import Statements
 from .._sql.words import has_written
 from . import scope
+from .other_sessions import OtherSessions
 from .session_events import watch
 from .transaction import OpenTransaction, TransactionEnded
 from .unfit import blamed, fault, replace_pooled
@@ -76,6 +78,7 @@ class HandlerSession:
         self._outer: Any = None
         self._session: Session | None = None
         self._writes: Writes | None = None
+        self._others: OtherSessions | None = None
         self._connection: Connection | None = None
         self._last_words: LastWords | None = None
         self._root: Transaction | None = None
@@ -115,8 +118,10 @@ class HandlerSession:
         if registry is None:
             return self._factory()
         session = self._factory.session_factory()  # type: ignore[attr-defined]
-        # Not late for an AsyncSession: tasks that the handler starts have their own scopes.
-        scope.enter(registry, session, late=not hasattr(session, "sync_session"))
+        # An AsyncSession only now: tasks that the handler starts have their own scopes.
+        if not hasattr(session, "sync_session"):
+            self._others = OtherSessions()
+        scope.enter(registry, session, None if self._others is None else self._others.watch)
         return session
 
     # ---- the session's side -------------------------------------------------------------------
@@ -308,6 +313,8 @@ class HandlerSession:
             transaction._prepare_impl()  # noqa: SLF001 - there is no public way
         assert self._writes is not None
         self._writes.check(outcome_was_named=outcome_was_named)
+        if self._others is not None:
+            self._others.check(self._writes, outcome_was_named=outcome_was_named)
         connection = self._connection
         if connection is None or (self._root is None and not connection.in_transaction()):
             self._settling = True
@@ -388,6 +395,8 @@ class HandlerSession:
         registry = getattr(self._factory, "registry", None)
         if registry is not None and self._session is not None:
             scope.leave(registry)
+        if self._others is not None:
+            self._others.stop()
         if connection is not None:
             with suppress(BaseException):  # a cancellation: the connection is given back anyway
                 self._disconnect(connection)

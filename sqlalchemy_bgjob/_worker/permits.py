@@ -17,6 +17,7 @@ from .._db.errors import was_invalidated
 from .._db.keepalive import enable_keepalive, may_be_lost
 from .._db.sessions import name_session, plan_anew
 from .._points import CONNECTING, UNCONNECTED
+from .transaction import is_autocommit
 
 WAIT_FOR_OTHERS: Final = 30.0
 """Seconds for which a handler that is refused a connection waits for those of other handlers."""
@@ -209,8 +210,3 @@ def close_or_discard(connection: Connection) -> None:
         with suppress(Exception):
             connection.invalidate()
             connection.close()
-
-
-def is_autocommit(connection: Connection) -> bool:
-    """Whether each statement would be committed by itself."""
-    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))

@@ -2,15 +2,18 @@
 
 The scope may begin within the handler, as Flask's application context does, or begin again after
 ``remove()``. So the registry's ``createfunc`` is wrapped: it gives the session of the handler that
-runs in this thread, if that is in no scope. Otherwise it does what it did before.
+runs in this thread, if that is in no scope. Otherwise it does what it did before, and tells the run
+of the other session.
 """
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 _running: Final = threading.local()
-"""``session`` of the handler that runs in this thread, and the ``registry`` that is to give it."""
+"""``session`` of the handler that runs in this thread, the ``registry`` that is to give it, and
+``tell``, which is told of each other session that it makes."""
 
 
 class _Create:
@@ -21,9 +24,13 @@ class _Create:
 
     def __call__(self) -> Any:
         session = getattr(_running, "session", None)
-        if session is None or _running.registry is not self._registry or self._gives(session):
+        if session is None or _running.registry is not self._registry:
             return self._original()
-        return session
+        if not self._gives(session):
+            return session
+        other = self._original()
+        _running.tell(other)
+        return other
 
     def _gives(self, session: Any) -> bool:
         """Whether a scope has the session already: a nested application context gets its own."""
@@ -31,18 +38,21 @@ class _Create:
         return isinstance(scopes, dict) and any(s is session for s in list(scopes.values()))
 
 
-def enter(registry: Any, session: Any, *, late: bool) -> None:
-    """Let *registry* give this session, now if there is a scope; with *late* also in later ones."""
-    if late:
+def enter(registry: Any, session: Any, tell: Callable[[Any], None] | None) -> None:
+    """Let *registry* give this session, now if there is a scope.
+
+    With *tell* also in later scopes; it is told of each other session that is made meanwhile.
+    """
+    if tell is not None:
         if not isinstance(registry.createfunc, _Create):
             registry.createfunc = _Create(registry)
-        _running.session, _running.registry = session, registry
+        _running.session, _running.registry, _running.tell = session, registry, tell
     with suppress(Exception):  # there is no scope yet
         registry.set(session)
 
 
 def leave(registry: Any) -> None:
     """Let *registry* give other sessions again."""
-    _running.session = _running.registry = None
+    _running.session = _running.registry = _running.tell = None
     with suppress(Exception):  # outside of its scope by now
         registry.clear()

@@ -40,10 +40,9 @@ from ..models import Models
 from ..settings import WorkerSettings
 from .call import begin, check_session_is_wanted, conclude
 from .chunk import run_of
-from .permits import is_autocommit
 from .run import Run
 from .session_events import watch
-from .transaction import TransactionEnded
+from .transaction import TransactionEnded, is_autocommit
 from .writes import Writes
 
 _GRACE = WorkerSettings().unknown_type_grace

@@ -120,6 +120,14 @@ class Writes:
         if undone is Undone.CLOSED or (undone is not None and not outcome_was_named):
             raise WritesUndone(undone.value)
 
+    def are_left(self) -> bool:
+        """Whether the handler has flushed or committed writes that were not undone."""
+        return self._kept or bool(self._where)
+
+    def are_pending(self) -> bool:
+        """Whether there are writes that ``commit()`` has not kept; those not flushed count too."""
+        return self._has_written()
+
     def stop(self) -> None:
         """Stop watching: from now on the worker uses the session."""
         self._off = True

@@ -5,17 +5,30 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlmodel
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, Text, create_engine, event, text
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    event,
+    insert,
+    text,
+)
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sqlalchemy_bgjob import BGJob, Context, Retry, Worker, constant, enqueue
+from sqlalchemy_bgjob import BGJob, Complete, Context, JobType, Retry, Worker, constant, enqueue
 from sqlalchemy_bgjob._worker.handler_session import JobEnded
 from support import wait_until
 from support.running import (
@@ -166,6 +179,67 @@ def test_a_scoped_session_that_is_removed_over_writes(bench: Workbench) -> None:
 
     assert ran.of(job_id) == ["started", "will_be_retried"]
     assert "removed from its scope" in bench.job(job_id).last_error
+
+
+@only_threads
+@pytest.mark.parametrize("end", ["removed", "left open", "committed"])
+def test_writes_of_a_scoped_session_in_a_scope_within(bench: Workbench, end: str) -> None:
+    """A scope that the handler enters has a session beside ``ctx.session``."""
+    engine, scope = create_engine(bench.url), ContextVar("scope", default="jobs")
+    app_session = scoped_session(sessionmaker(engine), scopefunc=scope.get)
+
+    def body(ctx: Context[Any]) -> None:
+        app_session.add(bench.Note(job_id=ctx.job.id, text="outside"))
+        token = scope.set("within")
+        assert app_session() is not ctx.session
+        app_session.add(bench.Note(job_id=ctx.job.id, text="within"))
+        if end == "committed":
+            app_session.commit()
+        if end != "left open":
+            app_session.remove()
+        scope.reset(token)
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=False, retry=SLOW))
+    ran = bench.run(session_factory=app_session)
+    scope.set("within")
+    app_session.remove()
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+    if end == "committed":
+        assert ran.of(job_id) == ["started", "completed"]
+        assert sorted(bench.notes(job_id)) == ["outside", "within"]
+    else:
+        assert ran.of(job_id) == ["started", "will_be_retried"]
+        assert bench.notes(job_id) == []
+        word = {"removed": "was closed, or removed", "left open": "was left open"}[end]
+        assert word in bench.job(job_id).last_error
+
+
+@only_threads
+def test_a_session_that_outlives_the_run_is_no_longer_watched(bench: Workbench) -> None:
+    """A scope may last longer than the handler that was first in it."""
+    engine, scope = create_engine(bench.url), ContextVar("scope", default="jobs")
+    app_session = scoped_session(sessionmaker(engine), scopefunc=scope.get)
+    made: list[Session] = []
+
+    def body(ctx: Context[Any]) -> None:
+        token = scope.set("within")
+        made.append(app_session())
+        scope.reset(token)
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=False))
+    ran = bench.run(session_factory=app_session)
+    assert ran.of(job_id) == ["started", "completed"]
+
+    (session,) = made
+    session.add(bench.Note(job_id=job_id, text="by the application"))
+    session.commit()
+    session.execute(text("SELECT 1"))
+    session.close()
+    engine.dispose()
+    assert bench.notes(job_id) == ["by the application"]
+    assert session.info == {}
 
 
 @only_asyncio
@@ -411,6 +485,181 @@ def test_what_flasks_app_context_drops_fails_the_attempt(
     told = [(e.name, *e.rest) for e in recorder.events if e.job][1:]
     assert [name for name, _ in told] == ["job_moved_to_dlq"]
     assert "around=" in told[0][1]
+
+
+class Within:
+    """Bodies of handlers that enter a context within the job's, which has a session of its own."""
+
+    def __init__(self, shop: FlaskShop) -> None:
+        self.shop, self.db = shop, shop.db
+        self.next = shop.jobs.handler("next", queue="elsewhere")(lambda ctx: None)
+
+    def handler(self, body: Callable[[Within], Any]) -> JobType[None]:
+        """A handler that writes in the job's session too."""
+
+        def handle(ctx: Context[Session]) -> Any:
+            if body not in WRITES_NOTHING_OUTSIDE:
+                self.db.session.add(self.note("outside"))
+            return body(self)
+
+        return self.shop.jobs.handler(body.__name__, max_attempts=1)(handle)
+
+    def note(self, words: str) -> Any:
+        return self.shop.Note(text=words)
+
+    def context(self) -> Any:
+        return self.shop.app.app_context()
+
+    def text(self, sql: str) -> None:
+        self.db.session.execute(text(sql))
+
+    # ---- what is lost -----------------------------------------------------------------------
+
+    def adds(self) -> None:
+        with self.context():
+            self.db.session.add(self.note("lost"))
+
+    def adds_then_names_an_outcome(self) -> Complete:
+        self.adds()
+        return Complete()
+
+    def flushes(self) -> None:
+        with self.context():
+            self.db.session.add(self.note("lost"))
+            self.db.session.flush()
+
+    def commits_and_adds(self) -> None:
+        with self.context():
+            self.db.session.add(self.note("commits_and_adds"))
+            self.db.session.commit()
+            self.db.session.add(self.note("lost"))
+
+    def executes_text(self) -> None:
+        with self.context():
+            self.text("INSERT INTO flask_note (text) VALUES ('lost')")
+
+    def takes_the_connection(self) -> None:
+        with self.context():
+            self.db.session.connection().execute(insert(self.shop.Note).values(text="lost"))
+
+    def enqueues(self) -> None:
+        with self.context():
+            enqueue(self.db.session, self.next)
+
+    def swallows_an_error(self) -> None:
+        with suppress(ValueError), self.context():
+            self.db.session.add(self.note("lost"))
+            fail()
+
+    def removes(self) -> None:
+        with self.context():
+            self.db.session.add(self.note("lost"))
+            self.db.session.remove()
+
+    def rolls_all_back(self) -> None:
+        with self.context():
+            self.db.session.execute(insert(self.shop.Note).values(text="lost"))
+            self.db.session.rollback()
+
+    # ---- what is not ------------------------------------------------------------------------
+
+    def commits(self) -> None:
+        with self.context():
+            self.db.session.add(self.note("commits"))
+            self.db.session.commit()
+
+    def commits_by_text(self) -> None:
+        with self.context():
+            self.text("INSERT INTO flask_note (text) VALUES ('commits_by_text')")
+            self.text("COMMIT")
+
+    def commits_by_with(self) -> None:
+        with self.context(), self.db.session.begin():
+            self.db.session.add(self.note("commits_by_with"))
+
+    def commits_by_itself(self) -> None:
+        with self.context():
+            self.db.session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+            self.db.session.add(self.note("commits_by_itself"))
+            self.db.session.flush()
+
+    def reads(self) -> None:
+        with self.context():
+            assert self.db.session.query(self.shop.Note).count() >= 0
+            assert self.db.session.connection().scalar(text("SELECT 1")) == 1
+
+    def rolls_back_and_writes_outside(self) -> None:
+        with self.context():
+            self.db.session.add(self.note("lost"))
+            self.db.session.flush()
+            self.db.session.rollback()
+        self.db.session.add(self.note("rolls_back_and_writes_outside"))
+
+    def rolls_back_and_says_so(self) -> Complete:
+        self.rolls_all_back()
+        return Complete()
+
+    def meets_a_duplicate(self) -> None:
+        with self.context():
+            self.db.session.add(self.shop.Note(id=0, text="lost"))
+            with suppress(IntegrityError):
+                self.db.session.commit()
+            self.db.session.rollback()
+
+
+IS_CLOSED = "was closed, or removed from its scope, over writes that are lost now"
+LOST_WITHIN = {
+    Within.adds: IS_CLOSED,
+    Within.adds_then_names_an_outcome: IS_CLOSED,
+    Within.flushes: IS_CLOSED,
+    Within.commits_and_adds: IS_CLOSED,
+    Within.executes_text: IS_CLOSED,
+    Within.takes_the_connection: IS_CLOSED,
+    Within.enqueues: IS_CLOSED,
+    Within.swallows_an_error: IS_CLOSED,
+    Within.removes: IS_CLOSED,
+    Within.rolls_all_back: "was rolled back, and nothing is left of what the handler wrote",
+}
+KEPT_WITHIN = (
+    Within.commits,
+    Within.commits_by_text,
+    Within.commits_by_with,
+    Within.commits_by_itself,
+    Within.reads,
+    Within.rolls_back_and_writes_outside,
+    Within.rolls_back_and_says_so,
+    Within.meets_a_duplicate,
+)
+WRITES_NOTHING_OUTSIDE = (Within.rolls_all_back, Within.rolls_back_and_says_so)
+WRITES = {
+    Within.commits_and_adds,
+    *(Within.commits, Within.commits_by_text, Within.commits_by_with, Within.commits_by_itself),
+    Within.rolls_back_and_writes_outside,
+}
+
+
+def test_what_a_context_within_the_jobs_drops_fails_the_attempt(shop: FlaskShop) -> None:
+    """Flask's second context has a session of its own, which only the handler can commit."""
+    within = Within(shop)
+    with shop.app.app_context():
+        shop.db.session.add(shop.Note(id=0, text="first"))
+        shop.db.session.commit()
+    for body in (*LOST_WITHIN, *KEPT_WITHIN):
+        enqueue(shop.engine, within.handler(body))
+
+    notes, recorder = shop.run(session_factory=shop.db.session, around=shop.app.app_context)
+
+    told = {e.job.type: e for e in recorder.events if e.job and e.name != "job_started"}
+    for body, words in LOST_WITHIN.items():
+        event = told[body.__name__]
+        assert event.name == "job_moved_to_dlq", body.__name__
+        assert words in event.rest[0]
+    assert "leave out that scope" in told["adds"].rest[0]
+    for body in KEPT_WITHIN:
+        event = told[body.__name__]
+        assert event.name == "job_completed", (body.__name__, event.rest)
+    assert notes.count("outside") == len(KEPT_WITHIN) - 1
+    assert set(notes) - {"outside", "first"} == {body.__name__ for body in WRITES}
 
 
 def test_flasks_session_class_joins_despite_its_get_bind(shop: FlaskShop) -> None:
