@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 Scope = Literal["live", "queued", "period"]
 OnDuplicate = Literal["skip", "raise", "replace", "earlier"]
 _PREFIXES: Final[dict[Scope, str]] = {"live": "l:", "queued": "q:", "period": ""}
+OF_SCHEDULES: Final = "cron:"
+"""Begins the keys of scope queued of jobs whose schedule skips times, and no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Unique:
             there is no other one, whatever becomes of it.
 
     Raises:
-        ValueError: A word is unknown, or does not go with the others.
+        ValueError: A word is unknown, or does not go with the others; or the key is of scope queued
+            and begins with ``cron:``, as those of schedules do.
         TypeError: The key is no text.
     """
 
@@ -57,6 +60,8 @@ class Unique:
             raise ValueError("the scope 'period' needs its length: Unique(key, period=3600)")
         elif self.scope not in _PREFIXES:
             raise ValueError(f"scope={self.scope!r} is neither 'live' nor 'queued'")
+        if self.scope == "queued" and isinstance(self.key, str):
+            _check_is_no_schedules(self.key)
         if self.on_conflict not in get_args(OnDuplicate):
             words = ", ".join(map(repr, get_args(OnDuplicate)))
             raise ValueError(f"on_conflict={self.on_conflict!r} is none of {words}")
@@ -81,6 +86,14 @@ class Unique:
     def seconds(self) -> float | None:
         """The period's length."""
         return None if self.period is None else validation.seconds("period", self.period)
+
+
+def _check_is_no_schedules(key: str) -> None:
+    if key.startswith(OF_SCHEDULES):
+        raise ValueError(
+            f"unique={key!r}: keys of scope queued that begin with {OF_SCHEDULES!r} belong to "
+            f"schedules, which would leave times out for such a job; begin it with another word"
+        )
 
 
 def checked(value: object, id: str | None = None) -> Unique | None:

@@ -38,6 +38,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.types import TypeEngine
 
+from .._drafts.unique import OF_SCHEDULES
 from ..settings import SMALL_STEP
 from .words import ONLY, SECOND, Tables, array_parameter, at, parameter, unnest, woken
 
@@ -48,7 +49,7 @@ SCHEDULE_HEADER: Final = "bgjob-schedule"
 """The header of a job that names the schedule which has enqueued it."""
 FIRE_TIME_HEADER: Final = "bgjob-fire-time"
 """The header that says for which fire time, as ISO 8601 in UTC."""
-KEY_PREFIX: Final = "q:cron:"
+KEY_PREFIX: Final = f"q:{OF_SCHEDULES}"
 """Begins the unique key of jobs whose schedule skips a fire time while one of them is queued."""
 CHANGED: Final = ""
 """What is notified on the channel of jobs that were given back when schedules have changed: the

@@ -91,9 +91,10 @@ class ScheduleStage(Stage):
             return self.jobs.cancel(connection, "queued")
 
     def same(self, connection: Connection) -> Any:
-        """Enqueue a job with the key of those that the schedule fires."""
+        """Enqueue a job with the key of those that the schedule fires, as SQL still can."""
         with connection.begin():
-            unique = Unique("cron:put", "queued", on_conflict="replace")
+            unique = Unique("put", "queued", on_conflict="replace")
+            object.__setattr__(unique, "key", "cron:put")
             return enqueue(connection, self.handler, "same", unique=unique).inserted
 
     # ---- queues -------------------------------------------------------------------------------

@@ -53,6 +53,11 @@ def test_a_stored_key_is_told_as_it_was_given() -> None:
     assert split("by hand") == ("by hand", None)
 
 
+def test_other_keys_may_look_like_those_of_schedules() -> None:
+    for unique in (Unique("cron:a"), Unique("cron:a", period=60), Unique("crontab", "queued")):
+        assert checked(unique) == unique
+
+
 def test_text_alone_is_a_key_of_scope_live() -> None:
     assert checked("7") == Unique("7", "live", on_conflict="skip")
     assert checked(None) is None
@@ -73,6 +78,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "two scopes": (lambda: Unique("a", "queued", period=1), "not both"),
     "no period": (lambda: Unique("a", "period"), "Unique(key, period=3600)"),
+    "a schedule's": (lambda: Unique("cron:sync", "queued"), "belong to schedules"),
+    "a schedule's, of many": (
+        lambda: enqueue_many(session(), sync, [1], unique=lambda n: Unique(f"cron:{n}", "queued")),
+        "begin it with another word",
+    ),
     "less than none": (lambda: Unique("a", period=-1), "between 0 and"),
     "an id and replace": (
         lambda: enqueue(
