@@ -7,7 +7,7 @@ Names are imported on first use, so that the command line starts at once, and on
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
+from ._version import __version__ as __version__
 
 if TYPE_CHECKING:
     # "as" is what makes a name public to type checkers, which can't read __all__ below.
@@ -112,10 +112,12 @@ _HOMES = {
     "worker": ("Worker",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - they are names
+_NEEDS_GREENLET = frozenset({"AsyncWorker"})
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        return _names()
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -124,5 +126,15 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def _names() -> list[str]:
+    """The names for ``import *``, which would fail for all if one can't be imported."""
+    try:
+        import_module("greenlet")
+        missing: frozenset[str] = frozenset()
+    except ImportError:
+        missing = _NEEDS_GREENLET
+    return ["__version__", *(name for name in _HOME_OF if name not in missing)]
+
+
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(_names())

@@ -85,6 +85,30 @@ def test_type_checkers_see_the_names_that_are_imported_late() -> None:
     assert seen == sqlalchemy_bgjob._HOME_OF
 
 
+@pytest.mark.parametrize("greenlet", ["installed", "missing"])
+def test_import_of_all_names(greenlet: str) -> None:
+    """SQLAlchemy 2.1 does not bring greenlet, and only AsyncWorker needs it."""
+    code = f"""
+        import sys
+        if {greenlet!r} == "missing":
+            sys.modules["greenlet"] = None
+        from sqlalchemy_bgjob import *
+        import sqlalchemy_bgjob
+        names = set(dir(sqlalchemy_bgjob))
+        assert names <= set(globals()), names - set(globals())
+        assert set(sqlalchemy_bgjob._HOME_OF) - names == (
+            {{"AsyncWorker"}} if {greenlet!r} == "missing" else set()
+        ), names
+        try:
+            from sqlalchemy_bgjob import AsyncWorker
+        except ImportError as error:
+            assert "greenlet" in str(error) and {greenlet!r} == "missing"
+        else:
+            assert {greenlet!r} == "installed"
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", textwrap.dedent(code)], check=True)
+
+
 def test_each_public_module_is_imported_first_without_the_others() -> None:
     """A circle of imports shows only to whoever enters it at the wrong place."""
     code = """
