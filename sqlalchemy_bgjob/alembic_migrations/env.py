@@ -6,8 +6,11 @@ with, in ``my.ini``::
 
     [alembic]
     script_location = sqlalchemy_bgjob:alembic_migrations
-    sqlalchemy.url = postgresql+psycopg://...       # or BGJOB_DATABASE_URL in the environment
+    sqlalchemy.url = postgresql+psycopg://...       # optional, see below
     bgjob_schema = app                              # optional, as is bgjob_table_prefix
+
+Without ``sqlalchemy.url`` the database is that of BGJOB_DATABASE_URL, or else of DATABASE_URL, read
+as the command line reads them.
 
 It keeps its own version table, ``bgjob_alembic_version``, so that it can live beside another
 Alembic environment in the same database. The other one must leave that table alone
@@ -20,18 +23,29 @@ from typing import Final
 
 from alembic import context
 from alembic.config import Config
-from sqlalchemy import Connection, create_engine, pool
+from sqlalchemy import URL, Connection, create_engine, pool
+
+from sqlalchemy_bgjob._process import urls
+from sqlalchemy_bgjob._process.exits import CommandError
 
 VERSION_TABLE: Final = "bgjob_alembic_version"
 
 config: Final[Config] = context.config
 
 
-def database_url() -> str:
-    url = config.get_main_option("sqlalchemy.url") or os.environ.get("BGJOB_DATABASE_URL")
-    if not url:
-        raise SystemExit("set sqlalchemy.url in the ini file, or BGJOB_DATABASE_URL")
-    return url
+def database_url() -> str | URL:
+    if url := config.get_main_option("sqlalchemy.url"):
+        return url
+    given = os.environ.get("BGJOB_DATABASE_URL") or os.environ.get("DATABASE_URL")
+    if not given:
+        raise SystemExit(
+            "set sqlalchemy.url in the ini file, or BGJOB_DATABASE_URL or DATABASE_URL"
+        )
+    try:
+        parsed = urls.database_url(given)
+    except CommandError as error:
+        raise SystemExit(str(error)) from None
+    return urls.sync_url(parsed) or parsed
 
 
 def run_on(connection: Connection) -> None:

@@ -695,8 +695,16 @@ def test_the_environment_of_its_own_from_the_command_line(
     script = run_alembic(tmp_path, "-c", "my.ini", "upgrade", "head", "--sql")
     assert "CREATE TABLE bgjob_job" in script
     refused = run_alembic(tmp_path, "-c", "my.ini", "upgrade", "head", succeeds=False)
-    assert "BGJOB_DATABASE_URL" in refused
-    run_alembic(tmp_path, "-c", "my.ini", "upgrade", "head", BGJOB_DATABASE_URL=database_url)
+    assert "BGJOB_DATABASE_URL or DATABASE_URL" in refused
+    refused = run_alembic(
+        tmp_path, "-c", "my.ini", "current", succeeds=False, DATABASE_URL="mysql://h/d"
+    )
+    assert "the queue needs PostgreSQL" in refused
+    # As hosting platforms write it.
+    without_driver = "postgres://" + database_url.partition("://")[2]
+    run_alembic(tmp_path, "-c", "my.ini", "upgrade", "head", DATABASE_URL=without_driver)
+    preferred = {"BGJOB_DATABASE_URL": database_url, "DATABASE_URL": "postgresql://h.invalid/d"}
+    assert "(head)" in run_alembic(tmp_path, "-c", "my.ini", "current", **preferred)
 
     with engine.connect() as connection:
         made = catalog(connection)
