@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from ._handlers.registry import JobType as JobType
     from ._handlers.timetable import next_fire_time as next_fire_time
+    from ._inspect.backlog import Backlog as Backlog
     from ._inspect.health import Health as Health
     from ._inspect.pressure import Pressure as Pressure
     from ._job_context import JobLogFilter as JobLogFilter
@@ -85,6 +86,7 @@ _HOMES = {
     ),
     "_handlers.registry": ("JobType",),
     "_handlers.timetable": ("next_fire_time",),
+    "_inspect.backlog": ("Backlog",),
     "_inspect.health": ("Health",),
     "_inspect.pressure": ("Pressure",),
     "_job_context": ("JobLogFilter",),

@@ -164,6 +164,16 @@ class AsyncWorker(OnlyAsyncWith):
         """
         return self._loop is not None and self._loop.ready
 
+    @property
+    def alive(self) -> bool:
+        """Whether its loop goes on; False after ten minutes in which it has not turned.
+
+        Then a handler or a statement blocks it, others take its jobs, and only a restart helps. A
+        worker that waits for the database, or has not begun, is alive. No statement is sent; read
+        it from any thread.
+        """
+        return self._loop is None or self._loop.alive
+
     async def run(self) -> None:
         """Work until :meth:`stop` is called and everything is drained.
 

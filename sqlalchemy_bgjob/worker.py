@@ -130,6 +130,15 @@ class Worker(OnlyWith):
         """
         return self._loop.ready
 
+    @property
+    def alive(self) -> bool:
+        """Whether its loop goes on; False after ten minutes in which it has not turned.
+
+        Then a handler or a statement blocks it, others take its jobs, and only a restart helps. A
+        worker that waits for the database is alive. No statement is sent; read it from any thread.
+        """
+        return self._loop.alive
+
     def run(self) -> None:
         """Work until another thread calls :meth:`stop` and everything is drained.
 

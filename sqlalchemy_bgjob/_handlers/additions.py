@@ -11,6 +11,7 @@ from .kinds import is_coroutine
 from .middleware import Call, Layer, compose
 from .resources import Provider
 
+Producer = Callable[[str, str, int | None], Mapping[str, Any]]
 AnyOptions = TypeVar("AnyOptions", bound=JobOptions)
 
 
@@ -20,11 +21,14 @@ class Additions:
     Attributes:
         provider: Fills keyword-only parameters of handlers, if there is one.
         layers: The middleware; the first one is the outermost.
+        producers: Called as ``f(type, queue, count)`` at each enqueue, with the number of its jobs
+            (None if only the database knows it); they return headers, as those of on_enqueue do.
     """
 
     def __init__(self, provide: Callable[[Any], Any] | None = None) -> None:
         self.provider: Provider | None = None if provide is None else Provider(provide)
         self.layers: list[Layer] = []
+        self.producers: list[Producer] = []
         self._on_enqueue: list[Callable[[str, str], object]] = []
 
     def around(self, call: Call, resources: tuple[str, ...], *, is_coroutine: bool) -> Call:
@@ -60,15 +64,17 @@ class Additions:
             )
         self._on_enqueue.append(function)
 
-    def with_headers(self, type: str, queue: str, options: AnyOptions) -> AnyOptions:
-        """The options of an enqueue, with the headers that are added.
+    def with_headers(
+        self, type: str, queue: str, options: AnyOptions, count: int | None = 1
+    ) -> AnyOptions:
+        """The options of an enqueue of *count* jobs, with the headers that are added.
 
         What the caller gives stands, and of two functions what the first one gives.
 
         Raises:
             TypeError: A function gave something else than a mapping or None.
         """
-        if not self._on_enqueue:
+        if not self._on_enqueue and not self.producers:
             return options
         given = options.get("headers")
         headers: dict[str, Any] = {}
@@ -83,6 +89,8 @@ class Additions:
                     f"must return a mapping of headers, or None"
                 )
             headers = {**added, **headers}
+        for producer in self.producers:
+            headers = {**producer(type, other or queue, count), **headers}
         if not headers or not isinstance(given, Mapping | None):  # which is refused later
             return options
         return {**options, "headers": {**headers, **(given or {})}}  # type: ignore[return-value]

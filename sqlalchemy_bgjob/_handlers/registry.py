@@ -176,7 +176,7 @@ class JobType(Generic[A]):
                 f"the handler of {self.type!r} takes no arg, but one was given; its first "
                 f"parameter is the context, so write f(ctx, arg)"
             )
-        options = self.additions.with_headers(self.type, self.queue, options)
+        options = self.additions.with_headers(self.type, self.queue, options, len(args))
         return drafts(self.codec, self.type, self.queue, args, ids, options, unique_of)
 
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection
 
 from .._db.encodings import storable
+from .._inspect import backlog
+from .._inspect.backlog import Backlog
 from .._inspect.health import Health, look
 from .._sql import Statements
 from . import run
@@ -123,3 +125,10 @@ def sample_health(
         if not leads:
             return None
         return Sample(look(connection, tables.table_names(connection)), has_periods)
+
+
+def sample_backlog(connection: Connection, statements: Statements, *, interval: float) -> Backlog:
+    """Look at what waits in all queues, as the leader does every *interval* seconds. Commits."""
+    tables = statements.tables
+    with connection.begin():
+        return backlog.look(connection, tables.schema, tables.prefix, interval=interval)

@@ -41,10 +41,22 @@ def run_worker(options: WorkerOptions) -> int:
     process = _Process(options)
     process.obey_signals()
     try:
-        worker = make_runner(options)
+        runner = make_runner(options)
     finally:
         logs.restore()  # the application is imported, and may have configured logging
-    return process.run(worker)
+    if options.http is None:
+        return process.run(runner)
+    from .endpoint import Endpoint, metrics_page, probe  # noqa: PLC0415 - off by default
+
+    worker = runner.worker
+    pages = {
+        "/healthz": probe(lambda: worker.alive, "alive", "the worker's loop does not turn"),
+        "/readyz": probe(lambda: worker.ready, "ready", "not ready"),
+        "/metrics": metrics_page(),
+    }
+    with Endpoint(*options.http, pages) as endpoint:
+        logger.info("probes and metrics on port %d of %s", endpoint.port, options.http.host)
+        return process.run(runner)
 
 
 class _Process:

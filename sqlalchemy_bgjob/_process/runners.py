@@ -5,6 +5,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ from ..settings import SPARE_CONNECTIONS, Queue, WorkerSettings
 from ..telemetry import Observer
 from ..worker import Worker
 from . import loader
+from .address import Address
 from .engines import load_engine, load_sync_engine, make_async_engine
 from .exits import USAGE, CommandError
 from .queue_option import refuse_lists
@@ -25,6 +27,8 @@ from .urls import ASYNC_DRIVERS, database_url, sync_url
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
+
+    from ..aio import AsyncWorker
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -47,6 +51,7 @@ class WorkerOptions:
         imports: Modules that register handlers, beside the one that *app* names.
         queues: Concurrency by queue; None for all queues that handlers name.
         settings: The worker's.
+        http: Where to answer probes and show metrics.
         parent_pipe: The file descriptor of a pipe that closes when the supervisor ends.
     """
 
@@ -63,6 +68,7 @@ class WorkerOptions:
     imports: tuple[str, ...] = ()
     queues: Mapping[str, int | Queue] | None = None
     settings: WorkerSettings = WorkerSettings()  # noqa: RUF009 - it is frozen
+    http: Address | None = None
     parent_pipe: int | None = None
 
 
@@ -74,6 +80,10 @@ class Runner(Protocol):
 
     def request_stop(self, timeout: float | None = None) -> None:
         """Ask the worker to stop; callable from another thread."""
+
+    @property
+    def worker(self) -> "Worker | AsyncWorker":
+        """The worker, for probes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +191,7 @@ def _load(jobs: BGJob[Any, Any], options: WorkerOptions) -> _Application:
         factories=[_load_factory(target, app_dir) for target in options.session_factories],
         around=around or None,
         lifespan=lifespan or None,
-        observers=[_load_observer(target, app_dir) for target in options.observers],
+        observers=_load_observers(options),
         settings=options.settings,
     )
 
@@ -209,6 +219,17 @@ def _load_factory(target: str, app_dir: Path) -> Any:
             f"Session class or a sessionmaker",
         )
     return found
+
+
+def _load_observers(options: WorkerOptions) -> list[Observer]:
+    observers = [_load_observer(target, options.app_dir) for target in options.observers]
+    if options.http is not None:
+        with suppress(ImportError):  # /metrics says what to install
+            from ..telemetry.prometheus import Metrics  # noqa: PLC0415 - only who asks pays for it
+
+            if not any(isinstance(one, Metrics) for one in observers):
+                observers.append(Metrics())
+    return observers
 
 
 def _load_observer(target: str, app_dir: Path) -> Observer:
@@ -295,7 +316,7 @@ class _ThreadRunner:
         if len(factories) > 1:
             raise ValueError("all handlers are functions: give one session factory, not two")
         self._engine = engine
-        self._worker = Worker(
+        self.worker = Worker(
             application.jobs,
             engine,
             queues=application.given_queues,
@@ -305,12 +326,12 @@ class _ThreadRunner:
             observers=application.observers,
             settings=application.settings,
         )
-        self.request_stop = self._worker.request_stop
+        self.request_stop = self.worker.request_stop
 
     def run(self, ended: Callable[..., None]) -> None:
         """Work until stopped."""
         try:
-            self._worker.run()
+            self.worker.run()
         finally:
             self._engine.dispose()
         ended()
@@ -330,7 +351,7 @@ class _AsyncRunner:
                 "give at most one session factory for functions and one for coroutines"
             )
         self._engine, self._sync_engine = engine, application.sync_engine
-        self._worker = AsyncWorker(
+        self.worker = AsyncWorker(
             application.jobs,
             engine,
             sync_engine=application.sync_engine,
@@ -343,7 +364,7 @@ class _AsyncRunner:
             observers=application.observers,
             settings=application.settings,
         )
-        self.request_stop = self._worker.request_stop
+        self.request_stop = self.worker.request_stop
 
     def run(self, ended: Callable[..., None]) -> None:
         """Work until stopped."""
@@ -351,7 +372,7 @@ class _AsyncRunner:
 
     async def _run(self, ended: Callable[..., None]) -> None:
         try:
-            await self._worker.run()
+            await self.worker.run()
         except WorkerStuck as stuck:
             ended(stuck)  # here, for the same reason as below
             raise

@@ -99,6 +99,10 @@ class Heart(SideLoop):
         """The worker's loop has turned."""
         self._turned_at = now
 
+    def has_turned(self, now: float) -> bool:
+        """Whether the worker's loop has turned lately, or waits for the database as it should."""
+        return now - self._turned_at <= NO_PROGRESS_AFTER
+
     def fresh(self, now: float) -> bool:
         """Whether a job may be started: nobody can have judged this worker lost yet.
 

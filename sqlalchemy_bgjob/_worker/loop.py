@@ -161,6 +161,11 @@ class WorkerLoop:
         drains = self._hands.planner.draining
         return looks and not drains and self._heart.fresh(time.monotonic())
 
+    @property
+    def alive(self) -> bool:
+        """Whether this loop has turned within the time after which the heart would stop."""
+        return self._heart.has_turned(time.monotonic())
+
     def run(self, ready: Callable[[], None]) -> None:
         """Work until stopped and drained. *ready* is called once the worker is registered.
 
@@ -211,6 +216,7 @@ class WorkerLoop:
                     note_advice(error)
                     raise
                 self._lost_control(error)
+                self._heart.turned(time.monotonic())
                 self._runtime.wait(max(self._retry_at - time.monotonic(), 0.0))
         return False
 

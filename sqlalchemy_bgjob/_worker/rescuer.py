@@ -26,6 +26,7 @@ from sqlalchemy import Connection
 from .._db.connections import configure
 from .._db.errors import doubts_session, lost_connection, summary
 from .._db.sessions import name_session
+from .._inspect.backlog import Backlog
 from .._inspect.health import Health
 from .._lifecycle import rescue, workers
 from .._lifecycle.rescue import Beat, LookAtWorkers, Rescued
@@ -116,6 +117,7 @@ class Rescuer(SideLoop):
             "retention": self._retention.turn,
             "periods": self._periods.turn,
         }
+        self._tells_backlog = events.wants("backlog_sampled")
         self._before: LookAtWorkers | None = None
         self._now: LookAtWorkers | None = None
         self._is_refused = False
@@ -281,6 +283,12 @@ class Rescuer(SideLoop):
             self._on_health(sample.health)
             if sample.has_periods:
                 self._periods.begin()
+            if self._tells_backlog:
+                self._events.emit("backlog_sampled", self._sample_backlog(connection))
+
+    def _sample_backlog(self, connection: Connection) -> Backlog:
+        interval = self._settings.health_interval
+        return workers.sample_backlog(connection, self._statements, interval=interval)
 
 
 def _report(rescued: list[Rescued], how: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .._process.address import Address, HostAndPort
 from .._process.exits import USAGE, CommandError
 from .._process.queue_option import Queue
 from ..settings import WorkerSettings
@@ -87,6 +88,13 @@ from .options import (
     multiple=True,
     help="An Observer, told what was committed; app:Alerts() makes one. May be repeated.",
 )
+@option(
+    "--http",
+    type=HostAndPort(),
+    metavar="HOST:PORT",
+    help="Where to answer /metrics, /healthz and /readyz; nowhere by default. The second of "
+    "several processes takes the next port, and so on.",
+)
 @setting_options
 @logging_options
 @click.pass_context
@@ -106,6 +114,7 @@ def worker(
     around: str | None,
     lifespan: str | None,
     observers: tuple[str, ...],
+    http: Address | None,
     log_format: Any,
     log_level: str,
     **settings: Any,
@@ -135,6 +144,8 @@ def worker(
     named = dict(queues)
     if len(named) < len(queues):
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
+    if http is not None and http.port + processes - 1 > 65_535:
+        raise CommandError(USAGE, f"--http: {processes} processes need a port each, up to 65535")
     if child is None and processes > 1:
         return supervisor.supervise(
             ctx.obj or sys.argv[1:],
@@ -160,6 +171,7 @@ def worker(
             imports=imports,
             queues=named or None,
             settings=checked,
+            http=http and http.of_process(child and child[1]),
             parent_pipe=None if child is None else child[0],
         )
     )

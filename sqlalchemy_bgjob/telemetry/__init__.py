@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 
 from .._db.errors import note_advice
 from .._handlers.outcomes import Kind, Settlement
+from .._inspect.backlog import Backlog
 from .._inspect.health import Health
 
 logger: Final[logging.Logger] = logging.getLogger("sqlalchemy_bgjob")
@@ -126,6 +127,13 @@ class Observer:
         """One of the workers has sampled the server's health, once per ``health_interval``.
 
         ``health.problems`` says in words what needs attention.
+        """
+
+    def backlog_sampled(self, backlog: Backlog) -> None:
+        """One of the workers has looked at all queues, once per ``health_interval``.
+
+        It is the worker that samples health, so that a fleet asks once. Not asked of the database
+        unless an observer overrides this.
         """
 
     def worker_error(self, error: BaseException) -> None:

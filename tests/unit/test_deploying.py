@@ -52,11 +52,17 @@ def test_its_files_are_well_formed() -> None:
     compose, manifest = yaml.safe_load(COMPOSE), yaml.safe_load(MANIFEST)
     pod = manifest["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    probes = [container[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "liveness")]
+    paths = [
+        container[f"{kind}Probe"]["httpGet"]["path"]
+        for kind in ("startup", "liveness", "readiness")
+    ]
 
     assert compose["services"]["worker"]["environment"].keys() == {"DATABASE_URL"}
     assert container["envFrom"] == pod["initContainers"][0]["envFrom"]
-    assert probes == [["sh", "-c", f"sqlalchemy-bgjob check; test $? -ne {FAILED}"]] * 2
+    assert paths == ["/healthz", "/healthz", "/readyz"]
+    assert container["ports"] == [{"name": "http", "containerPort": 9464}]
+    assert '--http, "0.0.0.0:9464"' in MANIFEST
+    assert f'sh -c "sqlalchemy-bgjob check; test $? -ne {FAILED}"' in PAGE
     assert json.loads(re.findall(r"^CMD (.*)$", IMAGE, re.MULTILINE)[0])
 
 

@@ -50,6 +50,8 @@ PUBLIC = {
     ],
     "sqlalchemy_bgjob.settings": ["WorkerSettings"],
     "sqlalchemy_bgjob.telemetry": ["FinishedRun", "JobInfo", "Observer"],
+    "sqlalchemy_bgjob.telemetry.opentelemetry": ["instrument"],
+    "sqlalchemy_bgjob.telemetry.prometheus": ["Metrics"],
     "sqlalchemy_bgjob.testing": [
         "EmbeddedPostgres",
         "EmbeddedPostgresError",

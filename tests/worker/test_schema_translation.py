@@ -159,6 +159,7 @@ def test_a_look_at_the_health_is_at_the_tables_that_are_used(
     workers.register(tenant, statements, worker_id=ME, **given)
 
     assert workers.sample_health(tenant, statements, worker_id=ME) is not None
+    assert workers.sample_backlog(tenant, statements, interval=60.0).valid_for == 125.0
 
     tables = [f'"Tenant 1"."bgjob_{kind}"' for kind in ("job", "dead_job", "worker")]
     assert [given["tables"] for given in sent if "tables" in given] == [tables]
