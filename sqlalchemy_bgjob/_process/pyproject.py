@@ -18,9 +18,11 @@ _WHERE: Final = f"[tool.{TABLE}] of pyproject.toml"
 
 
 def defaults(
-    commands: Mapping[str, click.Command], folder: Path
+    commands: Mapping[str, click.Command], folder: Path, invoked: str | None = None
 ) -> dict[str, dict[str, Any]] | None:
     """The options of each command, as click's ``default_map`` takes them; None without the table.
+
+    With *invoked*, of that command; the others are looked at only for a key that it does not know.
 
     Raises:
         CommandError: The file is not TOML, or a key or a value is wrong.
@@ -29,7 +31,11 @@ def defaults(
     if not table:
         return None
     known: set[str] = set()
-    found = {name: _of(command, table, known) for name, command in commands.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted(commands, key=lambda name: name != invoked):
+        if invoked in found and known.issuperset(table):
+            break
+        found[name] = _of(commands[name], table, known)
     _refuse_unknown(table, known)
     return found
 

@@ -1,7 +1,7 @@
 """The command line: ``sqlalchemy-bgjob``, ``bgjob`` and ``python -m sqlalchemy_bgjob``.
 
-It parses, calls and prints. The code that it calls is imported only then: ``--help`` needs no
-SQLAlchemy. Results go to stdout, logs and errors to stderr.
+It parses, calls and prints. A command is imported when it is called, and the code that it calls
+when it runs: ``--help`` needs no SQLAlchemy. Results go to stdout, logs and errors to stderr.
 
 An option comes from the command line, else from its environment variable, else from
 ``pyproject.toml``, see :mod:`.._process.pyproject`.
@@ -11,28 +11,66 @@ can't be imported; 3 the database is unreachable or refuses; 4 the schema is out
 128 + n after a second or third signal n.
 """
 
+import importlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
 from .._process.exits import OK, SIGNALLED, CommandError, leave
 from .._process.pyproject import defaults
 from .._version import __version__
-from .bench import bench
-from .check import check
-from .demo import demo
-from .dlq import dlq
-from .doctor import doctor
-from .import_bgjob import import_bgjob
-from .queues import pause, pressure, queues, resume, slots
-from .tables import grants, migrate
-from .version import version
-from .web import web
-from .worker import worker
+
+_MODULES: Final = {
+    "bench": "bench",
+    "check": "check",
+    "demo": "demo",
+    "dlq": "dlq",
+    "doctor": "doctor",
+    "grants": "tables",
+    "import-bgjob": "import_bgjob",
+    "migrate": "tables",
+    "pause": "queues",
+    "pressure": "queues",
+    "queues": "queues",
+    "resume": "queues",
+    "slots": "queues",
+    "version": "version",
+    "web": "web",
+    "worker": "worker",
+}
+"""In which module of this package each command is."""
+_OF_THEIR_OWN_DATABASE: Final = ("demo", "bench")
+
+
+class _Imported(MutableMapping[str, click.Command]):
+    """The commands by name; each is imported when it is asked for."""
+
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        self._modules = dict(modules)
+
+    def __getitem__(self, name: str) -> click.Command:
+        module = importlib.import_module(f".{self._modules[name]}", __name__)
+        found: click.Command = getattr(module, name.replace("-", "_"))
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules  # without importing it
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        raise TypeError("a command is added to the table of modules")
+
+    def __delitem__(self, name: str) -> None:
+        del self._modules[name]
 
 
 class _Commands(click.Group):
@@ -48,6 +86,7 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
+    commands=_Imported(_MODULES),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="sqlalchemy-bgjob")
@@ -58,20 +97,13 @@ def cli(ctx: click.Context) -> None:
     Most options may also stand in the environment, as --help tells, or in the table
     [tool.sqlalchemy-bgjob] of the working directory's pyproject.toml.
     """
-    # A demo and a benchmark have a database of their own.
-    of_application = {n: c for n, c in cli.commands.items() if c not in (demo, bench)}
-    ctx.default_map = defaults(of_application, Path())
+    of_application = _Imported(
+        {n: module for n, module in _MODULES.items() if n not in _OF_THEIR_OWN_DATABASE}
+    )
+    ctx.default_map = defaults(of_application, Path(), ctx.invoked_subcommand)
     # A worker counts signals itself, as soon as its modules are imported.
     if ctx.invoked_subcommand != "worker" and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-for _command in (
-    *(worker, check, dlq, migrate, doctor, grants, import_bgjob),
-    *(queues, pause, resume, slots, pressure),
-    *(web, demo, bench, version),
-):
-    cli.add_command(_command)
 
 
 def _report(error: CommandError) -> None:

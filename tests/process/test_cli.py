@@ -49,6 +49,29 @@ def test_the_command_line_imports_neither_sqlalchemy_nor_asyncio() -> None:
     assert done.stdout.endswith("\n[]\n")
 
 
+@pytest.mark.core
+def test_a_worker_imports_no_other_command(tmp_path: Path) -> None:
+    """Not even to read the file whose keys belong to several commands."""
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.sqlalchemy-bgjob]\napp = "app:jobs"\nlog-format = "json"\n'
+    )
+    code = """
+        import sys
+        from sqlalchemy_bgjob.cli import cli
+        cli(["worker", "no_such_module:jobs"], standalone_mode=False)
+        prefix = "sqlalchemy_bgjob.cli."
+        print(sorted(name.removeprefix(prefix) for name in sys.modules if name.startswith(prefix)))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert done.stdout == "['options', 'worker']\n"
+
+
 @pytest.mark.parametrize("name", ["sqlalchemy-bgjob", "bgjob"])
 def test_the_scripts_are_the_command_line(name: str) -> None:
     script = Path(sys.executable).with_name(name)
