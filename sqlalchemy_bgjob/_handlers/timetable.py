@@ -12,6 +12,7 @@ Where clocks are set forward or back, cronsim does as Debian's cron:
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -77,6 +78,14 @@ class Timetable:
         raise ValueError(
             f"cron={self.expression!r} never fires: no day of the next 50 years is such a day"
         )
+
+    def upcoming(self, first: datetime, count: int) -> list[datetime]:
+        """Some fire times in order, of which *first* is one; fewer if there are not so many."""
+        times = [first]
+        with suppress(ValueError):
+            while len(times) < count:
+                times.append(self.after(times[-1]))
+        return times
 
     def _from(self, first: datetime) -> Iterator[datetime]:
         while True:

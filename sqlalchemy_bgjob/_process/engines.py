@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _POOLS: Final = sqlalchemy_pool.Pool.__module__
-_INSUFFICIENT_PRIVILEGE: Final = "42501"
 
 
 def load_engine(target: str, app_dir: Path) -> "Engine | AsyncEngine":
@@ -149,13 +148,26 @@ def _database_error(error: BaseException) -> CommandError:
     """The error in the database's words: no statement of a command holds the values of rows."""
     code = sqlstate(error)
     refused = code is None or lost_connection(error) or code[:2] in {"28", "3D"}
-    words = f"the database refuses: {database_message(error)}"
-    if code == _INSUFFICIENT_PRIVILEGE:
-        words += (
-            "; sqlalchemy-bgjob grants prints what each kind of role needs, and only a role that "
-            "may create tables can migrate"
-        )
-    return CommandError(DATABASE if refused else FAILED, words)
+    problem = f"the database refuses: {database_message(error)}"
+    if advice := _ADVICE.get(code or "", _ADVICE_OF_CONNECTING if code is None else None):
+        problem = f"{problem}; {advice}"
+    return CommandError(DATABASE if refused else FAILED, problem)
+
+
+# psycopg does not tell the code of what it meets while it connects.
+_ADVICE_OF_CONNECTING: Final = (
+    "look whether the server runs and can be reached from here, and whether the URL's user, "
+    "password and database are right"
+)
+_ADVICE: Final = {
+    "28P01": "correct the URL's user or password",
+    "28000": "correct the URL's user or password, or let the server's pg_hba.conf admit it",
+    "3D000": "correct the URL's database, or create it",
+    "42501": "sqlalchemy-bgjob grants prints what each kind of role needs, and only a role that "
+    "may create tables can migrate",
+    "53300": "try again, or raise the server's max_connections",
+}
+"""By SQLSTATE: what to do next."""
 
 
 def failed_to_connect(error: BaseException) -> bool:

@@ -43,16 +43,16 @@ def defaults(
 def _of(command: click.Command, table: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
     """The options of a command, or of each command of a group; adds the keys to *known*.
 
-    In a group those alone that the environment can set too: a filter of dead jobs must not come
-    from a file that was written for workers.
+    Those alone that the environment can set too: the queue of one job, or a filter of dead jobs,
+    must not come from a file that was written for workers.
     """
     if isinstance(command, click.Group):
-        return {name: _values(_shared(one), table, known) for name, one in command.commands.items()}
-    return _values(command.params, table, known)
+        return {name: _of(one, table, known) for name, one in command.commands.items()}
+    return _values(_shared(command), table, known)
 
 
 def _shared(command: click.Command) -> list[click.Parameter]:
-    return [one for one in command.params if one.envvar is not None]
+    return [one for one in command.params if one.envvar is not None or one.name == "app"]
 
 
 def _values(

@@ -1,16 +1,14 @@
 """The pages about everything but jobs: queues, workers, schedules, handlers, the system."""
 
-import inspect
 from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
-import msgspec
 from sqlalchemy import Connection
 from starlette.exceptions import HTTPException
 
-from .._handlers.registry import JobType
+from .._handlers.description import arg_schema, described
 from .._handlers.timetable import timetable
 from .._inspect.doctor import examine
 from .._inspect.fleet import WorkerInfo, workers
@@ -67,13 +65,9 @@ def _runs(schedule: ScheduleInfo) -> list[datetime]:
     if schedule.next_at is None:
         return []
     try:
-        table = timetable(schedule.cron, schedule.timezone)
-        runs = [schedule.next_at]
-        while len(runs) < _RUNS:
-            runs.append(table.after(runs[-1]))
+        return timetable(schedule.cron, schedule.timezone).upcoming(schedule.next_at, _RUNS)
     except ValueError:
         return [schedule.next_at]
-    return runs
 
 
 # ---- handlers -----------------------------------------------------------------------------------
@@ -82,7 +76,7 @@ def _runs(schedule: ScheduleInfo) -> list[datetime]:
 async def all_handlers(visit: Visit) -> View:
     """The handlers that this process knows."""
     registry = visit.site.jobs.registry
-    found = [_summary(handler) for handler in registry]
+    found = [described(handler) for handler in registry]
     return View(
         "handlers.html",
         {"handlers": sorted(found, key=lambda one: (one["type"], one["queue"]))},
@@ -94,39 +88,8 @@ async def one_handler(visit: Visit) -> View:
     handler = visit.site.jobs.registry.find_type(visit.asked("type"))
     if handler is None:
         raise HTTPException(404, "This process has no handler of this type.")
-    described = inspect.getdoc(handler.function) or ""
-    data = _summary(handler) | {"doc": described, "schema": _schema(handler)}
+    data = described(handler) | {"schema": arg_schema(handler)}
     return View("handler.html", {"handler": data, "problem": None, "given": {}})
-
-
-def _summary(handler: JobType[Any]) -> dict[str, Any]:
-    options = handler.options
-    described = (inspect.getdoc(handler.function) or "").strip()
-    return {
-        "type": handler.type,
-        "queue": handler.queue,
-        "function": f"{handler.function.__module__}.{handler.function.__qualname__}"
-        if hasattr(handler.function, "__qualname__")
-        else repr(type(handler.function)),
-        "summary": described.partition("\n")[0],
-        "takes_arg": handler.takes_arg,
-        "is_coroutine": handler.is_coroutine,
-        "max_attempts": options.max_attempts,
-        "timeout": options.timeout,
-    }
-
-
-def _schema(handler: JobType[Any]) -> Any:
-    """The JSON schema of the arg; None if it takes none, or none can be made."""
-    if not handler.takes_arg:
-        return None
-    annotation = handler.annotation
-    try:
-        if hasattr(annotation, "model_json_schema"):
-            return annotation.model_json_schema()
-        return msgspec.json.schema(annotation)
-    except Exception:  # an annotation may be anything that its library takes
-        return None
 
 
 # ---- system -------------------------------------------------------------------------------------

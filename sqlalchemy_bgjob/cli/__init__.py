@@ -24,36 +24,46 @@ from .._process.exits import OK, SIGNALLED, CommandError, leave
 from .._process.pyproject import defaults
 from .._version import __version__
 
-_MODULES: Final = {
-    "bench": "bench",
-    "check": "check",
-    "demo": "demo",
-    "dlq": "dlq",
-    "doctor": "doctor",
-    "grants": "tables",
-    "import-bgjob": "import_bgjob",
-    "migrate": "tables",
-    "pause": "queues",
-    "pressure": "queues",
-    "queues": "queues",
-    "resume": "queues",
-    "slots": "queues",
-    "version": "version",
-    "web": "web",
-    "worker": "worker",
+_COMMANDS: Final = {
+    "bench": ("bench", "Measure the queue on your own database."),
+    "check": ("check", "Look whether a worker of this host beats."),
+    "demo": ("demo", "Index a folder with two workers, kill one of them, and recount."),
+    "dlq": ("dlq", "Look at dead jobs, bring them back, or delete them."),
+    "doctor": ("doctor", "Look for what is wrong with the queue's database, and what to do."),
+    "enqueue": ("handlers", "Enqueue a job of TYPE with a JSON arg."),
+    "grants": ("tables", "Print the least privileges for the roles of an application."),
+    "handlers": ("handlers", "List the handlers of an application."),
+    "import-bgjob": (
+        "import_bgjob",
+        "Move the jobs of the Go library bgjob into these tables.",
+    ),
+    "jobs": ("jobs", "Find jobs, show them, cancel them, or let them run now."),
+    "migrate": ("tables", "Bring the queue's tables to this release's version."),
+    "pause": ("queues", "Let no worker claim from QUEUE."),
+    "pressure": ("queues", "Tell how many jobs wait in each QUEUE, and for how long."),
+    "queues": ("queues", "List the queues: jobs, slots, pauses."),
+    "resume": ("queues", "Let workers claim from QUEUE again."),
+    "schedules": ("schedules", "Look at schedules, pause and resume them, or run one now."),
+    "slots": ("queues", "Let each worker run N jobs of QUEUE at once."),
+    "stats": ("fleet", "Tell how the queue is: what waits, who works, what died."),
+    "version": ("version", "Print the versions of everything that matters."),
+    "web": ("web", "Serve the dashboard."),
+    "worker": ("worker", "Run the jobs of an application."),
+    "workers": ("fleet", "List the workers."),
 }
-"""In which module of this package each command is."""
+"""By each command's name: its module in this package, and its line in --help, for which none is
+imported."""
 _OF_THEIR_OWN_DATABASE: Final = ("demo", "bench")
 
 
 class _Imported(MutableMapping[str, click.Command]):
     """The commands by name; each is imported when it is asked for."""
 
-    def __init__(self, modules: Mapping[str, str]) -> None:
+    def __init__(self, modules: Mapping[str, tuple[str, str]]) -> None:
         self._modules = dict(modules)
 
     def __getitem__(self, name: str) -> click.Command:
-        module = importlib.import_module(f".{self._modules[name]}", __name__)
+        module = importlib.import_module(f".{self._modules[name][0]}", __name__)
         found: click.Command = getattr(module, name.replace("-", "_"))
         return found
 
@@ -83,10 +93,14 @@ class _Commands(click.Group):
             _report(error)
             return error.exit_code
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, words) for name, (_, words) in sorted(_COMMANDS.items())])
+
 
 @click.group(
     cls=_Commands,
-    commands=_Imported(_MODULES),
+    commands=_Imported(_COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="sqlalchemy-bgjob")
@@ -98,7 +112,7 @@ def cli(ctx: click.Context) -> None:
     [tool.sqlalchemy-bgjob] of the working directory's pyproject.toml.
     """
     of_application = _Imported(
-        {n: module for n, module in _MODULES.items() if n not in _OF_THEIR_OWN_DATABASE}
+        {n: module for n, module in _COMMANDS.items() if n not in _OF_THEIR_OWN_DATABASE}
     )
     ctx.default_map = defaults(of_application, Path(), ctx.invoked_subcommand)
     # A worker counts signals itself, as soon as its modules are imported.

@@ -2,54 +2,24 @@
 
 import json
 from datetime import UTC
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from .._process.exits import OK, USAGE, CommandError
-from .options import Moment, connection_options, schema_options, source_of
+from .on_tables import act, json_option, read, tables_options, usage_errors
+from .options import Moment
+from .output import print_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from sqlalchemy import Connection
 
     from .._inspect.queues import QueueInfo
-    from .._queues import QueueMethods
-
-T = TypeVar("T")
+    from ..bgjob import BGJob
 
 _HEAD: Final = ("queue", "due", "scheduled", "running", "slots", "paused")
-
-
-def _run(
-    ctx: click.Context,
-    database_url: str | None,
-    engine: str | None,
-    app_dir: Path,
-    schema: str | None,
-    table_prefix: str,
-    action: "Callable[[Connection, QueueMethods], T]",
-) -> T:
-    """Run an action in one transaction, with the queue of these tables."""
-    from sqlalchemy import MetaData
-
-    from .._process.engines import run_in_transaction
-    from .._queues import QueueMethods
-    from ..models import build_models
-    from ..schema import check as check_schema
-
-    def act(connection: "Connection") -> T:
-        check_schema(connection, schema=schema, table_prefix=table_prefix)
-        methods = QueueMethods()
-        methods.models = build_models(MetaData(), schema=schema, table_prefix=table_prefix)
-        try:
-            return action(connection, methods)
-        except ValueError as error:
-            raise CommandError(USAGE, str(error)) from None
-
-    return run_in_transaction(*source_of(ctx, database_url, engine, app_dir), act)
 
 
 @click.command()
@@ -62,8 +32,7 @@ def _run(
     help="When it is over by itself: a time such as 2026-12-24T18:00+01:00, or a duration such as "
     "30m. By default it has no end.",
 )
-@connection_options
-@schema_options
+@tables_options
 @click.pass_context
 def pause(
     ctx: click.Context,
@@ -78,18 +47,19 @@ def pause(
 
     All workers obey within a second. What runs goes on to its end.
     """
-    by = _user() if by is None else by
+    by = user() if by is None else by
 
-    def act(connection: "Connection", queues: "QueueMethods") -> str:
+    def do(connection: "Connection", jobs: "BGJob[Any, Any]") -> str:
         from .._inspect.queues import paused_queues
 
         doubt = _doubt(connection, queue, where)
-        queues.pause(connection, queue, by=by, reason=reason, until=until)
+        with usage_errors():
+            jobs.pause(connection, queue, by=by, reason=reason, until=until)
         click.echo(doubt, err=True, nl=False)
         paused = paused_queues(connection, where["schema"], where["table_prefix"])
         return next((str(one) for one in paused if one.queue == queue), f"{queue!r} is not paused")
 
-    click.echo(_run(ctx, **where, action=act))
+    click.echo(act(ctx, where, do))
     return OK
 
 
@@ -105,7 +75,8 @@ def _doubt(connection: "Connection", queue: str, where: "Mapping[str, Any]") -> 
     return f"queue {queue!r} has no jobs and no workers{question and '; '}{question}\n"
 
 
-def _user() -> str | None:
+def user() -> str | None:
+    """The user of this system; None where it has no name."""
     import getpass
 
     try:
@@ -116,14 +87,16 @@ def _user() -> str | None:
 
 @click.command()
 @click.argument("queue")
-@connection_options
-@schema_options
+@tables_options
 @click.pass_context
 def resume(ctx: click.Context, /, queue: str, **where: Any) -> int:
     """Let workers claim from QUEUE again."""
-    was_paused = _run(
-        ctx, **where, action=lambda connection, queues: queues.resume(connection, queue)
-    )
+
+    def do(connection: "Connection", jobs: "BGJob[Any, Any]") -> bool:
+        with usage_errors():
+            return jobs.resume(connection, queue)
+
+    was_paused = act(ctx, where, do)
     state = "is not paused any more" if was_paused else "was not paused"
     click.echo(f"queue {queue!r} {state}")
     return OK
@@ -132,8 +105,7 @@ def resume(ctx: click.Context, /, queue: str, **where: Any) -> int:
 @click.command()
 @click.argument("queue")
 @click.argument("slots", metavar="N|default")
-@connection_options
-@schema_options
+@tables_options
 @click.pass_context
 def slots(ctx: click.Context, /, queue: str, slots: str, **where: Any) -> int:
     """Let each worker run N jobs of QUEUE at once, instead of its own number.
@@ -145,21 +117,21 @@ def slots(ctx: click.Context, /, queue: str, slots: str, **where: Any) -> int:
     except ValueError:
         raise CommandError(USAGE, f"{slots!r} is neither a number nor 'default'") from None
 
-    def act(connection: "Connection", queues: "QueueMethods") -> None:
+    def do(connection: "Connection", jobs: "BGJob[Any, Any]") -> None:
         doubt = _doubt(connection, queue, where)
-        queues.set_slots(connection, queue, count)
+        with usage_errors():
+            jobs.set_slots(connection, queue, count)
         click.echo(doubt, err=True, nl=False)
 
-    _run(ctx, **where, action=act)
+    act(ctx, where, do)
     each = "as many slots as it was started with" if count is None else f"{count} slots"
     click.echo(f"each worker has {each} for queue {queue!r}")
     return OK
 
 
 @click.command()
-@connection_options
-@schema_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a queue.")
+@tables_options
+@json_option
 @click.pass_context
 def queues(ctx: click.Context, /, as_json: bool, **where: Any) -> int:
     """List the queues: their jobs, the slots of the workers that beat, and who paused what.
@@ -167,17 +139,17 @@ def queues(ctx: click.Context, /, as_json: bool, **where: Any) -> int:
     It counts up to 10,000 jobs of each priority, the scheduled ones and the others apart.
     """
 
-    def act(connection: "Connection", _: "QueueMethods") -> "list[QueueInfo]":
+    def look(connection: "Connection", _: "BGJob[Any, Any]") -> "list[QueueInfo]":
         from .._inspect.queues import all_queues
 
         return all_queues(connection, where["schema"], where["table_prefix"])
 
-    found = _run(ctx, **where, action=act)
+    found = read(ctx, where, look)
     if as_json:
         for queue in found:
             click.echo(json.dumps(_as_json(queue)))
     else:
-        _print_table([_HEAD, *(_row(queue) for queue in found)])
+        print_table(_HEAD, map(_row, found), numbers=_HEAD[1:4])
     return OK
 
 
@@ -209,21 +181,10 @@ def _row(queue: "QueueInfo") -> tuple[str, ...]:
     return (queue.queue, *map(str, counts), f"{queue.slots}{each}", paused)
 
 
-def _print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if 0 < place < 4 else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        click.echo("  ".join(cells).rstrip())
-
-
 @click.command()
 @click.argument("names", metavar="[QUEUE]...", nargs=-1)
-@connection_options
-@schema_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a queue.")
+@tables_options
+@json_option
 @click.option(
     "--sql", is_flag=True, help="Print the SQL of an autoscaler for QUEUE; needs no database."
 )
@@ -245,13 +206,14 @@ def pressure(
         click.echo(pressure_sql(names[0], **tables))
         return OK
 
-    def act(connection: "Connection", queues: "QueueMethods") -> dict[str, Any]:
+    def look(connection: "Connection", jobs: "BGJob[Any, Any]") -> dict[str, Any]:
         from .._inspect.queues import all_queues
 
         wanted = names or [queue.queue for queue in all_queues(connection, **tables)]
-        return {name: queues.pressure(connection, name) for name in wanted}
+        with usage_errors():
+            return {name: jobs.pressure(connection, name) for name in wanted}
 
-    found = _run(ctx, **where, action=act)
+    found = read(ctx, where, look)
     for name, one in found.items():
         if as_json:
             click.echo(json.dumps({"queue": name, "due": one.due, "oldest_age": one.oldest_age}))

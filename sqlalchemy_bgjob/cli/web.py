@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._process.exits import OK, USAGE, CommandError
+from .on_tables import load_jobs
 from .options import connection_options, option, schema_options, source_of
 
 if TYPE_CHECKING:
@@ -74,16 +75,9 @@ def _require() -> None:
 def _jobs(
     app: str | None, app_dir: Path, schema: str | None, table_prefix: str
 ) -> "BGJob[Any, Any]":
-    from .._process import loader
     from .._web.standalone import bare_jobs
-    from ..bgjob import BGJob
 
-    if app is None:
-        return bare_jobs(schema, table_prefix)
-    found = loader.load(app, app_dir)
-    if not isinstance(found, BGJob):
-        raise CommandError(USAGE, f"{app!r} is of type {type(found).__name__!r}, not BGJob")
-    return found
+    return bare_jobs(schema, table_prefix) if app is None else load_jobs(app, app_dir)
 
 
 def _engine(source: "Source") -> "Engine | AsyncEngine":

@@ -39,7 +39,8 @@ def test_the_command_line_imports_neither_sqlalchemy_nor_asyncio() -> None:
         from sqlalchemy_bgjob.cli import cli
         for command in ([], ["worker"], ["migrate"], ["import-bgjob"], ["demo"], ["version"],
                         ["queues"], ["pause"], ["resume"], ["slots"], ["pressure"], ["web"],
-                        ["dlq", "redrive"]):
+                        ["dlq", "redrive"], ["jobs", "list"],
+                        ["schedules", "list"], ["workers"], ["handlers"], ["enqueue"], ["stats"]):
             cli([*command, "--help"], standalone_mode=False)
         print(sorted({"sqlalchemy", "asyncio", "rich", "msgspec"} & set(sys.modules)))
     """
@@ -47,6 +48,23 @@ def test_the_command_line_imports_neither_sqlalchemy_nor_asyncio() -> None:
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("\n[]\n")
+
+
+@pytest.mark.core
+def test_help_imports_no_command_and_names_each() -> None:
+    code = """
+        import sys
+        from sqlalchemy_bgjob.cli import cli
+        cli(["--help"], standalone_mode=False)
+        prefix = "sqlalchemy_bgjob.cli."
+        print([name for name in sys.modules if name.startswith(prefix)])
+        assert all(command.name == name for name, command in cli.commands.items())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.endswith("\n[]\n")
+    assert re.search(r"^  worker +Run the jobs of an application\.$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.core

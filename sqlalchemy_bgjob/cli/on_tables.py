@@ -1,0 +1,143 @@
+"""What a command does on the queue's tables: one transaction, with or without the application."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .._process.exits import USAGE, CommandError
+from .options import connection_options, option, schema_options, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection
+
+    from ..bgjob import BGJob
+
+T = TypeVar("T")
+
+
+def tables_options(command: Any) -> Any:
+    """Options for the database, and for the names of its tables."""
+    return connection_options(schema_options(command))
+
+
+json_option: Callable[[Any], Any] = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object a line."
+)
+app_option: Callable[[Any], Any] = option(
+    "--app",
+    metavar="MODULE:JOBS",
+    help="The application's BGJob, as for `worker`. Its tables are used then, whatever --schema "
+    "and --table-prefix say.",
+)
+
+
+def read(
+    ctx: click.Context,
+    where: Mapping[str, Any],
+    action: "Callable[[Connection, BGJob[Any, Any]], T]",
+) -> T:
+    """Do *action* in a transaction that can change nothing, whose statements take 5 s at most."""
+    from .._inspect.reading import begin_reading
+
+    return _run(ctx, where, action, None, begin_reading)
+
+
+def act(
+    ctx: click.Context,
+    where: Mapping[str, Any],
+    action: "Callable[[Connection, BGJob[Any, Any]], T]",
+    *,
+    app: str | None = None,
+) -> T:
+    """Do *action* in a transaction, and commit it.
+
+    Args:
+        ctx: The command's.
+        where: What :func:`tables_options` have given.
+        action: Gets the connection, and the BGJob.
+        app: Names the application's BGJob; without, it is one that knows no handler.
+    """
+    return _run(ctx, where, action, app, lambda connection: None)
+
+
+def load_jobs(app: str, app_dir: Path) -> "BGJob[Any, Any]":
+    """The application's BGJob.
+
+    Raises:
+        CommandError: It can't be found, or is something else.
+    """
+    from .._process import loader
+    from ..bgjob import BGJob
+
+    found = loader.load(app, app_dir)
+    if not isinstance(found, BGJob):
+        raise CommandError(USAGE, f"{app!r} is of type {type(found).__name__!r}, not BGJob")
+    return found
+
+
+def json_arg(text: str) -> Any:
+    """The value of an arg that is given as JSON; of "-" what stdin has.
+
+    Raises:
+        CommandError: It is not JSON.
+    """
+    content = sys.stdin.read() if text == "-" else text
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CommandError(
+            USAGE, f"the arg is not JSON: {error}; a text needs its own quotes: '\"words\"'"
+        ) from None
+
+
+@contextmanager
+def usage_errors() -> "Iterator[None]":
+    """Let what the library says of a wrong argument be wrong usage."""
+    from ..exceptions import InvalidArg, JobAlreadyExists
+
+    try:
+        yield
+    except (InvalidArg, JobAlreadyExists, LookupError, TypeError, ValueError) as error:
+        # A KeyError shows its text in quotes.
+        raise CommandError(
+            USAGE, str(error.args[0] if type(error) is KeyError else error)
+        ) from None
+
+
+def _run(
+    ctx: click.Context,
+    where: Mapping[str, Any],
+    action: "Callable[[Connection, BGJob[Any, Any]], T]",
+    app: str | None,
+    begin: "Callable[[Connection], None]",
+) -> T:
+    from sqlalchemy import MetaData
+
+    from .._inspect.own_columns import add_own_columns
+    from .._process.engines import run_in_transaction
+    from ..bgjob import BGJob
+    from ..schema import check
+
+    source = source_of(ctx, where["database_url"], where["engine"], where["app_dir"])
+    known = None if app is None else load_jobs(app, where["app_dir"])
+
+    def work(connection: "Connection") -> T:
+        begin(connection)
+        if known is not None:
+            models = known.models
+            check(connection, schema=models.schema, table_prefix=models.table_prefix)
+            return action(connection, known)
+        schema, table_prefix = where["schema"], where["table_prefix"]
+        check(connection, schema=schema, table_prefix=table_prefix)
+        bare: BGJob[Any, Any] = BGJob(MetaData(), schema=schema, table_prefix=table_prefix)
+        add_own_columns(connection, bare.models)
+        return action(connection, bare)
+
+    return run_in_transaction(*source, work)

@@ -1,0 +1,68 @@
+"""How commands print: tables, JSON lines, moments, and text that moves no terminal's cursor."""
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+
+def print_json(facts: Any) -> None:
+    """Print one JSON object on a line; moments are in UTC."""
+    click.echo(json.dumps(facts, default=_plain))
+
+
+def print_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterable[str] = ()
+) -> None:
+    """Print aligned columns; those of *numbers* to the right."""
+    lines = [tuple(head), *(tuple(shown(cell) for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = {place for place, name in enumerate(head) if name in set(numbers)}
+    for line in lines:
+        cells = (
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())
+
+
+def moment(at: datetime | None) -> str:
+    """A moment in UTC, to the second; empty for none."""
+    return "" if at is None else f"{utc(at):%Y-%m-%d %H:%M:%S}Z"
+
+
+def utc(at: datetime) -> datetime:
+    """The same moment in UTC: the session of the database may have any time zone."""
+    return at.astimezone(UTC)
+
+
+def shown(text: str, most: int = 0, *, lines: bool = False) -> str:
+    """Text with what would move a terminal's cursor escaped; cut, if *most* is given."""
+    if most and len(text) > most:
+        text = f"{text[:most]}..."
+    return "".join(
+        c if c.isprintable() or (lines and c == "\n") else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+def counted(count: int, noun: str = "job") -> str:
+    """``1 job``, ``12,345 jobs``."""
+    return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def arg_of(content: bytes | None) -> Any:
+    """A row's arg as JSON where it is JSON, and else how long it is."""
+    if content is None:
+        return None
+    try:
+        return json.loads(content)
+    except ValueError:
+        return f"{len(content)} bytes"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return utc(value).isoformat()
+    return str(value)
