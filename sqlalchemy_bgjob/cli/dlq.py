@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
-from .options import Moment, Seconds, connection_options, schema_options, source_of
+from .on_tables import act, app_option, json_arg, tables_options, usage_errors
+from .options import Moment, Seconds
+from .output import arg_of, counted, moment, print_json, shown
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
     from .._sql import Statements
+    from ..bgjob import BGJob
     from ..models import Models
 
 T = TypeVar("T")
@@ -60,7 +63,7 @@ def _filters(command: Any) -> Any:
 
 def _common(command: Any) -> Any:
     as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    return connection_options(schema_options(as_json(command)))
+    return tables_options(as_json(command))
 
 
 def _limit(default: int | None, help: str) -> Callable[[Any], Any]:
@@ -97,24 +100,15 @@ def _run(
     action: Callable[["Connection", _Tables], T],
 ) -> T:
     """Connect, check the tables, and do *action* in a transaction."""
-    from sqlalchemy import MetaData
-
-    from .._inspect.own_columns import add_own_columns
-    from .._process.engines import run_in_transaction
     from .._sql import statements_of
-    from ..models import build_models
-    from ..schema import check
 
-    schema, table_prefix = options["schema"], options["table_prefix"]
-
-    def act(connection: "Connection") -> T:
-        check(connection, schema=schema, table_prefix=table_prefix)
-        models = build_models(MetaData(), schema=schema, table_prefix=table_prefix)
-        add_own_columns(connection, models)
-        return action(connection, _Tables(models, statements_of(models)))
-
-    source = source_of(ctx, options["database_url"], options["engine"], options["app_dir"])
-    return run_in_transaction(*source, act)
+    return act(
+        ctx,
+        options,
+        lambda connection, jobs: action(
+            connection, _Tables(jobs.models, statements_of(jobs.models))
+        ),
+    )
 
 
 @dlq.command("list")
@@ -138,12 +132,12 @@ def list_(
     found = _run(ctx, options, look)
     for row in found:
         if as_json:
-            _print_json(_facts(row))
+            print_json(_facts(row))
         else:
-            error = _shown((row.last_error or "").partition("\n")[0], _MOST_CHARACTERS)
+            error = shown((row.last_error or "").partition("\n")[0], _MOST_CHARACTERS)
             click.echo(
-                f"{_moment(row.moved_at)}  {_shown(row.job_id)}  {_shown(row.type)}  "
-                f"in {_shown(row.queue)}, attempt {row.attempt}: {error or 'no error'}"
+                f"{moment(row.moved_at)}  {shown(row.job_id)}  {shown(row.type)}  "
+                f"in {shown(row.queue)}, attempt {row.attempt}: {error or 'no error'}"
             )
     _tell_of_none(found, options)
     return OK
@@ -174,12 +168,12 @@ def summary(
     found = _run(ctx, options, look)
     for line in found:
         if as_json:
-            _print_json(asdict(line))
+            print_json(asdict(line))
         else:
-            error = _shown(line.error_type or "no error", _MOST_CHARACTERS)
+            error = shown(line.error_type or "no error", _MOST_CHARACTERS)
             click.echo(
-                f"{line.count:>8}  {_shown(line.type)}: {error}, "
-                f"{_moment(line.first)} to {_moment(line.last)}"
+                f"{line.count:>8}  {shown(line.type)}: {error}, "
+                f"{moment(line.first)} to {moment(line.last)}"
             )
     _tell_of_none(found, options)
     return OK
@@ -207,17 +201,57 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **options: Any) -> int:
     for row in found:
         facts = {**_facts(row), **_contents(row)}
         if as_json:
-            _print_json(facts)
+            print_json(facts)
         else:
             for name, value in facts.items():
                 if name not in ("last_error", "errors"):
-                    click.echo(f"{name + ':':<16}{_shown(_text(value))}")
+                    click.echo(f"{name + ':':<16}{shown(_text(value))}")
             for entry in row.errors or ():
-                click.echo(f"{'error:':<16}{_shown(json.dumps(entry))}")
-            click.echo(f"last_error:\n{_shown(row.last_error or 'none', lines=True)}\n")
+                click.echo(f"{'error:':<16}{shown(json.dumps(entry))}")
+            click.echo(f"last_error:\n{shown(row.last_error or 'none', lines=True)}\n")
     if not found:
         click.echo(f"no dead job has the id {id!r}", err=True)
     return OK if found else FAILED
+
+
+@dlq.command()
+@_common
+@app_option
+@click.argument("id")
+@click.argument("arg", metavar="JSON")
+@click.pass_context
+def edit(
+    ctx: click.Context, /, id: str, arg: str, app: str | None, as_json: bool, **where: Any
+) -> int:
+    """Give a dead job another arg, before it is redriven. ID is the job's.
+
+    Of a job that died more than once it is the last time. With --app the arg is checked against the
+    handler; without, any JSON will do. A JSON of "-" is read from stdin. The exit code is 1 if no
+    dead job has this id.
+    """
+    value = json_arg(arg)
+
+    def do(connection: "Connection", jobs: "BGJob[Any, Any]") -> bool:
+        from sqlalchemy.orm import Session
+
+        from .._inspect.jobs import all_of
+        from .._sql import statements_of
+
+        found = all_of(connection, statements_of(jobs.models), id, args=False)
+        row_id = next((one.row_id for one in found if one.row_id is not None), None)
+        with Session(connection, join_transaction_mode="rollback_only") as session, usage_errors():
+            dead = session.get(jobs.DeadJob, row_id, with_for_update=True) if row_id else None
+            if dead is None:
+                return False
+            dead.arg = value
+            session.flush()
+            return True
+
+    if not act(ctx, where, do, app=app):
+        click.echo(f"no dead job has the id {id!r}", err=True)
+        return FAILED
+    _say({"edited": id}, f"the arg of {shown(id)} is changed; it is still dead", as_json=as_json)
+    return OK
 
 
 @dlq.command()
@@ -266,17 +300,17 @@ def redrive(
     except ValueError as error:  # a rate or a delay out of its range
         raise CommandError(USAGE, str(error)) from None
     if dry_run:
-        counts = ", ".join(f"{_shown(type)} {count}" for type, count in done.items())
+        counts = ", ".join(f"{shown(type)} {count}" for type, count in done.items())
         _say(
             {"would_redrive": done},
-            f"would redrive {_counted(sum(done.values()))}{counts and ': '}{counts}",
+            f"would redrive {_dead(sum(done.values()))}{counts and ': '}{counts}",
             as_json=as_json,
         )
         return OK
-    words = f"redrove {_counted(len(done.ids))}{_named(done.ids)}"
+    words = f"redrove {_dead(len(done.ids))}{_named(done.ids)}"
     if done.left:
         words += (
-            f"\nleft {_counted(len(done.left))}, as a live job has the id or unique key"
+            f"\nleft {_dead(len(done.left))}, as a live job has the id or unique key"
             f"{_named(done.left)}"
         )
     _say({"redriven": done.ids, "left": done.left}, words, as_json=as_json)
@@ -290,6 +324,7 @@ def redrive(
 )
 @_limit(None, "The most to delete, those that died first.")
 @click.option("--dry-run", is_flag=True, help="Delete nothing; only count.")
+@click.option("--yes", is_flag=True, help="Do it; without, the jobs are only counted.")
 @_common
 @click.pass_context
 def prune(
@@ -298,20 +333,28 @@ def prune(
     older_than: float,
     limit: int | None,
     dry_run: bool,
+    yes: bool,
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Delete dead jobs that died long ago, in one transaction."""
+    """Delete dead jobs that died long ago, in one transaction: says how many, then needs --yes."""
     from .._lifecycle import operate
 
     def act(connection: "Connection", tables: _Tables) -> int:
         which = _where(tables.models, options)
-        count: int = operate.prune(*tables, connection, older_than, which, limit, dry_run=dry_run)
+        count: int = operate.prune(*tables, connection, older_than, which, limit, dry_run=True)
+        if yes and not dry_run:
+            if not as_json:
+                click.echo(f"found {_dead(count)}")
+            count = operate.prune(*tables, connection, older_than, which, limit)
         return count
 
     count = _run(ctx, options, act)
-    verb = "would_prune" if dry_run else "pruned"
-    _say({verb: count}, f"{verb.replace('_', ' ')} {_counted(count)}", as_json=as_json)
+    verb = "pruned" if yes and not dry_run else "would_prune"
+    _say({verb: count}, f"{verb.replace('_', ' ')} {_dead(count)}", as_json=as_json)
+    if not (yes or dry_run):
+        click.echo("nothing is changed; add --yes to delete them", err=True)
+        return USAGE
     return OK
 
 
@@ -343,58 +386,29 @@ def _facts(row: Any) -> dict[str, Any]:
 
 
 def _contents(row: Any) -> dict[str, Any]:
-    """The arg as JSON where it is JSON, and else how long it is."""
-    arg: Any = None
-    if row.arg is not None:
-        try:
-            arg = json.loads(row.arg)
-        except ValueError:
-            arg = f"{len(row.arg)} bytes"
-    return {"arg": arg, "headers": row.headers, "errors": row.errors}
+    return {"arg": arg_of(row.arg), "headers": row.headers, "errors": row.errors}
 
 
 def _text(value: Any) -> str:
     if isinstance(value, datetime):
-        return _moment(value)
+        return moment(value)
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _print_json(facts: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(facts, default=lambda moment: _utc(moment).isoformat()))
-
-
-def _moment(moment: datetime) -> str:
-    return f"{_utc(moment):%Y-%m-%d %H:%M:%S}Z"
-
-
-def _utc(moment: datetime) -> datetime:
-    """The session of the database may have any time zone."""
-    return moment.astimezone(UTC)
 
 
 def _say(facts: Mapping[str, Any], words: str, *, as_json: bool) -> None:
     if as_json:
-        _print_json(facts)
+        print_json(facts)
     else:
         click.echo(words)
 
 
-def _counted(count: int) -> str:
-    return f"{count} dead job" if count == 1 else f"{count} dead jobs"
-
-
 def _named(ids: tuple[str, ...]) -> str:
     """The ids, one a line, for the end of a sentence."""
-    lines = [f"\n  {_shown(id)}" for id in ids[:_MOST_IDS]]
+    lines = [f"\n  {shown(id)}" for id in ids[:_MOST_IDS]]
     if len(ids) > _MOST_IDS:
         lines.append(f"\n  and {len(ids) - _MOST_IDS} more; --json names all")
     return ":" + "".join(lines) if lines else ""
 
 
-def _shown(text: str, most: int = 0, *, lines: bool = False) -> str:
-    """Text with what would move a terminal's cursor escaped; cut, if *most* is given."""
-    if most and len(text) > most:
-        text = f"{text[:most]}..."
-    return "".join(
-        c if c.isprintable() or (lines and c == "\n") else f"\\x{ord(c):02x}" for c in text
-    )
+def _dead(count: int) -> str:
+    return counted(count, "dead job")

@@ -194,10 +194,16 @@ def test_prune_counts_what_it_deletes(url: str, tables: Engine) -> None:
     age = ["--older-than", "1d"]
 
     assert dlq(url, "prune", *age, "--dry-run")[:2] == (0, "would prune 4 dead jobs\n")
-    assert dlq(url, "prune", *age, "--type", "charge", "--limit", "1")[1] == "pruned 1 dead job\n"
+    one = ("prune", *age, "--type", "charge", "--limit", "1")
+    code, out, err = dlq(url, *one)
+    assert (code, out) == (2, "would prune 1 dead job\n")
+    assert "nothing is changed; add --yes" in err
+    assert dlq(url, *one, "--yes")[:2] == (0, "found 1 dead job\npruned 1 dead job\n")
     assert objects(url, "prune", *age, "--dry-run") == [{"would_prune": 3}]
-    assert objects(url, "prune", *age) == [{"pruned": 3}]
-    assert dlq(url, "prune", "--older-than", "36500d")[1] == "pruned 0 dead jobs\n"
+    assert objects(url, "prune", *age, "--yes") == [{"pruned": 3}]
+    assert (
+        dlq(url, "prune", "--older-than", "36500d", "--dry-run")[1] == "would prune 0 dead jobs\n"
+    )
 
 
 def test_what_is_not_meant_is_refused_with_2(url: str, tables: Engine) -> None:
@@ -258,3 +264,27 @@ def test_a_file_for_workers_gives_no_filter(
     code, out, err = run("dlq", "list", "--type", "charge")
 
     assert (code, len(out.splitlines())) == (0, 2), err
+
+
+def test_edit_changes_the_arg_of_the_last_death(url: str, tables: Engine) -> None:
+    assert dlq(url, "edit", "receipt", '{"street": "Elm"}')[:2] == (
+        0,
+        "the arg of receipt is changed; it is still dead\n",
+    )
+    assert objects(url, "show", "receipt")[0]["arg"] == {"street": "Elm"}
+
+    code, _, err = dlq(url, "edit", "none such", "1")
+    assert (code, "no dead job has the id" in err) == (1, True)
+    code, _, err = dlq(url, "edit", "receipt", "no JSON")
+    assert (code, "the arg is not JSON" in err) == (2, True)
+    assert objects(url, "edit", "receipt", "[2]") == [{"edited": "receipt"}]
+
+
+def test_edit_checks_the_arg_by_the_handler(url: str, tables: Engine) -> None:
+    with tables.begin() as connection:
+        connection.execute(text("UPDATE bgjob_dead_job SET type = 'note' WHERE id = '3'"))
+    app = ("--app", "support.cli_app:functions")
+    code, _, err = dlq(url, "edit", "receipt", "7", *app)
+    assert (code, "expected `str`" in err) == (2, True), err
+    assert objects(url, "show", "receipt")[0]["arg"] == {"order_id": 7}
+    assert dlq(url, "edit", "receipt", '"words"', *app)[0] == 0
