@@ -27,6 +27,8 @@ from .._version import __version__
 _COMMANDS: Final = {
     "bench": ("bench", "Measure the queue on your own database."),
     "check": ("check", "Look whether a worker of this host beats."),
+    "completion": ("config", "Print what makes a shell complete commands and options."),
+    "config": ("config", "Tell with which options a command would run, and why."),
     "demo": ("demo", "Index a folder with two workers, kill one of them, and recount."),
     "dlq": ("dlq", "Look at dead jobs, bring them back, or delete them."),
     "doctor": ("doctor", "Look for what is wrong with the queue's database, and what to do."),
