@@ -6,7 +6,7 @@ without a call of :func:`instrument`, nothing is kept.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -105,33 +105,37 @@ class _Instrumentation:
 
     def function(self, call: Callable[[], Any], ctx: Any) -> Any:
         """Around functions."""
-        with self._run(ctx.job) as tell:
+        with self._run(ctx.jobs) as tell:
             return tell(call())
 
     async def coroutine(self, call: Callable[[], Any], ctx: Any) -> Any:
         """Around coroutines."""
-        with self._run(ctx.job) as tell:
+        with self._run(ctx.jobs) as tell:
             return tell(await call())
 
     @contextmanager
-    def _run(self, job: Any) -> Iterator[Callable[[Any], Any]]:
-        """A span around a run; *tell* is told what the handler returned, and returns it."""
-        attributes: dict[str, Any] = _attributes("process", job.queue)
-        came_with = propagate.extract(_texts(job.headers), context.Context())
-        sender = trace.get_current_span(came_with).get_span_context()
-        links = [Link(sender)] if sender.is_valid and not self._parent else []
-        within = came_with
-        if not self._parent:  # what else came, such as baggage, holds
-            within = trace.set_span_in_context(trace.INVALID_SPAN, came_with)
-        of_span = {
-            **attributes,
-            "messaging.message.id": job.id,
-            "bgjob.job.type": job.type,
-            "bgjob.job.attempt": job.attempt,
-        }
-        self._consumed.add(1, attributes)
+    def _run(self, jobs: Sequence[Any]) -> Iterator[Callable[[Any], Any]]:
+        """A span around a run; *tell* is told what the handler returned, and returns it.
+
+        The run of a chunk is one span with a link to each sender; it has no parent.
+        """
+        first, is_chunk = jobs[0], len(jobs) > 1
+        attributes: dict[str, Any] = _attributes("process", first.queue)
+        contexts = [propagate.extract(_texts(job.headers), context.Context()) for job in jobs]
+        senders = [trace.get_current_span(one).get_span_context() for one in contexts]
+        within = context.Context() if is_chunk else contexts[0]
+        has_parent = self._parent and not is_chunk
+        links = [] if has_parent else [Link(sender) for sender in senders if sender.is_valid]
+        if not has_parent:  # what else came, such as baggage, holds
+            within = trace.set_span_in_context(trace.INVALID_SPAN, within)
+        of_span = {**attributes, "bgjob.job.type": first.type}
+        if is_chunk:
+            of_span["messaging.batch.message_count"] = len(jobs)
+        else:
+            of_span |= {"messaging.message.id": first.id, "bgjob.job.attempt": first.attempt}
+        self._consumed.add(len(jobs), attributes)
         span = self._tracer.start_span(
-            f"process {job.queue}", within, SpanKind.CONSUMER, of_span, links
+            f"process {first.queue}", within, SpanKind.CONSUMER, of_span, links
         )
         token = context.attach(trace.set_span_in_context(span, within))
         failed: BaseException | None = None

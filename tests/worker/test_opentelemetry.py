@@ -131,6 +131,26 @@ def test_a_run_can_be_a_part_of_the_requests_trace(bench: Workbench) -> None:
     traced.close()
 
 
+@only_threads
+def test_a_chunk_is_one_span_that_is_linked_to_all(bench: Workbench, traced: Traced) -> None:
+    calls: list[list[int]] = []
+
+    @bench.jobs.handler("chunks", chunk=2, wait=60)
+    def chunks(ctx: Any, args: list[int]) -> None:
+        calls.append(args)
+
+    ids = [bench.enqueue(chunks, number) for number in range(2)]
+    bench.run(queues={"default": 1}, heartbeat_interval=60.0, lease_timeout=600.0)
+
+    sent, (process,) = traced.spans("send default"), traced.spans("process default")
+    assert (len(ids), calls) == (2, [[0, 1]])
+    assert parent_of(process) is None
+    assert links_of(process) == [context_of(one) for one in sent]
+    assert process.attributes is not None
+    assert process.attributes["messaging.batch.message_count"] == 2
+    assert "messaging.message.id" not in process.attributes
+
+
 @pytest.mark.core
 @one_of_each
 def test_each_failed_attempt_is_a_failed_span(bench: Workbench, traced: Traced) -> None:
