@@ -38,8 +38,8 @@ PAGES = (
     "docs/guides/dead_jobs.md",
     "docs/guides/dashboard.md",
     "docs/guides/unique.md",
+    "docs/guides/chunks.md",  # whose call no middleware of the next page is for
     "docs/guides/middleware.md",
-    "docs/guides/chunks.md",
     "docs/guides/queue_control.md",
 )
 """Those whose blocks are one program, in this order; pages of frameworks have projects."""

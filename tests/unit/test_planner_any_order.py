@@ -159,11 +159,11 @@ class Machine(RuleBasedStateMachine):
     def claim(self, looks: tuple[Look, ...], answers: bool) -> None:
         assert len({look.queue for look in looks}) == len(looks)
         assert not self.paused.intersection(look.queue for look in looks)
-        for queue, limit, onward, _ in looks:
+        for queue, limit, onward, *_ in looks:
             assert 1 <= limit <= self.options.max_claim
             self.core.claim_sent(queue, self.now, from_head=onward is None)
         assert sum(look.limit for look in looks) <= self.options.max_claim
-        for queue, limit, onward, _ in looks:
+        for queue, limit, onward, *_ in looks:
             if answers:
                 self.answer(queue, limit, from_head=onward is None)
             else:
