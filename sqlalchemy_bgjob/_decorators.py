@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, Concatenate, Protocol, TypedDict, TypeVar, overload
 
 from ._handlers.additions import Carried
@@ -27,11 +28,13 @@ Provide = Callable[
 """What fills the keyword-only parameters of handlers."""
 
 
-class TableNames(TypedDict, total=False):
-    """How the tables of a BGJob are named."""
+class TableOptions(TypedDict, total=False):
+    """How the tables of a BGJob are named, and whether it has those of records."""
 
     schema: str | None
     table_prefix: str
+    records: bool
+    record_all: float | timedelta | None
 
 
 M = TypeVar("M", bound=Callable[[Callable[[], Any], Context[Any]], Any])

@@ -1,6 +1,7 @@
 """BGJob: the queue of one application. Its models, its handlers, and its ways to enqueue."""
 
 from collections.abc import Callable, Coroutine
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, Unpack, cast, overload
 
 from sqlalchemy import MetaData
@@ -17,14 +18,20 @@ from ._decorators import (
     Provide,
     ResourceChunkDecorator,
     ResourceDecorator,
-    TableNames,
+    TableOptions,
 )
 from ._drafts import validation
 from ._drafts.draft import UNTYPED
 from ._drafts.options import EnqueueOptions
 from ._enqueue.one import JobRef, enqueue_type
 from ._handlers.additions import Additions
-from ._handlers.options import ChunkKeywords, HandlerKeywords, HandlerOptions, handler_options
+from ._handlers.options import (
+    ChunkKeywords,
+    HandlerKeywords,
+    HandlerOptions,
+    handler_options,
+    keep_time,
+)
 from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
 from ._lifecycle.cancel import HasCancel
@@ -32,6 +39,7 @@ from ._lifecycle.schedules import HasSchedules
 from ._live_jobs import LiveJobVerbs
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._queues import QueueMethods
+from ._records import HasRecords
 from ._worker.work_one import work_one
 from .models import (
     BatchMixin,
@@ -56,6 +64,7 @@ D = TypeVar("D", bound=DeadJobMixin, default=DeadJobMixin)
 class BGJob(
     HasCancel,
     HasSchedules,
+    HasRecords,
     LiveJobVerbs,
     DeadJobVerbs,
     AroundJobs,
@@ -70,6 +79,10 @@ class BGJob(
         schema: The tables' schema; by default that of the MetaData.
         table_prefix: Begins the tables' names, at most 32 bytes.
         models: The user's own ``(Job, DeadJob)``, built on JobMixin and DeadJobMixin.
+        records: Whether there are tables of records too, ``Record`` and ``Minute``: for handlers
+            with ``record=``, and for what workers count each minute.
+        record_all: Seconds or a timedelta for which a record is kept of the jobs of every handler
+            that does not say ``record=`` itself. It asks for the tables too.
         provide: ``f(ctx)`` that returns a context manager, annotated to yield a TypedDict, which
             fills the keyword-only parameters of handlers. It is entered for each attempt of a
             handler that takes any, within the timeout, and left before the job is settled.
@@ -81,6 +94,8 @@ class BGJob(
         Control: The mapped class of what operators have set for queues.
         Schedule: The mapped class of schedules.
         Batch: The mapped class of batches.
+        Record: The mapped class of records, with ``records=True``.
+        Minute: The mapped class of what workers have counted, with ``records=True``.
         Base: The declarative base of these, for ``Session(binds={jobs.Base: engine})``.
 
     Raises:
@@ -94,7 +109,7 @@ class BGJob(
 
         @overload
         def __new__(
-            cls, target: object, **names: Unpack[TableNames]
+            cls, target: object, **tables: Unpack[TableOptions]
         ) -> "BGJob[JobMixin, DeadJobMixin]": ...
         @overload
         def __new__(
@@ -102,11 +117,11 @@ class BGJob(
             target: object = None,
             *,
             models: tuple[type[J], type[D]],
-            **names: Unpack[TableNames],
+            **tables: Unpack[TableOptions],
         ) -> "BGJob[J, D]": ...
         @overload
         def __new__(
-            cls, target: object, *, provide: Provide, **names: Unpack[TableNames]
+            cls, target: object, *, provide: Provide, **tables: Unpack[TableOptions]
         ) -> "BGJobWithResources[JobMixin, DeadJobMixin]": ...
         @overload
         def __new__(
@@ -115,7 +130,7 @@ class BGJob(
             *,
             models: tuple[type[J], type[D]],
             provide: Provide,
-            **names: Unpack[TableNames],
+            **tables: Unpack[TableOptions],
         ) -> "BGJobWithResources[J, D]": ...
         def __new__(cls, *args: Any, **kwargs: Any) -> Any: ...  # noqa: D102
     else:  # of two in one class mypy takes this one, which can't tell what is made
@@ -127,10 +142,17 @@ class BGJob(
             schema: str | None = None,
             table_prefix: str = DEFAULT_PREFIX,
             models: tuple[type[J], type[D]] | None = None,
+            records: bool = False,
+            record_all: float | timedelta | None = None,
             provide: Provide | None = None,
         ) -> None:
             self.models = build_models(
-                target, schema=schema, table_prefix=table_prefix, models=models
+                target,
+                schema=schema,
+                table_prefix=table_prefix,
+                models=models,
+                records=records or record_all is not None,
+                record_all=keep_time("record_all", record_all),
             )
             self.registry = Registry(Additions(provide))
             check_args_by(self.models.DeadJob, self.registry.codec)

@@ -130,6 +130,24 @@ class NotAPlainTable(SchemaOutOfDate):
         )
 
 
+class RecordsOutOfDate(SchemaOutOfDate):
+    """``BGJob(records=True)`` needs tables of records, which are missing or of another version."""
+
+    def __str__(self) -> str:
+        name = f"{self.schema + '.' if self.schema else ''}{self.table_prefix}record"
+        options = _options(self.schema, self.table_prefix)
+        if self.found:
+            return (
+                f"table {name} is of version {self.found}, and this release of sqlalchemy-bgjob "
+                f"needs {self.needed}; install the release that made it, or a later one"
+            )
+        return (
+            f"BGJob(records=True) needs the table {name}, and there is none of ours; run "
+            f"`sqlalchemy-bgjob migrate --records{options}`, or add it to your Alembic history "
+            f"with `alembic revision --autogenerate`"
+        )
+
+
 class JobAlreadyExists(BGJobError):
     """A job has one of these ids, or unique keys; the caller's transaction stays usable.
 

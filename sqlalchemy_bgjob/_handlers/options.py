@@ -28,6 +28,7 @@ class HandlerOptions:
     on_expiry: OnExpiry = "dlq"
     chunk: int | None = None
     wait: float = 0.0
+    record: float | None = None
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
@@ -88,6 +89,14 @@ class HandlerKeywords(TypedDict, total=False):
     session: bool
     grace: float | timedelta | None
     on_expiry: OnExpiry
+    record: float | timedelta | None
+
+
+def keep_time(name: str, value: float | timedelta | None) -> float | None:
+    """For how many seconds a record is kept; 0 is not at all, and None leaves it to others."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is no time; write for how long, as timedelta(days=7)")
+    return None if value is None else validation.seconds(name, value)
 
 
 class ChunkKeywords(HandlerKeywords, total=False):
@@ -107,4 +116,5 @@ def handler_options(
         duration = options.pop(name, None)
         if duration is not None:
             options[name] = validation.seconds(name, duration)
+    options["record"] = keep_time("record", options.get("record"))
     return HandlerOptions(**options)

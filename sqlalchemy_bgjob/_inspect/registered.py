@@ -8,6 +8,7 @@ from sqlalchemy import Connection, text
 
 from .._db.encodings import storable
 from ..schema._names import qualified, translated
+from ..schema._records_1 import RECORD_KINDS
 from ..schema._table_kinds import KINDS
 
 
@@ -61,7 +62,7 @@ def ask(
 
 def with_names(sql: str, schema: str | None, table_prefix: str, *, for_text: bool = False) -> str:
     """A statement with the tables' names in it; text() would take a colon there for a parameter."""
-    names = {kind: qualified(schema, f"{table_prefix}{kind}") for kind in KINDS}
+    names = {kind: qualified(schema, f"{table_prefix}{kind}") for kind in (*KINDS, *RECORD_KINDS)}
     colon = "\\:" if for_text else ":"
     return sql.format(**{kind: name.replace(":", colon) for kind, name in names.items()})
 

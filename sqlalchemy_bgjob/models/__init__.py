@@ -17,15 +17,19 @@ from ._columns import DeadJobMixin, JobMixin, WorkerMixin
 from ._errors import PastError, error_type_of, parsed_errors
 from ._flow_columns import BatchMixin, ControlMixin, ScheduleMixin
 from ._lease import lease_at_insert
-from ._mapping import Models, build_models, check_names
+from ._mapping import Models, Recording, build_models, check_names
+from ._record_columns import MinuteMixin, RecordMixin
 
 __all__ = [
     "BatchMixin",
     "ControlMixin",
     "DeadJobMixin",
     "JobMixin",
+    "MinuteMixin",
     "Models",
     "PastError",
+    "RecordMixin",
+    "Recording",
     "ScheduleMixin",
     "WorkerMixin",
     "build_models",

@@ -20,6 +20,7 @@ from ._flow_columns import (
     SeatMixin,
     UniquePeriodMixin,
 )
+from ._record_columns import MinuteMixin, RecordMixin
 
 STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
     "job": {
@@ -39,6 +40,8 @@ STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
     "unique_period": {},
     "schedule": {},
     "batch": {},
+    "record": {},
+    "minute": {},
 }
 
 
@@ -139,6 +142,7 @@ _finish_when_mapped(WorkerMixin, "worker")
 _finish_when_mapped(ControlMixin, "control")
 _finish_when_mapped(SeatMixin, "seat")
 _finish_when_mapped(UniquePeriodMixin, "unique_period")
+_finish_when_mapped(MinuteMixin, "minute")
 
 
 @event.listens_for(ScheduleMixin, "after_mapper_constructed", propagate=True)
@@ -156,3 +160,12 @@ def _finish_batch(mapper: Mapper[Any], cls: type) -> None:
     if _finish(table, "batch"):
         unfinished = table.c.finished_at.is_(None)
         Index(conv(f"{table.name}_unfinished_idx"), table.c.id, postgresql_where=unfinished)
+
+
+@event.listens_for(RecordMixin, "after_mapper_constructed", propagate=True)
+def _finish_record(mapper: Mapper[Any], cls: type) -> None:
+    table = cast(Table, mapper.local_table)
+    if _finish(table, "record"):
+        Index(conv(f"{table.name}_keep_until_idx"), table.c.keep_until)
+        Index(conv(f"{table.name}_type_idx"), table.c.type, table.c.ended_at)
+        table.comment = schema.records.comment_of(schema.records.LATEST)

@@ -1,7 +1,7 @@
 """Maps the classes over the user's MetaData, or completes the user's own pair."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
 from sqlalchemy import MetaData, Table, event
@@ -19,6 +19,7 @@ from ._flow_columns import (
     SeatMixin,
     UniquePeriodMixin,
 )
+from ._record_columns import MinuteMixin, RecordMixin
 
 _OTHERS: Final[Mapping[str, tuple[type, str]]] = {
     "WorkerRow": (WorkerMixin, "worker"),
@@ -31,9 +32,36 @@ _OTHERS: Final[Mapping[str, tuple[type, str]]] = {
 _MAX_PREFIX_BYTES = 32  # the longest name derived from it must fit in PostgreSQL's 63 bytes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """The classes of records, and for how long the record of a job is kept.
+
+    Attributes:
+        keep: Seconds, of handlers that do not say it themselves; None if nothing is kept of them.
+    """
+
+    Record: type[Any]
+    Minute: type[Any]
+    keep: float | None
+
+    @property
+    def record(self) -> Table:
+        """The table of records."""
+        return cast(Table, self.Record.__table__)
+
+    @property
+    def minute(self) -> Table:
+        """The table of counts."""
+        return cast(Table, self.Minute.__table__)
+
+
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Models:
-    """The mapped classes of one set of tables, and where these are."""
+    """The mapped classes of one set of tables, and where these are.
+
+    Attributes:
+        recording: Those that are there only if they are asked for.
+    """
 
     Job: type[Any]
     DeadJob: type[Any]
@@ -47,6 +75,7 @@ class Models:
     metadata: MetaData
     schema: str | None
     table_prefix: str
+    recording: Recording | None
 
     @property
     def job(self) -> Table:
@@ -90,8 +119,9 @@ class Models:
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """All of them, in the order of :data:`KINDS`."""
-        return tuple(getattr(self, kind) for kind in KINDS)
+        """All of them, in the order of :data:`KINDS`; those of records come last."""
+        extra = () if self.recording is None else (self.recording.record, self.recording.minute)
+        return (*(getattr(self, kind) for kind in KINDS), *extra)
 
 
 def build_models(
@@ -100,15 +130,26 @@ def build_models(
     schema: str | None = None,
     table_prefix: str = DEFAULT_PREFIX,
     models: tuple[type[Any], type[Any]] | None = None,
+    records: bool = False,
+    record_all: float | None = None,
 ) -> Models:
     """Map the models over the MetaData of *target*, or complete the user's own pair.
+
+    With *records* there are tables of records; *record_all* is the seconds for which they keep the
+    jobs of all handlers.
 
     Raises:
         TypeError: *target* has no MetaData, or *models* are not built on the mixins.
         ValueError: The names do not fit, or this MetaData has these tables already.
     """
     if models is not None:
-        return _complete(target, models, schema, table_prefix)
+        made = _complete(target, models, schema, table_prefix)
+    else:
+        made = _made(target, schema, table_prefix)
+    return _guarded(replace(made, recording=_recording(made, record_all)) if records else made)
+
+
+def _made(target: object, schema: str | None, table_prefix: str) -> Models:
     metadata = _metadata_of(target)
     check_names(schema, table_prefix)
     schema = schema if schema is not None else metadata.schema
@@ -160,17 +201,29 @@ def _with_others(
         name: _map(base, name, mixin, f"{prefix}{kind}", schema)
         for name, (mixin, kind) in _OTHERS.items()
     }
-    return _guarded(
-        Models(
-            Job=job,
-            DeadJob=dead_job,
-            **others,
-            Base=base,
-            metadata=base.metadata,
-            schema=schema,
-            table_prefix=prefix,
-        )
+    return Models(
+        Job=job,
+        DeadJob=dead_job,
+        **others,
+        Base=base,
+        metadata=base.metadata,
+        schema=schema,
+        table_prefix=prefix,
+        recording=None,
     )
+
+
+def _recording(models: Models, keep: float | None) -> Recording:
+    """Map the tables of records beside the others."""
+
+    def mapped(name: str, mixin: type, kind: str) -> type[Any]:
+        return _map(models.Base, name, mixin, f"{models.table_prefix}{kind}", models.schema)
+
+    record, minute = (
+        mapped("Record", RecordMixin, "record"),
+        mapped("Minute", MinuteMixin, "minute"),
+    )
+    return Recording(record, minute, keep)
 
 
 def _guarded(models: Models) -> Models:
@@ -184,7 +237,12 @@ def _guarded(models: Models) -> Models:
         metadata: MetaData, connection: object, *, tables: Iterable[Table], **_: Any
     ) -> None:
         if not ours.isdisjoint(tables):
-            refuse_create_all(connection, schema=models.schema, table_prefix=models.table_prefix)
+            refuse_create_all(
+                connection,
+                schema=models.schema,
+                table_prefix=models.table_prefix,
+                records=models.recording is not None,
+            )
 
     event.listen(models.metadata, "before_create", before_create)
     return models

@@ -18,13 +18,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Dialect, Table, text
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.schema import ExecutableDDLElement, SetTableComment
+from sqlalchemy import Connection, Table, text
+from sqlalchemy.schema import SetTableComment
 
 from ..exceptions import SchemaOutOfDate, SchemaUnknown
 from ..settings import DEFAULT_PREFIX
-from ._elements import CreateSchemaIfMissing, Operations, SetStorage, table_of
+from . import records as record_tables
+from ._elements import (
+    CreateSchemaIfMissing,
+    Operations,
+    Script,
+    SetStorage,
+    connection_of,
+    table_of,
+)
 from ._layouts import require_own_tables
 from ._names import qualified, translated
 from ._online import OnlineOperations, upgrade_online
@@ -81,7 +88,7 @@ def upgrade(
         ValueError: The versions do not go up, or this release does not know them.
     """
     _check_versions("upgrade", from_version, to_version)
-    connection = _connection_of(op)
+    connection = connection_of(op)
     if connection is not None:
         require_own_tables(connection, schema=schema, table_prefix=table_prefix)
         if schema is None and translated(connection, schema) is not None:
@@ -113,17 +120,6 @@ def downgrade(
             _set_comment(op, version - 1, schema, table_prefix)
 
 
-def _connection_of(op: Any) -> Connection | None:
-    """The connection to PostgreSQL that runs *op*'s statements; None if they are not run there."""
-    if isinstance(op, Connection):
-        connection = op
-    elif not hasattr(op, "get_context") or op.get_context().as_sql:
-        return None
-    else:
-        connection = op.get_bind()
-    return connection if connection.dialect.name == "postgresql" else None
-
-
 def _check_versions(verb: str, lower: int, higher: int) -> None:
     if not 0 <= lower <= higher <= LATEST:
         start, end = (lower, higher) if verb == "upgrade" else (higher, lower)
@@ -144,11 +140,13 @@ def migrate(
     *,
     schema: str | None = None,
     table_prefix: str = DEFAULT_PREFIX,
+    records: bool = False,
 ) -> int:
     """Bring the tables to the latest version, without Alembic; the caller commits.
 
     Concurrent calls wait for each other, so every process of a deployment may call it. Newer
-    tables that this release's workers can run on are left as they are.
+    tables that this release's workers can run on are left as they are. With *records* the tables
+    for ``BGJob(records=True)`` are made too, if they are missing.
 
     Returns:
         The version that was there before; 0 for none.
@@ -176,7 +174,17 @@ def migrate(
             schema=schema,
             table_prefix=table_prefix,
         )
+    if records:
+        _add_records(connection, schema, table_prefix)
     return found.number
+
+
+def _add_records(connection: Connection, schema: str | None, table_prefix: str) -> None:
+    where: dict[str, Any] = {"schema": schema, "table_prefix": table_prefix}
+    there = record_tables.db_version(connection, **where)
+    if there < record_tables.LATEST:
+        record_tables.upgrade(connection, from_version=there, **where)
+    record_tables.check(connection, **where)
 
 
 def migrate_online(
@@ -184,6 +192,7 @@ def migrate_online(
     *,
     schema: str | None = None,
     table_prefix: str = DEFAULT_PREFIX,
+    records: bool = False,
 ) -> int:
     """As :func:`migrate`, while workers and producers go on, however many rows there are. Commits.
 
@@ -195,6 +204,7 @@ def migrate_online(
             level is changed.
         schema: The tables' schema; None if they are on the search path.
         table_prefix: How the tables' names begin.
+        records: Whether to make the tables for ``BGJob(records=True)`` too.
 
     Returns:
         The version that was there before; 0 for none.
@@ -210,7 +220,7 @@ def migrate_online(
         require_plain_tables(connection, **names)
         found = read_version(connection, **names)
         if found.number == 0 or found.number >= LATEST:
-            migrate(connection, **names)
+            migrate(connection, **names, records=records)
     if found.number == 0:
         return 0
     operations = OnlineOperations(connection)
@@ -225,6 +235,9 @@ def migrate_online(
         tables = STEPS[LATEST].tables(schema, table_prefix)
         for kind in STEPS[LATEST].storage:
             operations.clean(table_of(tables, kind, schema, table_prefix))
+    if records and found.number < LATEST:
+        with connection.begin():
+            migrate(connection, **names, records=True)
     return found.number
 
 
@@ -260,36 +273,26 @@ def migration_sql(
     to_version: int = LATEST,
     schema: str | None = None,
     table_prefix: str = DEFAULT_PREFIX,
+    records: bool = False,
 ) -> str:
     """The same migration as SQL for ``psql``: one transaction, up or down.
+
+    With *records* it makes the tables of records too, or drops them.
 
     Raises:
         ValueError: This release does not know the versions.
     """
-    script = _Script()
-    move = upgrade if from_version <= to_version else downgrade
-    move(
-        script,
-        from_version=from_version,
-        to_version=to_version,
-        schema=schema,
-        table_prefix=table_prefix,
-    )
+    script = Script()
+    where: dict[str, Any] = {"schema": schema, "table_prefix": table_prefix}
+    if from_version <= to_version:
+        upgrade(script, from_version=from_version, to_version=to_version, **where)
+        if records:
+            record_tables.upgrade(script, **where)
+    else:
+        if records:
+            record_tables.downgrade(script, from_version=record_tables.LATEST, **where)
+        downgrade(script, from_version=from_version, to_version=to_version, **where)
     return "\n\n".join(["BEGIN;", *script.statements, "COMMIT;", ""])
-
-
-class _Script:
-    """Writes statements down instead of running them."""
-
-    def __init__(self) -> None:
-        # By name, since the drivers' own styles double every percent sign.
-        self.dialect: Dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-        self.statements: list[str] = []
-
-    def execute(self, statement: ExecutableDDLElement, /) -> None:
-        sql = str(statement.compile(dialect=self.dialect))
-        lines = (line.replace("\t", "    ").rstrip() for line in sql.strip().splitlines())
-        self.statements.append("\n".join(lines) + ";")
 
 
 # --- What is there -------------------------------------------------------------------------------
@@ -366,7 +369,7 @@ def storage_drift(
     Its updates are slower then, not wrong.
     """
     schema = translated(connection, schema)
-    script = _Script()
+    script = Script()
     tables = STEPS[LATEST].tables(schema, table_prefix)
     for kind, designed in STEPS[LATEST].storage.items():
         options = connection.execute(

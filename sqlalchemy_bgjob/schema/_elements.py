@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from sqlalchemy import Column, Index, MetaData, Table
+from sqlalchemy import Column, Connection, Dialect, Index, MetaData, Table
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import DropIndex, ExecutableDDLElement
 
@@ -148,3 +149,28 @@ def _compile_drop_unless(element: DropIndexUnlessUsed, compiler: Any, **_: Any) 
     drop = compiler.process(DropIndex(element.index, if_exists=True)).strip()
     worker = compiler.preparer.format_table(element.worker)
     return f"DO $bgjob$ BEGIN IF NOT EXISTS (SELECT FROM {worker}) THEN {drop}; END IF; END $bgjob$"
+
+
+def connection_of(op: Any) -> Connection | None:
+    """The connection to PostgreSQL that runs *op*'s statements; None if they are not run there."""
+    if isinstance(op, Connection):
+        connection = op
+    elif not hasattr(op, "get_context") or op.get_context().as_sql:
+        return None
+    else:
+        connection = op.get_bind()
+    return connection if connection.dialect.name == "postgresql" else None
+
+
+class Script:
+    """Writes statements down instead of running them."""
+
+    def __init__(self) -> None:
+        # By name, since the drivers' own styles double every percent sign.
+        self.dialect: Dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+        self.statements: list[str] = []
+
+    def execute(self, statement: ExecutableDDLElement, /) -> None:
+        sql = str(statement.compile(dialect=self.dialect))
+        lines = (line.replace("\t", "    ").rstrip() for line in sql.strip().splitlines())
+        self.statements.append("\n".join(lines) + ";")

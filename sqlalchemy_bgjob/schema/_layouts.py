@@ -25,6 +25,11 @@ _SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
     "batch": frozenset({"then_type", "on_dead"}),
 }
 """Columns of each table in every version that has it. A table with none of them was never ours."""
+_RECORDS_SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
+    "record": frozenset({"keep_until", "job_id"}),
+    "minute": frozenset({"waits", "outcome"}),
+}
+"""The same, of tables that are there only if they are asked for."""
 
 _GO: Final = "the Go library bgjob's"
 
@@ -56,7 +61,12 @@ _GO_COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def require_own_tables(
-    connection: Connection, *, schema: str | None, table_prefix: str, says_version: bool = True
+    connection: Connection,
+    *,
+    schema: str | None,
+    table_prefix: str,
+    says_version: bool = True,
+    records: bool = False,
 ) -> None:
     """Refuse tables of other programs; missing tables are left to other checks.
 
@@ -66,18 +76,20 @@ def require_own_tables(
         table_prefix: How the tables' names begin.
         says_version: Whether the job table's comment says that it is ours. Without it the table
             needs all columns of the first version.
+        records: Whether the tables of records are asked for.
 
     Raises:
         ForeignTable: One of them is another program's.
     """
     schema = translated(connection, schema)
-    names = {kind: f"{table_prefix}{kind}" for kind in _SINCE_ALWAYS}
+    since_always = {**_SINCE_ALWAYS, **(_RECORDS_SINCE_ALWAYS if records else {})}
+    names = {kind: f"{table_prefix}{kind}" for kind in since_always}
     rows = connection.execute(_COLUMNS, {"schema": schema, "names": [*names.values()]}).all()
     for kind, name in names.items():
         types = {column: type for table, column, type, _ in rows if table == name}
         if not types:
             continue
-        foreign = _SINCE_ALWAYS[kind].isdisjoint(types)
+        foreign = since_always[kind].isdisjoint(types)
         if kind == "job" and not says_version:
             foreign = not _FIRST.issubset(types)
         if foreign:
@@ -85,7 +97,9 @@ def require_own_tables(
             raise ForeignTable(qualified(schema, name), owner, schema, table_prefix)
 
 
-def refuse_create_all(connection: object, *, schema: str | None, table_prefix: str) -> None:
+def refuse_create_all(
+    connection: object, *, schema: str | None, table_prefix: str, records: bool = False
+) -> None:
     """As :func:`require_own_tables`, before a ``create_all()``, which skips existing tables.
 
     Raises:
@@ -93,7 +107,7 @@ def refuse_create_all(connection: object, *, schema: str | None, table_prefix: s
     """
     # A mock connection only prints, and outside of PostgreSQL there is no queue.
     if isinstance(connection, Connection) and connection.dialect.name == "postgresql":
-        require_own_tables(connection, schema=schema, table_prefix=table_prefix)
+        require_own_tables(connection, schema=schema, table_prefix=table_prefix, records=records)
 
 
 class GoTables(NamedTuple):
