@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ._inspect.backlog import Backlog as Backlog
     from ._inspect.health import Health as Health
     from ._inspect.pressure import Pressure as Pressure
+    from ._inspect.records import JobRecord as JobRecord, Progress as Progress
     from ._job_context import JobLogFilter as JobLogFilter
     from ._lifecycle.cancel import CancelResult as CancelResult
     from ._lifecycle.dead_jobs import DeadSummary as DeadSummary
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from .exceptions import (
         BGJobError as BGJobError,
         InvalidArg as InvalidArg,
+        InvalidResult as InvalidResult,
         JobAlreadyExists as JobAlreadyExists,
+        RecordsOutOfDate as RecordsOutOfDate,
         SchemaOutOfDate as SchemaOutOfDate,
         UnknownType as UnknownType,
         WorkerLost as WorkerLost,
@@ -89,6 +92,7 @@ _HOMES = {
     "_inspect.backlog": ("Backlog",),
     "_inspect.health": ("Health",),
     "_inspect.pressure": ("Pressure",),
+    "_inspect.records": ("JobRecord", "Progress"),
     "_job_context": ("JobLogFilter",),
     "_lifecycle.cancel": ("CancelResult",),
     "_lifecycle.dead_jobs": ("DeadSummary",),
@@ -100,7 +104,9 @@ _HOMES = {
     "exceptions": (
         "BGJobError",
         "InvalidArg",
+        "InvalidResult",
         "JobAlreadyExists",
+        "RecordsOutOfDate",
         "SchemaOutOfDate",
         "UnknownType",
         "WorkerLost",

@@ -249,6 +249,8 @@ class BGJob(
             wait: With *chunk*, how long a job that was claimed waits for others while the chunk is
                 not full, in seconds or a timedelta; at most a ``heartbeat_interval``. By default
                 0: a call is for those that are there.
+            record: Seconds or a timedelta for which a record is kept of each job: how it ended, its
+                result and progress. By default ``record_all`` of the BGJob; 0 is never.
 
         Raises:
             ValueError: The type has a handler already, or a value is out of its range.
@@ -295,6 +297,11 @@ class BGJob(
         if isinstance(function, JobType):
             function = function.function  # one function may serve several types
         type, queue = validation.name("type", type), validation.name("queue", queue)
+        if options.record and self.models.recording is None:
+            raise ValueError(
+                f"record= of the handler of {type!r} needs the tables of records; make the queue "
+                f"with BGJob(..., records=True)"
+            )
         return JobType(self.models, type, queue, function, options, self.registry.additions)
 
     # ---- producers --------------------------------------------------------------------------

@@ -26,6 +26,18 @@ class InvalidArg(BGJobError, ValueError):
         return f"invalid arg at {self.path}: {self.reason}"
 
 
+class InvalidResult(BGJobError, ValueError):
+    """What a handler gave to ``Complete(result=...)`` can't be kept in the job's record."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path: str = path
+        self.reason: str = reason
+
+    def __str__(self) -> str:
+        return f"invalid result at {self.path}: {self.reason}"
+
+
 class SchemaOutOfDate(BGJobError):
     """The tables are missing, or of a version that this release's workers cannot run on."""
 

@@ -128,6 +128,12 @@ class WorkerSettings:
         unit="seconds",
         most=3_000_000_000,
     )
+    counts_keep: float = _setting(
+        604_800.0,
+        "how long what workers have counted is kept, with BGJob(records=True); 0 is for ever",
+        unit="seconds",
+        most=3_000_000_000,
+    )
     until_idle: bool = _setting(
         False, "whether to stop once nothing is due and this worker runs nothing"
     )
@@ -172,6 +178,7 @@ class SettingOptions(TypedDict, total=False):
     listen: bool
     max_stuck: float
     dead_keep: float
+    counts_keep: float
     until_idle: bool
 
 

@@ -176,6 +176,12 @@ def run_in(target: object, models: Models | None, work: Callable[[Unit], T], *, 
     )
 
 
+def is_async_engine(target: object) -> bool:
+    """Whether a target is an AsyncEngine. An AsyncConnection has its attributes too."""
+    asyncio_module = sys.modules.get("sqlalchemy.ext.asyncio")
+    return asyncio_module is not None and isinstance(target, asyncio_module.AsyncEngine)
+
+
 def _named(call: str, coroutine: Any) -> Any:
     with suppress(AttributeError):  # a subclass may return something else
         coroutine.__name__ = coroutine.__qualname__ = call

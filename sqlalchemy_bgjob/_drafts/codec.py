@@ -55,12 +55,14 @@ class Codec:
         annotation: The annotation of the handler's arg, already resolved: a dataclass,
             msgspec.Struct, TypedDict, pydantic model, ``bytes``, or another type that msgspec
             knows. Any, ``object`` and ``Parameter.empty`` accept every value.
+        takes: What the handler does with such a value, for messages.
 
     Raises:
         TypeError: The annotation can't be decoded from JSON.
     """
 
-    def __init__(self, annotation: Any = Any) -> None:
+    def __init__(self, annotation: Any = Any, *, takes: str = "takes") -> None:
+        self._takes = takes
         if isinstance(annotation, str):
             raise TypeError(f"annotation {annotation!r} is a string; resolve it first")
         parts = members(annotation)
@@ -90,7 +92,7 @@ class Codec:
         """
         if arg is None:
             if not self.allows_none:
-                raise InvalidArg("$", f"None given, but the handler takes {self._name}")
+                raise InvalidArg("$", f"None given, but the handler {self._takes} {self._name}")
             return Encoded(None, None)
         kind = _special.get(type(arg))
         if kind is None:
@@ -98,13 +100,15 @@ class Codec:
         if kind == _RAW:
             if self._raw_type is None and not self._untyped:
                 got = type(arg).__name__
-                raise InvalidArg("$", f"{got} given, but the handler takes {self._name}")
+                raise InvalidArg("$", f"{got} given, but the handler {self._takes} {self._name}")
             size = arg.nbytes if isinstance(arg, memoryview) else len(arg)
             _check_size(size, max_size)
             return Encoded(bytes(arg), OCTET_STREAM)
         if self._only_raw:
             got = type(arg).__name__
-            raise InvalidArg("$", f"{got} given, but the handler takes {self._name}; encode it")
+            raise InvalidArg(
+                "$", f"{got} given, but the handler {self._takes} {self._name}; encode it"
+            )
         exact = type(arg) is self._exact
         if kind == _PYDANTIC:
             arg = dump(arg, "$")
@@ -129,7 +133,9 @@ class Codec:
         """
         if data is None:
             if not self.allows_none:
-                raise InvalidArg("$", f"there is no arg, but the handler takes {self._name}")
+                raise InvalidArg(
+                    "$", f"there is no arg, but the handler {self._takes} {self._name}"
+                )
             return None
         _check_size(len(data), max_size)
         if self._only_raw or not _is_json(content_type):
@@ -137,7 +143,9 @@ class Codec:
                 return bytes(data)
             if self._raw_type is None:
                 # The content type comes from the row's headers, so the message does not show it.
-                raise InvalidArg("$", f"stored as bytes, but the handler takes {self._name}")
+                raise InvalidArg(
+                    "$", f"stored as bytes, but the handler {self._takes} {self._name}"
+                )
             return self._raw_type(data)
         _check_depth(data)
         return self._decode_json(data)

@@ -98,6 +98,15 @@ def seconds(what: str, value: object) -> float:
     return float(value)
 
 
+def number(what: str, value: object) -> int | float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be an int or float, not {type(value).__name__}")
+    if not -1e300 < value < 1e300:  # false for NaN too
+        raise ValueError(f"{what}={value!r} is not a finite number below 1e300")
+    return value
+
+
 def rate(what: str, value: object) -> float:
     """How many a second: from one in a thousand seconds to a million."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, Generic
+
+from typing_extensions import TypeVar
 
 from .. import retry
 from .._db.errors import RETRY_AT_ONCE, clean, describe, sqlstate, summary
@@ -36,8 +38,21 @@ class Outcome(Exception):
     """
 
 
-class Complete(Outcome):
-    """The job is done and its row is deleted. Returning None means the same."""
+R = TypeVar("R", default=Any)
+
+
+class Complete(Outcome, Generic[R]):
+    """The job is done and its row is deleted. Returning None means the same.
+
+    Args:
+        result: Kept in the job's record, for ``jobs.record`` and ``jobs.wait``. The handler needs
+            ``record=``; what it may give is said by its annotation, ``-> Complete[Link]``, and is
+            any JSON value or bytes without one. At most 1 MiB once encoded.
+    """
+
+    def __init__(self, result: R | None = None) -> None:
+        super().__init__(*(() if result is None else (result,)))
+        self.result: R | None = result
 
 
 class Retry(Outcome):
@@ -160,6 +175,7 @@ class Settlement:
         refund_attempt: Whether the claim's attempt is not counted.
         arg: A new arg, or None to leave it.
         policy_problem: What is wrong with the handler's retry policy, for the log.
+        result: What the handler leaves, for the record of a job that is done.
     """
 
     kind: Kind
@@ -170,6 +186,7 @@ class Settlement:
     refund_attempt: bool = False
     arg: Encoded | None = None
     policy_problem: str | None = None
+    result: Encoded | None = None
     exception: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -203,7 +220,8 @@ def as_outcome(returned: object, type: str) -> Outcome:
         return returned
     raise TypeError(
         f"handler of {type!r} returned a {_type_name(returned)}; it must return None, "
-        f"Complete(), Retry(...), Reschedule(...) or MoveToDlq(...)"
+        f"Complete(), Retry(...), Reschedule(...) or MoveToDlq(...). A result is kept by "
+        f"Complete(result=...), where the handler has record="
     )
 
 
@@ -229,7 +247,7 @@ def decide(
     attempt: int,
     max_attempts: int | None,
     policy: retry.RetryPolicy,
-    arg: Encoded | None = None,
+    given: Encoded | None = None,
 ) -> Settlement:
     """The settlement that follows from an outcome.
 
@@ -238,14 +256,14 @@ def decide(
         attempt: Which attempt this was, from 1.
         max_attempts: After how many attempts the job is dead; None for never.
         policy: Seconds until the next attempt, if the outcome does not say; it may give the job up.
-        arg: The encoded new arg of a Reschedule.
+        given: What it brings with it, encoded: the new arg of a Reschedule, or a result.
     """
     match outcome:
         case Complete():
-            return COMPLETED
+            return COMPLETED if given is None else Settlement(Kind.COMPLETED, result=given)
         case Reschedule():
             return Settlement(
-                Kind.RESCHEDULED, delay=outcome.after, at=outcome.at, refund_attempt=True, arg=arg
+                Kind.RESCHEDULED, delay=outcome.after, at=outcome.at, refund_attempt=True, arg=given
             )
         case MoveToDlq():
             return _failure(Kind.DEAD, outcome)

@@ -9,7 +9,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 
@@ -26,6 +26,7 @@ from .kinds import code_of, is_coroutine
 from .made import remember
 from .middleware import Layer
 from .options import HandlerOptions
+from .results import result_annotation
 
 if TYPE_CHECKING:
     from .schedules import Definition
@@ -69,11 +70,25 @@ class JobType(Generic[A]):
         if options.chunk is not None and self.takes_arg:
             self.annotation = _element(function, self.annotation)
         self.codec: Final[Codec] = Codec(self.annotation)
+        if self.keep is not None:
+            _ = self.result_codec  # a wrong annotation is told here
         self.is_coroutine: Final[bool] = is_coroutine(function)
         self._refuse_async_resources()
         self.call: Callable[..., Any]
         self.compose()
         update_wrapper(self, function, updated=())  # its attributes may be another JobType's
+
+    @cached_property
+    def keep(self) -> float | None:
+        """For how many seconds the record of a job is kept; None if there is none."""
+        recording = self.models.recording
+        own = self.options.record
+        return None if recording is None else (recording.keep if own is None else own) or None
+
+    @cached_property
+    def result_codec(self) -> Codec:
+        """Encodes and decodes what the handler gives to ``Complete(result=...)``."""
+        return Codec(result_annotation(self.function), takes="is annotated to give")
 
     def compose(self) -> None:
         """Put what the application has around its jobs around this handler's function."""

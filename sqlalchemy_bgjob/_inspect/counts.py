@@ -52,7 +52,7 @@ class Durations:
         below = 0
         for place, n in enumerate(self.buckets):
             if n and below + n >= rank:
-                upper = FIRST_BUCKET * 2**place
+                upper = FIRST_BUCKET * (1 << place)
                 lower = upper / 2 if place else 0.0
                 return lower + (upper - lower) * (rank - below) / n
             below += n

@@ -37,14 +37,17 @@ class JobRecord:
     """What is kept of a job: plain data, as it was when it was read.
 
     Attributes:
-        id, queue, type: Of the job.
+        id: The job's.
+        queue: The job's.
+        type: The job's.
         state: ``live`` until the job has ended; then ``completed``, ``dead``, ``cancelled`` or
             ``expired``.
         attempt: Which attempt wrote it.
         progress: What the handler last said by ``ctx.progress``; None if it has not.
         result: What the handler gave to ``Complete(result=...)``, as its annotation says.
         error: Why the job is dead; None of one that is not.
-        enqueued_at, due_at: When it was enqueued, and when its last attempt was due.
+        enqueued_at: When it was enqueued.
+        due_at: When its last attempt was due.
         started_at: When its last attempt began; None if it never started, or is live.
         ended_at: When it ended; None while it is live.
         keep_until: When a worker may delete the record.

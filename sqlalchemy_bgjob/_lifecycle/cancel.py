@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection
 
 from .._db.targets import SyncTarget, Unit, run_in
 from .._drafts import validation
+from .._handlers.registry import Registry
 from .._sql import Statements, statements_of
 from .._sql.words import parameters
 from ..models import Models
@@ -36,12 +37,12 @@ class CancelResult:
     """How many are running, and are to end."""
 
 
-def cancel(models: Models, statements: Statements, target: Any, id: str) -> Any:
+def cancel(models: Models, statements: Statements, registry: Registry, target: Any, id: str) -> Any:
     """See :meth:`BGJob.cancel`."""
-    id = validation.job_id(id)
+    given = parameters(id=validation.job_id(id)) | _keeps(statements, registry)
 
     def work(unit: Unit) -> str | None:
-        row = unit.execute(statements.cancel.one(unit.can_notify), parameters(id=id)).one()
+        row = unit.execute(statements.cancel.one(unit.can_notify), given).one()
         return "cancelled" if row.cancelled else "asked" if row.asked else None
 
     return run_in(target, models, work, call="BGJob.cancel")
@@ -50,25 +51,42 @@ def cancel(models: Models, statements: Statements, target: Any, id: str) -> Any:
 def cancel_where(
     models: Models,
     statements: Statements,
+    registry: Registry,
     target: Any,
     where: ColumnElement[bool],
     limit: int | None,
 ) -> Any:
     """See :meth:`BGJob.cancel_where`."""
     limit = validation.limit(limit)
+    given = _keeps(statements, registry)
 
     def work(unit: Unit) -> CancelResult:
         statement = statements.cancel.where(where, limit, notify=unit.can_notify)
-        row = unit.execute(statement).one()
+        row = unit.execute(statement, given).one()
         return CancelResult(row.cancelled, row.asked)
 
     return run_in(target, models, work, call="BGJob.cancel_where")
+
+
+def _keeps(statements: Statements, registry: Registry) -> dict[str, Any]:
+    """For how long records of queued jobs are kept, by type; nothing if there are no records."""
+    recording = statements.tables.recording
+    if recording is None:
+        return {}
+    handlers = list(registry)
+    return parameters(
+        types=[handler.type for handler in handlers],
+        queues=[handler.queue for handler in handlers],
+        keeps=[handler.keep or 0.0 for handler in handlers],
+        rest=recording.keep,
+    )
 
 
 class HasCancel:
     """What :class:`BGJob` has of cancelling."""
 
     models: Models
+    registry: Registry
 
     @overload
     def cancel(self, target: SyncTarget, id: str) -> Cancellation: ...
@@ -85,7 +103,7 @@ class HasCancel:
             ``"cancelled"`` if it was queued and is gone, ``"asked"`` if it is running, None if
             there is no such job. Of two concurrent calls one returns ``"cancelled"``.
         """
-        return cancel(self.models, statements_of(self.models), target, id)
+        return cancel(self.models, statements_of(self.models), self.registry, target, id)
 
     @overload
     def cancel_where(
@@ -99,7 +117,8 @@ class HasCancel:
         self, target: Any, where: ColumnElement[bool], *, limit: int | None = None
     ) -> Any:
         """:meth:`cancel` of at most *limit* jobs: say ``jobs.Job.type == "send_receipt"``."""
-        return cancel_where(self.models, statements_of(self.models), target, where, limit)
+        statements = statements_of(self.models)
+        return cancel_where(self.models, statements, self.registry, target, where, limit)
 
 
 def find_asked(

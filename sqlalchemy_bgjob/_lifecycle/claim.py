@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from .._db.idle_statement import IdleStatement
 from .._sql import Statements
 from .._sql.words import parameters
+from ..models import Recording
 from . import run
 
 
@@ -43,9 +44,16 @@ class ClaimedJob:
     # It has crashed a worker before, or this is its last attempt: it must start at once or go back.
     suspect: bool = False
     handler: Any = None  # once the worker has found it
+    keep: float | None = None  # then, the seconds for which a record of it is to be kept
     # Its handler takes chunks, and it has not failed yet: it may share a call with others.
     shares: bool = False
     mates: tuple["ClaimedJob", ...] = ()  # those that it is started with, in one call
+
+    def served_by(self, handler: Any, recording: Recording | None) -> None:
+        """Take the handler that was found for the job, or None."""
+        self.handler = handler
+        if recording is not None:
+            self.keep = recording.keep if handler is None else handler.keep
 
     @property
     def group(self) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Engine
 
-from .._db.targets import Unit, run_in
+from .._db.targets import Unit, is_async_engine, run_in
 from .._drafts import validation
 from .._sql import Statements
 from .._sql.words import parameters
@@ -200,7 +200,7 @@ def drain(
     if isinstance(target, Engine):
         begin()
         return _drain(target, count, seconds)
-    if isinstance(getattr(target, "sync_engine", None), Engine) and hasattr(target, "begin"):
+    if is_async_engine(target):
         coroutine: Any = _drain_async(target, begin, count, seconds)
         coroutine.__name__ = coroutine.__qualname__ = "BGJob.drain"
         return coroutine

@@ -26,6 +26,7 @@ from .._sql import Statements
 from . import run
 from .claim import ClaimedJob
 from .give_back import tell_given_back
+from .records import as_json, limit_waits
 from .row_errors import RowKept
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -50,7 +51,8 @@ class Pending:
     Attributes:
         xid: The transaction whose COMMIT was not answered, if there was one.
         if_committed: What that transaction settled; *settlement* is written if it was aborted.
-        seconds: How long the handler took.
+        seconds: How long the handler took; 0 if it was not called.
+        progress: What the handler has said of its progress.
     """
 
     job: ClaimedJob
@@ -60,6 +62,7 @@ class Pending:
     error: BaseException | None = None
     tries: int = 0
     seconds: float = 0.0
+    progress: dict[str, Any] | None = None
 
 
 def write(
@@ -83,6 +86,10 @@ def write(
     released = [item for item in items if item.settlement.kind not in _ENDED]
     held: set[str] = set()
     xid: str | None = None
+    kept = [] if statements.records is None else _kept(items)
+    if kept:
+        completed = [item for item in completed if not item.job.keep]
+        dead = [item for item in dead if not item.job.keep]
     if len(completed) == 1 and not wait:
         job = completed[0].job
         one = {"queue": job.queue, "worker": job.worker_id, "id": job.id, "lease": job.lease}
@@ -104,9 +111,56 @@ def write(
             rows: Any = run(connection, statement(wait), **given)
             for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
                 held.add(job_id)
+    if kept:
+        more, its_xid = _write_recorded(connection, statements, kept, wait=wait)
+        held, xid = held | more, its_xid or xid
     if WRITE.listeners:
         WRITE.reached(held)
     return held, xid
+
+
+def _kept(items: Iterable[Pending]) -> list[Pending]:
+    """Those of which a record is to be written: the job ends, and its handler says so."""
+    return [item for item in items if item.job.keep and item.settlement.kind in _ENDED]
+
+
+def _limit_waits(connection: Connection, statements: Statements, items: Iterable[Pending]) -> None:
+    """Let records that somebody has locked refuse their settlements soon."""
+    if statements.records is not None and _kept(items):
+        limit_waits(connection)
+
+
+def _write_recorded(
+    connection: Connection, statements: Statements, kept: Sequence[Pending], *, wait: bool
+) -> tuple[set[str], str | None]:
+    """As :func:`write`, of jobs that end and leave a record."""
+    held: set[str] = set()
+    xid: str | None = None
+    if gone := [item for item in kept if item.settlement.kind in GONE]:
+        given = _fence(gone) | _left(connection, gone)
+        answer: Any = run(connection, statements.settle.complete_recorded(wait), **given).one()
+        count, xid, which = answer
+        held.update(given["ids"] if count == len(gone) else which or ())
+    if dead := [item for item in kept if item.settlement.kind is Kind.DEAD]:
+        given = _fence(dead) | _bury_columns(dead) | _left(connection, dead)
+        given["errors"] = [storable(connection, item.settlement.error) for item in dead]
+        rows: Any = run(connection, statements.settle.bury_recorded(wait), **given)
+        for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
+            held.add(job_id)
+    return held, xid
+
+
+def _left(connection: Connection, items: Sequence[Pending]) -> dict[str, Any]:
+    """What the runs of these items leave for the records of their jobs."""
+    results = [item.settlement.result for item in items]
+    return {
+        "states": [item.settlement.kind.value for item in items],
+        "keeps": [item.job.keep for item in items],
+        "rans": [item.seconds or None for item in items],
+        "progress": [as_json(connection, item.progress) for item in items],
+        "results": [result.data if result else None for result in results],
+        "content_types": [result.content_type if result else None for result in results],
+    }
 
 
 def _fence(items: list[Pending]) -> dict[str, Any]:
@@ -195,6 +249,7 @@ def _settle_group(
     xid: str | None = None
     try:
         with connection.begin():
+            _limit_waits(connection, statements, items)
             held, xid = write(connection, statements, items)
     except Exception as error:
         if lost_connection(error):
@@ -261,6 +316,7 @@ def _settle_free(connection: Connection, statements: Statements, item: Pending) 
         with connection.begin():
             if not run(connection, statements.settle.free, **_fence([item])).first():
                 return Fate.LOCKED
+            _limit_waits(connection, statements, [item])
             held, xid = write(connection, statements, [item])
     except Exception as error:
         if lost_connection(error):

@@ -17,6 +17,7 @@ from .dead_jobs import DeadJobStatements
 from .enqueue import EnqueueStatements
 from .go_bgjob import GoBgjobStatements
 from .operate import OperateStatements
+from .records import RecordStatements
 from .rescue import RescueStatements
 from .schedules import ScheduleStatements
 from .search import SearchStatements
@@ -48,6 +49,9 @@ class Statements:
         self.dead_jobs: Final = DeadJobStatements(tables)
         self.go_bgjob: Final = GoBgjobStatements(tables)
         self.search: Final = SearchStatements(tables)
+        recording = models.recording
+        self.records: Final = None if recording is None else RecordStatements(tables, recording)
+        """None without tables of records."""
 
     def claims(self, *, by_time: bool) -> ClaimStatements:
         """Those that read a queue by time before priority, or by priority before time."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import (
     ColumnElement,
     Executable,
+    Float,
     Select,
     Text,
     cast,
@@ -18,7 +19,8 @@ from sqlalchemy import (
     update,
 )
 
-from .words import ONLY, Tables, Wakeup, own_channel, parameter
+from .records import cancelled, kept_columns
+from .words import ONLY, Tables, Wakeup, own_channel, parameter, unnest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,7 @@ class CancelStatements:
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._channel = tables.job, tables.channel
+        self._record = None if tables.recording is None else tables.recording.record
         self.one: Callable[[bool], Executable] = cache(self._one)
 
     def _one(self, notify: bool) -> Executable:
@@ -41,6 +44,8 @@ class CancelStatements:
         """Delete jobs that no worker holds, and mark the others; how many of each.
 
         With *notify*, each worker that holds one of them is told at this transaction's COMMIT.
+        Where there are records, parameters: lists types, queues and keeps (seconds), where the type
+        of a queue's default handler is ``*``; and rest, the seconds for all others.
         """
         job = self._job
         # Locked first: what a job is, queued or running, must not change between the two below. NO
@@ -59,7 +64,7 @@ class CancelStatements:
             delete(job)
             .with_hint(ONLY)
             .where(job.c.id == found.c.id, found.c.claimed_by.is_(None))
-            .returning(job.c.id)
+            .returning(*([job.c.id] if self._record is None else kept_columns(job)))
             .cte("deleted")
         )
         asked = (
@@ -71,11 +76,15 @@ class CancelStatements:
             .cte("asked")
         )
         count: Any = func.count()
-        return select(
+        told: Select[Any] = select(
             select(count).select_from(deleted).scalar_subquery().label("cancelled"),
             select(count).select_from(asked).scalar_subquery().label("asked"),
             (self._told(asked).scalar_subquery() if notify else null()).label("told"),
         )
+        if self._record is None:
+            return told
+        given = unnest(types=Text(), queues=Text(), keeps=Float(53))
+        return told.add_cte(cancelled(self._record, deleted, given, parameter("rest", Float(53))))
 
     def _told(self, asked: Any) -> Select[Any]:
         """Notify the holders, each once. The jobs are not named: anybody may notify."""

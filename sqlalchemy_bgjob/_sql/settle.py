@@ -14,11 +14,13 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     DateTime,
+    Delete,
     Executable,
     Float,
     Integer,
     LargeBinary,
     Select,
+    Table,
     TableValuedAlias,
     Text,
     and_,
@@ -33,8 +35,10 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.selectable import CTE
 
 from .error_history import appended
+from .records import LEFT, kept_columns, noted
 from .words import (
     CLOCK,
     ONLY,
@@ -57,9 +61,12 @@ class SettleStatements:
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead = tables.job, tables.dead
         self._named = tables.job.c.queue == _QUEUE
+        self._record = None if tables.recording is None else tables.recording.record
         self.complete: Callable[[bool], Executable] = cache(self._complete)
         self.release: Callable[[bool], Executable] = cache(self._release)
         self.bury: Callable[[bool], Executable] = cache(self._bury)
+        self.complete_recorded: Callable[[bool], Executable] = cache(self._complete_recorded)
+        self.bury_recorded: Callable[[bool], Executable] = cache(self._bury_recorded)
 
     def _held(self, given: TableValuedAlias, *, wait: bool, keeps_key: bool = False) -> Select[Any]:
         """Lock the given jobs that this worker still holds, and return their addresses.
@@ -94,9 +101,26 @@ class SettleStatements:
         Parameters: queue, worker, and lists ids, leases. With *wait*, wait for locked rows.
         """
         given = unnest(ids=Text(), leases=BigInteger())
+        gone = self._taken(given, wait=wait).returning(self._job.c.id).cte("gone")
+        return self._counted(gone)
+
+    def _complete_recorded(self, wait: bool) -> Executable:
+        """As :meth:`complete`, and write the records of these jobs.
+
+        Parameters: as complete, and lists as :data:`.records.LEFT`.
+        """
+        assert self._record is not None
+        given = unnest(ids=Text(), leases=BigInteger(), **LEFT)
+        gone = self._taken(given, wait=wait).returning(*kept_columns(self._job)).cte("gone")
+        no_error = literal_column("NULL", Text)
+        written = noted(self._record, gone, given, attempt=gone.c.attempt, error=no_error)
+        return self._counted(gone).add_cte(written)
+
+    def _taken(self, given: TableValuedAlias, *, wait: bool) -> Delete:
         job = self._job
-        done = delete(job).with_hint(ONLY).where(self._named, at(self._held(given, wait=wait)))
-        gone = done.returning(job.c.id).cte("gone")
+        return delete(job).with_hint(ONLY).where(self._named, at(self._held(given, wait=wait)))
+
+    def _counted(self, gone: CTE) -> Select[Any]:
         count = func.count()
         all_gone = count == func.cardinality(array_parameter("ids", Text()))
         which = case((not_(all_gone), func.array_agg(gone.c.id, type_=ARRAY(Text))))
@@ -187,12 +211,26 @@ class SettleStatements:
 
         Parameters: queue, worker, and lists ids, leases, dead_ids, refunds, errors.
         """
+        return self._moved(wait=wait)
+
+    def _bury_recorded(self, wait: bool) -> Executable:
+        """As :meth:`bury`, and write the records of these jobs.
+
+        Parameters: as bury, and lists as :data:`.records.LEFT`.
+        """
+        return self._moved(wait=wait, record=self._record)
+
+    def _moved(self, *, wait: bool, record: Table | None = None) -> Executable:
         job, dead = self._job, self._dead
         given = unnest(
-            ids=Text(), leases=BigInteger(), dead_ids=Text(), refunds=Integer(), errors=Text()
+            ids=Text(),
+            leases=BigInteger(),
+            dead_ids=Text(),
+            refunds=Integer(),
+            errors=Text(),
+            **({} if record is None else LEFT),
         )
-        gone = delete(job).with_hint(ONLY).where(self._named, at(self._held(given, wait=wait)))
-        moved = gone.returning(*job.c).cte("moved")
+        moved = self._taken(given, wait=wait).returning(*job.c).cte("moved")
         attempt = func.greatest(moved.c.attempt - given.c.refunds, 0)
         history = appended(
             moved.c.errors, attempt=attempt, worker=moved.c.claimed_by, error=given.c.errors
@@ -212,9 +250,11 @@ class SettleStatements:
             c.name: moved.c[c.name] for c in dead.c if c.name not in values and c.name in moved.c
         }
         rows = select(*values.values()).select_from(moved.join(given, moved.c.id == given.c.ids))
-        return (
-            insert(dead).from_select(list(values), rows).returning(dead.c.job_id, transaction_id())
-        )
+        bury = insert(dead).from_select(list(values), rows)
+        if record is not None:
+            error = values["last_error"]
+            bury = bury.add_cte(noted(record, moved, given, attempt=attempt, error=error))
+        return bury.returning(dead.c.job_id, transaction_id())
 
     @cached_property
     def still_held(self) -> Executable:

@@ -298,6 +298,7 @@ class Tables:
         self.unique_period: Final[Table] = models.unique_period
         self.schedule: Final[Table] = models.schedule
         self.batch: Final[Table] = models.batch
+        self.recording: Final = models.recording
         self.schema: Final = models.schema
         self.prefix: Final = models.table_prefix
         self.channel: Final = channel_name(self.schema, self.prefix)

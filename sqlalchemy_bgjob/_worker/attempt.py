@@ -207,6 +207,7 @@ class Attempt:
         self, unit: HandlerSession, items: list[Pending], *, outcome_was_named: bool
     ) -> Ends:
         run = self._run
+        run.leave(items, time.monotonic())
         by_id = {item.job.id: item for item in items}
         try:
             fate = unit.commit(

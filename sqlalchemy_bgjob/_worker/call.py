@@ -12,6 +12,7 @@ from .._handlers.outcomes import (
     COMPLETE,
     UNCHANGED,
     Cancelled,
+    Complete,
     MoveToDlq,
     Outcome,
     Reschedule,
@@ -22,7 +23,7 @@ from .._handlers.outcomes import (
     failed_together,
 )
 from .._lifecycle.claim import ClaimedJob
-from ..exceptions import InvalidArg
+from ..exceptions import InvalidArg, InvalidResult
 from ..telemetry._job_log import log_policy_problem, log_stack
 from .chunk import ChunkRun
 from .run import Context, Run
@@ -109,11 +110,11 @@ def _conclude_chunk(run: ChunkRun, returned: Any, error: BaseException | None) -
     ]
     called = run.called
     said: dict[str, Outcome | None] = {}
-    new_args: dict[str, Encoded | None] = {}
+    given: dict[str, Encoded | None] = {}
     if error is None:
         try:
             said = run.outcomes(returned)
-            new_args = {id: _new_arg(run, outcome) for id, outcome in said.items()}
+            given = {id: _given(run, outcome) for id, outcome in said.items()}
         except Exception as useless:
             error = useless
     together = error is not None and len(called) > 1 and not isinstance(error, Outcome)
@@ -124,19 +125,13 @@ def _conclude_chunk(run: ChunkRun, returned: Any, error: BaseException | None) -
         if run.is_asked(job) if error is not None else run.ends_cancelled(job, outcome):
             ends.append(Conclusion(job, Cancelled(), CANCELLED, error is None, error))
         elif error is None:
-            ends.append(_settled(run, job, outcome or COMPLETE, new_args[job.id], error=None))
+            ends.append(_settled(run, job, outcome or COMPLETE, given[job.id], error=None))
         elif together:
             settlement = failed_together(error, len(called))
             ends.append(Conclusion(job, Retry(0.0, error), settlement, False, error))
         else:
             ends.append(_settled(run, job, failed(error), error=error))
     return ends
-
-
-def _new_arg(run: Run, outcome: Outcome | None) -> Encoded | None:
-    if not isinstance(outcome, Reschedule) or outcome.arg is UNCHANGED:
-        return None
-    return run.handler.codec.encode(outcome.arg)
 
 
 def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:
@@ -149,17 +144,45 @@ def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusio
     if error is not None:
         outcome = failed(error)
     try:
-        arg = _new_arg(run, outcome)
+        given = _given(run, outcome)
     except Exception as refusal:
         return _settled(run, job, failed(refusal), error=refusal)
-    return _settled(run, job, outcome, arg, error=error)
+    return _settled(run, job, outcome, given, error=error)
+
+
+def _given(run: Run, outcome: Outcome | None) -> Encoded | None:
+    """What an outcome brings with it, encoded: the new arg of a Reschedule, or a result."""
+    if isinstance(outcome, Reschedule) and outcome.arg is not UNCHANGED:
+        return run.handler.codec.encode(outcome.arg)
+    if isinstance(outcome, Complete) and outcome.result is not None:
+        return _encoded_result(run, outcome.result)
+    return None
+
+
+def _encoded_result(run: Run, result: Any) -> Encoded:
+    """A result as its record stores it.
+
+    Raises:
+        InvalidResult: It can't be stored, or is none that the handler is annotated to give.
+        TypeError: There will be no record, and the result would be lost.
+    """
+    handler = run.handler
+    if handler.keep is None:
+        raise TypeError(
+            f"the result of {handler.type!r} would be lost: register its handler with "
+            f"record=timedelta(...), or make the queue with BGJob(..., record_all=...)"
+        )
+    try:
+        return handler.result_codec.encode(result)
+    except InvalidArg as error:
+        raise InvalidResult(error.path, error.reason) from None
 
 
 def _settled(
     run: Run,
     job: ClaimedJob,
     outcome: Outcome,
-    arg: Encoded | None = None,
+    given: Encoded | None = None,
     *,
     error: BaseException | None,
 ) -> Conclusion:
@@ -171,7 +194,7 @@ def _settled(
         attempt=job.attempt,
         max_attempts=handler.options.max_attempts,
         policy=handler.options.retry,
-        arg=arg,
+        given=given,
     )
     if settlement.policy_problem is not None:
         log_policy_problem(handler, settlement.policy_problem)

@@ -88,6 +88,13 @@ class ChunkRun(Run):
 
     # ---- what the handler says --------------------------------------------------------------
 
+    def report(self, done: float, of: float | None, note: str | None) -> None:
+        """Refuse it: nobody could tell whose progress it is."""
+        raise RuntimeError(
+            f"the handler of {self.handler.type!r} takes chunks, and ctx.progress is of one job; "
+            f"what became of each job may be told by Complete(result=...)"
+        )
+
     def outcomes(self, returned: object) -> dict[str, Outcome | None]:
         """What a handler that returned has said of each job; None if it has named no outcome.
 

@@ -312,6 +312,7 @@ class Claiming:
 
     def _admit(self, job: ClaimedJob, handler: JobType[Any] | None) -> Settlement | None:
         """Give a claimed job its handler; returns a settlement if the job must not run."""
+        job.served_by(handler, self._statements.tables.recording)
         if job.extras is not None:
             on_expiry = None if handler is None else handler.options.on_expiry
             end = ends_unstarted(cancelled=job.cancelled, expired=job.expired, on_expiry=on_expiry)
@@ -325,7 +326,6 @@ class Claiming:
         if dead is not None:
             return dead
         job.suspect = job.crashes > 0 or (limit is not None and job.attempt >= limit)
-        job.handler = handler
         if handler.options.chunk is not None:
             job.shares = job.attempt == 1 and not job.suspect
         return None

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
 from math import inf
+from typing import Final
 
 from .._handlers.outcomes import CANCELLED, interrupted
 from .._lifecycle.claim import ClaimedJob
@@ -17,10 +18,14 @@ from .._points import STARTING
 from ..settings import WorkerSettings
 from ..telemetry import Events, event_of
 from .chunk import run_of
+from .counts import Counts
 from .overdue import Overdue
 from .plan.planner import Planner
 from .run import Run, job_info
 from .runtime import Runtime
+
+PROGRESS_EVERY: Final = 1.0
+"""Seconds between two writes of what handlers have said of their progress."""
 
 
 class Hands:
@@ -33,6 +38,9 @@ class Hands:
         asks_at: When to look for running jobs that are to be cancelled, by the monotonic clock.
         asks_all: Whether that look is for all jobs, as somebody was told of one; else it is only
             for runs that are older than a beat.
+        counts: What ended runs are counted in; None without tables of records.
+        progressed: Runs whose handler has said something new of its progress.
+        progress_at: When that may be written, by the monotonic clock.
         stuck: Runs that go on long after they were told to end, and whether their slot is lost.
     """
 
@@ -43,6 +51,7 @@ class Hands:
         queues: Mapping[str, int],
         settings: WorkerSettings,
         by_time: Collection[str] = (),
+        counts: Counts | None = None,
     ) -> None:
         self._runtime, self._events, self._settings = runtime, events, settings
         self.lock = threading.RLock()
@@ -50,6 +59,9 @@ class Hands:
         self.overdue = Overdue()
         self.asks_at, self.asks_all = inf, False
         self.stuck: dict[Run, bool] = {}
+        self.counts = counts
+        self.progressed, self.progress_at = set[Run](), inf
+        self._progress_from = 0.0
         self._tells_starts = events.wants("job_started")
         self._runs: dict[str, Run] = {}
         """By job id."""
@@ -93,6 +105,8 @@ class Hands:
             for one in run.jobs:
                 STARTING.reached(one)
         self.overdue.starts(run)
+        if job.keep:
+            run.tells = self._progressed
         if self.asks_at == inf:
             self.asks_at = time.monotonic() + self._settings.heartbeat_interval
         for one in run.jobs:
@@ -154,9 +168,35 @@ class Hands:
         if self.planner.withdraw(job):
             self.planner.settle(Pending(job, CANCELLED), time.monotonic())
 
+    # ---- counts and progress --------------------------------------------------------------------
+
+    def count(self, fates: Iterable[tuple[Pending, Fate | None]]) -> None:
+        """Count what was committed of these settlements. From any thread."""
+        if self.counts is not None:
+            with self.lock:
+                self.counts.add([item for item, fate in fates if fate is Fate.SETTLED])
+
+    def _progressed(self, run: Run) -> None:
+        """A handler has said how far it has come: have that written soon. From any thread."""
+        with self.lock:
+            self.progressed.add(run)
+            is_new = self.progress_at == inf
+            if is_new:
+                self.progress_at = self._progress_from
+        if is_new:
+            self._runtime.wake()
+
+    def take_progressed(self, worker_id: int) -> list[Run]:
+        """The runs whose progress is to be written now; none is due again for a second."""
+        with self.lock:
+            taken = [run for run in self.progressed if self.holds(run) and not run.lease_lost]
+            self.progressed.clear()
+            self.progress_at, self._progress_from = inf, time.monotonic() + PROGRESS_EVERY
+        return [run for run in taken if run.job.worker_id == worker_id]
+
     # ---- runs that do not end -------------------------------------------------------------------
 
-    def give_up_run(self, run: Run, items: Iterable[Pending]) -> bool:
+    def give_up_run(self, run: Run, items: Collection[Pending]) -> bool:
         """Settle the jobs of a run that goes on; its slot is lost until it ends. Under the lock.
 
         Returns False if the run commits just now, and is to be looked at again.
@@ -168,8 +208,8 @@ class Hands:
         self.let_go(run)
         self.planner.lose_slot(run.job.queue)
         self.stuck[run] = True
+        run.leave(items, time.monotonic())
         for item in items:
-            item.seconds = time.monotonic() - run.started_at
             self.planner.settle_later(item, 0.0)
         if not run.handled:
             self._runtime.cancel(run)

@@ -37,12 +37,14 @@ from .asking import Asking
 from .attempt import Environment
 from .claiming import Claiming
 from .control import ControlConnection
+from .counts import Counts
 from .drain import Drain
 from .hands import Hands
 from .heart import Heart
 from .listener import Listener
 from .plan.steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Start, Step, Wait
 from .preflight import cant_register, check_database
+from .progress import ProgressWriter
 from .queue_control import QueueControl
 from .rescuer import Rescuer
 from .runtime import Attendant, Runtime
@@ -93,7 +95,8 @@ class WorkerLoop:
         self._models, self._runtime, self._settings = models, runtime, settings
         self._statements = statements
         self._events = events = Events((log_observer(registry), *observers))
-        self._hands = hands = Hands(runtime, events, queues, settings, by_time)
+        self._counts = None if statements.records is None else Counts(statements)
+        self._hands = hands = Hands(runtime, events, queues, settings, by_time, self._counts)
         self._drain = Drain(hands)
         self._unknown = unknown = UnknownClaims(hands, runtime, statements)
         self._heart = heart = Heart(
@@ -116,6 +119,7 @@ class WorkerLoop:
             scheduler,
             events,
             on_health=self._tell_health,
+            hands=hands,
         )
         self._control = control = ControlConnection(
             runtime, statements, heart, by_time=bool(by_time)
@@ -135,6 +139,7 @@ class WorkerLoop:
         self._settling = Settling(hands, control, statements, events)
         self._slots = Slots(hands, runtime, heart, events, environment)
         self._asking = Asking(hands, control, statements, settings)
+        self._progress = ProgressWriter(hands, control, statements)
         self._slot_count = sum(queues.values())
         self._most_stuck = ceil(settings.max_stuck * self._slot_count)
         self._stuck: WorkerStuck | None = None
@@ -254,8 +259,7 @@ class WorkerLoop:
         if may_claim and self._look_at_queues_at <= now:
             self._guarded(lambda: self._queue_control.look(self._control.get()), (), mended=False)
             return
-        if worker_id is not None and self._hands.asks_at <= now >= self._retry_at:
-            self._guarded(lambda: self._asking.look(worker_id), (), mended=False)
+        if worker_id is not None and now >= self._retry_at and self._attend_to_runs(worker_id, now):
             return
         if may_claim and self._scheduler.due_at <= now and self._drain.deadline is None:
             self._guarded(lambda: self._scheduler.fire_due(self._control.get()), (), mended=False)
@@ -275,6 +279,16 @@ class WorkerLoop:
             self._runtime.yield_to_tasks()
         else:
             self._do(step, now, worker_id)
+
+    def _attend_to_runs(self, worker_id: int, now: float) -> bool:
+        """Ask runs to end, or write their progress, where that is due; False if neither is."""
+        if self._hands.asks_at <= now:
+            self._guarded(lambda: self._asking.look(worker_id), (), mended=False)
+        elif self._hands.progress_at <= now:
+            self._guarded(lambda: self._progress.write(worker_id), (), mended=False)
+        else:
+            return False
+        return True
 
     def _do(self, step: Step, now: float, worker_id: int | None) -> None:
         match step:
@@ -358,6 +372,7 @@ class WorkerLoop:
             self._ask_idle_at,
             self._look_at_queues_at,
             self._hands.asks_at,
+            self._hands.progress_at,
             self._scheduler.due_at,
         )
         times += [at for at in others if now < at]
@@ -404,6 +419,7 @@ class WorkerLoop:
         for attendant in beside:
             self._runtime.join(attendant, 5.0)
         worker_id = self._heart.worker_id
+        self._write_counts(worker_id)
         try:
             if worker_id is not None:
                 workers.unregister(
@@ -418,3 +434,13 @@ class WorkerLoop:
         finally:
             self._control.drop()
             self._runtime.block(partial(self._events.stop, 5.0))
+
+    def _write_counts(self, worker_id: int | None) -> None:
+        """Write what was counted since the rescuer's last write."""
+        try:
+            if self._counts is not None:
+                self._counts.write(self._control.get(), worker_id, self._hands.lock)
+        except Exception as error:
+            self._events.report(error)
+            logger.info("a minute of counts was not written: %s", summary(error))
+            self._control.drop()

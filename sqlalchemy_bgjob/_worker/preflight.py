@@ -96,7 +96,7 @@ def check_database(connection: Connection, models: Models) -> None:
     Raises:
         WorkerRefused: It is a standby, the role lacks privileges without which nothing is run, or
             row level security hides the rows of a table.
-        SchemaOutOfDate: The tables are missing or of another version.
+        SchemaOutOfDate: The tables are missing or of another version, or those of records are.
     """
     with connection.begin():
         if connection.execute(text("SELECT pg_is_in_recovery()")).scalar():
@@ -108,6 +108,8 @@ def check_database(connection: Connection, models: Models) -> None:
             logger.warning("%s", encoding)
         name, prefix = models.schema, models.table_prefix
         schema.check(connection, schema=name, table_prefix=prefix)
+        if models.recording is not None:
+            schema.records.check(connection, schema=name, table_prefix=prefix)
         lacking = lacks(connection, "worker", schema=name, table_prefix=prefix)
         if vital := [str(lack) for lack in lacking if lack.vital]:
             raise WorkerRefused("; ".join(vital), remedy(connection, lacking))

@@ -34,6 +34,8 @@ from .._points import SWEEPING
 from .._sql import Statements
 from ..settings import WorkerSettings
 from ..telemetry import Events
+from .counts import Counts
+from .hands import Hands
 from .heart import Heart
 from .queue_control import QueueControl
 from .retention import Retention
@@ -82,6 +84,7 @@ class Rescuer(SideLoop):
         scheduler: Told when a schedule is due.
         events: Told of errors.
         on_health: Called with each sample of health that this worker takes.
+        hands: Have what this worker has counted.
     """
 
     interrupted = "rescuer interrupted"
@@ -98,13 +101,21 @@ class Rescuer(SideLoop):
         events: Events,
         *,
         on_health: Callable[[Health], None],
+        hands: Hands,
     ) -> None:
         super().__init__(runtime.heart_engine, events)
         self._statements, self._settings = statements, settings
         self._heart, self._unknown, self._on_health = heart, unknown, on_health
         self._queue_control, self._scheduler = queue_control, scheduler
-        self._retention = Retention(statements, settings.dead_keep, self._fleet, events.report)
+        self._hands = hands
+        self._retention = Retention(statements, settings, self._fleet, events.report)
         self._periods = UniquePeriods(statements)
+        self._chores: dict[str, Retention | UniquePeriods | Counts] = {
+            "retention": self._retention,
+            "periods": self._periods,
+        }
+        if hands.counts is not None:
+            self._chores["counts"] = hands.counts
         self._sweeps: Mapping[str, Callable[[Connection], None]] = {
             "look": self._look_at_workers,
             "ended": self._rescue_ended,
@@ -116,6 +127,7 @@ class Rescuer(SideLoop):
             "health": self._sample_health,
             "retention": self._retention.turn,
             "periods": self._periods.turn,
+            "counts": self._write_counts,
         }
         self._tells_backlog = events.wants("backlog_sampled")
         self._before: LookAtWorkers | None = None
@@ -163,15 +175,14 @@ class Rescuer(SideLoop):
             if now >= turns.sample:
                 self._sweep("health", connection)
                 turns.sample = now + settings.health_interval
-            if now >= self._retention.due_at:
-                self._sweep("retention", connection)
-            if now >= self._periods.due_at:
-                self._sweep("periods", connection)
+            for name, chore in self._chores.items():
+                if now >= chore.due_at:
+                    self._sweep(name, connection)
             if self._doubtful:
                 return
             if now >= works_from:
                 self._backoff.reset()
-            next_turn = min(turns.next, self._retention.due_at, self._periods.due_at)
+            next_turn = min(turns.next, *(chore.due_at for chore in self._chores.values()))
             self._stopping.wait(max(next_turn - time.monotonic(), 0.0))
 
     def _read(self, name: str, connection: Connection, interval: float) -> float:
@@ -271,6 +282,10 @@ class Rescuer(SideLoop):
             self._unknown.ask_again(connection, worker_id)
         else:  # its leases are over, under whichever id it comes back
             self._unknown.suspected.clear()
+
+    def _write_counts(self, connection: Connection) -> None:
+        if (counts := self._hands.counts) is not None:
+            counts.write(connection, self._heart.worker_id, self._hands.lock)
 
     def _sample_health(self, connection: Connection) -> None:
         worker_id = self._heart.worker_id

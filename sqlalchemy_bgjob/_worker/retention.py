@@ -1,17 +1,19 @@
-"""The retention of dead jobs: deletes those that are older than ``dead_keep``, a few at a time.
+"""Retention: deletes dead jobs, records and counts whose time is over, a few at a time.
 
-There is no leader. Each worker that has the setting takes its turn once in as many minutes as there
-are workers, so the whole fleet looks about once a minute. Two that look at once delete different
-rows, and one that is gone holds nothing up. Without the setting no statement is sent.
+There is no leader. Each worker that has something to keep takes its turn once in as many minutes as
+there are workers, so the whole fleet looks about once a minute. Two that look at once delete
+different rows, and one that is gone holds nothing up. Without ``dead_keep`` and without records no
+statement is sent.
 
-If a row refuses, as by a trigger or a foreign key of the application's, the others of its batch are
-deleted one by one, and it is passed over for an hour.
+If a dead job refuses, as by a trigger or a foreign key of the application's, the others of its
+batch are deleted one by one, and it is passed over for an hour.
 """
 
 import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -19,7 +21,9 @@ from sqlalchemy import Connection
 
 from .._db.errors import doubts_session, lost_connection, ran_out_of_time, summary
 from .._lifecycle.dead_jobs import delete_old, delete_one_by_one
+from .._lifecycle.records import delete_old_counts, delete_old_records
 from .._sql import Statements
+from ..settings import WorkerSettings
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -39,33 +43,46 @@ MOST_REFUSED: Final = 10_000
 """Rows that are passed over at most; with more of them nothing is deleted until some are tried."""
 
 
+_Batch = Callable[[Connection, float], tuple[int, bool]]
+"""Deletes one batch, row by row until a monotonic time if it must; how many rows it was, and
+whether there may be more."""
+
+
 class Retention:
     """The turns of one worker.
 
     Attributes:
-        due_at: The monotonic time of the next turn; infinite without the setting.
+        due_at: The monotonic time of the next turn; infinite if nothing is ever to be deleted.
     """
 
     def __init__(
         self,
         statements: Statements,
-        keep: float,
+        settings: WorkerSettings,
         fleet: Callable[[], int],
         report: Callable[[Exception], None],
     ) -> None:
-        """Take the seconds for which dead jobs are kept, 0 for ever.
+        """Take the settings, which say for how long what is kept.
 
         And what counts workers, and what is told of errors.
         """
-        self._statements, self._keep, self._fleet = statements, keep, fleet
-        self._report = report
+        self._statements, self._fleet, self._report = statements, fleet, report
+        self._keep = kept = settings.dead_keep
         self._refused: dict[str, float] = {}
         """When to try again, by the id of the dead job; ascending."""
+        self._batches: dict[str, _Batch] = {}
+        if kept:
+            self._batches[f"dead jobs that were older than {kept:g} s"] = self._dead_jobs
+        if statements.records is not None:
+            self._batches["records whose time was over"] = self._records
+            if counted := settings.counts_keep:
+                what = f"rows of counts that were older than {counted:g} s"
+                self._batches[what] = partial(self._counts, counted)
         self.due_at = inf
 
     def begin(self) -> None:
         """Put the first turn off, at random: workers may have begun together."""
-        if self._keep:
+        if self._batches:
             self.due_at = time.monotonic() + INTERVAL * random.random()
 
     def turn(self, connection: Connection) -> None:
@@ -77,20 +94,28 @@ class Retention:
         begun = time.monotonic()
         self.due_at = begun + INTERVAL * min(self._fleet(), MOST_WORKERS) * random.uniform(0.9, 1.1)
         self._refused = {id: at for id, at in self._refused.items() if at > begun}
-        if len(self._refused) >= MOST_REFUSED:
-            return
-        deleted, more = 0, True
-        while more:
-            last, more = self._batch(connection, begun + LASTS)
-            deleted += last
-            if more and (now := time.monotonic()) >= begun + LASTS:
-                self.due_at = now + GO_ON_AFTER
-                break
-        if deleted:
-            logger.info("deleted %d dead jobs that were older than %g s", deleted, self._keep)
+        for what, batch in self._batches.items():
+            deleted, more = 0, True
+            while more:
+                last, more = batch(connection, begun + LASTS)
+                deleted += last
+                if more and (now := time.monotonic()) >= begun + LASTS:
+                    self.due_at = now + GO_ON_AFTER
+                    break
+            if deleted:
+                logger.info("deleted %d %s", deleted, what)
 
-    def _batch(self, connection: Connection, until: float) -> tuple[int, bool]:
-        """Delete one batch; how many rows it was, and whether there may be more."""
+    def _records(self, connection: Connection, until: float) -> tuple[int, bool]:
+        deleted = delete_old_records(connection, self._statements, limit=BATCH)
+        return deleted, deleted == BATCH
+
+    def _counts(self, keep: float, connection: Connection, until: float) -> tuple[int, bool]:
+        deleted = delete_old_counts(connection, self._statements, keep=keep, limit=BATCH)
+        return deleted, deleted == BATCH
+
+    def _dead_jobs(self, connection: Connection, until: float) -> tuple[int, bool]:
+        if len(self._refused) >= MOST_REFUSED:
+            return 0, False
         try:
             deleted = delete_old(
                 connection, self._statements, keep=self._keep, limit=BATCH, skip=self._refused

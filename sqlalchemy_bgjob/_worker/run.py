@@ -1,14 +1,16 @@
 """One run of a job, and the context that its handler gets."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
+from .._drafts import validation
 from .._handlers.outcomes import Complete, Outcome, as_outcome
 from .._handlers.registry import JobType
 from .._lifecycle.claim import ClaimedJob
+from .._lifecycle.settle import Pending
 from ..telemetry import JobInfo
 
 S = TypeVar("S", default=Any)
@@ -52,9 +54,11 @@ class Run:
         "job",
         "jobs",
         "lease_lost",
+        "progress",
         "started_at",
         "stuck",
         "task",
+        "tells",
         "timer",
         "told_overdue",
     )
@@ -80,6 +84,9 @@ class Run:
         self.stuck: bool = False
         self.started_at: float = 0.0
         self.task: Any = None  # of a coroutine
+        # What the handler has said of its progress, and who sends it on.
+        self.progress: dict[str, Any] | None = None
+        self.tells: Callable[[Run], None] | None = None
         self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
         self._info: JobInfo | None = None
 
@@ -88,6 +95,12 @@ class Run:
         self.started_at = time.monotonic()
         if (timeout := self.handler.options.timeout) is not None:
             self.deadline = self.started_at + timeout
+
+    def leave(self, items: Iterable[Pending], now: float) -> None:
+        """Put into settlements what the run leaves for the records of its jobs."""
+        seconds = now - self.started_at
+        for item in items:
+            item.seconds, item.progress = seconds, self.progress
 
     @property
     def late(self) -> bool:
@@ -113,6 +126,22 @@ class Run:
         A handler that returns None may have stopped half-way, because ``ctx.cancelled`` told it to.
         """
         return self.asked_at is not None and not isinstance(said, Complete)
+
+    def report(self, done: float, of: float | None, note: str | None) -> None:
+        """See :meth:`Context.progress`."""
+        if self.handler.keep is None:
+            raise RuntimeError(
+                f"the progress of {self.job.type!r} is not kept: register its handler with "
+                f"record=timedelta(...), or make the queue with BGJob(..., record_all=...)"
+            )
+        said: dict[str, Any] = {"done": validation.number("done", done)}
+        if of is not None:
+            said["of"] = validation.number("of", of)
+        if note is not None:
+            said["note"] = validation.words("note", note)
+        self.progress = said
+        if self.tells is not None:
+            self.tells(self)
 
     def postpone(self, seconds: float) -> None:
         """Extend the deadline, unless it has cancelled the handler already."""
@@ -206,6 +235,25 @@ class Context(Generic[S]):
     def wanted(self) -> tuple[str, ...]:
         """The resources that the handler takes, for a provider that opens no others."""
         return self._run.handler.resources
+
+    def progress(self, done: float, *, of: float | None = None, note: str | None = None) -> None:
+        """Tell how far the handler has come, for ``jobs.record`` and the dashboard.
+
+        Others see it while the handler goes on, whatever becomes of its session: the worker writes
+        it on a connection of its own, at most once a second for each job, and the latest only. This
+        call never waits. The last one is kept in the job's record. In ``work_one``, which has no
+        worker, it is seen when the job has ended.
+
+        Args:
+            done: How much is done.
+            of: How much there is, in the same unit.
+            note: What there is to say about it, at most 1,000 characters.
+
+        Raises:
+            RuntimeError: The handler was registered without ``record=``, or takes chunks.
+            TypeError, ValueError: An argument is no finite number, or no text.
+        """
+        self._run.report(done, of, note)
 
     @property
     def lease_lost(self) -> bool:

@@ -49,6 +49,7 @@ class Settling:
         self._control.took(time.monotonic() - begun, len(items))
         if SETTLE.listeners and (settled := [it for it, fate in fates if fate is Fate.SETTLED]):
             SETTLE.reached(settled)
+        self._hands.count(fates)
         now = time.monotonic()
         for item, fate in fates:
             if fate is Fate.LOCKED or fate is Fate.FAILED:

@@ -87,30 +87,30 @@ class Slots:
     def ended(self, run: Run, ends: Ends) -> Run | None:
         """A run has ended: returns the next one for its slot, if there is one."""
         now = time.monotonic()
-        seconds = now - run.started_at
+        items = [pending for pending, _ in ends]
+        run.leave(items, now)
         queue = run.job.queue
         following: Run | None = None
         hands = self._hands
         with hands.lock:
             planner = hands.planner
+            hands.count(ends)
             if run.stuck:
                 hands.end_stuck(run)
                 self._runtime.wake()
             if not hands.let_go(run):  # released at shutdown, or given up
                 for pending, fate in ends:
                     if fate is Fate.SETTLED:  # but its own commit came first
-                        pending.seconds = seconds
                         planner.settled(pending.job)
                         hands.tell(pending, fate, run)
                 return None
             if run.connected is False:
-                self._put_off(run, [pending for pending, _ in ends], now)
+                self._put_off(run, items, now)
             else:
-                planner.finished(run.job, seconds)
+                planner.finished(run.job, now - run.started_at)
                 if self._pauses and run.connected and self._pauses.end(queue):
                     planner.go_on(queue, now)
             for pending, fate in ends:
-                pending.seconds = seconds
                 if fate is None:
                     planner.settle(pending, now)
                 else:

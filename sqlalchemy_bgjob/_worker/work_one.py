@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -171,6 +172,7 @@ class _WorkOne:
         if job is None:
             return None
         handler = given or self._registry.find(job.type, job.queue)
+        job.served_by(handler, self._statements.tables.recording)
         on_expiry = None if handler is None else handler.options.on_expiry
         end = ends_unstarted(cancelled=job.cancelled, expired=job.expired, on_expiry=on_expiry)
         if end is not None:
@@ -227,7 +229,7 @@ class _WorkOne:
                     writes.check(outcome_was_named=returned is not None)
                     _close(session)
                 # Within the savepoint: if this fails, a handler's change to the row is undone too.
-                self._settle(job, end.settlement)
+                self._settle(job, end.settlement, run)
                 savepoint.commit()
                 self._tell(end.error)
                 return end.outcome
@@ -243,7 +245,7 @@ class _WorkOne:
             # The caller's transaction itself is gone.
             raise end.error or TransactionEnded
         _undo(savepoint, end.error)
-        self._settle(job, end.settlement)
+        self._settle(job, end.settlement, run)
         self._tell(end.error)
         return end.outcome
 
@@ -293,13 +295,15 @@ class _WorkOne:
             outer = session  # a function awaits nothing
         return outer, writes
 
-    def _settle(self, job: ClaimedJob, settlement: Settlement) -> None:
+    def _settle(self, job: ClaimedJob, settlement: Settlement, run: Run | None = None) -> None:
         """Write the settlement of a job whose row this transaction has locked.
 
         Raises:
             RowMissing, RowKept: The handler has changed the row, or a trigger keeps it.
         """
         pending = Pending(job, settlement)
+        if run is not None:
+            run.leave([pending], time.monotonic())
         held, _ = settle.write(self._connection, self._statements, [pending], wait=True)
         if not held:
             kept = settle.still_holds(self._connection, self._statements, pending)

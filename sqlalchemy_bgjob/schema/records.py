@@ -54,8 +54,7 @@ def upgrade(
     _check_versions("upgrade", from_version, to_version)
     connection = connection_of(op)
     if connection is not None:
-        where = {"schema": schema, "table_prefix": table_prefix}
-        require_own_tables(connection, **where, records=True)
+        require_own_tables(connection, schema=schema, table_prefix=table_prefix, records=True)
     if from_version < to_version:
         _records_1.upgrade(op, schema, table_prefix)
         table = table_of(records_1(schema, table_prefix), "record", schema, table_prefix)

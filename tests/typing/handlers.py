@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypedDict, assert_type
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, MetaData
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Session
 
@@ -18,6 +18,7 @@ from sqlalchemy_bgjob import (
     Context,
     FinishedRun,
     JobInfo,
+    JobRecord,
     JobType,
     MoveToDlq,
     Observer,
@@ -28,6 +29,7 @@ from sqlalchemy_bgjob import (
     constant,
     exponential,
 )
+from sqlalchemy_bgjob.models import RecordMixin
 from sqlalchemy_bgjob.testing import JobKit
 
 
@@ -50,6 +52,41 @@ async def coroutine_returns_an_outcome(ctx: Context[AsyncSession], arg: int) -> 
 @jobs.handler("c", queue="mail", session=False, retry=constant(10))
 def bare_context(ctx: Context, arg: str) -> None:
     assert_type(ctx.job, JobInfo)
+
+
+recorded = BGJob(MetaData(), records=True, record_all=timedelta(days=1))
+
+
+@recorded.handler("with a result", record=timedelta(days=7))
+def with_a_result(ctx: Context[Session], arg: int) -> Complete[str] | None:
+    ctx.progress(3, of=10, note="page 3")
+    ctx.progress("3")  # E: arg-type
+    return Complete("done")
+
+
+@recorded.handler("with another result")
+async def with_another_result(ctx: Context[AsyncSession]) -> Complete[str]:
+    return Complete(3)  # E: arg-type
+
+
+@recorded.handler("a chunk with results", chunk=100, record=timedelta(days=7))
+def chunk_with_results(ctx: Context[Session], args: list[int]) -> dict[str, Complete[str] | Retry]:
+    return {job.id: Complete("done") for job in ctx.jobs}
+
+
+assert_type(chunk_with_results, JobType[int])
+
+
+@recorded.handler("kept", record=None)
+def kept_as_all(ctx: Context) -> None: ...
+
+
+async def looks(engine: Engine, async_engine: AsyncEngine, session: Session) -> None:
+    assert_type(recorded.record(session, "id"), JobRecord | None)
+    assert_type(recorded.wait(engine, "id", timeout=30), JobRecord | None)
+    assert_type(await recorded.wait(async_engine, "id"), JobRecord | None)
+    recorded.wait(session, "id")  # E: call-overload
+    assert_type(recorded.Record, type[RecordMixin])
 
 
 @jobs.handler("with a default")

@@ -402,7 +402,8 @@ def test_the_keywords_of_a_handler_are_its_options() -> None:
 
     duration = float | timedelta | None
     of_chunks = {"chunk": int, "wait": float | timedelta}
-    assert keywords == {**declared, "timeout": duration, "grace": duration, **of_chunks}
+    of_duration = dict.fromkeys(("timeout", "grace", "record"), duration)
+    assert keywords == {**declared, **of_duration, **of_chunks}
     assert get_type_hints(HandlerKeywords).keys() == keywords.keys() - of_chunks.keys()
 
 

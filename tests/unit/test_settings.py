@@ -21,7 +21,7 @@ FIELDS = dataclasses.fields(WorkerSettings)
 DURATIONS = [
     field.name
     for field in FIELDS
-    if field.metadata["unit"] == "seconds" and field.name != "dead_keep"
+    if field.metadata["unit"] == "seconds" and not field.name.endswith("_keep")
 ]
 MAY_BE_ZERO = ["shutdown_timeout", "unknown_type_grace"]
 
@@ -41,6 +41,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "listen": True,
         "max_stuck": 0.5,
         "dead_keep": 0.0,
+        "counts_keep": 604_800.0,
         "until_idle": False,
     }
 
@@ -78,13 +79,12 @@ def test_a_duration_that_is_no_number_is_a_type_error(name: str, value: object) 
         WorkerSettings(**options)
 
 
-def test_dead_jobs_may_be_kept_for_years() -> None:
-    assert WorkerSettings(dead_keep=10 * 366 * 86_400).dead_keep == 316_224_000
+@pytest.mark.parametrize("name", ["dead_keep", "counts_keep"])
+def test_what_is_kept_may_be_kept_for_years(name: str) -> None:
+    assert getattr(WorkerSettings(**{name: 10 * 366 * 86_400}), name) == 316_224_000  # type: ignore[misc]
     for value in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(
-            ValueError, match=r"^dead_keep=\S+ is not between 0 and 3e\+09 seconds$"
-        ):
-            WorkerSettings(dead_keep=value)
+        with pytest.raises(ValueError, match=rf"^{name}=\S+ is not between 0 and 3e\+09 seconds$"):
+            WorkerSettings(**{name: value})  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("value", [0, -1, 10_001])

@@ -20,7 +20,7 @@ EXPECTED = {
 }
 """By file and line: mypy's name of the error there."""
 RULES = {
-    "arg-type": {"reportArgumentType", "reportCallIssue"},
+    "arg-type": {"reportArgumentType", "reportCallIssue", "reportReturnType"},
     "attr-defined": {"reportAttributeAccessIssue", "reportGeneralTypeIssues"},
     "call-arg": {"reportCallIssue"},
     "call-overload": {"reportArgumentType", "reportCallIssue"},

@@ -39,7 +39,6 @@ BETRAYED_BY = {
     "dead": r"\bdead workers?\b",
     "give back": r"\battempts? [^.|;]{0,25}\bg(iven?|ives|iving|ave) back\b",
     "message": r"\b(enqueue|claim|deliver)[a-z]* (a |the |each )?messages?\b|\bmessage queue\b",
-    "result": r"\bresult of (a|an|the) (attempt|run)\b",
     "status": r"\bjobs?('s)? status\b|\bstatus of (a|the|each) job\b",
     "stop gracefully": r"\bgraceful(ly)? (stop|shut)|\b(stop|shut)[a-z]* (down )?gracefully\b",
 }
@@ -62,7 +61,6 @@ MEANT_BESIDE = {
     "new job": r"\bnotif",
     "partition": r"\bpartitioned tables?\b",
     "primary": r"\bprimary key\b|\bfailover\b",
-    "record": r"\blogger|\blogg(ed|ing)\b|\blog record|\btrigger\b|\bhandler records\b|\btimes\b",
     "replay": r"\bstandby\b|\btakes over\b",
     "retries": r"^## Retries$",
     "scan": r"\bhead\b|\btable\b",

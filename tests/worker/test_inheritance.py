@@ -239,19 +239,21 @@ def test_every_statement_reads_and_changes_the_tables_alone() -> None:
     """As PostgreSQL says it: ``ONLY``. An INSERT adds to the named table in any case."""
     from sqlalchemy_bgjob.models import build_models
 
-    statements = all_statements(Statements(build_models(MetaData())))
+    statements = all_statements(Statements(build_models(MetaData(), records=True)))
     some = {
         "claim.onward",
         "settle.complete(True,)",
         "unique.find(True, True, False)",
         "rescue.give_back[0]",
         "cancel.one(True,)",
+        "settle.bury_recorded(False,)",
+        "records.progress",
     }
     assert some <= set(statements)
     assert len(statements) > 50
     reading = re.compile(
         r"(?:FROM|JOIN|UPDATE|,)\s+"
-        r"(?=(?:go\.)?bgjob_(?:job|dead_job|worker|schedule|control|unique_period)\b(?!\.))"
+        r"(?=(?:go\.)?bgjob_(?:job|dead_job|worker|schedule|control|unique_period|record|minute)\b(?!\.))"
     )
 
     for name, statement in statements.items():

@@ -54,7 +54,7 @@ def test_complete_deletes() -> None:
 def test_reschedule_gives_the_attempt_back() -> None:
     assert settled(Reschedule(3)) == Settlement(Kind.RESCHEDULED, delay=3.0, refund_attempt=True)
     arg = Encoded(b"1", None)
-    assert settled(Reschedule(timedelta(minutes=1), arg=1), arg=arg) == Settlement(
+    assert settled(Reschedule(timedelta(minutes=1), arg=1), given=arg) == Settlement(
         Kind.RESCHEDULED, delay=60.0, refund_attempt=True, arg=arg
     )
 

@@ -764,6 +764,7 @@ class HeartAtWork:
             Scheduler(Registry(), {"default": 1}, runtime, queue.statements, events),
             events,
             on_health=lambda _: None,
+            hands=hands,
         )
 
     def _lost(self) -> None:

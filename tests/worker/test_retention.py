@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from math import inf
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob._worker import retention
 from sqlalchemy_bgjob._worker.retention import Retention
+from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.testing.points import at
 from support.running import Recorder, Workbench, one_of_each
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from support.tuning import Tune
 
 DAY = 86_400.0
+NO_RECORDS: Any = SimpleNamespace(records=None)
+"""What turns ask of the statements."""
 
 
 def bury(bench: Workbench, count: int, *, days: float, prefix: str) -> None:
@@ -183,7 +187,7 @@ def test_the_fleet_looks_once_a_minute(
 ) -> None:
     """Each worker takes one turn in as many minutes as there are workers."""
     monkeypatch.setattr(retention, "delete_old", lambda *args, **options: 0)
-    turns = Retention(None, DAY, lambda: workers, report)  # type: ignore[arg-type]
+    turns = Retention(NO_RECORDS, WorkerSettings(dead_keep=DAY), lambda: workers, report)
     turns.begin()
     assert clock.now <= turns.due_at <= clock.now + 60
 
@@ -202,13 +206,13 @@ def test_a_turn_ends_in_time_and_goes_on_soon(
     """The rescuer must look for lost workers meanwhile."""
     batches: list[int] = []
 
-    def delete(connection: Connection, statements: Any, *, limit: int, **options: Any) -> int:
+    def delete(connection: Connection, statements: Any, **given: Any) -> int:
         clock.now += 0.2
-        batches.append(limit)
-        return limit if len(batches) < 5 else 7
+        batches.append(given["limit"])
+        return 1_000 if len(batches) < 5 else 7
 
     monkeypatch.setattr(retention, "delete_old", delete)
-    turns = Retention(None, DAY, lambda: 1, report)  # type: ignore[arg-type]
+    turns = Retention(NO_RECORDS, WorkerSettings(dead_keep=DAY), lambda: 1, report)
 
     turns.turn(None)  # type: ignore[arg-type]
     assert batches == [1_000] * 3
@@ -235,7 +239,7 @@ def test_what_refused_is_passed_over_for_an_hour(
         retention, "delete_one_by_one", lambda *args, **options: (0, {"x": REFUSAL})
     )
     reported: list[Exception] = []
-    turns = Retention(None, DAY, lambda: 1, reported.append)  # type: ignore[arg-type]
+    turns = Retention(NO_RECORDS, WorkerSettings(dead_keep=DAY), lambda: 1, reported.append)
 
     for _ in range(2):
         turns.turn(None)  # type: ignore[arg-type]
@@ -251,13 +255,13 @@ def test_a_failed_turn_waits_for_the_next(clock: Clock, monkeypatch: pytest.Monk
         raise RuntimeError
 
     monkeypatch.setattr(retention, "delete_old", fail)
-    turns = Retention(None, DAY, lambda: 1, report)  # type: ignore[arg-type]
+    turns = Retention(NO_RECORDS, WorkerSettings(dead_keep=DAY), lambda: 1, report)
     with pytest.raises(RuntimeError):
         turns.turn(None)  # type: ignore[arg-type]
     assert turns.due_at > clock.now + 50
 
 
 def test_for_ever_is_never_due(clock: Clock) -> None:
-    turns = Retention(None, 0.0, lambda: 1, report)  # type: ignore[arg-type]
+    turns = Retention(NO_RECORDS, WorkerSettings(), lambda: 1, report)
     turns.begin()
     assert turns.due_at == inf
