@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Engine, Index, text
+from sqlalchemy import Connection, Engine, Index, MetaData, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
 
 from .._db.encodings import encoding_problem
 from .._db.errors import sqlstate
 from ..exceptions import SchemaOutOfDate
-from ..schema import LATEST, check, db_version, storage_drift
+from ..schema import LATEST, check, db_version, records, storage_drift
 from ..schema._elements import table_of
 from ..schema._foreign_keys import foreign_key_problems
 from ..schema._grants import lacks, remedy
 from ..schema._leftovers import leftovers
 from ..schema._names import qualified, translated
+from ..schema._records_1 import records_1
 from ..schema._row_security import hidden
 from ..schema._table_kinds import KINDS, heirs
 from ..schema._versions import STEPS
@@ -156,6 +157,10 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
     lacking = _privileges(connection, name, prefix)
     try:
         check(connection, schema=name, table_prefix=prefix)
+        recorded = records.db_version(connection, schema=name, table_prefix=prefix)
+        if recorded:
+            records.check(connection, schema=name, table_prefix=prefix)
+            lacking = _privileges(connection, name, prefix, records=True)
     except SchemaOutOfDate as error:
         yield Finding("tables", "problem", str(error))
         return
@@ -165,8 +170,12 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
         yield Finding("privileges", "problem", lacking[0])
         return
     version = db_version(connection, schema=name, table_prefix=prefix)
-    yield Finding("tables", "ok", f"version {version}")
-    yield from _told("structure", _structure(connection, name, prefix), "as designed")
+    and_records = f", and version {recorded} of those of records" if recorded else ""
+    yield Finding("tables", "ok", f"version {version}{and_records}")
+    structure = _structure(connection, name, prefix, STEPS[LATEST].tables(name, prefix))
+    if recorded:
+        structure += _structure(connection, name, prefix, records_1(name, prefix))
+    yield from _told("structure", structure, "as designed")
     notes = [*heirs(connection, schema=name, table_prefix=prefix)]
     notes += _other_indexes(connection, name, prefix)
     for note in notes:
@@ -185,13 +194,14 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
         yield from _told("row security", told, "hides nothing from this role")
 
 
-def _structure(connection: Connection, name: str | None, prefix: str) -> list[str]:
+def _structure(
+    connection: Connection, name: str | None, prefix: str, designed: MetaData
+) -> list[str]:
     """Problems of columns, indexes and constraints: missing, invalid or other than designed."""
     problems: list[str] = []
-    step, migrate = STEPS[LATEST], "sqlalchemy-bgjob migrate, or DROP INDEX CONCURRENTLY"
-    for kind in step.storage:
-        table = table_of(step.tables(name, prefix), kind, name, prefix)
-        full_name = qualified(translated(connection, name), f"{prefix}{kind}")
+    migrate = "sqlalchemy-bgjob migrate, or DROP INDEX CONCURRENTLY"
+    for table in designed.tables.values():
+        full_name = qualified(translated(connection, name), table.name)
         there = _catalog(connection, full_name)
         problems += [
             f"{full_name} has no column {column.name!r}; restore it"
@@ -212,7 +222,7 @@ def _structure(connection: Connection, name: str | None, prefix: str) -> list[st
         problems += [
             f"the index {index} was left by an interrupted REINDEX, and slows every write; once "
             f"none goes on: {migrate} {index}"
-            for index in leftovers(connection, name, f"{prefix}{kind}")
+            for index in leftovers(connection, name, table.name)
         ]
         problems += [
             f"{full_name} has no constraint {constraint.name!r}; add it"
@@ -299,11 +309,11 @@ _CONSTRAINTS = text(
 )
 
 
-def _privileges(connection: Connection, name: str | None, prefix: str) -> list[str]:
-    return [
-        f"{one}; {remedy(connection, [one])}"
-        for one in lacks(connection, "worker", schema=name, table_prefix=prefix)
-    ]
+def _privileges(
+    connection: Connection, name: str | None, prefix: str, *, records: bool = False
+) -> list[str]:
+    lacking = lacks(connection, "worker", schema=name, table_prefix=prefix, records=records)
+    return [f"{one}; {remedy(connection, [one])}" for one in lacking]
 
 
 # ---- workers ------------------------------------------------------------------------------------

@@ -108,9 +108,10 @@ def check_database(connection: Connection, models: Models) -> None:
             logger.warning("%s", encoding)
         name, prefix = models.schema, models.table_prefix
         schema.check(connection, schema=name, table_prefix=prefix)
-        if models.recording is not None:
+        recorded = models.recording is not None
+        if recorded:
             schema.records.check(connection, schema=name, table_prefix=prefix)
-        lacking = lacks(connection, "worker", schema=name, table_prefix=prefix)
+        lacking = lacks(connection, "worker", schema=name, table_prefix=prefix, records=recorded)
         if vital := [str(lack) for lack in lacking if lack.vital]:
             raise WorkerRefused("; ".join(vital), remedy(connection, lacking))
         for lack in lacking:

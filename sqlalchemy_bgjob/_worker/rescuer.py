@@ -71,6 +71,10 @@ class _Turns:
         return min(self.look, self.orphans, self.sample, self.again)
 
 
+_Chore = Retention | UniquePeriods | Counts
+"""What is to be done now and then, and says itself when."""
+
+
 class Rescuer(SideLoop):
     """Judges the other workers until it is stopped.
 
@@ -110,7 +114,7 @@ class Rescuer(SideLoop):
         self._hands = hands
         self._retention = Retention(statements, settings, self._fleet, events.report)
         self._periods = UniquePeriods(statements)
-        self._chores: dict[str, Retention | UniquePeriods | Counts] = {
+        self._chores: dict[str, _Chore] = {
             "retention": self._retention,
             "periods": self._periods,
         }

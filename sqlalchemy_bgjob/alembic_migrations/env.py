@@ -12,6 +12,14 @@ with, in ``my.ini``::
 Without ``sqlalchemy.url`` the database is that of BGJOB_DATABASE_URL, or else of DATABASE_URL, read
 as the command line reads them.
 
+For the tables of ``BGJob(records=True)`` there is a branch of its own, in another folder::
+
+    version_locations = sqlalchemy_bgjob:alembic_migrations/versions
+        sqlalchemy_bgjob:alembic_migrations/records
+    path_separator = newline
+
+and ``alembic upgrade heads`` runs both.
+
 It keeps its own version table, ``bgjob_alembic_version``, so that it can live beside another
 Alembic environment in the same database. The other one must leave that table alone
 (``include_object``). A caller that has a connection passes it in

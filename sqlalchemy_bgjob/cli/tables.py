@@ -25,6 +25,9 @@ from .options import connection_options, schema_options, source_of
     type=click.IntRange(min=0),
     help="With --sql: the version to reach, up or down. By default the latest.",
 )
+@click.option(
+    "--records", is_flag=True, help="Also make the tables that BGJob(records=True) needs."
+)
 @click.pass_context
 def migrate(
     ctx: click.Context,
@@ -37,6 +40,7 @@ def migrate(
     sql: bool,
     from_version: int,
     to_version: int | None,
+    records: bool,
 ) -> int:
     """Bring the queue's tables to this release's version, without Alembic.
 
@@ -54,6 +58,7 @@ def migrate(
                 to_version=latest,
                 schema=schema,
                 table_prefix=table_prefix,
+                records=records,
             )
         except ValueError as error:
             raise CommandError(USAGE, str(error)) from None
@@ -67,7 +72,7 @@ def migrate(
     before = run_connected(
         *source,
         lambda connection: tables.migrate_online(
-            connection, schema=schema, table_prefix=table_prefix
+            connection, schema=schema, table_prefix=table_prefix, records=records
         ),
     )
     where = f"{table_prefix}* in schema {schema}" if schema else f"{table_prefix}*"
@@ -77,6 +82,8 @@ def migrate(
         click.echo(f"migrated the tables {where} from version {before} to {tables.LATEST}")
     else:
         click.echo(f"the tables {where} are of version {before}: nothing to do")
+    if records:
+        click.echo(f"the tables of records are of version {tables.records.LATEST}")
     return OK
 
 
@@ -89,8 +96,9 @@ def migrate(
 @click.option(
     "--dashboard", multiple=True, metavar="ROLE", help="A role that looks, and reads no arg."
 )
+@click.option("--records", is_flag=True, help="Also on the tables of BGJob(records=True).")
 @schema_options
-def grants(schema: str | None, table_prefix: str, **roles: tuple[str, ...]) -> int:
+def grants(schema: str | None, table_prefix: str, records: bool, **roles: tuple[str, ...]) -> int:
     """Print the least privileges for the roles of an application, as SQL for psql.
 
     Let a role that nobody logs in as own the tables.
@@ -102,5 +110,6 @@ def grants(schema: str | None, table_prefix: str, **roles: tuple[str, ...]) -> i
     if not named:
         options = ", ".join(f"--{task}" for task in TASKS)
         raise CommandError(USAGE, f"name a role with at least one of {options}")
-    click.echo(statements(named, schema=schema, table_prefix=table_prefix), nl=False)
+    made = statements(named, schema=schema, table_prefix=table_prefix, records=records)
+    click.echo(made, nl=False)
     return OK

@@ -35,22 +35,29 @@ _Key = tuple[str | None, str]
 
 
 class BGJobMigrateOp(MigrateOperation):
-    """A move of one queue's tables between two versions."""
+    """A move of one queue's tables between two versions, or of its tables of records."""
 
     def __init__(
-        self, from_version: int, to_version: int, schema: str | None, table_prefix: str
+        self,
+        from_version: int,
+        to_version: int,
+        schema: str | None,
+        table_prefix: str,
+        *,
+        records: bool = False,
     ) -> None:
         self.from_version, self.to_version = from_version, to_version
-        self.schema, self.table_prefix = schema, table_prefix
+        self.schema, self.table_prefix, self.records = schema, table_prefix, records
 
     def reverse(self) -> "BGJobMigrateOp":
         """The operation that undoes this one."""
-        return BGJobMigrateOp(self.to_version, self.from_version, self.schema, self.table_prefix)
+        versions = self.to_version, self.from_version
+        return BGJobMigrateOp(*versions, self.schema, self.table_prefix, records=self.records)
 
     def to_diff_tuple(self) -> tuple[Any, ...]:
         """What ``alembic check`` prints."""
         return (
-            "bgjob_migrate",
+            "bgjob_migrate_records" if self.records else "bgjob_migrate",
             self.schema,
             self.table_prefix,
             self.from_version,
@@ -61,7 +68,8 @@ class BGJobMigrateOp(MigrateOperation):
 @Operations.implementation_for(BGJobMigrateOp)
 def _perform(operations: Operations, operation: BGJobMigrateOp) -> None:
     up = operation.from_version < operation.to_version
-    (bgjob.upgrade if up else bgjob.downgrade)(
+    room: Any = bgjob.records if operation.records else bgjob
+    (room.upgrade if up else room.downgrade)(
         operations,
         from_version=operation.from_version,
         to_version=operation.to_version,
@@ -84,7 +92,8 @@ def _render(autogen_context: AutogenContext, operation: BGJobMigrateOp) -> str:
         arguments.append(f"schema={str(operation.schema)!r}")
     if operation.table_prefix != DEFAULT_PREFIX:
         arguments.append(f"table_prefix={str(operation.table_prefix)!r}")
-    return f"bgjob.{verb}({', '.join(arguments)})"
+    room = "bgjob.records" if operation.records else "bgjob"
+    return f"{room}.{verb}({', '.join(arguments)})"
 
 
 def compare(
@@ -94,6 +103,9 @@ def compare(
     calls: list[ops.MigrateOperation] = []
     for queue in sorted(_queues(autogen_context), key=lambda q: (q.schema or "", q.prefix)):
         call = _rewrite(queue, autogen_context, upgrade_ops, schemas)
+        if call is not None:
+            calls.append(call)
+        call = _rewrite_records(queue, autogen_context, upgrade_ops)
         if call is not None:
             calls.append(call)
     upgrade_ops.ops[:0] = calls
@@ -176,6 +188,36 @@ def _rewrite(
     if found >= queue.version:
         return None
     return BGJobMigrateOp(found, queue.version, queue.schema, queue.prefix)
+
+
+def _rewrite_records(
+    queue: _Queue, autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps
+) -> BGJobMigrateOp | None:
+    """The same for tables of records, which the user's metadata has or has not."""
+    connection = autogen_context.connection
+    assert connection is not None
+    where: dict[str, Any] = {"schema": queue.schema, "table_prefix": queue.prefix}
+    key = f"{queue.prefix}record"
+    table = autogen_context.table_key_to_table.get(
+        key if queue.schema is None else f"{queue.schema}.{key}"
+    )
+    wanted = 0 if table is None else bgjob.records.version_in(table.comment)
+    found = bgjob.records.db_version(connection, **where)
+    if found == wanted:
+        return None
+    default = connection.dialect.default_schema_name
+    ours = {table.name for table in bgjob.records.frozen_tables(max(found, wanted), **where)}
+    schemas = {queue.schema, *([None] if queue.schema == default else [])}
+    theirs = [
+        operation
+        for operation in upgrade_ops.ops
+        if getattr(operation, "table_name", None) in ours
+        and getattr(operation, "schema", None) in schemas
+    ]
+    if not theirs:
+        return None  # the project keeps these tables out of its history
+    upgrade_ops.ops[:] = [one for one in upgrade_ops.ops if one not in theirs]
+    return BGJobMigrateOp(found, wanted, queue.schema, queue.prefix, records=True)
 
 
 class _Filter:

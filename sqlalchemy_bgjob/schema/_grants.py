@@ -4,7 +4,8 @@ A new version of the tables may need new ones, and a role does not get them by i
 that lacks what it can't do without is refused at its start, with the GRANT that mends it.
 
 A role that enqueues may read only the few columns of jobs that its own statements return. A
-dashboard's role reads no args. It does read headers and errors, so secrets belong in neither.
+dashboard's role reads no args, and no results. It does read headers and errors, so secrets belong
+in neither.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 from . import LATEST
 from ._elements import table_of
 from ._names import qualified, quoted, translated
+from ._records_1 import records_1
 from ._versions import STEPS
 
 Task = Literal["enqueue", "worker", "operator", "dashboard"]
@@ -66,8 +68,9 @@ class Privilege:
         return self.verb + (f" ({', '.join(map(quoted, self.columns))})" if self.columns else "")
 
 
-_VITAL: Final = ("job", "worker", "control")
-"""The tables of which a worker needs all privileges to run anything."""
+_VITAL: Final = ("job", "worker", "control", "record")
+"""The tables of which a worker needs all privileges: without them it runs nothing, or the end of
+what it has run is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Lacking:
 
     Attributes:
         privileges: As GRANT names them, with the table.
-        vital: Whether a worker without them runs nothing.
+        vital: Whether a worker is of no use without them.
     """
 
     privileges: str
@@ -86,9 +89,28 @@ class Lacking:
         return f"this role lacks {self.privileges}, which a worker needs"
 
 
-def needs(task: Task) -> tuple[Privilege, ...]:
-    """All that a role needs for its task, on the tables of the latest version."""
-    return tuple(_needs(task))
+def needs(task: Task, *, records: bool = False) -> tuple[Privilege, ...]:
+    """All that a role needs for its task, on the tables of the latest version, and on *records*."""
+    return (*_needs(task), *(_needs_of_records(task) if records else ()))
+
+
+def _needs_of_records(task: Task) -> Iterator[Privilege]:
+    match task:
+        case "enqueue":
+            yield Privilege("record", "SELECT")  # who enqueues may wait for the result
+        case "worker":
+            yield from (Privilege("record", verb) for verb in _ALL)
+            # To lock old rows, so that two workers delete different ones, is an UPDATE.
+            yield from (Privilege("minute", verb) for verb in _ALL)
+        case "operator":
+            # A cancel of a queued job writes its record.
+            yield from (Privilege("record", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
+            yield Privilege("minute", "SELECT")
+        case "dashboard":
+            record = table_of(records_1(None, ""), "record", None, "")
+            columns = (column.name for column in record.c if column.name != "result")
+            yield Privilege("record", "SELECT", tuple(columns))
+            yield Privilege("minute", "SELECT")
 
 
 def _needs(task: Task) -> Iterator[Privilege]:
@@ -132,13 +154,20 @@ def _without_arg(kind: str) -> tuple[str, ...]:
     return tuple(column.name for column in table.c if not column.name.endswith("arg"))
 
 
-def grants(roles: Iterable[tuple[Task, str]], *, schema: str | None, table_prefix: str) -> str:
+def grants(
+    roles: Iterable[tuple[Task, str]],
+    *,
+    schema: str | None,
+    table_prefix: str,
+    records: bool = False,
+) -> str:
     """The GRANT statements for these roles, one a line; they belong to nobody else.
 
     Args:
         roles: What each role does, and its name.
         schema: The tables' schema; None if they are on the search path.
         table_prefix: How the tables' names begin.
+        records: Whether there are tables of records.
     """
     lines: list[str] = []
     for task, role in roles:
@@ -148,15 +177,20 @@ def grants(roles: Iterable[tuple[Task, str]], *, schema: str | None, table_prefi
         lines += [
             f"GRANT {', '.join(map(str, privileges))} ON {qualified(schema, table_prefix + kind)} "
             f"TO {quoted(role)};"
-            for kind, privileges in _by_table(needs(task)).items()
+            for kind, privileges in _by_table(needs(task, records=records)).items()
         ]
     return "\n".join(lines) + "\n"
 
 
 def lacks(
-    connection: Connection, task: Task, *, schema: str | None, table_prefix: str
+    connection: Connection,
+    task: Task,
+    *,
+    schema: str | None,
+    table_prefix: str,
+    records: bool = False,
 ) -> list[Lacking]:
-    """What the connection's role lacks for a task, table by table.
+    """What the connection's role lacks for a task, table by table; also on those of *records*.
 
     Missing tables and columns are left to other checks.
     """
@@ -164,7 +198,7 @@ def lacks(
     if schema is not None and connection.execute(_USAGE, {"schema": schema}).scalar() is False:
         # Nothing inside it can be checked.
         return [Lacking(f"USAGE ON SCHEMA {quoted(schema)}", vital=True)]
-    needed = needs(task)
+    needed = needs(task, records=records)
     tables = [qualified(schema, table_prefix + one.kind) for one in needed]
     given = {
         "tables": tables,

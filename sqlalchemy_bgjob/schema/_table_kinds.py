@@ -5,7 +5,7 @@ several, and a view has none of its own. A table that others inherit from is a p
 statements leave the children's rows alone, see ``ONLY`` in :mod:`._sql.words`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, text
@@ -33,14 +33,20 @@ _NAMES: Final[Mapping[str, str]] = {
 }
 
 
-def require_plain_tables(connection: Connection, *, schema: str | None, table_prefix: str) -> None:
+def require_plain_tables(
+    connection: Connection,
+    *,
+    schema: str | None,
+    table_prefix: str,
+    kinds: Iterable[str] = KINDS,
+) -> None:
     """Refuse tables that are not plain; missing ones are left to other checks.
 
     Raises:
         NotAPlainTable: One of them is partitioned, a view or the like.
     """
     schema = translated(connection, schema)
-    for table in _tables(schema, table_prefix):
+    for table in _tables(schema, table_prefix, kinds):
         kind = connection.execute(_KIND, {"table": table}).scalar()
         if kind is not None and kind != "r":
             raise NotAPlainTable(table, _NAMES.get(kind, "no table"), schema, table_prefix)
@@ -57,8 +63,8 @@ def heirs(connection: Connection, *, schema: str | None, table_prefix: str) -> l
     ]
 
 
-def _tables(schema: str | None, prefix: str) -> Iterator[str]:
-    yield from (qualified(schema, f"{prefix}{kind}") for kind in KINDS)
+def _tables(schema: str | None, prefix: str, kinds: Iterable[str] = KINDS) -> Iterator[str]:
+    yield from (qualified(schema, f"{prefix}{kind}") for kind in kinds)
 
 
 _KIND: Final[Any] = text(

@@ -7,7 +7,7 @@ table of records. ``sqlalchemy-bgjob migrate --records`` makes them, Alembic's a
 
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, Table, text
 from sqlalchemy.schema import SetTableComment
@@ -18,7 +18,8 @@ from . import _records_1
 from ._elements import Operations, connection_of, table_of
 from ._layouts import require_own_tables
 from ._names import qualified, translated
-from ._records_1 import records_1
+from ._records_1 import RECORD_KINDS, records_1
+from ._table_kinds import require_plain_tables
 
 LATEST: Final = 1
 """The newest version that this release can build, and the one that its workers need."""
@@ -104,10 +105,13 @@ def check(
     """Refuse tables of records that this release's workers cannot run on; nothing is modified.
 
     Raises:
+        NotAPlainTable: One of them is partitioned, or a view.
         RecordsOutOfDate: They are missing, or of another version.
         ForeignTable: A table of one of these names is another program's.
     """
-    require_own_tables(connection, schema=schema, table_prefix=table_prefix, records=True)
+    where: dict[str, Any] = {"schema": schema, "table_prefix": table_prefix}
+    require_plain_tables(connection, **where, kinds=RECORD_KINDS)
+    require_own_tables(connection, **where, records=True)
     found = db_version(connection, schema=schema, table_prefix=table_prefix)
     if found != LATEST:
         raise RecordsOutOfDate(found, LATEST, translated(connection, schema), table_prefix)

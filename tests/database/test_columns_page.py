@@ -10,7 +10,9 @@ import pytest
 from sqlalchemy import MetaData, Table, inspect
 from sqlalchemy.dialects import postgresql
 
+from sqlalchemy_bgjob import schema
 from sqlalchemy_bgjob.models import build_models
+from sqlalchemy_bgjob.schema._records_1 import RECORD_KINDS
 from sqlalchemy_bgjob.schema._table_kinds import KINDS
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "columns.md").read_text()
 SECTIONS = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 TYPES = {"timestamp with time zone": "timestamptz", "float(53)": "float8"}
-TABLES = [f"bgjob_{kind}" for kind in KINDS]
+RECORDS = [f"bgjob_{kind}" for kind in RECORD_KINDS]
+TABLES = [*(f"bgjob_{kind}" for kind in KINDS), *RECORDS]
 
 VERSION, *QUESTIONS, ADDED, CANCELLED, CORRECTED = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
 DEAD = (
@@ -30,14 +33,14 @@ DEAD = (
 
 
 def table(name: str) -> Table:
-    return build_models(MetaData()).metadata.tables[name]
+    return build_models(MetaData(), records=True).metadata.tables[name]
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_the_page_has_the_columns_of_the_models(name: str) -> None:
     """In their order, with type, null and whether there is a default."""
     shown = re.findall(
-        r"^\| `(\w+)` \| (\w+) \| (yes|no) \| (.*?) \| \S.* \|$", SECTIONS[name], re.MULTILINE
+        r"^\| `(\w+)` \| ([\w\[\]]+) \| (yes|no) \| (.*?) \| \S.* \|$", SECTIONS[name], re.MULTILINE
     )
 
     def of_postgresql(column_type: object) -> str:
@@ -54,6 +57,8 @@ def test_the_page_has_the_columns_of_the_models(name: str) -> None:
 def test_the_page_has_the_indexes_and_checks(name: str, queue: Queue) -> None:
     """Those that are in the database."""
     shown = re.findall(r"^\| `(\w+_(?:pkey|idx|check))` \|", SECTIONS[name], re.MULTILINE)
+    if name in RECORDS:
+        schema.records.upgrade(queue.connection)  # and rolled back at the end
     found = inspect(queue.connection)
     names = [
         found.get_pk_constraint(name)["name"],
