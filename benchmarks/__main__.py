@@ -13,6 +13,7 @@ from benchmarks.designs import run_designs
 from benchmarks.features import run_features
 from benchmarks.peers import PEERS
 from benchmarks.plot import draw
+from benchmarks.records import VARIANTS, run_records
 from benchmarks.report import table_lines
 from benchmarks.workloads import WORKLOADS
 from sqlalchemy_bgjob._bench.workloads import chosen
@@ -157,6 +158,32 @@ def dashboard(jobs: int, dead: int, times: int) -> None:
     """Tell how long each page of the dashboard takes, over so many jobs."""
     for line in run_dashboard(jobs, dead, times):
         click.echo(line)
+
+
+@cli.command()
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1_000),
+    default=20_000,
+    show_default=True,
+    help="How many jobs are drained at a time.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=9,
+    show_default=True,
+    help="How often each is measured; the medians are told.",
+)
+@work_folder_option
+@click.option("--only", metavar="NAME,NAME", help="These variants instead of all.")
+def records(jobs: int, rounds: int, work_folder: Path, only: str | None) -> None:
+    """Drain jobs that leave nothing, counts, records, and records with results."""
+    try:
+        names = VARIANTS if only is None else only.split(",")
+        run_records(names, jobs=jobs, rounds=rounds, work_folder=work_folder, say=click.echo)
+    except CommandError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @cli.command()
