@@ -140,7 +140,7 @@ def test_the_privileges_asked_for_are_those_of_the_tables_used(
         lacking = lacks(tenant, "worker", schema=name, table_prefix="bgjob_")
         transaction.rollback()
 
-    assert lacking == ['DELETE ON "Tenant 1"."bgjob_job"']
+    assert [one.privileges for one in lacking] == ['DELETE ON "Tenant 1"."bgjob_job"']
 
 
 def test_a_look_at_the_health_is_at_the_tables_that_are_used(
