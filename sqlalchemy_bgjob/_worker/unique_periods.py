@@ -50,9 +50,9 @@ class UniquePeriods:
             DBAPIError: The role may not, or the connection was lost; it begins again at a later
                 sample of health.
         """
-        begun = now = time.monotonic()
+        begun = time.monotonic()
         self.due_at = inf
-        while now < begun + LASTS:
+        while True:
             looked = delete_over(connection, self._statements, after=self._after, limit=BATCH)
             now = time.monotonic()
             if looked.last is None:
@@ -60,5 +60,7 @@ class UniquePeriods:
                 self._after, self._took = "", 0.0
                 return
             self._after = looked.last
+            if now >= begun + LASTS:
+                break
         self._took += now - begun
         self.due_at = now + GO_ON_AFTER
