@@ -178,6 +178,9 @@ def comparison(value: str) -> tuple[str, int]:
 def _written(term: Term) -> str:
     name = ".".join((term.field, *term.path)) if term.field else ""
     values = ",".join(
-        f'"{value}"' if re.search(r"[\s,:]", value) or not value else value for value in term.values
+        f'"{value}"'
+        if not value or re.search(r"[\s,:]", value) or (not name and value.startswith("-"))
+        else value
+        for value in term.values
     )
     return f"{'-' if term.negated else ''}{name}{':' if name else ''}{values}"

@@ -100,8 +100,7 @@ async def edit(visit: Visit) -> Done:
             dead = session.get(site.jobs.DeadJob, row_id, with_for_update=True)
             if dead is None:
                 raise HTTPException(404, "This dead job is gone: redriven, or deleted.")
-            is_json = dead.arg is not None and not (dead.headers or {}).get(CONTENT_TYPE)
-            before = loaded(dead.arg) if is_json and dead.arg is not None else None
+            before = _old_value(dead)
             # A row is assigned bytes of JSON as what they stand for: the handler's type checks it.
             dead.arg = site.redaction.restored(value, before)
             session.flush()
@@ -109,6 +108,23 @@ async def edit(visit: Visit) -> Done:
 
     id = await visit.act(work)
     return Done("The arg is changed.", {"id": id}, f"job?id={id}")
+
+
+def _old_value(dead: Any) -> Any:
+    """The JSON value of a dead job's arg; None if it is none, which is what may have to be mended.
+
+    Raises:
+        HTTPException: Its headers can't be read.
+    """
+    headers = dead.headers or {}
+    if not isinstance(headers, dict):
+        raise HTTPException(400, "The headers of this job are no object: mend them by SQL first.")
+    if dead.arg is None or headers.get(CONTENT_TYPE):
+        return None
+    try:
+        return loaded(dead.arg)
+    except ValueError:
+        return None
 
 
 async def copy(visit: Visit) -> Done:
@@ -249,11 +265,16 @@ async def perform(visit: Visit, name: str) -> Done:
     log.info(
         "%s by %s: %s",
         name,
-        by,
-        done.words,
+        _in_one_line(by),
+        _in_one_line(done.words),
         extra={"action": name, "user": by, "facts": done.facts},
     )
     return done
+
+
+def _in_one_line(text: str) -> str:
+    """Nobody may write a second line into the log, by the name of a queue for example."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _which(visit: Visit, kind: str) -> tuple[Any, list[str]]:

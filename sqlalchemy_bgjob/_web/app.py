@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .._db.errors import database_message, sqlstate
+from .._db.errors import database_message, sqlstate, summary
 from .._inspect.reading import can_write
 from .._sql import statements_of
 from .._version import __version__
@@ -318,7 +318,8 @@ class _Dashboard:
         elif code == "42P01":
             status, words = 503, "The tables are missing: run `sqlalchemy-bgjob migrate`."
         elif isinstance(error, DBAPIError) and code:
-            status, words = 500, f"The database refuses: {database_message(error)}"
+            # Not its own words, which may hold values of rows.
+            status, words = 500, f"The database refuses: {summary(error)}"
         if status >= 500:
             log.warning("the dashboard: %s (%s)", words, code or type(error).__name__)
         if _wants_json(request):

@@ -42,12 +42,14 @@ class Live:
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._look())
             yield "retry: 1000\n\n"
+            end = asyncio.get_running_loop().time() + STREAM_FOR
             with suppress(TimeoutError):
-                async with asyncio.timeout(STREAM_FOR):
-                    while True:
+                while True:
+                    # Not around the yield, where another's task may be waiting to send.
+                    async with asyncio.timeout_at(end):
                         await changed.wait()
-                        changed.clear()
-                        yield "event: changed\ndata: 1\n\n"
+                    changed.clear()
+                    yield "event: changed\ndata: 1\n\n"
         finally:
             self._waiting.discard(changed)
 

@@ -25,6 +25,8 @@ class Rooted:
 def _completed(scope: Scope) -> Scope:
     raw = unquote_to_bytes(scope.get("raw_path") or b"")
     whole, path = raw.decode("utf-8", "replace"), str(scope["path"])
+    if path == "/" and whole and not whole.endswith("/"):  # the mount itself, without its slash
+        return {**scope, "root_path": whole, "path": f"{whole}/"}
     rest = path if whole.endswith(path) else path.rstrip("/")
     if not rest or whole == rest or not whole.endswith(rest):
         return scope

@@ -54,7 +54,12 @@ class Redaction:
                 return value
 
     def restored(self, edited: Any, original: Any) -> Any:
-        """An edited value with the secrets of the original back where they were hidden."""
+        """An edited value with the secrets of the original back where they were hidden.
+
+        Raises:
+            ValueError: It is not known whose secret a hidden one is: a list with hidden values has
+                another length, or the original had none there.
+        """
         match edited, original:
             case dict(), dict():
                 return {
@@ -63,18 +68,32 @@ class Redaction:
                     else self.restored(one, original.get(key))
                     for key, one in edited.items()
                 }
-            case list(), list():
-                rest = [None] * max(0, len(edited) - len(original))
+            case list(), list() if len(edited) == len(original):
                 return [
-                    self.restored(one, before)
-                    for one, before in zip(edited, [*original, *rest], strict=False)
+                    self.restored(one, before) for one, before in zip(edited, original, strict=True)
                 ]
             case _:
+                if _has_hidden(edited):
+                    raise ValueError(
+                        f"whose value is the {HIDDEN} here? Write the value itself; a list with "
+                        f"hidden values keeps its length"
+                    )
                 return edited
 
 
+def _has_hidden(value: Any) -> bool:
+    match value:
+        case dict():
+            return any(map(_has_hidden, value.values()))
+        case list():
+            return any(map(_has_hidden, value))
+        case _:
+            return bool(value == HIDDEN)
+
+
 def _plain(key: str) -> str:
-    return key.lower().replace("-", "_")
+    """Without what tells ``card_number``, ``card-number`` and ``cardNumber`` apart."""
+    return "".join(character for character in key.lower() if character.isalnum())
 
 
 def loaded(arg: bytes) -> Any:

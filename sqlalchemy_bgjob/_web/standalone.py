@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-COOKIE = "bgjob_key"
-
 
 class Key:
     """A token that lets one browser in, once, and the cookie that this browser has from then on."""
@@ -35,6 +33,8 @@ class Key:
     def __init__(self) -> None:
         self.token: str | None = secrets.token_urlsafe(24)
         self._cookie = secrets.token_urlsafe(32)
+        # Browsers keep cookies by host, whatever the port: there may be another dashboard there.
+        self.name = f"bgjob_key_{secrets.token_hex(4)}"
 
     def let_in(self, given: str) -> str | None:
         """The cookie for who has the token, which is used up by that; None for others."""
@@ -45,7 +45,7 @@ class Key:
 
     def is_known(self, request: Request) -> bool:
         """Whether this is the browser that was let in."""
-        given = request.cookies.get(COOKIE, "")
+        given = request.cookies.get(self.name, "")
         return hmac.compare_digest(self._cookie.encode(), given.encode())
 
 
@@ -94,7 +94,7 @@ def standalone(
             return Response(words, 403, HEADERS, "text/plain")
         response = RedirectResponse("/", 303, HEADERS)
         if cookie is not None:
-            response.set_cookie(COOKIE, cookie, httponly=True, samesite="strict")
+            response.set_cookie(key.name, cookie, httponly=True, samesite="strict")
         return response
 
     def who(request: Request) -> Access | None:

@@ -76,3 +76,9 @@ def test_a_bare_word_and_sole_values_are_found() -> None:
     assert parse("id:a*").only("id") is None
     assert parse("-id:a").only("id") is None
     assert str(parse("state:dead queue:mail").without("state")) == "queue:mail"
+
+
+def test_a_quoted_word_with_a_minus_stays_what_it_is() -> None:
+    search = parse('"-foo" state:due')
+
+    assert parse(str(search)) == search
