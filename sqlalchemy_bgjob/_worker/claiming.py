@@ -280,9 +280,9 @@ class Claiming:
         if jobs and in_order:
             last = Position(jobs[-1].priority, jobs[-1].next_run_at, jobs[-1].id)
         now = time.monotonic()
-        is_lost = worker_id != self._heart.worker_id  # jobs claimed under an old id go back
         handlers = {type: self._find(type, queue) for type in {job.type for job in jobs}}
         with self._hands.lock:
+            is_lost = worker_id != self._heart.worker_id  # jobs claimed under an old id go back
             planner = self._hands.planner
             runnable: list[ClaimedJob] = []
             for job in jobs:

@@ -16,8 +16,8 @@ The job's row is not locked while the handler runs, so the handler can't release
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Transaction
@@ -44,8 +44,10 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 _ISOLATION: Final = "isolation_level"
 
 
-LOCK_TIMEOUT_MS: Final = 1_000
-"""How long a handler's settlement waits for a row that another transaction has locked."""
+LOCK_TIMEOUT_MS: Final = 500
+"""How long a handler's settlement waits for a row that another transaction has locked.
+
+Less than a server's deadlock_timeout: of a circle with a user's transaction, this one gives way."""
 
 
 class JobEnded(RuntimeError):
@@ -356,18 +358,18 @@ class HandlerSession:
             RowMissing: There is no such row with this lease.
             RowKept: There is one, and the statement did not settle it.
         """
-        held, xid = write(connection, statements, items)
+        limit = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
+        if any(item.job.keep for item in items):  # the first try waits for the records' rows
+            connection.exec_driver_sql(limit)
+        with _giving_way(items):
+            held, xid = write(connection, statements, items)
         if len(held) == len(items):
             return xid
         items = [item for item in items if item.job.id not in held]
         _refuse_missing(connection, statements, items)
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
-        try:
+        connection.exec_driver_sql(limit)
+        with _giving_way(items):
             held, xid = write(connection, statements, items, wait=True)
-        except DBAPIError as error:
-            if sqlstate(error) == "55P03":
-                raise RowLocked(item.job.id for item in items) from None
-            raise
         if len(held) < len(items):
             items = [item for item in items if item.job.id not in held]
             _refuse_missing(connection, statements, items)
@@ -406,6 +408,17 @@ def _note_transaction(items: Sequence[Pending], xid: str | None) -> None:
     """Which transaction is to settle them, while the answer to its COMMIT is waited for."""
     for item in items:
         item.xid, item.if_committed = xid, item.settlement
+
+
+@contextmanager
+def _giving_way(items: Sequence[Pending]) -> Iterator[None]:
+    """Let a lock that lasts, or a deadlock with a user's transaction, be nobody's fault."""
+    try:
+        yield
+    except DBAPIError as error:
+        if sqlstate(error) in ("55P03", "40P01"):
+            raise RowLocked(item.job.id for item in items) from None
+        raise
 
 
 def _refuse_missing(
