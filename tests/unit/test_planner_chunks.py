@@ -132,12 +132,20 @@ def test_a_suspect_job_comes_before_chunks() -> None:
 
 
 def test_a_claim_fills_chunks_instead_of_slots() -> None:
-    """Once such jobs were seen; nothing is claimed that would start later."""
+    """Once such jobs were seen; those that wait for others take no slot yet."""
     two = core(2, max_claim=1_000)
     assert limit(two) == 2
     claim_all(two, sharing(2, handler(chunk=100)))
 
-    assert limit(two) == 198
+    assert limit(two) == 200
+
+
+def test_jobs_that_wait_for_others_hold_up_no_claim() -> None:
+    """Of two types in one slot, a job each: the others of both must be found."""
+    one = core(1, max_claim=1_000)
+    claim_all(one, [*sharing(1, handler(chunk=2)), *sharing(1, handler(chunk=2))])
+
+    assert limit(one) > 0
 
 
 def test_claims_of_few_such_jobs_stay_small() -> None:

@@ -62,9 +62,9 @@ class Chunks:
             self._part = old + _MEMORY * (part - old)
 
     @property
-    def held(self) -> float:
-        """How many slots the jobs that wait will take."""
-        return sum(len(waiting) / _size(handler) for handler, waiting in self._waiting.items())
+    def held(self) -> int:
+        """How many slots the full chunks will take; jobs that wait for others take none yet."""
+        return sum(len(waiting) // _size(handler) for handler, waiting in self._waiting.items())
 
     @property
     def per_run(self) -> float:
