@@ -154,7 +154,9 @@ class HasRecords:
 
 
 def _is_over(found: Found) -> bool:
-    return not found.is_live and (found.record is None or found.record.state != "live")
+    # Job and record are read by one statement: if the job is gone it has ended, though whoever
+    # ended it, a worker that does not know its type perhaps, kept no record of that.
+    return not found.is_live
 
 
 def _looks(id: str, timeout: float | None) -> Iterator[float]:

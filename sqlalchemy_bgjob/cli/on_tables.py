@@ -123,7 +123,7 @@ def _run(
     from .._inspect.own_columns import add_own_columns
     from .._process.engines import run_in_transaction
     from ..bgjob import BGJob
-    from ..schema import check
+    from ..schema import check, records
 
     source = source_of(ctx, where["database_url"], where["engine"], where["app_dir"])
     known = None if app is None else load_jobs(app, where["app_dir"])
@@ -136,7 +136,10 @@ def _run(
             return action(connection, known)
         schema, table_prefix = where["schema"], where["table_prefix"]
         check(connection, schema=schema, table_prefix=table_prefix)
-        bare: BGJob[Any, Any] = BGJob(MetaData(), schema=schema, table_prefix=table_prefix)
+        names: Any = {"schema": schema, "table_prefix": table_prefix}
+        # A record that is there is ended with its job, also by a program without the handlers.
+        recorded = records.db_version(connection, **names) == records.LATEST
+        bare: BGJob[Any, Any] = BGJob(MetaData(), **names, records=recorded)
         add_own_columns(connection, bare.models)
         return action(connection, bare)
 
