@@ -4,6 +4,7 @@ Each request has a thread of its own, so that one slow client holds up no probe.
 the database, and whoever connects too often closes only their own oldest connection.
 """
 
+import errno
 import logging
 import socket
 import socketserver
@@ -15,7 +16,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
-from .exits import USAGE, CommandError
+from .._db.errors import summary
+from .exits import FAILED, USAGE, CommandError
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -52,7 +54,9 @@ class Endpoint:
         except OSError as error:
             shown = f"[{host}]" if ":" in host else host
             reason = error.strerror or error
-            raise CommandError(USAGE, f"can't listen on {shown}:{port}: {reason}") from None
+            # A port that is taken may be free soon, and then a supervisor's next try succeeds.
+            code = FAILED if error.errno == errno.EADDRINUSE else USAGE
+            raise CommandError(code, f"can't listen on {shown}:{port}: {reason}") from None
         self.port: int = self._server.server_address[1]
 
     def __enter__(self) -> Self:
@@ -113,7 +117,7 @@ def _server(host: str, pages: Mapping[str, Page]) -> type[_Server]:
                 known = "\n".join(pages)
                 answer = Answer(HTTPStatus.NOT_FOUND, f"there are:\n{known}\n".encode())
             else:
-                answer = page(self.headers.get("Accept", ""))
+                answer = _made(page, self.headers.get("Accept", ""))
             self.send_response(answer.status)
             self.send_header("Content-Type", answer.content_type)
             self.send_header("Content-Length", str(len(answer.body)))
@@ -133,6 +137,14 @@ def _server(host: str, pages: Mapping[str, Page]) -> type[_Server]:
         handler = Handler
 
     return Server
+
+
+def _made(page: Page, accept: str) -> Answer:
+    try:
+        return page(accept)
+    except Exception as error:  # a collector of the application's, for example
+        logger.warning("no answer can be made: %s", summary(error))
+        return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}\n".encode())
 
 
 def probe(holds: Callable[[], bool], words: str, otherwise: str) -> Page:

@@ -107,13 +107,14 @@ def check_database(connection: Connection, models: Models) -> None:
         if (encoding := encoding_problem(connection)) is not None:
             logger.warning("%s", encoding)
         name, prefix = models.schema, models.table_prefix
-        schema.check(connection, schema=name, table_prefix=prefix)
         recorded = models.recording is not None
-        if recorded:
-            schema.records.check(connection, schema=name, table_prefix=prefix)
+        # First of all: without USAGE on the schema nobody can look for its tables.
         lacking = lacks(connection, "worker", schema=name, table_prefix=prefix, records=recorded)
         if vital := [str(lack) for lack in lacking if lack.vital]:
             raise WorkerRefused("; ".join(vital), remedy(connection, lacking))
+        schema.check(connection, schema=name, table_prefix=prefix)
+        if recorded:
+            schema.records.check(connection, schema=name, table_prefix=prefix)
         for lack in lacking:
             logger.warning("%s; %s", lack, remedy(connection, [lack]))
         unseen = hidden(connection, schema=name, table_prefix=prefix)

@@ -103,7 +103,7 @@ class Scheduler:
             self._due_at = min(self._fire_due(connection), self._look_again_at())
         except Exception as error:
             if lost_connection(error):
-                self._due_at = 0.0
+                self._due_at = self._keep_at = 0.0
                 raise
             self._events.report(error)
             logger.warning("schedules: %s; looking again in %g s", summary(error), REFUSED)
@@ -114,11 +114,12 @@ class Scheduler:
 
     def _keep_code(self, connection: Connection) -> None:
         definitions = self._registry.schedules.values()
+        # Before it: if it is refused, for one bad row perhaps, the others go on to fire.
+        self._keep_at = time.monotonic() + KEPT_EVERY
         taken = firing.keep_code(
             connection, self._statements, definitions, starting=self._is_starting
         )
         self._is_starting = False
-        self._keep_at = time.monotonic() + KEPT_EVERY
         if taken != self._taken:
             self._taken = taken
             for name in taken:

@@ -15,7 +15,9 @@ from .output import print_json, print_table
 
 _PROGRAMS: Final = ("sqlalchemy-bgjob", "bgjob")
 _PASSWORDS: Final = re.compile(
-    r"(?<=://)([^:@/]*):([^@]*)@|(\b(?:ssl)?password=)[^&]*", re.IGNORECASE
+    # Up to the last @: a password may have one that should have been escaped.
+    r"(?<=://)([^:/]*):(.*)@|(\b(?:ssl)?password=)[^&]*",
+    re.IGNORECASE,
 )
 
 

@@ -228,7 +228,10 @@ def _found(
     from .._inspect import jobs as reads
     from .._sql import statements_of
 
-    dead = search.only("state") == ("dead",)
+    states = search.only("state") or ()
+    if "dead" in states and len(states) > 1:
+        raise CommandError(USAGE, "dead jobs are in a table of their own: ask for state:dead alone")
+    dead = states == ("dead",)
     page_of, wanted = (
         (reads.dead_page, search.without("state")) if dead else (reads.live_page, search)
     )

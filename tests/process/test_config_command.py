@@ -50,6 +50,15 @@ def test_each_value_has_its_source() -> None:
     assert "s3cret" not in run("config", **given)[1]
 
 
+@pytest.mark.parametrize("user", ["me", "me@srv"])
+@pytest.mark.parametrize("password", ["s3cret", "s3@cret", "s3cret@"])
+def test_no_password_is_told(user: str, password: str) -> None:
+    """Also one with a character that should have been escaped."""
+    url = f"postgresql://{user}:{password}@host/d"
+
+    assert "cret" not in run("config", BGJOB_DATABASE_URL=url)[1]
+
+
 def test_the_platforms_database_is_named_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:s3cret@h/d")
     found = options("doctor")["database-url"]

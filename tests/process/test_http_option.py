@@ -20,7 +20,7 @@ from sqlalchemy import create_engine
 from sqlalchemy_bgjob import Worker
 from sqlalchemy_bgjob._process import endpoint
 from sqlalchemy_bgjob._process.address import Address
-from sqlalchemy_bgjob._process.endpoint import Endpoint, probe
+from sqlalchemy_bgjob._process.endpoint import Answer, Endpoint, probe
 from sqlalchemy_bgjob._process.exits import CommandError
 from sqlalchemy_bgjob._worker import heart
 from support import cli_app as app
@@ -179,6 +179,19 @@ def answer_to(port: int, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(request)
         return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+def test_a_page_that_fails_is_answered_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    """As by a collector of the application's own."""
+
+    def fails(accept: str) -> Answer:
+        raise ZeroDivisionError("a collector")
+
+    with Endpoint("127.0.0.1", 0, {"/metrics": fails}) as listening:
+        answer = answer_to(listening.port, b"GET /metrics HTTP/1.1\r\n\r\n")
+
+    assert answer.split()[1] == b"500"
+    assert "no answer can be made: ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.parametrize(
