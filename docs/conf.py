@@ -43,6 +43,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|typing|typing_extensions|collections|contextlib|datetime)\..*"),
     ("py:.*", r"(pathlib|pwd|alembic|contextvars|starlette)\..*"),
     ("py:.*", r".*\._.*|.*\.[A-Z]|.*\.(Decorator|SettingOptions)"),
+    ("py:class", "Working|Decorator|ChunkDecorator|HandlerKeywords|ChunkKeywords"),
+    ("py:class", r"(Tracer|Meter)Provider|prometheus_client\..*"),
     ("py:.*", "AsyncTarget|AsyncEngine|Engine|OperationalError|Plugin|ColumnExpressionArgument"),
 ]
 

@@ -337,7 +337,7 @@ class BGJob(
             near = did_you_mean(type, (known.type for known in self.registry))
             raise ValueError(
                 f"the type {type!r} is not registered in this process, so its queue is not "
-                f"known; {near or 'give queue='}"
+                f"known; {f'{near} If not, ' if near else ''}give queue="
             )
         additions = self.registry.additions
         return enqueue_type(target, self.models, additions, handler, type, arg, options)

@@ -211,7 +211,7 @@ def _check_takes_object(handler: JobType[Any]) -> None:
         handler.decode(b"{}", None)
     except InvalidArg as error:
         # Any other error may go away with the fields that a row brings.
-        if error.path == "$" and error.reason.endswith("got `object`"):
+        if error.path == "$" and "got `object`" in error.reason:
             raise ValueError(
                 f"the handler of {handler.type!r} takes no object of fields, which is what the "
                 f"rows of a select become ({error.reason})"

@@ -35,7 +35,9 @@ class QueueInfo:
 
     Attributes:
         queue: Its name.
-        due, scheduled, running: How many jobs it has, as far as they are counted.
+        due: How many of its jobs are due, as far as they are counted.
+        scheduled: How many are due later.
+        running: How many a worker holds.
         workers: How many serve it.
         slots: How many of its jobs they can run at once.
         set_slots: How many slots an operator has given each of them.

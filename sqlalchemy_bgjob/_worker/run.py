@@ -217,7 +217,7 @@ class Context(Generic[S]):
 
     @property
     def jobs(self) -> tuple[JobInfo, ...]:
-        """The jobs of this call: of a chunk in the order of their args, else the one job."""
+        """The jobs of this call, in the order of the args of a chunk; else the one job."""
         return self._run.infos
 
     @property

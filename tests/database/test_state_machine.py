@@ -1018,7 +1018,7 @@ def test_rows_are_always_what_the_model_says(machine: type[Machine]) -> None:
     assert {held for _, held in machine.settlements} == {True, False}
     assert machine.fired == {True, False}
     assert machine.words == {(word, there) for word in WORDS for there in (True, False)}
-    assert len(DONE - machine.done) <= 2, DONE - machine.done
+    assert len(DONE - machine.done) <= len(DONE) // 4, DONE - machine.done
 
 
 def test_what_a_short_run_may_leave_out(machine: type[Machine]) -> None:

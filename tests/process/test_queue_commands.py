@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,6 @@ from sqlalchemy import Engine, select
 
 from sqlalchemy_bgjob import Worker
 from support import cli_app as app
-from support import wait_until
 from support.cli import add, run
 
 if TYPE_CHECKING:
@@ -196,33 +193,3 @@ def test_check_looks_at_one_process_of_any_host(bgjob: Any, tables: Engine) -> N
     code, _, err = bgjob("check", "--worker", "web:1:71")
     assert code == 1
     assert "no worker of host 'web:1' with pid 71" in err
-
-
-def test_the_readiness_server_of_the_page_answers(tables: Engine) -> None:
-    """As it stands there."""
-    (block,) = [
-        block
-        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-        if "serve_readiness" in block
-    ]
-    program: dict[str, Any] = {}
-    exec(block, program)
-
-    worker = Worker(app.functions, tables, queues={"default": 1})
-    server = program["serve_readiness"](worker, 0)
-
-    def status() -> int:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/readyz") as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-
-    try:
-        assert status() == 503
-        with worker:
-            wait_until(lambda: status() == 200)
-        assert status() == 503
-    finally:
-        server.shutdown()
-        server.server_close()
