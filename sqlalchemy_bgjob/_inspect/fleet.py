@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from .queues import LANES
 from .registered import ask
 
 MANY: Final = 1_000
@@ -61,18 +62,10 @@ def _queues(value: Any) -> dict[str, int]:
     return {str(name): slots for name, slots in value.items() if isinstance(slots, int)}
 
 
-_WORKERS: Final = """
-    WITH RECURSIVE lanes AS (
-      (SELECT queue, priority FROM ONLY {job} WHERE queue >= '' AND priority >= -32768
-       ORDER BY queue, priority LIMIT 1)
-      UNION ALL
-      SELECT following.queue, following.priority FROM lanes, LATERAL (
-        SELECT queue, priority FROM ONLY {job}
-        WHERE queue >= lanes.queue AND priority >= -32768
-          AND (queue, priority) > (lanes.queue, lanes.priority)
-        ORDER BY queue, priority LIMIT 1
-      ) AS following
-    ), held AS (
+_WORKERS: Final = (
+    LANES  # noqa: S608 - two constants
+    + """
+    , held AS (
       SELECT claimed_by AS worker_id, count(*) AS running FROM lanes, LATERAL (
         SELECT claimed_by FROM ONLY {job} AS one
         WHERE one.queue = lanes.queue AND one.priority = lanes.priority
@@ -88,3 +81,4 @@ _WORKERS: Final = """
     FROM ONLY {worker} AS worker LEFT JOIN held ON held.worker_id = worker.id
     ORDER BY hostname, pid, id
 """
+)

@@ -85,7 +85,7 @@ _PAUSED: Final = """
     ORDER BY queue
 """
 # A skip scan, as in the doctor's: one probe of the index for each queue and priority.
-_QUEUES: Final = """
+LANES: Final = """
     WITH RECURSIVE lanes AS (
       (SELECT queue, priority FROM ONLY {job} WHERE queue >= '' AND priority >= -32768
        ORDER BY queue, priority LIMIT 1)
@@ -96,7 +96,13 @@ _QUEUES: Final = """
           AND (queue, priority) > (lanes.queue, lanes.priority)
         ORDER BY queue, priority LIMIT 1
       ) AS following
-    ), jobs AS (
+    )
+"""
+"""How a statement begins that reads the lanes of all queues."""
+_QUEUES: Final = (
+    LANES  # noqa: S608 - two constants
+    + """
+    , jobs AS (
       SELECT lanes.queue, sum(begun.due) AS due, sum(later.scheduled) AS scheduled,
              sum(begun.running) AS running, min(begun.oldest) AS oldest,
              bool_or(greatest(begun.due + begun.running, later.scheduled) >= :many) AS stopped
@@ -143,3 +149,4 @@ _QUEUES: Final = """
     FROM jobs FULL JOIN served USING (queue) FULL JOIN given USING (queue)
     ORDER BY queue
 """
+)
