@@ -384,7 +384,7 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 def _check_depth(data: bytes) -> None:
     """Refuse deep nesting before a parser recurses: its own limit differs by Python version."""
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+    if len(data) <= MAX_DEPTH or data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
         return
     brackets = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
     # Each round takes the innermost level away, however wide it is.

@@ -118,7 +118,8 @@ class JobType(Generic[A]):
         Raises:
             InvalidArg: No attempt will ever decode it.
         """
-        value: A = self.codec.decode(arg, (headers or {}).get(validation.CONTENT_TYPE))
+        content_type = headers.get(validation.CONTENT_TYPE) if headers else None
+        value: A = self.codec.decode(arg, content_type)
         return value
 
     @overload

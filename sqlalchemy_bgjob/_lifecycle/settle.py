@@ -53,6 +53,7 @@ class Pending:
         if_committed: What that transaction settled; *settlement* is written if it was aborted.
         seconds: How long the handler took; 0 if it was not called.
         progress: What the handler has said of its progress.
+        fate: What became of it, if the handler's own transaction wrote it.
     """
 
     job: ClaimedJob
@@ -63,6 +64,7 @@ class Pending:
     tries: int = 0
     seconds: float = 0.0
     progress: dict[str, Any] | None = None
+    fate: Fate | None = None
 
 
 def write(

@@ -26,7 +26,7 @@ from .._handlers.outcomes import (
 )
 from .._job_context import running
 from .._lifecycle.row_errors import RowLocked, RowMissing, RunUndone
-from .._lifecycle.settle import Fate, Pending
+from .._lifecycle.settle import Pending
 from .._points import HANDLER
 from .._sql import Statements
 from ..exceptions import NoContextManager
@@ -35,8 +35,6 @@ from .handler_session import HandlerSession, JobEnded, explain_commit_error
 from .permits import NoConnectionInTime
 from .run import Run
 
-Ends = list[tuple[Pending, Fate | None]]
-"""The settlement of each job of a run, and its fate if the handler's own transaction wrote it."""
 AFTER_ROW_LOCKED: Final = 5.0
 """Seconds until a job runs again whose settlement met a lock of a user's transaction."""
 
@@ -134,7 +132,7 @@ class Attempt:
         """Whether there is a session, which means that :meth:`end` may wait for the database."""
         return self._unit is not None
 
-    def execute(self) -> Ends:
+    def execute(self) -> list[Pending]:
         """Run a function, from :meth:`begin` to :meth:`end`, in a context that is its own."""
         running.set(self._run)
         around = self.around
@@ -146,7 +144,7 @@ class Attempt:
             return self.end(None, error)
         return self.end(returned, None)
 
-    def _execute_around(self, around: Around) -> Ends:
+    def _execute_around(self, around: Around) -> list[Pending]:
         returned: Any = None
         error: BaseException | None = None
         try:
@@ -159,7 +157,7 @@ class Attempt:
         around.leave(error)
         return ended
 
-    def end(self, returned: Any, error: BaseException | None) -> Ends:
+    def end(self, returned: Any, error: BaseException | None) -> list[Pending]:
         """What became of the jobs. Never raises."""
         self._over = True
         run, unit = self._run, self._unit
@@ -167,10 +165,9 @@ class Attempt:
         leave_if_forked(self._environment.process, run.job.type, error)
         if HANDLER.listeners:
             _reached(run)
-        asked, said = run.asked_at is not None, returned if error is None else error
-        is_plain = run.deadline is None and run.handler.options.chunk is None
-        if said is None and unit is None and is_plain and not asked:
-            return [(Pending(run.job, COMPLETED), None)]
+        if returned is None and error is None and unit is None and run.is_plain:
+            return [Pending(run.job, COMPLETED)]
+        said = returned if error is None else error
         try:
             if run.is_given_up(said):
                 return self._all(CANCELLED)
@@ -180,10 +177,10 @@ class Attempt:
             if excuse is not None and returned is None and not isinstance(error, Outcome):
                 return self._put_off(excuse)
             ends = conclude(run, returned, error)
-            kept = [Pending(end.job, end.settlement) for end in ends if end.keeps_writes]
+            kept = _pending(end for end in ends if end.keeps_writes)
             if not kept or unit is None:
-                return _by_loop(ends)
-            rest = _by_loop(end for end in ends if not end.keeps_writes)
+                return _pending(ends)
+            rest = _pending(end for end in ends if not end.keeps_writes)
             # Set one flag, then read the others: an interruption does so in the opposite order.
             # Either it leaves this commit its time, or there is no commit.
             run.committing = True
@@ -193,19 +190,19 @@ class Attempt:
                 return self._all(CANCELLED)
             return [*self._commit(unit, kept, outcome_was_named=returned is not None), *rest]
         except BaseException as strange:
-            return _by_loop(give_up(run, strange))
+            return _pending(give_up(run, strange))
         finally:
             if unit is not None:
                 if run.connected is None:
                     run.connected = unit.reached or None
                 unit.discard()
 
-    def _all(self, settlement: Settlement) -> Ends:
-        return [(Pending(job, settlement), None) for job in self._run.jobs]
+    def _all(self, settlement: Settlement) -> list[Pending]:
+        return [Pending(job, settlement) for job in self._run.jobs]
 
     def _commit(
         self, unit: HandlerSession, items: list[Pending], *, outcome_was_named: bool
-    ) -> Ends:
+    ) -> list[Pending]:
         run = self._run
         run.leave(items, time.monotonic())
         by_id = {item.job.id: item for item in items}
@@ -213,7 +210,8 @@ class Attempt:
             fate = unit.commit(
                 self._environment.statements, items, outcome_was_named=outcome_was_named
             )
-            return [(item, fate) for item in items]
+            for item in items:
+                item.fate = fate
         except RowLocked as locked:
             # Nobody's fault: the attempt is refunded, and the slot serves others meanwhile.
             for id, item in by_id.items():
@@ -230,7 +228,7 @@ class Attempt:
                 # Most probably their leases were lost. What was undone of the others is no failure.
                 for id in by_id.keys() - refusal.ids:
                     by_id[id].settlement = put_back(RunUndone(len(refusal.ids)))
-        return [(item, None) for item in items]
+        return items
 
     def _excuse(self, error: BaseException | None) -> BaseException | None:
         """Why the handler is not to blame: no context, no connection, or an unfit session.
@@ -247,16 +245,15 @@ class Attempt:
             return NoConnectionInTime()
         return None if error is None else unit.unfit(error)
 
-    def _put_off(self, excuse: BaseException) -> Ends:
+    def _put_off(self, excuse: BaseException) -> list[Pending]:
         """Refund the attempt; the worker decides how long the jobs wait."""
         self._run.connected = False
         settlement = put_back(excuse)
-        return [(Pending(job, settlement, error=excuse), None) for job in self._run.jobs]
+        return [Pending(job, settlement, error=excuse) for job in self._run.jobs]
 
 
-def _by_loop(ends: Iterable[Conclusion]) -> Ends:
-    """Settlements that the worker's loop is to write."""
-    return [(Pending(end.job, end.settlement), None) for end in ends]
+def _pending(ends: Iterable[Conclusion]) -> list[Pending]:
+    return [Pending(end.job, end.settlement) for end in ends]
 
 
 def _reached(run: Run) -> None:

@@ -30,8 +30,6 @@ class ChunkRun(Run):
             called for these.
     """
 
-    __slots__ = ("_asked", "_infos", "_told", "refused")
-
     def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
         super().__init__(job, handler)
         self.jobs = (job, *job.mates)
@@ -54,6 +52,11 @@ class ChunkRun(Run):
     def called(self) -> list[ClaimedJob]:
         """The jobs that the handler is called for."""
         return [job for job in self.jobs if job.id not in self.refused]
+
+    @property
+    def is_plain(self) -> bool:
+        """Never: each job has an end of its own."""
+        return False
 
     # ---- cancel -----------------------------------------------------------------------------
 

@@ -322,9 +322,10 @@ class Claiming:
             grace = self._settings.unknown_type_grace
             return unknown_type(job.type, job.unknown_for or 0.0, grace)
         limit = handler.options.max_attempts
-        dead = crashed_too_often(job.attempt, limit, job.crashes, job.last_error)
-        if dead is not None:
-            return dead
+        if job.crashes:
+            dead = crashed_too_often(job.attempt, limit, job.crashes, job.last_error)
+            if dead is not None:
+                return dead
         job.suspect = job.crashes > 0 or (limit is not None and job.attempt >= limit)
         if handler.options.chunk is not None:
             job.shares = job.attempt == 1 and not job.suspect

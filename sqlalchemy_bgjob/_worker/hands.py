@@ -7,7 +7,7 @@ observer while holding the lock.
 
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from typing import Final
 
@@ -100,11 +100,13 @@ class Hands:
         In between, the job would look like an unknown claim, or miss that its lease was lost. Its
         mates leave the planner with it.
         """
-        run = run_of(job, job.handler)
+        handler = job.handler
+        run = run_of(job, handler)
         if STARTING.listeners:
             for one in run.jobs:
                 STARTING.reached(one)
-        self.overdue.starts(run)
+        if handler.options.timeout is not None:
+            self.overdue.starts(run)
         if job.keep:
             run.tells = self._progressed
         if self.asks_at == inf:
@@ -129,7 +131,7 @@ class Hands:
             if self._runs.get(job.id) is run:
                 del self._runs[job.id]
                 held = True
-        if run in self._late_runs:
+        if self._late_runs and run in self._late_runs:
             self._late_runs.discard(run)
             held = True
         return held
@@ -170,11 +172,11 @@ class Hands:
 
     # ---- counts and progress --------------------------------------------------------------------
 
-    def count(self, fates: Iterable[tuple[Pending, Fate | None]]) -> None:
-        """Count what was committed of these settlements. From any thread."""
+    def count(self, items: Sequence[Pending]) -> None:
+        """Count settlements that were committed together. From any thread."""
         if self.counts is not None:
             with self.lock:
-                self.counts.add([item for item, fate in fates if fate is Fate.SETTLED])
+                self.counts.add(items)
 
     def _progressed(self, run: Run) -> None:
         """A handler has said how far it has come: have that written soon. From any thread."""

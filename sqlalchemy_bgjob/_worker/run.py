@@ -42,53 +42,33 @@ class Run:
         jobs: All its jobs.
     """
 
-    __slots__ = (
-        "_info",
-        "asked_at",
-        "cancelled",
-        "committing",
-        "connected",
-        "deadline",
-        "handled",
-        "handler",
-        "job",
-        "jobs",
-        "lease_lost",
-        "progress",
-        "started_at",
-        "stuck",
-        "task",
-        "tells",
-        "timer",
-        "told_overdue",
-    )
+    # Defaults of the class, and no slots: a run that needs none of these does not set them.
+    lease_lost: bool = False
+    # The worker ends, or has given the job to others: the handler is to stop at once.
+    cancelled: bool = False
+    # When somebody asked for the job's cancellation, by the monotonic clock.
+    asked_at: float | None = None
+    # The handler has returned or raised.
+    handled: bool = False
+    # The handler is done, and its writes may be committed at any moment.
+    committing: bool = False
+    # Whether it got a usable session, and a context around it; None if it used no session.
+    connected: bool | None = None
+    deadline: float | None = None
+    told_overdue: bool = False
+    # It goes on long after it was told to end.
+    stuck: bool = False
+    started_at: float = 0.0
+    task: Any = None  # of a coroutine
+    timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
+    # What the handler has said of its progress, and who sends it on.
+    progress: dict[str, Any] | None = None
+    tells: Callable[["Run"], None] | None = None
+    _info: JobInfo | None = None
 
     def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
-        self.job: ClaimedJob = job
+        self.job, self.handler = job, handler
         self.jobs: tuple[ClaimedJob, ...] = (job,)
-        self.handler: JobType[Any] = handler
-        self.lease_lost: bool = False
-        # The worker ends, or has given the job to others: the handler is to stop at once.
-        self.cancelled: bool = False
-        # When somebody asked for the job's cancellation, by the monotonic clock.
-        self.asked_at: float | None = None
-        # The handler has returned or raised.
-        self.handled: bool = False
-        # The handler is done, and its writes may be committed at any moment.
-        self.committing: bool = False
-        # Whether it got a usable session, and a context around it; None if it used no session.
-        self.connected: bool | None = None
-        self.deadline: float | None = None
-        self.told_overdue: bool = False
-        # It goes on long after it was told to end.
-        self.stuck: bool = False
-        self.started_at: float = 0.0
-        self.task: Any = None  # of a coroutine
-        # What the handler has said of its progress, and who sends it on.
-        self.progress: dict[str, Any] | None = None
-        self.tells: Callable[[Run], None] | None = None
-        self.timer: Any = None  # an asyncio.Timeout, of a coroutine with a deadline
-        self._info: JobInfo | None = None
 
     def begin(self) -> None:
         """The handler is about to be called: its ``timeout`` runs from here."""
@@ -101,6 +81,11 @@ class Run:
         seconds = now - self.started_at
         for item in items:
             item.seconds, item.progress = seconds, self.progress
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a handler that returned None has completed its one job, whatever the time."""
+        return self.deadline is None and self.asked_at is None
 
     @property
     def late(self) -> bool:

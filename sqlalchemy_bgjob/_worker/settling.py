@@ -47,9 +47,10 @@ class Settling:
         begun = time.monotonic()
         fates = settle.settle(connection, self._statements, items)
         self._control.took(time.monotonic() - begun, len(items))
-        if SETTLE.listeners and (settled := [it for it, fate in fates if fate is Fate.SETTLED]):
+        settled = [item for item, fate in fates if fate is Fate.SETTLED]
+        if SETTLE.listeners and settled:
             SETTLE.reached(settled)
-        self._hands.count(fates)
+        self._hands.count(settled)
         now = time.monotonic()
         for item, fate in fates:
             if fate is Fate.LOCKED or fate is Fate.FAILED:

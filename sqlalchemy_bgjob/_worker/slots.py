@@ -14,7 +14,7 @@ from .._handlers.outcomes import CANCELLED, HAND_BACK
 from .._handlers.registry import JobType
 from .._lifecycle.settle import Fate, Pending
 from ..telemetry import Events
-from .attempt import Attempt, Ends, Environment
+from .attempt import Attempt, Environment
 from .call import conclude
 from .hands import Hands
 from .heart import Heart
@@ -84,37 +84,37 @@ class Slots:
             # A copy each: no handler finds what an earlier one has left in its thread.
             following = self.ended(run, self.context.copy().run(self.attempt(run).execute))
 
-    def ended(self, run: Run, ends: Ends) -> Run | None:
+    def ended(self, run: Run, items: list[Pending]) -> Run | None:
         """A run has ended: returns the next one for its slot, if there is one."""
         now = time.monotonic()
-        items = [pending for pending, _ in ends]
-        run.leave(items, now)
-        queue = run.job.queue
+        seconds, queue = now - run.started_at, run.job.queue
         following: Run | None = None
         hands = self._hands
         with hands.lock:
             planner = hands.planner
-            hands.count(ends)
+            if hands.counts is not None:
+                hands.count([item for item in items if item.fate is Fate.SETTLED])
             if run.stuck:
                 hands.end_stuck(run)
                 self._runtime.wake()
             if not hands.let_go(run):  # released at shutdown, or given up
-                for pending, fate in ends:
-                    if fate is Fate.SETTLED:  # but its own commit came first
-                        planner.settled(pending.job)
-                        hands.tell(pending, fate, run)
+                for item in items:
+                    if item.fate is Fate.SETTLED:  # but its own commit came first
+                        planner.settled(item.job)
+                        hands.tell(item, item.fate, run)
                 return None
             if run.connected is False:
                 self._put_off(run, items, now)
             else:
-                planner.finished(run.job, now - run.started_at)
-                if self._pauses and run.connected and self._pauses.end(queue):
+                planner.finished(run.job, seconds)
+                if run.connected and self._pauses and self._pauses.end(queue):
                     planner.go_on(queue, now)
-            for pending, fate in ends:
-                if fate is None:
-                    planner.settle(pending, now)
+            for item in items:
+                if item.fate is None:
+                    item.seconds, item.progress = seconds, run.progress
+                    planner.settle(item, now)
                 else:
-                    hands.tell(pending, fate, run)
+                    hands.tell(item, item.fate, run)
             if self._heart.fresh(now):
                 job = planner.next_start(queue, now)
                 following = hands.take_up(job) if job is not None else None
@@ -133,8 +133,8 @@ class Slots:
             self._events.report(error, run.info)
         until = self._pauses.until(queue, now)
         delay = until - now + random.uniform(0.0, SPREAD)
-        for pending in items:
-            pending.settlement = replace(pending.settlement, delay=delay)
+        for item in items:
+            item.settlement = replace(item.settlement, delay=delay)
         planner = self._hands.planner
         for job in planner.put_off(run.job, until, now):
             planner.settle(Pending(job, HAND_BACK), now)

@@ -15,7 +15,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from .._handlers.outcomes import CANCELLED, HAND_BACK
 from .._job_context import running
 from .._lifecycle.settle import Pending
-from .attempt import Attempt, Ends
+from .attempt import Attempt
 from .permits import close_or_discard
 from .run import Run
 from .runtime import Attendant
@@ -105,14 +105,15 @@ class AsyncRuntime:
         They share this task: a run that waits for nothing costs neither a task nor a switch. But a
         handler must not find what an earlier one left in the task, such as a context variable.
         """
-        task, context = asyncio.current_task(), copy_context()
+        task = asyncio.current_task()
         assert task is not None
         run.task = task
         if not slots.holds(run):
             return
         while True:
             attempt = slots.attempt(run)
-            token = running.set(run)
+            running.set(run)
+            context = copy_context()
             returned: Any = None
             error: BaseException | None = None
             around = attempt.around
@@ -136,13 +137,13 @@ class AsyncRuntime:
                 ended = attempt.end(returned, error)
             if around is not None:
                 await around.leave_async(error)
-            running.reset(token)
             run.task = None
             following = slots.ended(run, ended)
             del ended, error  # an exception keeps this run's variables
             if following is None:
                 return
             if not following.handler.is_coroutine or task.cancelling() or _differs(context):
+                running.set(None)
                 slots.start(following)
                 return
             run, run.task = following, task
@@ -231,7 +232,7 @@ class AsyncRuntime:
         self._threads.close()
 
 
-def _end_elsewhere(slots: "Slots", run: Run, ends: Ends) -> None:
+def _end_elsewhere(slots: "Slots", run: Run, ends: list[Pending]) -> None:
     """End a run whose task can do no other; the next run gets a new task or a thread."""
     following = slots.ended(run, ends)
     if following is not None:
@@ -244,7 +245,7 @@ def _end_unstarted(slots: "Slots", run: Run) -> None:
     _end_elsewhere(
         slots,
         run,
-        [(Pending(j, CANCELLED if run.is_asked(j) else HAND_BACK), None) for j in run.jobs],
+        [Pending(job, CANCELLED if run.is_asked(job) else HAND_BACK) for job in run.jobs],
     )
 
 

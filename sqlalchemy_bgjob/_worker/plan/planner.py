@@ -67,7 +67,7 @@ class Planner:
         jobs = list(jobs)
         for job in reversed([job for job in jobs if job.suspect]):
             q.ready.appendleft((now, job))
-        q.ready.extend((now, job) for job in jobs if not (job.suspect or job.shares))
+        q.ready.extend([(now, job) for job in jobs if not (job.suspect or job.shares)])
         sharing = [job for job in jobs if job.shares]
         if sharing and q.chunks is None:
             q.chunks = Chunks(self._settings.heartbeat_interval)
@@ -183,7 +183,8 @@ class Planner:
 
     def settle(self, item: Pending, now: float) -> None:
         """Write a settlement soon."""
-        self._oldest = min(self._oldest, now) if self._outbox else now
+        if now < self._oldest or not self._outbox:
+            self._oldest = now
         self._outbox.append(item)
 
     def settle_later(self, item: Pending, at: float) -> None:
@@ -321,7 +322,7 @@ class Planner:
         if waiting == 1 or waiting * 2 >= self._most:
             return True
         q = self._queues[queue]
-        return not q.ready or (q.polling.due_at <= now and q.room(now, self._most) > 0)
+        return not q.ready or (q.polling.is_due(now) and q.room(now, self._most) > 0)
 
     def _to_tell(self, now: float, *, may_start: bool) -> PassOn | Announce | None:
         """Wake others in this worker's place, or tell producers where this one waits."""
@@ -358,7 +359,7 @@ class Planner:
         due = [
             (q, room)
             for q in self._turn
-            if (not early or q.moves_on) and q.polling.due_at <= now and (room := q.room(now, most))
+            if (not early or q.moves_on) and q.polling.is_due(now) and (room := q.room(now, most))
         ]
         if not due:
             return None

@@ -122,6 +122,12 @@ class Polling:
         rests_until = max(self._refused_until, self._paused_until)
         return max(min(self._at, self._expected_at, self._scheduled_at), rests_until)
 
+    def is_due(self, now: float) -> bool:
+        """Whether to poll now. As ``due_at <= now``, quicker: it is asked whenever a run ends."""
+        if now < self._refused_until or now < self._paused_until:
+            return False
+        return self._at <= now or self._expected_at <= now or self._scheduled_at <= now
+
     def is_due_within(self, seconds: float, now: float) -> bool:
         """Whether no poll is due, but the regular one is soon and may as well come now.
 

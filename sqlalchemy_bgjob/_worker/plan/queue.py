@@ -135,10 +135,12 @@ class Queue:
         ahead = self.ahead(now, 2 * most)
         if self.chunks is not None:
             return self._room_with_chunks(self.chunks.per_run, free, ahead, most)
-        room = min(free + ahead - len(self.ready), most)
+        ready = len(self.ready)
+        room = free + ahead - ready
         # Half a batch at least, unless a slot is idle: many small claims cost more than one.
-        idle = free > len(self.ready)
-        return room if room > 0 and (idle or room * 2 > min(ahead, most)) else 0
+        if room <= 0 or not (free > ready or room * 2 > ahead or room * 2 > most):
+            return 0
+        return min(room, most)
 
     def _room_with_chunks(self, per_run: float, free: int, ahead: int, most: int) -> int:
         """The same where *per_run* jobs of a claim fill one slot."""
@@ -151,15 +153,19 @@ class Queue:
         """Take the next job for a free slot, with its mates; None if there is no job or no slot."""
         if self.paused or self.running >= self.slots:
             return None
-        due = self.chunks.first_due(now) if self.chunks else None
-        if self.chunks and due and not (self.ready and not due.comes_before(*self.ready[0])):
-            job = self.chunks.take(due.handler)
-        elif self.ready:
+        job = self._take_chunk(self.chunks, now) if self.chunks is not None else None
+        if job is None:
+            if not self.ready:
+                return None
             job = self.ready.popleft()[1]
-        else:
-            return None
         self.running += 1
         return job
+
+    def _take_chunk(self, chunks: Chunks, now: float) -> ClaimedJob | None:
+        due = chunks.first_due(now)
+        if due is None or (self.ready and not due.comes_before(*self.ready[0])):
+            return None
+        return chunks.take(due.handler)
 
     def hand_back(
         self, now: float, hold: float, *, closed: bool, may_start: bool
