@@ -114,6 +114,7 @@ def produce(what: Producing, engine: Engine, see: JobType[str], journal: Journal
         except Exception as error:
             journal.note("failed", error=f"{type(error).__name__}: {error}"[:500])
         done += len(names)
+        journal.note("turn", enqueues=len(names))
 
 
 def _transaction(
