@@ -35,6 +35,7 @@ MISSED_AFTER: Final = timedelta(seconds=60)
 """For ``"none"``: how late a fire time may be met without having been missed."""
 
 _INSTANT: Final = timedelta(microseconds=1)
+_SMALL_STEP: Final = timedelta(seconds=SMALL_STEP)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EVERY: Final = "@every"
 _SHORTEST: Final = 1.0
@@ -107,16 +108,22 @@ class Timetable:
 class Gap(NamedTuple):
     """The fire times from *begin*, before *end*: they have passed, and nobody has met them.
 
-    Those from *end* on have been met, as far as the row says. So if the server's clock is set back
-    to well before *end*, it had been ahead, and the gap is what the schedule may still fire.
+    *begin* is None if the schedule was put then, and had met none. Those from *end* on have been
+    met, as far as the row says. So if the server's clock is set back to well before *end*, it had
+    been ahead, and the gap is what the schedule may still fire.
     """
 
-    begin: datetime
+    begin: datetime | None
     end: datetime
 
     def is_ahead(self, now: datetime) -> bool:
         """Whether the clock had been ahead when it was left; a small step back is none."""
-        return now + timedelta(seconds=SMALL_STEP) < self.end
+        return now + _SMALL_STEP < self.end
+
+    def after(self, earlier: "Gap | None") -> "Gap":
+        """The one to remember: this, unless the clock can't be set back into it, as it is short."""
+        is_short = self.begin is not None and self.end - self.begin <= _SMALL_STEP
+        return self if earlier is None or not is_short else earlier
 
 
 class Due(NamedTuple):
@@ -172,20 +179,77 @@ def due(
     else:
         if in_gap is not None:  # behind it are those that have been met
             gap, following = None, table.after(max(last_at or until, until))
-        if not passed:
-            gap = Gap(first, table.after(last))
-        elif passed[0] > first:
-            gap = Gap(first, passed[0])
+        if not passed or passed[0] > first:
+            end = passed[0] if passed else last + _INSTANT
+            if gap is not None and table.after(gap.end - _INSTANT) >= first:
+                gap = Gap(gap.begin, end)  # none was met in between
+            else:
+                gap = Gap(first, end).after(gap)
     return Due(passed, last, following, left_out, gap)
 
 
+class Times(NamedTuple):
+    """When a schedule fires next, and its gap from then on."""
+
+    next_at: datetime
+    gap: Gap | None
+
+
 def set_right(
-    table: Timetable, now: datetime, gap: Gap | None, last_at: datetime | None
-) -> datetime:
-    """The next fire time of a schedule whose row has a wrong one, or none."""
+    table: Timetable,
+    now: datetime,
+    gap: Gap | None,
+    last_at: datetime | None,
+    written_at: datetime | None,
+) -> Times:
+    """The times of a schedule whose row has a wrong next one, or none.
+
+    Args:
+        table: Tells the fire times.
+        now: By the server's clock.
+        gap: The one that the row has.
+        last_at: The latest fire time that was ever met.
+        written_at: When it was last put, changed or resumed. If the clock was ahead then, nothing
+            that has passed by now is made up for.
+    """
+    was_ahead = written_at is not None and now + _SMALL_STEP < written_at
+    return _first_unmet(table, now, gap, last_at, makes_up=not was_ahead)
+
+
+def begin(
+    table: Timetable, now: datetime, gap: Gap | None = None, last_at: datetime | None = None
+) -> Times:
+    """The times of a schedule that is put, changed or resumed: nothing is made up for.
+
+    What has passed unmet by *now* is its gap. So it is not silent until then, if the clock is ahead
+    and is set back.
+    """
+    end = now + _INSTANT
+    if gap is not None and (last_at is None or last_at < gap.end):  # none was met since
+        first = gap.begin
+    elif gap is not None and gap.is_ahead(now):
+        return _first_unmet(table, now, gap, last_at, makes_up=False)
+    else:
+        first = None if last_at is None else table.after(last_at)
+    if first is not None and first >= end:
+        return Times(table.after(first - _INSTANT), gap)
+    return Times(table.after(now), Gap(first, end).after(gap))
+
+
+def _first_unmet(
+    table: Timetable, now: datetime, gap: Gap | None, last_at: datetime | None, *, makes_up: bool
+) -> Times:
+    """The first fire time that nobody has met, and of those that have passed only with *makes_up*.
+
+    If the clock had been ahead, only the gap tells what was not met then.
+    """
     if gap is not None and gap.is_ahead(now):
-        return gap.begin
-    return table.after(now if last_at is None else max(now, last_at))
+        since = now if gap.begin is None else max(now, gap.begin - _INSTANT)
+        next_at = gap.begin if gap.begin and makes_up else table.after(since)
+        if next_at < gap.end:
+            return Times(next_at, Gap(next_at, gap.end))
+        gap = None
+    return Times(table.after(now if last_at is None else max(now, last_at)), gap)
 
 
 @lru_cache(maxsize=1_024)

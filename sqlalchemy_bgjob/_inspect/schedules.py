@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, column
 
+from .._sql.words import moment
 from .registered import ask
 
 
@@ -39,8 +40,9 @@ def schedules(
     return [ScheduleInfo(*row) for row in ask(connection, _ALL, schema, table_prefix, most=most)]
 
 
-_ALL: Final = """
-    SELECT name, source, type, queue, cron, timezone, missed, overlap, next_at, last_at,
-           paused_at, paused_by, pause_reason, clock_timestamp()
-    FROM ONLY {schedule} ORDER BY name LIMIT :most
-"""
+_TIMES: Final = ", ".join(str(moment(column(name))) for name in ("next_at", "last_at", "paused_at"))
+_ALL: Final = f"""
+    SELECT name, source, type, queue, cron, timezone, missed, overlap, {_TIMES},
+           paused_by, pause_reason, clock_timestamp()
+    FROM ONLY {{schedule}} ORDER BY name LIMIT :most
+"""  # noqa: S608 - no value is in it

@@ -12,9 +12,9 @@ from sqlalchemy import Connection
 
 from .._drafts.ids import new_ids
 from .._handlers.schedules import Definition
-from .._handlers.timetable import Due, Gap, set_right, timetable
+from .._handlers.timetable import Due, Gap, Times, Timetable, begin, set_right, timetable
 from .._sql import Statements
-from .._sql.schedules import DEFINITION
+from .._sql.schedules import GAP
 from . import run
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -56,20 +56,45 @@ class Upcoming(NamedTuple):
     last_at: datetime | None
     missed_from: datetime | None
     missed_until: datetime | None
+    updated_at: datetime | None
     now: datetime
 
     @property
     def is_astray(self) -> bool:
-        """Whether it will not fire in time; see ``ScheduleStatements.astray``."""
+        """Whether it will not fire in time; see ``FireStatements.astray``."""
+        if self.next_at is None:
+            return True
         gap = self.gap
-        ahead = gap is not None and gap.is_ahead(self.now) and gap.end <= self.next_at
-        return self.next_at is None or ahead
+        return gap is not None and gap.is_ahead(self.now) and gap.end <= self.next_at
 
     @property
     def gap(self) -> Gap | None:
         """The fire times that have passed unmet."""
-        begin, end = self.missed_from, self.missed_until
-        return None if begin is None or end is None else Gap(begin, end)
+        return gap_of(self)
+
+
+def gap_of(row: Any) -> Gap | None:
+    """The gap that the row of a schedule has."""
+    return None if row.missed_until is None else Gap(row.missed_from, row.missed_until)
+
+
+def columns_of(times: Times) -> dict[str, datetime | None]:
+    """The times of a schedule by the names of their columns."""
+    missed_from, missed_until = times.gap or (None, None)
+    return {"next_at": times.next_at, "missed_from": missed_from, "missed_until": missed_until}
+
+
+def times_of(table: Timetable, row: Any, *, meets_due: bool = False) -> dict[str, datetime | None]:
+    """The times of a row that gets this timetable, as columns.
+
+    It keeps them if it has that timetable already, or is paused; with *meets_due*, also if its time
+    has come.
+    """
+    is_due = meets_due and row.next_at is not None and row.next_at <= row.now
+    as_before = (table.expression, table.timezone) == (row.cron, row.timezone)
+    if row.is_paused or is_due or (as_before and row.next_at is not None):
+        return {name: getattr(row, name) for name in ("next_at", *GAP)}
+    return columns_of(begin(table, row.now, gap_of(row), row.last_at))
 
 
 def look_at_schedules(
@@ -85,7 +110,7 @@ def look_at_schedules(
     Or those that are *astray*: they will not fire in time, and :func:`put_right` mends them.
     """
     given = {**serves._asdict(), "left_out": list(left_out), "limit": LIMIT}
-    its = statements.schedules
+    its = statements.fire
     with connection.begin():
         rows: Any = run(connection, its.astray if astray else its.due, **given).all()
     return [Upcoming(*row) for row in rows]
@@ -100,16 +125,16 @@ def put_right(connection: Connection, statements: Statements, astray: Upcoming) 
         ValueError: Its expression or its zone is not known here.
     """
     table = timetable(astray.cron, astray.timezone)
-    next_at = set_right(table, astray.now, astray.gap, astray.last_at)
-    given = {"name": astray.name, "seen_next_at": astray.next_at, "next_at": next_at}
+    times = set_right(table, astray.now, astray.gap, astray.last_at, astray.updated_at)
+    seen = {"name": astray.name, "seen_next_at": astray.next_at}
     with connection.begin():
-        done = run(connection, statements.schedules.set_right, **given).first()
+        done = run(connection, statements.fire.set_right, **seen, **columns_of(times)).first()
     if done is not None:
         logger.warning(
             "the schedule %r fires next at %s, and not at %s: the server's clock had been ahead, "
             "or somebody has changed the row",
             astray.name,
-            next_at,
+            times.next_at,
             astray.next_at,
         )
 
@@ -131,7 +156,7 @@ def fire(connection: Connection, statements: Statements, upcoming: Upcoming, due
         "fire_times": [at.isoformat() for at in due.fire_times],
     }
     with connection.begin():
-        return run(connection, statements.schedules.fire, **given).first() is not None
+        return run(connection, statements.fire.fire, **given).first() is not None
 
 
 def keep_code(
@@ -153,44 +178,39 @@ def keep_code(
     Returns:
         Those that are not kept, as a row that a user has put has their name.
     """
-    schedules = statements.schedules
+    its = statements.fire
     by_name = {made.name: made for made in definitions}
     with connection.begin():
-        found = run(connection, schedules.in_code, names=list(by_name)).mappings().all()
-    rows = {row["name"]: row for row in found}
+        found = run(connection, its.in_code, names=list(by_name)).all()
+    rows: dict[str, Any] = {row.name: row for row in found}
     for name, made in by_name.items():
         row = rows.get(name)
         if row is None:
             with connection.begin():
-                now = connection.execute(schedules.now).scalar_one()
-                given = {**made.columns(), "next_at": made.timetable.after(now)}
-                run(connection, schedules.add, **given)
-        elif row["source"] == "code" and _differs(made, row):
-            if not starting and row["now"] - row["updated_at"] < TOOK_OVER:
+                now = connection.execute(statements.schedules.now).scalar_one()
+                given = made.columns() | columns_of(begin(made.timetable, now))
+                run(connection, its.add, **given)
+        elif row.source != "code":
+            continue
+        elif _differs(made, row):
+            if not starting and _was_just_changed(row):
                 continue
-            given = {**made.columns(), "next_at": _next_at(made, row)}
-            seen = {"seen_at": row["updated_at"], "seen_next_at": row["next_at"]}
+            given = made.columns() | times_of(made.timetable, row, meets_due=True)
+            seen = {"seen_at": row.updated_at, "seen_next_at": row.next_at}
             with connection.begin():
-                run(connection, schedules.change, **given, **seen)
-        elif row["source"] == "code" and row["paused_at"] is None:
-            seen_now = Upcoming(*(row[name] for name in Upcoming._fields))
+                run(connection, its.change, **given, **seen)
+        elif not row.is_paused:
+            seen_now = Upcoming(*(getattr(row, name) for name in Upcoming._fields))
             if seen_now.is_astray:
                 put_right(connection, statements, seen_now)
-    return sorted(name for name, row in rows.items() if row["source"] != "code")
+    return sorted(name for name, row in rows.items() if row.source != "code")
+
+
+def _was_just_changed(row: Any) -> bool:
+    changed_at: datetime | None = row.updated_at
+    # In both directions: if the server's clock had been ahead, that change may be of last year.
+    return changed_at is not None and abs(row.now - changed_at) < TOOK_OVER
 
 
 def _differs(made: Definition, row: Any) -> bool:
-    return any(value != row[name] for name, value in made.columns().items() if name in DEFINITION)
-
-
-def _next_at(made: Definition, row: Any) -> datetime | None:
-    """When a changed schedule fires next; a time that is due already is still met."""
-    next_at: datetime | None = row["next_at"]
-    if next_at is None or next_at <= row["now"]:
-        return next_at
-    if (made.cron, made.timezone) == (row["cron"], row["timezone"]):
-        return next_at
-    last_at, now, begin, end = (row[it] for it in ("last_at", "now", "missed_from", "missed_until"))
-    if end is not None and Gap(begin, end).is_ahead(now):
-        last_at = begin - timedelta(microseconds=1)
-    return made.timetable.after(now if last_at is None else max(now, last_at))
+    return any(value != getattr(row, name) for name, value in made.columns().items())

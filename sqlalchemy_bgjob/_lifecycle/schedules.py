@@ -12,12 +12,13 @@ from .._drafts import validation
 from .._drafts.ids import new_id
 from .._handlers.registry import JobType, Registry
 from .._handlers.schedules import Definition, ScheduleOptions, define, in_code
-from .._handlers.timetable import timetable
+from .._handlers.timetable import begin, timetable
 from .._misuse import name_of
 from .._sql import Statements, statements_of
 from .._sql.schedules import FIRE_TIME_HEADER, SCHEDULE_HEADER
 from .._sql.words import parameters
 from ..models import Models
+from .fire import columns_of, gap_of, times_of
 
 if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
@@ -96,18 +97,11 @@ class Schedules:
                 f"@jobs.handler(...)"
             )
         made = define("Schedules.put", handler, cron, name, arg, options)
-        its = self._statements.schedules
 
         def work(unit: Unit) -> datetime | None:
-            next_at = made.timetable.after(unit.execute(its.now).scalar_one())
-            row = unit.execute(its.put, parameters(**made.columns(), next_at=next_at)).first()
-            if row is None:
-                raise ValueError(
-                    f"the schedule {name!r} is one of the code; give this one another name"
-                )
+            next_at = self._put(unit, made)
             self._tell(unit)
-            found: datetime | None = row[0]
-            return found
+            return next_at
 
         return run_in(target, self._models, work, call="Schedules.put")
 
@@ -152,13 +146,14 @@ class Schedules:
         its = self._statements.schedules
 
         def work(unit: Unit) -> datetime | None:
-            row = unit.execute(its.paused, given).first()
-            if row is None:
+            row = unit.execute(its.locked, given).first()
+            if row is None or not row.is_paused:
                 return None
-            next_at = timetable(row.cron, row.timezone).after(row.now)
-            unit.execute(its.resume, given | parameters(next_at=next_at))
+            table = timetable(row.cron, row.timezone)
+            times = begin(table, row.now, gap_of(row), row.last_at)
+            unit.execute(its.resume, given | parameters(**columns_of(times)))
             self._tell(unit)
-            return next_at
+            return times.next_at
 
         return run_in(target, self._models, work, call="Schedules.resume")
 
@@ -212,6 +207,28 @@ class Schedules:
             return unit.execute(remove, given).first() is not None
 
         return run_in(target, self._models, work, call="Schedules.remove")
+
+    def _put(self, unit: Unit, made: Definition) -> datetime | None:
+        """Add a schedule, or change it; returns when it fires next.
+
+        One that fires at the same times as before keeps its next one, and a paused one stays so.
+        """
+        its, table = self._statements.schedules, made.timetable
+        while True:
+            row = unit.execute(its.locked, parameters(name=made.name)).first()
+            if row is None:
+                times = begin(table, unit.execute(its.now).scalar_one())
+                given = parameters(**made.columns(), **columns_of(times))
+                if unit.execute(its.add, given).first() is not None:
+                    return times.next_at
+                continue  # somebody else has added it meanwhile
+            if row.source != "data":
+                raise ValueError(
+                    f"the schedule {made.name!r} is one of the code; give this one another name"
+                )
+            columns = times_of(table, row)
+            unit.execute(its.change, parameters(**made.columns(), **columns))
+            return columns["next_at"]
 
     def _enqueue(self, unit: Unit, made: Definition, id: str, fire_time: str) -> None:
         marks = {SCHEDULE_HEADER: made.name, FIRE_TIME_HEADER: fire_time}

@@ -15,6 +15,7 @@ from .claim_by_time import ClaimByTimeStatements
 from .control import ControlStatements
 from .dead_jobs import DeadJobStatements
 from .enqueue import EnqueueStatements
+from .fire import FireStatements
 from .go_bgjob import GoBgjobStatements
 from .operate import OperateStatements
 from .records import RecordStatements
@@ -44,6 +45,7 @@ class Statements:
         self.workers: Final = WorkerStatements(tables)
         self.cancel: Final = CancelStatements(tables)
         self.operate: Final = OperateStatements(tables)
+        self.fire: Final = FireStatements(tables)
         self.schedules: Final = ScheduleStatements(tables)
         self.control: Final = ControlStatements(tables)
         self.dead_jobs: Final = DeadJobStatements(tables)

@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
-from .words import ONLY, Tables, in_order_of_claims, parameter, seconds
+from .words import ONLY, Tables, in_order_of_claims, moment, parameter, seconds
 
 CHANGED: Final = ""
 """What workers are told on the channel of all when something was set. No queue has this name, so
@@ -188,8 +188,7 @@ class ControlStatements:
         slots.
         """
         control = self._control
-        # SQL may have written infinity, which is no time that Python has.
-        until = case((func.isfinite(control.c.resume_at), control.c.resume_at))
+        until = moment(control.c.resume_at)
         return (
             select(
                 control.c.queue,

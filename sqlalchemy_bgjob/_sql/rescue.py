@@ -32,7 +32,7 @@ from .._db.sessions import APPLICATION_NAME_PREFIX
 from ..exceptions import WorkerLost
 from .control import what_is_set
 from .error_history import appended
-from .schedules import any_due
+from .fire import any_due
 from .words import (
     ACTIVITY,
     ONLY,

@@ -32,6 +32,7 @@ from sqlalchemy import (
     and_,
     any_,
     bindparam,
+    case,
     cast,
     column,
     extract,
@@ -45,12 +46,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from .._drafts.validation import EARLIEST, LATEST
 from ..models import Models
 from ..models._ddl import LOWEST_PRIORITY
 from ..schema._names import qualified, translated
 
 _CTID: ColumnElement[Any] = literal_column("ctid")
 SECOND: ColumnElement[Any] = literal_column("interval '1 second'")
+
+FIRST_MOMENT: ColumnElement[Any] = literal_column(f"timestamptz '{EARLIEST.isoformat()}'")
+LAST_MOMENT: ColumnElement[Any] = literal_column(f"timestamptz '{LATEST.isoformat()}'")
 
 ONLY: Final = "ONLY"
 """The hint that leaves out tables which inherit from a table, such as an archive: an address is
@@ -83,6 +88,11 @@ class Wakeup(Enum):
     """Jobs were given back; they stand near the head of the queue."""
     CANCEL = "cancel"
     """Some of the jobs that it holds are to be cancelled; which, its rows say."""
+
+
+def moment(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A time that somebody may have written by SQL; null if it is none that Python has."""
+    return case((column.between(FIRST_MOMENT, LAST_MOMENT), column))
 
 
 def parameter(name: str, type_: Any) -> BindParameter[Any]:

@@ -105,7 +105,7 @@ class ScheduleMixin:
     pause_reason: Mapped[str | None] = mapped_column(text)
     created_at: Mapped[datetime] = mapped_column(moment, nullable=False, server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(moment, nullable=False, server_default=func.now())
-    # The last fire times that have passed unmet: from the one until before the other.
+    # The last fire times that have passed unmet: from the one, or all, until before the other.
     missed_from: Mapped[datetime | None] = mapped_column(moment)
     missed_until: Mapped[datetime | None] = mapped_column(moment)
 

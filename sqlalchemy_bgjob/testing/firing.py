@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, overload
 from .._db.targets import SyncTarget, Unit
 from .._drafts import validation
 from .._drafts.ids import new_id
-from .._handlers.timetable import timetable
+from .._handlers.timetable import begin, timetable
+from .._lifecycle.fire import columns_of
 from .._sql.words import parameters
 from .target import OnTarget, is_engine
 
@@ -58,17 +59,17 @@ class Firing(OnTarget):
             raise TypeError("fire_schedules works in a transaction of yours: give it a Session")
         if not isinstance(until, timedelta):
             until = validation.moment("until", until)
-        its, definitions = self._statements.schedules, self.jobs.registry.schedules.values()
+        its, fires = self._statements.schedules, self._statements.fire
+        definitions = self.jobs.registry.schedules.values()
 
         def work(unit: Unit) -> list[Fired]:
             now = unit.execute(its.now).scalar_one()
             end = now + until if isinstance(until, timedelta) else until
             for made in definitions:
-                unit.execute(
-                    its.add, parameters(**made.columns(), next_at=made.timetable.after(now))
-                )
+                times = columns_of(begin(made.timetable, now))
+                unit.execute(fires.add, parameters(**made.columns(), **times))
             given = parameters(names=list(names))
-            there = {row.name for row in unit.execute(its.in_code, given)}
+            there = {row.name for row in unit.execute(fires.in_code, given)}
             for name in names:
                 if name not in there:
                     known = ", ".join(sorted(self.jobs.registry.schedules)) or "none"
@@ -91,7 +92,7 @@ class Firing(OnTarget):
                     ids=[new_id()],
                     fire_times=[at.isoformat()],
                 )
-                unit.execute(its.fire, fire)
+                unit.execute(fires.fire, fire)
                 met.append(Fired(row.name, at))
             return met
 

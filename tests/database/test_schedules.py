@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,14 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, Context
 from sqlalchemy_bgjob._handlers.timetable import due, timetable
+from sqlalchemy_bgjob._inspect.schedules import schedules
 from sqlalchemy_bgjob._lifecycle import fire as firing
 from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, keep_code, look_at_schedules
 from sqlalchemy_bgjob._sql import statements_of
+from sqlalchemy_bgjob._sql.fire import any_due
 from support.producers import UNITS, producer
-from support.rows import claim
+from support.rows import claim, waiting
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -460,7 +464,7 @@ def test_a_change_meanwhile_is_not_overwritten(book: Book, meanwhile: str) -> No
     given = {f"given_{name}": value for name, value in row._mapping.items()}
     given |= {"given_seen_at": row.updated_at, "given_seen_next_at": row.next_at}
     with book.engine.begin() as connection:
-        changed = connection.execute(book.statements.schedules.change, given).all()
+        changed = connection.execute(book.statements.fire.change, given).all()
 
     assert changed == []
     assert book.row("code") == expected
@@ -511,10 +515,14 @@ def put_right(book: Book, serves: Serves = SERVES) -> int:
         return len(found)
 
 
-def set_back(book: Book, by: timedelta, name: str = "s") -> None:
-    """As if the server's clock had been set back: all that the row says is later."""
+def set_back(book: Book, by: timedelta, name: str = "s", *, written: bool = False) -> None:
+    """As if the server's clock had been set back: all that the row says is later.
+
+    With *written*, also when it was put, resumed or changed.
+    """
     with book.engine.begin() as connection:
-        times = ", ".join(f"{it} = {it} + :by" for it in TIMES)
+        which = (*TIMES, "updated_at") if written else TIMES
+        times = ", ".join(f"{it} = {it} + :by" for it in which)
         connection.execute(
             text(f"UPDATE bgjob_schedule SET {times} WHERE name = :name"), {"by": by, "name": name}
         )
@@ -603,3 +611,101 @@ def test_a_new_expression_holds_though_the_clock_had_been_ahead(book: Book) -> N
     book.keep()
 
     assert book.row("code").next_at < datetime.now(UTC) + timedelta(minutes=16)
+
+
+@pytest.mark.parametrize("of_code", [True, False])
+@pytest.mark.parametrize("how", ["put", "resume", "change"])
+def test_what_is_put_in_a_false_future_is_not_silent(book: Book, how: str, of_code: bool) -> None:
+    """Until then. Nothing that has passed is made up for, as if it were put now."""
+    name = "code" if of_code else "s"
+    serves = SERVES._replace(names=["code"])
+
+    def put(cron: str = "@hourly") -> None:
+        if of_code:
+            declare(book, cron, missed="all", overlap="allow")
+            book.keep()
+        else:
+            book.put(cron=cron, missed="all", overlap="allow")
+
+    put("@yearly" if how == "change" else "@hourly")
+    if how == "resume":
+        book.its.pause(book.engine, name)
+        book.its.resume(book.engine, name)
+    elif how == "change":
+        put()
+    set_back(book, 24 * HOUR, name, written=True)
+    assert put_right(book, SERVES) == (not of_code)
+    book.keep(starting=False)
+
+    assert book.row(name).next_at == timetable("@hourly", "UTC").after(datetime.now(UTC))
+    assert book.fire_all(serves) == 0
+    assert put_right(book, serves) == 0
+
+
+def test_after_a_false_future_no_user_makes_a_time_be_met_twice(book: Book) -> None:
+    """Whoever puts it with another expression, or pauses and resumes it."""
+    book.put(cron="0 * * * *")
+    book.make_due(ago=HOUR)
+    book.fire_all()
+    set_back(book, 2 * HOUR)
+    met = book.row().last_at
+
+    book.its.pause(book.engine, "s")
+    assert (resumed := book.its.resume(book.engine, "s")) is not None
+    assert resumed > met or resumed < book.row().missed_until
+    with book.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE bgjob_schedule SET missed_from = NULL, missed_until = NULL")
+        )
+    book.its.pause(book.engine, "s")
+    assert book.its.resume(book.engine, "s") == timetable("@hourly", "UTC").after(met)
+    assert book.put(cron="*/30 * * * *") == timetable("*/30 * * * *", "UTC").after(met)
+
+
+NO_TIMES = ("infinity", "-infinity", "0044-03-15 BC", "20000-01-01")
+
+
+@pytest.mark.parametrize("of_code", [True, False])
+@pytest.mark.parametrize("column", [*TIMES, "updated_at"])
+@pytest.mark.parametrize("value", NO_TIMES)
+def test_a_time_that_python_has_not_stops_nothing(
+    book: Book, column: str, value: str, of_code: bool
+) -> None:
+    """Somebody has written it by SQL: the schedule and its neighbours fire, and all are listed."""
+    name = "code" if of_code else "s"
+    declare(book) if of_code else book.put()
+    book.keep()
+    with book.engine.begin() as connection:
+        connection.execute(
+            text(f"UPDATE bgjob_schedule SET {column} = CAST(:value AS timestamptz)"),
+            {"value": value},
+        )
+
+    put_right(book)
+    book.keep(starting=False)
+
+    with book.engine.connect() as connection:
+        (listed,) = schedules(connection, None, "bgjob_")
+        assert any_astray(connection, book) is False
+    assert listed.next_at == timetable("@hourly", "UTC").after(datetime.now(UTC))
+    book.its.pause(book.engine, name)
+    assert book.its.resume(book.engine, name) == listed.next_at
+    if not of_code:
+        assert book.put(cron="@yearly") is not None
+
+
+def any_astray(connection: Connection, book: Book) -> bool:
+    """What the rescuer's look asks for."""
+    given = {f"given_{name}": value for name, value in SERVES._asdict().items() if name != "names"}
+    return bool(connection.execute(select(any_due(book.statements.tables)), given).scalar())
+
+
+def test_two_who_put_it_at_once_put_it_one_after_the_other(book: Book) -> None:
+    """The second one waits, and changes what the first has added."""
+    with book.engine.connect() as one, ThreadPoolExecutor(1) as pool:
+        with one.begin():
+            book.its.put(one, "s", book.mail, "ada", cron="@hourly")
+            second = pool.submit(book.put, arg="bob", cron="@yearly")
+            wait_until(lambda: waiting(book.engine))
+        assert second.result(60) == timetable("@yearly", "UTC").after(datetime.now(UTC))
+    assert (book.row().arg, book.row().cron) == (b'"bob"', "@yearly")

@@ -19,7 +19,7 @@ from sqlalchemy_bgjob._lifecycle import claim as claims
 from sqlalchemy_bgjob._lifecycle import settle
 from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._sql import Statements
-from sqlalchemy_bgjob._sql.schedules import DEFINITION
+from sqlalchemy_bgjob._sql.schedules import DEFINITION, GAP
 from sqlalchemy_bgjob._sql.words import PARAMETER_PREFIX, channel_name, parameters
 from sqlalchemy_bgjob.models import DeadJobMixin, JobMixin, build_models
 from support.rows import ME, OTHER, add, claim, fill, ids, pending, rows
@@ -651,7 +651,7 @@ def test_still_held_sees_locked_rows_and_no_strangers(queue: Queue) -> None:
 FENCE = {"queue", "worker", "ids", "leases"}
 RELEASE = {"refunds", "moments", "delays", "errors", "keep_errors", "args", "new_args", "headers"}
 MINE = {"names", "queues", "types", "open_queues"}
-SCHEDULE = {*DEFINITION, "next_at"}
+SCHEDULE = {*DEFINITION, *GAP, "next_at"}
 EXPIRY = {"expires_in", "expires_at"}
 JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
 
@@ -697,20 +697,23 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("rescue.holds_any", None, {"worker"}),
         ("settle.transaction_status", None, {"xid"}),
         ("rescue.workers", None, MINE - {"names"}),
-        ("schedules.due", None, MINE | {"limit", "left_out"}),
+        ("fire.due", None, MINE | {"limit", "left_out"}),
         (
-            "schedules.fire",
+            "fire.fire",
             None,
             {
                 *("name", "first", "last", "following", "ids", "fire_times"),
                 *("missed_from", "missed_until"),
             },
         ),
-        ("schedules.astray", None, MINE | {"limit", "left_out"}),
-        ("schedules.set_right", None, {"name", "seen_next_at", "next_at"}),
+        ("fire.astray", None, MINE | {"limit", "left_out"}),
+        ("fire.set_right", None, {"name", "seen_next_at", "next_at", *GAP}),
+        ("fire.add", None, SCHEDULE),
+        ("fire.change", None, SCHEDULE | {"seen_at", "seen_next_at"}),
         ("schedules.add", None, SCHEDULE),
-        ("schedules.change", None, SCHEDULE | {"seen_at", "seen_next_at"}),
-        ("schedules.put", None, SCHEDULE),
+        ("schedules.change", None, SCHEDULE),
+        ("schedules.locked", None, {"name"}),
+        ("schedules.resume", None, {"name", "next_at", *GAP}),
         ("schedules.make_due", None, {"names", "until"}),
         ("schedules.run_now", (False, True), {"name", "id", "fire_time"}),
         ("enqueue.notify", None, {"queue"}),

@@ -18,8 +18,8 @@ from sqlalchemy_bgjob._lifecycle import control, rescue, settle, unknown_claims
 from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
 from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql.claim import ClaimStatements
+from sqlalchemy_bgjob._sql.fire import FireStatements
 from sqlalchemy_bgjob._sql.rescue import RescueStatements
-from sqlalchemy_bgjob._sql.schedules import ScheduleStatements
 from sqlalchemy_bgjob._sql.settle import SettleStatements
 from sqlalchemy_bgjob._sql.unique import UniqueStatements
 from sqlalchemy_bgjob._sql.words import at, parameter, transaction_id, unnest
@@ -251,7 +251,7 @@ def a_crash_costs_nothing(stack: ExitStack) -> None:
 
 def fires_whatever_it_has_seen(stack: ExitStack) -> None:
     """The statement that fires a schedule does not name the time that was due."""
-    _replace(stack, ScheduleStatements, _is_due=lambda self, held: held.c.paused_at.is_(None))
+    _replace(stack, FireStatements, _is_due=lambda self, held: held.c.paused_at.is_(None))
 
 
 def forgets_what_was_missed(stack: ExitStack) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy_bgjob._handlers.timetable import (
     MISSED_AFTER,
     MOST_MADE_UP,
     Gap,
+    begin,
     due,
     every,
     set_right,
@@ -248,17 +249,26 @@ class Row(NamedTuple):
     next_at: datetime
     last_at: datetime | None = None
     gap: Gap | None = None
+    written_at: datetime | None = None
+
+
+def put(now: datetime, row: Row | None = None) -> Row:
+    """As who puts a schedule, resumes it or changes its expression at that time."""
+    row = row or Row(now)
+    times = begin(HOURLY, now, row.gap, row.last_at)
+    return Row(times.next_at, row.last_at, times.gap, now)
 
 
 def fire(row: Row, now: datetime, missed: str = "one") -> tuple[list[datetime], Row]:
     """As a worker does at that time: what is fired, and the row afterwards."""
     if row.gap is not None and row.gap.is_ahead(now) and row.gap.end <= row.next_at:
-        row = row._replace(next_at=set_right(HOURLY, now, row.gap, row.last_at))
+        times = set_right(HOURLY, now, row.gap, row.last_at, row.written_at)
+        row = row._replace(next_at=times.next_at, gap=times.gap)
     if row.next_at > now:
         return [], row
     its = due(HOURLY, row.next_at, now, missed, gap=row.gap, last_at=row.last_at)
     last = its.last if row.last_at is None else max(row.last_at, its.last)
-    return its.fire_times, Row(its.following, last, its.gap)
+    return its.fire_times, Row(its.following, last, its.gap, row.written_at)
 
 
 def test_a_clock_that_had_been_ahead_silences_no_schedule() -> None:
@@ -288,6 +298,8 @@ def test_however_the_clock_jumps_no_time_is_met_twice(missed: str) -> None:
         for _ in range(40):
             jump = dice.choice((0, 0, 0, 0, 50, -50, 300, -300))
             now += timedelta(hours=jump + dice.randrange(3), minutes=dice.randrange(60))
+            if dice.random() < 0.2:
+                row = put(now, row)
             more, row = fire(row, now, missed)
             fired += more
         assert len(fired) == len(set(fired)), seed
@@ -310,9 +322,90 @@ def test_a_small_step_back_makes_up_for_nothing_again() -> None:
     assert fire(row, at("11-27T12:30")) == ([], row)
 
 
+@pytest.mark.parametrize("missed", ["one", "none", "all"])
+def test_a_false_future_silences_nothing(missed: str) -> None:
+    """Whatever was put, resumed or fired in it: later each time is met that was not met then."""
+    hour = timedelta(hours=1)
+    for seed in range(25):
+        dice = random.Random(seed)
+        true, fired = at("11-27T09:00:01"), list[datetime]()
+        row = put(true) if dice.random() < 0.7 else None  # or it is new in the false future
+
+        def work(
+            row: Row, now: datetime, hours: int, fired: list[datetime] = fired
+        ) -> tuple[Row, datetime]:
+            for _ in range(hours):
+                more, row = fire(row, now, missed)
+                fired += more
+                now += hour
+            return row, now
+
+        if row is not None:
+            row, true = work(row, true, dice.randrange(3))
+        now = true + timedelta(days=dice.randrange(1, 4), minutes=dice.choice((0, 30)))
+        if row is None or dice.random() < 0.5:
+            row = put(now, row)
+        row, now = work(row, now, dice.randrange(4))
+        if dice.random() < 0.5:
+            row = put(now - timedelta(minutes=59), row)
+
+        work(row, true, 24 * 4)
+
+        assert len(fired) == len(set(fired)), seed
+        later = [at("11-27T00:00") + hour * n for n in range(24 * 4)]
+        assert [time for time in later if time > true and time not in fired] == [], seed
+
+
+def test_what_was_resumed_in_a_false_future_makes_up_for_nothing() -> None:
+    """It was paused when these times passed; what comes after the clock is right is met."""
+    row = Row(at("11-27T09:00"), at("11-27T08:00"), None, at("11-20T00:00"))
+    resumed = put(at("12-01T09:30"), row)
+    assert resumed.next_at == at("12-01T10:00")
+
+    fired, row = fire(resumed, at("11-27T13:30"), "all")
+    assert (fired, row.next_at) == ([], at("11-27T14:00"))
+    assert fire(row, at("11-27T14:00"), "all")[0] == [at("11-27T14:00")]
+
+
+def test_what_is_resumed_after_a_false_future_meets_nothing_twice() -> None:
+    """Of the times that were met then the row knows."""
+    fired, row = fire(Row(at("11-27T09:00")), at("11-27T09:00"))
+    for ahead in ("11-27T12:30", "11-27T13:30"):
+        more, row = fire(row, at(ahead))
+        fired += more
+    assert fired[1:] == [at("11-27T12:00"), at("11-27T13:00")]
+
+    row = put(at("11-27T10:30"), row)
+    assert row.next_at == at("11-27T11:00")
+    assert put(at("11-27T11:30"), row).next_at == at("11-27T14:00")
+
+
+def test_nothing_is_put_right_that_is_right() -> None:
+    """Neither a new schedule, nor one whose missed times make no job."""
+    now = at("11-27T11:20")
+    for row in (put(now), put(now, Row(now, at("11-20T10:00"))), Row(at("11-27T09:00"))):
+        after = fire(row, now, "none")[1]
+        assert after.gap is not None
+        assert not after.gap.is_ahead(now)
+
+
+def test_a_short_gap_hides_no_false_future() -> None:
+    """A worker that was late by a few seconds leaves one; the clock can't be set back into it."""
+    seconds = timetable("* * * * * *", "UTC")
+    jump = due(seconds, at("11-27T09:00"), at("11-28T09:00"), "one")
+    assert jump.gap == Gap(at("11-27T09:00"), at("11-28T09:00"))
+
+    late = due(seconds, jump.following, at("11-28T09:00:09"), "one", gap=jump.gap)
+    assert late.gap == jump.gap
+
+
 def test_a_row_without_a_next_time_gets_one() -> None:
     now = at("11-27T09:20")
-    assert set_right(HOURLY, now, None, None) == at("11-27T10:00")
-    assert set_right(HOURLY, now, None, at("11-27T12:00")) == at("11-27T13:00")
+
+    def next_at(gap: Gap | None, last_at: datetime | None) -> datetime:
+        return set_right(HOURLY, now, gap, last_at, None).next_at
+
+    assert next_at(None, None) == at("11-27T10:00")
+    assert next_at(None, at("11-27T12:00")) == at("11-27T13:00")
     gap = Gap(at("11-27T10:00"), at("11-28T10:00"))
-    assert set_right(HOURLY, now, gap, at("11-28T12:00")) == at("11-27T10:00")
+    assert next_at(gap, at("11-28T12:00")) == at("11-27T10:00")
