@@ -30,7 +30,7 @@ from .._lifecycle.settle import Pending
 from .._points import HANDLER
 from .._sql import Statements
 from ..exceptions import NoContextManager
-from .call import Conclusion, begin, check_session_is_wanted, conclude, give_up
+from .call import Conclusion, begin, cancelled, check_session_is_wanted, conclude, give_up
 from .handler_session import HandlerSession, JobEnded, explain_commit_error
 from .permits import NoConnectionInTime
 from .run import Run
@@ -170,7 +170,7 @@ class Attempt:
         said = returned if error is None else error
         try:
             if run.is_given_up(said):
-                return self._all(CANCELLED)
+                return _pending(cancelled(run))
             if unit is not None and error is not None:
                 unit.complete(error)
             excuse = self._excuse(error)
@@ -187,7 +187,7 @@ class Attempt:
             if run.cancelled:
                 return self._all(INTERRUPTED)
             if run.is_given_up(said):
-                return self._all(CANCELLED)
+                return [*(Pending(item.job, CANCELLED) for item in kept), *rest]
             return [*self._commit(unit, kept, outcome_was_named=returned is not None), *rest]
         except BaseException as strange:
             return _pending(give_up(run, strange))

@@ -54,6 +54,7 @@ def begin(run: Run, make_session: Callable[[], Any], state: Any = None) -> Any:
 
     Raises:
         MoveToDlq: The arg can't be decoded, or none of a chunk; no attempt will ever decode it.
+        Cancelled: All jobs of a chunk whose arg can be decoded are to be cancelled.
     """
     handler = run.handler
     context = Context(run, make_session, state)
@@ -63,6 +64,8 @@ def begin(run: Run, make_session: Callable[[], Any], state: Any = None) -> Any:
         args = run.args()
         if not args:
             raise MoveToDlq("no arg of the chunk can be decoded")
+        if run.asked_at is not None:
+            raise Cancelled
         return handler.call(context, args)
     try:
         arg = handler.decode(run.job.arg, run.job.headers)
@@ -95,6 +98,13 @@ def conclude(run: Run, returned: Any, error: BaseException | None) -> list[Concl
         return give_up(run, strange)
 
 
+def cancelled(run: Run) -> list[Conclusion]:
+    """Conclude that the jobs end as cancelled, but those with a bad arg that nobody asked for."""
+    if isinstance(run, ChunkRun):
+        return [*_undecodable(run), *map(_cancelled, run.called)]
+    return [_cancelled(run.job)]
+
+
 def give_up(run: Run, strange: BaseException) -> list[Conclusion]:
     """Conclude that the attempt failed, by an error met while its end was recorded."""
     text = f"a {type(strange).__name__} while the handler's end was recorded"
@@ -103,11 +113,7 @@ def give_up(run: Run, strange: BaseException) -> list[Conclusion]:
 
 def _conclude_chunk(run: ChunkRun, returned: Any, error: BaseException | None) -> list[Conclusion]:
     """Conclude for the jobs of a chunk: what is undone of one is undone of all."""
-    ends = [
-        _settled(run, job, MoveToDlq(run.refused[job.id]), error=run.refused[job.id])
-        for job in run.jobs
-        if job.id in run.refused
-    ]
+    ends = _undecodable(run)
     called = run.called
     said: dict[str, Outcome | None] = {}
     given: dict[str, Encoded | None] = {}
@@ -123,7 +129,7 @@ def _conclude_chunk(run: ChunkRun, returned: Any, error: BaseException | None) -
     for job in called:
         outcome = said.get(job.id)
         if run.is_asked(job) if error is not None else run.ends_cancelled(job, outcome):
-            ends.append(Conclusion(job, Cancelled(), CANCELLED, error is None, error))
+            ends.append(_cancelled(job, error, keeps_writes=error is None))
         elif error is None:
             ends.append(_settled(run, job, outcome or COMPLETE, given[job.id], error=None))
         elif together:
@@ -131,7 +137,26 @@ def _conclude_chunk(run: ChunkRun, returned: Any, error: BaseException | None) -
             ends.append(Conclusion(job, Retry(0.0, error), settlement, False, error))
         else:
             ends.append(_settled(run, job, failed(error), error=error))
+    if all(end.settlement is CANCELLED for end in ends if end.keeps_writes):
+        ends = [end._replace(keeps_writes=False) for end in ends]
     return ends
+
+
+def _undecodable(run: ChunkRun) -> list[Conclusion]:
+    """Conclude for the jobs that the handler is not called for."""
+    return [
+        _cancelled(job, error)
+        if run.is_asked(job)
+        else _settled(run, job, MoveToDlq(error), error=error)
+        for job in run.jobs
+        if (error := run.refused.get(job.id)) is not None
+    ]
+
+
+def _cancelled(
+    job: ClaimedJob, error: BaseException | None = None, *, keeps_writes: bool = False
+) -> Conclusion:
+    return Conclusion(job, Cancelled(), CANCELLED, keeps_writes, error)
 
 
 def _conclude(run: Run, returned: Any, error: BaseException | None) -> Conclusion:

@@ -46,6 +46,7 @@ class ChunkRun(Run):
                 args.append(self.handler.decode(job.arg, job.headers))
             except InvalidArg as error:
                 self.refused[job.id] = error
+        self._look_whether_all_are_asked()  # of those that are left, perhaps since a while
         return args
 
     @property
@@ -61,11 +62,16 @@ class ChunkRun(Run):
     # ---- cancel -----------------------------------------------------------------------------
 
     def ask(self, job: ClaimedJob) -> bool:
-        """Note that somebody wants a job to be cancelled; whether that goes for all jobs now."""
+        """Note that somebody wants a job to be cancelled; whether nothing is left to be done."""
         self._asked |= {job.id}
-        if all(self.is_asked(one) for one in self.jobs):
-            self.asked_at = time.monotonic()
+        self._look_whether_all_are_asked()
         return self.asked_at is not None
+
+    def _look_whether_all_are_asked(self) -> None:
+        """All that the handler is called for. The loop looks, and the handler's thread."""
+        called = self.called
+        if self.asked_at is None and called and all(self.is_asked(one) for one in called):
+            self.asked_at = time.monotonic()
 
     def is_asked(self, job: ClaimedJob) -> bool:
         """Whether somebody wants a job to be cancelled."""
@@ -77,8 +83,11 @@ class ChunkRun(Run):
         return self._told
 
     def is_given_up(self, said: object) -> bool:
-        """Whether all jobs end as cancelled: all were asked to, and the handler named no end."""
-        return self.asked_at is not None and not isinstance(said, Complete | Mapping)
+        """Whether all jobs end as cancelled: all were asked to, and the handler completed none."""
+        if self.asked_at is None:
+            return False
+        outcomes = said.values() if isinstance(said, Mapping) else (said,)
+        return not any(isinstance(outcome, Complete) for outcome in outcomes)
 
     def ends_cancelled(self, job: ClaimedJob, outcome: Outcome | None) -> bool:
         """Whether a job ends as cancelled, after the handler has returned this of it.

@@ -204,8 +204,9 @@ class Hands:
         Returns False if the run commits just now, and is to be looked at again.
         """
         # As Drain does: first the one flag, then the other.
-        run.cancelled = True
+        before, run.cancelled = run.cancelled, True
         if run.committing:
+            run.cancelled = before
             return False
         self.let_go(run)
         self.planner.lose_slot(run.job.queue)

@@ -458,6 +458,26 @@ def test_when_all_are_cancelled_the_call_is_told(bench: Workbench) -> None:
 
 
 @one_of_each
+def test_the_writes_of_a_cancelled_call_are_undone(bench: Workbench) -> None:
+    """Though it returns a dict, and though a job beside them has an arg that can't be decoded."""
+
+    def body(ctx: Any, args: list[int], session: Any) -> Any:
+        for job in ctx.jobs:
+            bench.jobs.cancel(bench.outside, job.id)
+        bench.pause(lambda: ctx.cancelled)
+        return {ctx.jobs[0].id: Retry(60)}
+
+    chunks = Chunks(bench, body, of=list[int], wait=60, chunk=3)
+    ids = chunks.enqueue(1, 2, 3)
+    bench.sql("UPDATE bgjob_job SET arg = '\"two\"' WHERE id = :id", id=ids[1])
+
+    ran = bench.run(until=bench.none_left, listen=True, **LONG)
+
+    assert [ran.of(job_id)[-1] for job_id in ids] == ["cancelled", "moved_to_dlq", "cancelled"]
+    assert chunks.notes(ids) == [[]] * 3
+
+
+@one_of_each
 def test_jobs_that_wait_are_cancelled_unstarted(bench: Workbench) -> None:
     chunks = Chunks(bench, wait=60)
     (job_id,) = chunks.enqueue("a")

@@ -7,15 +7,18 @@ import logging
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
 from sqlalchemy import MetaData
 
 from sqlalchemy_bgjob import BGJob, WorkerStuck, constant
 from sqlalchemy_bgjob._handlers.outcomes import HAND_BACK, INTERRUPTED, interrupted, interruptions
+from sqlalchemy_bgjob._worker.hands import Hands
 from sqlalchemy_bgjob._worker.overdue import UNTIL_OVERDUE, UNTIL_STUCK, Overdue
 from sqlalchemy_bgjob._worker.plan.steps import Finished
 from sqlalchemy_bgjob._worker.run import Run
+from sqlalchemy_bgjob.settings import WorkerSettings
 from support import planning
 from support.running import Workbench, one_of_each, only_asyncio
 from support.waiting import wait_until
@@ -224,6 +227,16 @@ def test_a_lost_slot_takes_no_job_and_holds_up_no_drain() -> None:
     core.lose_slot("q")
     core.draining = True
     assert planning.step(core) == Finished()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_that_commits_just_now_is_not_told_to_end(before: bool) -> None:
+    """It is looked at again; only a drain may have told it so before."""
+    hands = Hands(MagicMock(), MagicMock(), {"q": 1}, WorkerSettings())
+    run = MagicMock(committing=True, cancelled=before)
+
+    assert hands.give_up_run(run, []) is False
+    assert run.cancelled is before
 
 
 def test_what_operators_set_gives_no_lost_slot_back() -> None:
