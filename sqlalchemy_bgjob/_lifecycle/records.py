@@ -12,14 +12,15 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from .._db.encodings import storable
+from .._db.errors import lost_connection
 from .._sql import Statements
 from .._sql.words import parameters
 from . import run
 from .claim import ClaimedJob
 
 LOCKED_FOR_MS: Final = 200
-"""Milliseconds that the loop waits for the lock of a record that somebody else has locked. Then its
-settlement is refused, and tried again later."""
+"""Milliseconds that the loop waits for who has inserted the record of a job and not committed yet.
+Records that somebody has locked are passed over at once."""
 
 Said = tuple[ClaimedJob, dict[str, Any] | None, float]
 """A running job, its progress, and since when it runs by the monotonic clock."""
@@ -46,7 +47,32 @@ def limit_waits(connection: Connection) -> None:
 def write_progress(
     connection: Connection, statements: Statements, worker_id: int, said: Iterable[Said]
 ) -> None:
-    """Write the progress of jobs that a worker still holds. Commits."""
+    """Write the progress of jobs that a worker still holds, but of those whose records are locked.
+
+    Commits. If that of one is refused, each is written by itself, and the error is raised in the
+    end.
+    """
+    said = list(said)
+    try:
+        _write_progress(connection, statements, worker_id, said)
+    except Exception as error:
+        if lost_connection(error) or len(said) == 1:
+            raise
+        refused: list[Exception] = []
+        for one in said:
+            try:
+                _write_progress(connection, statements, worker_id, [one])
+            except Exception as its_own:
+                if lost_connection(its_own):
+                    raise
+                refused.append(its_own)
+        if refused:
+            raise refused[0] from None
+
+
+def _write_progress(
+    connection: Connection, statements: Statements, worker_id: int, said: Iterable[Said]
+) -> None:
     assert statements.records is not None
     by_queue: dict[str, list[Said]] = {}
     for one in sorted(said, key=lambda one: one[0].id):

@@ -17,7 +17,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from .._db.encodings import storable
-from .._db.errors import describe, lost_connection, summary
+from .._db.errors import describe, lost_connection, sqlstate, summary
 from .._drafts.ids import new_id
 from .._drafts.validation import CONTENT_TYPE
 from .._handlers.outcomes import GONE, Kind, Settlement
@@ -37,11 +37,12 @@ class Fate(Enum):
 
     SETTLED = "settled"
     STALE = "stale"  # the lease is not ours any more; nothing was changed
-    LOCKED = "locked"  # somebody holds a lock on the row; to be tried again
+    LOCKED = "locked"  # somebody holds a lock on the row, or the record; to be tried again
     FAILED = "failed"  # the database refused; to be tried again
 
 
 _ENDED: Final = (*GONE, Kind.DEAD)
+_LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 @dataclass(slots=True, eq=False)
@@ -127,9 +128,13 @@ def _kept(items: Iterable[Pending]) -> list[Pending]:
 
 
 def _limit_waits(connection: Connection, statements: Statements, items: Iterable[Pending]) -> None:
-    """Let records that somebody has locked refuse their settlements soon."""
-    if statements.records is not None and _kept(items):
+    """Let settlements be refused soon for records that somebody has inserted and not committed."""
+    if _leaves_record(statements, items):
         limit_waits(connection)
+
+
+def _leaves_record(statements: Statements, items: Iterable[Pending]) -> bool:
+    return statements.records is not None and bool(_kept(items))
 
 
 def _write_recorded(
@@ -261,7 +266,7 @@ def _settle_group(
             return [
                 fate for item in items for fate in _settle_group(connection, statements, [item])
             ]
-        return [(items[0], _record_failure(connection, statements, items[0], error))]
+        return [(items[0], _refused(connection, statements, items[0], error))]
     _keep_xid(items, held, xid)
     back = [item for item in items if item.settlement.kind is Kind.HANDED_BACK]
     if back:
@@ -324,7 +329,7 @@ def _settle_free(connection: Connection, statements: Statements, item: Pending) 
         if lost_connection(error):
             _keep_xid([item], held, xid)
             raise
-        return _record_failure(connection, statements, item, error)
+        return _refused(connection, statements, item, error)
     if not held:
         return _record_failure(connection, statements, item, RowKept())
     _keep_xid([item], held, xid)
@@ -348,6 +353,15 @@ def _look_up(connection: Connection, statements: Statements, item: Pending) -> F
 def still_holds(connection: Connection, statements: Statements, item: Pending) -> bool:
     """Whether this worker still holds a job, locked by somebody or not. The caller commits."""
     return bool(run(connection, statements.settle.still_held, **_fence([item])).first())
+
+
+def _refused(
+    connection: Connection, statements: Statements, item: Pending, error: Exception
+) -> Fate:
+    """The fate of a settlement that ended in an error; it may have waited for a record."""
+    if _leaves_record(statements, [item]) and sqlstate(error) == _LOCK_NOT_AVAILABLE:
+        return Fate.LOCKED
+    return _record_failure(connection, statements, item, error)
 
 
 def _record_failure(

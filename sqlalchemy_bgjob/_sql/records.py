@@ -27,6 +27,7 @@ from sqlalchemy import (
     func,
     insert,
     literal_column,
+    not_,
     or_,
     select,
 )
@@ -55,6 +56,17 @@ def kept_columns(job: Table) -> list[ColumnElement[Any]]:
 
 
 _LIVE: ColumnElement[str] = literal_column("'live'", Text)
+
+
+def not_locked(record: Table, job_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """That nobody else has locked a job's record, if there is one; then it is locked here.
+
+    An INSERT that finds it there would wait for who has.
+    """
+    it = record.alias("its_record")
+    found: Select[Any] = select(literal_column("1")).select_from(it).with_hint(it, ONLY)
+    found = found.where(it.c.job_id == job_id).correlate_except(it)
+    return or_(not_(found.exists()), found.with_for_update(skip_locked=True).exists())
 
 
 def noted(
@@ -181,9 +193,9 @@ class RecordStatements:
     def progress(self) -> Executable:
         """Write what running jobs of one queue say of their progress.
 
-        A job that this worker does not hold any more is left alone, and so is a record that the
-        job's end has written meanwhile. Parameters: queue, worker, and lists ids, leases, progress
-        (JSON text), keeps, rans (seconds).
+        A job that this worker does not hold any more is left alone, and so is a record that
+        somebody has locked, or that the job's end has written meanwhile. Parameters: queue, worker,
+        and lists ids, leases, progress (JSON text), keeps, rans (seconds).
         """
         job, record = self._job, self._record
         given = unnest(
@@ -191,7 +203,11 @@ class RecordStatements:
         )
         holder = parameter("worker", BigInteger)
         held = each_held(
-            job, given, literal_column("held.ctid"), holder, lambda held, one: one.limit(1)
+            job,
+            given,
+            literal_column("held.ctid"),
+            holder,
+            lambda held, one: one.where(not_locked(record, held.c.id)).limit(1),
         )
         values: dict[str, Any] = {
             "job_id": job.c.id,

@@ -38,7 +38,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.selectable import CTE
 
 from .error_history import appended
-from .records import LEFT, kept_columns, noted
+from .records import LEFT, kept_columns, not_locked, noted
 from .words import (
     CLOCK,
     ONLY,
@@ -68,7 +68,14 @@ class SettleStatements:
         self.complete_recorded: Callable[[bool], Executable] = cache(self._complete_recorded)
         self.bury_recorded: Callable[[bool], Executable] = cache(self._bury_recorded)
 
-    def _held(self, given: TableValuedAlias, *, wait: bool, keeps_key: bool = False) -> Select[Any]:
+    def _held(
+        self,
+        given: TableValuedAlias,
+        *,
+        wait: bool,
+        keeps_key: bool = False,
+        record: Table | None = None,
+    ) -> Select[Any]:
         """Lock the given jobs that this worker still holds, and return their addresses.
 
         The fence is the lease and not the attempt: attempts are refunded, so a value can recur.
@@ -78,11 +85,17 @@ class SettleStatements:
             wait: Wait for a row that somebody else has locked, as a handler's own transaction does.
                 A batch passes over it.
             keeps_key: The row stays, so a foreign key that points at it does not stand in the way.
+            record: The table of records, if these jobs leave one. A job whose record somebody else
+                has locked is passed over too.
         """
         return self._one_by_one(
             given,
             literal_column("held.ctid"),
-            lambda held, one: one.with_for_update(skip_locked=not wait, key_share=keeps_key),
+            lambda held, one: _with_record(
+                one.with_for_update(skip_locked=not wait, key_share=keeps_key),
+                held.c.id,
+                None if wait else record,
+            ),
         )
 
     def _one_by_one(
@@ -111,14 +124,15 @@ class SettleStatements:
         """
         assert self._record is not None
         given = unnest(ids=Text(), leases=BigInteger(), **LEFT)
-        gone = self._taken(given, wait=wait).returning(*kept_columns(self._job)).cte("gone")
+        taken = self._taken(given, wait=wait, record=self._record)
+        gone = taken.returning(*kept_columns(self._job)).cte("gone")
         no_error = literal_column("NULL", Text)
         written = noted(self._record, gone, given, attempt=gone.c.attempt, error=no_error)
         return self._counted(gone).add_cte(written)
 
-    def _taken(self, given: TableValuedAlias, *, wait: bool) -> Delete:
-        job = self._job
-        return delete(job).with_hint(ONLY).where(self._named, at(self._held(given, wait=wait)))
+    def _taken(self, given: TableValuedAlias, *, wait: bool, record: Table | None = None) -> Delete:
+        held = self._held(given, wait=wait, record=record)
+        return delete(self._job).with_hint(ONLY).where(self._named, at(held))
 
     def _counted(self, gone: CTE) -> Select[Any]:
         count = func.count()
@@ -230,7 +244,7 @@ class SettleStatements:
             errors=Text(),
             **({} if record is None else LEFT),
         )
-        moved = self._taken(given, wait=wait).returning(*job.c).cte("moved")
+        moved = self._taken(given, wait=wait, record=record).returning(*job.c).cte("moved")
         attempt = func.greatest(moved.c.attempt - given.c.refunds, 0)
         history = appended(
             moved.c.errors, attempt=attempt, worker=moved.c.claimed_by, error=given.c.errors
@@ -276,12 +290,17 @@ class SettleStatements:
 
     @cached_property
     def free(self) -> Executable:
-        """Lock those that nobody else has locked, and return their ids. Parameters: as complete."""
+        """Lock those that nobody else has locked, and return their ids. Parameters: as complete.
+
+        A job is not free while somebody has locked its record.
+        """
         given = unnest(ids=Text(), leases=BigInteger())
         return self._one_by_one(
             given,
             literal_column("held.id", Text),
-            lambda held, one: one.with_for_update(skip_locked=True),
+            lambda held, one: _with_record(
+                one.with_for_update(skip_locked=True), held.c.id, self._record
+            ),
         )
 
     @cached_property
@@ -301,3 +320,8 @@ class SettleStatements:
         """committed, aborted or in progress. Parameter: xid, as text."""
         xid = cast(parameter("xid", Text), Text).op("::")(literal_column("xid8"))
         return select(cast(func.pg_xact_status(xid), Text))
+
+
+def _with_record(one: Select[Any], job_id: ColumnElement[str], record: Table | None) -> Select[Any]:
+    """The SELECT of one job, if nobody has locked its record either."""
+    return one if record is None else one.where(not_locked(record, job_id))

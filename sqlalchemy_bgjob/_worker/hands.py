@@ -142,6 +142,7 @@ class Hands:
             Pending(job, CANCELLED if run.is_asked(job) else interrupted(job.last_error))
             for job in run.jobs
         ]
+        run.leave(items, time.monotonic())
         self.let_go(run)
         self.planner.finished(run.job, 0.0)
         for item in items:

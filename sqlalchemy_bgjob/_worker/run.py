@@ -78,7 +78,7 @@ class Run:
 
     def leave(self, items: Iterable[Pending], now: float) -> None:
         """Put into settlements what the run leaves for the records of its jobs."""
-        seconds = now - self.started_at
+        seconds = now - self.started_at if self.started_at else 0.0  # it has not begun
         for item in items:
             item.seconds, item.progress = seconds, self.progress
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, text
+from sqlalchemy import Connection, Engine, MetaData, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, Complete, Context, MoveToDlq, enqueue
@@ -179,8 +180,8 @@ def claimed(engine: Engine, count: int = 1) -> list[ClaimedJob]:
     return found
 
 
-def say(engine: Engine, job: ClaimedJob, done: int) -> None:
-    said: list[records.Said] = [(job, {"done": done}, 0.0)]
+def say(engine: Engine, *those: ClaimedJob, done: int = 1) -> None:
+    said: list[records.Said] = [(job, {"done": done}, 0.0) for job in those]
     with engine.connect() as connection:
         records.write_progress(connection, STATEMENTS, ME, said)
 
@@ -195,7 +196,7 @@ def test_progress_of_a_lease_that_is_over_is_dropped(shop: Engine) -> None:
     with shop.begin() as connection:
         connection.exec_driver_sql("UPDATE bgjob_job SET lease = lease + 1")
 
-    say(shop, job, 1)
+    say(shop, job)
 
     assert jobs.record(shop, job.id) is None
 
@@ -215,7 +216,7 @@ def test_progress_that_comes_after_the_end_is_dropped(shop: Engine) -> None:
     with shop.connect() as own, ThreadPoolExecutor(1) as loop:
         transaction = own.begin()
         settle.write(own, STATEMENTS, [Pending(job, COMPLETED)])
-        late = loop.submit(say, shop, job, 1)
+        late = loop.submit(say, shop, job)
         wait_until(is_waiting)
         transaction.commit()
         late.result(60)
@@ -223,7 +224,7 @@ def test_progress_that_comes_after_the_end_is_dropped(shop: Engine) -> None:
     found = jobs.record(shop, job.id)
     assert found is not None
     assert (found.state, found.progress) == ("completed", None)
-    say(shop, job, 1)
+    say(shop, job)
     assert jobs.record(shop, job.id) == found
 
 
@@ -235,44 +236,98 @@ def test_progress_goes_on_after_a_commit_that_failed(shop: Engine) -> None:
         settle.write(own, STATEMENTS, [Pending(job, COMPLETED)])
         transaction.rollback()
 
-    say(shop, job, 1)
+    say(shop, job)
 
     assert state(shop, job.id) == "live"
+
+
+def insert_record(connection: Connection, job: ClaimedJob, *, lease: int | None = None) -> None:
+    """Of a job that is dead, or was so under another lease."""
+    connection.execute(
+        text(
+            "INSERT INTO bgjob_record (job_id, queue, type, state, attempt, lease,"
+            " enqueued_at, due_at, ended_at, keep_until) VALUES (:id, 'default', 'kept',"
+            " 'dead', 2, :lease, now(), now(), now(), now() + interval '1h')"
+        ),
+        {"id": job.id, "lease": lease or job.lease},
+    )
+
+
+def last_error(engine: Engine, id: str) -> str | None:
+    with engine.connect() as connection:
+        found: str | None = connection.scalar(select(jobs.Job.last_error).filter_by(id=id))
+    return found
 
 
 def test_an_earlier_claims_end_comes_too_late(shop: Engine) -> None:
     """Even if its row were there again: a record is fenced by itself."""
     (job,) = claimed(shop)
     with shop.begin() as connection:
-        connection.execute(
-            text(
-                "INSERT INTO bgjob_record (job_id, queue, type, state, attempt, lease,"
-                " enqueued_at, due_at, ended_at, keep_until) VALUES (:id, 'default', 'kept',"
-                " 'dead', 2, :lease, now(), now(), now(), now() + interval '1h')"
-            ),
-            {"id": job.id, "lease": job.lease + 1},
-        )
+        insert_record(connection, job, lease=job.lease + 1)
 
     assert end(shop, Pending(job, COMPLETED)) == [Fate.SETTLED]
 
     assert state(shop, job.id) == "dead"
 
 
-def test_a_locked_record_harms_no_other_job(shop: Engine) -> None:
-    """Its settlement is refused in the end, and tried again; the others are written."""
+DEAD = Settlement(Kind.DEAD, error="no")
+
+
+@pytest.mark.parametrize("ends", [COMPLETED, DEAD])
+def test_a_locked_record_is_not_waited_for(
+    shop: Engine, ends: Settlement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settlement is tried again later, as that of a locked job; the others are written."""
+    monkeypatch.setattr(records, "LOCKED_FOR_MS", 600_000)
     held, free = claimed(shop, 2)
-    say(shop, held, 1)
+    say(shop, held)
     with shop.connect() as connection, connection.begin():
         connection.exec_driver_sql("SELECT FROM bgjob_record FOR UPDATE")
 
+        with shop.connect() as loop:
+            loop.exec_driver_sql("SET statement_timeout = '30s'")
+            loop.commit()
+            items = [Pending(held, ends), Pending(free, ends)]
+            fates = dict(settle.settle(loop, STATEMENTS, items))
+
+        assert [fates[item] for item in items] == [Fate.LOCKED, Fate.SETTLED]
+        assert state(shop, free.id) == ends.kind.value
+        assert state(shop, held.id) == "live"
+    assert last_error(shop, held.id) is None
+
+    assert end(shop, Pending(held, ends)) == [Fate.SETTLED]
+    assert state(shop, held.id) == ends.kind.value
+
+
+def test_a_record_that_is_being_written_is_no_failure(shop: Engine) -> None:
+    """Somebody has inserted it, and not committed: the settlement is tried again."""
+    held, free = claimed(shop, 2)
+    with shop.connect() as connection, connection.begin():
+        insert_record(connection, held)
+
         fates = end(shop, Pending(held, COMPLETED), Pending(free, COMPLETED))
 
-        assert sorted(fate.value for fate in fates) == ["failed", "settled"]
-        assert state(shop, free.id) == "completed"
-        assert state(shop, held.id) == "live"
+        assert sorted(fate.value for fate in fates) == ["locked", "settled"]
+    assert last_error(shop, held.id) is None
 
-    assert end(shop, Pending(held, COMPLETED)) == [Fate.SETTLED]
-    assert state(shop, held.id) == "completed"
+
+def test_a_locked_record_keeps_no_others_progress(shop: Engine) -> None:
+    """Nor does one that somebody has inserted and not committed."""
+    held, new, free = claimed(shop, 3)
+    say(shop, held)
+    with shop.connect() as connection, connection.begin():
+        connection.exec_driver_sql("SELECT FROM bgjob_record FOR UPDATE")
+        say(shop, held, free, done=2)
+        found = jobs.record(shop, free.id)
+        assert found is not None
+        assert found.progress == Progress(2)
+
+        insert_record(connection, new)
+        with pytest.raises(OperationalError):
+            say(shop, held, new, free, done=3)
+        found = jobs.record(shop, free.id)
+        assert found is not None
+        assert found.progress == Progress(3)
 
 
 def test_the_transaction_of_a_record_can_be_looked_up(shop: Engine) -> None:
@@ -308,7 +363,7 @@ def test_progress_of_the_next_attempt_replaces_the_record(shop: Engine) -> None:
         (again,) = claim.claim(connection, STATEMENTS, queue="default", limit=1, worker_id=ME)
     again.served_by(kept, jobs.models.recording)
 
-    say(shop, again, 5)
+    say(shop, again, done=5)
 
     found = jobs.record(shop, job.id)
     assert found is not None

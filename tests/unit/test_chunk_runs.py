@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from sqlalchemy import MetaData
 
 from sqlalchemy_bgjob import BGJob, Complete, Context, Retry
-from sqlalchemy_bgjob._handlers.outcomes import Cancelled, Kind
+from sqlalchemy_bgjob._handlers.outcomes import CANCELLED, Cancelled, Kind
+from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._worker.call import begin, cancelled, conclude
 from sqlalchemy_bgjob._worker.chunk import ChunkRun
+from sqlalchemy_bgjob._worker.hands import Hands
+from sqlalchemy_bgjob.settings import WorkerSettings
 from support.planning import job
 
 jobs = BGJob(MetaData())
@@ -100,3 +105,29 @@ def test_a_call_for_nothing_but_cancelled_jobs_is_left_out() -> None:
         begin(run, lambda: None)
 
     assert run.is_given_up(Cancelled())
+
+
+# ---- what a run leaves for its record -----------------------------------------------------------
+
+
+def test_an_interrupted_run_leaves_when_it_began() -> None:
+    hands = Hands(MagicMock(), MagicMock(), {"q": 1}, WorkerSettings())
+    hands.planner = MagicMock()
+    run = chunk("1", "2")
+    run.begin()
+    run.started_at -= 5
+    ask(run, "a")
+
+    items = hands.interrupt(run)
+
+    assert [item.settlement.kind for item in items] == [Kind.CANCELLED, Kind.HANDED_BACK]
+    assert all(5 <= item.seconds < 3600 for item in items)
+
+
+def test_a_run_that_never_began_has_no_time() -> None:
+    run = chunk("1")
+    items = [Pending(run.job, CANCELLED)]
+
+    run.leave(items, time.monotonic())
+
+    assert items[0].seconds == 0
