@@ -7,29 +7,43 @@ of the other session.
 """
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NamedTuple
+
+
+class _Given(NamedTuple):
+    """What a registry is to give in this thread.
+
+    Attributes:
+        registry: That of a scoped_session.
+        session: The handler's.
+        tell: Is told of each other session that the registry makes.
+    """
+
+    registry: Any
+    session: Any
+    tell: Callable[[Any], None]
+
 
 _running: Final = threading.local()
-"""``session`` of the handler that runs in this thread, the ``registry`` that is to give it, and
-``tell``, which is told of each other session that it makes."""
+"""``given`` of the handler that runs in this thread."""
 
 
 class _Create:
-    """The ``createfunc`` of a registry that a worker has used."""
+    """The ``createfunc`` of a registry that a handler has used."""
 
     def __init__(self, registry: Any) -> None:
         self._registry, self._original = registry, registry.createfunc
 
     def __call__(self) -> Any:
-        session = getattr(_running, "session", None)
-        if session is None or _running.registry is not self._registry:
+        given: _Given | None = getattr(_running, "given", None)
+        if given is None or given.registry is not self._registry:
             return self._original()
-        if not self._gives(session):
-            return session
+        if not self._gives(given.session):
+            return given.session
         other = self._original()
-        _running.tell(other)
+        given.tell(other)
         return other
 
     def _gives(self, session: Any) -> bool:
@@ -44,15 +58,38 @@ def enter(registry: Any, session: Any, tell: Callable[[Any], None] | None) -> No
     With *tell* also in later scopes; it is told of each other session that is made meanwhile.
     """
     if tell is not None:
-        if not isinstance(registry.createfunc, _Create):
-            registry.createfunc = _Create(registry)
-        _running.session, _running.registry, _running.tell = session, registry, tell
+        _give(_Given(registry, session, tell))
     with suppress(Exception):  # there is no scope yet
         registry.set(session)
 
 
 def leave(registry: Any) -> None:
     """Let *registry* give other sessions again."""
-    _running.session = _running.registry = _running.tell = None
+    _running.given = None
     with suppress(Exception):  # outside of its scope by now
         registry.clear()
+
+
+@contextmanager
+def beside(registry: Any, session: Any, tell: Callable[[Any], None]) -> Iterator[None]:
+    """As :func:`enter` and :func:`leave`, but a scope that has a session already keeps it.
+
+    So does a handler within which another one is run.
+    """
+    before: _Given | None = getattr(_running, "given", None)
+    _give(_Given(registry, session, tell))
+    with suppress(Exception):  # there is no scope yet
+        registry()  # gives the session, unless there is another
+    try:
+        yield
+    finally:
+        _running.given = before
+        with suppress(Exception):  # outside of its scope by now
+            if registry.has() and registry() is session:
+                registry.clear()
+
+
+def _give(given: _Given) -> None:
+    if not isinstance(given.registry.createfunc, _Create):
+        given.registry.createfunc = _Create(given.registry)
+    _running.given = given

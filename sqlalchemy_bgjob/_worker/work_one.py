@@ -1,18 +1,17 @@
 """work_one: one job, run and settled in a transaction that belongs to the caller."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from .._db.errors import sqlstate
-from .._db.forks import Forked, kept_from_children, leave_if_forked
+from .._db.forks import kept_from_children, leave_if_forked
 from .._db.targets import Unit, run_in
 from .._drafts import validation
 from .._drafts.ids import new_worker_id
@@ -40,11 +39,10 @@ from ..exceptions import UnknownType
 from ..models import Models
 from ..settings import WorkerSettings
 from .call import begin, check_session_is_wanted, conclude
+from .callers_session import CallersSession
 from .chunk import run_of
 from .run import Run
-from .session_events import watch
 from .transaction import TransactionEnded, is_autocommit
-from .writes import Writes
 
 _GRACE = WorkerSettings().unknown_type_grace
 _NO_SAVEPOINT = frozenset({"3B001", "25P01"})
@@ -203,17 +201,20 @@ class _WorkOne:
 
     def _call(self, run: Run) -> Outcome:
         """Run the handler inside a savepoint, which is released when its writes are to be kept."""
+        handler = run.handler
+        own = CallersSession(
+            self._connection, self._session_factory, is_coroutine=handler.is_coroutine
+        )
+        with own.in_scope() if handler.options.session else nullcontext():
+            return self._call_with(run, own)
+
+    def _call_with(self, run: Run, own: CallersSession) -> Outcome:
         connection, job = self._connection, run.job
         savepoint = connection.begin_nested()
-        session: Any = None
-        writes: Writes | None = None
 
         def get_session() -> Any:
-            nonlocal session, writes
             check_session_is_wanted(run)
-            if session is None:
-                session, writes = self._make_session(run.handler)
-            return session
+            return own.session
 
         returned: Any = None
         error: Exception | None = None
@@ -224,10 +225,7 @@ class _WorkOne:
         (end,) = conclude(run, returned, error)
         if end.keeps_writes:
             try:
-                if writes is not None:
-                    _sync(session).commit()
-                    writes.check(outcome_was_named=returned is not None)
-                    _close(session)
+                own.commit(outcome_was_named=returned is not None)
                 # Within the savepoint: if this fails, a handler's change to the row is undone too.
                 self._settle(job, end.settlement, run)
                 savepoint.commit()
@@ -235,10 +233,7 @@ class _WorkOne:
                 return end.outcome
             except Exception as refusal:
                 (end,) = conclude(run, None, refusal)
-        if writes is not None:
-            writes.stop()
-        if session is not None:
-            _close(session)
+        own.discard()
         while (inner := connection.get_nested_transaction()) not in (None, savepoint):
             inner.close()  # a savepoint that could not be released stays in the way
         if connection.invalidated or inner is None:
@@ -269,32 +264,6 @@ class _WorkOne:
         leave_if_forked(self._process, type)
         return returned
 
-    def _make_session(self, handler: JobType[Any]) -> tuple[Any, Writes]:
-        connection = self._connection
-        is_async = connection.dialect.is_async
-        factory = self._session_factory
-        if factory is None:
-            factory = sys.modules["sqlalchemy.ext.asyncio"].AsyncSession if is_async else Session
-        # A scoped_session may hold the caller's own session: the handler gets another one.
-        outer = getattr(factory, "session_factory", factory)()
-        session = _sync(outer)
-        session.join_transaction_mode = "create_savepoint"
-        session.twophase = False
-        # The caller's transaction has written already: the server can't tell what the handler has.
-        writes = Writes(session, lambda: False)
-
-        def get_bind(*args: Any, **kwargs: Any) -> Connection:
-            if os.getpid() != self._process:
-                raise Forked
-            writes.bound(args, kwargs)
-            return connection
-
-        session.get_bind = get_bind  # type: ignore[method-assign]
-        watch(session, writes)
-        if not handler.is_coroutine:
-            outer = session  # a function awaits nothing
-        return outer, writes
-
     def _settle(self, job: ClaimedJob, settlement: Settlement, run: Run | None = None) -> None:
         """Write the settlement of a job whose row this transaction has locked.
 
@@ -317,16 +286,6 @@ def _undo(savepoint: NestedTransaction, error: BaseException | None) -> None:
         if sqlstate(gone) in _NO_SAVEPOINT:
             raise TransactionEnded from error
         raise
-
-
-def _sync(session: Any) -> Session:
-    result: Session = getattr(session, "sync_session", session)
-    return result
-
-
-def _close(session: Any) -> None:
-    _sync(session).close()
-    watch(_sync(session), None)
 
 
 def _await(awaitable: Any, timeout: float | None) -> Any:

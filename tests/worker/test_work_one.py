@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -593,6 +594,69 @@ def test_the_callers_scoped_session_stays_the_callers(bench: Workbench) -> None:
     assert sessions[0] is not mine
     assert sessions[0].info == {"app": True}
     assert bench.notes(job_id) == ["written"]
+
+
+@pytest.mark.parametrize("bench", THREADS[:1], ids=str, indirect=True)
+@pytest.mark.parametrize("end", ["removed", "left open", "committed", "joined"])
+def test_writes_of_a_scoped_session_in_a_scope_within(bench: Workbench, end: str) -> None:
+    """As in a worker: one scope has the handler's session, and what another one loses is told."""
+    engine, scope = create_engine(bench.url), ContextVar("scope", default="the caller's")
+    app_session = scoped_session(sessionmaker(engine), scopefunc=scope.get)
+    mine = app_session()
+
+    def body(ctx: Context[Any]) -> None:
+        assert app_session() is mine
+        outer = scope.set("the job's")
+        assert app_session() is ctx.session
+        app_session.add(bench.Note(job_id=ctx.job.id, text="outside"))
+        if end != "joined":
+            inner = scope.set("within")
+            assert app_session() not in (ctx.session, mine)
+            app_session.add(bench.Note(job_id=ctx.job.id, text="within"))
+            if end == "committed":
+                app_session.commit()
+            if end != "left open":
+                app_session.remove()
+            scope.reset(inner)
+        scope.reset(outer)
+
+    job_id = bench.enqueue(bench.handler("t", body, uses_session=False, retry=SLOW))
+    bench.jobs.work_one(app_session, "default", session_factory=app_session)
+    assert app_session() is mine
+    app_session.commit()
+    for name in ("the job's", "within", "the caller's"):
+        scope.set(name)
+        app_session.remove()
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    engine.dispose()
+
+    kept = {"committed": ["outside", "within"], "joined": ["outside"]}.get(end, [])
+    assert sorted(bench.notes(job_id)) == kept
+    if not kept:
+        word = {"removed": "was closed, or removed", "left open": "was left open"}[end]
+        assert word in bench.job(job_id).last_error
+
+
+@pytest.mark.parametrize("bench", THREADS[:1], ids=str, indirect=True)
+def test_a_handler_that_works_on_another_job_keeps_its_scope(bench: Workbench) -> None:
+    engine = create_engine(bench.url)
+    app_session = scoped_session(sessionmaker(engine))
+
+    def outer(ctx: Context[Any]) -> None:
+        own = ctx.session
+        bench.jobs.work_one(engine, "other", session_factory=app_session)
+        app_session.remove()
+        assert app_session() is own
+        app_session.add(bench.Note(job_id=ctx.job.id, text="outer"))
+
+    inner = bench.handler("inner", lambda ctx: None, uses_session=False, queue="other")
+    within = bench.enqueue(inner)
+    around = bench.enqueue(bench.handler("outer", outer, uses_session=False))
+    bench.run(session_factory=app_session)
+    engine.dispose()
+
+    assert bench.notes(around) == ["outer"]
+    assert bench.job(within) is None
 
 
 @pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
