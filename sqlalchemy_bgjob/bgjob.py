@@ -32,7 +32,6 @@ from ._handlers.options import (
     handler_options,
     keep_time,
 )
-from ._handlers.outcomes import Outcome
 from ._handlers.registry import JobType, Registry
 from ._lifecycle.cancel import HasCancel
 from ._lifecycle.schedules import HasSchedules
@@ -40,7 +39,7 @@ from ._live_jobs import LiveJobVerbs
 from ._misuse import name_of, needs_a_type, refuse_unknown
 from ._queues import QueueMethods
 from ._records import HasRecords
-from ._worker.work_one import work_one
+from ._work_one import HasWorkOne
 from .models import (
     BatchMixin,
     ControlMixin,
@@ -65,6 +64,7 @@ class BGJob(
     HasCancel,
     HasSchedules,
     HasRecords,
+    HasWorkOne,
     LiveJobVerbs,
     DeadJobVerbs,
     AroundJobs,
@@ -341,79 +341,6 @@ class BGJob(
             )
         additions = self.registry.additions
         return enqueue_type(target, self.models, additions, handler, type, arg, options)
-
-    @overload
-    def work_one(
-        self,
-        target: SyncTarget,
-        queue: str | None = None,
-        handler: Callable[..., Any] | None = None,
-        *,
-        id: str | None = None,
-        due: bool = True,
-        session_factory: Callable[[], Any] | None = None,
-        state: Any = None,
-    ) -> Outcome | None: ...
-    @overload
-    def work_one(
-        self,
-        target: "AsyncTarget",
-        queue: str | None = None,
-        handler: Callable[..., Any] | None = None,
-        *,
-        id: str | None = None,
-        due: bool = True,
-        session_factory: Callable[[], Any] | None = None,
-        state: Any = None,
-    ) -> Coroutine[Any, Any, Outcome | None]: ...
-    def work_one(
-        self,
-        target: Any,
-        queue: str | None = None,
-        handler: Callable[..., Any] | None = None,
-        *,
-        id: str | None = None,
-        due: bool = True,
-        session_factory: Callable[[], Any] | None = None,
-        state: Any = None,
-    ) -> Any:
-        """Run one due job within the caller's own transaction; None if there is none.
-
-        The job is locked, run and settled in that transaction, and the caller's commit decides: if
-        the caller rolls back or dies, the job is queued as before, its attempt not spent. So a job
-        that takes the process down is retried without end here, unlike in a worker. A pause stops
-        workers, and not this.
-
-        Args:
-            target: A Session or Connection, or an asyncio twin (then await the result, and the
-                handler may be a coroutine). An Engine is a transaction of its own.
-            queue: Where to look.
-            handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for a job of any type;
-                by default the registered handler of its type.
-            id: Instead of a queue, the id of the job. None is returned also if a worker holds it,
-                or somebody has locked its row.
-            due: With *id*, False takes the job also if it is scheduled for later.
-            session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``.
-            state: What ``ctx.state`` is; there is no ``lifespan=`` here.
-
-        Returns:
-            The outcome that was settled, which is the handler's, or a Retry for what it raised.
-
-        Raises:
-            TypeError: Neither a queue nor an id is given, or both.
-            ValueError: The connection is in AUTOCOMMIT, where run and settlement are not atomic.
-        """
-        return work_one(
-            self.models,
-            self.registry,
-            target,
-            queue,
-            handler,
-            session_factory,
-            state,
-            id=id,
-            due=due,
-        )
 
     def decode(self, job: JobMixin | DeadJobMixin) -> Any:
         """The arg of a live or dead job, as its handler takes it; no I/O.
