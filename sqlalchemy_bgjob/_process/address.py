@@ -1,8 +1,10 @@
 """``--http HOST:PORT``, and which of several processes listens on which port."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import click
+
+from .param_type import ParamType
 
 
 class Address(NamedTuple):
@@ -18,13 +20,7 @@ class Address(NamedTuple):
         )
 
 
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Address]
-else:  # generic since click 8.2 only
-    _ParamType = click.ParamType
-
-
-class HostAndPort(_ParamType):
+class HostAndPort(ParamType[Address]):
     """``127.0.0.1:9464`` or ``[::1]:9464``: an :class:`Address`."""
 
     name = "address"

@@ -12,6 +12,7 @@ import click
 from ..settings import DEFAULT_CONCURRENCY
 from ..settings import Queue as Served
 from .exits import USAGE, CommandError
+from .param_type import ParamType
 
 _NO_LIST: Final = (
     "has a comma; give each queue an option of its own, such as --queue mail:10 --queue default, "
@@ -19,7 +20,7 @@ _NO_LIST: Final = (
 )
 
 
-class Queue(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
+class Queue(ParamType[tuple[str, int | Served]]):
     """A queue and how many of its jobs run at once: ``mail:10``, or ``mail`` for ten.
 
     ``mail:10:time`` is read by time before priority.

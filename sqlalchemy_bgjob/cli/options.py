@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 
 from .._process.exits import USAGE, CommandError
+from .._process.param_type import ParamType
 from ..settings import DEFAULT_PREFIX, WorkerSettings
 
 FALLBACK: Final = "DATABASE_URL"
@@ -32,13 +33,7 @@ class Source(NamedTuple):
     app_dir: Path
 
 
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Any]
-else:  # generic since click 8.2 only
-    _ParamType = click.ParamType
-
-
-class Seconds(_ParamType):
+class Seconds(ParamType[float]):
     """A duration: ``2.5``, ``500ms``, ``30s``, ``5m``, ``1h`` or ``30d``; a float of seconds."""
 
     name = "seconds"
@@ -59,7 +54,7 @@ class Seconds(_ParamType):
             )
 
 
-class Moment(_ParamType):
+class Moment(ParamType[Any]):
     """A time such as ``2026-12-24T18:00+01:00``, or a duration: a datetime or a float of seconds.
 
     Whether a duration is meant from now on or back from now, the option says.
