@@ -13,6 +13,9 @@ import click
 from .exits import USAGE, CommandError
 
 TABLE: Final = "sqlalchemy-bgjob"
+OF_THEIR_OWN_DATABASE: Final = ("demo", "bench")
+"""Commands that must not meet the application's database by themselves: they take nothing from the
+table, nor from what a hosting platform sets."""
 _MISSPELT: Final = TABLE.replace("-", "_")
 _WHERE: Final = f"[tool.{TABLE}] of pyproject.toml"
 
@@ -23,6 +26,7 @@ def defaults(
     """The options of each command, as click's ``default_map`` takes them; None without the table.
 
     With *invoked*, of that command; the others are looked at only for a key that it does not know.
+    None is of those of their own database.
 
     Raises:
         CommandError: The file is not TOML, or a key or a value is wrong.
@@ -32,7 +36,8 @@ def defaults(
         return None
     known: set[str] = set()
     found: dict[str, dict[str, Any]] = {}
-    for name in sorted(commands, key=lambda name: name != invoked):
+    of_application = (name for name in commands if name not in OF_THEIR_OWN_DATABASE)
+    for name in sorted(of_application, key=lambda name: name != invoked):
         if invoked in found and known.issuperset(table):
             break
         found[name] = _of(commands[name], table, known)

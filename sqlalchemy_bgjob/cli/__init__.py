@@ -55,7 +55,6 @@ _COMMANDS: Final = {
 }
 """By each command's name: its module in this package, and its line in --help, for which none is
 imported."""
-_OF_THEIR_OWN_DATABASE: Final = ("demo", "bench")
 
 
 class _Imported(MutableMapping[str, click.Command]):
@@ -113,10 +112,7 @@ def cli(ctx: click.Context) -> None:
     Most options may also stand in the environment, as --help tells, or in the table
     [tool.sqlalchemy-bgjob] of the working directory's pyproject.toml.
     """
-    of_application = _Imported(
-        {n: module for n, module in _COMMANDS.items() if n not in _OF_THEIR_OWN_DATABASE}
-    )
-    ctx.default_map = defaults(of_application, Path(), ctx.invoked_subcommand)
+    ctx.default_map = defaults(cli.commands, Path(), ctx.invoked_subcommand)
     # A worker counts signals itself, as soon as its modules are imported.
     if ctx.invoked_subcommand != "worker" and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from .._process.exits import OK, USAGE, CommandError
-from .._process.pyproject import defaults
+from .._process.pyproject import OF_THEIR_OWN_DATABASE, defaults
 from .on_tables import json_option
 from .options import FALLBACK
 from .output import print_json, print_table
@@ -56,7 +56,8 @@ def _options(ctx: click.Context, name: str) -> list[dict[str, Any]]:
         _option(read, one) for one in wanted.params if one.envvar is not None or one.name == "app"
     ]
     named = {one["option"]: one["value"] for one in found}
-    if named.get("database-url", "") is None and not named.get("engine"):
+    may_fall_back = name not in OF_THEIR_OWN_DATABASE
+    if may_fall_back and named.get("database-url", "") is None and not named.get("engine"):
         for one in found:
             if one["option"] == "database-url" and FALLBACK in os.environ:
                 one |= {"value": _hidden(os.environ[FALLBACK]), "source": FALLBACK}

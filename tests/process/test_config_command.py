@@ -65,6 +65,21 @@ def test_the_platforms_database_is_named_last(monkeypatch: pytest.MonkeyPatch) -
     assert (found["value"], found["source"]) == ("postgresql://u:***@h/d", "DATABASE_URL")
 
 
+def test_what_a_command_ignores_is_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bench and demo must not meet the application's database by themselves."""
+    monkeypatch.setenv("DATABASE_URL", "postgresql://h/platform")
+    (folder / "pyproject.toml").write_text(
+        '[tool.sqlalchemy-bgjob]\ndatabase-url = "postgresql://h/application"\n'
+    )
+    assert options("doctor")["database-url"]["source"] == "pyproject.toml"
+
+    found = options("bench")["database-url"]
+    assert (found["value"], found["source"]) == (None, "default")
+    given = options("bench", BGJOB_DATABASE_URL="postgresql://h/d")["database-url"]
+    assert given["source"] == "BGJOB_DATABASE_URL"
+    assert options("demo") == {}
+
+
 def test_what_has_no_options_is_told() -> None:
     for name in ("no_such", "dlq"):
         code, _, err = run("config", name)
