@@ -114,7 +114,7 @@ def _serve(jobs: "BGJob[Any, Any]", engine: Any, *, host: str, port: int, **opti
         ) from None
     port = listening.getsockname()[1]
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - who gives it knows what it means
-    hosts = ["*"] if everywhere else [host, "localhost", "127.0.0.1", "[::1]"]
+    hosts = ["*"] if everywhere else [host, "localhost", "127.0.0.1", "::1"]
     app = standalone(jobs, engine, key, hosts=hosts, **options)
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"The dashboard is at http://{shown}:{port}/enter?token={key.token}")
