@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -36,7 +35,7 @@ from .access import (
     token_of,
 )
 from .actions import perform
-from .database import Database
+from .database import Database, NotConnected
 from .live import Live
 from .mounting import Rooted
 from .redaction import SECRETS, Redaction
@@ -168,7 +167,7 @@ class _Dashboard:
             exception_handlers={
                 HTTPException: self._refused,
                 SQLAlchemyError: self._failed,
-                OSError: self._failed,  # asyncpg's, when it can't connect
+                OSError: self._failed,  # no connection, or asyncpg's has gone
             },
         )
         # Such a redirect would name the Host that the client has sent.
@@ -301,7 +300,7 @@ class _Dashboard:
     async def _failed(self, request: Request, error: Exception) -> Response:
         """The database has refused: in its own words, without the statement and its values."""
         code = sqlstate(error) or ""
-        if not isinstance(error, DBAPIError | OSError | PoolTimeout):
+        if not isinstance(error, DBAPIError | OSError):
             raise error
         status, words = 503, "The database can't be reached."
         if code == "57014":
@@ -321,7 +320,8 @@ class _Dashboard:
             # Not its own words, which may hold values of rows.
             status, words = 500, f"The database refuses: {summary(error)}"
         if status >= 500:
-            log.warning("the dashboard: %s (%s)", words, code or type(error).__name__)
+            cause = (isinstance(error, NotConnected) and error.__cause__) or error
+            log.warning("the dashboard: %s (%s)", words, sqlstate(cause) or type(cause).__name__)
         if _wants_json(request):
             return _json({"error": words}, status)
         return self._rendered(request, "error.html", status, words=words, closed=False, path=None)

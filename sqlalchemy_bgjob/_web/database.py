@@ -1,12 +1,16 @@
 """The dashboard's transactions, on an Engine or an AsyncEngine: the work itself is written once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from .._db.errors import sqlstate
 from .._inspect.reading import begin_acting, begin_reading
 
 if TYPE_CHECKING:
@@ -20,8 +24,23 @@ LONGEST_ACTION: Final = 60.0
 """Seconds that a statement of an action may take."""
 
 
+class NotConnected(ConnectionError):
+    """The database can't be reached, or does not let this role in."""
+
+
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """Let the errors of connecting be of one kind: with SQLAlchemy 2.0 asyncpg's are bare."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DBAPIError | OSError | PoolTimeout) or sqlstate(error) is not None:
+            raise NotConnected from error
+        raise
+
+
 class Database:
-    """Runs work in a transaction: to read, or to act."""
+    """Runs work in a transaction: to read, or to act. Raises NotConnected where there is none."""
 
     def __init__(self, engine: "Engine | AsyncEngine") -> None:
         sync_engine: Any = getattr(engine, "sync_engine", engine)
@@ -62,11 +81,15 @@ class Database:
         if isinstance(engine, Engine):
 
             def in_transaction() -> T:
-                with engine.connect() as connection:
+                with ExitStack() as stack:
+                    with _connecting():
+                        connection = stack.enter_context(engine.connect())
                     return _committed(connection, work)
 
             return await run_sync(in_transaction, limiter=self._limiter)
-        async with self._limiter, engine.connect() as asynchronous:
+        async with self._limiter, AsyncExitStack() as stack:
+            with _connecting():
+                asynchronous = await stack.enter_async_context(engine.connect())
             return await asynchronous.run_sync(_committed, work)
 
 

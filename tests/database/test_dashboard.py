@@ -124,6 +124,24 @@ def test_it_reads_and_acts_on_every_kind_of_engine(
         engine.dispose()  # type: ignore[unused-coroutine]
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])
+@pytest.mark.parametrize("wrong", [{"database": "no_such"}, {"username": "nobody"}, {"port": 1}])
+def test_who_can_not_connect_is_told_so_whatever_the_driver(
+    visit: Any, shop: Engine, driver: str, wrong: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With SQLAlchemy 2.0 what asyncpg raises then is no error of SQLAlchemy's."""
+    url = shop.url.set(drivername=f"postgresql+{driver}", **wrong)
+    engine = create_engine(url) if driver == "psycopg2" else create_async_engine(url)
+    client = visit(engine)
+
+    page, twin = client.get("jobs"), client.get("jobs", headers=JSON)
+
+    assert (page.status_code, twin.status_code) == (503, 503)
+    assert "be reached." in page.text
+    assert twin.json() == {"error": "The database can't be reached."}
+    assert "NotConnected" not in caplog.text, "the log tells the cause"
+
+
 def test_all_that_the_pages_link_to_is_there(visit: Any) -> None:
     """Under the path where it is mounted."""
     client = visit()
