@@ -7,6 +7,7 @@ So the sum over all processes is right for both, and a scrape sends no statement
 
 import time
 from collections.abc import Callable, Iterable
+from heapq import nlargest
 from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -15,11 +16,14 @@ from prometheus_client.registry import Collector
 
 from .._inspect.backlog import Backlog
 from .._inspect.health import Health
+from .._inspect.queues import QueueInfo
 from .._version import __version__
 from . import FinishedRun, JobInfo, Observer
 
 MOST_TYPES: Final = 1000
 """How many pairs of queue and type have series of their own; a row's type may be any text."""
+MOST_QUEUES: Final = 200
+"""How many queues have gauges: those with the most jobs. A queue's name may be any text too."""
 OTHER: Final = "other"
 DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0)
 WAITS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -175,6 +179,7 @@ def _families() -> dict[str, GaugeMetricFamily]:
         ("queue_workers", "Workers that beat and serve the queue.", of_queue),
         ("queue_slots", "How many of its jobs these can run at once.", of_queue),
         ("queue_paused", "Whether the queue is paused: 1 or 0.", of_queue),
+        ("queues_left_out", "Queues with fewer jobs than all that are shown.", ()),
         ("dead_jobs", "Dead jobs, counted up to 100,000.", ()),
         ("workers", "Workers that beat.", ()),
         ("health_problems", "Problems of the server that somebody should mend.", ()),
@@ -186,8 +191,14 @@ def _families() -> dict[str, GaugeMetricFamily]:
     }
 
 
+def _depth(queue: QueueInfo) -> int:
+    return queue.due + queue.scheduled + queue.running
+
+
 def _fill(families: dict[str, GaugeMetricFamily], backlog: Backlog, health: Health | None) -> None:
-    for one in backlog.queues:
+    shown = nlargest(MOST_QUEUES, backlog.queues, key=_depth)
+    families["queues_left_out"].add_metric((), len(backlog.queues) - len(shown))
+    for one in shown:
         for state in ("due", "scheduled", "running"):
             families["queue_jobs"].add_metric((one.queue, state), getattr(one, state))
         families["queue_oldest_age_seconds"].add_metric((one.queue,), one.oldest_age)

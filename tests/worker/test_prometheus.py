@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, event
 
 from sqlalchemy_bgjob import Backlog, MoveToDlq, Observer, Reschedule, constant
+from sqlalchemy_bgjob._inspect.queues import QueueInfo
 from sqlalchemy_bgjob.telemetry import prometheus
 from sqlalchemy_bgjob.telemetry.prometheus import Metrics
 from support.running import FLAVORS, Workbench, one_of_each, only_threads
@@ -145,6 +146,27 @@ def test_a_worker_without_metrics_asks_for_no_backlog(bench: Workbench) -> None:
 
     assert any("backend_xmin" in statement for statement in sent)
     assert not any("lanes.queue" in statement for statement in sent)
+
+
+def test_of_many_queues_those_with_the_most_jobs_are_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A queue's name may be any text; how many are left out is told."""
+    monkeypatch.setattr(prometheus, "MOST_QUEUES", 2)
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    depths = {"a": (1, 0, 0), "b": (0, 3, 0), "c": (1, 0, 1), "d": (0, 0, 0)}
+    queues = [
+        QueueInfo(name, *depth, 0, 0, None, 0.0, stopped=False, paused=None)
+        for name, depth in depths.items()
+    ]
+
+    metrics.backlog_sampled(Backlog(tuple(queues), dead=0, workers=0, valid_for=60.0))
+
+    slots = {name: value(registry, "bgjob_queue_slots", queue=name) for name in depths}
+    assert slots == {"a": None, "b": 0, "c": 0, "d": None}
+    assert value(registry, "bgjob_queue_jobs", queue="b", state="scheduled") == 3
+    assert value(registry, "bgjob_queues_left_out") == 2
 
 
 def test_types_from_the_table_do_not_make_series_without_end(
