@@ -186,10 +186,10 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
     keys = foreign_key_problems(connection, schema=name, table_prefix=prefix)
     yield from _told("foreign keys", [*map(str, keys)], "none is in the way of a job's end")
     yield from _told("privileges", lacking, "those of a worker")
-    unseen = hidden(connection, schema=name, table_prefix=prefix)
+    unseen = hidden(connection, schema=name, table_prefix=prefix, records=bool(recorded))
     if unseen.maybe:
         yield Finding("row security", "note", "; ".join(unseen.maybe))
-    told = [f"{problem}; {remedy}" for problem, remedy in unseen.for_sure]
+    told = [f"{problem}; {remedy}" for problem, remedy in (*unseen.for_sure, *unseen.beside)]
     if told or not unseen.maybe:
         yield from _told("row security", told, "hides nothing from this role")
 

@@ -117,9 +117,11 @@ def check_database(connection: Connection, models: Models) -> None:
             schema.records.check(connection, schema=name, table_prefix=prefix)
         for lack in lacking:
             logger.warning("%s; %s", lack, remedy(connection, [lack]))
-        unseen = hidden(connection, schema=name, table_prefix=prefix)
+        unseen = hidden(connection, schema=name, table_prefix=prefix, records=recorded)
         if unseen.for_sure:
             raise WorkerRefused(*unseen.for_sure[0])
+        for problem_and_remedy in unseen.beside:
+            logger.warning("%s; %s", *problem_and_remedy)
         for risk in unseen.maybe:
             logger.warning("%s", risk)
         for statement in schema.storage_drift(connection, schema=name, table_prefix=prefix):

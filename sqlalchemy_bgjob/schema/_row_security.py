@@ -12,14 +12,20 @@ from sqlalchemy import Connection, text
 
 from ._names import qualified, translated
 
-NEEDED: Final[Mapping[str, Mapping[str, str]]] = {
+_ALL: Final = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"}
+NEEDED: Final[dict[str, Mapping[str, str]]] = {
     "job": {"r": "SELECT", "w": "UPDATE", "d": "DELETE"},
     "dead_job": {"a": "INSERT"},
-    "worker": {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"},
+    "worker": _ALL,
     "control": {"r": "SELECT"},
     "schedule": {"r": "SELECT", "a": "INSERT", "w": "UPDATE"},
+    "unique_period": _ALL,
 }
 """The commands that a worker runs on each table, by the letters of ``pg_policy``."""
+OF_RECORDS: Final[dict[str, Mapping[str, str]]] = {"record": _ALL, "minute": _ALL}
+"""The same, where there are tables of records."""
+_BESIDE: Final = ("unique_period", "minute")
+"""Tables without which jobs are run all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +34,24 @@ class Hidden:
 
     Attributes:
         for_sure: Problem and remedy, for tables where no policy allows what a worker does.
+        beside: The same, for tables without which jobs are run all the same.
         maybe: Warnings, for tables where a policy decides row by row.
     """
 
     for_sure: list[tuple[str, str]]
+    beside: list[tuple[str, str]]
     maybe: list[str]
 
 
-def hidden(connection: Connection, *, schema: str | None, table_prefix: str) -> Hidden:
-    """What is hidden from the connection's role; a missing table hides nothing."""
-    found, schema = Hidden([], []), translated(connection, schema)
-    for kind, needed in NEEDED.items():
+def hidden(
+    connection: Connection, *, schema: str | None, table_prefix: str, records: bool = False
+) -> Hidden:
+    """What is hidden from the connection's role, also of the tables of *records*.
+
+    A missing table hides nothing.
+    """
+    found, schema = Hidden([], [], []), translated(connection, schema)
+    for kind, needed in (NEEDED | OF_RECORDS if records else NEEDED).items():
         table = qualified(schema, f"{table_prefix}{kind}")
         if not connection.execute(_ACTIVE, {"table": table}).scalar():
             continue
@@ -54,14 +67,22 @@ def hidden(connection: Connection, *, schema: str | None, table_prefix: str) -> 
                 f"row level security of {table} hides its rows from this role: no policy allows "
                 f"{', '.join(lacking)}"
             )
-            found.for_sure.append((problem, create))
+            (found.beside if kind in _BESIDE else found.for_sure).append((problem, create))
         elif restricted or not all(_permits(policies, letter, all_rows=True) for letter in needed):
             lift = "let no restrictive policy apply to the role, or give it BYPASSRLS"
             found.maybe.append(
-                f"row level security of {table} applies to this role: a job that a policy hides is "
-                f"never run. To hide none, {lift if restricted else create}"
+                f"row level security of {table} applies to this role: "
+                f"{_CONSEQUENCES.get(kind, _CONSEQUENCE)}. To hide none, "
+                f"{lift if restricted else create}"
             )
     return found
+
+
+_CONSEQUENCE: Final = "a row that a policy hides is no row to a worker"
+_CONSEQUENCES: Final = {
+    "job": "a job that a policy hides is never run",
+    "record": "a job whose record a policy refuses never ends",
+}
 
 
 def _permits(policies: Iterable[Any], letter: str, *, all_rows: bool = False) -> bool:

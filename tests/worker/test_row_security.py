@@ -11,13 +11,14 @@ from sqlalchemy import Engine, MetaData, create_engine, text
 from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue
 from sqlalchemy_bgjob._inspect import doctor
 from sqlalchemy_bgjob.exceptions import WorkerRefused
+from sqlalchemy_bgjob.schema._records_1 import RECORD_KINDS
 from sqlalchemy_bgjob.schema._table_kinds import KINDS
 from support import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TABLES = [f"bgjob_{kind}" for kind in KINDS]
+TABLES = [f"bgjob_{kind}" for kind in (*KINDS, *RECORD_KINDS)]
 ALL = "USING (true) WITH CHECK (true)"
 OF_A_TENANT = "TO PUBLIC USING (current_setting('tenant', true) = 'a')"
 
@@ -30,7 +31,7 @@ def run(engine: Engine, *statements: str) -> None:
 
 @pytest.fixture
 def jobs(engine: Engine) -> BGJob[Any, Any]:
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs: BGJob[Any, Any] = BGJob(MetaData(), records=True)
     jobs.metadata.create_all(engine)
     return jobs
 
@@ -65,6 +66,8 @@ def found(engine: Engine) -> list[doctor.Finding]:
         ("bgjob_worker", None, "SELECT, INSERT, UPDATE, DELETE"),
         ("bgjob_control", None, "SELECT"),
         ("bgjob_schedule", None, "SELECT, INSERT, UPDATE"),
+        ("bgjob_record", None, "SELECT, INSERT, UPDATE, DELETE"),
+        ("bgjob_record", "FOR SELECT USING (true)", "INSERT, UPDATE, DELETE"),
     ],
 )
 def test_a_worker_that_sees_nothing_is_refused(
@@ -88,6 +91,38 @@ def test_a_worker_that_sees_nothing_is_refused(
     assert finding.level == "problem"
     assert lacks in finding.text
     assert [one.level for one in found(engine)] == ["ok"], "the owner sees all"
+
+
+@pytest.mark.parametrize("table", ["bgjob_minute", "bgjob_unique_period"])
+def test_what_few_jobs_need_is_told_and_keeps_none_waiting(
+    engine: Engine,
+    jobs: BGJob[Any, Any],
+    worker_engine: Engine,
+    table: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Counts would be lost, and handlers could not enqueue with keys that hold for a period."""
+    run(engine, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+    jobs.handler("t")(lambda ctx: None)
+
+    with caplog.at_level(logging.WARNING, "sqlalchemy_bgjob"), Worker(jobs, worker_engine) as it:
+        wait_until(lambda: it.ready)
+
+    assert f'row level security of "{table}" hides its rows from this role' in caplog.text
+    (finding,) = found(worker_engine)
+    assert finding.level == "problem"
+
+
+def test_records_of_another_application_are_none_of_a_workers(
+    engine: Engine, jobs: BGJob[Any, Any], worker_engine: Engine
+) -> None:
+    """One without records asks nothing of their tables."""
+    run(engine, "ALTER TABLE bgjob_record ENABLE ROW LEVEL SECURITY")
+
+    plain: BGJob[Any, Any] = BGJob(MetaData())
+    plain.handler("t")(lambda ctx: None)
+    with Worker(plain, worker_engine) as worker:
+        wait_until(lambda: worker.ready)
 
 
 @pytest.mark.core
