@@ -106,10 +106,14 @@ def _look(
     from .._inspect.queues import paused_queues
     from .._inspect.registered import registered
     from ..schema import check as check_schema
+    from ..schema import records
     from ..schema._grants import lacks, remedy
 
     check_schema(connection, schema=schema, table_prefix=table_prefix)
-    lacking = lacks(connection, "worker", schema=schema, table_prefix=table_prefix)
+    recorded = bool(records.db_version(connection, schema=schema, table_prefix=table_prefix))
+    lacking = lacks(
+        connection, "worker", schema=schema, table_prefix=table_prefix, records=recorded
+    )
     told = "; ".join([*map(str, lacking), remedy(connection, lacking)] if lacking else [])
     try:
         workers = registered(connection, schema, table_prefix, host=host, pid=pid)

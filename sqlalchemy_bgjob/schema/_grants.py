@@ -232,7 +232,8 @@ def _by_table(privileges: Iterable[Privilege]) -> dict[str, list[Privilege]]:
 _USAGE = text(
     "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = :schema"
 )
-# By column number: the name of a missing column would be an error.
+# By column number: the name of a missing column would be an error. A role that was granted each
+# column has the whole table; rows are found by ctid.
 _LACKED = text(
     """
     SELECT place
@@ -240,7 +241,12 @@ _LACKED = text(
       WITH ORDINALITY AS needed (its, verb, columns, place),
       LATERAL (SELECT CAST(to_regclass(its) AS oid) AS oid) AS found
     WHERE NOT CASE columns
-      WHEN '' THEN has_table_privilege(oid, verb)
+      WHEN '' THEN has_table_privilege(oid, verb) OR CASE WHEN verb <> 'DELETE' THEN (
+        SELECT bool_and(has_column_privilege(oid, attnum, verb))
+        FROM pg_catalog.pg_attribute
+        WHERE attrelid = oid AND NOT attisdropped
+          AND (attnum > 0 OR (attname = 'ctid' AND verb = 'SELECT'))
+      ) ELSE false END
       ELSE (
         SELECT bool_and(has_column_privilege(oid, attnum, verb))
         FROM pg_catalog.pg_attribute

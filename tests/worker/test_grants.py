@@ -32,6 +32,7 @@ from sqlalchemy_bgjob._worker import drain, preflight
 from sqlalchemy_bgjob.cli import cli
 from sqlalchemy_bgjob.exceptions import WorkerRefused
 from sqlalchemy_bgjob.schema._grants import TASKS, grants, needs
+from sqlalchemy_bgjob.schema._names import quoted
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support import wait_until, wait_until_async
 from support.running import FLAVORS
@@ -486,6 +487,30 @@ def test_check_tells_what_a_role_lacks(roles: Roles) -> None:
     assert lacks.format("UPDATE", "schedule") in told.output
     assert lacks.format("SELECT", "control") in refused.output
     assert "lacks" not in fine.output
+
+
+@pytest.mark.core
+def test_grants_of_all_columns_are_enough(roles: Roles) -> None:
+    """Where nobody grants whole tables. One column less is told of, and ctid is one."""
+    engine, to = roles.engines["worker"], f'"{roles.name("worker")}"'
+    table = '"We""ird Schema"."bgjob_job"'
+    names = [*roles.jobs.models.job.c.keys(), "ctid"]
+
+    with roles.without("worker", "SELECT, UPDATE, INSERT ON @job"):
+        for verb in ("SELECT", "UPDATE", "INSERT"):
+            some = names if verb == "SELECT" else names[:-1]
+            sql(roles.owner, f"GRANT {verb} ({', '.join(map(quoted, some))}) ON {table} TO {to}")
+        assert privilege_problems(roles) == []
+        enqueue(roles.owner, roles.handle, 1)
+        with Worker(roles.jobs, engine):
+            wait_until(lambda: roles.count("job") == 0)
+
+        for column in ("ctid", "priority"):
+            sql(roles.owner, f"REVOKE SELECT ({column}) ON {table} FROM {to}")
+            (problem,) = privilege_problems(roles)
+            assert f"lacks SELECT ON {table}" in problem
+            sql(roles.owner, f"GRANT SELECT ({column}) ON {table} TO {to}")
+    assert privilege_problems(roles) == []
 
 
 @pytest.mark.core

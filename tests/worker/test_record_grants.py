@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import Engine, MetaData, create_engine, text
 from sqlalchemy.exc import ProgrammingError
 
@@ -15,6 +16,7 @@ from sqlalchemy_bgjob._inspect import counts, records
 from sqlalchemy_bgjob._inspect.doctor import examine
 from sqlalchemy_bgjob._lifecycle.records import delete_old_counts, delete_old_records
 from sqlalchemy_bgjob._sql import statements_of
+from sqlalchemy_bgjob.cli import cli
 from sqlalchemy_bgjob.schema._grants import TASKS, grants
 from support.waiting import wait_until
 
@@ -82,7 +84,7 @@ def test_each_role_can_do_its_part(roles: dict[str, Engine], engine: Engine) -> 
         assert delete_old_counts(connection, statements, keep=0, limit=9) == 1
 
 
-def test_the_doctor_tells_what_a_worker_lacks(roles: dict[str, Engine], engine: Engine) -> None:
+def test_doctor_and_check_tell_what_is_lacking(roles: dict[str, Engine], engine: Engine) -> None:
     def told() -> list[str]:
         with roles["worker"].connect() as connection:
             found = examine(connection, schema=None, table_prefix="bgjob_")
@@ -96,3 +98,6 @@ def test_the_doctor_tells_what_a_worker_lacks(roles: dict[str, Engine], engine: 
     (lacking,) = told()
     assert 'lacks INSERT ON "bgjob_minute"' in lacking
     assert 'run: GRANT INSERT ON "bgjob_minute" TO' in lacking
+    url = roles["worker"].url.render_as_string(hide_password=False)
+    probe = CliRunner().invoke(cli, ["check", "--database-url", url], standalone_mode=False)
+    assert 'lacks INSERT ON "bgjob_minute"' in probe.output
