@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from .records import cancelled, kept_columns
-from .words import ONLY, Tables, Wakeup, own_channel, parameter, unnest
+from .words import ONLY, Tables, Wakeup, in_order_of_locks, own_channel, parameter, unnest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class CancelStatements:
             select(job.c.id, job.c.claimed_by)
             .with_hint(job, ONLY)
             .where(condition)
-            .order_by(job.c.id)
+            .order_by(*in_order_of_locks(job))
             .limit(limit)
             .with_for_update(key_share=True)
             .cte("found")

@@ -28,7 +28,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from ..models import lease_at_insert
-from .words import ONLY, SECOND, Tables, array_parameter, parameter
+from .words import ONLY, SECOND, Tables, array_parameter, in_order_of_locks, parameter
 
 
 class OperateStatements:
@@ -119,7 +119,7 @@ class OperateStatements:
                 job.c.next_run_at > func.now(),
                 job.c.waits.is_not(True),
             )
-            .order_by(job.c.id)
+            .order_by(*in_order_of_locks(job))
             .limit(limit)
             .with_for_update(key_share=True)
             .cte("found")

@@ -243,6 +243,14 @@ def each_held(
     return select(found.c.value).select_from(given.join(found, true()))
 
 
+def in_order_of_locks(job: FromClause) -> tuple[ColumnElement[Any], ...]:
+    """The order in which statements lock many jobs: those without a unique key by id, then by key.
+
+    Enqueuing many takes keys and ids in this order too, so no two wait for each other in a circle.
+    """
+    return job.c.unique_key.collate("C").nulls_first(), job.c.id.collate("C")
+
+
 def in_order_of_claims(job: FromClause) -> ColumnElement[bool]:
     """True of every row. It lets a statement walk the claim's index, and no other one.
 

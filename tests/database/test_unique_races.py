@@ -478,3 +478,24 @@ def test_a_bulk_is_one_probe_for_each_key(words: dict[str, Any], mode: str, db: 
     removed = [node.get("Rows Removed by Join Filter", 0) for node in plan.nodes()]
     assert sum(removed) == 0
     assert plan.buffers < 40 * count
+
+
+@pytest.mark.parametrize("act", ["cancel_where", "run_now"])
+def test_those_who_act_on_many_lock_as_a_bulk_does(db: Engine, act: str) -> None:
+    """By key, and not by id: two that wait for each other in a circle would be ended."""
+    with db.begin() as connection:
+        for id, key in (("1", "b"), ("2", "a")):
+            enqueue(connection, sync, 1, id=id, unique=Unique(key, "queued"), delay=60)
+
+    def on_all() -> object:
+        with db.begin() as connection:
+            return getattr(jobs, act)(connection, jobs.Job.type == "sync")
+
+    replacing = partial(Unique, scope="queued", on_conflict="replace")
+    with ThreadPoolExecutor() as pool, db.begin() as connection:
+        enqueue(connection, sync, 2, unique=replacing("a"), delay=60)
+        acting = pool.submit(on_all)
+        wait_until(lambda: waiting(db) == 1, what="the lock of the first job")
+        enqueue(connection, sync, 2, unique=replacing("b"), delay=60)
+        connection.commit()
+        acting.result()
