@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
@@ -256,12 +256,15 @@ class AsyncWorker(OnlyAsyncWith):
             await asyncio.shield(running)
         except asyncio.CancelledError:
             loop.stop(0.0)
-            await asyncio.wait({running})
+            with suppress(Exception):
+                await _ended(running)
             raise
         finally:
-            await runtime.close()
-            if self._own_sync_engine is not None:
-                self._own_sync_engine.dispose()
+            try:
+                await _ended(asyncio.ensure_future(runtime.close()))
+            finally:
+                if self._own_sync_engine is not None:
+                    self._own_sync_engine.dispose()
 
     def _make_loop(self, runtime: AsyncRuntime, threads: ThreadRuntime) -> WorkerLoop:
         statements = Statements(self._jobs.models)
@@ -315,3 +318,19 @@ class AsyncWorker(OnlyAsyncWith):
         tb: TracebackType | None,
     ) -> None:
         await self.stop()
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Wait for a task however often this one is cancelled meanwhile, and then raise that.
+
+    A cancel scope of anyio cancels again at every turn of the loop until it is left.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    await task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +124,40 @@ def test_a_run_that_is_cancelled_leaves_it(bench: Workbench) -> None:
     asyncio.run(cancel())
 
     assert life.seen == ["in", "out"]
+
+
+@pytest.mark.parametrize("bench", [FLAVORS[3]], ids=str, indirect=True)
+def test_a_run_that_is_cancelled_again_and_again_leaves_it(bench: Workbench) -> None:
+    """A cancel scope of anyio cancels at every turn of the loop, until it is left."""
+    life = Life()
+
+    async def ends_slowly(ctx: Context[Any]) -> None:
+        life.seen.append("started")
+        for _ in range(20):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        life.seen.append("ended")
+
+    bench.jobs.handler("slow", session=False)(ends_slowly)
+    job_id = bench.enqueue(bench.jobs.registry.find_type("slow"))
+
+    async def cancel() -> None:
+        engine = create_async_engine(with_driver(bench.url, "asyncpg"))
+        worker = AsyncWorker(bench.jobs, engine, queues=["default"], lifespan=life.asynchronous)
+        task = asyncio.create_task(worker.run())
+        await wait_until_async(lambda: "started" in life.seen)
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+        assert task.cancelled()
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+        await engine.dispose()
+
+    asyncio.run(cancel())
+
+    assert life.seen == ["in", "started", "ended", "out"]
+    assert bench.sql("SELECT FROM bgjob_worker") == []
+    assert bench.job(job_id) is None or bench.job(job_id).attempt == 0
 
 
 @pytest.mark.parametrize("bench", [FLAVORS[0]], ids=str, indirect=True)
