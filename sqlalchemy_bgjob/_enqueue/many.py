@@ -16,7 +16,7 @@ from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import validation
 from .._drafts.draft import Draft, in_chunks, with_ids
 from .._drafts.options import NOTHING, BulkOptions, OnConflict
-from .._handlers.made import made_of
+from .._handlers.made import made_of, was_sent
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
 from .._sql import statements_of
@@ -176,6 +176,7 @@ def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
         raise TypeError(f"enqueue_many takes a handler or jobs, not {type(jobs).__name__}")
     drafts: list[Draft] = []
     models: Models | None = None
+    may_exist = False
     for job in jobs:
         made = made_of(job) if isinstance(job, JobMixin) else None
         if made is None:
@@ -195,12 +196,13 @@ def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
             raise ValueError("the jobs are of different BGJob() instances")
         models = made.models
         drafts.append(made.draft)
+        may_exist |= was_sent(job)  # also if it is here twice
     return _Jobs(
         models=models,
         first=drafts,
         rest=iter(()),
         count=len(drafts),
-        may_exist=len({draft.id for draft in drafts}) < len(drafts),  # the same job twice
+        may_exist=may_exist,
         keyed=any(draft.unique is not None for draft in drafts),
     )
 

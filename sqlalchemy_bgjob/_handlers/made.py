@@ -8,6 +8,7 @@ from .._drafts.draft import Draft
 from ..models import Models
 
 _KEY: Final = "bgjob.made"
+_SENT: Final = "bgjob.sent"
 
 
 class Made(NamedTuple):
@@ -33,6 +34,14 @@ def made_of(job: Any) -> Made | None:
     """What :func:`remember` kept of a job; None if ``handler.job(...)`` did not make it."""
     made: Made | None = instance_state(job).info.get(_KEY)
     return made
+
+
+def was_sent(job: Any) -> bool:
+    """Whether the job may be in the database: it was flushed, or asked for here before."""
+    state = instance_state(job)
+    sent = state.has_identity or _SENT in state.info
+    state.info[_SENT] = True
+    return sent
 
 
 def _values(job: Any) -> dict[str, Any]:

@@ -172,6 +172,32 @@ def test_the_same_job_twice_is_a_duplicate(session: Session) -> None:
     assert enqueue_many(session, [job, job], on_conflict="ignore").inserted == 1
 
 
+@pytest.mark.parametrize("count", [1, 600])
+def test_jobs_that_were_sent_before_are_duplicates(clean: Engine, count: int) -> None:
+    """By a bulk, or by session.add(); a copy, of 600, would abort the transaction."""
+    by_bulk = [note.job(n) for n in range(count)]
+    added = note.job(7)
+    with Session(clean) as session:
+        enqueue_many(session, by_bulk)
+        session.add(added)
+        session.commit()
+        session.expunge(added)
+
+        for again in (by_bulk, [*(note.job(n) for n in range(count)), added]):
+            with pytest.raises(JobAlreadyExists):
+                enqueue_many(session, again)
+            assert len(ids(session)) == count + 1
+
+        assert enqueue_many(session, by_bulk, on_conflict="ignore").inserted == 0
+
+
+def test_jobs_whose_insert_was_rolled_back_are_new(session: Session) -> None:
+    job = note.job(1)
+    enqueue_many(session, [job])
+    session.rollback()
+    assert enqueue_many(session, [job]).inserted == 1
+
+
 def test_duplicates_in_any_chunk_undo_all_chunks(session: Session) -> None:
     many = [f"{n:06}" for n in range(12_000)]
     enqueue(session, note, 0, id=many[-1])
