@@ -92,6 +92,8 @@ class Heart(SideLoop):
         """The id under which this worker is registered now."""
         self.visible = False
         """Whether others see at once when this process ends: they know the session that listens."""
+        self.shortest_lease = settings.lease_timeout
+        """The shortest lease of all workers, as the rescuer's last look has shown it."""
         self.reconnects = 0
         """How often the heart has begun a new session, perhaps on another server."""
 
@@ -159,7 +161,7 @@ class Heart(SideLoop):
                 now = time.monotonic()
                 if now >= next_beat or self._urgent.is_set():
                     self._urgent.clear()
-                    last, longest = self._last_beat, settings.lease_timeout / 2
+                    last, longest = self._last_beat, self._longest_gap
                     gap = self._is_stuck(now) or self._beat(connection) > longest
                     if gap or time.monotonic() - last > longest:
                         self._unbroken_since = time.monotonic()
@@ -185,9 +187,14 @@ class Heart(SideLoop):
 
         0 while a beat is overdue: the same cause may hold up the beats of other workers.
         """
-        if now - self._last_beat > self._settings.lease_timeout / 2:
+        if now - self._last_beat > self._longest_gap:
             return 0.0
         return max(now - self._unbroken_since, 0.0)
+
+    @property
+    def _longest_gap(self) -> float:
+        """Seconds between two beats from which on other workers may have been held up, too."""
+        return max(self.shortest_lease / 2, self._settings.heartbeat_interval * 1.5)
 
     def _beat(self, connection: Connection) -> float:
         """Beat, or register; returns the seconds since the last beat by the server's clock."""

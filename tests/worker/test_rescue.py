@@ -858,6 +858,24 @@ def test_a_lost_connection_starts_the_judge_s_time_anew(queue: Workers) -> None:
         assert at_work.lost == 0
 
 
+def test_a_gap_of_half_the_shortest_lease_starts_it_anew(queue: Workers) -> None:
+    """The beats of a worker with that lease may have been held up with the judge's own."""
+    connected: list[float] = []
+
+    def look(sweep: str) -> None:
+        if sweep == "unchanged" and at_work.heart.worker_id is not None:
+            connected.append(at_work.heart.unbroken(time.monotonic()))
+
+    queue.register(OTHER, lease=60.0)
+    often = {"rescue_interval": 0.05, "heartbeat_interval": 0.1}
+    at_work = HeartAtWork(queue, lease_timeout=600.0, **often)
+    with at("sweeping", look), at_work:
+        wait_until(lambda: connected and connected[-1] > 0.5, what="half a second of connection")
+        count = len(connected)
+        queue.silence(at_work.heart.worker_id or 0, 40.0)
+        wait_until(lambda: min(connected[count:], default=1.0) < 0.2, what="a new beginning")
+
+
 def test_a_beat_leaves_no_lock_behind_on_a_network_that_dies(queue: Workers) -> None:
     """Between a beat and its COMMIT the row would be locked, and no other worker could judge it."""
     alone: list[bool] = []
