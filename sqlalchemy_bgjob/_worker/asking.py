@@ -83,10 +83,11 @@ class Asking:
             for job in jobs:
                 if job.id not in asked:
                     continue
-                if job not in runs:
+                run = runs.get(job) or hands.running(job)  # it may have started meanwhile
+                if run is None:
                     hands.cancel_ready(job)
-                elif hands.holds(runs[job]):
-                    hands.ask(runs[job], job)
+                elif hands.holds(run):
+                    hands.ask(run, job)
 
     def _looked_at_from(self, run: Run, now: float) -> float:
         return (run.started_at or now) + self._every

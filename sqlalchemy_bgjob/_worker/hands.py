@@ -120,6 +120,11 @@ class Hands:
                 self._events.emit("job_started", run.info_of(one))
         return run
 
+    def running(self, job: ClaimedJob) -> Run | None:
+        """The run of a job under this very lease, if it has started. Under the lock."""
+        run = self._runs.get(job.id)
+        return run if run is not None and any(one is job for one in run.jobs) else None
+
     def holds(self, run: Run) -> bool:
         """Whether a run is still to be done: it may have been released while it waited."""
         return self._runs.get(run.job.id) is run or run in self._late_runs
