@@ -341,7 +341,7 @@ class HandlerSession:
         if transaction is not None:
             try:
                 session.commit()
-            except Exception as error:  # a hook's own failure; the job is settled
+            except BaseException as error:  # a hook's own failure; the job is settled
                 logger.error(
                     "job %s: after the commit: %s", items[0].job.id, summary(error, place=True)
                 )

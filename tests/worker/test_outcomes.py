@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import suppress
@@ -689,3 +690,25 @@ def test_no_parameter_of_a_query_gets_into_the_row_or_the_log(
     assert "after the commit" in caplog.text
     assert CANARY not in caplog.text
     assert CANARY not in repr(ran.events)
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+@one_of_each
+def test_what_a_hook_after_the_commit_raises_changes_nothing(
+    bench: Workbench, raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job is settled by then, and is told as complete."""
+
+    def body(s: Session, ctx: Context[Any]) -> None:
+        def hook(_: Session) -> None:
+            raise raised
+
+        bench.note(s, ctx)
+        event.listen(s, "after_commit", hook)
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    ran = bench.run()
+
+    assert ran.of(job_id) == ["started", "completed"]
+    assert bench.notes(job_id) == ["written"]
+    assert "after the commit" in caplog.text
