@@ -25,6 +25,7 @@ from .._handlers.outcomes import (
     put_back,
 )
 from .._job_context import running
+from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowLocked, RowMissing, RunUndone
 from .._lifecycle.settle import Pending
 from .._points import HANDLER
@@ -175,7 +176,7 @@ class Attempt:
                 unit.complete(error)
             excuse = self._excuse(error)
             if excuse is not None and returned is None and not isinstance(error, Outcome):
-                return self._put_off(excuse)
+                return self._put_off(excuse, run.jobs)
             ends = conclude(run, returned, error)
             kept = _pending(end for end in ends if end.keeps_writes)
             if not kept or unit is None:
@@ -220,7 +221,7 @@ class Attempt:
             unit.complete(refusal)
             excuse = self._excuse(refusal)
             if excuse is not None:  # the last flush sent its first statement, or its first write
-                return self._put_off(excuse)
+                return self._put_off(excuse, [item.job for item in items])
             for end in conclude(run, None, explain_commit_error(refusal)):
                 if (failed := by_id.get(end.job.id)) is not None:
                     failed.settlement = end.settlement
@@ -245,11 +246,11 @@ class Attempt:
             return NoConnectionInTime()
         return None if error is None else unit.unfit(error)
 
-    def _put_off(self, excuse: BaseException) -> list[Pending]:
+    def _put_off(self, excuse: BaseException, jobs: Iterable[ClaimedJob]) -> list[Pending]:
         """Refund the attempt; the worker decides how long the jobs wait."""
         self._run.connected = False
         settlement = put_back(excuse)
-        return [Pending(job, settlement, error=excuse) for job in self._run.jobs]
+        return [Pending(job, settlement, error=excuse) for job in jobs]
 
 
 def _pending(ends: Iterable[Conclusion]) -> list[Pending]:

@@ -93,7 +93,7 @@ class Slots:
         with hands.lock:
             planner = hands.planner
             if hands.counts is not None:
-                hands.count([item for item in items if item.fate is Fate.SETTLED])
+                hands.counts.add([item for item in items if item.fate is Fate.SETTLED])
             if run.stuck:
                 hands.end_stuck(run)
                 self._runtime.wake()

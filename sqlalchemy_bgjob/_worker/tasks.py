@@ -138,12 +138,13 @@ class AsyncRuntime:
             if around is not None:
                 await around.leave_async(error)
             run.task = None
+            differs = _differs(context)
+            running.set(None)
             following = slots.ended(run, ended)
             del ended, error  # an exception keeps this run's variables
             if following is None:
                 return
-            if not following.handler.is_coroutine or task.cancelling() or _differs(context):
-                running.set(None)
+            if not following.handler.is_coroutine or task.cancelling() or differs:
                 slots.start(following)
                 return
             run, run.task = following, task
