@@ -13,6 +13,7 @@ from sqlalchemy import MetaData
 from sqlalchemy_bgjob import BGJob, Complete, Context, Retry
 from sqlalchemy_bgjob._handlers.outcomes import CANCELLED, Cancelled, Kind
 from sqlalchemy_bgjob._lifecycle.settle import Pending
+from sqlalchemy_bgjob._worker.attempt import Attempt, Environment
 from sqlalchemy_bgjob._worker.call import begin, cancelled, conclude
 from sqlalchemy_bgjob._worker.chunk import ChunkRun
 from sqlalchemy_bgjob._worker.hands import Hands
@@ -105,6 +106,26 @@ def test_a_call_for_nothing_but_cancelled_jobs_is_left_out() -> None:
         begin(run, lambda: None)
 
     assert run.is_given_up(Cancelled())
+
+
+def test_a_flush_without_a_connection_puts_off_those_it_was_for() -> None:
+    """A job whose arg can't be decoded is dead all the same, and has one end."""
+    run = chunk("1", "two")
+    run.args()
+    attempt = Attempt(Environment(*[MagicMock()] * 5), run)
+    lacks = TimeoutError("no connection")
+    attempt._unit = MagicMock(unconnected=None)
+
+    def commit(*_: object, **__: object) -> None:
+        attempt._unit.unconnected = lacks
+        raise lacks
+
+    attempt._unit.commit = commit
+    attempt._unit.unfit.return_value = None
+
+    ends = [(item.job.id, item.settlement.kind) for item in attempt.end(None, None)]
+
+    assert ends == [("a", Kind.RESCHEDULED), ("b", Kind.DEAD)]
 
 
 # ---- what a run leaves for its record -----------------------------------------------------------
