@@ -67,7 +67,8 @@ class Run:
     _info: JobInfo | None = None
 
     def __init__(self, job: ClaimedJob, handler: JobType[Any]) -> None:
-        self.job, self.handler = job, handler
+        self.job: ClaimedJob = job
+        self.handler: JobType[Any] = handler
         self.jobs: tuple[ClaimedJob, ...] = (job,)
 
     def begin(self) -> None:
