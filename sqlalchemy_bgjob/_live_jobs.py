@@ -1,11 +1,13 @@
-"""What BGJob does with live jobs, beside cancelling them: run now."""
+"""What BGJob does with live jobs, beside cancelling them: run now, edit."""
 
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from sqlalchemy import ColumnElement
 
 from ._db.targets import SyncTarget
+from ._handlers.registry import Registry
+from ._lifecycle.edit import Edited, EditOptions, edit
 from ._lifecycle.operate import run_now
 from ._sql import statements_of
 from .models import Models
@@ -18,6 +20,7 @@ class LiveJobVerbs:
     """The part of :class:`~sqlalchemy_bgjob.BGJob` that is about live jobs."""
 
     models: Models
+    registry: Registry
 
     @overload
     def run_now(
@@ -39,3 +42,53 @@ class LiveJobVerbs:
             limit: The most to make due.
         """
         return run_now(self.models, statements_of(self.models), target, where, limit)
+
+    @overload
+    def edit(
+        self,
+        target: SyncTarget,
+        id: str,
+        *,
+        lease: int | None = None,
+        **changes: Unpack[EditOptions],
+    ) -> Edited: ...
+    @overload
+    def edit(
+        self,
+        target: "AsyncTarget",
+        id: str,
+        *,
+        lease: int | None = None,
+        **changes: Unpack[EditOptions],
+    ) -> Coroutine[Any, Any, Edited]: ...
+    def edit(
+        self, target: Any, id: str, *, lease: int | None = None, **changes: Unpack[EditOptions]
+    ) -> Any:
+        """Give a queued job another arg, headers, priority or time; a running one stays as it is.
+
+        The caller commits, and soon: until then no worker claims the job. Its id, unique key and
+        attempts stay, and so do headers of the library, such as that of a schedule.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            id: The job's.
+            lease: ``job.lease`` as it was when you looked: if a worker has claimed the job since,
+                or somebody has edited it, nothing is changed. By default the job is changed if it
+                is queued now.
+            changes: ``arg``, which is checked as the handler takes it; ``headers``, instead of the
+                ones that there are; ``priority``; and either ``run_at``, an aware datetime, or
+                ``delay``, seconds or a timedelta from the start of the transaction. What is left
+                out stays as it is.
+
+        Returns:
+            ``"edited"``; or, if nothing was changed, ``"running"``, ``"changed"`` for another
+            lease, ``"waiting"`` if it has a time only once its group lets it run, and None if there
+            is no such job.
+
+        Raises:
+            InvalidArg: The arg or a header can't be stored, or the handler does not take it.
+            ValueError: The job would expire before *run_at*, or a value is out of range.
+        """
+        return edit(
+            self.models, statements_of(self.models), self.registry, target, id, lease, changes
+        )

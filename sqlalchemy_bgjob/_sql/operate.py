@@ -1,15 +1,19 @@
-"""SQL of the operator: redrive, prune; and what ages all rows, for tests."""
+"""SQL of the operator: run now, edit, redrive, prune; and what ages all rows, for tests."""
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
 from sqlalchemy import (
     Boolean,
     ColumnElement,
+    DateTime,
     Executable,
     Float,
     Integer,
     Interval,
+    LargeBinary,
+    SmallInteger,
     Text,
     any_,
     case,
@@ -130,6 +134,40 @@ class OperateStatements:
             .where(job.c.id == found.c.id, job.c.claimed_by.is_(None))
             .values(next_run_at=func.now(), updated_at=func.now())
             .returning(job.c.queue)
+        )
+
+    @cached_property
+    def to_edit(self) -> Executable:
+        """Lock a job, and tell what of it an edit depends on. Parameter: id."""
+        job = self._job
+        names = ("type", "queue", "lease", "claimed_by", "waits", "expires_at", "headers")
+        return (
+            select(*(job.c[name] for name in names), func.now().label("now"))
+            .with_hint(job, ONLY)
+            .where(job.c.id == parameter("id", Text))
+            .with_for_update(key_share=True)
+        )
+
+    def edit(self, names: Iterable[str]) -> Executable:
+        """Give a queued job, which is locked, new values; whether it is due then.
+
+        The lease grows: who has seen the job as it was before can't edit it by that. Parameters:
+        id, and the columns that *names* has.
+        """
+        job = self._job
+        types: dict[str, Any] = {
+            "arg": LargeBinary,
+            "headers": JSONB(none_as_null=True),
+            "priority": SmallInteger,
+            "next_run_at": DateTime(timezone=True),
+        }
+        values: dict[str, Any] = {name: parameter(name, types[name]) for name in names}
+        return (
+            update(job)
+            .with_hint(ONLY)
+            .where(job.c.id == parameter("id", Text), job.c.claimed_by.is_(None))
+            .values(lease=job.c.lease + 1, updated_at=func.now(), **values)
+            .returning((job.c.next_run_at <= func.now()).label("is_due"))
         )
 
     def prune(self, where: ColumnElement[bool], limit: int | None) -> Executable:

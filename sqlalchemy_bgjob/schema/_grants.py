@@ -68,6 +68,10 @@ class Privilege:
         return self.verb + (f" ({', '.join(map(quoted, self.columns))})" if self.columns else "")
 
 
+_OPERATOR_WRITES: Final = (
+    *("next_run_at", "updated_at", "cancel_at"),
+    *("arg", "headers", "priority", "lease"),
+)
 _VITAL: Final = ("job", "worker", "control", "record")
 """The tables of which a worker needs all privileges: without them it runs nothing, or the end of
 what it has run is refused."""
@@ -134,8 +138,8 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield from (Privilege("unique_period", verb) for verb in _ALL)
         case "operator":
             yield from (Privilege("job", verb) for verb in ("SELECT", "INSERT", "DELETE"))
-            # A running job is marked, and its worker ends it; a scheduled one is made due.
-            yield Privilege("job", "UPDATE", ("next_run_at", "updated_at", "cancel_at"))
+            # A running job is marked, and its worker ends it; a queued one is made due, or edited.
+            yield Privilege("job", "UPDATE", _OPERATOR_WRITES)
             # UPDATE: a redrive locks the rows it brings back, and an arg may need mending before.
             yield from (Privilege("dead_job", verb) for verb in ("SELECT", "UPDATE", "DELETE"))
             yield Privilege("worker", "SELECT")

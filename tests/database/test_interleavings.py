@@ -179,6 +179,14 @@ class JobStage(Stage):
         with connection.begin():
             return {id: self.jobs.cancel(connection, id) for id in ("queued", "running")}
 
+    def edit(self, connection: Connection) -> Any:
+        """What is queued, as it was seen, and what runs."""
+        with connection.begin():
+            return [
+                self.jobs.edit(connection, "queued", lease=4000, arg="new", priority=-1),
+                self.jobs.edit(connection, "running", priority=-1),
+            ]
+
     def redrive(self, connection: Connection) -> Any:
         with connection.begin():
             return self.jobs.redrive(connection, self.jobs.DeadJob.job_id == "dead")
@@ -231,6 +239,8 @@ PAIRS = [
     *combinations_with_replacement(("in_period", "all_in_period"), 2),
     *((other, "retain") for other in ("bury", "redrive", "prune", "retain")),
     ("same", "work_on_what_is_free"),
+    *((other, "edit") for other in ("take", *OF_THE_HOLDER, "cancel", "cancel_each", "edit")),
+    *((other, "edit") for other in ("replace", "earlier", "work_on_what_is_free")),
 ]
 # Who is told of a job locks it, and a claim passes it by until the next one.
 PAIRS[PAIRS.index(("claim", "same"))] = ("take", "same")

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, MetaData, event, func, select, text, true
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import BGJob, CancelResult, enqueue
+from sqlalchemy_bgjob import BGJob, CancelResult, InvalidArg, enqueue
 from sqlalchemy_bgjob._handlers.outcomes import (
     CANCELLED,
     COMPLETED,
@@ -287,6 +288,125 @@ def test_a_job_that_is_claimed_meanwhile_is_left_alone(jobs: BGJob, engine: Engi
 
 def take_ids(jobs: BGJob, engine: Engine) -> list[str]:
     return [job.id for job in take(jobs, engine)]
+
+
+# ---- edit -----------------------------------------------------------------------------------
+
+
+def row_of(jobs: BGJob, engine: Engine, id: str) -> Any:
+    with engine.connect() as connection:
+        return connection.execute(select(jobs.models.job).where(jobs.models.job.c.id == id)).one()
+
+
+def test_a_queued_job_is_edited(jobs: BGJob, engine: Engine) -> None:
+    """What is named is changed, and nothing else; who has seen it before can't edit it by that."""
+    put(jobs, engine, "a", "other", delay=3_600, headers={"bgjob-schedule": "s", "trace": "1"})
+    before, other = row_of(jobs, engine, "a"), row_of(jobs, engine, "other")
+
+    assert jobs.edit(engine, "a", lease=before.lease, arg="somebody else") == "edited"
+    row = row_of(jobs, engine, "a")
+    assert (row.arg, row.headers, row.priority) == (b'"somebody else"', before.headers, 0)
+    assert (row.next_run_at, row.lease) == (before.next_run_at, before.lease + 1)
+    assert jobs.edit(engine, "a", lease=before.lease, priority=3) == "changed"
+
+    at = before.next_run_at + timedelta(hours=1)
+    assert jobs.edit(engine, "a", priority=-5, headers={"x": 1}, run_at=at) == "edited"
+    row = row_of(jobs, engine, "a")
+    assert (row.priority, row.next_run_at) == (-5, at)
+    assert row.headers == {"bgjob-schedule": "s", "x": 1}
+    assert jobs.edit(engine, "a", headers=None, delay=0) == "edited"
+    assert row_of(jobs, engine, "a").headers == {"bgjob-schedule": "s"}
+    assert take_ids(jobs, engine) == ["a"]
+    assert row_of(jobs, engine, "other") == other
+
+
+def test_an_edited_arg_names_its_content_type(jobs: BGJob, engine: Engine) -> None:
+    jobs.enqueue(engine, "raw", b"bytes", queue="q", id="a", headers={"trace": "1"})
+
+    jobs.edit(engine, "a", arg={"n": 1})
+    assert (row_of(jobs, engine, "a").arg, row_of(jobs, engine, "a").headers) == (
+        b'{"n":1}',
+        {"trace": "1"},
+    )
+    jobs.edit(engine, "a", arg=b"again")
+    assert row_of(jobs, engine, "a").headers == {
+        "trace": "1",
+        "content-type": "application/octet-stream",
+    }
+
+
+def test_what_can_t_be_edited_is_left_as_it_is(jobs: BGJob, engine: Engine) -> None:
+    """A job that runs, has run, is gone, has no seat, or would expire; and a wrong value."""
+    put(jobs, engine, "a")
+    assert jobs.edit(engine, "nobody", priority=1) is None
+    (claimed,) = take(jobs, engine)
+    assert jobs.edit(engine, "a", priority=1) == "running"
+    end(jobs, engine, [claimed], Settlement(Kind.RETRY, delay=60.0, error="failed"))
+    assert jobs.edit(engine, "a", lease=claimed.lease, priority=1) == "changed"
+    before = row_of(jobs, engine, "a")
+    for wrong, error in (
+        ({"arg": 5}, InvalidArg),
+        ({"headers": {"content-type": "x"}}, ValueError),
+        ({"priority": 40_000}, ValueError),
+        ({"run_at": before.created_at, "delay": 1}, ValueError),
+        ({"colour": "red"}, TypeError),
+        ({}, TypeError),
+    ):
+        with pytest.raises(error):
+            jobs.edit(engine, "a", **wrong)  # type: ignore[arg-type]
+    assert row_of(jobs, engine, "a") == before
+
+    put(jobs, engine, "late", delay=60, expires=60)
+    with pytest.raises(ValueError, match="never start"):
+        jobs.edit(engine, "late", delay=3_600)
+    put(jobs, engine, "seatless")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE bgjob_job SET waits = true WHERE id = 'seatless'"))
+    assert jobs.edit(engine, "seatless", delay=0) == "waiting"
+    assert jobs.edit(engine, "seatless", priority=1) == "edited"
+
+
+def test_an_edit_waits_for_a_claim_and_is_told(jobs: BGJob, engine: Engine) -> None:
+    put(jobs, engine, "a")
+    with engine.connect() as other, ThreadPoolExecutor(1) as pool:
+        with other.begin():
+            other.execute(text("UPDATE bgjob_job SET claimed_by = 7, lease = lease + 1"))
+            asked = pool.submit(jobs.edit, engine, "a", priority=9)
+            wait_until(lambda: waiting(engine))
+        assert asked.result(30) == "running"
+    assert row_of(jobs, engine, "a").priority == 0
+
+
+def test_all_workers_are_told_of_an_edited_job_that_is_due(jobs: BGJob, engine: Engine) -> None:
+    """One that reads on has passed it by while it was locked, or it is due before that."""
+    put(jobs, engine, "a", delay=3_600)
+    url = engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url, autocommit=True) as session:
+        channel = statements_of(jobs.models).tables.channel_of_given_back
+        session.execute(f"LISTEN {channel}")
+        assert jobs.edit(engine, "a", priority=1) == "edited"
+        assert jobs.edit(engine, "a", delay=0) == "edited"
+        assert jobs.edit(engine, "a", priority=2) == "edited"
+        heard = [one.payload for one in session.notifies(timeout=30, stop_after=2)]
+    assert heard == ["q", "q"]
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_an_edit_belongs_to_the_callers_transaction(jobs: BGJob, engine: Engine, kind: str) -> None:
+    """For every kind of session and connection."""
+    put(jobs, engine, "a")
+    url = engine.url.render_as_string(hide_password=False)
+
+    async def act(*, commit: bool) -> Any:
+        async with producer(kind, url) as made:
+            done = await made.do(jobs.edit(made.target, "a", arg="new", priority=7))
+            await (made.commit() if commit else made.rollback())
+        return done
+
+    assert asyncio.run(act(commit=False)) == "edited"
+    assert row_of(jobs, engine, "a").priority == 0
+    assert asyncio.run(act(commit=True)) == "edited"
+    assert (row_of(jobs, engine, "a").priority, row_of(jobs, engine, "a").arg) == (7, b'"new"')
 
 
 def test_a_redriven_job_begins_anew_and_keeps_what_it_is(jobs: BGJob, engine: Engine) -> None:

@@ -717,6 +717,7 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("schedules.make_due", None, {"names", "until"}),
         ("schedules.run_now", (False, True), {"name", "id", "fire_time"}),
         ("enqueue.notify", None, {"queue"}),
+        ("operate.to_edit", None, {"id"}),
         ("enqueue.job", (False, True), JOB),
         ("enqueue.jobs", (False, True), JOB),
         ("unique.replace", (False, True), JOB | EXPIRY | {"unique_key"}),

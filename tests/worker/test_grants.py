@@ -330,6 +330,8 @@ def operate(roles: Roles) -> None:
     assert jobs.redrive(engine, jobs.DeadJob.id == "1").ids == ("dead 1",)
     assert jobs.prune(engine, 0) == 1
     assert jobs.run_now(engine, jobs.Job.id == "live") == 1
+    changes: Any = {"arg": 2, "headers": {"x": 1}, "priority": 3, "delay": 60}
+    assert jobs.edit(engine, "live", **changes) == "edited"
     assert jobs.cancel(engine, "live") == "cancelled"
     its = jobs.schedules
     its.put(engine, "s", roles.handle, 1, cron="@daily")

@@ -215,6 +215,7 @@ def take_with_arguments(statements: Statements, take: Callable[[str, Any], None]
     take("operate.redrive", statements.operate.redrive(true(), 5))
     take("operate.redrive spaced", statements.operate.redrive(true(), 5, spaced=True))
     take("operate.run_now", statements.operate.run_now(true(), 5))
+    take("operate.edit", statements.operate.edit(("arg", "headers", "priority", "next_run_at")))
     search = parse("arg.x:1 queue:q id:*")
     for table in ("live", "dead"):
         for onward in (False, True):
