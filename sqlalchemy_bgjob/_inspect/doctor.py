@@ -8,11 +8,12 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Engine, Index, MetaData, text
+from sqlalchemy import ARRAY, Connection, Engine, Index, MetaData, Text, bindparam, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import DBAPIError
 
@@ -172,9 +173,9 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
     version = db_version(connection, schema=name, table_prefix=prefix)
     and_records = f", and version {recorded} of those of records" if recorded else ""
     yield Finding("tables", "ok", f"version {version}{and_records}")
-    structure = _structure(connection, name, prefix, STEPS[LATEST].tables(name, prefix))
+    structure = _structure(connection, name, _designed(LATEST, name, prefix))
     if recorded:
-        structure += _structure(connection, name, prefix, records_1(name, prefix))
+        structure += _structure(connection, name, records_1(name, prefix))
     yield from _told("structure", structure, "as designed")
     notes = [*heirs(connection, schema=name, table_prefix=prefix)]
     notes += _other_indexes(connection, name, prefix)
@@ -194,15 +195,21 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
         yield from _told("row security", told, "hides nothing from this role")
 
 
-def _structure(
-    connection: Connection, name: str | None, prefix: str, designed: MetaData
-) -> list[str]:
+@lru_cache(maxsize=16)
+def _designed(version: int, name: str | None, prefix: str) -> MetaData:
+    """The tables of a version; to be read only. To build them takes longer than all statements."""
+    return STEPS[version].tables(name, prefix)
+
+
+def _structure(connection: Connection, name: str | None, designed: MetaData) -> list[str]:
     """Problems of columns, indexes and constraints: missing, invalid or other than designed."""
     problems: list[str] = []
     migrate = "sqlalchemy-bgjob migrate, or DROP INDEX CONCURRENTLY"
-    for table in designed.tables.values():
-        full_name = qualified(translated(connection, name), table.name)
-        there = _catalog(connection, full_name)
+    schema = translated(connection, name)
+    full_names = [qualified(schema, table.name) for table in designed.tables.values()]
+    catalogs = _catalogs(connection, full_names)
+    for table, full_name in zip(designed.tables.values(), full_names, strict=True):
+        there = catalogs[full_name]
         problems += [
             f"{full_name} has no column {column.name!r}; restore it"
             for column in table.c
@@ -234,14 +241,15 @@ def _structure(
 
 def _other_indexes(connection: Connection, name: str | None, prefix: str) -> Iterator[str]:
     """Indexes on jobs that this version does not have, and that cost more than they give."""
-    table = table_of(STEPS[LATEST].tables(name, prefix), "job", name, prefix)
+    table = table_of(_designed(LATEST, name, prefix), "job", name, prefix)
     ours = {str(index.name) for index in table.indexes}
     older: set[str] = set()
     for version in range(1, LATEST):
-        before = table_of(STEPS[version].tables(name, prefix), "job", name, prefix)
+        before = table_of(_designed(version, name, prefix), "job", name, prefix)
         older |= {str(index.name) for index in before.indexes} - ours
     schema = translated(connection, name)
-    there = _catalog(connection, qualified(schema, table.name)).indexes
+    full_name = qualified(schema, table.name)
+    there = _catalogs(connection, [full_name])[full_name].indexes
     for index, (_, columns, condition) in sorted(there.items()):
         if index in older:
             yield (
@@ -267,46 +275,57 @@ def _condition(index: Index) -> str:
 
 @dataclass(frozen=True)
 class _Catalog:
-    columns: frozenset[str]
-    indexes: dict[str, tuple[bool, list[str], str]]
+    columns: set[str] = field(default_factory=set)
+    indexes: dict[str, tuple[bool, list[str], str]] = field(default_factory=dict)
     """By name: whether the index is valid, its columns, and its predicate if it is partial."""
-    constraints: frozenset[str]
+    constraints: set[str] = field(default_factory=set)
 
 
-def _catalog(connection: Connection, table: str) -> _Catalog:
-    given = {"table": table}
-    return _Catalog(
-        columns=frozenset(connection.execute(_COLUMNS, given).scalars()),
-        indexes={
-            row[0]: (row[1], list(row[2]), _NUMBER.sub(r"\1", row[3]))
-            for row in connection.execute(_INDEXES, given)
-        },
-        constraints=frozenset(connection.execute(_CONSTRAINTS, given).scalars()),
-    )
+def _catalogs(connection: Connection, tables: list[str]) -> dict[str, _Catalog]:
+    """What the server has of these tables, by their names; nothing of one that is missing."""
+    found = {table: _Catalog() for table in tables}
+    given = {"tables": tables}
+    for table, column in connection.execute(_COLUMNS, given):
+        found[table].columns.add(column)
+    for table, index, is_valid, columns, predicate in connection.execute(_INDEXES, given):
+        bare = _NUMBER.sub(r"\1", predicate)
+        found[table].indexes[index] = is_valid, list(columns), bare
+    for table, constraint in connection.execute(_CONSTRAINTS, given):
+        found[table].constraints.add(constraint)
+    return found
 
 
 _NUMBER: Final = re.compile(r"'(-\d+)'::\w+")
 """How the server writes a negative number of a predicate."""
+_NAMED: Final = """
+    (SELECT name AS its, CAST(to_regclass(name) AS oid) AS oid
+     FROM unnest(CAST(:tables AS TEXT[])) AS name) AS named
+"""
+_TABLES: Final = bindparam("tables", type_=ARRAY(Text))
 _COLUMNS = text(
-    "SELECT CAST(attname AS TEXT) FROM pg_catalog.pg_attribute"
-    " WHERE attrelid = to_regclass(CAST(:table AS TEXT)) AND attnum > 0 AND NOT attisdropped"
-)
+    f"""
+    SELECT its, CAST(attname AS TEXT) FROM {_NAMED}
+    JOIN pg_catalog.pg_attribute ON attrelid = named.oid AND attnum > 0 AND NOT attisdropped
+    """  # noqa: S608 - a constant
+).bindparams(_TABLES)
 _INDEXES = text(
-    """
-    SELECT CAST(c.relname AS TEXT), i.indisvalid,
+    f"""
+    SELECT its, CAST(c.relname AS TEXT), i.indisvalid,
            ARRAY(SELECT CAST(a.attname AS TEXT)
                  FROM unnest(i.indkey) WITH ORDINALITY AS k (attnum, place)
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
                  ORDER BY k.place),
            btrim(coalesce(pg_get_expr(i.indpred, i.indrelid), ''), '()')
-    FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
-    WHERE i.indrelid = to_regclass(CAST(:table AS TEXT))
-    """
-)
+    FROM {_NAMED} JOIN pg_catalog.pg_index i ON i.indrelid = named.oid
+    JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid
+    """  # noqa: S608 - a constant
+).bindparams(_TABLES)
 _CONSTRAINTS = text(
-    "SELECT CAST(conname AS TEXT) FROM pg_catalog.pg_constraint"
-    " WHERE conrelid = to_regclass(CAST(:table AS TEXT))"
-)
+    f"""
+    SELECT its, CAST(conname AS TEXT) FROM {_NAMED}
+    JOIN pg_catalog.pg_constraint ON conrelid = named.oid
+    """  # noqa: S608 - a constant
+).bindparams(_TABLES)
 
 
 def _privileges(
