@@ -276,7 +276,7 @@ class SearchStatements:
                 func.row_number().over(order_by=newest_first).label("place"),
             )
             .with_hint(dead, ONLY)
-            .where(*_behind(key, onward, descending=True))
+            .where(*_lately(dead, search), *_behind(key, onward, descending=True))
             .order_by(*newest_first)
             .limit(limit)
             .cte("seen")
@@ -318,6 +318,7 @@ class SearchStatements:
             select(dead.c.type, dead.c.moved_at, error_type_of(dead.c.last_error).label("kind"))
             .add_columns(condition(dead, search).label("fits"))
             .with_hint(dead, ONLY)
+            .where(*_lately(dead, search))
             .order_by(dead.c.moved_at.desc())
             .limit(parameter("scan", Integer))
             .subquery("few")
@@ -400,6 +401,12 @@ def _time_of(job: Any, search: Search) -> list[ColumnElement[bool]]:
     if states == ("scheduled",):
         return [job.c.next_run_at > func.now()]
     return []
+
+
+def _lately(dead: Table, search: Search) -> list[ColumnElement[bool]]:
+    """A bound of moved_at, where only what died lately is searched for: nothing before is read."""
+    terms = (term for term in search.terms if term.field == "since" and not term.negated)
+    return [_fits(dead, term) for term in terms]
 
 
 def _behind(
