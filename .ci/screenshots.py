@@ -8,31 +8,30 @@ from __future__ import annotations
 import sys
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 from sqlalchemy import create_engine
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from sqlalchemy_bgjob.testing import EmbeddedPostgres  # noqa: E402
-from support.dashboard import (  # noqa: E402
-    CHROMIUM_FLAGS,
-    chromium,
-    fill,
-    make_jobs,
-    mounted,
-    served,
-)
+from support.browsing import opened, running_browser  # noqa: E402
+from support.dashboard import fill, make_jobs, mounted, served  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+    from sqlalchemy import Engine
 
 FOLDER = ROOT / "docs" / "guides" / "dashboard"
 PICTURES = {
-    "overview_light": ("", "light", 1_180, 720),
-    "overview_dark": ("", "dark", 1_180, 720),
+    "overview_light": ("", "light", 1_180, 880),
+    "overview_dark": ("", "dark", 1_180, 880),
     "jobs_light": ("jobs?q=queue:default,reports,exports", "light", 1_180, 720),
     "dead_dark": ("dead", "dark", 1_180, 720),
     "job_light": ("job?id=order-5", "light", 1_180, 820),
+    "ended_light": ("job?id=ended-1", "light", 1_180, 520),
     "queues_light": ("queues", "light", 1_180, 720),
     "job_narrow": ("job?id=order-5", "dark", 320, 720),
 }
@@ -40,31 +39,32 @@ PICTURES = {
 
 
 def main() -> None:
-    """Serve a dashboard over a queue that has something of everything, and take the pictures."""
+    """Serve dashboards over queues that have something of everything, and take the pictures."""
     FOLDER.mkdir(exist_ok=True)
+    with running_browser() as browser:
+        with EmbeddedPostgres.start() as server:
+            take_pages(browser, create_engine(server.url))
+
+
+def take_pages(browser: Browser, engine: Engine) -> None:
+    """One picture of each page."""
     jobs = make_jobs()
-    with EmbeddedPostgres.start() as server, sync_playwright() as playwright:
-        engine = create_engine(server.url)
-        jobs.metadata.create_all(engine)
-        fill(jobs, engine)
-        app = mounted("/jobs", jobs, engine, access="all", environment="production")
-        with served(app) as address:
-            browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
-            for name, (path, scheme, width, height) in PICTURES.items():
-                context = browser.new_context(
-                    color_scheme=scheme,  # type: ignore[arg-type]
-                    viewport={"width": width, "height": height},
-                )
-                page = context.new_page()
+    jobs.metadata.create_all(engine)
+    fill(jobs, engine)
+    app = mounted("/jobs", jobs, engine, access="all", environment="production")
+    with served(app) as address:
+        for name, (path, scheme, width, height) in PICTURES.items():
+            size = {"width": width, "height": height}
+            with opened(browser, color_scheme=scheme, viewport=size) as page:
                 page.goto(f"{address}/jobs/{path}")
-                picture = Image.open(BytesIO(page.screenshot()))
-                # With few colours it is a third as large, and looks the same.
-                picture.quantize(96, dither=Image.Dither.NONE).save(
-                    FOLDER / f"{name}.png", optimize=True
-                )
-                context.close()
-            browser.close()
-        engine.dispose()
+                save(page, name)
+    engine.dispose()
+
+
+def save(page: Page, name: str) -> None:
+    """With few colours a picture is a third as large, and looks the same."""
+    picture = Image.open(BytesIO(page.screenshot()))
+    picture.quantize(96, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

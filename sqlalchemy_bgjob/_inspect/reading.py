@@ -1,6 +1,7 @@
 """How a page or a command reads: in a transaction that can change nothing, and not for long."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import ARRAY, Connection, Text, bindparam, text
@@ -38,6 +39,32 @@ def can_read_args(connection: Connection, models: Models) -> bool:
     return bool(connection.execute(_ARGS, {"job": table}).scalar_one())
 
 
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """What of the tables of records there is, and this role may read.
+
+    Attributes:
+        there: Whether there are such tables.
+        records: Whether it may read records.
+        results: Whether it may read their results too.
+        counts: Whether it may read what workers have counted.
+    """
+
+    there: bool
+    records: bool
+    results: bool
+    counts: bool
+
+
+def readable(connection: Connection, models: Models) -> Readable:
+    """What of the tables of records this role may read, whatever the application says of them."""
+    schema = translated(connection, models.schema)
+    given = {
+        kind: qualified(schema, f"{models.table_prefix}{kind}") for kind in ("record", "minute")
+    }
+    return Readable(*connection.execute(_READABLE, given).one())
+
+
 def activity(connection: Connection, models: Models) -> Sequence[int]:
     """Numbers that change when rows do: the server's statistics, so no table is read.
 
@@ -63,6 +90,16 @@ _LIMITS = text(
     " set_config('lock_timeout', :wait, true), set_config('jit', 'off', true)"
 )
 _ARGS = text("SELECT has_column_privilege(CAST(:job AS text), 'arg', 'SELECT')")
+_READABLE = text(
+    """
+    SELECT record IS NOT NULL AND minute IS NOT NULL,
+           coalesce(has_column_privilege(record, 'state', 'SELECT'), false),
+           coalesce(has_column_privilege(record, 'result', 'SELECT'), false),
+           coalesce(has_table_privilege(minute, 'SELECT'), false)
+    FROM (SELECT CAST(to_regclass(CAST(:record AS text)) AS oid) AS record,
+                 CAST(to_regclass(CAST(:minute AS text)) AS oid) AS minute) AS named
+    """
+)
 _ACTIVITY = text(
     """
     SELECT coalesce(sum(n_tup_ins), 0), coalesce(sum(n_tup_upd), 0), coalesce(sum(n_tup_del), 0)

@@ -98,8 +98,10 @@ def find(
     if row.job_id is None:
         return Found(None, row.is_live)
     if not (row.is_live and row.state != "live"):
-        result = (row.result, row.result_content_type) if with_result else ()
-        return Found(_record(row), row.is_live, *result)
+        if not with_result:
+            return Found(_record(row), row.is_live)
+        result = None if row.result is None else bytes(row.result)  # psycopg2 gives a view of it
+        return Found(_record(row), row.is_live, result, row.result_content_type)
     nothing = dict.fromkeys(("progress", "error", "started_at", "ended_at"))
     return Found(_record(row, state="live", **nothing), is_live=True)
 

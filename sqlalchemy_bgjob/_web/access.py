@@ -16,7 +16,7 @@ Permission = Literal["cancel", "run", "enqueue", "edit", "redrive", "delete", "q
 * ``cancel``: cancel live jobs;
 * ``run``: let a scheduled job run now;
 * ``enqueue``: enqueue new jobs, also copies of others;
-* ``edit``: change the arg of a dead job;
+* ``edit``: change a queued job, or the arg of a dead one;
 * ``redrive``: bring dead jobs back;
 * ``delete``: delete dead jobs;
 * ``queues``: pause and resume queues, and set their slots;

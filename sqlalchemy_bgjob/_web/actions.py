@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -16,9 +17,11 @@ from .._inspect import jobs as reads
 from .._inspect.own_columns import add_own_columns
 from ..exceptions import InvalidArg, JobAlreadyExists
 from .access import Permission
+from .one_job import is_own
 from .pages import MOST_AT_ONCE, chosen
-from .redaction import loaded
+from .redaction import loaded, pretty
 from .visit import Visit
+from .words import iso, local
 
 log = logging.getLogger("sqlalchemy_bgjob.audit")
 
@@ -110,21 +113,84 @@ async def edit(visit: Visit) -> Done:
     return Done("The arg is changed.", {"id": id}, f"job?id={id}")
 
 
-def _old_value(dead: Any) -> Any:
-    """The JSON value of a dead job's arg; None if it is none, which is what may have to be mended.
+def _old_value(job: Any) -> Any:
+    """The JSON value of a job's arg; None if it is none, which is what may have to be mended.
 
     Raises:
         HTTPException: Its headers can't be read.
     """
-    headers = dead.headers or {}
+    headers = job.headers or {}
     if not isinstance(headers, dict):
         raise HTTPException(400, "The headers of this job are no object: mend them by SQL first.")
-    if dead.arg is None or headers.get(CONTENT_TYPE):
+    if job.arg is None or headers.get(CONTENT_TYPE):
         return None
     try:
-        return loaded(dead.arg)
+        return loaded(job.arg)
     except ValueError:
         return None
+
+
+async def change(visit: Visit) -> Done:
+    """Give a queued job another arg, headers, priority or time, if it still is as it was shown."""
+    id, site = visit.asked("id"), visit.site
+    lease = _whole(visit, "lease")
+    with_arg = "arg" in visit.form
+    if not visit.access.args and (with_arg or "headers" in visit.form):
+        raise HTTPException(403, "You may not see args and headers, nor change them.")
+
+    def work(connection: Connection) -> list[str]:
+        job = next(iter(reads.all_of(connection, site.statements, id, args=with_arg)), None)
+        if job is None or job.row_id is not None:
+            raise HTTPException(404, "This job is gone: it has ended, or was cancelled.")
+        if visit.asked("shown") not in ("", iso(job.updated_at)):
+            raise _changed_meanwhile("running" if job.claimed_by is not None else "changed")
+        changes = _changes(visit, job)
+        if changes:
+            answer = site.jobs.edit(connection, id, lease=lease, **changes)
+            if answer != "edited":
+                raise _changed_meanwhile(answer)
+        return sorted(changes)
+
+    names = await visit.act(work)
+    words = f"Changed {', '.join(names)}." if names else "Nothing was to be changed."
+    return Done(words, {"id": id, "changed": names}, f"job?id={id}")
+
+
+def _changed_meanwhile(answer: str | None) -> HTTPException:
+    match answer:
+        case "running":
+            why = "A worker has claimed this job meanwhile."
+        case "waiting":
+            why = "This job waits for others of its group: it has no time that could be changed."
+        case _:
+            why = "This job has run, ended or was changed meanwhile: look at it again."
+    return HTTPException(409, f"{why} Nothing was changed.")
+
+
+def _changes(visit: Visit, job: reads.JobInfo) -> dict[str, Any]:
+    """What of the form is not as the job has it, for ``jobs.edit``."""
+    form, redaction, found = visit.form, visit.site.redaction, dict[str, Any]()
+    if "arg" in form:
+        text, before = visit.asked("arg").strip(), _old_value(job)
+        value = redaction.restored(_json(text), before) if text else None
+        if pretty(value) != pretty(before):
+            found["arg"] = value
+    if "headers" in form:
+        text, own = visit.asked("headers").strip(), _own_headers(job)
+        headers = redaction.restored(_json(text) if text else {}, own)
+        if pretty(headers) != pretty(own):
+            found["headers"] = headers
+    if visit.asked("priority").strip() and (priority := _whole(visit, "priority")) != job.priority:
+        found["priority"] = priority
+    time = visit.asked("run_at").strip()
+    if time and time != local(job.next_run_at):
+        moment = datetime.fromisoformat(time)
+        found["run_at"] = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return found
+
+
+def _own_headers(job: reads.JobInfo) -> dict[str, Any]:
+    return {name: value for name, value in job.headers.items() if is_own(name)}
 
 
 async def copy(visit: Visit) -> Done:
@@ -136,7 +202,7 @@ async def copy(visit: Visit) -> Done:
         job = next((one for one in found if (one.row_id or "") == row_id), None)
         if job is None:
             raise HTTPException(404, "This job is gone.")
-        kept = {name: value for name, value in job.headers.items() if _is_own(name)}
+        kept = _own_headers(job)
         arg: Any = job.arg
         if arg is not None and not job.headers.get(CONTENT_TYPE):
             arg = loaded(arg)
@@ -233,6 +299,7 @@ ACTIONS: Final[dict[str, tuple[Permission, Action]]] = {
     "copy": ("enqueue", copy),
     "enqueue": ("enqueue", enqueue),
     "edit": ("edit", edit),
+    "change": ("edit", change),
     "redrive": ("redrive", redrive),
     "delete": ("delete", delete),
     "pause": ("queues", pause),
@@ -288,11 +355,6 @@ def _which(visit: Visit, kind: str) -> tuple[Any, list[str]]:
     return chosen(visit, kind, ids, search), ids
 
 
-def _is_own(header: str) -> bool:
-    """Whether a header is the application's own: not what the library says of this one job."""
-    return header != CONTENT_TYPE and not header.startswith("bgjob-")
-
-
 def _json(text: str) -> Any:
     try:
         return json.loads(text)
@@ -309,6 +371,14 @@ def _number(visit: Visit, name: str, default: float) -> float:
     if not math.isfinite(found):
         raise HTTPException(400, f"{name} is no number: {text[:40]!r}")
     return found
+
+
+def _whole(visit: Visit, name: str) -> int:
+    text = visit.asked(name).strip()
+    try:
+        return int(text)
+    except ValueError:
+        raise HTTPException(400, f"{name} is no whole number: {text[:40]!r}") from None
 
 
 def _jobs(count: int, noun: str = "job") -> str:

@@ -22,7 +22,7 @@ from .._inspect.reading import can_write
 from .._sql import statements_of
 from .._version import __version__
 from ..bgjob import BGJob
-from . import charts, operations, pages
+from . import charts, one_job, operations, pages
 from .access import (
     COOKIE,
     FIELD,
@@ -39,6 +39,7 @@ from .database import Database, NotConnected
 from .live import Live
 from .mounting import Rooted
 from .redaction import SECRETS, Redaction
+from .twin import as_json
 from .visit import Site, View, Visit, base_of, form_of
 from .words import FILTERS
 
@@ -73,7 +74,8 @@ PAGES: Final[dict[str, tuple[str, Page]]] = {
     "": ("Overview", pages.overview),
     "jobs": ("Jobs", pages.live_jobs),
     "dead": ("Dead jobs", pages.dead_jobs),
-    "job": ("Job", pages.one_job),
+    "history": ("History", one_job.history),
+    "job": ("Job", one_job.one_job),
     "confirm": ("Confirm", pages.confirm),
     "queues": ("Queues", operations.all_queues_page),
     "workers": ("Workers", operations.all_workers),
@@ -83,7 +85,10 @@ PAGES: Final[dict[str, tuple[str, Page]]] = {
     "system": ("System", operations.system),
 }
 """Each page's title and function, by its path."""
-NAVIGATION: Final = ("", "jobs", "dead", "queues", "workers", "schedules", "handlers", "system")
+NAVIGATION: Final = (
+    *("", "jobs", "dead", "history"),
+    *("queues", "workers", "schedules", "handlers", "system"),
+)
 
 
 def dashboard(
@@ -100,7 +105,8 @@ def dashboard(
     ``app.mount("/jobs", dashboard(jobs, engine, access=who))``
 
     It needs ``pip install "sqlalchemy-bgjob[web]"``. It reads in transactions that can change
-    nothing, takes at most 4 of the engine's connections, and remembers nothing itself.
+    nothing, takes at most 4 of the engine's connections, and remembers nothing itself but answers
+    that take the database long, for a minute at most.
 
     Args:
         jobs: The application's queue.
@@ -152,7 +158,8 @@ class _Dashboard:
             lstrip_blocks=True,
         )
         self._templates.filters.update(FILTERS)
-        self._templates.globals.update(bars=charts.bars, share=charts.share)
+        drawings = {"stacked": charts.stacked, "lines": charts.lines, "share": charts.share}
+        self._templates.globals.update(drawings)
         self._live = Live(site.database, site.models)
         self._writable: tuple[float, bool] | None = None
         routes = [Route(f"/{path}", self._page(path)) for path in PAGES]
@@ -249,7 +256,7 @@ class _Dashboard:
     def _shown(self, visit: Visit, path: str, view: View) -> Response:
         request = visit.request
         if _wants_json(request):
-            return _json(pages.as_json(view.data), view.status)
+            return _json(as_json(view.data), view.status)
         token = token_of(request)
         made = token or new_token()
         response = self._rendered(

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from .._handlers.description import arg_schema, described
 from .._handlers.timetable import timetable
-from .._inspect.doctor import examine
+from .._inspect.doctor import Finding, examine
 from .._inspect.fleet import WorkerInfo, workers
 from .._inspect.queues import all_queues
 from .._inspect.schedules import ScheduleInfo, schedules
@@ -19,6 +19,8 @@ from ..schema import LATEST, db_version
 from .pages import COUNTED
 from .visit import View, Visit
 
+CHECKED_FOR: Final = 30.0
+"""Seconds for which the same findings are shown: the doctor looks at much that seldom changes."""
 _RUNS: Final = 3
 
 
@@ -104,8 +106,13 @@ async def system(visit: Visit) -> View:
         return {
             "version": db_version(connection, schema=schema, table_prefix=prefix),
             "tables": list(islice(table_sizes(connection, schema, prefix), 50)),
-            "findings": examine(connection, schema=schema, table_prefix=prefix),
         }
 
+    def check(connection: Connection) -> list[Finding]:
+        return examine(connection, schema=schema, table_prefix=prefix)
+
     data = await visit.read(work)
-    return View("system.html", data | {"latest": LATEST})
+    findings, age = await site.kept("doctor", CHECKED_FOR).get(
+        lambda: visit.read(check), anew=bool(visit.asked("anew"))
+    )
+    return View("system.html", data | {"findings": findings, "age": age, "latest": LATEST})

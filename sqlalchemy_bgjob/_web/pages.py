@@ -1,21 +1,17 @@
 """The pages about jobs: overview, live jobs, dead jobs, one job, and what an action would do."""
 
-from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 from sqlalchemy import Connection
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
-from .._drafts.unique import split
-from .._drafts.validation import CONTENT_TYPE
 from .._inspect import jobs as reads
-from .._inspect.fleet import workers
 from .._inspect.queues import QueueInfo, all_queues
-from .._inspect.reading import can_read_args
+from .._inspect.registered import registered
 from .._inspect.sizes import estimated_rows
 from .._sql.search_terms import FIELDS, STATES, Search, Term
-from .redaction import loaded, pretty
+from .trends import trends
 from .visit import View, Visit
 from .words import iso
 
@@ -41,7 +37,7 @@ async def overview(visit: Visit) -> View:
             "queues": queues,
             "totals": _totals(queues),
             "estimated": estimated_rows(connection, *site.where),
-            "workers": workers(connection, *site.where),
+            "workers": registered(connection, *site.where),
             "deaths": reads.deaths(
                 connection,
                 site.statements,
@@ -55,6 +51,7 @@ async def overview(visit: Visit) -> View:
         }
 
     data = await visit.read(work)
+    data["trends"] = await trends(visit)
     data["unserved"] = [one for one in data["queues"] if one.due and not one.workers]
     return View("overview.html", data)
 
@@ -141,58 +138,6 @@ def _following(visit: Visit, path: str, q: str, page: reads.Page) -> str | None:
     return visit.url(path, q=q, after=f"{iso(page.following.time)} {page.following.id}")
 
 
-async def one_job(visit: Visit) -> View:
-    """All that there is of one job."""
-    id, site = visit.asked("id"), visit.site
-    if not id:
-        raise HTTPException(404, "No job is named.")
-
-    def work(connection: Connection) -> dict[str, Any]:
-        args = visit.access.args and can_read_args(connection, site.models)
-        found = reads.all_of(connection, site.statements, id, args=args)
-        holder = found[0].claimed_by if found else None
-        working = workers(connection, *site.where) if holder is not None else []
-        return {
-            "all": found,
-            "args": args,
-            "worker": next((one for one in working if one.id == holder), None),
-        }
-
-    data = await visit.read(work)
-    if not data["all"]:
-        raise HTTPException(404, f"There is no job with the id {id}. A job that has ended is gone.")
-    job: reads.JobInfo = data["all"][0]
-    key, scope = split(job.unique_key)
-    data |= {
-        "job": job,
-        "earlier": data.pop("all")[1:],
-        "contents": contents(visit, job),
-        "unique_key": key,
-        "unique_scope": scope,
-        "known": site.jobs.registry.find(job.type, job.queue) is not None,
-    }
-    return View("job.html", data)
-
-
-def contents(visit: Visit, job: reads.JobInfo) -> dict[str, Any]:
-    """The arg and headers of a job, as this visitor may see them.
-
-    ``kind`` is ``none``, ``json``, ``bytes`` or ``broken``, which is text that should be JSON.
-    """
-    redaction = visit.site.redaction
-    headers = redaction.shown(job.headers) if visit.access.args else {}
-    if job.arg is None:
-        return {"kind": "none", "text": "", "headers": headers}
-    if job.headers.get(CONTENT_TYPE):
-        shown = bytes(job.arg[:512]).hex(" ")
-        return {"kind": "bytes", "text": shown, "size": len(job.arg), "headers": headers}
-    try:
-        text = pretty(redaction.shown(loaded(job.arg)))
-    except ValueError:
-        return {"kind": "broken", "text": "", "size": len(job.arg), "headers": headers}
-    return {"kind": "json", "text": text, "size": len(job.arg), "headers": headers}
-
-
 # ---- what an action would do --------------------------------------------------------------------
 
 _CONFIRMED: Final = {"cancel": "live", "run": "live", "redrive": "dead", "delete": "dead"}
@@ -241,21 +186,3 @@ def chosen(visit: Visit, kind: str, ids: list[str], search: Search) -> Any:
     if kind == "live":
         return reads.these(models, ids) if ids else reads.live_condition(models, search)
     return reads.these_dead(models, ids) if ids else reads.dead_condition(models, search)
-
-
-def as_json(value: Any) -> Any:
-    """A page's data as JSON has it: no bytes, and no number that a script would round."""
-    if is_dataclass(value) and not isinstance(value, type):
-        # What a visitor may see of arg and headers is in the page's contents.
-        left_out = {"arg", "headers"} if isinstance(value, reads.JobInfo) else set[str]()
-        names = [one.name for one in fields(value) if one.name not in left_out]
-        return {name: as_json(getattr(value, name)) for name in names}
-    if isinstance(value, dict):
-        return {str(name): as_json(one) for name, one in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [as_json(one) for one in value]
-    if isinstance(value, int) and abs(value) > 2**53:
-        return str(value)
-    if hasattr(value, "isoformat"):
-        return iso(value)
-    return value

@@ -17,6 +17,7 @@ from ..bgjob import BGJob
 from ..models import Models
 from .access import Access, Permission
 from .database import Database
+from .kept import Kept
 from .redaction import Redaction
 
 T = TypeVar("T")
@@ -40,6 +41,12 @@ class Site:
     live: bool
     is_bare: bool
     """Whether there is no application: types are not known, and rows may have more columns."""
+    answers: dict[str, Kept[Any]] = field(default_factory=dict)
+    """What is shown again for some seconds, by the name of the question."""
+
+    def kept(self, name: str, seconds: float) -> Kept[Any]:
+        """The answer to a question that is the same for all visitors."""
+        return self.answers.setdefault(name, Kept(seconds))
 
     @property
     def models(self) -> Models:

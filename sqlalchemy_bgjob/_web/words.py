@@ -47,6 +47,24 @@ def duration(seconds: float) -> str:
     return "0 s"
 
 
+def brief(seconds: float | None) -> str:
+    """How long something short took: ``80 µs``, ``3.4 ms``, ``120 ms``, ``2.5 s``, ``3 min``."""
+    if seconds is None:
+        return "\N{EN DASH}"
+    if seconds <= 0:  # two clocks may have told it
+        return "0 s"
+    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
+        if seconds * factor < 999.5:
+            value = seconds * factor
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return duration(seconds)
+
+
+def clock(moment: datetime) -> str:
+    """``14:05``, in UTC."""
+    return moment.astimezone(UTC).strftime("%H:%M")
+
+
 def ago(moment: datetime, now: datetime) -> str:
     """``3 min ago``, or ``in 2 h``."""
     seconds = (now - moment).total_seconds()
@@ -58,6 +76,11 @@ def ago(moment: datetime, now: datetime) -> str:
 def utc(moment: datetime) -> str:
     """``2026-11-29 12:00:05 UTC``."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def local(moment: datetime) -> str:
+    """For a field of the type ``datetime-local``, in UTC and to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def iso(moment: datetime) -> str:
@@ -92,9 +115,12 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "counted": counted,
     "size": size,
     "duration": duration,
+    "brief": brief,
+    "clock": clock,
     "ago": ago,
     "utc": utc,
     "iso": iso,
+    "local": local,
     "first_line": first_line,
     "cron_in_words": cron_in_words,
 }

@@ -66,44 +66,70 @@ def add_record(connection: Connection, jobs: BGJob, id: str, **values: Any) -> N
     connection.execute(insert(jobs.Record).values(row | values))
 
 
+def look(connection: Connection, **options: Any) -> counts.History:
+    given = {"width": timedelta(minutes=1), "periods": 60, **options}
+    return counts.history(connection, None, "bgjob_", **given)
+
+
 def test_rows_of_all_workers_are_added_up(jobs: BGJob, connection: Connection) -> None:
+    """By type and queue, and all of them together."""
     add_minute(connection, jobs, n=3, waits=[1, 2], runs=[0, 0, 3], waited=1.5, ran=6.0)
     add_minute(connection, jobs, worker=2, n=2, waits=[0, 0, 2], runs=[2], waited=1.0, ran=1.0)
     add_minute(connection, jobs, outcome="dead", n=1, waits=[1], runs=[1])
-    add_minute(connection, jobs, queue="other", n=7)
+    add_minute(connection, jobs, queue="other", n=7, waits=[0, 0, 0, 0, 1])
     add_minute(connection, jobs, worker=3, at=NOW - 2 * HOUR, n=100)
 
-    other, found = counts.counts(connection, None, "bgjob_", since=HOUR)
+    found = look(connection)
 
-    assert (other.queue, other.outcomes, other.waits) == ("other", {"completed": 7}, Durations())
-    assert found.outcomes == {"completed": 5, "dead": 1}
-    assert found.waits == Durations(6, 2.5, [2, 2, 2])
-    assert found.runs == Durations(6, 7.0, [3, 0, 3])
-
-
-def test_one_queue_or_type_can_be_asked_for(jobs: BGJob, connection: Connection) -> None:
-    add_minute(connection, jobs)
-    add_minute(connection, jobs, type="u")
-    add_minute(connection, jobs, queue="p")
-
-    def keys(**only: Any) -> list[tuple[str, str]]:
-        found = counts.counts(connection, None, "bgjob_", since=HOUR, **only)
-        return [(one.queue, one.type) for one in found]
-
-    assert keys() == [("p", "t"), ("q", "t"), ("q", "u")]
-    assert keys(queue="q") == [("q", "t"), ("q", "u")]
-    assert keys(type="t") == [("p", "t"), ("q", "t")]
+    assert list(found.types) == [("t", "other"), ("t", "q")]
+    both = found.types["t", "q"]
+    assert both.outcomes == {"completed": 5, "dead": 1}
+    assert both.waits == Durations(6, 2.5, [2, 2, 2])
+    assert both.runs == Durations(6, 7.0, [3, 0, 3])
+    assert found.all.outcomes == {"completed": 12, "dead": 1}
+    assert found.all.waits.buckets == [2, 2, 2, 0, 1]
 
 
-def test_throughput_is_told_minute_by_minute(jobs: BGJob, connection: Connection) -> None:
-    minute = NOW.replace(second=0, microsecond=0) - timedelta(minutes=5)
-    add_minute(connection, jobs, at=minute + timedelta(seconds=1), n=2)
-    add_minute(connection, jobs, at=minute + timedelta(seconds=59), worker=2, n=3)
-    add_minute(connection, jobs, at=minute + timedelta(seconds=61), n=4)
+def test_each_period_has_its_counts_and_empty_ones_none(
+    jobs: BGJob, connection: Connection
+) -> None:
+    """The last one is that of now; they begin at whole multiples of their width."""
+    minute = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=5)
+    add_minute(connection, jobs, at=minute + timedelta(seconds=1), n=2, runs=[1, 1])
+    add_minute(connection, jobs, at=minute + timedelta(seconds=59), worker=2, n=3, runs=[3])
+    add_minute(connection, jobs, at=minute + timedelta(seconds=61), n=4, outcome="retry")
 
-    found = counts.throughput(connection, None, "bgjob_", since=HOUR)
+    found = look(connection, periods=30).periods
 
-    assert [(one.at, one.n) for one in found] == [(minute, 5), (minute + timedelta(minutes=1), 4)]
+    assert len(found) == 30
+    assert sorted(found) == list(found)
+    assert (list(found)[-1] - minute).total_seconds() in (300, 360)  # the minute may be over
+    some = {at: one.outcomes for at, one in found.items() if one.n}
+    assert some == {minute: {"completed": 5}, minute + timedelta(minutes=1): {"retry": 4}}
+    assert found[minute].runs == Durations(5, 0.0, [4, 1])
+
+    wide = look(connection, width=timedelta(minutes=30), periods=48).periods
+    assert sum(one.n for one in wide.values()) == 9
+    assert all(at.astimezone(UTC).minute in (0, 30) for at in wide)
+
+
+def test_durations_can_be_those_of_some_minutes(jobs: BGJob, connection: Connection) -> None:
+    """And the number of runs is that of all."""
+    for ago in range(20):
+        at = NOW - timedelta(minutes=ago)
+        add_minute(connection, jobs, at=at, n=1, runs=[0] * ago + [1], ran=1.0)
+
+    found = look(connection, width=2 * HOUR, periods=2, sample=10).all
+
+    assert (found.n, found.runs.count, found.runs.seconds) == (20, 2, 2.0)
+    first, second = (place for place, n in enumerate(found.runs.buckets) if n)
+    assert second - first == 10
+
+
+def test_nothing_counted_is_nothing_told(jobs: BGJob, connection: Connection) -> None:
+    found = look(connection, periods=3)
+
+    assert (len(found.periods), found.types, found.all.n) == (3, {}, 0)
 
 
 def test_percentiles_are_interpolated_within_a_bucket() -> None:

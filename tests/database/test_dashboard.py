@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -15,14 +16,14 @@ import pytest
 from a2wsgi import ASGIMiddleware
 from fastapi import FastAPI
 from flask import Flask
-from sqlalchemy import Engine, create_engine, delete, event, insert, select, update
+from sqlalchemy import Engine, MetaData, create_engine, delete, event, func, insert, select, update
 from sqlalchemy.ext.asyncio import create_async_engine
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from sqlalchemy_bgjob import BGJob, enqueue
 from sqlalchemy_bgjob._web.actions import ACTIONS
 from sqlalchemy_bgjob._web.app import NAVIGATION, PAGES, STATIC, TYPES
-from sqlalchemy_bgjob._web.pages import as_json
+from sqlalchemy_bgjob._web.twin import as_json
 from sqlalchemy_bgjob._web.visit import LARGEST_FORM
 from sqlalchemy_bgjob.web import PERMISSIONS, Access, dashboard
 from support.dashboard import Client, fill, make_jobs, mounted
@@ -34,8 +35,14 @@ if TYPE_CHECKING:
 
 
 SAME = {"sec-fetch-site": "same-origin"}
-PATHS = ["", "jobs", "dead", "queues", "workers", "schedules", "handlers", "system"]
-PATHS += ["job?id=order-5", "handler?type=send_receipt", "confirm?action=cancel&whole=1"]
+PATHS = ["", "?range=24h", "jobs", "dead", "history", "queues", "workers", "schedules", "handlers"]
+PATHS += [
+    "system",
+    "job?id=ended-1",
+    "job?id=order-5",
+    "handler?type=send_receipt",
+    "confirm?action=cancel&whole=1",
+]
 JSON = {"accept": "application/json"}
 
 
@@ -207,6 +214,82 @@ def test_what_there_is_is_shown(visit: Any) -> None:
     assert [past["attempt"] for past in job["job"]["history"]] == [1, 2]
 
 
+def test_counts_are_drawn_and_told_in_numbers(visit: Any) -> None:
+    """Throughput by outcome, waits and run times, and each type."""
+    client = visit()
+    page, trends = client.get("").text, client.get("", headers=JSON).json()["trends"]
+
+    assert (trends["state"], trends["range"], len(trends["periods"])) == ("on", "1h", 60)
+    for outcome, n in trends["all"]["outcomes"].items():
+        assert sum(one["outcomes"].get(outcome, 0) for one in trends["periods"]) == n > 0
+    assert trends["types"][0]["type"] == "send_receipt"
+    for what in ("waits", "runs"):
+        told = trends["all"][what]
+        assert 0 < told["p50"] < told["p95"] <= told["p99"]
+    for id in ("throughput", "waits", "runs"):
+        svg = re.search(rf'<svg[^>]*aria-labelledby="{id}-title {id}-words">.*?</svg>', page)
+        assert svg is not None
+        assert f'<desc id="{id}-words">In the last hour' in svg[0]
+        assert svg[0].count("<g><title>") == 60
+    assert page.count('<tr><th scope="row">') > 55  # its twin
+    day = client.get("?range=24h", headers=JSON).json()["trends"]
+    assert (day["range"], len(day["periods"])) == ("24h", 48)
+    assert day["all"]["n"] >= trends["all"]["n"]
+    assert client.get("?range=9y", headers=JSON).json()["trends"]["range"] == "1h"
+
+
+def test_without_counts_there_is_a_sentence_and_no_chart(visit: Any, engine: Engine) -> None:
+    plain = BGJob(MetaData())
+    plain.metadata.create_all(engine)
+    client = visit(engine)
+
+    page = client.get("").text
+    assert "BGJob(..., records=True)" in page
+    assert 'class="chart"' not in page
+    assert client.get("", headers=JSON).json()["trends"] == {"state": "off"}
+    assert "No records are kept" in client.get("history").text
+    assert client.get("job?id=nobody").status_code == 404
+
+
+def test_what_is_kept_of_a_job_is_shown(visit: Any, jobs: BGJob, shop: Engine) -> None:
+    """Its end and its result, without secrets; and the progress of one that runs."""
+    client = visit()
+    page = client.get("job?id=ended-1")
+    twin = client.get("job?id=ended-1", headers=JSON).json()
+    assert twin["record"]["state"] == "completed"
+    assert "4711@shop.example" in twin["result"]["text"]
+    assert "message_id" in page.text
+    assert "s3cret" not in page.text + str(twin)
+    assert "ConnectionError" in client.get("job?id=ended-5").text  # it died, and was pruned
+    with shop.connect() as connection:
+        runs = connection.scalar(select(jobs.Record.job_id).where(jobs.Record.state == "live"))
+    assert "page 34" in client.get("job", params={"id": runs}).text
+    hidden = visit(access=Access(args=False))
+    assert "4711@shop.example" not in hidden.get("job?id=ended-1").text
+    assert "4711@shop.example" not in hidden.get("job?id=ended-1", headers=JSON).text
+
+
+def test_the_history_goes_from_page_to_page(visit: Any) -> None:
+    client = visit()
+    first = client.get("history", headers=JSON).json()
+    assert len(first["records"]) == 50
+    rest = client.get(f"http://shop.example{first['following']}", headers=JSON).json()
+    ids = [one["id"] for one in first["records"] + rest["records"]]
+    assert ids == [f"ended-{n}" for n in range(1, 61)]
+    assert rest["following"] is None
+    assert client.get("history?type=sync", headers=JSON).json()["records"] == []
+
+
+def test_the_doctor_is_asked_now_and_then(visit: Any) -> None:
+    """And the page says how long ago that was, and asks again if it is told to."""
+    client = visit()
+    first, second = (client.get("system", headers=JSON).json() for _ in range(2))
+    assert (first["age"], second["findings"]) == (0, first["findings"])
+    assert second["age"] > 0
+    assert client.get("system?anew=1", headers=JSON).json()["age"] == 0
+    assert "Check again" in client.get("system").text
+
+
 def test_an_id_leads_to_its_job_and_dead_to_dead_jobs(visit: Any) -> None:
     client = visit()
     assert client.get("jobs?q=order-5").headers["location"] == "/admin/jobs/job?id=order-5"
@@ -314,6 +397,7 @@ def test_who_may_not_see_args_sees_none(visit: Any) -> None:
     assert "customer@shop.example" not in client.get("job?id=order-5", headers=JSON).text
     assert client.get("jobs?q=arg.order_id:5").status_code == 400
     assert post(client, "edit", row="dead-5", arg="{}").status_code == 403
+    assert post(client, "change", id="export-7", lease="1", arg="{}").status_code == 403
 
 
 def test_a_read_only_database_is_a_read_only_dashboard(visit: Any, shop: Engine) -> None:
@@ -394,7 +478,7 @@ EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}"
 
 
 def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) -> None:
-    """Id, type, queue, key, group, arg, headers, error, host, version, pause and schedule."""
+    """Id, type, queue, key, group, arg, headers, error, host, version, pause, schedule, record."""
     models = jobs.models
     evil = EVIL[:120]
     row = {"id": evil, "queue": evil, "type": evil, "unique_key": evil, "group_key": evil}
@@ -403,7 +487,15 @@ def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) ->
     job = insert(models.job).values(**row, **texts, errors=history, priority=-9, claimed_by=99)
     worker = {"id": 99, "hostname": evil, "pid": 1, "version": evil, "queues": {evil: 1}}
     schedule = {"name": evil, "source": "data", "type": evil, "queue": evil, "cron": evil}
+    ended = {"job_id": evil + "r", "queue": evil, "type": evil, "state": "dead", "attempt": 1}
+    left = {"progress": {"done": 1, "note": EVIL}, "result": texts["arg"], "error": EVIL}
+    now = datetime.now(UTC)
+    times = dict.fromkeys(("enqueued_at", "due_at", "started_at", "ended_at", "keep_until"), now)
+    counted = {"at": now, "worker": 99, "queue": evil, "type": evil, "outcome": "dead", "n": 9**6}
+    durations = {"waits": [1], "runs": [1], "waited": 1.0, "ran": 1.0}
     with shop.begin() as connection:
+        connection.execute(insert(jobs.Record).values(**ended, **left, **times, lease=1))
+        connection.execute(insert(jobs.Minute).values(**counted, **durations))
         connection.execute(job)
         connection.execute(insert(models.worker).values(**worker, lease_timeout=1e9))
         connection.execute(insert(models.schedule).values(**schedule, timezone=evil))
@@ -411,6 +503,7 @@ def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) ->
     try:
         client = visit(environment=evil)
         paths = [*PATHS, f"job?id={quote(evil, safe='')}", f"jobs?q={quote(EVIL)}"]
+        paths += [f"job?id={quote(evil + 'r', safe='')}", f"history?type={quote(evil, safe='')}"]
         for path in [*paths, f"dead?q={quote(EVIL)}", f"job?id={quote(EVIL)}x"]:
             page = client.get(path).text
             assert "<script>alert" not in page, path
@@ -421,6 +514,8 @@ def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) ->
         with shop.begin() as connection:
             connection.execute(delete(models.job).where(models.job.c.id == evil))
             connection.execute(delete(models.worker).where(models.worker.c.id == 99))
+            connection.execute(delete(jobs.Record).where(jobs.Record.type == evil))
+            connection.execute(delete(jobs.Minute).where(jobs.Minute.worker == 99))
             connection.execute(delete(models.schedule).where(models.schedule.c.name == evil))
             jobs.resume(connection, evil)
 
@@ -581,6 +676,65 @@ def test_an_arg_is_edited_and_its_secrets_stay(own: Client, engine: Engine, jobs
     assert post(own, "edit", row="gone", arg="{}").status_code == 404
 
 
+def test_a_queued_job_is_changed_as_it_was_shown(own: Client, engine: Engine, jobs: BGJob) -> None:
+    """What differs from what it has, and its secrets stay."""
+    secret = {"order_id": 1, "to": "x", "api_token": "s3cret"}
+    jobs.enqueue(engine, "send_receipt", secret, id="later", delay=3_600, headers={"trace": "1"})
+    page = own.get("job?id=later", headers=JSON).json()
+    form = {
+        "id": "later",
+        "lease": page["job"]["lease"],
+        "shown": page["job"]["updated_at"],
+        "arg": page["contents"]["text"],
+        "headers": page["contents"]["own"],
+        "priority": "0",
+        "run_at": page["job"]["next_run_at"][:19],
+    }
+    assert "[hidden]" in form["arg"]
+    nothing = post(own, "change", SAME | JSON, **form).json()
+    assert nothing["changed"] == []
+
+    changed = form["arg"].replace('"x"', '"y@shop.example"')
+    given = form | {"arg": changed, "priority": "-3", "run_at": "2030-01-01T10:00"}
+    done = post(own, "change", SAME | JSON, **given).json()
+    assert done["done"] == "Changed arg, priority, run_at."
+    row = row_of(engine, jobs, "later")
+    assert json.loads(row.arg) == secret | {"to": "y@shop.example"}
+    assert (row.priority, row.headers) == (-3, {"trace": "1"})
+    assert row.next_run_at == datetime(2030, 1, 1, 10, tzinfo=UTC)
+
+    again = post(own, "change", **given)
+    assert (again.status_code, "was changed meanwhile" in again.text) == (409, True)
+    wrong = form | {"lease": str(row.lease), "shown": ""}
+    for values in ({"arg": "{"}, {"arg": '{"order": 1}'}, {"headers": "[]"}, {"run_at": "noon"}):
+        assert post(own, "change", **wrong | values).status_code == 400
+    assert row_of(engine, jobs, "later") == row
+
+
+def test_a_job_that_is_claimed_meanwhile_is_not_changed(
+    own: Client, engine: Engine, jobs: BGJob
+) -> None:
+    id, job = jobs.enqueue(engine, "sync", {"shop": 1}, delay=60).id, jobs.models.job
+    shown = own.get(f"job?id={id}", headers=JSON).json()["job"]
+    form = {"id": id, "lease": shown["lease"], "shown": shown["updated_at"], "priority": "5"}
+    taken = {"claimed_by": 1001, "lease": job.c.lease + 1, "updated_at": func.now()}
+    with engine.begin() as connection:
+        connection.execute(update(job).where(job.c.id == id).values(taken))
+
+    refused = post(own, "change", **form)
+
+    assert (refused.status_code, "A worker has claimed this job" in refused.text) == (409, True)
+    assert 'action="/admin/jobs/do/change"' not in own.get(f"job?id={id}").text
+    without = post(own, "change", **form | {"shown": ""})
+    assert (without.status_code, row_of(engine, jobs, id).priority) == (409, 0)
+    assert post(own, "change", **form | {"id": "nobody"}).status_code == 404
+
+
+def row_of(engine: Engine, jobs: BGJob, id: str) -> Any:
+    with engine.connect() as connection:
+        return connection.execute(select(jobs.models.job).where(jobs.models.job.c.id == id)).one()
+
+
 def test_jobs_run_now_and_are_copied(own: Client, engine: Engine, jobs: BGJob) -> None:
     done = post(own, "run", SAME | JSON, whole="1", q="queue:images")
     assert done.json()["due"] == 10
@@ -670,8 +824,10 @@ def test_a_role_without_rights_to_args_sees_the_rest(
     as_watcher = create_engine(engine.url, connect_args={"options": "-c role=watcher_of_pages"})
     try:
         client = visit(as_watcher)
-        for path in PATHS[:-2]:
+        for path in PATHS[:-4]:
             assert client.get(path).status_code == 200, path
+        assert "may not read what workers count" in client.get("").text
+        assert "may not read records" in client.get("history").text
         assert "role may not read args" in client.get("job?id=order-5").text
         refused = post(client, "cancel", whole="1")
         assert (refused.status_code, "role may not" in refused.text) == (403, True)

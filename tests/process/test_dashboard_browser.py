@@ -5,20 +5,19 @@ It needs Chromium: ``apt-get install chromium``, or BGJOB_TEST_CHROMIUM names it
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from support.dashboard import CHROMIUM_FLAGS, chromium, fill, make_jobs, mounted, served
+from support.browsing import NARROW, WIDE, opened, running_browser, violations
+from support.dashboard import fill, make_jobs, mounted, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
     from sqlalchemy import Engine
 
     from sqlalchemy_bgjob import BGJob
@@ -27,6 +26,7 @@ PAGES = {
     "overview": "",
     "jobs": "jobs",
     "dead": "dead",
+    "history": "history",
     "queues": "queues",
     "workers": "workers",
     "schedules": "schedules",
@@ -34,20 +34,18 @@ PAGES = {
     "handler": "handler?type=send_receipt",
     "system": "system",
     "job": "job?id=order-5",
+    "queued": "job?id=export-7",
+    "ended": "job?id=ended-1",
     "confirm": "confirm?action=redrive&whole=1&q=type:send_receipt",
     "error": "jobs?q=stat:due",
     "none": "job?id=nobody",
 }
-WIDE, NARROW = {"width": 1_280, "height": 900}, {"width": 320, "height": 700}
-
-
 HEAR = """() => {
   window.heard = new Promise((done) => {
     const source = new EventSource(`${document.body.dataset.base}/events`);
     source.addEventListener("changed", () => { source.close(); done(1); });
   });
 }"""
-expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +62,8 @@ def shop(module_engine: Engine, jobs: BGJob) -> Engine:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=CHROMIUM_FLAGS)
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -81,49 +77,37 @@ def addresses(shop: Engine, jobs: BGJob) -> Iterator[dict[str, str]]:
         yield {"/": f"{root}/", "/admin/jobs": f"{inside}/admin/jobs/"}
 
 
-@contextmanager
-def opened(browser: Browser, **options: Any) -> Iterator[Page]:
-    """A page whose console stays empty."""
-    context = browser.new_context(**options)
-    context.set_default_timeout(20_000)
-    page = context.new_page()
-    said: list[str] = []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    try:
-        yield page
-    finally:
-        context.close()
-    # The browser itself notes each page that is answered by an error.
-    assert [
-        words for words in said if "the server responded with a status of 40" not in words
-    ] == []
+def test_each_page_is_sound(browser: Browser, addresses: dict[str, str]) -> None:
+    """No violation that axe finds, nothing in the console, nothing wider than the screen.
 
-
-@pytest.mark.parametrize(
-    ("base", "scheme", "size", "scripts"),
-    [
-        ("/", "light", WIDE, True),
-        ("/admin/jobs", "dark", WIDE, True),
-        ("/admin/jobs", "light", NARROW, True),
-        ("/", "dark", NARROW, False),
-    ],
-    ids=["root-light-wide", "inside-dark-wide", "inside-light-narrow", "root-dark-narrow-plain"],
-)
-def test_each_page_is_sound(
-    browser: Browser, addresses: dict[str, str], base: str, scheme: str, size: Any, scripts: bool
-) -> None:
-    """No violation that axe finds, nothing in the console, nothing wider than the screen."""
-    with opened(browser, color_scheme=scheme, viewport=size, java_script_enabled=scripts) as page:
+    Each page is opened once, and is looked at in the light and wide, and then in the dark and
+    narrow, with all that can be unfolded.
+    """
+    with opened(browser, viewport=WIDE, color_scheme="light") as page:
         for name, path in PAGES.items():
-            page.goto(f"{addresses[base]}{path}", wait_until="load")
+            page.set_viewport_size(WIDE)
+            page.emulate_media(color_scheme="light")
+            page.goto(f"{addresses['/admin/jobs']}{path}", wait_until="load")
             assert page.locator("h1").count() == 1
-            # A page without scripts can't be asked, and is the same one.
-            if scripts:
-                found = Axe().run(page, options={"resultTypes": ["violations"]})
-                assert found.violations_count == 0, f"{name}: {found.generate_report()}"
+            page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+            for size, scheme in ((WIDE, "light"), (NARROW, "dark")):
+                page.set_viewport_size(size)
+                page.emulate_media(color_scheme=scheme)
+                assert violations(page) == [], f"{name}, {scheme}"
                 width = page.evaluate("document.documentElement.scrollWidth")
                 assert width <= size["width"], name
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_each_page_opens_at_the_root(
+    browser: Browser, addresses: dict[str, str], scripts: bool
+) -> None:
+    """With JavaScript and without, and the console stays empty."""
+    options: Any = {"viewport": NARROW, "java_script_enabled": scripts, "color_scheme": "dark"}
+    with opened(browser, **options) as page:
+        for path in PAGES.values():
+            page.goto(f"{addresses['/']}{path}", wait_until="load")
+            assert page.locator("h1").count() == 1
 
 
 def test_jobs_are_found_selected_and_cancelled(
@@ -150,7 +134,7 @@ def test_jobs_are_found_selected_and_cancelled(
 def test_single_actions_work_without_javascript(
     browser: Browser, addresses: dict[str, str], shop: Engine, jobs: BGJob
 ) -> None:
-    """Edit and redrive a dead job, pause and resume a queue, enqueue, run a schedule."""
+    """Edit dead and queued jobs, redrive, pause and resume a queue, enqueue, run a schedule."""
     with opened(browser, viewport=NARROW, java_script_enabled=False) as page:
         base = addresses["/admin/jobs"]
         page.goto(f"{base}job?id=order-9")
@@ -164,6 +148,14 @@ def test_single_actions_work_without_javascript(
         page.get_by_role("button", name="Redrive").click()
         expect(page.get_by_role("status")).to_have_text("Redrove 1 job.")
         expect(page.locator("h1")).to_contain_text("due")
+
+        page.goto(f"{base}job?id=report/2026-11-30")
+        page.get_by_text("Change this job").click()
+        page.get_by_label("Priority").fill("-4")
+        page.get_by_label("Runs at").fill("2030-01-02T03:04:05")
+        page.get_by_role("button", name="Save").click()
+        expect(page.get_by_role("status")).to_have_text("Changed priority, run_at.")
+        expect(page.locator(".facts")).to_contain_text("-4")
 
         page.goto(f"{base}queues")
         card = page.locator(".cards > li", has_text="reports")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import random
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +37,8 @@ class Receipt:
 
 
 def make_jobs() -> BGJob:
-    """Four handlers and two schedules."""
-    jobs = BGJob(MetaData())
+    """Four handlers and two schedules; records are kept, and runs counted."""
+    jobs = BGJob(MetaData(), records=True)
 
     @jobs.handler("send_receipt", queue="mail", timeout=30)
     def send_receipt(ctx: Context, receipt: Receipt) -> None:
@@ -80,15 +79,18 @@ def fill(jobs: BGJob, engine: Engine, *, many: int = 120) -> None:
         jobs.enqueue(connection, "export.csv", {"of": "orders"}, queue="exports", id="export-7")
         jobs.schedules.put(connection, "tenant 7 digest", sync, {"shop": 7}, cron="30 7 * * 1")
         jobs.pause(connection, "images", by="ada", reason="the CDN is down", until=3_600)
-        _add_workers(jobs, connection)
+        add_workers(jobs, connection)
         _run_and_retry(jobs, connection)
         _add_dead_jobs(jobs, connection)
+        add_counts(jobs, connection)
+        _add_records(jobs, connection)
     with engine.connect() as connection:  # as a worker does at its start
         definitions = jobs.registry.schedules.values()
         keep_code(connection, statements_of(jobs.models), definitions, starting=True)
 
 
-def _add_workers(jobs: BGJob, connection: Connection) -> None:
+def add_workers(jobs: BGJob, connection: Connection) -> None:
+    """Two workers, on two hosts."""
     now = datetime.now(UTC)
     for id, host, pid, queues in (
         (1001, "web-1", 4_211, {"mail": 10, "default": 5}),
@@ -167,6 +169,99 @@ def _add_dead_jobs(jobs: BGJob, connection: Connection, count: int = 64) -> None
     connection.execute(insert(jobs.models.dead_job), rows)
 
 
+# Type, queue, how many a minute, and the places of the usual wait and run time.
+_BUSY = (
+    ("send_receipt", "mail", 42, 7, 12),
+    ("sync", "default", 9, 6, 15),
+    ("resize", "images", 25, 9, 13),
+)
+
+
+def add_counts(jobs: BGJob, connection: Connection) -> None:
+    """An hour of two workers, in which mails began to fail a quarter of an hour ago."""
+    chance, now = random.Random(5), datetime.now(UTC)
+    rows = []
+    for ago in range(59, -1, -1):
+        down = ago < 15
+        for worker in (1001, 1002):
+            for type, queue, often, wait, run in _BUSY:
+                fails = down and type == "send_receipt"
+                done = {
+                    "completed": round(often * chance.uniform(0.7, 1.2) * (0.3 if fails else 1))
+                }
+                if fails or chance.random() < 0.1:
+                    done["retry"] = chance.randint(1, 24 if fails else 2)
+                if fails and chance.random() < 0.6:
+                    done["dead"] = chance.randint(1, 4)
+                rows += [
+                    {
+                        "at": now - timedelta(minutes=ago),
+                        "worker": worker,
+                        "type": type,
+                        "queue": queue,
+                        "outcome": outcome,
+                        "n": n,
+                        "waits": _spread(chance, n, wait + (5 if fails else 0)),
+                        "runs": _spread(chance, n, run + (4 if fails else 0)),
+                        "waited": n * 0.01,
+                        "ran": n * 0.4,
+                    }
+                    for outcome, n in done.items()
+                    if n
+                ]
+    connection.execute(insert(jobs.Minute), rows)
+
+
+def _spread(chance: random.Random, n: int, around: int) -> list[int]:
+    """So many durations, most of them in the buckets around one."""
+    buckets = [0] * 30
+    for _ in range(n):
+        buckets[min(max(round(chance.gauss(around, 1.3)), 0), 29)] += 1
+    return buckets
+
+
+def _add_records(jobs: BGJob, connection: Connection) -> None:
+    """Jobs that have ended in each way, and one that runs and tells how far it is."""
+    now = datetime.now(UTC)
+    ends = ("completed", "completed", "cancelled", "completed", "expired", "dead")
+    rows = []
+    for n in range(1, 61):
+        state, at = ends[n % len(ends)], now - timedelta(seconds=40 * n)
+        started = at - timedelta(seconds=n % 7 + 0.25)
+        rows.append(
+            {
+                "job_id": f"ended-{n}",
+                "queue": "mail",
+                "type": "send_receipt",
+                "state": state,
+                "attempt": 1 + n % 3,
+                "lease": n,
+                "worker": 1001,
+                "result": b'{"message_id": "<4711@shop.example>", "api_token": "s3cret"}'
+                if state == "completed"
+                else None,
+                "error": ERRORS[0] if state == "dead" else None,
+                "enqueued_at": started - timedelta(seconds=3),
+                "due_at": started - timedelta(seconds=2),
+                "started_at": None if state in ("cancelled", "expired") else started,
+                "ended_at": at,
+                "keep_until": now + timedelta(days=7),
+            }
+        )
+    connection.execute(insert(jobs.Record), rows)
+    running = jobs.models.job.c.claimed_by.is_not(None)
+    id = connection.scalar(select(jobs.models.job.c.id).where(running).limit(1))
+    live = {
+        **rows[0],
+        "job_id": id,
+        "state": "live",
+        "ended_at": None,
+        "result": None,
+        "progress": {"done": 340, "of": 800, "note": "page 34"},
+    }
+    connection.execute(insert(jobs.Record), live)
+
+
 class Client:
     """Sends requests to an ASGI application, and keeps its cookies. Follows no redirect."""
 
@@ -213,26 +308,3 @@ def served(app: Any) -> Iterator[str]:
 def mounted(path: str, jobs: BGJob, engine: Any, **options: Any) -> Starlette:
     """The dashboard in an application of somebody's, at a path."""
     return Starlette(routes=[Mount(path, dashboard(jobs, engine, **options))])
-
-
-CHROMIUM_FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-def chromium() -> str:
-    """The browser's program: Debian's, or the one that BGJOB_TEST_CHROMIUM names."""
-    named = os.environ.get("BGJOB_TEST_CHROMIUM")
-    found = named or shutil.which("chromium") or shutil.which("google-chrome")
-    if found is None:
-        raise RuntimeError(
-            "no Chromium was found; apt-get install chromium, or name it in BGJOB_TEST_CHROMIUM"
-        )
-    return found
