@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from sqlalchemy_bgjob.testing import EmbeddedPostgres  # noqa: E402
+from sqlalchemy_bgjob.web import Access  # noqa: E402
+from support import on_call  # noqa: E402
 from support.browsing import opened, running_browser  # noqa: E402
 from support.dashboard import fill, make_jobs, mounted, served  # noqa: E402
 
@@ -36,6 +38,7 @@ PICTURES = {
     "job_narrow": ("job?id=order-5", "dark", 320, 720),
 }
 """By the name of the picture: page, scheme, width and height."""
+DEAD = 5_001
 
 
 def main() -> None:
@@ -44,6 +47,8 @@ def main() -> None:
     with running_browser() as browser:
         with EmbeddedPostgres.start() as server:
             take_pages(browser, create_engine(server.url))
+        with EmbeddedPostgres.start() as server:
+            take_story(browser, create_engine(server.url))
 
 
 def take_pages(browser: Browser, engine: Engine) -> None:
@@ -58,6 +63,18 @@ def take_pages(browser: Browser, engine: Engine) -> None:
             with opened(browser, color_scheme=scheme, viewport=size) as page:
                 page.goto(f"{address}/jobs/{path}")
                 save(page, name)
+    engine.dispose()
+
+
+def take_story(browser: Browser, engine: Engine) -> None:
+    """The night on call, with thousands of dead jobs."""
+    jobs = make_jobs()
+    jobs.metadata.create_all(engine)
+    on_call.begin(jobs, engine, dead=DEAD)
+    app = mounted("/jobs", jobs, engine, access=Access(user="ada"), environment="production")
+    size = {"width": 1_180, "height": 760}
+    with served(app) as address, opened(browser, viewport=size) as page:
+        on_call.play(page, f"{address}/jobs/", DEAD, lambda name: save(page, name))
     engine.dispose()
 
 
