@@ -5,17 +5,20 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import httpx
-from sqlalchemy import Connection, Engine, MetaData, create_engine, text
-from starlette.types import ASGIApp
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
 
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
+from sqlalchemy_bgjob._web import operations, trends
 from sqlalchemy_bgjob.web import dashboard
 
 PAGES = (
     "",
+    "?range=24h",
     "jobs",
     "jobs?q=state:due",
     "jobs?q=state:running",
@@ -31,6 +34,9 @@ PAGES = (
     "dead?q=arg.user.id:77",
     "job?id=job-000000999",
     "job?id=order-5",
+    "job?id=ended-500",
+    "history",
+    "history?type=sync",
     "queues",
     "workers",
     "schedules",
@@ -40,40 +46,81 @@ PAGES = (
 )
 
 
-def run_dashboard(jobs: int, dead: int, times: int) -> Iterator[str]:
+WORKERS, TYPES, OUTCOMES = 10, 4, 2
+"""How many rows of counts there are for each minute of the last day."""
+
+
+@dataclass
+class Took:
+    """The medians of a page, in seconds: in all, within statements, and of this process's CPU."""
+
+    all: float
+    database: float
+    cpu: float
+
+
+def run_dashboard(jobs: int, dead: int, ended: int, times: int) -> Iterator[str]:
     """Fill the tables, and tell the median milliseconds of each page, line by line."""
+    # What is shown again for some seconds is asked anew each time.
+    operations.CHECKED_FOR = 0.0  # type: ignore[misc]
+    trends.RANGES.update({name: replace(one, kept=0.0) for name, one in trends.RANGES.items()})
     with EmbeddedPostgres.start() as server:
         engine = create_engine(server.url)
-        queue = BGJob(MetaData())
+        queue = BGJob(MetaData(), records=True)
         queue.metadata.create_all(engine)
-        _fill(engine, jobs, dead)
-        yield f"{jobs:,} jobs, {dead:,} dead jobs; median of {times}"
-        took = asyncio.run(_took(dashboard(queue, engine, access="all"), times))
-        for page, seconds in took.items():
-            yield f"{seconds * 1_000:8.1f} ms  /{page}"
+        _fill(engine, jobs, dead, ended)
+        yield (
+            f"{jobs:,} jobs, {dead:,} dead jobs, {ended:,} records, a day of "
+            f"{WORKERS * TYPES * OUTCOMES} counts a minute; median of {times}"
+        )
+        yield "      all  database       CPU"
+        for page, took in asyncio.run(_took(engine, queue, times)).items():
+            numbers = (took.all, took.database, took.cpu)
+            yield "".join(f"{one * 1_000:7.1f} ms" for one in numbers) + f"  /{page}"
         engine.dispose()
 
 
-async def _took(app: ASGIApp, times: int) -> dict[str, float]:
+async def _took(engine: Engine, queue: BGJob, times: int) -> dict[str, Took]:
+    app: Any = dashboard(queue, engine, access="all")
+    spent = _Statements(engine)
+    found: dict[str, Took] = {}
     transport = httpx.ASGITransport(app)
-    took: dict[str, float] = {}
     async with httpx.AsyncClient(transport=transport, base_url="http://shop.example/") as client:
         for page in PAGES:
-            seconds: list[float] = []
+            rows: list[tuple[float, float, float]] = []
             for _ in range(times):
-                began = time.perf_counter()
+                spent.seconds, began, cpu = 0.0, time.perf_counter(), time.process_time()
                 answer = await client.get(page)
-                seconds.append(time.perf_counter() - began)
+                done = time.perf_counter() - began, spent.seconds, time.process_time() - cpu
+                rows.append(done)
                 answer.raise_for_status()
-            took[page] = statistics.median(seconds)
-    return took
+            found[page] = Took(*(statistics.median(column) for column in zip(*rows, strict=True)))
+    return found
 
 
-def _fill(engine: Engine, jobs: int, dead: int) -> None:
+class _Statements:
+    """Adds up how long an engine's statements take."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.seconds = 0.0
+        event.listen(engine, "before_cursor_execute", self._begin)
+        event.listen(engine, "after_cursor_execute", self._end)
+
+    def _begin(self, *given: Any) -> None:
+        self._began = time.perf_counter()
+
+    def _end(self, *given: Any) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+def _fill(engine: Engine, jobs: int, dead: int, ended: int) -> None:
     with engine.begin() as connection:
         connection.execute(_JOBS, {"count": jobs, "half": jobs // 2})
         connection.execute(text("UPDATE bgjob_job SET claimed_by = 77 WHERE id < 'job-000000100'"))
         connection.execute(_DEAD, {"count": dead})
+        connection.execute(_RECORDS, {"count": ended})
+        kinds = {"workers": WORKERS, "types": TYPES, "outcomes": OUTCOMES}
+        connection.execute(_MINUTES, kinds)
         _add_worker(connection)
     with engine.connect() as connection:
         autocommit = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -116,5 +163,28 @@ _DEAD = text(
            1, now(), now(), now(), now() - n * interval '1 s',
            (ARRAY['ConnectionError', 'KeyError', 'ValueError'])[1 + n % 3], 20
     FROM generate_series(1, :count) AS n
+    """
+)
+_RECORDS = text(
+    """
+    INSERT INTO bgjob_record (job_id, queue, type, state, attempt, lease, result, enqueued_at,
+                              due_at, started_at, ended_at, keep_until)
+    SELECT 'ended-' || n, 'mail', (ARRAY['send_receipt', 'resize', 'sync'])[1 + n % 3],
+           'completed', 1, n, convert_to('{"ok": true}', 'UTF8'), now(), now(), now(),
+           now() - n * interval '100 ms', now() + interval '7 days'
+    FROM generate_series(1, :count) AS n
+    """
+)
+_MINUTES = text(
+    """
+    INSERT INTO bgjob_minute (at, worker, queue, type, outcome, n, waits, runs, waited, ran)
+    SELECT now() - minute * interval '1 minute' - worker * interval '3 s', worker,
+           (ARRAY['mail', 'images', 'default', 'reports'])[type],
+           (ARRAY['send_receipt', 'resize', 'sync', 'report'])[type],
+           (ARRAY['completed', 'retry'])[outcome], 1000,
+           array_fill(CAST(50 AS bigint), ARRAY[20]), array_fill(CAST(50 AS bigint), ARRAY[20]),
+           10.0, 10.0
+    FROM generate_series(0, 1439) AS minute, generate_series(1, :workers) AS worker,
+         generate_series(1, :types) AS type, generate_series(1, :outcomes) AS outcome
     """
 )
