@@ -59,17 +59,23 @@ class Finding:
     text: str
 
 
-def examine(connection: Connection, *, schema: str | None, table_prefix: str) -> list[Finding]:
+def examine(
+    connection: Connection, *, schema: str | None, table_prefix: str, as_worker: bool = True
+) -> list[Finding]:
     """Run all checks; the caller ends the connection's transaction.
 
     Args:
-        connection: To the queue's database. Its engine must give two more for a moment.
+        connection: To the queue's database.
         schema: The tables' schema; None if they are on the search path.
         table_prefix: How the tables' names begin.
+        as_worker: Whether workers connect as this connection does. Then it is also checked whether
+            its role may do what a worker does, and whether a pooler is in between, for which its
+            engine must give two more connections for a moment.
     """
     findings = [*_server(connection), *_encoding(connection)]
-    findings += [*_pooler(connection.engine), *_clock(connection)]
-    tables = list(_tables(connection, schema, table_prefix))
+    findings += _pooler(connection.engine) if as_worker else ()
+    findings += _clock(connection)
+    tables = list(_tables(connection, schema, table_prefix, as_worker=as_worker))
     findings += tables
     if tables[0].level == "problem":
         return findings  # the other checks need the tables
@@ -154,14 +160,17 @@ def _clock(connection: Connection) -> Iterator[Finding]:
 # ---- tables -------------------------------------------------------------------------------------
 
 
-def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[Finding]:
-    lacking = _privileges(connection, name, prefix)
+def _tables(
+    connection: Connection, name: str | None, prefix: str, *, as_worker: bool
+) -> Iterator[Finding]:
+    lacking = _privileges(connection, name, prefix) if as_worker else []
     try:
         check(connection, schema=name, table_prefix=prefix)
         recorded = records.db_version(connection, schema=name, table_prefix=prefix)
         if recorded:
             records.check(connection, schema=name, table_prefix=prefix)
-            lacking = _privileges(connection, name, prefix, records=True)
+            if as_worker:
+                lacking = _privileges(connection, name, prefix, records=True)
     except SchemaOutOfDate as error:
         yield Finding("tables", "problem", str(error))
         return
@@ -186,7 +195,8 @@ def _tables(connection: Connection, name: str | None, prefix: str) -> Iterator[F
     yield from _told("storage", missing, "as designed")
     keys = foreign_key_problems(connection, schema=name, table_prefix=prefix)
     yield from _told("foreign keys", [*map(str, keys)], "none is in the way of a job's end")
-    yield from _told("privileges", lacking, "those of a worker")
+    if as_worker:
+        yield from _told("privileges", lacking, "those of a worker")
     unseen = hidden(connection, schema=name, table_prefix=prefix, records=bool(recorded))
     if unseen.maybe:
         yield Finding("row security", "note", "; ".join(unseen.maybe))

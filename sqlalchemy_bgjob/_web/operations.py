@@ -109,7 +109,8 @@ async def system(visit: Visit) -> View:
         }
 
     def check(connection: Connection) -> list[Finding]:
-        return examine(connection, schema=schema, table_prefix=prefix)
+        # Workers have a role and connections of their own.
+        return examine(connection, schema=schema, table_prefix=prefix, as_worker=False)
 
     data = await visit.read(work)
     findings, age = await site.kept("doctor", CHECKED_FOR).get(

@@ -290,6 +290,14 @@ def test_the_doctor_is_asked_now_and_then(visit: Any) -> None:
     assert "Check again" in client.get("system").text
 
 
+def test_a_page_takes_one_connection(visit: Any, shop: Engine) -> None:
+    """Of the engine, for all that it asks; the doctor too, whose statements have their limits."""
+    small = create_engine(shop.url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    client = visit(small)
+    assert [path for path in PATHS if client.get(path).status_code != 200] == []
+    small.dispose()
+
+
 def test_an_id_leads_to_its_job_and_dead_to_dead_jobs(visit: Any) -> None:
     client = visit()
     assert client.get("jobs?q=order-5").headers["location"] == "/admin/jobs/job?id=order-5"
@@ -826,6 +834,8 @@ def test_a_role_without_rights_to_args_sees_the_rest(
         client = visit(as_watcher)
         for path in PATHS[:-4]:
             assert client.get(path).status_code == 200, path
+        findings = client.get("system", headers=JSON).json()["findings"]
+        assert not [one for one in findings if "GRANT" in one["text"]]
         assert "may not read what workers count" in client.get("").text
         assert "may not read records" in client.get("history").text
         assert "role may not read args" in client.get("job?id=order-5").text
