@@ -215,6 +215,29 @@ def test_a_page_polls_where_there_are_no_events(
         expect(page.locator("tbody tr")).to_have_count(1)
 
 
+def test_an_open_page_tells_what_it_can_not_follow(
+    browser: Browser, shop: Engine, jobs: BGJob
+) -> None:
+    """A job that is gone is gone from the page; and a page that gets no answer does not seem so."""
+    jobs.enqueue(shop, "sync", {"shop": 1}, queue="gone", id="gone-1", delay=3600)
+    with (
+        served(mounted("/jobs", jobs, shop, access="read", live=False)) as address,
+        opened(browser, viewport=WIDE) as page,
+    ):
+        page.goto(f"{address}/jobs/job?id=gone-1")
+        expect(page.locator("h1")).to_contain_text("scheduled")
+        page.route("**/job?*", lambda route: route.fulfill(status=403, body="Log in first."))
+        expect(page.locator("#live")).to_have_text("Not reached")
+        expect(page.locator("h1")).to_contain_text("scheduled")
+
+        page.unroute("**/job?*")
+        expect(page.locator("#live")).to_have_text("Live")
+        with shop.begin() as connection:
+            job = jobs.models.job
+            connection.execute(job.delete().where(job.c.id == "gone-1"))
+        expect(page.locator("h1")).to_have_text("This can't be shown")
+
+
 def test_the_script_of_screenshots_finds_its_pages() -> None:
     """Each picture of the guide is made of a page that the tests open too."""
     guide = Path(__file__).parents[2] / "docs" / "guides" / "dashboard.md"

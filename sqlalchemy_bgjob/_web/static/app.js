@@ -7,7 +7,7 @@
   const main = () => document.getElementById("main");
   const SOONEST = 2000, AT_LATEST = 15000, POLL = 5000;
   let on = true, last = Date.now(), wanted = false, busy = false, polling = stream !== "yes";
-  let source = null;
+  let source = null, failed = false;
 
   const holdsStill = () =>
     document.hidden ||
@@ -21,7 +21,9 @@
     button.hidden = main().dataset.still === "yes";
     button.setAttribute("aria-pressed", String(on));
     button.classList.toggle("waits", Boolean(still));
-    button.querySelector(".words").textContent = !on ? "Paused" : still ? "Waits" : "Live";
+    button.classList.toggle("failed", on && failed);
+    button.querySelector(".words").textContent =
+      !on ? "Paused" : failed ? "Not reached" : still ? "Waits" : "Live";
   };
 
   const refresh = async () => {
@@ -30,13 +32,18 @@
     last = Date.now();
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-      if (!answer.ok || answer.redirected || holdsStill() || !on) return;
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("main");
-      if (fresh) await htmx.swap({ target: main(), text: fresh.innerHTML, swap: "innerMorph" });
-    } catch { /* the next look may reach it */ } finally {
+      // What is gone is told by a page of ours; a login, a proxy or an outage answers otherwise.
+      failed = !fresh || answer.redirected || !(answer.ok || answer.status === 404);
+      if (failed || holdsStill() || !on) return;
+      await htmx.swap({ target: main(), text: fresh.innerHTML, swap: "innerMorph" });
+    } catch {
+      failed = true;
+    } finally {
       busy = false;
       count();
+      show();
     }
   };
 
@@ -44,7 +51,7 @@
     show();
     const age = Date.now() - last;
     if (!on || busy || holdsStill()) return;
-    const due = wanted ? SOONEST : polling ? POLL : AT_LATEST;
+    const due = wanted ? SOONEST : polling || failed ? POLL : AT_LATEST;
     if (age >= due) refresh();
   };
 
