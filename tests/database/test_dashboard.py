@@ -26,7 +26,7 @@ from sqlalchemy_bgjob._web.app import NAVIGATION, PAGES, STATIC, TYPES
 from sqlalchemy_bgjob._web.twin import as_json
 from sqlalchemy_bgjob._web.visit import LARGEST_FORM
 from sqlalchemy_bgjob.web import PERMISSIONS, Access, dashboard
-from support.dashboard import Client, fill, make_jobs, mounted
+from support.dashboard import Client, add_workers, fill, make_jobs, mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,6 +278,21 @@ def test_the_history_goes_from_page_to_page(visit: Any) -> None:
     assert ids == [f"ended-{n}" for n in range(1, 61)]
     assert rest["following"] is None
     assert client.get("history?type=sync", headers=JSON).json()["records"] == []
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_silent_workers_jobs_go_to_one_that_runs(
+    visit: Any, engine: Engine, jobs: BGJob, others: bool
+) -> None:
+    jobs.metadata.create_all(engine)
+    with engine.begin() as connection:
+        add_workers(jobs, connection)
+        worker = jobs.models.worker
+        silent = update(worker).values(lease_timeout=1.0, beat_at=datetime(2026, 1, 2, tzinfo=UTC))
+        connection.execute(silent.where(worker.c.id == 1001) if others else silent)
+    page = visit(engine).get("").text
+    assert "A worker on web-1 has been silent" in page
+    assert ("Another takes its jobs." in page, "start one" in page) == (others, not others)
 
 
 def test_the_doctor_is_asked_now_and_then(visit: Any) -> None:
