@@ -6,7 +6,7 @@ So the sum over all processes is right for both, and a scrape sends no statement
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from heapq import nlargest
 from typing import Final
 
@@ -25,6 +25,10 @@ MOST_TYPES: Final = 1000
 MOST_QUEUES: Final = 200
 """How many queues have gauges: those with the most jobs. A queue's name may be any text too."""
 OTHER: Final = "other"
+OUTCOMES: Final = (
+    *("completed", "retried", "rescheduled", "dead"),
+    *("cancelled", "expired", "unknown_type", "lease_lost"),
+)
 DURATIONS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 300.0)
 WAITS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 
@@ -157,17 +161,14 @@ class _Series:
     def __init__(
         self, finished: Counter, duration: Histogram, wait: Histogram, queue: str, type: str
     ) -> None:
-        self._finished, self._queue, self._type = finished, queue, type
-        self._counts: dict[str, Callable[[], None]] = {}
+        # All of them, so that each begins at 0: Prometheus sees no increase up to a first value.
+        self._counts = {outcome: finished.labels(queue, type, outcome).inc for outcome in OUTCOMES}
         self.duration = duration.labels(queue, type).observe
         self.wait = wait.labels(queue).observe
 
     def count(self, outcome: str) -> None:
         """One more attempt with this outcome."""
-        if (count := self._counts.get(outcome)) is None:
-            count = self._finished.labels(self._queue, self._type, outcome).inc
-            self._counts[outcome] = count
-        count()
+        self._counts[outcome]()
 
 
 def _families() -> dict[str, GaugeMetricFamily]:

@@ -50,6 +50,7 @@ def test_each_outcome_is_counted_once(bench: Workbench) -> None:
         labels = {"queue": "default", "type": type}
         assert value(registry, "bgjob_jobs_finished_total", **labels, outcome=outcome) == 2.0
         assert value(registry, "bgjob_job_duration_seconds_count", **labels) == 2.0
+        assert value(registry, "bgjob_jobs_finished_total", **labels, outcome="expired") == 0.0
     unknown = {"queue": "default", "type": "unheard-of", "outcome": "unknown_type"}
     assert value(registry, "bgjob_jobs_finished_total", **unknown) == 1.0
     assert value(registry, "bgjob_job_wait_seconds_count", queue="default") == 8.0
