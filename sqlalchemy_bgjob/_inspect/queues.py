@@ -6,6 +6,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
+from .._db.printable import printable
 from .registered import ask
 
 MANY: Final = 10_000
@@ -23,9 +24,9 @@ class Paused:
     until: datetime | None
 
     def __str__(self) -> str:
-        by = f" by {self.by}" if self.by else ""
+        by = f" by {printable(self.by)}" if self.by else ""
         until = f", until {shown(self.until)}" if self.until else ""
-        reason = f": {self.reason}" if self.reason else ""
+        reason = f": {printable(self.reason)}" if self.reason else ""
         return f"queue {self.queue!r} is paused since {shown(self.at)}{by}{until}{reason}"
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 from starlette.exceptions import HTTPException
 
+from .._db.printable import printable
 from .._drafts.validation import CONTENT_TYPE
 from .._inspect import jobs as reads
 from .._inspect.own_columns import add_own_columns
@@ -328,20 +329,15 @@ async def perform(visit: Visit, name: str) -> Done:
     except (InvalidArg, JobAlreadyExists, LookupError, ValueError, TypeError) as error:
         raise HTTPException(400, str(error)) from None
     by = visit.access.user or "unknown"
-    # No arg is in it, nor a search, which may name values of args.
+    # No arg is in it, nor a search, which may name values of args. And it is one line.
     log.info(
         "%s by %s: %s",
         name,
-        _in_one_line(by),
-        _in_one_line(done.words),
+        printable(by),
+        printable(done.words),
         extra={"action": name, "user": by, "facts": done.facts},
     )
     return done
-
-
-def _in_one_line(text: str) -> str:
-    """Nobody may write a second line into the log, by the name of a queue for example."""
-    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def _which(visit: Visit, kind: str) -> tuple[Any, list[str]]:

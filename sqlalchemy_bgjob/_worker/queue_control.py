@@ -22,6 +22,7 @@ from sqlalchemy import Connection
 
 from .._db.connections import Backoff
 from .._db.errors import lost_connection, summary
+from .._db.printable import printable
 from .._lifecycle import control
 from .._lifecycle.control import QueueState
 from .._sql import Statements
@@ -166,8 +167,8 @@ def _changes(
 
 
 def _why(one: QueueState) -> str:
-    by = f" by {one.by}" if one.by else ""
-    reason = f" ({one.reason})" if one.reason else ""
+    by = f" by {printable(one.by)}" if one.by else ""
+    reason = f" ({printable(one.reason)})" if one.reason else ""
     until = one.until
     end = f" until {until.astimezone(UTC).isoformat(' ', 'seconds')}" if until else ""
     return f"{by}{reason}{end}"

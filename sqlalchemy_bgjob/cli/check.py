@@ -9,6 +9,7 @@ import click
 
 from .._process.exits import DATABASE, FAILED, OK, USAGE, CommandError, exit_now
 from .options import Seconds, connection_options, schema_options, source_of
+from .output import shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -139,7 +140,7 @@ def _print(found: _Found, *, as_json: bool) -> None:
         for queue in found.paused:
             click.echo(str(queue))
     if found.lacking:
-        click.echo(found.lacking, err=True)
+        click.echo(shown(found.lacking), err=True)
 
 
 def _host_and_pid(worker: str) -> tuple[str, int]:

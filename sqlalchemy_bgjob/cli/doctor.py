@@ -7,6 +7,7 @@ import click
 
 from .._process.exits import FAILED, OK
 from .options import connection_options, schema_options, source_of
+from .output import shown
 
 
 @click.command()
@@ -43,5 +44,5 @@ def doctor(
             line = {"check": finding.check, "level": finding.level, "text": finding.text}
             click.echo(json.dumps(line))
         else:
-            click.echo(f"{finding.level:<8} {finding.check}: {finding.text}")
+            click.echo(f"{finding.level:<8} {finding.check}: {shown(finding.text)}")
     return FAILED if any(finding.level == "problem" for finding in findings) else OK

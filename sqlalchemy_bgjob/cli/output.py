@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .._db.printable import printable
+
 
 def print_json(facts: Any) -> None:
     """Print one JSON object on a line; moments are in UTC."""
@@ -42,9 +44,7 @@ def shown(text: str, most: int = 0, *, lines: bool = False) -> str:
     """Text with what would move a terminal's cursor escaped; cut, if *most* is given."""
     if most and len(text) > most:
         text = f"{text[:most]}..."
-    return "".join(
-        c if c.isprintable() or (lines and c == "\n") else f"\\x{ord(c):02x}" for c in text
-    )
+    return printable(text, lines=lines)
 
 
 def counted(count: int, noun: str = "job") -> str:

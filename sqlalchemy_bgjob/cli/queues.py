@@ -9,7 +9,7 @@ import click
 from .._process.exits import OK, USAGE, CommandError
 from .on_tables import act, json_option, read, tables_options, usage_errors
 from .options import Moment
-from .output import print_table
+from .output import print_table, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -219,5 +219,5 @@ def pressure(
             click.echo(json.dumps({"queue": name, "due": one.due, "oldest_age": one.oldest_age}))
         else:
             age = f", the first for {one.oldest_age:.1f} s" if one.due else ""
-            click.echo(f"{name}: {one.due} due{age}")
+            click.echo(f"{shown(name)}: {one.due} due{age}")
     return OK

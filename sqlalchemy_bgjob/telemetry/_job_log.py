@@ -22,6 +22,7 @@ from .._db.errors import (
     stack,
     summary,
 )
+from .._db.printable import printable
 from .._handlers.registry import JobType, Registry
 from ..exceptions import NoContextManager
 from . import FinishedRun, JobInfo, Observer
@@ -159,9 +160,4 @@ def _headline(error: str) -> tuple[str, str | None]:
         message = f"{message}, {lines[1]}"
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]}..."
-    return _printable(message), _printable(frames[-1][1]) if frames else None
-
-
-def _printable(text: str) -> str:
-    """Escape characters that would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return printable(message), printable(frames[-1][1]) if frames else None

@@ -63,6 +63,16 @@ def test_a_mistyped_queue_is_told(bgjob: Any, tables: Engine) -> None:
     assert bgjob("pause", "default")[2] == bgjob("slots", "default", "4")[2] == ""
 
 
+def test_no_command_moves_the_cursor(bgjob: Any, tables: Engine) -> None:
+    """By what somebody else has written: names of queues, who paused one, and why."""
+    add(tables, app.note, "x", queue="\x1b[2Jq")
+    paused = bgjob("pause", "mail", "--by", "\x1b[1mada", "--reason", "no\n\x1b[31mworse")
+    said = [paused, *(bgjob(name) for name in ("pressure", "queues", "stats", "doctor", "check"))]
+    for _, out, err in said:
+        assert "\x1b" not in out + err
+    assert "by \\x1b[1mada: no\\x0a\\x1b[31mworse\n" in paused[1]
+
+
 def test_who_pauses_is_the_systems_user(
     bgjob: Any, tables: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,14 @@ def test_it_says_who_paused_what(desk: Desk, caplog: pytest.LogCaptureFixture) -
     ]
 
 
+def test_who_pauses_writes_no_line_of_the_log(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    desk.look(mail=QueueState(True, None, "ada\nroot", "no\x1b[2J", None, None))
+
+    (words,) = caplog.messages
+    assert words.startswith("queue 'mail' is paused by ada\\x0aroot (no\\x1b[2J): ")
+
+
 # ---- drain --------------------------------------------------------------------------------------
 
 
