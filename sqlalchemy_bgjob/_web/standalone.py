@@ -5,7 +5,6 @@ import secrets
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import MetaData
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -14,7 +13,6 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 
 from .._sql import statements_of
-from ..bgjob import BGJob
 from .access import Access
 from .app import HEADERS, application
 from .database import Database
@@ -23,6 +21,8 @@ from .visit import Site
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from ..bgjob import BGJob
 
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -74,13 +74,8 @@ class Key:
         return hmac.compare_digest(self._cookie.encode(), given.encode())
 
 
-def bare_jobs(schema: str | None, table_prefix: str) -> BGJob[Any, Any]:
-    """The tables of a queue whose application is not here."""
-    return BGJob(MetaData(), schema=schema, table_prefix=table_prefix)
-
-
 def standalone(
-    jobs: BGJob[Any, Any],
+    jobs: "BGJob[Any, Any]",
     engine: "Engine | AsyncEngine",
     key: Key,
     *,

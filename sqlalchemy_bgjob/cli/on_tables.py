@@ -82,6 +82,22 @@ def load_jobs(app: str, app_dir: Path) -> "BGJob[Any, Any]":
     return found
 
 
+def bare_jobs(connection: "Connection", schema: str | None, table_prefix: str) -> "BGJob[Any, Any]":
+    """A BGJob of the tables that are there, for who does without the application.
+
+    It keeps records where the tables do: a record that is there is ended with its job.
+    """
+    from sqlalchemy import MetaData
+
+    from ..bgjob import BGJob
+    from ..schema import records
+
+    names: Any = {"schema": schema, "table_prefix": table_prefix}
+    recorded = records.db_version(connection, **names) == records.LATEST
+    bare: BGJob[Any, Any] = BGJob(MetaData(), **names, records=recorded)
+    return bare
+
+
 def json_arg(text: str) -> Any:
     """The value of an arg that is given as JSON; of "-" what stdin has.
 
@@ -118,12 +134,9 @@ def _run(
     app: str | None,
     begin: "Callable[[Connection], None]",
 ) -> T:
-    from sqlalchemy import MetaData
-
     from .._inspect.own_columns import add_own_columns
     from .._process.engines import run_in_transaction
-    from ..bgjob import BGJob
-    from ..schema import check, records
+    from ..schema import check
 
     source = source_of(ctx, where["database_url"], where["engine"], where["app_dir"])
     known = None if app is None else load_jobs(app, where["app_dir"])
@@ -136,10 +149,7 @@ def _run(
             return action(connection, known)
         schema, table_prefix = where["schema"], where["table_prefix"]
         check(connection, schema=schema, table_prefix=table_prefix)
-        names: Any = {"schema": schema, "table_prefix": table_prefix}
-        # A record that is there is ended with its job, also by a program without the handlers.
-        recorded = records.db_version(connection, **names) == records.LATEST
-        bare: BGJob[Any, Any] = BGJob(MetaData(), **names, records=recorded)
+        bare = bare_jobs(connection, schema, table_prefix)
         add_own_columns(connection, bare.models)
         return action(connection, bare)
 

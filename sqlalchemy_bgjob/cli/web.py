@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._process.exits import OK, USAGE, CommandError
-from .on_tables import load_jobs
+from .on_tables import bare_jobs, load_jobs
 from .options import connection_options, option, schema_options, source_of
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def web(
     _require()
     source = source_of(ctx, database_url, engine, app_dir)
     return _serve(
-        _jobs(app, app_dir, schema, table_prefix),
+        _bare(source, schema, table_prefix) if app is None else load_jobs(app, app_dir),
         _engine(source),
         host=host,
         port=port,
@@ -72,12 +72,12 @@ def _require() -> None:
             )
 
 
-def _jobs(
-    app: str | None, app_dir: Path, schema: str | None, table_prefix: str
-) -> "BGJob[Any, Any]":
-    from .._web.standalone import bare_jobs
+def _bare(source: "Source", schema: str | None, table_prefix: str) -> "BGJob[Any, Any]":
+    from .._process.engines import run_in_transaction
 
-    return bare_jobs(schema, table_prefix) if app is None else load_jobs(app, app_dir)
+    return run_in_transaction(
+        *source, lambda connection: bare_jobs(connection, schema, table_prefix)
+    )
 
 
 def _engine(source: "Source") -> "Engine | AsyncEngine":

@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import MetaData, create_engine, func, insert, select
 
-from sqlalchemy_bgjob._web.standalone import Key, bare_jobs, standalone
+from sqlalchemy_bgjob import BGJob
+from sqlalchemy_bgjob._web.standalone import Key, standalone
+from sqlalchemy_bgjob.cli import web as web_module
 from support.cli import run
+from support.dashboard import fill, make_jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine
 
+    from sqlalchemy_bgjob import BGJob
     from support.commands import Command
 
 
@@ -71,7 +75,7 @@ def test_no_other_host_is_known(host: str) -> None:
 
 def asks_for(host: str) -> int:
     engine = create_engine("postgresql+psycopg://")
-    app = standalone(bare_jobs(None, "bgjob_"), engine, Key(), hosts=["localhost", "::1"])
+    app = standalone(BGJob(MetaData()), engine, Key(), hosts=["localhost", "::1"])
 
     async def ask() -> int:
         transport = httpx.ASGITransport(app)
@@ -112,6 +116,27 @@ def test_it_knows_the_handlers_of_an_application(
 
 
 JSON = {"accept": "application/json"}
+
+
+def test_a_record_is_ended_with_its_job(
+    engine: Engine, database_url: str, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without the application, which would say that records are kept."""
+    kept = make_jobs()
+    kept.metadata.create_all(engine)
+    fill(kept, engine, many=12)
+    served: list[BGJob] = []
+    monkeypatch.setattr(web_module, "_serve", lambda jobs, *_, **__: served.append(jobs))
+
+    run("web", "--database-url", database_url)
+    (jobs,) = served
+    states = select(kept.Record.state).where(kept.Record.job_id == "export-7")
+    with engine.begin() as connection:
+        row = {"job_id": "export-7", "queue": "exports", "type": "export.csv", "state": "live"}
+        times = dict.fromkeys(("enqueued_at", "due_at", "keep_until"), func.now())
+        connection.execute(insert(kept.Record).values(**row, **times, attempt=0, lease=0))
+        jobs.cancel_where(connection, jobs.models.job.c.id == "export-7")
+        assert connection.scalars(states).all() == ["cancelled"]
 
 
 def test_what_is_missing_or_wrong_is_told(
