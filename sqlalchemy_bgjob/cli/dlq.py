@@ -10,7 +10,7 @@ import click
 from .._process.exits import FAILED, OK, USAGE, CommandError
 from .on_tables import act, app_option, json_arg, tables_options, usage_errors
 from .options import Moment, Seconds
-from .output import arg_of, counted, moment, print_json, shown
+from .output import arg_of, counted, moment, print_json, shown, tell_of_more
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MOST: Final = 100_000
+"""The most lines of a list."""
 _MOST_IDS: Final = 20
 """Ids that a text names; --json has all."""
 _MOST_CHARACTERS: Final = 120
@@ -66,10 +68,9 @@ def _common(command: Any) -> Any:
     return tables_options(as_json(command))
 
 
-def _limit(default: int | None, help: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--limit", type=click.IntRange(1), default=default, show_default=True, help=help
-    )
+def _limit(default: int | None, help: str, *, most: int | None = None) -> Callable[[Any], Any]:
+    range = click.IntRange(1, most)
+    return click.option("--limit", type=range, default=default, show_default=True, help=help)
 
 
 def _where(models: "Models", options: Mapping[str, Any]) -> "ColumnElement[bool]":
@@ -113,7 +114,7 @@ def _run(
 
 @dlq.command("list")
 @_filters
-@_limit(50, "The most lines.")
+@_limit(50, "The most lines.", most=_MOST)
 @_common
 @click.pass_context
 def list_(
@@ -127,10 +128,10 @@ def list_(
 
     def look(connection: "Connection", tables: _Tables) -> list[Any]:
         which = _where(tables.models, options)
-        return list(connection.execute(tables.statements.dead_jobs.page(which, limit)))
+        return list(connection.execute(tables.statements.dead_jobs.page(which, limit + 1)))
 
     found = _run(ctx, options, look)
-    for row in found:
+    for row in found[:limit]:
         if as_json:
             print_json(_facts(row))
         else:
@@ -139,13 +140,13 @@ def list_(
                 f"{moment(row.moved_at)}  {shown(row.job_id)}  {shown(row.type)}  "
                 f"in {shown(row.queue)}, attempt {row.attempt}: {error or 'no error'}"
             )
-    _tell_of_none(found, options)
+    _tell_of_rest(found, limit, options)
     return OK
 
 
 @dlq.command()
 @_filters
-@_limit(100, "The most lines.")
+@_limit(100, "The most lines.", most=_MOST)
 @_common
 @click.pass_context
 def summary(
@@ -162,11 +163,11 @@ def summary(
 
     def look(connection: "Connection", tables: _Tables) -> list[dead_jobs.DeadSummary]:
         which = _where(tables.models, options)
-        found: list[dead_jobs.DeadSummary] = dead_jobs.summary(*tables, connection, which, limit)
-        return found
+        page: list[dead_jobs.DeadSummary] = dead_jobs.summary(*tables, connection, which, limit + 1)
+        return page
 
     found = _run(ctx, options, look)
-    for line in found:
+    for line in found[:limit]:
         if as_json:
             print_json(asdict(line))
         else:
@@ -175,7 +176,7 @@ def summary(
                 f"{line.count:>8}  {shown(line.type)}: {error}, "
                 f"{moment(line.first)} to {moment(line.last)}"
             )
-    _tell_of_none(found, options)
+    _tell_of_rest(found, limit, options)
     return OK
 
 
@@ -361,11 +362,13 @@ def prune(
 # ---- output ------------------------------------------------------------------------------------
 
 
-def _tell_of_none(found: Sequence[object], options: Mapping[str, Any]) -> None:
-    """An empty list says so, on stderr: it may be good news, or a mistyped filter."""
+def _tell_of_rest(found: Sequence[object], limit: int, options: Mapping[str, Any]) -> None:
+    """Say on stderr that a list is cut, or empty: that may be good news, or a mistyped filter."""
     if not found:
         such = " of this kind" if _is_filtered(options) else ""
         click.echo(f"there are no dead jobs{such}", err=True)
+    elif len(found) > limit:
+        tell_of_more(limit, _MOST)
 
 
 def _facts(row: Any) -> dict[str, Any]:

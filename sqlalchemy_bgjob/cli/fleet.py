@@ -61,7 +61,7 @@ def stats(ctx: click.Context, /, as_json: bool, **where: Any) -> int:
     """Tell how the queue is: what waits, who works, and what died in the last hour.
 
     Of each queue and priority up to 10,000 jobs are counted, and of the jobs that died up to
-    10,000.
+    10,000. Where counting stops, numbers have a +, and are lower bounds.
     """
 
     def look(connection: "Connection", jobs: "BGJob[Any, Any]") -> dict[str, Any]:
@@ -101,17 +101,17 @@ def stats(ctx: click.Context, /, as_json: bool, **where: Any) -> int:
 
 
 def _print_stats(found: dict[str, Any]) -> None:
-    more = " at least" if found["more"] else ""
-    click.echo(
-        f"jobs:     {found['due']:,} due, {found['scheduled']:,} scheduled, "
-        f"{found['running']:,} running{more}"
-    )
+    from .._inspect.jobs import MOST
+
+    more = "+" if found["more"] else ""
+    states = (f"{found[state]:,}{more} {state}" for state in ("due", "scheduled", "running"))
+    click.echo(f"jobs:     {', '.join(states)}")
     click.echo(f"oldest:   due for {found['oldest_age']:.1f} s")
     click.echo(f"workers:  {found['workers']}, with {counted(found['slots'], 'slot')}")
     for name, words in (("paused", "paused:   "), ("unserved", "unserved: ")):
         if found[name]:
             click.echo(words + ", ".join(map(shown, found[name])))
-    click.echo(f"dead:     {counted(found['died_last_hour'])} in the last hour")
+    click.echo(f"dead:     {counted(found['died_last_hour'], most=MOST)} in the last hour")
     for one in found["failures"]:
         click.echo(
             f"{one['count']:>8}  {shown(one['type'])}: {shown(one['error_type'] or 'no error')}"

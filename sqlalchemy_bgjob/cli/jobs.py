@@ -7,7 +7,7 @@ import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
 from .on_tables import act, json_option, read, tables_options
-from .output import arg_of, counted, moment, print_json, print_table, shown
+from .output import arg_of, counted, moment, print_json, print_table, shown, tell_of_more
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ..bgjob import BGJob
 
 _PAGE: Final = 500
+_MOST: Final = 100_000
+"""The most that a list shows."""
 _AT_ONCE: Final = 10_000
 """How many jobs one transaction changes."""
 _MOST_CHARACTERS: Final = 80
@@ -47,7 +49,7 @@ def jobs() -> None:
 @jobs.command("list", context_settings=_SEARCHING)
 @_search_argument
 @click.option(
-    "--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="The most jobs."
+    "--limit", type=click.IntRange(1, _MOST), default=50, show_default=True, help="The most jobs."
 )
 @tables_options
 @json_option
@@ -72,7 +74,7 @@ def list_(
     if not as_json:
         print_table(_HEAD, map(_row, found[:limit]), numbers=("priority", "attempt"))
     if len(found) > limit:
-        click.echo(f"there are more; --limit {limit * 10} shows more of them", err=True)
+        tell_of_more(limit, _MOST)
     return OK
 
 
@@ -259,7 +261,7 @@ def _is_confirmed(
         return count_live(connection, statements_of(jobs.models), search), MOST
 
     count, most = read(ctx, where, look)
-    number = f"more than {most:,} jobs" if count > most else counted(count)
+    number = counted(count, most=most)
     if as_json and not yes:
         print_json({f"would_{verb}": min(count, most), "more": count > most})
     else:  # of JSON nothing else may be on stdout

@@ -47,9 +47,18 @@ def shown(text: str, most: int = 0, *, lines: bool = False) -> str:
     return printable(text, lines=lines)
 
 
-def counted(count: int, noun: str = "job") -> str:
-    """``1 job``, ``12,345 jobs``."""
+def counted(count: int, noun: str = "job", *, most: int | None = None) -> str:
+    """``1 job``, ``12,345 jobs``; ``more than 10,000 jobs`` of a count that stops at *most*."""
+    if most is not None and count > most:
+        return f"more than {most:,} {noun}s"
     return f"1 {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def tell_of_more(limit: int, most: int) -> None:
+    """Say on stderr that a list was cut at *limit*, and how to see more, up to *most*."""
+    further = min(limit * 10, most)
+    advice = f"; --limit {further} shows more of them" if further > limit else ""
+    click.echo(f"there are more{advice}", err=True)
 
 
 def arg_of(content: bytes | None) -> Any:

@@ -1,7 +1,6 @@
 """``queues``, ``pause``, ``resume``, ``slots`` and ``pressure``: what operators do to queues."""
 
-import json
-from datetime import UTC
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -9,7 +8,7 @@ import click
 from .._process.exits import OK, USAGE, CommandError
 from .on_tables import act, json_option, read, tables_options, usage_errors
 from .options import Moment
-from .output import print_table, shown
+from .output import print_json, print_table, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,7 +135,8 @@ def slots(ctx: click.Context, /, queue: str, slots: str, **where: Any) -> int:
 def queues(ctx: click.Context, /, as_json: bool, **where: Any) -> int:
     """List the queues: their jobs, the slots of the workers that beat, and who paused what.
 
-    It counts up to 10,000 jobs of each priority, the scheduled ones and the others apart.
+    It counts up to 10,000 jobs of each priority, the scheduled ones and the others apart. Where it
+    stops, numbers have a +, and are lower bounds.
     """
 
     def look(connection: "Connection", _: "BGJob[Any, Any]") -> "list[QueueInfo]":
@@ -147,38 +147,18 @@ def queues(ctx: click.Context, /, as_json: bool, **where: Any) -> int:
     found = read(ctx, where, look)
     if as_json:
         for queue in found:
-            click.echo(json.dumps(_as_json(queue)))
+            print_json(asdict(queue))
     else:
         print_table(_HEAD, map(_row, found), numbers=_HEAD[1:4])
     return OK
 
 
-def _as_json(queue: "QueueInfo") -> dict[str, Any]:
-    paused = queue.paused
-    return {
-        "queue": queue.queue,
-        "due": queue.due,
-        "scheduled": queue.scheduled,
-        "running": queue.running,
-        "workers": queue.workers,
-        "slots": queue.slots,
-        "set_slots": queue.set_slots,
-        "paused": None
-        if paused is None
-        else {
-            "at": paused.at.astimezone(UTC).isoformat(),
-            "by": paused.by,
-            "reason": paused.reason,
-            "until": paused.until and paused.until.astimezone(UTC).isoformat(),
-        },
-    }
-
-
 def _row(queue: "QueueInfo") -> tuple[str, ...]:
     each = "" if queue.set_slots is None else f" ({queue.set_slots} each)"
     paused = str(queue.paused).partition(" is paused ")[2] if queue.paused else ""
-    counts = (queue.due, queue.scheduled, queue.running)
-    return (queue.queue, *map(str, counts), f"{queue.slots}{each}", paused)
+    more = "+" if queue.stopped else ""
+    counts = (f"{count}{more}" for count in (queue.due, queue.scheduled, queue.running))
+    return (queue.queue, *counts, f"{queue.slots}{each}", paused)
 
 
 @click.command()
@@ -216,7 +196,7 @@ def pressure(
     found = read(ctx, where, look)
     for name, one in found.items():
         if as_json:
-            click.echo(json.dumps({"queue": name, "due": one.due, "oldest_age": one.oldest_age}))
+            print_json({"queue": name, "due": one.due, "oldest_age": one.oldest_age})
         else:
             age = f", the first for {one.oldest_age:.1f} s" if one.due else ""
             click.echo(f"{shown(name)}: {one.due} due{age}")

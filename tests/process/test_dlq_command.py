@@ -52,7 +52,8 @@ def dlq(url: str, *words: str) -> tuple[int, str, str]:
 def objects(url: str, *words: str) -> list[dict[str, Any]]:
     code, out, err = dlq(url, *words, "--json")
     assert code in (0, 1)
-    assert bool(err) is not bool(out), "either there is something, or it is said that there is not"
+    said = err and "there are more" not in err
+    assert bool(said) is not bool(out), "either there is something, or it is said that there is not"
     return [json.loads(line) for line in out.splitlines()]
 
 
@@ -96,6 +97,13 @@ def test_an_empty_list_says_so(url: str, tables: Engine) -> None:
         connection.execute(text("DELETE FROM bgjob_dead_job"))
     for command in ("list", "summary"):
         assert dlq(url, command) == (0, "", "there are no dead jobs\n")
+
+
+@pytest.mark.parametrize("command", ["list", "summary"])
+def test_a_list_that_is_cut_says_so(url: str, command: str) -> None:
+    _, out, err = dlq(url, command, "--limit", "2")
+    assert (len(out.splitlines()), err) == (2, "there are more; --limit 20 shows more of them\n")
+    assert dlq(url, command, "--limit", "4")[2] == ""
 
 
 def test_summary_counts_by_type_and_error(url: str) -> None:

@@ -145,11 +145,27 @@ def test_queues_are_a_table(bgjob: Any, tables: Engine) -> None:
         "workers": 0,
         "slots": 0,
         "set_slots": None,
+        "oldest_age": found["default"]["oldest_age"],
+        "stopped": False,
         "paused": None,
     }
     assert found["mail"]["paused"]["by"] == "ada"
     assert found["mail"]["paused"]["at"].endswith("+00:00")
     assert found["mail"]["paused"]["until"] is None
+
+
+def test_a_count_that_stops_says_so(bgjob: Any, tables: Engine) -> None:
+    with tables.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO bgjob_job (id, queue, type, claimed_by, next_run_at)"
+            " SELECT 'j' || n, 'default', 'note', 7, now() - interval '1 hour'"
+            " FROM generate_series(1, 10000) AS n"
+        )
+    add(tables, app.note, "x")
+
+    assert bgjob("queues")[1].splitlines()[1].split() == ["default", "0+", "0+", "10000+", "0"]
+    assert json.loads(bgjob("queues", "--json")[1])["stopped"] is True
+    assert "jobs:     0+ due, 0+ scheduled, 10,000+ running\n" in bgjob("stats")[1]
 
 
 def test_pressure_is_told_of_some_queues_or_of_all(bgjob: Any, tables: Engine) -> None:
