@@ -279,7 +279,8 @@ def redrive(
 ) -> int:
     """Queue dead jobs again, in one transaction; prints their ids.
 
-    The exit code is 1 if some stay dead, because a live job has their id or unique key.
+    The exit code is 1 if there are none, or if some stay dead, because a live job has their id or
+    unique key.
     """
     from .._lifecycle import operate
 
@@ -315,7 +316,7 @@ def redrive(
             f"{_named(done.left)}"
         )
     _say({"redriven": done.ids, "left": done.left}, words, as_json=as_json)
-    return FAILED if done.left else OK
+    return OK if done.ids and not done.left else FAILED
 
 
 @dlq.command()
