@@ -6,7 +6,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -25,6 +25,8 @@ from .visit import Visit
 from .words import iso, local
 
 log = logging.getLogger("sqlalchemy_bgjob.audit")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,7 @@ async def run(visit: Visit) -> Done:
 async def redrive(visit: Visit) -> Done:
     """Bring dead jobs back."""
     which, _ = _which(visit, "dead")
-    rate = visit.asked("per_second").strip()
-    try:
-        per_second = float(rate) if rate else None
-    except ValueError:
-        raise HTTPException(400, f"{rate[:40]!r} is no number of jobs per second") from None
+    per_second = _given(visit, "per_second", _number)
     site = visit.site
 
     def work(connection: Connection) -> Any:
@@ -181,7 +179,7 @@ def _changes(visit: Visit, job: reads.JobInfo) -> dict[str, Any]:
         headers = redaction.restored(_json(text) if text else {}, own)
         if pretty(headers) != pretty(own):
             found["headers"] = headers
-    if visit.asked("priority").strip() and (priority := _whole(visit, "priority")) != job.priority:
+    if (priority := _given(visit, "priority", _whole)) not in (None, job.priority):
         found["priority"] = priority
     time = visit.asked("run_at").strip()
     if time and time != local(job.next_run_at):
@@ -225,8 +223,8 @@ async def enqueue(visit: Visit) -> Done:
     text = visit.asked("arg").strip()
     arg = _json(text) if text else None
     options: dict[str, Any] = {
-        "delay": _number(visit, "delay", 0.0),
-        "priority": int(_number(visit, "priority", 0)),
+        "delay": _given(visit, "delay", _number) or 0.0,
+        "priority": _given(visit, "priority", _whole) or 0,
     }
     if visit.asked("queue").strip():
         options["queue"] = visit.asked("queue").strip()
@@ -237,9 +235,9 @@ async def enqueue(visit: Visit) -> Done:
 async def pause(visit: Visit) -> Done:
     """Pause a queue, with a reason and an end."""
     queue, jobs = visit.asked("queue"), visit.site.jobs
-    minutes = _number(visit, "minutes", 0.0)
+    minutes = _given(visit, "minutes", _number)
     reason = visit.asked("reason").strip() or None
-    until = minutes * 60 if minutes else None
+    until = None if minutes is None else minutes * 60
     await visit.act(
         lambda connection: jobs.pause(
             connection, queue, by=visit.access.user, reason=reason, until=until
@@ -251,14 +249,15 @@ async def pause(visit: Visit) -> Done:
 async def resume(visit: Visit) -> Done:
     """Resume a queue."""
     queue, jobs = visit.asked("queue"), visit.site.jobs
-    await visit.act(lambda connection: jobs.resume(connection, queue))
-    return Done(f"Resumed the queue {queue}.", {"queue": queue}, "queues")
+    was_paused = await visit.act(lambda connection: jobs.resume(connection, queue))
+    words = f"Resumed the queue {queue}." if was_paused else f"The queue {queue} was not paused."
+    return Done(words, {"queue": queue, "was_paused": was_paused}, "queues")
 
 
 async def slots(visit: Visit) -> Done:
     """Set how many jobs of a queue each worker runs; nothing takes the number back."""
     queue, jobs = visit.asked("queue"), visit.site.jobs
-    number = int(_number(visit, "slots", 0)) if visit.asked("slots").strip() else None
+    number = _given(visit, "slots", _whole)
     await visit.act(lambda connection: jobs.set_slots(connection, queue, number))
     words = "as each worker was started" if number is None else f"{number} in each worker"
     return Done(f"Slots of {queue}: {words}.", {"queue": queue, "slots": number}, "queues")
@@ -358,10 +357,15 @@ def _json(text: str) -> Any:
         raise HTTPException(400, f"The arg is not JSON: {error}") from None
 
 
-def _number(visit: Visit, name: str, default: float) -> float:
+def _given(visit: Visit, name: str, read: Callable[[Visit, str], T]) -> T | None:
+    """A field of the form as it is read; None if it is empty."""
+    return read(visit, name) if visit.asked(name).strip() else None
+
+
+def _number(visit: Visit, name: str) -> float:
     text = visit.asked(name).strip()
     try:
-        found = float(text) if text else default
+        found = float(text)
     except ValueError:
         found = math.nan
     if not math.isfinite(found):

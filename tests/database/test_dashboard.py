@@ -786,7 +786,27 @@ def test_queues_and_schedules_are_controlled(own: Client, engine: Engine, jobs: 
     id = post(own, "schedule-run", SAME | JSON, name="daily report").json()["id"]
     assert own.get(f"job?id={id}").status_code == 200
     assert post(own, "schedule-run", name="nobody").status_code == 400
-    assert post(own, "slots", queue="mail", slots="0").status_code == 400
+    assert post(own, "resume", SAME | JSON, queue="mail").json() == {
+        "done": "The queue mail was not paused.",
+        "queue": "mail",
+        "was_paused": False,
+    }
+
+
+def test_a_number_that_is_none_is_refused(own: Client, engine: Engine, jobs: BGJob) -> None:
+    """As the library refuses it; and nothing is rounded to what it would take."""
+    for action, name, values in (
+        ("slots", "slots", ("0", "2.9", "x")),
+        ("pause", "minutes", ("0", "-1", "nan", "1e400")),
+    ):
+        for value in values:
+            refused = post(own, action, queue="mail", **{name: value})
+            assert refused.status_code == 400, (name, value)
+    for value in ("1.5", "nan", "99999"):
+        refused = post(own, "enqueue", type="sync", arg="{}", priority=value)
+        assert refused.status_code == 400, value
+    queues = own.get("queues", headers=JSON).json()["queues"]
+    assert [one["queue"] for one in queues if one["paused"] or one["set_slots"]] == ["images"]
 
 
 def test_actions_are_logged_without_args(own: Client, caplog: pytest.LogCaptureFixture) -> None:
