@@ -201,11 +201,22 @@ class Supervisor:
                 slot.start_at = None
                 try:
                     slot.child = Child(self._arguments, name=slot.name)
-                except OSError as error:  # out of processes, files or memory: it may pass
+                    self._watch(slot, slot.child)
+                except (OSError, RuntimeError) as error:
+                    # Out of processes, threads, files or memory: it may pass.
+                    slot.child = None
                     self._start_again(slot, f"could not be started ({error})")
-                    continue
-                say(logging.INFO, "process %s started: pid %d", slot.name, slot.child.process.pid)
-                threading.Thread(target=self._wait_for, args=(slot,), daemon=True).start()
+
+    def _watch(self, slot: _Slot, child: Child) -> None:
+        """Tell the loop when a child ends; one that nobody can watch is ended."""
+        say(logging.INFO, "process %s started: pid %d", slot.name, child.process.pid)
+        try:
+            threading.Thread(target=self._wait_for, args=(slot,), daemon=True).start()
+        except RuntimeError:
+            child.kill()
+            child.process.wait()
+            child.close()
+            raise
 
     def _wait_for(self, slot: _Slot) -> None:
         if slot.child is not None:

@@ -9,6 +9,7 @@ import re
 import signal
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -488,6 +489,31 @@ def test_a_process_that_can_not_be_started_is_tried_again_later(
     supervisor.on_signal(signal.SIGTERM, None)
     for child in children:
         child.end(0)
+    assert wait_until(lambda: codes) == [0]
+
+
+def test_a_process_that_can_not_be_watched_is_replaced_later(
+    children: list[Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine has no thread left for it: none runs on without anybody who would see its end."""
+    refusals = [RuntimeError("can't start new thread")]
+
+    class Thread(threading.Thread):
+        def start(self) -> None:
+            if refusals:
+                raise refusals.pop()
+            super().start()
+
+    supervisor = supervisor_module.Supervisor(["worker"], 1, shutdown_timeout=30)
+    codes: list[int] = []
+    runs = threading.Thread(target=lambda: codes.append(supervisor.run()), daemon=True)
+    monkeypatch.setattr(supervisor_module, "threading", SimpleNamespace(Thread=Thread))
+    runs.start()
+
+    wait_until(lambda: len(children) == 2)
+    assert children[0].got == ["killed", "closed"]
+    supervisor.on_signal(signal.SIGTERM, None)
+    children[1].end(0)
     assert wait_until(lambda: codes) == [0]
 
 
