@@ -34,7 +34,7 @@ class ScheduleInfo:
 
 
 def schedules(
-    connection: Connection, schema: str | None, table_prefix: str, *, most: int = 500
+    connection: Connection, schema: str | None, table_prefix: str, *, most: int
 ) -> list[ScheduleInfo]:
     """Up to *most* schedules, by name."""
     return [ScheduleInfo(*row) for row in ask(connection, _ALL, schema, table_prefix, most=most)]

@@ -21,6 +21,8 @@ from .visit import View, Visit
 
 CHECKED_FOR: Final = 30.0
 """Seconds for which the same findings are shown: the doctor looks at much that seldom changes."""
+MOST_SCHEDULES: Final = 500
+"""Schedules on their page."""
 _RUNS: Final = 3
 
 
@@ -51,15 +53,18 @@ async def all_workers(visit: Visit) -> View:
 async def all_schedules(visit: Visit) -> View:
     """Schedules: when they fire, in words; also those of the code that have no row yet."""
     site = visit.site
-    found = await visit.read(lambda connection: schedules(connection, *site.where))
-    rows = [{**asdict(one), "runs": _runs(one)} for one in found]
+    found = await visit.read(
+        lambda connection: schedules(connection, *site.where, most=MOST_SCHEDULES + 1)
+    )
+    rows = [{**asdict(one), "runs": _runs(one)} for one in found[:MOST_SCHEDULES]]
+    more = len(found) > MOST_SCHEDULES
     known = {one.name for one in found}
     waiting = [
         {"name": name, "cron": made.cron, "timezone": made.timezone, "type": made.type}
         for name, made in sorted(site.jobs.registry.schedules.items())
-        if name not in known
+        if name not in known and not more  # or its row may be among those left out
     ]
-    return View("schedules.html", {"schedules": rows, "without_row": waiting})
+    return View("schedules.html", {"schedules": rows, "more": more, "without_row": waiting})
 
 
 def _runs(schedule: ScheduleInfo) -> list[datetime]:

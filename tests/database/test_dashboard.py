@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
 from sqlalchemy_bgjob import BGJob, enqueue
+from sqlalchemy_bgjob._web import operations, pages
 from sqlalchemy_bgjob._web.actions import ACTIONS
 from sqlalchemy_bgjob._web.app import NAVIGATION, PAGES, STATIC, TYPES
 from sqlalchemy_bgjob._web.twin import as_json
@@ -278,6 +279,17 @@ def test_the_history_goes_from_page_to_page(visit: Any) -> None:
     assert ids == [f"ended-{n}" for n in range(1, 61)]
     assert rest["following"] is None
     assert client.get("history?type=sync", headers=JSON).json()["records"] == []
+
+
+def test_a_list_of_schedules_that_is_cut_says_so(
+    visit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = visit()
+    assert client.get("schedules", headers=JSON).json()["more"] is False
+    monkeypatch.setattr(operations, "MOST_SCHEDULES", 1)
+    page = client.get("schedules").text
+    assert "These are the first 1 by name; there are more" in page
+    assert "has its row once a worker that has it has started" not in page
 
 
 @pytest.mark.parametrize("others", [True, False])
