@@ -12,11 +12,10 @@ from .._handlers.description import arg_schema, described
 from .._handlers.timetable import timetable
 from .._inspect.doctor import Finding, examine
 from .._inspect.fleet import WorkerInfo, workers
-from .._inspect.queues import all_queues
 from .._inspect.schedules import ScheduleInfo, schedules
 from .._inspect.sizes import table_sizes
 from ..schema import LATEST, db_version
-from .pages import COUNTED
+from .pages import queues_of
 from .visit import View, Visit
 
 CHECKED_FOR: Final = 30.0
@@ -32,7 +31,7 @@ async def all_queues_page(visit: Visit) -> View:
 
     def work(connection: Connection) -> dict[str, Any]:
         return {
-            "queues": all_queues(connection, *site.where, many=COUNTED),
+            **queues_of(visit, connection),
             "workers": workers(connection, *site.where),
         }
 

@@ -1,5 +1,7 @@
 """The pages about jobs: overview, live jobs, dead jobs, one job, and what an action would do."""
 
+from heapq import nlargest
+from operator import attrgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -23,6 +25,8 @@ _HOURS: Final = 24
 _MOST_DEATHS: Final = 10_000
 COUNTED: Final = 1_000
 """How many jobs of a queue and priority a page counts, of those that are scheduled or not."""
+MOST_QUEUES: Final = 200
+"""Queues on a page: their names may be any text, such as one for each tenant."""
 _TABS: Final = ("due", "scheduled", "running", "retrying")
 
 
@@ -31,11 +35,9 @@ async def overview(visit: Visit) -> View:
     site = visit.site
 
     def work(connection: Connection) -> dict[str, Any]:
-        queues = all_queues(connection, *site.where, many=COUNTED)
         since = Search((Term("since", ("1h",)),))
         return {
-            "queues": queues,
-            "totals": _totals(queues),
+            **queues_of(visit, connection),
             "estimated": estimated_rows(connection, *site.where),
             "workers": registered(connection, *site.where),
             "deaths": reads.deaths(
@@ -56,12 +58,21 @@ async def overview(visit: Visit) -> View:
     return View("overview.html", data)
 
 
-def _totals(queues: list[QueueInfo]) -> dict[str, Any]:
+def queues_of(visit: Visit, connection: Connection) -> dict[str, Any]:
+    """The queues that a page shows, by name; how many it leaves out; and the sums over all."""
+    found = all_queues(connection, *visit.site.where, many=COUNTED)
     totals: dict[str, Any] = {
-        name: sum(getattr(queue, name) for queue in queues)
+        name: sum(getattr(queue, name) for queue in found)
         for name in ("due", "scheduled", "running")
     }
-    return totals | {"stopped": any(queue.stopped for queue in queues)}
+    totals["stopped"] = any(queue.stopped for queue in found)
+    shown = sorted(nlargest(MOST_QUEUES, found, key=_weight), key=attrgetter("queue"))
+    return {"queues": shown, "queues_left_out": len(found) - len(shown), "totals": totals}
+
+
+def _weight(queue: QueueInfo) -> tuple[bool, int, int]:
+    """Queues with the most of it are shown: what somebody paused, then what waits."""
+    return queue.paused is not None, queue.due, queue.running + queue.scheduled
 
 
 async def live_jobs(visit: Visit) -> View | RedirectResponse:
@@ -75,11 +86,11 @@ async def live_jobs(visit: Visit) -> View | RedirectResponse:
     def work(connection: Connection) -> dict[str, Any]:
         if search.bare_word and reads.exists(connection, site.statements, search.bare_word):
             return {"found": search.bare_word}
-        queues = all_queues(connection, *site.where, many=COUNTED)
         page = reads.Page([], None, stopped=False)
         if problem is None:
             page = reads.live_page(connection, site.statements, search, size=PAGE, after=after)
-        return {"page": page, "queues": [one.queue for one in queues], "totals": _totals(queues)}
+        shown = queues_of(visit, connection)
+        return {**shown, "page": page, "queues": [one.queue for one in shown["queues"]]}
 
     data = await visit.read(work)
     if "found" in data:

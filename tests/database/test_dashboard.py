@@ -292,6 +292,20 @@ def test_a_list_of_schedules_that_is_cut_says_so(
     assert "has its row once a worker that has it has started" not in page
 
 
+def test_some_of_very_many_queues_are_shown(visit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paused ones, and those with the most due jobs; sums are over all."""
+    client = visit()
+    before = client.get("", headers=JSON).json()
+    monkeypatch.setattr(pages, "MOST_QUEUES", 2)
+    for path in ("", "queues"):
+        assert "These are 2 queues" in client.get(path).text
+        found = client.get(path, headers=JSON).json()
+        assert [one["queue"] for one in found["queues"]] == ["images", "mail"]
+        assert found["queues_left_out"] == len(before["queues"]) - 2
+        assert found["totals"] == before["totals"]
+    assert 'data-queue="images mail"' in client.get("jobs").text
+
+
 @pytest.mark.parametrize("others", [True, False])
 def test_a_silent_workers_jobs_go_to_one_that_runs(
     visit: Any, engine: Engine, jobs: BGJob, others: bool
