@@ -32,7 +32,7 @@ from ..schema._table_kinds import KINDS, heirs
 from ..schema._versions import STEPS
 from ..settings import DEFAULT_CONCURRENCY
 from .health import look
-from .queues import paused_queues
+from .queues import LANES, paused_queues
 from .registered import Registered, ask, registered
 
 OLDEST_SERVER: Final = 14
@@ -405,19 +405,11 @@ def _option(queue: str) -> str:
     return shlex.quote(f"{queue}:{DEFAULT_CONCURRENCY}")
 
 
-# A skip scan: one index lookup for each queue and priority, reading at most N + 1 of its due jobs.
+# Of each queue and priority at most N + 1 of its due jobs are read.
 # The index is for those who say that the priority is at least the lowest; see models/_ddl.py.
-_DUE: Final = """
-    WITH RECURSIVE lanes AS (
-      (SELECT queue, priority FROM ONLY {job} WHERE priority >= -32768
-       ORDER BY queue, priority LIMIT 1)
-      UNION ALL
-      SELECT following.queue, following.priority FROM lanes, LATERAL (
-        SELECT queue, priority FROM ONLY {job}
-        WHERE (queue, priority) > (lanes.queue, lanes.priority) AND priority >= -32768
-        ORDER BY queue, priority LIMIT 1
-      ) AS following
-    )
+_DUE: Final = (
+    LANES  # noqa: S608 - two constants
+    + """
     SELECT queue, CAST(sum(due) AS bigint) AS due,
            CAST(extract(epoch FROM clock_timestamp() - min(oldest)) AS float8) AS seconds,
            EXISTS (
@@ -436,3 +428,4 @@ _DUE: Final = """
     WHERE due > 0
     GROUP BY queue ORDER BY queue
 """
+)

@@ -85,7 +85,7 @@ _PAUSED: Final = """
       AND (resume_at IS NULL OR resume_at > clock_timestamp())
     ORDER BY queue
 """
-# A skip scan, as in the doctor's: one probe of the index for each queue and priority.
+# A skip scan: one probe of the index for each queue and priority.
 LANES: Final = """
     WITH RECURSIVE lanes AS (
       (SELECT queue, priority FROM ONLY {job} WHERE queue >= '' AND priority >= -32768
