@@ -67,7 +67,6 @@ class Visit:
         site: The dashboard.
         request: What was asked.
         access: What the visitor may do.
-        base: What stands before each path of the dashboard, without a slash at its end.
         form: The fields of a form that was sent.
     """
 
@@ -78,7 +77,10 @@ class Visit:
 
     @property
     def base(self) -> str:
-        """Where the dashboard is mounted; never from a header that a visitor can set."""
+        """What stands before each path of the dashboard, without a slash at its end.
+
+        It is never from a header that a visitor can set.
+        """
         return base_of(self.request)
 
     def may(self, permission: Permission) -> bool:

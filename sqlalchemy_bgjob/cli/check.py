@@ -1,6 +1,5 @@
 """``check``: whether this host's workers beat."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -9,7 +8,7 @@ import click
 
 from .._process.exits import DATABASE, FAILED, OK, USAGE, CommandError, exit_now
 from .options import Seconds, connection_options, schema_options, source_of
-from .output import shown
+from .output import print_json, shown
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -129,7 +128,7 @@ def _print(found: _Found, *, as_json: bool) -> None:
     for one in found.workers:
         if as_json:
             names = [queue.queue for queue in found.paused]
-            click.echo(json.dumps({**asdict(one), "alive": one.alive, "paused": names}))
+            print_json({**asdict(one), "alive": one.alive, "paused": names})
         else:
             state = "beats" if one.alive else "lost" if one.lost else "silent"
             click.echo(

@@ -1,13 +1,13 @@
 """``doctor``: looks for problems with the queue's database."""
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from .._process.exits import FAILED, OK
 from .options import connection_options, schema_options, source_of
-from .output import shown
+from .output import print_json, shown
 
 
 @click.command()
@@ -41,8 +41,7 @@ def doctor(
     )
     for finding in findings:
         if as_json:
-            line = {"check": finding.check, "level": finding.level, "text": finding.text}
-            click.echo(json.dumps(line))
+            print_json(asdict(finding))
         else:
             click.echo(f"{finding.level:<8} {finding.check}: {shown(finding.text)}")
     return FAILED if any(finding.level == "problem" for finding in findings) else OK
