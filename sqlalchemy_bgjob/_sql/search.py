@@ -69,7 +69,10 @@ def condition(table: FromClause, search: Search) -> ColumnElement[bool]:
 
 
 def _fits(table: FromClause, term: Term) -> ColumnElement[bool]:
-    any_fits = or_(*(_is(table, term, value) for value in term.values))
+    if term.field == "arg":
+        any_fits: ColumnElement[bool] = _value_in_arg(table, term.path).in_(term.values)
+    else:
+        any_fits = or_(*(_is(table, term, value) for value in term.values))
     return not_(func.coalesce(any_fits, literal_column("false"))) if term.negated else any_fits
 
 
@@ -96,8 +99,6 @@ def _is(table: FromClause, term: Term, value: str) -> ColumnElement[bool]:
             return c.last_error.icontains(value, autoescape=True)
         case "since":
             return _for_at_most(c.moved_at if is_dead else c.created_at, value)
-        case "arg":
-            return _in_arg(table, term.path, value)
         case name:
             return _text(c[_COLUMNS.get(name, name)], value)
 
@@ -131,14 +132,14 @@ def _text(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
     return column == value
 
 
-def _in_arg(table: FromClause, path: tuple[str, ...], value: str) -> ColumnElement[bool]:
-    """Whether the value at a path of a JSON arg, as text, is this one."""
+def _value_in_arg(table: FromClause, path: tuple[str, ...]) -> ColumnElement[str]:
+    """The value at a path of a JSON arg, as text; each time that it stands in SQL it is parsed."""
     keys: ColumnElement[Any] = array([literal(key, Text) for key in path], type_=Text())
     content_type = table.c.headers[validation.CONTENT_TYPE].as_string()
     parsed = cast(func.convert_from(table.c.arg, literal_column("'UTF8'")), JSON)
     found = parsed.op("#>>", return_type=Text())(keys)
     # A CASE, since bytes would fail the conversion.
-    return case((content_type.is_(None), found)) == value
+    return case((content_type.is_(None), found))
 
 
 class SearchStatements:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, MetaData, text
 
+from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._inspect import jobs as reads
 from sqlalchemy_bgjob._inspect.reading import begin_reading
+from sqlalchemy_bgjob._sql import search as search_module
 from sqlalchemy_bgjob._sql.search_terms import parse
 from support.plans import recorded_plans
 from support.rows import add, fill
@@ -91,6 +93,7 @@ DEAD = """
         ("error:diskx1", []),
         ("since:1h", ["running", "bytes", "retrying", "later"]),
         ("arg.user.id:42", ["due"]),
+        ("arg.user.id:41,42", ["due"]),
         ('arg.to:"a b"', ["due"]),
         ("arg.user.name:42", []),
         ("-arg.user.id:42", ["running", "bytes", "retrying", "later"]),
@@ -200,6 +203,12 @@ def test_groups_and_deaths_are_counted(some: Queue) -> None:
     ]
     assert hours == [1, 1, 1, 0]
     assert (count, most) == (2, 4)
+
+
+def test_an_arg_is_parsed_once_for_all_values() -> None:
+    job = BGJob(MetaData()).models.job
+    condition = search_module.condition(job, parse("arg.user.id:41,42,43"))
+    assert str(condition.compile()).count("convert_from") == 1
 
 
 def test_reading_can_change_nothing(engine: Engine) -> None:
