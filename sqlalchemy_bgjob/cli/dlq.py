@@ -1,6 +1,5 @@
 """``dlq``: looks at dead jobs, brings them back, deletes them."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -10,7 +9,7 @@ import click
 from .._process.exits import FAILED, OK, USAGE, CommandError
 from .on_tables import act, app_option, json_arg, tables_options, usage_errors
 from .options import Moment, Seconds
-from .output import arg_of, counted, moment, print_json, shown, tell_of_more
+from .output import arg_of, counted, moment, print_facts, print_json, shown, tell_of_more
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
@@ -192,6 +191,8 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **options: Any) -> int:
     """
     from sqlalchemy import or_
 
+    from ..models import parsed_errors
+
     def look(connection: "Connection", tables: _Tables) -> list[Any]:
         dead = tables.models.dead_job.c
         which = or_(dead.job_id == id, dead.id == id)
@@ -200,16 +201,11 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **options: Any) -> int:
 
     found = _run(ctx, options, look)
     for row in found:
-        facts = {**_facts(row), **_contents(row)}
+        facts = {**_facts(row), "arg": arg_of(row.arg), "headers": row.headers}
         if as_json:
-            print_json(facts)
+            print_json(facts | {"errors": row.errors})
         else:
-            for name, value in facts.items():
-                if name not in ("last_error", "errors"):
-                    click.echo(f"{name + ':':<16}{shown(_text(value))}")
-            for entry in row.errors or ():
-                click.echo(f"{'error:':<16}{shown(json.dumps(entry))}")
-            click.echo(f"last_error:\n{shown(row.last_error or 'none', lines=True)}\n")
+            print_facts(facts, parsed_errors(row.errors or ()))
     if not found:
         click.echo(f"no dead job has the id {id!r}", err=True)
     return OK if found else FAILED
@@ -387,16 +383,6 @@ def _facts(row: Any) -> dict[str, Any]:
         "error_type": error_type,
         "last_error": row.last_error,
     }
-
-
-def _contents(row: Any) -> dict[str, Any]:
-    return {"arg": arg_of(row.arg), "headers": row.headers, "errors": row.errors}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, datetime):
-        return moment(value)
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _say(facts: Mapping[str, Any], words: str, *, as_json: bool) -> None:

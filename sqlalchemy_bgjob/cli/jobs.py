@@ -7,7 +7,16 @@ import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
 from .on_tables import act, json_option, read, tables_options
-from .output import arg_of, counted, moment, print_json, print_table, shown, tell_of_more
+from .output import (
+    arg_of,
+    counted,
+    moment,
+    print_facts,
+    print_json,
+    print_table,
+    shown,
+    tell_of_more,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,11 +109,10 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **where: Any) -> int:
     found = read(ctx, where, look)
     for job in found:
         facts = {**_facts(job), "arg": arg_of(job.arg), "headers": job.headers}
-        facts["errors"] = [asdict(error) for error in job.history]
         if as_json:
-            print_json(facts)
+            print_json(facts | {"errors": [asdict(error) for error in job.history]})
         else:
-            _print_facts(facts)
+            print_facts(facts, job.history)
     if not found:
         click.echo(f"there is no job with the id {id!r}; a job that has ended is gone", err=True)
     return OK if found else FAILED
@@ -288,21 +296,3 @@ def _row(job: "JobInfo") -> tuple[str, ...]:
         *(job.id, job.state, job.type, job.queue, str(job.priority), str(job.attempt)),
         *(at, shown(error, _MOST_CHARACTERS)),
     )
-
-
-def _print_facts(facts: dict[str, Any]) -> None:
-    import json
-    from datetime import datetime
-
-    for name, value in facts.items():
-        if value is None or name in ("last_error", "errors"):
-            continue
-        plain = moment(value) if isinstance(value, datetime) else value
-        text = plain if isinstance(plain, str) else json.dumps(plain)
-        click.echo(f"{name + ':':<16}{shown(text)}")
-    for error in facts["errors"]:
-        first = shown(error["error"].partition("\n")[0])
-        click.echo(f"{'error:':<16}{moment(error['at'])} attempt {error['attempt']}: {first}")
-    if facts["last_error"]:
-        click.echo(f"last_error:\n{shown(facts['last_error'], lines=True)}")
-    click.echo()

@@ -1,13 +1,16 @@
 """How commands print: tables, JSON lines, moments, and text that moves no terminal's cursor."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .._db.printable import printable
+
+if TYPE_CHECKING:
+    from ..models import PastError
 
 
 def print_json(facts: Any) -> None:
@@ -45,6 +48,21 @@ def shown(text: str, most: int = 0, *, lines: bool = False) -> str:
     if most and len(text) > most:
         text = f"{text[:most]}..."
     return printable(text, lines=lines)
+
+
+def print_facts(facts: Mapping[str, Any], history: "Iterable[PastError]") -> None:
+    """Print all of a job: what there is of its facts, each error of its history, the last one."""
+    for name, value in facts.items():
+        if value is not None and name != "last_error":
+            plain = moment(value) if isinstance(value, datetime) else value
+            text = plain if isinstance(plain, str) else json.dumps(plain)
+            click.echo(f"{name + ':':<16}{shown(text)}")
+    for past in history:
+        first = shown(past.error.partition("\n")[0])
+        click.echo(f"{'error:':<16}{moment(past.at)} attempt {past.attempt}: {first}")
+    if facts["last_error"]:
+        click.echo(f"last_error:\n{shown(facts['last_error'], lines=True)}")
+    click.echo()
 
 
 def counted(count: int, noun: str = "job", *, most: int | None = None) -> str:

@@ -126,7 +126,7 @@ def test_show_has_all_of_a_job(url: str) -> None:
     assert code == 0
     assert 'arg:            {"order_id": 7}\n' in out
     assert "last_error:\nConnectionError: refused\n  app.py:7 in charge\n" in out
-    assert '"error": "KeyError: 7"' in out
+    assert "error:          2026-01-02 03:04:05Z attempt 3: KeyError: 7\n" in out
     assert (facts["arg"], facts["headers"]) == ({"order_id": 7}, {"trace": "x"})
     assert (facts["attempt"], facts["errors"][0]["worker"]) == (3, 7)
     assert odd["arg"] == "1 bytes"
