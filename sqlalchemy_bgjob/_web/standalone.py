@@ -22,11 +22,11 @@ from .visit import Site
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from ..bgjob import BGJob
-
     from sqlalchemy import Engine
     from sqlalchemy.ext.asyncio import AsyncEngine
     from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from ..bgjob import BGJob
 
 
 class _KnownHosts:

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-    from sqlalchemy_bgjob import BGJob
     from support.commands import Command
 
 
