@@ -174,6 +174,15 @@ class AsyncWorker(OnlyAsyncWith):
         """
         return self._loop is None or self._loop.alive
 
+    @property
+    def limit_reached(self) -> str | None:
+        """The name of the setting at whose limit it began to drain, or None.
+
+        One of ``"max_jobs"``, ``"max_lifetime"`` and ``"max_memory"``. A program that calls
+        :meth:`run` can tell by it that the worker is to be replaced. Read it from any thread.
+        """
+        return None if self._loop is None else self._loop.limit_reached
+
     async def run(self) -> None:
         """Work until :meth:`stop` is called and everything is drained.
 

@@ -23,6 +23,8 @@ SMALL_STEP: Final = 60.0
 """Seconds by which the server's clock may be set back, without having been ahead before."""
 STUCK_AFTER: Final = 15.0
 """Seconds beyond ``shutdown_timeout`` after which a worker that has not ended is given up."""
+LIMITS: Final = ("max_jobs", "max_lifetime", "max_memory")
+"""The settings at whose limit a worker drains, to be replaced."""
 
 
 Order = Literal["priority", "time"]
@@ -137,6 +139,31 @@ class WorkerSettings:
     until_idle: bool = _setting(
         False, "whether to stop once nothing is due and this worker runs nothing"
     )
+    max_jobs: int = _setting(
+        0,
+        "after how many started jobs a worker drains, to be replaced; 0 is never",
+        unit="jobs",
+        most=1_000_000_000,
+    )
+    max_lifetime: float = _setting(
+        0.0,
+        "after how long a worker drains, to be replaced; 0 is never",
+        unit="seconds",
+        most=3_000_000_000,
+    )
+    max_memory: int = _setting(
+        0,
+        "the resident memory of the process at which a worker drains, to be replaced; 0 is any",
+        unit="bytes",
+        most=2**50,
+    )
+    limit_jitter: float = _setting(
+        0.1,
+        "the most that is added to max_jobs and max_lifetime, at random, so that not all workers "
+        "drain at once",
+        unit="of the limit",
+        most=1,
+    )
 
     def __post_init__(self) -> None:
         for declared in fields(self):
@@ -180,6 +207,10 @@ class SettingOptions(TypedDict, total=False):
     dead_keep: float
     counts_keep: float
     until_idle: bool
+    max_jobs: int
+    max_lifetime: float
+    max_memory: int
+    limit_jitter: float
 
 
 def make_settings(settings: WorkerSettings | None, options: SettingOptions) -> WorkerSettings:

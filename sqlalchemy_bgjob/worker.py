@@ -139,6 +139,15 @@ class Worker(OnlyWith):
         """
         return self._loop.alive
 
+    @property
+    def limit_reached(self) -> str | None:
+        """The name of the setting at whose limit it began to drain, or None.
+
+        One of ``"max_jobs"``, ``"max_lifetime"`` and ``"max_memory"``. A program that calls
+        :meth:`run` can tell by it that the worker is to be replaced. Read it from any thread.
+        """
+        return self._loop.limit_reached
+
     def run(self) -> None:
         """Work until another thread calls :meth:`stop` and everything is drained.
 

@@ -17,6 +17,8 @@ DATABASE: Final = 3
 """The database is unreachable or refuses."""
 SCHEMA: Final = 4
 """The tables are missing or of another version."""
+REPLACE: Final = 75
+"""From a worker process to its supervisor: it has drained at a limit, and is to be replaced."""
 SIGNALLED: Final = 128
 """128 plus the signal's number."""
 

@@ -23,7 +23,7 @@ from ..exceptions import SchemaOutOfDate, WorkerRefused, WorkerStuck
 from ..settings import STUCK_AFTER
 from . import logs
 from .engines import cant_connect, failed_to_connect
-from .exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, CommandError, exit_now
+from .exits import DATABASE, FAILED, OK, REPLACE, SCHEMA, SIGNALLED, USAGE, CommandError, exit_now
 from .logs import say
 from .mailbox import Mailbox
 from .runners import Runner, WorkerOptions, make_runner
@@ -115,7 +115,7 @@ class _Process:
             return _failed(self._error, self._options.engine)
         say(logging.INFO, "stopped")
         if self._asked < 2:
-            return OK
+            return REPLACE if worker.worker.limit_reached and not self._asked else OK
         return SIGNALLED + self._last_signal
 
     @property

@@ -7,6 +7,7 @@
   SIGKILL, the pipe closes, and the process drains and exits. Before the supervisor passes a signal
   on it writes a byte to the pipe: the system may merge two signals in quick succession, and a
   process can tell a signal passed on from one sent to all processes of the service.
+* A process that has drained at a limit of its life is replaced at once.
 * A process that crashes is restarted, with backoff. One that exits because of wrong arguments, a
   database that refuses or a schema that is out of date would do so again: then all are stopped.
 """
@@ -26,14 +27,14 @@ from types import FrameType
 from typing import IO, Final, Literal
 
 from ..settings import STUCK_AFTER as GIVEN_UP_AFTER
-from .exits import DATABASE, FAILED, OK, SCHEMA, SIGNALLED, USAGE, exit_now
+from .exits import DATABASE, FAILED, OK, REPLACE, SCHEMA, SIGNALLED, USAGE, exit_now
 from .logs import say
 from .mailbox import Mailbox
 from .signals import SIGNALS, Requests
 
 SUPERVISED: Final = "_BGJOB_SUPERVISED"
 """Environment variable of a child: the file descriptor of its pipe, and its name."""
-DRAINED: Final = frozenset({OK, -signal.SIGTERM, SIGNALLED + signal.SIGTERM})
+DRAINED: Final = frozenset({OK, REPLACE, -signal.SIGTERM, SIGNALLED + signal.SIGTERM})
 """Exit codes of a process that was told to stop, perhaps before it handled signals."""
 HOPELESS: Final = frozenset({USAGE, DATABASE, SCHEMA})
 FIRST_BACKOFF: Final = 0.2
@@ -235,6 +236,10 @@ class Supervisor:
             say(logging.ERROR, "process %s exited with %d: stopping the others", slot.name, code)
             self._hopeless = code
             self._stop(times=1)
+        elif code == REPLACE:
+            words = "process %s has drained at a limit (pid %d): starting another"
+            say(logging.INFO, words, slot.name, child.process.pid)
+            slot.start_at, slot.backoff = time.monotonic(), FIRST_BACKOFF
         elif code == OK and self._until_idle:
             say(logging.INFO, "process %s has nothing left to do", slot.name)
         else:

@@ -42,6 +42,8 @@ class Hands:
         progressed: Runs whose handler has said something new of its progress.
         progress_at: When that may be written, by the monotonic clock.
         stuck: Runs that go on long after they were told to end, and whether their slot is lost.
+        started: How many jobs were started.
+        most_starts: After how many starts no other job is started.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Hands:
         self.overdue = Overdue()
         self.asks_at, self.asks_all = inf, False
         self.stuck: dict[Run, bool] = {}
+        self.started, self.most_starts = 0, inf
         self.counts = counts
         self.progressed, self.progress_at = set[Run](), inf
         self._progress_from = 0.0
@@ -118,6 +121,10 @@ class Hands:
                 self._late_runs.add(earlier)
             if self._tells_starts:
                 self._events.emit("job_started", run.info_of(one))
+        self.started += len(run.jobs)
+        if self.started >= self.most_starts:
+            self.planner.draining = True
+            self._runtime.wake()
         return run
 
     def running(self, job: ClaimedJob) -> Run | None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
-from math import ceil, inf
 from typing import Any, Final
 
 from .._db.connections import RECONNECT, Backoff
@@ -25,10 +24,8 @@ from .._handlers.outcomes import HAND_BACK
 from .._handlers.registry import JobType, Registry
 from .._inspect.health import Health
 from .._lifecycle import workers
-from .._lifecycle.claim import any_due
 from .._lifecycle.settle import Pending
 from .._sql import Statements
-from ..exceptions import WorkerStuck
 from ..models import Models
 from ..settings import WorkerSettings
 from ..telemetry import Events, Observer
@@ -42,6 +39,7 @@ from .drain import Drain
 from .hands import Hands
 from .heart import Heart
 from .listener import Listener
+from .own_end import OwnEnd
 from .plan.steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Start, Step, Wait
 from .preflight import cant_register, check_database
 from .progress import ProgressWriter
@@ -58,8 +56,6 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 VISIBLE_WITHIN: Final = 1.0
 """Seconds that the first claim waits for the listener, whose session shows other workers when this
 process ends. Behind a pooler the listener never works."""
-ASK_IDLE_EVERY: Final = 0.5
-"""Seconds between two questions of a worker with ``until_idle`` whether anything is due."""
 
 
 class WorkerLoop:
@@ -140,15 +136,23 @@ class WorkerLoop:
         self._slots = Slots(hands, runtime, heart, events, environment)
         self._asking = Asking(hands, control, statements, settings)
         self._progress = ProgressWriter(hands, control, statements)
-        self._slot_count = sum(queues.values())
-        self._most_stuck = ceil(settings.max_stuck * self._slot_count)
-        self._stuck: WorkerStuck | None = None
+        self._own_end = OwnEnd(
+            settings,
+            statements,
+            hands=hands,
+            drain=self._drain,
+            control=control,
+            queue_control=queue_control,
+            scheduler=scheduler,
+            unknown=unknown,
+            events=events,
+            slots=sum(queues.values()),
+        )
         self._announced_by: int | None = None
         self._backoff = Backoff(RECONNECT)
         self._retry_at = 0.0
         self._of_reconnect = 0
         self._visible_by = 0.0
-        self._ask_idle_at = 0.0
 
     def stop(self, timeout: float) -> None:
         """Claim no more, hand back ready jobs, and finish running ones. From any thread.
@@ -165,6 +169,11 @@ class WorkerLoop:
         looks = self._claiming.has_claimed or self._queue_control.all_are_paused
         drains = self._hands.planner.draining
         return looks and not drains and self._heart.fresh(time.monotonic())
+
+    @property
+    def limit_reached(self) -> str | None:
+        """The setting at whose limit it drains by itself."""
+        return self._own_end.limit_reached
 
     @property
     def alive(self) -> bool:
@@ -186,6 +195,7 @@ class WorkerLoop:
             if not self._begin():
                 return
             self._heart.turned(time.monotonic())
+            self._own_end.begin(time.monotonic())
             beside.append(self._runtime.spawn("bgjob-heart", self._heart.run))
             beside.append(self._runtime.spawn("bgjob-rescuer", self._rescuer.run))
             if self._settings.listen:
@@ -199,13 +209,13 @@ class WorkerLoop:
                 now = time.monotonic()
                 self._step(now)
                 self._slots.look_at_overdue(now)
-                self._stop_if_stuck()
+                self._own_end.look(now)
                 if begun and self._settings.until_idle:
-                    self._guarded(partial(self._stop_if_idle, now), (), mended=False)
+                    self._guarded(partial(self._own_end.stop_if_idle, now), (), mended=False)
         finally:
             self._end(beside)
-        if self._stuck is not None:
-            raise self._stuck
+        if self._own_end.stuck is not None:
+            raise self._own_end.stuck
 
     # ---- the start --------------------------------------------------------------------------
 
@@ -326,39 +336,6 @@ class WorkerLoop:
         self._visible_by = 0.0
         return True
 
-    def _stop_if_stuck(self) -> None:
-        """Stop if too many slots are taken by handlers that do not end, for another process."""
-        stuck = len(self._hands.stuck)
-        if stuck < self._most_stuck or self._drain.deadline is not None:
-            return
-        self._stuck = WorkerStuck(stuck, self._slot_count)
-        logger.critical("%s", self._stuck)
-        self._events.report(self._stuck)
-        self._drain.begin(self._settings.shutdown_timeout)
-
-    def _stop_if_idle(self, now: float) -> None:
-        """For ``until_idle``: stop if this worker has nothing in its hands and nothing is due.
-
-        Whether anything is due is asked, and not concluded from claims, which pass by locked rows.
-        What is in a paused queue does not count.
-        """
-        may_have_claimed = self._unknown.due_at != inf
-        if now < self._ask_idle_at or self._drain.deadline is not None or may_have_claimed:
-            return
-        if self._scheduler.due_at <= now or not self._queue_control.is_known:
-            return
-        with self._hands.lock:
-            if self._hands.planner.busy:
-                return
-        self._ask_idle_at = now + ASK_IDLE_EVERY
-        connection = self._control.get()
-        with connection.begin():
-            queues = self._queue_control.not_paused()
-            is_due = any_due(connection, self._statements, queues=queues)
-        if not is_due:
-            logger.info("nothing is due, and this worker runs nothing: stopping")
-            self._drain.begin(self._settings.shutdown_timeout)
-
     def _wait(self, seconds: float, now: float) -> None:
         self._guarded(self._control.rest, (), mended=False)
         times = [now + seconds, self._hands.overdue.look_at]
@@ -369,7 +346,7 @@ class WorkerLoop:
             self._retry_at,
             self._visible_by,
             self._unknown.due_at,
-            self._ask_idle_at,
+            self._own_end.look_at,
             self._look_at_queues_at,
             self._hands.asks_at,
             self._hands.progress_at,

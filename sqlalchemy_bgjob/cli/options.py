@@ -1,6 +1,7 @@
 """Options that several commands share: database, tables, settings, logs."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -54,6 +55,23 @@ class Seconds(ParamType[float]):
             )
 
 
+class Size(ParamType[int]):
+    """A number of bytes: ``300000000``, ``512M`` or ``1.5G``, with 1 K of 1,024 bytes; an int."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a size into bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(
+            r"(\d+(?:\.\d+)?) *(?:([KMGT])(?:i?B)?)?", str(value).strip(), re.IGNORECASE
+        )
+        if found is None:
+            self.fail(f"{value!r} is not a size such as 300000000, 512M or 1.5G", param, ctx)
+        return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
+
+
 class Moment(ParamType[Any]):
     """A time such as ``2026-12-24T18:00+01:00``, or a duration: a datetime or a float of seconds.
 
@@ -95,7 +113,8 @@ def setting_options(command: Any) -> Any:
     for field in reversed(fields(WorkerSettings)):
         flag = "--" + field.name.replace("_", "-")
         number: Any = Seconds() if field.metadata["unit"] == "seconds" else click.FLOAT
-        kind: Any = {float: number, int: click.INT}.get(field.type)
+        count: Any = Size() if field.metadata["unit"] == "bytes" else click.INT
+        kind: Any = {float: number, int: count}.get(field.type)
         if field.type is bool:
             flag, kind = f"{flag}/--no-{flag.removeprefix('--')}", None
         text = field.metadata["help"]

@@ -10,7 +10,7 @@ import click
 from .._process.address import Address, HostAndPort
 from .._process.exits import USAGE, CommandError
 from .._process.queue_option import Queue
-from ..settings import WorkerSettings
+from ..settings import LIMITS, WorkerSettings
 from .options import (
     app_dir_option,
     database_option,
@@ -47,7 +47,8 @@ from .options import (
     "--processes",
     type=click.IntRange(1, 1000),
     default=1,
-    help="How many processes work. More than one are supervised, and replaced when they crash.",
+    help="How many processes work. More than one are supervised, and replaced when they crash; so "
+    "is one that is to be replaced at a limit.",
 )
 @engine_option
 @option(
@@ -132,10 +133,10 @@ def worker(
     from .._process import logs, supervisor
 
     child = supervisor.supervised()
-    if child is not None:
-        logs.configure(log_format, log_level, child[1])
-    else:
-        logs.configure(log_format, log_level, "supervisor" if processes > 1 else None)
+    is_limited = any(settings[limit] for limit in LIMITS)
+    supervises = child is None and (processes > 1 or is_limited)
+    name = "supervisor" if supervises else None
+    logs.configure(log_format, log_level, name if child is None else child[1])
     checked = _settings(settings)
     source = source_of(ctx, database_url, engine, app_dir)
     if engine is not None and source.engine is None:  # a URL takes the place of the table's engines
@@ -146,7 +147,7 @@ def worker(
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
     if http is not None and http.port + processes - 1 > 65_535:
         raise CommandError(USAGE, f"--http: {processes} processes need a port each, up to 65535")
-    if child is None and processes > 1:
+    if supervises:
         return supervisor.supervise(
             ctx.obj or sys.argv[1:],
             processes=processes,

@@ -383,7 +383,7 @@ def test_a_first_signal_is_no_second_where_all_end_anyway(children: list[Process
 
 @pytest.mark.parametrize(
     ("ends", "expected"),
-    [([0, 0], 0), ([-15, 0], 0), ([143, 0], 0), ([1, 0], 1), ([-9, 0], 1)],
+    [([0, 0], 0), ([-15, 0], 0), ([143, 0], 0), ([75, 0], 0), ([1, 0], 1), ([-9, 0], 1)],
 )
 def test_the_exit_code_is_0_only_if_all_have_drained(
     children: list[Process], ends: list[int], expected: int
@@ -399,6 +399,19 @@ def test_the_exit_code_is_0_only_if_all_have_drained(
         child.end(code)
 
     assert wait_until(lambda: codes) == [expected]
+
+
+def test_a_process_at_a_limit_is_replaced_at_once(children: list[Process]) -> None:
+    """However often, and also where the others end when they are idle."""
+    supervisor = supervisor_module.Supervisor(["worker"], 1, shutdown_timeout=30, until_idle=True)
+    codes = running(supervisor)
+    for started in range(1, 21):  # with the backoff of a crash it would take minutes
+        wait_until(lambda started=started: len(children) == started, 10)
+        children[-1].end(75)
+    wait_until(lambda: len(children) == 21)
+    children[-1].end(0)
+
+    assert wait_until(lambda: codes) == [0]
 
 
 def crash(children: list[Process]) -> None:

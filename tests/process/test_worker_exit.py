@@ -14,7 +14,7 @@ import pytest
 
 from sqlalchemy_bgjob._process import process, runners
 from support import cli_app as app
-from support.cli import rows
+from support.cli import notes, rows
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -150,6 +150,28 @@ def test_threads_of_the_application_do_not_hold_up_the_exit() -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=60)
     assert done.returncode == 3
+
+
+def test_one_process_is_replaced_at_its_limit(
+    tables: Engine, database_url: str, start: Callable[..., Command]
+) -> None:
+    """Though it is alone: nothing is lost, and the command goes on until it is told to stop."""
+    for number in range(5):
+        app.functions.enqueue(tables, "note", f"{number}")
+    command = start(
+        *("worker", "support.cli_app:functions", "--max-jobs", "2", "--limit-jitter", "0"),
+        BGJOB_DATABASE_URL=database_url,
+    )
+
+    wait_until(lambda: not rows(tables), 60, what="the end of all jobs")
+    command.says("process 1 has drained at a limit (pid")
+    command.signal(signal.SIGTERM)
+
+    assert command.wait() == 0, command.stderr
+    assert notes(tables) == [f"{number} Session" for number in range(5)]
+    assert command.stderr.count("max_jobs is reached, 2 jobs were started") == 2
+    assert command.stderr.count("process 1 started") == 3
+    assert "starting another in" not in command.stderr, "no crash"
 
 
 def test_until_idle_ends_every_process_with_0(

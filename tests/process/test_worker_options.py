@@ -12,7 +12,7 @@ from sqlalchemy_bgjob import Queue as Served
 from sqlalchemy_bgjob import WorkerSettings
 from sqlalchemy_bgjob._process import process, runners
 from sqlalchemy_bgjob._process.queue_option import Queue
-from sqlalchemy_bgjob.cli.options import Seconds
+from sqlalchemy_bgjob.cli.options import Seconds, Size
 from support.cli import run
 
 if TYPE_CHECKING:
@@ -68,6 +68,23 @@ def test_the_rest_may_come_from_the_environment_too(
     assert options.engine == "app:engine"
     assert options.lifespan == "app:lifespan"
     assert parsed("other:jobs", "--queue", "a:1", BGJOB_APP="app:jobs").app == "other:jobs"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        *(("300000000", 300_000_000), ("64K", 65_536), ("512M", 2**29), ("512 MiB", 2**29)),
+        *(("1.5g", 1_610_612_736), ("2TB", 2**41), (7, 7)),
+    ],
+)
+def test_sizes_have_units(given: object, expected: int) -> None:
+    assert Size().convert(given, None, None) == expected
+
+
+@pytest.mark.parametrize("given", ["", "M", "-1M", "1.5.2G", "3X", "1e9"])
+def test_a_size_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="is not a size such as 300000000"):
+        Size().convert(given, None, None)
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ def test_the_order_of_a_queue_is_one_of_two() -> None:
 
 
 FIELDS = dataclasses.fields(WorkerSettings)
+LONG = ["dead_keep", "counts_keep", "max_lifetime"]
 DURATIONS = [
-    field.name
-    for field in FIELDS
-    if field.metadata["unit"] == "seconds" and not field.name.endswith("_keep")
+    field.name for field in FIELDS if field.metadata["unit"] == "seconds" and field.name not in LONG
 ]
 MAY_BE_ZERO = ["shutdown_timeout", "unknown_type_grace"]
 
@@ -43,6 +42,10 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "dead_keep": 0.0,
         "counts_keep": 604_800.0,
         "until_idle": False,
+        "max_jobs": 0,
+        "max_lifetime": 0.0,
+        "max_memory": 0,
+        "limit_jitter": 0.1,
     }
 
 
@@ -79,8 +82,8 @@ def test_a_duration_that_is_no_number_is_a_type_error(name: str, value: object) 
         WorkerSettings(**options)
 
 
-@pytest.mark.parametrize("name", ["dead_keep", "counts_keep"])
-def test_what_is_kept_may_be_kept_for_years(name: str) -> None:
+@pytest.mark.parametrize("name", LONG)
+def test_what_is_kept_or_lives_may_do_so_for_years(name: str) -> None:
     assert getattr(WorkerSettings(**{name: 10 * 366 * 86_400}), name) == 316_224_000  # type: ignore[misc]
     for value in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"^{name}=\S+ is not between 0 and 3e\+09 seconds$"):

@@ -1,0 +1,126 @@
+"""When a worker drains by itself: at a limit of its life, when idle, when too much is stuck."""
+
+import logging
+import random
+from collections.abc import Callable
+from math import ceil, inf
+from typing import Final
+
+from .._lifecycle.claim import any_due
+from .._sql import Statements
+from ..exceptions import WorkerStuck
+from ..settings import WorkerSettings
+from ..telemetry import Events
+from .control import ControlConnection
+from .drain import Drain
+from .hands import Hands
+from .memory import resident
+from .queue_control import QueueControl
+from .scheduler import Scheduler
+from .unknown_claims import UnknownClaims
+
+logger = logging.getLogger("sqlalchemy_bgjob")
+
+ASK_IDLE_EVERY: Final = 0.5
+"""Seconds between two questions of a worker with ``until_idle`` whether anything is due."""
+MEASURE_EVERY: Final = 1.0
+"""Seconds between two looks of a worker with ``max_memory`` at how much it takes."""
+
+
+class OwnEnd:
+    """Begins the drain of a worker that nobody has asked to stop.
+
+    Attributes:
+        limit_reached: The setting at whose limit the drain began.
+        stuck: Why the worker fails, as too many of its handlers do not end.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        statements: Statements,
+        *,
+        hands: Hands,
+        drain: Drain,
+        control: ControlConnection,
+        queue_control: QueueControl,
+        scheduler: Scheduler,
+        unknown: UnknownClaims,
+        events: Events,
+        slots: int,
+        measure: Callable[[], int] = resident,
+    ) -> None:
+        self._settings, self._statements, self._measure = settings, statements, measure
+        self._hands, self._drain, self._control = hands, drain, control
+        self._queue_control, self._scheduler, self._unknown = queue_control, scheduler, unknown
+        self._events, self._slots = events, slots
+        self._most_stuck = ceil(settings.max_stuck * slots)
+        self.limit_reached: str | None = None
+        self.stuck: WorkerStuck | None = None
+        self._over_at, self._measure_at, self._ask_idle_at = inf, inf, 0.0
+
+    @property
+    def look_at(self) -> float:
+        """When to look again, by the monotonic clock, if nothing else happens."""
+        return min(self._over_at, self._measure_at, self._ask_idle_at or inf)
+
+    def begin(self, now: float) -> None:
+        """The worker's life begins: count from here."""
+        settings = self._settings
+        longer = 1 + random.uniform(0.0, settings.limit_jitter)
+        if settings.max_jobs:
+            self._hands.most_starts = int(settings.max_jobs * longer)
+        if settings.max_lifetime:
+            self._over_at = now + settings.max_lifetime * longer
+        if settings.max_memory:
+            self._measure_at = now
+
+    def look(self, now: float) -> None:
+        """Drain if a limit is reached, or if too many slots are taken by what does not end."""
+        if self._drain.deadline is not None:
+            return
+        if len(self._hands.stuck) >= self._most_stuck:
+            self.stuck = WorkerStuck(len(self._hands.stuck), self._slots)
+            logger.critical("%s", self.stuck)
+            self._events.report(self.stuck)
+            self._drain.begin(self._settings.shutdown_timeout)
+        elif self._hands.started >= self._hands.most_starts:
+            self._end_at("max_jobs", f"{self._hands.started:,} jobs were started")
+        elif now >= self._over_at:
+            self._end_at("max_lifetime", f"this worker is {self._settings.max_lifetime:g} s old")
+        elif now >= self._measure_at and self._hands.started:
+            # Not before its first job: where a process is too large from the start, each would
+            # else be replaced without having done anything.
+            self._measure_at = now + MEASURE_EVERY
+            if (size := self._measure()) >= self._settings.max_memory:
+                words = f"the process takes {size / 2**20:,.0f} MiB"
+                self._end_at("max_memory", f"{words} after {self._hands.started:,} jobs")
+
+    def _end_at(self, limit: str, words: str) -> None:
+        self.limit_reached = limit
+        seconds = self._settings.shutdown_timeout
+        logger.info("%s is reached, %s: draining for at most %g s", limit, words, seconds)
+        self._drain.begin(seconds)
+
+    def stop_if_idle(self, now: float) -> None:
+        """For ``until_idle``: stop if this worker has nothing in its hands and nothing is due.
+
+        Whether anything is due is asked, and not concluded from claims, which pass by locked rows.
+        What is in a paused queue does not count.
+        """
+        may_have_claimed = self._unknown.due_at != inf
+        if now < self._ask_idle_at or self._drain.deadline is not None or may_have_claimed:
+            return
+        if self._scheduler.due_at <= now or not self._queue_control.is_known:
+            return
+        with self._hands.lock:
+            if self._hands.planner.busy:
+                return
+        self._ask_idle_at = now + ASK_IDLE_EVERY
+        connection = self._control.get()
+        with connection.begin():
+            queues = self._queue_control.not_paused()
+            is_due = any_due(connection, self._statements, queues=queues)
+        if not is_due:
+            logger.info("nothing is due, and this worker runs nothing: stopping")
+            self._drain.begin(self._settings.shutdown_timeout)
