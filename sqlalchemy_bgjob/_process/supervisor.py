@@ -10,6 +10,8 @@
 * A process that has drained at a limit of its life is replaced at once.
 * A process that crashes is restarted, with backoff. One that exits because of wrong arguments, a
   database that refuses or a schema that is out of date would do so again: then all are stopped.
+* While somebody develops the application, each process is replaced when a file changes, also one
+  that had exited for such a reason.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -113,7 +115,12 @@ def supervised() -> tuple[int, str] | None:
 
 
 def supervise(
-    arguments: Sequence[str], *, processes: int, shutdown_timeout: float, until_idle: bool = False
+    arguments: Sequence[str],
+    *,
+    processes: int,
+    shutdown_timeout: float,
+    until_idle: bool = False,
+    changes: Iterator[list[str]] | None = None,
 ) -> int:
     """Run several processes until a signal ends them; the exit code for them all.
 
@@ -122,8 +129,11 @@ def supervise(
         processes: How many.
         shutdown_timeout: Seconds that a process may drain.
         until_idle: Whether a process ends by itself, and this ends with the last one.
+        changes: Files that have changed, each time that some have: then processes are replaced.
     """
-    supervisor = Supervisor(arguments, processes, shutdown_timeout, until_idle=until_idle)
+    supervisor = Supervisor(
+        arguments, processes, shutdown_timeout, until_idle=until_idle, changes=changes
+    )
     for number in SIGNALS:
         signal.signal(number, supervisor.on_signal)
     return supervisor.run()
@@ -131,11 +141,15 @@ def supervise(
 
 @dataclass(slots=True)
 class _Slot:
-    """The place of one process: the one that runs, or when to start the next."""
+    """The place of one process: the one that runs, or when to start the next.
+
+    ``kill_at`` is the time by which a process must end that is to be replaced; None of others.
+    """
 
     name: str
     child: Child | None = None
     start_at: float | None = 0.0
+    kill_at: float | None = None
     backoff: float = FIRST_BACKOFF
 
 
@@ -149,11 +163,13 @@ class Supervisor:
         shutdown_timeout: float,
         *,
         until_idle: bool = False,
+        changes: Iterator[list[str]] | None = None,
     ) -> None:
+        self._changes = changes
         self._arguments = list(arguments)
         self._shutdown_timeout, self._until_idle = shutdown_timeout, until_idle
         self._slots = [_Slot(str(number)) for number in range(1, processes + 1)]
-        self._events: Mailbox[_Slot | Literal["signal"]] = Mailbox()
+        self._events: Mailbox[_Slot | list[str] | Exception | Literal["signal"]] = Mailbox()
         self._requests = Requests()
         self._passed_on = 0
         self._told = 0
@@ -174,23 +190,44 @@ class Supervisor:
 
     def run(self) -> int:
         """Start, watch and restart; the exit code."""
+        if self._changes is not None:
+            threading.Thread(target=self._watch, args=(self._changes,), daemon=True).start()
         with self._events:
             while True:
                 if self._deadline is None:
                     self._start_due()
-                if not any(slot.child or slot.start_at is not None for slot in self._slots):
+                if self._is_over():
                     return self._exit_code()
                 match self._events.get(timeout=self._pause()):
                     case None:
                         self._kill_stuck()
                     case "signal":
                         self._pass_signals_on()
+                    case list() as files:
+                        self._replace_all(files)
+                    case Exception() as error:
+                        say(logging.ERROR, "can't watch files any more: %s; stopping", error)
+                        self._failed = True
+                        self._stop(times=1)
                     case slot:
                         self._ended(slot)
 
+    def _watch(self, changes: Iterator[list[str]]) -> None:
+        try:
+            for files in changes:
+                self._events.put(files)
+        except Exception as error:
+            self._events.put(error)
+
+    def _is_over(self) -> bool:
+        """Whether nothing runs, and nothing is to be started, not even after a change."""
+        if self._changes is not None and self._deadline is None:
+            return False
+        return not any(slot.child or slot.start_at is not None for slot in self._slots)
+
     def _pause(self) -> float | None:
-        """Seconds until the next start or the deadline; None if neither is due."""
-        times = [slot.start_at for slot in self._slots if slot.start_at is not None]
+        """Seconds until the next start or kill; None if neither is due."""
+        times = [at for it in self._slots for at in (it.start_at, it.kill_at) if at is not None]
         if self._deadline is not None:
             times = [self._deadline]
         return max(min(times) - time.monotonic(), 0.0) if times else None
@@ -230,8 +267,13 @@ class Supervisor:
             return
         child.close()
         code = child.process.returncode
+        is_replaced, slot.kill_at = slot.kill_at is not None, None
         if self._deadline is not None:
             self._failed |= code not in DRAINED
+        elif is_replaced:
+            slot.start_at, slot.backoff = time.monotonic(), FIRST_BACKOFF
+        elif code in HOPELESS and self._changes is not None:
+            say(logging.ERROR, "process %s exited with %d: waiting for a change", slot.name, code)
         elif code in HOPELESS:
             say(logging.ERROR, "process %s exited with %d: stopping the others", slot.name, code)
             self._hopeless = code
@@ -254,6 +296,22 @@ class Supervisor:
         say(logging.WARNING, words, slot.name, what, slot.backoff)
         slot.backoff = min(slot.backoff * 2, LAST_BACKOFF)
 
+    def _replace_all(self, files: list[str]) -> None:
+        """Replace the processes, but for those that drain already: the next ones read all changes.
+
+        One that waits to be started is started at once.
+        """
+        if self._deadline is not None:
+            return
+        say(logging.INFO, "%s changed: starting anew", ", ".join(files))
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.child is None:
+                slot.start_at, slot.backoff = now, FIRST_BACKOFF
+            elif slot.kill_at is None:
+                slot.kill_at = now + self._shutdown_timeout + STUCK_AFTER
+                slot.child.send(signal.SIGTERM)
+
     def _pass_signals_on(self) -> None:
         for number in self._requests.numbers[self._passed_on :]:
             self._passed_on += 1
@@ -269,20 +327,23 @@ class Supervisor:
             self._deadline = time.monotonic() + self._shutdown_timeout + STUCK_AFTER
         for slot in self._slots:
             slot.start_at = None
-            if slot.child is not None:
+            drains = times == 1 and slot.kill_at is not None
+            if slot.child is not None and not drains:
                 # Never SIGINT: while Python starts it raises KeyboardInterrupt, which may end the
                 # process with any code.
                 slot.child.send(signal.SIGTERM)
 
     def _kill_stuck(self) -> None:
-        if self._deadline is None or time.monotonic() < self._deadline:
-            return
+        now = time.monotonic()
         for slot in self._slots:
-            if slot.child is not None:
+            at = slot.kill_at if self._deadline is None else self._deadline
+            if slot.child is not None and at is not None and now >= at:
                 slot.child.kill()
                 say(logging.ERROR, "process %s does not end: killing it", slot.name)
-        self._failed = True
-        self._deadline = time.monotonic() + STUCK_AFTER
+                slot.kill_at = now + STUCK_AFTER
+        if self._deadline is not None and now >= self._deadline:
+            self._failed = True
+            self._deadline = now + STUCK_AFTER
 
     def _exit_code(self) -> int:
         if len(self._requests.numbers) >= 2:

@@ -96,6 +96,20 @@ from .options import (
     help="Where to answer /metrics, /healthz and /readyz; nowhere by default. The second of "
     "several processes takes the next port, and so on.",
 )
+@option(
+    "--reload",
+    is_flag=True,
+    help="While you develop: start anew when a Python file of --reload-dir changes. It needs pip "
+    'install "sqlalchemy-bgjob[reload]".',
+)
+@option(
+    "--reload-dir",
+    "reload_dirs",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    multiple=True,
+    metavar="FOLDER",
+    help="Which folders to watch, instead of --app-dir; may be repeated.",
+)
 @setting_options
 @logging_options
 @click.pass_context
@@ -116,6 +130,8 @@ def worker(
     lifespan: str | None,
     observers: tuple[str, ...],
     http: Address | None,
+    reload: bool,
+    reload_dirs: tuple[Path, ...],
     log_format: Any,
     log_level: str,
     **settings: Any,
@@ -134,7 +150,7 @@ def worker(
 
     child = supervisor.supervised()
     is_limited = any(settings[limit] for limit in LIMITS)
-    supervises = child is None and (processes > 1 or is_limited)
+    supervises = child is None and (processes > 1 or is_limited or reload)
     name = "supervisor" if supervises else None
     logs.configure(log_format, log_level, name if child is None else child[1])
     checked = _settings(settings)
@@ -147,13 +163,20 @@ def worker(
         raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
     if http is not None and http.port + processes - 1 > 65_535:
         raise CommandError(USAGE, f"--http: {processes} processes need a port each, up to 65535")
+    if reload and checked.until_idle:
+        raise CommandError(USAGE, "--reload goes on until you end it; leave out --until-idle")
     if supervises:
+        from .._process.reload import changes
+
         return supervisor.supervise(
             ctx.obj or sys.argv[1:],
             processes=processes,
             shutdown_timeout=checked.shutdown_timeout,
             until_idle=checked.until_idle,
+            changes=changes(reload_dirs or [app_dir]) if reload else None,
         )
+    # A file may change twice within the second that bytecode remembers.
+    sys.dont_write_bytecode |= reload
     from .._process.process import run_worker
     from .._process.runners import WorkerOptions
 
