@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,6 +138,32 @@ def load_jobs(app: str, app_dir: Path) -> BGJob[Any, Any]:
         else "name the object that BGJob(...) has made, such as app:jobs"
     )
     raise CommandError(USAGE, f"{what}; {remedy}")
+
+
+def only_jobs(target: str, app_dir: Path, imports: Collection[str]) -> tuple[str, BGJob[Any, Any]]:
+    """Load the application's BGJob, whose name may be left out where its module has one alone.
+
+    Returns:
+        Its name, as for :func:`load_jobs`, and itself.
+
+    Raises:
+        CommandError: It can't be found, or there are several.
+    """
+    if ":" not in target:
+        loader.import_module(target, app_dir)
+        held = {id(getattr(sys.modules[target], it)): it for it in _held_by(sys.modules[target])}
+        if not held:
+            raise CommandError(
+                USAGE, f"{target!r} has no BGJob; write in it: jobs = BGJob(MetaData())"
+            )
+        names = [f"{target}:{name}" for name in held.values()]
+        if len(names) > 1:
+            raise CommandError(USAGE, f"{target!r} has several BGJobs: name {' or '.join(names)}")
+        (target,) = names
+    jobs = load_jobs(target, app_dir)
+    for module in imports:
+        loader.import_module(module, app_dir)
+    return target, jobs
 
 
 def _held_by(holder: Any) -> list[str]:

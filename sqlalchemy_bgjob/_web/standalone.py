@@ -77,19 +77,19 @@ class Key:
 def standalone(
     jobs: "BGJob[Any, Any]",
     engine: "Engine | AsyncEngine",
-    key: Key,
+    key: Key | None,
     *,
     hosts: "Collection[str]",
     read_only: bool = False,
     environment: str | None = None,
     is_bare: bool = False,
 ) -> Starlette:
-    """The dashboard for whoever has the key.
+    """The dashboard for whoever has the key, or for all who can reach it.
 
     Args:
         jobs: The queue.
         engine: Its engine.
-        key: The token and the cookie.
+        key: The token and the cookie; None lets in everybody.
         hosts: By which names and addresses it may be asked for; ``*`` is any.
         read_only: Whether it may only be read.
         environment: As for ``dashboard``.
@@ -107,6 +107,7 @@ def standalone(
     granted = Access(can=()) if read_only else Access()
 
     def enter(request: Request) -> Response:
+        assert key is not None
         cookie = key.let_in(request.query_params.get("token", ""))
         if cookie is None and not key.is_known(request):
             words = "This token is not right, or was used before. Start the command again.\n"
@@ -117,9 +118,10 @@ def standalone(
         return response
 
     def who(request: Request) -> Access | None:
-        return granted if key.is_known(request) else None
+        return granted if key is None or key.is_known(request) else None
 
+    entrance = [] if key is None else [Route("/enter", enter)]
     return Starlette(
-        routes=[Route("/enter", enter), Mount("/", application(site, who))],
+        routes=[*entrance, Mount("/", application(site, who))],
         middleware=[Middleware(_KnownHosts, hosts=hosts)],
     )

@@ -30,6 +30,7 @@ _COMMANDS: Final = {
     "completion": ("config", "Print what makes a shell complete commands and options."),
     "config": ("config", "Tell with which options a command would run, and why."),
     "demo": ("demo", "Index a folder with two workers, kill one of them, and recount."),
+    "dev": ("dev", "Run a file of handlers, with a database and the dashboard of its own."),
     "dlq": ("dlq", "Look at dead jobs, bring them back, or delete them."),
     "doctor": ("doctor", "Look for what is wrong with the queue's database, and what to do."),
     "enqueue": ("handlers", "Enqueue a job of TYPE with a JSON arg."),

@@ -1,5 +1,7 @@
 """``web``: the dashboard, served by itself."""
 
+import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,7 @@ def web(
     BGJob, it knows the handlers; without, a database is enough. It needs pip install
     "sqlalchemy-bgjob[web-server]".
     """
-    _require()
+    require(("starlette", "jinja2", "uvicorn"), "the dashboard", "web-server")
     source = source_of(ctx, database_url, engine, app_dir)
     return _serve(
         _bare(source, schema, table_prefix) if app is None else load_jobs(app, app_dir),
@@ -60,15 +62,20 @@ def web(
     )
 
 
-def _require() -> None:
+def require(modules: Iterable[str], what: str, extra: str) -> None:
+    """Make sure that all can be imported.
+
+    Raises:
+        CommandError: One is not installed; *extra* brings it.
+    """
     import importlib.util
 
-    for name in ("starlette", "jinja2", "uvicorn"):
+    for name in modules:
         if importlib.util.find_spec(name) is None:
             raise CommandError(
                 USAGE,
-                f"the dashboard needs {name}, which is not installed; pip install "
-                f'"sqlalchemy-bgjob[web-server]"',
+                f"{what} needs {name}, which is not installed; pip install "
+                f'"sqlalchemy-bgjob[{extra}]"',
             )
 
 
@@ -94,24 +101,32 @@ def _engine(source: "Source") -> "Engine | AsyncEngine":
     return create_engine(url, pool_size=4)
 
 
-def _serve(jobs: "BGJob[Any, Any]", engine: Any, *, host: str, port: int, **options: Any) -> int:
-    import socket
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at that address; port 0 is any free one.
 
-    import uvicorn
-
-    from .._web.standalone import Key, standalone
-
-    key = Key()
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family)
+    Raises:
+        CommandError: Somebody has it, or there is no such address.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()
     except OSError as error:
         listening.close()
         raise CommandError(
             USAGE, f"can't listen on {host} port {port}: {error.strerror}; give another --port"
         ) from None
+    return listening
+
+
+def _serve(jobs: "BGJob[Any, Any]", engine: Any, *, host: str, port: int, **options: Any) -> int:
+    import uvicorn
+
+    from .._web.standalone import Key, standalone
+
+    key = Key()
+    listening = listen(host, port)
     port = listening.getsockname()[1]
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - who gives it knows what it means
     hosts = ["*"] if everywhere else [host, "localhost", "127.0.0.1", "::1"]

@@ -1,9 +1,9 @@
 """``worker``: runs the jobs of an application."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -22,27 +22,65 @@ from .options import (
     source_of,
 )
 
+_OF_APPLICATION: Final = (
+    app_dir_option,
+    option(
+        "--import",
+        "imports",
+        metavar="MODULE",
+        multiple=True,
+        help="A module that registers handlers and that APP's own module does not import; may be "
+        "repeated.",
+    ),
+    option(
+        "--queue",
+        "queues",
+        type=Queue(),
+        multiple=True,
+        help="A queue to serve and how many of its jobs run at once (10 unless given); may be "
+        "repeated. By default every queue that a handler names.",
+    ),
+    option(
+        "--session-factory",
+        "session_factories",
+        metavar="MODULE:FACTORY",
+        multiple=True,
+        help="A Session class or sessionmaker that makes ctx.session; twice if both functions and "
+        "coroutines need their own.",
+    ),
+    option(
+        "--around",
+        metavar="MODULE:CONTEXT",
+        help="Makes a context manager that is entered around each job, such as "
+        "app:app.app_context.",
+    ),
+    option(
+        "--lifespan",
+        metavar="MODULE:CONTEXT",
+        help="Makes a context manager that is entered around all the work of each process; its "
+        "value is ctx.state.",
+    ),
+    option(
+        "--observer",
+        "observers",
+        metavar="MODULE:OBSERVER",
+        multiple=True,
+        help="An Observer, told what was committed; app:Alerts() makes one. May be repeated.",
+    ),
+)
+
+
+def application_options(command: Any) -> Any:
+    """What a worker must know of the application beside its BGJob, and of its database."""
+    for one in reversed(_OF_APPLICATION):
+        command = one(command)
+    return command
+
 
 @click.command()
 @click.argument("app", envvar="BGJOB_APP")
 @database_option
-@app_dir_option
-@option(
-    "--import",
-    "imports",
-    metavar="MODULE",
-    multiple=True,
-    help="A module that registers handlers and that APP's own module does not import; may be "
-    "repeated.",
-)
-@option(
-    "--queue",
-    "queues",
-    type=Queue(),
-    multiple=True,
-    help="A queue to serve and how many of its jobs run at once (10 unless given); may be "
-    "repeated. By default every queue that a handler names.",
-)
+@application_options
 @option(
     "--processes",
     type=click.IntRange(1, 1000),
@@ -62,32 +100,6 @@ from .options import (
     metavar="MODULE:ENGINE",
     help="How heart and rescuer connect, beside an AsyncEngine whose connections belong to one "
     "event loop, as those of an asyncpg.Pool do.",
-)
-@option(
-    "--session-factory",
-    "session_factories",
-    metavar="MODULE:FACTORY",
-    multiple=True,
-    help="A Session class or sessionmaker that makes ctx.session; twice if both functions and "
-    "coroutines need their own.",
-)
-@option(
-    "--around",
-    metavar="MODULE:CONTEXT",
-    help="Makes a context manager that is entered around each job, such as app:app.app_context.",
-)
-@option(
-    "--lifespan",
-    metavar="MODULE:CONTEXT",
-    help="Makes a context manager that is entered around all the work of each process; its value "
-    "is ctx.state.",
-)
-@option(
-    "--observer",
-    "observers",
-    metavar="MODULE:OBSERVER",
-    multiple=True,
-    help="An Observer, told what was committed; app:Alerts() makes one. May be repeated.",
 )
 @option(
     "--http",
@@ -153,14 +165,12 @@ def worker(
     supervises = child is None and (processes > 1 or is_limited or reload)
     name = "supervisor" if supervises else None
     logs.configure(log_format, log_level, name if child is None else child[1])
-    checked = _settings(settings)
+    checked = checked_settings(settings)
     source = source_of(ctx, database_url, engine, app_dir)
     if engine is not None and source.engine is None:  # a URL takes the place of the table's engines
         sync_engine = None if is_of_table(ctx, "sync_engine") else sync_engine
         heart_engine = None if is_of_table(ctx, "heart_engine") else heart_engine
-    named = dict(queues)
-    if len(named) < len(queues):
-        raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
+    named = slots_of(queues)
     if http is not None and http.port + processes - 1 > 65_535:
         raise CommandError(USAGE, f"--http: {processes} processes need a port each, up to 65535")
     if reload and checked.until_idle:
@@ -193,7 +203,7 @@ def worker(
             lifespan=lifespan,
             observers=observers,
             imports=imports,
-            queues=named or None,
+            queues=named,
             settings=checked,
             http=http and http.of_process(child and child[1]),
             parent_pipe=None if child is None else child[0],
@@ -201,8 +211,25 @@ def worker(
     )
 
 
-def _settings(given: Mapping[str, Any]) -> WorkerSettings:
+def checked_settings(given: Mapping[str, Any]) -> WorkerSettings:
+    """The settings that flags have given.
+
+    Raises:
+        CommandError: A value is out of its range.
+    """
     try:
         return WorkerSettings(**given)
     except ValueError as error:
         raise CommandError(USAGE, str(error)) from None
+
+
+def slots_of(queues: Sequence[tuple[str, int]]) -> dict[str, int] | None:
+    """The slots of each queue that was named; None if none was.
+
+    Raises:
+        CommandError: A queue was named twice.
+    """
+    named = dict(queues)
+    if len(named) < len(queues):
+        raise CommandError(USAGE, "a queue is named twice; give each its concurrency once")
+    return named or None

@@ -40,7 +40,8 @@ def test_the_command_line_imports_neither_sqlalchemy_nor_asyncio() -> None:
         for command in ([], ["worker"], ["migrate"], ["import-bgjob"], ["demo"], ["version"],
                         ["queues"], ["pause"], ["resume"], ["slots"], ["pressure"], ["web"],
                         ["dlq", "redrive"], ["jobs", "list"],
-                        ["schedules", "list"], ["workers"], ["handlers"], ["enqueue"], ["stats"]):
+                        ["schedules", "list"], ["workers"], ["handlers"], ["enqueue"], ["stats"],
+                        ["dev"]):
             cli([*command, "--help"], standalone_mode=False)
         print(sorted({"sqlalchemy", "asyncio", "rich", "msgspec"} & set(sys.modules)))
     """
