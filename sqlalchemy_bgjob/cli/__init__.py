@@ -49,6 +49,7 @@ _COMMANDS: Final = {
     "schedules": ("schedules", "Look at schedules, pause and resume them, or run one now."),
     "slots": ("queues", "Let each worker run N jobs of QUEUE at once."),
     "stats": ("fleet", "Tell how the queue is: what waits, who works, what died."),
+    "top": ("top", "Watch queues, workers and running jobs, until you press q."),
     "version": ("version", "Print the versions of everything that matters."),
     "web": ("web", "Serve the dashboard."),
     "worker": ("worker", "Run the jobs of an application."),

@@ -49,6 +49,36 @@ def read(
     return _run(ctx, where, action, None, begin_reading)
 
 
+def read_often(
+    ctx: click.Context,
+    where: Mapping[str, Any],
+    action: "Callable[[Connection, BGJob[Any, Any]], T]",
+    go_on: "Callable[[Callable[[], T]], None]",
+) -> None:
+    """Connect once, and let *go_on* do *action* as often as it calls what it gets.
+
+    Each time is a transaction as for :func:`read`. One that fails raises what SQLAlchemy raises;
+    the next one connects again, if it must.
+    """
+    from .._inspect.reading import begin_reading
+    from .._process.engines import run_connected
+
+    source = source_of(ctx, where["database_url"], where["engine"], where["app_dir"])
+
+    def work(connection: "Connection") -> None:
+        with connection.begin():
+            jobs = _bare(connection, where)
+
+        def look() -> T:
+            with connection.begin():
+                begin_reading(connection)
+                return action(connection, jobs)
+
+        go_on(look)
+
+    run_connected(*source, work)
+
+
 def act(
     ctx: click.Context,
     where: Mapping[str, Any],
@@ -134,7 +164,6 @@ def _run(
     app: str | None,
     begin: "Callable[[Connection], None]",
 ) -> T:
-    from .._inspect.own_columns import add_own_columns
     from .._process.engines import run_in_transaction
     from ..schema import check
 
@@ -147,10 +176,18 @@ def _run(
             models = known.models
             check(connection, schema=models.schema, table_prefix=models.table_prefix)
             return action(connection, known)
-        schema, table_prefix = where["schema"], where["table_prefix"]
-        check(connection, schema=schema, table_prefix=table_prefix)
-        bare = bare_jobs(connection, schema, table_prefix)
-        add_own_columns(connection, bare.models)
-        return action(connection, bare)
+        return action(connection, _bare(connection, where))
 
     return run_in_transaction(*source, work)
+
+
+def _bare(connection: "Connection", where: Mapping[str, Any]) -> "BGJob[Any, Any]":
+    """A BGJob that knows no handler, for the tables that are there, if they are up to date."""
+    from .._inspect.own_columns import add_own_columns
+    from ..schema import check
+
+    schema, table_prefix = where["schema"], where["table_prefix"]
+    check(connection, schema=schema, table_prefix=table_prefix)
+    bare = bare_jobs(connection, schema, table_prefix)
+    add_own_columns(connection, bare.models)
+    return bare

@@ -41,7 +41,7 @@ def test_the_command_line_imports_neither_sqlalchemy_nor_asyncio() -> None:
                         ["queues"], ["pause"], ["resume"], ["slots"], ["pressure"], ["web"],
                         ["dlq", "redrive"], ["jobs", "list"],
                         ["schedules", "list"], ["workers"], ["handlers"], ["enqueue"], ["stats"],
-                        ["dev"]):
+                        ["dev"], ["top"]):
             cli([*command, "--help"], standalone_mode=False)
         print(sorted({"sqlalchemy", "asyncio", "rich", "msgspec"} & set(sys.modules)))
     """
