@@ -5,11 +5,12 @@ which is a fifth of the time from an enqueue to its handler. Only event listener
 SQLAlchemy; where there are any, SQLAlchemy runs the statement.
 """
 
+import functools
 from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement, Executable
 
@@ -29,10 +30,10 @@ _EVENTS: Final = (
 class IdleStatement:
     """A statement compiled for an engine's dialect."""
 
-    def __init__(self, statement: Executable, engine: Engine) -> None:
+    def __init__(self, statement: Executable, dialect: Dialect) -> None:
         self.statement = statement
-        self._dialect = engine.dialect
-        compiled = cast("ClauseElement", statement).compile(dialect=engine.dialect)
+        self._dialect = dialect
+        compiled = cast("ClauseElement", statement).compile(dialect=dialect)
         self._compiled = cast("SQLCompiler", compiled)
         self._sql = str(compiled)
 
@@ -96,4 +97,10 @@ def prepare(
         or connection.default_isolation_level != "READ COMMITTED"
     ):
         return {}
-    return {statement: IdleStatement(statement, engine) for statement in statements}
+    return {statement: _compiled(statement, engine.dialect) for statement in statements}
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(statement: Executable, dialect: Dialect) -> IdleStatement:
+    """Once for all connections, as it takes longer than to connect."""
+    return IdleStatement(statement, dialect)

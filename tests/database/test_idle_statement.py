@@ -105,7 +105,7 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
     engine: Engine, statements: Statements, driver: str
 ) -> None:
     def fail(engine: Engine, connection: Connection) -> None:
-        claim = IdleStatement(statements.claim.onward, engine)
+        claim = IdleStatement(statements.claim.onward, engine.dialect)
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
         connection.execute(text("SET search_path = nowhere"))
         with pytest.raises(ProgrammingError) as wrong:
@@ -150,6 +150,14 @@ async def test_a_claim_from_many_queues_commits_by_itself(
             assert other.scalar(held) == 2
 
     await with_driver(engine, driver, claim)
+
+
+def test_it_is_compiled_once_for_all_connections(engine: Engine, statements: Statements) -> None:
+    """Or who connects again would need more time for that than for all the rest."""
+    with engine.connect() as one, engine.connect() as two:
+        first, second = (prepare([statements.claim.onward], it) for it in (one, two))
+
+    assert first[statements.claim.onward] is second[statements.claim.onward]
 
 
 def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: Statements) -> None:
