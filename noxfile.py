@@ -22,6 +22,8 @@ OTHER_PYTHONS = ["3.12", "3.13", "3.14"]
 LOWEST_POSTGRES, LOWEST_SQLALCHEMY = "14", "2.0.30"
 CORE = ["-m", "core and not chaos"]
 BUILD = ["build>=1.2", "hatchling>=1.27"]
+NEW = "uv|virtualenv"
+"""How an environment is made: in seconds; and where there is no uv, by pip in a minute."""
 
 
 def pytest(
@@ -80,7 +82,7 @@ def coverage(session: nox.Session) -> None:
     pytest(session, "--cov", PYTHONPATH=".ci/coverage_site")
 
 
-@nox.session(venv_backend="virtualenv")
+@nox.session(venv_backend=NEW)
 def lowest(session: nox.Session) -> None:
     """The core tests on the lowest SQLAlchemy and PostgreSQL; it makes an environment."""
     session.install("-e", ".[dev,test]", f"sqlalchemy[asyncio]=={LOWEST_SQLALCHEMY}")
@@ -89,7 +91,7 @@ def lowest(session: nox.Session) -> None:
     pytest(session, *CORE, "-k", "not psycopg2", BGJOB_TEST_PG=programs(session, LOWEST_POSTGRES))
 
 
-@nox.session(venv_backend="virtualenv", python=OTHER_PYTHONS)
+@nox.session(venv_backend=NEW, python=OTHER_PYTHONS)
 def python(session: nox.Session) -> None:
     """Unit tests, and the core tests on one driver, on another Python; it makes an environment."""
     session.install("-e", ".[dev,test]")
@@ -143,7 +145,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
-@nox.session(venv_backend="virtualenv")
+@nox.session(venv_backend=NEW)
 def wheel(session: nox.Session) -> None:
     """Build wheel and sdist twice, byte for byte the same, and try each from another folder."""
     smoke = Path.cwd() / ".ci" / "smoke.py"
