@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar, overload
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-POLL_SECONDS = 0.01
+SHORTEST, LONGEST = 0.002, 0.04
+"""Seconds between two looks: each half as long again as the one before, as many ask the server."""
 
 T = TypeVar("T")
 
@@ -19,11 +20,12 @@ def wait_until(
     condition: Callable[[], T], deadline_seconds: float = 30.0, *, what: str | None = None
 ) -> T:
     """Return the first true value of *condition*; fail the test if none comes in time."""
-    deadline = time.monotonic() + deadline_seconds
+    deadline, pause = time.monotonic() + deadline_seconds, SHORTEST
     while not (value := condition()):
         if time.monotonic() >= deadline:
             raise AssertionError(_complaint(condition, value, deadline_seconds, what))
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(pause * 1.5, LONGEST)
     return value
 
 
@@ -39,7 +41,7 @@ async def wait_until_async(
     condition: Callable[[], object], deadline_seconds: float = 30.0, *, what: str | None = None
 ) -> object:
     """Do the same in an event loop; *condition* may be a coroutine function."""
-    deadline = time.monotonic() + deadline_seconds
+    deadline, pause = time.monotonic() + deadline_seconds, SHORTEST
     while True:
         result = condition()
         value = await result if inspect.isawaitable(result) else result
@@ -47,7 +49,8 @@ async def wait_until_async(
             return value
         if time.monotonic() >= deadline:
             raise AssertionError(_complaint(condition, value, deadline_seconds, what))
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.5, LONGEST)
 
 
 def _complaint(condition: object, value: object, seconds: float, what: str | None) -> str:
