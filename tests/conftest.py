@@ -162,8 +162,11 @@ def expected(server: TestServer) -> Iterator[ExpectedCatalog]:
 
 @pytest.fixture(scope="module")
 def workbench_url(server: TestServer) -> Iterator[str]:
-    """The database of a module's workbenches, emptied before each test."""
-    url = server.create_database("bench")
+    """The database of a module's workbenches, emptied before each test.
+
+    They all have the same URL, so that their engines need not compile all statements anew.
+    """
+    url = server.create_database("bench", again=True)
     yield url
     server.drop_database(url)
 

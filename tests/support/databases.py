@@ -93,16 +93,20 @@ class TestServer:
         self.choice = choice
         self.pooler: PgBouncer | None = None
         """What the databases that are made from now on are reached through."""
+        self._token = secrets.token_hex(4)
         self._spare: list[str] = []
         self._spared: set[str] = set()
 
-    def create_database(self, name: str = "test", *, template: str = "template0") -> str:
+    def create_database(
+        self, name: str = "test", *, template: str = "template0", again: bool = False
+    ) -> str:
         """Give an empty database named after *name*: its URL, with psycopg as the driver.
 
-        It may have been another test's before: to make a new one takes five times as long.
+        It may have been another test's before: to make a new one takes five times as long. With
+        *again* it has the URL of the one before it, of the same name, which must be dropped.
         """
         slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:40]
-        database = f"bgjob_{slug}_{secrets.token_hex(4)}"
+        database = f"bgjob_{slug}_{self._token if again else secrets.token_hex(4)}"
         if template == "template0" and self.pooler is None:
             self._spared.add(database)
         if template == "template0" and self._spare:

@@ -204,6 +204,11 @@ def _outside(url: str) -> Engine:
     return create_engine(url, isolation_level="AUTOCOMMIT")
 
 
+_POOL = {"pool_size": 8, "max_overflow": 0}
+_SPARE: dict[tuple[Any, str], Any] = {}
+"""Engines of workers that have ended: they keep what they have compiled, and no connection."""
+
+
 class Workbench:
     """An application with jobs, a table of its own, and a worker of one flavor.
 
@@ -390,7 +395,7 @@ class Workbench:
         recorder = Recorder()
         options = {"queues": {"default": 4}, "poll_interval": 0.05, "listen": False} | options
         options["observers"] = (recorder, *observers)
-        made = {"pool_size": 8, "max_overflow": 0} | (engine or {})
+        made = _POOL | (engine or {})
 
         def drive() -> None:
             if during is not None:
@@ -410,7 +415,7 @@ class Workbench:
         execution: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
-        engine = create_engine(with_driver(self.url, self.flavor.driver), **made)
+        engine = self._engine(create_engine, made)
         try:
             worker = Worker(self.jobs, engine.execution_options(**execution), **options)
             with worker:
@@ -418,6 +423,7 @@ class Workbench:
             self._check_given_back(worker._loop, engine.pool)
         finally:
             engine.dispose()
+            self._leave(create_engine, made, engine)
 
     async def _run_async(
         self,
@@ -426,7 +432,7 @@ class Workbench:
         execution: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
-        engine = create_async_engine(with_driver(self.url, self.flavor.driver), **made)
+        engine = self._engine(create_async_engine, made)
         try:
             worker = AsyncWorker(self.jobs, engine.execution_options(**execution), **options)
             async with worker:
@@ -434,6 +440,17 @@ class Workbench:
             self._check_given_back(worker._loop, engine.pool)
         finally:
             await engine.dispose()
+            self._leave(create_async_engine, made, engine)
+
+    def _engine(self, make: Callable[..., Any], made: dict[str, Any]) -> Any:
+        """One that another worker has left, if it was made in the same way, or a new one."""
+        url = with_driver(self.url, self.flavor.driver)
+        left = _SPARE.pop((make, url), None) if made == _POOL else None
+        return left or make(url, **made)
+
+    def _leave(self, make: Callable[..., Any], made: dict[str, Any], engine: Any) -> None:
+        if made == _POOL:
+            _SPARE[make, with_driver(self.url, self.flavor.driver)] = engine
 
     def _check_given_back(self, loop: Any, pool: Any) -> None:
         checked_out = getattr(pool, "checkedout", lambda: 0)()
