@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,6 +69,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if pooler.needs_sessions(item.nodeid)]
         items[:] = [item for item in items if not pooler.needs_sessions(item.nodeid)]
         config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is there before the first test stays: no search for garbage goes through it again."""
+    gc.freeze()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
