@@ -20,7 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
 from sqlalchemy_bgjob._worker import tasks
-from sqlalchemy_bgjob._worker.attempt import Attempt, Ends, Environment
+from sqlalchemy_bgjob._worker.attempt import Attempt, Environment
 from sqlalchemy_bgjob._worker.run import Run
 from sqlalchemy_bgjob._worker.tasks import AsyncRuntime
 from sqlalchemy_bgjob._worker.threads import ThreadRuntime
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conftest import UrlFor
+    from sqlalchemy_bgjob._lifecycle.settle import Pending
     from support.processes import Fleet
     from support.tuning import Tune
 
@@ -356,9 +357,9 @@ class Slots:
         unused: Any = None
         return Attempt(Environment(unused, unused, unused, unused, unused), run)
 
-    def ended(self, run: Run, ends: Ends) -> Run | None:
+    def ended(self, run: Run, items: list[Pending]) -> Run | None:
         self.held.discard(run)
-        self.settled += [f"{item.job.id}: {item.settlement.kind.value}" for item, _ in ends]
+        self.settled += [f"{item.job.id}: {item.settlement.kind.value}" for item in items]
         return self.waiting.pop(0) if self.waiting else None
 
     def start(self, run: Run) -> None:
