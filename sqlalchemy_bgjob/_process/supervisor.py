@@ -191,7 +191,7 @@ class Supervisor:
     def run(self) -> int:
         """Start, watch and restart; the exit code."""
         if self._changes is not None:
-            threading.Thread(target=self._watch, args=(self._changes,), daemon=True).start()
+            threading.Thread(target=self._tell_changes, args=(self._changes,), daemon=True).start()
         with self._events:
             while True:
                 if self._deadline is None:
@@ -212,7 +212,7 @@ class Supervisor:
                     case slot:
                         self._ended(slot)
 
-    def _watch(self, changes: Iterator[list[str]]) -> None:
+    def _tell_changes(self, changes: Iterator[list[str]]) -> None:
         try:
             for files in changes:
                 self._events.put(files)
