@@ -33,7 +33,7 @@
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-      const fresh = page.getElementById("main");
+      const fresh = page.body.dataset.base === base && page.getElementById("main");
       // What is gone is told by a page of ours; a login, a proxy or an outage answers otherwise.
       failed = !fresh || answer.redirected || !(answer.ok || answer.status === 404);
       if (failed || holdsStill() || !on) return;
