@@ -238,8 +238,8 @@ class Rescuer(SideLoop):
         self._before, self._now = self._now, None
         serves = self._scheduler.serves()
         self._now = rescue.look_at_workers(connection, self._statements, serves)
-        leases = (worker.lease_timeout for worker in self._now.workers if not worker.is_lost)
-        self._heart.shortest_lease = min(self._settings.lease_timeout, *leases)
+        leases = [worker.lease_timeout for worker in self._now.workers if not worker.is_lost]
+        self._heart.shortest_lease = min([self._settings.lease_timeout, *leases])
         if (refusal := self._now.refusal) is not None:
             if not self._is_refused:
                 logger.warning("schedules and queues can't be looked at: %s", summary(refusal))

@@ -177,14 +177,15 @@ class JobStage(Stage):
 
     def cancel_each(self, connection: Connection) -> Any:
         with connection.begin():
-            return {id: self.jobs.cancel(connection, id) for id in ("queued", "running")}
+            # In the order of all statements that lock several: those without a key come first.
+            return {id: self.jobs.cancel(connection, id) for id in ("running", "queued")}
 
     def edit(self, connection: Connection) -> Any:
         """What is queued, as it was seen, and what runs."""
         with connection.begin():
             return [
-                self.jobs.edit(connection, "queued", lease=4000, arg="new", priority=-1),
                 self.jobs.edit(connection, "running", priority=-1),
+                self.jobs.edit(connection, "queued", lease=4000, arg="new", priority=-1),
             ]
 
     def redrive(self, connection: Connection) -> Any:

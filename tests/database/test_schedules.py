@@ -685,7 +685,7 @@ def test_a_time_that_python_has_not_stops_nothing(
     book.keep(starting=False)
 
     with book.engine.connect() as connection:
-        (listed,) = schedules(connection, None, "bgjob_")
+        (listed,) = schedules(connection, None, "bgjob_", most=9)
         assert any_astray(connection, book) is False
     assert listed.next_at == timetable("@hourly", "UTC").after(datetime.now(UTC))
     book.its.pause(book.engine, name)

@@ -348,7 +348,7 @@ def test_the_python_of_the_admin_page_is_what_happens(admin: Program, in_process
         )
     )
     all_of_a_year = all_of_an_hour.replace("1h", "365d").replace(" --dry-run", "")
-    none = (0, "redrove 0 dead jobs\n", "")
+    none = (1, "redrove 0 dead jobs\n", "")
     assert run(*shlex.split(one)) == none, "it is redriven already"
     assert run(*shlex.split(all_of_an_hour)) == (0, "would redrive 0 dead jobs\n", "")
     assert run(*shlex.split(all_of_a_year)) == (0, "redrove 1 dead job:\n  receipt-9 of old\n", "")
