@@ -156,7 +156,7 @@ def test_too_many_stuck_handlers_end_the_worker(bench: Workbench) -> None:
 
 @only_asyncio
 def test_a_coroutine_that_ends_at_its_timeout_is_not_stuck(bench: Workbench) -> None:
-    @bench.jobs.handler("t", timeout=0.05, grace=0.0, retry=SLOW)
+    @bench.jobs.handler("t", timeout=0.05, grace=30.0, retry=SLOW)
     async def handler(ctx: Context[Any]) -> None:
         await asyncio.Event().wait()
 
