@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 URL = "postgresql+psycopg://nobody@nowhere.invalid/none"
 jobs: BGJob[Any, Any] = BGJob(MetaData())
+driver = sqlite3.connect("")
+driver.close()
 
 
 @jobs.handler("send", queue="mail")
@@ -237,7 +239,7 @@ MESSAGES: dict[str, tuple[Callable[[], Any], str]] = {
     "no target": (lambda: enqueue(send, send), "give one of these to enqueue first"),  # type: ignore[call-overload]
     "a class": (lambda: enqueue(Session, send, 1), "not to the class Session"),  # type: ignore[call-overload]
     "a driver's": (
-        lambda: enqueue(sqlite3.connect(""), send, 1),
+        lambda: enqueue(driver, send, 1),
         "let SQLAlchemy open",
     ),  # type: ignore[call-overload]
     "an id that is no str": (lambda: enqueue(session(), send, 1, id=7), "write id=str(...)"),  # type: ignore[call-overload]
