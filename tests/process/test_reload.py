@@ -17,6 +17,7 @@ from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._process import reload
 from sqlalchemy_bgjob._process import supervisor as supervisor_module
 from sqlalchemy_bgjob._process.supervisor import Supervisor
+from support.children import FakeChild
 from support.commands import TESTS, Command, process_exists
 from support.waiting import wait_until
 
@@ -184,33 +185,10 @@ def test_only_python_files_count(tmp_path: Path) -> None:
     assert seen == {str(tmp_path / "begin.py"), str(tmp_path / "package" / "last.py")}
 
 
-class Child:
-    """A process as the supervisor sees it, which ends when the test says so."""
+class Child(FakeChild):
+    """One of this file's supervisors."""
 
     made: list[Child]
-
-    def __init__(self, arguments: object, *, name: str) -> None:
-        self.process, self.pid, self.returncode, self.started_at = self, 4, 0, 0.0
-        self.ended = threading.Event()
-        self.got: list[object] = []
-        self.made.append(self)
-
-    def wait(self) -> None:
-        self.ended.wait(60)
-
-    def send(self, number: int) -> None:
-        self.got.append(number)
-
-    def kill(self) -> None:
-        self.got.append("killed")
-        self.end(-9)
-
-    def end(self, code: int) -> None:
-        self.returncode = code
-        self.ended.set()
-
-    def close(self) -> None:
-        pass
 
 
 class Bench:

@@ -20,6 +20,7 @@ from sqlalchemy_bgjob import enqueue
 from sqlalchemy_bgjob._process import signals
 from sqlalchemy_bgjob._process import supervisor as supervisor_module
 from support import cli_app as app
+from support.children import FakeChild
 from support.commands import Command, process_exists, wait_till
 from support.waiting import wait_until
 
@@ -301,8 +302,8 @@ def test_a_poison_job_dies_alone_after_its_attempts(pair: Pair, tables: Engine) 
 # ---- the supervisor by itself -------------------------------------------------------------------
 
 
-class Process:
-    """A child as the supervisor sees it, which ends when the test says so."""
+class Process(FakeChild):
+    """One that notes its close; some of the second place are refused by the system."""
 
     made: list[Process]
     refused: list[float]
@@ -312,26 +313,7 @@ class Process:
         if name == "2" and len(self.refused) < self.refusals:
             self.refused.append(time.monotonic())
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        self.process = self
-        self.pid, self.returncode, self.name = 4, 0, name
-        self.started_at = 0.0
-        self.ended = threading.Event()
-        self.got: list[object] = []
-        self.made.append(self)
-
-    def wait(self) -> None:
-        self.ended.wait(60)
-
-    def send(self, number: int) -> None:
-        self.got.append(number)
-
-    def kill(self) -> None:
-        self.got.append("killed")
-        self.end(-9)
-
-    def end(self, code: int) -> None:
-        self.returncode = code
-        self.ended.set()
+        super().__init__(arguments, name=name)
 
     def close(self) -> None:
         self.got.append("closed")
