@@ -1,6 +1,7 @@
 """The worker of the benchmark: an AsyncWorker or a Worker, in a process of its own."""
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def work(app: App) -> Answer:
 
     Makes the ``ready_file`` once the worker runs.
     """
+    gc.freeze()  # as the command does
     concurrency = app.options.get("concurrency", 100)
     cpu = time.process_time()
     if app.is_async:

@@ -17,6 +17,7 @@ from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from conftest import UrlFor
     from support.commands import Command
@@ -156,3 +157,29 @@ def test_too_many_session_factories_are_refused(factories: list[str], words: str
     )
     with pytest.raises(CommandError, match=words):
         runners.make_runner(options)
+
+
+def test_what_was_imported_is_left_alone_by_the_collector(
+    database_url: str, start: Callable[..., Command], tmp_path: Path
+) -> None:
+    """A collection that walks through it takes 40 ms, in which no job starts."""
+    (tmp_path / "frozen_app.py").write_text(
+        "import gc\n"
+        "from pathlib import Path\n"
+        "from sqlalchemy import MetaData, create_engine\n"
+        "from sqlalchemy_bgjob import BGJob, enqueue\n"
+        "jobs = BGJob(MetaData())\n"
+        "@jobs.handler('frozen')\n"
+        "def frozen(ctx):\n"
+        "    Path('objects').write_text(str(gc.get_freeze_count()))\n"
+        f"engine = create_engine({database_url!r})\n"
+        "jobs.metadata.create_all(engine)\n"
+        "enqueue(engine, frozen)\n"
+    )
+
+    worker = start(
+        "worker", "frozen_app:jobs", "--until-idle", "--engine=frozen_app:engine", cwd=tmp_path
+    )
+
+    assert worker.wait() == 0, worker.stderr
+    assert int((tmp_path / "objects").read_text()) > 50_000
