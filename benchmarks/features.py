@@ -10,10 +10,11 @@ import statistics
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Generator  # noqa: TC003 - the queue reads the annotation
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import click
 from sqlalchemy import MetaData, create_engine
@@ -70,8 +71,12 @@ def _middleware(call: Callable[[], Any], ctx: Context[Any]) -> Any:
     return call()
 
 
+class _Resources(TypedDict):
+    mailer: object
+
+
 @contextmanager
-def _provider(ctx: Context[Any]) -> Iterator[Mapping[str, Any]]:
+def _provider(ctx: Context[Any]) -> Generator[_Resources]:
     yield {"mailer": None}
 
 

@@ -24,7 +24,7 @@ from support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT))  # they are beside the tests, and not installed
 
-from benchmarks import compare, plot, report, targets  # noqa: E402
+from benchmarks import compare, features, plot, report, targets  # noqa: E402
 from benchmarks.arena import PeerArena, ended  # noqa: E402
 from benchmarks.workloads import WORKLOADS, memory  # noqa: E402
 
@@ -327,6 +327,15 @@ def test_a_failed_peer_is_told_and_ours_decides(
     assert "awa FAILED: no such table" in printed
     assert "mean nothing" not in printed
     assert told(measurements, tmp_path, failures=[(OURS, "W3: lost a job")]) == 1
+
+
+@pytest.mark.parametrize("feature", features.DRAINS, ids=lambda feature: feature.name)
+def test_each_feature_that_is_measured_is_drained(
+    module_engine: Engine, feature: features.Feature
+) -> None:
+    features.App().jobs.metadata.create_all(module_engine)
+
+    assert features.drain(module_engine, feature, 100) > 0
 
 
 def test_every_workload_has_a_target() -> None:
