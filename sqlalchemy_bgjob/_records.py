@@ -14,7 +14,7 @@ from ._drafts import validation
 from ._drafts.draft import UNTYPED
 from ._handlers.registry import Registry
 from ._inspect.records import Found, JobRecord, find
-from .models import MinuteMixin, Models, Recording, RecordMixin
+from .models import AuditMixin, MinuteMixin, Models, Recording, RecordMixin
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -40,6 +40,11 @@ class HasRecords:
     def Minute(self) -> type[MinuteMixin]:  # noqa: N802
         """The mapped class of what workers have counted; it is there with ``records=True``."""
         return cast(type[MinuteMixin], self._recording().Minute)
+
+    @property
+    def Audit(self) -> type[AuditMixin]:  # noqa: N802
+        """The mapped class of the audit, which is there with ``records=True``."""
+        return cast(type[AuditMixin], self._recording().Audit)
 
     def _recording(self) -> Recording:
         recording = self.models.recording

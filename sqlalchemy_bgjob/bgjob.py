@@ -79,8 +79,9 @@ class BGJob(
         schema: The tables' schema; by default that of the MetaData.
         table_prefix: Begins the tables' names, at most 32 bytes.
         models: The user's own ``(Job, DeadJob)``, built on JobMixin and DeadJobMixin.
-        records: Whether there are tables of records too, ``Record`` and ``Minute``: for handlers
-            with ``record=``, and for what workers count each minute.
+        records: Whether there are tables of records too, ``Record``, ``Minute`` and ``Audit``: for
+            handlers with ``record=``, for what workers count each minute, and for what is done by
+            the dashboard and the command line.
         record_all: Seconds or a timedelta for which a record is kept of the jobs of every handler
             that does not say ``record=`` itself. It asks for the tables too.
         provide: ``f(ctx)`` that returns a context manager, annotated to yield a TypedDict, which
@@ -96,6 +97,7 @@ class BGJob(
         Batch: The mapped class of batches.
         Record: The mapped class of records, with ``records=True``.
         Minute: The mapped class of what workers have counted, with ``records=True``.
+        Audit: The mapped class of what the dashboard and commands have done, with ``records=True``.
         Base: The declarative base of these, for ``Session(binds={jobs.Base: engine})``.
 
     Raises:

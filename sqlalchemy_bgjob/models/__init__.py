@@ -18,9 +18,10 @@ from ._errors import PastError, error_type_of, parsed_errors
 from ._flow_columns import BatchMixin, ControlMixin, ScheduleMixin
 from ._lease import lease_at_insert
 from ._mapping import Models, Recording, build_models, check_names
-from ._record_columns import MinuteMixin, RecordMixin
+from ._record_columns import AuditMixin, MinuteMixin, RecordMixin
 
 __all__ = [
+    "AuditMixin",
     "BatchMixin",
     "ControlMixin",
     "DeadJobMixin",

@@ -20,7 +20,7 @@ from ._flow_columns import (
     SeatMixin,
     UniquePeriodMixin,
 )
-from ._record_columns import MinuteMixin, RecordMixin
+from ._record_columns import AuditMixin, MinuteMixin, RecordMixin
 
 STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
     "job": {
@@ -42,6 +42,7 @@ STORAGE: Final[Mapping[str, Mapping[str, str]]] = {
     "batch": {},
     "record": {},
     "minute": {},
+    "audit": {},
 }
 
 
@@ -143,6 +144,7 @@ _finish_when_mapped(ControlMixin, "control")
 _finish_when_mapped(SeatMixin, "seat")
 _finish_when_mapped(UniquePeriodMixin, "unique_period")
 _finish_when_mapped(MinuteMixin, "minute")
+_finish_when_mapped(AuditMixin, "audit")
 
 
 @event.listens_for(ScheduleMixin, "after_mapper_constructed", propagate=True)

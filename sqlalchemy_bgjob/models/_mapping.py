@@ -19,7 +19,7 @@ from ._flow_columns import (
     SeatMixin,
     UniquePeriodMixin,
 )
-from ._record_columns import MinuteMixin, RecordMixin
+from ._record_columns import AuditMixin, MinuteMixin, RecordMixin
 
 _OTHERS: Final[Mapping[str, tuple[type, str]]] = {
     "WorkerRow": (WorkerMixin, "worker"),
@@ -42,6 +42,7 @@ class Recording:
 
     Record: type[Any]
     Minute: type[Any]
+    Audit: type[Any]
     keep: float | None
 
     @property
@@ -53,6 +54,16 @@ class Recording:
     def minute(self) -> Table:
         """The table of counts."""
         return cast(Table, self.Minute.__table__)
+
+    @property
+    def audit(self) -> Table:
+        """The table of what was done by the dashboard and the command line."""
+        return cast(Table, self.Audit.__table__)
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All of them."""
+        return self.record, self.minute, self.audit
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -120,7 +131,7 @@ class Models:
     @property
     def tables(self) -> tuple[Table, ...]:
         """All of them, in the order of :data:`KINDS`; those of records come last."""
-        extra = () if self.recording is None else (self.recording.record, self.recording.minute)
+        extra = () if self.recording is None else self.recording.tables
         return (*(getattr(self, kind) for kind in KINDS), *extra)
 
 
@@ -219,11 +230,12 @@ def _recording(models: Models, keep: float | None) -> Recording:
     def mapped(name: str, mixin: type, kind: str) -> type[Any]:
         return _map(models.Base, name, mixin, f"{models.table_prefix}{kind}", models.schema)
 
-    record, minute = (
+    return Recording(
         mapped("Record", RecordMixin, "record"),
         mapped("Minute", MinuteMixin, "minute"),
+        mapped("Audit", AuditMixin, "audit"),
+        keep,
     )
-    return Recording(record, minute, keep)
 
 
 def _guarded(models: Models) -> Models:

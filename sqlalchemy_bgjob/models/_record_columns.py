@@ -1,4 +1,4 @@
-"""The columns of the two tables of records: how jobs have ended, and counts of each minute.
+"""The columns of the tables of records: how jobs have ended, counts of each minute, and the audit.
 
 A BGJob has them only if it is asked to.
 """
@@ -99,3 +99,25 @@ class MinuteMixin:
     # Seconds of all of them together.
     waited: Mapped[float] = mapped_column(Float(53), nullable=False)
     ran: Mapped[float] = mapped_column(Float(53), nullable=False)
+
+
+class AuditMixin:
+    """What somebody has done by the dashboard or the command line, and committed with its effect.
+
+    Rows are inserted, and deleted when they are old. Nobody changes them.
+    """
+
+    # The server's clock, at the begin of the transaction.
+    at: Mapped[datetime] = mapped_column(moment, primary_key=True, server_default=func.now())
+    id: Mapped[str] = mapped_column(text, primary_key=True)
+    # As access= of the dashboard names the visitor, or user@host; null if it names nobody.
+    who: Mapped[str | None] = mapped_column(text)
+    # dashboard or command line
+    origin: Mapped[str] = mapped_column(text, nullable=False)
+    verb: Mapped[str] = mapped_column(text, nullable=False)
+    # How many rows: jobs, dead jobs, or the one of a queue or schedule.
+    changed: Mapped[int] = mapped_column(BigInteger, nullable=False)
+    # On what: an object with ids, a search, a queue, and the like. No value of an arg is in it.
+    details: Mapped[dict[str, Any]] = mapped_column(json_column, nullable=False)
+    # The arg and headers that were given, without secrets.
+    given: Mapped[dict[str, Any] | None] = mapped_column(json_column)

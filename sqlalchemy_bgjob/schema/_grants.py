@@ -106,15 +106,24 @@ def _needs_of_records(task: Task) -> Iterator[Privilege]:
             yield from (Privilege("record", verb) for verb in _ALL)
             # To lock old rows, so that two workers delete different ones, is an UPDATE.
             yield from (Privilege("minute", verb) for verb in _ALL)
+            yield from (Privilege("audit", verb) for verb in ("SELECT", "DELETE"))
+            yield Privilege("audit", "UPDATE", ("id",))  # enough to lock a row
         case "operator":
             # A cancel of a queued job writes its record.
             yield from (Privilege("record", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("minute", "SELECT")
+            # Who acts can write down what was done, but not when, and can take nothing back.
+            yield Privilege("audit", "SELECT")
+            yield Privilege("audit", "INSERT", _columns_of_records("audit", but="at"))
         case "dashboard":
-            record = table_of(records_1(None, ""), "record", None, "")
-            columns = (column.name for column in record.c if column.name != "result")
-            yield Privilege("record", "SELECT", tuple(columns))
+            yield Privilege("record", "SELECT", _columns_of_records("record", but="result"))
             yield Privilege("minute", "SELECT")
+            yield Privilege("audit", "SELECT", _columns_of_records("audit", but="given"))
+
+
+def _columns_of_records(kind: str, *, but: str) -> tuple[str, ...]:
+    table = table_of(records_1(None, ""), kind, None, "")
+    return tuple(column.name for column in table.c if column.name != but)
 
 
 def _needs(task: Task) -> Iterator[Privilege]:

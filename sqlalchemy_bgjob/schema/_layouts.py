@@ -28,6 +28,7 @@ _SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
 _RECORDS_SINCE_ALWAYS: Final[Mapping[str, frozenset[str]]] = {
     "record": frozenset({"keep_until", "job_id"}),
     "minute": frozenset({"waits", "outcome"}),
+    "audit": frozenset({"verb", "origin"}),
 }
 """The same, of tables that are there only if they are asked for."""
 

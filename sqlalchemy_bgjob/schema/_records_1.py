@@ -1,5 +1,6 @@
 """Version 1 of the tables of records, which are there only if they are asked for."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -16,18 +17,20 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    func,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.schema import CreateIndex, CreateTable, DropTable
 
 from ._elements import CreateSchemaIfMissing, Operations, table_of
 
-RECORD_KINDS: Final = ("record", "minute")
+RECORD_KINDS: Final = ("record", "minute", "audit")
 
 
 def records_1(schema: str | None, prefix: str) -> MetaData:
     metadata = MetaData()
     moment = DateTime(timezone=True)
+    json = JSON(none_as_null=True).with_variant(JSONB(), "postgresql")
 
     def needed(name: str, type_: Any = Text) -> Column[Any]:
         return Column(name, type_, nullable=False, autoincrement=False)
@@ -42,7 +45,7 @@ def records_1(schema: str | None, prefix: str) -> MetaData:
         needed("attempt", Integer),
         needed("lease", BigInteger),
         Column("worker", BigInteger),
-        Column("progress", JSON(none_as_null=True).with_variant(JSONB(), "postgresql")),
+        Column("progress", json),
         Column("result", LargeBinary),
         Column("result_content_type", Text),
         Column("error", Text),
@@ -73,14 +76,30 @@ def records_1(schema: str | None, prefix: str) -> MetaData:
         PrimaryKeyConstraint(*key, name=f"{prefix}minute_pkey"),
         schema=schema,
     )
+    Table(
+        f"{prefix}audit",
+        metadata,
+        Column("at", moment, nullable=False, server_default=func.now()),
+        needed("id"),
+        Column("who", Text),
+        needed("origin"),
+        needed("verb"),
+        needed("changed", BigInteger),
+        needed("details", json),
+        Column("given", json),
+        PrimaryKeyConstraint("at", "id", name=f"{prefix}audit_pkey"),
+        schema=schema,
+    )
     return metadata
 
 
-def upgrade(op: Operations, schema: str | None, prefix: str) -> None:
+def upgrade(
+    op: Operations, schema: str | None, prefix: str, kinds: Iterable[str] = RECORD_KINDS
+) -> None:
     if schema is not None:
         op.execute(CreateSchemaIfMissing(schema))
     tables = records_1(schema, prefix)
-    for kind in RECORD_KINDS:
+    for kind in kinds:
         table = table_of(tables, kind, schema, prefix)
         op.execute(CreateTable(table))
         for index in sorted(table.indexes, key=lambda index: str(index.name)):

@@ -22,9 +22,13 @@ NEEDED: Final[dict[str, Mapping[str, str]]] = {
     "unique_period": _ALL,
 }
 """The commands that a worker runs on each table, by the letters of ``pg_policy``."""
-OF_RECORDS: Final[dict[str, Mapping[str, str]]] = {"record": _ALL, "minute": _ALL}
+OF_RECORDS: Final[dict[str, Mapping[str, str]]] = {
+    "record": _ALL,
+    "minute": _ALL,
+    "audit": {"r": "SELECT", "w": "UPDATE", "d": "DELETE"},
+}
 """The same, where there are tables of records."""
-_BESIDE: Final = ("unique_period", "minute")
+_BESIDE: Final = ("unique_period", "minute", "audit")
 """Tables without which jobs are run all the same."""
 
 

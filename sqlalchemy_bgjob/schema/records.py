@@ -57,7 +57,10 @@ def upgrade(
     if connection is not None:
         require_own_tables(connection, schema=schema, table_prefix=table_prefix, records=True)
     if from_version < to_version:
-        _records_1.upgrade(op, schema, table_prefix)
+        # Those that were made before there was an audit stay as they are.
+        lacks_audit = connection is not None and _found(connection, schema, table_prefix)[0]
+        kinds = ("audit",) if lacks_audit else RECORD_KINDS
+        _records_1.upgrade(op, schema, table_prefix, kinds)
         table = table_of(records_1(schema, table_prefix), "record", schema, table_prefix)
         table.comment = comment_of(to_version)
         op.execute(SetTableComment(table))
@@ -93,10 +96,17 @@ def _check_versions(verb: str, lower: int, higher: int) -> None:
 def db_version(
     connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
 ) -> int:
-    """The version of the tables of records in the database; 0 if there are none."""
-    name = qualified(translated(connection, schema), f"{table_prefix}record")
-    comment = connection.execute(_COMMENT_OF, {"name": name}).scalar()
-    return version_in(comment)
+    """The version of the tables of records in the database; 0 if there are none, or not all."""
+    version, is_whole = _found(connection, schema, table_prefix)
+    return version if is_whole else 0
+
+
+def _found(connection: Connection, schema: str | None, table_prefix: str) -> tuple[int, bool]:
+    """The version that the comment names, and whether the audit is there too."""
+    where = translated(connection, schema)
+    given = {kind: qualified(where, f"{table_prefix}{kind}") for kind in ("record", "audit")}
+    comment, is_whole = connection.execute(_COMMENT_AND_AUDIT, given).one()
+    return version_in(comment), is_whole
 
 
 def check(
@@ -125,7 +135,7 @@ def frozen_tables(
         yield from records_1(schema, table_prefix).tables.values()
 
 
-_COMMENT_OF = text(
-    "SELECT obj_description(oid, 'pg_class') FROM pg_catalog.pg_class"
-    " WHERE oid = to_regclass(CAST(:name AS TEXT))"
+_COMMENT_AND_AUDIT = text(
+    "SELECT obj_description(to_regclass(CAST(:record AS TEXT)), 'pg_class'),"
+    " to_regclass(CAST(:audit AS TEXT)) IS NOT NULL"
 )

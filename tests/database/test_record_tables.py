@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.core
 
 every_name = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-ENDS = ("record", "minute")
+ENDS = ("record", "minute", "audit")
 
 
 def with_records(names: Names) -> MetaData:
@@ -134,7 +134,7 @@ def test_the_shipped_revisions_have_a_branch_for_them(project: Callable[..., Pro
 
     site = replace_locations(site, (f"{here}/versions", f"{here}/records"))
     site.upgrade()
-    assert set(record_tables(site.connection, Names())) == {"bgjob_record", "bgjob_minute"}
+    assert set(record_tables(site.connection, Names())) == {f"bgjob_{end}" for end in ENDS}
     site.downgrade("bgjob_records@base")
     assert record_tables(site.connection, Names()) == {}
 
@@ -155,6 +155,21 @@ def test_migrate_can_be_run_again(connection: Connection) -> None:
 
     schema.records.check(connection)
     assert schema.records.db_version(connection) == 1
+
+
+def test_tables_made_before_the_audit_get_it(connection: Connection) -> None:
+    """Until then they are not those that a worker with records needs."""
+    schema.migrate(connection, records=True)
+    made = record_tables(connection, Names())
+    connection.exec_driver_sql("DROP TABLE bgjob_audit")
+    assert schema.records.db_version(connection) == 0
+    with pytest.raises(RecordsOutOfDate, match="migrate --records"):
+        schema.records.check(connection)
+
+    schema.migrate(connection, records=True)
+
+    assert record_tables(connection, Names()) == made
+    schema.records.check(connection)
 
 
 def test_the_online_migration_makes_them_too(engine: Engine) -> None:
