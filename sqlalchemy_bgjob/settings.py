@@ -136,6 +136,12 @@ class WorkerSettings:
         unit="seconds",
         most=3_000_000_000,
     )
+    audit_keep: float = _setting(
+        31_536_000.0,
+        "how long rows of the audit are kept, with BGJob(records=True); 0 is for ever",
+        unit="seconds",
+        most=3_000_000_000,
+    )
     until_idle: bool = _setting(
         False, "whether to stop once nothing is due and this worker runs nothing"
     )
@@ -206,6 +212,7 @@ class SettingOptions(TypedDict, total=False):
     max_stuck: float
     dead_keep: float
     counts_keep: float
+    audit_keep: float
     until_idle: bool
     max_jobs: int
     max_lifetime: float

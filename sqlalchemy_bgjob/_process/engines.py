@@ -165,6 +165,7 @@ _ADVICE: Final = {
     "3D000": "correct the URL's database, or create it",
     "42501": "sqlalchemy-bgjob grants prints what each kind of role needs, and only a role that "
     "may create tables can migrate",
+    "42P01": "if a table of records is missing, run sqlalchemy-bgjob migrate --records",
     "53300": "try again, or raise the server's max_connections",
 }
 """By SQLSTATE: what to do next."""

@@ -9,6 +9,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from ..models import Models
+from .audit import AuditStatements
 from .cancel import CancelStatements
 from .claim import ClaimStatements
 from .claim_by_time import ClaimByTimeStatements
@@ -54,6 +55,8 @@ class Statements:
         recording = models.recording
         self.records: Final = None if recording is None else RecordStatements(tables, recording)
         """None without tables of records."""
+        self.audit: Final = None if recording is None else AuditStatements(recording)
+        """The same."""
 
     def claims(self, *, by_time: bool) -> ClaimStatements:
         """Those that read a queue by time before priority, or by priority before time."""

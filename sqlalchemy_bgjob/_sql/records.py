@@ -265,17 +265,18 @@ class RecordStatements:
         Those that somebody has locked are passed over. Parameter: limit.
         """
         old = self._record.alias("old")
-        return _deleted(self._record, old, old.c.keep_until, func.statement_timestamp())
+        return too_old(self._record, old, old.c.keep_until, func.statement_timestamp())
 
     @cached_property
     def delete_old_counts(self) -> Executable:
         """The same of counts of a certain age. Parameters: age (timedelta), limit."""
         old = self._minute.alias("old")
         before = func.statement_timestamp() - parameter("age", Interval)
-        return _deleted(self._minute, old, old.c.at, before)
+        return too_old(self._minute, old, old.c.at, before)
 
 
-def _deleted(table: Table, old: Any, time: Any, before: ColumnElement[Any]) -> Executable:
+def too_old(table: Table, old: Any, time: Any, before: ColumnElement[Any]) -> Executable:
+    """Delete rows of a time before, the oldest first, but locked ones; returns how many."""
     locked: Select[Any] = (
         select(literal_column("old.ctid"))
         .select_from(old)

@@ -5,7 +5,7 @@ terms must fit, a comma is "or", a minus in front is "not", and quotes hold spac
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from .._db.errors import did_you_mean
@@ -91,6 +91,15 @@ class Search:
     def without(self, field: str) -> "Search":
         """The same without the terms of a field."""
         return Search(tuple(term for term in self.terms if term.field != field))
+
+    def hiding_args(self, word: str) -> "Search":
+        """The same with a word in place of each value of an arg: to be told, and not to be used."""
+        return Search(
+            tuple(
+                replace(term, values=(word,)) if term.field == "arg" else term
+                for term in self.terms
+            )
+        )
 
     def __str__(self) -> str:
         return " ".join(_written(term) for term in self.terms)

@@ -31,7 +31,7 @@ class Access:
 
     Attributes:
         can: The permissions; by default all. Without any the visitor may read.
-        user: Who it is: told in the log of actions, and as who has paused something.
+        user: Who it is: told in the log of actions and the audit, and as who has paused something.
         args: Whether the visitor sees args and headers of jobs.
 
     Raises:

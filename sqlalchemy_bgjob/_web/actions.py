@@ -3,8 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -16,11 +16,13 @@ from .._db.printable import printable
 from .._drafts.validation import CONTENT_TYPE
 from .._inspect import jobs as reads
 from .._inspect.own_columns import add_own_columns
+from .._lifecycle import audit
 from ..exceptions import InvalidArg, JobAlreadyExists
+from ..settings import MAX_ID_LENGTH
 from .access import Permission
 from .one_job import is_own
 from .pages import MOST_AT_ONCE, chosen
-from .redaction import loaded, pretty
+from .redaction import HIDDEN, loaded, pretty
 from .visit import Visit
 from .words import iso, local
 
@@ -31,85 +33,81 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What an action did: a sentence for people, numbers for scripts, and where to go on."""
+    """What an action did: a sentence for people, numbers for scripts, and where to go on.
+
+    And for the audit how many rows it changed, on what it was, and which arg or headers it gave.
+    """
 
     words: str
     facts: dict[str, Any]
     to: str
+    changed: int
+    details: dict[str, Any]
+    given: dict[str, Any] = field(default_factory=dict)
 
 
-Action = Callable[[Visit], Awaitable[Done]]
+Action = Callable[[Visit, Connection], Done]
+"""Acts in the transaction that it gets, which is committed when it returns."""
 
 
-async def cancel(visit: Visit) -> Done:
+def cancel(visit: Visit, connection: Connection) -> Done:
     """Cancel live jobs."""
-    which, _ = _which(visit, "live")
-    jobs = visit.site.jobs
-    done = await visit.act(
-        lambda connection: jobs.cancel_where(connection, which, limit=MOST_AT_ONCE)
-    )
+    which, details = _which(visit, "live")
+    done = visit.site.jobs.cancel_where(connection, which, limit=MOST_AT_ONCE)
     words = f"Cancelled {_jobs(done.cancelled)}."
     if done.asked:
         words += f" Asked the workers of {_jobs(done.asked)} to end them."
-    return Done(words, {"cancelled": done.cancelled, "asked": done.asked}, "jobs")
+    facts = {"cancelled": done.cancelled, "asked": done.asked}
+    return Done(words, facts, "jobs", done.cancelled + done.asked, details)
 
 
-async def run(visit: Visit) -> Done:
+def run(visit: Visit, connection: Connection) -> Done:
     """Let jobs that are scheduled for later run now."""
-    which, _ = _which(visit, "live")
-    jobs = visit.site.jobs
-    count = await visit.act(lambda connection: jobs.run_now(connection, which, limit=MOST_AT_ONCE))
-    return Done(f"{_jobs(count)} due now.", {"due": count}, "jobs")
+    which, details = _which(visit, "live")
+    count = visit.site.jobs.run_now(connection, which, limit=MOST_AT_ONCE)
+    return Done(f"{_jobs(count)} due now.", {"due": count}, "jobs", count, details)
 
 
-async def redrive(visit: Visit) -> Done:
+def redrive(visit: Visit, connection: Connection) -> Done:
     """Bring dead jobs back."""
-    which, _ = _which(visit, "dead")
+    which, details = _which(visit, "dead")
     per_second = _given(visit, "per_second", _number)
     site = visit.site
-
-    def work(connection: Connection) -> Any:
-        if site.is_bare:
-            add_own_columns(connection, site.models)
-        return site.jobs.redrive(connection, which, limit=MOST_AT_ONCE, per_second=per_second)
-
-    done = await visit.act(work)
+    if site.is_bare:
+        add_own_columns(connection, site.models)
+    done = site.jobs.redrive(connection, which, limit=MOST_AT_ONCE, per_second=per_second)
     words = f"Redrove {_jobs(len(done.ids))}."
     if done.left:
         words += f" {_jobs(len(done.left))} stay dead: a live job has the same id or unique key."
-    return Done(words, {"redriven": len(done.ids), "left": len(done.left)}, "dead")
+    facts = {"redriven": len(done.ids), "left": len(done.left)}
+    return Done(words, facts, "dead", len(done.ids), details | {"per_second": per_second})
 
 
-async def delete(visit: Visit) -> Done:
+def delete(visit: Visit, connection: Connection) -> Done:
     """Delete dead jobs."""
-    which, _ = _which(visit, "dead")
-    jobs = visit.site.jobs
-    count = await visit.act(
-        lambda connection: jobs.prune(connection, 0.0, which, limit=MOST_AT_ONCE)
-    )
-    return Done(f"Deleted {_jobs(count, 'dead job')}.", {"deleted": count}, "dead")
+    which, details = _which(visit, "dead")
+    count = visit.site.jobs.prune(connection, 0.0, which, limit=MOST_AT_ONCE)
+    words = f"Deleted {_jobs(count, 'dead job')}."
+    return Done(words, {"deleted": count}, "dead", count, details)
 
 
-async def edit(visit: Visit) -> Done:
+def edit(visit: Visit, connection: Connection) -> Done:
     """Give a dead job another arg."""
     if not visit.access.args:
         raise HTTPException(403, "You may not see args, nor change them.")
     row_id, site = visit.asked("row"), visit.site
     value = _json(visit.asked("arg"))
-
-    def work(connection: Connection) -> str:
-        with Session(connection, join_transaction_mode="rollback_only") as session:
-            dead = session.get(site.jobs.DeadJob, row_id, with_for_update=True)
-            if dead is None:
-                raise HTTPException(404, "This dead job is gone: redriven, or deleted.")
-            before = _old_value(dead)
-            # A row is assigned bytes of JSON as what they stand for: the handler's type checks it.
-            dead.arg = site.redaction.restored(value, before)
-            session.flush()
-            return str(dead.job_id)
-
-    id = await visit.act(work)
-    return Done("The arg is changed.", {"id": id}, f"job?id={id}")
+    with Session(connection, join_transaction_mode="rollback_only") as session:
+        dead = session.get(site.jobs.DeadJob, row_id, with_for_update=True)
+        if dead is None:
+            raise HTTPException(404, "This dead job is gone: redriven, or deleted.")
+        before = _old_value(dead)
+        # A row is assigned bytes of JSON as what they stand for: the handler's type checks it.
+        dead.arg = site.redaction.restored(value, before)
+        session.flush()
+        id = str(dead.job_id)
+    given = {"arg": site.redaction.shown(value)}
+    return Done("The arg is changed.", {"id": id}, f"job?id={id}", 1, {"id": id}, given)
 
 
 def _old_value(job: Any) -> Any:
@@ -129,30 +127,34 @@ def _old_value(job: Any) -> Any:
         return None
 
 
-async def change(visit: Visit) -> Done:
+def change(visit: Visit, connection: Connection) -> Done:
     """Give a queued job another arg, headers, priority or time, if it still is as it was shown."""
     id, site = visit.asked("id"), visit.site
     lease = _whole(visit, "lease")
     with_arg = "arg" in visit.form
     if not visit.access.args and (with_arg or "headers" in visit.form):
         raise HTTPException(403, "You may not see args and headers, nor change them.")
-
-    def work(connection: Connection) -> list[str]:
-        job = next(iter(reads.all_of(connection, site.statements, id, args=with_arg)), None)
-        if job is None or job.row_id is not None:
-            raise HTTPException(404, "This job is gone: it has ended, or was cancelled.")
-        if visit.asked("shown") not in ("", iso(job.updated_at)):
-            raise _changed_meanwhile("running" if job.claimed_by is not None else "changed")
-        changes = _changes(visit, job)
-        if changes:
-            answer = site.jobs.edit(connection, id, lease=lease, **changes)
-            if answer != "edited":
-                raise _changed_meanwhile(answer)
-        return sorted(changes)
-
-    names = await visit.act(work)
+    job = next(iter(reads.all_of(connection, site.statements, id, args=with_arg)), None)
+    if job is None or job.row_id is not None:
+        raise HTTPException(404, "This job is gone: it has ended, or was cancelled.")
+    if visit.asked("shown") not in ("", iso(job.updated_at)):
+        raise _changed_meanwhile("running" if job.claimed_by is not None else "changed")
+    changes = _changes(visit, job)
+    if changes:
+        answer = site.jobs.edit(connection, id, lease=lease, **changes)
+        if answer != "edited":
+            raise _changed_meanwhile(answer)
+    names = sorted(changes)
     words = f"Changed {', '.join(names)}." if names else "Nothing was to be changed."
-    return Done(words, {"id": id, "changed": names}, f"job?id={id}")
+    given = {name: changes.pop(name) for name in ("arg", "headers") if name in changes}
+    return Done(
+        words,
+        {"id": id, "changed": names},
+        f"job?id={id}",
+        1 if names else 0,
+        {"id": id, **changes},
+        site.redaction.shown(given),
+    )
 
 
 def _changed_meanwhile(answer: str | None) -> HTTPException:
@@ -192,32 +194,27 @@ def _own_headers(job: reads.JobInfo) -> dict[str, Any]:
     return {name: value for name, value in job.headers.items() if is_own(name)}
 
 
-async def copy(visit: Visit) -> Done:
+def copy(visit: Visit, connection: Connection) -> Done:
     """Enqueue a new job with the type, arg, queue and priority of another one."""
     id, row_id, site = visit.asked("id"), visit.asked("row"), visit.site
-
-    def work(connection: Connection) -> str:
-        found = reads.all_of(connection, site.statements, id, args=True)
-        job = next((one for one in found if (one.row_id or "") == row_id), None)
-        if job is None:
-            raise HTTPException(404, "This job is gone.")
-        kept = _own_headers(job)
-        arg: Any = job.arg
-        if arg is not None and not job.headers.get(CONTENT_TYPE):
-            arg = loaded(arg)
-        made = site.jobs.enqueue(
-            connection, job.type, arg, queue=job.queue, priority=job.priority, headers=kept or None
-        )
-        return made.id
-
-    new = await visit.act(work)
-    return Done("Enqueued a copy.", {"id": new}, f"job?id={new}")
+    found = reads.all_of(connection, site.statements, id, args=True)
+    job = next((one for one in found if (one.row_id or "") == row_id), None)
+    if job is None:
+        raise HTTPException(404, "This job is gone.")
+    kept = _own_headers(job)
+    arg: Any = job.arg
+    if arg is not None and not job.headers.get(CONTENT_TYPE):
+        arg = loaded(arg)
+    new = site.jobs.enqueue(
+        connection, job.type, arg, queue=job.queue, priority=job.priority, headers=kept or None
+    ).id
+    return Done("Enqueued a copy.", {"id": new}, f"job?id={new}", 1, {"id": new, "of": id})
 
 
-async def enqueue(visit: Visit) -> Done:
+def enqueue(visit: Visit, connection: Connection) -> Done:
     """Enqueue a job of a registered handler."""
-    type, jobs = visit.asked("type"), visit.site.jobs
-    handler = jobs.registry.find_type(type)
+    type, site = visit.asked("type"), visit.site
+    handler = site.jobs.registry.find_type(type)
     if handler is None:
         raise HTTPException(404, "This process has no handler of this type.")
     text = visit.asked("arg").strip()
@@ -228,69 +225,68 @@ async def enqueue(visit: Visit) -> Done:
     }
     if visit.asked("queue").strip():
         options["queue"] = visit.asked("queue").strip()
-    ref = await visit.act(lambda connection: jobs.enqueue(connection, type, arg, **options))
-    return Done("Enqueued.", {"id": ref.id}, f"job?id={ref.id}")
+    id = site.jobs.enqueue(connection, type, arg, **options).id
+    given = {"arg": site.redaction.shown(arg)} if text else {}
+    details = {"id": id, "type": type, **options}
+    return Done("Enqueued.", {"id": id}, f"job?id={id}", 1, details, given)
 
 
-async def pause(visit: Visit) -> Done:
+def pause(visit: Visit, connection: Connection) -> Done:
     """Pause a queue, with a reason and an end."""
-    queue, jobs = visit.asked("queue"), visit.site.jobs
+    queue = visit.asked("queue")
     minutes = _given(visit, "minutes", _number)
     reason = visit.asked("reason").strip() or None
     until = None if minutes is None else minutes * 60
-    await visit.act(
-        lambda connection: jobs.pause(
-            connection, queue, by=visit.access.user, reason=reason, until=until
-        )
-    )
-    return Done(f"Paused the queue {queue}.", {"queue": queue}, "queues")
+    visit.site.jobs.pause(connection, queue, by=visit.access.user, reason=reason, until=until)
+    details = {"queue": queue, "reason": reason, "until": until}
+    return Done(f"Paused the queue {queue}.", {"queue": queue}, "queues", 1, details)
 
 
-async def resume(visit: Visit) -> Done:
+def resume(visit: Visit, connection: Connection) -> Done:
     """Resume a queue."""
-    queue, jobs = visit.asked("queue"), visit.site.jobs
-    was_paused = await visit.act(lambda connection: jobs.resume(connection, queue))
+    queue = visit.asked("queue")
+    was_paused = visit.site.jobs.resume(connection, queue)
     words = f"Resumed the queue {queue}." if was_paused else f"The queue {queue} was not paused."
-    return Done(words, {"queue": queue, "was_paused": was_paused}, "queues")
+    facts = {"queue": queue, "was_paused": was_paused}
+    return Done(words, facts, "queues", int(was_paused), {"queue": queue})
 
 
-async def slots(visit: Visit) -> Done:
+def slots(visit: Visit, connection: Connection) -> Done:
     """Set how many jobs of a queue each worker runs; nothing takes the number back."""
-    queue, jobs = visit.asked("queue"), visit.site.jobs
+    queue = visit.asked("queue")
     number = _given(visit, "slots", _whole)
-    await visit.act(lambda connection: jobs.set_slots(connection, queue, number))
+    visit.site.jobs.set_slots(connection, queue, number)
     words = "as each worker was started" if number is None else f"{number} in each worker"
-    return Done(f"Slots of {queue}: {words}.", {"queue": queue, "slots": number}, "queues")
+    facts = {"queue": queue, "slots": number}
+    details = facts | {"slots": "default" if number is None else number}
+    return Done(f"Slots of {queue}: {words}.", facts, "queues", 1, details)
 
 
-async def schedule_pause(visit: Visit) -> Done:
+def schedule_pause(visit: Visit, connection: Connection) -> Done:
     """Pause a schedule."""
-    name, jobs = visit.asked("name"), visit.site.jobs
+    name = visit.asked("name")
     reason = visit.asked("reason").strip() or None
-    found = await visit.act(
-        lambda connection: jobs.schedules.pause(
-            connection, name, by=visit.access.user, reason=reason
-        )
-    )
-    if not found:
+    schedules = visit.site.jobs.schedules
+    if not schedules.pause(connection, name, by=visit.access.user, reason=reason):
         raise HTTPException(404, "There is no such schedule.")
-    return Done(f"Paused the schedule {name}.", {"name": name}, "schedules")
+    details = {"name": name, "reason": reason}
+    return Done(f"Paused the schedule {name}.", {"name": name}, "schedules", 1, details)
 
 
-async def schedule_resume(visit: Visit) -> Done:
+def schedule_resume(visit: Visit, connection: Connection) -> Done:
     """Resume a schedule."""
-    name, jobs = visit.asked("name"), visit.site.jobs
-    next_at = await visit.act(lambda connection: jobs.schedules.resume(connection, name))
-    if next_at is None:
+    name = visit.asked("name")
+    if visit.site.jobs.schedules.resume(connection, name) is None:
         raise HTTPException(404, "There is no such schedule that is paused.")
-    return Done(f"Resumed the schedule {name}.", {"name": name}, "schedules")
+    return Done(f"Resumed the schedule {name}.", {"name": name}, "schedules", 1, {"name": name})
 
 
-async def schedule_run(visit: Visit) -> Done:
+def schedule_run(visit: Visit, connection: Connection) -> Done:
     """Enqueue a schedule's job now."""
-    name, jobs = visit.asked("name"), visit.site.jobs
-    id = await visit.act(lambda connection: jobs.schedules.run_now(connection, name))
-    return Done(f"Enqueued a job of {name}.", {"id": id}, f"job?id={id}")
+    name = visit.asked("name")
+    id = visit.site.jobs.schedules.run_now(connection, name)
+    details = {"id": id, "name": name}
+    return Done(f"Enqueued a job of {name}.", {"id": id}, f"job?id={id}", 1, details)
 
 
 ACTIONS: Final[dict[str, tuple[Permission, Action]]] = {
@@ -313,7 +309,7 @@ ACTIONS: Final[dict[str, tuple[Permission, Action]]] = {
 
 
 async def perform(visit: Visit, name: str) -> Done:
-    """Do an action, if the visitor may, and log it.
+    """Do an action, if the visitor may; write it down with its effect; and log it.
 
     Raises:
         HTTPException: There is no such action, the visitor may not, or it can't be done.
@@ -323,8 +319,23 @@ async def perform(visit: Visit, name: str) -> Done:
         raise HTTPException(404, "There is no such action.")
     permission, act = found
     visit.demand(permission)
+
+    def work(connection: Connection) -> Done:
+        done = act(visit, connection)
+        audit.write(
+            connection,
+            visit.site.statements,
+            who=visit.access.user,
+            origin="dashboard",
+            verb=name,
+            changed=done.changed,
+            details=done.details,
+            given=done.given,
+        )
+        return done
+
     try:
-        done = await act(visit)
+        done = await visit.act(work)
     except (InvalidArg, JobAlreadyExists, LookupError, ValueError, TypeError) as error:
         raise HTTPException(400, str(error)) from None
     by = visit.access.user or "unknown"
@@ -339,15 +350,18 @@ async def perform(visit: Visit, name: str) -> Done:
     return done
 
 
-def _which(visit: Visit, kind: str) -> tuple[Any, list[str]]:
-    """The jobs that are meant: the condition, and the ids if some were selected."""
+def _which(visit: Visit, kind: str) -> tuple[Any, dict[str, Any]]:
+    """The jobs that are meant: the condition, and what the audit says of it."""
     _, search, problem = visit.search()
     if problem is not None:
         raise HTTPException(400, problem)
     whole, ids = bool(visit.asked("whole")), visit.all_asked("id")
     if whole == bool(ids):
         raise HTTPException(400, "Select some jobs, or choose all that fit the search.")
-    return chosen(visit, kind, ids, search), ids
+    if any(len(id) > MAX_ID_LENGTH for id in ids):  # else it might be cut in the audit
+        raise HTTPException(400, f"An id has at most {MAX_ID_LENGTH} characters.")
+    told = {"ids": ids} if ids else {"search": str(search.hiding_args(HIDDEN))}
+    return chosen(visit, kind, ids, search), told
 
 
 def _json(text: str) -> Any:

@@ -322,7 +322,9 @@ class _Dashboard:
                 "An arg among these jobs is not JSON, so args can't be searched: narrow it down."
             )
         elif code == "42P01":
-            status, words = 503, "The tables are missing: run `sqlalchemy-bgjob migrate`."
+            recorded = self._site.models.recording is not None
+            migrate = f"sqlalchemy-bgjob migrate{' --records' if recorded else ''}"
+            status, words = 503, f"Some tables are missing: run `{migrate}`."
         elif isinstance(error, DBAPIError) and code:
             # Not its own words, which may hold values of rows.
             status, words = 500, f"The database refuses: {summary(error)}"

@@ -80,6 +80,7 @@ def standalone(
     key: Key | None,
     *,
     hosts: "Collection[str]",
+    user: str | None = None,
     read_only: bool = False,
     environment: str | None = None,
     is_bare: bool = False,
@@ -91,6 +92,7 @@ def standalone(
         engine: Its engine.
         key: The token and the cookie; None lets in everybody.
         hosts: By which names and addresses it may be asked for; ``*`` is any.
+        user: Who is let in, as the audit names them.
         read_only: Whether it may only be read.
         environment: As for ``dashboard``.
         is_bare: Whether the application is not here.
@@ -104,7 +106,7 @@ def standalone(
         live=True,
         is_bare=is_bare,
     )
-    granted = Access(can=()) if read_only else Access()
+    granted = Access(can=(), user=user) if read_only else Access(user=user)
 
     def enter(request: Request) -> Response:
         assert key is not None

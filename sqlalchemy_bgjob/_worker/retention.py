@@ -1,4 +1,4 @@
-"""Retention: deletes dead jobs, records and counts whose time is over, a few at a time.
+"""Retention: deletes dead jobs, records, counts and audit rows that are too old, a few at a time.
 
 There is no leader. Each worker that has something to keep takes its turn once in as many minutes as
 there are workers, so the whole fleet looks about once a minute. Two that look at once delete
@@ -20,6 +20,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from .._db.errors import doubts_session, lost_connection, ran_out_of_time, summary
+from .._lifecycle import audit
 from .._lifecycle.dead_jobs import delete_old, delete_one_by_one
 from .._lifecycle.records import delete_old_counts, delete_old_records
 from .._sql import Statements
@@ -78,6 +79,9 @@ class Retention:
             if counted := settings.counts_keep:
                 what = f"rows of counts that were older than {counted:g} s"
                 self._batches[what] = partial(self._counts, counted)
+            if audited := settings.audit_keep:
+                what = f"rows of the audit that were older than {audited:.10g} s"
+                self._batches[what] = partial(self._audit, audited)
         self.due_at = inf
 
     def begin(self) -> None:
@@ -111,6 +115,10 @@ class Retention:
 
     def _counts(self, keep: float, connection: Connection, until: float) -> tuple[int, bool]:
         deleted = delete_old_counts(connection, self._statements, keep=keep, limit=BATCH)
+        return deleted, deleted == BATCH
+
+    def _audit(self, keep: float, connection: Connection, until: float) -> tuple[int, bool]:
+        deleted = audit.delete_old(connection, self._statements, keep=keep, limit=BATCH)
         return deleted, deleted == BATCH
 
     def _dead_jobs(self, connection: Connection, until: float) -> tuple[int, bool]:

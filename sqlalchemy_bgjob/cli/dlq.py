@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
-from .on_tables import act, app_option, json_arg, tables_options, usage_errors
+from .on_tables import Acted, act, app_option, json_arg, tables_options, usage_errors
 from .options import Moment, Seconds
 from .output import arg_of, counted, moment, print_facts, print_json, shown, tell_of_more
 
@@ -90,6 +90,11 @@ def _where(models: "Models", options: Mapping[str, Any]) -> "ColumnElement[bool]
     return and_(true(), *conditions)
 
 
+def _told(options: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A command's filters as the audit has them."""
+    return {name: options[name] or None for name in _FILTERS} | more
+
+
 def _is_filtered(options: Mapping[str, Any]) -> bool:
     return any(options[name] not in (None, ()) for name in _FILTERS)
 
@@ -98,8 +103,9 @@ def _run(
     ctx: click.Context,
     options: Mapping[str, Any],
     action: Callable[["Connection", _Tables], T],
+    audit: Callable[[T], Acted] | None = None,
 ) -> T:
-    """Connect, check the tables, and do *action* in a transaction."""
+    """Connect, check the tables, and do *action* in a transaction; see :func:`.on_tables.act`."""
     from .._sql import statements_of
 
     return act(
@@ -108,6 +114,7 @@ def _run(
         lambda connection, jobs: action(
             connection, _Tables(jobs.models, statements_of(jobs.models))
         ),
+        audit=audit,
     )
 
 
@@ -244,7 +251,12 @@ def edit(
             session.flush()
             return True
 
-    if not act(ctx, where, do, app=app):
+    def told(found: bool) -> Acted:
+        from .._web.redaction import SECRETS, Redaction
+
+        return Acted("edit", found, {"id": id}, {"arg": Redaction(SECRETS).shown(value)})
+
+    if not act(ctx, where, do, audit=told, app=app):
         click.echo(f"no dead job has the id {id!r}", err=True)
         return FAILED
     _say({"edited": id}, f"the arg of {shown(id)} is changed; it is still dead", as_json=as_json)
@@ -293,8 +305,12 @@ def redrive(
             *tables, connection, which, delay, limit, per_second=per_second, dry_run=dry_run
         )
 
+    def told(done: Any) -> Acted:
+        of = _told(options, delay=delay or None, per_second=per_second, limit=limit)
+        return Acted("redrive", len(done.ids), of)
+
     try:
-        done = _run(ctx, options, act)
+        done = _run(ctx, options, act, None if dry_run else told)
     except ValueError as error:  # a rate or a delay out of its range
         raise CommandError(USAGE, str(error)) from None
     if dry_run:
@@ -347,7 +363,10 @@ def prune(
             count = operate.prune(*tables, connection, older_than, which, limit)
         return count
 
-    count = _run(ctx, options, act)
+    def told(count: int) -> Acted:
+        return Acted("delete", count, _told(options, older_than=older_than, limit=limit))
+
+    count = _run(ctx, options, act, told if yes and not dry_run else None)
     verb = "pruned" if yes and not dry_run else "would_prune"
     _say({verb: count}, f"{verb.replace('_', ' ')} {_dead(count)}", as_json=as_json)
     if not (yes or dry_run):

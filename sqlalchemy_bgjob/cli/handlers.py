@@ -139,7 +139,7 @@ def enqueue(
                 )
             return jobs.enqueue(connection, type, value, **options)
 
-    ref = act(ctx, where, do, app=app)
+    ref = act(ctx, where, do, audit=None, app=app)
     if as_json:
         print_json({"id": ref.id, "inserted": ref.inserted})
         return OK

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
-from .on_tables import act, json_option, read, tables_options
+from .on_tables import Acted, act, json_option, read, tables_options
 from .output import (
     arg_of,
     counted,
@@ -166,7 +166,10 @@ def _cancel(ctx: click.Context, where: Any, search: "Search", limit: int | None)
 
         return jobs.cancel_where(connection, live_condition(jobs.models, search), limit=limit)
 
-    return act(ctx, where, do)
+    def told(done: "CancelResult") -> Acted:
+        return Acted("cancel", done.cancelled + done.asked, _told(search))
+
+    return act(ctx, where, do, audit=told)
 
 
 @jobs.command("run-now", context_settings=_SEARCHING)
@@ -195,7 +198,7 @@ def run_now(
         return jobs.run_now(connection, which, limit=_AT_ONCE)
 
     while True:
-        done = act(ctx, where, do)
+        done = act(ctx, where, do, audit=lambda count: Acted("run", count, _told(wanted)))
         count += done
         if done < _AT_ONCE:
             break
@@ -220,6 +223,13 @@ def _parsed(words: tuple[str, ...]) -> "Search":
         return parse(" ".join(words))
     except SearchError as error:
         raise CommandError(USAGE, str(error)) from None
+
+
+def _told(search: "Search") -> dict[str, str]:
+    """A search as the audit has it."""
+    from .._web.redaction import HIDDEN
+
+    return {"search": str(search.hiding_args(HIDDEN))}
 
 
 def _of_live_jobs(words: tuple[str, ...]) -> "Search":

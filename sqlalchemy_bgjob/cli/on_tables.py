@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from ..bgjob import BGJob
 
 T = TypeVar("T")
+
+
+class Acted(NamedTuple):
+    """What a command has done, for the audit: see :func:`.._lifecycle.audit.write`."""
+
+    verb: str
+    changed: int
+    details: Mapping[str, Any]
+    given: Mapping[str, Any] | None = None
 
 
 def tables_options(command: Any) -> Any:
@@ -84,17 +93,51 @@ def act(
     where: Mapping[str, Any],
     action: "Callable[[Connection, BGJob[Any, Any]], T]",
     *,
+    audit: Callable[[T], Acted] | None,
     app: str | None = None,
 ) -> T:
-    """Do *action* in a transaction, and commit it.
+    """Do *action* in a transaction, write down what was done, and commit both.
 
     Args:
         ctx: The command's.
         where: What :func:`tables_options` have given.
         action: Gets the connection, and the BGJob.
+        audit: Tells what was done from what *action* returned; None of what only reads, and of what
+            producers do too.
         app: Names the application's BGJob; without, it is one that knows no handler.
     """
-    return _run(ctx, where, action, app, lambda connection: None)
+
+    def do(connection: "Connection", jobs: "BGJob[Any, Any]") -> T:
+        done = action(connection, jobs)
+        if audit is not None:
+            _write_down(connection, jobs, audit(done))
+        return done
+
+    return _run(ctx, where, do, app, lambda connection: None)
+
+
+def _write_down(connection: "Connection", jobs: "BGJob[Any, Any]", acted: Acted) -> None:
+    from .._lifecycle.audit import write
+    from .._sql import statements_of
+
+    statements = statements_of(jobs.models)
+    write(connection, statements, who=os_account(), origin="command line", **acted._asdict())
+
+
+def os_account() -> str:
+    """Who runs this command, as the system says and no variable: ``user@host``."""
+    import os
+    import socket
+
+    try:
+        import pwd
+
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container the user id may have no name
+        name = str(os.getuid())
+    except ImportError:  # Windows
+        name = os.getlogin()
+    return f"{name}@{socket.gethostname()}"
 
 
 def load_jobs(app: str, app_dir: Path) -> "BGJob[Any, Any]":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .._process.exits import OK, USAGE, CommandError
-from .on_tables import act, json_option, read, tables_options, usage_errors
+from .on_tables import Acted, act, json_option, read, tables_options, usage_errors
 from .options import Moment
 from .output import print_json, print_table, shown
 
@@ -58,7 +58,8 @@ def pause(
         paused = paused_queues(connection, where["schema"], where["table_prefix"])
         return next((str(one) for one in paused if one.queue == queue), f"{queue!r} is not paused")
 
-    click.echo(act(ctx, where, do))
+    told = {"queue": queue, "by": by, "reason": reason, "until": until}
+    click.echo(act(ctx, where, do, audit=lambda _: Acted("pause", 1, told)))
     return OK
 
 
@@ -95,7 +96,8 @@ def resume(ctx: click.Context, /, queue: str, **where: Any) -> int:
         with usage_errors():
             return jobs.resume(connection, queue)
 
-    was_paused = act(ctx, where, do)
+    told = {"queue": queue}
+    was_paused = act(ctx, where, do, audit=lambda changed: Acted("resume", changed, told))
     state = "is not paused any more" if was_paused else "was not paused"
     click.echo(f"queue {queue!r} {state}")
     return OK
@@ -122,7 +124,8 @@ def slots(ctx: click.Context, /, queue: str, slots: str, **where: Any) -> int:
             jobs.set_slots(connection, queue, count)
         click.echo(doubt, err=True, nl=False)
 
-    act(ctx, where, do)
+    told = {"queue": queue, "slots": "default" if count is None else count}
+    act(ctx, where, do, audit=lambda _: Acted("slots", 1, told))
     each = "as many slots as it was started with" if count is None else f"{count} slots"
     click.echo(f"each worker has {each} for queue {queue!r}")
     return OK

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from .._process.exits import FAILED, OK
-from .on_tables import act, app_option, json_option, read, tables_options, usage_errors
+from .on_tables import Acted, act, app_option, json_option, read, tables_options, usage_errors
 from .output import moment, print_json, print_table
 from .queues import user
 
@@ -103,7 +103,8 @@ def pause(
             by_whom = user() if by is None else by
             return jobs.schedules.pause(connection, name, by=by_whom, reason=reason)
 
-    if not act(ctx, where, do):
+    told = {"name": name, "by": by, "reason": reason}
+    if not act(ctx, where, do, audit=lambda found: Acted("schedule-pause", found, told)):
         click.echo(f"there is no schedule {name!r}; `schedules list` names all", err=True)
         return FAILED
     click.echo(f"schedule {name!r} is paused")
@@ -124,7 +125,10 @@ def resume(ctx: click.Context, /, name: str, **where: Any) -> int:
         with usage_errors():
             return jobs.schedules.resume(connection, name)
 
-    next_at = act(ctx, where, do)
+    def told(next_at: "datetime | None") -> Acted:
+        return Acted("schedule-resume", next_at is not None, {"name": name})
+
+    next_at = act(ctx, where, do, audit=told)
     if next_at is None:
         click.echo(f"there is no schedule {name!r} that is paused", err=True)
         return FAILED
@@ -147,5 +151,8 @@ def run_now(ctx: click.Context, /, name: str, app: str | None, **where: Any) -> 
         with usage_errors():
             return jobs.schedules.run_now(connection, name)
 
-    click.echo(act(ctx, where, do, app=app))
+    def told(id: str) -> Acted:
+        return Acted("schedule-run", 1, {"id": id, "name": name})
+
+    click.echo(act(ctx, where, do, audit=told, app=app))
     return OK

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._process.exits import OK, USAGE, CommandError
-from .on_tables import bare_jobs, load_jobs
+from .on_tables import bare_jobs, load_jobs, os_account
 from .options import connection_options, option, schema_options, source_of
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _serve(jobs: "BGJob[Any, Any]", engine: Any, *, host: str, port: int, **opti
     port = listening.getsockname()[1]
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - who gives it knows what it means
     hosts = ["*"] if everywhere else [host, "localhost", "127.0.0.1", "::1"]
-    app = standalone(jobs, engine, key, hosts=hosts, **options)
+    app = standalone(jobs, engine, key, hosts=hosts, user=os_account(), **options)
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"The dashboard is at http://{shown}:{port}/enter?token={key.token}")
     click.echo("This address works once. Ctrl-C ends it.", err=True)

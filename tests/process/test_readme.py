@@ -231,7 +231,7 @@ def test_the_table_of_a_handlers_options_is_complete() -> None:
 
 
 def shown(default: float | bool) -> str:
-    return {True: "on", False: "off"}[default] if isinstance(default, bool) else f"{default:g}"
+    return {True: "on", False: "off"}[default] if isinstance(default, bool) else f"{default:.10g}"
 
 
 def test_the_extras_that_are_named_exist():

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ProgrammingError
 from sqlalchemy_bgjob import BGJob, Complete, Context, Worker, enqueue
 from sqlalchemy_bgjob._inspect import counts, records
 from sqlalchemy_bgjob._inspect.doctor import examine
+from sqlalchemy_bgjob._lifecycle import audit
 from sqlalchemy_bgjob._lifecycle.records import delete_old_counts, delete_old_records
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.cli import cli
@@ -81,6 +82,7 @@ def test_each_role_can_do_its_part(roles: dict[str, Engine], engine: Engine) -> 
         statements = statements_of(jobs.models)
         assert delete_old_records(connection, statements, limit=9) == 0
         assert delete_old_counts(connection, statements, keep=0, limit=9) == 1
+        assert audit.delete_old(connection, statements, keep=0, limit=9) == 0
 
 
 def test_doctor_and_check_tell_what_is_lacking(roles: dict[str, Engine], engine: Engine) -> None:
