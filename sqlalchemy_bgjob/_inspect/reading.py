@@ -9,6 +9,7 @@ from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 from .._sql.words import is_read_only
 from ..models import Models
 from ..schema._names import qualified, translated
+from ..schema._records_1 import RECORD_KINDS
 from ..schema._table_kinds import KINDS
 
 LONGEST: Final = 5.0
@@ -48,20 +49,22 @@ class Readable:
         records: Whether it may read records.
         results: Whether it may read their results too.
         counts: Whether it may read what workers have counted.
+        audit: Whether it may read the audit.
+        given: Whether it may read the args that the audit has.
     """
 
     there: bool
     records: bool
     results: bool
     counts: bool
+    audit: bool
+    given: bool
 
 
 def readable(connection: Connection, models: Models) -> Readable:
     """What of the tables of records this role may read, whatever the application says of them."""
     schema = translated(connection, models.schema)
-    given = {
-        kind: qualified(schema, f"{models.table_prefix}{kind}") for kind in ("record", "minute")
-    }
+    given = {kind: qualified(schema, f"{models.table_prefix}{kind}") for kind in RECORD_KINDS}
     return Readable(*connection.execute(_READABLE, given).one())
 
 
@@ -92,12 +95,15 @@ _LIMITS = text(
 _ARGS = text("SELECT has_column_privilege(CAST(:job AS text), 'arg', 'SELECT')")
 _READABLE = text(
     """
-    SELECT record IS NOT NULL AND minute IS NOT NULL,
+    SELECT record IS NOT NULL AND minute IS NOT NULL AND audit IS NOT NULL,
            coalesce(has_column_privilege(record, 'state', 'SELECT'), false),
            coalesce(has_column_privilege(record, 'result', 'SELECT'), false),
-           coalesce(has_table_privilege(minute, 'SELECT'), false)
+           coalesce(has_table_privilege(minute, 'SELECT'), false),
+           coalesce(has_column_privilege(audit, 'verb', 'SELECT'), false),
+           coalesce(has_column_privilege(audit, 'given', 'SELECT'), false)
     FROM (SELECT CAST(to_regclass(CAST(:record AS text)) AS oid) AS record,
-                 CAST(to_regclass(CAST(:minute AS text)) AS oid) AS minute) AS named
+                 CAST(to_regclass(CAST(:minute AS text)) AS oid) AS minute,
+                 CAST(to_regclass(CAST(:audit AS text)) AS oid) AS audit) AS named
     """
 )
 _ACTIVITY = text(

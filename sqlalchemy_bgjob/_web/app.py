@@ -22,7 +22,7 @@ from .._inspect.reading import can_write
 from .._sql import statements_of
 from .._version import __version__
 from ..bgjob import BGJob
-from . import charts, one_job, operations, pages
+from . import audit, charts, one_job, operations, pages
 from .access import (
     COOKIE,
     FIELD,
@@ -38,7 +38,7 @@ from .actions import perform
 from .database import Database, NotConnected
 from .live import Live
 from .mounting import Rooted
-from .redaction import SECRETS, Redaction
+from .redaction import SECRETS, Redaction, pretty
 from .twin import as_json
 from .visit import Site, View, Visit, base_of, form_of
 from .words import FILTERS
@@ -82,12 +82,13 @@ PAGES: Final[dict[str, tuple[str, Page]]] = {
     "schedules": ("Schedules", operations.all_schedules),
     "handlers": ("Handlers", operations.all_handlers),
     "handler": ("Handler", operations.one_handler),
+    "audit": ("Audit", audit.audit),
     "system": ("System", operations.system),
 }
 """Each page's title and function, by its path."""
 NAVIGATION: Final = (
     *("", "jobs", "dead", "history"),
-    *("queues", "workers", "schedules", "handlers", "system"),
+    *("queues", "workers", "schedules", "handlers", "audit", "system"),
 )
 
 
@@ -157,11 +158,14 @@ class _Dashboard:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters.update(FILTERS)
+        self._templates.filters.update(FILTERS, pretty=pretty)
         drawings = {"stacked": charts.stacked, "lines": charts.lines, "share": charts.share}
         self._templates.globals.update(drawings)
         self._live = Live(site.database, site.models)
         self._writable: tuple[float, bool] | None = None
+        recorded = site.models.recording is not None
+        names = [name for name in NAVIGATION if name != "audit" or recorded]
+        self._navigation = [(name, PAGES[name][0]) for name in names]
         routes = [Route(f"/{path}", self._page(path)) for path in PAGES]
         routes += [
             Route("/do/{name}", self._act, methods=["POST"]),
@@ -284,7 +288,7 @@ class _Dashboard:
         text = self._templates.get_template(template).render(
             base=base_of(request),
             asset=self._version,
-            navigation=[(name, PAGES[name][0]) for name in NAVIGATION],
+            navigation=self._navigation,
             environment=self._site.environment,
             release=__version__,
             live=self._site.live,

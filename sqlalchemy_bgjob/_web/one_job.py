@@ -1,6 +1,5 @@
 """The page of one job, live, dead or ended; and the history, which is of those that have ended."""
 
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -14,11 +13,10 @@ from .._inspect.fleet import workers
 from .._inspect.reading import can_read_args, readable
 from .._lifecycle.edit import OF_THE_LIBRARY
 from .redaction import loaded, pretty
-from .visit import View, Visit
+from .visit import AFTER_ALL, View, Visit
 from .words import iso
 
 PAGE: Final = 50
-_AFTER_ALL: Final = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 async def one_job(visit: Visit) -> View:
@@ -114,7 +112,7 @@ async def history(visit: Visit) -> View:
     """The jobs that have ended and of which a record is kept, the last one first."""
     site, after, type = visit.site, visit.position(), visit.asked("type").strip() or None
     # Behind that moment none has ended: those that live are on another page.
-    position = (after.time, after.id) if after else (_AFTER_ALL, "")
+    position = (after.time, after.id) if after else (AFTER_ALL, "")
 
     def work(connection: Connection) -> dict[str, Any]:
         may = readable(connection, site.models)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode
 
@@ -25,6 +25,8 @@ T = TypeVar("T")
 LARGEST_FORM: Final = 3 * 1024 * 1024
 """Bytes of a form: an arg of 1 MiB, with its characters escaped."""
 MOST_FIELDS: Final = 500
+AFTER_ALL: Final = datetime(9999, 1, 1, tzinfo=UTC)
+"""A moment behind which nothing has happened, where a list begins that goes back in time."""
 LONGEST_VALUE: Final = 2_000
 """Characters of what a URL says; no id, name or search is longer."""
 

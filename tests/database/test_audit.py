@@ -1,4 +1,4 @@
-"""The audit: a row for each thing that was done, in the transaction that did it."""
+"""The audit: a row for each thing that was done, in the transaction that did it, and its page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, event, func, select, text
+from sqlalchemy import Engine, MetaData, create_engine, event, func, insert, select, text
 
 from sqlalchemy_bgjob import BGJob, schema
 from sqlalchemy_bgjob._lifecycle import audit
@@ -196,9 +196,12 @@ def test_without_tables_of_records_nothing_is_sent(visit: Any, engine: Engine) -
         sent.append(statement)
 
     assert post(client, "pause", queue="mail").status_code == 200
+    page = client.get("queues").text
 
     assert len(sent) > 3
     assert not [statement for statement in sent if "audit" in statement]
+    assert "/jobs/audit" not in page
+    assert "There are no tables for it" in client.get("audit").text
 
 
 def test_tables_made_before_the_audit_refuse_actions(visit: Any, shop: Engine, jobs: BGJob) -> None:
@@ -210,6 +213,7 @@ def test_tables_made_before_the_audit_refuse_actions(visit: Any, shop: Engine, j
     refused = post(client, "pause", queue="mail")
 
     assert (refused.status_code, "migrate --records" in refused.text) == (503, True)
+    assert "There are no tables for it" in client.get("audit").text
     with shop.connect() as connection:
         schema.migrate_online(connection, records=True)
     assert post(client, "pause", queue="mail").status_code == 200
@@ -229,6 +233,7 @@ def test_an_operator_can_neither_change_nor_forge_rows(
     try:
         client = visit(jobs, operator)
         assert post(client, "pause", queue="mail").status_code == 200
+        assert client.get("audit", headers=JSON).json()["rows"][0]["who"] == "ada"
         forged = (
             "INSERT INTO bgjob_audit (at, id, origin, verb, changed, details)"
             " VALUES (now() - interval '1 day', 'x', 'dashboard', 'pause', 1, '{}')"
@@ -337,3 +342,83 @@ def test_what_is_too_old_is_deleted(shop: Engine, jobs: BGJob) -> None:
         with shop.connect() as connection:
             Retention(statements, settings, lambda: 1, lambda error: None).turn(connection)
         assert "".join(row.id for row in rows(shop)) == left
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def test_the_page_goes_back_in_time(visit: Any, shop: Engine, jobs: BGJob) -> None:
+    """By who did it and by what it was; rows of the same moment are neither lost nor repeated."""
+    with shop.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO bgjob_audit (at, id, who, origin, verb, changed, details) SELECT"
+                " now() - (n / 10) * interval '1 s', lpad(CAST(n AS text), 3, '0'),"
+                " CASE WHEN n % 2 = 0 THEN 'ada' ELSE 'grace' END, 'dashboard',"
+                " CASE WHEN n % 3 = 0 THEN 'run' ELSE 'cancel' END, n, '{}'"
+                " FROM generate_series(1, 115) AS n"
+            )
+        )
+    client = visit(jobs, shop)
+
+    def all_of(path: str) -> list[int]:
+        found: list[int] = []
+        while path:
+            page = client.get(path, headers=JSON).json()
+            assert len(page["rows"]) <= 50
+            found += [row["changed"] for row in page["rows"]]
+            path = (page["following"] or "").removeprefix("/jobs/")
+        return found
+
+    every = sorted(range(1, 116), key=lambda n: (n // 10, -n))
+    assert all_of("audit") == every
+    assert all_of("audit?who=ada") == [n for n in every if n % 2 == 0]
+    assert all_of("audit?who=grace&verb=run") == [n for n in every if n % 2 and n % 3 == 0]
+    assert "Nothing of this kind was done." in client.get("audit?who=nobody").text
+    assert 'href="/jobs/audit"' in client.get("queues").text
+    assert client.get("audit?after=yesterday").status_code == 400
+
+
+def test_what_was_given_is_for_who_may_see_args(visit: Any, shop: Engine, jobs: BGJob) -> None:
+    """And a word that hides values here hides them too."""
+    row = {
+        "id": "1",
+        "origin": "command line",
+        "verb": "edit",
+        "changed": 1,
+        "details": {"id": "j"},
+    }
+    with shop.begin() as connection:
+        connection.execute(insert(jobs.Audit).values(**row, given={"arg": {"customer": "c-77"}}))
+
+    def shown(**options: Any) -> str:
+        client = visit(jobs, shop, **options)
+        return str(client.get("audit").text + client.get("audit", headers=JSON).text)
+
+    assert "c-77" in shown()
+    assert "c-77" not in shown(redact=["customer"])
+    assert "c-77" not in shown(access=Access(args=False))
+    assert "c-77" in shown(access="read")
+
+
+def test_a_role_of_a_dashboard_reads_what_it_may(visit: Any, shop: Engine, jobs: BGJob) -> None:
+    role = "reader_of_the_audit"
+    where: dict[str, Any] = {"schema": None, "table_prefix": "bgjob_"}
+    row = {"id": "1", "origin": "dashboard", "verb": "edit", "changed": 1, "details": {"id": "j7"}}
+    with shop.begin() as connection:
+        connection.execute(insert(jobs.Audit).values(**row, given={"arg": "c-77"}))
+        connection.execute(text(f'CREATE ROLE "{role}"'))
+        connection.exec_driver_sql(grants([("dashboard", role)], **where))
+    eyes = create_engine(shop.url, connect_args={"options": f"-c role={role}"})
+    try:
+        client = visit(jobs, eyes)
+        assert "may not read the audit" in client.get("audit").text
+        with shop.begin() as connection:
+            connection.exec_driver_sql(grants([("dashboard", role)], **where, records=True))
+        page = client.get("audit").text
+        assert ("j7" in page, "c-77" in page) == (True, False)
+    finally:
+        eyes.dispose()
+        with shop.begin() as connection:
+            connection.execute(text(f'DROP OWNED BY "{role}"'))
+            connection.execute(text(f'DROP ROLE "{role}"'))

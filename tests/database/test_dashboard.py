@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 SAME = {"sec-fetch-site": "same-origin"}
 PATHS = ["", "?range=24h", "jobs", "dead", "history", "queues", "workers", "schedules", "handlers"]
 PATHS += [
+    "audit",
     "system",
     "job?id=ended-1",
     "job?id=order-5",
@@ -542,7 +543,13 @@ def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) ->
     times = dict.fromkeys(("enqueued_at", "due_at", "started_at", "ended_at", "keep_until"), now)
     counted = {"at": now, "worker": 99, "queue": evil, "type": evil, "outcome": "dead", "n": 9**6}
     durations = {"waits": [1], "runs": [1], "waited": 1.0, "ran": 1.0}
+    acted = {"id": evil, "who": EVIL, "origin": evil, "verb": evil, "changed": 1}
     with shop.begin() as connection:
+        details = {
+            "details": {evil: EVIL, "ids": [EVIL], "a": {evil: evil}, "b": None},
+            "given": {evil: EVIL},
+        }
+        connection.execute(insert(jobs.Audit).values(**acted, **details))
         connection.execute(insert(jobs.Record).values(**ended, **left, **times, lease=1))
         connection.execute(insert(jobs.Minute).values(**counted, **durations))
         connection.execute(job)
@@ -564,6 +571,7 @@ def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) ->
             connection.execute(delete(models.job).where(models.job.c.id == evil))
             connection.execute(delete(models.worker).where(models.worker.c.id == 99))
             connection.execute(delete(jobs.Record).where(jobs.Record.type == evil))
+            connection.execute(delete(jobs.Audit).where(jobs.Audit.id == evil))
             connection.execute(delete(jobs.Minute).where(jobs.Minute.worker == 99))
             connection.execute(delete(models.schedule).where(models.schedule.c.name == evil))
             jobs.resume(connection, evil)

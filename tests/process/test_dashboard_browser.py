@@ -33,6 +33,7 @@ PAGES = {
     "schedules": "schedules",
     "handlers": "handlers",
     "handler": "handler?type=send_receipt",
+    "audit": "audit",
     "system": "system",
     "job": "job?id=order-5",
     "queued": "job?id=export-7",

@@ -84,6 +84,7 @@ def fill(jobs: BGJob, engine: Engine, *, many: int = 120) -> None:
         _add_dead_jobs(jobs, connection)
         add_counts(jobs, connection)
         _add_records(jobs, connection)
+        _add_audit(jobs, connection)
     with engine.connect() as connection:  # as a worker does at its start
         definitions = jobs.registry.schedules.values()
         keep_code(connection, statements_of(jobs.models), definitions, starting=True)
@@ -260,6 +261,35 @@ def _add_records(jobs: BGJob, connection: Connection) -> None:
         "progress": {"done": 340, "of": 800, "note": "page 34"},
     }
     connection.execute(insert(jobs.Record), live)
+
+
+def _add_audit(jobs: BGJob, connection: Connection) -> None:
+    """What two people have done, in the dashboard and on the command line."""
+    now = datetime.now(UTC)
+    arg = {"order_id": 7, "to": "customer@shop.example", "api_token": "[hidden]"}
+    done: list[tuple[str, str, int, dict[str, Any], Any]] = [
+        ("ada", "resume", 1, {"queue": "mail"}, None),
+        ("ada", "redrive", 5_001, {"search": "queue:mail", "per_second": 50.0}, None),
+        ("ada", "edit", 1, {"id": "order-7"}, {"arg": arg}),
+        ("ada", "pause", 1, {"queue": "mail", "reason": "the provider is down"}, None),
+        ("deploy@web-1", "schedule-run", 1, {"id": "report-1", "name": "daily report"}, None),
+        ("grace", "cancel", 7, {"ids": [f"export-{n}" for n in range(7)]}, None),
+        ("deploy@web-1", "delete", 12_480, {"type": "sync", "older_than": 2_592_000.0}, None),
+    ]
+    rows = [
+        {
+            "at": now - timedelta(minutes=7 * n * n + 2),
+            "id": str(n),
+            "who": who,
+            "origin": "command line" if "@" in who else "dashboard",
+            "verb": verb,
+            "changed": changed,
+            "details": details,
+            "given": given,
+        }
+        for n, (who, verb, changed, details, given) in enumerate(done)
+    ]
+    connection.execute(insert(jobs.Audit), rows)
 
 
 class Client:
