@@ -111,7 +111,7 @@ class Table:
         statements = Statements(BGJob(self.metadata).models)
         self.head = compiled(statements.claim.from_head)
         self.onward = compiled(statements.claim.onward)
-        self.complete = compiled(statements.settle.complete(False))
+        self.complete = compiled(statements.settle.complete)
 
     def fill(self, jobs: int, prepare: tuple[str, ...]) -> None:
         """Make the tables anew, with so many jobs."""

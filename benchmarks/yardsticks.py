@@ -56,7 +56,7 @@ def raw(app: App) -> Answer:
     """The limit of the design: its statements on the bare driver, without worker or handlers."""
     worker_id = new_worker_id()
     claim, claim_values = compiled(app.statements.claim.onward)
-    complete, complete_values = compiled(app.statements.settle.complete(False))
+    complete, complete_values = compiled(app.statements.settle.complete)
     dsn = app.url.set(drivername="postgresql").render_as_string(hide_password=False)
     done, at, last_id = 0, EARLIEST, ""
     with psycopg.connect(dsn) as connection:

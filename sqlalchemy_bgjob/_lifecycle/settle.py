@@ -8,13 +8,13 @@ transaction's id whether it took place.
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Executable
 
 from .._db.encodings import storable
 from .._db.errors import describe, lost_connection, sqlstate, summary
@@ -69,57 +69,84 @@ class Pending:
 
 
 def write(
-    connection: Connection,
-    statements: Statements,
-    items: Sequence[Pending],
-    *,
-    wait: bool = False,
+    connection: Connection, statements: Statements, items: Sequence[Pending]
 ) -> tuple[set[str], str | None]:
     """Write settlements of one queue and worker. The caller commits.
 
-    With *wait*, wait for rows that somebody else has locked.
+    Rows that somebody else has locked are passed over. To wait for them, :func:`lock` them first.
 
     Returns:
         The ids of the jobs whose lease held, and the transaction's id.
     """
     if not items:
         return set(), None
-    completed = [item for item in items if item.settlement.kind in GONE]
+    its = statements.settle
+    gone = [item for item in items if item.settlement.kind in GONE]
     dead = [item for item in items if item.settlement.kind is Kind.DEAD]
     released = [item for item in items if item.settlement.kind not in _ENDED]
-    held: set[str] = set()
-    xid: str | None = None
     kept = [] if statements.records is None else _kept(items)
     if kept:
-        completed = [item for item in completed if not item.job.keep]
+        gone = [item for item in gone if not item.job.keep]
         dead = [item for item in dead if not item.job.keep]
-    if len(completed) == 1 and not wait:
-        job = completed[0].job
+    parts: list[tuple[Iterable[str], str | None]] = []
+    if len(gone) == 1:
+        job = gone[0].job
         one = {"queue": job.queue, "worker": job.worker_id, "id": job.id, "lease": job.lease}
-        xid = run(connection, statements.settle.complete_one, **one).scalar()
-        if xid is not None:
-            held.add(job.id)
-    elif completed:
-        given = _fence(completed)
-        answer: Any = run(connection, statements.settle.complete(wait), **given).one()
-        count, xid, which = answer
-        held.update(given["ids"] if count == len(completed) else which or ())
-    for group, statement, columns in (
-        (released, statements.settle.release, _release_columns),
-        (dead, statements.settle.bury, _bury_columns),
-    ):
-        if group:
-            given = _fence(group) | columns(group)
-            given["errors"] = [storable(connection, item.settlement.error) for item in group]
-            rows: Any = run(connection, statement(wait), **given)
-            for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
-                held.add(job_id)
-    if kept:
-        more, its_xid = _write_recorded(connection, statements, kept, wait=wait)
-        held, xid = held | more, its_xid or xid
+        xid = run(connection, its.complete_one, **one).scalar()
+        parts.append(((job.id,) if xid is not None else (), xid))
+    elif gone:
+        parts.append(_delete(connection, its.complete, gone))
+    if released:
+        parts.append(_move(connection, its.release, released, _release_columns))
+    if dead:
+        parts.append(_move(connection, its.bury, dead, _bury_columns))
+    if gone := [item for item in kept if item.settlement.kind in GONE]:
+        parts.append(_delete(connection, its.complete_recorded, gone, _left))
+    if dead := [item for item in kept if item.settlement.kind is Kind.DEAD]:
+        parts.append(_move(connection, its.bury_recorded, dead, _bury_columns, _left))
+    held = {id for ids, _ in parts for id in ids}
     if WRITE.listeners:
         WRITE.reached(held)
-    return held, xid
+    return held, next((xid for _, xid in parts if xid is not None), None)
+
+
+_Columns = Callable[[Connection, Sequence[Pending]], dict[str, Any]]
+
+
+def _delete(
+    connection: Connection, statement: Executable, items: list[Pending], *columns: _Columns
+) -> tuple[Iterable[str], str | None]:
+    """Run a statement that deletes the rows: which ids were held, and the transaction's id."""
+    given = _given(connection, items, columns)
+    answer: Any = run(connection, statement, **given).one()
+    count, xid, which = answer
+    return given["ids"] if count == len(items) else which or (), xid
+
+
+def _move(
+    connection: Connection, statement: Executable, items: list[Pending], *columns: _Columns
+) -> tuple[Iterable[str], str | None]:
+    """Run a statement that queues the rows again, or moves them to the dead table; the same."""
+    rows: Any = run(connection, statement, **_given(connection, items, columns)).all()
+    return [id for id, _ in rows], rows[0][1] if rows else None
+
+
+def _given(
+    connection: Connection, items: list[Pending], columns: Iterable[_Columns]
+) -> dict[str, Any]:
+    given = _fence(items)  # it sorts them
+    for some in columns:
+        given |= some(connection, items)
+    return given
+
+
+def lock(connection: Connection, statements: Statements, items: Sequence[Pending]) -> None:
+    """Lock the jobs of one queue and worker, as far as it holds them; wait for who has them locked.
+
+    So whether :func:`write` can settle them, in the same transaction, depends on the rows alone.
+    """
+    keeps_key = all(item.settlement.kind not in _ENDED for item in items)
+    run(connection, statements.settle.lock(keeps_key), **_fence(list(items))).all()
 
 
 def _kept(items: Iterable[Pending]) -> list[Pending]:
@@ -135,26 +162,6 @@ def _limit_waits(connection: Connection, statements: Statements, items: Iterable
 
 def _leaves_record(statements: Statements, items: Iterable[Pending]) -> bool:
     return statements.records is not None and bool(_kept(items))
-
-
-def _write_recorded(
-    connection: Connection, statements: Statements, kept: Sequence[Pending], *, wait: bool
-) -> tuple[set[str], str | None]:
-    """As :func:`write`, of jobs that end and leave a record."""
-    held: set[str] = set()
-    xid: str | None = None
-    if gone := [item for item in kept if item.settlement.kind in GONE]:
-        given = _fence(gone) | _left(connection, gone)
-        answer: Any = run(connection, statements.settle.complete_recorded(wait), **given).one()
-        count, xid, which = answer
-        held.update(given["ids"] if count == len(gone) else which or ())
-    if dead := [item for item in kept if item.settlement.kind is Kind.DEAD]:
-        given = _fence(dead) | _bury_columns(dead) | _left(connection, dead)
-        given["errors"] = [storable(connection, item.settlement.error) for item in dead]
-        rows: Any = run(connection, statements.settle.bury_recorded(wait), **given)
-        for job_id, xid in rows:  # noqa: B007 - all rows have the one transaction's id
-            held.add(job_id)
-    return held, xid
 
 
 def _left(connection: Connection, items: Sequence[Pending]) -> dict[str, Any]:
@@ -185,9 +192,10 @@ def _fence(items: list[Pending]) -> dict[str, Any]:
 _by_id: Final = attrgetter("job.id")
 
 
-def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
+def _release_columns(connection: Connection, items: Sequence[Pending]) -> dict[str, Any]:
     settlements = [item.settlement for item in items]
     return {
+        "errors": _errors(connection, items),
         "refunds": [int(s.refund_attempt) for s in settlements],
         "moments": [s.at for s in settlements],
         "delays": [s.delay for s in settlements],
@@ -199,11 +207,16 @@ def _release_columns(items: Sequence[Pending]) -> dict[str, Any]:
     }
 
 
-def _bury_columns(items: Sequence[Pending]) -> dict[str, Any]:
+def _bury_columns(connection: Connection, items: Sequence[Pending]) -> dict[str, Any]:
     return {
+        "errors": _errors(connection, items),
         "dead_ids": [new_id() for _ in items],
         "refunds": [int(item.settlement.refund_attempt) for item in items],
     }
+
+
+def _errors(connection: Connection, items: Iterable[Pending]) -> list[str | None]:
+    return [storable(connection, item.settlement.error) for item in items]
 
 
 def _new_headers(item: Pending) -> str | None:

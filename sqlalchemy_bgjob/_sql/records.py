@@ -58,15 +58,17 @@ def kept_columns(job: Table) -> list[ColumnElement[Any]]:
 _LIVE: ColumnElement[str] = literal_column("'live'", Text)
 
 
-def not_locked(record: Table, job_id: ColumnElement[str]) -> ColumnElement[bool]:
+def not_locked(
+    record: Table, job_id: ColumnElement[str], *, wait: bool = False
+) -> ColumnElement[bool]:
     """That nobody else has locked a job's record, if there is one; then it is locked here.
 
-    An INSERT that finds it there would wait for who has.
+    An INSERT that finds it there would wait for who has. With *wait* this waits, too.
     """
     it = record.alias("its_record")
     found: Select[Any] = select(literal_column("1")).select_from(it).with_hint(it, ONLY)
     found = found.where(it.c.job_id == job_id).correlate_except(it)
-    return or_(not_(found.exists()), found.with_for_update(skip_locked=True).exists())
+    return or_(not_(found.exists()), found.with_for_update(skip_locked=not wait).exists())
 
 
 def noted(

@@ -62,28 +62,20 @@ class SettleStatements:
         self._job, self._dead = tables.job, tables.dead
         self._named = tables.job.c.queue == _QUEUE
         self._record = None if tables.recording is None else tables.recording.record
-        self.complete: Callable[[bool], Executable] = cache(self._complete)
-        self.release: Callable[[bool], Executable] = cache(self._release)
-        self.bury: Callable[[bool], Executable] = cache(self._bury)
-        self.complete_recorded: Callable[[bool], Executable] = cache(self._complete_recorded)
-        self.bury_recorded: Callable[[bool], Executable] = cache(self._bury_recorded)
+        self.lock: Callable[[bool], Executable] = cache(self._lock)
 
     def _held(
-        self,
-        given: TableValuedAlias,
-        *,
-        wait: bool,
-        keeps_key: bool = False,
-        record: Table | None = None,
+        self, given: TableValuedAlias, *, keeps_key: bool = False, record: Table | None = None
     ) -> Select[Any]:
         """Lock the given jobs that this worker still holds, and return their addresses.
 
-        The fence is the lease and not the attempt: attempts are refunded, so a value can recur.
+        The fence is the lease and not the attempt: attempts are refunded, so a value can recur. A
+        row that somebody else has locked is passed over. To wait for it, lock it first, by
+        :attr:`lock`: a statement that waits here would find the row at an address that its snapshot
+        does not know, if it was changed meanwhile.
 
         Args:
             given: Ids and leases.
-            wait: Wait for a row that somebody else has locked, as a handler's own transaction does.
-                A batch passes over it.
             keeps_key: The row stays, so a foreign key that points at it does not stand in the way.
             record: The table of records, if these jobs leave one. A job whose record somebody else
                 has locked is passed over too.
@@ -92,9 +84,7 @@ class SettleStatements:
             given,
             literal_column("held.ctid"),
             lambda held, one: _with_record(
-                one.with_for_update(skip_locked=not wait, key_share=keeps_key),
-                held.c.id,
-                None if wait else record,
+                one.with_for_update(skip_locked=True, key_share=keeps_key), held.c.id, record
             ),
         )
 
@@ -108,30 +98,32 @@ class SettleStatements:
         holder = parameter("worker", BigInteger)
         return each_held(self._job, given, value, holder, complete)
 
-    def _complete(self, wait: bool) -> Executable:
+    @cached_property
+    def complete(self) -> Executable:
         """Delete jobs that are done. Returns how many, the xid, and their ids if not all were held.
 
-        Parameters: queue, worker, and lists ids, leases. With *wait*, wait for locked rows.
+        Parameters: queue, worker, and lists ids, leases.
         """
         given = unnest(ids=Text(), leases=BigInteger())
-        gone = self._taken(given, wait=wait).returning(self._job.c.id).cte("gone")
+        gone = self._taken(given).returning(self._job.c.id).cte("gone")
         return self._counted(gone)
 
-    def _complete_recorded(self, wait: bool) -> Executable:
-        """As :meth:`complete`, and write the records of these jobs.
+    @cached_property
+    def complete_recorded(self) -> Executable:
+        """As :attr:`complete`, and write the records of these jobs.
 
         Parameters: as complete, and lists as :data:`.records.LEFT`.
         """
         assert self._record is not None
         given = unnest(ids=Text(), leases=BigInteger(), **LEFT)
-        taken = self._taken(given, wait=wait, record=self._record)
+        taken = self._taken(given, record=self._record)
         gone = taken.returning(*kept_columns(self._job)).cte("gone")
         no_error = literal_column("NULL", Text)
         written = noted(self._record, gone, given, attempt=gone.c.attempt, error=no_error)
         return self._counted(gone).add_cte(written)
 
-    def _taken(self, given: TableValuedAlias, *, wait: bool, record: Table | None = None) -> Delete:
-        held = self._held(given, wait=wait, record=record)
+    def _taken(self, given: TableValuedAlias, *, record: Table | None = None) -> Delete:
+        held = self._held(given, record=record)
         return delete(self._job).with_hint(ONLY).where(self._named, at(held))
 
     def _counted(self, gone: CTE) -> Select[Any]:
@@ -143,7 +135,7 @@ class SettleStatements:
 
     @cached_property
     def complete_one(self) -> Executable:
-        """As :meth:`complete`, for one job and without waiting; returns the xid.
+        """As :attr:`complete`, for one job; returns the xid.
 
         Parameters: queue, worker, id, lease.
         """
@@ -164,7 +156,8 @@ class SettleStatements:
         done = delete(job).with_hint(ONLY).where(self._named, at(locked))
         return done.returning(transaction_id())
 
-    def _release(self, wait: bool) -> Executable:
+    @cached_property
+    def release(self) -> Executable:
         """Queue jobs again; returns id and xid of each.
 
         Parameters: queue, worker, and lists ids, leases, refunds, moments, delays (seconds; if both
@@ -196,7 +189,7 @@ class SettleStatements:
             # The empty string keeps the planner from searching by id: rows are found by address.
             .where(
                 self._named,
-                at(self._held(given, wait=wait, keeps_key=True)),
+                at(self._held(given, keeps_key=True)),
                 job.c.id.concat(literal_column("''")) == given.c.ids,
             )
             .values(
@@ -220,21 +213,23 @@ class SettleStatements:
             .returning(job.c.id, transaction_id())
         )
 
-    def _bury(self, wait: bool) -> Executable:
+    @cached_property
+    def bury(self) -> Executable:
         """Move jobs to the dead table; returns id and xid of each.
 
         Parameters: queue, worker, and lists ids, leases, dead_ids, refunds, errors.
         """
-        return self._moved(wait=wait)
+        return self._moved()
 
-    def _bury_recorded(self, wait: bool) -> Executable:
-        """As :meth:`bury`, and write the records of these jobs.
+    @cached_property
+    def bury_recorded(self) -> Executable:
+        """As :attr:`bury`, and write the records of these jobs.
 
         Parameters: as bury, and lists as :data:`.records.LEFT`.
         """
-        return self._moved(wait=wait, record=self._record)
+        return self._moved(self._record)
 
-    def _moved(self, *, wait: bool, record: Table | None = None) -> Executable:
+    def _moved(self, record: Table | None = None) -> Executable:
         job, dead = self._job, self._dead
         given = unnest(
             ids=Text(),
@@ -244,7 +239,7 @@ class SettleStatements:
             errors=Text(),
             **({} if record is None else LEFT),
         )
-        moved = self._taken(given, wait=wait, record=record).returning(*job.c).cte("moved")
+        moved = self._taken(given, record=record).returning(*job.c).cte("moved")
         attempt = func.greatest(moved.c.attempt - given.c.refunds, 0)
         history = appended(
             moved.c.errors, attempt=attempt, worker=moved.c.claimed_by, error=given.c.errors
@@ -294,12 +289,25 @@ class SettleStatements:
 
         A job is not free while somebody has locked its record.
         """
+        return self._locked(wait=False)
+
+    def _lock(self, keeps_key: bool) -> Executable:
+        """Lock all of them and their records; wait for who has. Parameters: as complete.
+
+        With *keeps_key* the rows will stay, see :meth:`_held`.
+        """
+        return self._locked(wait=True, keeps_key=keeps_key)
+
+    def _locked(self, *, wait: bool, keeps_key: bool = False) -> Executable:
         given = unnest(ids=Text(), leases=BigInteger())
         return self._one_by_one(
             given,
             literal_column("held.id", Text),
             lambda held, one: _with_record(
-                one.with_for_update(skip_locked=True), held.c.id, self._record
+                one.with_for_update(skip_locked=not wait, key_share=keeps_key),
+                held.c.id,
+                self._record,
+                wait=wait,
             ),
         )
 
@@ -311,7 +319,7 @@ class SettleStatements:
         return (
             update(job)
             .with_hint(ONLY)
-            .where(self._named, at(self._held(given, wait=False, keeps_key=True)))
+            .where(self._named, at(self._held(given, keeps_key=True)))
             .values(last_error=parameter("error", Text), updated_at=func.now())
         )
 
@@ -322,6 +330,8 @@ class SettleStatements:
         return select(cast(func.pg_xact_status(xid), Text))
 
 
-def _with_record(one: Select[Any], job_id: ColumnElement[str], record: Table | None) -> Select[Any]:
-    """The SELECT of one job, if nobody has locked its record either."""
-    return one if record is None else one.where(not_locked(record, job_id))
+def _with_record(
+    one: Select[Any], job_id: ColumnElement[str], record: Table | None, *, wait: bool = False
+) -> Select[Any]:
+    """The SELECT of one job, if nobody has locked its record either, or after a *wait* for that."""
+    return one if record is None else one.where(not_locked(record, job_id, wait=wait))

@@ -28,7 +28,7 @@ from .._db.errors import sqlstate, summary
 from .._db.forks import Forked
 from .._db.last_words import LastWords, complete, last_words
 from .._lifecycle.row_errors import RowKept, RowLocked, RowMissing
-from .._lifecycle.settle import Fate, Pending, still_holds, write
+from .._lifecycle.settle import Fate, Pending, lock, still_holds, write
 from .._points import SETTLE
 from .._sql import Statements
 from .._sql.words import has_written
@@ -369,7 +369,8 @@ class HandlerSession:
         _refuse_missing(connection, statements, items)
         connection.exec_driver_sql(limit)
         with _giving_way(items):
-            held, xid = write(connection, statements, items, wait=True)
+            lock(connection, statements, items)
+            held, xid = write(connection, statements, items)
         if len(held) < len(items):
             items = [item for item in items if item.job.id not in held]
             _refuse_missing(connection, statements, items)

@@ -273,7 +273,10 @@ class _WorkOne:
         pending = Pending(job, settlement)
         if run is not None:
             run.leave([pending], time.monotonic())
-        held, _ = settle.write(self._connection, self._statements, [pending], wait=True)
+        held, _ = settle.write(self._connection, self._statements, [pending])
+        if not held:  # a transaction of somebody else's may refer to it
+            settle.lock(self._connection, self._statements, [pending])
+            held, _ = settle.write(self._connection, self._statements, [pending])
         if not held:
             kept = settle.still_holds(self._connection, self._statements, pending)
             raise RowKept if kept else RowMissing

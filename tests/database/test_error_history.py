@@ -103,7 +103,7 @@ def test_what_does_not_count_is_no_entry(queue: Queue, models: Models) -> None:
 
 
 def test_a_completed_job_writes_no_history(queue: Queue, models: Models) -> None:
-    for settle in (queue.statements.settle.complete_one, queue.statements.settle.complete(False)):
+    for settle in (queue.statements.settle.complete_one, queue.statements.settle.complete):
         assert "errors" not in str(settle)
     assert "errors" not in str(queue.statements.claim.onward)
     queue.put("a")

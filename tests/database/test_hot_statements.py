@@ -31,13 +31,8 @@ CHANGES: dict[str, Executable] = {
         for name in ("from_head", "onward", "skipping", "one")
     },
     **{
-        f"settle.{name}({wait})": getattr(STATEMENTS.settle, name)(wait)
-        for name in ("complete", "release", "bury")
-        for wait in (False, True)
-    },
-    **{
         f"settle.{name}": getattr(STATEMENTS.settle, name)
-        for name in ("complete_one", "note_error")
+        for name in ("complete", "complete_one", "release", "bury", "note_error")
     },
     **{
         f"rescue.{name}": getattr(STATEMENTS.rescue, name).again
@@ -50,6 +45,7 @@ LOOKS: dict[str, Executable] = {
     "claim.due_ids": STATEMENTS.claim.due_ids,
     "settle.still_held": STATEMENTS.settle.still_held,
     "settle.free": STATEMENTS.settle.free,
+    "settle.lock": STATEMENTS.settle.lock(False),
 }
 HOT = {**CHANGES, **LOOKS}
 OF_THE_TRANSACTION = {"pg_current_xact_id"}

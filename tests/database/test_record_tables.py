@@ -57,8 +57,8 @@ def test_without_records_nothing_of_them_is_there(connection: Connection) -> Non
     assert not {name for name in metadata.tables if name.endswith(ENDS)}
     built = statements_of(made)
     assert built.records is None
-    assert "record" not in str(built.settle.complete(False))
-    assert "record" not in str(built.settle.bury(False))
+    assert "record" not in str(built.settle.complete)
+    assert "record" not in str(built.settle.bury)
     assert "record" not in str(built.cancel.one(True))
     schema.migrate(connection)
     assert record_tables(connection, Names()) == {}

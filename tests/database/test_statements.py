@@ -348,10 +348,10 @@ def test_there_is_no_next_due_time_without_scheduled_jobs(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("settlement", [COMPLETED, RETRY, DEAD], ids=["complete", "retry", "dead"])
-@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.parametrize("wrong", ["lease", "id", "worker_id"])
 def test_a_settlement_of_another_claim_changes_nothing(
-    queue: Queue, settlement: Settlement, wait: bool, wrong: str
+    queue: Queue, settlement: Settlement, locked: bool, wrong: str
 ) -> None:
     queue.put("a", "b")
     jobs = claim(queue.connection, queue.statements)
@@ -359,10 +359,11 @@ def test_a_settlement_of_another_claim_changes_nothing(
     for job in jobs:
         setattr(job, wrong, {"lease": job.lease - 1, "id": "none", "worker_id": OTHER}[wrong])
 
+    items = pending(jobs, settlement)
     with queue.connection.begin():
-        held, xid = settle.write(
-            queue.connection, queue.statements, pending(jobs, settlement), wait=wait
-        )
+        if locked:
+            settle.lock(queue.connection, queue.statements, items)
+        held, xid = settle.write(queue.connection, queue.statements, items)
 
     assert (held, xid) == (set(), None)
     assert rows(queue.connection) == before
@@ -671,10 +672,12 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("claim.onward", None, {"queue", "limit", "worker", "priority", "at", "id"}),
         ("workers.set_waits_for", None, {"worker", "queues"}),
         ("workers.pass_on", None, {"worker", "queue"}),
-        ("settle.complete", (False, True), FENCE),
-        ("settle.release", (False, True), FENCE | RELEASE | {"unknowns"}),
-        ("settle.bury", (False, True), FENCE | {"dead_ids", "refunds", "errors"}),
+        ("settle.complete", None, FENCE),
+        ("settle.release", None, FENCE | RELEASE | {"unknowns"}),
+        ("settle.bury", None, FENCE | {"dead_ids", "refunds", "errors"}),
         ("settle.still_held", None, FENCE),
+        ("settle.free", None, FENCE),
+        ("settle.lock", (False, True), FENCE),
         ("settle.asked", None, FENCE),
         ("cancel.one", (False, True), {"id"}),
         ("settle.note_error", None, FENCE | {"error"}),

@@ -41,11 +41,12 @@ def _change(
 ) -> None:
     """Let an UPDATE of the table of jobs write other values."""
     original = getattr(owner, name)
+    cached: Any = getattr(original, "func", None)  # of a cached property
 
     def changed(self: Any, *args: Any) -> Any:
-        return original(self, *args).values(values(self._job))
+        return (cached or original)(self, *args).values(values(self._job))
 
-    _replace(stack, owner, **{name: changed})
+    _replace(stack, owner, **{name: property(changed) if cached else changed})
 
 
 # ---- the lease ------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ def rescue_without_a_new_lease(stack: ExitStack) -> None:
 
 
 def hand_back_without_a_new_lease(stack: ExitStack) -> None:
-    _change(stack, SettleStatements, "_release", lambda job: {"lease": job.c.lease})
+    _change(stack, SettleStatements, "release", lambda job: {"lease": job.c.lease})
 
 
 # ---- settlements ----------------------------------------------------------------------------
@@ -108,16 +109,12 @@ def stale_is_taken_for_settled(stack: ExitStack) -> None:
 def a_release_deletes(stack: ExitStack) -> None:
     """A job that is to run again is dropped."""
 
-    def release(self: Any, wait: bool) -> Any:
+    def release(self: Any) -> Any:
         given = unnest(ids=Text(), leases=BigInteger())
         job = self._job
-        return (
-            delete(job)
-            .where(at(self._held(given, wait=wait)))
-            .returning(job.c.id, transaction_id())
-        )
+        return delete(job).where(at(self._held(given))).returning(job.c.id, transaction_id())
 
-    _replace(stack, SettleStatements, _release=release)
+    _replace(stack, SettleStatements, release=property(release))
 
 
 def settled_outside_the_handler_s_transaction(stack: ExitStack) -> None:

@@ -243,11 +243,11 @@ def test_every_statement_reads_and_changes_the_tables_alone() -> None:
     statements = all_statements(Statements(build_models(MetaData(), records=True)))
     some = {
         "claim.onward",
-        "settle.complete(True,)",
+        "settle.complete",
         "unique.find(True, True, False)",
         "rescue.give_back[0]",
         "cancel.one(True,)",
-        "settle.bury_recorded(False,)",
+        "settle.bury_recorded",
         "records.progress",
         "audit.delete_old",
     }

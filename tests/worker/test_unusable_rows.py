@@ -245,6 +245,33 @@ def test_a_job_that_is_kept_from_ending_has_not_failed(
 
 
 @one_of_each
+def test_a_row_that_is_changed_meanwhile_is_settled(
+    bench: Workbench, users: Connection, tune: Tune
+) -> None:
+    """The settlement waits for whoever changes the row, and finds it where it is then."""
+    tune(handler_session, LOCK_TIMEOUT_MS=60_000)
+    gate = Gate(bench)
+
+    def body(session: Session, ctx: Context[Any]) -> None:
+        bench.note(session, ctx)
+        gate.hold()
+
+    job_id = bench.enqueue(bench.handler("t", body, max_attempts=1))
+
+    def change() -> None:
+        gate.wait()
+        users.execute(text("UPDATE bgjob_job SET headers = '{}' WHERE id = :id"), {"id": job_id})
+        gate.open()
+        wait_until(lambda: bench.sql("SELECT 1 FROM pg_locks WHERE NOT granted"), 30.0)
+        users.commit()
+
+    ran = bench.run(during=change)
+
+    assert ran.of(job_id) == ["started", "completed"]
+    assert bench.notes(job_id) == ["written"]
+
+
+@one_of_each
 def test_a_row_that_somebody_has_locked_is_settled_later(
     bench: Workbench, users: Connection
 ) -> None:
