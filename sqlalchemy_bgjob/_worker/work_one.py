@@ -182,11 +182,6 @@ class _WorkOne:
             self._settle(job, settlement)
             self._tell(UnknownType(job.type, _GRACE))
             return MoveToDlq(settlement.error) if dead else Reschedule(settlement.delay or 0.0)
-        if handler.is_coroutine and not connection.dialect.is_async:
-            raise TypeError(
-                f"the handler of {handler.type!r} is a coroutine; give work_one an AsyncSession or "
-                f"AsyncConnection"
-            )
         options = handler.options
         spent = crashed_too_often(job.attempt, options.max_attempts, job.crashes, job.last_error)
         if spent is not None:
