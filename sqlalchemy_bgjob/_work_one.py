@@ -61,6 +61,10 @@ class HasWorkOne:
         that takes the process down is retried without end here, unlike in a worker. A pause stops
         workers, and not this.
 
+        What ends the handler and is no failure, such as a cancellation or a KeyboardInterrupt, is
+        raised. What the handler has written is undone then, and the job handed back, so the caller
+        may go on and commit.
+
         Args:
             target: A Session or Connection, or an asyncio twin (then await the result, and the
                 handler may be a coroutine). An Engine is a transaction of its own.

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from .._drafts import validation
 from .._drafts.ids import new_worker_id
 from .._handlers.options import HandlerOptions
 from .._handlers.outcomes import (
+    HAND_BACK,
     Cancelled,
     Expired,
     Kind,
@@ -204,8 +205,17 @@ class _WorkOne:
             return self._call_with(run, own)
 
     def _call_with(self, run: Run, own: CallersSession) -> Outcome:
+        savepoint = self._connection.begin_nested()
+        try:
+            return self._end_with(run, own, savepoint)
+        except BaseException as raised:
+            # A coroutine that is closed, by a GeneratorExit, may await nothing more.
+            if not isinstance(raised, Exception | GeneratorExit):
+                self._hand_back(run, own, savepoint)
+            raise
+
+    def _end_with(self, run: Run, own: CallersSession, savepoint: NestedTransaction) -> Outcome:
         connection, job = self._connection, run.job
-        savepoint = connection.begin_nested()
 
         def get_session() -> Any:
             check_session_is_wanted(run)
@@ -228,16 +238,27 @@ class _WorkOne:
                 return end.outcome
             except Exception as refusal:
                 (end,) = conclude(run, None, refusal)
-        own.discard()
-        while (inner := connection.get_nested_transaction()) not in (None, savepoint):
-            inner.close()  # a savepoint that could not be released stays in the way
-        if connection.invalidated or inner is None:
+        self._discard(own, savepoint)
+        if connection.invalidated or connection.get_nested_transaction() is None:
             # The caller's transaction itself is gone.
             raise end.error or TransactionEnded
         _undo(savepoint, end.error)
         self._settle(job, end.settlement, run)
         self._tell(end.error)
         return end.outcome
+
+    def _hand_back(self, run: Run, own: CallersSession, savepoint: NestedTransaction) -> None:
+        """Undo an interrupted run: whoever catches what is raised may go on, and commit."""
+        with suppress(Exception):  # the transaction itself is lost
+            self._discard(own, savepoint)
+            savepoint.rollback()
+            self._settle(run.job, HAND_BACK)
+
+    def _discard(self, own: CallersSession, savepoint: NestedTransaction) -> None:
+        """End the handler's session, and the savepoints within ours that stay in the way."""
+        own.discard()
+        while (inner := self._connection.get_nested_transaction()) not in (None, savepoint):
+            inner.close()  # it could not be released
 
     def _tell(self, error: BaseException | None) -> None:
         if self._on_error is not None and error is not None and not isinstance(error, Outcome):

@@ -122,6 +122,35 @@ def test_the_callers_rollback_leaves_the_job_as_it_was(
     assert bench.notes(job_id) == []
 
 
+def test_an_interrupted_handler_leaves_nothing_to_commit(bench: Workbench, target: Target) -> None:
+    """The caller catches what ended it, and commits: the job is queued, and nothing written."""
+
+    def body(session: Session, ctx: Context[Any]) -> None:
+        bench.note(session, ctx)
+        if bench.flavor.is_async:
+            await_only(asyncio.sleep(3600))
+        raise KeyboardInterrupt
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    before = bench.job(job_id)
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        if bench.flavor.is_async:
+            with pytest.raises(TimeoutError):
+                call(asyncio.wait_for(bench.jobs.work_one(t, "default"), 1.0))
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                bench.jobs.work_one(t, "default")
+        call(t.commit())
+
+    target.run(bench, work)
+
+    job = bench.job(job_id)
+    assert (job.claimed_by, job.attempt, job.last_error) == (None, 0, None)
+    assert (job.next_run_at, job.lease) == (before.next_run_at, before.lease + 2)
+    assert bench.notes(job_id) == []
+
+
 @one_of_each
 def test_an_empty_queue_is_none(bench: Workbench, target: Target) -> None:
     bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False), delay=60)
