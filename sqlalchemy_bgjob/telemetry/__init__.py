@@ -230,7 +230,7 @@ class Events:
             for observer in self._observers:
                 try:
                     getattr(observer, name)(*args)
-                except Exception:
+                except BaseException:  # it must not end the thread of all
                     logger.exception("observer %r failed in %s", type(observer).__name__, name)
             del event, args  # an exception keeps its handler's variables
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from contextlib import ExitStack
@@ -444,6 +445,25 @@ def test_events_are_dropped_rather_than_waited_for(
 
     assert [e.subject for e in recorder.events] == ["0", "1", "2", "3"]
     assert caplog.text.count("dropping") == 1
+
+
+@pytest.mark.parametrize("ends", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_an_observer_can_not_end_the_thread_of_all(
+    ends: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Bad(Observer):
+        def queue_is_empty(self, queue: str) -> None:
+            raise ends
+
+    after = Recorder()
+    events = Events([Bad(), after])
+    events.start()
+    for queue in "ab":
+        events.emit("queue_is_empty", queue)
+    events.stop(timeout=10.0)
+
+    assert [e.subject for e in after.events] == ["a", "b"]
+    assert caplog.text.count("observer 'Bad' failed in queue_is_empty") == 2
 
 
 def test_an_observer_that_never_returns_does_not_hold_the_stop() -> None:
