@@ -134,6 +134,12 @@ def bind_of_writes(session: Session, models: Models) -> Engine | Connection:
         session._flushing = flushing  # noqa: SLF001
 
 
+def is_autocommit(connection: Connection) -> bool:
+    """Whether each statement would be committed by itself, so that there is no transaction."""
+    # Not by truth: sqlite3, to which a session may have a bind too, says -1 and means no.
+    return getattr(connection.connection.dbapi_connection, "autocommit", False) is True
+
+
 def can_notify(connection: Connection) -> bool:
     """Whether the connection's transaction may use NOTIFY."""
     return not isinstance(connection.get_transaction(), TwoPhaseTransaction)
@@ -161,8 +167,8 @@ def run_in(target: object, models: Models | None, work: Callable[[Unit], T], *, 
     if isinstance(target, Session | Connection):
         return work(Unit(_unsharded(target), models))
     if isinstance(target, Engine):
-        with target.begin() as connection:
-            return work(Unit(connection, models))
+        with target.connect() as connection:
+            return _in_its_own(connection, models, work)
     what = f"the class {target.__name__}" if isinstance(target, type) else type(target).__name__
     do = f"give one of these to {call} first, and call what makes sessions: SessionLocal()"
     if hasattr(target, "cursor"):
@@ -191,8 +197,16 @@ def _named(call: str, coroutine: Any) -> Any:
 async def _in_own_transaction(
     engine: "AsyncEngine", models: Models | None, work: Callable[[Unit], T]
 ) -> T:
-    async with engine.begin() as connection:
-        return await connection.run_sync(lambda sync: work(Unit(sync, models)))
+    async with engine.connect() as connection:
+        return await connection.run_sync(_in_its_own, models, work)
+
+
+def _in_its_own(connection: Connection, models: Models | None, work: Callable[[Unit], T]) -> T:
+    """Do *work* in a transaction of a new connection, also where its engine has AUTOCOMMIT."""
+    if is_autocommit(connection):
+        connection = connection.execution_options(isolation_level="READ COMMITTED")
+    with connection.begin():
+        return work(Unit(connection, models))
 
 
 def _unsharded(target: Session | Connection) -> Session | Connection:

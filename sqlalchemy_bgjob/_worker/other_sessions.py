@@ -13,9 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .._db.sql_text import sql_of
+from .._db.targets import is_autocommit
 from .._sql.words import has_written
 from .session_events import watch
-from .transaction import TransactionEnded, is_autocommit, refuse_to_end
+from .transaction import TransactionEnded, refuse_to_end
 from .writes import Undone, Writes, WritesUndone
 
 _LOST: Final = (

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Engine
 from .._db.errors import was_invalidated
 from .._db.keepalive import enable_keepalive, may_be_lost
 from .._db.sessions import name_session, plan_anew
+from .._db.targets import is_autocommit
 from .._points import CONNECTING, UNCONNECTED
-from .transaction import is_autocommit
 
 WAIT_FOR_OTHERS: Final = 30.0
 """Seconds for which a handler that is refused a connection waits for those of other handlers."""

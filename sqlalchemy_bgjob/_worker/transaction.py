@@ -47,12 +47,6 @@ def refuse_to_end(sql: str) -> None:
         raise TransactionEnded
 
 
-def is_autocommit(connection: Connection) -> bool:
-    """Whether each statement would be committed by itself, so that there is no transaction."""
-    # Not by truth: sqlite3, to which a session may have a bind too, says -1 and means no.
-    return getattr(connection.connection.dbapi_connection, "autocommit", False) is True
-
-
 class OpenTransaction:
     """The transaction that a connection has begun, as far as it is known."""
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .._db.errors import sqlstate
 from .._db.forks import kept_from_children, leave_if_forked
-from .._db.targets import Unit, run_in
+from .._db.targets import Unit, is_autocommit, run_in
 from .._drafts import validation
 from .._drafts.ids import new_worker_id
 from .._handlers.options import HandlerOptions
@@ -43,7 +43,7 @@ from .call import begin, check_session_is_wanted, conclude
 from .callers_session import CallersSession
 from .chunk import run_of
 from .run import Run
-from .transaction import TransactionEnded, is_autocommit
+from .transaction import TransactionEnded
 
 _GRACE = WorkerSettings().unknown_type_grace
 _NO_SAVEPOINT = frozenset({"3B001", "25P01"})

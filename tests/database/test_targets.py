@@ -23,18 +23,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import (
     DBAPIError,
-    InternalError,
     InvalidRequestError,
     PendingRollbackError,
     ProgrammingError,
     ResourceClosedError,
     UnboundExecutionError,
 )
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only, greenlet_spawn
 
-from sqlalchemy_bgjob import InvalidArg, enqueue, enqueue_from, enqueue_many
+from sqlalchemy_bgjob import InvalidArg, JobAlreadyExists, enqueue, enqueue_from, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
+from sqlalchemy_bgjob._db.targets import is_autocommit
 from support.producers import ASYNC, KINDS, UNITS, Producer, produce
 from support.shop import Job, Order, Receipt, jobs, note, send_receipt
 from support.tables import new_engine
@@ -546,19 +547,34 @@ def test_another_database_is_refused_before_sql() -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
-def test_an_engine_in_autocommit_still_takes_jobs(driver: str, shop: Engine) -> None:
-    """Each statement is its own transaction there, so ids of one's own can't be all or nothing."""
-    url = shop.url.set(drivername=f"postgresql+{driver}")
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    enqueue(engine, send_receipt, Receipt(1), id="one")
-    enqueue_many(engine, send_receipt, [Receipt(2)])
-    enqueue_many(engine, [send_receipt.job(Receipt(3))])
-    enqueue_from(engine, send_receipt, numbers(4, 4))
-    enqueue_many(engine, note, [0, 0], ids=["one", "zero"], on_conflict="ignore")
-    with pytest.raises(InternalError if driver == "psycopg2" else DBAPIError):
-        enqueue_many(engine, note, [0], ids=["minus"])
-    engine.dispose()
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
+def test_an_engine_in_autocommit_is_a_transaction_too(driver: str, shop: Engine) -> None:
+    """All or nothing, as with any other engine; and AUTOCOMMIT again afterwards."""
+    url, level = shop.url.set(drivername=f"postgresql+{driver}"), "AUTOCOMMIT"
+
+    def work(do: Callable[[Any], Any], engine: Any) -> None:
+        do(enqueue(engine, send_receipt, Receipt(1), id="one"))
+        do(enqueue_from(engine, send_receipt, numbers(2, 2)))
+        do(enqueue_many(engine, note, [3], ids=["three"]))
+        with pytest.raises(JobAlreadyExists):
+            do(enqueue_many(engine, note, [4, 5], ids=["four", "one"]))
+
+    if driver == "asyncpg":
+
+        async def in_loop() -> None:
+            engine = create_async_engine(url, isolation_level=level)
+            await greenlet_spawn(work, await_only, engine)
+            async with engine.connect() as connection:
+                assert await connection.run_sync(is_autocommit)
+            await engine.dispose()
+
+        asyncio.run(in_loop())
+    else:
+        engine = create_engine(url, isolation_level=level)
+        work(lambda done: done, engine)
+        with engine.connect() as connection:
+            assert is_autocommit(connection)
+        engine.dispose()
 
     with shop.connect() as connection:
-        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 5
+        assert connection.execute(select(func.count()).select_from(Job)).scalar() == 3
