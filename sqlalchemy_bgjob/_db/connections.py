@@ -18,7 +18,7 @@ from .encodings import speak_utf8
 from .errors import summary
 from .keepalive import enable_keepalive
 from .leave_clean import leave_clean
-from .sessions import name_session, plan_anew
+from .sessions import name_session, plan_anew, write_iso
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -111,13 +111,16 @@ def session_of(engine: Engine) -> Iterator[Connection]:
 def configure(
     connection: Connection, isolation_level: IsolationLevel = "READ COMMITTED"
 ) -> Connection:
-    """Prepare a new connection for the worker: keepalive, READ COMMITTED, UTF-8 if the database is.
+    """Prepare a new connection for the worker.
+
+    It gets keepalive, READ COMMITTED, UTF-8 if the database is, and times that the driver can read.
 
     The isolation level of the user's engine does not count: under AUTOCOMMIT a settlement would not
     be atomic, and under REPEATABLE READ claims would fail with serialization errors.
     """
     enable_keepalive(connection)
     speak_utf8(connection)
+    write_iso(connection)
     return connection.execution_options(isolation_level=isolation_level)
 
 

@@ -31,8 +31,10 @@ def leave_clean(connection: Connection) -> None:
         with closing(driver.cursor()) as cursor:
             for statement in _UNDO:
                 cursor.execute(statement)
-            # psycopg2 would go on decoding as UTF-8, which its own API was told.
+            # psycopg2 would go on decoding as UTF-8, which its own API was told; and it has set the
+            # DateStyle itself.
             if connection.dialect.driver != "psycopg2":
                 cursor.execute("RESET client_encoding")
+                cursor.execute("RESET DateStyle")
         driver.commit()
         connection.dialect.reset_isolation_level(driver)

@@ -1,7 +1,7 @@
-"""The server sessions of a worker: their name, and how long they keep plans."""
+"""The server sessions of a worker: their name, how they write times, how long they keep plans."""
 
 import time
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -22,6 +22,25 @@ def name_session(connection: Connection, worker_id: int) -> None:
     with connection.begin():
         connection.exec_driver_sql(f"SET application_name = '{application_name(worker_id)}'")
     connection.info["bgjob_worker"] = worker_id
+
+
+def writes_iso(connection: Connection) -> bool:
+    """Whether times come in a form that the driver reads: psycopg's can read ISO alone."""
+    if connection.dialect.driver not in ("psycopg", "psycopg_async"):
+        return True
+    driver: Any = connection.connection.driver_connection
+    style: str | None = driver.info.parameter_status("DateStyle")
+    return style is None or style.startswith("ISO")
+
+
+def write_iso(connection: Connection) -> None:
+    """Let the server write times so that the driver can read them. Commits.
+
+    Otherwise no row could be claimed. No round trip where it does so already, as nearly everywhere.
+    """
+    if not writes_iso(connection):
+        connection.exec_driver_sql("SET DateStyle = 'ISO'")
+        connection.commit()
 
 
 def compile_no_plans(connection: Connection) -> None:

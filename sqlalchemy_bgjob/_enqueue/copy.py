@@ -13,6 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
+from .._db.sessions import writes_iso
 from .._drafts.draft import Draft, in_chunks, with_ids
 from .._drafts.options import Common
 from .._points import COPYING
@@ -55,6 +56,8 @@ def can_copy(connection: Connection, table: Table) -> bool:
         and not connection.get_execution_options().get("schema_translate_map")
         # In the binary format text is sent in the connection's encoding, and ours is UTF-8.
         and _driver_of(connection).info.encoding == "utf-8"
+        # The server's clock is read first.
+        and writes_iso(connection)
         # The user's own columns may have defaults that are Python functions.
         and not any(c.default is not None and c.name not in _COLUMNS for c in table.c)
     )

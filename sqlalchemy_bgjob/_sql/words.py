@@ -288,7 +288,8 @@ def transaction_id() -> ColumnElement[str]:
 @cache
 def transaction_began_at() -> Executable:
     """When this transaction began: no two of one session have begun at the same time."""
-    return select(func.now())
+    # As text: of the application's sessions, some have a DateStyle that psycopg can't read.
+    return select(cast(func.now(), Text))
 
 
 @cache

@@ -21,11 +21,16 @@ if TYPE_CHECKING:
 
 STATE = (
     "SELECT current_setting('application_name'), current_setting('client_encoding'),"
+    " split_part(current_setting('DateStyle'), ',', 1),"
     " (SELECT count(*) FROM pg_listening_channels())"
 )
 OWN = 5
 """Those of the loop, the heart, the rescuer and the listener, and another for its test."""
-STARTED = {"application_name": "the application", "client_encoding": "LATIN1"}
+STARTED = {
+    "application_name": "the application",
+    "client_encoding": "LATIN1",
+    "options": "-c DateStyle=German",
+}
 SETTINGS: dict[str, Any] = {**FAST, "listen": True}
 
 
@@ -95,7 +100,8 @@ def test_threads_leave_their_sessions_clean(
     assert len(left) == OWN
     # psycopg2 goes on to read by what it was told.
     reads = [getattr(connection, "encoding", "LATIN1") for connection in left]
-    assert states == [("the application", encoding, 0) for encoding in reads]
+    style = "ISO" if driver == "psycopg2" else "German"  # psycopg2 sets it when it connects
+    assert states == [("the application", encoding, style, 0) for encoding in reads]
     assert [connection.autocommit for connection in left] == [False] * OWN
 
 
@@ -136,4 +142,4 @@ def test_tasks_leave_their_sessions_clean(database_url: str) -> None:
 
     states: list[Any] = []
     asyncio.run(main())
-    assert states == [("the application", "LATIN1", 0, False)] * OWN
+    assert states == [("the application", "LATIN1", "German", 0, False)] * OWN
