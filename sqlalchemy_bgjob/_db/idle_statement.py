@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from sqlalchemy import Connection, Dialect
+from sqlalchemy import Connection, Dialect, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement, Executable
 
@@ -25,6 +25,9 @@ _EVENTS: Final = (
     "before_cursor_execute",
     "after_cursor_execute",
 )
+
+
+_DEFAULT_LEVEL: Final = select(func.current_setting("default_transaction_isolation"))
 
 
 class IdleStatement:
@@ -85,18 +88,18 @@ def prepare(
     """Compile statements for the driver; none where SQLAlchemy must run them in a transaction.
 
     A statement that commits by itself has the session's default isolation level, and workers skip
-    each other's rows under READ COMMITTED only.
+    each other's rows under READ COMMITTED only. The server is asked for that, as a listener of
+    "connect" may have set it: SQLAlchemy knows what the engine's first session had before. Commits.
     """
     engine = connection.engine
     listened = any(getattr(engine.dispatch, name) for name in _EVENTS)
     translated = engine.get_execution_options().get("schema_translate_map")
     plain = engine.dialect.driver in _DRIVERS and not (engine.echo or listened or translated)
-    if (
-        not plain
-        or not may_commit_each(connection)
-        or connection.default_isolation_level != "READ COMMITTED"
-    ):
+    if not plain or not may_commit_each(connection):
         return {}
+    with connection.begin():
+        if connection.scalar(_DEFAULT_LEVEL) != "read committed":
+            return {}
     return {statement: _compiled(statement, engine.dialect) for statement in statements}
 
 

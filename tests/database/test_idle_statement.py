@@ -181,6 +181,14 @@ def test_where_somebody_listens_sqlalchemy_runs_it(engine: Engine, statements: S
         assert not usable(roles)
     options = {"options": "-c default_transaction_isolation=serializable"}
     assert not usable(create_engine(engine.url, connect_args=options))
+    stricter = create_engine(engine.url)
+    event.listen(stricter, "connect", serializable)
+    assert not usable(stricter)
+
+
+def serializable(driver: Any, _: object) -> None:
+    driver.execute("SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+    driver.commit()
 
 
 @pytest.mark.anyio
