@@ -66,10 +66,8 @@ class Hands:
         self.progressed, self.progress_at = set[Run](), inf
         self._progress_from = 0.0
         self._tells_starts = events.wants("job_started")
-        self._runs: dict[str, Run] = {}
-        """By job id."""
-        self._late_runs: set[Run] = set()
-        """Runs whose lease is over, of jobs that have a newer run in ``_runs``."""
+        self._runs: dict[Run, None] = {}
+        """In the order of their starts; two of one job if the lease of the first is over."""
 
     def wake(self, queue: str | None, *, new: bool = False, others: int = 0) -> None:
         """Look at a queue, or at all of them, at once; see :meth:`.Planner.wake`."""
@@ -79,20 +77,20 @@ class Hands:
 
     def runs(self) -> list[Run]:
         """All runs that go on. Under the lock."""
-        return list(dict.fromkeys((*self._runs.values(), *self._late_runs)))
+        return list(self._runs)
 
     def known(self) -> list[ClaimedJob]:
         """All jobs that this worker knows it has claimed."""
         with self.lock:
             unsettled = [item.job for item in self.planner.unsettled()]
-            running = (job for run in self.runs() for job in run.jobs)
+            running = (job for run in self._runs for job in run.jobs)
             return [*unsettled, *running, *self.planner.ready()]
 
     def lost(self) -> None:
         """All of this worker's leases are over: others have taken its jobs."""
         with self.lock:
             self.planner.forget_ready()
-            for run in self.runs():
+            for run in self._runs:
                 run.lease_lost = True
 
     # ---- one run --------------------------------------------------------------------------------
@@ -114,12 +112,9 @@ class Hands:
             run.tells = self._progressed
         if self.asks_at == inf:
             self.asks_at = time.monotonic() + self._settings.heartbeat_interval
-        for one in run.jobs:
-            earlier = self._runs.get(one.id)
-            self._runs[one.id] = run
-            if earlier is not None:
-                self._late_runs.add(earlier)
-            if self._tells_starts:
+        self._runs[run] = None
+        if self._tells_starts:
+            for one in run.jobs:
                 self._events.emit("job_started", run.info_of(one))
         self.started += len(run.jobs)
         if self.started >= self.most_starts:
@@ -129,24 +124,18 @@ class Hands:
 
     def running(self, job: ClaimedJob) -> Run | None:
         """The run of a job under this very lease, if it has started. Under the lock."""
-        run = self._runs.get(job.id)
-        return run if run is not None and any(one is job for one in run.jobs) else None
+        return next((run for run in self._runs if any(one is job for one in run.jobs)), None)
 
     def holds(self, run: Run) -> bool:
         """Whether a run is still to be done: it may have been released while it waited."""
-        return self._runs.get(run.job.id) is run or run in self._late_runs
+        return run in self._runs
 
     def let_go(self, run: Run) -> bool:
         """Take a run out of these hands; False if it had left them already. Under the lock."""
-        held = False
-        for job in run.jobs:
-            if self._runs.get(job.id) is run:
-                del self._runs[job.id]
-                held = True
-        if self._late_runs and run in self._late_runs:
-            self._late_runs.discard(run)
-            held = True
-        return held
+        if run not in self._runs:
+            return False
+        del self._runs[run]
+        return True
 
     def interrupt(self, run: Run) -> list[Pending]:
         """Release a run that goes on, its attempts refunded; its settlements. Under the lock."""
@@ -239,7 +228,7 @@ class Hands:
     def give_up(self) -> list[ClaimedJob]:
         """Forget everything; returns the unsettled jobs. Under the lock."""
         left = [item.job for item in self.planner.unsettled()]
-        self._runs, self._late_runs = {}, set()
+        self._runs = {}
         self.planner = Planner({}, self._settings)
         self.planner.draining = True
         return left
