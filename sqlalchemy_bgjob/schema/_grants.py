@@ -58,11 +58,14 @@ class Privilege:
         kind: The table, see :data:`._table_kinds.KINDS`.
         verb: As GRANT names it.
         columns: The columns; empty for the whole table.
+        enough: The columns to which it may be limited, if it is for the whole table. They are
+            granted to nobody one by one, as the next version may write others.
     """
 
     kind: str
     verb: str
     columns: tuple[str, ...] = ()
+    enough: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.verb + (f" ({', '.join(map(quoted, self.columns))})" if self.columns else "")
@@ -72,6 +75,14 @@ _OPERATOR_WRITES: Final = (
     *("next_run_at", "updated_at", "cancel_at"),
     *("arg", "headers", "priority", "lease"),
 )
+_WORKER_WRITES: Final = {
+    "job": (
+        *("claimed_by", "lease", "attempt", "crashes", "next_run_at", "updated_at", "arg"),
+        *("headers", "last_error", "errors", "unknown_since", "unique_key", "expires_at"),
+    ),
+    "worker": ("beat_at", "waits_for", "lost_at", "listener_pid", "listener_started_at"),
+}
+"""The columns of vital tables that a worker changes."""
 _VITAL: Final = ("job", "worker", "control", "record")
 """The tables of which a worker needs all privileges: without them it runs nothing, or the end of
 what it has run is refused."""
@@ -137,10 +148,10 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield from (Privilege("unique_period", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("worker", "SELECT", ("id", "waits_for"))
         case "worker":
-            yield from (Privilege("job", verb) for verb in _ALL)
+            yield from _all_on("job")
             yield Privilege("dead_job", "INSERT")
             yield Privilege("dead_job", "SELECT", ("job_id",))
-            yield from (Privilege("worker", verb) for verb in _ALL)
+            yield from _all_on("worker")
             yield from (Privilege("schedule", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("control", "SELECT")
             # Its handlers enqueue, and periods that are over are deleted.
@@ -160,6 +171,12 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield Privilege("worker", "SELECT")
             yield Privilege("schedule", "SELECT", _without_arg("schedule"))
             yield Privilege("control", "SELECT")
+
+
+def _all_on(kind: str) -> Iterator[Privilege]:
+    """All that there is on a table of which a worker changes some columns."""
+    for verb in _ALL:
+        yield Privilege(kind, verb, enough=_WORKER_WRITES[kind] if verb == "UPDATE" else ())
 
 
 def _without_arg(kind: str) -> tuple[str, ...]:
@@ -216,7 +233,7 @@ def lacks(
     given = {
         "tables": tables,
         "verbs": [one.verb for one in needed],
-        "columns": [",".join(one.columns) for one in needed],
+        "columns": [",".join(one.columns or one.enough) for one in needed],
     }
     missing = [needed[place - 1] for place in connection.execute(_LACKED, given).scalars()]
     return [

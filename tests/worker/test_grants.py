@@ -515,6 +515,28 @@ def test_grants_of_all_columns_are_enough(roles: Roles) -> None:
     assert privilege_problems(roles) == []
 
 
+def test_an_update_of_what_a_worker_writes_is_enough(roles: Roles, refusals: list[str]) -> None:
+    to = f'"{roles.name("worker")}"'
+    written = {
+        one.kind: ", ".join(map(quoted, one.enough)) for one in needs("worker") if one.enough
+    }
+
+    with ExitStack() as stack:
+        for kind, columns in written.items():
+            stack.enter_context(roles.without("worker", f"UPDATE ON @{kind}"))
+            sql(roles.owner, f"GRANT UPDATE ({columns}) ON @{kind} TO {to}")
+        assert privilege_problems(roles) == []
+        work(roles, refusals)
+
+        assert refusals == []
+        for kind, columns in written.items():
+            for column in columns.split(", "):
+                sql(roles.owner, f"REVOKE UPDATE ({column}) ON @{kind} FROM {to}")
+                (problem,) = privilege_problems(roles)
+                assert f'lacks UPDATE ON "We""ird Schema"."bgjob_{kind}"' in problem
+                sql(roles.owner, f"GRANT UPDATE ({column}) ON @{kind} TO {to}")
+
+
 @pytest.mark.core
 def test_a_schema_without_usage_is_told(roles: Roles) -> None:
     with roles.without("worker", 'USAGE ON SCHEMA "We""ird Schema"'):
