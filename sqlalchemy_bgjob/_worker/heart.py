@@ -134,7 +134,7 @@ class Heart(SideLoop):
         super().stop()
         self._urgent.set()
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception | SystemExit) -> None:
         if passes_by_itself(error):
             return
         # Each try with another loop's connection may cost the application's pool that connection.

@@ -126,7 +126,7 @@ class Listener(SideLoop):
                 self._heart.set_listener(None)
                 self._hands.wake(None)  # from now on polls come more often
 
-    def _failed(self, error: Exception) -> float | None:
+    def _failed(self, error: Exception | SystemExit) -> float | None:
         self._refusals = self._refusals + 1 if _is_refusal(error) else 0
         if self._refusals == REFUSALS:
             self._warn(f"LISTEN is refused ({sqlstate(error)})")

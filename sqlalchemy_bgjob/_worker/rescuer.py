@@ -146,7 +146,7 @@ class Rescuer(SideLoop):
         self._retention.begin()
         super().run()
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: Exception | SystemExit) -> None:
         self._turns = _Turns(self._settings)
 
     def _live(self, connection: Connection) -> None:

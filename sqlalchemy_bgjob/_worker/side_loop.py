@@ -40,7 +40,7 @@ class SideLoop:
                 try:
                     with session_of(engine) as connection:
                         pause = self._live(connection)
-                except Exception as error:
+                except (Exception, SystemExit) as error:  # also what a hook of the engine's raises
                     if not self._stopping.is_set():
                         if self._backoff.is_news(time.monotonic()):
                             self._events.report(error)
@@ -54,7 +54,7 @@ class SideLoop:
         """Work on a new connection. Returns the seconds until the next, or None for the backoff."""
         raise NotImplementedError
 
-    def _failed(self, error: Exception) -> float | None:
+    def _failed(self, error: Exception | SystemExit) -> float | None:
         """Handle a connection that was refused or lost; returns as :meth:`_live` does."""
         return None
 
