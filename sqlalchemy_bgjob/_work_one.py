@@ -76,7 +76,8 @@ class HasWorkOne:
             due: With *id*, False takes the job also if it is scheduled for later.
             session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``. A
                 scoped_session also gives it while the handler runs, in each scope that has no
-                session yet; writes that the handler loses in further ones fail the attempt.
+                session yet; writes that the handler loses in further ones fail the attempt. With
+                an asyncio target neither is so, as other tasks share the thread.
             state: What ``ctx.state`` is; there is no ``lifespan=`` here.
 
         Returns:
