@@ -73,8 +73,8 @@ class LiveJobVerbs:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
             id: The job's.
             lease: ``job.lease`` as it was when you looked: if a worker has claimed the job since,
-                or somebody has edited it, nothing is changed. By default the job is changed if it
-                is queued now.
+                or somebody has changed it, by an edit or by its unique key, nothing is changed. By
+                default the job is changed if it is queued now.
             changes: ``arg``, which is checked as the handler takes it; ``headers``, instead of the
                 ones that there are; ``priority``; and either ``run_at``, an aware datetime, or
                 ``delay``, seconds or a timedelta from the start of the transaction. What is left

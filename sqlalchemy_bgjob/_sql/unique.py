@@ -296,10 +296,12 @@ class UniqueStatements:
         insert = insert.from_select(names, rows)
         new = insert.excluded
         changes: dict[str, Any]
+        # Who has seen the job as it was before can't edit it by that.
+        seen_as_changed: dict[str, Any] = {"lease": job.c.lease + 1, "updated_at": func.now()}
         match on_duplicate:
             case "replace":
                 changes = {name: new[name] for name in INSERTED if name != "id"}
-                changes["updated_at"] = func.now()
+                changes |= seen_as_changed
             case "earlier":
                 changes = {
                     name: func.least(job.c[name], new[name]) for name in ("priority", "next_run_at")
@@ -308,7 +310,7 @@ class UniqueStatements:
                 never = job.c.expires_at.is_(None) | new.expires_at.is_(None)
                 later = func.greatest(job.c.expires_at, new.expires_at)
                 changes["expires_at"] = case((~never, later))
-                changes["updated_at"] = func.now()
+                changes |= seen_as_changed
             case _:
                 changes = {"unique_key": new.unique_key}
         return insert.on_conflict_do_update(

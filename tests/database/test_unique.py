@@ -178,6 +178,22 @@ def test_replace_keeps_the_id_and_nothing_else(session: Session) -> None:
     assert (job.next_run_at - job.created_at).total_seconds() == 30
 
 
+@pytest.mark.parametrize("on_conflict", ["replace", "earlier"])
+def test_who_has_seen_it_before_a_change_can_not_edit(
+    session: Session, on_conflict: OnDuplicate
+) -> None:
+    """An edit of what an operator has seen would undo what a producer has changed since."""
+    unique = Unique("7", "queued", on_conflict=on_conflict)
+    job_id = enqueue(session, note, 1, unique=unique, delay=60).id
+    seen = session.get_one(Job, job_id).lease
+
+    enqueue(session, note, 2, unique=unique, delay=30)
+
+    assert jobs.edit(session, job_id, lease=seen, arg=1) == "changed"
+    session.expire_all()
+    assert jobs.edit(session, job_id, lease=session.get_one(Job, job_id).lease, arg=1) == "edited"
+
+
 def test_earlier_takes_the_earlier_time_alone(session: Session) -> None:
     unique = Unique("7", "queued", on_conflict="earlier")
     first = enqueue(session, note, 1, unique=unique, delay=60, priority=3)
