@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._worker import attempt, handler_session
 from sqlalchemy_bgjob._worker.plan import planner
 from support import wait_until
+from support.rows import waiting
 from support.running import FLAVORS, Flavor, Gate, Recorder, Workbench, one_of_each
 
 if TYPE_CHECKING:
@@ -262,13 +264,34 @@ def test_a_row_that_is_changed_meanwhile_is_settled(
         gate.wait()
         users.execute(text("UPDATE bgjob_job SET headers = '{}' WHERE id = :id"), {"id": job_id})
         gate.open()
-        wait_until(lambda: bench.sql("SELECT 1 FROM pg_locks WHERE NOT granted"), 30.0)
+        wait_until(lambda: waiting(bench.outside), 30.0)
         users.commit()
 
     ran = bench.run(during=change)
 
     assert ran.of(job_id) == ["started", "completed"]
     assert bench.notes(job_id) == ["written"]
+
+
+@pytest.mark.usefixtures("referring")
+@pytest.mark.parametrize("bench", FLAVORS[:1], ids=str, indirect=True)
+def test_work_one_waits_for_who_refers_to_its_job(bench: Workbench, users: Connection) -> None:
+    job_id = bench.enqueue(bench.handler("t", bench.note))
+    users.execute(text("INSERT INTO receipt VALUES (1, :id)"), {"id": job_id})
+    engine = create_engine(bench.url)
+
+    def end() -> None:
+        wait_until(lambda: waiting(bench.outside), 30.0)
+        users.rollback()
+
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(end)
+        bench.jobs.work_one(engine, "default")
+        ended.result()
+
+    assert bench.job(job_id) is None
+    assert bench.notes(job_id) == ["written"]
+    engine.dispose()
 
 
 @one_of_each
