@@ -121,10 +121,17 @@ class Schedules:
         Args:
             target: The unit of work that owns the change.
             name: Its name.
-            by: Who pauses it, for others to read.
+            by: Who pauses it, for others to read; at most 1,000 characters, as *reason*.
             reason: And why.
+
+        Raises:
+            ValueError: A text is too long, or can't be stored.
         """
-        given = parameters(name=validation.name("name", name), by=by, reason=reason)
+        given = parameters(
+            name=validation.name("name", name),
+            by=validation.words("by", by),
+            reason=validation.words("reason", reason),
+        )
         pause = self._statements.schedules.pause
 
         def work(unit: Unit) -> bool:

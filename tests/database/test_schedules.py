@@ -193,6 +193,15 @@ def test_who_pauses_and_why_is_said_anew(book: Book) -> None:
     assert (row.paused_at, row.paused_by, row.pause_reason) == (None, None, None)
 
 
+@pytest.mark.parametrize("words", ["a\0b", "\ud800", "x" * 1_001], ids=["NUL", "half", "long"])
+def test_words_that_can_not_be_stored_are_refused(book: Book, words: str) -> None:
+    """Before any SQL, so that the caller's transaction stays usable."""
+    book.put()
+    for given in ({"by": words}, {"reason": words}):
+        with pytest.raises(ValueError, match=r"by=|reason="):
+            book.its.pause(book.engine, "s", **given)
+
+
 def test_run_now_makes_a_job_and_changes_no_time(book: Book) -> None:
     book.put(headers={"tenant": 7}, priority=2)
     book.its.pause(book.engine, "s")
