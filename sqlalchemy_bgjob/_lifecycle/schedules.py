@@ -5,7 +5,7 @@ Nothing is committed here, except when the target is an Engine.
 
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from .._db.targets import SyncTarget, Unit, run_in
 from .._drafts import validation
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .._db.targets import AsyncTarget
 
 A = TypeVar("A")
+
+_TRIES: Final = 100
+"""How often it is looked whether a schedule is there that could not be inserted."""
 
 
 class Schedules:
@@ -221,7 +224,7 @@ class Schedules:
         One that fires at the same times as before keeps its next one, and a paused one stays so.
         """
         its, table = self._statements.schedules, made.timetable
-        while True:
+        for _ in range(_TRIES):
             row = unit.execute(its.locked, parameters(name=made.name)).first()
             if row is None:
                 times = begin(table, unit.execute(its.now).scalar_one())
@@ -236,6 +239,10 @@ class Schedules:
             columns = times_of(table, row)
             unit.execute(its.change, parameters(**made.columns(), **columns))
             return columns["next_at"]
+        raise RuntimeError(
+            f"the schedule {made.name!r} can't be inserted, and no other one has its name; look "
+            f"for a trigger on the table of schedules, or a policy that hides rows from this role"
+        )
 
     def _enqueue(self, unit: Unit, made: Definition, id: str, fire_time: str) -> None:
         marks = {SCHEDULE_HEADER: made.name, FIRE_TIME_HEADER: fire_time}

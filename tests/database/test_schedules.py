@@ -193,6 +193,23 @@ def test_who_pauses_and_why_is_said_anew(book: Book) -> None:
     assert (row.paused_at, row.paused_by, row.pause_reason) == (None, None, None)
 
 
+def test_a_trigger_that_keeps_a_row_out_is_told(book: Book) -> None:
+    """And not waited for without end, in the caller's transaction."""
+    keeps_out = "FOR EACH ROW EXECUTE FUNCTION keeps_out()"
+    with book.engine.connect() as connection:
+        connection.execute(
+            text(
+                "CREATE FUNCTION keeps_out() RETURNS trigger LANGUAGE plpgsql"
+                " AS 'BEGIN RETURN NULL; END'"
+            )
+        )
+        connection.execute(text(f"CREATE TRIGGER k BEFORE INSERT ON bgjob_schedule {keeps_out}"))
+
+        assert book.mail is not None
+        with pytest.raises(RuntimeError, match="look for a trigger on the table of schedules"):
+            book.its.put(connection, "s", book.mail, "ada", cron="0 * * * *")
+
+
 @pytest.mark.parametrize("words", ["a\0b", "\ud800", "x" * 1_001], ids=["NUL", "half", "long"])
 def test_words_that_can_not_be_stored_are_refused(book: Book, words: str) -> None:
     """Before any SQL, so that the caller's transaction stays usable."""
