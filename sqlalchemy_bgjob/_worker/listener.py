@@ -9,7 +9,7 @@ wake-ups may have been lost in between.
 import asyncio
 import logging
 import secrets
-import select
+import selectors
 import threading
 import time
 from collections.abc import Callable
@@ -256,7 +256,10 @@ def _ear(connection: Connection, hear: Hear, runtime: Runtime) -> Ear:
 
 def _wait_psycopg2(driver: Any, hear: Hear, seconds: float) -> None:
     if not driver.notifies:
-        select.select([driver], [], [], seconds)
+        # Not select.select(), which takes no file of a number above 1023.
+        with selectors.DefaultSelector() as selector:
+            selector.register(driver, selectors.EVENT_READ)
+            selector.select(seconds)
         driver.poll()
     while driver.notifies:
         notification = driver.notifies.pop(0)
