@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from .._db.encodings import storable
+from .._db.errors import RETRY_AT_ONCE, sqlstate
 from .._inspect import backlog
 from .._inspect.backlog import Backlog
 from .._inspect.health import Health, look
@@ -15,6 +17,9 @@ from . import run
 from .claim import ClaimedJob
 from .give_back import give_back, tell_given_back
 from .unknown_claims import leases_of
+
+BEAT_TRIES: Final = 5
+"""How often a beat is tried that meets another change of the worker's row each time."""
 
 
 def register(
@@ -76,12 +81,23 @@ def beat(
     worker_id: int,
     listener: tuple[int, datetime] | None,
 ) -> float | None:
-    """Say that a worker lives. Commits; returns the seconds since its last beat, None if lost."""
+    """Say that a worker lives. Commits; returns the seconds since its last beat, None if lost.
+
+    Where it commits by itself, its isolation level is the session's default. Under a strict one it
+    fails if the worker's loop has just announced something in the same row; it is tried again then.
+    """
     pid, started_at = listener or (None, None)
     given = {"worker": worker_id, "listener_pid": pid, "listener_started_at": started_at}
-    with connection.begin():
-        gap = run(connection, statements.workers.beat, **given).scalar()
-    return None if gap is None else float(gap)
+    tries = 0
+    while True:
+        tries += 1
+        try:
+            with connection.begin():
+                gap = run(connection, statements.workers.beat, **given).scalar()
+            return None if gap is None else float(gap)
+        except DBAPIError as error:
+            if tries == BEAT_TRIES or sqlstate(error) not in RETRY_AT_ONCE:
+                raise
 
 
 def set_waits_for(

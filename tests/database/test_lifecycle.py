@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql.words import own_channel
 from sqlalchemy_bgjob.testing.points import at
-from support.rows import ME, OTHER, claim, ids, pending, rows
+from support.rows import ME, OTHER, claim, ids, pending, rows, waiting
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -395,7 +396,7 @@ def test_a_row_that_can_not_be_handed_back_keeps_no_other(
     assert "job refuses can't be given back" in caplog.text
 
 
-def test_unregister_gives_back_what_is_left(queue: Queue) -> None:
+def register(queue: Queue) -> None:
     workers.register(
         queue.connection,
         queue.statements,
@@ -406,6 +407,29 @@ def test_unregister_gives_back_what_is_left(queue: Queue) -> None:
         queues={"q": 1},
         lease_timeout=30.0,
     )
+
+
+def test_a_beat_that_meets_an_announcement_is_repeated(queue: Queue) -> None:
+    """It commits by itself, and the session's default isolation level is a strict one."""
+    register(queue)
+    options = {"options": "-c default_transaction_isolation=serializable"}
+    engine = create_engine(queue.engine.url, isolation_level="AUTOCOMMIT", connect_args=options)
+
+    def beat() -> float | None:
+        with engine.connect() as connection:
+            return workers.beat(connection, queue.statements, worker_id=ME, listener=None)
+
+    with ThreadPoolExecutor() as pool, queue.engine.connect() as announcing:
+        announcing.execute(text("UPDATE bgjob_worker SET waits_for = '[\"q\"]'"))
+        gap = pool.submit(beat)
+        wait_until(lambda: waiting(queue.engine), what="the beat to wait for the row")
+        announcing.commit()
+        assert gap.result() is not None
+    engine.dispose()
+
+
+def test_unregister_gives_back_what_is_left(queue: Queue) -> None:
+    register(queue)
     queue.claim("a", attempt=2)
 
     workers.unregister(queue.connection, queue.statements, worker_id=ME)
