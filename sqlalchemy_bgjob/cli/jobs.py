@@ -1,12 +1,23 @@
-"""``jobs``: finds live and dead jobs by a search, shows them, cancels them, lets them run now."""
+"""``jobs``: finds live and dead jobs by a search; cancels live ones, edits them, runs them now."""
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
-from .on_tables import Acted, act, json_option, read, tables_options
+from .on_tables import (
+    Acted,
+    act,
+    app_option,
+    json_arg,
+    json_option,
+    read,
+    tables_options,
+    usage_errors,
+)
+from .options import Moment
 from .output import (
     arg_of,
     counted,
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 
     from .._inspect.jobs import JobInfo
     from .._lifecycle.cancel import CancelResult
+    from .._lifecycle.edit import Edited
     from .._sql.search_terms import Search
     from ..bgjob import BGJob
 
@@ -36,6 +48,14 @@ _AT_ONCE: Final = 10_000
 _MOST_CHARACTERS: Final = 80
 _HEAD: Final = ("id", "state", "type", "queue", "priority", "attempt", "due or dead at", "error")
 
+_UNEDITED: Final[dict[str | None, str]] = {
+    None: "there is no live job with the id {!r}",
+    "running": "a worker holds the job {!r}",
+    "changed": "the job {!r} has another lease by now",
+    "waiting": "the job {!r} waits for others of its group, and has no time before that",
+}
+"""What is told of a job that an edit left as it was."""
+
 # A search may negate a term by a minus, which must not be read as options of one letter.
 _SEARCHING: Final[dict[str, Any]] = {
     "ignore_unknown_options": True,
@@ -46,7 +66,7 @@ _search_argument: Final = click.argument("search", nargs=-1, type=click.UNPROCES
 
 @click.group()
 def jobs() -> None:
-    """Find jobs, show them, cancel them, or let them run now.
+    """Find jobs, show them, edit them, cancel them, or let them run now.
 
     SEARCH is as in the dashboard: all terms must fit, a comma is "or", and a minus before a term is
     "not". Fields are state, queue, type, id, key, group, batch, priority, attempt, worker, error,
@@ -208,6 +228,79 @@ def run_now(
     else:
         click.echo(f"{counted(count)} {'is' if count == 1 else 'are'} due now")
     return OK if count else FAILED
+
+
+@jobs.command()
+@click.argument("id")
+@click.argument("arg", required=False, metavar="[JSON]")
+@click.option("--headers", metavar="JSON", help="An object, in place of the headers it has.")
+@click.option("--priority", type=click.IntRange(-32768, 32767), help="Lower runs first.")
+@click.option(
+    "--run-at",
+    type=Moment(),
+    help="When it is due: a time such as 2026-12-24T18:00+01:00, or within a duration such as 1h.",
+)
+@click.option(
+    "--lease",
+    type=click.INT,
+    help="Only if it has this lease, as `jobs show --json` told: nobody has changed it since.",
+)
+@app_option
+@tables_options
+@json_option
+@click.pass_context
+def edit(
+    ctx: click.Context,
+    /,
+    id: str,
+    arg: str | None,
+    headers: str | None,
+    priority: int | None,
+    run_at: datetime | float | None,
+    lease: int | None,
+    app: str | None,
+    as_json: bool,
+    **where: Any,
+) -> int:
+    """Give a queued job another arg, headers, priority or time; `dlq edit` is for dead ones.
+
+    With --app the arg is checked against the handler; without, any JSON will do. A JSON of "-" is
+    read from stdin. The exit code is 1 if nothing is changed: there is no such job, or it runs.
+    """
+    changes: dict[str, Any] = {}
+    if arg is not None:
+        changes["arg"] = json_arg(arg)
+    if headers is not None:
+        changes["headers"] = json_arg(headers, "headers are")
+    if priority is not None:
+        changes["priority"] = priority
+    if run_at is not None:
+        changes["run_at" if isinstance(run_at, datetime) else "delay"] = run_at
+    if not changes:
+        raise CommandError(USAGE, "say what to change: a JSON arg, --headers, --priority, --run-at")
+
+    def do(connection: "Connection", jobs: "BGJob[Any, Any]") -> "Edited":
+        with usage_errors():
+            return jobs.edit(connection, id, lease=lease, **changes)
+
+    def told(answer: "Edited") -> Acted:
+        from .._web.redaction import SECRETS, Redaction
+
+        given = {name: changes[name] for name in ("arg", "headers") if name in changes}
+        plain = {name: one for name, one in changes.items() if name not in given}
+        return Acted(
+            "change", answer == "edited", {"id": id, **plain}, Redaction(SECRETS).shown(given)
+        )
+
+    answer = act(ctx, where, do, audit=told, app=app)
+    if answer != "edited":
+        click.echo(f"{_UNEDITED[answer].format(id)}; nothing is changed", err=True)
+        return FAILED
+    if as_json:
+        print_json({"edited": id})
+    else:
+        click.echo(f"{shown(id)} is changed")
+    return OK
 
 
 # ---- searches ----------------------------------------------------------------------------------

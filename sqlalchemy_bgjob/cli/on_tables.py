@@ -171,8 +171,12 @@ def bare_jobs(connection: "Connection", schema: str | None, table_prefix: str) -
     return bare
 
 
-def json_arg(text: str) -> Any:
+def json_arg(text: str, what: str = "arg is") -> Any:
     """The value of an arg that is given as JSON; of "-" what stdin has.
+
+    Args:
+        text: The JSON.
+        what: How an error names it.
 
     Raises:
         CommandError: It is not JSON.
@@ -182,7 +186,7 @@ def json_arg(text: str) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CommandError(
-            USAGE, f"the arg is not JSON: {error}; a text needs its own quotes: '\"words\"'"
+            USAGE, f"the {what} not JSON: {error}; a text needs its own quotes: '\"words\"'"
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -49,19 +50,25 @@ def some(tables: Engine) -> None:
     add(tables, app.fail, "x", id="f1", queue="mail")
 
 
-def test_a_process_lists_what_a_search_finds(some: None, tables: Engine) -> None:
-    """As it is typed, with a negation, which begins like an option."""
-    url = tables.url.render_as_string(hide_password=False)
-    words = ["jobs", "list", "state:due", "-queue:mail", "--json", "--database-url", url]
+def process(engine: Engine, *words: str, stdin: str = "") -> tuple[int, str, str]:
+    """The same by a process of its own, as it is typed."""
     done = subprocess.run(
         [sys.executable, "-m", "sqlalchemy_bgjob", *words],
         capture_output=True,
         text=True,
         check=False,
         cwd=TESTS,
+        input=stdin,
+        env=os.environ | {"BGJOB_DATABASE_URL": engine.url.render_as_string(hide_password=False)},
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    first, second = objects(done.stdout)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_process_lists_what_a_search_finds(some: None, tables: Engine) -> None:
+    """With a negation, which begins like an option."""
+    code, out, err = process(tables, "jobs", "list", "state:due", "-queue:mail", "--json")
+    assert (code, err) == (0, "")
+    first, second = objects(out)
     assert (first["id"], first["state"], first["queue"]) == ("n1", "due", "default")
     assert (second["id"], second["priority"]) == ("n2", 5)
     assert not {"arg", "headers"} & set(first)
@@ -84,6 +91,12 @@ def test_jobs_are_a_table(some: None, bgjob: Run) -> None:
         (["jobs", "list", "--jsn"], "No such option '--jsn'"),
         (["jobs", "cancel"], "say which jobs"),
         (["jobs", "cancel", "state:dead"], "dlq redrive"),
+        (["jobs", "edit", "n1"], "say what to change"),
+        (["jobs", "edit", "n1", "words"], "the arg is not JSON"),
+        (["jobs", "edit", "n1", "--headers", "{"], "the headers are not JSON"),
+        (["jobs", "edit", "n1", "--headers", "[1]"], "headers"),
+        (["jobs", "edit", "n1", "--run-at", "2026-12-24T18:00"], "has no time zone"),
+        (["jobs", "edit", "n1", "7", "--app", "support.cli_app:functions"], "expected `str`"),
         (["enqueue", "note", "words", "--queue", "q"], "a text needs its own quotes"),
         (["enqueue", "note", "3"], "name the application by --app"),
         (["enqueue", "note", "3", "--app", "support.cli_app:functions"], "str"),
@@ -149,6 +162,48 @@ def test_jobs_for_later_run_now_after_a_yes(some: None, bgjob: Run) -> None:
     code, out, _ = bgjob("jobs", "run-now", "state:scheduled", "--yes")
     assert (code, out.splitlines()[-1]) == (0, "1 job is due now")
     assert bgjob("jobs", "run-now", "id:n3")[:2] == (1, "0 jobs are due now\n")
+
+
+def test_a_process_edits_a_queued_job(some: None, tables: Engine) -> None:
+    """Its arg, which is checked by the handler, and from stdin too; headers; priority; and time."""
+    app_of = ("--app", "support.cli_app:functions")
+    assert process(tables, "jobs", "edit", "n1", '"new"', "--priority", "7", *app_of) == (
+        0,
+        "n1 is changed\n",
+        "",
+    )
+    words = ("n1", "-", "--headers", '{"trace": "x"}', "--run-at", "1h", "--json")
+    code, out, err = process(tables, "jobs", "edit", *words, stdin="[2]")
+    assert (code, err) == (0, "")
+    assert objects(out) == [{"edited": "n1"}]
+
+    code, out, err = process(tables, "jobs", "show", "n1", "--json")
+    (job,) = objects(out)
+    assert (job["arg"], job["headers"], job["priority"]) == ([2], {"trace": "x"}, 7)
+    assert job["state"] == "scheduled"
+
+    code, out, err = process(tables, "jobs", "edit", "none such", "3", "--json")
+    assert (code, out) == (1, "")
+    assert err == "there is no live job with the id 'none such'; nothing is changed\n"
+
+
+def test_an_edit_comes_too_late_for_a_claimed_job(some: None, bgjob: Run, tables: Engine) -> None:
+    job = app.functions.models.job
+    (before,) = objects(bgjob("jobs", "show", "n1", "--json")[1])
+    at = ("--run-at", "2036-12-24T18:00+01:00")
+    assert bgjob("jobs", "edit", "n1", *at, "--lease", str(before["lease"]))[0] == 0
+    with tables.begin() as connection:
+        connection.execute(job.update().where(job.c.id == "n1").values(claimed_by=7, lease=8))
+
+    code, out, err = bgjob("jobs", "edit", "n1", "2")
+    assert (code, out, err) == (1, "", "a worker holds the job 'n1'; nothing is changed\n")
+    with tables.begin() as connection:
+        connection.execute(job.update().where(job.c.id == "n1").values(claimed_by=None))
+    code, out, err = bgjob("jobs", "edit", "n1", "2", "--lease", str(before["lease"]))
+    assert (code, out) == (1, "")
+    assert "has another lease by now" in err
+    (after,) = objects(bgjob("jobs", "show", "n1", "--json")[1])
+    assert (after["arg"], after["next_run_at"]) == ("one", "2036-12-24T17:00:00+00:00")
 
 
 def test_enqueue_prints_the_id(bgjob: Run, tables: Engine) -> None:
