@@ -96,15 +96,18 @@ class History:
     @property
     def all(self) -> Counts:
         """All of it together."""
-        every = self.types.values()
-        outcomes: Counter[str] = Counter()
-        for one in every:
-            outcomes.update(one.outcomes)
-        return Counts(
-            dict(outcomes),
-            together([one.waits for one in every]),
-            together([one.runs for one in every]),
-        )
+        return _summed([*self.types.values()])
+
+
+def _summed(each: Sequence[Counts]) -> Counts:
+    outcomes: Counter[str] = Counter()
+    for one in each:
+        outcomes.update(one.outcomes)
+    return Counts(
+        dict(outcomes),
+        together([one.waits for one in each]),
+        together([one.runs for one in each]),
+    )
 
 
 def together(durations: Sequence[Durations]) -> Durations:
@@ -117,43 +120,72 @@ def together(durations: Sequence[Durations]) -> Durations:
     )
 
 
-def history(
-    connection: Connection,
-    schema: str | None,
-    table_prefix: str,
-    *,
-    width: timedelta,
-    periods: int,
-    sample: int = 1,
-) -> History:
-    """What was counted lately, in periods, and by type and queue.
+class Window:
+    """The last periods of what was counted, for whoever looks again and again.
+
+    Periods that are over are added up at the first look, and not read again until another one is
+    over. So a further look reads the rows of two periods.
 
     Args:
-        connection: The caller ends its transaction.
-        schema: The tables' schema; None if they are on the search path.
-        table_prefix: How the tables' names begin.
         width: Of a period, in whole minutes. The last one is that of now, by the database's clock.
         periods: How many.
         sample: Of which minutes waits and run times are read: of all, or of every so manyth.
     """
-    wide = {"width": width.total_seconds()}
-    ((last,),) = ask(connection, _LAST, schema, table_prefix, **wide)
-    first: datetime = last - (periods - 1) * width
-    by_period = {first + place * width: Counts() for place in range(periods)}
+
+    def __init__(self, width: timedelta, periods: int, sample: int = 1) -> None:
+        self._width, self._periods, self._sample = width, periods, sample
+        self._over: tuple[datetime, History] | None = None
+
+    def look(self, connection: Connection, schema: str | None, table_prefix: str) -> History:
+        """What was counted, in periods, and by type and queue; the caller ends the transaction.
+
+        Args:
+            connection: Of a reader of the table.
+            schema: The tables' schema; None if they are on the search path.
+            table_prefix: How the tables' names begin.
+        """
+        wide = {"width": self._width.total_seconds()}
+        ((last,),) = ask(connection, _LAST, schema, table_prefix, **wide)
+        first: datetime = last - (self._periods - 1) * self._width
+        # Not the last one but one: a row may be committed a while after its time.
+        open_since = max(last - self._width, first)
+
+        def added_up(since: datetime, until: datetime | None) -> History:
+            given = {**wide, "since": since, "until": until, "step": 60.0 * self._sample}
+            return _history(
+                ask(connection, _OUTCOMES, schema, table_prefix, **given),
+                ask(connection, _DURATIONS, schema, table_prefix, **given),
+            )
+
+        over = self._over
+        if over is None or over[0] != open_since:
+            over = self._over = open_since, added_up(first, open_since)
+        lately = added_up(open_since, None)
+        empty = {first + place * self._width: Counts() for place in range(self._periods)}
+        return History(empty | over[1].periods | lately.periods, _both(over[1].types, lately.types))
+
+
+def _history(outcomes: Sequence[Any], durations: Sequence[Any]) -> History:
+    """From sums by period, in which queue is null, and by queue and type."""
+    by_period: defaultdict[datetime, Counts] = defaultdict(Counts)
     by_type: defaultdict[tuple[str, str], Counts] = defaultdict(Counts)
 
     def counts_of(row: Any) -> Counts:
-        if row.queue is not None:
-            return by_type[row.type, row.queue]
-        return by_period.setdefault(row.period, Counts())
+        return by_period[row.period] if row.queue is None else by_type[row.type, row.queue]
 
-    for row in ask(connection, _OUTCOMES, schema, table_prefix, **wide, first=first):
+    for row in outcomes:
         counts_of(row).outcomes[row.outcome] = row.n
-    given = {**wide, "first": first, "step": 60.0 * sample}
-    for row in ask(connection, _DURATIONS, schema, table_prefix, **given):
+    for row in durations:
         counts = counts_of(row)
         counts.waits, counts.runs = _added(row.waits, row.waited), _added(row.runs, row.ran)
-    return History(by_period, {key: by_type[key] for key in sorted(by_type)})
+    return History(by_period, by_type)
+
+
+def _both(
+    earlier: dict[tuple[str, str], Counts], later: dict[tuple[str, str], Counts]
+) -> dict[tuple[str, str], Counts]:
+    keys = sorted({*earlier, *later})
+    return {key: _summed([one[key] for one in (earlier, later) if key in one]) for key in keys}
 
 
 def _added(buckets: Sequence[int | None], seconds: float) -> Durations:
@@ -178,23 +210,37 @@ _WIDTH: Final = "make_interval(secs => CAST(:width AS float8))"
 _STEP: Final = "make_interval(secs => CAST(:step AS float8))"
 _PERIOD: Final = f"date_bin({_WIDTH}, {{}}, TIMESTAMPTZ 'epoch')"
 _LAST: Final = f"SELECT {_PERIOD.format('statement_timestamp()')}"
-# Each sum is made by period, and by queue and type, in one pass.
+_SINCE: Final = "CAST(:since AS timestamptz)"
+_UNTIL: Final = "coalesce(CAST(:until AS timestamptz), 'infinity')"
+_SUMS: Final = f"""
+    {_sums("waits")} AS waits, {_sums("runs")} AS runs, sum(waited) AS waited, sum(ran) AS ran
+"""
+# Rows are added up once, and then the few sums by period, and by queue and type: two sums for each
+# row take longer. OFFSET 0 keeps the minutes outside: each is found by the key, so that no row of a
+# minute that is not read is looked at.
 _OUTCOMES: Final = f"""
-    SELECT period, queue, type, outcome, CAST(sum(n) AS bigint) AS n
-    FROM (
-      SELECT {_PERIOD.format("at")} AS period, queue, type, outcome, n FROM ONLY {{minute}}
-      WHERE at >= CAST(:first AS timestamptz)
-    ) AS chosen
+    WITH few AS MATERIALIZED (
+      SELECT {_PERIOD.format("at")} AS period, queue, type, outcome, sum(n) AS n
+      FROM ONLY {{minute}} WHERE at >= {_SINCE} AND at < {_UNTIL}
+      GROUP BY 1, 2, 3, 4
+    )
+    SELECT period, queue, type, outcome, CAST(sum(n) AS bigint) AS n FROM few
     GROUP BY GROUPING SETS ((period, outcome), (queue, type, outcome))
 """  # noqa: S608 - no value is in it
 _DURATIONS: Final = f"""
-    SELECT period, queue, type, {_sums("waits")} AS waits, {_sums("runs")} AS runs,
-           sum(waited) AS waited, sum(ran) AS ran
-    FROM (
-      SELECT {_PERIOD.format("at")} AS period, queue, type, waits, runs, waited, ran
-      FROM ONLY {{minute}}
-      WHERE at >= CAST(:first AS timestamptz)
-        AND at < date_bin({_STEP}, at, TIMESTAMPTZ 'epoch') + interval '1 minute'
-    ) AS chosen
+    WITH few AS MATERIALIZED (
+      SELECT {_PERIOD.format("at")} AS period, queue, type, {_SUMS}
+      FROM generate_series(
+        date_bin({_STEP}, {_SINCE}, TIMESTAMPTZ 'epoch'),
+        least({_UNTIL}, statement_timestamp()), {_STEP}
+      ) AS minute, LATERAL (
+        SELECT * FROM ONLY {{minute}} AS counted
+        WHERE counted.at >= greatest(minute, {_SINCE})
+          AND counted.at < least(minute + interval '1 minute', {_UNTIL})
+        OFFSET 0
+      ) AS chosen
+      GROUP BY 1, 2, 3
+    )
+    SELECT period, queue, type, {_SUMS} FROM few
     GROUP BY GROUPING SETS ((period), (queue, type))
 """  # noqa: S608 - no value is in it

@@ -107,7 +107,7 @@ def dashboard(
 
     It needs ``pip install "sqlalchemy-bgjob[web]"``. It reads in transactions that can change
     nothing, takes at most 4 of the engine's connections, and remembers nothing itself but answers
-    that take the database long, for a minute at most.
+    that take the database long, for a minute at most, and sums of what workers have counted.
 
     Args:
         jobs: The application's queue.

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from .._db.errors import sqlstate
-from .._inspect.counts import Counts, Durations, history
+from .._inspect.counts import Counts, Durations, Window
 from .._inspect.reading import readable
 from .visit import Visit
 
@@ -61,13 +61,8 @@ def _read(connection: Connection, visit: Visit, name: str) -> dict[str, Any]:
     may = readable(connection, site.models)
     if not may.counts:
         return {"state": "hidden" if may.there else "off"}
-    found = history(
-        connection,
-        *site.where,
-        width=chosen.width,
-        periods=chosen.periods,
-        sample=chosen.sample,
-    )
+    window = Window(chosen.width, chosen.periods, chosen.sample)
+    found = site.counted.setdefault(name, window).look(connection, *site.where)
     busiest = sorted(found.types.items(), key=lambda item: -item[1].n)
     return {
         "state": "on",

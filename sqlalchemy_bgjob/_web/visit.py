@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from .._inspect.counts import Window
 from .._inspect.jobs import Position
 from .._sql import Statements
 from .._sql.search_terms import Search, SearchError, parse
@@ -45,6 +46,8 @@ class Site:
     """Whether there is no application: types are not known, and rows may have more columns."""
     answers: dict[str, Kept[Any]] = field(default_factory=dict)
     """What is shown again for some seconds, by the name of the question."""
+    counted: dict[str, Window] = field(default_factory=dict)
+    """What workers have counted, by the name of its range."""
 
     def kept(self, name: str, seconds: float) -> Kept[Any]:
         """The answer to a question that is the same for all visitors."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, Engine, MetaData, insert
+from sqlalchemy import Connection, Engine, MetaData, insert, text
 
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._inspect import counts, records
 from sqlalchemy_bgjob._inspect.counts import FIRST_BUCKET, Durations
+from support.plans import recorded_plans
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +70,7 @@ def add_record(connection: Connection, jobs: BGJob, id: str, **values: Any) -> N
 
 def look(connection: Connection, **options: Any) -> counts.History:
     given = {"width": timedelta(minutes=1), "periods": 60, **options}
-    return counts.history(connection, None, "bgjob_", **given)
+    return counts.Window(**given).look(connection, None, "bgjob_")
 
 
 def test_rows_of_all_workers_are_added_up(jobs: BGJob, connection: Connection) -> None:
@@ -124,6 +126,134 @@ def test_durations_can_be_those_of_some_minutes(jobs: BGJob, connection: Connect
     assert (found.n, found.runs.count, found.runs.seconds) == (20, 2, 2.0)
     first, second = (place for place, n in enumerate(found.runs.buckets) if n)
     assert second - first == 10
+
+
+@pytest.mark.parametrize(("width", "periods", "sample"), [(1, 60, 1), (30, 48, 15), (20, 5, 7)])
+def test_a_window_is_what_one_plain_statement_finds(
+    jobs: BGJob, connection: Connection, width: int, periods: int, sample: int
+) -> None:
+    """At its first look, and when it reads only what has come since; of rows at any second."""
+    given: dict[str, Any] = {"width": timedelta(minutes=width), "periods": periods}
+    window = counts.Window(**given, sample=sample)
+    chance = random.Random(7)
+    ago = [chance.randrange(width * (periods + 2) * 60) for _ in range(400)]
+    for seconds in (ago, [n % (width * 60) for n in ago[:50]]):
+        now: datetime = connection.execute(text("SELECT now()")).scalar_one()
+        for place, back in enumerate(seconds):
+            durations = {
+                name: [chance.randrange(9) for _ in range(chance.randrange(41))]
+                for name in ("waits", "runs")
+            }
+            add_minute(
+                connection,
+                jobs,
+                at=now - timedelta(seconds=back, milliseconds=chance.randrange(1_000)),
+                worker=len(seconds) * 1_000 + place,
+                queue=chance.choice("pq"),
+                type=chance.choice("tu"),
+                outcome=chance.choice(["completed", "dead"]),
+                n=chance.randrange(9),
+                **durations,
+                waited=chance.randrange(9) / 2,
+                ran=chance.randrange(9) / 2,
+            )
+
+        found = window.look(connection, None, "bgjob_")
+
+        first = next(iter(found.periods))
+        plain = {**given, "first": first, "sample": timedelta(minutes=sample)}
+        outcomes = connection.execute(PLAIN_OUTCOMES, plain).all()
+        assert {
+            (row.period, row.queue, row.type): row.outcomes for row in outcomes if row.outcomes
+        } == {key: one.outcomes for key, one in by_key(found).items() if one.outcomes}
+        durations_of = {
+            (row.period, row.queue, row.type): (row.waits, row.runs, row.waited, row.ran)
+            for row in connection.execute(PLAIN_DURATIONS, plain)
+        }
+        assert durations_of == {
+            key: (padded(one.waits), padded(one.runs), one.waits.seconds, one.runs.seconds)
+            for key, one in by_key(found).items()
+            if key in durations_of or one.waits.count or one.runs.count
+        }
+
+
+def by_key(found: counts.History) -> dict[tuple[Any, ...], counts.Counts]:
+    return {(at, None, None): one for at, one in found.periods.items()} | {
+        (None, queue, type): one for (type, queue), one in found.types.items()
+    }
+
+
+def padded(durations: Durations) -> list[int]:
+    return [*durations.buckets, *[0] * (40 - len(durations.buckets))]
+
+
+_SUMS = ", ".join(
+    "ARRAY[" + ", ".join(f"sum(coalesce({one}[{k}], 0))" for k in range(1, 41)) + f"] AS {one}"
+    for one in ("waits", "runs")
+)
+PLAIN_OUTCOMES = text(
+    """
+    SELECT period, queue, type, jsonb_object_agg(outcome, n) AS outcomes FROM (
+      SELECT period, queue, type, outcome, sum(n) AS n
+      FROM (SELECT date_bin(:width, at, TIMESTAMPTZ 'epoch') AS period, * FROM bgjob_minute) AS one
+      WHERE at >= :first
+      GROUP BY GROUPING SETS ((period, outcome), (queue, type, outcome))
+    ) AS each GROUP BY 1, 2, 3
+    """
+)
+PLAIN_DURATIONS = text(
+    f"""
+    SELECT period, queue, type, {_SUMS}, sum(waited) AS waited, sum(ran) AS ran
+    FROM (SELECT date_bin(:width, at, TIMESTAMPTZ 'epoch') AS period, * FROM bgjob_minute) AS one
+    WHERE at >= :first
+      AND at < date_bin(:sample, at, TIMESTAMPTZ 'epoch') + interval '1 minute'
+    GROUP BY GROUPING SETS ((period), (queue, type))
+    """
+)
+
+
+def test_minutes_that_are_not_read_are_not_looked_at(jobs: BGJob, connection: Connection) -> None:
+    """By the key, and not row by row for each of the minutes that are read."""
+    connection.execute(A_DAY)
+    connection.execute(text("ANALYZE bgjob_minute"))
+    connection.commit()
+    with recorded_plans(connection) as plans:
+        found = look(connection, width=timedelta(minutes=30), periods=48, sample=15)
+
+    assert found.all.n > 5_000
+    durations = [plan for plan in plans if "waited" in plan.query]
+    assert durations
+    rows = sum(
+        node["Actual Rows"] * node["Actual Loops"]
+        for plan in durations
+        for node in plan.nodes()
+        if node.get("Relation Name") == "bgjob_minute"
+    )
+    assert 0 < rows < 10_000
+
+
+A_DAY = text(
+    """
+    INSERT INTO bgjob_minute (at, worker, queue, type, outcome, n, waits, runs, waited, ran)
+    SELECT now() - minute * interval '1 minute', worker, 'q', 't', 'completed', 1,
+           array_fill(50, ARRAY[20]), array_fill(50, ARRAY[20]), 1, 1
+    FROM generate_series(0, 1439) AS minute, generate_series(1, 80) AS worker
+    """
+)
+
+
+def test_a_further_look_reads_what_is_not_over(jobs: BGJob, connection: Connection) -> None:
+    """A row that comes into a period that was over is seen when the next one is."""
+    window = counts.Window(timedelta(hours=1), 24)
+    add_minute(connection, jobs, at=NOW - timedelta(hours=3), n=1)
+    add_minute(connection, jobs, at=NOW, n=2)
+    assert window.look(connection, None, "bgjob_").all.n == 3
+
+    add_minute(connection, jobs, at=NOW - timedelta(hours=4), n=10)
+    add_minute(connection, jobs, at=NOW, worker=2, n=20)
+
+    assert window.look(connection, None, "bgjob_").all.n in (23, 33)  # if an hour ends meanwhile
+    assert look(connection, width=timedelta(hours=1), periods=24).all.n == 33
 
 
 def test_nothing_counted_is_nothing_told(jobs: BGJob, connection: Connection) -> None:

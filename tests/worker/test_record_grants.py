@@ -72,7 +72,7 @@ def test_each_role_can_do_its_part(roles: dict[str, Engine], engine: Engine) -> 
     with roles["dashboard"].connect() as connection:
         page = records.page(connection, None, "bgjob_", limit=9)
         assert {one.state for one in page} == {"completed", "cancelled"}
-        history = counts.history(connection, None, "bgjob_", width=hour, periods=2)
+        history = counts.Window(hour, 2).look(connection, None, "bgjob_")
         assert [one.outcomes for one in history.types.values()] == [{"completed": 1}]
         found = records.find(connection, None, "bgjob_", done, with_result=False).record
         assert found in page
