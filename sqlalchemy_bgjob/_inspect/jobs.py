@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection
 
 from .._sql import Statements
-from .._sql.search import condition
+from .._sql.search import MOST_DEATHS, condition
 from .._sql.search_terms import Search
 from .._sql.words import parameters
 from ..models import Models, PastError, parsed_errors
@@ -175,20 +175,26 @@ def deaths(
     return counts
 
 
-def all_of(connection: Connection, statements: Statements, id: str, *, args: bool) -> list[JobInfo]:
+def all_of(
+    connection: Connection, statements: Statements, id: str, *, args: bool | Literal["first"]
+) -> list[JobInfo]:
     """All that there is of a job: the live one first, then each time it died, the last one first.
 
     Args:
         connection: In a transaction.
         statements: Those of the tables.
         id: The job's.
-        args: Whether to read their args, for which the role needs the right.
+        args: Whether to read their args, for which the role needs the right; ``"first"`` reads that
+            of the first one alone, as each may be large.
     """
     its = statements.search
     given = parameters(ids=[id])
     live = connection.execute(its.live_with_arg if args else its.live, given)
     found = [_info(row) for row in live]
-    dead = connection.execute(its.dead_of(args), given)
+    wanted = MOST_DEATHS if args else 0
+    if args == "first":
+        wanted = 1 - len(found)
+    dead = connection.execute(its.dead_of(wanted), given)
     return found + [_info(row) for row in dead]
 
 
@@ -197,7 +203,7 @@ def exists(connection: Connection, statements: Statements, id: str) -> bool:
     given = parameters(ids=[id])
     if connection.execute(statements.search.live, given).first() is not None:
         return True
-    return connection.execute(statements.search.dead_of(False), given).first() is not None
+    return connection.execute(statements.search.dead_of(0), given).first() is not None
 
 
 def live_condition(models: Models, search: Search) -> ColumnElement[bool]:

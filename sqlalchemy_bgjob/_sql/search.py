@@ -52,6 +52,8 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], ColumnElement[bool]]]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
+MOST_DEATHS: Final = 20
+"""How many times that one job has died are read."""
 _COLUMNS: Final = {"group": "group_key", "batch": "batch_id"}
 _SHOWN: Final = (
     *("id", "job_id", "queue", "type", "priority", "attempt", "crashes", "lease", "claimed_by"),
@@ -147,7 +149,7 @@ class SearchStatements:
 
     def __init__(self, tables: Tables) -> None:
         self._job, self._dead = tables.job, tables.dead
-        self.dead_of: Callable[[bool], Executable] = cache(self._dead_of)
+        self.dead_of: Callable[[int], Executable] = cache(self._dead_of)
 
     # ---- live jobs --------------------------------------------------------------------------
 
@@ -359,11 +361,18 @@ class SearchStatements:
         """Dead jobs without their args. Parameter: list ids, of their rows."""
         return self._rows(self._dead, self._dead.c.id, with_arg=False)
 
-    def _dead_of(self, with_arg: bool) -> Executable:
-        """The times that a job has died, the last one first. Parameter: list ids, of jobs."""
+    def _dead_of(self, args: int) -> Executable:
+        """The times that a job has died, the last one first; so many of them with their args.
+
+        Parameter: list ids, of jobs.
+        """
         dead = self._dead
-        found = self._rows(dead, dead.c.job_id, with_arg=with_arg)
-        return found.order_by(dead.c.moved_at.desc(), dead.c.id.desc()).limit(20)
+        last_first = dead.c.moved_at.desc(), dead.c.id.desc()
+        found = self._rows(dead, dead.c.job_id, with_arg=False)
+        if args:
+            is_read = func.row_number().over(order_by=last_first) <= literal_column(str(args))
+            found = found.add_columns(case((is_read, dead.c.arg)).label("arg"))
+        return found.order_by(*last_first).limit(MOST_DEATHS)
 
     # ---- both -------------------------------------------------------------------------------
 

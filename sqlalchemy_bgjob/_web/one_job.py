@@ -27,7 +27,8 @@ async def one_job(visit: Visit) -> View:
 
     def work(connection: Connection) -> dict[str, Any]:
         args = visit.access.args and can_read_args(connection, site.models)
-        found = reads.all_of(connection, site.statements, id, args=args)
+        # The page shows that of the first one.
+        found = reads.all_of(connection, site.statements, id, args="first" if args else False)
         holder = found[0].claimed_by if found else None
         working = workers(connection, *site.where) if holder is not None else []
         return {

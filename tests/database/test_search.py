@@ -190,6 +190,29 @@ def test_an_id_is_found_behind_any_number_of_jobs(queue: Queue) -> None:
     assert live(queue, "type:t id:mine", scan=10) == ["mine"]
 
 
+@pytest.mark.parametrize("is_live", [False, True])
+def test_the_arg_of_the_first_is_read_alone(queue: Queue, is_live: bool) -> None:
+    """Each may be a mebibyte, and one is shown."""
+    with queue.engine.begin() as connection:
+        if is_live:
+            add(connection, "mine", arg=b"0")
+        connection.execute(text(DEAD))
+        connection.execute(
+            text("UPDATE bgjob_dead_job SET job_id = 'mine', arg = convert_to(id, 'UTF8')")
+        )
+        found = {
+            args: [one.arg for one in reads.all_of(connection, queue.statements, "mine", args=args)]
+            for args in (False, "first", True)
+        }
+
+    every = [b"0"] * is_live + [b"row-1", b"row-2", b"row-3"]
+    assert found == {
+        False: [None] * len(every),
+        "first": [every[0]] + [None] * (len(every) - 1),
+        True: every,
+    }
+
+
 def test_groups_and_deaths_are_counted(some: Queue) -> None:
     with some.engine.begin() as connection:
         groups = reads.dead_groups(connection, some.statements, parse(""), size=10)
