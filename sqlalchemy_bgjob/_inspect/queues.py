@@ -70,11 +70,25 @@ def paused_queues(connection: Connection, schema: str | None, table_prefix: str)
 
 
 def all_queues(
-    connection: Connection, schema: str | None, table_prefix: str, *, many: int = MANY
+    connection: Connection,
+    schema: str | None,
+    table_prefix: str,
+    *,
+    many: int = MANY,
+    most: int | None = None,
 ) -> list[QueueInfo]:
-    """All queues, by name; of a priority *many* jobs are counted, as for :data:`MANY`."""
+    """All queues, by name.
+
+    Args:
+        connection: In a transaction.
+        schema: The tables' schema; None if they are on the search path.
+        table_prefix: How the tables' names begin.
+        many: How many jobs of a priority are counted, as for :data:`MANY`.
+        most: How many of all priorities together: where there are so many that this is less, each
+            has an equal part of it. By default there is no bound.
+    """
     paused = {one.queue: one for one in paused_queues(connection, schema, table_prefix)}
-    rows = ask(connection, _QUEUES, schema, table_prefix, many=many)
+    rows = ask(connection, _QUEUES, schema, table_prefix, many=many, most=most)
     return [QueueInfo(*(*row, paused.get(row.queue))) for row in rows]
 
 
@@ -103,10 +117,14 @@ LANES: Final = """
 _QUEUES: Final = (
     LANES  # noqa: S608 - two constants
     + """
-    , jobs AS (
+    , bound AS (
+      SELECT greatest(least(CAST(:many AS bigint), CAST(:most AS bigint) / greatest(count(*), 1)),
+                      1) AS each FROM lanes
+    ), jobs AS (
       SELECT lanes.queue, sum(begun.due) AS due, sum(later.scheduled) AS scheduled,
              sum(begun.running) AS running, min(begun.oldest) AS oldest,
-             bool_or(greatest(begun.due + begun.running, later.scheduled) >= :many) AS stopped
+             bool_or(greatest(begun.due + begun.running, later.scheduled)
+                     >= (SELECT each FROM bound)) AS stopped
       FROM lanes, LATERAL (
         SELECT count(*) FILTER (WHERE claimed_by IS NULL) AS due, count(claimed_by) AS running,
                min(next_run_at) FILTER (WHERE claimed_by IS NULL) AS oldest
@@ -114,14 +132,14 @@ _QUEUES: Final = (
           SELECT claimed_by, next_run_at FROM ONLY {job} AS one
           WHERE one.queue = lanes.queue AND one.priority = lanes.priority
             AND one.priority >= -32768 AND one.next_run_at <= statement_timestamp()
-          ORDER BY one.next_run_at LIMIT :many
+          ORDER BY one.next_run_at LIMIT (SELECT each FROM bound)
         ) AS few
       ) AS begun, LATERAL (
         SELECT count(*) AS scheduled FROM (
           SELECT 1 FROM ONLY {job} AS one
           WHERE one.queue = lanes.queue AND one.priority = lanes.priority
             AND one.priority >= -32768 AND one.next_run_at > statement_timestamp()
-          ORDER BY one.next_run_at LIMIT :many
+          ORDER BY one.next_run_at LIMIT (SELECT each FROM bound)
         ) AS few
       ) AS later
       GROUP BY lanes.queue

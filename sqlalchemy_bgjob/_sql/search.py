@@ -52,6 +52,8 @@ _OPERATORS: Final[dict[str, Callable[[Any, Any], ColumnElement[bool]]]] = {
     "<": operator.lt,
     "<=": operator.le,
 }
+FEW: Final = 10
+"""How far each lane is read at least, so that many lanes together get on."""
 MOST_DEATHS: Final = 20
 """How many times that one job has died are read."""
 _COLUMNS: Final = {"group": "group_key", "batch": "batch_id"}
@@ -156,49 +158,63 @@ class SearchStatements:
     def live_page(self, search: Search, *, onward: bool) -> Executable:
         """Where a page of live jobs is: next_run_at, id, fits, is_last; the earliest first.
 
-        Each lane is read from a position on, up to a number of rows. ``is_last`` marks the row at
-        which such a reading stopped: behind the first of them nothing is complete.
+        Each lane is read from a position on, up to an equal part of a number of rows; those that
+        begin first up to a page at least, as all of it may be in one of them. ``is_last`` marks the
+        row at which the reading of a lane stopped: behind the first of them nothing is complete.
 
-        Parameters: page; scan, which is how many rows of all lanes are looked at; and where the
-        page before stopped, if this goes *onward*: time and id.
+        Parameters: page; scan, about how many rows of all lanes are looked at; and where the page
+        before stopped, if this goes *onward*: time and id.
         """
-        job = self._job
+        page, scan = parameter("page", Integer), parameter("scan", Integer)
         lanes = self._lanes()
-        wanted = select(lanes.c.queue, lanes.c.priority).where(_of_lanes(lanes, search))
-        wanted_lanes = wanted.cte("wanted")
-        number = select(func.count()).select_from(wanted_lanes).scalar_subquery()
-        page = parameter("page", Integer)
-        scan = parameter("scan", Integer) // func.greatest(number, literal_column("1"))
-        share = scan if search.terms else literal_column("0")
-        per_lane = func.greatest(page, share)
-        one = job.alias("one")
-        row = (
-            select(
-                one.c.next_run_at,
-                one.c.id,
-                condition(one, search).label("fits"),
-                func.row_number().over(order_by=(one.c.next_run_at, one.c.id)).label("place"),
-            )
-            .with_hint(one, ONLY)
-            .where(
-                one.c.queue == wanted_lanes.c.queue,
-                one.c.priority == wanted_lanes.c.priority,
-                in_order_of_claims(one),
-                *_time_of(one, search),
-                *_behind((one.c.next_run_at, one.c.id), onward),
-            )
-            .order_by(one.c.next_run_at, one.c.id)
-            .limit(per_lane)
-            .lateral("row")
+        wanted = (
+            select(lanes.c.queue, lanes.c.priority).where(_of_lanes(lanes, search)).cte("wanted")
         )
-        is_last = (row.c.place == per_lane).label("is_last")
+        head = self._of_lane("head", wanted, search, onward=onward)
+        head_of = head.limit(literal_column("1")).lateral("head")
+        by_head = func.row_number().over(order_by=(head_of.c.next_run_at, head_of.c.id))
+        ranked = (
+            select(wanted, by_head.label("rank"), func.count().over().label("number"))
+            .select_from(wanted.join(head_of, true()))
+            .cte("ranked")
+        )
+        most: ColumnElement[int]
+        if search.terms:
+            share = func.greatest(scan // ranked.c.number, literal_column(str(FEW)))
+            is_first = ranked.c.rank <= scan // page
+            most = case((is_first, func.greatest(page, share)), else_=share)
+            is_read: ColumnElement[bool] = true()
+        else:
+            # Each of a page of lanes has a job before those of the lanes behind.
+            most, is_read = page, ranked.c.rank <= page
+        one = self._of_lane("one", ranked, search, onward=onward)
+        place = func.row_number().over(order_by=one.selected_columns[:2])
+        row = one.add_columns(place.label("place")).limit(most).lateral("row")
         seen = (
-            select(row.c.next_run_at, row.c.id, row.c.fits, is_last)
-            .select_from(wanted_lanes.join(row, true()))
+            select(row.c.next_run_at, row.c.id, row.c.fits, (row.c.place == most).label("is_last"))
+            .select_from(ranked.join(row, true()))
+            .where(is_read)
             .cte("seen")
         )
         order = seen.c.next_run_at, seen.c.id
         return select(seen).where(or_(seen.c.fits, seen.c.is_last)).order_by(*order).limit(page)
+
+    def _of_lane(self, name: str, lane: CTE, search: Search, *, onward: bool) -> Select[Any]:
+        """The jobs of a lane, the earliest first: next_run_at, id, fits."""
+        job = self._job.alias(name)
+        key = job.c.next_run_at, job.c.id
+        return (
+            select(*key, condition(job, search).label("fits"))
+            .with_hint(job, ONLY)
+            .where(
+                job.c.queue == lane.c.queue,
+                job.c.priority == lane.c.priority,
+                in_order_of_claims(job),
+                *_time_of(job, search),
+                *_behind(key, onward),
+            )
+            .order_by(*key)
+        )
 
     def live_found(self, search: Search, *, onward: bool) -> Executable:
         """As :meth:`live_page` for a search of ids or unique keys, which indexes find at once.

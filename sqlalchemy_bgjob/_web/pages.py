@@ -25,6 +25,8 @@ _HOURS: Final = 24
 _MOST_DEATHS: Final = 10_000
 COUNTED: Final = 1_000
 """How many jobs of a queue and priority a page counts, of those that are scheduled or not."""
+COUNTED_IN_ALL: Final = 50_000
+"""How many of all queues together."""
 MOST_QUEUES: Final = 200
 """Queues on a page: their names may be any text, such as one for each tenant."""
 _TABS: Final = ("due", "scheduled", "running", "retrying")
@@ -60,7 +62,7 @@ async def overview(visit: Visit) -> View:
 
 def queues_of(visit: Visit, connection: Connection) -> dict[str, Any]:
     """The queues that a page shows, by name; how many it leaves out; and the sums over all."""
-    found = all_queues(connection, *visit.site.where, many=COUNTED)
+    found = all_queues(connection, *visit.site.where, many=COUNTED, most=COUNTED_IN_ALL)
     totals: dict[str, Any] = {
         name: sum(getattr(queue, name) for queue in found)
         for name in ("due", "scheduled", "running")

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from ..bgjob import BGJob
 
 _PAGE: Final = 500
+_SCAN: Final = 100_000
+"""How many jobs one statement of a list looks at."""
 _MOST: Final = 100_000
 """The most that a list shows."""
 _AT_ONCE: Final = 10_000
@@ -350,7 +352,7 @@ def _found(
     )
     statements, after = statements_of(jobs.models), None
     while True:
-        page = page_of(connection, statements, wanted, size=_PAGE, after=after)
+        page = page_of(connection, statements, wanted, size=_PAGE, after=after, scan=_SCAN)
         yield from page.jobs
         after = page.following
         if after is None:

@@ -154,3 +154,24 @@ def test_the_table_of_queues_tells_jobs_workers_and_pauses(jobs: BGJob, engine: 
     empty = found["empty"].paused
     assert empty is not None
     assert ", until " in str(empty)
+
+
+def test_many_queues_share_what_is_counted(jobs: BGJob, engine: Engine) -> None:
+    """A page of a thousand queues costs no thousandfold."""
+    with engine.begin() as connection:
+        for n in range(10):
+            for place in range(5):
+                add(connection, f"due-{n}-{place}", queue=f"q{n}")
+        add(connection, "later", queue="q0", due_in=3_600)
+        found = {
+            most: all_queues(connection, None, "bgjob_", many=4, most=most)
+            for most in (None, 1_000, 20, 1)
+        }
+
+    assert {most: {one.due for one in queues} for most, queues in found.items()} == {
+        None: {4},
+        1_000: {4},
+        20: {2},
+        1: {1},
+    }
+    assert all(one.stopped for queues in found.values() for one in queues)

@@ -180,6 +180,33 @@ def test_a_page_of_many_jobs_looks_at_few(queue: Queue) -> None:
         assert "Seq Scan" not in plan.scans(), plan.query
 
 
+@pytest.mark.parametrize("search", ["", "type:t", "type:nothing", "state:scheduled"])
+def test_a_page_of_many_lanes_looks_at_few_of_each(queue: Queue, search: str) -> None:
+    """The price does not grow by a page for each queue."""
+    lanes, each, page, scan = 150, 40, 30, 1_000
+    with queue.engine.begin() as connection:
+        for n in range(lanes):
+            fill(connection, each, queue=f"q{n}", due_in=900.0 + n, prefix=f"{n:03}-")
+        connection.execute(text("ANALYZE bgjob_job"))
+    with queue.engine.connect() as connection, recorded_plans(connection) as plans:
+        found = reads.live_page(connection, queue.statements, parse(search), size=page, scan=scan)
+
+    found_lanes = 2 * lanes
+    rows = [
+        sum(
+            node["Actual Rows"] * node["Actual Loops"]
+            for node in plan.nodes()
+            if node.get("Relation Name") == "bgjob_job"
+        )
+        for plan in plans
+    ]
+    looked_at = scan + search_module.FEW * lanes if search else each * (page + 1)
+    assert max(rows) <= found_lanes + looked_at + page
+    assert [job.id for job in found.jobs] == (
+        [] if search == "type:nothing" else [f"000-{n:09}" for n in range(1, page + 1)]
+    )
+
+
 def test_an_id_is_found_behind_any_number_of_jobs(queue: Queue) -> None:
     with queue.engine.begin() as connection:
         fill(connection, 3_000)
