@@ -46,8 +46,6 @@ STOP_TIMEOUT = 20.0
 
 StopMode = Literal["fast", "immediate"]
 
-_SIGNALS: dict[StopMode, signal.Signals] = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-
 # Reads one line from the pipe. Without one, the other end has died.
 _GUARDIAN = 'read -r line || { "$1" stop -D "$2" -m immediate -s; rm -rf "$3"; }'
 
@@ -303,7 +301,8 @@ class EmbeddedPostgres:
         process, self._process = self._process, None
         if process is None:
             return
-        for number in (_SIGNALS[mode], signal.SIGQUIT, signal.SIGKILL):
+        first = signal.SIGINT if mode == "fast" else signal.SIGQUIT
+        for number in (first, signal.SIGQUIT, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -128,3 +128,29 @@ def test_each_public_module_is_imported_first_without_the_others() -> None:
     """
     command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *PUBLIC]
     subprocess.run(command, check=True)
+
+
+def test_each_public_module_does_without_what_windows_lacks() -> None:
+    """No worker there is promised, but an import must not fail: a test suite has the plugin."""
+    code = """
+        import asyncio, importlib, os, pkgutil, signal, subprocess, sys, tempfile
+        for module in ("fcntl", "grp", "pwd", "resource", "termios", "tty"):
+            sys.modules[module] = None
+        missing = {
+            os: ["chown", "fork", "geteuid", "killpg", "register_at_fork", "sysconf"],
+            signal: ["SIGHUP", "SIGKILL", "SIGQUIT", "SIGWINCH"],
+        }
+        for holder, names in missing.items():
+            for name in names:
+                delattr(holder, name)
+        modules = [*sys.argv[1:], "sqlalchemy_bgjob.pytest_plugin"]
+        for module in modules:
+            importlib.import_module(module)
+        import sqlalchemy_bgjob.cli as commands
+        for module in pkgutil.iter_modules(commands.__path__, "sqlalchemy_bgjob.cli."):
+            importlib.import_module(module.name)
+    """
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *PUBLIC]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
