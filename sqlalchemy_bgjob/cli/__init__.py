@@ -15,6 +15,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -141,6 +142,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         SystemExit: The command has ended; see above for the codes.
     """
     arguments = list(sys.argv[1:] if args is None else args)
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        # What a command has done must not look undone for a name in letters that a terminal lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(arguments, standalone_mode=False, obj=arguments)
     except click.ClickException as error:

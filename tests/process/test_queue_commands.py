@@ -17,6 +17,8 @@ from support.cli import add, run
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from support.commands import Command
+
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "queue_control.md"
 
 
@@ -71,6 +73,21 @@ def test_no_command_moves_the_cursor(bgjob: Any, tables: Engine) -> None:
     for _, out, err in said:
         assert "\x1b" not in out + err
     assert "by \\x1b[1mada: no\\x0a\\x1b[31mworse\n" in paused[1]
+
+
+def test_letters_that_a_terminal_lacks_fail_no_command(
+    tables: Engine, database_url: str, start: Callable[..., Command]
+) -> None:
+    """It was done when it is told of: an error would say that it was not."""
+    command = start(
+        *("pause", "żółw", "--by", "ada"),
+        BGJOB_DATABASE_URL=database_url,
+        PYTHONIOENCODING="latin-1",
+    )
+
+    assert command.wait() == 0, command.stderr
+    assert command.stdout.startswith("queue '\\u017c\N{REPLACEMENT CHARACTER}\\u0142w' is paused")
+    assert [queue for queue, *_ in rows(tables)] == ["żółw"]
 
 
 def test_who_pauses_is_the_systems_user(
