@@ -1,10 +1,7 @@
-"""Loads the application that the options name, and makes the worker that suits it."""
+"""Loads what the options name, and makes the worker that suits it."""
 
 import asyncio
-import inspect
-import logging
-import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +17,7 @@ from ..telemetry import Observer
 from ..worker import Worker
 from . import loader
 from .address import Address
+from .application import load_jobs
 from .engines import load_engine, load_sync_engine, make_async_engine
 from .exits import USAGE, CommandError
 from .queue_option import refuse_lists
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from ..aio import AsyncWorker
-
-logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,86 +106,13 @@ class _Application:
     settings: WorkerSettings
 
 
-def load_jobs(app: str, app_dir: Path) -> BGJob[Any, Any]:
-    """Load the application's BGJob.
-
-    Raises:
-        CommandError: It can't be found, or is something else.
-    """
-    module = app.partition(":")[0]
-    try:
-        found = loader.load(app, app_dir)
-    except CommandError as error:
-        near = [] if error.traceback else _held_within(module)
-        if not near:
-            raise
-        raise CommandError(error.exit_code, f"{error}; did you mean {' or '.join(near)}?") from None
-    if isinstance(found, BGJob):
-        return found
-    what = f"{app!r} is of type {type(found).__name__!r}, not BGJob"
-    if inspect.isroutine(found):
-        raise CommandError(USAGE, f"{what}; if it makes one, write {app}()")
-    near = [f"{app}.{name}" for name in _held_by(found)]
-    near += [f"{module}:{name}" for name in _held_by(sys.modules[module])]
-    near = near or _held_within(module)
-    remedy = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "name the object that BGJob(...) has made, such as app:jobs"
-    )
-    raise CommandError(USAGE, f"{what}; {remedy}")
-
-
-def only_jobs(target: str, app_dir: Path, imports: Collection[str]) -> tuple[str, BGJob[Any, Any]]:
-    """Load the application's BGJob, whose name may be left out where its module has one alone.
-
-    Returns:
-        Its name, as for :func:`load_jobs`, and itself.
-
-    Raises:
-        CommandError: It can't be found, or there are several.
-    """
-    if ":" not in target:
-        loader.import_module(target, app_dir)
-        held = {id(getattr(sys.modules[target], it)): it for it in _held_by(sys.modules[target])}
-        if not held:
-            raise CommandError(
-                USAGE, f"{target!r} has no BGJob; write in it: jobs = BGJob(MetaData())"
-            )
-        names = [f"{target}:{name}" for name in held.values()]
-        if len(names) > 1:
-            raise CommandError(USAGE, f"{target!r} has several BGJobs: name {' or '.join(names)}")
-        (target,) = names
-    jobs = load_jobs(target, app_dir)
-    for module in imports:
-        loader.import_module(module, app_dir)
-    return target, jobs
-
-
-def _held_by(holder: Any) -> list[str]:
-    """The names of a holder's BGJobs; reads no property, which might raise or connect."""
-    names = dir(holder)
-    return [name for name in names if isinstance(inspect.getattr_static(holder, name, None), BGJob)]
-
-
-def _held_within(package: str) -> list[str]:
-    """The BGJobs in the modules of a package, as far as these are imported; each once."""
-    found: dict[int, str] = {}
-    for module in [name for name in list(sys.modules) if name.startswith(f"{package}.")]:
-        for name in _held_by(sys.modules[module]):
-            found.setdefault(id(vars(sys.modules[module])[name]), f"{module}:{name}")
-    return list(found.values())
-
-
 def make_runner(options: WorkerOptions) -> Runner:
     """Make the worker that suits the driver and the handlers.
 
     Raises:
         CommandError: The application or the options are wrong.
     """
-    jobs = load_jobs(options.app, options.app_dir)
-    for module in options.imports:
-        loader.import_module(module, options.app_dir)
+    jobs = load_jobs(options.app, options.app_dir, options.imports)
     _refuse_no_handlers(jobs, options)
     refuse_lists(options.queues or (), jobs.registry.queues())
     try:

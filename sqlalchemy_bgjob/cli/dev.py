@@ -100,8 +100,9 @@ def dev(
         _require()
         port = _free(port, is_asked=not _is_default(ctx, "port"))
         return _supervise(ctx.obj or sys.argv[1:], data_dir, folder, port, checked.shutdown_timeout)
+    from .._process.application import only_jobs
     from .._process.process import run_worker
-    from .._process.runners import WorkerOptions, only_jobs
+    from .._process.runners import WorkerOptions
 
     sys.dont_write_bytecode = True  # as with --reload
     sys.path.append(str(folder))

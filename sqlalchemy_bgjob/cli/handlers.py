@@ -12,11 +12,10 @@ from .on_tables import (
     app_option,
     json_arg,
     json_option,
-    load_jobs,
     tables_options,
     usage_errors,
 )
-from .options import Seconds, app_dir_option, option, source_of
+from .options import Seconds, app_dir_option, import_option, source_of
 from .output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -25,30 +24,12 @@ if TYPE_CHECKING:
     from .._enqueue.one import JobRef
     from ..bgjob import BGJob
 
-_import_option = option(
-    "--import",
-    "imports",
-    metavar="MODULE",
-    multiple=True,
-    help="A module that registers handlers and that APP's own module does not import; may be "
-    "repeated.",
-)
-
-
-def _load(app: str, app_dir: Path, imports: tuple[str, ...]) -> "BGJob[Any, Any]":
-    from .._process import loader
-
-    found = load_jobs(app, app_dir)
-    for name in imports:
-        loader.import_module(name, app_dir)
-    return found
-
 
 @click.command()
 @click.argument("app", envvar="BGJOB_APP")
 @click.option("--type", "type", help="Only the handler of this type, with all that it says.")
 @app_dir_option
-@_import_option
+@import_option
 @json_option
 @click.pass_context
 def handlers(
@@ -65,9 +46,10 @@ def handlers(
     APP is as for `worker`. With --json, or --type, the JSON schema of the arg is told too.
     """
     from .._handlers.description import arg_schema, described
+    from .._process.application import load_jobs
 
     source_of(ctx, None, "none", app_dir)  # the folder is on Python's path then
-    registry = _load(app, app_dir, imports).registry
+    registry = load_jobs(app, app_dir, imports).registry
     found = sorted(registry, key=lambda one: (one.type, one.queue))
     if type is not None:
         found = [one for one in found if one.type == type]
@@ -92,7 +74,7 @@ def handlers(
 @click.argument("arg", required=False, metavar="[JSON]")
 @tables_options
 @app_option
-@_import_option
+@import_option
 @click.option("--queue", help="By default the handler's; without --app it must be named.")
 @click.option("--delay", type=Seconds(), help="Until it is due: 30s, 5m, 2h.")
 @click.option("--priority", type=click.IntRange(-32768, 32767), default=0, show_default=True)

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
@@ -140,21 +139,6 @@ def os_account() -> str:
     return f"{name}@{socket.gethostname()}"
 
 
-def load_jobs(app: str, app_dir: Path) -> "BGJob[Any, Any]":
-    """The application's BGJob.
-
-    Raises:
-        CommandError: It can't be found, or is something else.
-    """
-    from .._process import loader
-    from ..bgjob import BGJob
-
-    found = loader.load(app, app_dir)
-    if not isinstance(found, BGJob):
-        raise CommandError(USAGE, f"{app!r} is of type {type(found).__name__!r}, not BGJob")
-    return found
-
-
 def bare_jobs(connection: "Connection", schema: str | None, table_prefix: str) -> "BGJob[Any, Any]":
     """A BGJob of the tables that are there, for who does without the application.
 
@@ -211,6 +195,7 @@ def _run(
     app: str | None,
     begin: "Callable[[Connection], None]",
 ) -> T:
+    from .._process.application import load_jobs
     from .._process.engines import run_in_transaction
     from ..schema import check
 

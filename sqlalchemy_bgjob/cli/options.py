@@ -161,6 +161,14 @@ app_dir_option: Final[Callable[[Any], Any]] = option(
     help="Where the application's modules are. It comes last on Python's path: an installed module "
     "of the same name is imported instead, with a warning.",
 )
+import_option: Final[Callable[[Any], Any]] = option(
+    "--import",
+    "imports",
+    metavar="MODULE",
+    multiple=True,
+    help="A module that registers handlers and that APP's own module does not import; may be "
+    "repeated.",
+)
 engine_option: Final[Callable[[Any], Any]] = option(
     "--engine",
     metavar="MODULE:ENGINE",

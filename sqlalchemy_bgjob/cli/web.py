@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._process.exits import OK, USAGE, CommandError
-from .on_tables import bare_jobs, load_jobs, os_account
+from .on_tables import bare_jobs, os_account
 from .options import connection_options, option, schema_options, source_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def web(
     "sqlalchemy-bgjob[web-server]".
     """
     require(("starlette", "jinja2", "uvicorn"), "the dashboard", "web-server")
+    from .._process.application import load_jobs
+
     source = source_of(ctx, database_url, engine, app_dir)
     return _serve(
         _bare(source, schema, table_prefix) if app is None else load_jobs(app, app_dir),

@@ -15,6 +15,7 @@ from .options import (
     app_dir_option,
     database_option,
     engine_option,
+    import_option,
     is_of_table,
     logging_options,
     option,
@@ -24,14 +25,7 @@ from .options import (
 
 _OF_APPLICATION: Final = (
     app_dir_option,
-    option(
-        "--import",
-        "imports",
-        metavar="MODULE",
-        multiple=True,
-        help="A module that registers handlers and that APP's own module does not import; may be "
-        "repeated.",
-    ),
+    import_option,
     option(
         "--queue",
         "queues",

@@ -18,8 +18,8 @@ import httpx
 import pytest
 from sqlalchemy import NullPool, create_engine, inspect
 
+from sqlalchemy_bgjob._process.application import only_jobs
 from sqlalchemy_bgjob._process.exits import CommandError
-from sqlalchemy_bgjob._process.runners import only_jobs
 from support.cli import run
 from support.waiting import wait_until
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sqlalchemy_bgjob._process import runners
+from sqlalchemy_bgjob._process.application import load_jobs
 from sqlalchemy_bgjob._process.exits import CommandError
 from sqlalchemy_bgjob._process.loader import load
+from support.cli import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,7 +119,18 @@ def test_a_bgjob_in_another_module_of_the_package_is_named(modules: Path) -> Non
 
     for target in ("shoppackage:create_app()", "shoppackage:jobz"):
         with pytest.raises(CommandError, match=r"did you mean shoppackage\.extensions:jobs\?"):
-            runners.load_jobs(target, modules)
+            load_jobs(target, modules)
+
+
+def test_each_command_names_the_bgjob_that_is_near(modules: Path, in_process: None) -> None:
+    (modules / "shopnear.py").write_text(
+        "from sqlalchemy import MetaData\nfrom sqlalchemy_bgjob import BGJob\n"
+        "jobs = BGJob(MetaData())\ndef create_app(): return {}\n"
+    )
+
+    for command in (["handlers"], ["web"], ["enqueue", "greet", "--app"]):
+        _, _, err = run(*command, "shopnear:create_app()", "--app-dir", str(modules))
+        assert "is of type 'dict', not BGJob; did you mean shopnear:jobs?" in err, command
 
 
 def test_a_module_is_no_name_to_propose(modules: Path) -> None:
