@@ -15,7 +15,7 @@ def changes(folders: Collection[Path]) -> Iterator[list[str]]:
     """The files that have changed, each time that some have, as text to show. It never ends.
 
     What is in folders such as ``.git``, ``.venv``, ``node_modules`` and ``__pycache__`` does not
-    count.
+    count, nor what is in those that this account may not read, such as a database's.
 
     Raises:
         CommandError: watchfiles is not installed.
@@ -30,7 +30,13 @@ def changes(folders: Collection[Path]) -> Iterator[list[str]]:
             '"sqlalchemy-bgjob[reload]"',
         ) from None
     logging.getLogger("watchfiles").setLevel(logging.WARNING)  # it tells of each change, too
-    found = watch(*folders, watch_filter=PythonFilter(), step=QUIET, raise_interrupt=False)
+    found = watch(
+        *folders,
+        watch_filter=PythonFilter(),
+        step=QUIET,
+        raise_interrupt=False,
+        ignore_permission_denied=True,
+    )
     return (sorted({_shown(path) for _, path in batch}) for batch in found)
 
 

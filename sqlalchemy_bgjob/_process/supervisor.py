@@ -206,7 +206,12 @@ class Supervisor:
                     case list() as files:
                         self._replace_all(files)
                     case Exception() as error:
-                        say(logging.ERROR, "can't watch files any more: %s; stopping", error)
+                        say(
+                            logging.ERROR,
+                            "can't watch files: %s; stopping; watch a smaller folder, or raise the "
+                            "system's limit",
+                            error,
+                        )
                         self._failed = True
                         self._stop(times=1)
                     case slot:

@@ -185,6 +185,22 @@ def test_only_python_files_count(tmp_path: Path) -> None:
     assert seen == {str(tmp_path / "begin.py"), str(tmp_path / "package" / "last.py")}
 
 
+def test_a_folder_that_may_not_be_read_is_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the data of a container's database. Root may read all, so nothing is made here."""
+    asked: dict[str, Any] = {}
+
+    def watch(*folders: Path, **options: Any) -> Iterator[Any]:
+        asked.update(options)
+        return iter(())
+
+    monkeypatch.setattr("watchfiles.watch", watch)
+
+    assert list(reload.changes([tmp_path])) == []
+    assert asked["ignore_permission_denied"] is True
+
+
 class Child(FakeChild):
     """One of this file's supervisors."""
 
@@ -284,4 +300,6 @@ def test_files_that_cant_be_watched_end_it(
         wait_until(lambda: children[0].got)
         children[0].end(0)
         assert wait_until(lambda: bench.codes) == [1]
-    assert "can't watch files any more: inotify limit reached" in caplog.text
+    assert (
+        "can't watch files: inotify limit reached; stopping; watch a smaller folder" in caplog.text
+    )
