@@ -1,5 +1,6 @@
 """``web``: the dashboard, served by itself."""
 
+import errno
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -109,6 +110,8 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         CommandError: Somebody has it, or there is no such address.
     """
+    if not host:
+        raise CommandError(USAGE, "--host is empty; give 0.0.0.0 if all interfaces are meant")
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -116,8 +119,9 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen()
     except OSError as error:
         listening.close()
+        another = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
         raise CommandError(
-            USAGE, f"can't listen on {host} port {port}: {error.strerror}; give another --port"
+            USAGE, f"can't listen on {host} port {port}: {error.strerror}; give another {another}"
         ) from None
     return listening
 
@@ -133,9 +137,10 @@ def _serve(jobs: "BGJob[Any, Any]", engine: Any, *, host: str, port: int, **opti
     everywhere = host in ("0.0.0.0", "::")  # noqa: S104 - who gives it knows what it means
     hosts = ["*"] if everywhere else [host, "localhost", "127.0.0.1", "::1"]
     app = standalone(jobs, engine, key, hosts=hosts, user=os_account(), **options)
-    shown = f"[{host}]" if ":" in host else host
+    shown = "localhost" if everywhere else f"[{host}]" if ":" in host else host
     click.echo(f"The dashboard is at http://{shown}:{port}/enter?token={key.token}")
-    click.echo("This address works once. Ctrl-C ends it.", err=True)
+    elsewhere = " Elsewhere write this machine's name instead of localhost." if everywhere else ""
+    click.echo(f"This address works once.{elsewhere} Ctrl-C ends it.", err=True)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
     # The address holds the token, so requests are not logged.
     config.access_log = False

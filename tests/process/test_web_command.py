@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import re
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import httpx
@@ -95,6 +96,20 @@ def test_it_listens_on_ipv6(
         assert browser.get(entry).status_code == 200
 
 
+def test_on_all_interfaces_it_names_one_that_can_be_opened(
+    start: Callable[..., Command], tables: Engine, database_url: str
+) -> None:
+    """Browsers refuse 0.0.0.0."""
+    command = start("web", "--host", "0.0.0.0", "--port", "0", "--database-url", database_url)
+    entry = address(command)
+
+    assert entry.startswith("http://localhost:")
+    assert "write this machine's name instead of localhost" in command.stderr
+    entry = entry.replace("localhost", "127.0.0.1")
+    with httpx.Client(base_url=entry.partition("/enter")[0], follow_redirects=True) as browser:
+        assert browser.get(entry).status_code == 200
+
+
 def test_it_knows_the_handlers_of_an_application(
     start: Callable[..., Command], tables: Engine, database_url: str
 ) -> None:
@@ -143,8 +158,13 @@ def test_what_is_missing_or_wrong_is_told(
 ) -> None:
     code, _, err = run("web", "support.cli_app:metadata", "--database-url", database_url)
     assert (code, "not BGJob" in err) == (2, True)
-    code, _, err = run("web", "--host", "192.0.2.1", "--database-url", database_url)
-    assert (code, "can't listen on 192.0.2.1" in err) == (2, True)
+    for host, remedy in (("192.0.2.1", "give another --host"), ("", "--host is empty; give")):
+        code, _, err = run("web", "--host", host, "--database-url", database_url)
+        assert (code, remedy in err) == (2, True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, _, err = run("web", "--port", port, "--database-url", database_url)
+    assert (code, "already in use; give another --port" in err) == (2, True)
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
