@@ -227,8 +227,14 @@ def _hint(data_dir: Path) -> str:
 
 
 def _prepare(jobs: "BGJob[Any, Any]", url: str, wanted: list[tuple[str, Any]]) -> None:
-    """Bring the tables up to date, create those of the application, and enqueue the jobs."""
+    """Bring the tables up to date, create those of the application, and enqueue the jobs.
+
+    Raises:
+        CommandError: The models or jobs are wrong, with the code of what a change may mend.
+    """
     from sqlalchemy import Connection
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.schema import CreateSchema
 
     from .. import schema
     from .._process.engines import run_connected
@@ -243,12 +249,20 @@ def _prepare(jobs: "BGJob[Any, Any]", url: str, wanted: list[tuple[str, Any]]) -
             records=models.recording is not None,
         )
         with connection.begin():
+            for name in sorted({it.schema for it in jobs.metadata.tables.values() if it.schema}):
+                connection.execute(CreateSchema(name, if_not_exists=True))
             jobs.metadata.create_all(connection)
             with usage_errors():
                 for type, arg in wanted:
                     jobs.enqueue(connection, type, arg)
 
-    run_connected(url, None, Path(), prepare)
+    try:
+        run_connected(url, None, Path(), prepare)
+    except CommandError as error:
+        raise CommandError(USAGE, error.problem) from None
+    except SQLAlchemyError as error:  # what it says of models that do not fit together
+        problem = f"the tables can't be created: {type(error).__name__}: {error}"
+        raise CommandError(USAGE, problem) from None
 
 
 @contextmanager
@@ -263,7 +277,9 @@ def _dashboard(jobs: "BGJob[Any, Any]", url: str, port: int) -> Iterator[None]:
 
     engine = create_engine(url, pool_size=4)
     app = standalone(jobs, engine, None, hosts=[HOST, "localhost"], environment="development")
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, lifespan="off")
+    config = uvicorn.Config(
+        app, log_config=None, log_level="warning", timeout_graceful_shutdown=1, lifespan="off"
+    )
     config.access_log = False
     server = uvicorn.Server(config)
     listening = listen(HOST, port)

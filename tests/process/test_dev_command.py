@@ -113,6 +113,7 @@ def test_a_file_of_eight_lines_to_a_job(
     end(command)
 
     assert "the database is kept in .bgjob" in command.stdout
+    assert "uvicorn" not in command.stderr
     with socket.socket() as gone, pytest.raises(ConnectionRefusedError):
         gone.connect(("127.0.0.1", int(url.rpartition(":")[2].partition("/")[0])))
     assert inspect(engine).get_table_names() == []
@@ -149,6 +150,22 @@ def test_data_are_kept_and_mistakes_are_shown(folder: Path, start: Callable[...,
     assert "Another `dev` may run in '.bgjob': end that" in third.stderr
     prints(second, "visit 3 of ")
     end(second)
+
+
+def test_models_that_do_not_fit_are_told_once(folder: Path, start: Callable[..., Command]) -> None:
+    """And a schema of theirs is made, as all else is."""
+    file = folder / "jobs.py"
+    wrong = OWN_MODELS.replace("mapped_column(primary", "mapped_column(ForeignKey('x.id'), primary")
+    file.write_text(f"from sqlalchemy import ForeignKey\n{wrong}")
+
+    command = start("dev", "jobs.py", "--enqueue", "visit", "null", cwd=folder)
+    command.says("the tables can't be created: NoReferencedTableError: ")
+    command.says("waiting for a change")
+    assert "Traceback" not in command.stderr
+    own = '__tablename__ = "visits"\n    __table_args__ = {"schema": "of_visits"}'
+    file.write_text(OWN_MODELS.replace('__tablename__ = "visits"', own))
+    prints(command, "visit 1 of ")
+    end(command)
 
 
 def test_it_leaves_no_process_when_it_is_killed(
