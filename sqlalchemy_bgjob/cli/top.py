@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -18,6 +18,7 @@ from .output import counted, moment, print_table, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from rich.console import Console, RenderableType
     from sqlalchemy import Connection
@@ -187,10 +188,12 @@ def _print(seen: "Glance") -> None:
 class _Screen:
     """Draws what is seen, and hears keys and changes of the window's size."""
 
-    def __init__(self, console: "Console", events: "Mailbox[str]") -> None:
+    def __init__(
+        self, console: "Console", events: "Mailbox[str]", hear: "Callable[[bool], None]"
+    ) -> None:
         from rich.live import Live
 
-        self._console, self._events = console, events
+        self._console, self._events, self._hear = console, events, hear
         self._live = Live(console=console, screen=True, auto_refresh=False)
 
     def watch(self, look: "Callable[[], Glance]", interval: float) -> None:
@@ -220,12 +223,22 @@ class _Screen:
             match self._events.get(until - time.monotonic()):
                 case None:
                     return True
+                case "suspended":
+                    self._suspend()
                 case "key":
                     keys = os.read(sys.stdin.fileno(), 64)
                     if not keys or b"q" in keys.lower():
                         return False
                     if b" " in keys:
                         return True
+
+    def _suspend(self) -> None:
+        """Leave the terminal to the shell, until that lets this process go on."""
+        self._live.stop()
+        self._hear(False)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._hear(True)
+        self._live.start()
 
     def _drawn(self, seen: "Glance", found: "Rates | None", problem: str) -> "RenderableType":
         from rich.console import Group
@@ -264,15 +277,31 @@ def _screen(console: "Console") -> Iterator[_Screen]:
     before = termios.tcgetattr(keyboard)
     events: Mailbox[str] = Mailbox()
     events.watch(keyboard, "key")
-    handlers = {
-        signal.SIGWINCH: signal.signal(signal.SIGWINCH, lambda *_: events.put("resized")),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.default_int_handler),
+
+    def hear(each_key: bool) -> None:
+        if each_key:
+            tty.setcbreak(keyboard)
+        else:
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+    obeyed = {
+        signal.SIGWINCH: lambda *_: events.put("resized"),
+        signal.SIGTSTP: lambda *_: events.put("suspended"),
+        signal.SIGINT: _leave,
+        signal.SIGTERM: _leave,
+        signal.SIGQUIT: _leave,
     }
+    handlers = {number: signal.signal(number, handler) for number, handler in obeyed.items()}
     try:
-        tty.setcbreak(keyboard)
+        hear(True)
         with events:
-            yield _Screen(console, events)
+            yield _Screen(console, events, hear)
     finally:
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+        hear(False)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _leave(number: int, frame: "FrameType | None") -> NoReturn:
+    """End it at once. Python's own handler is one that asyncio replaces: by a wait for the loop."""
+    raise KeyboardInterrupt

@@ -77,6 +77,15 @@ class Terminal:
         assert words in self.drawn[after:], (self.drawn, self.process.stderr)
         return len(self.drawn)
 
+    @property
+    def settings(self) -> list[Any]:
+        return termios.tcgetattr(self._slave)
+
+    def is_stopped(self) -> bool:
+        assert self.drawn  # what it draws must be read, or it waits for that
+        found = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)
+        return found is not None
+
     def ends(self) -> int:
         """Its exit code, having given the terminal back as it was."""
 
@@ -86,7 +95,7 @@ class Terminal:
 
         wait_until(is_over, 60, what="its end")
         assert LEAVES_THE_SCREEN in self.drawn
-        assert termios.tcgetattr(self._slave) == self.before
+        assert self.settings == self.before
         return self.process.returncode
 
     def close(self) -> None:
@@ -137,15 +146,46 @@ def test_it_is_drawn_again_until_somebody_quits(
     assert top.ends() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "driver"),
+    [
+        *((signal.SIGINT, "psycopg"), (signal.SIGINT, "asyncpg")),
+        *((signal.SIGTERM, "asyncpg"), (signal.SIGQUIT, "psycopg")),
+    ],
+)
 def test_ctrl_c_is_an_end_as_well(
-    tables: Engine, terminal: Callable[..., Terminal], number: signal.Signals
+    tables: Engine,
+    terminal: Callable[..., Terminal],
+    url_for: Callable[[str], str],
+    number: signal.Signals,
+    driver: str,
 ) -> None:
-    top = terminal("--interval", "60")
+    """Not at the next look only."""
+    top = terminal("--interval", "600", url=url_for(driver))
     top.shows("0 due")
 
     top.process.send_signal(number)
 
+    assert top.ends() == 0
+
+
+def test_the_shell_has_the_terminal_while_it_is_stopped(
+    tables: Engine, terminal: Callable[..., Terminal]
+) -> None:
+    """As by Ctrl-Z, and ``fg`` after that."""
+    top = terminal("--interval", "600")
+    top.shows("0 due")
+
+    top.process.send_signal(signal.SIGTSTP)
+    wait_until(top.is_stopped, 60, what="the stop")
+    assert LEAVES_THE_SCREEN in top.drawn
+    assert top.settings == top.before
+
+    at = len(top.drawn)
+    top.process.send_signal(signal.SIGCONT)
+    top.shows("0 due", after=at)
+    assert top.settings != top.before
+    top.press(b"q")
     assert top.ends() == 0
 
 
