@@ -236,7 +236,12 @@ class EmbeddedPostgres:
         if not durable:
             options.append("--no-sync")
         done = self._popen(["initdb", "-D", str(self.data_dir), *options])
-        output, _ = done.communicate()
+        try:
+            output, _ = done.communicate()
+        except BaseException:  # Ctrl-C does not reach it; told to end, it removes what it has made
+            done.terminate()
+            done.communicate()
+            raise
         if done.returncode != 0:
             raise EmbeddedPostgresError(
                 f"initdb could not create a database cluster in {str(self.data_dir)!r}",

@@ -148,6 +148,30 @@ def test_it_dies_with_a_process_that_is_killed(temporary: Path):
     wait_until(lambda: not list(temporary.iterdir()), what="the folder is gone")
 
 
+def test_a_first_start_that_is_interrupted_can_be_repeated(open_folder: Path, temporary: Path):
+    """Ctrl-C while the cluster is made leaves neither a half of it nor a program that goes on."""
+    code = """if True:
+        import signal, sys, tempfile
+        from pathlib import Path
+        from sqlalchemy_bgjob.testing import EmbeddedPostgres
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        tempfile.tempdir = sys.argv[2]
+        EmbeddedPostgres.start(Path(sys.argv[1]))
+    """
+    data = open_folder / "data"
+    starting = subprocess.Popen(
+        [sys.executable, "-c", code, str(data), str(temporary)], stderr=subprocess.PIPE
+    )
+    wait_until((data / "PG_VERSION").exists, 60, what="the begin of initdb")
+    starting.send_signal(signal.SIGINT)
+    _, errors = starting.communicate(timeout=60)
+
+    assert b"KeyboardInterrupt" in errors
+    assert list(temporary.iterdir()) == []
+    with EmbeddedPostgres.start(data, settings=FAST) as server:
+        assert ask(server.url, "SELECT 1") == (1,)
+
+
 def test_a_frozen_server_is_stopped_all_the_same(tune: Tune, temporary: Path):
     server = EmbeddedPostgres.start(settings=FAST)
     pid = server.pid
