@@ -20,7 +20,7 @@ from .address import Address
 from .application import load_jobs
 from .engines import load_engine, load_sync_engine, make_async_engine
 from .exits import USAGE, CommandError
-from .queue_option import refuse_lists
+from .queue_names import refuse_lists
 from .urls import ASYNC_DRIVERS, database_url, sync_url
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from .._process.exits import DATABASE, FAILED, OK, USAGE, CommandError, exit_now
-from .options import Seconds, connection_options, schema_options, source_of
+from .options import connection_options, schema_options, source_of
 from .output import print_json, shown
+from .param_types import Seconds
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

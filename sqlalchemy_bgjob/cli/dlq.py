@@ -8,8 +8,8 @@ import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
 from .on_tables import Acted, act, app_option, json_arg, tables_options, usage_errors
-from .options import Moment, Seconds
 from .output import arg_of, counted, moment, print_facts, print_json, shown, tell_of_more
+from .param_types import Moment, Seconds
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection

@@ -15,8 +15,9 @@ from .on_tables import (
     tables_options,
     usage_errors,
 )
-from .options import Seconds, app_dir_option, import_option, source_of
+from .options import app_dir_option, import_option, source_of
 from .output import print_json, print_table
+from .param_types import Seconds
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -1,23 +1,20 @@
 """Options that several commands share: database, tables, settings, logs."""
 
 import os
-import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
 
 from .._process.exits import USAGE, CommandError
-from .._process.param_type import ParamType
 from ..settings import DEFAULT_PREFIX, WorkerSettings
+from .param_types import Seconds, Size
 
 FALLBACK: Final = "DATABASE_URL"
 """What hosting platforms set; it is used last, and a command says so."""
-_UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 class Source(NamedTuple):
@@ -32,73 +29,6 @@ class Source(NamedTuple):
     url: str | None
     engine: str | None
     app_dir: Path
-
-
-class Seconds(ParamType[float]):
-    """A duration: ``2.5``, ``500ms``, ``30s``, ``5m``, ``1h`` or ``30d``; a float of seconds."""
-
-    name = "seconds"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """Parse a duration into seconds."""
-        if isinstance(value, int | float):
-            return float(value)
-        number = str(value).strip().rstrip("dhms")
-        unit = str(value).strip()[len(number) :] or "s"
-        try:
-            return float(number) * _UNITS[unit]
-        except (KeyError, ValueError):
-            self.fail(
-                f"{value!r} is not a duration such as 2.5, 500ms, 30s, 5m, 1h or 30d", param, ctx
-            )
-
-
-class Size(ParamType[int]):
-    """A number of bytes: ``300000000``, ``512M`` or ``1.5G``, with 1 K of 1,024 bytes; an int."""
-
-    name = "bytes"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse a size into bytes."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(
-            r"(\d+(?:\.\d+)?) *(?:([KMGT])(?:i?B)?)?", str(value).strip(), re.IGNORECASE
-        )
-        if found is None:
-            self.fail(f"{value!r} is not a size such as 300000000, 512M or 1.5G", param, ctx)
-        return int(float(found[1]) * 1024 ** " KMGT".index((found[2] or " ").upper()))
-
-
-class Moment(ParamType[Any]):
-    """A time such as ``2026-12-24T18:00+01:00``, or a duration: a datetime or a float of seconds.
-
-    Whether a duration is meant from now on or back from now, the option says.
-    """
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse a time or a duration."""
-        if isinstance(value, datetime | float):
-            return value
-        try:
-            moment = datetime.fromisoformat(str(value).strip())
-        except ValueError:
-            try:
-                return Seconds().convert(value, param, ctx)
-            except click.BadParameter:
-                self.fail(
-                    f"{value!r} is neither a time such as 2026-12-24T18:00+01:00 nor a duration "
-                    f"such as 90s, 30m or 2h",
-                    param,
-                    ctx,
-                )
-        if moment.tzinfo is None:
-            self.fail(f"{value!r} has no time zone: add Z for UTC, or one such as +01:00")
-        return moment
 
 
 def option(name: str, *declarations: str, **attributes: Any) -> Callable[[Any], Any]:

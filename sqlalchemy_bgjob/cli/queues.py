@@ -7,8 +7,8 @@ import click
 
 from .._process.exits import OK, USAGE, CommandError
 from .on_tables import Acted, act, json_option, read, tables_options, usage_errors
-from .options import Moment
 from .output import print_json, print_table, shown
+from .param_types import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,8 +13,9 @@ import click
 
 from .._process.exits import OK, USAGE, CommandError
 from .on_tables import read, read_often, tables_options
-from .options import Seconds, option
+from .options import option
 from .output import counted, moment, print_table, shown
+from .param_types import Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,9 +7,8 @@ from typing import Any, Final
 
 import click
 
-from .._process.address import Address, HostAndPort
+from .._process.address import Address
 from .._process.exits import USAGE, CommandError
-from .._process.queue_option import Queue
 from ..settings import LIMITS, WorkerSettings
 from .options import (
     app_dir_option,
@@ -22,6 +21,7 @@ from .options import (
     setting_options,
     source_of,
 )
+from .param_types import HostAndPort, Queue
 
 _OF_APPLICATION: Final = (
     app_dir_option,

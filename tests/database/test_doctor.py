@@ -17,7 +17,7 @@ from sqlalchemy_bgjob import BGJob, Worker, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._inspect import doctor
 from sqlalchemy_bgjob._inspect import health as health_module
-from sqlalchemy_bgjob._process.queue_option import refuse_lists
+from sqlalchemy_bgjob._process.queue_names import refuse_lists
 from sqlalchemy_bgjob.cli import cli
 from support import wait_until
 from support.databases import with_driver

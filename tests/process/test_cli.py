@@ -88,7 +88,7 @@ def test_a_worker_imports_no_other_command(tmp_path: Path) -> None:
         check=True,
         cwd=tmp_path,
     )
-    assert done.stdout == "['options', 'worker']\n"
+    assert done.stdout == "['options', 'param_types', 'worker']\n"
 
 
 @pytest.mark.parametrize("name", ["sqlalchemy-bgjob", "bgjob"])

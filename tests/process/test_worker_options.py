@@ -11,8 +11,7 @@ from click import UsageError
 from sqlalchemy_bgjob import Queue as Served
 from sqlalchemy_bgjob import WorkerSettings
 from sqlalchemy_bgjob._process import process, runners
-from sqlalchemy_bgjob._process.queue_option import Queue
-from sqlalchemy_bgjob.cli.options import Seconds, Size
+from sqlalchemy_bgjob.cli.param_types import Queue, Seconds, Size
 from support.cli import run
 
 if TYPE_CHECKING:
