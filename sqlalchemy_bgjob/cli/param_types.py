@@ -1,5 +1,6 @@
 """What options and arguments convert text to: durations, sizes, moments, addresses, queues."""
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -40,11 +41,14 @@ class Seconds(ParamType[float]):
         number = str(value).strip().rstrip("dhms")
         unit = str(value).strip()[len(number) :] or "s"
         try:
-            return float(number) * _UNITS[unit]
+            seconds = float(number) * _UNITS[unit]
         except (KeyError, ValueError):
+            seconds = math.nan
+        if not math.isfinite(seconds):
             self.fail(
                 f"{value!r} is not a duration such as 2.5, 500ms, 30s, 5m, 1h or 30d", param, ctx
             )
+        return seconds
 
 
 class Size(ParamType[int]):

@@ -49,8 +49,8 @@ def top(ctx: click.Context, /, interval: float, once: bool, **where: Any) -> int
 
     It needs pip install "sqlalchemy-bgjob[cli]"; --once does not.
     """
-    if interval < 0.1:
-        raise CommandError(USAGE, f"--interval {interval:g} is below 0.1 s")
+    if not 0.1 <= interval <= 86_400:
+        raise CommandError(USAGE, f"--interval {interval:g} is not between 0.1 s and a day")
     if once:
         _print(read(ctx, where, _look))
         return OK

@@ -224,7 +224,8 @@ def test_it_goes_on_when_the_database_is_back(
     ("arguments", "environment", "words"),
     [
         ([], {"TERM": "dumb"}, "a terminal of type 'dumb' can't be drawn on; use `top --once`"),
-        (["--interval", "0"], {}, "--interval 0 is below 0.1 s"),
+        (["--interval", "0"], {}, "--interval 0 is not between 0.1 s and a day"),
+        (["--interval", "1000000d"], {}, "is not between 0.1 s and a day"),
         (["--table-prefix", "no_"], {}, "no_job"),
     ],
 )

@@ -97,6 +97,12 @@ def test_durations_have_units(given: object, expected: float) -> None:
     assert Seconds().convert(given, None, None) == expected
 
 
+@pytest.mark.parametrize("given", ["", "s", "5md", "1w", "nan", "inf", "-infs"])
+def test_a_duration_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="is not a duration such as"):
+        Seconds().convert(given, None, None)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
@@ -132,7 +138,7 @@ BY_URL = ["--database-url", "postgresql+psycopg://127.0.0.1:1/x"]
         (["--queue", "a:1", "--queue", "a:2"], "a queue is named twice"),
         (["--poll-interval", "soon"], "'soon' is not a duration"),
         (["--poll-interval", "3x"], "'3x' is not a duration"),
-        (["--poll-interval", "nan"], "poll_interval=nan is not between"),
+        (["--poll-interval", "nan"], "is not a duration such as"),
         (["--lease-timeout", "1"], "lease_timeout=1.0 s must be at least three times"),
         (["--processes", "0"], "0 is not in the range"),
         ([], "no database; give --database-url"),
