@@ -15,7 +15,7 @@ Then each of these in a terminal of its own, with ``DATABASE_URL`` there too; th
 server that prints what it gets::
 
     $ uvicorn app:app
-    $ sqlalchemy-bgjob worker app:jobs --database-url "$DATABASE_URL"
+    $ sqlalchemy-bgjob worker app:jobs
     $ python -m aiosmtpd -n -l localhost:8025
 
 And buy something; a moment later ``receipt_sent_at`` is a time::

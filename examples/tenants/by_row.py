@@ -17,7 +17,7 @@ To run it, in this folder::
     $ sqlalchemy-bgjob grants --enqueue shop_web --worker shop_worker > grants.sql
     $ psql -h localhost -U postgres -f grants.sql
     $ python by_row.py acme globex
-    $ sqlalchemy-bgjob worker by_row:jobs --database-url "$WORKER_URL"
+    $ BGJOB_DATABASE_URL="$WORKER_URL" sqlalchemy-bgjob worker by_row:jobs
 """
 
 import os
