@@ -169,6 +169,9 @@ def worker(
         raise CommandError(USAGE, f"--http: {processes} processes need a port each, up to 65535")
     if reload and checked.until_idle:
         raise CommandError(USAGE, "--reload goes on until you end it; leave out --until-idle")
+    named_by = ctx.get_parameter_source("reload_dirs")
+    if named_by is click.core.ParameterSource.COMMANDLINE and not reload:
+        raise CommandError(USAGE, "--reload-dir says what --reload is to watch; add --reload")
     if supervises:
         from .._process.reload import changes
 

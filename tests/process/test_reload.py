@@ -18,6 +18,7 @@ from sqlalchemy_bgjob._process import reload
 from sqlalchemy_bgjob._process import supervisor as supervisor_module
 from sqlalchemy_bgjob._process.supervisor import Supervisor
 from support.children import FakeChild
+from support.cli import run
 from support.commands import TESTS, Command, process_exists
 from support.waiting import wait_until
 
@@ -155,6 +156,12 @@ def test_it_does_not_go_with_an_end_when_idle(database_url: str, tmp_path: Path)
     with Command(tmp_path, *arguments, BGJOB_DATABASE_URL=database_url) as command:
         assert command.wait() == 2
     assert "leave out --until-idle" in command.stderr
+
+
+def test_folders_alone_reload_nothing_and_that_is_said(in_process: None) -> None:
+    code, _, err = run("worker", "support.cli_app:functions", "--reload-dir", ".")
+
+    assert (code, "add --reload" in err) == (2, True)
 
 
 # ---- the parts by themselves --------------------------------------------------------------------
