@@ -110,7 +110,7 @@ def share(parts: Sequence[tuple[str, int]], *, label: str) -> Markup:
     return Markup(
         '<svg class="share" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" '
         'aria-label="{label}">{bars}</svg>'
-    ).format(label=escape(label), bars=Markup("").join(drawn))
+    ).format(label=label, bars=Markup("").join(drawn))
 
 
 def scale_of(most: int) -> int:
