@@ -77,6 +77,8 @@ def _console() -> "Console":
         raise CommandError(
             USAGE, "top needs a terminal to draw on; use `stats --json`, or `top --once`"
         )
+    if sys.platform == "win32":
+        raise CommandError(USAGE, "top draws on Linux and macOS only; use `top --once`")
     try:
         from rich.console import Console
     except ImportError:
