@@ -15,7 +15,7 @@ from .fleet import WorkerInfo, workers
 from .jobs import JobInfo, live_page
 from .queues import QueueInfo, all_queues
 
-MOST_RUNNING: Final = 50
+_MOST_RUNNING: Final = 50
 """How many running jobs are read."""
 _SCAN: Final = 2_000
 """How many jobs are looked at for those that run: they were due before most others."""
@@ -56,15 +56,13 @@ class Rates:
     growth: Mapping[str, float]
 
 
-def glance(
-    connection: Connection, models: Models, statements: Statements, *, most: int = MOST_RUNNING
-) -> Glance:
-    """Look at everything; the caller ends the transaction. Up to *most* running jobs are read."""
+def glance(connection: Connection, models: Models, statements: Statements) -> Glance:
+    """Look at everything; the caller ends the transaction."""
     tables = models.schema, models.table_prefix
     name = qualified(translated(connection, models.schema), f"{models.table_prefix}job")
     now, inserted, deleted = connection.execute(_COUNTERS, {"job": name}).one()
     queues = sorted(all_queues(connection, *tables), key=lambda one: -one.oldest_age)
-    page = live_page(connection, statements, parse("state:running"), size=most, scan=_SCAN)
+    page = live_page(connection, statements, parse("state:running"), size=_MOST_RUNNING, scan=_SCAN)
     return Glance(now, queues, workers(connection, *tables), page.jobs, inserted, deleted)
 
 

@@ -130,13 +130,12 @@ def dead_page(
     *,
     size: int,
     after: Position | None = None,
-    scan: int = SCAN,
 ) -> Page:
     """Dead jobs that a search finds, the one that died last at the top; see :func:`live_page`."""
     its = statements.search
     make = its.dead_found if search.only("id") else its.dead_page
     statement = make(search, onward=after is not None)
-    found = _positions(connection, statement, size, after, scan)
+    found = _positions(connection, statement, size, after, SCAN)
     return _page(connection, its.dead, found)
 
 
@@ -155,10 +154,10 @@ def count_dead(
 
 
 def dead_groups(
-    connection: Connection, statements: Statements, search: Search, *, size: int, scan: int = SCAN
+    connection: Connection, statements: Statements, search: Search, *, size: int
 ) -> list[Group]:
-    """Which jobs died of what, the most frequent first: of the *scan* that died last."""
-    given = parameters(page=size, scan=scan)
+    """Which jobs died of what, the most frequent first: of the :data:`SCAN` that died last."""
+    given = parameters(page=size, scan=SCAN)
     rows = connection.execute(statements.search.dead_groups(search), given)
     return [Group(*row) for row in rows]
 

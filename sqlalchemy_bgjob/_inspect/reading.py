@@ -18,10 +18,10 @@ LONGEST_WAIT: Final = 5.0
 """Seconds for which an action waits for somebody's lock."""
 
 
-def begin_reading(connection: Connection, seconds: float = LONGEST) -> None:
+def begin_reading(connection: Connection) -> None:
     """Make this transaction, which has just begun, one of short statements that change nothing."""
     connection.execute(_READ_ONLY)
-    connection.execute(_LIMITS, {"longest": _ms(seconds), "wait": _ms(LONGEST_WAIT)})
+    connection.execute(_LIMITS, {"longest": _ms(LONGEST), "wait": _ms(LONGEST_WAIT)})
 
 
 def begin_acting(connection: Connection, seconds: float) -> None:

@@ -97,10 +97,10 @@ class Visit:
         if not self.may(permission):
             raise HTTPException(403, f"You may not do this: it needs the permission {permission}.")
 
-    def asked(self, name: str, default: str = "") -> str:
-        """A value of the form, or else of the URL."""
+    def asked(self, name: str) -> str:
+        """A value of the form, or else of the URL; empty if there is none."""
         values = self.all_asked(name)
-        return values[0] if values else default
+        return values[0] if values else ""
 
     def all_asked(self, name: str) -> list[str]:
         """All values of a name."""
