@@ -1,6 +1,6 @@
 """``dev``: a database, a worker that reloads and the dashboard, for whoever begins with a file.
 
-The command is two kinds of process. The first one holds the database and supervises the second,
+The command is two processes. The first one holds the database and supervises the second,
 which alone imports the application: it brings the tables up to date, serves the dashboard from a
 thread, and works. A change of a file replaces it.
 """
@@ -79,10 +79,10 @@ def dev(
 ) -> int:
     """Run a file of handlers, with a database of its own, for development.
 
-    APP is a file such as jobs.py, or module:object as for `worker`. It brings a PostgreSQL, creates
-    the tables, also those of your own models, works, and serves the dashboard to this machine. A
-    change of a Python file is run at once. No database but its own is connected to: DATABASE_URL is
-    the URL of that, for your code too.
+    APP is a file such as jobs.py, or module:object as for `worker`. The command starts a PostgreSQL
+    of its own, creates the tables, also those of your models, runs a worker, and serves the
+    dashboard to this machine. When a Python file changes, the worker starts anew. The command
+    connects to no other database, and sets DATABASE_URL to its own, for your code too.
 
     It needs pip install "sqlalchemy-bgjob[dev-server]".
     """
