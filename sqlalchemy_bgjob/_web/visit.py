@@ -136,13 +136,14 @@ class Visit:
         time, _, id = self.asked("after").partition(" ")
         if not time:
             return None
+        refusal = HTTPException(400, "after is no position of a page")
         try:
             moment = datetime.fromisoformat(time)
-        except ValueError:
-            raise HTTPException(400, "after is no position of a page") from None
-        if moment.tzinfo is None or not id:
-            raise HTTPException(400, "after is no position of a page")
-        return Position(moment, id)
+            if moment.tzinfo is None or not id:
+                raise refusal
+            return Position(moment.astimezone(UTC), id)
+        except (ValueError, OverflowError):  # text, or a moment before the year 1
+            raise refusal from None
 
     def url(self, path: str, **query: Any) -> str:
         """The path of a page here, with its query."""

@@ -612,6 +612,8 @@ def test_secrets_are_hidden_wherever_they_stand(visit: Any, shop: Engine, jobs: 
         "jobs?after=2026-01-01",
         "jobs?after=2026-01-01T00:00:00 x",
         "jobs?after=" + "9" * 50,
+        "jobs?after=0001-01-01T00:00:00%2B14:00 x",
+        "history?after=9999-12-31T23:59:59-14:00 x",
         "dead?after=yesterday x",
         "job?id=%00",
         "jobs?after=2026-01-01T00:00:00%2B00:00 %00",
