@@ -130,7 +130,7 @@ def source_of(ctx: click.Context, url: str | None, engine: str | None, app_dir: 
             )
         engine = None
     if engine is None and not url and (url := os.environ.get(FALLBACK)):
-        _tell(f"using the database of {FALLBACK}")
+        _tell_once(ctx, f"using the database of {FALLBACK}")
     return Source(url or None, engine, app_dir)
 
 
@@ -139,10 +139,14 @@ def is_of_table(ctx: click.Context, parameter: str) -> bool:
     return ctx.get_parameter_source(parameter) is click.core.ParameterSource.DEFAULT_MAP
 
 
-def _tell(words: str) -> None:
-    """Log it, or print it to stderr in a command that has no log."""
+def _tell_once(ctx: click.Context, words: str) -> None:
+    """Log it, or print it to stderr in a command that has no log; once for all its connections."""
     from .._process import logs
 
+    told: set[str] = ctx.meta.setdefault(__name__, set())
+    if words in told:
+        return
+    told.add(words)
     if logs.configured():
         logs.logger.info("%s", words)
     else:

@@ -139,3 +139,10 @@ def test_database_url_is_the_fallback_and_that_is_told(
     assert err.startswith("using the database of DATABASE_URL")
     assert own[0] == 1
     assert "DATABASE_URL" not in own[2]
+
+
+def test_a_command_that_connects_several_times_tells_it_once(url: str) -> None:
+    _, out, err = run("jobs", "cancel", "queue:mail", "--yes", DATABASE_URL=url)
+
+    assert out == "the search finds 0 jobs\ncancelled 0 jobs\n"
+    assert err == "using the database of DATABASE_URL\n"
