@@ -138,8 +138,10 @@ def _located(app: str, app_dir: Path) -> tuple[str, Path]:
     folder, names = found.parent, [found.stem]
     while (folder / "__init__.py").exists():
         folder, names = folder.parent, [folder.name, *names]
-    if not all(name.isidentifier() for name in names):
-        raise CommandError(USAGE, f"{file!r} can't be imported: {found.stem!r} is no module's name")
+    for name in names:
+        if not name.isidentifier():
+            problem = f"{file!r} can't be imported: {name!r} is no module's name; rename it"
+            raise CommandError(USAGE, problem)
     return f"{'.'.join(names)}{colon}{path}", folder
 
 

@@ -190,6 +190,7 @@ def test_it_leaves_no_process_when_it_is_killed(
     [
         (["nothing.py"], "there is no file 'nothing.py' in"),
         (["my-jobs.py"], "'my-jobs' is no module's name"),
+        (["my-shop/jobs.py"], "'my-shop' is no module's name"),
         (["jobs.py", "--until-idle"], "leave out --until-idle"),
         (["jobs.py", "--poll-interval", "0"], "poll_interval=0.0 is not between"),
         (["jobs.py", "--data-dir", "jobs.py"], "is a file"),
@@ -198,7 +199,8 @@ def test_it_leaves_no_process_when_it_is_killed(
 def test_what_can_not_be_run_is_said(
     folder: Path, start: Callable[..., Command], arguments: list[str], words: str
 ) -> None:
-    for name in ("jobs.py", "my-jobs.py"):
+    (folder / "my-shop").mkdir()
+    for name in ("jobs.py", "my-jobs.py", "my-shop/__init__.py", "my-shop/jobs.py"):
         (folder / name).touch()
 
     command = start("dev", *arguments, cwd=folder)
