@@ -17,7 +17,6 @@ from .on_tables import (
     tables_options,
     usage_errors,
 )
-from .options import Moment
 from .output import (
     arg_of,
     counted,
@@ -28,6 +27,7 @@ from .output import (
     shown,
     tell_of_more,
 )
+from .param_types import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
