@@ -247,7 +247,7 @@ class Claiming:
             onward = self._statements.claims(by_time=look.by_time).onward
             direct = self._control.direct(onward)
         jobs = claim(direct=direct) if direct is not None else []
-        if jobs:
+        if jobs or (direct is not None and self._is_scanned_next(look.queue)):
             return Found(jobs)
         with connection.begin():
             if direct is None:
@@ -266,6 +266,11 @@ class Claiming:
                 connection, self._statements, queue=look.queue, priorities=lanes
             )
             return Found(jobs, inf if due_in is None else due_in, priorities, seconds)
+
+    def _is_scanned_next(self, queue: str) -> bool:
+        """Whether a look at the head follows, which tells when the next job is due."""
+        with self._hands.lock:
+            return self._hands.planner.is_scanned_next(queue, time.monotonic())
 
     def _take(self, look: Look, worker_id: int, found: Found, *, in_order: bool = True) -> None:
         jobs, queue = found.jobs, look.queue

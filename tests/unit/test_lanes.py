@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -173,3 +174,30 @@ def test_a_lane_without_jobs_is_read_for_a_minute_more() -> None:
 
     lanes.head_scanned([0], 0.001, NOW + REMEMBERED)
     assert [p.priority for p in lanes.onward(NOW + REMEMBERED) or ()] == [0]
+
+
+def test_where_others_may_be_first_a_cheap_scan_spares_a_look() -> None:
+    """Who reads on and finds nothing, as another worker was quicker, would scan the head next."""
+    quick, slow = looked(0, seconds=0.0001), looked(0, seconds=0.02)
+
+    for lanes in (quick, slow):
+        assert lanes.onward(NOW + 0.01, contended=True) is not None, "it was just scanned"
+    assert quick.onward(NOW + 0.06) is not None
+    assert quick.onward(NOW + 0.06, contended=True) is None
+    assert slow.onward(NOW + 0.9, contended=True) is not None, "the job would wait for the scan"
+
+
+@pytest.mark.parametrize(
+    ("tell", "follows"),
+    [(Lanes.notified, True), (Lanes.request_head_scan, True), (lambda _: None, False)],
+)
+def test_it_is_known_whether_a_scan_follows_what_reads_on(tell: Any, *, follows: bool) -> None:
+    lanes = looked(0, seconds=0.001)
+    tell(lanes)
+
+    foretold = lanes.is_scanned_next(NOW + 0.2)
+    lanes.read(None, NOW + 0.2, found=False)
+
+    assert foretold is follows
+    assert (lanes.head_scan_in(NOW + 0.2) == 0.0) is follows
+    assert not looked(0, seconds=0.1).is_scanned_next(NOW + 0.2), "it is not allowed yet"

@@ -247,3 +247,17 @@ def test_a_fleet_counts_the_notifications_that_others_hear() -> None:
     following = step(worker, end)
     assert isinstance(following, Wait)
     assert SPARED_POLL < following.seconds <= min(25 * SPARED_POLL, SPARED), "in turns"
+
+
+@pytest.mark.parametrize(("others", "from_head"), [(0, False), (1, True)])
+def test_who_is_woken_with_others_needs_one_look(others: int, *, from_head: bool) -> None:
+    """Another worker takes the job, most of the time: what reads on would have to look twice."""
+    worker = core(2)
+    worker.head_scanned("q", [0], 0.0001, NOW)
+    caught_up(worker)
+
+    worker.wake("q", NOW + 0.2, new=True, others=others)
+
+    following = step(worker, NOW + 0.2)
+    assert isinstance(following, Claim)
+    assert (following.looks[0].onward is None) is from_head

@@ -92,7 +92,7 @@ class Lanes:
         self._took: deque[float] = deque(maxlen=3)
         self._due_at = 0.0  # the regular scan
         self._allowed_at = 0.0  # a requested scan
-        self._cheap_at = 0.0  # a scan in state PROBABLY_FOUND
+        self._cheap_at = 0.0  # a scan that nobody has to have
         self._read_at = float("-inf")
         self._found_at = float("-inf")
         self._wanted = HeadScan.NOT_WANTED
@@ -109,20 +109,33 @@ class Lanes:
         """Jobs may be where none was before: read on, and then scan the head in any case."""
         self._wanted = HeadScan.RETURNED
 
-    def onward(self, now: float, ahead: float = 0.0) -> tuple[Position, ...] | None:
+    def onward(
+        self, now: float, ahead: float = 0.0, *, contended: bool = False
+    ) -> tuple[Position, ...] | None:
         """Where the next claim reads on; None for the heads of all lanes.
 
-        The regular scan may come *ahead* seconds early, or later if that is negative.
+        The regular scan may come *ahead* seconds early, or later if that is negative. Where claims
+        are *contended*, another worker may take the job first, and what reads on finds nothing:
+        a scan, where that is cheap, spares the look at the head that would follow.
         """
         if not self._positions or now + ahead >= self._due_at:
             return None
         if now >= self._read_at + REACH and now >= self._allowed_at:
             return None
+        if contended and now >= self._cheap_at:
+            return None
         return None if self.head_scan_in(now) == 0.0 else self._positions
+
+    def is_scanned_next(self, now: float) -> bool:
+        """Whether a claim that reads on now, and finds nothing, is followed by a head scan."""
+        return self._scan_in(self._after_reading(now), now) == 0.0
 
     def head_scan_in(self, now: float) -> float:
         """Seconds until a wanted head scan may be sent; infinity if none is wanted yet."""
-        match self._wanted:
+        return self._scan_in(self._wanted, now)
+
+    def _scan_in(self, wanted: HeadScan, now: float) -> float:
+        match wanted:
             case HeadScan.NEW_NOT_FOUND | HeadScan.STILL_RETURNED:
                 return max(self._allowed_at - now, 0.0)
             case HeadScan.PROBABLY_FOUND:
@@ -157,11 +170,14 @@ class Lanes:
         self._read_at = now
         if found:
             self._found_at = now
-        just_found = now < self._found_at + JUST_FOUND
-        transitions = _JUST_FOUND if just_found else _NOT_FOUND
-        self._wanted = transitions.get(self._wanted, self._wanted)
+        self._wanted = self._after_reading(now)
         read = _read_merged if self.by_time else _read
         self._positions = tuple(read(position, last) for position in self._positions)
+
+    def _after_reading(self, now: float) -> HeadScan:
+        just_found = now < self._found_at + JUST_FOUND
+        transitions = _JUST_FOUND if just_found else _NOT_FOUND
+        return transitions.get(self._wanted, self._wanted)
 
     def forget(self) -> None:
         """Start again from the heads."""

@@ -74,6 +74,10 @@ class Planner:
         if q.chunks is not None:
             q.chunks.claimed(sharing, len(jobs), now)
 
+    def is_scanned_next(self, queue: str, now: float) -> bool:
+        """Whether the head of a queue is looked at next, if a claim that reads on finds nothing."""
+        return self._queues[queue].lanes.is_scanned_next(now)
+
     def head_scanned(
         self, queue: str, priorities: Sequence[int], seconds: float, now: float
     ) -> None:
@@ -395,7 +399,8 @@ class Planner:
     def _look(self, q: Queue, limit: int, now: float) -> Look:
         q.progress = False
         # A head scan that is due must not delay a job that was just committed.
-        onward = q.lanes.onward(now, -PATIENCE if q.polling.woken else TOGETHER)
+        ahead = -PATIENCE if q.polling.woken else TOGETHER
+        onward = q.lanes.onward(now, ahead, contended=q.polling.contended)
         asks_due = onward is not None and not q.polling.is_likely(now)
         return Look(q.name, limit, onward, asks_due, q.lanes.by_time)
 

@@ -117,6 +117,11 @@ class Polling:
         return self._notify in (Notify.WANTED, Notify.ON)
 
     @property
+    def contended(self) -> bool:
+        """Whether a notification asked for the next claim, and has woken another worker too."""
+        return self._asked and self._others > 0
+
+    @property
     def due_at(self) -> float:
         """When to poll next."""
         rests_until = max(self._refused_until, self._paused_until)
