@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, Table, text
+from sqlalchemy import ARRAY, Connection, Table, Text, bindparam, text
 from sqlalchemy.schema import SetTableComment
 
 from ..exceptions import SchemaOutOfDate, SchemaUnknown
@@ -369,22 +369,26 @@ def storage_drift(
     Its updates are slower then, not wrong.
     """
     schema = translated(connection, schema)
+    storage = STEPS[LATEST].storage
+    names = {qualified(schema, f"{table_prefix}{kind}"): kind for kind in storage}
+    rows = connection.execute(_OPTIONS, {"names": [*names]})
+    found = {
+        names[name]: dict(one.split("=", 1) for one in options or ()) for name, options in rows
+    }
     script = Script()
-    tables = STEPS[LATEST].tables(schema, table_prefix)
-    for kind, designed in STEPS[LATEST].storage.items():
-        options = connection.execute(
-            text(
-                "SELECT reloptions FROM pg_catalog.pg_class"
-                " WHERE oid = to_regclass(CAST(:name AS TEXT))"
-            ),
-            {"name": qualified(schema, f"{table_prefix}{kind}")},
-        ).scalar_one_or_none()
-        found = dict(option.split("=", 1) for option in options or ())
-        missing = {name: value for name, value in designed.items() if found.get(name) != value}
+    for kind, designed in storage.items():
+        there = found.get(kind, {})
+        missing = {name: value for name, value in designed.items() if there.get(name) != value}
         if missing:
-            element = SetStorage(table_of(tables, kind, schema, table_prefix), missing)
-            script.execute(element)
+            tables = STEPS[LATEST].tables(schema, table_prefix)
+            script.execute(SetStorage(table_of(tables, kind, schema, table_prefix), missing))
     return script.statements
+
+
+_OPTIONS: Final[Any] = text(
+    "SELECT its, reloptions FROM unnest(CAST(:names AS TEXT[])) AS given (its)"
+    " LEFT JOIN pg_catalog.pg_class ON oid = to_regclass(its)"
+).bindparams(bindparam("names", type_=ARRAY(Text)))
 
 
 # --- For Alembic ---------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
 from ._names import qualified, translated
 
@@ -55,9 +55,11 @@ def hidden(
     A missing table hides nothing.
     """
     found, schema = Hidden([], [], []), translated(connection, schema)
-    for kind, needed in (NEEDED | OF_RECORDS if records else NEEDED).items():
-        table = qualified(schema, f"{table_prefix}{kind}")
-        if not connection.execute(_ACTIVE, {"table": table}).scalar():
+    every = NEEDED | OF_RECORDS if records else NEEDED
+    tables = {kind: qualified(schema, f"{table_prefix}{kind}") for kind in every}
+    active = {*connection.execute(_ACTIVE, {"tables": [*tables.values()]}).scalars()}
+    for kind, needed in every.items():
+        if (table := tables[kind]) not in active:
             continue
         policies = connection.execute(_POLICIES, {"table": table}).all()
         lacking = [name for letter, name in needed.items() if not _permits(policies, letter)]
@@ -106,9 +108,10 @@ def _restricts(policies: Iterable[Any], letter: str) -> bool:
 
 
 _ACTIVE: Final[Any] = text(
-    "SELECT row_security_active(oid) FROM pg_catalog.pg_class"
-    " WHERE oid = to_regclass(CAST(:table AS TEXT))"
-)
+    "SELECT its FROM unnest(CAST(:tables AS TEXT[])) AS given (its)"
+    " JOIN pg_catalog.pg_class ON oid = to_regclass(its)"
+    " WHERE row_security_active(oid)"
+).bindparams(bindparam("tables", type_=ARRAY(Text)))
 # The policies for this role, or for one that it inherits from; 0 is PUBLIC.
 _POLICIES: Final[Any] = text(
     """

@@ -8,7 +8,7 @@ statements leave the children's rows alone, see ``ONLY`` in :mod:`._sql.words`.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import ARRAY, Connection, Text, bindparam, text
 
 from ..exceptions import NotAPlainTable
 from ._names import qualified, translated
@@ -46,10 +46,9 @@ def require_plain_tables(
         NotAPlainTable: One of them is partitioned, a view or the like.
     """
     schema = translated(connection, schema)
-    for table in _tables(schema, table_prefix, kinds):
-        kind = connection.execute(_KIND, {"table": table}).scalar()
-        if kind is not None and kind != "r":
-            raise NotAPlainTable(table, _NAMES.get(kind, "no table"), schema, table_prefix)
+    given = {"tables": [*_tables(schema, table_prefix, kinds)]}
+    for table, kind in connection.execute(_NOT_PLAIN, given):
+        raise NotAPlainTable(table, _NAMES.get(kind, "no table"), schema, table_prefix)
 
 
 def heirs(connection: Connection, *, schema: str | None, table_prefix: str) -> list[str]:
@@ -67,10 +66,12 @@ def _tables(schema: str | None, prefix: str, kinds: Iterable[str] = KINDS) -> It
     yield from (qualified(schema, f"{prefix}{kind}") for kind in kinds)
 
 
-_KIND: Final[Any] = text(
-    "SELECT CAST(relkind AS TEXT) FROM pg_catalog.pg_class"
-    " WHERE oid = to_regclass(CAST(:table AS TEXT))"
-)
+_NOT_PLAIN: Final[Any] = text(
+    "SELECT its, CAST(relkind AS TEXT)"
+    " FROM unnest(CAST(:tables AS TEXT[])) WITH ORDINALITY AS given (its, place)"
+    " JOIN pg_catalog.pg_class ON oid = to_regclass(its)"
+    " WHERE relkind <> 'r' ORDER BY place"
+).bindparams(bindparam("tables", type_=ARRAY(Text)))
 _HEIRS: Final[Any] = text(
     "SELECT CAST(CAST(inhrelid AS regclass) AS TEXT) FROM pg_catalog.pg_inherits"
     " WHERE inhparent = to_regclass(CAST(:table AS TEXT)) ORDER BY 1"
