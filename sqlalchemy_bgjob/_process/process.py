@@ -23,6 +23,7 @@ from .._handlers.served import UnfitHandlers
 from ..exceptions import SchemaOutOfDate, WorkerRefused, WorkerStuck
 from ..settings import STUCK_AFTER
 from . import logs
+from .collector import collect_as_usual
 from .engines import cant_connect, failed_to_connect
 from .exits import DATABASE, FAILED, OK, REPLACE, SCHEMA, SIGNALLED, USAGE, CommandError, exit_now
 from .logs import say
@@ -48,6 +49,7 @@ def run_worker(options: WorkerOptions) -> int:
     # What was imported stays: without this, the collector walks through all of it again and again,
     # for 40 ms at a time, while jobs wait.
     gc.freeze()
+    collect_as_usual()
     if options.http is None:
         return process.run(runner)
     from .endpoint import Endpoint, metrics_page, probe  # noqa: PLC0415 - off by default

@@ -184,6 +184,9 @@ def worker(
         )
     # A file may change twice within the second that bytecode remembers.
     sys.dont_write_bytecode |= reload
+    from .._process.collector import collect_rarely
+
+    collect_rarely()
     from .._process.process import run_worker
     from .._process.runners import WorkerOptions
 
