@@ -145,6 +145,8 @@ def ours_with_more(url: URL, schema: str | None = None) -> Program:
     dsn = program.environment["BGJOB_DATABASE_URL"]
     return replace(
         program,
+        # The peers are installed, and so compiled. This checkout may be told not to keep bytecode.
+        environment={**program.environment, "PYTHONDONTWRITEBYTECODE": ""},
         argv=(sys.executable, "-m", "benchmarks.app"),
         here=lambda command, given: COMMANDS[command](App(dsn, given)),
     )
