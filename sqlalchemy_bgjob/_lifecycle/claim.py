@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection
 
-from .._db.idle_statement import IdleStatement
+from .._db.direct_statement import DirectStatement
 from .._sql import Statements
 from .._sql.words import parameters
 from ..models import Recording
@@ -132,7 +132,7 @@ def claim(
     onward: Sequence[Position] | None = None,
     skip: Collection[str] = (),
     by_time: bool = False,
-    direct: IdleStatement | None = None,
+    direct: DirectStatement | None = None,
 ) -> list[ClaimedJob]:
     """Claim up to *limit* due jobs of one queue, and return them in order. The caller commits.
 
@@ -171,7 +171,7 @@ def claim_from_queues(
     *,
     looks: Sequence[Look],
     worker_id: int,
-    direct: IdleStatement | None = None,
+    direct: DirectStatement | None = None,
 ) -> list[Found]:
     """Claim from several queues by one statement; the caller commits, unless it runs *direct*.
 

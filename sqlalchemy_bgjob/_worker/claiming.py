@@ -131,11 +131,11 @@ class Claiming:
         Raises:
             DBAPIError: The connection was lost; jobs that this claim took will be returned.
         """
-        self._control.as_it_is()
+        self._control.for_claim()
         begun, self._found = time.monotonic(), 0
         try:
             for looks in _by_order(step.looks):
-                for look in self._claim_together(self._control.as_it_is(), looks, worker_id):
+                for look in self._claim_together(self._control.for_claim(), looks, worker_id):
                     self._claim_alone(look, worker_id)
         except BaseException:
             self._unknown.expect(worker_id)
@@ -202,7 +202,7 @@ class Claiming:
             return claim()
 
     def _claim_alone(self, look: Look, worker_id: int) -> None:
-        connection = self._control.as_it_is()  # the queue before may have dropped the last one
+        connection = self._control.for_claim()  # the queue before may have dropped the last one
         skip = self._refusals.rows_of(look.queue)
         self._reached(look.queue)
         try:

@@ -7,8 +7,8 @@ from typing import Final
 from sqlalchemy import Connection, Executable
 
 from .._db.connections import commit_each, configure, maintain
+from .._db.direct_statement import DirectStatement, prepare
 from .._db.errors import summary
-from .._db.idle_statement import IdleStatement, prepare
 from .._db.leave_clean import leave_clean
 from .._db.sessions import compile_no_plans
 from .._sql import Statements
@@ -31,9 +31,9 @@ DOUBTED_AFTER: Final = 1.0
 class ControlConnection:
     """Connects when it is needed, and again after it was dropped.
 
-    While a worker has nothing to do its connection *rests*: each statement commits by itself, and
-    the claim for a job that wakes the worker takes one round trip. Otherwise statements run in
-    transactions.
+    Where the driver allows it, the connection *rests* for claims, and while the worker has nothing
+    to do: each statement commits by itself, and takes one round trip. Settlements and all else
+    begin a transaction.
 
     Args:
         runtime: Where to connect.
@@ -50,7 +50,7 @@ class ControlConnection:
         self._claims = [claim for kind in kinds for claim in (kind.onward, kind.of_queues)]
         self._connection: Connection | None = None
         self._connected_at = 0.0
-        self._direct: dict[Executable, IdleStatement] = {}
+        self._direct: dict[Executable, DirectStatement] = {}
         self._was_slow = False
         self._renew_at, self._renewed_after = 0.0, RENEWED_AFTER[0]
         self.rests = False
@@ -63,10 +63,12 @@ class ControlConnection:
         self._maintain(connection, renews=True)
         return connection
 
-    def as_it_is(self) -> Connection:
-        """The connection, in whatever mode it is."""
+    def for_claim(self) -> Connection:
+        """The connection, which rests if a claim in one round trip is possible on it."""
         connection = self._connected()
         self._maintain(connection, renews=not self.rests)  # a job that wakes the worker waits
+        if self._direct:
+            self._rest(connection, True)
         return connection
 
     def took(self, seconds: float, jobs: int) -> None:
@@ -96,7 +98,7 @@ class ControlConnection:
             self._direct = prepare(self._claims, self._connection)
         return self._connection
 
-    def direct(self, claim: Executable) -> IdleStatement | None:
+    def direct(self, claim: Executable) -> DirectStatement | None:
         """How to claim in one round trip, while the connection rests."""
         return self._direct.get(claim) if self.rests else None
 
@@ -105,6 +107,8 @@ class ControlConnection:
         if self._connection is not None and self._direct:
             self._maintain(self._connection, renews=True)
             self._rest(self._connection, True)
+            for claim in self._direct.values():
+                claim.compile()  # before a job waits for that
 
     def _rest(self, connection: Connection, rests: bool) -> None:
         if self.rests != rests:

@@ -23,8 +23,8 @@ from typing import Final
 from sqlalchemy import Connection
 
 from .._db.connections import RECONNECT, OfAnotherLoop, configure
+from .._db.direct_statement import may_commit_each
 from .._db.errors import passes_by_itself
-from .._db.idle_statement import may_commit_each
 from .._db.sessions import name_session
 from .._drafts.ids import new_worker_id
 from .._lifecycle import workers

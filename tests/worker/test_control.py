@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def control(engine: Engine) -> Iterator[ControlConnection]:
+def statements() -> Statements:
+    return Statements(BGJob(MetaData()).models)
+
+
+@pytest.fixture
+def control(engine: Engine, statements: Statements) -> Iterator[ControlConnection]:
     runtime: Any = SimpleNamespace(engine=engine)
-    heart: Any = SimpleNamespace(worker_id=7)
-    control = ControlConnection(runtime, Statements(BGJob(MetaData()).models), heart)
+    heart: Any = SimpleNamespace(worker_id=7, visible=True)
+    control = ControlConnection(runtime, statements, heart)
     try:
         yield control
     finally:
@@ -34,6 +39,38 @@ def control(engine: Engine) -> Iterator[ControlConnection]:
 def test_a_claim_is_not_compiled(control: ControlConnection) -> None:
     """The claim of a hundred queues would be, by its cost as the server guesses it."""
     assert control.get().execute(text("SHOW jit")).scalar() == "off"
+
+
+def test_a_claim_commits_by_itself_and_a_settlement_does_not(
+    control: ControlConnection, engine: Engine
+) -> None:
+    begun: list[int] = []
+    write = text("CREATE TEMPORARY TABLE IF NOT EXISTS settled (n int)")
+    xid = text("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
+
+    for _ in range(2):
+        assert control.for_claim() is control.get(), "it is one connection"
+        connection = control.for_claim()
+        assert control.rests
+        with connection.begin():
+            connection.execute(write)
+            assert not connection.scalar(xid), "it has committed"
+        connection = control.get()
+        assert not control.rests
+        with connection.begin():
+            connection.execute(text("INSERT INTO settled VALUES (1)"))
+            begun.append(connection.scalar(xid))
+    assert begun == [True, True]
+
+
+def test_where_somebody_listens_claims_stay_in_transactions(
+    control: ControlConnection, engine: Engine
+) -> None:
+    """They may set a role for each transaction, for example."""
+    event.listen(engine, "begin", lambda _: None)
+
+    with control.for_claim().begin():
+        assert not control.rests
 
 
 def test_an_ended_workers_session_leaves_the_pool(

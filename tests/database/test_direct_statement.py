@@ -10,8 +10,8 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import greenlet_spawn
 
+from sqlalchemy_bgjob._db.direct_statement import DirectStatement, prepare
 from sqlalchemy_bgjob._db.errors import lost_connection, sqlstate
-from sqlalchemy_bgjob._db.idle_statement import IdleStatement, prepare
 from sqlalchemy_bgjob._drafts.validation import EARLIEST
 from sqlalchemy_bgjob._lifecycle import claim as claims
 from sqlalchemy_bgjob._lifecycle.claim import Look, Position
@@ -105,7 +105,7 @@ async def test_errors_are_sqlalchemys_and_tell_a_lost_connection_apart(
     engine: Engine, statements: Statements, driver: str
 ) -> None:
     def fail(engine: Engine, connection: Connection) -> None:
-        claim = IdleStatement(statements.claim.onward, engine.dialect)
+        claim = DirectStatement(statements.claim.onward, engine.dialect)
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
         connection.execute(text("SET search_path = nowhere"))
         with pytest.raises(ProgrammingError) as wrong:
@@ -196,7 +196,7 @@ async def test_without_prepared_statements_sqlalchemy_runs_it(
     engine: Engine, statements: Statements
 ) -> None:
     """So asyncpg is told behind a pooler, where each of its steps might meet another session."""
-    found: list[dict[Any, IdleStatement]] = []
+    found: list[dict[Any, DirectStatement]] = []
 
     def look(engine: Engine, connection: Connection) -> None:
         found.append(prepare([statements.claim.onward], connection))

@@ -1,4 +1,4 @@
-"""Runs a statement by the driver alone: the claim of an idle worker, whose latency counts.
+"""Runs a statement by the driver alone: a claim, whose latency counts.
 
 ``Connection.execute`` costs about a quarter of a millisecond in a process that has just slept,
 which is a fifth of the time from an enqueue to its handler. Only event listeners would miss
@@ -30,15 +30,20 @@ _EVENTS: Final = (
 _DEFAULT_LEVEL: Final = select(func.current_setting("default_transaction_isolation"))
 
 
-class IdleStatement:
-    """A statement compiled for an engine's dialect."""
+class DirectStatement:
+    """A statement for an engine's dialect; it is compiled when it is first needed."""
 
     def __init__(self, statement: Executable, dialect: Dialect) -> None:
         self.statement = statement
         self._dialect = dialect
-        compiled = cast("ClauseElement", statement).compile(dialect=dialect)
-        self._compiled = cast("SQLCompiler", compiled)
-        self._sql = str(compiled)
+        self._compiled: SQLCompiler | None = None
+
+    def compile(self) -> "SQLCompiler":
+        """Compile it, once: the first time takes longer than to run it."""
+        if self._compiled is None:
+            compiled = cast("ClauseElement", self.statement).compile(dialect=self._dialect)
+            self._compiled = cast("SQLCompiler", compiled)
+        return self._compiled
 
     def fetch(self, connection: Connection, given: dict[str, Any]) -> list[Any]:
         """Run it on a connection where each statement commits by itself; the rows.
@@ -46,18 +51,19 @@ class IdleStatement:
         Raises:
             DBAPIError: As ``Connection.execute`` raises it, but the connection is not invalidated.
         """
-        values: Any = self._compiled.construct_params(given)
-        if (names := self._compiled.positiontup) is not None:
+        compiled = self.compile()
+        values: Any = compiled.construct_params(given)
+        if (names := compiled.positiontup) is not None:
             values = tuple(values[name] for name in names)
         driver: Any = connection.connection.dbapi_connection
         kinds: Any = self._dialect.dbapi
         try:
             with closing(driver.cursor()) as cursor:
-                cursor.execute(self._sql, values)
+                cursor.execute(compiled.string, values)
                 return list(cursor.fetchall())
         except kinds.Error as error:
             raise DBAPIError.instance(
-                self._sql,
+                compiled.string,
                 None,
                 error,
                 kinds.Error,
@@ -84,7 +90,7 @@ def may_commit_each(connection: Connection) -> bool:
 
 def prepare(
     statements: Iterable[Executable], connection: Connection
-) -> dict[Executable, IdleStatement]:
+) -> dict[Executable, DirectStatement]:
     """Compile statements for the driver; none where SQLAlchemy must run them in a transaction.
 
     A statement that commits by itself has the session's default isolation level, and workers skip
@@ -100,10 +106,10 @@ def prepare(
     with connection.begin():
         if connection.scalar(_DEFAULT_LEVEL) != "read committed":
             return {}
-    return {statement: _compiled(statement, engine.dialect) for statement in statements}
+    return {statement: _for_dialect(statement, engine.dialect) for statement in statements}
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(statement: Executable, dialect: Dialect) -> IdleStatement:
-    """Once for all connections, as it takes longer than to connect."""
-    return IdleStatement(statement, dialect)
+def _for_dialect(statement: Executable, dialect: Dialect) -> DirectStatement:
+    """One for all connections, as it takes longer to compile it than to connect."""
+    return DirectStatement(statement, dialect)
