@@ -53,6 +53,19 @@ def compile_no_plans(connection: Connection) -> None:
         connection.exec_driver_sql("SET jit = off")
 
 
+def plan_once(connection: Connection) -> None:
+    """Let this session keep one plan for each statement, whatever the values. Commits, once.
+
+    Left to itself the server plans a claim from several queues anew each time, as it expects ten
+    queues of a plan for any number: 1.4 ms, where the claim takes 0.3.
+    """
+    if connection.info.get("bgjob_plans_once"):
+        return
+    with connection.begin():
+        connection.exec_driver_sql("SET plan_cache_mode = force_generic_plan")
+    connection.info["bgjob_plans_once"] = True
+
+
 def plan_anew(connection: Connection, older_than: float = PLANS_LAST) -> bool:
     """Discard this session's plans if they are older than a second, or *older_than*. Commits.
 

@@ -10,7 +10,7 @@ from .._db.connections import commit_each, configure, maintain
 from .._db.direct_statement import DirectStatement, prepare
 from .._db.errors import summary
 from .._db.leave_clean import leave_clean
-from .._db.sessions import compile_no_plans
+from .._db.sessions import compile_no_plans, plan_once
 from .._sql import Statements
 from .heart import Heart
 from .runtime import Runtime
@@ -83,6 +83,8 @@ class ControlConnection:
 
     def _maintain(self, connection: Connection, *, renews: bool) -> None:
         now = time.monotonic()
+        if self._heart.visible:  # no pooler is between, whose next client would get this session
+            plan_once(connection)
         renews = renews and self._was_slow and now >= self._renew_at
         if maintain(connection, self._heart.worker_id, plans=renews):
             self._was_slow = False

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import MetaData, event, text
 
 from sqlalchemy_bgjob import BGJob
+from sqlalchemy_bgjob._lifecycle.claim import Look, claim_from_queues
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import control as control_module
 from sqlalchemy_bgjob._worker.control import RENEWED_AFTER, SLOW, ControlConnection
@@ -71,6 +72,34 @@ def test_where_somebody_listens_claims_stay_in_transactions(
 
     with control.for_claim().begin():
         assert not control.rests
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_plans_are_kept_where_no_pooler_is_between(
+    control: ControlConnection, *, visible: bool
+) -> None:
+    """The next client of its session would have to plan in that way too."""
+    control._heart.visible = visible
+
+    mode = control.get().execute(text("SHOW plan_cache_mode")).scalar()
+
+    assert mode == ("force_generic_plan" if visible else "auto")
+
+
+def test_one_plan_serves_any_number_of_queues(
+    control: ControlConnection, engine: Engine, statements: Statements
+) -> None:
+    """The server would plan anew for each claim, which takes four times as long as the claim."""
+    statements.tables.job.metadata.create_all(engine)
+    for queues in range(1, 21):
+        connection = control.for_claim()
+        direct = control.direct(statements.claim.of_queues)
+        assert direct is not None
+        looks = [Look(f"q{n}", 1) for n in range(queues)]
+        claim_from_queues(connection, statements, looks=looks, worker_id=7, direct=direct)
+
+    plans = "SELECT sum(generic_plans) > 0, sum(custom_plans) FROM pg_prepared_statements"
+    assert control.get().execute(text(plans)).one() == (True, 0)
 
 
 def test_an_ended_workers_session_leaves_the_pool(

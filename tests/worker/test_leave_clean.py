@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 STATE = (
     "SELECT current_setting('application_name'), current_setting('client_encoding'),"
     " split_part(current_setting('DateStyle'), ',', 1),"
-    " (SELECT count(*) FROM pg_listening_channels())"
+    " (SELECT count(*) FROM pg_listening_channels()),"
+    " current_setting('jit'), current_setting('plan_cache_mode')"
 )
+UNTOUCHED = (0, "on", "auto")
 OWN = 5
 """Those of the loop, the heart, the rescuer and the listener, and another for its test."""
 STARTED = {
@@ -101,7 +103,7 @@ def test_threads_leave_their_sessions_clean(
     # psycopg2 goes on to read by what it was told.
     reads = [getattr(connection, "encoding", "LATIN1") for connection in left]
     style = "ISO" if driver == "psycopg2" else "German"  # psycopg2 sets it when it connects
-    assert states == [("the application", encoding, style, 0) for encoding in reads]
+    assert states == [("the application", encoding, style, *UNTOUCHED) for encoding in reads]
     assert [connection.autocommit for connection in left] == [False] * OWN
 
 
@@ -142,4 +144,4 @@ def test_tasks_leave_their_sessions_clean(database_url: str) -> None:
 
     states: list[Any] = []
     asyncio.run(main())
-    assert states == [("the application", "LATIN1", "German", 0, False)] * OWN
+    assert states == [("the application", "LATIN1", "German", *UNTOUCHED, False)] * OWN
