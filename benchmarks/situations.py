@@ -180,7 +180,7 @@ def w18(arena: Arena) -> Iterator[Measurement]:
 
 
 def w19(arena: Arena) -> Iterator[Measurement]:
-    """32 requests at a time in a web process: pick-up by a worker beside it, and by one in it."""
+    """32 requests at a time in a web process: pick-up by a worker beside it, and by two in it."""
     seconds = lasting(arena, 15)
     arena.checkpoint()
     with arena.program.start("work", latency=True, concurrency=10) as worker:
@@ -190,8 +190,10 @@ def w19(arena: Arena) -> Iterator[Measurement]:
         arena.wait_until_drained(len(sent), [worker])
         beside = pick_up(sent, [worker.stop()])
     yield arena.measured("W19", len(sent), "worker beside", **beside)
-    with arena.program.start("web", seconds=seconds, embedded=True) as process:
-        found = process.answer(seconds + 60)
-    within = pick_up(found["sent"], [found])
-    yield arena.measured("W19", len(found["sent"]), "worker in the process", **within)
+    kinds = {"async": "worker in the process", "threads": "worker of threads in it"}
+    for kind, name in kinds.items():
+        with arena.program.start("web", seconds=seconds, embedded=True, kind=kind) as process:
+            found = process.answer(seconds + 60)
+        within = pick_up(found["sent"], [found])
+        yield arena.measured("W19", len(found["sent"]), name, **within)
     arena.clean()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any, Final
 
@@ -10,8 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from benchmarks.jobs import App
-from sqlalchemy_bgjob import AsyncWorker, enqueue
+from sqlalchemy_bgjob import AsyncWorker, Worker, enqueue
 from sqlalchemy_bgjob._bench.jobs import Answer
+from sqlalchemy_bgjob.settings import SPARE_CONNECTIONS
 
 REQUESTS: Final = 32
 """At a time."""
@@ -20,7 +22,7 @@ WORK: Final = 20_000
 
 
 def web(app: App) -> Answer:
-    """Serve requests for ``seconds``; with ``embedded``, a worker in the same event loop.
+    """Serve requests for ``seconds``; with ``embedded``, beside a worker in the same process.
 
     A request reads, computes, enqueues and commits. There is no HTTP: it would be the same for all.
     """
@@ -34,8 +36,7 @@ async def _web(app: App) -> Answer:
     try:
         async with contextlib.AsyncExitStack() as stack:
             if app.options.get("embedded"):
-                worker = AsyncWorker(app.jobs, engine, queues=dict.fromkeys(app.queues, 10))
-                await stack.enter_async_context(worker)
+                await stack.enter_async_context(_worker(app, engine))
                 await asyncio.sleep(1.0)  # until it listens
             until = time.monotonic() + app.options["seconds"]
             numbers = count()
@@ -47,6 +48,23 @@ async def _web(app: App) -> Answer:
     finally:
         await engine.dispose()
     return {"sent": sent, **app.recorder.answer()}
+
+
+@contextlib.asynccontextmanager
+async def _worker(app: App, engine: AsyncEngine) -> AsyncIterator[None]:
+    """A worker in this process: a task of this event loop, or a thread."""
+    queues = dict.fromkeys(app.queues, 10)
+    if app.is_async:
+        async with AsyncWorker(app.jobs, engine, queues=queues):
+            yield
+        return
+    with app.engine(pool_size=10 + SPARE_CONNECTIONS) as of_threads:
+        worker = Worker(app.jobs, of_threads, queues=queues)
+        await asyncio.to_thread(worker.start)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(worker.stop)
 
 
 async def _client(

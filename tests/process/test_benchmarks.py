@@ -51,7 +51,7 @@ VARIANTS = {
     "W10": ["AsyncWorker"],
     "W11": ["AsyncWorker"],
     **{f"W{number}": [""] for number in range(13, 19)},
-    "W19": ["worker beside", "worker in the process"],
+    "W19": ["worker beside", "worker in the process", "worker of threads in it"],
 }
 FAR = ("W13", "W16")
 """Their programs are at the other end of a line, so they are processes."""
