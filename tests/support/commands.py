@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from sqlalchemy_bgjob._process.signals import SAME_WITHIN
+from support.forks import Fork, can_fork, interpreter, run_module
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -21,31 +22,47 @@ if TYPE_CHECKING:
 TESTS = Path(__file__).parent.parent
 """Where ``support.cli_app`` can be imported from."""
 
+MODULE = (sys.executable, "-m", "sqlalchemy_bgjob")
 TIMEOUT = 60.0
 
 
 class Command:
-    """One ``python -m sqlalchemy_bgjob ...``; a context manager that leaves no process behind."""
+    """One ``python -m sqlalchemy_bgjob ...``; a context manager that leaves no process behind.
+
+    Args:
+        folder: Where its output goes.
+        arguments: After the program's name.
+        cwd: Its working directory.
+        program: What is started instead; ``MODULE`` starts an interpreter rather than a fork.
+        environment: Variables beside those of the tests.
+    """
 
     def __init__(
         self,
         folder: Path,
         *arguments: str,
         cwd: Path = TESTS,
-        program: Sequence[str] = (sys.executable, "-m", "sqlalchemy_bgjob"),
+        program: Sequence[str] = (),
         **environment: str,
     ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("BGJOB_")}
-        self._out, self._err = folder / "stdout", folder / "stderr"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self._process = subprocess.Popen(
-                [*program, *arguments],
+        env = {**clean, **environment}
+        output = self._out, self._err = folder / "stdout", folder / "stderr"
+        for file in output:
+            file.write_bytes(b"")
+        self._process: Fork | subprocess.Popen[bytes]
+        if program or not can_fork(env):
+            argv = [*(program or MODULE), *arguments]
+            self._process = interpreter(argv, cwd=cwd, env=env, output=output, new_session=True)
+        else:
+            self._process = Fork(
+                run_module,
+                MODULE[-1],
+                arguments,
                 cwd=cwd,
-                env={**clean, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
+                env=env,
+                output=output,
+                new_session=True,
             )
         self.pid = self._process.pid
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -15,14 +14,16 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 from sqlalchemy import Engine, func, select, text
 
-from support import pooler
+from support import pooler, worker_app
 from support.databases import with_driver
+from support.forks import Fork, interpreter
 from support.history import Found, History
 from support.record import KEEP_RECORD, READ_RECORD, Change, record_problems
 from support.waiting import wait_until
 from support.worker_app import App, Config, Journal, Kind, make_app
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
@@ -68,15 +69,15 @@ class WorkerProcess:
     def __init__(self, config: Config, log: Path, checkout: Path | None = None) -> None:
         self.config = config
         self.log_path = log
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "support.worker_app"],
-                cwd=_TESTS if checkout is None else checkout / "tests",
-                env={**os.environ, **config.environment(), **of_checkout(checkout)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
+        env = {**os.environ, **config.environment()}
+        output = (log, log)
+        self._process: Fork | subprocess.Popen[bytes]
+        if checkout is None:
+            self._process = Fork(worker_app.main, cwd=_TESTS, env=env, output=output)
+        else:
+            argv = (sys.executable, "-m", "support.worker_app")
+            env |= of_checkout(checkout)
+            self._process = interpreter(argv, cwd=checkout / "tests", env=env, output=output)
         self.pid = self._process.pid
 
     @property
