@@ -106,12 +106,29 @@ def server(request: pytest.FixtureRequest) -> Iterator[TestServer]:
 
 @pytest.fixture
 def database_url(server: TestServer, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A new, empty database for this test alone, with psycopg as the driver."""
+    """A new, empty database for this test alone, with psycopg as the driver.
+
+    The tests of a module with the mark ``keeps_tables`` have one after the other the same, where
+    they all make the same tables, and find them empty.
+    """
+    if request.node.get_closest_marker("keeps_tables"):
+        url = request.getfixturevalue("kept_database")
+        yield url
+        server.delete_rows(url)
+        return
     url = server.create_database(request.node.name)
     try:
         yield url
     finally:
         server.drop_database(url)
+
+
+@pytest.fixture(scope="module")
+def kept_database(server: TestServer) -> Iterator[str]:
+    """The database of a module with the mark ``keeps_tables``."""
+    url = server.create_database("kept")
+    yield url
+    server.drop_database(url)
 
 
 @pytest.fixture

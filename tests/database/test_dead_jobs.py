@@ -25,7 +25,7 @@ from support.rows import waiting
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 
 GIVEN = parameters(
     queue="q", limit=10, worker=ME, priority=[0, 5], at=[EARLIEST, EARLIEST], id=["", ""]

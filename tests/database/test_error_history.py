@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy_bgjob.models import Models
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 
 
 @pytest.fixture

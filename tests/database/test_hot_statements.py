@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+pytestmark = pytest.mark.keeps_tables
+
 STATEMENTS = Statements(build_models(MetaData()))
 CHANGES: dict[str, Executable] = {
     **{

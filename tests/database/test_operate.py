@@ -34,7 +34,7 @@ from support.rows import ME, OTHER, claim, pending, waiting
 if TYPE_CHECKING:
     from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 NOWHERE = "postgresql+psycopg://nobody@127.0.0.1:1/none"
 ME = 1001
 

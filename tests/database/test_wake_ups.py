@@ -17,7 +17,7 @@ from sqlalchemy_bgjob._sql.words import own_channel
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 
 END = "end"
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from support.commands import Command
 
+pytestmark = pytest.mark.keeps_tables
+
 APPLICATION = """
 import logging, logging.config, logging.handlers, queue, sys, warnings
 from sqlalchemy import MetaData

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Run = Callable[..., tuple[int, str, str]]
 
+pytestmark = pytest.mark.keeps_tables
+
 
 @pytest.fixture
 def bgjob(tables: Engine, in_process: None, monkeypatch: pytest.MonkeyPatch) -> Run:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from support.commands import Command
     from support.proxy import Proxy
 
+pytestmark = pytest.mark.keeps_tables
+
 LEAVES_THE_SCREEN = "\x1b[?1049l"
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from conftest import UrlFor
     from support.commands import Command
 
+pytestmark = pytest.mark.keeps_tables
+
 
 @pytest.mark.core
 @pytest.mark.parametrize(

@@ -77,6 +77,21 @@ EMPTY = """
 """
 
 
+DELETE = """
+    SET session_replication_role = replica;
+    DO $$
+    DECLARE one record;
+    BEGIN
+        FOR one IN SELECT schemaname, tablename FROM pg_tables
+            WHERE schemaname !~ '^(pg_|information_schema)'
+        LOOP
+            EXECUTE format('DELETE FROM %I.%I', one.schemaname, one.tablename);
+        END LOOP;
+    END $$
+"""
+"""All rows of all tables, whatever refers to them."""
+
+
 def with_driver(url: str | URL, driver: str) -> str:
     """Return the URL for ``psycopg``, ``asyncpg`` or ``psycopg2``."""
     changed = make_url(url).set(drivername=f"postgresql+{driver}")
@@ -126,6 +141,12 @@ class TestServer:
         assert database is not None
         if not self._emptied(database):
             self._drop(database)
+
+    def delete_rows(self, url: str) -> None:
+        """End all connections to a database, and delete all its rows."""
+        with self._connect(make_url(url).database) as connection:
+            connection.execute(END_OTHERS)
+            connection.execute(DELETE)
 
     def drop_spares(self) -> None:
         """Drop those that are kept for other tests."""

@@ -1,8 +1,8 @@
 """Processes that begin with everything imported: forked from one that did it once.
 
 A new interpreter takes a second of a processor to import SQLAlchemy, the package and the drivers;
-a fork of one that has them takes a small part of that. What a program does from then on is the same. How it
-comes to be, by ``python -m`` and by the script, tests look at that start an interpreter.
+a fork of one that has them takes a small part of that, and does the same from then on. Tests that
+look at the start itself, by ``python -m`` or by the script, start an interpreter.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+pytestmark = pytest.mark.keeps_tables
+
 
 class Base(DeclarativeBase): ...
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+pytestmark = pytest.mark.keeps_tables
+
 
 class Base(DeclarativeBase): ...
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from support.tuning import Tune
 
+pytestmark = pytest.mark.keeps_tables
+
 MIB = 2**20
 
 

@@ -25,6 +25,8 @@ from support import wait_until
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+pytestmark = pytest.mark.keeps_tables
+
 
 class App:
     """Handlers of two queues, and what they have done."""
