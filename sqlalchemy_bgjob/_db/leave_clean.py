@@ -14,10 +14,7 @@ from .keepalive import within
 
 LEFT_WITHIN: Final = 2.0
 """Seconds for the reset: a server that does not answer must not delay the close for long."""
-_UNDO: Final = (
-    *("UNLISTEN *", "RESET application_name", "RESET jit"),
-    "RESET plan_cache_mode",
-)
+_UNDO: Final = ("UNLISTEN *", "RESET application_name", "RESET jit", "RESET plan_cache_mode")
 
 
 def leave_clean(connection: Connection) -> None:

@@ -130,12 +130,13 @@ def dead_page(
     *,
     size: int,
     after: Position | None = None,
+    scan: int = SCAN,
 ) -> Page:
     """Dead jobs that a search finds, the one that died last at the top; see :func:`live_page`."""
     its = statements.search
     make = its.dead_found if search.only("id") else its.dead_page
     statement = make(search, onward=after is not None)
-    found = _positions(connection, statement, size, after, SCAN)
+    found = _positions(connection, statement, size, after, scan)
     return _page(connection, its.dead, found)
 
 

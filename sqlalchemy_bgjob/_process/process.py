@@ -7,7 +7,6 @@ The first SIGTERM or SIGINT drains; the second releases running jobs at once; th
 signal within a second of one that counts is the same request, see :mod:`.signals`.
 """
 
-import gc
 import logging
 import os
 import signal
@@ -46,9 +45,6 @@ def run_worker(options: WorkerOptions) -> int:
         runner = make_runner(options)
     finally:
         logs.restore()  # the application is imported, and may have configured logging
-    # What was imported stays: without this, the collector walks through all of it again and again,
-    # for 40 ms at a time, while jobs wait.
-    gc.freeze()
     collect_as_usual()
     if options.http is None:
         return process.run(runner)

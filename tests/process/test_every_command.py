@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy_bgjob.cli import cli
 from support import cli_app as app
 from support.cli import add
-from support.forked import Forked
+from support.commands import Command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,22 +154,24 @@ def shop(tables: Engine) -> Engine:
 
 
 def test_each_tells_what_it_did_and_exits_with_its_code(
-    shop: Engine, subtests: pytest.Subtests
+    shop: Engine, subtests: pytest.Subtests, tmp_path: Path
 ) -> None:
     url = shop.url.render_as_string(hide_password=False)
-    with Forked(BGJOB_DATABASE_URL=url) as commands:
-        for name, words, code, expected in RUNS:
-            done = commands.run(*name.split(), *words)
-            with subtests.test(command=(name, *words)):
-                assert done.code == code, done
-                assert "Traceback" not in done.err
-                if isinstance(expected, dict):
-                    assert expected.items() <= done.objects[0].items()
-                elif expected is None:
-                    assert done.out == ""
-                    assert done.err
-                else:
-                    assert re.fullmatch(expected, done.out), done
+    for name, words, code, expected in RUNS:
+        with (
+            subtests.test(command=(name, *words)),
+            Command(tmp_path, *name.split(), *words, BGJOB_DATABASE_URL=url) as command,
+        ):
+            assert command.wait() == code, command.stderr
+            out = command.stdout
+            assert "Traceback" not in command.stderr
+            if isinstance(expected, dict):
+                assert expected.items() <= json.loads(out.splitlines()[0]).items()
+            elif expected is None:
+                assert out == ""
+                assert command.stderr
+            else:
+                assert re.fullmatch(expected, out), out
 
 
 def test_no_command_is_left_out() -> None:
