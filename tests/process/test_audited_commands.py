@@ -70,6 +70,8 @@ def test_each_command_that_acts_leaves_its_row(
     act("schedules", "pause", "nightly")
     act("schedules", "resume", "nightly")
     made = act("schedules", "run-now", "nightly").strip()
+    act("jobs", "edit", "n0", '{"token": "s3cret"}', "--priority", "7")
+    bgjob("jobs", "edit", "n0", "1", "--lease", "99")
     act("jobs", "list")
     bgjob("jobs", "run-now", "queue:default")
     act("jobs", "run-now", "id:n0,n1,n2", "-arg.a:zzz", "--yes")
@@ -92,6 +94,7 @@ def test_each_command_that_acts_leaves_its_row(
         ("schedule-pause", 1, {"name": "nightly"}, None),
         ("schedule-resume", 1, {"name": "nightly"}, None),
         ("schedule-run", 1, {"name": "nightly", "id": made}, None),
+        ("change", 1, {"id": "n0", "priority": 7}, {"arg": {"token": "[hidden]"}}),
         ("run", 2, by_arg, None),
         ("run", 1, by_arg, None),
         ("cancel", 2, queued, None),
