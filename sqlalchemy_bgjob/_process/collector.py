@@ -8,13 +8,15 @@ import gc
 from typing import Final
 
 RARELY: Final = (100_000, 50, 100)
-_usual: list[tuple[int, int, int]] = []
+_changed: list[tuple[tuple[int, int, int], tuple[int, int, int]]] = []
+"""How often it looked before, and since: what is read back may differ from what was set."""
 
 
 def collect_rarely() -> None:
     """Let the collector look hardly ever, until :func:`collect_as_usual`."""
-    _usual.append(gc.get_threshold())
+    before = gc.get_threshold()
     gc.set_threshold(*RARELY)
+    _changed.append((before, gc.get_threshold()))
 
 
 def collect_as_usual() -> None:
@@ -23,6 +25,7 @@ def collect_as_usual() -> None:
     How often the application has said that it is to look, it does.
     """
     gc.freeze()
-    if _usual and gc.get_threshold() == RARELY:
-        gc.set_threshold(*_usual.pop())
-    _usual.clear()
+    if _changed:
+        before, since = _changed.pop()
+        if gc.get_threshold() == since:
+            gc.set_threshold(*before)

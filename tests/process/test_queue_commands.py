@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from support.commands import Command
+
 pytestmark = pytest.mark.keeps_tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "queue_control.md"

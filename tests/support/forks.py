@@ -8,6 +8,7 @@ look at the start itself, by ``python -m`` or by the script, start an interprete
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -17,6 +18,8 @@ import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
+
+from sqlalchemy_bgjob._worker import preflight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -66,7 +69,8 @@ class Fork:
         new_session: bool = False,
     ) -> None:
         become = (run, arguments, cwd, dict(env), output, new_session, _path())
-        self._process = _CONTEXT.Process(target=_become, args=become)
+        # As a daemon: pytest would wait at its end for one that a test has forgotten.
+        self._process = _CONTEXT.Process(target=_become, args=become, daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -82,7 +86,8 @@ class Fork:
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ends at this moment
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
@@ -141,6 +146,8 @@ def _become(
 ) -> None:
     if new_session:
         os.setsid()
+    # A worker takes the engines of a process that was forked later for its parent's.
+    vars(preflight)["_IMPORTED_BY"] = os.getpid()
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

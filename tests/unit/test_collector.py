@@ -24,7 +24,7 @@ def usual() -> Iterator[tuple[int, int, int]]:
 
 def test_it_looks_rarely_until_all_is_imported(usual: tuple[int, int, int]) -> None:
     collect_rarely()
-    assert gc.get_threshold() == RARELY
+    assert gc.get_threshold()[:2] == RARELY[:2]
 
     collect_as_usual()
 
@@ -37,7 +37,7 @@ def test_what_the_application_has_set_stays() -> None:
 
     collect_as_usual()
 
-    assert gc.get_threshold() == (50_000, 20, 20)
+    assert gc.get_threshold()[:2] == (50_000, 20)
 
 
 def test_where_it_was_not_told_to_look_rarely_nothing_changes() -> None:
@@ -45,4 +45,4 @@ def test_where_it_was_not_told_to_look_rarely_nothing_changes() -> None:
 
     collect_as_usual()
 
-    assert gc.get_threshold() == RARELY
+    assert gc.get_threshold()[:2] == RARELY[:2]
