@@ -378,12 +378,12 @@ class Machine(RuleBasedStateMachine):
         was = self.model.live[holder]
         if policy == "replace":
             new = {"hour": hour, "priority": priority, "arg": f'"{arg}"'.encode()}
-            self.model.change(holder, **new, expires=until)
+            self.model.change(holder, **new, expires=until, lease=was.lease + 1)
         elif policy == "earlier":
             least = {"hour": min(was.hour, hour), "priority": min(was.priority, priority)}
             never = was.expires is None or until is None
             last = None if never else max(was.expires, until)  # type: ignore[type-var]
-            self.model.change(holder, **least, expires=last)
+            self.model.change(holder, **least, expires=last, lease=was.lease + 1)
 
     @rule(key=st.sampled_from("xy"), length=st.integers(1, 2), refuse=st.booleans())
     def enqueue_in_period(self, key: str, length: int, refuse: bool) -> None:

@@ -441,12 +441,18 @@ def test_a_cancelled_job_is_not_retried_with_the_others(bench: Workbench) -> Non
     assert chunks.notes(ids) == [[], ["written"]]
 
 
+def cancel_all(bench: Workbench, ctx: Any) -> None:
+    """Cancel the jobs of a call from within, once its worker can hear of that, and be told."""
+    bench.pause(lambda: bench.sql("SELECT 1 FROM bgjob_worker WHERE listener_pid IS NOT NULL"))
+    for job in ctx.jobs:
+        bench.jobs.cancel(bench.outside, job.id)
+    bench.pause(lambda: ctx.cancelled)
+
+
 @one_of_each
 def test_when_all_are_cancelled_the_call_is_told(bench: Workbench) -> None:
     def body(ctx: Any, args: list[str], session: Any) -> None:
-        for job in ctx.jobs:
-            bench.jobs.cancel(bench.outside, job.id)
-        bench.pause(lambda: ctx.cancelled)
+        cancel_all(bench, ctx)
 
     chunks = Chunks(bench, body, wait=60, chunk=3)
     ids = chunks.enqueue("a", "b", "c")
@@ -462,9 +468,7 @@ def test_the_writes_of_a_cancelled_call_are_undone(bench: Workbench) -> None:
     """Though it returns a dict, and though a job beside them has an arg that can't be decoded."""
 
     def body(ctx: Any, args: list[int], session: Any) -> Any:
-        for job in ctx.jobs:
-            bench.jobs.cancel(bench.outside, job.id)
-        bench.pause(lambda: ctx.cancelled)
+        cancel_all(bench, ctx)
         return {ctx.jobs[0].id: Retry(60)}
 
     chunks = Chunks(bench, body, of=list[int], wait=60, chunk=3)

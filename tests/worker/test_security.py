@@ -62,7 +62,7 @@ def test_modules_are_imported_only_where_a_user_names_them() -> None:
 
     by_name = containing("import import_module") | containing("importlib.import_module")
     assert by_name == {"__init__.py", "_process/loader.py", "cli/__init__.py"}
-    assert containing(" loader.import_module(") == {"_process/runners.py", "cli/handlers.py"}
+    assert containing(" loader.import_module(") == {"_process/application.py", "cli/handlers.py"}
 
 
 def test_session_locks_are_never_taken() -> None:
