@@ -239,7 +239,10 @@ class _Screen:
         """Leave the terminal to the shell, until that lets this process go on."""
         self._live.stop()
         self._hear(False)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # Not SIGSTOP: the kernel ignores this one where no shell could let the process go on.
+        handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.signal(signal.SIGTSTP, handler)
         self._hear(True)
         self._live.start()
 

@@ -37,13 +37,17 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.keeps_tables
 
+ENTERS_THE_SCREEN = "\x1b[?1049h"
 LEAVES_THE_SCREEN = "\x1b[?1049l"
 
 
 class Terminal:
-    """A command in a pseudo-terminal: what it has drawn, keys for it, and its window."""
+    """A command in a pseudo-terminal: what it has drawn, keys for it, and its window.
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    With *has_shell* it is a job of this process, as of a shell; else a session of its own.
+    """
+
+    def __init__(self, *arguments: str, has_shell: bool = False, **environment: str) -> None:
         self._master, slave = pty.openpty()
         self.resize(30, 120)
         self.before = termios.tcgetattr(slave)
@@ -54,7 +58,8 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=not has_shell,
+            process_group=0 if has_shell else None,
         )
         self._slave, self._drawn = slave, b""
 
@@ -112,8 +117,8 @@ class Terminal:
 def terminal(database_url: str) -> Iterator[Callable[..., Terminal]]:
     opened: list[Terminal] = []
 
-    def top(*arguments: str, url: str = database_url, **environment: str) -> Terminal:
-        opened.append(Terminal("top", "--database-url", url, *arguments, **environment))
+    def top(*arguments: str, url: str = database_url, **options: Any) -> Terminal:
+        opened.append(Terminal("top", "--database-url", url, *arguments, **options))
         return opened[-1]
 
     yield top
@@ -175,7 +180,7 @@ def test_the_shell_has_the_terminal_while_it_is_stopped(
     tables: Engine, terminal: Callable[..., Terminal]
 ) -> None:
     """As by Ctrl-Z, and ``fg`` after that."""
-    top = terminal("--interval", "600")
+    top = terminal("--interval", "600", has_shell=True)
     top.shows("0 due")
 
     top.process.send_signal(signal.SIGTSTP)
@@ -187,6 +192,23 @@ def test_the_shell_has_the_terminal_while_it_is_stopped(
     top.process.send_signal(signal.SIGCONT)
     top.shows("0 due", after=at)
     assert top.settings != top.before
+    top.press(b"q")
+    assert top.ends() == 0
+
+
+def test_ctrl_z_does_nothing_where_there_is_no_shell(
+    tables: Engine, terminal: Callable[..., Terminal], url_for: Callable[[str], str]
+) -> None:
+    """As in a container that runs only this: nobody could let it go on."""
+    top = terminal("--interval", "600", url=url_for("asyncpg"))
+    top.shows("0 due")
+
+    at = len(top.drawn)
+    top.process.send_signal(signal.SIGTSTP)
+    top.shows(ENTERS_THE_SCREEN, after=at)
+    top.shows("0 due", after=at)
+    assert not top.is_stopped()
+
     top.press(b"q")
     assert top.ends() == 0
 
@@ -244,7 +266,7 @@ def test_what_is_wrong_is_said_and_no_screen_is_left(
     assert top.process.returncode == (4 if "--table-prefix" in arguments else 2)
     assert words in err.decode()
     assert "Traceback" not in err.decode()
-    assert "\x1b[?1049h" not in top.drawn
+    assert ENTERS_THE_SCREEN not in top.drawn
 
 
 def test_without_a_terminal_it_says_what_to_use(
