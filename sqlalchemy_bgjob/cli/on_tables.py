@@ -142,7 +142,8 @@ def os_account() -> str:
 def bare_jobs(connection: "Connection", schema: str | None, table_prefix: str) -> "BGJob[Any, Any]":
     """A BGJob of the tables that are there, for who does without the application.
 
-    It keeps records where the tables do: a record that is there is ended with its job.
+    It keeps records where the tables do: a record that is there is ended with its job. So it does
+    if only the audit is missing; what acts is refused then.
     """
     from sqlalchemy import MetaData
 
@@ -150,7 +151,7 @@ def bare_jobs(connection: "Connection", schema: str | None, table_prefix: str) -
     from ..schema import records
 
     names: Any = {"schema": schema, "table_prefix": table_prefix}
-    recorded = records.db_version(connection, **names) == records.LATEST
+    recorded = records.commented_version(connection, **names) == records.LATEST
     bare: BGJob[Any, Any] = BGJob(MetaData(), **names, records=recorded)
     return bare
 

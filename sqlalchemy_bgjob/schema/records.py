@@ -101,6 +101,13 @@ def db_version(
     return version if is_whole else 0
 
 
+def commented_version(
+    connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
+) -> int:
+    """The version that the comment names, also of tables from before the audit; 0 if it is none."""
+    return _found(connection, schema, table_prefix)[0]
+
+
 def _found(connection: Connection, schema: str | None, table_prefix: str) -> tuple[int, bool]:
     """The version that the comment names, and whether the audit is there too."""
     where = translated(connection, schema)
