@@ -7,7 +7,7 @@ its counts once a minute, so what is told here is up to a minute old.
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -86,7 +86,7 @@ class History:
     """What was counted lately.
 
     Attributes:
-        periods: By the begin of each period, all of them, the oldest first.
+        periods: By the begin of each period in UTC, all of them, the oldest first.
         types: By type and queue.
     """
 
@@ -146,6 +146,8 @@ class Window:
         """
         wide = {"width": self._width.total_seconds()}
         ((last,),) = ask(connection, _LAST, schema, table_prefix, **wide)
+        # In the session's time zone Python would reckon by its clock, which goes back in autumn.
+        last = last.astimezone(UTC)
         first: datetime = last - (self._periods - 1) * self._width
         # Not the last one but one: a row may be committed a while after its time.
         open_since = max(last - self._width, first)
@@ -171,7 +173,9 @@ def _history(outcomes: Sequence[Any], durations: Sequence[Any]) -> History:
     by_type: defaultdict[tuple[str, str], Counts] = defaultdict(Counts)
 
     def counts_of(row: Any) -> Counts:
-        return by_period[row.period] if row.queue is None else by_type[row.type, row.queue]
+        if row.queue is None:
+            return by_period[row.period.astimezone(UTC)]
+        return by_type[row.type, row.queue]
 
     for row in outcomes:
         counts_of(row).outcomes[row.outcome] = row.n

@@ -17,6 +17,8 @@ from support.plans import recorded_plans
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from support.tuning import Tune
+
 pytestmark = pytest.mark.core
 
 HOUR = timedelta(hours=1)
@@ -113,6 +115,25 @@ def test_each_period_has_its_counts_and_empty_ones_none(
     wide = look(connection, width=timedelta(minutes=30), periods=48).periods
     assert sum(one.n for one in wide.values()) == 9
     assert all(at.astimezone(UTC).minute in (0, 30) for at in wide)
+
+
+def test_no_period_is_lost_when_the_clock_goes_back(
+    jobs: BGJob, connection: Connection, tune: Tune
+) -> None:
+    """A session in Berlin has the time from 2:00 to 3:00 twice in that night."""
+    three = datetime(2026, 10, 25, 2, tzinfo=UTC)
+    tune(counts, _LAST=f"SELECT CAST('{three}' AS timestamptz)")
+    connection.execute(text("SET TIME ZONE 'Europe/Berlin'"))
+    add_minute(connection, jobs, at=three - timedelta(minutes=110), n=2)
+    add_minute(connection, jobs, at=three - timedelta(minutes=50), n=3)
+
+    found = look(connection, width=timedelta(minutes=30), periods=8).periods
+
+    half_hours = [three - n * timedelta(minutes=30) for n in reversed(range(8))]
+    assert {at: one.n for at, one in found.items()} == dict(
+        zip(half_hours, [0, 0, 0, 2, 0, 3, 0, 0], strict=True)
+    )
+    assert list(found) == half_hours
 
 
 def test_durations_can_be_those_of_some_minutes(jobs: BGJob, connection: Connection) -> None:
