@@ -157,6 +157,7 @@ def test_a_first_start_that_is_interrupted_can_be_repeated(open_folder: Path, te
         signal.signal(signal.SIGINT, signal.default_int_handler)
         tempfile.tempdir = sys.argv[2]
         EmbeddedPostgres.start(Path(sys.argv[1]))
+        signal.pause()
     """
     data = open_folder / "data"
     starting = subprocess.Popen(
