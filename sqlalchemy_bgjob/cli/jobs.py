@@ -240,7 +240,7 @@ def run_now(
 @click.option(
     "--run-at",
     type=Moment(),
-    help="When it is due: a time such as 2026-12-24T18:00+01:00, or within a duration such as 1h.",
+    help="When it is due: a time such as 2026-12-24T18:00+01:00, or after a duration such as 1h.",
 )
 @click.option(
     "--lease",
@@ -267,7 +267,8 @@ def edit(
     """Give a queued job another arg, headers, priority or time; `dlq edit` is for dead ones.
 
     With --app the arg is checked against the handler; without, any JSON will do. A JSON of "-" is
-    read from stdin. The exit code is 1 if nothing is changed: there is no such job, or it runs.
+    read from stdin. The exit code is 1 if nothing is changed: there is no such job, it runs, it
+    waits for its group, or it has another lease.
     """
     changes: dict[str, Any] = {}
     if arg is not None:
