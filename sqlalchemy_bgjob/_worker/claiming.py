@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from .._db.errors import lost_connection, summary
+from .._db.errors import lost_connection, sqlstate, summary
 from .._handlers.outcomes import (
     HAND_BACK,
     Settlement,
@@ -169,7 +169,7 @@ class Claiming:
         except Exception as error:
             if lost_connection(error):
                 raise
-            self._return_what_was_claimed(worker_id)
+            self._return_what_was_claimed(worker_id, error)
             if len(together) == 1:
                 return [*looks]
             logger.info("a claim of %d queues was refused: %s", len(together), summary(error))
@@ -210,7 +210,7 @@ class Claiming:
         except Exception as error:
             if lost_connection(error):
                 raise
-            self._return_what_was_claimed(worker_id)
+            self._return_what_was_claimed(worker_id, error)
             connection = self._control.get()
             one_by_one = self._refusals.claim_one_by_one(connection, look, worker_id, error)
             if one_by_one is None:
@@ -219,9 +219,12 @@ class Claiming:
         self._refusals.over(look.queue)
         self._take(look, worker_id, found, in_order=not skip)
 
-    def _return_what_was_claimed(self, worker_id: int) -> None:
-        """A refused claim may be committed, with a row that the driver can't read."""
-        if self._control.rests:
+    def _return_what_was_claimed(self, worker_id: int, error: Exception) -> None:
+        """Return the jobs of a claim that is committed, with a row that the driver can't read.
+
+        Of one that the server has refused, nothing is committed: the whole table is not read.
+        """
+        if self._control.rests and sqlstate(error) is None:
             self._unknown.return_now(self._control.get(), worker_id)
 
     def _reached(self, queue: str) -> None:
@@ -231,6 +234,12 @@ class Claiming:
     def _look_alone(
         self, connection: Connection, look: Look, worker_id: int, skip: list[str]
     ) -> Found:
+        direct = None
+        if look.onward is not None and not skip:
+            onward = self._statements.claims(by_time=look.by_time).onward
+            direct = self._control.direct(onward)
+        if direct is None:
+            connection = self._control.get()  # for several statements in one transaction
         claim = partial(
             claims.claim,
             connection,
@@ -242,10 +251,6 @@ class Claiming:
             skip=skip,
             by_time=look.by_time,
         )
-        direct = None
-        if look.onward is not None and not skip:
-            onward = self._statements.claims(by_time=look.by_time).onward
-            direct = self._control.direct(onward)
         jobs = claim(direct=direct) if direct is not None else []
         if jobs or (direct is not None and self._is_scanned_next(look.queue)):
             return Found(jobs)

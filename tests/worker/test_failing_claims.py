@@ -182,6 +182,24 @@ def test_a_queue_whose_claims_are_refused_disturbs_no_other(engine: Engine) -> N
     assert sum(pauses) <= took, "50 ms that double up to 5 s, each cut by up to a half"
 
 
+def test_a_refused_claim_does_not_read_the_whole_table(engine: Engine) -> None:
+    """The server has committed nothing of it, so there is nothing to return."""
+    jobs, note, done = noting(engine)
+    enqueue(engine, note, queue="bad")
+    refuse_claims(engine, "bad")
+    errors, returned = Errors(), list[object]()
+
+    with (
+        at("returning", returned.append),
+        Worker(jobs, engine, queues={"bad": 1, "good": 1}, observers=[errors]),
+    ):
+        wait_until(lambda: len(errors.at) >= 2, what="refusals, of both queues and of one")
+        enqueue(engine, note, queue="good")
+        wait_until(lambda: done, what="the job of the other queue")
+
+    assert returned == []
+
+
 def test_a_job_is_not_left_aside_for_what_its_session_lacks(engine: Engine) -> None:
     """A pooler has taken the session's prepared statements away: in another one all is well."""
     jobs, note, done = noting(engine)

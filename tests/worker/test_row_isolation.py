@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from sqlalchemy import MetaData, func, select, text
+from sqlalchemy import MetaData, event, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
@@ -14,6 +14,7 @@ from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import attempt
+from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 
 # PostgreSQL takes this integer; Python reads none of more than 4,300 digits.
@@ -129,7 +130,7 @@ def test_rows_that_refuse_at_the_head_keep_nobody_waiting(engine, app):
 
 @pytest.mark.core
 def test_an_unreadable_row_goes_back_without_an_attempt(engine, app):
-    """The claim of a worker that waits commits by itself, before anybody has read its rows."""
+    """A claim commits by itself, before anybody has read its rows."""
     events = Counter()
     waits = text("SELECT count(*) FROM bgjob_worker WHERE waits_for ? 'default'")
 
@@ -156,39 +157,60 @@ def test_an_unreadable_row_goes_back_without_an_attempt(engine, app):
     assert [type(error) for error in events.errors] == [ValueError], "no connection was lost"
 
 
-@pytest.mark.parametrize("rests", [False, True], ids=["busy", "idle"])
-def test_a_refusing_row_keeps_no_other_queue_waiting(engine, app, rests):
-    """One claim serves all queues. That of an idle worker is committed before it is read."""
-    events = Counter()
-    worker = Worker(
-        app.jobs, engine, queues={"bad": 5, "good": 5}, observers=[events], poll_interval=60
-    )
-    waits = text("SELECT count(*) FROM bgjob_worker WHERE waits_for ?& ARRAY['bad', 'good']")
+@pytest.mark.parametrize("alone", [False, True], ids=["in a transaction", "by itself"])
+def test_a_refusing_row_keeps_no_other_queue_waiting(engine, app, alone):
+    """One claim serves all queues. One that commits by itself has committed before it is read."""
+    if not alone:
+        event.listen(engine, "begin", lambda _: None)
+    with Session(engine) as session:
+        session.add(app.jobs.Job(queue="bad", type="noop", id="unreadable"))
+        session.flush()
+        session.execute(
+            text("UPDATE bgjob_job SET headers = CAST(:headers AS jsonb)"),
+            {"headers": UNREADABLE},
+        )
+        for queue in ("bad", "good"):
+            enqueue_many(session, app.noop, [None] * 5, queue=queue)
+        session.commit()
+    events, returned = Counter(), []
 
-    def add():
-        with Session(engine) as session:
-            session.add(app.jobs.Job(queue="bad", type="noop", id="unreadable"))
-            session.flush()
-            session.execute(
-                text("UPDATE bgjob_job SET headers = CAST(:headers AS jsonb)"),
-                {"headers": UNREADABLE},
-            )
-            for queue in ("bad", "good"):
-                enqueue_many(session, app.noop, [None] * 5, queue=queue)
-            session.commit()
-
-    if not rests:
-        add()
-    with worker:
-        if rests:
-            with engine.connect() as connection:
-                wait_until(lambda: connection.scalar(waits), what="an idle worker")
-            add()
+    with (
+        at("returning", returned.append),
+        Worker(app.jobs, engine, queues={"bad": 5, "good": 5}, observers=[events]),
+    ):
         wait_until(lambda: len(events.completed) == 10)
         wait_until(lambda: events.errors, what="the error of the other one")
 
+    assert bool(returned) == alone, "what is not committed needs no return"
     assert left(engine, app) == {"unreadable"}
     assert {type(error) for error in events.errors} == {ValueError}
+
+
+@pytest.mark.core
+def test_a_look_that_fails_halfway_has_claimed_nothing(engine, app, monkeypatch):
+    """It skips a row that refuses, and so takes several statements, in one transaction."""
+    refusing = enqueue(engine, app.noop, priority=-7)
+    with engine.begin() as connection:
+        connection.execute(
+            text("ALTER TABLE bgjob_job ADD CONSTRAINT low CHECK (priority <> -7) NOT VALID")
+        )
+    events, claim_jobs, failed = Counter(), claim.claim, []
+
+    def fail_once(connection, statements, **given):
+        jobs = claim_jobs(connection, statements, **given)
+        if jobs and given["skip"] and not failed:
+            failed.extend(job.id for job in jobs)
+            connection.execute(text("SELECT 1 / 0"))
+        return jobs
+
+    monkeypatch.setattr(claim, "claim", fail_once)
+    with Worker(app.jobs, engine, observers=[events], orphan_interval=3600.0):
+        wait_until(lambda: events.errors, what="the row that refuses")
+        later = enqueue(engine, app.noop)
+        wait_until(lambda: later.id in events.completed, 15, what="the job is claimed again")
+
+    assert failed == [later.id]
+    assert left(engine, app) == {refusing.id}
 
 
 def test_a_row_that_refuses_to_be_given_back_keeps_no_other(engine, app):
