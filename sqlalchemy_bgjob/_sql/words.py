@@ -288,8 +288,9 @@ def transaction_id() -> ColumnElement[str]:
 @cache
 def transaction_began_at() -> Executable:
     """When this transaction began: no two of one session have begun at the same time."""
-    # As text: of the application's sessions, some have a DateStyle that psycopg can't read.
-    return select(cast(func.now(), Text))
+    # As a number: its text depends on DateStyle and TimeZone, which a handler may set, and psycopg
+    # can't read each style.
+    return select(extract("epoch", func.now()))
 
 
 @cache

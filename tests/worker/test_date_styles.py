@@ -1,4 +1,4 @@
-"""Sessions in which times are written as only few drivers can read them."""
+"""Sessions in which times are written in another way: as only few drivers can read, or locally."""
 
 from __future__ import annotations
 
@@ -39,6 +39,24 @@ def test_a_worker_runs_jobs_in_any_date_style(bench: Workbench) -> None:
     assert bench.notes(job_id) == bench.notes("lost") == ["written"]
     own = "ISO" if bench.flavor.driver == "psycopg2" else "German"  # psycopg2 sets it itself
     assert {style.split(",")[0] for style in seen} == {own}
+
+
+@pytest.mark.parametrize("bench", FLAVORS, ids=str, indirect=True)
+def test_a_handler_may_set_how_times_are_written(bench: Workbench) -> None:
+    """It has taken the connection, so its transaction is checked by the time of its start."""
+
+    def body(session: Session, ctx: Context[Any]) -> None:
+        connection = session.connection()
+        connection.exec_driver_sql("SET LOCAL TIME ZONE 'Europe/Berlin'")
+        connection.exec_driver_sql("SET LOCAL DateStyle = 'SQL, DMY'")
+        bench.note(session, ctx)
+
+    job_id = bench.enqueue(bench.handler("t", body))
+
+    ran = bench.run(until=bench.none_left)
+
+    assert bench.notes(job_id) == ["written"]
+    assert ran.of(job_id) == ["started", "completed"]
 
 
 def test_many_jobs_are_enqueued_in_any_date_style(bench: Workbench) -> None:
