@@ -122,7 +122,7 @@ class JobMixin(_Columns):
     # a row, see tests/database/test_models.py.
     id: Mapped[str] = mapped_column(text, primary_key=True, default=new_id, sort_order=-90)
     # The number of the claim; it grows with every claim, rescue, hand-back and redrive, and when a
-    # queued job is changed.
+    # queued job is edited.
     lease: Mapped[int] = mapped_column(
         BigInteger, nullable=False, server_default=lease_at_insert(), sort_order=-83
     )
