@@ -94,10 +94,15 @@ class ControlConnection:
     def _connected(self) -> Connection:
         if self._connection is None:
             connection = self._runtime.engine.connect()
-            self._connection, self.rests = configure(connection), False
-            compile_no_plans(self._connection)
-            self._connected_at = time.monotonic()
-            self._direct = prepare(self._claims, self._connection)
+            try:
+                configure(connection)
+                compile_no_plans(connection)
+                direct = prepare(self._claims, connection)
+            except BaseException:
+                _end(connection)
+                raise
+            self._connected_at, self.rests = time.monotonic(), False
+            self._connection, self._direct = connection, direct
         return self._connection
 
     def direct(self, claim: Executable) -> DirectStatement | None:
@@ -123,16 +128,18 @@ class ControlConnection:
             self.drop()
 
     def drop(self) -> None:
-        """End this session: it is lost or may be at fault, or the worker ends.
-
-        Its settings were changed, so it must not go back to the application's pool.
-        """
+        """End this session: it is lost or may be at fault, or the worker ends."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                if not connection.invalidated:
-                    leave_clean(connection)
-                    connection.invalidate()
-                connection.close()
-            except Exception as error:
-                logger.debug("closing: %s", summary(error))
+            _end(connection)
+
+
+def _end(connection: Connection) -> None:
+    """End a session. Its settings were changed: it must not go back to the application's pool."""
+    try:
+        if not connection.invalidated:
+            leave_clean(connection)
+            connection.invalidate()
+        connection.close()
+    except Exception as error:
+        logger.debug("closing: %s", summary(error))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from sqlalchemy import MetaData, event, text
+from sqlalchemy.exc import DataError
 
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._lifecycle.claim import Look, claim_from_queues
@@ -18,7 +19,7 @@ from sqlalchemy_bgjob._worker.control import RENEWED_AFTER, SLOW, ControlConnect
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Engine
+    from sqlalchemy import Connection, Engine, QueuePool
 
 
 @pytest.fixture
@@ -113,6 +114,41 @@ def test_an_ended_workers_session_leaves_the_pool(
         at_first = connection.scalar(text("SELECT reset_val FROM pg_settings WHERE name = 'jit'"))
     assert row[0] != of_worker
     assert row[1] == at_first
+
+
+@pytest.mark.parametrize("step", ["compile_no_plans", "prepare"])
+def test_a_session_that_was_half_prepared_is_ended(
+    control: ControlConnection,
+    engine: Engine,
+    statements: Statements,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """As if statement_timeout ended a step. What was prepared before is of another session."""
+    control.for_claim()
+    control.drop()
+    pids: list[int] = []
+
+    def refuse(*given: Any) -> None:
+        connection: Connection = given[-1]
+        with connection.begin():
+            pids.append(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+            connection.execute(text("SELECT 1 / 0"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(control_module, step, refuse)
+        with pytest.raises(DataError):
+            control.for_claim()
+        with pytest.raises(DataError):
+            control.for_claim()
+    connection = control.for_claim()
+
+    assert control.rests
+    assert control.direct(statements.claim.of_queues) is not None
+    assert connection.execute(text("SHOW jit")).scalar() == "off"
+    pids.append(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+    assert len(set(pids)) == 3, "none was kept, nor given back to the pool"
+    assert cast("QueuePool", engine.pool).checkedout() == 1
 
 
 def test_plans_are_discarded_more_rarely_where_it_is_no_help(
