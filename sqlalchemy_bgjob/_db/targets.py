@@ -202,11 +202,21 @@ async def _in_own_transaction(
 
 
 def _in_its_own(connection: Connection, models: Models | None, work: Callable[[Unit], T]) -> T:
-    """Do *work* in a transaction of a new connection, also where its engine has AUTOCOMMIT."""
-    if is_autocommit(connection):
-        connection = connection.execution_options(isolation_level="READ COMMITTED")
-    with connection.begin():
-        return work(Unit(connection, models))
+    """Do *work* in a transaction of a new connection, also where its engine has AUTOCOMMIT.
+
+    That may have been set past SQLAlchemy, by an argument or a listener of "connect". Then the pool
+    would not restore what an execution option changes, so the driver is told here, and told back.
+    """
+    alone = is_autocommit(connection)
+    driver: Any = connection.connection.dbapi_connection
+    if alone:
+        connection.dialect.set_isolation_level(driver, "READ COMMITTED")
+    try:
+        with connection.begin():
+            return work(Unit(connection, models))
+    finally:
+        if alone and not connection.invalidated:
+            connection.dialect.set_isolation_level(driver, "AUTOCOMMIT")
 
 
 def _unsharded(target: Session | Connection) -> Session | Connection:

@@ -547,10 +547,18 @@ def test_another_database_is_refused_before_sql() -> None:
     engine.dispose()
 
 
+@pytest.mark.parametrize("by_sqlalchemy", [True, False], ids=["by SQLAlchemy", "by a listener"])
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "asyncpg"])
-def test_an_engine_in_autocommit_is_a_transaction_too(driver: str, shop: Engine) -> None:
+def test_an_engine_in_autocommit_is_a_transaction_too(
+    driver: str, shop: Engine, *, by_sqlalchemy: bool
+) -> None:
     """All or nothing, as with any other engine; and AUTOCOMMIT again afterwards."""
-    url, level = shop.url.set(drivername=f"postgresql+{driver}"), "AUTOCOMMIT"
+    url = shop.url.set(drivername=f"postgresql+{driver}")
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"} if by_sqlalchemy else {}
+
+    def listen(engine: Engine) -> None:
+        if not by_sqlalchemy:
+            event.listen(engine, "connect", lambda made, _: setattr(made, "autocommit", True))
 
     def work(do: Callable[[Any], Any], engine: Any) -> None:
         do(enqueue(engine, send_receipt, Receipt(1), id="one"))
@@ -562,7 +570,8 @@ def test_an_engine_in_autocommit_is_a_transaction_too(driver: str, shop: Engine)
     if driver == "asyncpg":
 
         async def in_loop() -> None:
-            engine = create_async_engine(url, isolation_level=level)
+            engine = create_async_engine(url, **options)
+            listen(engine.sync_engine)
             await greenlet_spawn(work, await_only, engine)
             async with engine.connect() as connection:
                 assert await connection.run_sync(is_autocommit)
@@ -570,7 +579,8 @@ def test_an_engine_in_autocommit_is_a_transaction_too(driver: str, shop: Engine)
 
         asyncio.run(in_loop())
     else:
-        engine = create_engine(url, isolation_level=level)
+        engine = create_engine(url, **options)
+        listen(engine)
         work(lambda done: done, engine)
         with engine.connect() as connection:
             assert is_autocommit(connection)
