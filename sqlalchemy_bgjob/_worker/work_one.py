@@ -249,6 +249,8 @@ class _WorkOne:
 
     def _hand_back(self, run: Run, own: CallersSession, savepoint: NestedTransaction) -> None:
         """Undo an interrupted run: whoever catches what is raised may go on, and commit."""
+        if not savepoint.is_active:
+            return  # the run is settled, or undone; a savepoint that is left is the caller's own
         with suppress(Exception):  # the transaction itself is lost
             self._discard(own, savepoint)
             savepoint.rollback()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, insert, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -26,8 +26,9 @@ from sqlalchemy_bgjob import (
     constant,
 )
 from sqlalchemy_bgjob._worker.transaction import TransactionEnded
+from sqlalchemy_bgjob.testing.points import at
 from support.databases import with_driver
-from support.running import FLAVORS, Workbench, one_of_each, paired
+from support.running import FLAVORS, Note, Workbench, one_of_each, only_threads, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,6 +150,32 @@ def test_an_interrupted_handler_leaves_nothing_to_commit(bench: Workbench, targe
     assert (job.claimed_by, job.attempt, job.last_error) == (None, 0, None)
     assert (job.next_run_at, job.lease) == (before.next_run_at, before.lease + 2)
     assert bench.notes(job_id) == []
+
+
+@only_threads
+def test_an_interrupt_after_the_run_undoes_nothing_else(bench: Workbench, target: Target) -> None:
+    """The run itself is undone by then; the savepoint that is left is the caller's own."""
+
+    def body(session: Session, ctx: Context[Any]) -> None:
+        raise ValueError
+
+    def interrupt(held: set[str]) -> None:
+        raise KeyboardInterrupt
+
+    job_id = bench.enqueue(bench.handler("t", body))
+    written = insert(Note).values(job_id=job_id, text="the caller's")
+
+    def work(t: Any, call: Callable[..., Any]) -> None:
+        savepoint = t.begin_nested()
+        t.execute(written)
+        with at("write", interrupt), pytest.raises(KeyboardInterrupt):
+            bench.jobs.work_one(t, "default")
+        savepoint.commit()
+        t.commit()
+
+    target.run(bench, work)
+
+    assert bench.notes(job_id) == ["the caller's"]
 
 
 @one_of_each
