@@ -146,7 +146,8 @@ def lock(connection: Connection, statements: Statements, items: Sequence[Pending
     So whether :func:`write` can settle them, in the same transaction, depends on the rows alone.
     """
     keeps_key = all(item.settlement.kind not in _ENDED for item in items)
-    run(connection, statements.settle.lock(keeps_key), **_fence(list(items))).all()
+    statement = statements.settle.lock(keeps_key, _leaves_record(statements, items))
+    run(connection, statement, **_fence(list(items))).all()
 
 
 def _kept(items: Iterable[Pending]) -> list[Pending]:
@@ -311,7 +312,8 @@ def _explain(
     with connection.begin():
         held = set(run(connection, statements.settle.still_held, **fence).scalars())
         if held:
-            free.update(run(connection, statements.settle.free, **fence).scalars())
+            statement = statements.settle.free(_leaves_record(statements, items))
+            free.update(run(connection, statement, **fence).scalars())
     fates: list[tuple[Pending, Fate]] = []
     for item in items:
         if item.job.id in free:
@@ -334,7 +336,8 @@ def _settle_free(connection: Connection, statements: Statements, item: Pending) 
     xid: str | None = None
     try:
         with connection.begin():
-            if not run(connection, statements.settle.free, **_fence([item])).first():
+            statement = statements.settle.free(_leaves_record(statements, [item]))
+            if not run(connection, statement, **_fence([item])).first():
                 return Fate.LOCKED
             _limit_waits(connection, statements, [item])
             held, xid = write(connection, statements, [item])

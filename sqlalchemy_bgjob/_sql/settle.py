@@ -62,7 +62,8 @@ class SettleStatements:
         self._job, self._dead = tables.job, tables.dead
         self._named = tables.job.c.queue == _QUEUE
         self._record = None if tables.recording is None else tables.recording.record
-        self.lock: Callable[[bool], Executable] = cache(self._lock)
+        self.lock: Callable[..., Executable] = cache(self._lock)
+        self.free: Callable[..., Executable] = cache(self._free)
 
     def _held(
         self, given: TableValuedAlias, *, keeps_key: bool = False, record: Table | None = None
@@ -283,22 +284,21 @@ class SettleStatements:
             lambda held, one: one.where(held.c.cancel_at.is_not(None)).limit(1),
         )
 
-    @cached_property
-    def free(self) -> Executable:
+    def _free(self, recorded: bool = False) -> Executable:
         """Lock those that nobody else has locked, and return their ids. Parameters: as complete.
 
-        A job is not free while somebody has locked its record.
+        If they leave records, a job is not free while somebody has locked its record.
         """
-        return self._locked(wait=False)
+        return self._locked(wait=False, recorded=recorded)
 
-    def _lock(self, keeps_key: bool) -> Executable:
-        """Lock all of them and their records; wait for who has. Parameters: as complete.
+    def _lock(self, keeps_key: bool, recorded: bool = False) -> Executable:
+        """Lock all of them, and the records that they leave; wait for who has.
 
-        With *keeps_key* the rows will stay, see :meth:`_held`.
+        With *keeps_key* the rows will stay, see :meth:`_held`. Parameters: as complete.
         """
-        return self._locked(wait=True, keeps_key=keeps_key)
+        return self._locked(wait=True, keeps_key=keeps_key, recorded=recorded)
 
-    def _locked(self, *, wait: bool, keeps_key: bool = False) -> Executable:
+    def _locked(self, *, wait: bool, recorded: bool, keeps_key: bool = False) -> Executable:
         given = unnest(ids=Text(), leases=BigInteger())
         return self._one_by_one(
             given,
@@ -306,7 +306,7 @@ class SettleStatements:
             lambda held, one: _with_record(
                 one.with_for_update(skip_locked=not wait, key_share=keeps_key),
                 held.c.id,
-                self._record,
+                self._record if recorded else None,
                 wait=wait,
             ),
         )

@@ -46,7 +46,7 @@ LOOKS: dict[str, Executable] = {
     "claim.next_due": STATEMENTS.claim.next_due,
     "claim.due_ids": STATEMENTS.claim.due_ids,
     "settle.still_held": STATEMENTS.settle.still_held,
-    "settle.free": STATEMENTS.settle.free,
+    "settle.free": STATEMENTS.settle.free(),
     "settle.lock": STATEMENTS.settle.lock(False),
 }
 HOT = {**CHANGES, **LOOKS}

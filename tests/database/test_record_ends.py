@@ -18,6 +18,7 @@ from sqlalchemy_bgjob._lifecycle import claim, records, settle
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing import JobKit
+from sqlalchemy_bgjob.testing.points import at
 from support.tables import new_engine
 from support.waiting import wait_until
 
@@ -297,6 +298,27 @@ def test_a_locked_record_is_not_waited_for(
 
     assert end(shop, Pending(held, ends)) == [Fate.SETTLED]
     assert state(shop, held.id) == ends.kind.value
+
+
+def test_a_record_that_a_job_does_not_leave_is_not_locked(shop: Engine) -> None:
+    """It may have an old one, of a handler that left records. Somebody has that locked."""
+    waits, goes_on = claimed(shop, 2)
+    say(shop, waits, goes_on)
+    waits.keep = goes_on.keep = None
+    items = [Pending(waits, COMPLETED), Pending(goes_on, COMPLETED)]
+    with shop.connect() as holder, shop.connect() as locker, shop.connect() as own:
+        holder.exec_driver_sql("SELECT FROM bgjob_record FOR UPDATE")
+        own.exec_driver_sql("SET statement_timeout = '10s'")
+        settle.lock(own, STATEMENTS, items[:1])
+        held, _ = settle.write(own, STATEMENTS, items[:1])
+        own.commit()
+        assert held == {waits.id}
+
+        locker.exec_driver_sql("SELECT FROM bgjob_job FOR UPDATE")
+        with at("write", lambda _: locker.rollback()):  # it has been passed over by then
+            fates = settle.settle(own, STATEMENTS, items[1:])
+
+    assert fates == [(items[1], Fate.SETTLED)]
 
 
 def test_a_record_that_is_being_written_is_no_failure(shop: Engine) -> None:

@@ -676,7 +676,7 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("settle.release", None, FENCE | RELEASE | {"unknowns"}),
         ("settle.bury", None, FENCE | {"dead_ids", "refunds", "errors"}),
         ("settle.still_held", None, FENCE),
-        ("settle.free", None, FENCE),
+        ("settle.free", (False, True), FENCE),
         ("settle.lock", (False, True), FENCE),
         ("settle.asked", None, FENCE),
         ("cancel.one", (False, True), {"id"}),
