@@ -68,6 +68,8 @@ class Fork:
         output: tuple[Path, Path],
         new_session: bool = False,
     ) -> None:
+        for file in output:  # it may be read before the fork has begun
+            file.touch()
         become = (run, arguments, cwd, dict(env), output, new_session, _path())
         # As a daemon: pytest would wait at its end for one that a test has forgotten.
         self._process = _CONTEXT.Process(target=_become, args=become, daemon=True)

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, func, select, text
 
 from support import pooler, worker_app
 from support.databases import with_driver
-from support.forks import Fork, interpreter
+from support.forks import Fork, can_fork, interpreter
 from support.history import Found, History
 from support.record import KEEP_RECORD, READ_RECORD, Change, record_problems
 from support.waiting import wait_until
@@ -72,12 +72,13 @@ class WorkerProcess:
         env = {**os.environ, **config.environment()}
         output = (log, log)
         self._process: Fork | subprocess.Popen[bytes]
-        if checkout is None:
+        if checkout is None and can_fork(env):
             self._process = Fork(worker_app.main, cwd=_TESTS, env=env, output=output)
         else:
             argv = (sys.executable, "-m", "support.worker_app")
+            cwd = _TESTS if checkout is None else checkout / "tests"
             env |= of_checkout(checkout)
-            self._process = interpreter(argv, cwd=checkout / "tests", env=env, output=output)
+            self._process = interpreter(argv, cwd=cwd, env=env, output=output)
         self.pid = self._process.pid
 
     @property
