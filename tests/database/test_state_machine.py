@@ -1008,6 +1008,7 @@ def explore(machine: type[Machine], examples: int, steps: int) -> None:
     )
 
 
+@pytest.mark.timeout(400)
 def test_rows_are_always_what_the_model_says(machine: type[Machine]) -> None:
     """The same histories each time."""
     explore(machine, 80, 30)
