@@ -1,7 +1,6 @@
 """The worker of the benchmark: an AsyncWorker or a Worker, in a process of its own."""
 
 import asyncio
-import gc
 import os
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Final
 from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from .._process.collector import collect_as_usual
 from ..aio import AsyncWorker
 from ..settings import SPARE_CONNECTIONS
 from ..worker import Worker
@@ -29,7 +29,7 @@ def work(app: App) -> Answer:
 
     Makes the ``ready_file`` once the worker runs.
     """
-    gc.freeze()  # as the command does
+    collect_as_usual()  # as the command does
     concurrency = app.options.get("concurrency", 100)
     cpu = time.process_time()
     if app.is_async:

@@ -91,7 +91,7 @@ def may_commit_each(connection: Connection) -> bool:
 def prepare(
     statements: Iterable[Executable], connection: Connection
 ) -> dict[Executable, DirectStatement]:
-    """Compile statements for the driver; none where SQLAlchemy must run them in a transaction.
+    """Statements for the driver alone; none where SQLAlchemy must run them in a transaction.
 
     A statement that commits by itself has the session's default isolation level, and workers skip
     each other's rows under READ COMMITTED only. The server is asked for that, as a listener of
