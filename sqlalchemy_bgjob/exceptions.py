@@ -146,17 +146,18 @@ class RecordsOutOfDate(SchemaOutOfDate):
     """``BGJob(records=True)`` needs tables of records, which are missing or of another version."""
 
     def __str__(self) -> str:
-        name = f"{self.schema + '.' if self.schema else ''}{self.table_prefix}record"
+        names = f"{self.schema + '.' if self.schema else ''}{self.table_prefix}"
         options = _options(self.schema, self.table_prefix)
         if self.found:
             return (
-                f"table {name} is of version {self.found}, and this release of sqlalchemy-bgjob "
-                f"needs {self.needed}; install the release that made it, or a later one"
+                f"table {names}record is of version {self.found}, and this release of "
+                f"sqlalchemy-bgjob needs {self.needed}; install the release that made it, or a "
+                f"later one"
             )
         return (
-            f"BGJob(records=True) needs the table {name}, and there is none of ours; run "
-            f"`sqlalchemy-bgjob migrate --records{options}`, or add it to your Alembic history "
-            f"with `alembic revision --autogenerate`"
+            f"BGJob(records=True) needs the tables {names}record, {names}minute and {names}audit, "
+            f"and not all of them are there; run `sqlalchemy-bgjob migrate --records{options}`, or "
+            f"add them to your Alembic history with `alembic revision --autogenerate`"
         )
 
 

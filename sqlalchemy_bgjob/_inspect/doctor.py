@@ -166,7 +166,7 @@ def _tables(
     lacking = _privileges(connection, name, prefix) if as_worker else []
     try:
         check(connection, schema=name, table_prefix=prefix)
-        recorded = records.db_version(connection, schema=name, table_prefix=prefix)
+        recorded = records.commented_version(connection, schema=name, table_prefix=prefix)
         if recorded:
             records.check(connection, schema=name, table_prefix=prefix)
             if as_worker:

@@ -111,7 +111,7 @@ def _look(
     from ..schema._grants import lacks, remedy
 
     check_schema(connection, schema=schema, table_prefix=table_prefix)
-    recorded = bool(records.db_version(connection, schema=schema, table_prefix=table_prefix))
+    recorded = records.commented_version(connection, schema=schema, table_prefix=table_prefix) > 0
     lacking = lacks(
         connection, "worker", schema=schema, table_prefix=table_prefix, records=recorded
     )
