@@ -229,9 +229,10 @@ def _rescue(
 def _end_sessions(connection: Connection, statements: Statements, worker_id: int) -> None:
     savepoint = connection.begin_nested()
     try:
+        # A listener may have set a role: sessions are seen, and ended, as who has logged in.
+        connection.exec_driver_sql("SET LOCAL ROLE NONE")
         run(connection, statements.rescue.end_sessions, name=application_name(worker_id))
-        savepoint.commit()
-    except DBAPIError as error:
+    except DBAPIError as error:  # without the right to end them, a later sweep takes locked rows
         if lost_connection(error):
             raise
-        savepoint.rollback()  # without the right to end them, a later sweep takes locked rows
+    savepoint.rollback()  # to the role as it was

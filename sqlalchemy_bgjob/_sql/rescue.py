@@ -238,11 +238,12 @@ class RescueStatements:
     def end_sessions(self) -> Executable:
         """End a lost worker's sessions, so that the row locks of a frozen handler are released.
 
-        Waits up to a second for each. Parameter: name (see application_name).
+        Waits up to a second for each. Of other logins none is ended. Parameter: name (see
+        application_name).
         """
         return select(func.count(func.pg_terminate_backend(ACTIVITY.c.pid, 1000))).where(
             ACTIVITY.c.application_name == parameter("name", Text),
-            ACTIVITY.c.usename == func.current_user(),
+            ACTIVITY.c.usename == func.session_user(),
             ACTIVITY.c.datname == func.current_database(),
             ACTIVITY.c.pid != func.pg_backend_pid(),
         )

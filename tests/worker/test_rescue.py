@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from sqlalchemy import Connection, Engine, MetaData, create_engine, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
@@ -345,6 +345,32 @@ def test_the_sessions_of_a_lost_worker_are_ended(queue: Workers) -> None:
             frozen.execute(text("SELECT 1"))
         assert bystander.execute(text("SELECT 1")).scalar() == 1
         frozen.invalidate()
+
+
+@pytest.mark.core
+def test_sessions_are_ended_under_whichever_role(queue: Workers) -> None:
+    """A listener of the application's may set one that sees no session, and may end none."""
+    role = f"of {queue.engine.url.database}"
+    queue.execute(f'CREATE ROLE "{role}"')
+    queue.execute(f'GRANT ALL ON ALL TABLES IN SCHEMA public TO "{role}"')
+    queue.register(WORKER, silent_for=HOUR)
+    (job,) = queue.claim(WORKER)
+    restricted = create_engine(queue.engine.url)
+    event.listen(restricted, "begin", lambda made: made.exec_driver_sql(f'SET LOCAL ROLE "{role}"'))
+    try:
+        with queue.engine.connect() as frozen, restricted.connect() as judge:
+            name_session(frozen, WORKER)
+            lock = text("SELECT 1 FROM bgjob_job WHERE id = :id FOR UPDATE")
+            frozen.execute(lock, {"id": job.id})
+
+            rescued = rescues.rescue_silent(judge, queue.statements, judge=JUDGE, connected=HOUR)
+            assert rescued == [Rescued(WORKER, 1)]
+
+            frozen.invalidate()
+    finally:
+        restricted.dispose()
+        queue.execute(f'DROP OWNED BY "{role}"')
+        queue.execute(f'DROP ROLE "{role}"')
 
 
 @pytest.mark.core
