@@ -132,6 +132,7 @@ class HandlerConnections:
             got = self._returned.acquire(timeout=TRY_AGAIN_AFTER * random.uniform(0.5, 1.0))
         except BaseException:
             if not self._waits_no_more():  # a place was left to it, and it won't take that
+                self._returned.acquire()
                 self._count(-1)
             raise
         if got or self._waits_no_more():

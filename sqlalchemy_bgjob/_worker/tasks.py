@@ -300,9 +300,14 @@ class AsyncPermits:
         if timeout is None:
             return await_only(self._semaphore.acquire())
         try:
-            return await_only(asyncio.wait_for(self._semaphore.acquire(), timeout))
+            return await_only(self._acquire_within(timeout))
         except TimeoutError:
             return False
+
+    async def _acquire_within(self, seconds: float) -> bool:
+        # Not wait_for(), which loses a cancellation in Python 3.11.
+        async with asyncio.timeout(seconds):
+            return await self._semaphore.acquire()
 
     def release(self) -> None:
         self._semaphore.release()

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_bgjob import settings
+from sqlalchemy_bgjob._worker import permits as permits_module
 from sqlalchemy_bgjob._worker import preflight
 from sqlalchemy_bgjob._worker.permits import HandlerConnections
 from sqlalchemy_bgjob._worker.preflight import pool_permits
+from sqlalchemy_bgjob._worker.tasks import AsyncPermits, close_apart
+from sqlalchemy_bgjob.testing.points import at
+from support import wait_until_async, with_driver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+    from support.tuning import Tune
 
 
 pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
@@ -117,6 +128,8 @@ class EndedAsItIsWoken:
         self.release_another: Callable[[], None] = lambda: None
 
     def acquire(self, *, timeout: float | None = None) -> bool:
+        if timeout is None:
+            return True
         self.release_another()
         raise Cancelled
 
@@ -141,6 +154,46 @@ def test_a_wait_cancelled_as_it_is_woken_keeps_no_permit(
         connections.connect(None, ME)
 
     engine.dispose()
+
+
+def test_a_cancelled_wait_wakes_no_later_one(database_url: str, tune: Tune) -> None:
+    """The later one would take that for a place, and fail although another handler has one."""
+    tune(permits_module, TRY_AGAIN_AFTER=20.0)
+    refusals: list[Exception] = []
+
+    async def main() -> None:
+        url = with_driver(database_url, "asyncpg")
+        engine = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+        connections = HandlerConnections(
+            engine.sync_engine, None, close_apart, returned=AsyncPermits(0)
+        )
+
+        def take() -> asyncio.Task[Connection]:
+            refusals.clear()
+            return asyncio.create_task(greenlet_spawn(connections.connect, None, ME))
+
+        async def refused(times: int) -> None:
+            await wait_until_async(lambda: len(refusals) >= times)
+
+        first = await take()
+        cancelled = take()
+        await refused(1)
+        await greenlet_spawn(connections.disconnect, first)
+        cancelled.cancel()  # before it has got what that has left to it
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+        tune(permits_module, TRY_AGAIN_AFTER=0.05)
+        second = await take()
+        third = take()
+        await refused(2)
+        assert not third.done(), "it must wait for the second"
+        await greenlet_spawn(connections.disconnect, second)
+        await greenlet_spawn(connections.disconnect, await third)
+        await engine.dispose()
+
+    with at("unconnected", refusals.append):
+        asyncio.run(main())
 
 
 def test_a_refused_isolation_level_keeps_no_permit(
