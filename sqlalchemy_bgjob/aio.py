@@ -317,7 +317,14 @@ class AsyncWorker(OnlyAsyncWith):
         return handler.is_coroutine or has_session
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except asyncio.CancelledError:  # no __aexit__ will stop it
+            if self._task is not None:
+                self._task.cancel()
+                with suppress(Exception, asyncio.CancelledError):
+                    await _ended(self._task)
+            raise
         return self
 
     async def __aexit__(

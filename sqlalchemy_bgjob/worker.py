@@ -222,7 +222,11 @@ class Worker(OnlyWith):
             raise error
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except (KeyboardInterrupt, SystemExit):  # no __exit__ will stop it
+            self.stop(0.0)
+            raise
         return self
 
     def __exit__(

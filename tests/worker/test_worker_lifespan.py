@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlalchemy_bgjob import AsyncWorker, Worker
+from sqlalchemy_bgjob import AsyncWorker, Observer, Worker
 from support.databases import with_driver
 from support.running import FLAVORS, Workbench, one_of_each
 from support.waiting import wait_until_async
@@ -158,6 +159,56 @@ def test_a_run_that_is_cancelled_again_and_again_leaves_it(bench: Workbench) -> 
     assert life.seen == ["in", "started", "ended", "out"]
     assert bench.sql("SELECT FROM bgjob_worker") == []
     assert bench.job(job_id) is None or bench.job(job_id).attempt == 0
+
+
+@pytest.mark.parametrize("bench", [FLAVORS[3]], ids=str, indirect=True)
+def test_a_start_that_is_cancelled_leaves_no_worker(bench: Workbench) -> None:
+    """``async with`` has no one to stop it then, and without a database it would wait for ever."""
+    bench.handler("t", bench.note)
+    errors: list[BaseException] = []
+
+    class Told(Observer):
+        def worker_error(self, error: BaseException) -> None:
+            errors.append(error)
+
+    async def main() -> None:
+        nowhere = create_async_engine("postgresql+asyncpg://nobody@127.0.0.1:1/none")
+
+        async def enter() -> None:
+            async with AsyncWorker(bench.jobs, nowhere, queues=["default"], observers=[Told()]):
+                pytest.fail("it has no database")
+
+        task = asyncio.create_task(enter())
+        await wait_until_async(lambda: errors)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("bench", [FLAVORS[0]], ids=str, indirect=True)
+def test_a_start_that_is_interrupted_leaves_no_worker(bench: Workbench) -> None:
+    life = Life()
+    bench.handler("t", bench.note)
+
+    @contextmanager
+    def interrupts() -> Iterator[None]:
+        with life.sync():
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            yield
+
+    engine = create_engine(bench.url)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Worker(bench.jobs, engine, queues=["default"], lifespan=interrupts),
+    ):
+        pytest.fail("its start was interrupted")
+
+    assert life.seen == ["in", "out"]
+    assert bench.sql("SELECT FROM bgjob_worker") == []
+    engine.dispose()
 
 
 @pytest.mark.parametrize("bench", [FLAVORS[0]], ids=str, indirect=True)
