@@ -4,12 +4,13 @@ Every worker that may fire a schedule tries to, and the first one has done it.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection
 
+from .._db.errors import doubts_session
 from .._drafts.ids import new_ids
 from .._handlers.schedules import Definition
 from .._handlers.timetable import Due, Gap, Times, Timetable, begin, set_right, timetable
@@ -165,6 +166,7 @@ def keep_code(
     definitions: Iterable[Definition],
     *,
     starting: bool,
+    on_refusal: Callable[[str, Exception], None] | None = None,
 ) -> list[str]:
     """Add the schedules of the code that have no row, and change rows that differ. Commits.
 
@@ -174,36 +176,50 @@ def keep_code(
         definitions: What the code says.
         starting: Whether the worker has just started; otherwise a row that differs stays for a
             while, in case it was changed by a worker of a newer release.
+        on_refusal: Called with the name of one whose row is refused, as by a constraint, and the
+            error; the others are kept all the same. By default the error is raised.
 
     Returns:
         Those that are not kept, as a row that a user has put has their name.
     """
-    its = statements.fire
     by_name = {made.name: made for made in definitions}
     with connection.begin():
-        found = run(connection, its.in_code, names=list(by_name)).all()
+        found = run(connection, statements.fire.in_code, names=list(by_name)).all()
     rows: dict[str, Any] = {row.name: row for row in found}
+    taken = sorted(name for name, row in rows.items() if row.source != "code")
     for name, made in by_name.items():
-        row = rows.get(name)
-        if row is None:
-            with connection.begin():
-                now = connection.execute(statements.schedules.now).scalar_one()
-                given = made.columns() | columns_of(begin(made.timetable, now))
-                run(connection, its.add, **given)
-        elif row.source != "code":
+        if name in taken:
             continue
-        elif _differs(made, row):
-            if not starting and _was_just_changed(row):
-                continue
-            given = made.columns() | times_of(made.timetable, row, meets_due=True)
-            seen = {"seen_at": row.updated_at, "seen_next_at": row.next_at}
-            with connection.begin():
-                run(connection, its.change, **given, **seen)
-        elif not row.is_paused:
-            seen_now = Upcoming(*(getattr(row, name) for name in Upcoming._fields))
-            if seen_now.is_astray:
-                put_right(connection, statements, seen_now)
-    return sorted(name for name, row in rows.items() if row.source != "code")
+        try:
+            _keep(connection, statements, made, rows.get(name), starting=starting)
+        except Exception as error:
+            if on_refusal is None or doubts_session(error):
+                raise  # it would be the same with the others
+            on_refusal(name, error)
+    return taken
+
+
+def _keep(
+    connection: Connection, statements: Statements, made: Definition, row: Any, *, starting: bool
+) -> None:
+    """Keep one of the code, whose row is as it was read, or None."""
+    its = statements.fire
+    if row is None:
+        with connection.begin():
+            now = connection.execute(statements.schedules.now).scalar_one()
+            given = made.columns() | columns_of(begin(made.timetable, now))
+            run(connection, its.add, **given)
+    elif _differs(made, row):
+        if not starting and _was_just_changed(row):
+            return
+        given = made.columns() | times_of(made.timetable, row, meets_due=True)
+        seen = {"seen_at": row.updated_at, "seen_next_at": row.next_at}
+        with connection.begin():
+            run(connection, its.change, **given, **seen)
+    elif not row.is_paused:
+        seen_now = Upcoming(*(getattr(row, name) for name in Upcoming._fields))
+        if seen_now.is_astray:
+            put_right(connection, statements, seen_now)
 
 
 def _was_just_changed(row: Any) -> bool:

@@ -113,11 +113,14 @@ class Scheduler:
         return min([self._keep_at if self._registry.schedules else _NEVER, *self._refused.values()])
 
     def _keep_code(self, connection: Connection) -> None:
-        definitions = self._registry.schedules.values()
-        # Before it: if it is refused, for one bad row perhaps, the others go on to fire.
+        # Before it: if it is refused, those that have rows go on to fire.
         self._keep_at = time.monotonic() + KEPT_EVERY
         taken = firing.keep_code(
-            connection, self._statements, definitions, starting=self._is_starting
+            connection,
+            self._statements,
+            self._registry.schedules.values(),
+            starting=self._is_starting,
+            on_refusal=self._not_kept,
         )
         self._is_starting = False
         if taken != self._taken:
@@ -128,6 +131,15 @@ class Scheduler:
                     "another one by name=",
                     name,
                 )
+
+    def _not_kept(self, name: str, error: Exception) -> None:
+        self._events.report(error)
+        logger.warning(
+            "the schedule %r of the code has no row, or an old one: %s; trying again in %g s",
+            name,
+            summary(error),
+            KEPT_EVERY,
+        )
 
     def _put_right(self, connection: Connection) -> None:
         """Mend schedules that would not fire: the clock had been ahead, or SQL wrote their rows."""

@@ -213,6 +213,25 @@ def test_a_yearly_schedule_costs_a_start_and_no_more(bench: Workbench, asked: li
 
 
 @one
+def test_a_schedule_that_is_refused_a_row_holds_up_nothing(
+    bench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as by a constraint of the user's: the others of the code get theirs, and fire."""
+    reports = Reports(bench)
+    reports.declare(name="refused")
+    reports.declare(None, name="other", every=1.0)
+    bench.sql("ALTER TABLE bgjob_schedule ADD CONSTRAINT own CHECK (name <> 'refused')")
+    try:
+        ran = bench.run(until=lambda: reports.fired(1))
+    finally:
+        bench.sql("ALTER TABLE bgjob_schedule DROP CONSTRAINT own")
+
+    assert reports.headers[0]["bgjob-schedule"] == "other"
+    assert ran.named("worker_error")
+    assert any("'refused' of the code has no row" in line for line in caplog.messages)
+
+
+@one
 def test_a_schedule_that_can_not_fire_holds_up_nothing(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
