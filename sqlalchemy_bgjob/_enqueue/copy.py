@@ -67,8 +67,10 @@ def _driver_of(connection: Connection) -> Any:
     return connection.connection.driver_connection
 
 
-def copy(connection: Connection, table: Table, jobs: Iterable[Draft], now: datetime) -> None:
-    """Add jobs with new ids to the caller's open transaction; the caller commits.
+def copy(connection: Connection, table: Table, jobs: Iterable[Draft], now: datetime) -> int:
+    """Add jobs with new ids to the caller's open transaction; the caller commits. How many it was.
+
+    A trigger of the application's may keep some out.
 
     Args:
         connection: The caller's.
@@ -92,11 +94,13 @@ def copy(connection: Connection, table: Table, jobs: Iterable[Draft], now: datet
         if dialect.is_async:
             from sqlalchemy.util import await_only  # noqa: PLC0415 - greenlet, which this has
 
-            await_only(_copy_async(driver, statement, blocks))
+            count: int = await_only(_copy_async(driver, statement, blocks))
         else:
-            with driver.cursor() as cursor, cursor.copy(statement) as stream:
-                for block in blocks:
-                    stream.write(block)
+            with driver.cursor() as cursor:
+                with cursor.copy(statement) as stream:
+                    for block in blocks:
+                        stream.write(block)
+                count = cursor.rowcount
     except error_class as error:
         lost = dialect.is_disconnect(error, driver, None)
         if lost:
@@ -111,12 +115,15 @@ def copy(connection: Connection, table: Table, jobs: Iterable[Draft], now: datet
         # and would take the ROLLBACK that answers the caller's COMMIT for success.
         connection.invalidate()
         raise
+    return count
 
 
-async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> None:
-    async with driver.cursor() as cursor, cursor.copy(statement) as stream:
-        for block in blocks:
-            await stream.write(block)
+async def _copy_async(driver: Any, statement: str, blocks: Iterable[bytes]) -> Any:
+    async with driver.cursor() as cursor:
+        async with cursor.copy(statement) as stream:
+            for block in blocks:
+                await stream.write(block)
+        return cursor.rowcount
 
 
 def _blocks(jobs: Iterable[Draft], now: datetime) -> Iterator[bytes]:

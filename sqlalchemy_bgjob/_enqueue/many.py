@@ -214,9 +214,10 @@ def _insert_many(unit: Unit, jobs: _Jobs, on_conflict: OnConflict) -> BulkResult
     if jobs.keyed:
         return _insert_keyed(unit, models, list(jobs), on_conflict, own_ids=jobs.may_exist)
     if not jobs.may_exist:
-        if not _copied(unit, models, jobs):
-            _insert(unit, models, list(jobs))
-        return BulkResult(jobs.count, ())
+        count = _copied(unit, models, jobs)
+        if count is None:
+            count = len(_insert(unit, models, list(jobs)))
+        return BulkResult(count, ())
     everything = list(jobs)
     if on_conflict == "ignore":
         inserted = _insert(unit, models, everything)
@@ -280,21 +281,21 @@ def _of_id(job: Draft, inserted: set[str], seen: set[str]) -> Answer:
     return Answer(job.id, new, id_is_taken=not new)
 
 
-def _copied(unit: Unit, models: Models, jobs: _Jobs) -> bool:
-    """Add jobs with new ids by COPY; False if it is not possible here, or not worth it."""
+def _copied(unit: Unit, models: Models, jobs: _Jobs) -> int | None:
+    """Add jobs with new ids by COPY; how many. None if it is not possible here, or not worth it."""
     if jobs.count < WORTH_IT or not can_copy(unit.connection, models.job):
-        return False
+        return None
     statements = statements_of(models)
     now = unit.execute(statements.enqueue.before_copy).scalar()
     if now is None:
-        return False
+        return None
     # A bad arg among the later jobs ends the COPY, and must not abort the caller's transaction.
     with nullcontext() if jobs.all_at_once() else Savepoint(unit):
-        copy(unit.connection, models.job, jobs, now)
+        count = copy(unit.connection, models.job, jobs, now)
     if unit.can_notify:
         for queue in sorted({job.common.queue for job in jobs.first}):
             unit.execute(statements.enqueue.notify, parameters(queue=queue))
-    return True
+    return count
 
 
 def _missing(jobs: Iterable[Draft], inserted: set[str]) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ def enqueue(
             the key. The transaction stays usable.
         InvalidArg: The arg, or a header, can't be stored or decoded again; the error names its
             path. Raised before any SQL, as are TypeError and ValueError for the other arguments.
+        RuntimeError: A trigger of yours keeps the job out, though its id is new.
     """
     refuse_unknown("enqueue", options, EnqueueOptions)
     job = registered(handler).draft(arg, options.get("id"), options)
@@ -136,6 +137,11 @@ def _enqueue(target: Any, models: Models, job: Draft, options: EnqueueOptions, c
         statement = statements_of(models).enqueue.job(unit.can_notify, common.expires)
         inserted = unit.execute(statement, values).first() is not None
         if not inserted and on_conflict == "raise":
+            if options.get("id") is None:
+                raise RuntimeError(
+                    f"the job {job.id!r} can't be inserted, and no other job has its id, which is "
+                    f"new; look for a trigger on the table of jobs"
+                )
             raise JobAlreadyExists((job.id,))
         return JobRef(job.id, inserted)
 

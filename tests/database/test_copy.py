@@ -17,6 +17,7 @@ from sqlalchemy_bgjob._enqueue import many as enqueueing
 from sqlalchemy_bgjob.testing.points import at
 from support.databases import with_driver
 from support.producers import Producer, produce
+from support.rows import keep_out
 from support.shop import Job, Order, make_tables, note, store
 
 if TYPE_CHECKING:
@@ -69,6 +70,23 @@ def test_it_belongs_to_the_callers_transaction(
 
     assert len(copied) == 1
     assert count(shop) == (MANY if commits or own else 0)
+
+
+@pytest.mark.parametrize("kind", ["Session-psycopg", "AsyncSession-psycopg"])
+def test_what_a_trigger_keeps_out_is_not_counted(
+    kind: str, shop: Engine, copied: list[object]
+) -> None:
+    with shop.begin() as connection:
+        keep_out(connection, "NEW.arg < '5'")
+
+    async def body(made: Producer) -> None:
+        result = await made.do(enqueue_many(made.target, note, range(MANY)))
+        await made.commit()
+        assert result.inserted == count(shop) < MANY
+
+    produce(kind, shop, body)
+
+    assert len(copied) == 1
 
 
 @pytest.mark.core

@@ -29,7 +29,7 @@ from sqlalchemy_bgjob._sql.words import own_channel
 from support import wait_until, with_driver
 from support.databases import private_server
 from support.producers import UNITS, Producer, Sent, produce
-from support.rows import waiting
+from support.rows import keep_out, waiting
 from support.shop import (
     Invoice,
     Job,
@@ -280,6 +280,16 @@ def test_a_duplicate_leaves_the_transaction_usable(kind: str, clean: Engine) -> 
     with Session(clean) as session:
         stored = {job.id: job.arg_json for job in session.scalars(select(Job))}
     assert stored == {"daily": 1, "inner": 6}
+
+
+def test_what_a_trigger_keeps_out_is_no_duplicate(session: Session) -> None:
+    """Nobody else has an id that was made a moment ago."""
+    keep_out(session, "NEW.type = 'note'")
+
+    with pytest.raises(RuntimeError, match="look for a trigger on the table of jobs"):
+        enqueue(session, note, 1)
+    assert enqueue(session, note, 1, on_conflict="ignore").inserted is False
+    assert enqueue_many(session, note, [1, 2]).inserted == 0
 
 
 @pytest.mark.core

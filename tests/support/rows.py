@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from sqlalchemy import Connection, Engine, Row
+    from sqlalchemy.orm import Session
 
     from sqlalchemy_bgjob._handlers.outcomes import Settlement
     from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
@@ -140,3 +141,12 @@ def is_untouched(engine: Engine) -> bool:
         job = connection.execute(text("SELECT claimed_by, attempt, unknown_since FROM bgjob_job"))
         workers = connection.scalar(text("SELECT count(*) FROM bgjob_worker"))
         return (job.all(), workers) == ([(None, 0, None)], 0)
+
+
+def keep_out(target: Session | Connection, condition: str) -> None:
+    """Let a trigger of the application's keep new jobs out of the table, without a word."""
+    body = f"BEGIN IF {condition} THEN RETURN NULL; END IF; RETURN NEW; END"
+    function = f"CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS $${body}$$"
+    target.execute(text(function))
+    made = "CREATE TRIGGER keep_out BEFORE INSERT ON bgjob_job FOR EACH ROW EXECUTE FUNCTION"
+    target.execute(text(f"{made} keep_out()"))
