@@ -12,6 +12,7 @@ from .._sql.search import MOST_DEATHS, condition
 from .._sql.search_terms import Search
 from .._sql.words import parameters
 from ..models import Models, PastError, parsed_errors
+from .paging import Part, Position, part_of
 
 SCAN: Final = 10_000
 """How many jobs one page of a search looks at."""
@@ -63,14 +64,6 @@ class JobInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Position:
-    """Where a page of jobs stopped: the next one goes on behind it."""
-
-    time: datetime
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     """Jobs that a search finds, in order.
 
@@ -119,8 +112,7 @@ def live_page(
     its = statements.search
     make = its.live_found if _by_index(search) else its.live_page
     statement = make(search, onward=after is not None)
-    found = _positions(connection, statement, size, after, scan)
-    return _page(connection, its.live, found)
+    return _page(connection, its.live, _part(connection, statement, size, after, scan))
 
 
 def dead_page(
@@ -136,8 +128,7 @@ def dead_page(
     its = statements.search
     make = its.dead_found if search.only("id") else its.dead_page
     statement = make(search, onward=after is not None)
-    found = _positions(connection, statement, size, after, scan)
-    return _page(connection, its.dead, found)
+    return _page(connection, its.dead, _part(connection, statement, size, after, scan))
 
 
 def count_live(
@@ -230,37 +221,21 @@ def _by_index(search: Search) -> bool:
     return search.only("id") is not None or search.only("key") is not None
 
 
-@dataclass(slots=True)
-class _Found:
-    ids: list[str]
-    following: Position | None
-    stopped: bool
-
-
-def _positions(
+def _part(
     connection: Connection, statement: Any, size: int, after: Position | None, scan: int
-) -> _Found:
+) -> Part:
     given: dict[str, Any] = {"page": size + 1, "scan": scan}
     if after is not None:
         given |= {"time": after.time, "id": after.id}
-    ids: list[str] = []
-    last: Position | None = None
-    for time, id, fits, is_last in connection.execute(statement, parameters(**given)):
-        if fits and len(ids) == size:
-            return _Found(ids, last, stopped=False)
-        last = Position(time, id)
-        if fits:
-            ids.append(id)
-        if is_last:  # behind it some lane was not looked at
-            return _Found(ids, last, stopped=len(ids) < size)
-    return _Found(ids, None, stopped=False)
+    return part_of(connection.execute(statement, parameters(**given)), size)
 
 
-def _page(connection: Connection, statement: Any, found: _Found) -> Page:
-    rows = {row.id: row for row in connection.execute(statement, parameters(ids=found.ids))}
+def _page(connection: Connection, statement: Any, part: Part) -> Page:
+    ids = [row.id for row in part.rows]
+    rows = {row.id: row for row in connection.execute(statement, parameters(ids=ids))}
     # A job that a worker has settled meanwhile is gone.
-    jobs = [_info(rows[id]) for id in found.ids if id in rows]
-    return Page(jobs, found.following, found.stopped)
+    jobs = [_info(rows[id]) for id in ids if id in rows]
+    return Page(jobs, part.following, part.stopped)
 
 
 def _number(connection: Connection, statement: Any, **given: Any) -> int:

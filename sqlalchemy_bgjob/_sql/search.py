@@ -65,6 +65,8 @@ _SHOWN: Final = (
 )
 """The columns of a live or dead job that are read."""
 _MOMENT: Final = DateTime(timezone=True)
+_FOUND: Final = literal_column("true").label("fits"), literal_column("false").label("is_last")
+"""Of each row, where only those that fit are read."""
 
 
 def condition(table: FromClause, search: Search) -> ColumnElement[bool]:
@@ -224,7 +226,7 @@ class SearchStatements:
         job = self._job
         key = job.c.next_run_at, job.c.id
         return (
-            select(*key, literal_column("true").label("fits"), literal_column("false"))
+            select(*key, *_FOUND)
             .with_hint(job, ONLY)
             .where(condition(job, search), *_behind(key, onward))
             .order_by(*key)
@@ -313,7 +315,7 @@ class SearchStatements:
         dead = self._dead
         key = dead.c.moved_at, dead.c.id
         return (
-            select(*key, literal_column("true").label("fits"), literal_column("false"))
+            select(*key, *_FOUND)
             .with_hint(dead, ONLY)
             .where(
                 condition(dead, search),

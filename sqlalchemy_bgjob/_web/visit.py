@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from .._inspect.counts import Window
-from .._inspect.jobs import Position
+from .._inspect.paging import Position
 from .._sql import Statements
 from .._sql.search_terms import Search, SearchError, parse
 from ..bgjob import BGJob

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, MetaData, create_engine, event, func, insert, sel
 from sqlalchemy_bgjob import BGJob, schema
 from sqlalchemy_bgjob._lifecycle import audit
 from sqlalchemy_bgjob._sql import statements_of
+from sqlalchemy_bgjob._web import audit as audit_page
 from sqlalchemy_bgjob._worker.retention import Retention
 from sqlalchemy_bgjob.schema._grants import grants
 from sqlalchemy_bgjob.settings import WorkerSettings
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from httpx import Response
     from sqlalchemy import Connection
+
+    from support.tuning import Tune
 
 JSON = {"accept": "application/json"}
 FORM = {"sec-fetch-site": "same-origin", **JSON}
@@ -377,6 +380,37 @@ def test_the_page_goes_back_in_time(visit: Any, shop: Engine, jobs: BGJob) -> No
     assert "Nothing of this kind was done." in client.get("audit?who=nobody").text
     assert 'href="/jobs/audit"' in client.get("queues").text
     assert client.get("audit?after=yesterday").status_code == 400
+
+
+def test_a_search_looks_at_a_part_and_goes_on(
+    visit: Any, shop: Engine, jobs: BGJob, tune: Tune
+) -> None:
+    """However many rows there are, a page reads so many; and what they lack is said."""
+    with shop.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO bgjob_audit (at, id, who, origin, verb, changed, details) SELECT"
+                " now() - n * interval '1 s', n, CASE WHEN n = 25 THEN 'ada' ELSE 'grace' END,"
+                " 'dashboard', 'run', n, '{}' FROM generate_series(1, 29) AS n"
+            )
+        )
+    tune(audit_page, SCAN=10)
+    client = visit(jobs, shop)
+    path, seen = "audit?who=ada", []
+    while path:
+        page = client.get(path, headers=JSON).json()
+        seen.append(([row["changed"] for row in page["rows"]], page["stopped"]))
+        path = (page["following"] or "").removeprefix("/jobs/")
+
+    assert seen == [([], True), ([], True), ([25], False)]
+    shown = client.get("audit?who=ada").text
+    assert "None of the rows looked at so far fits." in shown
+    assert "Looked at 10 rows." in shown
+    assert "Search on" in shown
+    long_ago = "2000-01-01T00:00:00%2B00:00%20x"
+    rest = client.get(f"audit?who=ada&after={long_ago}").text
+    assert "Nothing of this kind was done." in rest
+    assert "Looked at" not in rest
 
 
 def test_what_was_given_is_for_who_may_see_args(visit: Any, shop: Engine, jobs: BGJob) -> None:
