@@ -152,12 +152,19 @@ def features(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> Non
 
 @cli.command()
 @click.option("--jobs", type=click.IntRange(min=1_000), default=1_000_000, show_default=True)
+@click.option(
+    "--queues",
+    type=click.IntRange(min=4),
+    default=4,
+    show_default=True,
+    help="In how many queues they are, with three priorities each.",
+)
 @click.option("--dead", type=click.IntRange(min=1), default=200_000, show_default=True)
 @click.option("--records", type=click.IntRange(min=1), default=1_000_000, show_default=True)
 @click.option("--times", type=click.IntRange(min=1), default=7, show_default=True)
-def dashboard(jobs: int, dead: int, records: int, times: int) -> None:
+def dashboard(jobs: int, queues: int, dead: int, records: int, times: int) -> None:
     """Tell how long each page of the dashboard takes, over so many jobs and records."""
-    for line in run_dashboard(jobs, dead, records, times):
+    for line in run_dashboard(jobs, queues, dead, records, times):
         click.echo(line)
 
 

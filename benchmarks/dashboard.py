@@ -48,6 +48,8 @@ PAGES = (
     "workers",
     "schedules",
     "handlers",
+    "audit",
+    "audit?who=nobody",
     "system",
     "confirm?action=redrive&whole=1&q=type:sync",
 )
@@ -66,7 +68,7 @@ class Took:
     cpu: float
 
 
-def run_dashboard(jobs: int, dead: int, ended: int, times: int) -> Iterator[str]:
+def run_dashboard(jobs: int, queues: int, dead: int, ended: int, times: int) -> Iterator[str]:
     """Fill the tables, and tell the median milliseconds of each page, line by line."""
     # What is shown again for some seconds is asked anew each time.
     operations.CHECKED_FOR = 0.0  # type: ignore[misc]
@@ -75,9 +77,10 @@ def run_dashboard(jobs: int, dead: int, ended: int, times: int) -> Iterator[str]
         engine = create_engine(server.url)
         queue = BGJob(MetaData(), records=True)
         queue.metadata.create_all(engine)
-        _fill(engine, jobs, dead, ended)
+        _fill(engine, jobs, queues, dead, ended)
         yield (
-            f"{jobs:,} jobs, {dead:,} dead jobs, {ended:,} records, a day of "
+            f"{jobs:,} jobs in {queues:,} queues, {dead:,} dead jobs, {ended:,} records and as many "
+            f"actions, a day of "
             f"{WORKERS * TYPES * OUTCOMES} counts a minute; median of {times}"
         )
         yield "      all  database       CPU"
@@ -131,12 +134,13 @@ class _Statements:
         self.seconds += time.perf_counter() - self._began
 
 
-def _fill(engine: Engine, jobs: int, dead: int, ended: int) -> None:
+def _fill(engine: Engine, jobs: int, queues: int, dead: int, ended: int) -> None:
     with engine.begin() as connection:
-        connection.execute(_JOBS, {"count": jobs, "half": jobs // 2})
+        connection.execute(_JOBS, {"count": jobs, "half": jobs // 2, "queues": queues})
         connection.execute(text("UPDATE bgjob_job SET claimed_by = 77 WHERE id < 'job-000000100'"))
         connection.execute(_DEAD, {"count": dead})
         connection.execute(_RECORDS, {"count": ended})
+        connection.execute(_AUDIT, {"count": ended})
         kinds = {"workers": WORKERS, "types": TYPES, "outcomes": OUTCOMES}
         connection.execute(_MINUTES, kinds)
         _add_worker(connection)
@@ -156,16 +160,17 @@ def _add_worker(connection: Connection) -> None:
     )
 
 
-# Four queues with three priorities each; half of the jobs are due.
+# Three priorities in each queue; half of the jobs are due.
 _JOBS = text(
     """
     INSERT INTO bgjob_job (id, queue, type, arg, priority, next_run_at, last_error, attempt)
     SELECT 'job-' || lpad(CAST(n AS text), 9, '0'),
-           (ARRAY['mail', 'images', 'default', 'reports'])[1 + n % 4],
+           coalesce((ARRAY['mail', 'images', 'default', 'reports'])[1 + n % :queues],
+                    'queue-' || n % :queues),
            (ARRAY['send_receipt', 'resize', 'sync', 'report'])[1 + n % 4],
            convert_to(CAST(jsonb_build_object('user', jsonb_build_object('id', n)) AS text),
                       'UTF8'),
-           n % 3 * 5, now() + (n - :half) * interval '10 ms',
+           n / :queues % 3 * 5, now() + (n - :half) * interval '10 ms',
            CASE WHEN n % 50 = 0 THEN 'ConnectionError' || chr(58) || ' refused' END, n % 50 / 10
     FROM generate_series(1, :count) AS n
     """
@@ -190,6 +195,14 @@ _RECORDS = text(
     SELECT 'ended-' || n, 'mail', (ARRAY['send_receipt', 'resize', 'sync'])[1 + n % 3],
            'completed', 1, n, convert_to('{"ok": true}', 'UTF8'), now(), now(), now(),
            now() - n * interval '100 ms', now() + interval '7 days'
+    FROM generate_series(1, :count) AS n
+    """
+)
+_AUDIT = text(
+    """
+    INSERT INTO bgjob_audit (at, id, who, origin, verb, changed, details)
+    SELECT now() - n * interval '1 s', n, (ARRAY['ada', 'grace'])[1 + n % 2], 'dashboard',
+           (ARRAY['run', 'cancel', 'redrive'])[1 + n % 3], 1, '{"ids": ["order-5"]}'
     FROM generate_series(1, :count) AS n
     """
 )
