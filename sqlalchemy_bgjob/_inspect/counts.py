@@ -4,6 +4,8 @@ There is something to read where ``BGJob(records=True)`` has made workers count.
 its counts once a minute, so what is told here is up to a minute old.
 """
 
+import math
+import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,10 +90,12 @@ class History:
     Attributes:
         periods: By the begin of each period in UTC, all of them, the oldest first.
         types: By type and queue.
+        since: From when on it was added up; the periods before that are left to the next look.
     """
 
     periods: dict[datetime, Counts]
     types: dict[tuple[str, str], Counts]
+    since: datetime
 
     @property
     def all(self) -> Counts:
@@ -120,21 +124,31 @@ def together(durations: Sequence[Durations]) -> Durations:
     )
 
 
+_PART: Final = 6
+"""Periods that are added up together: up to twice as many are read anew when one is over."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 class Window:
     """The last periods of what was counted, for whoever looks again and again.
 
-    Periods that are over are added up at the first look, and not read again until another one is
-    over. So a further look reads the rows of two periods.
+    What is over is added up in parts of some periods and remembered, so a further look reads the
+    rows of two periods, and those of up to two parts whenever another period is over. The first
+    look reads them all, the latest first, and leaves the rest to the next one if that takes long.
 
     Args:
         width: Of a period, in whole minutes. The last one is that of now, by the database's clock.
         periods: How many.
         sample: Of which minutes waits and run times are read: of all, or of every so manyth.
+        longest: Seconds after which a look begins no further part.
     """
 
-    def __init__(self, width: timedelta, periods: int, sample: int = 1) -> None:
+    def __init__(
+        self, width: timedelta, periods: int, sample: int = 1, *, longest: float = math.inf
+    ) -> None:
         self._width, self._periods, self._sample = width, periods, sample
-        self._over: tuple[datetime, History] | None = None
+        self._longest = longest
+        self._over: dict[tuple[datetime, datetime], History] = {}
 
     def look(self, connection: Connection, schema: str | None, table_prefix: str) -> History:
         """What was counted, in periods, and by type and queue; the caller ends the transaction.
@@ -144,6 +158,7 @@ class Window:
             schema: The tables' schema; None if they are on the search path.
             table_prefix: How the tables' names begin.
         """
+        end = time.monotonic() + self._longest
         wide = {"width": self._width.total_seconds()}
         ((last,),) = ask(connection, _LAST, schema, table_prefix, **wide)
         # In the session's time zone Python would reckon by its clock, which goes back in autumn.
@@ -157,17 +172,42 @@ class Window:
             return _history(
                 ask(connection, _OUTCOMES, schema, table_prefix, **given),
                 ask(connection, _DURATIONS, schema, table_prefix, **given),
+                since,
             )
 
-        over = self._over
-        if over is None or over[0] != open_since:
-            over = self._over = open_since, added_up(first, open_since)
-        lately = added_up(open_since, None)
-        empty = {first + place * self._width: Counts() for place in range(self._periods)}
-        return History(empty | over[1].periods | lately.periods, _both(over[1].types, lately.types))
+        found = [added_up(open_since, None)]
+        parts = self._parts(first, open_since)
+        over = self._over = {part: self._over[part] for part in parts if part in self._over}
+        gets_on = False
+        for part in parts:
+            if part not in over:
+                if gets_on and time.monotonic() > end:
+                    break
+                over[part] = added_up(*part)
+                gets_on = True
+            found.append(over[part])
+        periods = {first + place * self._width: Counts() for place in range(self._periods)}
+        types: dict[tuple[str, str], list[Counts]] = {}
+        for history in found:
+            periods |= history.periods
+            for key, counts in history.types.items():
+                types.setdefault(key, []).append(counts)
+        by_type = {key: _summed(types[key]) for key in sorted(types)}
+        return History(periods, by_type, found[-1].since)
+
+    def _parts(self, first: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+        """From when to when each part goes, the latest first: those in the middle stay the same."""
+        step = _PART * self._width
+        parts = []
+        while end > first:
+            whole = (end - _EPOCH - timedelta.resolution) // step * step
+            since = max(_EPOCH + whole, first)
+            parts.append((since, end))
+            end = since
+        return parts
 
 
-def _history(outcomes: Sequence[Any], durations: Sequence[Any]) -> History:
+def _history(outcomes: Sequence[Any], durations: Sequence[Any], since: datetime) -> History:
     """From sums by period, in which queue is null, and by queue and type."""
     by_period: defaultdict[datetime, Counts] = defaultdict(Counts)
     by_type: defaultdict[tuple[str, str], Counts] = defaultdict(Counts)
@@ -182,14 +222,7 @@ def _history(outcomes: Sequence[Any], durations: Sequence[Any]) -> History:
     for row in durations:
         counts = counts_of(row)
         counts.waits, counts.runs = _added(row.waits, row.waited), _added(row.runs, row.ran)
-    return History(by_period, by_type)
-
-
-def _both(
-    earlier: dict[tuple[str, str], Counts], later: dict[tuple[str, str], Counts]
-) -> dict[tuple[str, str], Counts]:
-    keys = sorted({*earlier, *later})
-    return {key: _summed([one[key] for one in (earlier, later) if key in one]) for key in keys}
+    return History(by_period, by_type, since)
 
 
 def _added(buckets: Sequence[int | None], seconds: float) -> Durations:

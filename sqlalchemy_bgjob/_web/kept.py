@@ -21,3 +21,7 @@ class Kept(Generic[T]):
             self._last = now, await ask()
         at, answer = self._last
         return answer, max(now - at, 0.0)
+
+    def forget(self) -> None:
+        """Let the next one ask anew."""
+        self._last = None

@@ -13,6 +13,8 @@ from .._inspect.reading import readable
 from .visit import Visit
 
 _TYPES: Final = 12
+LONGEST: Final = 0.1
+"""Seconds after which a look leaves the rest of what workers have counted to the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ async def trends(visit: Visit) -> dict[str, Any]:
     kept = visit.site.kept(f"trends of {name}", RANGES[name].kept)
     answer = await kept.get(lambda: _asked(visit, name))
     found: dict[str, Any] = answer[0]
+    if found.get("is_part"):
+        kept.forget()
     return found
 
 
@@ -61,7 +65,7 @@ def _read(connection: Connection, visit: Visit, name: str) -> dict[str, Any]:
     may = readable(connection, site.models)
     if not may.counts:
         return {"state": "hidden" if may.there else "off"}
-    window = Window(chosen.width, chosen.periods, chosen.sample)
+    window = Window(chosen.width, chosen.periods, chosen.sample, longest=LONGEST)
     found = site.counted.setdefault(name, window).look(connection, *site.where)
     busiest = sorted(found.types.items(), key=lambda item: -item[1].n)
     return {
@@ -70,6 +74,8 @@ def _read(connection: Connection, visit: Visit, name: str) -> dict[str, Any]:
         "words": chosen.words,
         "minutes": chosen.width.total_seconds() / 60,
         "sample": chosen.sample,
+        "since": found.since,
+        "is_part": found.since > next(iter(found.periods)),
         "all": _told(found.all),
         "periods": [{"at": at, **_told(one)} for at, one in found.periods.items()],
         "types": [

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, MetaData, insert, text
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._inspect import counts, records
 from sqlalchemy_bgjob._inspect.counts import FIRST_BUCKET, Durations
+from sqlalchemy_bgjob._inspect.registered import ask
 from support.plans import recorded_plans
 
 if TYPE_CHECKING:
@@ -279,6 +280,60 @@ def test_a_further_look_reads_what_is_not_over(jobs: BGJob, connection: Connecti
     same = list(further.periods)[-1] == list(first.periods)[-1]  # no hour has ended meanwhile
     assert further.all.n == (23 if same else 33)
     assert look(connection, width=timedelta(hours=1), periods=24).all.n == 33
+
+
+def test_a_period_that_ends_lets_little_be_read_anew(
+    jobs: BGJob, connection: Connection, tune: Tune
+) -> None:
+    """Of a day, what has ended, and the part of it that is the oldest."""
+    now = datetime(2026, 11, 29, 12, 5, tzinfo=UTC)
+    half_hour = timedelta(minutes=30)
+    for place in range(60):
+        add_minute(connection, jobs, at=now - place * half_hour, n=1, runs=[1])
+    window = counts.Window(half_hour, 48)
+
+    def n_and_read(at: datetime) -> tuple[int, int]:
+        """How many there are, and of how many periods rows were read for that."""
+        begun = at.replace(minute=at.minute // 30 * 30)
+        tune(counts, _LAST=f"SELECT CAST('{begun}' AS timestamptz)")
+        read: list[Any] = []
+
+        def note(connection: Any, sql: str, *where: Any, **given: Any) -> Any:
+            rows = ask(connection, sql, *where, **given)
+            if sql == counts._OUTCOMES:
+                read.extend(row for row in rows if row.queue is None)
+            return rows
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(counts, "ask", note)
+            return window.look(connection, None, "bgjob_").all.n, len(read)
+
+    assert n_and_read(now) == (48, 48)
+    assert n_and_read(now) == (48, 2)
+    for later in range(1, 13):
+        at = now + later * half_hour
+        add_minute(connection, jobs, at=at, n=1, runs=[1])
+        n, read = n_and_read(at)
+        assert n == 48
+        assert read <= 2 + 2 * 6
+
+
+def test_what_takes_long_is_left_to_the_next_look(jobs: BGJob, connection: Connection) -> None:
+    """The latest is read first, and each look gets on."""
+    for hours in range(24):
+        add_minute(connection, jobs, at=NOW - hours * HOUR, n=1)
+    window = counts.Window(HOUR, 24, longest=0.0)
+
+    looks = [window.look(connection, None, "bgjob_") for _ in range(6)]
+
+    numbers = [one.all.n for one in looks]
+    assert numbers == sorted(numbers)
+    assert numbers[0] <= 2 + 6
+    assert numbers[-1] == 24
+    for one in looks:
+        seen = [at for at, counted in one.periods.items() if counted.n]
+        assert min(seen) == one.since, "what there is is complete from then on"
+        assert len(one.periods) == 24
 
 
 def test_nothing_counted_is_nothing_told(jobs: BGJob, connection: Connection) -> None:
