@@ -79,9 +79,9 @@ def run_dashboard(jobs: int, queues: int, dead: int, ended: int, times: int) -> 
         queue.metadata.create_all(engine)
         _fill(engine, jobs, queues, dead, ended)
         yield (
-            f"{jobs:,} jobs in {queues:,} queues, {dead:,} dead jobs, {ended:,} records and as many "
-            f"actions, a day of "
-            f"{WORKERS * TYPES * OUTCOMES} counts a minute; median of {times}"
+            f"{jobs:,} jobs in {queues:,} queues, {dead:,} dead jobs, {ended:,} records "
+            f"and as many actions, a day of {WORKERS * TYPES * OUTCOMES} counts a minute; "
+            f"median of {times}"
         )
         yield "      all  database       CPU"
         for page, took in asyncio.run(_took(engine, queue, times)).items():

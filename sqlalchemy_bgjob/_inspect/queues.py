@@ -76,6 +76,7 @@ def all_queues(
     *,
     many: int = MANY,
     most: int | None = None,
+    lanes: int | None = None,
 ) -> list[QueueInfo]:
     """All queues, by name.
 
@@ -86,9 +87,11 @@ def all_queues(
         many: How many jobs of a priority are counted, as for :data:`MANY`.
         most: How many of all priorities together: where there are so many that this is less, each
             has an equal part of it. By default there is no bound.
+        lanes: Of how many queues and priorities, by name, jobs are counted; where there are more,
+            counting has ``stopped``. By default there is no bound.
     """
     paused = {one.queue: one for one in paused_queues(connection, schema, table_prefix)}
-    rows = ask(connection, _QUEUES, schema, table_prefix, many=many, most=most)
+    rows = ask(connection, _QUEUES, schema, table_prefix, many=many, most=most, lanes=lanes)
     return [QueueInfo(*(*row, paused.get(row.queue))) for row in rows]
 
 
@@ -117,15 +120,20 @@ LANES: Final = """
 _QUEUES: Final = (
     LANES  # noqa: S608 - two constants
     + """
-    , bound AS (
+    , counted AS (
+      SELECT queue, priority FROM lanes LIMIT CAST(:lanes AS bigint)
+    ), bound AS (
       SELECT greatest(least(CAST(:many AS bigint), CAST(:most AS bigint) / greatest(count(*), 1)),
-                      1) AS each FROM lanes
+                      1) AS each,
+             coalesce(count(*) = CAST(:lanes AS bigint), false) AS is_full
+      FROM counted
     ), jobs AS (
       SELECT lanes.queue, sum(begun.due) AS due, sum(later.scheduled) AS scheduled,
              sum(begun.running) AS running, min(begun.oldest) AS oldest,
              bool_or(greatest(begun.due + begun.running, later.scheduled)
-                     >= (SELECT each FROM bound)) AS stopped
-      FROM lanes, LATERAL (
+                     >= (SELECT each FROM bound))
+               OR (SELECT is_full FROM bound) AS stopped
+      FROM counted AS lanes, LATERAL (
         SELECT count(*) FILTER (WHERE claimed_by IS NULL) AS due, count(claimed_by) AS running,
                min(next_run_at) FILTER (WHERE claimed_by IS NULL) AS oldest
         FROM (

@@ -65,7 +65,10 @@ _SHOWN: Final = (
 )
 """The columns of a live or dead job that are read."""
 _MOMENT: Final = DateTime(timezone=True)
-_FOUND: Final = literal_column("true").label("fits"), literal_column("false").label("is_last")
+_FOUND: Final[tuple[ColumnElement[Any], ...]] = (
+    literal_column("true").label("fits"),
+    literal_column("false").label("is_last"),
+)
 """Of each row, where only those that fit are read."""
 
 

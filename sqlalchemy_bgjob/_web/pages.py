@@ -27,6 +27,8 @@ COUNTED: Final = 1_000
 """How many jobs of a queue and priority a page counts, of those that are scheduled or not."""
 COUNTED_IN_ALL: Final = 50_000
 """How many of all queues together."""
+COUNTED_LANES: Final = 300
+"""Of how many queues and priorities a page of jobs tells the numbers."""
 MOST_QUEUES: Final = 200
 """Queues on a page: their names may be any text, such as one for each tenant."""
 _TABS: Final = ("due", "scheduled", "running", "retrying")
@@ -60,9 +62,11 @@ async def overview(visit: Visit) -> View:
     return View("overview.html", data)
 
 
-def queues_of(visit: Visit, connection: Connection) -> dict[str, Any]:
+def queues_of(visit: Visit, connection: Connection, lanes: int | None = None) -> dict[str, Any]:
     """The queues that a page shows, by name; how many it leaves out; and the sums over all."""
-    found = all_queues(connection, *visit.site.where, many=COUNTED, most=COUNTED_IN_ALL)
+    found = all_queues(
+        connection, *visit.site.where, many=COUNTED, most=COUNTED_IN_ALL, lanes=lanes
+    )
     totals: dict[str, Any] = {
         name: sum(getattr(queue, name) for queue in found)
         for name in ("due", "scheduled", "running")
@@ -91,7 +95,7 @@ async def live_jobs(visit: Visit) -> View | RedirectResponse:
         page = reads.Page([], None, stopped=False)
         if problem is None:
             page = reads.live_page(connection, site.statements, search, size=PAGE, after=after)
-        shown = queues_of(visit, connection)
+        shown = queues_of(visit, connection, COUNTED_LANES)
         return {**shown, "page": page, "queues": [one.queue for one in shown["queues"]]}
 
     data = await visit.read(work)

@@ -156,6 +156,35 @@ def test_the_table_of_queues_tells_jobs_workers_and_pauses(jobs: BGJob, engine: 
     assert ", until " in str(empty)
 
 
+def test_queues_are_counted_up_to_a_number_of_them(jobs: BGJob, engine: Engine) -> None:
+    """The other ones are not read, and every number says that it is a lower bound."""
+    with engine.begin() as connection:
+        for n in range(300):
+            add(connection, f"due-{n}", queue=f"q{n:03}")
+        add(connection, "urgent", queue="q000", priority=-1)
+        connection.execute(text("ANALYZE bgjob_job"))
+    with engine.connect() as connection, recorded_plans(connection) as plans:
+        found = all_queues(connection, None, "bgjob_", lanes=4)
+
+    assert [(one.queue, one.due, one.stopped) for one in found] == [
+        ("q000", 2, True),
+        ("q001", 1, True),
+        ("q002", 1, True),
+    ]
+    read = sum(
+        node["Actual Rows"] * node["Actual Loops"]
+        for plan in plans
+        for node in plan.nodes()
+        if node.get("Relation Name") == "bgjob_job"
+    )
+    assert read <= 12
+
+    with engine.connect() as connection:
+        assert len(all_queues(connection, None, "bgjob_")) == 300
+        whole = all_queues(connection, None, "bgjob_", lanes=302)
+    assert (len(whole), any(one.stopped for one in whole)) == (300, False)
+
+
 def test_many_queues_share_what_is_counted(jobs: BGJob, engine: Engine) -> None:
     """A page of a thousand queues costs no thousandfold."""
     with engine.begin() as connection:
