@@ -107,15 +107,23 @@ def _engine(source: "Source") -> "Engine | AsyncEngine":
 def listen(host: str, port: int) -> socket.socket:
     """A socket at that address; port 0 is any free one.
 
+    A name that has addresses of both kinds is that of its first IPv4 one.
+
     Raises:
         CommandError: Somebody has it, or there is no such address.
     """
     if not host:
         raise CommandError(USAGE, "--host is empty; give 0.0.0.0 if all interfaces are meant")
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:  # no such name, or none that could be one
+        why = error.strerror if isinstance(error, OSError) else "this is no name of a host"
+        raise CommandError(USAGE, f"can't listen on {host}: {why}; give another --host") from None
+    family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
+        listening.bind(address)
         listening.listen()
     except OSError as error:
         listening.close()

@@ -7,13 +7,14 @@ import importlib.util
 import re
 import signal
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from sqlalchemy import MetaData, create_engine, func, insert, select
 
 from sqlalchemy_bgjob import BGJob
+from sqlalchemy_bgjob._process.exits import CommandError
 from sqlalchemy_bgjob._web.standalone import Key, standalone
 from sqlalchemy_bgjob.cli import web as web_module
 from support.cli import run
@@ -151,6 +152,28 @@ def test_a_record_is_ended_with_its_job(
         connection.execute(insert(kept.Record).values(**row, **times, attempt=0, lease=0))
         jobs.cancel_where(connection, jobs.models.job.c.id == "export-7")
         assert connection.scalars(states).all() == ["cancelled"]
+
+
+@pytest.mark.parametrize("known", [["::1"], ["::1", "127.0.0.1"]])
+def test_it_listens_on_what_a_name_stands_for(
+    monkeypatch: pytest.MonkeyPatch, known: list[str]
+) -> None:
+    """On IPv6 only if there is nothing else."""
+    resolve = socket.getaddrinfo
+
+    def resolved(host: str, *given: Any, **options: Any) -> list[Any]:
+        assert host == "app.example"
+        return [found for each in known for found in resolve(each, *given, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
+    with web_module.listen("app.example", 0) as listening:
+        assert listening.getsockname()[0] == known[-1]
+
+
+@pytest.mark.parametrize("host", ["nobody.invalid", "a" * 70 + ".example", "a..b"])
+def test_a_host_that_is_none_is_told(host: str) -> None:
+    with pytest.raises(CommandError, match="give another --host"):
+        web_module.listen(host, 0)
 
 
 def test_what_is_missing_or_wrong_is_told(
