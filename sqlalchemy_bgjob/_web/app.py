@@ -1,5 +1,6 @@
 """The dashboard as a Starlette application: routes, the gate before each, and what comes out."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -145,22 +146,27 @@ def application(site: Site, access: AccessOption) -> Starlette:
     return _Dashboard(site, checked(access)).app
 
 
+@functools.cache
+def _templates() -> Environment:
+    """They are the same for each dashboard, and are compiled when they are first shown."""
+    made = Environment(
+        loader=PackageLoader("sqlalchemy_bgjob._web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(FILTERS, pretty=pretty)
+    made.globals.update(stacked=charts.stacked, lines=charts.lines, share=charts.share)
+    return made
+
+
 class _Dashboard:
     def __init__(self, site: Site, access: AccessOption) -> None:
         self._site, self._access = site, access
         self._static = {path.name: path.read_bytes() for path in STATIC.iterdir()}
         digest = hashlib.sha256(b"".join(self._static[name] for name in sorted(self._static)))
         self._version = digest.hexdigest()[:12]
-        self._templates = Environment(
-            loader=PackageLoader("sqlalchemy_bgjob._web"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters.update(FILTERS, pretty=pretty)
-        drawings = {"stacked": charts.stacked, "lines": charts.lines, "share": charts.share}
-        self._templates.globals.update(drawings)
         self._live = Live(site.database, site.models)
         self._writable: tuple[float, bool] | None = None
         recorded = site.models.recording is not None
@@ -285,15 +291,19 @@ class _Dashboard:
     def _rendered(
         self, request: Request, template: str, status: int = 200, **data: Any
     ) -> Response:
-        text = self._templates.get_template(template).render(
-            base=base_of(request),
-            asset=self._version,
-            navigation=self._navigation,
-            environment=self._site.environment,
-            release=__version__,
-            live=self._site.live,
-            read_only=getattr(request.state, "read_only", False),
-            **data,
+        text = (
+            _templates()
+            .get_template(template)
+            .render(
+                base=base_of(request),
+                asset=self._version,
+                navigation=self._navigation,
+                environment=self._site.environment,
+                release=__version__,
+                live=self._site.live,
+                read_only=getattr(request.state, "read_only", False),
+                **data,
+            )
         )
         headers = {**HEADERS, "Cache-Control": "no-store", "Vary": "Accept, Cookie"}
         return Response(text, status, headers, "text/html; charset=utf-8")
