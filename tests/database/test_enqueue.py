@@ -28,7 +28,7 @@ from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob._sql.words import own_channel
 from support import wait_until, with_driver
 from support.databases import private_server
-from support.producers import UNITS, Producer, Sent, produce
+from support.producers import FEW_UNITS, UNITS, Producer, Sent, produce
 from support.rows import keep_out, waiting
 from support.shop import (
     Invoice,
@@ -701,7 +701,7 @@ def test_workers_hear_of_what_was_committed_only(
 
 
 @pytest.mark.core
-@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("kind", FEW_UNITS)
 def test_nobody_is_told_what_nobody_waits_for(kind: str, clean: Engine, listener: Listener) -> None:
     """Every COMMIT that notifies holds up all others that do; a busy worker looks by itself."""
     say(clean, "another queue")

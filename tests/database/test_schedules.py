@@ -18,7 +18,7 @@ from sqlalchemy_bgjob._lifecycle import fire as firing
 from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, keep_code, look_at_schedules
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob._sql.fire import any_due
-from support.producers import UNITS, producer
+from support.producers import FEW_UNITS, producer
 from support.rows import claim, waiting
 from support.waiting import wait_until
 
@@ -115,7 +115,7 @@ def book(jobs: BGJob, module_engine: Engine) -> Iterator[Book]:
 # ---- what users do ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("kind", FEW_UNITS)
 def test_every_target_puts_pauses_and_removes(book: Book, kind: str) -> None:
     """In its own transaction: what is rolled back has not happened."""
     url = book.engine.url.render_as_string(hide_password=False)

@@ -7,6 +7,7 @@ without waiting.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -18,6 +19,8 @@ from support.databases import with_driver
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 T = TypeVar("T")
 
@@ -38,6 +41,14 @@ KINDS = (
 )
 UNITS = tuple(kind for kind in KINDS if "Engine" not in kind)
 """Those whose transaction is the caller's."""
+FEW_UNITS = (
+    "Session-psycopg",
+    "Flask-psycopg",
+    "Connection-psycopg2",
+    "AsyncSession-asyncpg",
+    "AsyncConnection-psycopg",
+)
+"""One for each way to join it, where the subject is above the target."""
 
 
 class Producer:
@@ -74,6 +85,20 @@ class Producer:
         return await self.do(self.target.begin_nested())
 
 
+@functools.lru_cache(maxsize=8)
+def _engine(url: str) -> Engine:
+    """It keeps what it has compiled for the next target, and no connection."""
+    return create_engine(url)
+
+
+@functools.lru_cache(maxsize=8)
+def _async_engine(url: str) -> AsyncEngine:
+    """The same for asyncio."""
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    return create_async_engine(url)
+
+
 @asynccontextmanager
 async def producer(kind: str, url: str) -> AsyncIterator[Producer]:
     """Open a target of a kind such as ``"Session-psycopg"``; what is not committed is undone."""
@@ -82,7 +107,7 @@ async def producer(kind: str, url: str) -> AsyncIterator[Producer]:
         async with _async_producer(name, with_driver(url, driver)) as made:
             yield made
         return
-    engine = create_engine(with_driver(url, driver))
+    engine = _engine(with_driver(url, driver)).execution_options()  # its events are its own
     try:
         for made in _sync_producer(name, engine):
             yield made
@@ -148,10 +173,9 @@ async def _async_producer(name: str, url: str) -> AsyncIterator[Producer]:
         AsyncSession,
         async_scoped_session,
         async_sessionmaker,
-        create_async_engine,
     )
 
-    engine = create_async_engine(url)
+    engine = _async_engine(url).execution_options()
     try:
         match name:
             case "AsyncSession":
