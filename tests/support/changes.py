@@ -45,11 +45,15 @@ HELD = "held"
 """The key whose jobs go on until they are released."""
 
 
-def register(jobs: BGJob[Any, Any], metadata: MetaData, journal: Journal) -> JobType[str]:
-    """The tables, and the handler that sees the changes of a key."""
+def add_tables(metadata: MetaData) -> None:
+    """Of the changes, and of those that were seen."""
     number = Column("n", BigInteger, Identity(), primary_key=True)
     Table("change", metadata, number, Column("key", Text, index=True))
     Table("seen", metadata, Column("n", BigInteger, index=True), Column("job_id", Text))
+
+
+def register(jobs: BGJob[Any, Any], journal: Journal) -> JobType[str]:
+    """The handler that sees the changes of a key."""
 
     def see(ctx: Context[Any], key: str) -> None:
         job = ctx.job

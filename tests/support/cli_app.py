@@ -20,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from sqlalchemy_bgjob import BGJob, Context, constant
 from support.databases import with_driver
+from support.tables import new_queue
 from support.waiting import wait_until, wait_until_async
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ class Note(Base):
 
 
 functions = BGJob(Base)
-coroutines = BGJob(MetaData())
-both = BGJob(MetaData())
-nothing = BGJob(MetaData())
+coroutines = new_queue()
+both = new_queue()
+nothing = new_queue()
 
 
 def make_functions() -> BGJob[Any, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -17,13 +18,14 @@ import runpy
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy_bgjob._worker import preflight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 IMPORTED: Final = (
     "asyncpg",
@@ -37,6 +39,8 @@ IMPORTED: Final = (
     "sqlalchemy_bgjob.cli.worker",
     "sqlalchemy_bgjob.testing.faults",
     "sqlalchemy_bgjob.worker",
+    "support.cli_app",
+    "support.worker_app",
     "unittest.mock",
 )
 """What forks have, and what that has imported. A name that is not found would be passed over."""
@@ -128,6 +132,18 @@ def run_module(name: str, arguments: Sequence[str]) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
+def finished(
+    module: str, *arguments: str, cwd: Path, env: Mapping[str, str], seconds: float = 60.0
+) -> subprocess.CompletedProcess[str]:
+    """What ``python -m`` prints, and its exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "stdout"), Path(folder, "stderr")
+        fork = Fork(run_module, module, arguments, cwd=cwd, env=env, output=output)
+        code = fork.wait(seconds)
+        printed = [file.read_text() for file in output]
+    return subprocess.CompletedProcess([module, *arguments], code, *printed)
+
+
 @functools.cache
 def _path() -> list[str]:
     """Where an interpreter looks for modules, but for its first place."""
@@ -146,6 +162,7 @@ def _become(
     new_session: bool,
     path: list[str],
 ) -> None:
+    gc.freeze()  # no search for garbage goes through what was imported, which the parent shares
     if new_session:
         os.setsid()
     # A worker takes the engines of a process that was forked later for its parent's.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
 from sqlalchemy_bgjob import BGJob
-from sqlalchemy_bgjob._handlers.registry import Registry
 from support.running import Note, Workbench
+from support.tables import without_handlers
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -40,8 +39,7 @@ class RecordingBench(Workbench):
     def __init__(self, flavor: Flavor, url: str, *, keeps_all: bool = False) -> None:
         super().__init__(flavor, url)
         self.Base, self.Note = RecordedBase, RecordedNote  # type: ignore[assignment]
-        self.jobs = copy.copy(HISTORY if keeps_all else RECORDED)
-        self.jobs.registry = Registry()
+        self.jobs = without_handlers(HISTORY if keeps_all else RECORDED)
 
     def record(self, job_id: str) -> Any:
         """What is told of a job; it must be there."""

@@ -8,7 +8,6 @@ every connection and every permit.
 from __future__ import annotations
 
 import asyncio
-import copy
 import functools
 import itertools
 import threading
@@ -43,8 +42,8 @@ from sqlalchemy_bgjob import (
     constant,
     enqueue,
 )
-from sqlalchemy_bgjob._handlers.registry import Registry
 from support.databases import with_driver
+from support.tables import without_handlers
 from support.waiting import wait_until, wait_until_async
 
 if TYPE_CHECKING:
@@ -218,8 +217,7 @@ class Workbench:
     def __init__(self, flavor: Flavor, url: str) -> None:
         self.flavor, self.url = flavor, url
         self.Base, self.Note = Base, Note
-        self.jobs = copy.copy(JOBS)
-        self.jobs.registry = Registry()
+        self.jobs = without_handlers(JOBS)
         # From outside: what another session sees.
         self.outside: Engine = _outside(url)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, MetaData, create_engine
 
-from sqlalchemy_bgjob import models
+from sqlalchemy_bgjob import BGJob, models
+from sqlalchemy_bgjob._handlers.registry import Registry
+from sqlalchemy_bgjob.models import check_args_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +64,27 @@ def create_all(connection: Connection, names: Names) -> None:
         quoted = connection.dialect.identifier_preparer.quote_schema(names.schema)
         connection.exec_driver_sql(f"CREATE SCHEMA {quoted}", execution_options={})
     names.metadata().create_all(connection)
+
+
+@functools.cache
+def _mapped(**options: Any) -> BGJob[Any, Any]:
+    return BGJob(MetaData(), **options)
+
+
+def new_queue(**options: Any) -> BGJob[Any, Any]:
+    """A queue without handlers, on models that all tests with the same options share.
+
+    To map them takes longer than many a test does; and what was compiled for them is found again.
+    """
+    return without_handlers(_mapped(**options))
+
+
+def without_handlers(jobs: BGJob[Any, Any]) -> BGJob[Any, Any]:
+    """A queue on the same models."""
+    other = copy.copy(jobs)
+    other.registry = Registry()
+    check_args_by(other.DeadJob, other.registry.codec)
+    return other
 
 
 @contextmanager

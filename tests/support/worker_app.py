@@ -41,6 +41,7 @@ from sqlalchemy_bgjob.testing.faults import kill_worker_after
 from support import changes
 from support.mutants import MUTANTS
 from support.pooler import connect_as_documented
+from support.tables import without_handlers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -171,14 +172,19 @@ class App:
     """Sees what was changed of a key, see :mod:`support.changes`."""
 
 
+METADATA = MetaData()
+JOBS: BGJob[Any, Any] = BGJob(METADATA)
+"""Its tables are mapped when this is imported; each application has handlers of its own."""
+EFFECTS = Table("effect", METADATA, Column("job_id", Text, nullable=False))
+Table("counter", METADATA, Column("job_id", Text, primary_key=True))
+changes.add_tables(METADATA)
+
+
 def make_app(  # noqa: C901 - a list of handlers
     kind: Kind, journal: Journal, *, crash_attempts: int = 4, schedule: bool = False
 ) -> App:
     """The application with functions as handlers, or with coroutines."""
-    metadata = MetaData()
-    jobs = BGJob(metadata)
-    effects = Table("effect", metadata, Column("job_id", Text, nullable=False))
-    Table("counter", metadata, Column("job_id", Text, primary_key=True))
+    jobs = without_handlers(JOBS)
     handlers = _functions(journal) if kind == "sync" else _coroutines(journal)
     again = constant(0.05)
 
@@ -225,7 +231,7 @@ def make_app(  # noqa: C901 - a list of handlers
         jobs.schedule(every=1.0, missed="all", overlap="allow")(tick)
     return App(
         jobs=jobs,
-        effects=effects,
+        effects=EFFECTS,
         quick=jobs.handler("quick", session=False)(handlers["quick"]),
         drop=jobs.handler("drop", session=False, on_expiry="drop")(handlers["quick"]),
         effect=jobs.handler("effect", retry=again)(handlers["effect"]),
@@ -242,7 +248,7 @@ def make_app(  # noqa: C901 - a list of handlers
         tick=tick,
         wait=jobs.handler("wait", session=False, retry=again)(handlers["wait"]),
         write_and_wait=jobs.handler("write_and_wait", retry=again)(handlers["write_and_wait"]),
-        see=changes.register(jobs, metadata, journal),
+        see=changes.register(jobs, journal),
     )
 
 
