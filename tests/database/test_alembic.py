@@ -48,6 +48,7 @@ from sqlalchemy_bgjob.schema import _autogenerate
 from sqlalchemy_bgjob.schema._autogenerate import BGJobMigrateOp
 from sqlalchemy_bgjob.schema._elements import table_of
 from support.catalog import catalog, leftovers
+from support.forks import finished
 from support.tables import NAMES, Names, create_all
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ if TYPE_CHECKING:
     from support.tuning import Tune
 
 every_name = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+some = ("plain", "weird", "no_prefix")
+some_names = pytest.mark.parametrize("names", [NAMES[name] for name in some], ids=some)
+"""The defaults, and what is easily lost on the way through options."""
 
 PLUGINS = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]
 TEMPLATES = Path(alembic.__file__).parent / "templates"
@@ -205,25 +209,16 @@ def test_the_plugin_writes_one_line_that_makes_the_same_tables(
 
 
 @every_name
-@pytest.mark.parametrize("way", [create_all, "upgrade", "migrate"])
-@pytest.mark.parametrize("plugin", [True, False], ids=["plugin", "plain"])
-def test_nothing_differs_after_any_way(
-    connection: Connection, names: Names, way: Any, plugin: bool
-) -> None:
-    match way:
-        case "upgrade":
-            schema.upgrade(connection, **names.where)
-        case "migrate":
-            schema.migrate(connection, **names.where)
-        case _:
-            way(connection, names)
+def test_nothing_differs_with_the_plugin_and_without(connection: Connection, names: Names) -> None:
+    """Every way makes the same tables, as the tests of the schema show."""
+    create_all(connection, names)
 
-    plugins = [*PLUGINS, "sqlalchemy_bgjob"] if plugin else PLUGINS
-    assert differences(connection, names.metadata(), autogenerate_plugins=plugins) == []
+    for plugins in (PLUGINS, [*PLUGINS, "sqlalchemy_bgjob"]):
+        assert differences(connection, names.metadata(), autogenerate_plugins=plugins) == []
 
 
 @pytest.mark.core
-@every_name
+@some_names
 def test_check_fails_while_the_database_is_behind(
     project: Callable[..., Project], names: Names, tune: Tune
 ) -> None:
@@ -615,7 +610,6 @@ def test_the_plugin_loads_on_older_alembics_too() -> None:
     "first",
     [
         "alembic",
-        "alembic.config",
         "sqlalchemy_bgjob.alembic_plugin",
         "sqlalchemy_bgjob.schema._autogenerate",
     ],
@@ -637,8 +631,14 @@ PACKAGED = "sqlalchemy_bgjob:alembic_migrations/versions"
 
 
 @pytest.mark.core
-@every_name
-@pytest.mark.parametrize("where", [PACKAGED, str(schema.migrations_path() / "versions")])
+@pytest.mark.parametrize(
+    ("names", "where"),
+    [
+        *((NAMES[name], PACKAGED) for name in some),
+        (NAMES["plain"], str(schema.migrations_path() / "versions")),
+    ],
+    ids=[*some, "by its path"],
+)
 def test_the_branch_makes_the_same_tables(
     project: Callable[..., Project], names: Names, where: str, expected: ExpectedCatalog
 ) -> None:
@@ -717,14 +717,7 @@ def test_the_environment_of_its_own_from_the_command_line(
 
 def run_alembic(folder: Path, *arguments: str, succeeds: bool = True, **environment: str) -> str:
     """Run the command line as a user does, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "alembic", *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = finished("alembic", *arguments, cwd=folder, env={**os.environ, **environment})
     assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
     return done.stdout if succeeds else done.stdout + done.stderr
 

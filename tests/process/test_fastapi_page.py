@@ -7,8 +7,6 @@ import importlib
 import os
 import re
 import shlex
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -16,8 +14,9 @@ import pytest
 from sqlalchemy import Engine, create_engine, inspect, text
 
 from support import wait_until
+from support.forks import finished
 from support.kit_project import run_pytest
-from support.pages import ROOT, files_of, importable, other_python_of, text_of
+from support.pages import files_of, importable, other_python_of, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,13 +110,9 @@ def test_its_migration_makes_all_tables(project: Path, url_for: UrlFor, engine: 
     assert [command.split()[0] for command in commands] == ["init", "revision", "upgrade"]
 
     def alembic(command: str) -> None:
-        subprocess.run(
-            [sys.executable, "-m", "alembic", *shlex.split(command)],
-            cwd=project,
-            env=os.environ | {"DATABASE_URL": url_for("asyncpg"), "PYTHONPATH": str(ROOT)},
-            check=True,
-            capture_output=True,
-        )
+        environment = os.environ | {"DATABASE_URL": url_for("asyncpg")}
+        done = finished("alembic", *shlex.split(command), cwd=project, env=environment)
+        assert done.returncode == 0, done.stderr
 
     alembic(commands[0])
     env = project / "migrations" / "env.py"
