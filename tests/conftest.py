@@ -112,7 +112,8 @@ def database_url(server: TestServer, request: pytest.FixtureRequest) -> Iterator
     they all make the same tables, and find them empty.
     """
     if request.node.get_closest_marker("keeps_tables"):
-        url = request.getfixturevalue("kept_database")
+        kept: Engine = request.getfixturevalue("kept_engine")
+        url = kept.url.render_as_string(hide_password=False)
         yield url
         server.delete_rows(url)
         return
@@ -124,11 +125,10 @@ def database_url(server: TestServer, request: pytest.FixtureRequest) -> Iterator
 
 
 @pytest.fixture(scope="module")
-def kept_database(server: TestServer) -> Iterator[str]:
-    """The database of a module with the mark ``keeps_tables``."""
-    url = server.create_database("kept")
-    yield url
-    server.drop_database(url)
+def kept_engine(server: TestServer) -> Iterator[Engine]:
+    """An engine for the database of a module with the mark ``keeps_tables``."""
+    with new_engine(server) as engine:
+        yield engine
 
 
 @pytest.fixture
@@ -144,9 +144,16 @@ def url_for(database_url: str) -> UrlFor:
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """An engine on psycopg for this test's database; disposed of before the database goes."""
-    engine = create_engine(database_url)
+def engine(database_url: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine on psycopg for this test's database; disposed of before the database goes.
+
+    Where a module keeps its tables, it knows what was compiled before; a test's events are its own.
+    """
+    if request.node.get_closest_marker("keeps_tables"):
+        kept: Engine = request.getfixturevalue("kept_engine")
+        engine: Engine = kept.execution_options()
+    else:
+        engine = create_engine(database_url)
     try:
         yield engine
     finally:

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, event, func, insert, select, text
+from sqlalchemy import Engine, create_engine, event, func, insert, select, text
 
 from sqlalchemy_bgjob import BGJob, schema
 from sqlalchemy_bgjob._lifecycle import audit
@@ -18,6 +18,7 @@ from sqlalchemy_bgjob.schema._grants import grants
 from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.web import Access
 from support.dashboard import Client, fill, make_jobs, mounted
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,7 +190,7 @@ def test_a_row_without_its_action_is_undone(visit: Any, shop: Engine, jobs: BGJo
 
 
 def test_without_tables_of_records_nothing_is_sent(visit: Any, engine: Engine) -> None:
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     sent: list[str] = []
     client = visit(jobs, engine)

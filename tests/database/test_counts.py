@@ -7,20 +7,21 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, Engine, MetaData, insert, text
+from sqlalchemy import Connection, Engine, insert, text
 
-from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._inspect import counts, records
 from sqlalchemy_bgjob._inspect.counts import FIRST_BUCKET, Durations
 from sqlalchemy_bgjob._inspect.registered import ask
 from support.plans import recorded_plans
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sqlalchemy_bgjob import BGJob
     from support.tuning import Tune
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 
 HOUR = timedelta(hours=1)
 NOW = datetime.now(UTC)
@@ -28,7 +29,7 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture
 def jobs(engine: Engine) -> BGJob:
-    jobs = BGJob(MetaData(), records=True)
+    jobs = new_queue(records=True)
     jobs.metadata.create_all(engine)
     return jobs
 

@@ -12,7 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, func, select, text, true, update
+from sqlalchemy import Engine, create_engine, func, select, text, true, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, InvalidArg, enqueue
@@ -21,6 +21,7 @@ from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until
 from support.producers import producer
 from support.rows import waiting
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ class Receipt:
 
 @pytest.fixture
 def jobs(engine: Engine) -> BGJob:
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
 
     @jobs.handler("mail", queue="q")
@@ -113,7 +114,7 @@ def test_without_a_rate_all_are_due_together(jobs: BGJob, engine: Engine) -> Non
 def test_a_rate_that_can_t_be_is_refused(rate: Any, error: type, *, dry_run: bool) -> None:
     """Before anything is sent, also in a dry run."""
     nobody = create_engine("postgresql+psycopg://nobody@nowhere.invalid/none")
-    jobs: BGJob = BGJob(MetaData())
+    jobs = new_queue()
     with pytest.raises(error, match="per_second"):
         jobs.redrive(nobody, true(), per_second=rate, dry_run=dry_run)
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine, MetaData, create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_bgjob import BGJob, Worker, enqueue_many
+from sqlalchemy_bgjob import Worker, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._inspect import doctor
 from sqlalchemy_bgjob._inspect import health as health_module
@@ -21,7 +21,7 @@ from sqlalchemy_bgjob._process.queue_names import refuse_lists
 from sqlalchemy_bgjob.cli import cli
 from support import wait_until
 from support.databases import with_driver
-from support.tables import NAMES, create_all
+from support.tables import NAMES, create_all, new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -432,7 +432,7 @@ def test_due_jobs_beside_workers_of_other_queues_are_told(tables: Engine) -> Non
 @pytest.mark.parametrize("queue", ["tenant:mail", "a,b", "mail:1,x", "it's; all", "-v"])
 def test_a_worker_takes_the_queue_as_the_doctor_writes_it(tables: Engine, queue: str) -> None:
     """Whatever its name is: a legal one may have colons, commas, blanks and quotes."""
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs = new_queue()
     jobs.handler("t", queue=queue, session=False)(lambda ctx: None)
     jobs.enqueue(tables, "t", queue=queue)
 
@@ -502,7 +502,7 @@ def test_a_large_drain_is_no_fault_of_anybodys(
 
 def test_a_real_worker_leaves_a_content_doctor(tables: Engine) -> None:
     """While it runs, and when it has gone."""
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs = new_queue()
 
     @jobs.handler("noted", queue="mail")
     def noted(ctx: Any, arg: int) -> None: ...

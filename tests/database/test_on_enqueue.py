@@ -9,6 +9,7 @@ from sqlalchemy import MetaData, literal, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, InvalidArg, enqueue, enqueue_from, enqueue_many
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -84,7 +85,7 @@ def test_rows_of_other_ways_have_their_own(session: Session) -> None:
 
 def test_a_schedule_is_the_same_in_every_process() -> None:
     """Whatever is added to jobs there, or else each process would change its row."""
-    other: BGJob[Any, Any] = BGJob(MetaData())
+    other = new_queue()
     other.on_enqueue(lambda name, queue: {"process": 1})
     other.schedule("@daily", name="s")(other.handler("t")(lambda ctx: None))
     assert other.registry.schedules["s"].headers is None
@@ -101,7 +102,7 @@ def test_a_schedule_is_the_same_in_every_process() -> None:
 def test_wrong_headers_are_refused_before_any_sql(
     session: Session, given: Any, error: type[Exception], words: str
 ) -> None:
-    other: BGJob[Any, Any] = BGJob(MetaData())
+    other = new_queue()
     handler = other.handler("t")(lambda ctx, arg: None)
 
     @other.on_enqueue
@@ -119,7 +120,7 @@ def test_wrong_headers_are_refused_before_any_sql(
 
 
 def test_only_a_function_is_asked() -> None:
-    other: BGJob[Any, Any] = BGJob(MetaData())
+    other = new_queue()
 
     async def coroutine(type: str, queue: str) -> Any: ...
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, MetaData, event, func, select, text, true
+from sqlalchemy import Engine, event, func, select, text, true
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, CancelResult, InvalidArg, enqueue
@@ -28,8 +28,9 @@ from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support import wait_until
-from support.producers import UNITS, producer
+from support.producers import FEW_UNITS, producer
 from support.rows import ME, OTHER, claim, pending, waiting
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
@@ -39,7 +40,7 @@ pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 
 @pytest.fixture
 def jobs(engine: Engine) -> BGJob:
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
 
     @jobs.handler("mail", queue="q", max_attempts=3)
@@ -211,9 +212,9 @@ def test_two_phase_transactions_mark_without_a_word(jobs: BGJob, engine: Engine)
         assert jobs.cancel(connection, "a") == "asked"
 
 
-@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("kind", FEW_UNITS)
 def test_the_caller_s_transaction_decides(jobs: BGJob, engine: Engine, kind: str) -> None:
-    """For every kind of session and connection, for all three."""
+    """For sessions and connections, for all three."""
     kill(jobs, engine, "brought-back", "pruned", ago=100)
     put(jobs, engine, "gone", "kept")
     url = engine.url.render_as_string(hide_password=False)
@@ -391,9 +392,9 @@ def test_all_workers_are_told_of_an_edited_job_that_is_due(jobs: BGJob, engine: 
     assert heard == ["q", "q"]
 
 
-@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("kind", FEW_UNITS)
 def test_an_edit_belongs_to_the_callers_transaction(jobs: BGJob, engine: Engine, kind: str) -> None:
-    """For every kind of session and connection."""
+    """For sessions and connections."""
     put(jobs, engine, "a")
     url = engine.url.render_as_string(hide_password=False)
 

@@ -13,7 +13,7 @@ from sqlalchemy_bgjob._inspect.queues import all_queues
 from sqlalchemy_bgjob.models import build_models
 from support.plans import recorded_plans
 from support.rows import add, fill
-from support.tables import NAMES, create_all
+from support.tables import NAMES, create_all, new_queue
 
 if TYPE_CHECKING:
     from support.tables import Names
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.core
 
 @pytest.fixture
 def jobs(engine: Engine) -> BGJob:
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     return jobs
 
@@ -113,7 +113,7 @@ def test_its_sql_quotes_every_name(connection: Connection, name: str) -> None:
 
     driver: Any = connection.connection.driver_connection
     assert driver.execute(pressure_sql(queue, **names.where)).fetchall() == [(1,)]
-    assert BGJob(MetaData(), **names.where).pressure(connection, queue).due == 1
+    assert new_queue(**names.where).pressure(connection, queue).due == 1
     (found,) = all_queues(connection, names.schema, names.prefix)
     assert (found.queue, found.due) == (queue, 1)
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import MetaData, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import (
@@ -60,7 +60,7 @@ from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
 from sqlalchemy_bgjob._lifecycle.unknown_claims import return_unknown_claims
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob.testing.faults import let_time_pass
-from support.tables import new_engine
+from support.tables import new_engine, new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -970,7 +970,7 @@ def history(errors: list[Any] | None) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def machine(server: TestServer) -> Iterator[type[Machine]]:
     with new_engine(server) as engine:
-        jobs: BGJob[Any, Any] = BGJob(MetaData())
+        jobs = new_queue()
         jobs.metadata.create_all(engine)
 
         said: list[Outcome] = []

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, MetaData, func, insert, select
+from sqlalchemy import Engine, func, insert, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_bgjob import BGJob, Context, enqueue, enqueue_from, enqueue_many
+from sqlalchemy_bgjob import Context, enqueue, enqueue_from, enqueue_many
 from sqlalchemy_bgjob._lifecycle import workers
-from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob._sql.words import own_channel
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,9 +28,9 @@ class Fleet:
 
     def __init__(self, engine: Engine, number: int = 5) -> None:
         self.engine = engine
-        self.jobs = BGJob(MetaData())
+        self.jobs = new_queue()
         self.jobs.metadata.create_all(engine)
-        self.statements = Statements(self.jobs.models)
+        self.statements = statements_of(self.jobs.models)
 
         @self.jobs.handler("note", queue="q")
         def note(ctx: Context, arg: Any) -> None: ...

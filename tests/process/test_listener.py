@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, MetaData, text
+from sqlalchemy import Engine, text
 
-from sqlalchemy_bgjob import BGJob, Context, Reschedule, Retry, Worker, enqueue
+from sqlalchemy_bgjob import Context, Reschedule, Retry, Worker, enqueue
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import listener
 from sqlalchemy_bgjob._worker.plan import polling
@@ -22,6 +22,7 @@ from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 from support.processes import ALL_DRIVERS, ONE, TWO
 from support.running import FLAVORS, Flavor, Workbench, one_of_each
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,7 +180,7 @@ def test_polling_alone_is_enough(fleet: Fleet) -> None:
 
 def again_after(outcome: Callable[[], Any], engine: Engine, **settings: Any) -> float:
     """Seconds between the two runs of a job whose first run ends with an outcome."""
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     ran: list[float] = []
 
@@ -221,7 +222,7 @@ def test_a_worker_runs_its_own_delayed_job_when_it_is_due(
 
 def test_what_is_committed_while_a_worker_claims_is_not_missed(engine: Engine) -> None:
     """A notification that arrives during a claim asks for another one."""
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     ran: dict[str, float] = {}
 

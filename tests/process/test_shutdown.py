@@ -6,6 +6,7 @@ A deploy costs no attempt, and leaves nothing claimed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import signal
 import threading
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, text
+from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.util import greenlet_spawn
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
@@ -28,6 +29,7 @@ from sqlalchemy_bgjob.testing.points import at
 from support import wait_until, wait_until_async
 from support.processes import ASYNC, FAST, ONE, THREADS
 from support.proxy import Proxy
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +164,7 @@ def test_sigterm_before_the_database_is_up(fleet: Fleet) -> None:
 
 
 def make_jobs(engine: Engine, *, coroutine: bool) -> tuple[BGJob[Any, Any], Any, list[str]]:
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     ran: list[str] = []
 
@@ -309,7 +311,7 @@ def test_short_coroutines_let_the_event_loop_turn(engine: Engine, url_for: UrlFo
     """Each is followed at once by the next one that is claimed: a hundred of them take a second."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     ends: list[float] = []
 
@@ -368,7 +370,7 @@ class Slots:
 
 def runs(number: int, function: Any) -> list[Run]:
     """Runs of a coroutine function."""
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     handler = jobs.handler("t", session=False)(function)
     jobs_ = [cast("Any", SimpleNamespace(id=str(n), type="any", attempt=1)) for n in range(number)]
     return [Run(job, handler) for job in jobs_]
@@ -546,6 +548,8 @@ def test_a_handler_that_raises_generator_exit_has_failed(engine: Engine) -> None
 
     assert slots.settled == ["0: retry"]
     assert slots.started == [second]
+    del first, second, slots
+    gc.collect()  # now the event loop says that nobody asked what the task has raised
 
 
 def test_a_mistake_of_ours_loses_neither_slot_nor_job(
@@ -593,7 +597,7 @@ def test_a_cancellation_during_a_rollback_loses_no_job(
     """Its connection is given back, its slot is free, and the failure is recorded."""
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     attempts: list[int] = []
 

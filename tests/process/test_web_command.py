@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from sqlalchemy import MetaData, create_engine, func, insert, select
+from sqlalchemy import create_engine, func, insert, select
 
-from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._process.exits import CommandError
 from sqlalchemy_bgjob._web.standalone import Key, standalone
 from sqlalchemy_bgjob.cli import web as web_module
 from support.cli import run
 from support.dashboard import fill, make_jobs
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Engine
 
+    from sqlalchemy_bgjob import BGJob
     from support.commands import Command
 
 
@@ -76,7 +77,7 @@ def test_no_other_host_is_known(host: str) -> None:
 
 def asks_for(host: str) -> int:
     engine = create_engine("postgresql+psycopg://")
-    app = standalone(BGJob(MetaData()), engine, Key(), hosts=["localhost", "::1"])
+    app = standalone(new_queue(), engine, Key(), hosts=["localhost", "::1"])
 
     async def ask() -> int:
         transport = httpx.ASGITransport(app)

@@ -7,15 +7,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import MetaData
-
-from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._worker import asking as asking_module
 from sqlalchemy_bgjob._worker.asking import Asking
 from sqlalchemy_bgjob._worker.hands import Hands
 from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.telemetry import Events
 from support.planning import job
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     import pytest
@@ -26,7 +24,7 @@ def test_a_job_that_starts_during_the_look_is_asked(monkeypatch: pytest.MonkeyPa
     runtime: Any = SimpleNamespace(wake=lambda: None, cancel=lambda run: None)
     unused: Any = SimpleNamespace(get=lambda: None)
     hands = Hands(runtime, Events(()), {"q": 2}, WorkerSettings())
-    handler = BGJob(MetaData()).handler("t")(lambda ctx: None)
+    handler = new_queue().handler("t")(lambda ctx: None)
     claimed = replace(job("a"), handler=handler)
     hands.planner.claimed("q", [claimed], time.monotonic())
     started: list[Any] = []

@@ -9,12 +9,12 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData
 
 from sqlalchemy_bgjob import BGJob, Complete, MoveToDlq, Retry
 from sqlalchemy_bgjob._handlers.registry import JobType
 from sqlalchemy_bgjob._handlers.served import UnfitHandlers, refuse_lacking_middleware
 from sqlalchemy_bgjob.testing import JobKit
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ color: ContextVar[str] = ContextVar("color")
 @pytest.fixture
 def jobs() -> BGJob[Any, Any]:
     said.clear()
-    return BGJob(MetaData())
+    return new_queue()
 
 
 @pytest.fixture(params=["function", "coroutine"])
@@ -311,7 +311,7 @@ def test_no_handler_goes_without_unless_told(
     with pytest.raises(TypeError, match=words):
         JobKit(jobs).perform(wrong)
 
-    other: BGJob[Any, Any] = BGJob(MetaData())
+    other = new_queue()
     other.middleware(given, None)
     refuse_lacking_middleware(other.registry, lambda handler: True)
     assert run(other, lambda: LATER, is_async=kind) is LATER

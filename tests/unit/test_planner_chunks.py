@@ -7,9 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData
 
-from sqlalchemy_bgjob import BGJob, JobType
 from sqlalchemy_bgjob._worker.plan.chunks import Chunks
 from sqlalchemy_bgjob._worker.plan.steps import Claim, HandBack, Start, Wait
 from support.planning import (
@@ -25,13 +23,15 @@ from support.planning import (
     start_all,
     step,
 )
+from support.tables import new_queue
 
 if TYPE_CHECKING:
+    from sqlalchemy_bgjob import JobType
     from sqlalchemy_bgjob._lifecycle.claim import ClaimedJob
 
 
 def handler(chunk: int = 3, wait: float = 1.0, **options: Any) -> JobType[Any]:
-    return BGJob(MetaData()).handler("t", chunk=chunk, wait=wait, **options)(lambda ctx, args: None)
+    return new_queue().handler("t", chunk=chunk, wait=wait, **options)(lambda ctx, args: None)
 
 
 def sharing(number: int, of: JobType[Any], first: int = 0) -> list[ClaimedJob]:

@@ -13,10 +13,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
-from sqlalchemy import MetaData
 
 from sqlalchemy_bgjob import BGJob, InvalidArg, JobType, constant
 from sqlalchemy_bgjob._handlers.options import ChunkKeywords, HandlerKeywords, HandlerOptions
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ class Arg:
 
 @pytest.fixture
 def jobs() -> BGJob[Any, Any]:
-    return BGJob(MetaData())
+    return new_queue()
 
 
 def test_the_function_stays_what_it_was(jobs: BGJob[Any, Any]) -> None:

@@ -6,14 +6,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import MetaData
 
 from sqlalchemy_bgjob import BGJob, Context, InvalidArg
+from support.tables import new_queue
 
 
 @pytest.fixture
 def jobs() -> BGJob:
-    return BGJob(MetaData())
+    return new_queue()
 
 
 def test_a_schedule_stands_above_its_handler(jobs: BGJob) -> None:

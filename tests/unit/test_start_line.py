@@ -7,9 +7,10 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, create_engine
+from sqlalchemy import create_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, __version__
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def jobs() -> BGJob[Any, Any]:
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
 
     @jobs.handler("send", queue="mail", session=False)
     @jobs.default_handler("rest", session=False)

@@ -6,13 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, text
+from sqlalchemy import Engine, text
 
-from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
+from sqlalchemy_bgjob import Context, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._worker.plan.lanes import (
     SCAN_AT_LEAST_EVERY,
 )
 from support import wait_until
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ class Backlog:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.begun: dict[str, float] = {}
-        self.jobs = BGJob(MetaData())
+        self.jobs = new_queue()
         self.jobs.metadata.create_all(engine)
 
         @self.jobs.handler("short", session=False)

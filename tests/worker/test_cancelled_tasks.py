@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, constant, enqueue_many
 from sqlalchemy_bgjob._db.connections import Backoff
 from support import wait_until, wait_until_async, with_driver
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -118,7 +119,7 @@ def test_five_hundred_cancellations_leak_nothing(driver: str, engine: Engine) ->
 def test_connections_that_can_not_be_set_up_are_closed(engine: Engine, tune: Tune) -> None:
     """A hook of the user's fails fifty times, and then the worker works."""
     tune(Backoff, LAST=0.1)
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     ran: list[int] = []
 
     @jobs.handler("plain", session=False)

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from sqlalchemy import MetaData, event, text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DataError
 
-from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._lifecycle.claim import Look, claim_from_queues
 from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import control as control_module
 from sqlalchemy_bgjob._worker.control import RENEWED_AFTER, SLOW, ControlConnection
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def statements() -> Statements:
-    return Statements(BGJob(MetaData()).models)
+    return Statements(new_queue().models)
 
 
 @pytest.fixture

@@ -9,14 +9,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, create_engine
+from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Complete, MoveToDlq, Reschedule, Retry, constant
+from sqlalchemy_bgjob import AsyncWorker, Complete, MoveToDlq, Reschedule, Retry, constant
 from sqlalchemy_bgjob._worker.overdue import UNTIL_OVERDUE, Overdue
 from sqlalchemy_bgjob._worker.run import Run
 from support.databases import with_driver
 from support.running import FLAVORS, Workbench, one_of_each, only_asyncio
+from support.tables import new_queue
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def suppressing_cancellation(bench: Workbench, condition: Callable[[], bool]) ->
 
 
 def test_a_handler_has_a_second_to_stop_before_it_is_named() -> None:
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
 
     @jobs.handler("timed", timeout=10.0)
     def timed(ctx: Context[Any]) -> None: ...

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, create_engine, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import DeclarativeBase
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
@@ -17,6 +17,7 @@ from sqlalchemy_bgjob._worker import rescuer
 from sqlalchemy_bgjob._worker.plan import planner, queue
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -40,7 +41,7 @@ class Errors(Observer):
 
 def noting(engine: Engine) -> tuple[BGJob[Any, Any], JobType[None], list[str]]:
     """Tables, a handler that notes the job's id, and what it has noted."""
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     done: list[str] = []
 
     @jobs.handler("note", session=False)
@@ -332,7 +333,7 @@ def test_broken_tables_are_reported_until_they_are_mended(
 
 def test_a_log_that_nobody_reads_keeps_no_signal_from_the_worker(engine: Engine) -> None:
     """A worker of an older release logs of each new type of job that it does not know."""
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
 
     @jobs.handler("known")

@@ -8,16 +8,19 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, text
+from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
-from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
+from sqlalchemy_bgjob import Context, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._lifecycle import workers
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.keeps_tables
 
 RARELY = 60.0
 """A poll interval so long that only a wake-up explains a start."""
@@ -28,7 +31,7 @@ class Fleet:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.jobs = BGJob(MetaData())
+        self.jobs = new_queue()
         self.jobs.metadata.create_all(engine)
         self.done: list[str] = []
         self.released = threading.Event()

@@ -10,15 +10,16 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, text
+from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from sqlalchemy_bgjob import BGJob, FinishedRun, JobInfo, MoveToDlq, constant
+from sqlalchemy_bgjob import FinishedRun, JobInfo, MoveToDlq, constant
 from sqlalchemy_bgjob._handlers.registry import Registry
 from sqlalchemy_bgjob.telemetry import _job_log as job_log
 from sqlalchemy_bgjob.telemetry._job_log import DebugLogObserver, LogObserver, log_observer
 from support.running import one_of_each
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from support.running import Workbench
@@ -125,7 +126,7 @@ def test_only_debug_hears_of_each_job(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_lines_name_jobs_and_stay_lines(caplog: pytest.LogCaptureFixture) -> None:
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs = new_queue()
     jobs.handler("send", queue="mail", max_attempts=5)(lambda ctx: None)
     jobs.handler("always", max_attempts=None)(lambda ctx: None)
     now = datetime.now(UTC)

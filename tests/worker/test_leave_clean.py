@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import psycopg2.extensions
 import pytest
-from sqlalchemy import MetaData, create_engine
+from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, enqueue
 from support.databases import with_driver
 from support.processes import FAST
+from support.tables import new_queue
 from support.waiting import wait_until, wait_until_async
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def returned() -> Iterator[Returned]:
 
 def jobs_on(url: str, *, coroutine: bool) -> tuple[BGJob[Any, Any], list[str]]:
     """An application with one due job, and what has run."""
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs = new_queue()
     ran: list[str] = []
     plain = create_engine(url)
     jobs.metadata.create_all(plain)

@@ -7,13 +7,14 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, create_engine, select
+from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, enqueue_many
+from sqlalchemy_bgjob import AsyncWorker, Context, Worker, enqueue_many
 from sqlalchemy_bgjob._worker import own_end
 from sqlalchemy_bgjob._worker.memory import resident
 from support import wait_until
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -31,7 +32,7 @@ class App:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.ran = engine, list[str]()
         self.started, self.go = threading.Event(), threading.Event()
-        self.jobs = jobs = BGJob(MetaData())
+        self.jobs = jobs = new_queue()
 
         @jobs.handler("note", session=False)
         def note(ctx: Context, words: str) -> None:

@@ -7,10 +7,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, event, text
+from sqlalchemy import Engine, create_engine, event, text
 
-from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue, enqueue_many
+from sqlalchemy_bgjob import Context, Worker, enqueue, enqueue_many
 from support import wait_until
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ class Shop:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.jobs = BGJob(MetaData())
+        self.jobs = new_queue()
         self.jobs.metadata.create_all(engine)
         self.done: list[tuple[str, str]] = []
 

@@ -7,22 +7,25 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine
+from sqlalchemy import Engine, create_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker
 from support.rows import is_untouched, jobs_left
+from support.tables import new_queue
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from conftest import UrlFor
 
 
+pytestmark = pytest.mark.keeps_tables
+
 NO_HANDLER = "no handler is registered"
 
 
 @pytest.fixture
 def jobs() -> BGJob[Any, Any]:
-    return BGJob(MetaData())
+    return new_queue()
 
 
 def nothing(ctx: Context[Any]) -> None:

@@ -10,14 +10,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, Engine, MetaData, NullPool, StaticPool, create_engine, text
+from sqlalchemy import Connection, Engine, NullPool, StaticPool, create_engine, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Observer, Worker, enqueue_many
+from sqlalchemy_bgjob import AsyncWorker, Context, Observer, Worker, enqueue_many
 from support import wait_until, wait_until_async
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from conftest import UrlFor
+
+pytestmark = pytest.mark.keeps_tables
 
 SLOTS = 10
 
@@ -26,7 +29,7 @@ class Crowd:
     """Handlers that use their session, and how many did so at the same time."""
 
     def __init__(self, engine: Engine, *, coroutine: bool = False) -> None:
-        self.jobs = BGJob(MetaData())
+        self.jobs = new_queue()
         self.jobs.metadata.create_all(engine)
         self.ended = 0
         self.most = 0

@@ -23,6 +23,7 @@ from sqlalchemy_bgjob._inspect.records import Progress
 from support.databases import with_driver
 from support.recording import RecordingBench
 from support.running import FLAVORS, Gate, one_of_each
+from support.tables import new_queue
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -465,12 +466,10 @@ def test_a_worker_that_may_not_count_ends_all_the_same(bench: RecordingBench) ->
 
 
 def test_a_worker_without_the_tables_does_not_start(engine: Any) -> None:
-    from sqlalchemy import MetaData
+    from sqlalchemy_bgjob import Worker
 
-    from sqlalchemy_bgjob import BGJob, Worker
-
-    BGJob(MetaData()).metadata.create_all(engine)
-    jobs = BGJob(MetaData(), records=True)
+    new_queue().metadata.create_all(engine)
+    jobs = new_queue(records=True)
     jobs.handler("t")(lambda ctx: None)
     pooled = create_engine(engine.url, pool_size=8)
     with pytest.raises(RecordsOutOfDate, match="sqlalchemy-bgjob migrate --records"):

@@ -14,10 +14,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
-from sqlalchemy import Connection, Engine, MetaData, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
+from sqlalchemy_bgjob import Context, Observer, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._db.sessions import application_name, name_session
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._handlers.registry import Registry
@@ -25,7 +25,7 @@ from sqlalchemy_bgjob._lifecycle import claim, settle, workers
 from sqlalchemy_bgjob._lifecycle import rescue as rescues
 from sqlalchemy_bgjob._lifecycle.rescue import Rescued
 from sqlalchemy_bgjob._lifecycle.settle import Fate, Pending
-from sqlalchemy_bgjob._sql import Statements
+from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob._worker import heart as heart_module
 from sqlalchemy_bgjob._worker.hands import Hands
 from sqlalchemy_bgjob._worker.heart import Heart
@@ -39,6 +39,7 @@ from sqlalchemy_bgjob.telemetry import Events
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 from support.processes import FAST
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from sqlalchemy_bgjob import FinishedRun, JobInfo
     from sqlalchemy_bgjob._dev.embedded import EmbeddedPostgres
     from support.tuning import Tune
+
+pytestmark = pytest.mark.keeps_tables
 
 JUDGE, WORKER, OTHER = 1, 2, 3
 LEASE = 30.0
@@ -58,9 +61,9 @@ class Workers:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.jobs = BGJob(MetaData())
+        self.jobs = new_queue()
         self.jobs.metadata.create_all(engine)
-        self.statements = Statements(self.jobs.models)
+        self.statements = statements_of(self.jobs.models)
 
         @self.jobs.handler("work", session=False)
         def work(ctx: Context[Any]) -> None: ...

@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from sqlalchemy import MetaData, event, func, select, text
+from sqlalchemy import event, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
@@ -16,6 +16,7 @@ from sqlalchemy_bgjob._sql import Statements
 from sqlalchemy_bgjob._worker import attempt
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
+from support.tables import new_queue
 
 # PostgreSQL takes this integer; Python reads none of more than 4,300 digits.
 UNREADABLE = '{"a": ' + "9" * 5000 + "}"
@@ -240,7 +241,7 @@ def test_a_row_that_refuses_to_be_given_back_keeps_no_other(engine, app):
 
 def test_jobs_of_a_new_release_wait_for_its_workers(engine, app):
     """A rolling deploy: workers of the old release meet a type that they do not know."""
-    old, new = BGJob(MetaData()), BGJob(MetaData())
+    old, new = new_queue(), new_queue()
     seen = []
 
     @old.handler("old", session=False)

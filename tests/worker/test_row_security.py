@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, MetaData, create_engine, text
+from sqlalchemy import Engine, create_engine, text
 
 from sqlalchemy_bgjob import BGJob, Context, Worker, enqueue
 from sqlalchemy_bgjob._inspect import doctor
@@ -14,6 +14,7 @@ from sqlalchemy_bgjob.exceptions import WorkerRefused
 from sqlalchemy_bgjob.schema._records_1 import RECORD_KINDS
 from sqlalchemy_bgjob.schema._table_kinds import KINDS
 from support import wait_until
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ def run(engine: Engine, *statements: str) -> None:
 
 @pytest.fixture
 def jobs(engine: Engine) -> BGJob[Any, Any]:
-    jobs: BGJob[Any, Any] = BGJob(MetaData(), records=True)
+    jobs = new_queue(records=True)
     jobs.metadata.create_all(engine)
     return jobs
 
@@ -119,7 +120,7 @@ def test_records_of_another_application_are_none_of_a_workers(
     """One without records asks nothing of their tables."""
     run(engine, "ALTER TABLE bgjob_record ENABLE ROW LEVEL SECURITY")
 
-    plain: BGJob[Any, Any] = BGJob(MetaData())
+    plain = new_queue()
     plain.handler("t")(lambda ctx: None)
     with Worker(plain, worker_engine) as worker:
         wait_until(lambda: worker.ready)

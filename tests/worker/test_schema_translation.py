@@ -8,9 +8,9 @@ from uuid import uuid4
 import pytest
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import MetaData, create_engine, event, text
+from sqlalchemy import create_engine, event, text
 
-from sqlalchemy_bgjob import BGJob, enqueue, schema
+from sqlalchemy_bgjob import enqueue, schema
 from sqlalchemy_bgjob._inspect.doctor import examine
 from sqlalchemy_bgjob._lifecycle import workers
 from sqlalchemy_bgjob._sql import Statements
@@ -21,6 +21,7 @@ from sqlalchemy_bgjob.schema._table_kinds import KINDS
 from support.processes import FAST
 from support.rows import ME
 from support.running import one_of_each
+from support.tables import new_queue
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def test_upgrade_makes_the_tables_and_their_schema(
 def test_a_worker_looks_at_the_tables_that_it_works_on(
     tenant: Connection, name: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    jobs = BGJob(MetaData(), schema=name)
+    jobs = new_queue(schema=name)
     with tenant.begin():
         tenant.execute(text('ALTER TABLE "Tenant 1".bgjob_job RESET (fillfactor)'))
         tenant.execute(
@@ -146,7 +147,7 @@ def test_the_privileges_asked_for_are_those_of_the_tables_used(
 def test_a_look_at_the_health_is_at_the_tables_that_are_used(
     tenant: Connection, name: str | None
 ) -> None:
-    statements = Statements(BGJob(MetaData(), schema=name).models)
+    statements = Statements(new_queue(schema=name).models)
     sent: list[Any] = []
     event.listen(tenant, "before_cursor_execute", lambda *args: sent.append(args[3]))
     given: dict[str, Any] = {

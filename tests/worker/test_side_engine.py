@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import psycopg
 import pytest
-from sqlalchemy import MetaData, create_engine, event, make_url, text
+from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, enqueue
@@ -17,6 +17,7 @@ from sqlalchemy_bgjob.schema._table_kinds import KINDS
 from support.databases import with_driver
 from support.processes import FAST
 from support.running import FLAVORS, one_of_each
+from support.tables import new_queue
 from support.waiting import wait_until_async
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def test_a_worker_that_may_not_register_is_refused(bench: Workbench) -> None:
 
 def one_job(engine: Engine) -> tuple[BGJob[Any, Any], list[str], str]:
     """A job of a coroutine: the application, which jobs have run, and its id."""
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs = new_queue()
     ran: list[str] = []
 
     @jobs.handler("t", session=False)
@@ -186,7 +187,7 @@ def test_an_asyncpg_pool_is_refused_and_stays_whole(database_url: str, size: int
 
 
 def test_an_engine_for_the_heart_is_an_engine(database_url: str) -> None:
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs = new_queue()
     wrong: Any = database_url
 
     with pytest.raises(TypeError, match="heart_engine must be an Engine or AsyncEngine, not str"):
@@ -198,7 +199,7 @@ def test_an_engine_for_the_heart_is_an_engine(database_url: str) -> None:
 
 def function_and_coroutine(url: str) -> tuple[BGJob[Any, Any], list[str]]:
     """Handlers of two due jobs, that note which role and setting their session has."""
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs = new_queue()
     seen: list[str] = []
     look = text("SELECT current_user || ' ' || current_setting('application.tenant', true)")
 

@@ -7,11 +7,12 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Connection, MetaData, create_engine, event, text
+from sqlalchemy import Connection, create_engine, event, text
 
-from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, enqueue
+from sqlalchemy_bgjob import AsyncWorker, Context, Worker, enqueue
 from sqlalchemy_bgjob._db import keepalive
 from support import wait_until, wait_until_async
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from conftest import UrlFor
@@ -81,7 +82,7 @@ def test_a_unix_socket_has_nothing_to_watch(own_server: EmbeddedPostgres) -> Non
 
 def test_all_connections_of_a_worker_are_watched(url_for: UrlFor) -> None:
     """To claim and settle, to beat, to listen, and those of handlers."""
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     producer, engine = create_engine(url_for("psycopg")), create_engine(url_for("psycopg"))
     jobs.metadata.create_all(producer)
     made: list[Any] = []
@@ -106,7 +107,7 @@ def test_all_connections_of_a_worker_are_watched(url_for: UrlFor) -> None:
 def test_all_connections_of_an_async_worker_are_watched(url_for: UrlFor) -> None:
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     sync_engine = create_engine(url_for("psycopg"))
     jobs.metadata.create_all(sync_engine)
     used: list[bool] = []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import MetaData, event
+from sqlalchemy import event
 
-from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._worker.preflight import check_database
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def test_the_checks_take_a_statement_each_not_one_a_table(engine: Engine) -> None:
     """Behind a slow network the first job waits for each of them."""
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     sent: list[str] = []
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import MagicMock
 
 import pytest
-from sqlalchemy import MetaData
 
-from sqlalchemy_bgjob import BGJob, WorkerStuck, constant
+from sqlalchemy_bgjob import WorkerStuck, constant
 from sqlalchemy_bgjob._handlers.outcomes import HAND_BACK, INTERRUPTED, interrupted, interruptions
 from sqlalchemy_bgjob._worker.hands import Hands
 from sqlalchemy_bgjob._worker.overdue import UNTIL_OVERDUE, UNTIL_STUCK, Overdue
@@ -21,6 +20,7 @@ from sqlalchemy_bgjob._worker.run import Run
 from sqlalchemy_bgjob.settings import WorkerSettings
 from support import planning
 from support.running import Workbench, one_of_each, only_asyncio
+from support.tables import new_queue
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def test_a_coroutine_that_ends_at_its_timeout_is_not_stuck(bench: Workbench) -> 
 
 
 def test_when_a_run_is_stuck() -> None:
-    jobs: BGJob[Any, Any] = BGJob(MetaData())
+    jobs = new_queue()
 
     @jobs.handler("a", timeout=10.0, grace=5.0)
     def limited(ctx: Context[Any]) -> None: ...

@@ -9,11 +9,12 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, create_engine
+from sqlalchemy import create_engine
 
-from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue_many
+from sqlalchemy_bgjob import Context, Observer, Worker, enqueue_many
 from sqlalchemy_bgjob._worker.threads import Threads
 from support import wait_until
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -244,7 +245,7 @@ def test_a_worker_outlives_a_time_without_threads(
     engine: Engine, database_url: str, allow: Callable[[int], None], number: int
 ) -> None:
     """Jobs that can't be started go back, and run when there are threads again."""
-    jobs = BGJob(MetaData())
+    jobs = new_queue()
     jobs.metadata.create_all(engine)
     ran: list[tuple[str, int]] = []
     errors: list[str] = []

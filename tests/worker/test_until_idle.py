@@ -7,12 +7,11 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import MetaData, create_engine, select
+from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from sqlalchemy_bgjob import (
     AsyncWorker,
-    BGJob,
     Context,
     Reschedule,
     Retry,
@@ -21,6 +20,7 @@ from sqlalchemy_bgjob import (
     enqueue_many,
 )
 from support import wait_until
+from support.tables import new_queue
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -33,7 +33,7 @@ class App:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.ran = engine, list[str]()
-        self.jobs = jobs = BGJob(MetaData())
+        self.jobs = jobs = new_queue()
 
         @jobs.handler("note", queue="notes", session=False)
         def note(ctx: Context, words: str) -> None:
