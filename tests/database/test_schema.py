@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -240,46 +240,23 @@ def test_migrate_commits_nothing(engine: Engine) -> None:
         assert schema.db_version(connection) == 0
 
 
-MIGRATE = """
-import sys
-from sqlalchemy import create_engine
-from sqlalchemy_bgjob import schema
+def test_of_eight_migrations_at_once_one_does_it(engine: Engine, expected: ExpectedCatalog) -> None:
+    """In eight sessions, as of eight processes: the lock is the server's."""
+    all_connected = Barrier(8)
+    pooled = create_engine(engine.url, pool_size=8)
 
-with create_engine(sys.argv[1]).connect() as connection:
-    print("ready", flush=True)
-    sys.stdin.readline()
-    print(schema.migrate(connection, schema="app"), flush=True)
-    connection.commit()
-"""
+    def migrate(_: int) -> int:
+        with pooled.connect() as connection:
+            all_connected.wait(60)
+            found = schema.migrate(connection, schema="app")
+            connection.commit()
+        return found
 
+    with ThreadPoolExecutor(8) as pool:
+        found = sorted(pool.map(migrate, range(8)))
+    pooled.dispose()
 
-def test_eight_processes_migrate_at_once_and_one_does_it(
-    engine: Engine, database_url: str, expected: ExpectedCatalog
-) -> None:
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", MIGRATE, database_url],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            for _ in range(8)
-        ]
-        ready = [process.stdout.readline() for process in processes if process.stdout]
-        assert ready == ["ready\n"] * 8
-
-        for process in processes:
-            assert process.stdin
-            process.stdin.write("go\n")
-            process.stdin.flush()
-
-        found = sorted(process.communicate(timeout=60)[0] for process in processes)
-
-    assert found == ["0\n", *["2\n"] * 7]
-    assert [process.returncode for process in processes] == [0] * 8
+    assert found == [0, *[2] * 7]
     with engine.connect() as connection:
         assert catalog(connection, "app") == expected(NAMES["schema"])
 

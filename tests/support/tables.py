@@ -68,7 +68,8 @@ def create_all(connection: Connection, names: Names) -> None:
 
 @functools.cache
 def _mapped(**options: Any) -> BGJob[Any, Any]:
-    return BGJob(MetaData(), **options)
+    made: BGJob[Any, Any] = BGJob(MetaData(), **options)
+    return made
 
 
 def new_queue(**options: Any) -> BGJob[Any, Any]:
