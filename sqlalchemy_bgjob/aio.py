@@ -56,12 +56,12 @@ class AsyncWorker(OnlyAsyncWith):
         engine: On PostgreSQL, with psycopg or asyncpg; two of its connections are the worker's.
         sync_engine: For ``ctx.session`` of functions; on psycopg, if left out, one that
             connects as *engine* does, with its arguments, listeners and options.
-        heart_engine: How heart and rescuer connect, if they can't connect as *engine* does. They
+        heart_engine: For heartbeats and rescues, if these can't connect as *engine* does. They
             run in their own threads and event loops, where a connection bound to another loop,
             such as one of an ``asyncpg.Pool``, must not be used. It must reach the same tables,
             and should bypass any pooler.
         queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
-            handler names. A :class:`~sqlalchemy_bgjob.Queue` in place of a number tells more.
+            handler names. A :class:`~sqlalchemy_bgjob.Queue` for a number sets the order too.
         session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an
             async_sessionmaker. By default ``AsyncSession``.
         sync_session_factory: The same for functions. By default ``Session``.

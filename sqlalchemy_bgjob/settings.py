@@ -86,9 +86,9 @@ class WorkerSettings:
         ValueError: A value is out of its range; the message names the range.
     """
 
-    heartbeat_interval: float = _seconds(5.0, "how often a worker says that it lives")
+    heartbeat_interval: float = _seconds(5.0, "how often a worker sends a heartbeat")
     lease_timeout: float = _seconds(
-        30.0, "how long a worker may be silent before its jobs are given to others"
+        30.0, "how long a worker may send no heartbeat before others take its jobs"
     )
     rescue_interval: float = _seconds(
         1.8, "how often each worker looks for others that have ended or are silent"
@@ -107,7 +107,7 @@ class WorkerSettings:
     shutdown_timeout: float = _seconds(25.0, "how long a drain waits for running jobs", least=0.0)
     unknown_type_grace: float = _seconds(
         300.0,
-        "how long a job of an unknown type waits for a worker that knows it; 0 is not at all",
+        "how long a job waits for a worker with a handler of its type; 0 is not at all",
         least=0.0,
     )
     max_claim: int = _setting(
@@ -147,19 +147,19 @@ class WorkerSettings:
     )
     max_jobs: int = _setting(
         0,
-        "after how many started jobs a worker drains, to be replaced; 0 is never",
+        "how many jobs a worker starts before it drains, to be replaced; 0 is no limit",
         unit="jobs",
         most=1_000_000_000,
     )
     max_lifetime: float = _setting(
         0.0,
-        "after how long a worker drains, to be replaced; 0 is never",
+        "how long a worker runs before it drains, to be replaced; 0 is no limit",
         unit="seconds",
         most=3_000_000_000,
     )
     max_memory: int = _setting(
         0,
-        "the resident memory of the process at which a worker drains, to be replaced; 0 is any",
+        "the resident memory at which a worker drains, to be replaced; 0 is no limit",
         unit="bytes",
         most=2**50,
     )

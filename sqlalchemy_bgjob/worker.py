@@ -46,7 +46,7 @@ class Worker(OnlyWith):
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
         engine: On PostgreSQL, with psycopg or psycopg2; two of its connections are the worker's.
         queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
-            handler names. A :class:`~sqlalchemy_bgjob.Queue` in place of a number tells more.
+            handler names. A :class:`~sqlalchemy_bgjob.Queue` for a number sets the order too.
         session_factory: Makes ``ctx.session``: a Session class, a sessionmaker, or a
             scoped_session, which then gives the handler's session. By default ``Session``.
         around: Called without arguments for each job; returns a context manager, as Flask's

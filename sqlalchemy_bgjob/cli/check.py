@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @connection_options
 @schema_options
 @click.option("--host", help="As workers register it: by default this machine's host name.")
-@click.option("--pid", type=click.INT, help="Look at this process alone.")
-@click.option("--worker", metavar="HOST:PID", help="The same for both: a process of any host.")
+@click.option("--pid", type=click.INT, help="Ask about this process alone.")
+@click.option("--worker", metavar="HOST:PID", help="A process of any host, instead of the two.")
 @click.option(
     "--timeout",
     type=Seconds(),

@@ -47,16 +47,16 @@ def dlq() -> None:
 def _filters(command: Any) -> Any:
     """Options that say which dead jobs are meant. No environment variable and no file sets them."""
     for add in (
-        click.option("--id", "ids", multiple=True, metavar="ID", help="Of this job; repeatable."),
+        click.option("--id", "ids", multiple=True, metavar="ID", help="Only this job; repeatable."),
         click.option(
             "--since",
             type=Moment(),
-            help="That died since a time such as 2026-12-24T18:00+01:00, or within a duration such "
-            "as 1h.",
+            help="Only jobs that died since a time such as 2026-12-24T18:00+01:00, or within a "
+            "duration such as 1h.",
         ),
-        click.option("--error-type", help="Whose last error begins with this, up to its colon."),
-        click.option("--queue", help="Of this queue."),
-        click.option("--where-type", "--type", "type", metavar="TYPE", help="Of this type."),
+        click.option("--error-type", help="Only errors that begin with this, up to a colon."),
+        click.option("--queue", help="Only of this queue."),
+        click.option("--where-type", "--type", "type", metavar="TYPE", help="Only of this type."),
     ):
         command = add(command)
     return command
@@ -267,9 +267,13 @@ def edit(
 @_filters
 @click.option("--all", "everything", is_flag=True, help="All of them, without a condition.")
 @click.option(
-    "--delay", type=Seconds(), default=0.0, show_default=True, help="Until the first one is due."
+    "--delay",
+    type=Seconds(),
+    default=0.0,
+    show_default=True,
+    help="How long until the first is due.",
 )
-@click.option("--per-second", type=click.FLOAT, help="How many fall due in a second.")
+@click.option("--per-second", type=click.FLOAT, help="How many become due each second.")
 @_limit(None, "The most to bring back, those that died first.")
 @click.option("--dry-run", is_flag=True, help="Change nothing; count by type.")
 @_common
@@ -338,7 +342,7 @@ def redrive(
 )
 @_limit(None, "The most to delete, those that died first.")
 @click.option("--dry-run", is_flag=True, help="Delete nothing; only count.")
-@click.option("--yes", is_flag=True, help="Do it; without, the jobs are only counted.")
+@click.option("--yes", is_flag=True, help="Do it; without this, jobs are only counted.")
 @_common
 @click.pass_context
 def prune(

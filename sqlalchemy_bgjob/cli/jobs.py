@@ -142,7 +142,7 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **where: Any) -> int:
 
 @jobs.command(context_settings=_SEARCHING)
 @_search_argument
-@click.option("--yes", is_flag=True, help="Do it; without, the jobs are only counted.")
+@click.option("--yes", is_flag=True, help="Do it; without this, jobs are only counted.")
 @tables_options
 @json_option
 @click.pass_context
@@ -196,7 +196,7 @@ def _cancel(ctx: click.Context, where: Any, search: "Search", limit: int | None)
 
 @jobs.command("run-now", context_settings=_SEARCHING)
 @_search_argument
-@click.option("--yes", is_flag=True, help="Do it; without, the jobs are only counted.")
+@click.option("--yes", is_flag=True, help="Do it; without this, jobs are only counted.")
 @tables_options
 @json_option
 @click.pass_context

@@ -65,7 +65,7 @@ def logging_options(command: Any) -> Any:
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
-        help="Lines to read, or one JSON object a line.",
+        help="Plain text, or one JSON object a line.",
     )(command)
 
 

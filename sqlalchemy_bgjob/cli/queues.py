@@ -23,13 +23,13 @@ _HEAD: Final = ("queue", "due", "scheduled", "running", "slots", "paused")
 
 @click.command()
 @click.argument("queue")
-@click.option("--by", help="Who pauses it; by default the user of this system.")
-@click.option("--reason", help="Why, for those who wonder.")
+@click.option("--by", help="Who pauses it; by default your user name.")
+@click.option("--reason", help="Why it is paused, for others to see.")
 @click.option(
     "--until",
     type=Moment(),
-    help="When it is over by itself: a time such as 2026-12-24T18:00+01:00, or a duration such as "
-    "30m. By default it has no end.",
+    help="When the pause ends by itself: a time such as 2026-12-24T18:00+01:00, or a duration "
+    "such as 30m. By default it has no end.",
 )
 @tables_options
 @click.pass_context

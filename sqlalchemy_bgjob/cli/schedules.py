@@ -36,7 +36,7 @@ def schedules() -> None:
     type=click.IntRange(1, 100),
     default=1,
     show_default=True,
-    help="How many of the next times to tell.",
+    help="How many of the next times to show.",
 )
 @tables_options
 @json_option
@@ -89,8 +89,8 @@ def _paused(schedule: "ScheduleInfo") -> str:
 
 @schedules.command()
 @click.argument("name")
-@click.option("--by", help="Who pauses it; by default the user of this system.")
-@click.option("--reason", help="Why, for those who wonder.")
+@click.option("--by", help="Who pauses it; by default your user name.")
+@click.option("--reason", help="Why it is paused, for others to see.")
 @tables_options
 @click.pass_context
 def pause(

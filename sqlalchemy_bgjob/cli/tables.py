@@ -93,9 +93,7 @@ def migrate(
 @click.option(
     "--operator", multiple=True, metavar="ROLE", help="A role that cancels, redrives and prunes."
 )
-@click.option(
-    "--dashboard", multiple=True, metavar="ROLE", help="A role that looks, and reads no arg."
-)
+@click.option("--dashboard", multiple=True, metavar="ROLE", help="A role that reads all but args.")
 @click.option("--records", is_flag=True, help="Also on the tables of BGJob(records=True).")
 @schema_options
 def grants(schema: str | None, table_prefix: str, records: bool, **roles: tuple[str, ...]) -> int:

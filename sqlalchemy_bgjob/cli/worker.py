@@ -59,7 +59,7 @@ _OF_APPLICATION: Final = (
         "observers",
         metavar="MODULE:OBSERVER",
         multiple=True,
-        help="An Observer, told what was committed; app:Alerts() makes one. May be repeated.",
+        help="An Observer, such as app:Alerts(), to be told what was committed. May be repeated.",
     ),
 )
 
@@ -79,8 +79,8 @@ def application_options(command: Any) -> Any:
     "--processes",
     type=click.IntRange(1, 1000),
     default=1,
-    help="How many processes work. More than one are supervised, and replaced when they crash; so "
-    "is one that is to be replaced at a limit.",
+    help="How many processes to run. A supervisor starts them again when they crash. With a limit "
+    "such as --max-jobs it also replaces a single process.",
 )
 @engine_option
 @option(
@@ -92,8 +92,8 @@ def application_options(command: Any) -> Any:
 @option(
     "--heart-engine",
     metavar="MODULE:ENGINE",
-    help="How heart and rescuer connect, beside an AsyncEngine whose connections belong to one "
-    "event loop, as those of an asyncpg.Pool do.",
+    help="An engine for heartbeats and rescues, which have their own event loop. Needed if the "
+    "connections of an AsyncEngine belong to one event loop, as those of an asyncpg.Pool do.",
 )
 @option(
     "--http",
@@ -105,7 +105,7 @@ def application_options(command: Any) -> Any:
 @option(
     "--reload",
     is_flag=True,
-    help="While you develop: start anew when a Python file of --reload-dir changes. It needs pip "
+    help="While you develop: restart when a Python file of --reload-dir changes. Needs pip "
     'install "sqlalchemy-bgjob[reload]".',
 )
 @option(
