@@ -30,6 +30,13 @@ AMONG_THEIRS = {
     "worker": "test_worker_command.py",
 }
 """Commands that go on for a while; their own tests run them to a good end."""
+WITHOUT_JSON = {
+    *("completion", "grants", "version"),  # what these print is itself for programs, or one line
+    *("pause", "resume", "slots", "schedules pause", "schedules resume", "schedules run-now"),
+    *("migrate", "import-bgjob"),
+    *("demo", "dev", "top", "web", "worker"),
+}
+"""Those that list nothing: they act, or go on for a while."""
 APP = "support.cli_app:functions"
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:Z| UTC)"
 NOT_THERE = ["--table-prefix", "none_"]
@@ -189,6 +196,11 @@ def test_no_command_is_left_out() -> None:
             codes = {code == 0 for _, code in runs}
             assert codes == ({True} if name == "version" else {True, False}), name
             assert any("--json" in words for words, _ in runs) == leaves[name], name
+
+
+def test_each_list_has_json() -> None:
+    """A command is either one of those that list nothing, or prints JSON."""
+    assert {name for name, has_json in _leaves(cli) if not has_json} == WITHOUT_JSON
 
 
 def _leaves(command: click.Command, *names: str) -> Iterator[tuple[str, bool]]:
