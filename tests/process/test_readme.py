@@ -43,6 +43,14 @@ PAGES = (
     "docs/guides/queue_control.md",
 )
 """Those whose blocks are one program, in this order; pages of frameworks have projects."""
+GUIDES_OF_OTHER_TESTS = {
+    "command_line": "test_dev_command.py",
+    "metrics": "test_metrics_pages.py",
+    "records": "test_records_page.py",
+    "resources": "test_resources_page.py",
+    "traces": "test_metrics_pages.py",
+}
+"""Whose blocks are programs of their own, and the test that runs them."""
 MAIN = 'if __name__ == "__main__":\n'
 OF_ALEMBIC = ("context.configure(", "def upgrade()")
 
@@ -106,6 +114,17 @@ from sqlalchemy_bgjob import GIVE_UP, on_exception, retry_after, steps
     assert {page for page, _ in blocks} == {*PAGES, "docs/tables.md"}
     assert "mail to ada@example.com" in capsys.readouterr().out
     assert program["tenant_jobs"].DeadJob.__table__.c.tenant_id is not None
+
+
+def test_each_guide_is_run_by_a_test() -> None:
+    """Here, or by a test of its own that reads the page."""
+    guides = {path.stem for path in (ROOT / "docs" / "guides").glob("*.md")}
+    here = {Path(page).stem for page in PAGES if page.startswith("docs/guides/")}
+
+    assert here | GUIDES_OF_OTHER_TESTS.keys() == guides
+    assert here.isdisjoint(GUIDES_OF_OTHER_TESTS)
+    for guide, test in GUIDES_OF_OTHER_TESTS.items():
+        assert f"{guide}.md" in Path(__file__).with_name(test).read_text()
 
 
 def empty_the_queue(program):
