@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -64,6 +66,38 @@ def test_its_files_are_well_formed() -> None:
     assert '--http, "0.0.0.0:9464"' in MANIFEST
     assert f'sh -c "sqlalchemy-bgjob check; test $? -ne {FAILED}"' in PAGE
     assert json.loads(re.findall(r"^CMD (.*)$", IMAGE, re.MULTILINE)[0])
+
+
+def test_compose_and_kubernetes_take_its_files(tmp_path: Path) -> None:
+    """By the schemas that they publish; and a word that they do not know is refused."""
+    beside = Path(sys.executable).parent
+    compose = [beside / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    kubernetes = [beside / "kubernetes-validate", "--strict"]
+    for program, text, word in (
+        (compose, COMPOSE, "stop_grace_period"),
+        (kubernetes, MANIFEST, "terminationGracePeriodSeconds"),
+    ):
+        right, wrong = tmp_path / "right.yaml", tmp_path / "wrong.yaml"
+        right.write_text(text)
+        wrong.write_text(text.replace(word, f"{word}x"))
+        done = subprocess.run([*program, right], check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert subprocess.run([*program, wrong], check=False, capture_output=True).returncode != 0
+
+
+@pytest.mark.system
+def test_systemd_takes_its_unit(tmp_path: Path) -> None:
+    """Without a word on stderr; of what it does not know it says so, and goes on."""
+    unit = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", UNIT, flags=re.MULTILINE)
+    for text, objection in (
+        (unit, ""),
+        (unit.replace("KillMode=mixed", "KillMode=mix"), "Failed to parse kill mode"),
+    ):
+        (tmp_path / "shop.service").write_text(text)
+        command = ["systemd-analyze", "verify", "--man=no", tmp_path / "shop.service"]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert done.returncode == 0
+        assert objection in done.stderr if objection else done.stderr == ""
 
 
 def test_a_stop_is_waited_for() -> None:
