@@ -100,12 +100,22 @@ def test_each_page_is_sound(browser: Browser, addresses: dict[str, str]) -> None
                 assert width <= size["width"], name
 
 
-@pytest.mark.parametrize("scripts", [True, False])
-def test_each_page_opens_at_the_root(
-    browser: Browser, addresses: dict[str, str], scripts: bool
-) -> None:
-    """With JavaScript and without, and the console stays empty."""
-    options: Any = {"viewport": NARROW, "java_script_enabled": scripts, "color_scheme": "dark"}
+def test_each_page_is_sound_at_the_root(browser: Browser, addresses: dict[str, str]) -> None:
+    """The same in the dark and wide, and in the light and narrow."""
+    with opened(browser) as page:
+        for name, path in PAGES.items():
+            page.goto(f"{addresses['/']}{path}", wait_until="load")
+            for size, scheme in ((WIDE, "dark"), (NARROW, "light")):
+                page.set_viewport_size(size)
+                page.emulate_media(color_scheme=scheme)
+                assert violations(page) == [], f"{name}, {scheme}"
+                width = page.evaluate("document.documentElement.scrollWidth")
+                assert width <= size["width"], name
+
+
+def test_each_page_opens_without_javascript(browser: Browser, addresses: dict[str, str]) -> None:
+    """And the console stays empty. Axe itself is a script, so it can't look here."""
+    options: Any = {"viewport": NARROW, "java_script_enabled": False, "color_scheme": "dark"}
     with opened(browser, **options) as page:
         for path in PAGES.values():
             page.goto(f"{addresses['/']}{path}", wait_until="load")
