@@ -29,6 +29,7 @@ from .logs import say
 from .mailbox import Mailbox
 from .runners import Runner, WorkerOptions, make_runner
 from .signals import SIGNALS, Requests
+from .systemd import STOPPING, notify, told_of
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -46,17 +47,18 @@ def run_worker(options: WorkerOptions) -> int:
     finally:
         logs.restore()  # the application is imported, and may have configured logging
     collect_as_usual()
+    worker = runner.worker
     if options.http is None:
-        return process.run(runner)
+        with told_of(worker):
+            return process.run(runner)
     from .endpoint import Endpoint, metrics_page, probe  # noqa: PLC0415 - off by default
 
-    worker = runner.worker
     pages = {
         "/healthz": probe(lambda: worker.alive, "alive", "the worker's loop does not turn"),
         "/readyz": probe(lambda: worker.ready, "ready", "not ready"),
         "/metrics": metrics_page(),
     }
-    with Endpoint(*options.http, pages) as endpoint:
+    with Endpoint(*options.http, pages) as endpoint, told_of(worker):
         logger.info("probes and metrics on port %d of %s", endpoint.port, options.http.host)
         return process.run(runner)
 
@@ -158,6 +160,8 @@ class _Process:
             name = signal.Signals(self._last_signal).name
             words = "%s: draining for at most %g s; again to stop at once"
             say(logging.INFO, words, name, seconds)
+            if self._pipe is None:  # under a supervisor, this may be the end of one of several
+                notify(STOPPING)
         else:
             worker.request_stop(0.0)
             say(logging.WARNING, "second signal: releasing what runs")

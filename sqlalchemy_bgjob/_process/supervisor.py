@@ -33,6 +33,7 @@ from .exits import DATABASE, FAILED, OK, REPLACE, SCHEMA, SIGNALLED, USAGE, exit
 from .logs import say
 from .mailbox import Mailbox
 from .signals import SIGNALS, Requests
+from .systemd import STOPPING, notify
 
 SUPERVISED: Final = "_BGJOB_SUPERVISED"
 """Environment variable of a child: the file descriptor of its pipe, and its name."""
@@ -337,6 +338,8 @@ class Supervisor:
                 # Never SIGINT: while Python starts it raises KeyboardInterrupt, which may end the
                 # process with any code.
                 slot.child.send(signal.SIGTERM)
+        if times == 1:
+            notify(STOPPING)
 
     def _kill_stuck(self) -> None:
         now = time.monotonic()
