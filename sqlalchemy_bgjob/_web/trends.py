@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -13,8 +14,6 @@ from .._inspect.reading import readable
 from .visit import Visit
 
 _TYPES: Final = 12
-LONGEST: Final = 0.1
-"""Seconds after which a look leaves the rest of what workers have counted to the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +26,13 @@ class Range:
     sample: int
     kept: float
     """Seconds for which the same numbers are shown: workers write theirs once a minute."""
+    longest: float = inf
+    """Seconds after which a look leaves the rest of the counts to the next one."""
 
 
 RANGES: Final = {
     "1h": Range("hour", timedelta(minutes=1), 60, sample=1, kept=10.0),
-    "24h": Range("24 hours", timedelta(minutes=30), 48, sample=15, kept=60.0),
+    "24h": Range("24 hours", timedelta(minutes=30), 48, sample=15, kept=60.0, longest=0.1),
 }
 
 
@@ -65,7 +66,7 @@ def _read(connection: Connection, visit: Visit, name: str) -> dict[str, Any]:
     may = readable(connection, site.models)
     if not may.counts:
         return {"state": "hidden" if may.there else "off"}
-    window = Window(chosen.width, chosen.periods, chosen.sample, longest=LONGEST)
+    window = Window(chosen.width, chosen.periods, chosen.sample, longest=chosen.longest)
     found = site.counted.setdefault(name, window).look(connection, *site.where)
     busiest = sorted(found.types.items(), key=lambda item: -item[1].n)
     return {
