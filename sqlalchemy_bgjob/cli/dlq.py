@@ -179,7 +179,7 @@ def summary(
         else:
             error = shown(line.error_type or "no error", _MOST_CHARACTERS)
             click.echo(
-                f"{line.count:>8}  {shown(line.type)}: {error}, "
+                f"{line.count:>8,}  {shown(line.type)}: {error}, "
                 f"{moment(line.first)} to {moment(line.last)}"
             )
     _tell_of_rest(found, limit, options)
@@ -318,7 +318,7 @@ def redrive(
     except ValueError as error:  # a rate or a delay out of its range
         raise CommandError(USAGE, str(error)) from None
     if dry_run:
-        counts = ", ".join(f"{shown(type)} {count}" for type, count in done.items())
+        counts = ", ".join(f"{shown(type)} {count:,}" for type, count in done.items())
         _say(
             {"would_redrive": done},
             f"would redrive {_dead(sum(done.values()))}{counts and ': '}{counts}",

@@ -114,5 +114,5 @@ def _print_stats(found: dict[str, Any]) -> None:
     click.echo(f"dead:     {counted(found['died_last_hour'], most=MOST)} in the last hour")
     for one in found["failures"]:
         click.echo(
-            f"{one['count']:>8}  {shown(one['type'])}: {shown(one['error_type'] or 'no error')}"
+            f"{one['count']:>8,}  {shown(one['type'])}: {shown(one['error_type'] or 'no error')}"
         )
