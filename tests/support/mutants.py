@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select, true
 
-from sqlalchemy_bgjob import FinishedRun
+from sqlalchemy_bgjob import FinishedRun, _sql
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, ends_unstarted
 from sqlalchemy_bgjob._handlers.timetable import due
 from sqlalchemy_bgjob._lifecycle import control, rescue, settle, unknown_claims
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 
 def _replace(stack: ExitStack, owner: Any, **changes: Any) -> None:
+    # What was built before is not used meanwhile, and what is built meanwhile not after.
+    stack.enter_context(patch.object(_sql, "_statements", WeakKeyDictionary()))
     for name, value in changes.items():
         stack.enter_context(patch.object(owner, name, value))
 
