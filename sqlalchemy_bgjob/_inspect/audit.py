@@ -46,8 +46,8 @@ def page(
     who: str | None = None,
     verb: str | None = None,
     with_given: bool = True,
-) -> Part:
-    """What was done, the last first: rows of :class:`AuditRow`. The caller ends the transaction.
+) -> Part[AuditRow]:
+    """What was done, the last first. The caller ends the transaction.
 
     Without what was given it may be asked by the role of a dashboard. A filter passes over the
     others, as far as so many rows are looked at.

@@ -63,7 +63,7 @@ def glance(connection: Connection, models: Models, statements: Statements) -> Gl
     now, inserted, deleted = connection.execute(_COUNTERS, {"job": name}).one()
     queues = sorted(all_queues(connection, *tables), key=lambda one: -one.oldest_age)
     page = live_page(connection, statements, parse("state:running"), size=_MOST_RUNNING, scan=_SCAN)
-    return Glance(now, queues, workers(connection, *tables), page.jobs, inserted, deleted)
+    return Glance(now, queues, workers(connection, *tables), page.rows, inserted, deleted)
 
 
 def rates(before: Glance, after: Glance) -> Rates | None:

@@ -1,7 +1,7 @@
 """What pages and commands show of jobs: a page that a search finds, counts, and all of one job."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -64,22 +64,6 @@ class JobInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """Jobs that a search finds, in order.
-
-    Attributes:
-        jobs: Up to as many as were asked for.
-        following: Where the next page begins; None if this is the last.
-        stopped: Whether it stopped because it had looked at so many jobs, and not because it is
-            full.
-    """
-
-    jobs: list[JobInfo]
-    following: Position | None
-    stopped: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Group:
     """Dead jobs of one type that failed in the same way."""
 
@@ -98,7 +82,7 @@ def live_page(
     size: int,
     after: Position | None = None,
     scan: int = SCAN,
-) -> Page:
+) -> Part[JobInfo]:
     """Live jobs that a search finds, the one that is due first at the top.
 
     Args:
@@ -123,7 +107,7 @@ def dead_page(
     size: int,
     after: Position | None = None,
     scan: int = SCAN,
-) -> Page:
+) -> Part[JobInfo]:
     """Dead jobs that a search finds, the one that died last at the top; see :func:`live_page`."""
     its = statements.search
     make = its.dead_found if search.only("id") else its.dead_page
@@ -223,19 +207,19 @@ def _by_index(search: Search) -> bool:
 
 def _part(
     connection: Connection, statement: Any, size: int, after: Position | None, scan: int
-) -> Part:
+) -> Part[Any]:
     given: dict[str, Any] = {"page": size + 1, "scan": scan}
     if after is not None:
         given |= {"time": after.time, "id": after.id}
     return part_of(connection.execute(statement, parameters(**given)), size)
 
 
-def _page(connection: Connection, statement: Any, part: Part) -> Page:
+def _page(connection: Connection, statement: Any, part: Part[Any]) -> Part[JobInfo]:
     ids = [row.id for row in part.rows]
     rows = {row.id: row for row in connection.execute(statement, parameters(ids=ids))}
     # A job that a worker has settled meanwhile is gone.
     jobs = [_info(rows[id]) for id in ids if id in rows]
-    return Page(jobs, part.following, part.stopped)
+    return replace(part, rows=jobs)
 
 
 def _number(connection: Connection, statement: Any, **given: Any) -> int:

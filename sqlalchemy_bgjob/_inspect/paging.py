@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +17,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(Generic[Row]):
     """The part of a list that one page shows.
 
     Attributes:
@@ -25,12 +27,12 @@ class Part:
             full.
     """
 
-    rows: list[Any]
-    following: Position | None
-    stopped: bool
+    rows: list[Row]
+    following: Position | None = None
+    stopped: bool = False
 
 
-def part_of(rows: Iterable[Any], size: int) -> Part:
+def part_of(rows: Iterable[Any], size: int) -> Part[Any]:
     """The part of a list that some rows are, which begin with a time and an id.
 
     Of each ``fits`` says whether it is one of those that are searched for, and ``is_last`` whether
@@ -40,10 +42,10 @@ def part_of(rows: Iterable[Any], size: int) -> Part:
     last: Position | None = None
     for row in rows:
         if row.fits and len(fitting) == size:
-            return Part(fitting, last, stopped=False)
+            return Part(fitting, last)
         last = Position(row[0], row[1])
         if row.fits:
             fitting.append(row)
         if row.is_last:
             return Part(fitting, last, stopped=len(fitting) < size)
-    return Part(fitting, None, stopped=False)
+    return Part(fitting)

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
-from .._inspect.audit import page
+from .._inspect.audit import AuditRow, page
 from .._inspect.paging import Part
 from .._inspect.reading import readable
 from .actions import ACTIONS
@@ -22,10 +22,10 @@ async def audit(visit: Visit) -> View:
     site, after = visit.site, visit.position()
     who, verb = (visit.asked(name).strip() or None for name in ("who", "verb"))
 
-    def work(connection: Connection) -> tuple[str, Part]:
+    def work(connection: Connection) -> tuple[str, Part[AuditRow]]:
         may = readable(connection, site.models)
         if not may.audit:
-            return "hidden" if may.there else "off", Part([], None, stopped=False)
+            return "hidden" if may.there else "off", Part([])
         return "on", page(
             connection,
             *site.where,

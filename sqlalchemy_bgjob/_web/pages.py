@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
 from .._inspect import jobs as reads
+from .._inspect.paging import Part
 from .._inspect.queues import QueueInfo, all_queues
 from .._inspect.registered import registered
 from .._inspect.sizes import estimated_rows
@@ -92,7 +93,7 @@ async def live_jobs(visit: Visit) -> View | RedirectResponse:
     def work(connection: Connection) -> dict[str, Any]:
         if search.bare_word and reads.exists(connection, site.statements, search.bare_word):
             return {"found": search.bare_word}
-        page = reads.Page([], None, stopped=False)
+        page: Part[reads.JobInfo] = Part([])
         if problem is None:
             page = reads.live_page(connection, site.statements, search, size=PAGE, after=after)
         shown = queues_of(visit, connection, COUNTED_LANES)
@@ -123,7 +124,7 @@ async def dead_jobs(visit: Visit) -> View:
 
     def work(connection: Connection) -> dict[str, Any]:
         if problem is not None:
-            return {"page": reads.Page([], None, stopped=False), "groups": []}
+            return {"page": Part([]), "groups": []}
         return {
             "page": reads.dead_page(connection, site.statements, search, size=PAGE, after=after),
             "groups": reads.dead_groups(connection, site.statements, search, size=12)
@@ -149,7 +150,7 @@ def _completion(visit: Visit) -> dict[str, Any]:
     return {"fields": FIELDS, "states": STATES, "types": types}
 
 
-def _following(visit: Visit, path: str, q: str, page: reads.Page) -> str | None:
+def _following(visit: Visit, path: str, q: str, page: Part[Any]) -> str | None:
     if page.following is None:
         return None
     return visit.url(path, q=q, after=f"{iso(page.following.time)} {page.following.id}")

@@ -354,7 +354,7 @@ def _found(
     statements, after = statements_of(jobs.models), None
     while True:
         page = page_of(connection, statements, wanted, size=_PAGE, after=after, scan=_SCAN)
-        yield from page.jobs
+        yield from page.rows
         after = page.following
         if after is None:
             return

@@ -27,13 +27,13 @@ def live(queue: Queue, search: str, **options: Any) -> list[str]:
         page = reads.live_page(
             connection, queue.statements, parse(search), **{"size": 50, **options}
         )
-    return [job.id for job in page.jobs]
+    return [job.id for job in page.rows]
 
 
 def dead(queue: Queue, search: str) -> list[str]:
     with queue.engine.begin() as connection:
         page = reads.dead_page(connection, queue.statements, parse(search), size=50)
-    return [job.id for job in page.jobs]
+    return [job.id for job in page.rows]
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_pages_together_have_each_job_once(queue: Queue, search: str, scan: int)
             page = reads.live_page(
                 connection, queue.statements, parse(search), size=5, after=after, scan=scan
             )
-            found += [job.id for job in page.jobs]
+            found += [job.id for job in page.rows]
             after = page.following
             if after is None:
                 break
@@ -202,7 +202,7 @@ def test_a_page_of_many_lanes_looks_at_few_of_each(queue: Queue, search: str) ->
     ]
     looked_at = scan + search_module.FEW * lanes if search else each * (page + 1)
     assert max(rows) <= found_lanes + looked_at + page
-    assert [job.id for job in found.jobs] == (
+    assert [job.id for job in found.rows] == (
         [] if search == "type:nothing" else [f"000-{n:09}" for n in range(1, page + 1)]
     )
 
