@@ -10,7 +10,6 @@ from .._inspect.paging import Part
 from .._inspect.reading import readable
 from .actions import ACTIONS
 from .visit import View, Visit
-from .words import iso
 
 PAGE: Final = 50
 SCAN: Final = 100_000
@@ -38,9 +37,6 @@ async def audit(visit: Visit) -> View:
         )
 
     state, part = await visit.read(work)
-    on, following = part.following, None
-    if on is not None:
-        following = visit.url("audit", who=who, verb=verb, after=f"{iso(on.time)} {on.id}")
     data: dict[str, Any] = {
         "state": state,
         # The command line does not know which words hide a value here.
@@ -52,6 +48,6 @@ async def audit(visit: Visit) -> View:
         "verbs": list(ACTIONS),
         "first": visit.url("audit", who=who, verb=verb),
         "is_first": after is None,
-        "following": following,
+        "following": visit.following("audit", part.following, who=who, verb=verb),
     }
     return View("audit.html", data)

@@ -1,5 +1,6 @@
 """The page of one job, live, dead or ended; and the history, which is of those that have ended."""
 
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -10,13 +11,15 @@ from .._drafts.validation import CONTENT_TYPE
 from .._inspect import jobs as reads
 from .._inspect import records
 from .._inspect.fleet import workers
+from .._inspect.paging import Position
 from .._inspect.reading import can_read_args, readable
 from .._lifecycle.edit import OF_THE_LIBRARY
 from .redaction import loaded, pretty
-from .visit import AFTER_ALL, View, Visit
-from .words import iso
+from .visit import View, Visit
 
 PAGE: Final = 50
+AFTER_ALL: Final = datetime(9999, 1, 1, tzinfo=UTC)
+"""A moment behind which nothing has ended, where the history begins."""
 
 
 async def one_job(visit: Visit) -> View:
@@ -112,7 +115,7 @@ def is_own(header: str) -> bool:
 async def history(visit: Visit) -> View:
     """The jobs that have ended and of which a record is kept, the last one first."""
     site, after, type = visit.site, visit.position(), visit.asked("type").strip() or None
-    # Behind that moment none has ended: those that live are on another page.
+    # Those that live are on another page.
     position = (after.time, after.id) if after else (AFTER_ALL, "")
 
     def work(connection: Connection) -> dict[str, Any]:
@@ -124,12 +127,16 @@ async def history(visit: Visit) -> View:
 
     data = await visit.read(work)
     page: list[records.JobRecord] = data["records"]
-    following = None
+    last = None
     if len(page) > PAGE:
         page.pop()
-        last = page[-1]
-        assert last.ended_at is not None
-        following = visit.url("history", type=type, after=f"{iso(last.ended_at)} {last.id}")
-    types = sorted(one.type for one in site.jobs.registry if one.type != "*")
-    shown_here = {"type": type, "following": following, "is_first": after is None, "types": types}
-    return View("history.html", data | shown_here)
+        ended_at = page[-1].ended_at
+        assert ended_at is not None
+        last = Position(ended_at, page[-1].id)
+    data |= {
+        "type": type,
+        "types": site.types,
+        "following": visit.following("history", last, type=type),
+        "is_first": after is None,
+    }
+    return View("history.html", data)

@@ -16,7 +16,6 @@ from .._inspect.sizes import estimated_rows
 from .._sql.search_terms import FIELDS, STATES, Search, Term
 from .trends import trends
 from .visit import View, Visit
-from .words import iso
 
 PAGE: Final = 50
 """Jobs on a page."""
@@ -110,7 +109,7 @@ async def live_jobs(visit: Visit) -> View | RedirectResponse:
         "state": states[0] if states and len(states) == 1 else None,
         "tabs": [("all", visit.url("jobs", q=str(rest)))]
         + [(tab, visit.url("jobs", q=f"state:{tab} {rest}".strip())) for tab in _TABS],
-        "following": _following(visit, "jobs", text, data["page"]),
+        "following": visit.following("jobs", data["page"].following, q=text),
         "is_first": after is None,
         "counts": not rest.terms,
     }
@@ -136,7 +135,7 @@ async def dead_jobs(visit: Visit) -> View:
     data |= {
         "q": text,
         "problem": problem,
-        "following": _following(visit, "dead", text, data["page"]),
+        "following": visit.following("dead", data["page"].following, q=text),
         "is_first": after is None,
         "scan": reads.SCAN,
         "queues": [],
@@ -146,14 +145,7 @@ async def dead_jobs(visit: Visit) -> View:
 
 def _completion(visit: Visit) -> dict[str, Any]:
     """What the search box can complete."""
-    types = sorted(handler.type for handler in visit.site.jobs.registry if handler.type != "*")
-    return {"fields": FIELDS, "states": STATES, "types": types}
-
-
-def _following(visit: Visit, path: str, q: str, page: Part[Any]) -> str | None:
-    if page.following is None:
-        return None
-    return visit.url(path, q=q, after=f"{iso(page.following.time)} {page.following.id}")
+    return {"fields": FIELDS, "states": STATES, "types": visit.site.types}
 
 
 # ---- what an action would do --------------------------------------------------------------------

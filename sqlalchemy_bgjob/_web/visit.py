@@ -20,14 +20,13 @@ from .access import Access, Permission
 from .database import Database
 from .kept import Kept
 from .redaction import Redaction
+from .words import iso
 
 T = TypeVar("T")
 
 LARGEST_FORM: Final = 3 * 1024 * 1024
 """Bytes of a form: an arg of 1 MiB, with its characters escaped."""
 MOST_FIELDS: Final = 500
-AFTER_ALL: Final = datetime(9999, 1, 1, tzinfo=UTC)
-"""A moment behind which nothing has happened, where a list begins that goes back in time."""
 LONGEST_VALUE: Final = 2_000
 """Characters of what a URL says; no id, name or search is longer."""
 
@@ -52,6 +51,11 @@ class Site:
     def kept(self, name: str, seconds: float) -> Kept[Any]:
         """The answer to a question that is the same for all visitors."""
         return self.answers.setdefault(name, Kept(seconds))
+
+    @property
+    def types(self) -> list[str]:
+        """The types that have a handler, in order."""
+        return sorted(handler.type for handler in self.jobs.registry if handler.type != "*")
 
     @property
     def models(self) -> Models:
@@ -144,6 +148,12 @@ class Visit:
             return Position(moment.astimezone(UTC), id)
         except (ValueError, OverflowError):  # text, or a moment before the year 1
             raise refusal from None
+
+    def following(self, path: str, position: Position | None, **query: Any) -> str | None:
+        """Where the next page is, which begins behind a position; None behind the last page."""
+        if position is None:
+            return None
+        return self.url(path, **query, after=f"{iso(position.time)} {position.id}")
 
     def url(self, path: str, **query: Any) -> str:
         """The path of a page here, with its query."""
