@@ -3,7 +3,9 @@
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +21,11 @@ from benchmarks.workloads import WORKLOADS
 from sqlalchemy_bgjob._bench.workloads import chosen
 from sqlalchemy_bgjob._process.exits import CommandError
 
+RESULTS = Path(__file__).parent / "results.json"
+PLOTS_FOLDER = Path(__file__).parents[1] / "docs" / "plots"
+
+Decorator = Callable[[Any], Any]
+
 work_folder_option = click.option(
     "--work-folder",
     type=click.Path(file_okay=False, path_type=Path),
@@ -28,8 +35,39 @@ work_folder_option = click.option(
     "that is to be measured, and where the server's account can reach it.",
 )
 
-RESULTS = Path(__file__).parent / "results.json"
-PLOTS_FOLDER = Path(__file__).parents[1] / "docs" / "plots"
+results_argument = click.argument(
+    "results", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=RESULTS
+)
+
+
+def rounds_option(default: int) -> Decorator:
+    return click.option(
+        "--rounds",
+        type=click.IntRange(min=1),
+        default=default,
+        show_default=True,
+        help="How often each is measured; the medians count.",
+    )
+
+
+def jobs_option(default: int, what: str) -> Decorator:
+    return click.option(
+        "--jobs",
+        type=click.IntRange(min=1_000),
+        default=default,
+        show_default=True,
+        help=f"How many jobs {what}.",
+    )
+
+
+def out_option(default: Path | None = None) -> Decorator:
+    return click.option(
+        "--out",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=default,
+        show_default=default is not None,
+        help="A JSON file for every single figure.",
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -42,13 +80,7 @@ def cli() -> None:
     "--peers", default=",".join(PEERS), show_default=True, help="Which others; empty for none."
 )
 @click.option("--only", metavar="W1,W3", help="These workloads instead of all.")
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="How often each is measured; the medians count.",
-)
+@rounds_option(3)
 @click.option(
     "--scale",
     type=click.FloatRange(min=0, min_open=True),
@@ -56,13 +88,7 @@ def cli() -> None:
     show_default=True,
     help="Multiplies all sizes.",
 )
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=RESULTS,
-    show_default=True,
-    help="A JSON file for every single figure.",
-)
+@out_option(RESULTS)
 @work_folder_option
 def compare(
     peers: str, only: str | None, rounds: int, scale: float, out: Path, work_folder: Path
@@ -93,25 +119,9 @@ def compare(
 
 
 @cli.command()
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1_000),
-    default=50_000,
-    show_default=True,
-    help="How many jobs each design claims and settles.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="How often each is measured; the medians are told.",
-)
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="A JSON file for every single figure.",
-)
+@jobs_option(50_000, "each design claims and settles")
+@rounds_option(3)
+@out_option()
 @work_folder_option
 def designs(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> None:
     """Run other ways to claim and to settle beside the worker's, in raw psycopg."""
@@ -122,25 +132,9 @@ def designs(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> None
 
 
 @cli.command()
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1_000),
-    default=20_000,
-    show_default=True,
-    help="How many jobs each feature is measured with; of single enqueues a fiftieth.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=3,
-    show_default=True,
-    help="How often each is measured; the medians are told.",
-)
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="A JSON file for every single figure.",
-)
+@jobs_option(20_000, "each feature is measured with; of single enqueues a fiftieth")
+@rounds_option(3)
+@out_option()
 @work_folder_option
 def features(jobs: int, rounds: int, out: Path | None, work_folder: Path) -> None:
     """Measure what unique keys, expiry, middleware and others cost, beside none of them."""
@@ -169,20 +163,8 @@ def dashboard(jobs: int, queues: int, dead: int, records: int, times: int) -> No
 
 
 @cli.command()
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1_000),
-    default=20_000,
-    show_default=True,
-    help="How many jobs are drained at a time.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=9,
-    show_default=True,
-    help="How often each is measured; the medians are told.",
-)
+@jobs_option(20_000, "are drained at a time")
+@rounds_option(9)
 @work_folder_option
 @click.option("--only", metavar="NAME,NAME", help="These variants instead of all.")
 def records(jobs: int, rounds: int, work_folder: Path, only: str | None) -> None:
@@ -195,11 +177,7 @@ def records(jobs: int, rounds: int, work_folder: Path, only: str | None) -> None
 
 
 @cli.command()
-@click.argument(
-    "results",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=RESULTS,
-)
+@results_argument
 def table(results: Path) -> None:
     """Print the table of the README from the JSON file that compare has written."""
     for line in table_lines(json.loads(results.read_text())):
@@ -207,11 +185,7 @@ def table(results: Path) -> None:
 
 
 @cli.command()
-@click.argument(
-    "results",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=RESULTS,
-)
+@results_argument
 @click.option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
