@@ -88,7 +88,10 @@ class _Imported(MutableMapping[str, click.Command]):
 
 
 class _Commands(click.Group):
-    """A group whose commands report a CommandError without a traceback of ours."""
+    """A group whose commands report a CommandError without a traceback of ours.
+
+    It also knows in which group a command is that stands in none of its names.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -96,6 +99,22 @@ class _Commands(click.Group):
         except CommandError as error:
             _report(error)
             return error.exit_code
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            within = [f"{group} {args[0]}" for group in self._groups_with(args[0])]
+            if within:
+                error.message += f" Did you mean {' or '.join(map(repr, within))}?"
+            raise
+
+    def _groups_with(self, name: str) -> Iterator[str]:
+        for group, command in self.commands.items():
+            if isinstance(command, click.Group) and name in command.commands:
+                yield group
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

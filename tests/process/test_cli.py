@@ -11,8 +11,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from sqlalchemy_bgjob import schema
+from sqlalchemy_bgjob.cli import cli
 from support.cli import run
 
 
@@ -105,6 +107,18 @@ def test_only_migrate_says_that_it_creates_a_schema(command: str) -> None:
     assert "--schema TEXT The schema of the tables; by default the search path finds" in words
     assert ("creates a --schema that is missing" in words) == (command == "migrate")
     assert "makes it" not in words
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [("redrive", "'dlq redrive'"), ("list", "'dlq list' or 'jobs list' or 'schedules list'")],
+)
+def test_an_unknown_command_names_a_near_one(name: str, suggested: str) -> None:
+    result = CliRunner().invoke(cli, [name])
+
+    assert result.exit_code == 2
+    assert f"No such command '{name}'." in result.stderr
+    assert suggested in result.stderr
 
 
 def test_a_bug_in_a_command_is_not_made_nice(
