@@ -7,11 +7,12 @@ version in the job table's comment, so any schema, prefix and number of table se
   put first: a user's table may refer to ours.
 * Columns and the like that the user added to our tables through the mixins stay as ordinary
   operations, last: they may refer to a user's table.
-* Tables that are newer than this release are left alone.
+* Tables that are newer than this release are left alone. So are those that the metadata lacks, as
+  ``env.py`` imports a user's own models, and not the module that calls ``BGJob()``.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,12 +103,14 @@ def compare(
     """Rewrite Alembic's list of operations, one set of tables after the other."""
     calls: list[ops.MigrateOperation] = []
     for queue in sorted(_queues(autogen_context), key=lambda q: (q.schema or "", q.prefix)):
+        is_whole = _keep_lacking(queue, autogen_context, upgrade_ops)
         call = _rewrite(queue, autogen_context, upgrade_ops, schemas)
         if call is not None:
             calls.append(call)
-        call = _rewrite_records(queue, autogen_context, upgrade_ops)
-        if call is not None:
-            calls.append(call)
+        if is_whole:
+            call = _rewrite_records(queue, autogen_context, upgrade_ops)
+            if call is not None:
+                calls.append(call)
     upgrade_ops.ops[:0] = calls
     return PriorityDispatchResult.CONTINUE
 
@@ -147,6 +150,56 @@ def _tell_hidden(queue: _Queue, connection: Connection | None) -> None:
             "tables through, or run `sqlalchemy-bgjob migrate` beside Alembic",
             f"{queue.prefix}job",
         )
+
+
+def _keep_lacking(
+    queue: _Queue, autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps
+) -> bool:
+    """Keep Alembic from dropping those of our tables that the metadata lacks; True if there are none.
+
+    A user's own models bring their tables into it when they are imported; ``BGJob()`` the others.
+    """
+    assert autogen_context.connection is not None
+    where: dict[str, Any] = {"schema": queue.schema, "table_prefix": queue.prefix}
+    there = {table.name for table in autogen_context.sorted_tables if table.schema == queue.schema}
+    designed = (table.name for table in bgjob.frozen_tables(queue.version, **where))
+    lacking = [name for name in designed if name not in there]
+    if not lacking:
+        return True
+    recorded = bgjob.records.commented_version(autogen_context.connection, **where)
+    records = (table.name for table in bgjob.records.frozen_tables(recorded, **where))
+    theirs = _operations_on({*lacking, *records}, queue, autogen_context, upgrade_ops)
+    _leave_out(theirs, upgrade_ops)
+    _log.warning(
+        "the metadata has the table %r, and lacks %s, which BGJob() maps: let env.py import the "
+        "module that calls BGJob(); whatever the database has of these is left as it is",
+        f"{queue.prefix}job",
+        ", ".join(map(repr, lacking)),
+    )
+    return False
+
+
+def _operations_on(
+    names: Collection[str],
+    queue: _Queue,
+    autogen_context: AutogenContext,
+    upgrade_ops: ops.UpgradeOps,
+) -> list[ops.MigrateOperation]:
+    """Alembic's operations on some tables of a queue."""
+    assert autogen_context.connection is not None
+    schemas = {queue.schema}
+    if queue.schema == autogen_context.connection.dialect.default_schema_name:
+        schemas.add(None)  # Alembic leaves it out in some places
+    return [
+        operation
+        for operation in upgrade_ops.ops
+        if getattr(operation, "table_name", None) in names
+        and getattr(operation, "schema", None) in schemas
+    ]
+
+
+def _leave_out(operations: Collection[ops.MigrateOperation], upgrade_ops: ops.UpgradeOps) -> None:
+    upgrade_ops.ops[:] = [one for one in upgrade_ops.ops if one not in operations]
 
 
 def _rewrite(
@@ -205,18 +258,11 @@ def _rewrite_records(
     found = bgjob.records.db_version(connection, **where)
     if found == wanted:
         return None
-    default = connection.dialect.default_schema_name
     ours = {table.name for table in bgjob.records.frozen_tables(max(found, wanted), **where)}
-    schemas = {queue.schema, *([None] if queue.schema == default else [])}
-    theirs = [
-        operation
-        for operation in upgrade_ops.ops
-        if getattr(operation, "table_name", None) in ours
-        and getattr(operation, "schema", None) in schemas
-    ]
+    theirs = _operations_on(ours, queue, autogen_context, upgrade_ops)
     if not theirs:
         return None  # the project keeps these tables out of its history
-    upgrade_ops.ops[:] = [one for one in upgrade_ops.ops if one not in theirs]
+    _leave_out(theirs, upgrade_ops)
     return BGJobMigrateOp(found, wanted, queue.schema, queue.prefix, records=True)
 
 

@@ -414,6 +414,37 @@ def test_own_columns_are_left_alone_while_the_tables_move_on(
     site.check()
 
 
+@pytest.mark.core
+def test_tables_that_the_metadata_lacks_are_not_dropped(
+    project: Callable[..., Project], caplog: pytest.LogCaptureFixture
+) -> None:
+    """``env.py`` imports the user's own models, and not the module that calls ``BGJob()``."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Job(models.JobMixin, Base):
+        pass
+
+    class DeadJob(models.DeadJobMixin, Base):
+        pass
+
+    site = project(Base.metadata)
+    assert statements(site.revision(), "upgrade") == [
+        "bgjob.upgrade(op, from_version=0, to_version=2)"
+    ]
+    site.upgrade()
+    schema.migrate(site.connection, records=True)
+    site.check()
+    assert "lacks 'bgjob_worker', 'bgjob_control'" in caplog.text
+
+    schema.records.downgrade(site.connection, from_version=1)
+    schema.downgrade(site.connection, from_version=2, to_version=1)
+    assert statements(site.revision(), "upgrade") == [
+        "bgjob.upgrade(op, from_version=1, to_version=2)"
+    ]
+
+
 def test_two_queues_in_one_metadata(project: Callable[..., Project]) -> None:
     metadata = MetaData()
     models.build_models(metadata)
