@@ -12,7 +12,7 @@ version in the job table's comment, so any schema, prefix and number of table se
 """
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ def compare(
         if call is not None:
             calls.append(call)
         if is_whole:
-            call = _rewrite_records(queue, autogen_context, upgrade_ops)
+            call = _rewrite_records(queue, autogen_context, upgrade_ops, schemas)
             if call is not None:
                 calls.append(call)
     upgrade_ops.ops[:0] = calls
@@ -202,6 +202,25 @@ def _leave_out(operations: Collection[ops.MigrateOperation], upgrade_ops: ops.Up
     upgrade_ops.ops[:] = [one for one in upgrade_ops.ops if one not in operations]
 
 
+def _is_reflected(
+    tables: Iterable[Table],
+    queue: _Queue,
+    autogen_context: AutogenContext,
+    schemas: set[str | None],
+) -> bool:
+    """Whether Alembic has looked at these tables of a queue; else it takes them for missing.
+
+    It does not look into some schemas, and at what include_name hides.
+    """
+    assert autogen_context.connection is not None
+    default = autogen_context.connection.dialect.default_schema_name
+    looked = queue.schema in schemas or (queue.schema == default and None in schemas)
+    return looked and all(
+        autogen_context.run_name_filters(table.name, "table", {"schema_name": queue.schema})
+        for table in tables
+    )
+
+
 def _rewrite(
     queue: _Queue,
     autogen_context: AutogenContext,
@@ -219,12 +238,8 @@ def _rewrite(
         # A dump may have lost the comment; Alembic's own operation restores it.
         return None
     default = connection.dialect.default_schema_name
-    known = queue.schema in schemas or (queue.schema == default and None in schemas)
-    # Alembic does not reflect tables that include_name hides, so they would be taken for missing.
-    known = known and all(
-        autogen_context.run_name_filters(table.name, "table", {"schema_name": queue.schema})
-        for table in bgjob.frozen_tables(min(found, queue.version), table_prefix=queue.prefix)
-    )
+    there = bgjob.frozen_tables(min(found, queue.version), table_prefix=queue.prefix)
+    known = _is_reflected(there, queue, autogen_context, schemas)
     filtered = _Filter(queue, found, default, reflected=known or found == 0)
     if found == queue.version and known:
         # Any difference is drift, which the frozen function would not mend.
@@ -244,7 +259,10 @@ def _rewrite(
 
 
 def _rewrite_records(
-    queue: _Queue, autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps
+    queue: _Queue,
+    autogen_context: AutogenContext,
+    upgrade_ops: ops.UpgradeOps,
+    schemas: set[str | None],
 ) -> BGJobMigrateOp | None:
     """The same for tables of records, which the user's metadata has or has not."""
     connection = autogen_context.connection
@@ -256,13 +274,14 @@ def _rewrite_records(
     )
     wanted = 0 if table is None else bgjob.records.version_in(table.comment)
     found = bgjob.records.db_version(connection, **where)
-    if found == wanted:
-        return None
-    ours = {table.name for table in bgjob.records.frozen_tables(max(found, wanted), **where)}
+    tables = [*bgjob.records.frozen_tables(max(found, wanted), **where)]
+    if found == wanted and _is_reflected(tables, queue, autogen_context, schemas):
+        return None  # any difference is drift
+    ours = {table.name for table in tables}
     theirs = _operations_on(ours, queue, autogen_context, upgrade_ops)
-    if not theirs:
-        return None  # the project keeps these tables out of its history
     _leave_out(theirs, upgrade_ops)
+    if found == wanted or not theirs:  # or the project keeps these tables out of its history
+        return None
     return BGJobMigrateOp(found, wanted, queue.schema, queue.prefix, records=True)
 
 

@@ -126,6 +126,29 @@ def test_who_asks_no_more_gets_a_revision_that_drops(project: Callable[..., Proj
     assert record_tables(site.connection, Names()) == {}
 
 
+def without_ours(name: str | None, kind: str, parents: Any) -> bool:
+    return kind != "table" or not (name or "").startswith("bgjob_")
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        ("schema", {"include_schemas": False}),
+        ("schema", {"include_name": without_ours}),
+        ("plain", {"include_name": without_ours}),
+    ],
+    ids=["include_schemas", "include_name in a schema", "include_name"],
+)
+def test_what_autogenerate_does_not_look_at_is_made_once(
+    project: Callable[..., Project], place: str, options: dict[str, Any]
+) -> None:
+    """Alembic takes what it may not look at for missing, and would make it again and again."""
+    site = project(with_records(NAMES[place]), options=options)
+    site.upgrade_all()
+
+    site.check()
+
+
 def test_the_shipped_revisions_have_a_branch_for_them(project: Callable[..., Project]) -> None:
     here = "sqlalchemy_bgjob:alembic_migrations"
     site = project(None, locations=(f"{here}/versions",))
