@@ -155,7 +155,7 @@ def _tell_hidden(queue: _Queue, connection: Connection | None) -> None:
 def _keep_lacking(
     queue: _Queue, autogen_context: AutogenContext, upgrade_ops: ops.UpgradeOps
 ) -> bool:
-    """Keep Alembic from dropping those of our tables that the metadata lacks; True if there are none.
+    """Keep Alembic from dropping those of our tables that the metadata lacks; True if it has all.
 
     A user's own models bring their tables into it when they are imported; ``BGJob()`` the others.
     """
@@ -246,16 +246,20 @@ def _rewrite(
         return None
     filtered.apply(autogen_context, upgrade_ops)
     if found > queue.version:
-        _log.warning(
-            "the tables of %r are of version %d, newer than this sqlalchemy-bgjob knows (%d); "
-            "they are left as they are",
-            f"{queue.prefix}job",
-            found,
-            queue.version,
-        )
+        _tell_newer(f"{queue.prefix}job", found, queue.version)
     if found >= queue.version:
         return None
     return BGJobMigrateOp(found, queue.version, queue.schema, queue.prefix)
+
+
+def _tell_newer(table: str, found: int, known: int) -> None:
+    _log.warning(
+        "the tables of %r are of version %d, newer than this sqlalchemy-bgjob knows (%d); "
+        "they are left as they are",
+        table,
+        found,
+        known,
+    )
 
 
 def _rewrite_records(
@@ -280,6 +284,9 @@ def _rewrite_records(
     ours = {table.name for table in tables}
     theirs = _operations_on(ours, queue, autogen_context, upgrade_ops)
     _leave_out(theirs, upgrade_ops)
+    if found > bgjob.records.LATEST:
+        _tell_newer(key, found, bgjob.records.LATEST)
+        return None
     if found == wanted or not theirs:  # or the project keeps these tables out of its history
         return None
     return BGJobMigrateOp(found, wanted, queue.schema, queue.prefix, records=True)

@@ -149,6 +149,19 @@ def test_what_autogenerate_does_not_look_at_is_made_once(
     site.check()
 
 
+@pytest.mark.parametrize("make", [with_records, Names.metadata], ids=["asked", "not asked"])
+def test_newer_tables_of_records_are_left_alone(
+    connection: Connection, make: Callable[[Names], MetaData], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another service of the same database was upgraded first."""
+    schema.migrate(connection, records=True)
+    connection.execute(text("ALTER TABLE bgjob_record ADD COLUMN later TEXT"))
+    connection.execute(text("COMMENT ON TABLE bgjob_record IS 'sqlalchemy-bgjob records 2'"))
+
+    assert differences(connection, make(Names())) == []
+    assert "'bgjob_record' are of version 2, newer than this" in caplog.text
+
+
 def test_the_shipped_revisions_have_a_branch_for_them(project: Callable[..., Project]) -> None:
     here = "sqlalchemy_bgjob:alembic_migrations"
     site = project(None, locations=(f"{here}/versions",))
