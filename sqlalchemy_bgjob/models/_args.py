@@ -22,10 +22,17 @@ class _Checked(dict[str, Any]):
     """Checked headers that carry the new arg's content type already."""
 
 
+class _Json(bytes):
+    """What an arg was encoded to; where it is assigned once more, it is JSON and no bytes."""
+
+    __slots__ = ()
+
+
 class ArgAndHeaders:
     """Encodes an arg and checks headers on assignment. A mixin.
 
     Bytes are stored as bytes, with a content type in the headers; anything else is stored as JSON.
+    What an arg was encoded to may be assigned again, as ``session.merge`` does.
     """
 
     if TYPE_CHECKING:
@@ -38,12 +45,15 @@ class ArgAndHeaders:
     def _encode_arg(self, key: str, value: object) -> object:
         if is_sql(value):
             return value
-        encoded = value if isinstance(value, Encoded) else self._codec().encode(value)
+        if isinstance(value, bytes) and value == self.__dict__.get("arg"):
+            return value  # of whichever content type it is
+        encoded = self._encoded(value)
         own = {k: v for k, v in (self.headers or {}).items() if k != validation.CONTENT_TYPE}
         headers = validation.headers(own or None, encoded.content_type)
         if headers != self.headers:
             self.headers = _Checked(headers or {})
-        return encoded.data
+        is_json = encoded.data is not None and encoded.content_type is None
+        return _Json(encoded.data) if is_json else encoded.data
 
     @validates("headers")
     def _check_headers(self, key: str, value: object) -> object:
@@ -57,6 +67,14 @@ class ArgAndHeaders:
         if value and validation.CONTENT_TYPE in value:
             content_type = value[validation.CONTENT_TYPE]
         return validation.headers(value, content_type)
+
+    def _encoded(self, value: object) -> Encoded:
+        if isinstance(value, Encoded):
+            return value
+        if isinstance(value, _Json):
+            self._codec().decode(value)
+            return Encoded(value, None)
+        return self._codec().encode(value)
 
     def _codec(self) -> Codec:
         find: FindCodec | None = getattr(type(self), "__find_codec__", None)

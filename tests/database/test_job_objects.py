@@ -197,6 +197,34 @@ def test_the_content_type_follows_the_arg(session: Session) -> None:
         assert (job.arg_json, job.headers) == ({"now": "json"}, None)
 
 
+@pytest.mark.core
+def test_a_merged_job_keeps_its_arg(session: Session) -> None:
+    """``session.merge`` assigns what an arg was encoded to."""
+    args: dict[str, Any] = {"send_receipt": Receipt(1, "é"), "store": b"\xff", "t": {"n": [1]}}
+    made = [
+        send_receipt.job(args["send_receipt"], headers={"a": 1}),
+        store.job(args["store"]),
+        Job(queue="q", type="t", arg=args["t"]),
+    ]
+
+    added = [session.merge(job) for job in made]
+    session.flush()
+    session.expire_all()
+    assert {job.type: jobs.decode(job) for job in added} == args
+    assert added[0].headers == {"a": 1}
+
+    for job in added:
+        session.expunge(job)
+        job.priority = 3
+    changed = [session.merge(job) for job in added]
+    session.flush()
+    session.expire_all()
+    assert {job.type: jobs.decode(job) for job in changed} == args
+    assert {job.priority for job in changed} == {3}
+    with pytest.raises(InvalidArg):
+        changed[0].arg = Job(queue="q", type="t", arg={"n": 1}).arg
+
+
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "queue": ({"queue": ""}, ValueError, "1 to 128"),
     "queue NUL": ({"queue": "\0"}, ValueError, "NUL"),
