@@ -355,7 +355,7 @@ class BGJob(
         """
         handler = self.registry.find(job.type, job.queue)
         codec = UNTYPED if handler is None or not handler.takes_arg else handler.codec
-        headers = job.headers if isinstance(job.headers, dict) else {}  # SQL may write any JSON
+        headers = validation.stored_headers(job.headers)
         return codec.decode(job.arg, headers.get(validation.CONTENT_TYPE))
 
 

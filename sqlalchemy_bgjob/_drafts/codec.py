@@ -369,8 +369,10 @@ def _name(annotation: Any) -> str:
     return str(annotation).replace("typing.", "")
 
 
-def _is_json(content_type: str | None) -> bool:
-    return content_type is None or content_type.partition(";")[0].strip() == "application/json"
+def _is_json(content_type: object) -> bool:
+    if isinstance(content_type, str):
+        return content_type.partition(";")[0].strip() == "application/json"
+    return content_type is None  # SQL may have written a number
 
 
 def _check_size(size: int, max_size: int) -> None:

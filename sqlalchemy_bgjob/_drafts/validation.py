@@ -173,6 +173,11 @@ def expiry(value: object, run_at: datetime | None) -> tuple[timedelta | None, da
     return None, at
 
 
+def stored_headers(value: object) -> dict[str, Any]:
+    """The headers that a row has; none if SQL has put other JSON there."""
+    return value if isinstance(value, dict) else {}
+
+
 def headers(value: object, content_type: str | None = None) -> dict[str, Any] | None:
     """The headers of a row: the caller's JSON object plus the arg's content type; None if empty."""
     if value is None:

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from sqlalchemy import ColumnElement, Connection
 
+from .._drafts import validation
 from .._sql import Statements
 from .._sql.search import MOST_DEATHS, condition
 from .._sql.search_terms import Search
@@ -252,7 +253,7 @@ def _info(row: Any) -> JobInfo:
         batch_id=row.batch_id,
         last_error=row.last_error,
         history=tuple(parsed_errors(errors)),
-        headers=row.headers if isinstance(row.headers, dict) else {},
+        headers=validation.stored_headers(row.headers),
         now=row.now,
         arg=getattr(row, "arg", None),
     )

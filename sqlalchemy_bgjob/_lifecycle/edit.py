@@ -84,7 +84,7 @@ def _contents(registry: Registry, row: Any, changes: EditOptions) -> dict[str, A
     """The columns of arg and headers, as far as they change: the headers name the arg's type."""
     if "arg" not in changes and "headers" not in changes:
         return {}
-    before = row.headers if isinstance(row.headers, dict) else {}
+    before = validation.stored_headers(row.headers)
     content_type, values = before.get(validation.CONTENT_TYPE), dict[str, Any]()
     if "arg" in changes:
         codec = registry.codec(row.type, row.queue) or UNTYPED

@@ -48,7 +48,8 @@ class ArgAndHeaders:
         if isinstance(value, bytes) and value == self.__dict__.get("arg"):
             return value  # of whichever content type it is
         encoded = self._encoded(value)
-        own = {k: v for k, v in (self.headers or {}).items() if k != validation.CONTENT_TYPE}
+        stored = validation.stored_headers(self.headers)
+        own = {k: v for k, v in stored.items() if k != validation.CONTENT_TYPE}
         headers = validation.headers(own or None, encoded.content_type)
         if headers != self.headers:
             self.headers = _Checked(headers or {})
@@ -63,7 +64,7 @@ class ArgAndHeaders:
             return dict(value) or None
         if not isinstance(value, Mapping | None):
             raise TypeError(f"headers must be a mapping, not {type(value).__name__}")
-        content_type = (self.headers or {}).get(validation.CONTENT_TYPE)
+        content_type = validation.stored_headers(self.headers).get(validation.CONTENT_TYPE)
         if value and validation.CONTENT_TYPE in value:
             content_type = value[validation.CONTENT_TYPE]
         return validation.headers(value, content_type)

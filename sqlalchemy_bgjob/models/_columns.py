@@ -87,7 +87,8 @@ class _Columns(ArgAndHeaders, ErrorHistory):
     @hybrid_property
     def arg_json(self) -> Any:
         """The arg as plain JSON values; None when it is absent or is not JSON."""
-        if self.arg is None or (self.headers or {}).get(validation.CONTENT_TYPE):
+        content_type = validation.stored_headers(self.headers).get(validation.CONTENT_TYPE)
+        if self.arg is None or content_type:
             return None
         try:
             return json.loads(self.arg)

@@ -520,6 +520,20 @@ def test_an_arg_that_is_no_json_reads_as_none(build: Any) -> None:
     assert job.arg_json is None
 
 
+@pytest.mark.parametrize("odd", [["a"], "text", 5, True], ids=str)
+def test_headers_that_are_no_object_are_none(build: Any, odd: Any) -> None:
+    """A row written by SQL may hold any JSON."""
+    job = build(plain()).Job(**a_job())
+    vars(job).update(arg=b"[1]", headers=odd)
+
+    assert job.arg_json == [1]
+    job.arg = b"x"
+    assert job.headers == {"content-type": "application/octet-stream"}
+    vars(job)["headers"] = odd
+    job.headers = {"b": 2}
+    assert job.headers == {"b": 2}
+
+
 def test_an_arg_sets_its_content_type_whatever_the_order(build: Any) -> None:
     made = build(plain())
     job = made.Job(queue="q", type="t", headers={"a": 1}, arg=b"x")

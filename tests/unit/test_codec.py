@@ -897,6 +897,14 @@ def test_a_handler_of_anything_gets_bytes_of_other_content_types() -> None:
     assert ANY.decode(b"\x08\x01", "application/x-protobuf") == b"\x08\x01"
 
 
+@pytest.mark.parametrize("odd", [5, ["a"], {"a": 1}], ids=str)
+def test_a_content_type_that_is_no_text_is_another_one(odd: Any) -> None:
+    """SQL may have written any JSON into the headers."""
+    assert ANY.decode(b"{}", odd) == b"{}"
+    with pytest.raises(InvalidArg, match="stored as bytes"):
+        Codec(Order).decode(b"{}", odd)
+
+
 def test_recursion_near_the_limit_is_no_recursion_error() -> None:
     """A deep stack of the caller's leaves msgspec no room; that is still a plain refusal."""
     limit = sys.getrecursionlimit()
