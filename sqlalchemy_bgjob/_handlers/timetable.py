@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo, available_timezones
@@ -333,7 +333,9 @@ def _interval(words: str) -> timedelta | None:
     return timedelta(seconds=seconds)
 
 
-def _zone(name: str) -> ZoneInfo:
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC  # also where there is no database of zones
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # OSError: a folder of the database

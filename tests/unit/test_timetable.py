@@ -175,7 +175,10 @@ def test_what_never_fires_or_is_not_known_is_refused(
         timetable(expression, zone)
 
 
-def test_a_machine_without_zones_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_zones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without the database of time zones."""
+
     def none(name: str) -> Any:
         raise zoneinfo.ZoneInfoNotFoundError(name)
 
@@ -183,8 +186,16 @@ def test_a_machine_without_zones_is_told_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setattr(f"{home}.ZoneInfo", none)
     monkeypatch.setattr(f"{home}.available_timezones", set)
 
+
+def test_a_machine_without_zones_is_told_what_to_install(no_zones: None) -> None:
     with pytest.raises(ValueError, match="install the package tzdata"):
         next_fire_time("1 2 3 4 *", "Europe/Oslo")
+
+
+def test_utc_needs_no_database_of_zones(no_zones: None) -> None:
+    """Nor do intervals, which are meant in UTC."""
+    assert next_fire_time("1 2 3 4 *", after=at("01-01T00:00")) == at("04-03T02:01")
+    assert next_fire_time("@every 97", after=at("01-01T00:00")) > at("01-01T00:00")
 
 
 @pytest.mark.parametrize("interval", [0, 0.5, timedelta(0)])
