@@ -18,6 +18,8 @@ from ..models import Models
 from .columns import CHUNK_BYTES, CHUNK_JOBS, columns_of
 
 _TRIES: Final = 100
+_Found = dict[str, tuple[str, bool | None]]
+"""By stored key the id of the job that has it, and whether it is new; None if it was kept out."""
 
 
 class Answer(NamedTuple):
@@ -84,16 +86,18 @@ def _columns(jobs: Sequence[Draft]) -> dict[str, Any]:
     return columns_of(jobs, unique_key=[_key_of(job).stored for job in jobs])
 
 
-def _keys(rows: Sequence[Any]) -> dict[str, tuple[str, bool]]:
+def _keys(rows: Sequence[Any]) -> _Found:
     return {key: (id, inserted) for key, id, inserted in rows if key is not None}
 
 
-def _told(jobs: Sequence[Draft], found: dict[str, tuple[str, bool]]) -> list[Answer]:
+def _told(jobs: Sequence[Draft], found: _Found) -> list[Answer]:
     answers = []
     seen: set[str] = set()
     for job in jobs:
         key = _key_of(job).stored
-        id, inserted = found[key]
+        id, inserted = found.get(key, ("", None))
+        if inserted is None:
+            raise _kept_out(job)
         answers.append(Answer(id, inserted and key not in seen))
         seen.add(key)
     return answers
@@ -149,7 +153,7 @@ def _answers(jobs: Sequence[Draft], rows: Sequence[Any]) -> list[Answer] | None:
 
 def _in_period(unit: Unit, statements: UniqueStatements, jobs: Sequence[Draft]) -> list[Answer]:
     statement = statements.in_period(unit.can_notify)
-    found: dict[str, tuple[str, bool]] = {}
+    found: _Found = {}
     left = jobs
     for _ in range(_TRIES):
         columns = columns_of(

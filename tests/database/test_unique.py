@@ -589,6 +589,32 @@ def test_with_a_key_it_is_one_statement(clean: Engine) -> None:
             assert len(sent.statements) == 1
 
 
+UNIQUES = {
+    "live": Unique("7"),
+    "queued": Unique("7", "queued"),
+    "replace": Unique("7", "queued", on_conflict="replace"),
+    "earlier": Unique("7", "queued", on_conflict="earlier"),
+    "period": Unique("7", period=60),
+}
+
+
+@pytest.mark.parametrize("unique", UNIQUES.values(), ids=UNIQUES)
+def test_a_job_that_a_trigger_keeps_out_is_told(session: Session, unique: Unique) -> None:
+    """It is neither new, nor was there one before."""
+    keeps_out = "FOR EACH ROW EXECUTE FUNCTION keeps_out()"
+    for statement in (
+        "CREATE FUNCTION keeps_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'",
+        f"CREATE TRIGGER k BEFORE INSERT ON bgjob_job {keeps_out}",
+    ):
+        session.execute(text(statement))
+
+    told = "unique key '7' can't be inserted"
+    with pytest.raises(RuntimeError, match=told), session.begin_nested():
+        enqueue(session, note, 1, unique=unique)
+    with pytest.raises(RuntimeError, match=told), session.begin_nested():
+        enqueue_many(session, note, [1], unique=lambda arg: unique)
+
+
 def test_who_waits_is_woken_for_a_job_that_was_there(clean: Engine) -> None:
     """A worker may have passed it by, while it was locked."""
     enqueue(clean, note, 1, unique="due")
