@@ -10,6 +10,7 @@ Where clocks are set forward or back, cronsim does as Debian's cron:
 """
 
 import itertools
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,6 +36,9 @@ MISSED_AFTER: Final = timedelta(seconds=60)
 """For ``"none"``: how late a fire time may be met without having been missed."""
 
 _INSTANT: Final = timedelta(microseconds=1)
+_SECOND: Final = timedelta(seconds=1)
+_HOUR: Final = timedelta(hours=1)
+_DAY_AND_HOUR: Final = timedelta(hours=25)
 _SMALL_STEP: Final = timedelta(seconds=SMALL_STEP)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EVERY: Final = "@every"
@@ -71,8 +75,20 @@ class Timetable:
         """
         if (step := _interval(self.expression)) is not None:
             return _EPOCH + ((moment - _EPOCH) // step + 1) * step
+        moment, zone = moment.astimezone(UTC), _zone(self.timezone)
+        found = self._search(moment, zone)
+        change = _change(zone, max(moment - _HOUR, found - _DAY_AND_HOUR), found)
+        if change is None:
+            return found
+        # cronsim goes on by an hour each until midnight, so a change by half an hour leads it past
+        # full ones; and it enters a day at midnight, which may be skipped.
+        to_full_hour = timedelta(minutes=-change.astimezone(zone).minute % 60)
+        starts = change, change + to_full_hour
+        return min(self._search(max(moment, start - _SECOND), zone) for start in starts)
+
+    def _search(self, moment: datetime, zone: tzinfo) -> datetime:
         expression = _NICKNAMES.get(self.expression, self.expression)
-        for local in CronSim(expression, moment.astimezone(_zone(self.timezone))):
+        for local in CronSim(expression, moment.astimezone(zone)):
             # Of an hour that comes twice, cronsim may name the first while it is the second.
             if (found := local.astimezone(UTC)) > moment:
                 return found
@@ -331,6 +347,20 @@ def _interval(words: str) -> timedelta | None:
     if seconds < _SHORTEST:
         raise ValueError(f"cron={words!r} is no interval; write for example every=90, in seconds")
     return timedelta(seconds=seconds)
+
+
+def _change(zone: tzinfo, earliest: datetime, latest: datetime) -> datetime | None:
+    """When the clocks of a zone are changed between two moments in UTC; None if they are not."""
+    before = earliest.astimezone(zone).utcoffset()
+    if latest.astimezone(zone).utcoffset() == before:
+        return None
+    first = earliest.replace(microsecond=0)
+
+    def is_after(seconds: int) -> bool:
+        return (first + timedelta(seconds=seconds)).astimezone(zone).utcoffset() != before
+
+    span = range(int((latest - first).total_seconds()) + 1)
+    return first + timedelta(seconds=bisect_left(span, True, key=is_after))
 
 
 def _zone(name: str) -> tzinfo:

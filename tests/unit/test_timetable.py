@@ -25,6 +25,7 @@ from sqlalchemy_bgjob._handlers.timetable import (
 )
 
 BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"
+SANTIAGO = "America/Santiago"
 
 
 def at(text: str) -> datetime:
@@ -127,12 +128,37 @@ def test_a_shift_by_half_an_hour_keeps_intervals() -> None:
         assert steps == {timedelta(minutes=30)}
 
 
+@pytest.mark.parametrize(
+    ("expression", "zone", "after", "expected"),
+    [
+        # 02:00 to 02:30 is skipped at 15:30 UTC, and 01:30 to 02:00 comes again at 15:00 UTC.
+        ("0 */6 * * *", LORD_HOWE, "10-03T13:30", ["10-03T19:00", "10-04T01:00"]),
+        ("0 */6 * * *", LORD_HOWE, "10-03T15:40", ["10-03T19:00", "10-04T01:00"]),
+        ("*/20 3 * * *", LORD_HOWE, "10-03T13:30", ["10-03T16:00", "10-03T16:20"]),
+        ("*/15 0 * * *", LORD_HOWE, "10-03T14:20", ["10-04T13:00", "10-04T13:15"]),
+        ("*/10 2 * * *", LORD_HOWE, "04-04T12:00", ["04-04T15:30", "04-04T15:40"]),
+        # The clocks skip 00:00 to 01:00 on Sunday, September 6.
+        ("*/30 0 * * sun", SANTIAGO, "09-02T00:00", ["09-13T03:00", "09-13T03:30"]),
+        ("*/30 0 * * sun", SANTIAGO, "09-06T03:59", ["09-13T03:00", "09-13T03:30"]),
+        ("*/30 * * * sun", SANTIAGO, "09-06T03:59", ["09-06T04:00", "09-06T04:30"]),
+        ("30 0 * * *", SANTIAGO, "09-05T12:00", ["09-06T04:00", "09-07T03:30"]),
+    ],
+)
+def test_a_change_leads_past_no_hour_that_is_shown(
+    expression: str, zone: str, after: str, expected: list[str]
+) -> None:
+    assert some(expression, zone, after, len(expected)) == [at(moment) for moment in expected]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     expression=st.sampled_from(
-        ["30 2 * * *", "*/20 * * * *", "0 */6 * * *", "15,45 1-3 * * *", "0 3 * * sun", "5 1 1 * *"]
+        [
+            *("30 2 * * *", "*/20 * * * *", "0 */6 * * *", "15,45 1-3 * * *", "0 3 * * sun"),
+            *("5 1 1 * *", "*/30 0 * * sun"),
+        ]
     ),
-    zone=st.sampled_from([BERLIN, NEW_YORK, LORD_HOWE, "UTC", "Asia/Kathmandu"]),
+    zone=st.sampled_from([BERLIN, NEW_YORK, LORD_HOWE, SANTIAGO, "UTC", "Asia/Kathmandu"]),
     seconds=st.integers(0, 10 * 365 * 86_400),
     part=st.floats(0, 0.999),
 )
