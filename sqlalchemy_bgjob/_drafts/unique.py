@@ -50,7 +50,7 @@ class Unique:
 
     def __post_init__(self) -> None:
         if isinstance(self.key, str):
-            validation.unique_key(self.key)
+            object.__setattr__(self, "key", validation.unique_key(self.key))
         if self.period is not None:
             if self.scope == "queued":
                 raise ValueError("a unique key has a period= or the scope 'queued', not both")

@@ -63,7 +63,8 @@ def _text(what: str, value: object, limit: int) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{what}={value!r} contains a lone surrogate, which is no text") from None
-    return value
+    # Of a member of an Enum, an f-string would make the name of the member.
+    return value if type(value) is str else str.__str__(value)
 
 
 def words(what: str, value: object) -> str | None:

@@ -58,9 +58,11 @@ def check_queues(queues: Queues) -> dict[str, int]:
         queues = _with_default_concurrency(queues)
     if not queues:
         raise ValueError("queues= is empty; name at least one, for example {'default': 10}")
-    slots_of = {name: it.slots if isinstance(it, Queue) else it for name, it in queues.items()}
+    slots_of = {
+        validation.name("queue", name): it.slots if isinstance(it, Queue) else it
+        for name, it in queues.items()
+    }
     for queue, slots in slots_of.items():
-        validation.name("queue", queue)
         if not validation.is_int(slots) or not 1 <= slots <= 10_000:
             raise ValueError(
                 f"the concurrency {slots!r} of queue {queue!r} is not 1 to 10000 jobs at once; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from enum import Enum
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlalchemy_bgjob import InvalidArg
+from sqlalchemy_bgjob import InvalidArg, Unique
 from sqlalchemy_bgjob._drafts import validation
+from sqlalchemy_bgjob._handlers.served import check_queues
 
 
 @given(st.text(min_size=1, max_size=128))
@@ -23,6 +25,26 @@ def test_a_name_is_what_postgresql_can_store(text: str) -> None:
     else:
         with pytest.raises(ValueError, match="queue="):
             validation.name("queue", text)
+
+
+class Kind(str, Enum):  # noqa: UP042 - as many applications have them
+    """Names of queues."""
+
+    MAIL = "mail"
+
+
+def test_a_member_of_an_enum_is_its_text() -> None:
+    """And not ``Kind.MAIL``, as in an f-string, such as that of a stored key or a log line."""
+    names = [
+        validation.name("queue", Kind.MAIL),
+        validation.job_id(Kind.MAIL),
+        validation.unique_key(Kind.MAIL),
+        *check_queues({Kind.MAIL: 1}),
+        *check_queues([Kind.MAIL]),
+    ]
+
+    assert {f"{name}" for name in names} == {"mail"}
+    assert Unique(Kind.MAIL).stored == "l:mail"
 
 
 @pytest.mark.parametrize("length", [0, 129, 100_000])
