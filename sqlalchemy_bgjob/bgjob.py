@@ -71,37 +71,30 @@ class BGJob(
     QueueMethods,
     Generic[J, D],
 ):
-    """The models, handlers and producers of one set of tables.
+    """The queue of one application: its tables, its handlers, and its ways to enqueue.
+
+    Write ``jobs = BGJob(Base)`` once for each MetaData, in a module that producers and workers
+    import. This sends no statement.
 
     Args:
         target: What the tables join: a declarative base, a registry, a MetaData, a Flask-SQLAlchemy
             ``db`` or ``SQLModel``. May be left out with *models*.
-        schema: The tables' schema; by default that of the MetaData.
+        schema: The tables' schema, of at most 63 bytes; by default that of the MetaData.
         table_prefix: Begins the tables' names, at most 32 bytes.
-        models: The user's own ``(Job, DeadJob)``, built on JobMixin and DeadJobMixin.
-        records: Whether there are tables of records too, ``Record``, ``Minute`` and ``Audit``: for
-            handlers with ``record=``, for what workers count each minute, and for what is done by
-            the dashboard and the command line.
-        record_all: Seconds or a timedelta for which a record is kept of the jobs of every handler
-            that does not say ``record=`` itself. It asks for the tables too.
-        provide: ``f(ctx)`` that returns a context manager, annotated to yield a TypedDict, which
-            fills the keyword-only parameters of handlers. It is entered for each attempt of a
-            handler that takes any, within the timeout, and left before the job is settled.
-
-    Attributes:
-        Job: The mapped class of live jobs.
-        DeadJob: The mapped class of dead jobs.
-        WorkerRow: The mapped class of workers.
-        Control: The mapped class of what operators have set for queues.
-        Schedule: The mapped class of schedules.
-        Batch: The mapped class of batches.
-        Record: The mapped class of records, with ``records=True``.
-        Minute: The mapped class of what workers have counted, with ``records=True``.
-        Audit: The mapped class of what the dashboard and commands have done, with ``records=True``.
-        Base: The declarative base of these, for ``Session(binds={jobs.Base: engine})``.
+        models: Your own classes ``(Job, DeadJob)``, built on JobMixin and DeadJobMixin.
+        records: True adds the tables of records: ``Record`` for handlers with ``record=``,
+            ``Minute`` for what workers count each minute, and ``Audit`` for what somebody does by
+            the dashboard or the command line.
+        record_all: Seconds or a timedelta for which the record of each job is kept after the job's
+            end, if its handler does not say ``record=`` itself. It adds the tables of records too.
+        provide: A function ``f(ctx)`` that returns a context manager. What this yields, a dict that
+            is annotated as a TypedDict, fills the keyword-only parameters of handlers. The worker
+            enters it for each attempt whose handler takes any of these, within the timeout, and
+            leaves it before the job is settled.
 
     Raises:
-        TypeError: *target* has no MetaData, or *provide* does not say what it yields.
+        TypeError: *target* has no MetaData, *models* are not mapped classes of these mixins, or
+            *provide* does not say what it yields.
         ValueError: The MetaData has such tables already, or a name is too long.
     """
 
@@ -166,32 +159,32 @@ class BGJob(
 
     @property
     def DeadJob(self) -> type[D]:  # noqa: N802
-        """The mapped class of dead jobs."""
+        """The mapped class of dead jobs, those in the DLQ."""
         return cast(type[D], self.models.DeadJob)
 
     @property
     def WorkerRow(self) -> type[WorkerMixin]:  # noqa: N802
-        """The mapped class of workers."""
+        """The mapped class of the workers that live. Read its rows, and never write them."""
         return cast(type[WorkerMixin], self.models.WorkerRow)
 
     @property
     def Control(self) -> type[ControlMixin]:  # noqa: N802
-        """The mapped class of what operators have set for queues."""
+        """The mapped class of what operators have set for queues: pauses, and slots."""
         return cast(type[ControlMixin], self.models.Control)
 
     @property
     def Schedule(self) -> type[ScheduleMixin]:  # noqa: N802
-        """The mapped class of schedules."""
+        """The mapped class of schedules. Change its rows by :attr:`schedules`."""
         return cast(type[ScheduleMixin], self.models.Schedule)
 
     @property
     def Batch(self) -> type[BatchMixin]:  # noqa: N802
-        """The mapped class of batches."""
+        """The mapped class of batches. This release makes none: the table stays empty."""
         return cast(type[BatchMixin], self.models.Batch)
 
     @property
     def Base(self) -> type[DeclarativeBase]:  # noqa: N802
-        """The base of these classes, for sessions with several binds."""
+        """The base of these classes, for ``Session(binds={Base: engine, jobs.Base: engine})``."""
         return self.models.Base
 
     @property
@@ -211,23 +204,24 @@ class BGJob(
     ) -> ChunkDecorator: ...
     @needs_a_type
     def handler(self, type: str, *, queue: str = "default", **options: Any) -> Any:
-        """Register a function ``f(ctx)`` or ``f(ctx, arg)``, or a coroutine, as a type's handler.
+        """Register a function or coroutine ``f(ctx)`` or ``f(ctx, arg)`` as the handler of a type.
 
-        Args are checked against the annotation of *arg* when they are enqueued, and decoded to it
-        when the job runs. ``provide=`` of the BGJob fills keyword-only parameters. The function
-        stays callable as it was.
+        ``@jobs.handler("send_receipt", queue="mail")`` stands above it. The annotation of *arg* is
+        the type of the job's arg: ``enqueue`` checks each arg against it, and the handler gets a
+        value of it. ``provide=`` of the BGJob fills keyword-only parameters. The function stays
+        callable as it was.
 
         Args:
             type: The name that is stored with each job, at most 128 characters.
-            queue: Where its jobs go unless enqueue says otherwise.
+            queue: Where its jobs go, unless enqueue says otherwise; at most 128 characters.
             max_attempts: After how many failed attempts a job is moved to the DLQ, by default 20;
                 None for never.
-            retry: ``f(attempt, error)``, with the number of the failed attempt and its exception
-                (None if there was none), gives seconds or a timedelta until the next one;
-                None gives the job up. By default exponential backoff, see
-                :mod:`sqlalchemy_bgjob.retry`.
-            timeout: Seconds or a timedelta from the handler's start, not counting those for which
-                its session waits for a connection; by default None, without end. At the timeout a
+            retry: A policy ``f(attempt, error)``, which returns the seconds, or a timedelta, until
+                the next attempt. It gets the number of the failed attempt, and its exception, or
+                None if there was none. If it returns None, the job is given up. By default an
+                exponential backoff; see :mod:`sqlalchemy_bgjob.retry`.
+            timeout: Seconds or a timedelta from the handler's start; by default None, without end.
+                Time for which its session waits for a connection does not count. At the timeout a
                 coroutine is cancelled. A function is only told, by ``ctx.cancelled``, and keeps its
                 slot until it returns. If it returns None after the timeout, it has failed with a
                 TimeoutError, and its writes are undone; an outcome that it returns or raises
@@ -236,29 +230,31 @@ class BGJob(
                 settlement is written in this transaction too. A serialization failure, wherever it
                 occurs, is a failed attempt that is retried at once: leave *max_attempts* room for
                 these.
-            session: False for a handler that never uses ``ctx.session``.
-            grace: Seconds or a timedelta that it may take to end after it was told to, by its
-                timeout or a cancel; by default None, as long as it takes. Then the job is settled
-                without it: as failed, or as cancelled. What it still writes is undone, and its slot
-                is lost until it ends; see ``max_stuck``.
+            session: False for a handler that never uses ``ctx.session``, which is faster.
+            grace: Seconds or a timedelta that the handler may take to end after it was told to, by
+                its timeout or a cancel. Then the job is settled without it: as failed, or as
+                cancelled. What the handler still writes is undone, and its slot is lost until it
+                ends; see ``max_stuck``. By default None: the job waits until the handler ends.
             on_expiry: What becomes of a job that was not started before it expired: ``"dlq"``, the
                 default, moves it to the DLQ, and ``"drop"`` deletes it.
-            chunk: The most jobs for which the function is called at once, up to 10,000. It then
-                takes a list of args, ``f(ctx, args)``, and returns one outcome for all jobs, or a
-                dict of outcomes by job id; those that are not in it are complete. By default None:
-                each job is a call of its own, with its arg. After a call for several jobs has
-                raised, each of them runs alone; see the guide on chunks.
+            chunk: The most jobs of one call of the function, up to 10,000. The function then takes
+                a list of args, ``f(ctx, args)``. It returns one outcome for all jobs, or a dict of
+                outcomes by job id; jobs that are not in it are complete. By default None: each job
+                is a call of its own, with its arg. After a call for several jobs has raised, each
+                of them runs alone; see the guide on chunks.
             wait: With *chunk*, how long a job that was claimed waits for others while the chunk is
                 not full, in seconds or a timedelta; at most a ``heartbeat_interval``. By default
-                0: a call is for those that are there.
-            record: Seconds or a timedelta for which a record is kept of each job: how it ended, its
-                result and progress. By default ``record_all`` of the BGJob; 0 is never.
+                0: a call takes the jobs that are there.
+            record: Seconds or a timedelta for which a record of each job is kept after its end: how
+                it ended, its result and progress. By default ``record_all`` of the BGJob; 0 keeps
+                none.
 
         Raises:
-            ValueError: The type has a handler already, or a value is out of its range.
-            TypeError: The function does not take (ctx) or (ctx, arg), its arg can't be JSON, with
-                *chunk* it is no list, or it takes something else by keyword than what ``provide=``
-                gives.
+            ValueError: The type has a handler already, a value is out of its range, or *record* is
+                given and the BGJob has no tables of records.
+            TypeError: The function does not take ``(ctx)`` or ``(ctx, arg)``; its arg can't be
+                JSON; with *chunk*, its arg is no list; or it takes something by keyword that
+                ``provide=`` does not give.
         """
         given = cast(ChunkKeywords, options)
         checked = handler_options("BGJob.handler", given, ChunkKeywords)
@@ -275,9 +271,15 @@ class BGJob(
         queue: str = "default",
         **options: Unpack[HandlerKeywords],
     ) -> Decorator:
-        """Register a queue's handler for all jobs whose type has none.
+        """Register the handler of all jobs of a queue whose type has none.
 
-        It finds the type in ``ctx.job.type``. Arguments as for :meth:`handler`.
+        ``@jobs.default_handler("mail")`` stands above it. The function finds the type of a job in
+        ``ctx.job.type``. The other arguments are those of :meth:`handler`, without *chunk* and
+        *wait*.
+
+        Raises:
+            ValueError: The queue has a default handler already, or a value is out of its range.
+            TypeError: As for :meth:`handler`.
         """
         if callable(queue):
             raise TypeError(
@@ -319,14 +321,15 @@ class BGJob(
     def enqueue(
         self, target: Any, type: str, arg: Any = None, **options: Unpack[EnqueueOptions]
     ) -> Any:
-        """Add a job by its type's name, for producers that do not import the handler.
+        """Add a job by the name of its type, for producers that do not import the handler.
 
-        As :func:`sqlalchemy_bgjob.enqueue`. If the type is registered in this process, the arg is
-        checked against its handler, and the queue is the handler's; otherwise any JSON value or
-        bytes will do, and the queue must be named.
+        The arguments are those of :func:`sqlalchemy_bgjob.enqueue`, with a name in the place of the
+        handler. If the type is registered in this process, its handler checks the arg and names the
+        queue. Otherwise the arg may be any JSON value or bytes, and *queue* must be given.
 
         Raises:
             ValueError: The type is not registered here, and no queue is given.
+            JobAlreadyExists, InvalidArg, RuntimeError: As for ``enqueue``.
         """
         refuse_unknown("BGJob.enqueue", options, EnqueueOptions)
         if isinstance(type, JobType):
@@ -345,9 +348,9 @@ class BGJob(
         return enqueue_type(target, self.models, additions, handler, type, arg, options)
 
     def decode(self, job: JobMixin | DeadJobMixin) -> Any:
-        """The arg of a live or dead job, as its handler takes it; no I/O.
+        """The arg of a live or dead job, as its handler takes it. It sends no statement.
 
-        Of a type that is not registered in this process it is what the row holds: JSON values, or
+        If this process has no handler for the job, the arg is what the row holds: JSON values, or
         bytes. To compare args in SQL, use ``Job.arg_json``.
 
         Raises:
