@@ -91,25 +91,28 @@ class ResourceChunkDecorator(Protocol):
 
 
 class AroundJobs:
-    """The methods of a BGJob that put something around all of its jobs."""
+    """The part of :class:`~sqlalchemy_bgjob.BGJob` that puts something around all of its jobs."""
 
     registry: Registry
 
     def middleware(self, function: M, other: Callable[..., Any] | Missing | None = MISSING) -> M:
         """Put a function ``f(call, ctx)`` around each run of a handler.
 
-        It calls ``call()``, once, and returns what that returns; a coroutine function awaits it.
-        It runs in the thread or task of the job, within the attempt's timeout; ``ctx`` is that of
-        the handler, with its session and transaction. The first one that is registered is the
-        outermost.
+        The function calls ``call()``, once, and returns what that returns; a coroutine function
+        awaits it. It runs in the thread or task of the job, within the attempt's timeout. ``ctx``
+        is that of the handler, with its session and transaction. The function that is registered
+        first is the outermost.
 
         It changes what becomes of the job only by raising, or by returning an outcome. If it
         returns None, what the handler returned or raised stands.
 
+        Register it before a worker starts. If some handlers are functions and others coroutines,
+        give one of each, or a worker that has both does not start.
+
         Args:
-            function: Goes around functions; a coroutine function around coroutines.
-            other: The same for handlers of the other kind, or None to leave them without. A worker
-                that has such handlers, and was told neither, does not start.
+            function: A function, which goes around functions; or a coroutine function, which goes
+                around coroutines.
+            other: The same for handlers of the other kind, or None to leave those without.
 
         Returns:
             *function*, so that this is a decorator.
@@ -123,27 +126,33 @@ class AroundJobs:
     def on_enqueue(self, function: E) -> E:
         """Let a function ``f(type, queue)`` add headers to each job that is enqueued.
 
-        It returns a mapping, or None for no header; headers that the caller gives stand. It is
-        called once for each call of ``enqueue``, ``enqueue_many``, ``enqueue_from``,
-        ``jobs.enqueue`` and ``handler.job``, before any SQL, and what it raises is raised there.
-        Rows that are made in another way, such as ``jobs.Job(...)`` or SQL, pass it by, and so do
-        the jobs of schedules, which have the headers of their schedule.
+        The function returns a mapping, or None for no header. Headers that the caller gives win.
+        It is called once for each call of ``enqueue``, ``enqueue_many``, ``enqueue_from``,
+        ``jobs.enqueue`` and ``handler.job``, before any SQL. What it raises, these calls raise.
+
+        It is not called for rows that are made in another way, such as ``jobs.Job(...)`` or SQL,
+        nor for the jobs of a schedule, which have the headers of their schedule.
 
         Returns:
             The function, so that this is a decorator.
+
+        Raises:
+            TypeError: It is a coroutine function, or can't be called.
         """
         self.registry.additions.on_enqueue(function)
         return function
 
     def carry(self, **variables: ContextVar[Any]) -> None:
-        """Let context variables go with each job, as headers of these names.
+        """Carry context variables with each job, as headers of these names.
 
-        ``jobs.carry(request_id=request_id)`` stores the variable's value where a job is enqueued,
-        unless it is not set or None, and sets it around the handler. It is made of
-        :meth:`on_enqueue` and :meth:`middleware`, so what is registered later runs within it.
+        ``jobs.carry(request_id=request_id)`` stores the variable's value as the header
+        ``request_id`` of each job that is enqueued, unless it is not set or None. Around the
+        handler it sets the variable to that value. Call it before you register middleware that
+        reads the variable: it is itself made of :meth:`on_enqueue` and :meth:`middleware`.
 
         Args:
-            **variables: ContextVars, whose values can be JSON, and come back as JSON gives them.
+            **variables: ContextVars. Their values must have a JSON form, and the handler gets what
+                JSON gives back: a tuple becomes a list.
 
         Raises:
             TypeError: One of them is no ContextVar.

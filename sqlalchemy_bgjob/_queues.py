@@ -56,25 +56,25 @@ class QueueMethods:
     ) -> Any:
         """Let no worker claim from a queue, from the caller's commit on, until it is resumed.
 
-        Every worker obeys within a second: it claims nothing more of the queue, and hands back what
-        it has claimed and not started. Running jobs go on. Jobs may be enqueued as before. The
-        queue need not exist yet. ``work_one`` is a call of your own, and works on a paused queue.
+        Every worker obeys within a second of the commit: it claims nothing more from the queue, and
+        hands back the jobs that it has claimed and not started. Running jobs go on. Jobs may be
+        enqueued as before. The queue need not exist yet. :meth:`work_one` still takes its jobs.
 
         A second call for a paused queue replaces *by*, *reason* and *until*.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
             queue: Its name.
-            by: Who pauses it, for those who wonder; at most 1,000 characters, as *reason*.
-            reason: Why.
-            until: When the pause is over by itself, by the database's clock: an aware datetime, or
+            by: Who pauses it, for other operators to read; at most 1,000 characters.
+            reason: Why; at most 1,000 characters.
+            until: When the pause ends by itself, by the database's clock: an aware datetime, or
                 seconds or a timedelta from now. By default it has no end.
 
         Returns:
             False if the queue was paused already.
 
         Raises:
-            ValueError: A name or text is too long, or *until* is over already.
+            ValueError: A name or text is too long, or *until* has passed by this machine's clock.
         """
         statements = statements_of(self.models)
         return control.pause(self.models, statements, target, queue, by, reason, until)
@@ -84,9 +84,16 @@ class QueueMethods:
     @overload
     def resume(self, target: "AsyncTarget", queue: str) -> Coroutine[Any, Any, bool]: ...
     def resume(self, target: Any, queue: str) -> Any:
-        """Let workers claim from a paused queue again; False if it was not paused.
+        """Let workers claim from a paused queue again.
 
         The caller commits, and every worker obeys within a second.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            queue: Its name.
+
+        Returns:
+            False if the queue was not paused.
         """
         return control.resume(self.models, statements_of(self.models), target, queue)
 
@@ -122,12 +129,14 @@ class QueueMethods:
         reason: str | None = None,
         until: Until | None = None,
     ) -> Any:
-        """Pause a queue, and wait until none of its jobs runs; it stays paused.
+        """Pause a queue, and wait until none of its jobs runs. It stays paused.
 
-        It takes an engine, as it waits: the pause is a transaction of its own, and so is each look.
+        The pause is a transaction of its own, which is committed here, and so is each look at the
+        jobs that run. So the call takes an engine: the transaction of a session would stay open
+        while it waits, and no worker would see the pause.
+
         It waits for 1.5 s at least, by which time every worker has seen the pause. Each look counts
-        the queue's jobs, which takes long where there are a million of them; looks are the rarer
-        for that.
+        the queue's jobs. Where a look takes long, as with a million jobs, looks become rarer.
 
         Args:
             target: An Engine, or an AsyncEngine (then await the result).
@@ -136,7 +145,7 @@ class QueueMethods:
             by, reason, until: As for :meth:`pause`.
 
         Returns:
-            The number of jobs that still run, which is 0 unless the timeout is over.
+            How many jobs still run: 0, unless the timeout is over.
 
         Raises:
             TypeError: The target is no engine.
@@ -154,9 +163,9 @@ class QueueMethods:
     def set_slots(self, target: Any, queue: str, slots: int | None) -> Any:
         """Set how many jobs of a queue each worker runs at once, instead of its own number.
 
-        The caller commits, and every worker that serves the queue obeys within a second. Where
-        fewer are allowed than run, those go on to their end. The engine's pool stays as it is: with
-        more slots than connections, handlers wait for ``ctx.session``.
+        The caller commits, and every worker that serves the queue obeys within a second. If more
+        jobs run than are now allowed, they go on to their end. The engine's pool does not grow:
+        with more slots than connections, handlers wait for ``ctx.session``.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
@@ -175,8 +184,9 @@ class QueueMethods:
     def pressure(self, target: Any, queue: str) -> Any:
         """How many jobs of a queue wait for a worker, and for how long: for autoscalers and alerts.
 
-        It counts up to 10,001 due jobs, priority by priority through the index of claims, and reads
-        no scheduled ones. While the queue is paused both are 0: more workers would not help.
+        It counts due jobs up to 10,001, by the index that claims use, so it is fast beside millions
+        of scheduled jobs. While the queue is paused both numbers are 0, as more workers would not
+        help.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
