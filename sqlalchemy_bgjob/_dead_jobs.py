@@ -75,20 +75,28 @@ class DeadJobVerbs:
         per_second: float | None = None,
         dry_run: bool = False,
     ) -> Any:
-        """Queue dead jobs again, with attempts counted from 0 and the arg that the row has now.
+        """Bring dead jobs back into their queues, with all their attempts and the row's arg.
 
-        A job stays dead while a live one has its id or its unique key; of several dead jobs with
-        one id, or with one unique key, the one that died last comes back. The history of errors is
-        kept. The caller commits.
+        A job stays dead while a live one has its id or its unique key. If several dead jobs have
+        one id, or one unique key, the one that died last comes back. The history of errors is kept;
+        an expiry is not. The caller commits.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
             where: Which dead jobs, for example ``jobs.DeadJob.type == "send_receipt"``.
-            delay: Seconds, or a timedelta, until they are due.
-            limit: The most to bring back, those that died first.
-            per_second: How many of them fall due in a second, by the database's clock, from 0.001
-                to a million. Those that died first come first. By default all at once.
-            dry_run: Change nothing, and return how many would come back now, by type.
+            delay: Seconds, or a timedelta, until they are due, by the database's clock from the
+                start of the transaction; by default 0.
+            limit: The most to bring back, those that died first; by default all.
+            per_second: How many of them fall due in a second, from 0.001 to a million. Those that
+                died first come first. By default all fall due at once.
+            dry_run: True changes nothing, and returns how many would come back now.
+
+        Returns:
+            A :class:`~sqlalchemy_bgjob.Redriven`, with the ids of those that came back and of those
+            that did not. With *dry_run*, a dict of counts by type.
+
+        Raises:
+            TypeError, ValueError: A number is none, or out of its range.
         """
         return redrive(
             self.models,
@@ -130,14 +138,23 @@ class DeadJobVerbs:
         limit: int | None = None,
         dry_run: bool = False,
     ) -> Any:
-        """Delete jobs that died long ago, the oldest first; returns how many. The caller commits.
+        """Delete jobs that died long ago, the oldest first. The caller commits.
+
+        Workers do it by themselves with the setting ``dead_keep``.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
-            older_than: Seconds, or a timedelta, since they were moved to the DLQ.
+            older_than: Seconds, or a timedelta, since they were moved to the DLQ, by the database's
+                clock.
             where: Which of these; all, by default.
-            limit: The most to delete in this transaction.
-            dry_run: Delete nothing; only count.
+            limit: The most to delete in this transaction; by default all.
+            dry_run: True deletes nothing, and only counts.
+
+        Returns:
+            How many were deleted, or would be.
+
+        Raises:
+            TypeError, ValueError: A number is none, or out of its range.
         """
         statements = statements_of(self.models)
         return prune(self.models, statements, target, older_than, where, limit, dry_run=dry_run)
@@ -165,13 +182,13 @@ class DeadJobVerbs:
         *,
         limit: int | None = 100,
     ) -> Any:
-        """How many jobs of which type died of what, the most frequent first.
+        """Count dead jobs by their type and the type of their error, the most frequent first.
 
-        One statement, which reads all the dead jobs that *where* finds.
+        It is one statement, which reads all the dead jobs that *where* finds.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
             where: Which dead jobs; all, by default.
-            limit: The most lines; None for all.
+            limit: The most lines, by default 100; None for all.
         """
         return summary(self.models, statements_of(self.models), target, where, limit)

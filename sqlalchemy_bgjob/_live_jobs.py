@@ -31,15 +31,21 @@ class LiveJobVerbs:
         self, target: "AsyncTarget", where: ColumnElement[bool], *, limit: int | None = None
     ) -> Coroutine[Any, Any, int]: ...
     def run_now(self, target: Any, where: ColumnElement[bool], *, limit: int | None = None) -> Any:
-        """Make jobs due that are scheduled for later, or wait for a retry; returns how many.
+        """Make jobs due now that are scheduled for later, or that wait for a retry.
 
-        Jobs that run or are due already are left alone, and so are those that wait for others of
-        their group. The caller commits.
+        Jobs that run, or that are due already, are left alone, and so are those that wait for
+        others of their group. The caller commits.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
             where: Which live jobs, for example ``jobs.Job.id == "report-7"``.
-            limit: The most to make due.
+            limit: The most to make due, from 1; by default all.
+
+        Returns:
+            How many are due now.
+
+        Raises:
+            TypeError, ValueError: *limit* is no such number.
         """
         return run_now(self.models, statements_of(self.models), target, where, limit)
 
@@ -67,26 +73,27 @@ class LiveJobVerbs:
         """Give a queued job another arg, headers, priority or time; a running one stays as it is.
 
         The caller commits, and soon: until then no worker claims the job. Its id, unique key and
-        attempts stay, and so do headers of the library, such as that of a schedule.
+        attempts stay, and so do the headers of the library, whose names begin with ``bgjob-``.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
             id: The job's.
-            lease: ``job.lease`` as it was when you looked: if a worker has claimed the job since,
+            lease: ``job.lease`` as it was when you looked. If a worker has claimed the job since,
                 or somebody has changed it, by an edit or by its unique key, nothing is changed. By
                 default the job is changed if it is queued now.
-            changes: ``arg``, which is checked as the handler takes it; ``headers``, instead of the
-                ones that there are; ``priority``; and either ``run_at``, an aware datetime, or
-                ``delay``, seconds or a timedelta from the start of the transaction. What is left
-                out stays as it is.
+            changes: ``arg``, which is checked as the handler takes it; ``headers``, which replace
+                those that there are; ``priority``; and either ``run_at``, an aware datetime, or
+                ``delay``, seconds or a timedelta from the start of the transaction, by the
+                database's clock. What is left out stays as it is.
 
         Returns:
-            ``"edited"``; or, if nothing was changed, ``"running"``, ``"changed"`` for another
-            lease, ``"waiting"`` if it has a time only once its group lets it run, and None if there
-            is no such job.
+            ``"edited"``; or, if nothing was changed, ``"running"``; ``"changed"`` for another
+            lease; ``"waiting"`` for a time of a job that waits for others of its group; None if
+            there is no such job.
 
         Raises:
             InvalidArg: The arg or a header can't be stored, or the handler does not take it.
+            TypeError: There is nothing to change, or a value is of another type.
             ValueError: The job would expire before *run_at*, or a value is out of range.
         """
         return edit(

@@ -21,7 +21,7 @@ Until = datetime | timedelta | float
 
 
 class QueueMethods:
-    """Methods of :class:`BGJob` that name a queue, and no job."""
+    """The part of :class:`~sqlalchemy_bgjob.BGJob` that is about whole queues."""
 
     models: Models
 

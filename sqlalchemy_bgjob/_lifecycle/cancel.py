@@ -32,9 +32,9 @@ class CancelResult:
     """What a cancel of many jobs did."""
 
     cancelled: int
-    """How many were queued, and are gone."""
+    """How many were queued, and are deleted."""
     asked: int
-    """How many are running, and are to end."""
+    """How many are running, and were asked to end."""
 
 
 def cancel(models: Models, statements: Statements, registry: Registry, target: Any, id: str) -> Any:
@@ -83,7 +83,7 @@ def _keeps(statements: Statements, registry: Registry) -> dict[str, Any]:
 
 
 class HasCancel:
-    """What :class:`BGJob` has of cancelling."""
+    """The part of :class:`~sqlalchemy_bgjob.BGJob` that cancels."""
 
     models: Models
     registry: Registry
@@ -95,12 +95,16 @@ class HasCancel:
     def cancel(self, target: Any, id: str) -> Any:
         """Delete a queued job, due or not; ask the worker of a running one to end it.
 
-        The caller's commit decides, as with ``enqueue``; until then the job can't end, so commit
-        soon. Then a running job ends as cancelled, its writes undone, unless it completes first: a
-        coroutine is cancelled, a function sees ``ctx.cancelled``. No retry of it starts any more.
+        The caller commits, and soon: until then the job can't end. A running job then ends as
+        cancelled, unless it completes first: a coroutine is cancelled, a function sees
+        ``ctx.cancelled``, and what the handler has written is undone. No retry of it starts.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            id: The job's.
 
         Returns:
-            ``"cancelled"`` if it was queued and is gone, ``"asked"`` if it is running, None if
+            ``"cancelled"`` if it was queued and is deleted, ``"asked"`` if it is running, None if
             there is no such job. Of two concurrent calls one returns ``"cancelled"``.
         """
         return cancel(self.models, statements_of(self.models), self.registry, target, id)
@@ -116,7 +120,13 @@ class HasCancel:
     def cancel_where(
         self, target: Any, where: ColumnElement[bool], *, limit: int | None = None
     ) -> Any:
-        """:meth:`cancel` of at most *limit* jobs: say ``jobs.Job.type == "send_receipt"``."""
+        """Cancel all the jobs that a condition finds, each as :meth:`cancel` does.
+
+        Args:
+            target: A Session, Connection or Engine, or an asyncio twin (then await the result).
+            where: Which live jobs, for example ``jobs.Job.type == "send_receipt"``.
+            limit: The most to cancel, from 1; by default all.
+        """
         statements = statements_of(self.models)
         return cancel_where(self.models, statements, self.registry, target, where, limit)
 

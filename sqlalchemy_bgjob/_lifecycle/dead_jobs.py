@@ -24,10 +24,16 @@ DOUBTFUL: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class DeadSummary:
-    """Dead jobs of one ``type`` that failed in the same way, and their ``count``.
+    """How many jobs of one type died of one type of error.
 
-    ``error_type`` is the first line of their ``last_error`` up to its first colon, as that of
-    ``DeadJob``. ``first`` and ``last`` are when the first and the last of them died.
+    Attributes:
+        type: The jobs' type.
+        error_type: The first line of their ``last_error`` up to its first colon, as
+            ``DeadJob.error_type`` is: of an exception, the name of its class. None without an
+            error.
+        count: How many they are.
+        first: When the first of them died, by the database's clock.
+        last: When the last of them died.
     """
 
     type: str
