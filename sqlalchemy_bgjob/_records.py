@@ -33,17 +33,20 @@ class HasRecords:
 
     @property
     def Record(self) -> type[RecordMixin]:  # noqa: N802 - it is a class
-        """The mapped class of records; it is there with ``records=True``."""
+        """The mapped class of records. It is there with ``records=True``."""
         return cast(type[RecordMixin], self._recording().Record)
 
     @property
     def Minute(self) -> type[MinuteMixin]:  # noqa: N802
-        """The mapped class of what workers have counted; it is there with ``records=True``."""
+        """The mapped class of what workers count each minute. It is there with ``records=True``."""
         return cast(type[MinuteMixin], self._recording().Minute)
 
     @property
     def Audit(self) -> type[AuditMixin]:  # noqa: N802
-        """The mapped class of the audit, which is there with ``records=True``."""
+        """The mapped class of the audit: what was done by the dashboard or the command line.
+
+        It is there with ``records=True``.
+        """
         return cast(type[AuditMixin], self._recording().Audit)
 
     def _recording(self) -> Recording:
@@ -60,10 +63,10 @@ class HasRecords:
     @overload
     def record(self, target: "AsyncTarget", id: str) -> Coroutine[Any, Any, JobRecord | None]: ...
     def record(self, target: Any, id: str) -> Any:
-        """What is kept of a job: its progress while it runs, its result and end afterwards.
+        """Look up what is kept of a job: its progress while it runs, its result and end afterwards.
 
-        The result is decoded as the handler's annotation says; of a type that is not registered in
-        this process it is JSON values, or bytes.
+        The result is decoded as the handler's annotation says. If this process has no handler for
+        the job, it is JSON values, or bytes.
 
         Args:
             target: A Session, Connection or Engine, or an asyncio twin (then await the result).
@@ -96,18 +99,19 @@ class HasRecords:
     def wait(self, target: Any, id: str, *, timeout: float | timedelta | None = None) -> Any:
         """Wait until a job has ended, in whichever way, and return its record.
 
-        It takes an engine, as it waits: each look is a transaction of its own. It looks every
-        50 ms at first, and every second at last. Commit the job first: one that is not committed
-        is not there.
+        It takes an engine, as it waits: each look is a transaction of its own. It looks every 50 ms
+        at first, and every second at last. Commit the job first, as others can't see it before. In
+        a handler, don't wait for a job of the same queue, which may need this handler's slot.
 
         Args:
             target: An Engine, or an AsyncEngine (then await the result).
             id: The job's.
-            timeout: Seconds, or a timedelta, for which it waits at most; by default without end.
+            timeout: Seconds, or a timedelta, for which it waits at most, by this process's clock;
+                by default without end.
 
         Returns:
-            The record; its ``state`` says how the job ended. None as soon as there is neither such
-            a job nor a record of it: it is unknown, or it was not recorded.
+            The record, whose ``state`` says how the job ended. None as soon as there is neither
+            such a job nor a record of it: it is unknown, or it was not recorded.
 
         Raises:
             TimeoutError: The time is over, and the job has not ended.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class HasWorkOne:
-    """What :class:`BGJob` has to run one job."""
+    """The part of :class:`~sqlalchemy_bgjob.BGJob` that runs one job."""
 
     models: Models
     registry: Registry
@@ -54,25 +54,24 @@ class HasWorkOne:
         session_factory: Callable[[], Any] | None = None,
         state: Any = None,
     ) -> Any:
-        """Run one due job within the caller's own transaction; None if there is none.
+        """Run one due job within the caller's own transaction, without a worker.
 
-        The job is locked, run and settled in that transaction, and the caller's commit decides: if
-        the caller rolls back or dies, the job is queued as before, its attempt not spent. So a job
-        that takes the process down is retried without end here, unlike in a worker. A pause stops
-        workers, and not this.
+        The job is locked, run and settled in that transaction, and the caller's commit decides. If
+        the caller rolls back or dies, the job is queued as before, and its attempt is not spent. So
+        a job that takes the process down is retried without end here, unlike in a worker. It runs
+        jobs of a paused queue too.
 
-        What ends the handler and is no failure, such as a cancellation or a KeyboardInterrupt, is
-        raised. What the handler has written is undone then, and the job handed back, so the caller
-        may go on and commit.
+        If something ends the handler that is no failure, such as a cancellation or a
+        KeyboardInterrupt, it is raised here. The handler's writes are undone then, and the job is
+        handed back, so the caller may go on and commit.
 
         Args:
             target: A Session or Connection, or an asyncio twin (then await the result, and the
                 handler may be a coroutine). An Engine is a transaction of its own.
-            queue: Where to look.
+            queue: Where to look: its first due job, by priority.
             handler: A function ``f(ctx)`` or ``f(ctx, arg)`` for a job of any type;
                 by default the registered handler of its type.
-            id: Instead of a queue, the id of the job. None is returned also if a worker holds it,
-                or somebody has locked its row.
+            id: Instead of a queue, the id of the job.
             due: With *id*, False takes the job also if it is scheduled for later.
             session_factory: Makes ``ctx.session``; by default ``Session`` or ``AsyncSession``. A
                 scoped_session also gives it while the handler runs, in each scope that has no
@@ -81,10 +80,16 @@ class HasWorkOne:
             state: What ``ctx.state`` is; there is no ``lifespan=`` here.
 
         Returns:
-            The outcome that was settled, which is the handler's, or a Retry for what it raised.
+            None if there is no such job, a worker holds it, or somebody has locked its row.
+            Otherwise the outcome. It is that of the handler; or a Retry for what it raised, also
+            if the job had no attempt left and moved to the DLQ; or Cancelled, Expired or MoveToDlq,
+            for a job that must not start. If no handler here can run the job, as its type is
+            unknown, or its handler is a coroutine and the target is not of asyncio, it is a
+            Reschedule; once that has been so for 300 s, it is a MoveToDlq.
 
         Raises:
-            TypeError: Neither a queue nor an id is given, or both.
+            TypeError: Neither a queue nor an id is given, or both; or *handler* is a coroutine, and
+                the target is not of asyncio.
             ValueError: The connection is in AUTOCOMMIT, where run and settlement are not atomic.
         """
         return work_one(

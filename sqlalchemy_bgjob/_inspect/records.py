@@ -18,8 +18,8 @@ class Progress:
 
     Attributes:
         done: How much is done, in the handler's own unit.
-        of: How much there is; None if it is not known.
-        note: What the handler says to it.
+        of: How much there is, in the same unit; None if the handler does not say.
+        note: The handler's words about it; None without any.
     """
 
     done: float
@@ -28,13 +28,16 @@ class Progress:
 
     @property
     def share(self) -> float | None:
-        """The part that is done, from 0 to 1; None where it is not known how much there is."""
+        """The part that is done, from 0 to 1; None if *of* is None or 0."""
         return None if not self.of else min(max(self.done / self.of, 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """What is kept of a job: plain data, as it was when it was read.
+    """What is kept of a job: plain data, as it was when it was read. All times are the database's.
+
+    If the job was redriven, or enqueued again under its id, it is live, and nothing is told of the
+    end before.
 
     Attributes:
         id: The job's.
@@ -42,15 +45,15 @@ class JobRecord:
         type: The job's.
         state: ``live`` until the job has ended; then ``completed``, ``dead``, ``cancelled`` or
             ``expired``.
-        attempt: Which attempt wrote it.
+        attempt: Which attempt wrote it, from 1.
         progress: What the handler last said by ``ctx.progress``; None if it has not.
         result: What the handler gave to ``Complete(result=...)``, as its annotation says.
         error: Why the job is dead; None of one that is not.
         enqueued_at: When it was enqueued.
         due_at: When its last attempt was due.
-        started_at: When its last attempt began; None if it never started, or is live.
-        ended_at: When it ended; None while it is live.
-        keep_until: When a worker may delete the record.
+        started_at: When that attempt began; None if it never did.
+        ended_at: When the job ended; None while it is live.
+        keep_until: When workers may delete the record.
     """
 
     id: str
