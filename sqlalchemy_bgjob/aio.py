@@ -51,30 +51,40 @@ logger: Final[logging.Logger] = logging.getLogger("sqlalchemy_bgjob")
 class AsyncWorker(OnlyAsyncWith):
     """Claims jobs and runs their handlers: coroutines on the event loop, functions in threads.
 
+    ``async with AsyncWorker(jobs, engine, queues={"mail": 10}):`` works in the background while the
+    block goes on, and drains at its end. :meth:`run` works in the task that awaits it.
+
     Args:
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
-        engine: On PostgreSQL, with psycopg or asyncpg; two of its connections are the worker's.
-        sync_engine: For ``ctx.session`` of functions; on psycopg, if left out, one that
-            connects as *engine* does, with its arguments, listeners and options.
-        heart_engine: For heartbeats and rescues, if these can't connect as *engine* does. They
-            run in their own threads and event loops, where a connection bound to another loop,
+        engine: An AsyncEngine for PostgreSQL, with psycopg or asyncpg. Two connections of its pool
+            are the worker's own, so give it a ``pool_size`` of all slots and two.
+        sync_engine: An Engine for ``ctx.session`` of functions. With psycopg it may be left out:
+            the worker makes one that connects as *engine* does, with its arguments, listeners and
+            options.
+        heart_engine: An engine for heartbeats and rescues, if these can't connect as *engine* does.
+            They run in their own threads and event loops, where a connection bound to another loop,
             such as one of an ``asyncpg.Pool``, must not be used. It must reach the same tables,
             and should bypass any pooler.
-        queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
-            handler names. A :class:`~sqlalchemy_bgjob.Queue` for a number sets the order too.
-        session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class or an
-            async_sessionmaker. By default ``AsyncSession``.
+        queues: How many jobs of each queue run at once, as in ``{"mail": 10}``; or a list of names,
+            for 10 each. A :class:`~sqlalchemy_bgjob.Queue` in the place of a number sets the order
+            too. By default it serves each queue that a handler names, with 10 jobs at once.
+        session_factory: Makes ``ctx.session`` of coroutines: an AsyncSession class, an
+            async_sessionmaker, or an async_scoped_session, which within a handler gives the same
+            session. By default ``AsyncSession``.
         sync_session_factory: The same for functions. By default ``Session``.
-        around: As for :class:`~sqlalchemy_bgjob.Worker`; for coroutines it may return an
-            asynchronous context manager, which they prefer.
-        lifespan: As for :class:`~sqlalchemy_bgjob.Worker`; it may return an asynchronous context
-            manager, and is entered in the worker's task.
-        observers: Told of every event, in their own thread.
+        around: As for :class:`~sqlalchemy_bgjob.Worker`. For coroutines it may return an
+            asynchronous context manager; if what it returns is both, coroutines enter that.
+        lifespan: As for :class:`~sqlalchemy_bgjob.Worker`, but the worker's task enters it. It may
+            return an asynchronous context manager.
+        observers: Objects that are told of every event, in a thread of their own; see
+            :class:`~sqlalchemy_bgjob.Observer`.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
     Raises:
-        ValueError: A served function may use ``ctx.session`` and there is no sync engine, the pool
-            is too small, or the engine is not for PostgreSQL.
+        ValueError: A served function may use ``ctx.session`` and there is no sync engine, no
+            handler names a queue and none is given, the pool is too small, the engine is not for
+            PostgreSQL, or a setting is out of its range.
+        TypeError: An argument is of another type; the message says what to write.
     """
 
     def __init__(
@@ -157,51 +167,60 @@ class AsyncWorker(OnlyAsyncWith):
 
     @property
     def ready(self) -> bool:
-        """Whether it has claimed, still beats, and is not asked to stop.
+        """Whether the worker has claimed for the first time, still beats, and does not drain.
 
-        A worker all of whose queues are paused is ready too. No statement is sent, so a readiness
-        probe may read it at any time and from any thread.
+        A worker all of whose queues are paused is ready too. Reading it sends no statement, so a
+        readiness probe may do so at any time and from any thread.
         """
         return self._loop is not None and self._loop.ready
 
     @property
     def alive(self) -> bool:
-        """Whether its loop goes on; False after ten minutes in which it has not turned.
+        """Whether the worker's loop goes on; False if it has stood still for ten minutes.
 
-        Then a handler or a statement blocks it, others take its jobs, and only a restart helps. A
-        worker that waits for the database, or has not begun, is alive. No statement is sent; read
-        it from any thread.
+        Then a handler or a statement blocks it, other workers take its jobs, and only a restart
+        helps. A worker that waits for the database, or has not begun, is alive. Reading it sends no
+        statement, and any thread may do so.
         """
         return self._loop is None or self._loop.alive
 
     @property
     def limit_reached(self) -> str | None:
-        """The name of the setting at whose limit it began to drain, or None.
+        """The name of the setting at whose limit the worker began to drain, or None.
 
-        One of ``"max_jobs"``, ``"max_lifetime"`` and ``"max_memory"``. A program that calls
-        :meth:`run` can tell by it that the worker is to be replaced. Read it from any thread.
+        It is one of ``"max_jobs"``, ``"max_lifetime"`` and ``"max_memory"``. A program that calls
+        :meth:`run` can tell by it that the worker is to be replaced. Any thread may read it.
         """
         return None if self._loop is None else self._loop.limit_reached
 
     async def run(self) -> None:
-        """Work until :meth:`stop` is called and everything is drained.
+        """Work in this task until the worker has drained.
 
-        If this is cancelled, running jobs are released at once, attempt refunded.
+        It drains after :meth:`request_stop`, at a limit such as ``max_jobs``, and when there is
+        nothing to do, with ``until_idle``. It waits for a database that is not up yet. If this is
+        cancelled, running jobs are released at once, their attempt refunded.
 
         Raises:
-            SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
-            OperationalError: The password, role or database is wrong.
+            SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is; the message
+                says what to do.
+            WorkerStuck: Too many handlers did not end. All else is drained; start a new process.
+            OperationalError: The password, role or database is wrong; asyncpg raises its own error.
             ValueError: No handler is registered, or none that this worker can run; or a middleware
                 can't go around some of them.
+            RuntimeError: The worker was made before a fork, in another process.
             Exception: What *lifespan* raised.
         """
         await self._run(lambda: None)
 
     async def start(self) -> None:
-        """Work in a task; returns once registered, or raises as :meth:`run` does.
+        """Work in a new task. It returns once the worker is registered.
 
         If the database is not up yet, or read-only, this returns after 10 s with a warning in the
         log, and the worker waits for the database in the background.
+
+        Raises:
+            RuntimeError: This worker was started before; make a new one.
+            Exception: As for :meth:`run`.
         """
         if self._task is not None:
             raise RuntimeError("this worker was started already; make a new one")
@@ -220,11 +239,14 @@ class AsyncWorker(OnlyAsyncWith):
             await self._task
 
     async def stop(self, timeout: float | None = None) -> None:
-        """Claim no more, hand back ready jobs, finish running ones; then return.
+        """Drain: claim no more, hand back jobs that were not started, finish running ones; return.
 
         Args:
-            timeout: Seconds until coroutines are cancelled and running jobs released, attempt
-                refunded; by default the ``shutdown_timeout`` of the settings.
+            timeout: Seconds until coroutines are cancelled, and jobs that still run are released,
+                their attempt refunded; by default the ``shutdown_timeout`` of the settings.
+
+        Raises:
+            Exception: What :meth:`run` raised in the background.
         """
         self.request_stop(timeout)
         if self._task is not None:
@@ -232,7 +254,11 @@ class AsyncWorker(OnlyAsyncWith):
             await self._task
 
     def request_stop(self, timeout: float | None = None) -> None:
-        """Ask to stop, without waiting. May be called again with a shorter timeout."""
+        """Ask the worker to drain, and don't wait for it. Call it from any thread.
+
+        Args:
+            timeout: As for :meth:`stop`. A later call may give less.
+        """
         timeout = self.settings.shutdown_timeout if timeout is None else timeout
         # Set first, as another thread may just make the loop: it reads the timeout after that.
         self._stop_timeout = timeout

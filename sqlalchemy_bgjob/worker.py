@@ -40,28 +40,35 @@ logger: Final[logging.Logger] = logging.getLogger("sqlalchemy_bgjob")
 
 
 class Worker(OnlyWith):
-    """Claims jobs and runs their handlers in threads of this process.
+    """Claims jobs and runs their handlers, which are functions, in threads of this process.
+
+    ``with Worker(jobs, engine, queues={"mail": 10}):`` works in the background while the block goes
+    on, and drains at its end. :meth:`run` works in the thread that calls it.
 
     Args:
         jobs: The :class:`~sqlalchemy_bgjob.BGJob` whose jobs are run.
-        engine: On PostgreSQL, with psycopg or psycopg2; two of its connections are the worker's.
-        queues: Concurrency by queue, or names alone for 10 each; by default each queue that a
-            handler names. A :class:`~sqlalchemy_bgjob.Queue` for a number sets the order too.
+        engine: An Engine for PostgreSQL, with psycopg or psycopg2. Two connections of its pool are
+            the worker's own, so give it a ``pool_size`` of all slots and two.
+        queues: How many jobs of each queue run at once, as in ``{"mail": 10}``; or a list of names,
+            for 10 each. A :class:`~sqlalchemy_bgjob.Queue` in the place of a number sets the order
+            too. By default it serves each queue that a handler names, with 10 jobs at once.
         session_factory: Makes ``ctx.session``: a Session class, a sessionmaker, or a
-            scoped_session, which then gives the handler's session. By default ``Session``.
-        around: Called without arguments for each job; returns a context manager, as Flask's
-            ``app.app_context`` does. It is entered in the job's thread before the handler runs,
-            and left after the session's commit. An error on entry is a failed attempt; if there
-            is no context manager to enter, the job waits and its attempt is refunded.
-        lifespan: Called without arguments when the worker starts; returns a context manager, which
-            is entered in the thread that runs the worker, before the first claim, and left when the
+            scoped_session, which within a handler gives the same session. By default ``Session``.
+        around: Called without arguments for each run of a handler; returns a context manager, as
+            Flask's ``app.app_context`` does. The job's thread enters it before the handler runs,
+            and leaves it after the session's commit. An error on entry is a failed attempt. If
+            nothing is returned that can be entered, the job waits, and its attempt is refunded.
+        lifespan: Called without arguments when the worker starts; returns a context manager. The
+            thread that runs the worker enters it before the first claim, and leaves it when the
             worker has drained. Handlers find what it yields as ``ctx.state``.
-        observers: Told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
+        observers: Objects that are told of every event; see :class:`~sqlalchemy_bgjob.Observer`.
         settings: A :class:`~sqlalchemy_bgjob.WorkerSettings`; or give its fields as keywords.
 
     Raises:
-        ValueError: A served queue has coroutine handlers (use ``AsyncWorker``), the pool is too
-            small, or the engine is not for PostgreSQL.
+        ValueError: A served queue has coroutine handlers (use ``AsyncWorker``), no handler names a
+            queue and none is given, the pool is too small, the engine is not for PostgreSQL, or a
+            setting is out of its range.
+        TypeError: An argument is of another type; the message says what to write.
     """
 
     def __init__(
@@ -123,39 +130,47 @@ class Worker(OnlyWith):
 
     @property
     def ready(self) -> bool:
-        """Whether it has claimed, still beats, and is not asked to stop.
+        """Whether the worker has claimed for the first time, still beats, and does not drain.
 
-        A worker all of whose queues are paused is ready too. No statement is sent, so a readiness
-        probe may read it at any time and from any thread.
+        A worker all of whose queues are paused is ready too. Reading it sends no statement, so a
+        readiness probe may do so at any time and from any thread.
         """
         return self._loop.ready
 
     @property
     def alive(self) -> bool:
-        """Whether its loop goes on; False after ten minutes in which it has not turned.
+        """Whether the worker's loop goes on; False if it has stood still for ten minutes.
 
-        Then a handler or a statement blocks it, others take its jobs, and only a restart helps. A
-        worker that waits for the database is alive. No statement is sent; read it from any thread.
+        Then a handler or a statement blocks it, other workers take its jobs, and only a restart
+        helps. A worker that waits for the database is alive. Reading it sends no statement, and any
+        thread may do so.
         """
         return self._loop.alive
 
     @property
     def limit_reached(self) -> str | None:
-        """The name of the setting at whose limit it began to drain, or None.
+        """The name of the setting at whose limit the worker began to drain, or None.
 
-        One of ``"max_jobs"``, ``"max_lifetime"`` and ``"max_memory"``. A program that calls
-        :meth:`run` can tell by it that the worker is to be replaced. Read it from any thread.
+        It is one of ``"max_jobs"``, ``"max_lifetime"`` and ``"max_memory"``. A program that calls
+        :meth:`run` can tell by it that the worker is to be replaced. Any thread may read it.
         """
         return self._loop.limit_reached
 
     def run(self) -> None:
-        """Work until another thread calls :meth:`stop` and everything is drained.
+        """Work in this thread until the worker has drained.
+
+        It drains after :meth:`request_stop`, which a signal handler or another thread calls; at a
+        limit, such as ``max_jobs``; and when there is nothing to do, with ``until_idle``. It waits
+        for a database that is not up yet.
 
         Raises:
-            SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is.
+            SchemaOutOfDate, WorkerRefused: This database can't be worked on as it is; the message
+                says what to do.
+            WorkerStuck: Too many handlers did not end. All else is drained; start a new process.
             OperationalError: The password, role or database is wrong.
             ValueError: No handler is registered, or none that a thread can run; or a middleware
                 can't go around some of them.
+            RuntimeError: The worker was made before a fork, in another process.
             Exception: What *lifespan* raised.
         """
         refuse_fork(self._made_by)
@@ -177,10 +192,14 @@ class Worker(OnlyWith):
             self._ended.set()
 
     def start(self) -> None:
-        """Work in a new thread; returns once registered, or raises as :meth:`run` does.
+        """Work in a new thread. It returns once the worker is registered.
 
         If the database is not up yet, or read-only, this returns after 10 s with a warning in the
         log, and the worker waits for the database in the background.
+
+        Raises:
+            RuntimeError: This worker was started before; make a new one.
+            Exception: As for :meth:`run`.
         """
         if self._thread is not None:
             raise RuntimeError("this worker was started already; make a new one")
@@ -192,11 +211,14 @@ class Worker(OnlyWith):
         self._raise()
 
     def stop(self, timeout: float | None = None) -> None:
-        """Claim no more, hand back ready jobs, finish running ones; then return.
+        """Drain: claim no more, hand back jobs that were not started, finish running ones; return.
 
         Args:
-            timeout: Seconds until running jobs are released, attempt refunded; by default the
-                ``shutdown_timeout`` of the settings.
+            timeout: Seconds until jobs that still run are released, their attempt refunded; by
+                default the ``shutdown_timeout`` of the settings.
+
+        Raises:
+            Exception: What :meth:`run` raised in the background, if it was not raised before.
         """
         self.request_stop(timeout)
         if self._thread is not None:
@@ -204,7 +226,11 @@ class Worker(OnlyWith):
             self._raise()
 
     def request_stop(self, timeout: float | None = None) -> None:
-        """Ask to stop, without waiting. May be called again with a shorter timeout."""
+        """Ask the worker to drain, and don't wait for it. Call it from any thread.
+
+        Args:
+            timeout: As for :meth:`stop`. A later call may give less.
+        """
         self._loop.stop(self.settings.shutdown_timeout if timeout is None else timeout)
 
     def _run(self) -> None:
