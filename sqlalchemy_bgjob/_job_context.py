@@ -21,16 +21,17 @@ JOB_FIELDS: Final = ("job_id", "job_type", "queue", "attempt", REQUEST_ID)
 class JobLogFilter(logging.Filter):
     """Gives log records that are written while a handler runs the fields of its job.
 
-    These are ``job_id``, ``job_type``, ``queue`` and ``attempt``, and the named headers of the job.
-    A record has none of them outside of handlers, and keeps what it has. It lets every record pass.
-    In a call for several jobs it has no ``job_id``, and those headers in which all of them agree.
+    The fields are ``job_id``, ``job_type``, ``queue`` and ``attempt``, and the named headers of the
+    job. Outside of handlers a record gets none of them: give the formatter ``defaults``. A field
+    that a record has already stays. The filter lets every record pass. In a call for several jobs a
+    record gets no ``job_id``, and those headers in which all the jobs agree.
 
     Add it to a logging handler, ``handler.addFilter(JobLogFilter())``, and not to a logger, whose
     filters don't see the records of other loggers. If there is a ``QueueHandler``, add it to that
     one: what comes after it runs in another thread.
 
     Args:
-        headers: The headers to show, where a job has them.
+        headers: The headers to show, where a job has them; by default ``request_id``.
     """
 
     def __init__(self, headers: Iterable[str] = (REQUEST_ID,)) -> None:

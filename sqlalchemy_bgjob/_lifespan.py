@@ -19,16 +19,16 @@ def lifespan(
     """A lifespan for FastAPI, Starlette or Litestar that runs a worker beside the application.
 
     ``FastAPI(lifespan=lifespan(AsyncWorker, jobs, engine, queues={"mail": 10}))``. Each start of
-    the application makes a new worker, and its end drains that worker.
+    the application makes a new worker, and the application's end drains it.
 
     Args:
         worker: ``AsyncWorker``, or ``Worker``, which works in threads.
-        *args: What the worker takes.
-        **options: What the worker takes.
+        *args: The worker's arguments.
+        **options: The worker's keywords.
 
     Returns:
-        What an application calls with itself when it starts. It raises what ``worker.start()``
-        raises, and then the application does not start.
+        A function that the application calls with itself when it starts. If the worker can't be
+        made or started, that error is raised there, and the application does not start.
     """
 
     @asynccontextmanager

@@ -1,12 +1,15 @@
-"""Backoff policies: from the failed attempt to the seconds until the next one.
+"""Backoff policies, for ``@jobs.handler(..., retry=...)``: how long a failed job waits.
 
-A policy is any callable that takes the number of the failed attempt (from 1) and the exception, if
-there was one, and returns seconds or a timedelta. It is not called after the last attempt, nor if
-the handler's ``Retry(after=...)`` sets the delay. To give the job up before ``max_attempts``, it
-returns None or raises :class:`~sqlalchemy_bgjob.MoveToDlq`.
+A policy is any callable ``f(attempt, error)``. It gets the number of the failed attempt, from 1,
+and the exception, or None if there was none. It returns the seconds, or a timedelta, until the next
+attempt, by the database's clock from the settlement; more than 30 days are cut to 30 days. To give
+the job up before ``max_attempts``, it returns None or raises :class:`~sqlalchemy_bgjob.MoveToDlq`.
 
-If it raises or returns anything else, :data:`DEFAULT` is used; ``last_error`` says so each time,
-and the log once for each handler.
+It is not called after the last attempt, nor if the handler's ``Retry`` says when to run again, nor
+after a serialization failure or a deadlock, which are retried at once.
+
+If a policy raises something else or returns something else, :data:`DEFAULT` is used. Then
+``last_error`` says so each time, and the log once for each handler.
 """
 
 import random
@@ -29,13 +32,14 @@ MAX_BACKOFF = 30 * 86_400.0
 def exponential(
     base: float = 2.0, factor: float = 2.0, maximum: float = 3_600.0, jitter: float = 0.2
 ) -> Backoff:
-    """Wait *base* seconds after the first failure, *factor* times longer after each further one.
+    """Wait *base* seconds after the first failure, and *factor* times longer after each next one.
 
     Args:
-        base: Seconds after the first failed attempt, above 0.
-        factor: At least 1.
-        maximum: Seconds at the most, jitter included.
-        jitter: Share of the delay that is random, 0 to 1: 0.2 is between 80 % and 100 %.
+        base: Seconds after the first failed attempt, from 0.001.
+        factor: 1 to 1,000.
+        maximum: Seconds at the most, from *base* to 30 days.
+        jitter: The share of each delay that is random, 0 to 1: with 0.2 a job waits 80 % to 100 %
+            of the delay, so that jobs which failed together don't come back together.
 
     Raises:
         TypeError: An argument is no number.
@@ -57,7 +61,16 @@ def exponential(
 
 
 def constant(seconds: float, jitter: float = 0.0) -> Backoff:
-    """Wait the same number of *seconds* after every failure."""
+    """Wait the same number of seconds after every failure.
+
+    Args:
+        seconds: 0 to 30 days.
+        jitter: The share of them that is random, as for :func:`exponential`.
+
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is out of its range.
+    """
     _check("seconds", seconds, 0.0, MAX_BACKOFF)
     _check("jitter", jitter, 0.0, 1.0)
 
@@ -68,7 +81,18 @@ def constant(seconds: float, jitter: float = 0.0) -> Backoff:
 
 
 def steps(*seconds: float, jitter: float = 0.0) -> Backoff:
-    """Wait each of these *seconds* in turn, and the last of them from then on."""
+    """Wait the first of these seconds after the first failure, the second after the second one.
+
+    The last of them is for all further failures: ``steps(1, 10, 60)`` goes on with 60 s.
+
+    Args:
+        *seconds: At least one number, each 0 to 30 days.
+        jitter: The share of them that is random, as for :func:`exponential`.
+
+    Raises:
+        TypeError: An argument is no number, such as a list.
+        ValueError: There is none, or one is out of its range.
+    """
     given: tuple[Any, ...] = seconds  # a list is a first mistake
     for number in given:
         if isinstance(number, list | tuple):
@@ -86,17 +110,21 @@ def steps(*seconds: float, jitter: float = 0.0) -> Backoff:
 
 
 def GIVE_UP(attempt: int, error: BaseException | None = None) -> None:  # noqa: N802 - a constant
-    """The policy that allows no further attempt: the job is dead."""
+    """The policy that allows no further attempt: the job moves to the DLQ."""
 
 
 def retry_after(default: float | RetryPolicy = 30.0) -> RetryPolicy:
     """Wait for as long as the error says, as an HTTP server does by ``Retry-After``.
 
-    That is ``error.retry_after``, or the header ``Retry-After`` of ``error.response``, which may be
-    seconds or a date. A date is compared with this machine's clock.
+    The error says so by ``error.retry_after``, which may be seconds, a timedelta or a datetime, or
+    by the header ``Retry-After`` of ``error.response``, which may be seconds or a date. So do the
+    errors of requests and httpx. A date is compared with this machine's clock.
 
     Args:
         default: Seconds, or a policy, for an error that does not say.
+
+    Raises:
+        ValueError: *default* is out of the range of :func:`constant`.
     """
     if not callable(default):
         default = constant(default)
@@ -139,11 +167,13 @@ def on_exception(
 ) -> RetryPolicy:
     """Choose a policy by the exception.
 
+    ``on_exception({CardDeclined: GIVE_UP, (ConnectionError, TimeoutError): steps(1, 10, 60)})``
+
     Args:
-        rules: Policies by class, or by several classes. The first that the exception is an
-            instance of counts, in the order given; :data:`GIVE_UP` makes the job dead at once.
-        otherwise: For all other exceptions, and for a ``Retry`` that names none; by default
-            the delays of a handler without a policy.
+        rules: Policies by class of exceptions, or by a tuple of classes. They are tried in the
+            order given, and the first one whose class the exception is an instance of counts.
+        otherwise: The policy for all other exceptions, and for a ``Retry`` that names none; by
+            default :data:`DEFAULT`.
 
     Raises:
         TypeError: *rules* is no mapping, a key is no class of exceptions, or a value is no policy.
@@ -185,4 +215,4 @@ def _check(name: str, value: float, minimum: float, maximum: float) -> None:
 
 
 DEFAULT = exponential()
-"""The policy of a handler that names none. It waits 2, 4, 8 s and so on, at most an hour."""
+"""The policy of a handler that names none: 2, 4, 8 s and so on, at most an hour, with jitter."""

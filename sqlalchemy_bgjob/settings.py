@@ -35,14 +35,16 @@ Order = Literal["priority", "time"]
 class Queue:
     """How a worker serves one queue: ``Worker(jobs, engine, queues={"mail": Queue(5)})``.
 
+    The two orders are the poll strategies of the Go library gue.
+
     Args:
-        slots: How many of its jobs run at once.
+        slots: How many of its jobs run at once, 1 to 10,000; the worker checks it.
         order: ``"priority"``, the default, takes jobs of the lowest priority number first, and of
-            one priority those that were due first. ``"time"`` takes those first that were due
-            first, whatever their priority, which decides between equals.
+            one priority those that were due first. ``"time"`` takes those that were due first,
+            whatever their priority; among jobs due at the same time, the lower number comes first.
 
     Raises:
-        ValueError: The order is another one.
+        ValueError: *order* is neither of the two.
     """
 
     slots: int = DEFAULT_CONCURRENCY
@@ -80,10 +82,15 @@ def _range(declared: Field[Any]) -> str:
 @_documented
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
-    """How a worker behaves. Durations are seconds as float; every one must be finite.
+    """How a worker behaves. Durations are seconds, as int or float, and finite.
+
+    ``lease_timeout``, ``unknown_type_grace``, ``dead_keep``, ``counts_keep`` and ``audit_keep`` are
+    measured by the database's clock, all other durations by that of the worker's process.
 
     Raises:
-        ValueError: A value is out of its range; the message names the range.
+        ValueError: A value is out of its range, which the message names; or ``lease_timeout`` is
+            shorter than three heartbeat intervals.
+        TypeError: A value is not of the field's type.
     """
 
     heartbeat_interval: float = _seconds(5.0, "how often a worker sends a heartbeat")

@@ -50,7 +50,7 @@ class JobRecord:
         result: What the handler gave to ``Complete(result=...)``, as its annotation says.
         error: Why the job is dead; None of one that is not.
         enqueued_at: When it was enqueued.
-        due_at: When its last attempt was due.
+        due_at: When its last attempt was due, or is due.
         started_at: When that attempt began; None if it never did.
         ended_at: When the job ended; None while it is live.
         keep_until: When workers may delete the record.
