@@ -34,7 +34,8 @@ UNCHANGED: Final = Unchanged.UNCHANGED
 class Outcome(Exception):
     """Base of all outcomes. Return one to keep the handler's writes, raise it to undo them.
 
-    Four are for handlers: Complete, Retry, Reschedule and MoveToDlq.
+    The writes are those through ``ctx.session``. Four outcomes are for handlers: Complete, Retry,
+    Reschedule and MoveToDlq.
     """
 
 
@@ -42,12 +43,12 @@ R = TypeVar("R", default=Any)
 
 
 class Complete(Outcome, Generic[R]):
-    """The job is done and its row is deleted. Returning None means the same.
+    """The job is done, and its row is deleted. Returning None means the same.
 
     Args:
-        result: Kept in the job's record, for ``jobs.record`` and ``jobs.wait``. The handler needs
-            ``record=``; what it may give is said by its annotation, ``-> Complete[Link]``, and is
-            any JSON value or bytes without one. At most 1 MiB once encoded.
+        result: Kept in the job's record, for ``jobs.record`` and ``jobs.wait``; at most 1 MiB once
+            encoded. The handler needs ``record=``. If it is annotated, as in ``-> Complete[Link]``,
+            the result must be a Link, otherwise any JSON value or bytes, or the attempt fails.
     """
 
     def __init__(self, result: R | None = None) -> None:
@@ -56,13 +57,16 @@ class Complete(Outcome, Generic[R]):
 
 
 class Retry(Outcome):
-    """The attempt failed; run again, or move to the DLQ when ``max_attempts`` is reached.
+    """The attempt failed: run again, or move to the DLQ if ``max_attempts`` is reached.
 
     Args:
-        after: Seconds or a timedelta, by the database's clock from the settlement;
-            None leaves it to the handler's retry policy.
+        after: Seconds or a timedelta, by the database's clock from the settlement; by default the
+            handler's retry policy decides.
         error: An exception or text, kept as ``last_error``.
-        at: An aware datetime, instead of *after*; one that has passed is at once.
+        at: An aware datetime, instead of *after*; one that has passed means at once.
+
+    Raises:
+        TypeError, ValueError: Both *after* and *at* are given, or a value is none of these.
     """
 
     def __init__(
@@ -88,8 +92,11 @@ class Reschedule(Outcome):
 
     Args:
         after: Seconds or a timedelta, by the database's clock from the settlement.
-        at: An aware datetime, instead of *after*; one that has passed is at once.
-        arg: A new arg for the next run; left out, the arg stays.
+        at: An aware datetime, instead of *after*; one that has passed means at once.
+        arg: A new arg for the next run; if it is left out, the arg stays.
+
+    Raises:
+        TypeError, ValueError: Not exactly one of *after* and *at* is given, or it is none of these.
     """
 
     def __init__(
@@ -109,7 +116,7 @@ class Reschedule(Outcome):
 
 
 class MoveToDlq(Outcome):
-    """Give the job up: it moves to the dead table with *error* as its ``last_error``."""
+    """Give the job up: move it to the DLQ with *error*, an exception or text, as ``last_error``."""
 
     def __init__(self, error: BaseException | str | None = None) -> None:
         super().__init__(error)
@@ -117,11 +124,11 @@ class MoveToDlq(Outcome):
 
 
 class Cancelled(Outcome):
-    """The job was cancelled, its writes are undone and its row is deleted. Not for handlers."""
+    """The job was cancelled: its writes are undone, its row is deleted. Handlers don't name it."""
 
 
 class Expired(Outcome):
-    """The job was not started before it expired, and never will be. Not for handlers."""
+    """The job expired before it was started, and never will be. Handlers don't name it."""
 
     def __str__(self) -> str:
         return "the job expired before it was started"
@@ -294,11 +301,7 @@ def failed_together(error: BaseException, size: int) -> Settlement:
 def put_back(reason: BaseException, delay: float = 0.0) -> Settlement:
     """The settlement of a run that was undone, and that is not the job's own fault."""
     return Settlement(
-        Kind.RESCHEDULED,
-        delay=delay,
-        error=describe(reason),
-        refund_attempt=True,
-        exception=reason,
+        Kind.RESCHEDULED, delay=delay, error=describe(reason), refund_attempt=True, exception=reason
     )
 
 
@@ -398,11 +401,7 @@ def error_text(error: BaseException | str | None) -> str | None:
     return clean(error) if isinstance(error, str) else describe(error)
 
 
-def _by_policy(
-    policy: retry.RetryPolicy,
-    attempt: int,
-    settlement: Settlement,
-) -> Settlement:
+def _by_policy(policy: retry.RetryPolicy, attempt: int, settlement: Settlement) -> Settlement:
     """Let the handler's policy say when the next attempt is due, or that there is none.
 
     A mistake in the policy must not hide the failure: it is recorded below the failure's error.

@@ -174,9 +174,9 @@ class Run:
 
 
 class Context(Generic[S]):
-    """What a handler is given: its job, and a session that commits together with the job's end.
+    """What a handler gets: its job, and a session that commits together with the job's end.
 
-    A handler that takes chunks is given one for all the jobs of a call.
+    A handler that takes chunks gets one for all the jobs of a call.
     """
 
     __slots__ = ("_make_session", "_run", "state")
@@ -184,11 +184,11 @@ class Context(Generic[S]):
     def __init__(self, run: Run, session: Callable[[], S], state: Any = None) -> None:
         self._run, self._make_session = run, session
         self.state: Any = state
-        """What the worker's ``lifespan=`` has yielded; None if there is none."""
+        """What the worker's ``lifespan=`` yields; None without one."""
 
     @property
     def job(self) -> JobInfo:
-        """The job, with its id, queue, type, attempt, last_error, times and headers.
+        """The job, as it was claimed.
 
         Raises:
             RuntimeError: The handler takes chunks, and has :attr:`jobs`.
@@ -203,14 +203,15 @@ class Context(Generic[S]):
 
     @property
     def jobs(self) -> tuple[JobInfo, ...]:
-        """The jobs of this call, in the order of the args of a chunk; else the one job."""
+        """The job, as a tuple of one; in a chunk all jobs of the call, in the order of the args."""
         return self._run.infos
 
     @property
     def session(self) -> S:
-        """A Session (in a coroutine an AsyncSession), made at the first use.
+        """A Session, in a coroutine an AsyncSession. It connects at its first statement.
 
-        What is written through it commits together with the job's end, or not at all.
+        What the handler writes through it commits together with the job's end, or not at all. The
+        worker makes that commit; the handler's own ``commit()`` is like the end of a savepoint.
 
         Raises:
             RuntimeError: The handler was registered with ``session=False``.
@@ -219,16 +220,16 @@ class Context(Generic[S]):
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """The resources that the handler takes, for a provider that opens no others."""
+        """The names of the resources that the handler takes. A provider needs to open no others."""
         return self._run.handler.resources
 
     def progress(self, done: float, *, of: float | None = None, note: str | None = None) -> None:
         """Tell how far the handler has come, for ``jobs.record`` and the dashboard.
 
-        Others see it while the handler goes on, whatever becomes of its session: the worker writes
-        it on a connection of its own, at most once a second for each job, and the latest only. This
-        call never waits. The last one is kept in the job's record. In ``work_one``, which has no
-        worker, it is seen when the job has ended.
+        The worker writes it on a connection of its own, at most once a second for each job, and
+        only the latest. So others see it while the handler goes on, whatever becomes of its
+        session. This call never waits. The last one stays in the job's record. ``work_one`` writes
+        it when the job has ended.
 
         Args:
             done: How much is done.
@@ -236,42 +237,42 @@ class Context(Generic[S]):
             note: What there is to say about it, at most 1,000 characters.
 
         Raises:
-            RuntimeError: The handler was registered without ``record=``, or takes chunks.
+            RuntimeError: The handler keeps no record, see ``record=``; or it takes chunks.
             TypeError, ValueError: An argument is no finite number, or no text.
         """
         self._run.report(done, of, note)
 
     @property
     def lease_lost(self) -> bool:
-        """Whether the job was taken from this worker, so that no write will be committed."""
+        """Whether the job was taken from this worker. Then what the handler writes is undone."""
         return self._run.lease_lost
 
     @property
     def cancelled(self) -> bool:
-        """Whether the handler should stop.
+        """Whether the handler should stop. Look at it in a long loop of a function.
 
-        Its job was cancelled, or all jobs of its chunk; or a lease was lost, its worker is
-        stopping, or its deadline has passed.
+        It is true if the job, or each job of the chunk, was cancelled; if a lease was lost; if the
+        deadline has passed; and if the worker drains and its ``shutdown_timeout`` is over.
 
-        A handler that returns None after its deadline has failed; see ``timeout``. One whose job
-        was cancelled ends as cancelled, unless it returns ``Complete()``.
+        A handler that returns None after its deadline has failed; see ``timeout``. If its job was
+        cancelled, it ends as cancelled, unless the handler returns ``Complete()``.
         """
         run = self._run
         return run.cancelled or run.asked_at is not None or run.lease_lost or run.late
 
     @property
     def cancelled_jobs(self) -> frozenset[str]:
-        """The ids of those jobs of this call that somebody wants to be cancelled.
+        """The ids of the jobs of this call that somebody wants to be cancelled.
 
-        A job of a chunk that was seen here ends as cancelled, unless the handler returns
-        ``Complete()`` for it. So do nothing for it, or undo what was done in a savepoint.
+        If the handler of a chunk has seen a job here, the job ends as cancelled, unless the handler
+        returns ``Complete()`` for it. So do nothing for it, or undo in a savepoint what was done.
         """
         return self._run.tell_asked()
 
     @property
     def deadline(self) -> float | None:
-        """When the handler's ``timeout`` ends, by ``time.monotonic()``; None for never.
+        """When the handler's ``timeout`` ends, by ``time.monotonic()``; None without a timeout.
 
-        The time for which the session waits for a connection is added to it.
+        Time for which the session waits for a connection is added, so it may move on.
         """
         return self._run.deadline
