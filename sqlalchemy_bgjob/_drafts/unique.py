@@ -18,28 +18,30 @@ OF_SCHEDULES: Final = "cron:"
 
 @dataclass(frozen=True, slots=True)
 class Unique:
-    """A unique key: of the jobs that are enqueued with it, one is enough.
+    """A unique key: only one job has it at a time, so a second enqueue with it adds no job.
 
-    Keys are of the whole table, whatever the queue and the type; those of different scopes never
-    meet. ``unique="sync:7"`` is short for ``unique=Unique("sync:7")``.
+    All jobs of the table share one space of keys, whatever their queue and type; but keys of
+    different scopes never meet. ``unique="sync:7"`` is short for ``unique=Unique("sync:7")``.
 
     Args:
-        key: At most 255 characters. For ``enqueue_from``, an expression of the query; of rows where
-            it is null, the jobs have no key.
-        scope: How long a job keeps others away: ``"live"``, the default, until it is gone or dead;
-            ``"queued"`` until a worker takes it up, so that what changes while it runs leads to one
-            more run.
-        on_conflict: What is done if there is such a job. ``"skip"``, the default, leaves it as it
-            is; ``"raise"`` raises JobAlreadyExists. Of scope queued also ``"replace"``, which gives
-            it all that the new one would have had except the id; and ``"earlier"``, which lets it
-            run at the earlier of both times and at the lower number of both priorities.
-        period: Seconds, or a timedelta, in place of a scope: for so long after a job was enqueued
-            there is no other one, whatever becomes of it.
+        key: Text of at most 255 characters. For ``enqueue_from``, an expression of the query; where
+            it is null, the row's job has no key.
+        scope: For how long a job keeps others away. ``"live"``, the default, is until it is gone or
+            dead. ``"queued"`` is until a worker takes it up, so that what changes while it runs
+            leads to one more run.
+        on_conflict: What is done if a job has the key. ``"skip"``, the default, leaves that job as
+            it is. ``"raise"`` raises JobAlreadyExists. With scope queued there are two more:
+            ``"replace"`` gives that job all that the new one would have had, except the id;
+            ``"earlier"`` lets it run at the earlier of both times, at the lower number of both
+            priorities.
+        period: Seconds, or a timedelta, in place of a scope: for so long after a job was enqueued,
+            by the database's clock, no other one with the key is added, whatever becomes of it.
 
     Raises:
-        ValueError: A word is unknown, or does not go with the others; or the key is of scope queued
-            and begins with ``cron:``, as those of schedules do.
-        TypeError: The key is no text.
+        ValueError: A word is unknown, or does not go with the others; the key is empty or too long;
+            or it is of scope queued and begins with ``cron:``, as those of schedules do.
+        TypeError: *period* is neither seconds nor a timedelta. Of a key that is no text, ``enqueue``
+            raises it.
     """
 
     key: "str | ColumnExpressionArgument[Any]"

@@ -52,9 +52,11 @@ def enqueue_from(
     select: AnySelect,
     **options: Unpack[QueryOptions],
 ) -> Any:
-    """Add a job for each row of a query, inside the database; returns how many.
+    """Add a job for each row of a query, by one statement inside the database. The caller commits.
 
-    The labels ``id``, ``delay`` (seconds) and ``priority`` are the job's own; all other columns
+    ``enqueue_from(session, send_receipt, select(Order.id.label("order_id")))``
+
+    The labels ``id``, ``delay`` (seconds) and ``priority`` are the job's own. All other columns
     become the fields of the arg, a JSON object as PostgreSQL's ``to_jsonb`` makes it.
 
     Args:
@@ -68,10 +70,15 @@ def enqueue_from(
             the jobs have no key. Not with a label ``id``.
         **options: All others but ``id`` as for :func:`enqueue`, for values that no label gives.
 
+    Returns:
+        How many jobs are new.
+
     Raises:
         JobAlreadyExists: As above, or as the unique key says; the transaction stays usable. The
             error names no ids.
-        ValueError: The labels are not the fields of the handler's arg.
+        ValueError: The labels are not the fields of the handler's arg, or one says what an argument
+            says too. Raised before any SQL.
+        TypeError: *select* is no ``select()``, or *unique* no expression of it.
     """
     refuse_unknown("enqueue_from", options, QueryOptions)
     on_conflict = on_conflict_of(options)

@@ -37,14 +37,14 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class BulkResult:
-    """What a bulk enqueue did."""
+    """What ``enqueue_many`` returns: plain data, valid after the commit."""
 
     inserted: int
     """How many jobs are new."""
     duplicates: tuple[str, ...]
     """The given ids that live jobs had already, or that were given twice; sorted."""
     refs: tuple[JobRef, ...] = ()
-    """Which job won, for each one in their order, and whether it is new; only with unique keys."""
+    """With unique keys, the job that won for each arg, in the order of the args. Empty without."""
 
 
 @overload
@@ -77,25 +77,30 @@ def enqueue_many(
 ) -> Any:
     """Add many jobs to the caller's transaction: by COPY, or one statement for each 5,000 jobs.
 
-    Takes one handler and its args, or a list of jobs of any handlers: ``[a.job(x), b.job(y)]``.
-    All are checked and encoded before the first statement. The exception is a COPY of many
-    thousands, in a savepoint: later jobs are encoded while the server takes in those before.
+    Pass one handler and its args, ``enqueue_many(session, sync, [7, 8, 9])``, or a list of jobs of
+    any handlers, ``enqueue_many(session, [a.job(x), b.job(y)])``. The caller commits; an Engine is
+    a transaction of its own.
+
+    All jobs are checked and encoded before the first statement. The exception is a COPY of more
+    than 2,000 jobs, which is within a savepoint: later jobs are encoded while the server takes in
+    those before.
 
     Args:
         target: As for :func:`enqueue`.
         handler: A registered handler, or jobs made by ``handler.job(...)``.
         args: An arg for each job.
-        ids: An id of your own for each job, as many as args.
+        ids: An id of your own for each job, as many as args. With these there is no COPY.
         on_conflict: ``"raise"``, the default, is all or nothing: with a duplicate no job is added.
             ``"ignore"`` adds the others, and the result names the duplicates.
         unique: A function that makes the unique key of each arg: text, a Unique, or None for
-            none. Then there is no COPY.
+            none. With it there is no COPY.
         **options: All others as for :func:`enqueue`; the same for all jobs.
 
     Raises:
         JobAlreadyExists: Live jobs have some of these ids, or an id is given twice; or jobs have
             some of the unique keys, and these say ``"raise"``. The transaction stays usable.
         InvalidArg: As for :func:`enqueue`; the path begins with the job's index.
+        TypeError, ValueError: Another argument is wrong; the message says what to write.
     """
     refuse_unknown("enqueue_many", options, BulkOptions)
     on_conflict = on_conflict_of(options)

@@ -33,12 +33,12 @@ _PARAMETERS: Final = tuple(parameters(**dict.fromkeys(("id", "arg", *Common._fie
 
 @dataclass(frozen=True, slots=True)
 class JobRef:
-    """A job that was enqueued: plain data, valid after the commit."""
+    """What ``enqueue`` returns: plain data, valid after the commit."""
 
     id: str
-    """Of the job that there is now; with a unique key, perhaps of one that was there before."""
+    """The id of the job: the new one, or the one that has this id or the unique key already."""
     inserted: bool
-    """False if a job had this id, or the unique key, already."""
+    """Whether the job is new; False if a job had this id, or the unique key, already."""
 
 
 # The arg may be left out where the handler takes none, or also takes None.
@@ -70,37 +70,41 @@ def enqueue(
     """Add one job to the caller's transaction; its commit hands the job to the workers.
 
     Nothing is committed or closed here, and a rollback leaves no job behind. An Engine is the
-    exception: it is a transaction of its own.
+    exception: the call is a transaction of its own.
+
+    ``enqueue(session, send_receipt, Receipt(order.id), delay=60)``
 
     Args:
-        target: The unit of work that owns the job: a Session, scoped_session, Connection or Engine,
-            or one of their asyncio twins (then await the result).
+        target: The owner of the transaction: a Session, scoped_session, Connection or Engine, or
+            one of their asyncio twins (then await the result).
         handler: A function registered with ``@jobs.handler``.
         arg: What the handler gets; at most 1 MiB once encoded.
         id: An id of your own, at most 255 characters: only one live job can have it.
-        queue: Another queue than the handler's.
-        delay: Seconds, or a timedelta, before the first attempt; counted by the database's clock
-            from the start of the caller's transaction.
+        queue: Another queue than the handler's, at most 128 characters.
+        delay: Seconds, or a timedelta, before the first attempt, by the database's clock from the
+            start of the caller's transaction; at most 100 years.
         run_at: An aware datetime instead of a delay.
         priority: -32768 to 32767, by default 0. Lower runs first; equals run in the order in which
             they are due, as far as concurrent workers allow.
         on_conflict: ``"raise"``, the default, refuses the id of a live job; with ``"ignore"`` that
             job is left as it is.
-        headers: A JSON object that travels with the job.
+        headers: A JSON object that travels with the job, of at most 64 KiB.
         expires: Seconds or a timedelta after it is due, or an aware datetime: no attempt starts
             after that, by the database's clock. The handler's ``on_expiry`` says what becomes of
             the job.
-        unique: A unique key, as text or as :class:`Unique`, which says how long it keeps others
-            away, and what is done if there is a job with this key. By default that job is left as
-            it is, and the returned ref has its id. If that job is queued, it does not start before
-            the caller has committed, so that it sees what the caller has written; a job of scope
+        unique: A unique key, as text or as :class:`Unique`. A Unique says for how long the key
+            keeps other jobs away, and what is done if a job has the key. By default that job is
+            left as it is, and the returned ref has its id. If that job is queued, it does not start
+            before the caller has committed, so it sees what the caller has written. A job of scope
             live that runs already may not see it. With *id* too, the id is looked at first.
 
     Raises:
         JobAlreadyExists: A live job has this id; or, if the unique key says ``"raise"``, one has
             the key. The transaction stays usable.
         InvalidArg: The arg, or a header, can't be stored or decoded again; the error names its
-            path. Raised before any SQL, as are TypeError and ValueError for the other arguments.
+            path. Raised before any SQL.
+        TypeError, ValueError: Another argument is wrong; the message says what to write. Raised
+            before any SQL, too.
         RuntimeError: A trigger of yours keeps the job out, though its id is new.
     """
     refuse_unknown("enqueue", options, EnqueueOptions)

@@ -39,7 +39,7 @@ B = TypeVar("B")
 
 
 class JobType(Generic[A]):
-    """A registered handler: still callable as the function it was, and able to make jobs.
+    """A registered handler: what ``@jobs.handler`` makes of a function. Calling it calls that.
 
     Attributes:
         call: What runs a job: the function, within the application's middleware and with the
@@ -129,13 +129,16 @@ class JobType(Generic[A]):
         self: "JobType[B | None]", arg: B | None = None, **options: Unpack[OneJobOptions]
     ) -> Any: ...
     def job(self, arg: Any = None, **options: Unpack[OneJobOptions]) -> Any:
-        """Make a ``Job`` for ``session.add()``; no I/O, and the session's commit decides.
+        """Make a ``Job`` for ``session.add()``, whose commit hands it to the workers.
+
+        It sends no statement, so a coroutine need not await it. ``enqueue_many`` takes such jobs
+        too.
 
         Args:
             arg: What the handler gets.
-            **options: As for ``enqueue``, without *id* and *on_conflict*. With *unique*, the job is
-                for ``enqueue_many``. ``session.add`` takes it only if duplicates are to raise, as
-                its INSERT is a plain one: an IntegrityError then fails the flush.
+            **options: As for ``enqueue``, without *id* and *on_conflict*. ``session.add`` takes a
+                job with *unique* only if the key says ``"raise"``, as its INSERT is a plain one: a
+                duplicate is an IntegrityError, which fails the flush. ``enqueue_many`` takes any.
 
         Raises:
             TypeError: ``id=`` was given. A duplicate would abort the whole flush, so an id of
