@@ -40,7 +40,7 @@ class Unique:
     Raises:
         ValueError: A word is unknown, or does not go with the others; the key is empty or too long;
             or it is of scope queued and begins with ``cron:``, as those of schedules do.
-        TypeError: *period* is neither seconds nor a timedelta. Of a key that is no text, ``enqueue``
+        TypeError: *period* is neither seconds nor a timedelta. If the key is no text, ``enqueue``
             raises it.
     """
 

@@ -295,7 +295,7 @@ def every(interval: object) -> str:
 def next_fire_time(cron: str, timezone: str = "UTC", *, after: datetime | None = None) -> datetime:
     """The first time after a moment at which a schedule with this expression would fire, in UTC.
 
-    For a job that puts itself off: ``Reschedule(at=next_fire_time("0 2 * * *", "Europe/Berlin"))``.
+    A job puts itself off by it: ``Reschedule(at=next_fire_time("0 2 * * *", "Europe/Berlin"))``.
 
     Args:
         cron: As for ``@jobs.schedule``.
@@ -303,7 +303,9 @@ def next_fire_time(cron: str, timezone: str = "UTC", *, after: datetime | None =
         after: An aware datetime; by default now, by this machine's clock.
 
     Raises:
-        ValueError: The expression or the zone is not known, or there is no such time.
+        ValueError: The expression or the zone is not known, or there is no such time within 50
+            years.
+        TypeError: An argument is of another type.
     """
     moment = datetime.now(UTC) if after is None else validation.moment("after", after)
     return timetable(as_text("cron", cron), as_text("timezone", timezone)).after(moment)

@@ -32,10 +32,10 @@ _TRIES: Final = 100
 class Schedules:
     """Schedules as rows, which your own transactions put, pause and remove: ``jobs.schedules``.
 
-    Each method takes a Session, scoped_session, Connection or Engine, or an asyncio twin; then
-    await the result. The caller commits; an Engine is a transaction of its own. Workers that listen
-    hear of it at the commit, and the others when a fire time is due. ``jobs.Schedule`` is the
-    mapped class of the rows.
+    The first argument of each method is a Session, scoped_session, Connection or Engine, or an
+    asyncio twin; then await the result. The caller commits; an Engine is a transaction of its own.
+    Workers that listen hear of a change at the commit, and the others when a fire time is due.
+    ``jobs.Schedule`` is the mapped class of the rows.
     """
 
     def __init__(self, models: Models, registry: Registry) -> None:
@@ -76,11 +76,12 @@ class Schedules:
     ) -> Any:
         """Add a schedule, or change the one of this name. A paused one stays paused.
 
-        It is fired by workers that know the handler's type and serve the queue.
+        Workers fire it if they know the handler's type and serve the queue. If its times stay the
+        same, none is missed, so an application may put its schedules at each start.
 
         Args:
-            target: The unit of work that owns the change.
-            name: Its name, at most 128 characters.
+            target: The owner of the transaction.
+            name: The schedule's name, at most 128 characters.
             handler: A function registered with ``@jobs.handler``.
             arg: What the handler gets, each time.
             cron: When it fires; or give *every*. These and the other options are those of
@@ -93,6 +94,8 @@ class Schedules:
             ValueError: The expression or the zone is not known, there is no such time, or a worker
                 has a schedule of this name in its code.
             InvalidArg: The handler does not take the arg.
+            TypeError: *handler* is not registered, or not exactly one of *cron* and *every* is
+                given.
         """
         if not isinstance(handler, JobType):
             raise TypeError(
@@ -119,13 +122,17 @@ class Schedules:
     def pause(
         self, target: Any, name: str, *, by: str | None = None, reason: str | None = None
     ) -> Any:
-        """Let a schedule, of the code or a row, fire no more; False if there is none.
+        """Let a schedule fire no more until it is resumed, be it one of the code or a row.
 
         Args:
-            target: The unit of work that owns the change.
-            name: Its name.
-            by: Who pauses it, for others to read; at most 1,000 characters, as *reason*.
-            reason: And why.
+            target: The owner of the transaction.
+            name: The schedule's name.
+            by: Who pauses it, for others to read; at most 1,000 characters.
+            reason: Why; at most 1,000 characters.
+
+        Returns:
+            False if there is no such schedule. One of the code has its row once a worker that has
+            it has started.
 
         Raises:
             ValueError: A text is too long, or can't be stored.
@@ -147,7 +154,11 @@ class Schedules:
     @overload
     def resume(self, target: "AsyncTarget", name: str) -> Coroutine[Any, Any, datetime | None]: ...
     def resume(self, target: Any, name: str) -> Any:
-        """Let a paused schedule fire again; what it has missed is not made up for.
+        """Let a paused schedule fire again. Times that fell into the pause are not made up for.
+
+        Args:
+            target: The owner of the transaction.
+            name: The schedule's name.
 
         Returns:
             When it fires next, in UTC; None if no paused schedule has this name.
@@ -172,10 +183,13 @@ class Schedules:
     @overload
     def run_now(self, target: "AsyncTarget", name: str) -> Coroutine[Any, Any, str]: ...
     def run_now(self, target: Any, name: str) -> Any:
-        """Enqueue a schedule's job now, whether it is paused or has one in the queue.
+        """Enqueue a schedule's job now, even if it is paused or has a job in the queue.
 
-        When it fires next stays as it is. Of a schedule in the code of this process there need be
-        no row yet.
+        When it fires next stays as it is. A schedule in the code of this process needs no row yet.
+
+        Args:
+            target: The owner of the transaction.
+            name: The schedule's name.
 
         Returns:
             The id of the job.
@@ -206,9 +220,16 @@ class Schedules:
     @overload
     def remove(self, target: "AsyncTarget", name: str) -> Coroutine[Any, Any, bool]: ...
     def remove(self, target: Any, name: str) -> Any:
-        """Delete a schedule; False if there is none. Jobs that it has enqueued stay.
+        """Delete a schedule. Jobs that it has enqueued stay.
 
-        One of the code comes back while a worker has it in its code: pause it instead.
+        A schedule of the code comes back while a worker has it in its code: pause it instead.
+
+        Args:
+            target: The owner of the transaction.
+            name: The schedule's name.
+
+        Returns:
+            False if there is no such schedule.
         """
         given = parameters(name=validation.name("name", name))
         remove = self._statements.schedules.remove
@@ -264,7 +285,7 @@ class Schedules:
 
 
 class HasSchedules:
-    """What :class:`BGJob` has of schedules."""
+    """The part of :class:`~sqlalchemy_bgjob.BGJob` that is about schedules."""
 
     models: Models
     registry: Registry
@@ -277,22 +298,24 @@ class HasSchedules:
         arg: Any = None,
         **options: Unpack[ScheduleOptions],
     ) -> Callable[[JobType[A]], JobType[A]]:
-        """Enqueue a handler's job again and again; stands above ``@jobs.handler``.
+        """Enqueue a handler's job again and again. It stands above ``@jobs.handler``.
 
-        Workers that have it in their code fire it, at most once for each time, and none leads.
-        Several may stand above one handler, each with a name of its own.
+        Workers that have the schedule in their code fire it, at most once for each time; they need
+        no leader. Several may stand above one handler, each with a name of its own. What is due is
+        decided by the database's clock.
 
         Args:
             cron: Five fields, as in ``"0 9 * * mon-fri"``, or six with seconds as the first; or
-                ``@hourly``, ``@daily``, ``@weekly``, ``@monthly``, ``@yearly``.
+                ``@hourly``, ``@daily``, ``@weekly``, ``@monthly``, ``@yearly``. The library cronsim
+                reads them, as Debian's cron does, also where clocks are set forward or back.
             every: An interval instead, of at least a second: seconds or a timedelta. It fires at
                 multiples of it since 1970 in UTC.
             timezone: The IANA name of the zone in which *cron* is meant; by default UTC.
             name: Its name in the table; by default the handler's type.
             arg: What the handler gets, each time.
-            missed: What becomes of times at which no worker ran: ``"one"``, the default, is one job
-                for all of them; ``"none"`` is none for what is more than a minute late; ``"all"``
-                is one for each, of the latest 100.
+            missed: What becomes of times at which no worker ran. ``"one"``, the default, is one job
+                for all of them. ``"none"`` is no job for what is more than a minute late. ``"all"``
+                is one for each, of the latest 100; it needs ``overlap="allow"``.
             overlap: ``"skip"``, the default, leaves out a time while the job of an earlier one is
                 queued; ``"allow"`` does not.
             queue: Another queue than the handler's.
@@ -303,11 +326,12 @@ class HasSchedules:
             ValueError: The expression or the zone is not known, there is no such time, or the name
                 is taken.
             InvalidArg: The handler does not take the arg.
-            TypeError: It does not stand above ``@jobs.handler``.
+            TypeError: It does not stand above ``@jobs.handler``, or not exactly one of *cron* and
+                *every* is given.
         """
         return in_code(self.registry, cron, name, arg, options)
 
     @property
     def schedules(self) -> Schedules:
-        """Schedules as rows, to put, pause, resume, run now and remove."""
+        """The methods that put, pause, resume, run now and remove schedules."""
         return Schedules(self.models, self.registry)
