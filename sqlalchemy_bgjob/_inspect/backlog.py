@@ -14,16 +14,16 @@ MOST_DEAD: Final = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits in the queues of these tables, in all of them, whoever serves them."""
+    """What waits in all queues of these tables, whoever serves them."""
 
     queues: tuple[QueueInfo, ...]
-    """Each with its jobs, the age of the first due one, its workers, its slots and its pause."""
+    """The queues by name, each with its jobs, its workers, its slots and its pause."""
     dead: int
     """How many dead jobs there are, counted up to 100,000."""
     workers: int
     """How many workers beat."""
     valid_for: float
-    """Seconds until the next look is surely there; after that, another worker is the leader."""
+    """Seconds for which it holds; if no other one follows by then, another worker is the leader."""
 
 
 def look(

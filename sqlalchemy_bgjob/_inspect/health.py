@@ -100,8 +100,8 @@ class Health:
 
     Attributes:
         holder: What keeps dead rows from being removed, the oldest; None if nothing does.
-        dead_rows: The queue's tables that have too many.
-        notifications: How full the notification queue is, from 0 to 1.
+        dead_rows: The queue's tables that have too many dead rows.
+        notifications: How full PostgreSQL's notification queue is, from 0 to 1.
         slowest_claim: Seconds of this worker's slowest claim since its last sample; None without
             a claim.
     """
@@ -113,7 +113,7 @@ class Health:
 
     @property
     def problems(self) -> list[str]:
-        """The problems that somebody should mend, in words."""
+        """What somebody should mend, in words that end with what to do; empty if all is well."""
         found = [str(self.holder)] if self.holder is not None and self._held_back else []
         found += [
             rows.told(held_back=self._held_back) for rows in self.dead_rows if self._stay(rows)
@@ -127,7 +127,7 @@ class Health:
 
     @property
     def notes(self) -> list[str]:
-        """Findings that the server mends by itself, in words."""
+        """What the server mends by itself, in words."""
         return [rows.told(held_back=False) for rows in self.dead_rows if not self._stay(rows)]
 
     @property

@@ -18,10 +18,10 @@ MOST: Final = 10_001
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """How much of a queue waits for workers; nothing, while the queue is paused."""
+    """How much of a queue waits for workers. While the queue is paused, both numbers are 0."""
 
     due: int
-    """How many jobs are due and not claimed; 10,001 stands for more than 10,000."""
+    """How many jobs are due and not claimed; 10,001 means more than 10,000."""
     oldest_age: float
     """Seconds for which the first of them has been due; 0 if none is."""
 

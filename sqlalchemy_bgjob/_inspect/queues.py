@@ -37,14 +37,14 @@ class QueueInfo:
     Attributes:
         queue: Its name.
         due: How many of its jobs are due, as far as they are counted.
-        scheduled: How many are due later.
-        running: How many a worker holds.
-        workers: How many serve it.
-        slots: How many of its jobs they can run at once.
-        set_slots: How many slots an operator has given each of them.
+        scheduled: How many of its jobs are due later.
+        running: How many of its jobs a worker holds.
+        workers: How many workers serve it.
+        slots: How many of its jobs these can run at once.
+        set_slots: How many slots an operator has given each worker; None if nobody has.
         oldest_age: Seconds for which the first of its due jobs has been due; 0 if none is.
-        stopped: Whether counting stopped before the last of its jobs.
-        paused: Its pause, if it is paused.
+        stopped: Whether counting stopped before the last of its jobs, as there are too many.
+        paused: Its pause; None if it is not paused.
     """
 
     queue: str

@@ -26,7 +26,10 @@ MAX_WAITING_EXCEPTIONS: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """A job as it was claimed: plain data, safe after its row is gone."""
+    """A job as it was claimed: plain data, valid after its row is gone.
+
+    All times are aware, and by the database's clock.
+    """
 
     id: str
     queue: str
@@ -34,14 +37,21 @@ class JobInfo:
     attempt: int
     """Which run this is, from 1."""
     lease: int
+    """The number of the claim. It grows with each claim, and tells the runs of a job apart."""
     priority: int
+    """Lower runs first."""
     crashes: int
+    """How often a worker was lost while it held the job."""
     last_error: str | None
-    """The error of the attempt before."""
+    """The error of the attempt before; None if none has failed."""
     headers: Mapping[str, Any]
+    """What travels with the job; empty if nothing does."""
     next_run_at: datetime
+    """When the job was due."""
     created_at: datetime
+    """When the transaction began that enqueued it."""
     updated_at: datetime
+    """When it was claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,104 +59,109 @@ class FinishedRun:
     """What a run of a job came to."""
 
     seconds: float
-    """How long the handler took, for all jobs of a call; 0 if none was called."""
+    """How long the call of the handler took, in a chunk for all its jobs; 0 without a call."""
     delay: float | None = None
-    """Seconds until the job is due again; None if it is done or dead."""
+    """Seconds until the job is due again; None if it never will be."""
     error: str | None = None
-    """What ``last_error`` says now; None if nothing has failed."""
+    """What this run has written into ``last_error``; None if nothing has failed."""
     exception: BaseException | None = None
     """The exception that was raised or named, with its traceback; None if there was none.
 
-    Its frames hold what the handler had in its variables: use it, and do not keep it. It is None
-    also where observers are a thousand events behind.
+    Its frames hold what the handler had in its variables: use it, and do not keep it. It is also
+    None while observers are a thousand events behind.
     """
 
 
 class Observer:
-    """Override what you want to hear of. Calls come from one thread.
+    """Hears what a worker does with its jobs. Make a subclass, and override what you want to hear.
+
+    ``Worker(jobs, engine, observers=[Alerts()])``. A method is called after the COMMIT that made
+    the event true. All calls come from one thread, one after another. An error in a method is
+    logged, and a slow one keeps no job waiting; events beyond 100,000 that wait are dropped.
 
     The events of one lease of a job come in order. The start of its next run, under the next lease,
     may come before the end of the last run: ``job.lease`` tells the runs apart.
     """
 
     wants_exceptions: ClassVar[bool] = True
-    """Whether it looks at ``run.exception``. Until it has, the handler's variables are kept."""
+    """Whether it reads ``run.exception``. False frees the handler's variables at once."""
 
     def job_claimed(self, job: JobInfo) -> None:
-        """The worker has taken the job. Its handler runs soon, or the job is handed back.
+        """The worker has claimed the job. Its handler runs soon, or the job is handed back.
 
-        Not told of a claim whose answer was lost: its jobs are returned.
+        If the answer to a claim is lost, this is not called, and the jobs are queued again.
         """
 
     def job_started(self, job: JobInfo) -> None:
-        """A handler is about to run."""
+        """The job's handler is about to run."""
 
     def job_completed(self, job: JobInfo, run: FinishedRun) -> None:
-        """The job is done and gone."""
+        """The job is done, and its row is deleted."""
 
     def job_rescheduled(self, job: JobInfo, run: FinishedRun) -> None:
         """The job runs again after ``run.delay`` seconds, its attempt refunded.
 
-        The handler asked for it, or there was no connection or context for it, or a transaction
-        held a lock on the job's row, or its call was undone because another job of it had lost its
-        lease. Unless the handler asked, ``run.error`` says why.
+        Either its handler asked for that, and ``run.error`` is None; or the run was not to blame,
+        and ``run.error`` says why. Such causes are that there was no connection or context for it,
+        that a transaction held a lock on the job's row, or that another job of its chunk had lost
+        its lease.
         """
 
     def job_will_be_retried(self, job: JobInfo, run: FinishedRun) -> None:
-        """The attempt failed; the next one is due after ``run.delay`` seconds."""
+        """The attempt failed. The next one is due after ``run.delay`` seconds."""
 
     def job_moved_to_dlq(self, job: JobInfo, run: FinishedRun) -> None:
-        """The job was given up and is in the dead table."""
+        """The job was given up, and is a dead job now."""
 
     def job_cancelled(self, job: JobInfo, run: FinishedRun) -> None:
         """The job was cancelled after a worker had claimed it: its writes are undone, it is gone.
 
-        Who cancels a job that waits deletes its row, and no worker hears of it.
+        A cancel of a queued job deletes its row at once, and no worker hears of it.
         """
 
     def job_expired(self, job: JobInfo, run: FinishedRun) -> None:
-        """The job was not started in time, and its handler says ``on_expiry="drop"``: it is gone.
+        """The job was not started in time, and is deleted: its handler has ``on_expiry="drop"``.
 
-        Otherwise an expired job is moved to the DLQ.
+        By default an expired job is moved to the DLQ, and ``job_moved_to_dlq`` is called.
         """
 
     def job_type_unknown(self, job: JobInfo, run: FinishedRun) -> None:
-        """No handler knows the job's type. It waits ``run.delay`` seconds, its attempt refunded.
+        """No handler here knows the job's type: it waits ``run.delay`` seconds, attempt refunded.
 
-        Told each time that a worker meets it, until ``unknown_type_grace`` is over: then the job is
-        moved to the DLQ.
+        This is called each time that a worker meets the job, until ``unknown_type_grace`` is over.
+        Then the job is moved to the DLQ.
         """
 
     def job_lease_lost(self, job: JobInfo) -> None:
-        """The job was taken from this worker, which does not settle it."""
+        """The job was taken from this worker, whose run of it changes nothing any more."""
 
     def queue_is_empty(self, queue: str) -> None:
-        """The worker has caught up: nothing is due in this queue."""
+        """The worker has found nothing due in this queue."""
 
     def health_sampled(self, health: Health) -> None:
-        """One of the workers has sampled the server's health, once per ``health_interval``.
+        """The server's health was sampled: by the leader of the workers, every ``health_interval``.
 
-        ``health.problems`` says in words what needs attention.
+        It is called in that worker alone. ``health.problems`` says what somebody should mend.
         """
 
     def backlog_sampled(self, backlog: Backlog) -> None:
-        """One of the workers has looked at all queues, once per ``health_interval``.
+        """All queues were looked at: by the leader of the workers, every ``health_interval``.
 
-        It is the worker that samples health, so that a fleet asks once. Not asked of the database
-        unless an observer overrides this.
+        It is called in that worker alone. If no observer overrides it, the database is not asked.
         """
 
     def worker_error(self, error: BaseException) -> None:
-        """Something failed that is not a handler: the connection, a settlement, the listener.
+        """Something failed that is not a handler: a connection, a settlement, the listener.
 
-        During an outage, each of the worker's connections reports one error every 5 s.
+        The worker tries again by itself, except after a WorkerStuck, by which it ends. During an
+        outage, each of its connections reports one error every 5 s.
         """
 
     def job_error(self, job: JobInfo, error: BaseException) -> None:
-        """Beside ``worker_error``, where the error is about one job: which one it is.
+        """Something failed that is not a handler, and is about one job.
 
-        Its settlement was refused, its session found no connection, or there was no thread for it.
-        The worker tries again by itself.
+        The job's settlement was refused, its session found no connection, or there was no thread
+        for it. The worker tries again by itself. ``worker_error`` is called for the same error.
         """
 
 

@@ -1,8 +1,8 @@
-"""Traces and metrics of OpenTelemetry, by its conventions for messaging.
+"""Traces and metrics of OpenTelemetry, by its semantic conventions for messaging.
 
-A job that is enqueued gets a span ``send QUEUE``, whose context goes with it in the headers; each
-run of it a span ``process QUEUE``, linked to that one. Only the API is needed; without an SDK, or
-without a call of :func:`instrument`, nothing is kept.
+Each enqueue is a span ``send QUEUE``, whose context goes with the job in its headers. Each run of
+the job is a span ``process QUEUE``, linked to that one. Only OpenTelemetry's API is needed. Without
+an SDK, or without a call of :func:`instrument`, nothing is kept.
 """
 
 import time
@@ -29,7 +29,7 @@ BUCKETS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
 """Seconds, as the conventions advise."""
-_INSTRUMENTED: Final = "the jobs of this BGJob are instrumented already"
+_INSTRUMENTED: Final = "this BGJob is instrumented already; call instrument() once, where it is made"
 
 
 def instrument(
@@ -39,14 +39,14 @@ def instrument(
     tracer_provider: "TracerProvider | None" = None,
     meter_provider: "MeterProvider | None" = None,
 ) -> None:
-    """Trace what a BGJob enqueues and runs, and measure it; call it once, where that is made.
+    """Trace and measure what a BGJob enqueues and runs. Call it once, where the BGJob is made.
 
     The propagator that the application has configured writes the headers, such as ``traceparent``.
 
     Args:
         jobs: The BGJob.
-        parent: Whether a run is a part of the trace that enqueued its job. By default it begins a
-            trace of its own, with a link to the other one: a job may run days later, or be one
+        parent: Whether a run is a part of the trace that enqueued its job. By default a run begins
+            a trace of its own, with a link to the other one: a job may run days later, or be one
             of thousands.
         tracer_provider: By default the global one, also if it is set later.
         meter_provider: The same.

@@ -34,14 +34,14 @@ WAITS: Final = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
 
 
 class Metrics(Observer, Collector):
-    """Counts a worker's jobs: ``observers=[Metrics()]``; one object may serve several workers.
+    """Counts a worker's jobs: ``observers=[Metrics()]``. One object may serve several workers.
 
     Args:
-        registry: Where the metrics are shown; by default the library's own, as for an application's
-            other metrics.
+        registry: Where the metrics are shown; by default the library's own registry, in which an
+            application's other metrics are.
 
     Raises:
-        ValueError: The registry has such metrics already.
+        ValueError: The registry has such metrics already: give the same object to all workers.
     """
 
     wants_exceptions = False
