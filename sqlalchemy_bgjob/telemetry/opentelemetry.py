@@ -29,7 +29,7 @@ BUCKETS: Final = (
     0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
 )  # fmt: skip
 """Seconds, as the conventions advise."""
-_INSTRUMENTED: Final = "this BGJob is instrumented already; call instrument() once, where it is made"
+_INSTRUMENTED: Final = "this BGJob is instrumented already; call instrument() only once for it"
 
 
 def instrument(

@@ -48,13 +48,16 @@ def _die() -> None:
 
 @contextmanager
 def kill_worker_after(point: KillPoint, *, skip: int = 0) -> Iterator[None]:
-    """Kill this process, without any cleanup, when its worker reaches *point*.
+    """Kill this process, without any cleanup, when its worker reaches a point.
 
-    For a worker that runs within the block, in a process that the test has started.
+    The worker runs within the block, in a process that the test has started for it.
 
     Args:
         point: One of :data:`KILL_POINTS`.
         skip: How many times the worker passes the point before that.
+
+    Raises:
+        ValueError: There is no such point.
     """
     if point not in KILL_POINTS:
         raise ValueError(f"the point is {point!r}; it can be one of {', '.join(KILL_POINTS)}")
@@ -78,14 +81,16 @@ def let_time_pass(
     target: "AsyncTarget", jobs: BGJob[Any, Any], by: float | timedelta
 ) -> Coroutine[Any, Any, None]: ...
 def let_time_pass(target: Any, jobs: BGJob[Any, Any], by: float | timedelta) -> Any:
-    """Age all jobs, live and dead, and periods of unique keys, as if that time had passed.
+    """Age all jobs, as if that time had passed. No clock is changed.
 
-    A job that was to run within that time is due at once. The workers' own rows stay as they are:
-    workers live in real time. The caller commits, as with ``enqueue``.
+    The times of the rows are moved back: those of jobs, live and dead, of pauses, and of the
+    periods of unique keys. A job that was to run within that time is due at once. The rows of
+    workers stay as they are, as workers live in real time, and so do schedules. The caller commits,
+    as with ``enqueue``.
 
     Args:
         target: A Session, Connection or Engine, or an asyncio twin (then await the result).
-        jobs: Whose tables.
+        jobs: The BGJob of the tables.
         by: Seconds, or a timedelta.
     """
     seconds = validation.seconds("by", by)

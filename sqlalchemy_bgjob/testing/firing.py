@@ -20,12 +20,12 @@ MOST_TIMES: Final = 1_000
 
 
 class Fired(NamedTuple):
-    """A time that a schedule has met."""
+    """A time at which a schedule has fired."""
 
     name: str
-    """Of the schedule."""
+    """The name of the schedule."""
     at: datetime
-    """For when it was meant, in UTC."""
+    """The fire time, in UTC."""
 
 
 class Firing(OnTarget):
@@ -40,16 +40,19 @@ class Firing(OnTarget):
         self, target: "AsyncTarget", *names: str, until: datetime | timedelta
     ) -> Coroutine[Any, Any, list[Fired]]: ...
     def fire_schedules(self, target: Any, *names: str, until: datetime | timedelta) -> Any:
-        """Let schedules meet their times until then; what they have met, in order of time.
+        """Let schedules fire at all their times until a moment, in the order of time.
 
-        Those of the code and those put as rows, but paused ones. The jobs are due now, and name
-        their time in the header ``bgjob-fire-time``; ``overlap="skip"`` holds. Run them by
-        :meth:`JobKit.work_due`.
+        They are those of the code and those put as rows, without the paused ones. Their jobs are
+        due now, and name their time in the header ``bgjob-fire-time``. ``overlap="skip"`` holds.
+        Run the jobs by :meth:`JobKit.work_due`.
 
         Args:
             target: A Session or Connection in a transaction, or an asyncio twin.
-            *names: Of these alone.
+            *names: The names of schedules; these alone fire. By default all do.
             until: An aware datetime, or a timedelta from now, by the database's clock.
+
+        Returns:
+            A ``Fired`` for each time.
 
         Raises:
             LookupError: There is no schedule of such a name.

@@ -26,10 +26,10 @@ __tracebackhide__: Final = True
 
 
 class Inline:
-    """Whose commits run jobs, while the block goes on. Made by :meth:`JobKit.inline`.
+    """A block in which commits run jobs; :meth:`JobKit.inline` makes it.
 
     Attributes:
-        outcomes: Those of the jobs that have run, in their order.
+        outcomes: The outcomes of the jobs that have run, in their order.
     """
 
     def __init__(

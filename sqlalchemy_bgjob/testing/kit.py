@@ -11,10 +11,12 @@ from .working import Working
 
 
 class JobKit(Looking, Working, Firing, Waiting):
-    """For the tests of an application; the pytest plugin gives one as the fixture ``bgjob``.
+    """What a test of an application asks and does about jobs, in its own transaction.
 
+    The pytest plugin gives one as the fixture ``bgjob``; elsewhere make one by ``JobKit(jobs)``.
     Each *target* is a Session or Connection, or one of their asyncio twins: then await the result.
-    With a session, what a job has changed is seen on its objects afterwards.
+    Nothing is committed, so a rollback undoes all. With a session, what a job has changed is seen
+    on its objects afterwards.
 
     Args:
         jobs: The application's BGJob.

@@ -32,7 +32,15 @@ class Looking(OnTarget):
         self, target: "AsyncTarget", handler: JobType[Any] | None = None
     ) -> Coroutine[Any, Any, list[EnqueuedJob]]: ...
     def all_enqueued(self, target: Any, handler: JobType[Any] | None = None) -> Any:
-        """All jobs, or those of a handler: a list of ``EnqueuedJob`` in the order of work."""
+        """All live jobs that the transaction sees, or those of a handler, in the order of work.
+
+        Args:
+            target: Where to look.
+            handler: Of this handler alone.
+
+        Returns:
+            A list of ``EnqueuedJob``.
+        """
 
         def look(unit: Unit) -> list[EnqueuedJob]:
             found = self._enqueued(unit)
@@ -51,7 +59,9 @@ class Looking(OnTarget):
     def assert_enqueued(
         self, target: Any, handler: JobType[Any] | str, arg: Any = ANY, **wanted: Any
     ) -> Any:
-        """The first job that fits; else an AssertionError that shows the nearest ones.
+        """Assert that a job is enqueued that fits, and return the first one.
+
+        ``bgjob.assert_enqueued(session, send_receipt, order_id=7, queue="mail", delay=60)``
 
         Args:
             target: Where to look.
@@ -61,6 +71,11 @@ class Looking(OnTarget):
                 (seconds or a timedelta), ``run_at``, ``unique`` (a key, or a Unique of a key and
                 its scope), and ``count``: then exactly N jobs fit. Anything else is a field of the
                 arg: ``order_id=7``.
+
+        Raises:
+            AssertionError: None fits, or not *count* of them do. It shows the nearest three jobs,
+                and in what they differ.
+            TypeError: A name is neither an option nor a field of the arg.
         """
         looked_for = Wanted.of(handler, arg, wanted)
 
@@ -85,7 +100,14 @@ class Looking(OnTarget):
     def refute_enqueued(
         self, target: Any, handler: JobType[Any] | str, arg: Any = ANY, **wanted: Any
     ) -> Any:
-        """An AssertionError if a job fits; the arguments are those of :meth:`assert_enqueued`."""
+        """Assert that no job is enqueued that fits.
+
+        The arguments are those of :meth:`assert_enqueued`, without *count*.
+
+        Raises:
+            AssertionError: A job fits; it is shown.
+            TypeError: A name is neither an option nor a field of the arg.
+        """
         if "count" in wanted:
             raise TypeError("refute_enqueued takes no count: no job at all may fit")
         looked_for = Wanted.of(handler, arg, wanted)

@@ -28,7 +28,7 @@ _short.maxdict = _short.maxlist = 8
 
 @dataclass(frozen=True, slots=True)
 class EnqueuedJob:
-    """A job of the queue's table."""
+    """A live job, as :meth:`JobKit.assert_enqueued` and :meth:`JobKit.all_enqueued` return it."""
 
     id: str
     queue: str
@@ -42,13 +42,13 @@ class EnqueuedJob:
     run_at: datetime
     """When it is due."""
     attempt: int
-    """How many attempts were spent."""
+    """How many attempts were begun, the running one included."""
     running: bool
     """Whether a worker holds it."""
     unique: str | None = None
     """Its unique key."""
     unique_scope: Scope | None = None
-    """How long that keeps others away."""
+    """For how long the key keeps others away: ``"live"``, ``"queued"`` or ``"period"``."""
 
 
 @dataclass(frozen=True, slots=True)

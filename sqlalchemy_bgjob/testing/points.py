@@ -20,13 +20,13 @@ __all__ = ["POINTS", "Point", "at"]
 
 @contextmanager
 def at(name: str, listener: Callable[[Any], object]) -> Iterator[None]:
-    """Call *listener* each time that this process reaches a point.
+    """While the block goes on, call *listener* each time that this process reaches a point.
 
-    It runs in the thread or greenlet that reached the point. An error it raises is raised there, as
-    if the step had failed; at ``starting`` and ``drain_interrupted`` it must not raise.
+    It runs in the thread or greenlet that reached the point. An error that it raises is raised
+    there, as if the step had failed; at ``starting`` and ``drain_interrupted`` it must not raise.
 
     Args:
-        name: One of :data:`POINTS`.
+        name: A name in :data:`POINTS`.
         listener: Called with the point's fact.
 
     Raises:

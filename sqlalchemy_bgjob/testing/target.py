@@ -30,10 +30,10 @@ class OnTarget:
         self._promised: list[tuple[str, Any]] = []
 
     def check_awaited(self) -> None:
-        """Fail if the result of a call was never awaited; the fixture does, after each test.
+        """Fail if the result of a call was never awaited. The fixture does so after each test.
 
         Raises:
-            AssertionError: Nothing has happened at these calls, as their ``await`` is missing.
+            AssertionError: A call has done nothing, as its ``await`` is missing; it names the call.
         """
         promised, self._promised = self._promised, []
         forgotten = [(name, each) for name, each in promised if _is_untouched(each)]

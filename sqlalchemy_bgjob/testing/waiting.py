@@ -33,15 +33,16 @@ class Waiting(OnTarget):
         self, engine: "AsyncEngine", *jobs: JobRef | str, timeout: float | timedelta = 30.0
     ) -> Coroutine[Any, Any, None]: ...
     def wait_for(self, engine: Any, *jobs: JobRef | str, timeout: float | timedelta = 30.0) -> Any:
-        """Wait until a real worker has done these jobs, or all there are.
+        """Wait until a real worker has done these jobs, or all that there are.
 
         Args:
-            engine: An Engine, or an AsyncEngine: then await the result.
-            *jobs: What ``enqueue`` has returned, or ids.
-            timeout: Seconds, or a timedelta.
+            engine: An Engine, or an AsyncEngine: then await the result. Each look is a transaction
+                of its own, so commit the jobs first.
+            *jobs: What ``enqueue`` has returned, or ids; without any, all live jobs.
+            timeout: Seconds, or a timedelta, by this process's clock.
 
         Raises:
-            TypeError: It is something else, whose transaction might see no end.
+            TypeError: The target is no engine. Its transaction might never see the end.
             AssertionError: One of them is dead, or they are not done in time; it names them.
         """
         if not is_engine(engine):

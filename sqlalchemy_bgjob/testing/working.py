@@ -60,18 +60,21 @@ class Working(OnTarget):
         raise_errors: bool = True,
         session_factory: Callable[[], Any] | None = None,
     ) -> Any:
-        """Run all due jobs, also those that they enqueue, and settle them; their outcomes.
+        """Run all due jobs, also those that they enqueue, and settle them.
 
         All happens in the target's own transaction, each handler in a savepoint of it. A job that
-        is put off, by a retry say, is not due again before :meth:`travel`.
+        is put off, by a retry say, is not due again before :meth:`travel`. A handler that takes
+        chunks is called for one job at a time.
 
         Args:
-            target: A Session or Connection in a transaction, or an asyncio twin. A handler that
-                takes chunks is called for one job at a time.
-            *queues: Of these alone.
+            target: A Session or Connection in a transaction, or an asyncio twin.
+            *queues: Of these queues alone.
             raise_errors: Raise what a handler raised that is no outcome, once its job is settled
                 as failed; and an UnknownType, where no handler is registered.
             session_factory: Makes ``ctx.session``, as for ``work_one``.
+
+        Returns:
+            The outcomes of the jobs, in the order in which they ran.
 
         Raises:
             TypeError: The target is an Engine, whose transaction would be over; or the handler of
@@ -125,14 +128,17 @@ class Working(OnTarget):
         raise_errors: bool = True,
         session_factory: Callable[[], Any] | None = None,
     ) -> Any:
-        """Run one certain job and settle it; its outcome, or None if there is no such job.
+        """Run one certain job and settle it.
 
         Args:
             target: As for :meth:`work_due`.
             job: What ``enqueue`` has returned, or an id.
             due: False takes it also if it is scheduled for later.
             raise_errors: As for :meth:`work_due`.
-            session_factory: Makes ``ctx.session``, as for ``work_one`` of the application.
+            session_factory: As for :meth:`work_due`.
+
+        Returns:
+            The job's outcome; None if there is no such job, or it is not due.
         """
         if is_engine(target):
             raise TypeError("work_one works in a transaction of yours: give it a Session")
@@ -153,7 +159,7 @@ class Working(OnTarget):
         raise_errors: bool = True,
         session_factory: Callable[[], Any] | None = None,
     ) -> Inline:
-        """While the block goes on, run what is due at each commit, just before it.
+        """While the block goes on, run the due jobs at each commit, just before it.
 
         For code that commits, and expects that its jobs are done after that::
 
@@ -171,20 +177,29 @@ class Working(OnTarget):
             raise_errors: Raise at the end of the block what the first failed handler has raised;
                 if the block itself fails, its error names it.
             session_factory: As for :meth:`work_due`.
+
+        Raises:
+            TypeError: The target is an Engine, or no session or connection.
         """
         return Inline(self, target, raise_errors=raise_errors, session_factory=session_factory)
 
     def perform(self, handler: JobType[Any], arg: Any = None, *, session: Any = None) -> Any:
-        """Call a handler as a worker would, without a database: what it returns or raises.
+        """Call a handler as a worker would, without a database.
 
-        The arg is encoded and decoded, so the handler gets what a worker would give it; its
-        middleware is around it, and it has its resources. Of a coroutine the result is to be
-        awaited.
+        The arg is encoded and decoded, so the handler gets what a worker would give it. Its
+        middleware is around it, and it has its resources.
 
         Args:
             handler: The handler.
-            arg: Its arg; for a handler that takes chunks, a list of them.
+            arg: Its arg; for a handler that takes chunks, a list of args.
             session: What ``ctx.session`` is.
+
+        Returns:
+            What the handler returns; what it raises is raised. Await the result of a coroutine.
+
+        Raises:
+            InvalidArg: The handler does not take the arg.
+            RuntimeError: The handler uses ``ctx.session``, and *session* is not given.
         """
         args = [arg]
         if handler.options.chunk is not None and handler.takes_arg:
@@ -213,14 +228,15 @@ class Working(OnTarget):
         self, target: "AsyncTarget", by: float | timedelta | None = None, **units: float
     ) -> Coroutine[Any, Any, None]: ...
     def travel(self, target: Any, by: float | timedelta | None = None, **units: float) -> Any:
-        """Let time pass for all jobs: ``travel(session, hours=1)``. Rows move, clocks stay.
+        """Let time pass for all jobs: ``travel(session, hours=1)``. No clock is changed.
 
-        Schedules stay too: see :meth:`JobKit.fire_schedules`.
+        The times of the rows are moved back: those of jobs, live and dead, of pauses, and of the
+        periods of unique keys. Schedules stay: see :meth:`JobKit.fire_schedules`.
 
         Args:
             target: Where the jobs are.
             by: Seconds, or a timedelta.
-            **units: Those of a timedelta.
+            **units: Those of a timedelta, such as ``minutes=5``, instead of *by*.
         """
         if (by is None) == (not units):
             raise TypeError("travel takes how far: seconds, a timedelta, or hours=1")
