@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def bgjob_jobs() -> "BGJob[Any, Any]":
-    """The application's BGJob: a fixture to be overridden."""
+    """The application's BGJob. Override this fixture in your conftest.py."""
     raise pytest.UsageError(
         "the fixture bgjob needs your BGJob; write into conftest.py:\n\n"
         "    @pytest.fixture(scope='session')\n"
@@ -30,9 +30,9 @@ def bgjob_jobs() -> "BGJob[Any, Any]":
 
 @pytest.fixture
 def bgjob(bgjob_jobs: "BGJob[Any, Any]") -> "Iterator[JobKit]":
-    """What a test asks and does about jobs; see :class:`sqlalchemy_bgjob.testing.JobKit`.
+    """What a test asks and does about jobs: a :class:`sqlalchemy_bgjob.testing.JobKit`.
 
-    The test fails if it has forgotten an ``await``: nothing was asserted, or done, then.
+    The test fails if it has forgotten an ``await``, as nothing was asserted or done then.
     """
     from .testing import JobKit  # noqa: PLC0415
 
@@ -43,7 +43,7 @@ def bgjob(bgjob_jobs: "BGJob[Any, Any]") -> "Iterator[JobKit]":
 
 @pytest.fixture(scope="session")
 def bgjob_postgres() -> Iterator[str]:
-    """The URL of a PostgreSQL server for these tests, from the extra ``embedded``."""
+    """The URL of a PostgreSQL server that ends with the tests; needs the extra ``embedded``."""
     from .testing import EmbeddedPostgres  # noqa: PLC0415
 
     with EmbeddedPostgres.start(settings={"fsync": "off"}) as server:

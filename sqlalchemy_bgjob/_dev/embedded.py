@@ -65,7 +65,10 @@ class EmbeddedPostgresError(BGJobError):
 
 
 class EmbeddedPostgres:
-    """One running server; a context manager that stops it. Make it with :meth:`start`."""
+    """A running PostgreSQL server, which the end of its block stops.
+
+    ``with EmbeddedPostgres.start() as server: engine = create_engine(server.url)``
+    """
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        """The URL for SQLAlchemy over TCP, for psycopg, or psycopg2 if only that is installed."""
+        """The URL for ``create_engine``, for psycopg, or for psycopg2 if only that is installed."""
         return f"postgresql+{_driver()}://postgres@127.0.0.1:{self.port}/postgres"
 
     @property
@@ -168,7 +171,11 @@ class EmbeddedPostgres:
         self._launch()
 
     def stop(self, mode: StopMode = "fast") -> None:
-        """Stop the server and remove the temporary folder; idempotent."""
+        """Stop the server and remove the temporary folder. A second call does nothing.
+
+        Args:
+            mode: As for :meth:`restart`.
+        """
         self._halt(mode)
         if self._guardian is not None:
             self._guardian.communicate(b"stopped\n")

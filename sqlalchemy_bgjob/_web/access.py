@@ -30,12 +30,15 @@ class Access:
     """What one visitor of the dashboard may do.
 
     Attributes:
-        can: The permissions; by default all. Without any the visitor may read.
-        user: Who it is: told in the log of actions and the audit, and as who has paused something.
+        can: The permissions, a set of ``PERMISSIONS``; by default all. With an empty set the
+            visitor may only read.
+        user: The visitor's name, for the log of actions and the audit, and as who has paused
+            something.
         args: Whether the visitor sees args and headers of jobs.
 
     Raises:
         ValueError: A permission is unknown.
+        TypeError: *can* is a str.
     """
 
     can: Collection[Permission] = PERMISSIONS

@@ -102,23 +102,24 @@ def dashboard(
     environment: str | None = None,
     live: bool = True,
 ) -> Starlette:
-    """The dashboard, to be mounted in an ASGI application.
+    """Make the dashboard, an ASGI application that you mount in yours.
 
     ``app.mount("/jobs", dashboard(jobs, engine, access=who))``
 
-    It needs ``pip install "sqlalchemy-bgjob[web]"``. It reads in transactions that can change
-    nothing, takes at most 4 of the engine's connections, and remembers nothing itself but answers
-    that take the database long, for a minute at most, and sums of what workers have counted.
+    It needs ``pip install "sqlalchemy-bgjob[web]"``. It takes at most 4 of the engine's
+    connections. It reads in transactions that can change nothing, and commits each action by
+    itself. It keeps answers that take the database long, for a minute at most, and sums of what
+    workers have counted; and nothing else.
 
     Args:
-        jobs: The application's queue.
+        jobs: The application's BGJob.
         engine: Its Engine or AsyncEngine, on any driver.
-        access: Who may do what. Without it nobody gets in, and the page says what to write.
-            ``"all"`` and ``"read"`` are for everybody who reaches it; a function of the Starlette
+        access: Who may do what. By default nobody gets in, and the page says what to write.
+            ``"all"`` and ``"read"`` are for everybody who reaches it. A function of the Starlette
             request, or a coroutine, returns ``"all"``, ``"read"``, an :class:`Access`, or None for
             nobody. It is asked at each request.
-        redact: Words: in args and headers, what stands under a key that contains one of them is
-            hidden.
+        redact: Words. If a key of an arg or a header contains one of them, in any case, what stands
+            under the key is hidden.
         environment: A name to show on each page, such as ``"production"``.
         live: False for servers on which a stream would hold a thread, as under WSGI: pages then
             poll.
@@ -128,7 +129,9 @@ def dashboard(
         ValueError: The engine's database is not PostgreSQL.
     """
     if not isinstance(jobs, BGJob):
-        raise TypeError(f"dashboard() takes a BGJob, not {type(jobs).__name__}")
+        raise TypeError(
+            f"dashboard() takes a BGJob, not {type(jobs).__name__}; write dashboard(jobs, engine)"
+        )
     site = Site(
         jobs=jobs,
         statements=statements_of(jobs.models),

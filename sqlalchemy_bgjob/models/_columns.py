@@ -104,14 +104,14 @@ class _Columns(ArgAndHeaders, ErrorHistory):
 
 
 class JobMixin(_Columns):
-    """Columns of a live job; build ``class Job(JobMixin, Base)`` on it for columns of your own.
+    """The columns of a live job. For columns of your own write ``class Job(JobMixin, Base)``.
 
     A row is *queued* while ``claimed_by`` is null, and *running* while a worker holds it.
     ``arg`` may be assigned any JSON value or bytes: it is encoded on assignment.
 
-    A column of your own may have any default, or be nullable. A default that is a Python function
-    is called once for each statement of ``enqueue_many`` and ``enqueue_from``, not for each row:
-    use ``server_default`` for values that must differ.
+    A column of your own is nullable or has a default. A default that is a Python function is called
+    once for each statement of ``enqueue_many`` and ``enqueue_from``, not for each row: use
+    ``server_default`` for values that must differ.
     """
 
     @declared_attr.directive
@@ -183,7 +183,10 @@ class JobMixin(_Columns):
 
     @hybrid_property
     def state(self) -> str:
-        """``scheduled``, ``queued`` (due) or ``running``; in Python by this machine's clock."""
+        """``scheduled``, ``queued`` (due) or ``running``; in SQL by the database's clock.
+
+        In Python it is by this machine's clock.
+        """
         if self.claimed_by is not None:
             return "running"
         return "scheduled" if self.next_run_at > datetime.now(UTC) else "queued"
@@ -202,7 +205,7 @@ class JobMixin(_Columns):
 
 
 class DeadJobMixin(_Columns):
-    """Columns of a dead job: what the live row held, and when it was moved.
+    """The columns of a dead job: what the live row held, and when it was moved to the DLQ.
 
     The lease is kept, so that it never shrinks when the job is redriven.
     """

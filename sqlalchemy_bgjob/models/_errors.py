@@ -18,8 +18,8 @@ class PastError:
 
     Attributes:
         at: When it was written, by the database's clock.
-        attempt: Which attempt it was, from 1; a redrive counts anew. It is that of the last run, or
-            0, where the job was given up without one.
+        attempt: Which attempt it was, from 1. After a redrive they are counted anew. If the job was
+            given up without a run, it is the number of the last run, or 0 without any.
         worker_id: The id of the worker that held the job.
         error: As in ``last_error``; of one longer than 2,048 characters the middle is cut out.
     """

@@ -108,7 +108,8 @@ def downgrade(
 ) -> None:
     """Bring the tables from one version to an older one; the caller commits.
 
-    Version 0 has no tables, so all jobs are lost. The schema stays: it may hold other things.
+    Version 0 has no tables, so all jobs are lost. The schema stays: it may hold other things. The
+    arguments are those of :func:`upgrade`.
 
     Raises:
         ValueError: The versions do not go down, or this release does not know them.
@@ -145,8 +146,14 @@ def migrate(
     """Bring the tables to the latest version, without Alembic; the caller commits.
 
     Concurrent calls wait for each other, so every process of a deployment may call it. Newer
-    tables that this release's workers can run on are left as they are. With *records* the tables
-    for ``BGJob(records=True)`` are made too, if they are missing.
+    tables that this release's workers can run on are left as they are.
+
+    Args:
+        connection: To PostgreSQL, in a READ COMMITTED transaction.
+        schema: The tables' schema, which is created if it is missing; by default, the tables are on
+            the search path.
+        table_prefix: How the tables' names begin.
+        records: Whether to make the tables for ``BGJob(records=True)`` too, if they are missing.
 
     Returns:
         The version that was there before; 0 for none.
@@ -275,9 +282,13 @@ def migration_sql(
     table_prefix: str = DEFAULT_PREFIX,
     records: bool = False,
 ) -> str:
-    """The same migration as SQL for ``psql``: one transaction, up or down.
+    """A migration as SQL for ``psql``: one transaction, up or down. It sends no statement.
 
-    With *records* it makes the tables of records too, or drops them.
+    Args:
+        from_version: The version that is there; 0 for none.
+        to_version: The version to reach. At 0 there are no tables, and no jobs.
+        schema, table_prefix: As for :func:`migrate`.
+        records: Whether to make, or to drop, the tables of records too.
 
     Raises:
         ValueError: This release does not know the versions.
@@ -301,7 +312,7 @@ def migration_sql(
 def db_version(
     connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
 ) -> int:
-    """The version of the tables in the database; 0 if there are none.
+    """The version of the tables in the database; 0 if there are none. It changes nothing.
 
     Raises:
         ForeignTable: A table of one of these names is another program's.
@@ -342,7 +353,9 @@ def version_in(comment: str | None) -> Version | None:
 def check(
     connection: Connection, *, schema: str | None = None, table_prefix: str = DEFAULT_PREFIX
 ) -> None:
-    """Refuse tables that this release's workers cannot run on; nothing is modified.
+    """Refuse tables that this release's workers can't run on, as a worker does at its start.
+
+    It changes nothing. Each error says what to do.
 
     Raises:
         NotAPlainTable: One of them is partitioned, or a view.
