@@ -11,11 +11,16 @@ from .settings import DEFAULT_PREFIX
 
 
 class BGJobError(Exception):
-    """The root of all errors of this library."""
+    """The root of all errors of this library: catch it to catch them all."""
 
 
 class InvalidArg(BGJobError, ValueError):
-    """An arg can't be stored, or what is stored is not what the handler takes."""
+    """An arg or header can't be stored, or what is stored is not what the handler takes.
+
+    Attributes:
+        path: Where in the value, such as ``$.items[3].price``.
+        reason: What is wrong there. It has no value of the arg.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -27,7 +32,10 @@ class InvalidArg(BGJobError, ValueError):
 
 
 class InvalidResult(BGJobError, ValueError):
-    """What a handler gave to ``Complete(result=...)`` can't be kept in the job's record."""
+    """What a handler gave to ``Complete(result=...)`` can't be kept in the job's record.
+
+    It is a failed attempt. The attributes are those of :class:`InvalidArg`.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -39,7 +47,14 @@ class InvalidResult(BGJobError, ValueError):
 
 
 class SchemaOutOfDate(BGJobError):
-    """The tables are missing, or of a version that this release's workers cannot run on."""
+    """The tables are missing, or of a version that this release's workers can't run on.
+
+    Attributes:
+        found: The version that is there; 0 or None for none.
+        needed: The version that this release needs.
+        schema: The tables' schema; None if they are on the search path.
+        table_prefix: How the tables' names begin.
+    """
 
     def __init__(
         self, found: int | None, needed: int, schema: str | None, table_prefix: str
@@ -137,7 +152,7 @@ class NotAPlainTable(SchemaOutOfDate):
         options = _options(self.schema, self.table_prefix)
         return (
             f"{self.table} is {self.kind}, and the queue needs a plain table, whose rows it "
-            f"fetches by their address; drop the three tables if they are empty, or rename them, "
+            f"fetches by their address; drop the queue's tables if they are empty, or rename them, "
             f"run `sqlalchemy-bgjob migrate{options}`, and copy their rows"
         )
 
@@ -162,9 +177,14 @@ class RecordsOutOfDate(SchemaOutOfDate):
 
 
 class JobAlreadyExists(BGJobError):
-    """A job has one of these ids, or unique keys; the caller's transaction stays usable.
+    """A job has one of these ids, or unique keys. Nothing was enqueued.
 
-    With *keys*, the ids are those of the jobs that have them.
+    The caller's transaction stays usable.
+
+    Attributes:
+        ids: The ids that live jobs have; with *keys*, the ids of the jobs that have these. Empty
+            where only the database knows them, as after ``enqueue_from``.
+        keys: The unique keys that jobs have; empty if it is about ids.
     """
 
     def __init__(self, ids: tuple[str, ...], keys: tuple[str, ...] = ()) -> None:
@@ -182,7 +202,8 @@ class JobAlreadyExists(BGJobError):
         if not self.ids:
             return (
                 "a live job has one of the ids or unique keys, or one is given twice; nothing was "
-                "enqueued"
+                "enqueued (on_conflict='ignore', or on_conflict='skip' of Unique, leaves such rows "
+                "out)"
             )
         shown = ", ".join(repr(id) for id in self.ids[:3])
         more = f" and {len(self.ids) - 3} more" if len(self.ids) > 3 else ""
@@ -193,7 +214,7 @@ class JobAlreadyExists(BGJobError):
 
 
 class UnknownType(BGJobError):
-    """No worker knew a job's type for *seconds*; recorded as ``last_error`` of the dead job."""
+    """No worker knew a job's type for so many *seconds*. It is the dead job's ``last_error``."""
 
     def __init__(self, type: str, seconds: float) -> None:
         super().__init__(type, seconds)
@@ -201,14 +222,21 @@ class UnknownType(BGJobError):
         self.seconds: float = seconds
 
     def __str__(self) -> str:
-        return f"no worker knew the job type {self.type!r} for {self.seconds:g} s"
+        return (
+            f"no worker knew the job type {self.type!r} for {self.seconds:g} s; deploy a worker "
+            f"that has a handler of it, and redrive the job"
+        )
 
 
 class WorkerLost(BGJobError):
-    """The worker that held a job was lost; recorded as the job's ``last_error``.
+    """The worker that held a job was lost. It is the job's ``last_error``.
 
-    The numbers are set if the job is dead of it, and None while attempts are left: how many
-    attempts were lost with a worker, out of how many, and how many are allowed.
+    The attributes are set if the job is dead of it, and None while attempts are left.
+
+    Attributes:
+        crashes: How many attempts were lost with a worker.
+        attempts: How many attempts there were.
+        max_attempts: How many are allowed.
     """
 
     def __init__(
@@ -224,15 +252,24 @@ class WorkerLost(BGJobError):
 
     def __str__(self) -> str:
         if self.crashes is None:
-            return "the worker that ran the job was lost"
+            return (
+                "the worker that ran the job was lost; find out what ended it, as the job itself "
+                "may be the cause"
+            )
         return (
             f"{self.crashes} of {self.attempts} attempts ended with the worker that ran them, and "
-            f"max_attempts is {self.max_attempts}"
+            f"max_attempts is {self.max_attempts}; find out what ended these workers before you "
+            f"redrive the job, which may be the cause"
         )
 
 
 class WorkerRefused(BGJobError):
-    """This worker can't run on this database, however long it waits."""
+    """This worker can't run on this database, however long it waits.
+
+    Attributes:
+        problem: What is wrong.
+        remedy: What to do about it.
+    """
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem, remedy)
@@ -247,6 +284,10 @@ class WorkerStuck(BGJobError):
     """Too many of a worker's slots are taken by handlers that do not end, so the worker has ended.
 
     A supervisor starts another process in its place.
+
+    Attributes:
+        stuck: How many slots they take.
+        slots: How many slots the worker has.
     """
 
     def __init__(self, stuck: int, slots: int) -> None:
@@ -263,7 +304,10 @@ class WorkerStuck(BGJobError):
 
 
 class NoContextManager(BGJobError):
-    """The callable given as ``around=`` made no context manager that the job can be run in."""
+    """The callable given as ``around=`` returned no context manager that the job can be run in.
+
+    Observers are told of it by ``worker_error``.
+    """
 
     def __init__(self, problem: str) -> None:
         super().__init__(problem)

@@ -81,4 +81,6 @@ class Lifespan:
 
 
 def _gave(manager: object) -> TypeError:
-    return TypeError(f"lifespan= gave a {type(manager).__name__}, which is no context manager")
+    return TypeError(
+        f"lifespan= gave a {type(manager).__name__}, which is no context manager; {_REMEDY}"
+    )

@@ -227,7 +227,9 @@ class Registry:
     def add_default(self, handler: JobType[Any]) -> None:
         """Register a queue's handler for jobs whose type has none; a queue has at most one."""
         if handler.queue in self._by_queue:
-            raise ValueError(f"queue {handler.queue!r} has a default handler already")
+            raise ValueError(
+                f"queue {handler.queue!r} has a default handler already; it can have only one"
+            )
         self._by_queue[handler.queue] = handler
 
     def add_layer(self, layer: Layer) -> None:

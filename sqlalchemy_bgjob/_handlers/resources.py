@@ -118,7 +118,10 @@ class Provider:
 
 def _picked(found: object, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(found, Mapping):
-        raise TypeError(f"provide= yielded a {type(found).__name__}, and not a mapping")
+        raise TypeError(
+            f"provide= yielded a {type(found).__name__}, and not a mapping; yield a dict with the "
+            f"keys of its TypedDict"
+        )
     return {name: found[name] for name in names if name in found}
 
 

@@ -77,7 +77,10 @@ def define(
     if (cron is None) == (interval is None):
         raise TypeError(f"{call} takes a cron expression or every=, one of them")
     if handler.type == "*":
-        raise TypeError("a default handler has no type that a schedule could enqueue")
+        raise TypeError(
+            "a default handler has no type that a schedule could enqueue; write "
+            "@jobs.schedule(...) above @jobs.handler(...)"
+        )
     expression = as_text("cron", cron) if interval is None else every(interval)
     table = timetable(expression, as_text("timezone", options.get("timezone", "UTC")))
     missed = _one_of("missed", options.get("missed", "one"), MISSED)

@@ -51,7 +51,7 @@ class Database:
         if sync_engine.dialect.name != "postgresql":
             raise ValueError(
                 f"the queue is in PostgreSQL, and this engine's database is "
-                f"{sync_engine.dialect.name!r}"
+                f"{sync_engine.dialect.name!r}; give the engine of the database that has the tables"
             )
         self._engine = engine
         self._limiter: CapacityLimiter | None = None

@@ -81,7 +81,10 @@ def check_session_is_wanted(run: Run) -> None:
         RuntimeError: ``session=False``.
     """
     if not run.handler.options.session:
-        raise RuntimeError(f"the handler of {run.handler.type!r} has session=False")
+        raise RuntimeError(
+            f"the handler of {run.handler.type!r} has session=False, so there is no ctx.session; "
+            f"register it without session=False"
+        )
 
 
 def conclude(run: Run, returned: Any, error: BaseException | None) -> list[Conclusion]:

@@ -54,7 +54,10 @@ class JobEnded(RuntimeError):
     """A session was used after the job it belongs to had ended."""
 
     def __str__(self) -> str:
-        return "the job of this session has ended; nothing that is done now could be committed"
+        return (
+            "the job of this session has ended, so nothing that is done now could be committed; "
+            "use ctx.session before the handler returns"
+        )
 
 
 class HandlerSession:

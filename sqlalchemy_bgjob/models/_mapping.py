@@ -190,11 +190,17 @@ def _complete(
             f"'<prefix>job' and '<prefix>dead_job', so that migrations find them"
         )
     if table.schema != dead_table.schema or table.metadata is not dead_table.metadata:
-        raise ValueError("Job and DeadJob must be in the same MetaData and schema")
+        raise ValueError(
+            "Job and DeadJob must be in the same MetaData and schema; build both on one base"
+        )
     if schema not in (None, table.schema) or table_prefix not in (DEFAULT_PREFIX, prefix):
-        raise ValueError("schema= and table_prefix= are those of the classes given as models=")
+        raise ValueError(
+            "schema= and table_prefix= are those of the classes given as models=; leave them out"
+        )
     if target is not None and _metadata_of(target) is not table.metadata:
-        raise ValueError("the classes given as models= are not in the target's MetaData")
+        raise ValueError(
+            "the classes given as models= are not in the target's MetaData; leave the target out"
+        )
     check_names(table.schema, prefix)
     base = _base_over(table.metadata)
     return _with_others(base, job, dead_job, table.schema, prefix)

@@ -656,11 +656,11 @@ def test_own_models_are_checked() -> None:
         build_models(None, models=(Thing, dead_job))
     with pytest.raises(ValueError, match="named 'jobs' and 'dead_jobs'"):
         build_models(None, models=(other_job, other_dead))
-    with pytest.raises(ValueError, match="same MetaData and schema"):
+    with pytest.raises(ValueError, match="MetaData and schema; build both on one base"):
         build_models(None, models=(job, foreign[1]))
-    with pytest.raises(ValueError, match="those of the classes"):
+    with pytest.raises(ValueError, match="those of the classes given as models=; leave them out"):
         build_models(None, models=(job, dead_job), schema="app")
-    with pytest.raises(ValueError, match="not in the target's MetaData"):
+    with pytest.raises(ValueError, match="the target's MetaData; leave the target out"):
         build_models(plain(), models=(job, dead_job))
 
 

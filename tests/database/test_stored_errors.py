@@ -262,17 +262,40 @@ def test_errors_are_told_apart_by_sqlstate_and_not_by_text(url_for: UrlFor) -> N
 @pytest.mark.parametrize(
     ("error", "text"),
     [
-        (UnknownType("mail", 300.0), "no worker knew the job type 'mail' for 300 s"),
-        (WorkerLost(), "the worker that ran the job was lost"),
+        (
+            UnknownType("mail", 300.0),
+            (
+                "no worker knew the job type 'mail' for 300 s; deploy a worker that has a handler "
+                "of it, and redrive the job"
+            ),
+        ),
+        (
+            WorkerLost(),
+            (
+                "the worker that ran the job was lost; find out what ended it, as the job itself "
+                "may be the cause"
+            ),
+        ),
         (
             WorkerLost(2, 5, 3),
-            "2 of 5 attempts ended with the worker that ran them, and max_attempts is 3",
+            (
+                "2 of 5 attempts ended with the worker that ran them, and max_attempts is 3; find "
+                "out what ended these workers before you redrive the job, which may be the cause"
+            ),
         ),
         (
             JobAlreadyExists(("a", "b", "c", "d")),
             (
                 "a live job has the id 'a', 'b', 'c' and 1 more; nothing was enqueued "
                 "(on_conflict='ignore' leaves the existing job and goes on)"
+            ),
+        ),
+        (
+            JobAlreadyExists(()),
+            (
+                "a live job has one of the ids or unique keys, or one is given twice; nothing was "
+                "enqueued (on_conflict='ignore', or on_conflict='skip' of Unique, leaves such rows "
+                "out)"
             ),
         ),
         (WorkerRefused("no", "do this"), "no; do this"),

@@ -297,7 +297,7 @@ def test_a_type_has_one_handler(jobs: BGJob[Any, Any]) -> None:
     with pytest.raises(ValueError, match=rf"'t' is registered already, by {__name__}\.plain"):
         jobs.handler("t")(coroutine)
     jobs.default_handler("q")(plain)
-    with pytest.raises(ValueError, match="queue 'q' has a default handler already"):
+    with pytest.raises(ValueError, match="'q' has a default handler already; it can have only"):
         jobs.default_handler("q")(plain)
 
 

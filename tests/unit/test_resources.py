@@ -149,7 +149,7 @@ def test_what_is_yielded_is_a_mapping() -> None:
         yield None  # type: ignore[misc]
 
     jobs = made(none)
-    with pytest.raises(TypeError, match="yielded a NoneType, and not a mapping"):
+    with pytest.raises(TypeError, match="a NoneType, and not a mapping; yield a dict"):
         perform(jobs, jobs.handler("t")(lambda ctx, *, mailer: None))
 
 

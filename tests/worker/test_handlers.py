@@ -647,7 +647,7 @@ def test_session_false_means_no_session(bench: Workbench) -> None:
 
     bench.run()
 
-    assert "the handler of 't' has session=False" in bench.job(job_id).last_error
+    assert "'t' has session=False, so there is no ctx.session; " in bench.job(job_id).last_error
 
 
 @one_of_each

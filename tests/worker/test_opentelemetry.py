@@ -243,7 +243,7 @@ def test_it_is_instrumented_once_and_costs_nothing_before(bench: Workbench) -> N
     assert bench.jobs.registry.additions.producers == []
 
     instrument(bench.jobs)  # without an SDK: nothing is recorded, nothing fails
-    with pytest.raises(RuntimeError, match="instrumented already; call instrument.. only once"):
+    with pytest.raises(RuntimeError, match=r"already; call instrument\(\) only once"):
         instrument(bench.jobs)
     bench.enqueue(handler)
 

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 from test_work_one_by_id import work as work_one
 
-from sqlalchemy_bgjob import MoveToDlq, Reschedule, Retry, enqueue
+from sqlalchemy_bgjob import MoveToDlq, Reschedule, Retry, WorkerLost, enqueue
 from support.processes import FAST, Fleet
 from support.running import one_of_each
 
@@ -114,16 +114,10 @@ def test_a_job_that_took_workers_along_is_dead_unrun(bench: Workbench) -> None:
 
     assert ran.of("left") == ["started", "completed"]
     assert ran.of("poison") == ran.of("mixed") == ["moved_to_dlq"]
-    assert bench.dead("poison").last_error == (
-        "WorkerLost: 3 of 3 attempts ended with the worker that ran them, and max_attempts is 3\n"
-        "before"
-    )
+    assert bench.dead("poison").last_error == f"WorkerLost: {WorkerLost(3, 3, 3)}\nbefore"
     mixed = bench.dead("mixed")
     assert mixed.attempt == 5
-    assert mixed.last_error == (
-        "WorkerLost: 1 of 5 attempts ended with the worker that ran them, and max_attempts is 3\n"
-        "ValueError: x"
-    )
+    assert mixed.last_error == f"WorkerLost: {WorkerLost(1, 5, 3)}\nValueError: x"
 
 
 def test_a_moved_in_job_that_kills_is_dead_after_a_start(fleet: Fleet) -> None:
