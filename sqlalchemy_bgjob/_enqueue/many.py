@@ -176,7 +176,10 @@ def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
         n for n, v in options.items() if n != "on_conflict" and v not in (None, NOTHING.get(n))
     ]
     if args is not None or extra:
-        raise TypeError("with a list of jobs, what each is like is said in handler.job(...)")
+        raise TypeError(
+            "enqueue_many of a list of jobs takes no option but on_conflict=; give the others to "
+            "handler.job(...)"
+        )
     if not isinstance(jobs, Iterable):
         raise TypeError(f"enqueue_many takes a handler or jobs, not {type(jobs).__name__}")
     drafts: list[Draft] = []
@@ -198,7 +201,9 @@ def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
                 f"statement would not know it; add such jobs by session.add_all()"
             )
         if models is not None and made.models is not models:
-            raise ValueError("the jobs are of different BGJob() instances")
+            raise ValueError(
+                "the jobs are of different BGJob() instances; call enqueue_many once for each"
+            )
         models = made.models
         drafts.append(made.draft)
         may_exist |= was_sent(job)  # also if it is here twice

@@ -207,8 +207,8 @@ class Schedules:
             if unit.execute(its.run_now(unit.can_notify), given).first() is None:
                 if made is None:
                     raise LookupError(
-                        f"no schedule is called {name!r}; one of the code has its row once a "
-                        f"worker that has it has started"
+                        f"no schedule is called {name!r}; one that is declared in code has its "
+                        f"row once a worker with that code has started"
                     )
                 self._enqueue(unit, made, id, time)
             return id
@@ -255,7 +255,8 @@ class Schedules:
                 continue  # somebody else has added it meanwhile
             if row.source != "data":
                 raise ValueError(
-                    f"the schedule {made.name!r} is one of the code; give this one another name"
+                    f"the schedule {made.name!r} is one of the code of a worker; give this one "
+                    f"another name"
                 )
             columns = times_of(table, row)
             unit.execute(its.change, parameters(**made.columns(), **columns))

@@ -245,7 +245,7 @@ def test_run_now_of_a_schedule_in_code_needs_no_row(book: Book) -> None:
 
     (job,) = book.enqueued()
     assert (job.type, job.arg, job.headers["bgjob-schedule"]) == ("mail", b'"ada"', "code")
-    with pytest.raises(LookupError, match="no schedule is called 'other'"):
+    with pytest.raises(LookupError, match="is called 'other'; one that is declared in code has"):
         book.its.run_now(book.engine, "other")
 
 
@@ -256,7 +256,7 @@ def test_put_refuses_what_can_not_be(book: Book) -> None:
         book.its.put(book.engine, "s", print, cron="@daily")  # type: ignore[call-overload]
     book.jobs.schedule("@daily", name="s", arg="x")(book.mail)  # type: ignore[arg-type]
     book.keep()
-    with pytest.raises(ValueError, match="is one of the code"):
+    with pytest.raises(ValueError, match="is one of the code of a worker; give"):
         book.put()
 
 
