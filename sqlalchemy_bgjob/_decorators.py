@@ -106,8 +106,8 @@ class AroundJobs:
         It changes what becomes of the job only by raising, or by returning an outcome. If it
         returns None, what the handler returned or raised stands.
 
-        Register it before a worker starts. If some handlers are functions and others coroutines,
-        give one of each, or a worker that has both does not start.
+        Register it before a worker starts. A worker does not start if one of its handlers has no
+        middleware of its kind; so give one for each kind of handlers that you have.
 
         Args:
             function: A function, which goes around functions; or a coroutine function, which goes
@@ -126,9 +126,10 @@ class AroundJobs:
     def on_enqueue(self, function: E) -> E:
         """Let a function ``f(type, queue)`` add headers to each job that is enqueued.
 
-        The function returns a mapping, or None for no header. Headers that the caller gives win.
-        It is called once for each call of ``enqueue``, ``enqueue_many``, ``enqueue_from``,
-        ``jobs.enqueue`` and ``handler.job``, before any SQL. What it raises, these calls raise.
+        The function returns a mapping, or None for no header. Headers that the caller gives win. It
+        is called before any SQL: once for each ``enqueue``, ``jobs.enqueue``, ``handler.job`` and
+        ``enqueue_from``, and once for all jobs of an ``enqueue_many`` of one handler. What it
+        raises, these calls raise.
 
         It is not called for rows that are made in another way, such as ``jobs.Job(...)`` or SQL,
         nor for the jobs of a schedule, which have the headers of their schedule.

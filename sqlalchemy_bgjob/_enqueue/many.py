@@ -44,7 +44,7 @@ class BulkResult:
     duplicates: tuple[str, ...]
     """The given ids that live jobs had already, or that were given twice; sorted."""
     refs: tuple[JobRef, ...] = ()
-    """With unique keys, the job that won for each arg, in the order of the args. Empty without."""
+    """With unique keys, the job that won for each one that was given, in their order."""
 
 
 @overload

@@ -42,10 +42,13 @@ class JobType(Generic[A]):
     """A registered handler: what ``@jobs.handler`` makes of a function. Calling it calls that.
 
     Attributes:
-        call: What runs a job: the function, within the application's middleware and with the
-            resources that it takes. Made when one of these changes, and not for each job.
-        resources: The keyword-only parameters that ``provide=`` fills.
+        type: The name that is stored with each job.
+        queue: Where its jobs go, unless enqueue says otherwise.
+        function: The function or coroutine that was decorated.
         annotation: The type of a job's arg; a handler that takes chunks gets a list of them.
+        resources: The keyword-only parameters that ``provide=`` fills.
+        call: What runs a job: the function, within the application's middleware and with its
+            resources. Made when one of these changes, and not for each job.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ Cancellation = Literal["cancelled", "asked"] | None
 
 @dataclass(frozen=True, slots=True)
 class CancelResult:
-    """What a cancel of many jobs did."""
+    """What ``cancel_where`` has done."""
 
     cancelled: int
     """How many were queued, and are deleted."""

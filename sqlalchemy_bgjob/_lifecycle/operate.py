@@ -19,7 +19,7 @@ from ..models import Models
 
 @dataclass(frozen=True, slots=True)
 class Redriven:
-    """What a redrive did."""
+    """What a redrive has done."""
 
     ids: tuple[str, ...]
     """The ids of the jobs that are queued again, sorted."""

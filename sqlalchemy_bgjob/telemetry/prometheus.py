@@ -37,8 +37,8 @@ class Metrics(Observer, Collector):
     """Counts a worker's jobs: ``observers=[Metrics()]``. One object may serve several workers.
 
     Args:
-        registry: Where the metrics are shown; by default the library's own registry, in which an
-            application's other metrics are.
+        registry: Where the metrics are shown; by default the global one of prometheus-client, in
+            which an application's other metrics are.
 
     Raises:
         ValueError: The registry has such metrics already: give the same object to all workers.
