@@ -24,8 +24,8 @@ class Redriven:
     ids: tuple[str, ...]
     """The ids of the jobs that are queued again, sorted."""
     left: tuple[str, ...]
-    """Those of the dead jobs that were found and stay dead, as a live job has the id or the unique
-    key; sorted."""
+    """The ids of the jobs that were found and stay dead, as a live job has the id or the unique key;
+    sorted."""
 
 
 def run_now(
