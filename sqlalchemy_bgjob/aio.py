@@ -241,6 +241,8 @@ class AsyncWorker(OnlyAsyncWith):
     async def stop(self, timeout: float | None = None) -> None:
         """Drain: claim no more, hand back jobs that were not started, finish running ones; return.
 
+        After :meth:`run` it only asks, as :meth:`request_stop` does: await the task that runs it.
+
         Args:
             timeout: Seconds until coroutines are cancelled, and jobs that still run are released,
                 their attempt refunded; by default the ``shutdown_timeout`` of the settings.

@@ -124,7 +124,6 @@ class Worker(OnlyWith):
             can_run=_is_function,
         )
         self._begun = threading.Event()
-        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -189,7 +188,6 @@ class Worker(OnlyWith):
                 self._loop.run(self._begun.set)
         finally:
             self._runtime.close()
-            self._ended.set()
 
     def start(self) -> None:
         """Work in a new thread. It returns once the worker is registered.
@@ -212,6 +210,8 @@ class Worker(OnlyWith):
 
     def stop(self, timeout: float | None = None) -> None:
         """Drain: claim no more, hand back jobs that were not started, finish running ones; return.
+
+        After :meth:`run` it only asks, as :meth:`request_stop` does: join the thread that runs it.
 
         Args:
             timeout: Seconds until jobs that still run are released, their attempt refunded; by
