@@ -75,7 +75,7 @@ class DeadJobVerbs:
         per_second: float | None = None,
         dry_run: bool = False,
     ) -> Any:
-        """Bring dead jobs back into their queues, with all their attempts and the row's arg.
+        """Bring dead jobs back into their queues, with all attempts and the arg that they have now.
 
         A job stays dead while a live one has its id or its unique key. If several dead jobs have
         one id, or one unique key, the one that died last comes back. The history of errors is kept;
@@ -96,7 +96,7 @@ class DeadJobVerbs:
             that did not. With *dry_run*, a dict of counts by type.
 
         Raises:
-            TypeError, ValueError: A number is none, or out of its range.
+            TypeError, ValueError: An argument is no such number, or out of its range.
         """
         return redrive(
             self.models,
@@ -154,7 +154,7 @@ class DeadJobVerbs:
             How many were deleted, or would be.
 
         Raises:
-            TypeError, ValueError: A number is none, or out of its range.
+            TypeError, ValueError: An argument is no such number, or out of its range.
         """
         statements = statements_of(self.models)
         return prune(self.models, statements, target, older_than, where, limit, dry_run=dry_run)

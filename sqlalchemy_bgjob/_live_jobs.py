@@ -42,10 +42,10 @@ class LiveJobVerbs:
             limit: The most to make due, from 1; by default all.
 
         Returns:
-            How many are due now.
+            How many jobs were made due.
 
         Raises:
-            TypeError, ValueError: *limit* is no such number.
+            TypeError, ValueError: *limit* is no number from 1.
         """
         return run_now(self.models, statements_of(self.models), target, where, limit)
 
@@ -88,8 +88,8 @@ class LiveJobVerbs:
 
         Returns:
             ``"edited"``; or, if nothing was changed, ``"running"``; ``"changed"`` for another
-            lease; ``"waiting"`` for a time of a job that waits for others of its group; None if
-            there is no such job.
+            lease; ``"waiting"`` if a time was given for a job that waits for others of its group;
+            None if there is no such job.
 
         Raises:
             InvalidArg: The arg or a header can't be stored, or the handler does not take it.

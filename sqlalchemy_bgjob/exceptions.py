@@ -34,7 +34,7 @@ class InvalidArg(BGJobError, ValueError):
 class InvalidResult(BGJobError, ValueError):
     """What a handler gave to ``Complete(result=...)`` can't be kept in the job's record.
 
-    It is a failed attempt. The attributes are those of :class:`InvalidArg`.
+    The attempt has failed. The attributes are those of :class:`InvalidArg`.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -214,7 +214,7 @@ class JobAlreadyExists(BGJobError):
 
 
 class UnknownType(BGJobError):
-    """No worker knew a job's type for so many *seconds*. It is the dead job's ``last_error``."""
+    """No worker knew a job's type for so many *seconds*. The dead job's ``last_error`` says so."""
 
     def __init__(self, type: str, seconds: float) -> None:
         super().__init__(type, seconds)
@@ -229,7 +229,7 @@ class UnknownType(BGJobError):
 
 
 class WorkerLost(BGJobError):
-    """The worker that held a job was lost. It is the job's ``last_error``.
+    """The worker that held a job was lost. The job's ``last_error`` says so.
 
     The attributes are set if the job is dead of it, and None while attempts are left.
 

@@ -76,8 +76,8 @@ def enqueue_from(
     Raises:
         JobAlreadyExists: As above, or as the unique key says; the transaction stays usable. The
             error names no ids.
-        ValueError: The labels are not the fields of the handler's arg, or one says what an argument
-            says too. Raised before any SQL.
+        ValueError: The labels are not the fields of the handler's arg, or a label and an argument
+            say the same. Raised before any SQL.
         TypeError: *select* is no ``select()``, or *unique* no expression of it.
     """
     refuse_unknown("enqueue_from", options, QueryOptions)

@@ -66,7 +66,7 @@ class Retry(Outcome):
         at: An aware datetime, instead of *after*; one that has passed means at once.
 
     Raises:
-        TypeError, ValueError: Both *after* and *at* are given, or a value is none of these.
+        TypeError, ValueError: Both *after* and *at* are given, or a value does not fit.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Reschedule(Outcome):
         arg: A new arg for the next run; if it is left out, the arg stays.
 
     Raises:
-        TypeError, ValueError: Not exactly one of *after* and *at* is given, or it is none of these.
+        TypeError, ValueError: *after* and *at* are both given or both left out, or do not fit.
     """
 
     def __init__(
@@ -124,11 +124,11 @@ class MoveToDlq(Outcome):
 
 
 class Cancelled(Outcome):
-    """The job was cancelled: its writes are undone, its row is deleted. Handlers don't name it."""
+    """The job was cancelled: its writes are undone, its row is deleted. Not for handlers."""
 
 
 class Expired(Outcome):
-    """The job expired before it was started, and never will be. Handlers don't name it."""
+    """The job expired before it was started, and never will be. Not for handlers."""
 
     def __str__(self) -> str:
         return "the job expired before it was started"

@@ -31,7 +31,7 @@ class DeadSummary:
         error_type: The first line of their ``last_error`` up to its first colon, as
             ``DeadJob.error_type`` is: of an exception, the name of its class. None without an
             error.
-        count: How many they are.
+        count: How many jobs.
         first: When the first of them died, by the database's clock.
         last: When the last of them died.
     """

@@ -24,7 +24,7 @@ class Redriven:
     ids: tuple[str, ...]
     """The ids of the jobs that are queued again, sorted."""
     left: tuple[str, ...]
-    """The ids of the jobs that were found and stay dead, as a live job has the id or the unique key;
+    """The ids of the jobs that were found and stay dead, as a live job has the id or unique key;
     sorted."""
 
 

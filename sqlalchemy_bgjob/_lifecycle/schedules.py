@@ -131,8 +131,8 @@ class Schedules:
             reason: Why; at most 1,000 characters.
 
         Returns:
-            False if there is no such schedule. One of the code has its row once a worker that has
-            it has started.
+            False if there is no such schedule. One that is declared in code has its row once a
+            worker with that code has started.
 
         Raises:
             ValueError: A text is too long, or can't be stored.
