@@ -32,13 +32,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "operating.md"
 
 
 def leave_what_a_copy_has(bench: Workbench) -> list[str]:
-    """Jobs of production: one is due, one belongs to a worker of production, which is silent."""
+    """Of production: a due job, one of a worker there, which is silent, and a user's schedule."""
 
     def handler(ctx: Context[Any]) -> None: ...
 
     mail = bench.handler("mail", handler, uses_session=False)
     due, running = bench.enqueue(mail), bench.enqueue(mail)
     bench.steal(running)
+    bench.jobs.schedules.put(bench.outside, "report:7", mail, every=86_400)
     bench.sql("UPDATE bgjob_worker SET beat_at = now() - interval '1 day', lease_timeout = 1")
     return [due, running]
 
@@ -62,6 +63,7 @@ def test_an_emptied_copy_runs_nothing(bench: Workbench) -> None:
     ran = bench.run()
 
     assert ran.named("job_started") == []
+    assert bench.sql("SELECT name FROM bgjob_schedule") == []
 
 
 def test_engines_for_a_pooler_are_the_tested_ones(engine: Engine, url_for: UrlFor) -> None:
