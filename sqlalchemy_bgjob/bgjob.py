@@ -179,7 +179,7 @@ class BGJob(
 
     @property
     def Batch(self) -> type[BatchMixin]:  # noqa: N802
-        """The mapped class of batches. This release makes none: the table stays empty."""
+        """The mapped class of batches."""
         return cast(type[BatchMixin], self.models.Batch)
 
     @property
