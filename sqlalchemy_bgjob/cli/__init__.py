@@ -106,10 +106,11 @@ class _Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            within = [f"{group} {args[0]}" for group in self._groups_with(args[0])]
-            if within:
-                error.message += f" Did you mean {' or '.join(map(repr, within))}?"
-            raise
+            within = [repr(f"{group} {args[0]}") for group in self._groups_with(args[0])]
+            if not within:
+                raise
+            words = f"{error.message} Did you mean {' or '.join(within)}?"
+        raise click.UsageError(words, ctx)
 
     def _groups_with(self, name: str) -> Iterator[str]:
         for group, command in self.commands.items():

@@ -53,8 +53,9 @@ class ArgAndHeaders:
         headers = validation.headers(own or None, encoded.content_type)
         if headers != self.headers:
             self.headers = _Checked(headers or {})
-        is_json = encoded.data is not None and encoded.content_type is None
-        return _Json(encoded.data) if is_json else encoded.data
+        if encoded.data is None or encoded.content_type is not None:
+            return encoded.data
+        return _Json(encoded.data)
 
     @validates("headers")
     def _check_headers(self, key: str, value: object) -> object:
