@@ -679,7 +679,7 @@ def own(visit: Any, engine: Engine, jobs: BGJob) -> Client:
 
 
 def test_selected_jobs_are_cancelled(own: Client, engine: Engine, jobs: BGJob) -> None:
-    page = own.get("jobs?q=queue:images", headers=JSON).json()["page"]["jobs"]
+    page = own.get("jobs?q=queue:images", headers=JSON).json()["page"]["rows"]
     ids = [job["id"] for job in page[:3]]
     question = own.get("confirm", params={"action": "cancel", "id": ids}).text
     assert "Cancel 3 jobs?" in question
@@ -689,7 +689,7 @@ def test_selected_jobs_are_cancelled(own: Client, engine: Engine, jobs: BGJob) -
     assert done.headers["location"] == "/admin/jobs/jobs?q=queue:images"
     assert "Cancelled 3 jobs." in own.get("jobs").text
     assert "Cancelled 3 jobs." not in own.get("jobs").text
-    assert len(own.get("jobs?q=queue:images", headers=JSON).json()["page"]["jobs"]) == 7
+    assert len(own.get("jobs?q=queue:images", headers=JSON).json()["page"]["rows"]) == 7
 
 
 def test_all_that_fit_are_changed_and_counted_first(
@@ -703,7 +703,7 @@ def test_all_that_fit_are_changed_and_counted_first(
     assert done.json() == {"done": "Redrove 16 jobs.", "redriven": 16, "left": 0}
     assert count(engine, jobs.models.dead_job) == 48
     found = own.get("jobs?q=state:scheduled type:send_receipt", headers=JSON).json()
-    assert len(found["page"]["jobs"]) == 15
+    assert len(found["page"]["rows"]) == 15
     done = post(own, "delete", SAME | JSON, whole="1", q="error:TimeoutError")
     assert done.json()["deleted"] == 16
     assert count(engine, jobs.models.dead_job) == 32

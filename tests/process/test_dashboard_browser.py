@@ -48,6 +48,8 @@ LOOKS: dict[str, Looks] = {
     "/": ((WIDE, "dark"), (NARROW, "light")),
 }
 """In which sizes and colours each page is looked at, by where the dashboard is mounted."""
+PATIENT = 600
+"""Seconds for a look at all pages: axe is busy for long where others are at work too."""
 SCRIPT = {"content-type": "text/javascript"}
 HEAR = """() => {
   window.heard = new Promise((done) => {
@@ -86,12 +88,14 @@ def addresses(shop: Engine, jobs: BGJob) -> Iterator[dict[str, str]]:
         yield {"/": f"{root}/", "/admin/jobs": f"{inside}/admin/jobs/"}
 
 
+@pytest.mark.timeout(PATIENT)
 @pytest.mark.parametrize("base", LOOKS)
 def test_each_page_is_sound(browser: Browser, addresses: dict[str, str], base: str) -> None:
     with opened(browser) as page:
         look_at_each(page, addresses[base], LOOKS[base])
 
 
+@pytest.mark.timeout(PATIENT)
 def test_each_page_is_sound_without_its_scripts(
     browser: Browser, addresses: dict[str, str]
 ) -> None:
