@@ -145,7 +145,7 @@ class QueueMethods:
             by, reason, until: As for :meth:`pause`.
 
         Returns:
-            How many jobs still run: 0, unless the timeout is over.
+            How many jobs still run, which is 0 unless the timeout is over.
 
         Raises:
             TypeError: The target is no engine.

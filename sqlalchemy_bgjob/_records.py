@@ -43,7 +43,7 @@ class HasRecords:
 
     @property
     def Audit(self) -> type[AuditMixin]:  # noqa: N802
-        """The mapped class of the audit: what was done by the dashboard or the command line.
+        """The mapped class of what the dashboard and the command line have done.
 
         It is there with ``records=True``.
         """

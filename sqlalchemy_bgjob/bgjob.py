@@ -169,7 +169,7 @@ class BGJob(
 
     @property
     def Control(self) -> type[ControlMixin]:  # noqa: N802
-        """The mapped class of what operators have set for queues: pauses, and slots."""
+        """The mapped class of what operators have set for queues, such as pauses."""
         return cast(type[ControlMixin], self.models.Control)
 
     @property

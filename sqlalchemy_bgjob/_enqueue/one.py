@@ -36,7 +36,7 @@ class JobRef:
     """What ``enqueue`` returns: plain data, valid after the commit."""
 
     id: str
-    """The id of the job: the new one, or the one that has this id or the unique key already."""
+    """The id of the new job, or of the one that has this id or the unique key already."""
     inserted: bool
     """Whether the job is new; False if a job had this id, or the unique key, already."""
 

@@ -48,7 +48,7 @@ class EnqueuedJob:
     unique: str | None = None
     """Its unique key."""
     unique_scope: Scope | None = None
-    """For how long the key keeps others away: ``"live"``, ``"queued"`` or ``"period"``."""
+    """For how long the key keeps others away, ``"live"``, ``"queued"`` or ``"period"``."""
 
 
 @dataclass(frozen=True, slots=True)
