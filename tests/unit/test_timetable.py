@@ -99,9 +99,21 @@ def test_a_next_fire_time_is_for_rescheduling() -> None:
         ("15 2 * * *", LORD_HOWE, "10-03T00:00", ["10-03T15:30", "10-04T15:15"]),
         ("45 1 * * *", LORD_HOWE, "04-04T00:00", ["04-04T14:45", "04-05T15:15"]),
         ("@daily", LORD_HOWE, "04-04T00:00", ["04-04T13:00", "04-05T13:30"]),
+        # No full hour that is shown is passed over, whatever leads up to it.
+        # 02:00 to 02:30 is skipped at 15:30 UTC, and 01:30 to 02:00 comes again at 15:00 UTC.
+        ("0 */6 * * *", LORD_HOWE, "10-03T13:30", ["10-03T19:00", "10-04T01:00"]),
+        ("0 */6 * * *", LORD_HOWE, "10-03T15:40", ["10-03T19:00", "10-04T01:00"]),
+        ("*/20 3 * * *", LORD_HOWE, "10-03T13:30", ["10-03T16:00", "10-03T16:20"]),
+        ("*/15 0 * * *", LORD_HOWE, "10-03T14:20", ["10-04T13:00", "10-04T13:15"]),
+        ("*/10 2 * * *", LORD_HOWE, "04-04T12:00", ["04-04T15:30", "04-04T15:40"]),
+        # The clocks skip 00:00 to 01:00 on Sunday, September 6.
+        ("*/30 0 * * sun", SANTIAGO, "09-02T00:00", ["09-13T03:00", "09-13T03:30"]),
+        ("*/30 0 * * sun", SANTIAGO, "09-06T03:59", ["09-13T03:00", "09-13T03:30"]),
+        ("*/30 * * * sun", SANTIAGO, "09-06T03:59", ["09-06T04:00", "09-06T04:30"]),
+        ("30 0 * * *", SANTIAGO, "09-05T12:00", ["09-06T04:00", "09-07T03:30"]),
     ],
 )
-def test_fixed_times_fire_once_on_days_of_23_and_25_hours(
+def test_days_of_other_than_24_hours_have_all_their_times(
     expression: str, zone: str, after: str, expected: list[str]
 ) -> None:
     assert some(expression, zone, after, len(expected)) == [at(moment) for moment in expected]
@@ -126,28 +138,6 @@ def test_a_shift_by_half_an_hour_keeps_intervals() -> None:
     for before in ("04-04T12:00", "10-03T12:00"):
         steps = {b - a for a, b in pairwise(some("*/30 * * * *", LORD_HOWE, before, 12))}
         assert steps == {timedelta(minutes=30)}
-
-
-@pytest.mark.parametrize(
-    ("expression", "zone", "after", "expected"),
-    [
-        # 02:00 to 02:30 is skipped at 15:30 UTC, and 01:30 to 02:00 comes again at 15:00 UTC.
-        ("0 */6 * * *", LORD_HOWE, "10-03T13:30", ["10-03T19:00", "10-04T01:00"]),
-        ("0 */6 * * *", LORD_HOWE, "10-03T15:40", ["10-03T19:00", "10-04T01:00"]),
-        ("*/20 3 * * *", LORD_HOWE, "10-03T13:30", ["10-03T16:00", "10-03T16:20"]),
-        ("*/15 0 * * *", LORD_HOWE, "10-03T14:20", ["10-04T13:00", "10-04T13:15"]),
-        ("*/10 2 * * *", LORD_HOWE, "04-04T12:00", ["04-04T15:30", "04-04T15:40"]),
-        # The clocks skip 00:00 to 01:00 on Sunday, September 6.
-        ("*/30 0 * * sun", SANTIAGO, "09-02T00:00", ["09-13T03:00", "09-13T03:30"]),
-        ("*/30 0 * * sun", SANTIAGO, "09-06T03:59", ["09-13T03:00", "09-13T03:30"]),
-        ("*/30 * * * sun", SANTIAGO, "09-06T03:59", ["09-06T04:00", "09-06T04:30"]),
-        ("30 0 * * *", SANTIAGO, "09-05T12:00", ["09-06T04:00", "09-07T03:30"]),
-    ],
-)
-def test_a_change_leads_past_no_hour_that_is_shown(
-    expression: str, zone: str, after: str, expected: list[str]
-) -> None:
-    assert some(expression, zone, after, len(expected)) == [at(moment) for moment in expected]
 
 
 @settings(max_examples=150, deadline=None)
