@@ -12,8 +12,10 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +24,7 @@ from .._handlers.served import UnfitHandlers
 from ..exceptions import SchemaOutOfDate, WorkerRefused, WorkerStuck
 from ..settings import STUCK_AFTER
 from . import logs
+from .address import Address
 from .collector import collect_as_usual
 from .engines import cant_connect, failed_to_connect
 from .exits import DATABASE, FAILED, OK, REPLACE, SCHEMA, SIGNALLED, USAGE, CommandError, exit_now
@@ -30,6 +33,10 @@ from .mailbox import Mailbox
 from .runners import Runner, WorkerOptions, make_runner
 from .signals import SIGNALS, Requests
 from .systemd import STOPPING, notify, told_of
+
+if TYPE_CHECKING:
+    from ..aio import AsyncWorker
+    from ..worker import Worker
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -47,10 +54,16 @@ def run_worker(options: WorkerOptions) -> int:
     finally:
         logs.restore()  # the application is imported, and may have configured logging
     collect_as_usual()
-    worker = runner.worker
-    if options.http is None:
-        with told_of(worker):
-            return process.run(runner)
+    with _told_by_http(runner.worker, options.http), told_of(runner.worker):
+        return process.run(runner)
+
+
+@contextmanager
+def _told_by_http(worker: "Worker | AsyncWorker", address: Address | None) -> Iterator[None]:
+    """Meanwhile, answer probes and serve metrics, if there is an address for that."""
+    if address is None:
+        yield
+        return
     from .endpoint import Endpoint, metrics_page, probe  # noqa: PLC0415 - off by default
 
     pages = {
@@ -58,9 +71,9 @@ def run_worker(options: WorkerOptions) -> int:
         "/readyz": probe(lambda: worker.ready, "ready", "not ready"),
         "/metrics": metrics_page(),
     }
-    with Endpoint(*options.http, pages) as endpoint, told_of(worker):
-        logger.info("probes and metrics on port %d of %s", endpoint.port, options.http.host)
-        return process.run(runner)
+    with Endpoint(*address, pages) as endpoint:
+        logger.info("probes and metrics on port %d of %s", endpoint.port, address.host)
+        yield
 
 
 class _Process:
