@@ -8,6 +8,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import TypeVar
 
+from ._batches import HasBatches
 from ._db.errors import did_you_mean
 from ._db.targets import SyncTarget
 from ._dead_jobs import DeadJobVerbs
@@ -41,7 +42,6 @@ from ._queues import QueueMethods
 from ._records import HasRecords
 from ._work_one import HasWorkOne
 from .models import (
-    BatchMixin,
     ControlMixin,
     DeadJobMixin,
     JobMixin,
@@ -64,6 +64,7 @@ class BGJob(
     HasCancel,
     HasSchedules,
     HasRecords,
+    HasBatches,
     HasWorkOne,
     LiveJobVerbs,
     DeadJobVerbs,
@@ -176,11 +177,6 @@ class BGJob(
     def Schedule(self) -> type[ScheduleMixin]:  # noqa: N802
         """The mapped class of schedules. Change its rows by :attr:`schedules`."""
         return cast(type[ScheduleMixin], self.models.Schedule)
-
-    @property
-    def Batch(self) -> type[BatchMixin]:  # noqa: N802
-        """The mapped class of batches."""
-        return cast(type[BatchMixin], self.models.Batch)
 
     @property
     def Base(self) -> type[DeclarativeBase]:  # noqa: N802

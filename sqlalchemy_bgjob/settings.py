@@ -137,6 +137,12 @@ class WorkerSettings:
         unit="seconds",
         most=3_000_000_000,
     )
+    batch_keep: float = _setting(
+        604_800.0,
+        "how long a batch is kept after it was finished; 0 is for ever",
+        unit="seconds",
+        most=3_000_000_000,
+    )
     counts_keep: float = _setting(
         604_800.0,
         "how long what workers have counted is kept, with BGJob(records=True); 0 is for ever",
@@ -218,6 +224,7 @@ class SettingOptions(TypedDict, total=False):
     listen: bool
     max_stuck: float
     dead_keep: float
+    batch_keep: float
     counts_keep: float
     audit_keep: float
     until_idle: bool

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypedDict
 
 from . import validation
+from .batch import OpenBatch, batch_id
 from .unique import Unique
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class JobOptions(TypedDict, total=False):
     priority: int
     headers: Mapping[str, Any] | None
     expires: float | timedelta | datetime | None
+    batch: OpenBatch | None
 
 
 class OneJobOptions(JobOptions, total=False):
@@ -61,8 +63,8 @@ class QueryOptions(InsertOptions, total=False):
 class Common(NamedTuple):
     """The checked options of one call, which all its jobs share.
 
-    Each field is a parameter of the INSERT of one job. All but the last four, which make
-    ``next_run_at`` and ``expires_at``, are columns too.
+    Each field is a parameter of the INSERT of one job. The first four are columns too, and so is
+    the last one; the others make ``next_run_at`` and ``expires_at``.
     """
 
     queue: str
@@ -73,6 +75,7 @@ class Common(NamedTuple):
     run_at: datetime | None
     expires_in: timedelta | None = None
     expires_at: datetime | None = None
+    batch_id: str | None = None
 
     @classmethod
     def of(cls, type: str, queue: str, options: JobOptions) -> Self:
@@ -90,12 +93,12 @@ class Common(NamedTuple):
         type = validation.name("type", type)
         priority = validation.priority(get("priority", 0))
         expiry = validation.expiry(get("expires"), run_at)
-        return cls(queue, type, priority, None, delay, run_at, *expiry)
+        return cls(queue, type, priority, None, delay, run_at, *expiry, batch_id(options))
 
     @property
-    def expires(self) -> bool:
-        """Whether its jobs expire."""
-        return self.expires_in is not None or self.expires_at is not None
+    def is_more(self) -> bool:
+        """Whether its jobs have what few have: an end of their time, or a batch."""
+        return self[_PLAIN:] != _NOTHING_MORE
 
     def with_headers(self, options: JobOptions, content_type: str | None = None) -> Self:
         """A copy with the caller's headers and the arg's content type."""
@@ -105,6 +108,10 @@ class Common(NamedTuple):
         return self._replace(headers=validation.headers(given, content_type))
 
 
+_PLAIN: Final = Common._fields.index("expires_in")
+MORE: Final = Common._fields[_PLAIN:]
+"""The fields that few jobs have, and of which the plain statements know nothing."""
+_NOTHING_MORE: Final = (None,) * len(MORE)
 NOTHING: Final[Mapping[str, Any]] = {"priority": 0, "headers": {}}
 """For these options, the values that mean the same as None."""
 COLUMNS: Final = ("queue", "type", "priority", "headers")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from .._drafts.draft import Draft, with_ids
-from .._drafts.options import Common
+from .._drafts.options import MORE, Common
 from .._sql.words import parameters
 
 CHUNK_JOBS: Final = 5_000
@@ -14,15 +14,12 @@ CHUNK_BYTES: Final = 8 * 1_048_576
 """The most bytes of their args."""
 
 
-_EXPIRY: Final = ("expires_in", "expires_at")
-
-
 def columns_of(
-    jobs: Sequence[Draft], *, expires: bool = True, **more: Sequence[Any]
+    jobs: Sequence[Draft], *, with_more: bool = True, **lists: Sequence[Any]
 ) -> dict[str, Any]:
-    """Parameters for many jobs, and *more* lists beside them; ids are made where none is given.
+    """Parameters for many jobs, and *lists* beside them; ids are made where none is given.
 
-    Without *expires* those for the expiry are left out.
+    Unless *with_more*, those that only few jobs have are left out.
     """
     rows = zip(*(job.common for job in jobs), strict=True)
     columns: dict[str, Sequence[Any]] = dict(zip(Common._fields, rows, strict=True))
@@ -32,13 +29,13 @@ def columns_of(
     columns["delay"] = [
         None if delay is None else delay.total_seconds() for delay in columns["delay"]
     ]
-    if expires:
+    if with_more:
         ends = columns["expires_in"]
         columns["expires_in"] = [None if end is None else end.total_seconds() for end in ends]
     else:
-        for name in _EXPIRY:
+        for name in MORE:
             del columns[name]
-    columns |= more
+    columns |= lists
     ids = [id for id, _ in with_ids(jobs)]
     args = [job.arg for job in jobs]
     return parameters(id=ids, arg=args, **{name: list(values) for name, values in columns.items()})

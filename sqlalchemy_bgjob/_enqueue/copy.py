@@ -35,6 +35,7 @@ _COLUMNS: Final = (
     "headers",
     "next_run_at",
     "expires_at",
+    "batch_id",
 )
 
 # The binary format, as PostgreSQL's manual has it under COPY: each value after its length.
@@ -154,6 +155,8 @@ def _rows(jobs: Iterable[tuple[str, Draft]], now: datetime) -> Iterator[bytes]:
             rest += _INT64(8, _microseconds(_start(common, now)))
             end = _expiry(common, now)
             rest += _NULL if end is None else _INT64(8, _microseconds(end))
+            batch = common.batch_id
+            rest += _NULL if batch is None else _value(batch.encode())
         data = _NULL if arg is None else _LENGTH(len(arg)) + arg
         yield b"".join((_COUNT, _LENGTH(len(id)), id.encode(), names, data, rest))
 

@@ -12,6 +12,7 @@ from sqlalchemy.types import TypeEngine
 from .._db.errors import sqlstate
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import codec
+from .._drafts.batch import joined
 from .._drafts.options import Common, QueryOptions
 from .._drafts.unique import Unique
 from .._handlers.registry import JobType
@@ -84,6 +85,7 @@ def enqueue_from(
     on_conflict = on_conflict_of(options)
     models = registered(handler).models
     labels = _check_labels(handler, select)
+    joined(options, models)
     options = handler.additions.with_headers(handler.type, handler.queue, options, None)
     values = Common.of(handler.type, handler.queue, options).with_headers(options)._asdict()
     for label, argument in (("delay", values["delay"]), ("priority", values["priority"] or None)):

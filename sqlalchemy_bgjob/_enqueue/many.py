@@ -247,9 +247,9 @@ def _insert(unit: Unit, models: Models, jobs: Iterable[Draft]) -> set[str]:
     # Sorted, so that two producers with the same ids can't deadlock.
     ordered = sorted(jobs, key=lambda job: job.id)
     for chunk in in_chunks(ordered, CHUNK_JOBS, CHUNK_BYTES):
-        expires = any(job.common.expires for job in chunk)
-        statement = statements_of(models).enqueue.jobs(unit.can_notify, expires)
-        inserted.update(unit.execute(statement, columns_of(chunk, expires=expires)).scalars())
+        more = any(job.common.is_more for job in chunk)
+        statement = statements_of(models).enqueue.jobs(unit.can_notify, more)
+        inserted.update(unit.execute(statement, columns_of(chunk, with_more=more)).scalars())
     return inserted
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from .._db.targets import SyncTarget, Unit, run_in
 from .._drafts.draft import UNTYPED, Draft, draft
-from .._drafts.options import Common, EnqueueOptions
+from .._drafts.batch import joined
+from .._drafts.options import MORE, Common, EnqueueOptions
 from .._handlers.additions import Additions
 from .._handlers.registry import JobType
 from .._misuse import refuse_unknown
@@ -92,6 +93,8 @@ def enqueue(
         expires: Seconds or a timedelta after it is due, or an aware datetime: no attempt starts
             after that, by the database's clock. The handler's ``on_expiry`` says what becomes of
             the job.
+        batch: What ``with jobs.batch(session) as batch`` gives: the job belongs to that batch. Not
+            with *unique*.
         unique: A unique key, as text or as :class:`Unique`. A Unique says for how long the key
             keeps other jobs away, and what is done if a job has the key. By default that job is
             left as it is, and the returned ref has its id. If that job is queued, it does not start
@@ -122,6 +125,7 @@ def enqueue_type(
     options: EnqueueOptions,
 ) -> Any:
     """As :func:`enqueue`, for a producer that knows only the type's name."""
+    joined(options, models)
     codec, queue = (UNTYPED, "") if handler is None else (handler.codec, handler.queue)
     options = additions.with_headers(type, queue, options)
     job = draft(codec, type, queue, arg, options.get("id"), options)
@@ -135,10 +139,11 @@ def _enqueue(target: Any, models: Models, job: Draft, options: EnqueueOptions, c
         if job.unique is not None:
             return _insert_unique(unit, models, job, options)
         common = job.common
-        # The last two are of the expiry, and have no place in the statement without.
-        given = common if common.expires else common[:-2]
+        more = common.is_more
+        # The plain statement has no place for the last ones.
+        given = common if more else common[: -len(MORE)]
         values = dict(zip(_PARAMETERS, (job.id, job.arg, *given), strict=False))
-        statement = statements_of(models).enqueue.job(unit.can_notify, common.expires)
+        statement = statements_of(models).enqueue.job(unit.can_notify, more)
         inserted = unit.execute(statement, values).first() is not None
         if not inserted and on_conflict == "raise":
             if options.get("id") is None:

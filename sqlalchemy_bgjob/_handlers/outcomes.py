@@ -166,6 +166,8 @@ class Kind(Enum):
 
 GONE: Final = (Kind.COMPLETED, Kind.CANCELLED, Kind.EXPIRED)
 """Those whose row is deleted."""
+ENDED: Final = (*GONE, Kind.DEAD)
+"""Those after which there is no live job."""
 
 
 @dataclass(frozen=True, slots=True)

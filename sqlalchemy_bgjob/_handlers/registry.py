@@ -167,6 +167,7 @@ class JobType(Generic[A]):
             job.expires_at = common.expires_at
         elif common.expires_in is not None:
             job.expires_at = func.now() + (common.delay or timedelta()) + common.expires_in
+        job.batch_id = common.batch_id
         if new.unique is not None and new.unique.scope != "period":
             job.unique_key = new.unique.stored
         remember(job, new, self.models)
@@ -183,6 +184,7 @@ class JobType(Generic[A]):
             )
         if is_enqueued:
             options = self.additions.with_headers(self.type, self.queue, options)
+        joined(options, self.models)
         return draft(self.codec, self.type, self.queue, arg, id, options)
 
     def drafts(
@@ -199,6 +201,7 @@ class JobType(Generic[A]):
                 f"parameter is the context, so write f(ctx, arg)"
             )
         options = self.additions.with_headers(self.type, self.queue, options, len(args))
+        joined(options, self.models, len(args))
         return drafts(self.codec, self.type, self.queue, args, ids, options, unique_of)
 
 

@@ -20,7 +20,7 @@ from .._db.encodings import storable
 from .._db.errors import describe, lost_connection, sqlstate, summary
 from .._drafts.ids import new_id
 from .._drafts.validation import CONTENT_TYPE
-from .._handlers.outcomes import GONE, Kind, Settlement
+from .._handlers.outcomes import ENDED, Kind, Settlement
 from .._points import WRITE
 from .._sql import Statements
 from . import run
@@ -41,7 +41,6 @@ class Fate(Enum):
     FAILED = "failed"  # the database refused; to be tried again
 
 
-_ENDED: Final = (*GONE, Kind.DEAD)
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
@@ -83,7 +82,7 @@ def write(
     its = statements.settle
     gone = [item for item in items if item.settlement.kind in GONE]
     dead = [item for item in items if item.settlement.kind is Kind.DEAD]
-    released = [item for item in items if item.settlement.kind not in _ENDED]
+    released = [item for item in items if item.settlement.kind not in ENDED]
     kept = [] if statements.records is None else _kept(items)
     if kept:
         gone = [item for item in gone if not item.job.keep]
@@ -145,14 +144,14 @@ def lock(connection: Connection, statements: Statements, items: Sequence[Pending
 
     So whether :func:`write` can settle them, in the same transaction, depends on the rows alone.
     """
-    keeps_key = all(item.settlement.kind not in _ENDED for item in items)
+    keeps_key = all(item.settlement.kind not in ENDED for item in items)
     statement = statements.settle.lock(keeps_key, _leaves_record(statements, items))
     run(connection, statement, **_fence(list(items))).all()
 
 
 def _kept(items: Iterable[Pending]) -> list[Pending]:
     """Those of which a record is to be written: the job ends, and its handler says so."""
-    return [item for item in items if item.job.keep and item.settlement.kind in _ENDED]
+    return [item for item in items if item.job.keep and item.settlement.kind in ENDED]
 
 
 def _limit_waits(connection: Connection, statements: Statements, items: Iterable[Pending]) -> None:

@@ -123,10 +123,12 @@ class Sample(NamedTuple):
     Attributes:
         health: The server's.
         has_periods: Whether there may be periods of unique keys.
+        has_batches: Whether there may be batches.
     """
 
     health: Health
     has_periods: bool
+    has_batches: bool
 
 
 def sample_health(
@@ -134,13 +136,15 @@ def sample_health(
 ) -> Sample | None:
     """Look at the server's health, if this worker is the leader. Commits."""
     tables = statements.tables
-    given = {"worker": worker_id, "periods": tables.name_of(tables.unique_period, connection)}
+    of = {"periods": tables.unique_period, "batches": tables.batch}
+    given = {name: tables.name_of(table, connection) for name, table in of.items()}
     with connection.begin():
-        row: Any = run(connection, statements.workers.is_leader, **given).one()
-        leads, has_periods = row
+        statement = statements.workers.is_leader
+        row: Any = run(connection, statement, worker=worker_id, **given).one()
+        leads, *has = row
         if not leads:
             return None
-        return Sample(look(connection, tables.table_names(connection)), has_periods)
+        return Sample(look(connection, tables.table_names(connection)), *has)
 
 
 def sample_backlog(connection: Connection, statements: Statements, *, interval: float) -> Backlog:

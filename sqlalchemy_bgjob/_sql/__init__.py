@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from ..models import Models
 from .audit import AuditStatements
+from .batches import BatchStatements
 from .cancel import CancelStatements
 from .claim import ClaimStatements
 from .claim_by_time import ClaimByTimeStatements
@@ -45,6 +46,7 @@ class Statements:
         self.rescue: Final = RescueStatements(tables)
         self.workers: Final = WorkerStatements(tables)
         self.cancel: Final = CancelStatements(tables)
+        self.batches: Final = BatchStatements(tables)
         self.operate: Final = OperateStatements(tables)
         self.fire: Final = FireStatements(tables)
         self.schedules: Final = ScheduleStatements(tables)

@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 
 INSERTED: Final = (
     *("id", "queue", "type", "arg", "priority", "headers", "next_run_at"),
-    "expires_at",
+    *("expires_at", "batch_id"),
 )
-"""The columns of a job that INSERTs of several jobs give; the last one may be left out."""
+"""The columns of a job that INSERTs of several jobs give."""
+_PLAIN: Final = INSERTED[:-2]
+"""Those of jobs that have no more than most have."""
 
 
 class EnqueueStatements:
@@ -52,12 +54,12 @@ class EnqueueStatements:
         self.job: Callable[..., Executable] = cache(self._insert_one)
         self.jobs: Callable[..., Executable] = cache(self._insert_many)
 
-    def _insert_one(self, notify: bool, expires: bool = False) -> Executable:
+    def _insert_one(self, notify: bool, more: bool = False) -> Executable:
         """One job, and with *notify* its wake-up in the same statement.
 
         Returns its id, or nothing if it exists. Parameters: id, queue, type, arg,
-        priority, headers, delay (timedelta) or null, run_at or null; of a job that *expires* also
-        expires_in (timedelta) or null, expires_at or null.
+        priority, headers, delay (timedelta) or null, run_at or null; of a job that has *more*
+        also expires_in (timedelta), expires_at and batch_id, each or null.
         """
         job = self._job
         start = _start(parameter("delay", Interval), _run_at_parameter())
@@ -70,9 +72,9 @@ class EnqueueStatements:
             headers=parameter("headers", JSONB(none_as_null=True)),
             next_run_at=start,
         )
-        if expires:
+        if more:
             expiry = _expiry(start, _optional("expires_in", Interval))
-            inserted = inserted.values(expires_at=expiry)
+            inserted = inserted.values(expires_at=expiry, batch_id=_optional("batch_id", Text))
         inserted = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])
         told = inserted.returning(job.c.id)
         if not notify:
@@ -82,14 +84,14 @@ class EnqueueStatements:
         notified = woken(self._worker, self._tables.channel, queue)
         return select(done.c.id, notified.scalar_subquery())
 
-    def _insert_many(self, notify: bool, expires: bool = False) -> Executable:
+    def _insert_many(self, notify: bool, more: bool = False) -> Executable:
         """Many jobs in one statement, one row for each that did not exist: its id.
 
         Parameters: those of one job, but each is a list, all of the same length; headers are JSON
-        text, delays seconds or null. Those of the expiry are there if some job *expires*;
+        text, delays seconds or null. Those that few jobs have are there if some job has *more*;
         expires_in is seconds.
         """
-        return self._insert_from(rows_of_many(expires=expires), notify=notify, expires=expires)
+        return self._insert_from(rows_of_many(with_more=more), notify=notify, more=more)
 
     @cached_property
     def before_copy(self) -> Executable:
@@ -112,14 +114,14 @@ class EnqueueStatements:
         """
         rows = rows_of_query(source)
         return self._insert_from(
-            rows, notify=notify, expires=True, ignore_duplicates=ignore_duplicates
+            rows, notify=notify, more=True, ignore_duplicates=ignore_duplicates
         )
 
     def _insert_from(
-        self, rows: Select[Any], *, notify: bool, expires: bool, ignore_duplicates: bool = True
+        self, rows: Select[Any], *, notify: bool, more: bool, ignore_duplicates: bool = True
     ) -> Executable:
         job = self._job
-        names = [*INSERTED] if expires else [*INSERTED[:-1]]
+        names = list(INSERTED if more else _PLAIN)
         inserted = pg_insert(job).from_select(names, rows)
         if ignore_duplicates:
             inserted = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])
@@ -142,12 +144,16 @@ class EnqueueStatements:
         return wake_up(self._tables.schema, self._tables.prefix)
 
 
-def rows_of_many(*, expires: bool = True, **more: "TypeEngine[Any]") -> Select[Any]:
-    """The values of many jobs, in the order of INSERTED, and of *more* lists beside them.
+def rows_of_many(*, with_more: bool = True, **lists: "TypeEngine[Any]") -> Select[Any]:
+    """The values of many jobs, in the order of INSERTED, and of *lists* beside them.
 
-    Without *expires* the last one is left out, and the lists for it.
+    Unless *with_more*, what only few jobs have is left out.
     """
-    expiry = {"expires_in": Float(53), "expires_at": DateTime(timezone=True)}
+    more: dict[str, Any] = {
+        "expires_in": Float(53),
+        "expires_at": DateTime(timezone=True),
+        "batch_id": Text(),
+    }
     given = unnest(
         id=Text(),
         queue=Text(),
@@ -157,8 +163,8 @@ def rows_of_many(*, expires: bool = True, **more: "TypeEngine[Any]") -> Select[A
         headers=Text(),
         delay=Float(53),
         run_at=DateTime(timezone=True),
-        **(expiry if expires else {}),
-        **more,
+        **(more if with_more else {}),
+        **lists,
     )
     start = _start(given.c.delay * SECOND, given.c.run_at)
     columns: list[ColumnElement[Any]] = [
@@ -170,9 +176,10 @@ def rows_of_many(*, expires: bool = True, **more: "TypeEngine[Any]") -> Select[A
         cast(given.c.headers, JSONB),
         start,
     ]
-    if expires:
+    if with_more:
         columns.append(_expiry(start, given.c.expires_in * SECOND, given.c.expires_at))
-    return select(*columns, *(given.c[name] for name in more))
+        columns.append(given.c.batch_id)
+    return select(*columns, *(given.c[name] for name in lists))
 
 
 def rows_of_query(source: Select[Any], *more: str) -> Select[Any]:
@@ -180,7 +187,7 @@ def rows_of_query(source: Select[Any], *more: str) -> Select[Any]:
 
     The labels id, delay (seconds) and priority are the job's own, *more* are the library's; all
     others become the JSON object of the arg. Parameters: queue, type, headers, run_at, expires_in
-    (timedelta), expires_at, and delay (timedelta) and priority unless they are labels.
+    (timedelta), expires_at, batch_id, and delay (timedelta) and priority unless they are labels.
     """
     rows = source.subquery("source")
     # By name and not by key: the names are what to_jsonb sees.
@@ -208,6 +215,7 @@ def rows_of_query(source: Select[Any], *more: str) -> Select[Any]:
         cast(parameter("headers", JSONB(none_as_null=True)), JSONB),
         start,
         _expiry(start, expires_in, expires_at),
+        cast(_optional("batch_id", Text), Text),
         *(given[name] for name in more),
     ).select_from(rows)
 

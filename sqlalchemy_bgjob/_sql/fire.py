@@ -45,6 +45,7 @@ from .words import (
     moment,
     parameter,
     unnest,
+    woken_by,
 )
 
 KEY_PREFIX: Final = f"q:{OF_SCHEDULES}"
@@ -161,7 +162,7 @@ class FireStatements(ScheduledJobs):
         )
         inserted = self._insert(rows).cte("inserted")
         count = select(func.count()).select_from(inserted).scalar_subquery()
-        return select(count, self._woken(inserted)).select_from(fired)
+        return select(count, woken_by(self._tables, inserted)).select_from(fired)
 
     def _is_due(self, held: Any) -> ColumnElement[bool]:
         """That nobody has met this fire time; see the tests' mutants."""

@@ -22,14 +22,13 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    true,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import insert as pg_insert
 from sqlalchemy.types import TypeEngine
 
-from .words import ONLY, Tables, array_parameter, moment, parameter, woken
+from .words import ONLY, Tables, array_parameter, moment, parameter, woken_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,13 +100,6 @@ class ScheduledJobs:
         names = ["id", "queue", "type", "arg", "priority", "headers", "next_run_at", "unique_key"]
         inserted = pg_insert(job).from_select(names, rows).on_conflict_do_nothing()
         return inserted.returning(job.c.queue)
-
-    def _woken(self, inserted: Any) -> ColumnElement[Any]:
-        queues = select(inserted.c.queue).distinct().subquery("queues")
-        worker, channel = self._tables.worker, self._tables.channel
-        notified = woken(worker, channel, queues.c.queue).lateral("notified")
-        sent = select(func.sum(notified.c.count)).select_from(queues.join(notified, true()))
-        return sent.scalar_subquery()
 
 
 class ScheduleStatements(ScheduledJobs):
@@ -228,7 +220,7 @@ class ScheduleStatements(ScheduledJobs):
             inserted: Executable = self._insert(rows)
             return inserted
         done = self._insert(rows).cte("inserted")
-        return select(done.c.queue, self._woken(done)).select_from(done)
+        return select(done.c.queue, woken_by(self._tables, done)).select_from(done)
 
     @cached_property
     def make_due(self) -> Executable:

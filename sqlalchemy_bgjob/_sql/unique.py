@@ -51,6 +51,8 @@ KEY: Final = "bgjob_unique_key"
 _ONE: ColumnElement[int] = literal_column("1")
 _GIVEN_KEY: Final = "unique_key"
 _PERIOD: Final = "period"
+_KEPT: Final = ("id", "batch_id")
+"""What a queued job keeps that is replaced: it is another job of its batch than the new one."""
 _REVIVING: Final = ("replace", "earlier")
 """What gives an expired job a later expiry, or none, so that it runs."""
 
@@ -302,7 +304,7 @@ class UniqueStatements:
         seen_as_changed: dict[str, Any] = {"lease": job.c.lease + 1, "updated_at": func.now()}
         match on_duplicate:
             case "replace":
-                changes = {name: new[name] for name in INSERTED if name != "id"}
+                changes = {name: new[name] for name in INSERTED if name not in _KEPT}
                 changes |= seen_as_changed
             case "earlier":
                 changes = {

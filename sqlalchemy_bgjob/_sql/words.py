@@ -171,6 +171,19 @@ def woken(
     return select(notified).select_from(chosen).correlate_except(chosen)
 
 
+def woken_by(tables: "Tables", inserted: FromClause) -> ColumnElement[Any]:
+    """Notify for inserted jobs, of each queue once; how many workers it was.
+
+    Args:
+        tables: Whose workers.
+        inserted: The jobs, with a column queue.
+    """
+    queues = select(inserted.c.queue).distinct().subquery("queues")
+    notified = woken(tables.worker, tables.channel, queues.c.queue).lateral("notified")
+    sent = select(func.sum(notified.c.count)).select_from(queues.join(notified, true()))
+    return sent.scalar_subquery()
+
+
 def own_channel(channel: str, worker_id: int | str) -> str:
     """The name on which one worker hears of what it is to take."""
     return f"{channel}_{worker_id}"

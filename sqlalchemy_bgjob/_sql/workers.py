@@ -103,15 +103,15 @@ class WorkerStatements:
 
     @cached_property
     def is_leader(self) -> Executable:
-        """Whether this worker is the leader, and whether there may be periods of unique keys.
+        """Whether this worker is the leader; whether there may be periods of unique keys; batches.
 
         It does for all of them what one is enough for. A table that has never had a row has no
         size, and to ask for that is to read nothing.
 
         The leader has the smallest id of all workers that beat. For a moment two workers may take
         themselves for it. When it has just ended, there is none until it counts as silent. So a
-        chore must do no harm if it is done twice, or late. Parameters: worker, periods (the name of
-        that table).
+        chore must do no harm if it is done twice, or late. Parameters: worker, and the names of the
+        tables: periods, batches.
         """
         worker = self._worker
         me = parameter("worker", BigInteger)
@@ -119,6 +119,9 @@ class WorkerStatements:
             worker.c.lost_at.is_(None),
             func.clock_timestamp() - worker.c.beat_at < worker.c.lease_timeout * SECOND,
         )
-        size = func.pg_relation_size(func.to_regclass(parameter("periods", Text)))
-        leads = select(func.min(worker.c.id) == me, func.coalesce(size, 0) > 0)
+        has_rows = (
+            func.coalesce(func.pg_relation_size(func.to_regclass(parameter(name, Text))), 0) > 0
+            for name in ("periods", "batches")
+        )
+        leads = select(func.min(worker.c.id) == me, *has_rows)
         return leads.with_hint(worker, ONLY).where(beating)

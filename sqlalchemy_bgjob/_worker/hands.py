@@ -12,6 +12,7 @@ from math import inf
 from typing import Final
 
 from .._handlers.outcomes import CANCELLED, interrupted
+from .._lifecycle.batches import batches_of
 from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.settle import Fate, Pending
 from .._points import STARTING
@@ -39,6 +40,7 @@ class Hands:
         asks_all: Whether that look is for all jobs, as somebody was told of one; else it is only
             for runs that are older than a beat.
         counts: What ended runs are counted in; None without tables of records.
+        ended_batches: Batches of jobs that have ended here, which may be over.
         progressed: Runs whose handler has said something new of its progress.
         progress_at: When that may be written, by the monotonic clock.
         stuck: Runs that go on long after they were told to end, and whether their slot is lost.
@@ -63,6 +65,7 @@ class Hands:
         self.stuck: dict[Run, bool] = {}
         self.started, self.most_starts = 0, inf
         self.counts = counts
+        self.ended_batches = set[str]()
         self.progressed, self.progress_at = set[Run](), inf
         self._progress_from = 0.0
         self._tells_starts = events.wants("job_started")
@@ -172,13 +175,16 @@ class Hands:
         if self.planner.withdraw(job):
             self.planner.settle(Pending(job, CANCELLED), time.monotonic())
 
-    # ---- counts and progress --------------------------------------------------------------------
+    # ---- batches, counts and progress -----------------------------------------------------------
 
-    def count(self, items: Sequence[Pending]) -> None:
-        """Count settlements that were committed together. From any thread."""
-        if self.counts is not None:
+    def note(self, items: Sequence[Pending]) -> None:
+        """Count settlements that were committed together, and note their batches. Any thread."""
+        batches = batches_of(items)
+        if self.counts is not None or batches:
             with self.lock:
-                self.counts.add(items)
+                self.ended_batches |= batches
+                if self.counts is not None:
+                    self.counts.add(items)
 
     def _progressed(self, run: Run) -> None:
         """A handler has said how far it has come: have that written soon. From any thread."""

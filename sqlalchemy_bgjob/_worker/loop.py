@@ -36,6 +36,7 @@ from .claiming import Claiming
 from .control import ControlConnection
 from .counts import Counts
 from .drain import Drain
+from .ended_batches import EndedBatches
 from .hands import Hands
 from .heart import Heart
 from .listener import Listener
@@ -136,6 +137,7 @@ class WorkerLoop:
         self._slots = Slots(hands, runtime, heart, events, environment)
         self._asking = Asking(hands, control, statements, settings)
         self._progress = ProgressWriter(hands, control, statements)
+        self._ended_batches = EndedBatches(hands, control, statements)
         self._own_end = OwnEnd(
             settings,
             statements,
@@ -291,11 +293,13 @@ class WorkerLoop:
             self._do(step, now, worker_id)
 
     def _attend_to_runs(self, worker_id: int, now: float) -> bool:
-        """Ask runs to end, or write their progress, where that is due; False if neither is."""
+        """Ask runs to end, write their progress, or finish batches; False if nothing is due."""
         if self._hands.asks_at <= now:
             self._guarded(lambda: self._asking.look(worker_id), (), mended=False)
         elif self._hands.progress_at <= now:
             self._guarded(lambda: self._progress.write(worker_id), (), mended=False)
+        elif self._ended_batches.due_at <= now:
+            self._guarded(self._ended_batches.finish, (), mended=False)
         else:
             return False
         return True
@@ -350,6 +354,7 @@ class WorkerLoop:
             self._look_at_queues_at,
             self._hands.asks_at,
             self._hands.progress_at,
+            self._ended_batches.due_at,
             self._scheduler.due_at,
         )
         times += [at for at in others if now < at]
@@ -398,6 +403,8 @@ class WorkerLoop:
         worker_id = self._heart.worker_id
         self._write_counts(worker_id)
         try:
+            if self._hands.ended_batches:
+                self._ended_batches.finish()
             if worker_id is not None:
                 workers.unregister(
                     self._control.get(),

@@ -114,7 +114,7 @@ class OwnEnd:
         if self._scheduler.due_at <= now or not self._queue_control.is_known:
             return
         with self._hands.lock:
-            if self._hands.planner.busy:
+            if self._hands.planner.busy or self._hands.ended_batches:
                 return
         self._ask_idle_at = now + ASK_IDLE_EVERY
         connection = self._control.get()

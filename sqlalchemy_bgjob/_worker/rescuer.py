@@ -34,6 +34,7 @@ from .._points import SWEEPING
 from .._sql import Statements
 from ..settings import WorkerSettings
 from ..telemetry import Events
+from .batch_sweep import BatchSweep
 from .counts import Counts
 from .hands import Hands
 from .heart import Heart
@@ -71,7 +72,7 @@ class _Turns:
         return min(self.look, self.orphans, self.sample, self.again)
 
 
-_Chore = Retention | UniquePeriods | Counts
+_Chore = Retention | UniquePeriods | BatchSweep | Counts
 """What is to be done now and then, and says itself when."""
 
 
@@ -114,9 +115,11 @@ class Rescuer(SideLoop):
         self._hands = hands
         self._retention = Retention(statements, settings, self._fleet, events.report)
         self._periods = UniquePeriods(statements)
+        self._batches = BatchSweep(statements, settings)
         self._chores: dict[str, _Chore] = {
             "retention": self._retention,
             "periods": self._periods,
+            "batches": self._batches,
         }
         if hands.counts is not None:
             self._chores["counts"] = hands.counts
@@ -131,6 +134,7 @@ class Rescuer(SideLoop):
             "health": self._sample_health,
             "retention": self._retention.turn,
             "periods": self._periods.turn,
+            "batches": self._batches.turn,
             "counts": self._write_counts,
         }
         self._tells_backlog = events.wants("backlog_sampled")
@@ -304,6 +308,8 @@ class Rescuer(SideLoop):
             self._on_health(sample.health)
             if sample.has_periods:
                 self._periods.begin()
+            if sample.has_batches:
+                self._batches.begin()
             if self._tells_backlog:
                 self._events.emit("backlog_sampled", self._sample_backlog(connection))
 

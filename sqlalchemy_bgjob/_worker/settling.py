@@ -50,7 +50,7 @@ class Settling:
         settled = [item for item, fate in fates if fate is Fate.SETTLED]
         if SETTLE.listeners and settled:
             SETTLE.reached(settled)
-        self._hands.count(settled)
+        self._hands.note(settled)
         now = time.monotonic()
         for item, fate in fates:
             if fate is Fate.LOCKED or fate is Fate.FAILED:

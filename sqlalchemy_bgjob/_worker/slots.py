@@ -92,8 +92,8 @@ class Slots:
         hands = self._hands
         with hands.lock:
             planner = hands.planner
-            if hands.counts is not None:
-                hands.counts.add([item for item in items if item.fate is Fate.SETTLED])
+            if hands.counts is not None or run.job.extras or run.job.mates:
+                hands.note([item for item in items if item.fate is Fate.SETTLED])
             if run.stuck:
                 hands.end_stuck(run)
                 self._runtime.wake()

@@ -32,6 +32,7 @@ from .._handlers.outcomes import (
 from .._handlers.registry import JobType, Registry
 from .._job_context import running
 from .._lifecycle import claim, settle
+from .._lifecycle.batches import batches_of, finish_within
 from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowKept, RowMissing
 from .._lifecycle.settle import Pending
@@ -298,6 +299,9 @@ class _WorkOne:
         if not held:
             kept = settle.still_holds(self._connection, self._statements, pending)
             raise RowKept if kept else RowMissing
+        if batches := batches_of([pending]):
+            # Before the commit, which is the caller's: what ends elsewhere meanwhile is not seen.
+            finish_within(self._connection, self._statements, batches)
 
 
 def _undo(savepoint: NestedTransaction, error: BaseException | None) -> None:

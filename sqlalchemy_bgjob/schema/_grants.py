@@ -46,6 +46,7 @@ _ENQUEUE_READS: Final = (
     "claimed_by",
     "cancel_at",
     "expires_at",
+    "batch_id",
     "ctid",
 )
 
@@ -147,15 +148,17 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield Privilege("job", "UPDATE", ("unique_key", "expires_at"))
             yield from (Privilege("unique_period", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("worker", "SELECT", ("id", "waits_for"))
+            yield from (Privilege("batch", verb) for verb in ("SELECT", "INSERT"))
         case "worker":
             yield from _all_on("job")
             yield Privilege("dead_job", "INSERT")
-            yield Privilege("dead_job", "SELECT", ("job_id",))
+            yield Privilege("dead_job", "SELECT", ("job_id", "batch_id"))
             yield from _all_on("worker")
             yield from (Privilege("schedule", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("control", "SELECT")
-            # Its handlers enqueue, and periods that are over are deleted.
+            # Its handlers enqueue; and periods that are over are deleted, and batches that are old.
             yield from (Privilege("unique_period", verb) for verb in _ALL)
+            yield from (Privilege("batch", verb) for verb in _ALL)
         case "operator":
             yield from (Privilege("job", verb) for verb in ("SELECT", "INSERT", "DELETE"))
             # A running job is marked, and its worker ends it; a queued one is made due, or edited.
@@ -165,11 +168,13 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield Privilege("worker", "SELECT")
             yield from (Privilege("schedule", verb) for verb in _ALL)
             yield from (Privilege("control", verb) for verb in _ALL)
+            yield Privilege("batch", "SELECT")
         case "dashboard":
             yield Privilege("job", "SELECT", _without_arg("job"))
             yield Privilege("dead_job", "SELECT", _without_arg("dead_job"))
             yield Privilege("worker", "SELECT")
             yield Privilege("schedule", "SELECT", _without_arg("schedule"))
+            yield Privilege("batch", "SELECT", _without_arg("batch"))
             yield Privilege("control", "SELECT")
 
 

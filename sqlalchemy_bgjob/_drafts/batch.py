@@ -1,0 +1,81 @@
+"""A batch whose jobs are being added. Pure."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+
+from .ids import new_id
+
+if TYPE_CHECKING:
+    from .draft import Draft
+
+OnDead = Literal["continue", "stop"]
+FOLLOWER: Final = ":then"
+"""Ends the id of the job that follows a batch; before it stands the batch's own id."""
+
+
+class OpenBatch:
+    """What ``with jobs.batch(session) as batch`` gives: pass it on as ``batch=``.
+
+    Attributes:
+        id: The batch's id, which ``jobs.Job.batch_id`` of its jobs has too.
+        tables: The models of its BGJob.
+        on_dead: What becomes of the batch while one of its jobs is dead.
+        then: The job that follows it.
+        drafted: How many jobs were made for it here.
+        is_open: Whether jobs can be added.
+    """
+
+    __slots__ = ("drafted", "id", "is_open", "on_dead", "tables", "then")
+
+    def __init__(self, tables: object, then: "Draft | None", on_dead: OnDead) -> None:
+        if on_dead not in get_args(OnDead):
+            raise ValueError(f"on_dead={on_dead!r} is neither 'continue' nor 'stop'")
+        self.id: Final[str] = new_id()
+        self.tables: Final = tables
+        self.on_dead: Final[OnDead] = on_dead
+        self.then: Final = then
+        self.drafted = 0
+        self.is_open = False
+
+    def __repr__(self) -> str:
+        return f"<batch {self.id!r}>"
+
+    @property
+    def then_id(self) -> str | None:
+        """The id of the job that follows; None if there is none."""
+        return None if self.then is None else f"{self.id}{FOLLOWER}"
+
+
+def batch_id(options: Mapping[str, Any]) -> str | None:
+    """The id of the batch that options name, whose jobs are made now."""
+    batch: object = options.get("batch")
+    if batch is None:
+        return None
+    if not isinstance(batch, OpenBatch):
+        raise TypeError(
+            f"batch= takes what `with jobs.batch(session) as batch` gives, "
+            f"not {type(batch).__name__}"
+        )
+    if not batch.is_open:
+        raise ValueError(
+            f"{batch!r} takes no jobs now; add them within `with jobs.batch(session) as batch:`"
+        )
+    if options.get("unique") is not None:
+        raise ValueError(
+            "a job with a unique key may be another's, which no batch waits for; give either "
+            "unique= or batch="
+        )
+    return batch.id
+
+
+def joined(options: Mapping[str, Any], tables: object, count: int = 1) -> None:
+    """Note that *count* jobs of these tables were made for the batch that options name.
+
+    Raises:
+        ValueError: The batch is of other tables.
+    """
+    batch: object = options.get("batch")
+    if isinstance(batch, OpenBatch):
+        if batch.tables is not tables:
+            raise ValueError(f"{batch!r} is of another BGJob() than the handler")
+        batch.drafted += count

@@ -1,0 +1,109 @@
+"""Close a batch, finish it once its jobs have ended, and forget it when it is old.
+
+Whoever commits the end of a job of a batch looks afterwards whether the batch is over. What nobody
+has looked at, since a worker was killed in between, or since a user's transaction has cancelled the
+last job, the leader finds; see :mod:`.._worker.batch_sweep`.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from .._db.targets import Unit, can_notify
+from .._drafts.batch import OpenBatch
+from .._handlers.outcomes import ENDED
+from .._sql import Statements
+from .._sql.words import parameters
+from . import run
+from .settle import Pending
+
+
+def close(unit: Unit, statements: Statements, batch: OpenBatch) -> None:
+    """Insert the row of a batch, beside its jobs; the caller commits.
+
+    Raises:
+        ValueError: Its jobs are in another transaction, or nowhere.
+    """
+    if isinstance(unit.target, Session):
+        unit.target.flush()  # whether it does that by itself or not: its jobs are counted
+    then = batch.then
+    given: dict[str, Any] = {
+        "id": batch.id,
+        "on_dead": batch.on_dead,
+        "then_queue": then and then.common.queue,
+        "then_type": then and then.common.type,
+        "then_arg": then and then.arg,
+        "then_headers": then and then.common.headers,
+    }
+    total = unit.execute(statements.batches.close(unit.can_notify), parameters(**given)).first()[0]
+    if batch.drafted and not total:
+        raise ValueError(
+            f"none of the {batch.drafted} jobs made for {batch!r} is in this transaction; enqueue "
+            f"them by the session that the batch was begun with, and add those of handler.job(...)"
+        )
+
+
+def batches_of(items: Iterable[Pending]) -> set[str]:
+    """The batches of jobs that have ended, of some settlements."""
+    return {
+        batch
+        for item in items
+        if item.job.extras and item.settlement.kind in ENDED and (batch := item.job.batch)
+    }
+
+
+def finish(connection: Connection, statements: Statements, ids: Collection[str]) -> list[str]:
+    """Finish those batches that are over; their ids. Commits."""
+    with connection.begin():
+        return finish_within(connection, statements, ids)
+
+
+def finish_within(
+    connection: Connection, statements: Statements, ids: Collection[str]
+) -> list[str]:
+    """As :func:`finish`; the caller commits."""
+    statement = statements.batches.finish(can_notify(connection))
+    return [row[0] for row in run(connection, statement, ids=sorted(ids))]
+
+
+class Looked(NamedTuple):
+    """What a look at some batches has come to.
+
+    Attributes:
+        last: The id from which on the next one looks; None at the end of the table.
+        finished: Those that are finished now.
+        forgotten: Those that were deleted.
+    """
+
+    last: str | None
+    finished: list[str]
+    forgotten: list[str]
+
+
+def look_through(
+    connection: Connection, statements: Statements, *, after: str, limit: int, keep: float
+) -> Looked:
+    """Look at *limit* batches: finish those that are over, delete those that are old. Commits.
+
+    By the database's clock. A batch that somebody has locked is left to a later call.
+
+    Args:
+        connection: Idle, outside a transaction.
+        statements: Those of the tables.
+        after: The id from which on it looks, without it.
+        limit: How many it looks at.
+        keep: Seconds after which a finished batch is old; 0 for never.
+    """
+    its = statements.batches
+    with connection.begin():
+        rows: Any = run(connection, its.look, after=after, limit=limit, keep=keep).all()
+    unfinished = [id for id, is_unfinished, _ in rows if is_unfinished]
+    old = [id for id, _, is_old in rows if is_old]
+    finished = finish(connection, statements, unfinished) if unfinished else []
+    forgotten: list[str] = []
+    if old:
+        with connection.begin():
+            forgotten = list(run(connection, its.forget, ids=old).scalars())
+    return Looked(rows[-1][0] if len(rows) == limit else None, finished, forgotten)
