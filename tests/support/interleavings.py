@@ -37,7 +37,7 @@ SILENT, JUDGE, THIRD = 11, 22, 33
 _EMPTY = """
     DELETE FROM bgjob_job; DELETE FROM bgjob_dead_job; DELETE FROM bgjob_worker;
     DELETE FROM bgjob_schedule; DELETE FROM bgjob_control; DELETE FROM bgjob_unique_period;
-    DELETE FROM change;
+    DELETE FROM bgjob_batch; DELETE FROM change;
 """
 _RUNNING = """
     INSERT INTO bgjob_job (id, queue, type, lease, unique_key)
@@ -81,7 +81,8 @@ _PERIODS = """
     SELECT key, EXISTS (SELECT FROM bgjob_job WHERE id = job_id) AS lives FROM bgjob_unique_period
     ORDER BY key
 """
-_LOOKS = (_JOBS, _DEAD, _WORKERS, _SCHEDULES, _CONTROLS, _PERIODS)
+_BATCHES = "SELECT id, finished_at IS NOT NULL AS finished FROM bgjob_batch ORDER BY id"
+_LOOKS = (_JOBS, _DEAD, _WORKERS, _SCHEDULES, _CONTROLS, _PERIODS, _BATCHES)
 _ROWS = "SELECT " + ", ".join(f"(SELECT json_agg(it) FROM ({look}) AS it)" for look in _LOOKS)
 
 

@@ -1,0 +1,426 @@
+"""Batches: jobs that belong together, and the one that follows when all of them have ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, func, select, text
+from sqlalchemy import values as rows_of
+from sqlalchemy.orm import Session
+from sqlalchemy.sql import column
+from sqlalchemy.types import Integer
+
+from sqlalchemy_bgjob import BGJob, Context, Unique, enqueue, enqueue_from, enqueue_many
+from sqlalchemy_bgjob._handlers.outcomes import (
+    CANCELLED,
+    COMPLETED,
+    DROPPED,
+    HAND_BACK,
+    Kind,
+    Settlement,
+)
+from sqlalchemy_bgjob._inspect.batches import batches as listed
+from sqlalchemy_bgjob._lifecycle import settle
+from sqlalchemy_bgjob._lifecycle.batches import Looked, batches_of, finish, look_through
+from sqlalchemy_bgjob._lifecycle.settle import Pending
+from sqlalchemy_bgjob._sql import statements_of
+from support.producers import UNITS, Producer, produce
+from support.rows import claim
+from support.tables import new_queue
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from sqlalchemy_bgjob._drafts.batch import OnDead, OpenBatch
+
+pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
+
+RETRIED = Settlement(Kind.RETRY, delay=0.0, error="failed")
+DEAD = Settlement(Kind.DEAD, error="given up")
+
+
+class Press:
+    """A queue of pages to print, and what is bound when they are printed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.jobs = engine, new_queue()
+        self.jobs.metadata.create_all(engine)
+        self.statements = statements_of(self.jobs.models)
+
+        @self.jobs.handler("page", queue="q")
+        def page(ctx: Context[Any], number: int) -> None: ...
+
+        @self.jobs.handler("bind", queue="after")
+        def bind(ctx: Context[Any], title: str) -> None: ...
+
+        self.page, self.bind = page, bind
+
+    def print(self, count: int, *, on_dead: OnDead = "continue", then: bool = True) -> OpenBatch:
+        """A batch of pages, committed."""
+        follower = self.bind.job("Faust") if then else None
+        with (
+            self.engine.begin() as connection,
+            self.jobs.batch(connection, then=follower, on_dead=on_dead) as batch,
+        ):
+            enqueue_many(connection, self.page, range(count), batch=batch)
+        return batch
+
+    def claim(self, limit: int = 100) -> list[Any]:
+        with self.engine.connect() as connection:
+            return claim(connection, self.statements, limit=limit)
+
+    def settle(self, jobs: list[Any], settlement: Settlement = COMPLETED) -> list[Pending]:
+        """As a worker would, without the look that follows."""
+        items = [Pending(job, settlement) for job in jobs]
+        with self.engine.connect() as connection:
+            settle.settle(connection, self.statements, items)
+        return items
+
+    def finish(self, *batches: OpenBatch) -> list[str]:
+        with self.engine.connect() as connection:
+            return finish(connection, self.statements, [batch.id for batch in batches])
+
+    def sweep(self, **options: Any) -> Looked:
+        options = {"after": "", "limit": 100, "keep": 0.0} | options
+        with self.engine.connect() as connection:
+            return look_through(connection, self.statements, **options)
+
+    def followers(self) -> list[tuple[str, bytes]]:
+        """Id and arg of each job that follows a batch."""
+        job = self.jobs.models.job
+        query = select(job.c.id, job.c.arg).where(job.c.queue == "after").order_by(job.c.id)
+        with self.engine.connect() as connection:
+            return [(id, bytes(arg)) for id, arg in connection.execute(query)]
+
+    def info(self, batch: OpenBatch) -> Any:
+        return self.jobs.batch_info(self.engine, batch.id)
+
+
+@pytest.fixture
+def press(engine: Engine) -> Press:
+    return Press(engine)
+
+
+# ---- the block ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", UNITS)
+def test_every_target_makes_a_batch_and_its_jobs(press: Press, kind: str) -> None:
+    """Whichever way they come; a rollback leaves nothing."""
+    jobs = press.jobs
+    rows = rows_of(column("number", Integer), name="given").data([(5,), (6,)])
+
+    async def add(made: Producer, batch: OpenBatch) -> None:
+        await made.do(enqueue(made.target, press.page, 1, batch=batch))
+        await made.do(jobs.enqueue(made.target, "page", 2, batch=batch, expires=60))
+        await made.do(enqueue_many(made.target, press.page, [3, 4], batch=batch))
+        query = select(rows.c.number.label("number"))
+        await made.do(enqueue_from(made.target, press.page, query, batch=batch))
+        many = [press.page.job(7, batch=batch), press.page.job(8, batch=batch)]
+        await made.do(enqueue_many(made.target, many))
+        if made.is_session:
+            made.target.add(press.page.job(9, batch=batch))
+
+    async def work(made: Producer) -> OpenBatch:
+        is_async = kind.startswith(("Async", "async"))
+        for end in (made.rollback, made.commit):
+            if is_async:
+                async with jobs.batch(made.target, then=press.bind.job("Faust")) as batch:
+                    await add(made, batch)
+            else:
+                with jobs.batch(made.target, then=press.bind.job("Faust")) as batch:
+                    await add(made, batch)
+            await end()
+        return batch
+
+    batch = produce(kind, press.engine, work)
+
+    total = 9 if "ession" in kind or kind.startswith(("Flask", "SQLModel")) else 8
+    info = press.info(batch)
+    assert (info.total, info.live, info.dead, info.ended) == (total, total, 0, 0)
+    assert (info.then_type, info.then_queue, info.finished_at) == ("bind", "after", None)
+    with press.engine.connect() as connection:
+        whole = connection.scalar(text("SELECT count(*) FROM bgjob_batch"))
+        others = connection.scalar(
+            text("SELECT count(*) FROM bgjob_job WHERE batch_id IS DISTINCT FROM :id"),
+            {"id": batch.id},
+        )
+    assert (whole, others) == (1, 0)
+
+
+def test_copied_jobs_belong_to_their_batch(press: Press) -> None:
+    """A bulk of many goes by COPY."""
+    batch = press.print(2_000)
+
+    assert press.info(batch).total == 2_000
+
+
+def test_a_session_that_does_not_flush_by_itself_is_flushed(press: Press) -> None:
+    with Session(press.engine, autoflush=False) as session:
+        with press.jobs.batch(session) as batch:
+            session.add(press.page.job(1, batch=batch))
+        session.commit()
+
+    assert press.info(batch).total == 1
+
+
+def test_a_batch_without_jobs_is_finished_at_once(press: Press) -> None:
+    batch = press.print(0)
+
+    assert press.info(batch).finished_at is not None
+    assert press.followers() == [(batch.then_id, b'"Faust"')]
+
+
+def test_a_block_that_raises_leaves_no_batch(press: Press) -> None:
+    with press.engine.begin() as connection:
+        with (
+            pytest.raises(LookupError),
+            press.jobs.batch(connection, then=press.bind.job("Faust")) as batch,
+        ):
+            enqueue(connection, press.page, 1, batch=batch)
+            raise LookupError
+        with pytest.raises(ValueError, match="takes no jobs now"):
+            enqueue(connection, press.page, 1, batch=batch)
+
+    assert press.info(batch) is None
+    assert press.sweep() == Looked(None, [], [])
+
+
+def test_headers_of_the_application_go_with_the_follower(press: Press) -> None:
+    press.jobs.on_enqueue(lambda type, queue: {"request": f"of {type}"})
+    batch = press.print(1)
+    press.settle(press.claim())
+    press.finish(batch)
+
+    job = press.jobs.models.job
+    with press.engine.connect() as connection:
+        headers = connection.scalar(select(job.c.headers).where(job.c.id == batch.then_id))
+    assert headers == {"request": "of bind"}
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+
+def test_what_a_batch_can_not_keep_is_refused(press: Press) -> None:
+    jobs, engine = press.jobs, press.engine
+    other = new_queue(table_prefix="other_")
+    elsewhere = other.handler("page", queue="q")(lambda ctx, number: None)
+    with engine.begin() as connection:
+        for then, words in (
+            (press.bind.job("x", delay=60), "delay="),
+            (press.bind.job("x", priority=-1), "priority="),
+            (press.bind.job("x", unique="k"), "unique="),
+            (press.bind.job("x", expires=60), "expires="),
+            (elsewhere.job(1), "another BGJob"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                jobs.batch(connection, then=then)
+        with pytest.raises(TypeError, match=r"made by handler\.job"):
+            jobs.batch(connection, then=press.bind)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="neither 'continue' nor 'stop'"):
+            jobs.batch(connection, on_dead="cancel")  # type: ignore[call-overload]
+        with jobs.batch(connection) as batch:
+            for options in ({"unique": "k"}, {"unique": Unique("k", "queued")}):
+                with pytest.raises(ValueError, match="no batch waits for"):
+                    enqueue(connection, press.page, 1, batch=batch, **options)  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match="another BGJob"):
+                enqueue(connection, elsewhere, 1, batch=batch)
+            with pytest.raises(TypeError, match="takes what"):
+                enqueue(connection, press.page, 1, batch=batch.id)  # type: ignore[call-overload]
+
+
+def test_a_batch_belongs_to_a_transaction(press: Press) -> None:
+    """And its jobs to the same one."""
+    with pytest.raises(TypeError, match="an engine would make several"):
+        press.jobs.batch(press.engine)  # type: ignore[call-overload]
+    alone = create_engine(press.engine.url, isolation_level="AUTOCOMMIT")
+    with alone.connect() as connection, pytest.raises(ValueError, match="AUTOCOMMIT"):
+        press.jobs.batch(connection).__enter__()
+    alone.dispose()
+    with press.engine.connect() as connection, press.engine.connect() as another:
+        with (
+            pytest.raises(ValueError, match="none of the 1 jobs made for"),
+            press.jobs.batch(connection) as batch,
+        ):
+            enqueue(another, press.page, 1, batch=batch)
+        another.rollback()
+
+
+# ---- the end ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [COMPLETED, CANCELLED, DROPPED, DEAD], ids=lambda end: end.kind.name)
+def test_it_is_finished_when_the_last_job_has_ended(press: Press, last: Settlement) -> None:
+    batch = press.print(3)
+    first, second, third = press.claim()
+
+    for job in (first, second):
+        assert batches_of(press.settle([job])) == {batch.id}
+        assert press.finish(batch) == []
+    for unended in (RETRIED, HAND_BACK):
+        assert batches_of(press.settle([third], unended)) == set()
+        assert press.finish(batch) == []
+        (third,) = press.claim()
+    assert press.followers() == []
+
+    press.settle([third], last)
+    assert press.finish(batch) == [batch.id]
+    assert press.finish(batch) == []
+    assert press.followers() == [(batch.then_id, b'"Faust"')]
+    info = press.info(batch)
+    assert (info.ended, info.live, info.dead) == (3, 0, int(last is DEAD))
+
+
+def test_a_batch_that_stops_waits_for_its_dead_jobs(press: Press) -> None:
+    """Until each is redriven and ends, or is deleted."""
+    batch = press.print(2, on_dead="stop")
+    press.settle(press.claim(), DEAD)
+    assert press.finish(batch) == []
+
+    redriven = press.jobs.DeadJob.batch_id == batch.id
+    assert press.jobs.redrive(press.engine, redriven, limit=1).redriven == 1
+    press.settle(press.claim())
+    assert press.finish(batch) == []
+
+    with press.engine.begin() as connection:
+        connection.execute(press.jobs.models.dead_job.delete())
+    assert press.sweep().finished == [batch.id]
+    assert press.followers() == [(batch.then_id, b'"Faust"')]
+
+
+def test_a_job_that_is_redriven_later_lets_nothing_follow_again(press: Press) -> None:
+    batch = press.print(1)
+    press.settle(press.claim(), DEAD)
+    press.finish(batch)
+
+    press.jobs.redrive(press.engine, press.jobs.DeadJob.batch_id == batch.id)
+    (again,) = press.claim()
+    assert again.batch == batch.id
+    press.settle([again])
+    assert press.finish(batch) == []
+    assert len(press.followers()) == 1
+
+
+def test_a_replaced_job_stays_in_its_batch(press: Press) -> None:
+    """Its key was written by somebody who knows what he does."""
+    batch = press.print(1)
+    job = press.jobs.models.job
+    with press.engine.begin() as connection:
+        connection.execute(job.update().values(unique_key="q:k"))
+        unique = Unique("k", "queued", on_conflict="replace")
+        assert not enqueue(connection, press.page, 2, unique=unique).inserted
+
+    press.settle(press.claim())
+    assert press.finish(batch) == [batch.id]
+
+
+def test_cancelled_jobs_end_too(press: Press) -> None:
+    """Of a user's transaction nobody looks at what follows, so the leader does."""
+    batch = press.print(2)
+    assert press.jobs.cancel_where(press.engine, press.jobs.Job.batch_id == batch.id).cancelled == 2
+
+    assert press.sweep().finished == [batch.id]
+
+
+def test_work_one_finishes_in_the_callers_transaction(press: Press) -> None:
+    batch = press.print(2)
+    with press.engine.connect() as connection:
+        for _ in range(2):
+            press.jobs.work_one(connection, "q")
+        assert press.jobs.batch_info(connection, batch.id).finished_at is not None  # type: ignore[union-attr]
+        connection.rollback()
+
+    assert press.followers() == []
+    assert press.info(batch).finished_at is None
+
+
+# ---- two at once --------------------------------------------------------------------------------
+
+
+def test_of_two_who_end_the_last_jobs_one_finishes(press: Press) -> None:
+    """Neither sees the other's end before its own is committed; the later one sees both."""
+    batch = press.print(2)
+    one, other = press.claim()
+    with press.engine.connect() as first, press.engine.connect() as second:
+        begun = [connection.begin() for connection in (first, second)]
+        for connection, job in ((first, one), (second, other)):
+            settle.write(connection, press.statements, [Pending(job, COMPLETED)])
+        begun[0].commit()
+        assert finish(first, press.statements, [batch.id]) == []
+        begun[1].commit()
+        assert finish(second, press.statements, [batch.id]) == [batch.id]
+        assert finish(first, press.statements, [batch.id]) == []
+
+    assert len(press.followers()) == 1
+
+
+def test_a_batch_that_somebody_has_locked_is_left_to_the_sweep(press: Press) -> None:
+    batch = press.print(1)
+    press.settle(press.claim())
+    with press.engine.connect() as user:
+        user.execute(select(press.jobs.models.batch).with_for_update())
+        assert press.finish(batch) == []
+        assert press.sweep().finished == []
+
+    assert press.sweep().finished == [batch.id]
+
+
+# ---- the sweep ----------------------------------------------------------------------------------
+
+
+def test_the_sweep_goes_on_behind_where_it_stopped(press: Press) -> None:
+    """And finishes what nobody has looked at, as a worker was killed before it could."""
+    batches = [press.print(1) for _ in range(3)]
+    waits = press.print(1)
+    press.settle([job for job in press.claim() if job.batch != waits.id])
+    ids = sorted(batch.id for batch in batches)
+
+    assert press.sweep(limit=2) == Looked(ids[1], ids[:2], [])
+    assert press.sweep(after=ids[1], limit=2) == Looked(waits.id, ids[2:], [])
+    assert press.sweep(after=waits.id, limit=2) == Looked(None, [], [])
+    assert len(press.followers()) == 3
+
+
+def test_old_batches_are_forgotten(press: Press) -> None:
+    """Those that are not finished never are."""
+    old, new, unfinished = press.print(0), press.print(0), press.print(1)
+    table = press.jobs.models.batch
+    with press.engine.begin() as connection:
+        before = func.now() - text("interval '1 hour'")
+        connection.execute(
+            table.update().where(table.c.id == old.id).values(finished_at=before)
+        )
+        connection.execute(table.update().values(created_at=before))
+
+    assert press.sweep(keep=0.0).forgotten == []
+    assert press.sweep(keep=1_800.0).forgotten == [old.id]
+    with press.engine.connect() as connection:
+        found = listed(connection, None, "bgjob_", limit=9, most=9)
+        left = listed(connection, None, "bgjob_", limit=9, most=9, unfinished=True)
+        behind = listed(connection, None, "bgjob_", limit=9, most=9, before=found[0].id)
+    assert [one.id for one in found] == [unfinished.id, new.id]
+    assert [one.id for one in left] == [unfinished.id]
+    assert [one.id for one in behind] == [new.id]
+
+
+def test_a_look_at_a_batch_reads_by_its_index(press: Press) -> None:
+    """However many jobs there are of others."""
+    batch = press.print(1)
+    with press.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO bgjob_job (id, queue, type) "
+                "SELECT 'x' || n, 'q', 't' FROM generate_series(1, 5000) AS n"
+            )
+        )
+        connection.execute(text("ANALYZE bgjob_job, bgjob_batch, bgjob_dead_job"))
+        plan = _plan(connection, press.statements.batches.finish(True), ids=[batch.id])
+
+    assert not any("Seq Scan on bgjob_job" in line for line in plan), "\n".join(plan)
+
+
+def _plan(connection: Connection, statement: Any, **given: Any) -> list[str]:
+    sql = str(statement.compile(connection.engine))
+    parameters = {f"given_{name}": value for name, value in given.items()}
+    return list(connection.exec_driver_sql(f"EXPLAIN {sql}", parameters).scalars())
