@@ -53,6 +53,7 @@ from sqlalchemy_bgjob._handlers.outcomes import (
 from sqlalchemy_bgjob._handlers.timetable import due, timetable
 from sqlalchemy_bgjob._lifecycle import claim as claiming
 from sqlalchemy_bgjob._lifecycle import control, rescue, settle
+from sqlalchemy_bgjob._lifecycle.batches import finish, look_through
 from sqlalchemy_bgjob._lifecycle.cancel import find_asked
 from sqlalchemy_bgjob._lifecycle.dead_jobs import delete_old
 from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, look_at_schedules
@@ -63,7 +64,7 @@ from sqlalchemy_bgjob.testing.faults import let_time_pass
 from support.tables import new_engine, new_queue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from sqlalchemy import Engine
 
@@ -100,6 +101,8 @@ DONE = {
     "run now",
     *(f"cancel {what}" for what in ("cancelled", "asked", None)),
     "redrive queued",
+    "finish continue",
+    "finish stop",
     *(f"period {policy} {goes_on}" for policy in ("skip", "raise") for goes_on in (True, False)),
     *(f"work_one {end}" for end in ("Complete", "Retry", "Reschedule", "MoveToDlq", "NoneType")),
 }
@@ -137,6 +140,7 @@ class Job:
 
     key: str | None = None
     """Its unique key, as it is stored."""
+    batch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,16 @@ class Dead:
     hour: int
     """When it died."""
     failed: tuple[str, ...]
+    batch: str | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as it should be."""
+
+    stops: bool
+    """Whether it waits for its dead jobs."""
+    finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,6 +189,17 @@ class Model:
     slots: int | None = None
     periods: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By unique key the job that has begun its period, and the hour at which that is over."""
+    batches: dict[str, Batch] = field(default_factory=dict)
+
+    def over(self) -> list[str]:
+        """The batches that are to be finished by who looks."""
+        live = {job.batch for job in self.live.values()}
+        dead = {job.batch for jobs in self.dead.values() for job in jobs}
+        return [
+            id
+            for id, batch in self.batches.items()
+            if not batch.finished and id not in live and not (batch.stops and id in dead)
+        ]
 
     @property
     def is_paused(self) -> bool:
@@ -230,7 +255,7 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.statements = statements_of(self.jobs.models)
         with self.engine.begin() as connection:
-            for kind in ("job", "dead_job", "worker", "schedule", "control", "unique_period"):
+            for kind in ("job", "dead_job", "worker", "schedule", "control", "unique_period", "batch"):
                 table = f"bgjob_{kind}"
                 connection.execute(text(f"DELETE FROM {table}"))
             for worker in (*WORKERS, JUDGE):
@@ -536,7 +561,10 @@ class Machine(RuleBasedStateMachine):
         assert type(came) is expected
         if commit:
             self._claimed(waits[0], NOBODY)
+            batch = self.model.live[waits[0]].batch
             self._settled(waits[0], end or settlement, delay)
+            if waits[0] not in self.model.live and batch in self.model.over():
+                self._finished([batch])
 
     def _settle_as(self, claim: ClaimedJob, kind: Kind, delay: int, arg: bool) -> ClaimedJob:
         settlement = {
@@ -592,6 +620,7 @@ class Machine(RuleBasedStateMachine):
                         failed=job.and_failed(
                             job.attempt - settlement.refund_attempt, settlement.error or ""
                         ),
+                        batch=job.batch,
                     )
                 )
             case kind:
@@ -781,6 +810,51 @@ class Machine(RuleBasedStateMachine):
             assert row.arg == b'"s"'
             self.model.live[row.id] = Job(lease=row.lease, hour=self.model.hour, arg=row.arg)
 
+    # ---- batches ----------------------------------------------------------------------------
+
+    @rule(which=st.lists(ids, unique=True, max_size=2), stops=st.booleans(), commit=st.booleans())
+    def make_batch(self, which: list[str], stops: bool, commit: bool) -> None:
+        """Of new jobs, or of none."""
+        which = [id for id in which if id not in self.model.live]
+        with Session(self.engine) as session:
+            with self.jobs.batch(
+                session, then=self.handler.job("s"), on_dead="stop" if stops else "continue"
+            ) as batch:
+                for id in which:
+                    enqueue(session, self.handler, id, id=id, batch=batch)
+            if commit:
+                session.commit()
+        if not commit:
+            return
+        self.model.batches[batch.id] = Batch(stops)
+        for id in which:
+            self.model.live[id] = Job(
+                self._lease(id), self.model.hour, arg=f'"{id}"'.encode(), batch=batch.id
+            )
+        if not which:
+            self._finished([batch.id])
+
+    @rule(sweeps=st.booleans())
+    def finish_batches(self, sweeps: bool) -> None:
+        """By a worker that has ended some job, or by the leader."""
+        every = list(self.model.batches)
+        with self.engine.connect() as connection:
+            if sweeps:
+                options: Any = {"after": "", "limit": 100, "keep": 0.0}
+                found = look_through(connection, self.statements, **options).finished
+            else:
+                found = finish(connection, self.statements, every)
+        assert sorted(found) == sorted(self.model.over())
+        self._finished(found)
+
+    def _finished(self, batches: Iterable[str]) -> None:
+        for id in batches:
+            self.done.add(f"finish {'stop' if self.model.batches[id].stops else 'continue'}")
+            self.model.batches[id] = replace(self.model.batches[id], finished=True)
+            follower = f"{id}:then"
+            job = Job(self._lease(follower), self.model.hour, arg=b'"s"')
+            self.model.live[follower] = job
+
     # ---- operators --------------------------------------------------------------------------
 
     @rule(id=ids, commit=st.booleans(), by_condition=st.booleans())
@@ -838,6 +912,7 @@ class Machine(RuleBasedStateMachine):
             arg=job.arg,
             failed=job.failed,
             key=job.key,
+            batch=job.batch,
         )
 
     @rule(age=st.integers(1, 3), by_a_worker=st.booleans())
@@ -911,23 +986,29 @@ class Machine(RuleBasedStateMachine):
                 text(
                     "SELECT id, lease, claimed_by, attempt, crashes, priority, arg,"
                     " split_part(last_error, ':', 1), cancel_at IS NOT NULL,"
-                    " next_run_at <= now(), unique_key, errors FROM bgjob_job"
+                    " next_run_at <= now(), unique_key, errors, batch_id FROM bgjob_job"
                 )
             ).all()
             dead = connection.execute(
                 text(
-                    "SELECT job_id, lease, attempt, last_error, arg, unique_key, errors"
+                    "SELECT job_id, lease, attempt, last_error, arg, unique_key, batch_id, errors"
                     " FROM bgjob_dead_job ORDER BY moved_at, id"
                 )
             ).all()
             controls = connection.execute(
                 text("SELECT paused_at IS NOT NULL, slots FROM bgjob_control")
             ).all()
+            batches = connection.execute(
+                text("SELECT id, finished_at IS NOT NULL FROM bgjob_batch")
+            ).all()
             periods = connection.execute(
                 text("SELECT key, job_id, until > now() FROM bgjob_unique_period")
             ).all()
         assert {row[0]: tuple(row[1:]) for row in periods} == {
             key: (id, self.model.hour < until) for key, (id, until) in self.model.periods.items()
+        }
+        assert {row[0]: row[1] for row in batches} == {
+            id: batch.finished for id, batch in self.model.batches.items()
         }
         if currently_in_test_context():
             note(f"hour {self.model.hour}: {self.model.live}")
@@ -946,14 +1027,17 @@ class Machine(RuleBasedStateMachine):
                 job.asked,
             )
             assert row[9] is (job.hour <= self.model.hour)
-            assert row.unique_key == job.key
+            assert (row.unique_key, row.batch_id) == (job.key, job.batch)
             assert (row.errors is None, history(row.errors)) == (not job.failed, job.failed)
         assert {row[0] for row in live} == self.model.live.keys()
         found: dict[str, list[Any]] = {}
         for id, *rest in dead:
             found.setdefault(id, []).append((*rest[:-1], history(rest[-1])))
         assert found == {
-            id: [(job.lease, job.attempt, job.error, job.arg, job.key, job.failed) for job in dead]
+            id: [
+                (job.lease, job.attempt, job.error, job.arg, job.key, job.batch, job.failed)
+                for job in dead
+            ]
             for id, dead in self.model.dead.items()
             if dead
         }
