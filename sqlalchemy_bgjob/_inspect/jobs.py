@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection
 from .._drafts import validation
 from .._sql import Statements
 from .._sql.search import MOST_DEATHS, condition
-from .._sql.search_terms import Search
+from .._sql.search_terms import Search, Term
 from .._sql.words import parameters
 from ..models import Models, PastError, parsed_errors
 from .paging import Part, Position, part_of
@@ -19,6 +19,8 @@ SCAN: Final = 10_000
 """How many jobs one page of a search looks at."""
 MOST: Final = 10_000
 """How far jobs are counted."""
+MOST_OF_BATCHES: Final = 50_000
+"""How many jobs of batches are sorted for each page; of more of them it is as of other searches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,8 @@ def live_page(
         scan: How many jobs it looks at, if not all fit.
     """
     its = statements.search
-    make = its.live_found if _by_index(search) else its.live_page
+    by_index = _by_index(connection, its.live_count, search, "id", "key")
+    make = its.live_found if by_index else its.live_page
     statement = make(search, onward=after is not None)
     return _page(connection, its.live, _part(connection, statement, size, after, scan))
 
@@ -111,7 +114,8 @@ def dead_page(
 ) -> Part[JobInfo]:
     """Dead jobs that a search finds, the one that died last at the top; see :func:`live_page`."""
     its = statements.search
-    make = its.dead_found if search.only("id") else its.dead_page
+    by_index = _by_index(connection, its.dead_count, search, "id")
+    make = its.dead_found if by_index else its.dead_page
     statement = make(search, onward=after is not None)
     return _page(connection, its.dead, _part(connection, statement, size, after, scan))
 
@@ -202,8 +206,16 @@ def these_dead(models: Models, row_ids: Iterable[str]) -> ColumnElement[bool]:
     return models.dead_job.c.id.in_([*row_ids])
 
 
-def _by_index(search: Search) -> bool:
-    return search.only("id") is not None or search.only("key") is not None
+def _by_index(connection: Connection, count: Any, search: Search, *fields: str) -> bool:
+    """Whether indexes find all jobs of a search at once: by one of these fields, or by batch."""
+    if any(search.only(field) for field in fields):
+        return True
+    batches = search.only("batch")
+    if batches is None:
+        return False
+    of_batches = count(Search((Term("batch", batches),)))
+    most = MOST_OF_BATCHES + 1
+    return _number(connection, of_batches, most=most) <= MOST_OF_BATCHES
 
 
 def _part(

@@ -217,6 +217,33 @@ def test_an_id_is_found_behind_any_number_of_jobs(queue: Queue) -> None:
     assert live(queue, "type:t id:mine", scan=10) == ["mine"]
 
 
+def test_a_batch_is_found_behind_any_number_of_jobs(
+    queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its index. One of very many jobs is looked for as others are, as far as a page looks."""
+    with queue.engine.begin() as connection:
+        fill(connection, 3_000)
+        for place in (2, 1, 3):
+            add(connection, f"mine-{place}", due_in=5_000.0 + place, batch_id="b")
+        connection.execute(text(DEAD))
+        connection.execute(text("UPDATE bgjob_dead_job SET batch_id = 'b' WHERE id <> 'row-2'"))
+        connection.execute(text("ANALYZE bgjob_job"))
+    with queue.engine.connect() as connection, recorded_plans(connection) as plans:
+        found = reads.live_page(connection, queue.statements, parse("batch:b"), size=2, scan=10)
+        rest = reads.live_page(
+            connection, queue.statements, parse("batch:b"), size=2, after=found.following
+        )
+
+    assert [job.id for job in found.rows + rest.rows] == ["mine-1", "mine-2", "mine-3"]
+    assert "Seq Scan" not in {scan for plan in plans for scan in plan.scans()}
+    assert live(queue, "-batch:b", scan=10, size=3) == [f"job-{n:09}" for n in (1, 2, 3)]
+    assert dead(queue, "batch:b") == ["dead-1", "dead-3"]
+
+    monkeypatch.setattr(reads, "MOST_OF_BATCHES", 2)
+    assert live(queue, "batch:b", scan=10) == []
+    assert live(queue, "batch:b", scan=5_000) == ["mine-1", "mine-2", "mine-3"]
+
+
 @pytest.mark.parametrize("is_live", [False, True])
 def test_the_arg_of_the_first_is_read_alone(queue: Queue, is_live: bool) -> None:
     """Each may be a mebibyte, and one is shown."""
