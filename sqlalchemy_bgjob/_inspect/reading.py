@@ -36,8 +36,17 @@ def can_write(connection: Connection) -> bool:
 
 def can_read_args(connection: Connection, models: Models) -> bool:
     """Whether this role may read the args of jobs; see ``grants --dashboard``."""
-    table = _tables(connection, models)[0]
-    return bool(connection.execute(_ARGS, {"job": table}).scalar_one())
+    return _can_read(connection, models, "job", "arg")
+
+
+def can_read_batches(connection: Connection, models: Models) -> bool:
+    """Whether this role may read batches, which ``grants`` of earlier releases left out."""
+    return _can_read(connection, models, "batch", "then_type")
+
+
+def _can_read(connection: Connection, models: Models, kind: str, column: str) -> bool:
+    table = _tables(connection, models)[KINDS.index(kind)]
+    return bool(connection.execute(_COLUMN, {"table": table, "column": column}).scalar_one())
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,9 @@ _LIMITS = text(
     "SELECT set_config('statement_timeout', :longest, true),"
     " set_config('lock_timeout', :wait, true), set_config('jit', 'off', true)"
 )
-_ARGS = text("SELECT has_column_privilege(CAST(:job AS text), 'arg', 'SELECT')")
+_COLUMN = text(
+    "SELECT has_column_privilege(CAST(:table AS text), CAST(:column AS text), 'SELECT')"
+)
 _READABLE = text(
     """
     SELECT record IS NOT NULL AND minute IS NOT NULL AND audit IS NOT NULL,

@@ -396,9 +396,9 @@ def test_old_batches_are_forgotten(press: Press) -> None:
     assert press.sweep(keep=0.0).forgotten == []
     assert press.sweep(keep=1_800.0).forgotten == [old.id]
     with press.engine.connect() as connection:
-        found = listed(connection, None, "bgjob_", limit=9, most=9)
-        left = listed(connection, None, "bgjob_", limit=9, most=9, unfinished=True)
-        behind = listed(connection, None, "bgjob_", limit=9, most=9, before=found[0].id)
+        found = listed(connection, None, "bgjob_", limit=9)
+        left = listed(connection, None, "bgjob_", limit=9, unfinished=True)
+        behind = listed(connection, None, "bgjob_", limit=9, before=found[0].id)
     assert [one.id for one in found] == [unfinished.id, new.id]
     assert [one.id for one in left] == [unfinished.id]
     assert [one.id for one in behind] == [new.id]
