@@ -35,6 +35,7 @@ PICTURES = {
     "job_light": ("job?id=order-5", "light", 1_180, 820),
     "ended_light": ("job?id=ended-1", "light", 1_180, 520),
     "queues_light": ("queues", "light", 1_180, 720),
+    "batches_light": ("batches", "light", 1_180, 520),
     "audit_light": ("audit", "light", 1_180, 520),
     "job_narrow": ("job?id=order-5", "dark", 320, 720),
 }

@@ -22,6 +22,8 @@ from sqlalchemy_bgjob._web.visit import Site
 
 ANEW = "#anew"
 """How a page is marked that is measured without sums of counts which the dashboard remembers."""
+LARGE = "batch-999999999"
+"""The id of a batch with a quarter of all jobs; 25 others have a hundredth each."""
 PAGES = (
     "",
     "?range=24h",
@@ -44,6 +46,12 @@ PAGES = (
     "job?id=ended-500",
     "history",
     "history?type=sync",
+    "batches",
+    "batches?state=unfinished",
+    "batches?after=batch-000000500",
+    f"batch?id={LARGE}",
+    f"jobs?q=batch:{LARGE}",
+    f"dead?q=batch:{LARGE}",
     "queues",
     "workers",
     "schedules",
@@ -79,8 +87,8 @@ def run_dashboard(jobs: int, queues: int, dead: int, ended: int, times: int) -> 
         queue.metadata.create_all(engine)
         _fill(engine, jobs, queues, dead, ended)
         yield (
-            f"{jobs:,} jobs in {queues:,} queues, {dead:,} dead jobs, {ended:,} records "
-            f"and as many actions, a day of {WORKERS * TYPES * OUTCOMES} counts a minute; "
+            f"{jobs:,} jobs in {queues:,} queues, {dead:,} dead jobs, {ended:,} records, batches "
+            f"and actions, a day of {WORKERS * TYPES * OUTCOMES} counts a minute; "
             f"median of {times}"
         )
         yield "      all  database       CPU"
@@ -136,11 +144,13 @@ class _Statements:
 
 def _fill(engine: Engine, jobs: int, queues: int, dead: int, ended: int) -> None:
     with engine.begin() as connection:
-        connection.execute(_JOBS, {"count": jobs, "half": jobs // 2, "queues": queues})
+        given = {"count": jobs, "half": jobs // 2, "queues": queues, "large": LARGE}
+        connection.execute(_JOBS, given)
         connection.execute(text("UPDATE bgjob_job SET claimed_by = 77 WHERE id < 'job-000000100'"))
-        connection.execute(_DEAD, {"count": dead})
+        connection.execute(_DEAD, {"count": dead, "large": LARGE})
         connection.execute(_RECORDS, {"count": ended})
         connection.execute(_AUDIT, {"count": ended})
+        connection.execute(_BATCHES, {"count": ended})
         kinds = {"workers": WORKERS, "types": TYPES, "outcomes": OUTCOMES}
         connection.execute(_MINUTES, kinds)
         _add_worker(connection)
@@ -160,10 +170,16 @@ def _add_worker(connection: Connection) -> None:
     )
 
 
+_BATCH = """
+    CASE n % 4 WHEN 0 THEN CAST(:large AS text)
+               WHEN 1 THEN 'batch-9999998' || lpad(CAST(n / 4 % 25 AS text), 2, '0')
+    END
+"""
 # Three priorities in each queue; half of the jobs are due.
 _JOBS = text(
-    """
-    INSERT INTO bgjob_job (id, queue, type, arg, priority, next_run_at, last_error, attempt)
+    f"""
+    INSERT INTO bgjob_job (id, queue, type, arg, priority, next_run_at, last_error, attempt,
+                           batch_id)
     SELECT 'job-' || lpad(CAST(n AS text), 9, '0'),
            coalesce((ARRAY['mail', 'images', 'default', 'reports'])[1 + n % :queues],
                     'queue-' || n % :queues),
@@ -171,20 +187,21 @@ _JOBS = text(
            convert_to(CAST(jsonb_build_object('user', jsonb_build_object('id', n)) AS text),
                       'UTF8'),
            n / :queues % 3 * 5, now() + (n - :half) * interval '10 ms',
-           CASE WHEN n % 50 = 0 THEN 'ConnectionError' || chr(58) || ' refused' END, n % 50 / 10
+           CASE WHEN n % 50 = 0 THEN 'ConnectionError' || chr(58) || ' refused' END, n % 50 / 10,
+           {_BATCH}
     FROM generate_series(1, :count) AS n
     """
 )
 _DEAD = text(
-    """
+    f"""
     INSERT INTO bgjob_dead_job (id, job_id, queue, type, arg, lease, next_run_at, job_created_at,
-                                job_updated_at, moved_at, last_error, attempt)
+                                job_updated_at, moved_at, last_error, attempt, batch_id)
     SELECT 'dead-' || n, 'order-' || n, 'mail',
            (ARRAY['send_receipt', 'resize', 'sync'])[1 + n % 3],
            convert_to(CAST(jsonb_build_object('user', jsonb_build_object('id', n)) AS text),
                       'UTF8'),
            1, now(), now(), now(), now() - n * interval '1 s',
-           (ARRAY['ConnectionError', 'KeyError', 'ValueError'])[1 + n % 3], 20
+           (ARRAY['ConnectionError', 'KeyError', 'ValueError'])[1 + n % 3], 20, {_BATCH}
     FROM generate_series(1, :count) AS n
     """
 )
@@ -204,6 +221,17 @@ _AUDIT = text(
     SELECT now() - n * interval '1 s', n, (ARRAY['ada', 'grace'])[1 + n % 2], 'dashboard',
            (ARRAY['run', 'cancel', 'redrive'])[1 + n % 3], 1, '{"ids": ["order-5"]}'
     FROM generate_series(1, :count) AS n
+    """
+)
+_BATCHES = text(
+    """
+    INSERT INTO bgjob_batch (id, total, closed_at, finished_at, then_type, then_queue)
+    SELECT 'batch-' || lpad(CAST(n AS text), 9, '0'), 100, now(),
+           CASE WHEN n % 1000 > 0 THEN now() END, 'report', 'reports'
+    FROM generate_series(1, :count) AS n
+    UNION ALL
+    SELECT DISTINCT batch_id, 1000000, now(), CAST(NULL AS timestamptz), 'report', 'reports'
+    FROM bgjob_job WHERE batch_id IS NOT NULL
     """
 )
 _MINUTES = text(

@@ -23,7 +23,7 @@ from .._inspect.reading import can_write
 from .._sql import statements_of
 from .._version import __version__
 from ..bgjob import BGJob
-from . import audit, charts, one_job, operations, pages
+from . import audit, batches, charts, one_job, operations, pages
 from .access import (
     COOKIE,
     FIELD,
@@ -76,6 +76,8 @@ PAGES: Final[dict[str, tuple[str, Page]]] = {
     "jobs": ("Jobs", pages.live_jobs),
     "dead": ("Dead jobs", pages.dead_jobs),
     "history": ("History", one_job.history),
+    "batches": ("Batches", batches.all_batches),
+    "batch": ("Batch", batches.one_batch),
     "job": ("Job", one_job.one_job),
     "confirm": ("Confirm", pages.confirm),
     "queues": ("Queues", operations.all_queues_page),
@@ -88,7 +90,7 @@ PAGES: Final[dict[str, tuple[str, Page]]] = {
 }
 """Each page's title and function, by its path."""
 NAVIGATION: Final = (
-    *("", "jobs", "dead", "history"),
+    *("", "jobs", "dead", "history", "batches"),
     *("queues", "workers", "schedules", "handlers", "audit", "system"),
 )
 

@@ -27,7 +27,7 @@ from sqlalchemy_bgjob._web.app import NAVIGATION, PAGES, STATIC, TYPES
 from sqlalchemy_bgjob._web.twin import as_json
 from sqlalchemy_bgjob._web.visit import LARGEST_FORM
 from sqlalchemy_bgjob.web import PERMISSIONS, Access, dashboard
-from support.dashboard import Client, add_workers, fill, make_jobs, mounted
+from support.dashboard import BATCHES, Client, add_workers, fill, make_jobs, mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 SAME = {"sec-fetch-site": "same-origin"}
 PATHS = ["", "?range=24h", "jobs", "dead", "history", "queues", "workers", "schedules", "handlers"]
+PATHS += ["batches", "batches?state=unfinished", *(f"batch?id={id}" for id in BATCHES.values())]
 PATHS += [
     "audit",
     "system",
@@ -528,10 +529,11 @@ EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}"
 
 
 def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) -> None:
-    """Id, type, queue, key, group, arg, headers, error, host, version, pause, schedule, record."""
+    """Id, type, queue, key, group, arg, headers, error, host, pause, schedule, record, batch."""
     models = jobs.models
     evil = EVIL[:120]
     row = {"id": evil, "queue": evil, "type": evil, "unique_key": evil, "group_key": evil}
+    row["batch_id"] = evil
     texts = {"last_error": EVIL, "headers": {evil: evil}, "arg": json.dumps({evil: evil}).encode()}
     history = [{"at": "2026-11-29T00:00:00+00:00", "attempt": 1, "worker": 1, "error": EVIL}]
     job = insert(models.job).values(**row, **texts, errors=history, priority=-9, claimed_by=99)
@@ -544,6 +546,7 @@ def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) ->
     counted = {"at": now, "worker": 99, "queue": evil, "type": evil, "outcome": "dead", "n": 9**6}
     durations = {"waits": [1], "runs": [1], "waited": 1.0, "ran": 1.0}
     acted = {"id": evil, "who": EVIL, "origin": evil, "verb": evil, "changed": 1}
+    batch = {"id": evil, "then_type": evil, "then_queue": evil, "on_dead": evil, "total": 2}
     with shop.begin() as connection:
         details = {
             "details": {evil: EVIL, "ids": [EVIL], "a": {evil: evil}, "b": None},
@@ -555,11 +558,13 @@ def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) ->
         connection.execute(job)
         connection.execute(insert(models.worker).values(**worker, lease_timeout=1e9))
         connection.execute(insert(models.schedule).values(**schedule, timezone=evil))
+        connection.execute(insert(models.batch).values(**batch))
         jobs.pause(connection, evil, by=evil, reason=EVIL)
     try:
         client = visit(environment=evil)
         paths = [*PATHS, f"job?id={quote(evil, safe='')}", f"jobs?q={quote(EVIL)}"]
         paths += [f"job?id={quote(evil + 'r', safe='')}", f"history?type={quote(evil, safe='')}"]
+        paths += [f"batch?id={quote(evil, safe='')}"]
         for path in [*paths, f"dead?q={quote(EVIL)}", f"job?id={quote(EVIL)}x"]:
             page = client.get(path).text
             assert "<script>alert" not in page, path
@@ -574,6 +579,7 @@ def test_nothing_stored_becomes_markup(visit: Any, shop: Engine, jobs: BGJob) ->
             connection.execute(delete(jobs.Audit).where(jobs.Audit.id == evil))
             connection.execute(delete(jobs.Minute).where(jobs.Minute.worker == 99))
             connection.execute(delete(models.schedule).where(models.schedule.c.name == evil))
+            connection.execute(delete(models.batch).where(models.batch.c.id == evil))
             jobs.resume(connection, evil)
 
 
@@ -614,6 +620,9 @@ def test_secrets_are_hidden_wherever_they_stand(visit: Any, shop: Engine, jobs: 
         "jobs?after=" + "9" * 50,
         "jobs?after=0001-01-01T00:00:00%2B14:00 x",
         "history?after=9999-12-31T23:59:59-14:00 x",
+        "batches?after=%00",
+        f"batches?after={'x' * 3_000}",
+        "batch?id=%00",
         "dead?after=yesterday x",
         "job?id=%00",
         "jobs?after=2026-01-01T00:00:00%2B00:00 %00",
@@ -640,6 +649,8 @@ def test_odd_requests_are_refused_in_words(visit: Any, path: str) -> None:
         "static/SHA256SUMS",
         "nothing",
         "job?id=nobody",
+        "batch?id=nobody",
+        "batch",
         "job",
         "handler?type=*",
         "confirm?action=fly",

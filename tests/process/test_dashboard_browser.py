@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import expect
 
 from support.browsing import NARROW, WIDE, opened, running_browser, violations
-from support.dashboard import fill, make_jobs, mounted, served
+from support.dashboard import BATCHES, fill, make_jobs, mounted, served
 from support.on_call import PICTURES
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ PAGES = {
     "jobs": "jobs",
     "dead": "dead",
     "history": "history",
+    "batches": "batches",
+    "batch": f"batch?id={BATCHES['stopped']}",
     "queues": "queues",
     "workers": "workers",
     "schedules": "schedules",

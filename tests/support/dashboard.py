@@ -65,7 +65,7 @@ def make_jobs() -> BGJob:
 
 
 def fill(jobs: BGJob, engine: Engine, *, many: int = 120) -> None:
-    """Live jobs in each state, dead jobs, workers, a pause and schedules."""
+    """Live jobs in each state, dead jobs, workers, a pause, schedules and batches."""
     handlers = {handler.type: handler for handler in jobs.registry}
     receipts = [Receipt(4_700 + n, f"customer-{n}@shop.example", "s3cret") for n in range(many)]
     pictures = [{"picture": f"uploads/{n}.jpg", "sizes": [200, 800]} for n in range(many // 2)]
@@ -85,6 +85,7 @@ def fill(jobs: BGJob, engine: Engine, *, many: int = 120) -> None:
         add_counts(jobs, connection)
         _add_records(jobs, connection)
         _add_audit(jobs, connection)
+        _add_batches(jobs, connection)
     with engine.connect() as connection:  # as a worker does at its start
         definitions = jobs.registry.schedules.values()
         keep_code(connection, statements_of(jobs.models), definitions, starting=True)
@@ -290,6 +291,40 @@ def _add_audit(jobs: BGJob, connection: Connection) -> None:
         for n, (who, verb, changed, details, given) in enumerate(done)
     ]
     connection.execute(insert(jobs.Audit), rows)
+
+
+BATCHES = {
+    "running": "019ad0f4-51c2-7b6e-9d0e-3f6a2c815b07",
+    "stopped": "019ad0f2-0a1b-7d15-8c44-51d0b2e97a3c",
+    "finished": "019ad0c8-77e0-7a92-b1f3-0c6d4e2b9f58",
+    "over": "019ad04b-9e3d-7f21-a60b-d1837c5e402a",
+}
+"""The ids of batches: one whose jobs wait and run, one that waits for dead ones, one whose follower
+is live, and one of which nothing is left."""
+
+
+def _add_batches(jobs: BGJob, connection: Connection) -> None:
+    """Batches in each state, of jobs that are there."""
+    now, (running, stopped, finished, over) = datetime.now(UTC), BATCHES.values()
+    report = {"then_type": "report.daily", "then_queue": "reports"}
+    rows: list[dict[str, Any]] = [
+        {"id": running, "total": 480, "created_at": now - timedelta(minutes=6), **report},
+        {"id": stopped, "total": 40, "created_at": now - timedelta(minutes=9), "on_dead": "stop"},
+        {"id": finished, "total": 2_500, "created_at": now - timedelta(minutes=55), **report},
+        {"id": over, "total": 12, "created_at": now - timedelta(hours=3), **report},
+    ]
+    for row in rows:
+        is_over = row["id"] in (finished, over)
+        row["finished_at"] = row["created_at"] + timedelta(minutes=4) if is_over else None
+        row["closed_at"] = row["created_at"]
+        connection.execute(insert(jobs.models.batch).values(**row))
+    job, dead = jobs.models.job, jobs.models.dead_job
+    connection.execute(update(job).where(job.c.type == "send_receipt").values(batch_id=running))
+    died = {running: ("dead-1", "dead-2", "dead-3"), stopped: ("dead-4", "dead-8")}
+    for batch, ids in died.items():
+        connection.execute(update(dead).where(dead.c.id.in_(ids)).values(batch_id=batch))
+    follower = next(handler for handler in jobs.registry if handler.type == "report.daily")
+    enqueue(connection, follower, id=f"{finished}:then", delay=120)
 
 
 class Client:
