@@ -26,6 +26,7 @@ from .._process.pyproject import defaults
 from .._version import __version__
 
 _COMMANDS: Final = {
+    "batches": ("batches", "Look at batches: how far they have come, and what follows."),
     "bench": ("bench", "Measure the queue on your own database."),
     "check": ("check", "Look whether a worker of this host beats."),
     "completion": ("config", "Print what makes a shell complete commands and options."),

@@ -8,7 +8,7 @@ import click
 
 from .._process.exits import FAILED, OK, USAGE, CommandError
 from .on_tables import Acted, act, app_option, json_arg, tables_options, usage_errors
-from .output import arg_of, counted, moment, print_facts, print_json, shown, tell_of_more
+from .output import arg_of, counted, moment, print_job, print_json, shown, tell_of_more
 from .param_types import Moment, Seconds
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **options: Any) -> int:
         if as_json:
             print_json(facts | {"errors": row.errors})
         else:
-            print_facts(facts, parsed_errors(row.errors or ()))
+            print_job(facts, parsed_errors(row.errors or ()))
     if not found:
         click.echo(f"no dead job has the id {id!r}", err=True)
     return OK if found else FAILED

@@ -21,7 +21,7 @@ from .output import (
     arg_of,
     counted,
     moment,
-    print_facts,
+    print_job,
     print_json,
     print_table,
     shown,
@@ -134,7 +134,7 @@ def show(ctx: click.Context, /, id: str, as_json: bool, **where: Any) -> int:
         if as_json:
             print_json(facts | {"errors": [asdict(error) for error in job.history]})
         else:
-            print_facts(facts, job.history)
+            print_job(facts, job.history)
     if not found:
         click.echo(f"there is no job with the id {id!r}; a job that has ended is gone", err=True)
     return OK if found else FAILED

@@ -50,13 +50,18 @@ def shown(text: str, most: int = 0, *, lines: bool = False) -> str:
     return printable(text, lines=lines)
 
 
-def print_facts(facts: Mapping[str, Any], history: "Iterable[PastError]") -> None:
-    """Print all of a job: what there is of its facts, each error of its history, the last one."""
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print what there is of some facts, one on a line."""
     for name, value in facts.items():
-        if value is not None and name != "last_error":
+        if value is not None:
             plain = moment(value) if isinstance(value, datetime) else value
             text = plain if isinstance(plain, str) else json.dumps(plain)
             click.echo(f"{name + ':':<16}{shown(text)}")
+
+
+def print_job(facts: Mapping[str, Any], history: "Iterable[PastError]") -> None:
+    """Print all of a job: its facts, each error of its history, the last one."""
+    print_facts({name: value for name, value in facts.items() if name != "last_error"})
     for past in history:
         first = shown(past.error.partition("\n")[0])
         click.echo(f"{'error:':<16}{moment(past.at)} attempt {past.attempt}: {first}")

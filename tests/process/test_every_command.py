@@ -93,6 +93,12 @@ RUNS: list[tuple[str, list[str], int, str | dict[str, Any] | None]] = [
     ("enqueue", ["note", '"x"', "--id", "new", "--app", APP], 0, r"new\n"),
     ("enqueue", ["sync", "7", "--queue", "q", "--json"], 0, {"inserted": True}),
     ("enqueue", ["note", '"x"', "--id", "new", "--app", APP], 2, None),
+    ("batches list", [], 0, r"(?s)id .*\nb1 +unfinished +0 +2 +2 +0 +continue +note in mail .*"),
+    ("batches list", ["--unfinished", "--json"], 0, {"state": "unfinished", "total": 2}),
+    ("batches list", NOT_THERE, 4, None),
+    ("batches show", ["b1"], 0, r"(?s)id: +b1\nstate: +unfinished\n.*then_id: +b1:then\n"),
+    ("batches show", ["b1", "--json"], 0, {"id": "b1", "live": 2, "dead": 0}),
+    ("batches show", ["none"], 1, None),
     ("jobs list", ["id:n1"], 0, r"id +state .*\nn1 +due +note .*\n"),
     ("jobs list", ["id:n1", "--json"], 0, {"id": "n1", "state": "due"}),
     ("jobs list", ["quee:mail"], 2, None),
@@ -146,9 +152,18 @@ DEAD = """
 """
 
 
+BATCH = """
+    WITH made AS (
+      INSERT INTO bgjob_batch (id, total, closed_at, then_type, then_queue)
+      VALUES ('b1', 2, now(), 'note', 'mail') RETURNING id
+    )
+    UPDATE bgjob_job SET batch_id = made.id FROM made WHERE bgjob_job.id IN ('n1', 'n2')
+"""
+
+
 @pytest.fixture
 def shop(tables: Engine) -> Engine:
-    """Jobs of two queues, four dead ones, a schedule, and a worker that beats."""
+    """Jobs of two queues, four dead ones, a schedule, a batch, and a worker that beats."""
     add(tables, app.note, "one", id="n1")
     add(tables, app.note, "two", id="n2")
     add(tables, app.note, "later", id="n3", delay=3_600)
@@ -157,6 +172,7 @@ def shop(tables: Engine) -> Engine:
         app.functions.schedules.put(connection, "night", app.note, "x", cron="30 2 * * *")
         connection.exec_driver_sql(WORKER)
         connection.exec_driver_sql(DEAD)
+        connection.exec_driver_sql(BATCH)
     return tables
 
 
