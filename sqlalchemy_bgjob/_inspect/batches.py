@@ -147,10 +147,9 @@ def followers(
     return {id for (id,) in ask(connection, statement, schema, table_prefix, ids=ids)}
 
 
-_READ: Final = "id, total, on_dead, then_type, then_queue, created_at, finished_at"
 # One more than *most* is looked for, which tells whether there are more.
 _JOBS: Final = """
-    SELECT coalesce(least(count(*), CAST(:most AS bigint)), count(*)) AS number,
+    SELECT least(count(*), CAST(:most AS bigint)) AS number,
            coalesce(count(*) > CAST(:most AS bigint), false) AS more
     FROM (SELECT FROM ONLY {table} AS its WHERE its.batch_id = one.id
           LIMIT CAST(:most AS bigint) + 1) AS looked_for
@@ -159,37 +158,30 @@ _LIVE: Final = _JOBS.format(table="{job}")
 _DEAD: Final = _JOBS.format(table="{dead_job}")
 
 
-def _counted(rows: str) -> str:
-    """A statement that reads some rows of batches, and counts the jobs of each."""
+def _counted(which: str) -> str:
+    """A statement that reads some batches, the last one first, and counts the jobs of each."""
     return f"""
         SELECT one.id, one.total, live.number, dead.number, live.more, dead.more, one.on_dead,
                one.then_type, one.then_queue, one.created_at, one.finished_at, clock_timestamp()
-        FROM ({rows}) AS one
+        FROM (SELECT id, total, on_dead, then_type, then_queue, created_at, finished_at
+              FROM ONLY {{batch}} {which}) AS one
         CROSS JOIN LATERAL ({_LIVE}) AS live
         CROSS JOIN LATERAL ({_DEAD}) AS dead
         ORDER BY one.id DESC
     """  # noqa: S608 - no value is in it
 
 
-def _page(*conditions: str) -> str:
-    # Ids grow with time, see new_id().
-    return _counted(
-        f"SELECT {_READ} FROM ONLY {{batch}} WHERE {' AND '.join(conditions) or 'true'} "  # noqa: S608
-        "ORDER BY id DESC LIMIT :limit"
-    )
-
-
-_ONE: Final = _counted(f"SELECT {_READ} FROM ONLY {{batch}} WHERE id = CAST(:id AS text)")  # noqa: S608
-_SOME: Final = _counted(
-    f"SELECT {_READ} FROM ONLY {{batch}} WHERE id = ANY(CAST(:ids AS text[]))"  # noqa: S608
-)
+_ONE: Final = _counted("WHERE id = CAST(:id AS text)")
+_SOME: Final = _counted("WHERE id = ANY(CAST(:ids AS text[]))")
 _UNFINISHED: Final = "finished_at IS NULL"
 _BEHIND: Final = "id < CAST(:before AS text)"
+# Ids grow with time, see new_id().
+_PAGE: Final = "ORDER BY id DESC LIMIT :limit"
 _PAGES: Final = {
-    (False, False): _page(),
-    (False, True): _page(_BEHIND),
-    (True, False): _page(_UNFINISHED),
-    (True, True): _page(_UNFINISHED, _BEHIND),
+    (False, False): _counted(_PAGE),
+    (False, True): _counted(f"WHERE {_BEHIND} {_PAGE}"),
+    (True, False): _counted(f"WHERE {_UNFINISHED} {_PAGE}"),
+    (True, True): _counted(f"WHERE {_UNFINISHED} AND {_BEHIND} {_PAGE}"),
 }
 """By whether only unfinished ones are read, and whether a page was before."""
 _SEEN: Final = """

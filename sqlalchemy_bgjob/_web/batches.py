@@ -34,7 +34,10 @@ async def all_batches(visit: Visit) -> View:
     last = data["batches"][-1]["id"] if data.pop("more") else None
     data |= {
         "only": UNFINISHED if unfinished else "all",
-        "tabs": [("all", visit.url("batches")), (UNFINISHED, visit.url("batches", state=UNFINISHED))],
+        "tabs": [
+            ("all", visit.url("batches")),
+            (UNFINISHED, visit.url("batches", state=UNFINISHED)),
+        ],
         "first": visit.url("batches", **query),
         "following": last and visit.url("batches", **query, after=last),
         "is_first": before is None,

@@ -48,8 +48,8 @@ def list_(
 ) -> int:
     """List batches, the one that was made last at the top; with --json one object a line.
 
-    One that is "stopped" waits for its dead jobs alone. Jobs of large batches are counted so far: a +
-    marks where that stopped, and a < that fewer have ended.
+    One that is "stopped" waits for its dead jobs alone. Jobs of large batches are counted so far:
+    a + marks where that stopped, and a < that fewer have ended.
     """
     from itertools import islice
 
