@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from .._db.targets import SyncTarget, Unit, run_in
-from .._drafts.draft import UNTYPED, Draft, draft
 from .._drafts.batch import joined
+from .._drafts.draft import UNTYPED, Draft, draft
 from .._drafts.options import MORE, Common, EnqueueOptions
 from .._handlers.additions import Additions
 from .._handlers.registry import JobType

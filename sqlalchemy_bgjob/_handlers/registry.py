@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 from sqlalchemy import func
 
 from .._drafts import validation
+from .._drafts.batch import joined
 from .._drafts.codec import Codec, Encoded
 from .._drafts.draft import Draft, draft, drafts
 from .._drafts.options import COLUMNS, JobOptions, OneJobOptions
