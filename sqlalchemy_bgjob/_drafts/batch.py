@@ -21,7 +21,7 @@ class OpenBatch:
         tables: The models of its BGJob.
         on_dead: What becomes of the batch while one of its jobs is dead.
         then: The job that follows it.
-        drafted: How many jobs were made for it here.
+        drafted: How many jobs were made for it here that must be in its transaction.
         is_open: Whether jobs can be added.
     """
 
@@ -71,6 +71,8 @@ def batch_id(options: Mapping[str, Any]) -> str | None:
 def joined(options: Mapping[str, Any], tables: object, count: int = 1) -> None:
     """Note that *count* jobs of these tables were made for the batch that options name.
 
+    Not of those that are left out if they are there already: perhaps none of them is inserted.
+
     Raises:
         ValueError: The batch is of other tables.
     """
@@ -78,4 +80,5 @@ def joined(options: Mapping[str, Any], tables: object, count: int = 1) -> None:
     if isinstance(batch, OpenBatch):
         if batch.tables is not tables:
             raise ValueError(f"{batch!r} is of another BGJob() than the handler")
-        batch.drafted += count
+        if options.get("on_conflict") != "ignore":
+            batch.drafted += count

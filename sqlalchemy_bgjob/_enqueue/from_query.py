@@ -85,7 +85,7 @@ def enqueue_from(
     on_conflict = on_conflict_of(options)
     models = registered(handler).models
     labels = _check_labels(handler, select)
-    joined(options, models)
+    joined(options, models, 0)  # it may have no row
     options = handler.additions.with_headers(handler.type, handler.queue, options, None)
     values = Common.of(handler.type, handler.queue, options).with_headers(options)._asdict()
     for label, argument in (("delay", values["delay"]), ("priority", values["priority"] or None)):

@@ -125,10 +125,10 @@ def enqueue_type(
     options: EnqueueOptions,
 ) -> Any:
     """As :func:`enqueue`, for a producer that knows only the type's name."""
-    joined(options, models)
     codec, queue = (UNTYPED, "") if handler is None else (handler.codec, handler.queue)
     options = additions.with_headers(type, queue, options)
     job = draft(codec, type, queue, arg, options.get("id"), options)
+    joined(options, models)
     return _enqueue(target, models, job, options, call="BGJob.enqueue")
 
 

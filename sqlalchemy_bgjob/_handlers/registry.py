@@ -185,8 +185,9 @@ class JobType(Generic[A]):
             )
         if is_enqueued:
             options = self.additions.with_headers(self.type, self.queue, options)
+        made = draft(self.codec, self.type, self.queue, arg, id, options)
         joined(options, self.models)
-        return draft(self.codec, self.type, self.queue, arg, id, options)
+        return made
 
     def drafts(
         self,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, func, select, text
+from sqlalchemy import Engine, create_engine, false, func, literal, select, text
 from sqlalchemy import values as rows_of
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import column
 from sqlalchemy.types import Integer
 
-from sqlalchemy_bgjob import BGJob, Context, Unique, enqueue, enqueue_from, enqueue_many
+from sqlalchemy_bgjob import Context, InvalidArg, Unique, enqueue, enqueue_from, enqueue_many
 from sqlalchemy_bgjob._handlers.outcomes import (
     CANCELLED,
     COMPLETED,
@@ -170,6 +170,32 @@ def test_a_batch_without_jobs_is_finished_at_once(press: Press) -> None:
 
     assert press.info(batch).finished_at is not None
     assert press.followers() == [(batch.then_id, b'"Faust"')]
+
+
+def without_a_row(press: Press, connection: Connection, batch: OpenBatch) -> None:
+    nothing = select(literal(1).label("number")).where(false())
+    assert enqueue_from(connection, press.page, nothing, batch=batch) == 0
+
+
+def of_duplicates(press: Press, connection: Connection, batch: OpenBatch) -> None:
+    enqueue(connection, press.page, 1, id="there")
+    enqueue(connection, press.page, 1, id="there", on_conflict="ignore", batch=batch)
+    enqueue_many(connection, press.page, [1], ids=["there"], on_conflict="ignore", batch=batch)
+
+
+def of_what_is_refused(press: Press, connection: Connection, batch: OpenBatch) -> None:
+    with pytest.raises(InvalidArg):
+        enqueue(connection, press.page, object(), batch=batch)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("add", [without_a_row, of_duplicates, of_what_is_refused])
+def test_jobs_that_are_not_inserted_are_not_missed(press: Press, add: Any) -> None:
+    """No batch waits for them, and its block ends as one without jobs."""
+    with press.engine.begin() as connection, press.jobs.batch(connection) as batch:
+        add(press, connection, batch)
+
+    assert press.info(batch).total == 0
+    assert press.info(batch).finished_at is not None
 
 
 def test_a_block_that_raises_leaves_no_batch(press: Press) -> None:
