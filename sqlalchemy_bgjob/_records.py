@@ -100,8 +100,9 @@ class HasRecords:
         """Wait until a job has ended, in whichever way, and return its record.
 
         It takes an engine, as it waits: each look is a transaction of its own. It looks every 50 ms
-        at first, and every second at last. Commit the job first, as others can't see it before. In
-        a handler, don't wait for a job of the same queue, which may need this handler's slot.
+        at first, and every second at last. Commit the job first, as others can't see it before; the
+        job that follows a batch may be waited for as soon as the batch is committed. In a handler,
+        don't wait for a job of the same queue, which may need this handler's slot.
 
         Args:
             target: An Engine, or an AsyncEngine (then await the result).

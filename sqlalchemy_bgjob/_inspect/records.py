@@ -6,6 +6,7 @@ from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import Connection, Row
 
+from .._drafts.batch import FOLLOWER
 from .registered import ask
 
 State = Literal["live", "completed", "dead", "cancelled", "expired"]
@@ -94,9 +95,12 @@ def find(
     Without its result it may be asked by the role of a dashboard.
 
     A job that was redriven, or enqueued anew under its id, has a record of its earlier life: it is
-    told as a live one of which nothing is known yet.
+    told as a live one of which nothing is known yet. The job that follows a batch is live before it
+    has a row: as soon as the batch is there.
     """
     statement = _FIND_ALL if with_result else _FIND
+    if id.endswith(FOLLOWER):
+        statement = statement.replace(_IS_THERE, _IS_THERE_OR_FOLLOWS)
     (row,) = ask(connection, statement, schema, table_prefix, id=id)
     if row.job_id is None:
         return Found(None, row.is_live)
@@ -163,8 +167,12 @@ _COLUMNS: Final = (
     "job_id, queue, type, state, attempt, progress, error, enqueued_at, due_at, started_at, "
     "ended_at, keep_until"
 )
+_IS_THERE: Final = "EXISTS (SELECT FROM ONLY {job} AS job WHERE job.id = asked.id)"
+_IS_THERE_OR_FOLLOWS: Final = f"""({_IS_THERE} OR EXISTS (
+      SELECT FROM ONLY {{batch}} AS batch WHERE batch.id = left(asked.id, -{len(FOLLOWER)})
+      AND batch.finished_at IS NULL AND batch.then_type IS NOT NULL))"""  # noqa: S608
 _FIND: Final = f"""
-    SELECT EXISTS (SELECT FROM ONLY {{job}} AS job WHERE job.id = asked.id) AS is_live, {_COLUMNS}
+    SELECT {_IS_THERE} AS is_live, {_COLUMNS}
     FROM (SELECT CAST(:id AS text) AS id) AS asked
     LEFT JOIN ONLY {{record}} AS record ON record.job_id = asked.id
 """  # noqa: S608 - no value is in it

@@ -18,6 +18,7 @@ from sqlalchemy_bgjob import (
     RecordsOutOfDate,
     Retry,
     constant,
+    enqueue,
 )
 from sqlalchemy_bgjob._inspect.records import Progress
 from support.databases import with_driver
@@ -412,6 +413,34 @@ def test_a_job_that_is_redriven_is_waited_for_again(workbench_url: str) -> None:
         bench.jobs.wait(bench.outside, job_id, timeout=0)
     bench.run()
     assert (bench.record(job_id).state, bench.record(job_id).result) == ("completed", 1)
+    bench.close()
+
+
+def test_what_follows_a_batch_is_waited_for(workbench_url: str) -> None:
+    """As soon as the batch is committed, though the job has no row before the last one's end."""
+    bench = RecordingBench(FLAVORS[0], workbench_url)
+    bench.reset()
+    page = bench.handler("page", lambda ctx: None, uses_session=False)
+    bind = bench.handler("bind", lambda ctx: Complete(result=7), uses_session=False, record=KEPT)
+    committing = bench.outside.execution_options(isolation_level="READ COMMITTED")
+    with committing.begin() as connection:
+        with bench.jobs.batch(connection, then=bind.job()) as batch:
+            enqueue(connection, page, batch=batch)
+        with bench.jobs.batch(connection) as other:
+            enqueue(connection, page, batch=other)
+
+    follower = batch.then_id
+    assert follower is not None
+    assert bench.jobs.wait(bench.outside, f"{other.id}:then") is None
+    with pytest.raises(TimeoutError):
+        bench.jobs.wait(bench.outside, follower, timeout=0)
+
+    def drive() -> None:
+        record = bench.jobs.wait(bench.outside, follower, timeout=60)
+        assert record is not None
+        assert record.result == 7
+
+    bench.run(during=drive)
     bench.close()
 
 
