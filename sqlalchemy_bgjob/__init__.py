@@ -12,6 +12,7 @@ from ._version import __version__ as __version__
 if TYPE_CHECKING:
     # "as" is what makes a name public to type checkers, which can't read __all__ below.
     # isort: off
+    from ._drafts.batch import OpenBatch as OpenBatch
     from ._drafts.unique import Unique as Unique
     from ._enqueue.from_query import enqueue_from as enqueue_from
     from ._enqueue.many import BulkResult as BulkResult, enqueue_many as enqueue_many
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ._handlers.registry import JobType as JobType
     from ._handlers.timetable import next_fire_time as next_fire_time
     from ._inspect.backlog import Backlog as Backlog
+    from ._inspect.batches import BatchInfo as BatchInfo
     from ._inspect.health import Health as Health
     from ._inspect.pressure import Pressure as Pressure
     from ._inspect.records import JobRecord as JobRecord, Progress as Progress
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     # isort: on
 
 _HOMES = {
+    "_drafts.batch": ("OpenBatch",),
     "_drafts.unique": ("Unique",),
     "_enqueue.from_query": ("enqueue_from",),
     "_enqueue.many": ("BulkResult", "enqueue_many"),
@@ -90,6 +93,7 @@ _HOMES = {
     "_handlers.registry": ("JobType",),
     "_handlers.timetable": ("next_fire_time",),
     "_inspect.backlog": ("Backlog",),
+    "_inspect.batches": ("BatchInfo",),
     "_inspect.health": ("Health",),
     "_inspect.pressure": ("Pressure",),
     "_inspect.records": ("JobRecord", "Progress"),

@@ -44,6 +44,7 @@ PAGES = (
 )
 """Those whose blocks are one program, in this order; pages of frameworks have projects."""
 GUIDES_OF_OTHER_TESTS = {
+    "batches": "test_batches_page.py",
     "command_line": "test_dev_command.py",
     "metrics": "test_metrics_pages.py",
     "records": "test_records_page.py",
