@@ -69,8 +69,8 @@ class Looking(OnTarget):
             arg: The whole arg, or a mapping of some of its fields.
             **wanted: ``queue``, ``id``, ``priority``, ``headers`` (some of them), ``delay``
                 (seconds or a timedelta), ``run_at``, ``unique`` (a key, or a Unique of a key and
-                its scope), and ``count``: then exactly N jobs fit. Anything else is a field of the
-                arg: ``order_id=7``.
+                its scope), ``batch`` (what ``jobs.batch`` gives, or its id), and ``count``: then
+                exactly N jobs fit. Anything else is a field of the arg: ``order_id=7``.
 
         Raises:
             AssertionError: None fits, or not *count* of them do. It shows the nearest three jobs,
@@ -135,6 +135,7 @@ class Looking(OnTarget):
                 running=row.claimed_by is not None,
                 unique=key,
                 unique_scope=scope,
+                batch=row.batch_id,
             )
             for row in unit.execute(self._statements.operate.live_jobs)
             for key, scope in [split(row.unique_key, row.period_key)]

@@ -8,6 +8,7 @@ from typing import Any, Final, Self, get_args
 
 from .._db.errors import did_you_mean
 from .._drafts import codec, validation
+from .._drafts.batch import OpenBatch
 from .._drafts.unique import Scope, Unique
 from .._handlers.registry import JobType
 
@@ -16,7 +17,7 @@ ANY: Final[Any] = object()
 """Any arg."""
 _NONE: Final = object()
 NEAREST: Final = 3
-_EXACT: Final = ("queue", "id", "priority", "run_at", "unique")
+_EXACT: Final = ("queue", "id", "priority", "run_at", "unique", "batch")
 _OPTIONS: Final = (*_EXACT, "delay", "headers", "count")
 _PLAIN: Final = (int, str, float, bool, bytes)
 """Types of args without fields."""
@@ -49,6 +50,8 @@ class EnqueuedJob:
     """Its unique key."""
     unique_scope: Scope | None = None
     """For how long the key keeps others away, ``"live"``, ``"queued"`` or ``"period"``."""
+    batch: str | None = None
+    """The id of its batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Wanted:
         type: The job's.
         arg: The whole arg; ANY if it does not matter.
         fields: Some fields of the arg.
-        exact: The job's queue, id, priority, time and unique key, as far as they are given.
+        exact: The job's queue, id, priority, time, unique key and batch, as far as they are given.
         headers: Some of its headers.
         delay: Seconds from its enqueue until it is due.
         count: How many jobs are to fit; None for at least one.
@@ -83,6 +86,8 @@ class Wanted:
             )
         rest = dict(wanted)
         exact: dict[str, Any] = {name: rest.pop(name) for name in _EXACT if name in rest}
+        if isinstance(batch := exact.get("batch"), OpenBatch):
+            exact["batch"] = batch.id
         headers, count = rest.pop("headers", {}), rest.pop("count", None)
         delay: float | timedelta | None = rest.pop("delay", None)
         if count is not None and count < 1:

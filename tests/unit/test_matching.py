@@ -40,6 +40,7 @@ def job(id: str = "1", type: str = "send", **changes: Any) -> EnqueuedJob:
         "running": False,
         "unique": "k",
         "unique_scope": "queued",
+        "batch": "b",
     }
     return EnqueuedJob(id=id, type=type, **(values | changes))
 
@@ -55,6 +56,7 @@ def test_what_fits_has_no_difference() -> None:
     assert differs(order_id=7, queue="mail", id="1", priority=0, run_at=AT) == []
     assert differs(headers={"a": 1}, delay=timedelta(minutes=1)) == []
     assert differs(unique="k") == differs(unique=Unique("k", "queued")) == []
+    assert differs(batch="b") == []
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,7 @@ def test_what_fits_has_no_difference() -> None:
         (ANY, {"size": 8}, "it has no size"),
         (ANY, {"unique": "other"}, "its unique is 'k'"),
         (ANY, {"unique": Unique("k")}, "its unique is 'k', of scope 'queued'"),
+        (ANY, {"batch": "c"}, "its batch is 'b'"),
         (ANY, {"headers": {"a": 2}}, "header a is 1"),
         ({"to": {"city": "Paris"}}, {}, "to.city is 'London'"),
         ({"to": {"street": "x"}}, {}, "it has no to.street"),

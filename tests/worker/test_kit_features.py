@@ -95,6 +95,23 @@ def test_keys_cancel_expiry_and_the_dlq_are_real(session: Session, bgjob: JobKit
     session.rollback()
 
 
+def test_what_follows_a_batch_runs_in_the_tests_transaction(
+    session: Session, bgjob: JobKit
+) -> None:
+    with jobs.batch(session, then=send.job("all")) as batch:
+        for name in ("ada", "bob"):
+            enqueue(session, send, name, batch=batch)
+    enqueue(session, send, "eve")
+    bgjob.assert_enqueued(session, send, batch=batch, count=2)
+    bgjob.assert_enqueued(session, send, "eve", batch=None)
+    bgjob.refute_enqueued(session, send, "all")
+
+    assert [type(each) for each in bgjob.work_due(session)] == [Complete] * 4
+    told = [each for each in seen if " by " in each]
+    assert told[-1].startswith("all by ")
+    session.rollback()
+
+
 def test_a_savepoint_of_the_test_takes_its_jobs_with_it(session: Session, bgjob: JobKit) -> None:
     with session.begin_nested() as savepoint:
         enqueue(session, send, "ada")
