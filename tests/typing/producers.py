@@ -10,12 +10,13 @@ from datetime import datetime, timedelta
 from typing import Any, assert_type
 
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session
 from sqlmodel import Session as SQLModelSession
 
 from sqlalchemy_bgjob import (
+    BatchInfo,
     BGJob,
     BulkResult,
     Context,
@@ -25,6 +26,7 @@ from sqlalchemy_bgjob import (
     JobRef,
     JobType,
     MoveToDlq,
+    OpenBatch,
     Outcome,
     PastError,
     Redriven,
@@ -183,6 +185,52 @@ async def async_targets(
     assert enqueue(session, send_receipt, Receipt(1)).inserted  # E: attr-defined
     await enqueue(session, send_receipt)  # E: arg-type
     await enqueue(session, send_receipt, "7")  # E: misc
+
+
+def batches(
+    session: Session, scoped: scoped_session[Session], connection: Connection, engine: Engine
+) -> str:
+    with jobs.batch(session, then=clean_up.job(), on_dead="stop") as batch:
+        assert_type(batch, OpenBatch)
+        enqueue(session, send_receipt, Receipt(1), batch=batch)
+        enqueue_many(session, send_receipt, [Receipt(1)], batch=batch)
+        enqueue_from(session, send_receipt, select(jobs.Job.id), batch=batch)
+        jobs.enqueue(session, "send_receipt", {"order_id": 1}, batch=batch)
+        session.add(send_receipt.job(Receipt(1), batch=batch))
+    with jobs.batch(scoped), jobs.batch(connection):
+        pass
+    assert_type(batch.then_id, str | None)
+    assert_type(jobs.batch_info(engine, batch.id), BatchInfo | None)
+    jobs.cancel_where(session, jobs.Job.batch_id == batch.id)
+    session.execute(delete(jobs.Batch).where(jobs.Batch.id == batch.id))
+
+    jobs.batch(engine)  # E: call-overload
+    jobs.batch(session, then=clean_up)  # E: call-overload
+    jobs.batch(session, on_dead="cancel")  # E: call-overload
+    enqueue(session, send_receipt, Receipt(1), batch=batch.id)  # E: call-overload
+    return batch.id
+
+
+async def async_batches(
+    session: AsyncSession,
+    scoped: async_scoped_session[AsyncSession],
+    connection: AsyncConnection,
+    engine: AsyncEngine,
+    other: Session,
+) -> None:
+    async with jobs.batch(session, then=clean_up.job()) as batch:
+        assert_type(batch, OpenBatch)
+        await enqueue(session, send_receipt, Receipt(1), batch=batch)
+    async with jobs.batch(scoped), jobs.batch(connection):
+        pass
+    assert_type(await jobs.batch_info(engine, batch.id), BatchInfo | None)
+
+    with jobs.batch(session):  # E: attr-defined
+        pass
+    async with jobs.batch(other):  # E: attr-defined
+        pass
+    jobs.batch(engine)  # E: call-overload
+    jobs.batch_info(engine, batch.id)  # E: unused-coroutine
 
 
 def dead_jobs(session: Session) -> None:
