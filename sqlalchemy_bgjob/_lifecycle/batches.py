@@ -5,12 +5,15 @@ has looked at, since a worker was killed in between, or since a user's transacti
 last job, the leader finds; see :mod:`.._worker.batch_sweep`.
 """
 
+import logging
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from .._db.errors import doubts_session, lost_connection, ran_out_of_time, summary
 from .._db.targets import Unit, can_notify
 from .._drafts.batch import OpenBatch
 from .._handlers.outcomes import ENDED
@@ -18,6 +21,8 @@ from .._sql import Statements
 from .._sql.words import parameters
 from . import run
 from .settle import Pending
+
+logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 def close(unit: Unit, statements: Statements, batch: OpenBatch) -> None:
@@ -37,7 +42,8 @@ def close(unit: Unit, statements: Statements, batch: OpenBatch) -> None:
         "then_arg": then and then.arg,
         "then_headers": then and then.common.headers,
     }
-    total = unit.execute(statements.batches.close(unit.can_notify), parameters(**given)).first()[0]
+    row: Any = unit.execute(statements.batches.close(unit.can_notify), parameters(**given)).one()
+    total = row[0]
     if batch.drafted and not total:
         raise ValueError(
             f"none of the {batch.drafted} jobs made for {batch!r} is in this transaction; enqueue "
@@ -55,9 +61,34 @@ def batches_of(items: Iterable[Pending]) -> set[str]:
 
 
 def finish(connection: Connection, statements: Statements, ids: Collection[str]) -> list[str]:
-    """Finish those batches that are over; their ids. Commits."""
-    with connection.begin():
-        return finish_within(connection, statements, ids)
+    """Finish those batches that are over; their ids. Commits.
+
+    If the job that follows one of them is refused, by a constraint or a trigger of the user's, each
+    is finished by itself: that one is left as it is, and the log names it.
+
+    Raises:
+        DBAPIError: It is not due to a row: the connection was lost, or the role may not.
+    """
+    try:
+        with connection.begin():
+            return finish_within(connection, statements, ids)
+    except DBAPIError as error:
+        if not _is_due_to_a_row(error):
+            raise
+    finished: list[str] = []
+    for id in ids:
+        try:
+            with connection.begin():
+                finished += finish_within(connection, statements, [id])
+        except DBAPIError as error:
+            if not _is_due_to_a_row(error):
+                raise
+            logger.warning("batch %s is over, and what follows is refused: %s", id, summary(error))
+    return finished
+
+
+def _is_due_to_a_row(error: DBAPIError) -> bool:
+    return not (lost_connection(error) or ran_out_of_time(error) or doubts_session(error))
 
 
 def finish_within(

@@ -408,6 +408,27 @@ def test_the_sweep_goes_on_behind_where_it_stopped(press: Press) -> None:
     assert len(press.followers()) == 3
 
 
+def test_a_follower_that_is_refused_holds_up_no_other_batch(
+    press: Press, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a constraint of the user's; it follows when that is gone."""
+    refused, fine = press.print(1), press.print(1)
+    press.settle(press.claim())
+    with press.engine.begin() as connection:
+        rule = f"CONSTRAINT of_the_user CHECK (id <> '{refused.then_id}')"
+        connection.exec_driver_sql(f"ALTER TABLE bgjob_job ADD {rule}")
+    try:
+        assert press.sweep().finished == [fine.id]
+        assert press.finish(refused) == []
+        assert f"batch {refused.id} is over, and what follows is refused" in caplog.text
+    finally:
+        with press.engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE bgjob_job DROP CONSTRAINT of_the_user")
+
+    assert press.sweep().finished == [refused.id]
+    assert len(press.followers()) == 2
+
+
 def test_old_batches_are_forgotten(press: Press) -> None:
     """Those that are not finished never are."""
     old, new, unfinished = press.print(0), press.print(0), press.print(1)
