@@ -149,6 +149,8 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield from (Privilege("unique_period", verb) for verb in ("SELECT", "INSERT", "UPDATE"))
             yield Privilege("worker", "SELECT", ("id", "waits_for"))
             yield from (Privilege("batch", verb) for verb in ("SELECT", "INSERT"))
+            # Who makes a batch may ask how far it is.
+            yield Privilege("dead_job", "SELECT", ("batch_id",))
         case "worker":
             yield from _all_on("job")
             yield Privilege("dead_job", "INSERT")
@@ -168,7 +170,8 @@ def _needs(task: Task) -> Iterator[Privilege]:
             yield Privilege("worker", "SELECT")
             yield from (Privilege("schedule", verb) for verb in _ALL)
             yield from (Privilege("control", verb) for verb in _ALL)
-            yield Privilege("batch", "SELECT")
+            # Without its row nothing follows a batch whose jobs were cancelled.
+            yield from (Privilege("batch", verb) for verb in ("SELECT", "DELETE"))
         case "dashboard":
             yield Privilege("job", "SELECT", _without_arg("job"))
             yield Privilege("dead_job", "SELECT", _without_arg("dead_job"))

@@ -238,11 +238,12 @@ def test_what_a_role_lacks_is_told(tables: Engine) -> None:
     told = [finding.text for finding in found if finding.level == "problem"]
     assert [text.split(" which")[0] for text in told] == [
         'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_job",',
-        'this role lacks INSERT, SELECT ("job_id") ON "bgjob_dead_job",',
+        'this role lacks INSERT, SELECT ("job_id", "batch_id") ON "bgjob_dead_job",',
         'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_worker",',
         'this role lacks SELECT, INSERT, UPDATE ON "bgjob_schedule",',
         'this role lacks SELECT ON "bgjob_control",',
         'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_unique_period",',
+        'this role lacks SELECT, INSERT, UPDATE, DELETE ON "bgjob_batch",',
     ]
     assert told[4].endswith(
         f'as the owner of the tables run: GRANT SELECT ON "bgjob_control" TO "{role}";'

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine, MetaData, create_engine, event, literal, select, text, true
+from sqlalchemy import Engine, MetaData, create_engine, delete, event, literal, select, text, true
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
@@ -65,6 +65,8 @@ class Roles:
                     enqueue(ctx.session, handle, 1)
                     for _ in range(2):
                         enqueue(ctx.session, handle, 1, unique=Unique("over", period=60))
+                    with self.jobs.batch(ctx.session) as batch:
+                        enqueue(ctx.session, handle, 1, batch=batch)
                 case "retry" if ctx.job.attempt == 1:
                     raise ValueError
                 case "reschedule" if ctx.job.attempt == 1:
@@ -137,7 +139,7 @@ def shared(module_engine: Engine) -> Iterator[Roles]:
 @pytest.fixture
 def roles(shared: Roles) -> Roles:
     """The same for all tests of the module; the tables are empty."""
-    tables = ("job", "dead_job", "worker", "schedule", "unique_period")
+    tables = ("job", "dead_job", "worker", "schedule", "unique_period", "batch")
     sql(shared.owner, ";".join(f"DELETE FROM @{table}" for table in tables))
     return shared
 
@@ -178,13 +180,16 @@ def enqueue_in_every_way(roles: Roles) -> None:
         session.flush()
         read_back = ("attempt", "crashes", "lease", "next_run_at", "created_at", "updated_at")
         assert all(getattr(job, name) is not None for name in read_back)
+    with Session(engine) as session, session.begin(), jobs.batch(session) as batch:
+        enqueue(session, roles.handle, 1, batch=batch)
+    assert jobs.batch_info(engine, batch.id) is not None
     enqueue_many(engine, roles.handle, range(2_000))
 
 
 def test_who_enqueues_may_in_every_way(roles: Roles) -> None:
     enqueue_in_every_way(roles)
 
-    assert roles.count("job") == 1 + 2 + 2_000 + 1 + 1 + 7 + 2
+    assert roles.count("job") == 1 + 2 + 2_000 + 1 + 1 + 7 + 2 + 1
 
 
 @pytest.mark.core
@@ -284,7 +289,7 @@ def refusals() -> Iterator[list[str]]:
 
 
 def put_one_of_each_end(roles: Roles) -> None:
-    """And a schedule in code that is due; another one has no row yet. And a period that is over."""
+    """And a schedule in code that is due; another has no row yet. A period and a batch are over."""
     sql(
         roles.owner,
         "INSERT INTO @unique_period (key, job_id, until)"
@@ -295,6 +300,8 @@ def put_one_of_each_end(roles: Roles) -> None:
         "INSERT INTO @schedule (name, source, type, queue, arg, cron, next_at)"
         " VALUES ('due', 'code', 't', 'default', '1', '@yearly', now() - interval '1 s')",
     )
+    old = "('old', now() - interval '1 month')"
+    sql(roles.owner, f"INSERT INTO @batch (id, finished_at) VALUES {old}")
     ends = ("complete", "enqueue", "retry", "reschedule", "dead")
     enqueue_many(roles.owner, roles.every_end, ends)
 
@@ -312,7 +319,7 @@ def work(roles: Roles, refusals: list[str]) -> None:
 
 
 def done(roles: Roles) -> bool:
-    return (roles.count("job"), roles.count("unique_period")) == (0, 1)
+    return [roles.count(table) for table in ("job", "unique_period", "batch")] == [0, 1, 1]
 
 
 def operate(roles: Roles) -> None:
@@ -332,6 +339,12 @@ def operate(roles: Roles) -> None:
     changes: Any = {"arg": 2, "headers": {"x": 1}, "priority": 3, "delay": 60}
     assert jobs.edit(engine, "live", **changes) == "edited"
     assert jobs.cancel(engine, "live") == "cancelled"
+    with Session(roles.owner) as session, session.begin(), jobs.batch(session) as batch:
+        enqueue(session, roles.handle, 1, batch=batch)
+    assert jobs.batch_info(engine, batch.id) is not None
+    with Session(engine) as session, session.begin():
+        jobs.cancel_where(session, jobs.Job.batch_id == batch.id)
+        session.execute(delete(jobs.Batch).where(jobs.Batch.id == batch.id))
     its = jobs.schedules
     its.put(engine, "s", roles.handle, 1, cron="@daily")
     assert its.pause(engine, "s")
@@ -347,8 +360,8 @@ def operate(roles: Roles) -> None:
 def look(roles: Roles) -> None:
     with roles.engines["dashboard"].connect() as connection:
         jobs = roles.jobs
-        for model in (jobs.Job, jobs.DeadJob, jobs.WorkerRow, jobs.Schedule):
-            columns = [column for column in model.__table__.c if column.name != "arg"]
+        for model in (jobs.Job, jobs.DeadJob, jobs.WorkerRow, jobs.Schedule, jobs.Batch):
+            columns = [column for column in model.__table__.c if not column.name.endswith("arg")]
             connection.execute(select(*columns)).all()
         roles.jobs.pressure(connection, "q")
 
