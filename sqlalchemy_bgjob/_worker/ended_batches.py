@@ -19,6 +19,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 SHARE: Final = 20
 """A look comes at the earliest N times as long after the last one as that took: beside an open
 transaction it reads what is left of all jobs of a batch."""
+AFTER_FAILURE: Final = 10.0
+"""Seconds from a look that failed to the next one: with a privilege that lacks, all of them fail."""
 
 
 class EndedBatches:
@@ -39,7 +41,7 @@ class EndedBatches:
         Raises:
             DBAPIError: The connection was lost; the same batches are looked at again.
         """
-        hands, begun = self._hands, time.monotonic()
+        hands, begun, least = self._hands, time.monotonic(), 0.0
         with hands.lock:
             ids, hands.ended_batches = hands.ended_batches, set()
         try:
@@ -50,5 +52,6 @@ class EndedBatches:
                     hands.ended_batches |= ids
                 raise
             logger.warning("batches were not finished, others will look again: %s", summary(error))
+            least = AFTER_FAILURE
         now = time.monotonic()
-        self._rests_until = now + SHARE * (now - begun)
+        self._rests_until = now + max(SHARE * (now - begun), least)
