@@ -45,7 +45,8 @@ nitpick_ignore_regex = [
     ("py:.*", r".*\._.*|.*\.[A-Z]|.*\.(Decorator|SettingOptions)"),
     ("py:class", "Working|Decorator|ChunkDecorator|HandlerKeywords|ChunkKeywords"),
     ("py:class", r"(Tracer|Meter)Provider|prometheus_client\..*"),
-    ("py:.*", "AsyncTarget|AsyncEngine|Engine|OperationalError|Plugin|ColumnExpressionArgument"),
+    ("py:.*", "AsyncTarget|AsyncUnit|Draft"),
+    ("py:.*", "AsyncEngine|Engine|OperationalError|Plugin|ColumnExpressionArgument"),
 ]
 
 llms_txt_full_file = False
