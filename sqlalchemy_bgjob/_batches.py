@@ -84,7 +84,7 @@ class HasBatches:
         made = OpenBatch(self.models, None if then is None else self._follower(then), on_dead)
         return _Block(self.models, target, made)
 
-    def _follower(self, then: JobMixin) -> Draft:
+    def _follower(self, then: object) -> Draft:
         made = made_of(then) if isinstance(then, JobMixin) else None
         if made is None:
             raise TypeError(

@@ -1,7 +1,7 @@
 """The batches as their rows have them, and how many of their jobs are left."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -153,7 +153,7 @@ _JOBS: Final = """
            coalesce(count(*) > CAST(:most AS bigint), false) AS more
     FROM (SELECT FROM ONLY {table} AS its WHERE its.batch_id = one.id
           LIMIT CAST(:most AS bigint) + 1) AS looked_for
-"""  # noqa: S608 - no value is in it
+"""
 _LIVE: Final = _JOBS.format(table="{job}")
 _DEAD: Final = _JOBS.format(table="{dead_job}")
 

@@ -101,9 +101,7 @@ _LIMITS = text(
     "SELECT set_config('statement_timeout', :longest, true),"
     " set_config('lock_timeout', :wait, true), set_config('jit', 'off', true)"
 )
-_COLUMN = text(
-    "SELECT has_column_privilege(CAST(:table AS text), CAST(:column AS text), 'SELECT')"
-)
+_COLUMN = text("SELECT has_column_privilege(CAST(:table AS text), CAST(:column AS text), 'SELECT')")
 _READABLE = text(
     """
     SELECT record IS NOT NULL AND minute IS NOT NULL AND audit IS NOT NULL,

@@ -170,7 +170,7 @@ _COLUMNS: Final = (
 _IS_THERE: Final = "EXISTS (SELECT FROM ONLY {job} AS job WHERE job.id = asked.id)"
 _IS_THERE_OR_FOLLOWS: Final = f"""({_IS_THERE} OR EXISTS (
       SELECT FROM ONLY {{batch}} AS batch WHERE batch.id = left(asked.id, -{len(FOLLOWER)})
-      AND batch.finished_at IS NULL AND batch.then_type IS NOT NULL))"""  # noqa: S608
+      AND batch.finished_at IS NULL AND batch.then_type IS NOT NULL))"""
 _FIND: Final = f"""
     SELECT {_IS_THERE} AS is_live, {_COLUMNS}
     FROM (SELECT CAST(:id AS text) AS id) AS asked

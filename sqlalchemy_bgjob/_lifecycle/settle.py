@@ -20,7 +20,7 @@ from .._db.encodings import storable
 from .._db.errors import describe, lost_connection, sqlstate, summary
 from .._drafts.ids import new_id
 from .._drafts.validation import CONTENT_TYPE
-from .._handlers.outcomes import ENDED, Kind, Settlement
+from .._handlers.outcomes import ENDED, GONE, Kind, Settlement
 from .._points import WRITE
 from .._sql import Statements
 from . import run

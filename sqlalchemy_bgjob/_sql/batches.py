@@ -5,9 +5,8 @@ end of one of its jobs looks. Of two who end the last ones at the same time, the
 later sees both ends. The row is what is finished once, so the job that follows is inserted once.
 """
 
-from collections.abc import Callable
 from functools import cache, cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -37,6 +36,9 @@ from sqlalchemy.dialects.postgresql import insert as pg_insert
 
 from .._drafts.batch import FOLLOWER
 from .words import ONLY, SECOND, Tables, array_parameter, at, parameter, woken_by
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _FOLLOWS: Final = ("id", "then_queue", "then_type", "then_arg", "then_headers")
 """The columns of a batch of which the job that follows is made."""

@@ -20,7 +20,7 @@ SHARE: Final = 20
 """A look comes at the earliest N times as long after the last one as that took: beside an open
 transaction it reads what is left of all jobs of a batch."""
 AFTER_FAILURE: Final = 10.0
-"""Seconds from a look that failed to the next one: with a privilege that lacks, all of them fail."""
+"""Seconds from a look that failed to the next: without a privilege all of them fail."""
 
 
 class EndedBatches:

@@ -43,9 +43,7 @@ def batches() -> None:
 @tables_options
 @json_option
 @click.pass_context
-def list_(
-    ctx: click.Context, /, unfinished: bool, limit: int, as_json: bool, **where: Any
-) -> int:
+def list_(ctx: click.Context, /, unfinished: bool, limit: int, as_json: bool, **where: Any) -> int:
     """List batches, the one that was made last at the top; with --json one object a line.
 
     One that is "stopped" waits for its dead jobs alone. Jobs of large batches are counted so far:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, create_engine, insert, text
 
-from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._inspect import batches as reads
 from sqlalchemy_bgjob._web import batches as pages
 from sqlalchemy_bgjob.schema._grants import grants
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Connection
+
+    from sqlalchemy_bgjob import BGJob
 
 JSON = {"accept": "application/json"}
 
@@ -206,14 +207,20 @@ def test_a_role_of_earlier_grants_is_told_what_to_do(
 
 
 MANY = (
-    "INSERT INTO bgjob_batch (id, total, finished_at)"
-    " SELECT lpad(CAST(n AS text), 6, '0'), 9, CASE WHEN n % 100 > 0 THEN now() END"
-    " FROM generate_series(1, 9000) AS n",
-    "INSERT INTO bgjob_job (id, queue, type, batch_id) SELECT n, 'q', 't', id"
-    " FROM (SELECT id, row_number() OVER () AS n FROM bgjob_batch) AS batches",
-    "INSERT INTO bgjob_dead_job (id, job_id, queue, type, lease, next_run_at, job_created_at,"
-    " job_updated_at, batch_id) SELECT n, n, 'q', 't', 1, now(), now(), now(), id"
-    " FROM (SELECT id, row_number() OVER () AS n FROM bgjob_batch) AS batches",
+    (
+        "INSERT INTO bgjob_batch (id, total, finished_at)"
+        " SELECT lpad(CAST(n AS text), 6, '0'), 9, CASE WHEN n % 100 > 0 THEN now() END"
+        " FROM generate_series(1, 9000) AS n"
+    ),
+    (
+        "INSERT INTO bgjob_job (id, queue, type, batch_id) SELECT n, 'q', 't', id"
+        " FROM (SELECT id, row_number() OVER () AS n FROM bgjob_batch) AS batches"
+    ),
+    (
+        "INSERT INTO bgjob_dead_job (id, job_id, queue, type, lease, next_run_at, job_created_at,"
+        " job_updated_at, batch_id) SELECT n, n, 'q', 't', 1, now(), now(), now(), id"
+        " FROM (SELECT id, row_number() OVER () AS n FROM bgjob_batch) AS batches"
+    ),
     "ANALYZE bgjob_batch, bgjob_job, bgjob_dead_job",
 )
 """Batches of which one in a hundred is unfinished, each with a live and a dead job."""

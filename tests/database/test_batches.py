@@ -276,7 +276,9 @@ def test_a_batch_belongs_to_a_transaction(press: Press) -> None:
 # ---- the end ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("last", [COMPLETED, CANCELLED, DROPPED, DEAD], ids=lambda end: end.kind.name)
+@pytest.mark.parametrize(
+    "last", [COMPLETED, CANCELLED, DROPPED, DEAD], ids=lambda end: end.kind.name
+)
 def test_it_is_finished_when_the_last_job_has_ended(press: Press, last: Settlement) -> None:
     batch = press.print(3)
     first, second, third = press.claim()
@@ -435,9 +437,7 @@ def test_old_batches_are_forgotten(press: Press) -> None:
     table = press.jobs.models.batch
     with press.engine.begin() as connection:
         before = func.now() - text("interval '1 hour'")
-        connection.execute(
-            table.update().where(table.c.id == old.id).values(finished_at=before)
-        )
+        connection.execute(table.update().where(table.c.id == old.id).values(finished_at=before))
         connection.execute(table.update().values(created_at=before))
 
     assert press.sweep(keep=0.0).forgotten == []

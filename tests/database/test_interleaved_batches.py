@@ -47,7 +47,9 @@ class BatchStage(Stage):
 
     def _end(self, connection: Connection, jobs: list[Any], settlement: Settlement) -> list[Any]:
         """As a worker does; what was locked is tried again, and looked at again, later."""
-        fates = settle.settle(connection, self.statements, [Pending(job, settlement) for job in jobs])
+        fates = settle.settle(
+            connection, self.statements, [Pending(job, settlement) for job in jobs]
+        )
         ended = batches.batches_of(item for item, fate in fates if fate is Fate.SETTLED)
         if ended:
             batches.finish(connection, self.statements, ended)

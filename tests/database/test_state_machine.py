@@ -255,7 +255,8 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.statements = statements_of(self.jobs.models)
         with self.engine.begin() as connection:
-            for kind in ("job", "dead_job", "worker", "schedule", "control", "unique_period", "batch"):
+            jobs, others = ("job", "dead_job"), ("worker", "schedule", "control", "unique_period")
+            for kind in (*jobs, *others, "batch"):
                 table = f"bgjob_{kind}"
                 connection.execute(text(f"DELETE FROM {table}"))
             for worker in (*WORKERS, JUDGE):

@@ -79,8 +79,7 @@ def chunks(bench: Workbench, work: Any, *, uses_session: bool, **options: Any) -
             ctx.session.connection()
         work(ctx)
 
-    made = register(function)
-    return made
+    return register(function)
 
 
 @one_of_each
@@ -119,9 +118,7 @@ def test_a_worker_until_idle_does_what_follows(bench: Workbench) -> None:
 
 
 @one
-def test_without_batches_nothing_is_sent(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_batches_nothing_is_sent(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     page = bench.handler("page", lambda ctx: None, uses_session=False)
     bench.sql("TRUNCATE bgjob_batch")
     sweeps: list[str] = []
@@ -144,9 +141,7 @@ def test_the_leader_finishes_what_nobody_has_looked_at(bench: Workbench, tune: T
     for _ in range(5):
         batch_of(bench, page, 1, follower)
     bench.sql("DELETE FROM bgjob_job")
-    bench.sql(
-        "INSERT INTO bgjob_batch (id, finished_at) VALUES ('old', now() - interval '1 hour')"
-    )
+    bench.sql("INSERT INTO bgjob_batch (id, finished_at) VALUES ('old', now() - interval '1 hour')")
 
     bench.run(until=lambda: len(ran) == 5, health_interval=0.05, batch_keep=60.0)
 
