@@ -72,16 +72,10 @@ def test_each_batch_is_followed_once(
 
 
 def add_batch(engine: Engine, page: Any, bind: Any, number: int) -> None:
-    with Session(engine) as session, session.begin():
-        with app.jobs.batch(session, then=bind.job(f"bound {number}")) as batch:
-            pages = [f"page {n} of {number}" for n in range(PAGES)]
-            enqueue_many(session, page, pages, batch=batch)
-
-
-def left(engine: Engine) -> int | None:
-    """Jobs, and batches that are not finished."""
-    jobs = select(func.count()).select_from(app.jobs.Job).scalar_subquery()
-    batch = app.jobs.Batch
-    batches = select(func.count()).where(batch.finished_at.is_(None)).scalar_subquery()
-    with engine.connect() as connection:
-        return connection.scalar(select(jobs + batches))
+    with (
+        Session(engine) as session,
+        session.begin(),
+        app.jobs.batch(session, then=bind.job(f"bound {number}")) as batch,
+    ):
+        pages = [f"page {n} of {number}" for n in range(PAGES)]
+        enqueue_many(session, page, pages, batch=batch)

@@ -200,12 +200,10 @@ def test_jobs_that_are_not_inserted_are_not_missed(press: Press, add: Any) -> No
 
 def test_a_block_that_raises_leaves_no_batch(press: Press) -> None:
     with press.engine.begin() as connection:
-        with (
-            pytest.raises(LookupError),
-            press.jobs.batch(connection, then=press.bind.job("Faust")) as batch,
-        ):
-            enqueue(connection, press.page, 1, batch=batch)
-            raise LookupError
+        block = press.jobs.batch(connection, then=press.bind.job("Faust"))
+        batch = block.__enter__()
+        enqueue(connection, press.page, 1, batch=batch)
+        assert not block.__exit__(LookupError, LookupError(), None)
         with pytest.raises(ValueError, match="takes no jobs now"):
             enqueue(connection, press.page, 1, batch=batch)
 
@@ -214,7 +212,7 @@ def test_a_block_that_raises_leaves_no_batch(press: Press) -> None:
 
 
 def test_headers_of_the_application_go_with_the_follower(press: Press) -> None:
-    press.jobs.on_enqueue(lambda type, queue: {"request": f"of {type}"})
+    press.jobs.on_enqueue(lambda kind, queue: {"request": f"of {kind}"})
     batch = press.print(1)
     press.settle(press.claim())
     press.finish(batch)
