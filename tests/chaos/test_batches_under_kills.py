@@ -79,3 +79,12 @@ def add_batch(engine: Engine, page: Any, bind: Any, number: int) -> None:
     ):
         pages = [f"page {n} of {number}" for n in range(PAGES)]
         enqueue_many(session, page, pages, batch=batch)
+
+
+def left(engine: Engine) -> int | None:
+    """Jobs, and batches that are not finished."""
+    jobs = select(func.count()).select_from(app.jobs.Job).scalar_subquery()
+    batch = app.jobs.Batch
+    batches = select(func.count()).where(batch.finished_at.is_(None)).scalar_subquery()
+    with engine.connect() as connection:
+        return connection.scalar(select(jobs + batches))
