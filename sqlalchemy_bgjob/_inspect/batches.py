@@ -29,7 +29,8 @@ class BatchInfo:
         dead: How many are dead now.
         more_live, more_dead: Whether there are more than that: counting stopped there.
         on_dead: ``"continue"`` or ``"stop"``: whether dead jobs keep it from finishing.
-        then_type, then_queue: Of the job that follows it; None if there is none.
+        then_type: The type of the job that follows it; None if there is none.
+        then_queue: The queue of that job.
         created_at: When the transaction began that made it.
         finished_at: When it was over; None until then.
         now: The database's time at which this was read.
