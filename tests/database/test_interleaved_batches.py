@@ -118,12 +118,12 @@ def stopping(server: TestServer) -> Iterator[StoppingStage]:
         yield stage
 
 
-@pytest.mark.parametrize(("first", "second"), combinations_with_replacement(ALL, 2))
+@pytest.mark.parametrize(("first", "second"), list(combinations_with_replacement(ALL, 2)))
 def test_batches_are_as_if_one_came_first(stage: BatchStage, first: str, second: str) -> None:
     stage.check(first, second)
 
 
-@pytest.mark.parametrize(("first", "second"), combinations_with_replacement(STOPPING, 2))
+@pytest.mark.parametrize(("first", "second"), list(combinations_with_replacement(STOPPING, 2)))
 def test_batches_that_stop_are_as_if_one_came_first(
     stopping: StoppingStage, first: str, second: str
 ) -> None:
