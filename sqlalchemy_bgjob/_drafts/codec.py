@@ -25,9 +25,12 @@ import msgspec.inspect
 
 from ..exceptions import InvalidArg
 from ..settings import MAX_ARG_SIZE
+from .dump import dump
 from .explain import explain
+from .kinds import is_model
+from .paths import join
 from .shapes import ANYTHING, members, model_names, shape_of
-from .storable import MAX_DEPTH, check, dump, is_model, join, size_problem
+from .storable import MAX_DEPTH, check, size_problem
 
 OCTET_STREAM = "application/octet-stream"
 

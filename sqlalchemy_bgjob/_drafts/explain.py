@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from .storable import join
+from .paths import join
 
 _SAFE_REASON = re.compile(
     r"Expected `|Integer value out of range|Number out of range|"
