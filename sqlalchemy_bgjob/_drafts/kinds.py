@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from uuid import UUID
 
 import msgspec
@@ -91,7 +91,9 @@ def _find_out(item: Any) -> int:
     for base, kind in _BASES:
         if isinstance(item, base):
             return kind
-    return UNSUPPORTED if field_names(type(item)) is None else OBJECT
+    cls = type(item)
+    is_encoded = field_names(cls) is not None and _left_out(cls) is None
+    return OBJECT if is_encoded else UNSUPPORTED
 
 
 def field_names(cls: type) -> dict[str, str] | None:
@@ -105,6 +107,12 @@ def field_names(cls: type) -> dict[str, str] | None:
     if attrs is not None:
         return {attribute.name: attribute.name for attribute in attrs}
     return None
+
+
+def _left_out(cls: type) -> str | None:
+    """A field of an attrs class that msgspec does not encode, as its name begins with ``_``."""
+    names = (attribute.name for attribute in getattr(cls, "__attrs_attrs__", ()))
+    return next((name for name in names if name.startswith("_")), None)
 
 
 def field_values(item: Any) -> Sequence[Any]:
@@ -142,6 +150,18 @@ def _sqlalchemy_inspect(item: Any) -> Any:
     if inspect is None or isinstance(item, type):
         return None
     return inspect(item, raiseerr=False)
+
+
+def refuse(item: Any, path: Callable[[], str]) -> NoReturn:
+    """Refuse a value of the kind UNSUPPORTED, and say what to do instead."""
+    refuse_foreign(item, path)
+    name, field = type(item).__name__, _left_out(type(item))
+    if field is None:
+        raise InvalidArg(path(), f"{name} has no JSON form; pass plain data")
+    raise InvalidArg(
+        path(),
+        f"{name} has the field {field!r}, and JSON would lack it; begin its name with a letter",
+    )
 
 
 def refuse_foreign(item: Any, path: "str | Callable[[], str]") -> None:

@@ -35,7 +35,7 @@ from .kinds import (
     field_values,
     kind_of,
     known_kinds,
-    refuse_foreign,
+    refuse,
 )
 from .paths import join
 
@@ -118,8 +118,7 @@ def check(value: Any, *, max_size: int = MAX_ARG_SIZE) -> None:  # noqa: C901
                 if not hasattr(type(frames[-1][0]), "__struct_fields__"):
                     _refuse(frames, "UNSET outside of a struct; leave the key out")
             else:
-                refuse_foreign(item, lambda: _path(frames))
-                _refuse(frames, f"{type(item).__name__} has no JSON form; pass plain data")
+                refuse(item, lambda: _path(frames))
             if budget < 0:
                 raise InvalidArg("$", size_problem(max_size))
         else:

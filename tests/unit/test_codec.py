@@ -15,6 +15,7 @@ from decimal import Decimal
 from inspect import Parameter
 from typing import Annotated, Any, Literal, NamedTuple, NewType, NotRequired, TypedDict
 
+import attrs
 import msgspec
 import pydantic
 import pytest
@@ -236,6 +237,22 @@ def test_json_has_no_content_type() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, Decimal("NaN"), Decimal("-inf")])
 def test_nan_and_infinities_are_refused(bad: Any) -> None:
     refused({"items": [1, 2, 3, {"price": bad}]}, "$.items[3].price", "NaN and infinities")
+
+
+@attrs.define
+class Parcel:
+    weight: int
+    _label: str = "none"
+
+
+@pytest.mark.parametrize("annotation", [Any, Parcel, list[Parcel]])
+def test_a_private_field_of_attrs_is_refused(annotation: Any) -> None:
+    """The encoder leaves such a field out, and the handler would get its default."""
+    arg = [Parcel(2, "x")] if annotation == list[Parcel] else Parcel(2, "x")
+    where = "$[0]" if isinstance(arg, list) else "$"
+    with pytest.raises(InvalidArg, match="Parcel has the field '_label'") as refusal:
+        Codec(annotation).encode(arg)
+    assert refusal.value.path == where
 
 
 def test_nan_is_refused_where_null_would_fit() -> None:
