@@ -214,10 +214,10 @@ def fields(annotation: Any) -> Fields | None:
 def _pydantic_fields(model: Any) -> Fields:
     known: set[str] = set()
     required: set[str] = set()
-    for names, field in model_names(model):
+    for _, names, field in model_names(model):
         known.update(names)
         if field.is_required():
-            required.add(names[0])
+            required.update(names[:1])
     return Fields(frozenset(known), frozenset(required))
 
 

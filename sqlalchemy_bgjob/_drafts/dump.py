@@ -1,7 +1,7 @@
 """A pydantic object as plain values, if nothing is lost on the way.
 
 Pydantic's dump is lenient where a queue must not be: it masks secrets, leaves out the fields of a
-subclass, and makes None of NaN.
+subclass, writes fields by names that validation does not know, and makes None of NaN.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ from .kinds import (
     refuse_foreign,
 )
 from .paths import join
-from .shapes import left_out_of_dump
+from .shapes import left_out_of_dump, not_read_back
 
 
 def dump(item: Any, path: "str | Callable[[], str]") -> Any:
@@ -59,6 +59,14 @@ def _lost_in_dump(item: Any, dumped: Any) -> str | None:
     # SQLModel's tables are models, too, and would be dumped like any other.
     if any(_is_object(part) and kind_of(part) == UNSUPPORTED for part in held):
         return "holds an ORM instance; pass the primary key"
+    classes: set[Any] = {type(part) for part in held if _is_object(part)}
+    for cls in classes:
+        if (renamed := not_read_back(cls)) is not None:
+            field, written = renamed
+            return (
+                f"writes {cls.__name__}.{field} as {written!r}, from where it is not read again; "
+                f"give the field one alias= for both"
+            )
     # In an untyped field NaN becomes None. (In a float field it stays, and the walk finds it.)
     if None in leaves and any(map(_not_finite, held)) and not any(map(_not_finite, leaves)):
         return f"holds NaN or an infinity; {NOT_FINITE}"

@@ -179,7 +179,7 @@ class _Shapes:
         shape.open = model.model_config.get("extra") is not None
         plain = not model.__pydantic_decorators__.field_validators
         keys: dict[str, Shape] = {}
-        for names, field in model_names(model):
+        for _, names, field in model_names(model):
             inner = ANYTHING
             if plain and not field.metadata and field.discriminator is None:
                 try:
@@ -207,32 +207,61 @@ def members(annotation: Any) -> list[Any]:
     return [type(None) if annotation is None else annotation]
 
 
-def model_names(model: Any) -> Iterator[tuple[list[str], Any]]:
-    """The names in JSON by which each field of a pydantic model is read, and the field."""
-    config = model.model_config
+def model_names(model: Any) -> Iterator[tuple[str, list[str], Any]]:
+    """Each field of a pydantic class: its attribute, the keys from which it is read, the field."""
+    # Of a model, and of a dataclass.
+    fields = getattr(model, "model_fields", None) or getattr(model, "__pydantic_fields__", {})
+    config = _config(model)
     by_name = config.get("validate_by_name") or config.get("populate_by_name")
     by_alias = config.get("validate_by_alias", True)
-    for name, field in model.model_fields.items():
-        alias = field.validation_alias
-        plain = [alias] if isinstance(alias, str) and by_alias else []
-        yield plain + ([name] if by_name or not plain else []), field
+    for name, field in fields.items():
+        alias = field.validation_alias if by_alias else None
+        names = [alias] if isinstance(alias, str) else _choices(alias)
+        yield name, names + ([name] if by_name or alias is None else []), field
+
+
+def _choices(alias: Any) -> list[str]:
+    # An AliasChoices; a path into another key, as it may have, is read from nothing that is dumped.
+    return [choice for choice in getattr(alias, "choices", ()) if isinstance(choice, str)]
+
+
+def _config(model: Any) -> Mapping[str, Any]:
+    return getattr(model, "model_config", None) or getattr(model, "__pydantic_config__", None) or {}
 
 
 def _has_ways_of_its_own(model: Any) -> bool:
     """Whether a model may read, or write, other keys than those of its fields."""
+    return _is_converted(model) or any(
+        not isinstance(field.validation_alias, str | None) for field in model.model_fields.values()
+    )
+
+
+def _is_converted(model: Any) -> bool:
+    """Whether the class has code that may change keys when it is read, or written."""
     decorators = model.__pydantic_decorators__
-    fields: Mapping[str, Any] = model.model_fields
     return bool(
         decorators.model_validators
         or decorators.model_serializers
-        or model.__pydantic_root_model__
-        or any(not isinstance(f.validation_alias, str | None) for f in fields.values())
+        or getattr(model, "__pydantic_root_model__", False)
         or any(
             "__get_pydantic_core_schema__" in vars(base)
             for base in model.__mro__
             if not base.__module__.startswith("pydantic")
         )
     )
+
+
+@lru_cache(maxsize=1_000)
+def not_read_back(model: Any) -> tuple[str, str] | None:
+    """A field that a pydantic class writes by a name from which it does not read, and the name."""
+    if not hasattr(model, "__pydantic_decorators__") or _is_converted(model):
+        return None
+    by_alias = _config(model).get("validate_by_alias", True)
+    for name, names, field in model_names(model):
+        written = (by_alias and field.serialization_alias) or name
+        if not field.exclude and written not in names:
+            return name, written
+    return None
 
 
 def left_out_of_dump(item: Any) -> list[str | int] | None:

@@ -3,6 +3,7 @@
 import enum
 import math
 import pickle
+import re
 import subprocess
 import sys
 import traceback
@@ -253,6 +254,62 @@ def test_a_private_field_of_attrs_is_refused(annotation: Any) -> None:
     with pytest.raises(InvalidArg, match="Parcel has the field '_label'") as refusal:
         Codec(annotation).encode(arg)
     assert refusal.value.path == where
+
+
+class WrittenAsPrice(pydantic.BaseModel):
+    cost: int = pydantic.Field(default=0, serialization_alias="price")
+
+
+class ReadFromPrice(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="ignore")
+    cost: int = pydantic.Field(default=0, validation_alias="price")
+
+
+class ReadFromEither(pydantic.BaseModel):
+    cost: int = pydantic.Field(
+        default=0,
+        validation_alias=pydantic.AliasChoices("price", pydantic.AliasPath("prices", 0)),
+        serialization_alias="costs",
+    )
+
+
+@pydantic.dataclasses.dataclass
+class WrittenByDataclass:
+    cost: int = pydantic.Field(default=0, serialization_alias="price")
+
+
+class Basket(pydantic.BaseModel):
+    article: WrittenAsPrice
+
+
+@pytest.mark.parametrize(
+    ("arg", "what"),
+    [
+        (WrittenAsPrice(cost=3), "WrittenAsPrice.cost as 'price'"),
+        (ReadFromPrice.model_validate({"price": 3}), "ReadFromPrice.cost as 'cost'"),
+        (ReadFromEither.model_validate({"price": 3}), "ReadFromEither.cost as 'costs'"),
+        (WrittenByDataclass(cost=3), "WrittenByDataclass.cost as 'price'"),
+        (Basket(article=WrittenAsPrice(cost=3)), "WrittenAsPrice.cost as 'price'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_field_that_is_not_read_back_is_refused(arg: Any, what: str) -> None:
+    """Pydantic reads and writes by different aliases: the handler would get the default."""
+    with pytest.raises(InvalidArg, match=re.escape(f"writes {what}")):
+        Codec(type(arg)).encode(arg)
+
+
+class EitherName(pydantic.BaseModel):
+    cost: int = pydantic.Field(
+        default=0,
+        validation_alias=pydantic.AliasChoices("price", "cost"),
+        serialization_alias="price",
+    )
+
+
+def test_an_alias_that_is_read_back_is_accepted() -> None:
+    codec, given = Codec(EitherName), EitherName.model_validate({"price": 3})
+    assert codec.decode(codec.encode(given).data) == given
 
 
 def test_nan_is_refused_where_null_would_fit() -> None:
