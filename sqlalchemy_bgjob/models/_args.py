@@ -1,9 +1,9 @@
 """What is checked when a job's arg or headers are assigned, live or dead."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, event
 from sqlalchemy.orm import validates
 
 from .._drafts import validation
@@ -23,7 +23,7 @@ class _Checked(dict[str, Any]):
 
 
 class _Json(bytes):
-    """What an arg was encoded to; where it is assigned once more, it is JSON and no bytes."""
+    """An arg as its row has it; where it is assigned once more, it is JSON and no bytes."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ class ArgAndHeaders:
     """Encodes an arg and checks headers on assignment. A mixin.
 
     Bytes are stored as bytes, with a content type in the headers; anything else is stored as JSON.
-    What an arg was encoded to may be assigned again, as ``session.merge`` does.
+    What a row has may be assigned to another one, as ``session.merge`` does.
     """
 
     if TYPE_CHECKING:
@@ -82,6 +82,19 @@ class ArgAndHeaders:
         find: FindCodec | None = getattr(type(self), "__find_codec__", None)
         found = None if find is None else find(self.type, self.queue)
         return _json_codec if found is None else found
+
+
+def _know_json(job: Any, context: object, attributes: Iterable[str] | None = None) -> None:
+    """Let the arg of a row that was read be assigned as what it is."""
+    row = job.__dict__
+    if row.get("arg") is not None and "headers" in row:
+        headers = validation.stored_headers(row["headers"])
+        if not headers.get(validation.CONTENT_TYPE):
+            row["arg"] = _Json(row["arg"])
+
+
+event.listen(ArgAndHeaders, "load", _know_json, propagate=True)
+event.listen(ArgAndHeaders, "refresh", _know_json, propagate=True)
 
 
 def check_args_by(model: type[Any], find: FindCodec) -> None:

@@ -223,6 +223,26 @@ def test_a_merged_job_keeps_its_arg(session: Session) -> None:
     assert {job.priority for job in changed} == {3}
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("arg", [{"n": [1]}, b"\xff", None], ids=["json", "bytes", "none"])
+def test_a_merged_job_restores_the_arg_it_was_read_with(session: Session, arg: Any) -> None:
+    """Somebody has given the row another arg since; JSON does not become bytes on the way."""
+    id = jobs.enqueue(session, "t", arg, queue="q", headers={"a": 1}).id
+    read = session.get_one(Job, id)
+    session.expunge(read)
+    for other in ({"n": 2}, b"other"):
+        session.get_one(Job, id).arg = other
+        session.flush()
+        session.expire_all()
+
+        merged = session.merge(read)
+        session.flush()
+        session.expire_all()
+
+        assert jobs.decode(merged) == arg
+        assert merged.headers == read.headers
+
+
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "queue": ({"queue": ""}, ValueError, "1 to 128"),
     "queue NUL": ({"queue": "\0"}, ValueError, "NUL"),
