@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
-from sqlalchemy import MetaData, Table, event
+from sqlalchemy import Column, Dialect, MetaData, Table, event
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import DeclarativeBase, registry
 
 from ..schema._layouts import refuse_create_all
@@ -29,6 +30,7 @@ _OTHERS: Final[Mapping[str, tuple[type, str]]] = {
     "Schedule": (ScheduleMixin, "schedule"),
     "Batch": (BatchMixin, "batch"),
 }
+_POSTGRESQL: Final[Dialect] = postgresql.dialect()  # type: ignore[no-untyped-call]
 _MAX_PREFIX_BYTES = 32  # the longest name derived from it must fit in PostgreSQL's 63 bytes
 
 
@@ -151,7 +153,8 @@ def build_models(
 
     Raises:
         TypeError: *target* has no MetaData, or *models* are not built on the mixins.
-        ValueError: The names do not fit, or this MetaData has these tables already.
+        ValueError: The names do not fit, this MetaData has these tables already, or *models*
+            override a column of the mixins.
     """
     if models is not None:
         made = _complete(target, models, schema, table_prefix)
@@ -202,8 +205,32 @@ def _complete(
             "the classes given as models= are not in the target's MetaData; leave the target out"
         )
     check_names(table.schema, prefix)
+    _check_columns(job, dead_job)
     base = _base_over(table.metadata)
     return _with_others(base, job, dead_job, table.schema, prefix)
+
+
+def _check_columns(job: type[Any], dead_job: type[Any]) -> None:
+    """Refuse classes that have one of our columns in a way of their own."""
+    base = _base_over(MetaData())
+    for cls, mixin in ((job, JobMixin), (dead_job, DeadJobMixin)):
+        for column in _map(base, mixin.__name__, mixin, cls.__tablename__, None).__table__.c:
+            found = cls.__table__.c.get(column.name)
+            if found is None or _ddl_of(found) != _ddl_of(column):
+                has = "lacks" if found is None else "overrides"
+                raise ValueError(
+                    f"{cls.__name__} {has} the column {column.name!r}, which is the library's: "
+                    f"{_ddl_of(column)}; take your {column.name!r} out of the class, and give a "
+                    f"column of your own another name"
+                )
+
+
+def _ddl_of(column: Column[Any]) -> str:
+    """A column's type, and what else an INSERT relies on."""
+    words = [column.type.compile(_POSTGRESQL)]
+    words += [] if column.nullable else ["NOT NULL"]
+    words += [] if column.server_default is None else ["with a default"]
+    return " ".join(words)
 
 
 def _with_others(

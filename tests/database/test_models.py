@@ -18,6 +18,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    SmallInteger,
     String,
     Table,
     Text,
@@ -38,12 +39,14 @@ from sqlalchemy.orm import (
     Session,
     configure_mappers,
     declarative_base,
+    deferred,
     mapped_column,
     registry,
     relationship,
 )
 from sqlmodel import Field, SQLModel
 
+from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob.models import DeadJobMixin, JobMixin, Models, build_models
 from support.catalog import catalog
 from support.tables import CONVENTION, NAMES, Names
@@ -685,6 +688,32 @@ def test_an_sqlmodel_table_can_refer_to_jobs(connection: Connection, build: Any)
         assert "errand" in inspect(connection).get_table_names()
     finally:
         SQLModel.metadata.remove(SQLModel.metadata.tables["errand"])
+
+
+OVERRIDES: dict[str, tuple[dict[str, Any], str]] = {
+    "type": ({"queue": mapped_column(String(20), nullable=False)}, "Job overrides .*'queue'"),
+    "null": ({"type": mapped_column(Text)}, "Job overrides .*'type'.*: TEXT NOT NULL;"),
+    "default": ({"priority": mapped_column(SmallInteger, nullable=False)}, "with a default"),
+    "none": ({"arg": None}, "Job lacks the column 'arg'"),
+}
+
+
+@pytest.mark.parametrize(("own", "problem"), OVERRIDES.values(), ids=OVERRIDES)
+def test_a_column_of_ours_is_not_overridden(own: dict[str, Any], problem: str) -> None:
+    """Statements and migrations would not fit the table that such a class describes."""
+    base: Any = plain()
+    job = type("Job", (JobMixin, base), own)
+    dead_job = type("DeadJob", (DeadJobMixin, base), {})
+    with pytest.raises(ValueError, match=problem):
+        BGJob(models=(job, dead_job))
+
+
+def test_a_column_of_ours_may_be_read_in_another_way() -> None:
+    """The same column to the database: loaded only when it is asked for."""
+    base: Any = plain()
+    job = type("Job", (JobMixin, base), {"arg": deferred(mapped_column(LargeBinary))})
+    dead_job = type("DeadJob", (DeadJobMixin, base), {})
+    assert BGJob(models=(job, dead_job)).Job is job
 
 
 @pytest.mark.parametrize("mixin", [JobMixin, DeadJobMixin])
