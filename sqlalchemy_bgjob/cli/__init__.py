@@ -11,6 +11,7 @@ can't be imported; 3 the database is unreachable or refuses; 4 the schema is out
 128 + n after a second or third signal n.
 """
 
+import errno
 import importlib
 import signal
 import sys
@@ -21,7 +22,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
-from .._process.exits import OK, SIGNALLED, CommandError, leave
+from .._process.exits import FAILED, OK, SIGNALLED, CommandError, leave
 from .._process.pyproject import defaults
 from .._version import __version__
 
@@ -59,6 +60,10 @@ _COMMANDS: Final = {
 }
 """By each command's name: its module in this package, and its line in --help, for which none is
 imported."""
+
+
+_OUTPUT_REFUSED: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Errors of a write, which names no file: a disk is full, or what the output goes to is gone."""
 
 
 class _Imported(MutableMapping[str, click.Command]):
@@ -173,4 +178,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
         code = error.exit_code
     except click.Abort:  # Ctrl-C in a command that does not count signals
         code = SIGNALLED + signal.SIGINT
+    except OSError as error:
+        if error.errno not in _OUTPUT_REFUSED or error.filename is not None:
+            raise
+        _report(CommandError(FAILED, f"the output can't be written: {error.strerror}"))
+        code = FAILED
     leave(code or OK)

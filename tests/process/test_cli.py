@@ -132,6 +132,22 @@ def test_a_bug_in_a_command_is_not_made_nice(
         run("migrate", "--database-url", database_url)
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["version"]], ids=" ".join)
+def test_output_to_a_full_disk_is_one_sentence(arguments: list[str]) -> None:
+    """A script that keeps what a command prints learns that it has not got it."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sqlalchemy_bgjob", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.stderr == "Error: the output can't be written: No space left on device\n"
+    assert done.returncode == 1
+
+
 def test_ctrl_c_outside_of_a_worker_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
         import sqlalchemy_bgjob.cli as cli
