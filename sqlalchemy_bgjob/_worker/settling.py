@@ -15,7 +15,7 @@ from .._sql import Statements
 from ..telemetry import Events
 from .control import ControlConnection
 from .hands import Hands
-from .plan.planner import settle_again_after
+from .plan.outbox import settle_again_after
 from .run import job_info
 
 logger = logging.getLogger("sqlalchemy_bgjob")

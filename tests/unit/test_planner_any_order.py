@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sqlalchemy_bgjob._worker.plan.planner import LINGER, Planner
+from sqlalchemy_bgjob._worker.plan.outbox import LINGER
+from sqlalchemy_bgjob._worker.plan.planner import Planner
 from sqlalchemy_bgjob._worker.plan.steps import (
     Announce,
     Claim,

@@ -5,13 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sqlalchemy_bgjob._lifecycle.settle import Fate
-from sqlalchemy_bgjob._worker.plan.planner import (
-    AGAIN,
-    LINGER,
-    SETTLED_IN,
-    Planner,
-    settle_again_after,
-)
+from sqlalchemy_bgjob._worker.plan.outbox import LINGER, settle_again_after
+from sqlalchemy_bgjob._worker.plan.planner import AGAIN, SETTLED_IN, Planner
 from sqlalchemy_bgjob._worker.plan.queue import MOST_UNWRITTEN
 from sqlalchemy_bgjob._worker.plan.steps import Claim, Settle, Wait
 from sqlalchemy_bgjob.settings import WorkerSettings

@@ -14,7 +14,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy_bgjob import BGJob, Context, Observer, Worker, enqueue, enqueue_many
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._worker import rescuer
-from sqlalchemy_bgjob._worker.plan import planner, queue
+from sqlalchemy_bgjob._worker.plan import outbox, queue
 from sqlalchemy_bgjob.testing.points import at
 from support import wait_until
 from support.tables import new_queue
@@ -260,7 +260,7 @@ def test_what_can_not_be_handed_back_keeps_no_job_waiting(
 def test_what_can_not_be_settled_is_not_heaped_up(engine: Engine, tune: Tune) -> None:
     """All that has run and is not settled would run again if the worker ended."""
     tune(queue, MOST_UNWRITTEN=200)
-    tune(planner, _RETRY_REFUSED=(1.0, 5.0))
+    tune(outbox, _RETRY_REFUSED=(1.0, 5.0))
     jobs, note, done = noting(engine)
     errors = Errors()
     refuse(engine, "DELETE")

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from sqlalchemy_bgjob import MoveToDlq, Retry, constant
 from sqlalchemy_bgjob._worker import control, drain
-from sqlalchemy_bgjob._worker.plan import planner
+from sqlalchemy_bgjob._worker.plan import outbox
 from support.running import Recorder, Workbench, one_of_each, paired
 from support.waiting import wait_until
 
@@ -141,7 +141,7 @@ def test_a_trigger_that_keeps_the_row_does_not_run_the_job_again(
     bench: Workbench, how: str, end: str, tune: Tune
 ) -> None:
     """Its settlement is tried until the trigger is gone; the row says why, and so does an event."""
-    tune(planner, _RETRY_REFUSED=(0.1, 1.0))
+    tune(outbox, _RETRY_REFUSED=(0.1, 1.0))
     calls: list[str] = []
 
     def body(ctx: Context[Any]) -> Any:
@@ -181,7 +181,7 @@ def test_a_trigger_that_refuses_a_settlement_keeps_the_session(
 ) -> None:
     """A new session would meet the same trigger."""
     tune(control, DOUBTED_AFTER=0.0)
-    tune(planner, _RETRY_REFUSED=(0.1, 1.0))
+    tune(outbox, _RETRY_REFUSED=(0.1, 1.0))
     bench.enqueue(bench.handler("t", lambda ctx: None, uses_session=False))
     for name in ("tries", "pid"):  # their changes outlive a ROLLBACK
         bench.sql(f"CREATE SEQUENCE {name}")

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy_bgjob import Context, MoveToDlq, constant
 from sqlalchemy_bgjob._db.errors import sqlstate
 from sqlalchemy_bgjob._worker import attempt, handler_session
-from sqlalchemy_bgjob._worker.plan import planner
+from sqlalchemy_bgjob._worker.plan import outbox
 from support import wait_until
 from support.rows import waiting
 from support.running import FLAVORS, Flavor, Gate, Recorder, Workbench, one_of_each
@@ -150,7 +150,7 @@ def test_a_users_open_transaction_refers_to_a_running_job(
     caplog: pytest.LogCaptureFixture,
     tune: Tune,
 ) -> None:
-    tune(planner, _RETRY_REFUSED=(0.1, 1.0))
+    tune(outbox, _RETRY_REFUSED=(0.1, 1.0))
     tune(handler_session, LOCK_TIMEOUT_MS=200)
     caplog.set_level(logging.WARNING)
     gate, starts = Gate(bench), list[int]()
@@ -321,7 +321,7 @@ def test_a_row_that_somebody_has_locked_is_settled_later(
 @one_of_each
 def test_a_check_of_the_users_own_that_refuses_a_settlement(bench: Workbench, tune: Tune) -> None:
     """Such a row is parked with its reason, and settled when the reason is gone."""
-    tune(planner, _RETRY_REFUSED=(0.1, 1.0))
+    tune(outbox, _RETRY_REFUSED=(0.1, 1.0))
     bench.sql("ALTER TABLE bgjob_dead_job ADD CONSTRAINT no_dead CHECK (type <> 'stuck')")
     try:
         stuck = bench.enqueue(

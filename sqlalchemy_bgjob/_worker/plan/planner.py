@@ -8,21 +8,18 @@ wait in the table, where other workers can take them.
 
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from heapq import heappop, heappush
-from itertools import count
 from typing import Final
 
 from ..._lifecycle.claim import ClaimedJob, Look, Position
-from ..._lifecycle.settle import Fate, Pending
+from ..._lifecycle.settle import Pending
 from ...settings import WorkerSettings
 from .chunks import Chunks
 from .lanes import Lanes
+from .outbox import LINGER, Outbox
 from .polling import Polling
 from .queue import Queue
 from .steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Start, Step, Wait
 
-LINGER: Final = 0.010
-"""The longest a settlement waits for others to share its statement, in seconds."""
 SETTLED_IN: Final = 0.100
 """Seconds after which a settlement comes before anything else."""
 PATIENCE: Final = 0.2
@@ -32,8 +29,6 @@ TOGETHER: Final = 0.2
 interval if that is shorter."""
 AGAIN: Final = 0.1
 """Seconds between looks of a worker that may not start or claim whether it may again."""
-_RETRY_LOCKED: Final = (0.05, 5.0)
-_RETRY_REFUSED: Final = (1.0, 60.0)
 
 
 class Planner:
@@ -49,10 +44,7 @@ class Planner:
             for name, slots in queues.items()
         }
         self._settings, self._most = settings, settings.max_claim
-        self._outbox: deque[Pending] = deque()  # to be written now
-        self._oldest = 0.0  # when the first of them began to wait
-        self._later: list[tuple[float, int, Pending]] = []  # a heap by time
-        self._count = count()
+        self._outbox = Outbox()
         self._turn = deque(self._queues.values())
         self._announced: tuple[str, ...] | None = ()
         self.listening = False
@@ -187,13 +179,11 @@ class Planner:
 
     def settle(self, item: Pending, now: float) -> None:
         """Write a settlement soon."""
-        if now < self._oldest or not self._outbox:
-            self._oldest = now
-        self._outbox.append(item)
+        self._outbox.add(item, now)
 
     def settle_later(self, item: Pending, at: float) -> None:
         """Write a settlement, not before the given time; for the first time, or after failures."""
-        heappush(self._later, (at, next(self._count), item))
+        self._outbox.add_later(item, at)
         self._queues[item.job.queue].unwritten += item.tries == 1
 
     def written(self, item: Pending) -> None:
@@ -245,11 +235,10 @@ class Planner:
 
     def settled(self, job: ClaimedJob) -> None:
         """A job was settled by its own run: drop its settlements that wait to be written."""
-        for item in self.unsettled():
+        for item in self._outbox.items():
             if item.job is job and item.tries:
                 self.written(item)
-        self._outbox = deque(item for item in self._outbox if item.job is not job)
-        self._later = sorted(entry for entry in self._later if entry[2].job is not job)
+        self._outbox.drop(job)
 
     def forget_ready(self) -> None:
         """Forget all ready jobs: their leases were lost."""
@@ -305,7 +294,7 @@ class Planner:
     @property
     def busy(self) -> bool:
         """Whether anything runs, is ready, or waits to be settled."""
-        return bool(self._outbox or self._later) or self._at_work
+        return bool(self._outbox) or self._at_work
 
     @property
     def _at_work(self) -> bool:
@@ -313,7 +302,7 @@ class Planner:
 
     def unsettled(self) -> list[Pending]:
         """What waits to be settled."""
-        return [*self._outbox, *(item for _, _, item in self._later)]
+        return self._outbox.items()
 
     def ready(self) -> list[ClaimedJob]:
         """What is claimed and not started."""
@@ -322,7 +311,7 @@ class Planner:
 
     def needs_attention(self, queue: str, now: float) -> bool:
         """Whether a run that ended in this queue leaves something for the loop to do now."""
-        waiting = len(self._outbox)
+        waiting = self._outbox.waiting
         if waiting == 1 or waiting * 2 >= self._most:
             return True
         q = self._queues[queue]
@@ -406,17 +395,10 @@ class Planner:
 
     def _to_settle(self, now: float, batch: float, linger: float) -> tuple[Pending, ...]:
         """What to settle: at *batch* items, after *linger* seconds, or when all else is idle."""
-        while self._later and self._later[0][0] <= now:
-            at, _, item = heappop(self._later)
-            self.settle(item, at)
-        if not self._outbox:
+        if not self._outbox.bring_due(now):
             return ()
-        enough = self.draining or len(self._outbox) >= batch or now >= self._oldest + linger
-        if not enough and self._at_work:
-            return ()
-        self._oldest = now
-        most = self._most * 2
-        return tuple(self._outbox.popleft() for _ in range(min(len(self._outbox), most)))
+        at_once = self.draining or self._outbox.is_due(now, batch, linger)
+        return self._outbox.take(now, self._most * 2) if at_once or not self._at_work else ()
 
     def _to_hand_back(self, now: float, *, may_start: bool) -> list[ClaimedJob]:
         hold = self._settings.hold_timeout
@@ -427,11 +409,7 @@ class Planner:
         return back
 
     def _until_next(self, now: float) -> float:
-        times = [now + self._settings.poll_interval]
-        if self._outbox:
-            times.append(max(self._oldest + LINGER, now))
-        if self._later:
-            times.append(self._later[0][0])
+        times = [now + self._settings.poll_interval, self._outbox.due_at(now)]
         for q in self._queues.values():
             if q.ready and q.running >= q.slots:
                 times.append(q.ready[0][0] + self._settings.hold_timeout)
@@ -441,9 +419,3 @@ class Planner:
             if not self.draining and q.room(now, self._most):
                 times.append(q.polling.due_at)
         return max(min(times) - now, 0.0)
-
-
-def settle_again_after(fate: Fate, tries: int) -> float:
-    """Seconds until a settlement that was not written is tried again, after this many *tries*."""
-    first, last = _RETRY_LOCKED if fate is Fate.LOCKED else _RETRY_REFUSED
-    return float(min(first * 2 ** min(tries, 10), last))  # a row may stay locked for days
