@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, Connection
 
 from .._drafts import validation
 from .._sql import Statements
-from .._sql.search import MOST_DEATHS, condition
+from .._sql.search import MOST_DEATHS
+from .._sql.search_condition import condition
 from .._sql.search_terms import Search, Term
 from .._sql.words import parameters
 from ..models import Models, PastError, parsed_errors

@@ -1,62 +1,46 @@
-"""SQL of searches: the condition that a search is, and pages of jobs at a bounded price.
+"""SQL of the jobs that a search finds: pages, counts and single jobs, at a bounded price.
 
 Jobs have no index for lists, as each index is a cost of every enqueue. So a page walks the indexes
 that there are, live jobs by the claim's and dead ones by the time of death, looks at no more than
 so many rows, and says how far it came: the next page goes on from there.
 """
 
-import operator
-from collections.abc import Callable
 from functools import cache, cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     DateTime,
     Executable,
     Float,
-    FromClause,
     Integer,
-    Interval,
     Select,
     Table,
     Text,
-    and_,
     any_,
     case,
     cast,
     func,
-    literal,
     literal_column,
-    not_,
-    null,
     or_,
     select,
     true,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import JSON, array
 from sqlalchemy.sql.selectable import CTE
 
-from .._drafts import validation
 from ..models import error_type_of
-from .search_terms import Search, Term, comparison, seconds
-from .words import ONLY, SECOND, Tables, array_parameter, in_order_of_claims, parameter
-from .words import seconds as seconds_of
+from .search_condition import condition, deaths_of, lanes_with, times_of
+from .search_terms import Search
+from .words import ONLY, SECOND, Tables, array_parameter, in_order_of_claims, parameter, seconds
 
-_OPERATORS: Final[dict[str, Callable[[Any, Any], ColumnElement[bool]]]] = {
-    "=": operator.eq,
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FEW: Final = 10
 """How far each lane is read at least, so that many lanes together get on."""
 MOST_DEATHS: Final = 20
 """How many times that one job has died are read."""
-_COLUMNS: Final = {"group": "group_key", "batch": "batch_id"}
 _SHOWN: Final = (
     *("id", "job_id", "queue", "type", "priority", "attempt", "crashes", "lease", "claimed_by"),
     *("next_run_at", "created_at", "updated_at", "job_created_at", "job_updated_at", "moved_at"),
@@ -70,85 +54,6 @@ _FOUND: Final[tuple[ColumnElement[Any], ...]] = (
     literal_column("false").label("is_last"),
 )
 """Of each row, where only those that fit are read."""
-
-
-def condition(table: FromClause, search: Search) -> ColumnElement[bool]:
-    """The jobs of a table, live or dead, that fit a search."""
-    return and_(true(), *(_fits(table, term) for term in search.terms))
-
-
-def _fits(table: FromClause, term: Term) -> ColumnElement[bool]:
-    if term.field == "arg":
-        any_fits: ColumnElement[bool] = _value_in_arg(table, term.path).in_(term.values)
-    else:
-        any_fits = or_(*(_is(table, term, value) for value in term.values))
-    return not_(func.coalesce(any_fits, literal_column("false"))) if term.negated else any_fits
-
-
-def _is(table: FromClause, term: Term, value: str) -> ColumnElement[bool]:
-    c = table.c
-    is_dead = "moved_at" in c
-    match term.field:
-        case "state":
-            return _in_state(table, value)
-        case "":
-            return or_(_text(c.job_id if is_dead else c.id, value), _text(c.type, value))
-        case "id" if is_dead:
-            return or_(_text(c.job_id, value), _text(c.id, value))
-        case "key":
-            # As it is stored, with what stands for its scope in front.
-            return or_(*(_text(c.unique_key, f"{scope}{value}") for scope in ("", "l:", "q:")))
-        case "priority" | "attempt":
-            sign, number = comparison(value)
-            return _OPERATORS[sign](c[term.field], literal(number, Integer))
-        case "worker":
-            holder = null() if is_dead else c.claimed_by
-            return cast(holder, BigInteger) == literal(int(value) % 2**63, BigInteger)
-        case "error":
-            return c.last_error.icontains(value, autoescape=True)
-        case "since":
-            return _for_at_most(c.moved_at if is_dead else c.created_at, value)
-        case name:
-            return _text(c[_COLUMNS.get(name, name)], value)
-
-
-def _for_at_most(moment: ColumnElement[Any], duration: str) -> ColumnElement[bool]:
-    # As text, which every driver sends alike.
-    age = cast(literal(f"{seconds(duration):.3f} seconds", Text), Interval)
-    return moment >= func.now() - age
-
-
-def _in_state(table: FromClause, state: str) -> ColumnElement[bool]:
-    c = table.c
-    if "moved_at" in c:
-        return literal_column("true" if state == "dead" else "false")
-    queued = c.claimed_by.is_(None)
-    begun = c.next_run_at <= func.now()
-    conditions: dict[str, ColumnElement[bool]] = {
-        "due": and_(queued, begun),
-        "scheduled": and_(queued, c.next_run_at > func.now(), c.waits.is_not(True)),
-        "running": c.claimed_by.is_not(None),
-        "retrying": and_(queued, c.last_error.is_not(None)),
-        "cancelling": c.cancel_at.is_not(None),
-        "waiting": c.waits.is_(True),
-    }
-    return conditions.get(state, literal_column("false"))
-
-
-def _text(column: ColumnElement[Any], value: str) -> ColumnElement[bool]:
-    if value.endswith("*"):
-        return column.startswith(value[:-1], autoescape=True)
-    return column == value
-
-
-def _value_in_arg(table: FromClause, path: tuple[str, ...]) -> ColumnElement[str]:
-    """The value at a path of a JSON arg, as text; each time that it stands in SQL it is parsed."""
-    keys: ColumnElement[Any] = array([literal(key, Text) for key in path], type_=Text())
-    content_type = table.c.headers[validation.CONTENT_TYPE].as_string()
-    parsed = cast(func.convert_from(table.c.arg, literal_column("'UTF8'")), JSON)
-    found = parsed.op("#>>", return_type=Text())(keys)
-    # A CASE, since bytes would fail the conversion.
-    return case((content_type.is_(None), found))
 
 
 class SearchStatements:
@@ -173,7 +78,7 @@ class SearchStatements:
         page, scan = parameter("page", Integer), parameter("scan", Integer)
         lanes = self._lanes()
         wanted = (
-            select(lanes.c.queue, lanes.c.priority).where(_of_lanes(lanes, search)).cte("wanted")
+            select(lanes.c.queue, lanes.c.priority).where(lanes_with(lanes, search)).cte("wanted")
         )
         head = self._of_lane("head", wanted, search, onward=onward)
         head_of = head.limit(literal_column("1")).lateral("head")
@@ -215,7 +120,7 @@ class SearchStatements:
                 job.c.queue == lane.c.queue,
                 job.c.priority == lane.c.priority,
                 in_order_of_claims(job),
-                *_time_of(job, search),
+                *times_of(job, search),
                 *_behind(key, onward),
             )
             .order_by(*key)
@@ -300,7 +205,7 @@ class SearchStatements:
                 func.row_number().over(order_by=newest_first).label("place"),
             )
             .with_hint(dead, ONLY)
-            .where(*_lately(dead, search), *_behind(key, onward, descending=True))
+            .where(*deaths_of(dead, search), *_behind(key, onward, descending=True))
             .order_by(*newest_first)
             .limit(limit)
             .cte("seen")
@@ -342,7 +247,7 @@ class SearchStatements:
             select(dead.c.type, dead.c.moved_at, error_type_of(dead.c.last_error).label("kind"))
             .add_columns(condition(dead, search).label("fits"))
             .with_hint(dead, ONLY)
-            .where(*_lately(dead, search))
+            .where(*deaths_of(dead, search))
             .order_by(dead.c.moved_at.desc())
             .limit(parameter("scan", Integer))
             .subquery("few")
@@ -366,7 +271,7 @@ class SearchStatements:
         """
         dead = self._dead
         length = parameter("seconds", Float(53))
-        age = seconds_of(func.now() - dead.c.moved_at)
+        age = seconds(func.now() - dead.c.moved_at)
         few = (
             select(cast(func.floor(age / length), Integer).label("period"))
             .with_hint(dead, ONLY)
@@ -416,28 +321,6 @@ class SearchStatements:
         return (
             select(*columns, func.now().label("now")).with_hint(table, ONLY).where(id == any_(ids))
         )
-
-
-def _of_lanes(lanes: CTE, search: Search) -> ColumnElement[bool]:
-    """The lanes in which what fits can be."""
-    terms = [term for term in search.terms if term.field in ("queue", "priority")]
-    return and_(true(), *(_fits(lanes, term) for term in terms))
-
-
-def _time_of(job: Any, search: Search) -> list[ColumnElement[bool]]:
-    """A bound of next_run_at, where the states that are searched for have one."""
-    states = search.only("state")
-    if states is not None and {"due", "running"}.issuperset(states):
-        return [job.c.next_run_at <= func.now()]
-    if states == ("scheduled",):
-        return [job.c.next_run_at > func.now()]
-    return []
-
-
-def _lately(dead: Table, search: Search) -> list[ColumnElement[bool]]:
-    """A bound of moved_at, where only what died lately is searched for: nothing before is read."""
-    terms = (term for term in search.terms if term.field == "since" and not term.negated)
-    return [_fits(dead, term) for term in terms]
 
 
 def _behind(

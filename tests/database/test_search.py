@@ -10,7 +10,8 @@ from sqlalchemy import Engine, MetaData, text
 from sqlalchemy_bgjob import BGJob
 from sqlalchemy_bgjob._inspect import jobs as reads
 from sqlalchemy_bgjob._inspect.reading import begin_reading
-from sqlalchemy_bgjob._sql import search as search_module
+from sqlalchemy_bgjob._sql.search import FEW
+from sqlalchemy_bgjob._sql.search_condition import condition
 from sqlalchemy_bgjob._sql.search_terms import parse
 from support.plans import recorded_plans
 from support.rows import add, fill
@@ -200,7 +201,7 @@ def test_a_page_of_many_lanes_looks_at_few_of_each(queue: Queue, search: str) ->
         )
         for plan in plans
     ]
-    looked_at = scan + search_module.FEW * lanes if search else each * (page + 1)
+    looked_at = scan + FEW * lanes if search else each * (page + 1)
     assert max(rows) <= found_lanes + looked_at + page
     assert [job.id for job in found.rows] == (
         [] if search == "type:nothing" else [f"000-{n:09}" for n in range(1, page + 1)]
@@ -284,8 +285,8 @@ def test_groups_and_deaths_are_counted(some: Queue) -> None:
 
 def test_an_arg_is_parsed_once_for_all_values() -> None:
     job = BGJob(MetaData()).models.job
-    condition = search_module.condition(job, parse("arg.user.id:41,42,43"))
-    assert str(condition.compile()).count("convert_from") == 1
+    one_of_three = condition(job, parse("arg.user.id:41,42,43"))
+    assert str(one_of_three.compile()).count("convert_from") == 1
 
 
 def test_reading_can_change_nothing(engine: Engine) -> None:
