@@ -16,8 +16,8 @@ The job's row is not locked while the handler runs, so the handler can't release
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Transaction
@@ -27,8 +27,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from .._db.errors import sqlstate, summary
 from .._db.forks import Forked
 from .._db.last_words import LastWords, complete, last_words
-from .._lifecycle.row_errors import RowKept, RowLocked, RowMissing
-from .._lifecycle.settle import Fate, Pending, lock, still_holds, write
+from .._lifecycle.settle import Fate, Pending
+from .._lifecycle.settle_within import settle_within
 from .._points import SETTLE
 from .._sql import Statements
 from .._sql.words import has_written
@@ -42,12 +42,6 @@ from .writes import Writes
 logger = logging.getLogger("sqlalchemy_bgjob")
 
 _ISOLATION: Final = "isolation_level"
-
-
-LOCK_TIMEOUT_MS: Final = 500
-"""How long a handler's settlement waits for a row that another transaction has locked.
-
-Less than a server's deadlock_timeout: of a circle with a user's transaction, this one gives way."""
 
 
 class JobEnded(RuntimeError):
@@ -335,7 +329,7 @@ class HandlerSession:
         nested = connection.get_nested_transaction()
         if nested is not None:
             nested.commit()
-        xid = self._write(connection, statements, items)
+        xid = settle_within(connection, statements, items)
         _note_transaction(items, xid)
         connection.commit()
         if SETTLE.listeners:
@@ -350,35 +344,6 @@ class HandlerSession:
                 )
         self._release()
         return Fate.SETTLED
-
-    def _write(
-        self, connection: Connection, statements: Statements, items: Sequence[Pending]
-    ) -> str | None:
-        """Write the settlements, waiting for a moment if another transaction has locked a row.
-
-        Raises:
-            RowLocked: It is locked for longer: a user's open transaction refers to the job.
-            RowMissing: There is no such row with this lease.
-            RowKept: There is one, and the statement did not settle it.
-        """
-        limit = f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'"
-        if any(item.job.keep for item in items):  # the first try waits for the records' rows
-            connection.exec_driver_sql(limit)
-        with _giving_way(items):
-            held, xid = write(connection, statements, items)
-        if len(held) == len(items):
-            return xid
-        items = [item for item in items if item.job.id not in held]
-        _refuse_missing(connection, statements, items)
-        connection.exec_driver_sql(limit)
-        with _giving_way(items):
-            lock(connection, statements, items)
-            held, xid = write(connection, statements, items)
-        if len(held) < len(items):
-            items = [item for item in items if item.job.id not in held]
-            _refuse_missing(connection, statements, items)
-            raise RowKept
-        return xid
 
     def discard(self) -> None:
         """Undo everything and give the connection back, whatever state they are in."""
@@ -412,25 +377,6 @@ def _note_transaction(items: Sequence[Pending], xid: str | None) -> None:
     """Which transaction is to settle them, while the answer to its COMMIT is waited for."""
     for item in items:
         item.xid, item.if_committed = xid, item.settlement
-
-
-@contextmanager
-def _giving_way(items: Sequence[Pending]) -> Iterator[None]:
-    """Let a lock that lasts, or a deadlock with a user's transaction, be nobody's fault."""
-    try:
-        yield
-    except DBAPIError as error:
-        if sqlstate(error) in ("55P03", "40P01"):
-            raise RowLocked(item.job.id for item in items) from None
-        raise
-
-
-def _refuse_missing(
-    connection: Connection, statements: Statements, items: Sequence[Pending]
-) -> None:
-    missing = [it.job.id for it in items if not still_holds(connection, statements, it)]
-    if missing:
-        raise RowMissing(missing)
 
 
 def explain_commit_error(error: BaseException) -> BaseException:

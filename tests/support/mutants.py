@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, sel
 from sqlalchemy_bgjob import FinishedRun, _sql
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, ends_unstarted
 from sqlalchemy_bgjob._handlers.timetable import due
-from sqlalchemy_bgjob._lifecycle import control, rescue, settle, unknown_claims
+from sqlalchemy_bgjob._lifecycle import control, rescue, settle, settle_within, unknown_claims
 from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
 from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql.claim import ClaimStatements
@@ -135,13 +135,13 @@ def settled_outside_the_handler_s_transaction(stack: ExitStack) -> None:
 
 def an_unfenced_session(stack: ExitStack) -> None:
     """The handler's writes are committed, whether its lease still holds or not."""
-    original = handler_session.write  # type: ignore[attr-defined]
+    original = settle_within.write  # type: ignore[attr-defined]
 
     def write(connection: Any, statements: Any, items: Any, **options: Any) -> Any:
         held, xid = original(connection, statements, items, **options)
         return held or {item.job.id for item in items}, xid
 
-    _replace(stack, handler_session, write=write)
+    _replace(stack, settle_within, write=write)
 
 
 def observers_before_the_commit(stack: ExitStack) -> None:

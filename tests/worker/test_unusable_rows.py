@@ -12,7 +12,8 @@ from sqlalchemy import create_engine, text
 
 from sqlalchemy_bgjob import Context, MoveToDlq, constant
 from sqlalchemy_bgjob._db.errors import sqlstate
-from sqlalchemy_bgjob._worker import attempt, handler_session
+from sqlalchemy_bgjob._lifecycle import settle_within
+from sqlalchemy_bgjob._worker import attempt
 from sqlalchemy_bgjob._worker.plan import outbox
 from support import wait_until
 from support.rows import waiting
@@ -151,7 +152,7 @@ def test_a_users_open_transaction_refers_to_a_running_job(
     tune: Tune,
 ) -> None:
     tune(outbox, _RETRY_REFUSED=(0.1, 1.0))
-    tune(handler_session, LOCK_TIMEOUT_MS=200)
+    tune(settle_within, LOCK_TIMEOUT_MS=200)
     caplog.set_level(logging.WARNING)
     gate, starts = Gate(bench), list[int]()
 
@@ -216,7 +217,7 @@ def test_a_job_that_is_kept_from_ending_has_not_failed(
     bench: Workbench, users: Connection, tune: Tune
 ) -> None:
     tune(attempt, AFTER_ROW_LOCKED=0.1)
-    tune(handler_session, LOCK_TIMEOUT_MS=200)
+    tune(settle_within, LOCK_TIMEOUT_MS=200)
     gate = Gate(bench)
 
     def body(session: Session, ctx: Context[Any]) -> None:
@@ -251,7 +252,7 @@ def test_a_row_that_is_changed_meanwhile_is_settled(
     bench: Workbench, users: Connection, tune: Tune
 ) -> None:
     """The settlement waits for whoever changes the row, and finds it where it is then."""
-    tune(handler_session, LOCK_TIMEOUT_MS=60_000)
+    tune(settle_within, LOCK_TIMEOUT_MS=60_000)
     gate = Gate(bench)
 
     def body(session: Session, ctx: Context[Any]) -> None:
