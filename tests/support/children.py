@@ -11,7 +11,7 @@ class FakeChild:
 
     made: list[Any]
 
-    def __init__(self, arguments: object, *, name: str) -> None:
+    def __init__(self, arguments: object, *, name: str, inherits: object) -> None:
         self.process, self.name = self, name
         self.pid, self.returncode, self.started_at = 4, 0, 0.0
         self.ended = threading.Event()
