@@ -23,6 +23,7 @@ from .._drafts.validation import CONTENT_TYPE
 from .._handlers.outcomes import ENDED, GONE, Kind, Settlement
 from .._points import WRITE
 from .._sql import Statements
+from .._sql.settle import SettleStatements
 from . import run
 from .claim import ClaimedJob
 from .give_back import tell_given_back
@@ -70,7 +71,7 @@ class Pending:
 def write(
     connection: Connection, statements: Statements, items: Sequence[Pending]
 ) -> tuple[set[str], str | None]:
-    """Write settlements of one queue and worker. The caller commits.
+    """Write settlements of one worker. The caller commits.
 
     Rows that somebody else has locked are passed over. To wait for them, :func:`lock` them first.
 
@@ -79,7 +80,6 @@ def write(
     """
     if not items:
         return set(), None
-    its = statements.settle
     gone = [item for item in items if item.settlement.kind in GONE]
     dead = [item for item in items if item.settlement.kind is Kind.DEAD]
     released = [item for item in items if item.settlement.kind not in ENDED]
@@ -91,22 +91,34 @@ def write(
     if len(gone) == 1:
         job = gone[0].job
         one = {"queue": job.queue, "worker": job.worker_id, "id": job.id, "lease": job.lease}
-        xid = run(connection, its.complete_one, **one).scalar()
+        xid = run(connection, statements.settle.complete_one, **one).scalar()
         parts.append(((job.id,) if xid is not None else (), xid))
     elif gone:
-        parts.append(_delete(connection, its.complete, gone))
+        parts.append(_delete(connection, _of(statements, gone).complete, gone))
     if released:
-        parts.append(_move(connection, its.release, released, _release_columns))
+        parts.append(
+            _move(connection, _of(statements, released).release, released, _release_columns)
+        )
     if dead:
-        parts.append(_move(connection, its.bury, dead, _bury_columns))
+        parts.append(_move(connection, _of(statements, dead).bury, dead, _bury_columns))
     if gone := [item for item in kept if item.settlement.kind in GONE]:
-        parts.append(_delete(connection, its.complete_recorded, gone, _left))
+        parts.append(_delete(connection, _of(statements, gone).complete_recorded, gone, _left))
     if dead := [item for item in kept if item.settlement.kind is Kind.DEAD]:
-        parts.append(_move(connection, its.bury_recorded, dead, _bury_columns, _left))
+        bury = _of(statements, dead).bury_recorded
+        parts.append(_move(connection, bury, dead, _bury_columns, _left))
     held = {id for ids, _ in parts for id in ids}
     if WRITE.listeners:
         WRITE.reached(held)
     return held, next((xid for _, xid in parts if xid is not None), None)
+
+
+def _of(statements: Statements, items: Iterable[Pending]) -> SettleStatements:
+    """Those for jobs of one queue, or of several, whose parameters :func:`_fence` gives."""
+    return statements.settle_of_queues if _are_of_queues(items) else statements.settle
+
+
+def _are_of_queues(items: Iterable[Pending]) -> bool:
+    return len({item.job.queue for item in items}) > 1
 
 
 _Columns = Callable[[Connection, Sequence[Pending]], dict[str, Any]]
@@ -181,8 +193,11 @@ def _fence(items: list[Pending]) -> dict[str, Any]:
     # Ids sorted, so that two workers never lock the same rows in opposite orders.
     items.sort(key=_by_id)
     first = items[0].job
+    given: dict[str, Any] = {"queue": first.queue}
+    if _are_of_queues(items):
+        given = {"queues": [item.job.queue for item in items]}
     return {
-        "queue": first.queue,
+        **given,
         "worker": first.worker_id,
         "ids": [item.job.id for item in items],
         "leases": [item.job.lease for item in items],
@@ -232,7 +247,7 @@ def _new_headers(item: Pending) -> str | None:
 def settle(
     connection: Connection, statements: Statements, items: Iterable[Pending]
 ) -> list[tuple[Pending, Fate]]:
-    """Settle jobs: one transaction for each queue and worker. Commits.
+    """Settle jobs: one transaction for each worker. Commits.
 
     Each item keeps the id of the transaction that has written it. So if the connection is lost, the
     next call can ask what became of that transaction.
@@ -241,13 +256,13 @@ def settle(
         DBAPIError: The connection was lost; call again with the same items on a new one.
     """
     items = list(items)
-    groups: dict[tuple[str, int, int], list[Pending]] = {}
+    groups: dict[tuple[int, int], list[Pending]] = {}
     times: Counter[str] = Counter()
     twice = len({item.job.id for item in items}) < len(items)
     for item in items:
         job = item.job
         # Two leases of one job are two groups, or the late one would pass for the settled one.
-        key = job.queue, job.worker_id, times[job.id] if twice else 0
+        key = job.worker_id, times[job.id] if twice else 0
         group = groups.get(key)
         if group is None:
             group = groups[key] = []
@@ -277,7 +292,9 @@ def _settle_group(
             raise
         if len(items) > 1:
             return [
-                fate for item in items for fate in _settle_group(connection, statements, [item])
+                fate
+                for part in _by_queue(items) or [[item] for item in items]
+                for fate in _settle_group(connection, statements, part)
             ]
         return [(items[0], _refused(connection, statements, items[0], error))]
     _keep_xid(items, held, xid)
@@ -290,8 +307,17 @@ def _settle_group(
     fates = [(item, Fate.SETTLED) for item in items if item.job.id in held]
     missing = [item for item in items if item.job.id not in held]
     if missing:
-        fates += _explain(connection, statements, missing)
+        for part in _by_queue(missing) or [missing]:
+            fates += _explain(connection, statements, part)
     return fates
+
+
+def _by_queue(items: Iterable[Pending]) -> list[list[Pending]] | None:
+    """The items of each queue; None if they are all of one."""
+    parts: dict[str, list[Pending]] = {}
+    for item in items:
+        parts.setdefault(item.job.queue, []).append(item)
+    return [*parts.values()] if len(parts) > 1 else None
 
 
 def _keep_xid(items: Iterable[Pending], held: set[str], xid: str | None) -> None:
@@ -304,7 +330,7 @@ def _keep_xid(items: Iterable[Pending], held: set[str], xid: str | None) -> None
 def _explain(
     connection: Connection, statements: Statements, items: list[Pending]
 ) -> list[tuple[Pending, Fate]]:
-    """Why rows were not settled: locked, kept by a trigger, settled before, or of another lease."""
+    """Why rows of one queue were not settled: locked, kept by a trigger, or of another lease."""
     asked = {item: _look_up(connection, statements, item) for item in items if item.xid}
     fence = _fence(items)
     free: set[str] = set()

@@ -2,7 +2,7 @@
 
 Nothing here executes: a :class:`Statements` builds each statement of one set of tables once, with
 named parameters, and hands it out: ``statements.claim.onward``. The threaded and the asyncio worker
-therefore send the same SQL. A hot statement touches one queue only.
+therefore send the same SQL. A hot statement names the queue of each job that it touches.
 """
 
 from typing import Final
@@ -43,6 +43,7 @@ class Statements:
         self.claim: Final = ClaimStatements(tables)
         self.claim_by_time: Final = ClaimByTimeStatements(tables)
         self.settle: Final = SettleStatements(tables)
+        self.settle_of_queues: Final = SettleStatements(tables, of_queues=True)
         self.rescue: Final = RescueStatements(tables)
         self.workers: Final = WorkerStatements(tables)
         self.cancel: Final = CancelStatements(tables)

@@ -210,6 +210,7 @@ class RecordStatements:
             literal_column("held.ctid"),
             holder,
             lambda held, one: one.where(not_locked(record, held.c.id)).limit(1),
+            parameter("queue", Text),
         )
         values: dict[str, Any] = {
             "job_id": job.c.id,

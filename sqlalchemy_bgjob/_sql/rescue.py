@@ -342,11 +342,12 @@ class RescueStatements:
             literal_column("held.ctid"),
             given.c.holders,
             lambda held, one: one.with_for_update(skip_locked=True, key_share=True),
+            queue := parameter("queue", Text),
         )
         return (
             update(job)
             .with_hint(ONLY)
-            .where(job.c.queue == parameter("queue", Text), at(locked))
+            .where(job.c.queue == queue, at(locked))
             .values(claimed_by=None, lease=job.c.lease + 1, updated_at=func.now(), **values)
             .returning(job.c.id)
         )

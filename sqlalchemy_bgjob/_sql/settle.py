@@ -6,7 +6,7 @@ settlement changes nothing.
 
 from collections.abc import Callable
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ARRAY,
@@ -52,15 +52,24 @@ from .words import (
     unnest,
 )
 
+if TYPE_CHECKING:
+    from sqlalchemy.types import TypeEngine
+
 _QUEUE: ColumnElement[str] = parameter("queue", Text)
 
 
 class SettleStatements:
-    """Complete, release, bury; and questions for when an answer was lost or a row is locked."""
+    """Complete, release, bury; and questions for when an answer was lost or a row is locked.
 
-    def __init__(self, tables: Tables) -> None:
+    Args:
+        tables: Whose statements.
+        of_queues: The given jobs may be of several queues: lists queues take the place of queue.
+    """
+
+    def __init__(self, tables: Tables, *, of_queues: bool = False) -> None:
         self._job, self._dead = tables.job, tables.dead
-        self._named = tables.job.c.queue == _QUEUE
+        self._of_queues = of_queues
+        self._named = () if of_queues else (tables.job.c.queue == _QUEUE,)
         self._record = None if tables.recording is None else tables.recording.record
         self.lock: Callable[..., Executable] = cache(self._lock)
         self.free: Callable[..., Executable] = cache(self._free)
@@ -97,7 +106,13 @@ class SettleStatements:
     ) -> Select[Any]:
         """A value of each given job that this worker still holds."""
         holder = parameter("worker", BigInteger)
-        return each_held(self._job, given, value, holder, complete)
+        queue = given.c.queues if self._of_queues else _QUEUE
+        return each_held(self._job, given, value, holder, complete, queue)
+
+    def _given(self, **lists: "TypeEngine[Any]") -> TableValuedAlias:
+        """A row for each given job: which it is, its lease, and these lists."""
+        queues = {"queues": Text()} if self._of_queues else {}
+        return unnest(**queues, ids=Text(), leases=BigInteger(), **lists)
 
     @cached_property
     def complete(self) -> Executable:
@@ -105,7 +120,7 @@ class SettleStatements:
 
         Parameters: queue, worker, and lists ids, leases.
         """
-        given = unnest(ids=Text(), leases=BigInteger())
+        given = self._given()
         gone = self._taken(given).returning(self._job.c.id).cte("gone")
         return self._counted(gone)
 
@@ -116,7 +131,7 @@ class SettleStatements:
         Parameters: as complete, and lists as :data:`.records.LEFT`.
         """
         assert self._record is not None
-        given = unnest(ids=Text(), leases=BigInteger(), **LEFT)
+        given = self._given(**LEFT)
         taken = self._taken(given, record=self._record)
         gone = taken.returning(*kept_columns(self._job)).cte("gone")
         no_error = literal_column("NULL", Text)
@@ -125,7 +140,7 @@ class SettleStatements:
 
     def _taken(self, given: TableValuedAlias, *, record: Table | None = None) -> Delete:
         held = self._held(given, record=record)
-        return delete(self._job).with_hint(ONLY).where(self._named, at(held))
+        return delete(self._job).with_hint(ONLY).where(*self._named, at(held))
 
     def _counted(self, gone: CTE) -> Select[Any]:
         count = func.count()
@@ -154,7 +169,7 @@ class SettleStatements:
             )
             .with_for_update(skip_locked=True)
         )
-        done = delete(job).with_hint(ONLY).where(self._named, at(locked))
+        done = delete(job).with_hint(ONLY).where(*self._named, at(locked))
         return done.returning(transaction_id())
 
     @cached_property
@@ -166,9 +181,7 @@ class SettleStatements:
         unknowns.
         """
         job = self._job
-        given = unnest(
-            ids=Text(),
-            leases=BigInteger(),
+        given = self._given(
             refunds=Integer(),
             moments=DateTime(timezone=True),
             delays=Float(53),
@@ -189,7 +202,7 @@ class SettleStatements:
             .with_hint(ONLY)
             # The empty string keeps the planner from searching by id: rows are found by address.
             .where(
-                self._named,
+                *self._named,
                 at(self._held(given, keeps_key=True)),
                 job.c.id.concat(literal_column("''")) == given.c.ids,
             )
@@ -232,9 +245,7 @@ class SettleStatements:
 
     def _moved(self, record: Table | None = None) -> Executable:
         job, dead = self._job, self._dead
-        given = unnest(
-            ids=Text(),
-            leases=BigInteger(),
+        given = self._given(
             dead_ids=Text(),
             refunds=Integer(),
             errors=Text(),
@@ -269,7 +280,7 @@ class SettleStatements:
     @cached_property
     def still_held(self) -> Executable:
         """Ids of the given jobs that this worker holds, locked or not. Parameters: as complete."""
-        given = unnest(ids=Text(), leases=BigInteger())
+        given = self._given()
         return self._one_by_one(
             given, literal_column("held.id", Text), lambda held, one: one.limit(1)
         )
@@ -277,7 +288,7 @@ class SettleStatements:
     @cached_property
     def asked(self) -> Executable:
         """Ids of the given jobs that this worker is to cancel. Parameters: as complete."""
-        given = unnest(ids=Text(), leases=BigInteger())
+        given = self._given()
         return self._one_by_one(
             given,
             literal_column("held.id", Text),
@@ -299,7 +310,7 @@ class SettleStatements:
         return self._locked(wait=True, keeps_key=keeps_key, recorded=recorded)
 
     def _locked(self, *, wait: bool, recorded: bool, keeps_key: bool = False) -> Executable:
-        given = unnest(ids=Text(), leases=BigInteger())
+        given = self._given()
         return self._one_by_one(
             given,
             literal_column("held.id", Text),
@@ -314,12 +325,12 @@ class SettleStatements:
     @cached_property
     def note_error(self) -> Executable:
         """Write last_error of a job that can't be settled. Parameters: as complete, and error."""
-        given = unnest(ids=Text(), leases=BigInteger())
+        given = self._given()
         job = self._job
         return (
             update(job)
             .with_hint(ONLY)
-            .where(self._named, at(self._held(given, keeps_key=True)))
+            .where(*self._named, at(self._held(given, keeps_key=True)))
             .values(last_error=parameter("error", Text), updated_at=func.now())
         )
 

@@ -226,8 +226,9 @@ def each_held(
     value: ColumnElement[Any],
     holder: ColumnElement[int],
     complete: Callable[[Any, Select[Any]], Select[Any]],
+    queue: ColumnElement[str],
 ) -> Select[Any]:
-    """A value of each given job of one queue that its holder still holds. Parameter: queue.
+    """A value of each given job that its holder still holds.
 
     A LATERAL that can't be pulled up: one probe of the primary key for each job, whatever the
     statistics say. A plain join was planned as a nested loop over all pairs, see
@@ -239,6 +240,7 @@ def each_held(
         value: Of the alias ``held``.
         holder: Who holds it.
         complete: Gets that alias and the SELECT of one job, and adds a lock or a limit.
+        queue: The queue of each given job.
     """
     held = job.alias("held")
     one = (
@@ -246,7 +248,7 @@ def each_held(
         .select_from(held)
         .with_hint(held, ONLY)
         .where(
-            held.c.queue == parameter("queue", Text),
+            held.c.queue == queue,
             held.c.id == given.c.ids,
             held.c.lease == given.c.leases,
             held.c.claimed_by == holder,

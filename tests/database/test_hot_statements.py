@@ -68,6 +68,14 @@ def test_the_queue_is_named_at_every_level(name: str) -> None:
         assert f"{reference}.queue = :given_queue" in sql, (reference, sql)
 
 
+@pytest.mark.parametrize("name", ["complete", "release", "bury"])
+def test_of_many_queues_each_job_is_found_by_its_own(name: str) -> None:
+    sql = sql_of(getattr(STATEMENTS.settle_of_queues, name))
+
+    assert "held.queue = given.queues" in sql
+    assert ":given_queue " not in sql
+
+
 @pytest.mark.parametrize("name", [name for name in HOT if name.startswith("claim.")])
 def test_only_statements_that_say_so_walk_the_claim_index(name: str) -> None:
     """Each of its SELECTs repeats the predicate, and the UPDATE itself does not."""

@@ -223,7 +223,7 @@ def test_a_late_settlement_never_meets_a_new_job_of_its_id(queue: Queue) -> None
     assert queue.settle([Pending(new, COMPLETED)]) == {"daily": Fate.SETTLED}
 
 
-def test_queues_and_workers_are_settled_each_by_themselves(queue: Queue) -> None:
+def test_queues_are_settled_together_and_workers_apart(queue: Queue) -> None:
     """A worker that was found lost goes on under a new id, and settles what it had under both."""
     jobs = queue.claim("a1", "a2", queue="a") + queue.claim("b1", queue="b")
     queue.put("c1", queue="a")
@@ -233,9 +233,44 @@ def test_queues_and_workers_are_settled_each_by_themselves(queue: Queue) -> None
     assert queue.settle(items) == dict.fromkeys(["a1", "a2", "b1", "c1"], Fate.SETTLED)
 
     by_job = {item.job.id: item.xid for item in items}
-    assert by_job["a1"] == by_job["a2"]
-    assert len(set(by_job.values())) == 3
+    assert by_job["a1"] == by_job["a2"] == by_job["b1"] != by_job["c1"]
     assert rows(queue.connection) == {}
+
+
+@SETTLEMENTS
+def test_jobs_of_many_queues_are_one_transaction(queue: Queue, settlement: Settlement) -> None:
+    """With one a queue, a worker of 1,000 queues spent its time in COMMITs."""
+    items = pending([queue.claim(f"{n}", queue=f"q{n}")[0] for n in range(10)], settlement)
+
+    assert queue.settle(items) == {f"{n}": Fate.SETTLED for n in range(10)}
+
+    assert len({item.xid for item in items}) == 1
+
+
+def test_a_row_that_refuses_harms_neither_its_queue_nor_others(queue: Queue) -> None:
+    jobs = queue.claim("a1", "a2", queue="a") + queue.claim("b1", "b2", queue="b")
+    queue.execute("INSERT INTO receipt VALUES ('a2')")
+    items = pending(jobs, COMPLETED)
+
+    fates = queue.settle(items)
+
+    assert fates == {**dict.fromkeys(["a1", "b1", "b2"], Fate.SETTLED), "a2": Fate.FAILED}
+    assert items[2].xid == items[3].xid  # the other queue's are together still
+    assert set(rows(queue.connection)) == {"a2"}
+
+
+def test_of_many_queues_each_fence_is_its_own(queue: Queue) -> None:
+    """Another lease, another queue under the same id, a lock: each concerns one row alone."""
+    jobs = [queue.claim(name, queue=f"of-{name}")[0] for name in ("a", "b", "c", "d")]
+    queue.execute("UPDATE bgjob_job SET lease = lease + 1 WHERE id = 'a'")
+    queue.execute("UPDATE bgjob_job SET queue = 'moved' WHERE id = 'b'")
+    with queue.engine.connect() as user, user.begin():
+        user.execute(text("SELECT 1 FROM bgjob_job WHERE id = 'c' FOR UPDATE"))
+
+        fates = queue.settle(pending(jobs, COMPLETED))
+
+    assert fates == {"a": Fate.STALE, "b": Fate.STALE, "c": Fate.LOCKED, "d": Fate.SETTLED}
+    assert set(rows(queue.connection)) == {"a", "b", "c"}
 
 
 def test_nothing_to_settle_is_nothing_to_do(queue: Queue) -> None:

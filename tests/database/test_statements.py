@@ -675,6 +675,7 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("settle.complete", None, FENCE),
         ("settle.release", None, FENCE | RELEASE | {"unknowns"}),
         ("settle.bury", None, FENCE | {"dead_ids", "refunds", "errors"}),
+        ("settle_of_queues.complete", None, FENCE - {"queue"} | {"queues"}),
         ("settle.still_held", None, FENCE),
         ("settle.free", (False, True), FENCE),
         ("settle.lock", (False, True), FENCE),
