@@ -25,7 +25,7 @@ def test_a_queue_that_refuses_is_left_alone_and_then_looked_at() -> None:
 
     two.wake("a", NOW + 1.0)
     assert step(two, NOW + 4.9) == claim("b", 1)
-    assert step(two, NOW + 5.0) == Claim((Look("a", 1), Look("b", 1)))
+    assert step(two, NOW + 5.0) == Claim((Look("b", 1), Look("a", 1)))
 
 
 def test_after_a_refused_claim_each_queue_is_claimed_from_alone() -> None:

@@ -6,7 +6,6 @@ as many as would be started within 50 ms, so that short jobs come in large batch
 wait in the table, where other workers can take them.
 """
 
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -14,11 +13,13 @@ from ..._lifecycle.claim import ClaimedJob, Look, Position
 from ..._lifecycle.settle import Pending
 from ...settings import WorkerSettings
 from .chunks import Chunks
+from .due import DueQueues
 from .lanes import Lanes
 from .outbox import LINGER, Outbox
 from .polling import Polling
 from .queue import Queue
 from .steps import Announce, Claim, Finished, HandBack, PassOn, Settle, Start, Step, Wait
+from .telling import Telling
 
 SETTLED_IN: Final = 0.100
 """Seconds after which a settlement comes before anything else."""
@@ -45,8 +46,10 @@ class Planner:
         }
         self._settings, self._most = settings, settings.max_claim
         self._outbox = Outbox()
-        self._turn = deque(self._queues.values())
-        self._announced: tuple[str, ...] | None = ()
+        self._due = DueQueues(self._queues.values())
+        self._holding: dict[str, Queue] = {}  # those with jobs that are claimed and not started
+        self._running = 0  # slots that are taken, of all queues
+        self._telling = Telling()
         self.listening = False
         """Whether notifications arrive."""
         self.draining = False
@@ -65,6 +68,7 @@ class Planner:
             q.chunks = Chunks(self._settings.heartbeat_interval)
         if q.chunks is not None:
             q.chunks.claimed(sharing, len(jobs), now)
+        self._changed_hold(q)
 
     def is_scanned_next(self, queue: str, now: float) -> bool:
         """Whether the head of a queue is looked at next, if a claim that reads on finds nothing."""
@@ -115,6 +119,7 @@ class Planner:
             scan_in=q.lanes.head_scan_in(now),
             listening=listening,
         )
+        self._changed(q)
 
     def wake(self, queue: str | None, now: float, *, new: bool = False, others: int = 0) -> None:
         """A notification: look at this queue, or at all of them, at once.
@@ -122,13 +127,19 @@ class Planner:
         With *new* it tells of new jobs; otherwise of any, including jobs that were given back.
         *others* is how many more workers wait for it that were not woken.
         """
-        for q in self._queues.values():
-            if queue is None or q.name == queue:
-                q.polling.wake(now, others=others)
-                if new:
-                    q.lanes.notified()
-                else:
-                    q.lanes.request_head_scan()
+        for q in self._of(queue):
+            q.polling.wake(now, others=others)
+            if new:
+                q.lanes.notified()
+            else:
+                q.lanes.request_head_scan()
+            self._changed(q)
+
+    def _of(self, queue: str | None) -> Iterable[Queue]:
+        """The queue of that name if there is one; without a name all of them."""
+        if queue is None:
+            return self._queues.values()
+        return (self._queues[queue],) if queue in self._queues else ()
 
     def claim_alone(self, queue: str, now: float) -> None:
         """The database refused a claim of several queues: claim from this one alone, soon."""
@@ -142,11 +153,13 @@ class Planner:
         """
         self.wake(queue, now)
         self._queues[queue].polling.refused(until)
+        self._changed(self._queues[queue])
 
     def expect(self, queue: str, at: float) -> None:
         """A job will be due at that time: look at the queue then, if not before."""
-        if (q := self._queues.get(queue)) is not None:
+        for q in self._of(queue):
             q.polling.expect(at)
+            self._changed(q)
 
     def claim_sent(self, queue: str, now: float, *, from_head: bool = False) -> None:
         """A claim was sent: a notification from now on asks for another one."""
@@ -158,24 +171,28 @@ class Planner:
 
     def passed_on(self, queues: Iterable[str]) -> None:
         """Another worker is woken for each of these queues."""
-        for queue in queues:
-            self._queues[queue].polling.passed_on()
+        for q in (self._queues[queue] for queue in queues):
+            q.polling.passed_on()
+            self._changed(q)
 
     def announced(self, queues: tuple[str, ...] | None) -> None:
         """Producers were told where this worker waits; None while it is unknown what they see."""
-        self._announced = queues
+        known = self._telling.announced(queues)
         for q in self._queues.values():
-            q.polling.announced(q.name in (queues or ()))
+            q.polling.announced(q.name in known)
+            self._changed(q)
 
     def control(self, slots: Mapping[str, int], paused: Collection[str], now: float) -> None:
         """Operators have set the slots of each queue, and which of them are paused."""
         for q in self._queues.values():
             if q.control(slots[q.name], paused=q.name in paused):
                 self.wake(q.name, now)
+            self._changed(q)
 
     def finished(self, job: ClaimedJob, seconds: float) -> None:
         """A run ended and its slot is free."""
         self._queues[job.queue].ended(seconds)
+        self._running -= 1
 
     def settle(self, item: Pending, now: float) -> None:
         """Write a settlement soon."""
@@ -193,19 +210,19 @@ class Planner:
     def not_started(self, job: ClaimedJob) -> None:
         """A job could not be started: its slot is free, and the mean run time unchanged."""
         self._queues[job.queue].running -= 1
+        self._running -= 1
 
     def withdraw(self, job: ClaimedJob) -> bool:
         """Take out a ready job that is not to start; False if it is not ready any more."""
         q = self._queues[job.queue]
-        if q.chunks and q.chunks.withdraw(job):
-            return True
-        before = len(q.ready)
-        q.ready = deque(entry for entry in q.ready if entry[1] is not job)
-        return len(q.ready) < before
+        found = q.withdraw(job)
+        self._changed_hold(q)
+        return found
 
     def lose_slot(self, queue: str) -> None:
         """A run was given up, and goes on: its slot serves no other."""
         self._queues[queue].lose_slot()
+        self._running -= 1
 
     def regain_slot(self, queue: str) -> None:
         """A run that was given up has ended."""
@@ -221,9 +238,9 @@ class Planner:
         self.not_started(job)
         self._pause(job.queue, until, now)
         q.stuck = True  # claim no more than may be started
-        back = [ready for _, ready in q.ready if ready.handler.options.session]
-        q.ready = deque(entry for entry in q.ready if not entry[1].handler.options.session)
-        return back + q.chunks.take_with_session() if q.chunks else back
+        back = q.take_with_session()
+        self._changed_hold(q)
+        return back
 
     def go_on(self, queue: str, now: float) -> None:
         """A session has found a connection: claim again, unless claims are refused."""
@@ -232,6 +249,7 @@ class Planner:
     def _pause(self, queue: str, until: float, now: float) -> None:
         self.wake(queue, now)
         self._queues[queue].polling.pause(until)
+        self._changed(self._queues[queue])
 
     def settled(self, job: ClaimedJob) -> None:
         """A job was settled by its own run: drop its settlements that wait to be written."""
@@ -242,10 +260,20 @@ class Planner:
 
     def forget_ready(self) -> None:
         """Forget all ready jobs: their leases were lost."""
-        for q in self._queues.values():
-            q.ready.clear()
-            if q.chunks:
-                q.chunks.take_all()
+        for q in self._holding.values():
+            q.forget_ready()
+        self._holding.clear()
+
+    def _changed(self, q: Queue) -> None:
+        """Whatever depends on when a queue is polled, or who is told of it, follows."""
+        self._due.changed(q)
+        self._telling.changed(q)
+
+    def _changed_hold(self, q: Queue) -> None:
+        if q.ready or q.chunks:
+            self._holding[q.name] = q
+        else:
+            self._holding.pop(q.name, None)
 
     # ---- what follows -----------------------------------------------------------------------
 
@@ -254,7 +282,14 @@ class Planner:
 
         Its mates start with it.
         """
-        return None if self.draining else self._queues[queue].start_next(now)
+        if self.draining:
+            return None
+        q = self._queues[queue]
+        job = q.start_next(now)
+        if job is not None:
+            self._running += 1
+            self._changed_hold(q)
+        return job
 
     def next_step(self, now: float, *, may_start: bool, may_claim: bool) -> Step:
         """The next step at the monotonic time *now*.
@@ -273,7 +308,7 @@ class Planner:
         if claims and (claim := self._to_claim(now, early=True)):
             return claim
         if may_start:
-            for q in self._queues.values():
+            for q in self._holding.values():
                 job = self.next_start(q.name, now)
                 if job is not None:
                     q.progress = False
@@ -298,7 +333,7 @@ class Planner:
 
     @property
     def _at_work(self) -> bool:
-        return any(q.running or q.ready or q.chunks for q in self._queues.values())
+        return self._running > 0 or bool(self._holding)
 
     def unsettled(self) -> list[Pending]:
         """What waits to be settled."""
@@ -306,8 +341,8 @@ class Planner:
 
     def ready(self) -> list[ClaimedJob]:
         """What is claimed and not started."""
-        ready = [job for q in self._queues.values() for _, job in q.ready]
-        return ready + [job for q in self._queues.values() if q.chunks for job in q.chunks.jobs()]
+        ready = [job for q in self._holding.values() for _, job in q.ready]
+        return ready + [job for q in self._holding.values() if q.chunks for job in q.chunks.jobs()]
 
     def needs_attention(self, queue: str, now: float) -> bool:
         """Whether a run that ended in this queue leaves something for the loop to do now."""
@@ -319,28 +354,15 @@ class Planner:
 
     def _to_tell(self, now: float, *, may_start: bool) -> PassOn | Announce | None:
         """Wake others in this worker's place, or tell producers where this one waits."""
-        step = self._to_pass_on(now, may_start=may_start)
+        step = self._telling.to_pass_on(now, looks=may_start and not self.draining)
         if self.draining and not self.busy:
             return step  # its row goes away, and with it what it waits for
         if not (may_start or self.draining):
             return step
-        return self._to_announce() or step
-
-    def _to_pass_on(self, now: float, *, may_start: bool) -> PassOn | None:
-        looks = may_start and not self.draining
-        queues = tuple(
-            q.name
-            for q in self._queues.values()
-            if not q.paused and q.polling.passes_on(now, can_look=looks and q.is_free_soon(now))
-        )
-        return PassOn(queues) if queues else None
-
-    def _to_announce(self) -> Announce | None:
         # A draining worker takes nothing: a job must not wake it instead of another. Nor does
         # any worker of a paused queue.
         waits = self.listening and not self.draining
-        waiting = tuple(q.name for q in self._queues.values() if waits and q.waits)
-        return Announce(waiting) if waiting != self._announced else None
+        return self._telling.to_announce(waits=waits) or step
 
     def _to_claim(self, now: float, *, early: bool = False) -> Claim | None:
         """What to claim; *early*, that is before starts, only from queues that move on.
@@ -351,8 +373,8 @@ class Planner:
         most = self._most
         due = [
             (q, room)
-            for q in self._turn
-            if (not early or q.moves_on) and q.polling.is_due(now) and (room := q.room(now, most))
+            for q in self._due.at(now)
+            if (not early or q.moves_on) and (room := q.room(now, most))
         ]
         if not due:
             return None
@@ -362,7 +384,7 @@ class Planner:
         looks = [self._look(q, min(room, most // len(taken)), now) for q, room in taken]
         if not (early or woken or alone):
             looks += self._looks_soon(now, most - sum(look.limit for look in looks))
-        self._take_turns(taken[-1][0], [q for q, _ in due if q.refused_together])
+        self._due.give_way(q for q, _ in taken)
         return Claim(tuple(looks))
 
     def _looks_soon(self, now: float, most: int) -> list[Look]:
@@ -370,20 +392,12 @@ class Planner:
         ahead = min(TOGETHER, self._settings.poll_interval / 5)
         soon = [
             (q, room)
-            for q in self._turn
+            for q in self._queues.values()
             if not q.refused_together
             and q.polling.is_due_within(ahead, now)
             and (room := q.room(now, self._most))
         ][:most]
         return [self._look(q, min(room, most // len(soon)), now) for q, room in soon]
-
-    def _take_turns(self, last: Queue, alone: list[Queue]) -> None:
-        """The queue after the *last* one comes first next time, or one that was passed over."""
-        passed_over = next((q for q in alone if q is not last), None)
-        if passed_over is not None and not last.refused_together:
-            self._turn.rotate(-self._turn.index(passed_over))
-        else:
-            self._turn.rotate(-1 - self._turn.index(last))
 
     def _look(self, q: Queue, limit: int, now: float) -> Look:
         q.progress = False
@@ -403,19 +417,20 @@ class Planner:
     def _to_hand_back(self, now: float, *, may_start: bool) -> list[ClaimedJob]:
         hold = self._settings.hold_timeout
         back: list[ClaimedJob] = []
-        for q in self._queues.values():
-            if q.ready or q.chunks:
-                back += q.hand_back(now, hold, closed=self.draining, may_start=may_start)
+        for q in [*self._holding.values()]:
+            back += q.hand_back(now, hold, closed=self.draining, may_start=may_start)
+            self._changed_hold(q)
         return back
 
     def _until_next(self, now: float) -> float:
         times = [now + self._settings.poll_interval, self._outbox.due_at(now)]
-        for q in self._queues.values():
-            if q.ready and q.running >= q.slots:
+        for q in self._holding.values():
+            full = q.running >= q.slots
+            if q.ready and full:
                 times.append(q.ready[0][0] + self._settings.hold_timeout)
             if q.chunks:
-                full = q.running >= q.slots
                 times.append(q.chunks.due_at() + (self._settings.hold_timeout if full else 0.0))
-            if not self.draining and q.room(now, self._most):
-                times.append(q.polling.due_at)
+        if not self.draining:
+            times += [now for q in self._due.at(now) if q.room(now, self._most)]
+            times.append(self._due.next_at())
         return max(min(times) - now, 0.0)

@@ -164,10 +164,15 @@ class Polling:
         self._count_notification(now)
         self._at = min(self._at, self._soonest(now))
 
+    @property
+    def may_pass_on(self) -> bool:
+        """Whether other workers wait for what this one was woken for, or could not take."""
+        return self._took_all or (self.woken and self._others > 0)
+
     def passes_on(self, now: float, *, can_look: bool) -> bool:
         """Whether another worker is to be woken: this one can't look soon, or took all it could."""
         rests = now < max(self._refused_until, self._paused_until)
-        return self._took_all or (self.woken and self._others > 0 and (rests or not can_look))
+        return self._took_all or (self.may_pass_on and (rests or not can_look))
 
     def passed_on(self) -> None:
         """Another worker is woken.

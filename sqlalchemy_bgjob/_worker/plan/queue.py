@@ -167,6 +167,26 @@ class Queue:
             return None
         return chunks.take(due.handler)
 
+    def withdraw(self, job: ClaimedJob) -> bool:
+        """Take out a job that is not to start; False if it is not here."""
+        if self.chunks and self.chunks.withdraw(job):
+            return True
+        before = len(self.ready)
+        self.ready = deque(entry for entry in self.ready if entry[1] is not job)
+        return len(self.ready) < before
+
+    def take_with_session(self) -> list[ClaimedJob]:
+        """Take out the jobs whose handlers use a session."""
+        back = [job for _, job in self.ready if job.handler.options.session]
+        self.ready = deque(entry for entry in self.ready if not entry[1].handler.options.session)
+        return back + self.chunks.take_with_session() if self.chunks else back
+
+    def forget_ready(self) -> None:
+        """Forget the jobs that have not started."""
+        self.ready.clear()
+        if self.chunks:
+            self.chunks.take_all()
+
     def hand_back(
         self, now: float, hold: float, *, closed: bool, may_start: bool
     ) -> list[ClaimedJob]:
