@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from .._db.errors import did_you_mean
+from .._db.printable import enumerated
 from .._drafts import validation
 from ..settings import DEFAULT_CONCURRENCY, Queue
 from .registry import JobType, Registry
@@ -190,4 +191,4 @@ def _guess(queue: str, named: set[str]) -> str:
 
 def _queues(names: Iterable[str]) -> str:
     listed = list(names)
-    return f"queue{'s' if len(listed) > 1 else ''} {', '.join(listed)}"
+    return f"queue{'s' if len(listed) > 1 else ''} {enumerated(listed)}"

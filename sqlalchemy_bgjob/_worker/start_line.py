@@ -7,6 +7,7 @@ from typing import Final
 from sqlalchemy import Engine
 
 from .._db.connections import connects_by_url
+from .._db.printable import enumerated
 from .._handlers.registry import Registry
 from .._version import __version__
 
@@ -14,7 +15,6 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 START_TIMEOUT: Final = 10.0
 """Seconds for which a start waits until the worker is registered."""
-_MOST_NAMED: Final = 20
 
 
 def log_start(
@@ -39,7 +39,7 @@ def log_start(
         kind,
         __version__,
         describe_database(engine),
-        ", ".join(
+        enumerated(
             f"{name}:{slots}{':time' if name in by_time else ''}"
             for name, slots in sorted(queues.items())
         ),
@@ -68,8 +68,7 @@ def describe_database(engine: Engine) -> str:
 def describe_handlers(registry: Registry) -> str:
     """The types of handlers; "*" is the default handler of a queue."""
     names = sorted(h.type if h.type != "*" else f"* (queue {h.queue})" for h in registry)
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    return enumerated(names)
 
 
 def say_it_waits() -> None:

@@ -10,6 +10,8 @@ import pytest
 from sqlalchemy import create_engine
 
 from sqlalchemy_bgjob import AsyncWorker, BGJob, Context, Worker, __version__
+from sqlalchemy_bgjob._handlers.served import check_handlers
+from sqlalchemy_bgjob._worker.start_line import log_start
 from support.tables import new_queue
 
 if TYPE_CHECKING:
@@ -110,3 +112,18 @@ def test_of_many_handlers_some_are_named(jobs: BGJob[Any, Any]) -> None:
         jobs.handler(f"t{number}", session=False)(lambda ctx: None)
 
     assert describe_handlers(jobs.registry).endswith("t117 and 12 more")
+
+
+def test_of_many_queues_some_are_named(
+    jobs: BGJob[Any, Any], line: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    queues = {f"q{number:04}": 2 for number in range(1_000)}
+    engine = create_engine("postgresql+psycopg://h/d")
+
+    log_start("threads", engine, queues, jobs.registry)
+    check_handlers(jobs.registry, queues, can_run=lambda _: True, unless="", grace=1.0)
+
+    assert "queues q0000:2, q0001:2," in line()
+    assert ", q0019:2 and 980 more; handlers" in line()
+    (warning,) = [m for m in caplog.messages if m.startswith("no handler names the queues")]
+    assert "'q0019' and 980 more; jobs there" in warning
