@@ -20,6 +20,8 @@ SETTLE: Final = 3.0
 """Seconds that a worker has to become idle and listen, as latency is measured only then.
 
 Behind some poolers it never listens."""
+SETTLE_EACH: Final = 0.01
+"""Seconds that it has for each of its queues, in addition."""
 TICK: Final = 0.02
 SAMPLE_EVERY: Final = 0.1
 
@@ -68,7 +70,7 @@ def _settle(app: App) -> None:
         return
     row = app.jobs.WorkerRow
     query = select(row.listener_pid, row.waits_for).where(row.pid == os.getpid())
-    give_up_at = time.monotonic() + SETTLE
+    give_up_at = time.monotonic() + SETTLE + SETTLE_EACH * len(app.queues)
     with app.engine() as engine:
         while time.monotonic() < give_up_at:
             with engine.connect() as connection:
