@@ -69,6 +69,11 @@ class BatchStage(Stage):
         jobs = claim(connection, self.statements, worker_id=THIRD)
         return self._end(connection, jobs, COMPLETED) and len(jobs)
 
+    def work_one(self, connection: Connection) -> Any:
+        """Take what is queued, complete it and look, in a caller's one transaction."""
+        with connection.begin():
+            return type(self.jobs.work_one(connection, "q")).__name__
+
     def cancel(self, connection: Connection) -> Any:
         """What is queued goes; what runs is asked to end."""
         with connection.begin():
@@ -102,7 +107,11 @@ class StoppingStage(BatchStage):
     on_dead = "stop"
 
 
-ALL = (*LOOKS, "cancel", "redrive", "sweep")
+ALL = (*LOOKS, "work_one", "cancel", "redrive", "sweep")
+PAIRS = list(combinations_with_replacement(ALL, 2))
+# Of a job that has been claimed and not yet completed, a cancel is told that it runs; to take it is
+# two transactions, and a cancel between them is told so in neither order.
+PAIRS.remove(("take", "cancel"))
 STOPPING = ("complete", "bury", "redrive", "prune", "sweep")
 
 
@@ -118,7 +127,7 @@ def stopping(server: TestServer) -> Iterator[StoppingStage]:
         yield stage
 
 
-@pytest.mark.parametrize(("first", "second"), list(combinations_with_replacement(ALL, 2)))
+@pytest.mark.parametrize(("first", "second"), PAIRS)
 def test_batches_are_as_if_one_came_first(stage: BatchStage, first: str, second: str) -> None:
     stage.check(first, second)
 
