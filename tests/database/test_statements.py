@@ -653,8 +653,9 @@ FENCE = {"queue", "worker", "ids", "leases"}
 RELEASE = {"refunds", "moments", "delays", "errors", "keep_errors", "args", "new_args", "headers"}
 MINE = {"names", "queues", "types", "open_queues"}
 SCHEDULE = {*DEFINITION, *GAP, "next_at"}
-EXPIRY = {"expires_in", "expires_at"}
 JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
+MORE = {"expires_in", "expires_at", "batch_id"}
+BATCH = {"id", "on_dead", "then_queue", "then_type", "then_arg", "then_headers"}
 
 
 @pytest.mark.parametrize(
@@ -724,9 +725,13 @@ JOB = {"id", "queue", "type", "arg", "priority", "headers", "delay", "run_at"}
         ("operate.to_edit", None, {"id"}),
         ("enqueue.job", (False, True), JOB),
         ("enqueue.jobs", (False, True), JOB),
-        ("unique.replace", (False, True), JOB | EXPIRY | {"unique_key"}),
-        ("unique.earlier", (False, True), JOB | EXPIRY | {"unique_key"}),
-        ("unique.in_period", (False, True), JOB | EXPIRY | {"unique_key", "period"}),
+        ("unique.replace", (False, True), JOB | MORE | {"unique_key"}),
+        ("unique.earlier", (False, True), JOB | MORE | {"unique_key"}),
+        ("unique.in_period", (False, True), JOB | MORE | {"unique_key", "period"}),
+        ("batches.close", (False, True), BATCH),
+        ("batches.finish", (False, True), {"ids"}),
+        ("batches.look", None, {"after", "limit", "keep"}),
+        ("batches.forget", None, {"ids"}),
     ],
 )
 def test_statements_are_built_once_and_name_their_parameters(
