@@ -68,9 +68,12 @@ def killed_within_a_settlement(fleet: Fleet, mutant: str | None) -> list[str]:
 def two_at_work(fleet: Fleet, mutant: str | None) -> list[str]:
     """Nothing happens to either, for longer than a lease."""
     first = fleet.start(slots=3, **FAST)
-    enqueue_many(fleet.engine, fleet.app.nap, [5.0] * 3, ids=IDS)
+    enqueue_many(fleet.engine, fleet.app.nap, [60.0] * 3, ids=IDS)
     fleet.wait_for_starts(3, first)
     fleet.start(slots=3, mutant=mutant, **FAST)
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: fleet.journal.count("start") > 3, 5)
+    fleet.journal.release()
     wait_for_end(fleet)
     return fleet.problems(IDS)
 
