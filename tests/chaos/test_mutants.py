@@ -23,6 +23,7 @@ from support.processes import FAST
 from support.proxy import Proxy
 
 if TYPE_CHECKING:
+    from sqlalchemy_bgjob import JobType
     from support.processes import Fleet
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
@@ -225,6 +226,43 @@ def changed_before_the_commit(fleet: Fleet, mutant: str | None) -> list[str]:
     return fleet.problems({*ids, ref.id})
 
 
+def batch_of(fleet: Fleet, handler: JobType[None], ids: list[str]) -> str:
+    """Enqueue jobs as a batch; the id of the job that follows."""
+    app = fleet.app
+    with (
+        fleet.engine.begin() as connection,
+        app.jobs.batch(connection, then=app.quick.job()) as batch,
+    ):
+        enqueue_many(connection, handler, [None] * len(ids), ids=ids, batch=batch)
+    assert batch.then_id is not None
+    return batch.then_id
+
+
+def completed(fleet: Fleet, id: str) -> bool:
+    return any(line["id"] == id for line in fleet.journal.read("completed"))
+
+
+def batch_at_work(fleet: Fleet, mutant: str | None) -> list[str]:
+    """The jobs of a batch end one by one, and the leader does not look meanwhile."""
+    fleet.start(slots=1, mutant=mutant, health_interval=3600.0, **FAST)
+    follower = batch_of(fleet, fleet.app.quick, IDS)
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: completed(fleet, follower), 10)
+    return fleet.problems([*IDS, follower], told_within=1.0)
+
+
+def batch_with_a_late_end(fleet: Fleet, mutant: str | None) -> list[str]:
+    """A job of a batch is redriven after the end of the one that follows, and dies again."""
+    worker = fleet.start(mutant=mutant, **FAST)
+    follower = batch_of(fleet, fleet.app.give_up, ["job-0"])
+    wait_until(lambda: completed(fleet, follower), 30)
+    fleet.app.jobs.redrive(fleet.engine, fleet.app.jobs.DeadJob.job_id == "job-0")
+    wait_until(lambda: fleet.journal.count("dead") == 2, 30)
+    worker.signal(signal.SIGTERM)
+    worker.wait()  # it has looked then
+    return fleet.problems([follower], told_within=1.0)
+
+
 EACH: list[tuple[Any, str, str]] = [
     (frozen, "fence_by_id_alone", r"lease \d+ ended it, and \d+ had been started"),
     (frozen, "claim_without_a_new_lease", r"went to \d+ without a new lease"),
@@ -271,6 +309,12 @@ EACH: list[tuple[Any, str, str]] = [
     (a_second_life, "leases_begin_anew", r"inserted with lease 0, which is not new"),
     (changed_while_it_runs, "claims_keep_the_key", r"committed, and no run has seen it"),
     (changed_before_the_commit, "told_without_a_lock", r"committed, and no run has seen it"),
+    (batch_at_work, "looks_at_batches_before_the_commit", r":then: committed, and never started"),
+    (
+        batch_with_a_late_end,
+        "finishes_what_is_finished",
+        r":then: (not ended|started 2 times with 0 failures and 0 faults)",
+    ),
 ]
 SCENARIOS = list(dict.fromkeys(scenario for scenario, _, _ in EACH))
 

@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select, true
+from sqlalchemy import BigInteger, Text, and_, delete, func, literal_column, select, text, true
 
 from sqlalchemy_bgjob import FinishedRun, _sql
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED, ends_unstarted
 from sqlalchemy_bgjob._handlers.timetable import due
-from sqlalchemy_bgjob._lifecycle import control, rescue, settle, settle_within, unknown_claims
+from sqlalchemy_bgjob._lifecycle import (
+    batches,
+    control,
+    rescue,
+    settle,
+    settle_within,
+    unknown_claims,
+)
 from sqlalchemy_bgjob._lifecycle.row_errors import RowMissing
 from sqlalchemy_bgjob._lifecycle.settle import Fate
 from sqlalchemy_bgjob._sql.claim import ClaimStatements
@@ -285,6 +292,34 @@ def told_without_a_lock(stack: ExitStack) -> None:
     _replace(stack, UniqueStatements, _held=held)
 
 
+# ---- batches --------------------------------------------------------------------------------
+
+
+def finishes_what_is_finished(stack: ExitStack) -> None:
+    """Whoever looks at a batch takes it for one that was not finished yet."""
+    original = batches.finish_within
+
+    def finish_within(connection: Any, statements: Any, ids: Any) -> Any:
+        again = text("UPDATE bgjob_batch SET finished_at = NULL WHERE id = ANY (:ids)")
+        connection.execute(again, {"ids": [*ids]})
+        return original(connection, statements, ids)
+
+    _replace(stack, batches, finish_within=finish_within)
+
+
+def looks_at_batches_before_the_commit(stack: ExitStack) -> None:
+    """And not after it, when the ends of their jobs can be seen."""
+    original = settle.settle
+
+    def settled(connection: Any, statements: Any, items: Any) -> Any:
+        if ended := batches.batches_of(items):
+            batches.finish(connection, statements, ended)
+        return original(connection, statements, items)
+
+    _replace(stack, settle, settle=settled)
+    _replace(stack, hands, batches_of=lambda items: set())
+
+
 MUTANTS: dict[str, Callable[[ExitStack], None]] = {
     mutant.__name__: mutant
     for mutant in (
@@ -312,5 +347,7 @@ MUTANTS: dict[str, Callable[[ExitStack], None]] = {
         a_pause_is_not_seen,
         claims_keep_the_key,
         told_without_a_lock,
+        finishes_what_is_finished,
+        looks_at_batches_before_the_commit,
     )
 }
