@@ -34,8 +34,8 @@ class OpenBatch:
         self.tables: Final = tables
         self.on_dead: Final[OnDead] = on_dead
         self.then: Final = then
-        self.drafted = 0
-        self.is_open = False
+        self.drafted: int = 0
+        self.is_open: bool = False
 
     def __repr__(self) -> str:
         return f"<batch {self.id!r}>"
