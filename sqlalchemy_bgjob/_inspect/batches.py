@@ -27,7 +27,8 @@ class BatchInfo:
         total: How many jobs it had at first.
         live: How many of them wait or run.
         dead: How many are dead now.
-        more_live, more_dead: Whether there are more than that: counting stopped there.
+        more_live: Whether more of them wait or run: counting stopped there.
+        more_dead: Whether more of them are dead.
         on_dead: ``"continue"`` or ``"stop"``: whether dead jobs keep it from finishing.
         then_type: The type of the job that follows it; None if there is none.
         then_queue: The queue of that job.
