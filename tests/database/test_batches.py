@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,7 @@ from sqlalchemy_bgjob._handlers.outcomes import (
     Settlement,
 )
 from sqlalchemy_bgjob._inspect.batches import batches as listed
-from sqlalchemy_bgjob._lifecycle import settle
+from sqlalchemy_bgjob._lifecycle import run, settle
 from sqlalchemy_bgjob._lifecycle.batches import Looked, batches_of, finish, look_through
 from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._sql import statements_of
@@ -236,6 +237,7 @@ def test_what_a_batch_can_not_keep_is_refused(press: Press) -> None:
     with engine.begin() as connection:
         for then, words in (
             (press.bind.job("x", delay=60), "delay="),
+            (press.bind.job("x", run_at=datetime.now(UTC)), "run_at="),
             (press.bind.job("x", priority=-1), "priority="),
             (press.bind.job("x", unique="k"), "unique="),
             (press.bind.job("x", expires=60), "expires="),
@@ -255,6 +257,9 @@ def test_what_a_batch_can_not_keep_is_refused(press: Press) -> None:
                 enqueue(connection, elsewhere, 1, batch=batch)
             with pytest.raises(TypeError, match="takes what"):
                 enqueue(connection, press.page, 1, batch=batch.id)  # type: ignore[call-overload]
+            enqueue(connection, press.page, 1, batch=batch)
+            with pytest.raises(ValueError, match="or batch="):
+                jobs.batch(connection, then=press.bind.job("x", batch=batch))
 
 
 def test_a_batch_belongs_to_a_transaction(press: Press) -> None:
@@ -293,7 +298,7 @@ def test_it_is_finished_when_the_last_job_has_ended(press: Press, last: Settleme
         (third,) = press.claim()
     assert press.followers() == []
 
-    press.settle([third], last)
+    assert batches_of(press.settle([third], last)) == {batch.id}
     assert press.finish(batch) == [batch.id]
     assert press.finish(batch) == []
     assert press.followers() == [(batch.then_id, b'"Faust"')]
@@ -340,6 +345,7 @@ def test_a_replaced_job_stays_in_its_batch(press: Press) -> None:
         unique = Unique("k", "queued", on_conflict="replace")
         assert not enqueue(connection, press.page, 2, unique=unique).inserted
 
+    assert press.finish(batch) == []
     press.settle(press.claim())
     assert press.finish(batch) == [batch.id]
 
@@ -408,6 +414,7 @@ def test_the_sweep_goes_on_behind_where_it_stopped(press: Press) -> None:
     assert press.sweep(limit=2) == Looked(ids[1], ids[:2], [])
     assert press.sweep(after=ids[1], limit=2) == Looked(waits.id, ids[2:], [])
     assert press.sweep(after=waits.id, limit=2) == Looked(None, [], [])
+    assert press.sweep(after=ids[1], limit=3) == Looked(None, [], [])
     assert len(press.followers()) == 3
 
 
@@ -444,6 +451,8 @@ def test_old_batches_are_forgotten(press: Press) -> None:
     assert press.sweep(keep=0.0).forgotten == []
     assert press.sweep(keep=1_800.0).forgotten == [old.id]
     with press.engine.connect() as connection:
+        forget = press.statements.batches.forget
+        assert run(connection, forget, ids=[unfinished.id]).all() == []
         found = listed(connection, None, "bgjob_", limit=9)
         left = listed(connection, None, "bgjob_", limit=9, unfinished=True)
         behind = listed(connection, None, "bgjob_", limit=9, before=found[0].id)
@@ -453,19 +462,21 @@ def test_old_batches_are_forgotten(press: Press) -> None:
 
 
 def test_a_look_at_a_batch_reads_by_its_index(press: Press) -> None:
-    """However many jobs there are of others."""
+    """However many jobs there are, of no batch and of others."""
     batch = press.print(1)
     with press.engine.begin() as connection:
         connection.execute(
             text(
-                "INSERT INTO bgjob_job (id, queue, type) "
-                "SELECT 'x' || n, 'q', 't' FROM generate_series(1, 5000) AS n"
+                "INSERT INTO bgjob_job (id, queue, type, batch_id) "
+                "SELECT 'x' || n, 'q', 't', CASE WHEN n > 5000 THEN 'another' END "
+                "FROM generate_series(1, 10000) AS n"
             )
         )
         connection.execute(text("ANALYZE bgjob_job, bgjob_batch, bgjob_dead_job"))
         plan = _plan(connection, press.statements.batches.finish(True), ids=[batch.id])
 
     assert not any("Seq Scan on bgjob_job" in line for line in plan), "\n".join(plan)
+    assert any("Index Cond: (batch_id = " in line for line in plan), "\n".join(plan)
 
 
 def _plan(connection: Connection, statement: Any, **given: Any) -> list[str]:
