@@ -6,7 +6,7 @@ last job, the leader finds; see :mod:`.._worker.batch_sweep`.
 """
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -60,43 +60,39 @@ def batches_of(items: Iterable[Pending]) -> set[str]:
     }
 
 
-def finish(connection: Connection, statements: Statements, ids: Collection[str]) -> list[str]:
-    """Finish those batches that are over; their ids. Commits.
+def finish(connection: Connection, statements: Statements, ids: Iterable[str]) -> list[str]:
+    """Finish those batches that are over; their ids. Commits, unless the caller has begun.
 
     If the job that follows one of them is refused, by a constraint or a trigger of the user's, each
-    is finished by itself: that one is left as it is, and the log names it.
+    is finished by itself: that one is left as it is, and the log names it. In the caller's
+    transaction each statement is within a savepoint.
 
     Raises:
-        DBAPIError: It is not due to a row: the connection was lost, or the role may not.
+        DBAPIError: It is not due to one of them: the connection was lost, time ran out, or all were
+            refused, as the role may not.
     """
-    try:
-        with connection.begin():
-            return finish_within(connection, statements, ids)
-    except DBAPIError as error:
-        if not _is_due_to_a_row(error):
-            raise
-    finished: list[str] = []
-    for id in ids:
+    ids, finished = sorted(ids), list[str]()
+    begin = connection.begin_nested if connection.in_transaction() else connection.begin
+    parts, refused = [ids], dict[str, DBAPIError]()
+    while parts:
+        part = parts.pop()
         try:
-            with connection.begin():
-                finished += finish_within(connection, statements, [id])
+            with begin():
+                statement = statements.batches.finish(can_notify(connection))
+                finished += run(connection, statement, ids=part).scalars()
         except DBAPIError as error:
-            if not _is_due_to_a_row(error):
+            if lost_connection(error) or ran_out_of_time(error):
                 raise
-            logger.warning("batch %s is over, and what follows is refused: %s", id, summary(error))
+            if len(part) > 1:
+                parts = [[id] for id in part]
+            else:
+                refused[part[0]] = error
+    for id, why in refused.items():
+        if doubts_session(why) and len(refused) == len(ids):
+            raise why
+        words = "batch %s is over, and what follows is refused: %s; when that is mended, it follows"
+        logger.warning(words, id, summary(why))
     return finished
-
-
-def _is_due_to_a_row(error: DBAPIError) -> bool:
-    return not (lost_connection(error) or ran_out_of_time(error) or doubts_session(error))
-
-
-def finish_within(
-    connection: Connection, statements: Statements, ids: Collection[str]
-) -> list[str]:
-    """As :func:`finish`; the caller commits."""
-    statement = statements.batches.finish(can_notify(connection))
-    return [row[0] for row in run(connection, statement, ids=sorted(ids))]
 
 
 class Looked(NamedTuple):

@@ -123,7 +123,9 @@ class BatchStatements:
             func.now(),
         ).where(ended.c.then_type.is_not(None), *conditions)
         names = ["id", "queue", "type", "arg", "headers", "next_run_at"]
-        follows = pg_insert(job).from_select(names, rows).on_conflict_do_nothing()
+        # Of a unique index of the user's a conflict is an error, or what follows would be lost.
+        inserted = pg_insert(job).from_select(names, rows)
+        follows = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])
         done = follows.returning(job.c.queue).cte("follows")
         if not notify:
             return select(told).select_from(ended).add_cte(done)

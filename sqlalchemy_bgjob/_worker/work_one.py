@@ -1,8 +1,9 @@
 """work_one: one job, run and settled in a transaction that belongs to the caller."""
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.exc import DBAPIError
 
-from .._db.errors import sqlstate
+from .._db.errors import lost_connection, sqlstate, summary
 from .._db.forks import kept_from_children, leave_if_forked
 from .._db.targets import Unit, is_autocommit, run_in
 from .._drafts import validation
@@ -32,7 +33,7 @@ from .._handlers.outcomes import (
 from .._handlers.registry import JobType, Registry
 from .._job_context import running
 from .._lifecycle import claim, settle
-from .._lifecycle.batches import batches_of, finish_within
+from .._lifecycle.batches import batches_of, finish
 from .._lifecycle.claim import ClaimedJob
 from .._lifecycle.row_errors import RowKept, RowMissing
 from .._lifecycle.settle import Pending
@@ -45,6 +46,8 @@ from .callers_session import CallersSession
 from .chunk import run_of
 from .run import Run
 from .transaction import TransactionEnded
+
+logger = logging.getLogger("sqlalchemy_bgjob")
 
 _GRACE = WorkerSettings().unknown_type_grace
 _NO_SAVEPOINT = frozenset({"3B001", "25P01"})
@@ -300,8 +303,16 @@ class _WorkOne:
             kept = settle.still_holds(self._connection, self._statements, pending)
             raise RowKept if kept else RowMissing
         if batches := batches_of([pending]):
-            # Before the commit, which is the caller's: what ends elsewhere meanwhile is not seen.
-            finish_within(self._connection, self._statements, batches)
+            self._finish(batches)
+
+    def _finish(self, batches: Collection[str]) -> None:
+        """Look before the commit, which is the caller's: what others end meanwhile is not seen."""
+        try:
+            finish(self._connection, self._statements, batches)
+        except DBAPIError as error:
+            if lost_connection(error):
+                raise
+            logger.warning("batch %s was not finished: %s", *batches, summary(error))
 
 
 def _undo(savepoint: NestedTransaction, error: BaseException | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,15 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql import column
 from sqlalchemy.types import Integer
 
-from sqlalchemy_bgjob import Context, InvalidArg, Unique, enqueue, enqueue_from, enqueue_many
+from sqlalchemy_bgjob import (
+    Complete,
+    Context,
+    InvalidArg,
+    Unique,
+    enqueue,
+    enqueue_from,
+    enqueue_many,
+)
 from sqlalchemy_bgjob._handlers.outcomes import (
     CANCELLED,
     COMPLETED,
@@ -31,6 +40,8 @@ from support.rows import claim
 from support.tables import new_queue
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sqlalchemy import Connection
 
     from sqlalchemy_bgjob._drafts.batch import OnDead, OpenBatch
@@ -370,6 +381,20 @@ def test_work_one_finishes_in_the_callers_transaction(press: Press) -> None:
     assert press.info(batch).finished_at is None
 
 
+@pytest.mark.parametrize("code", ["23514", "UX001"])
+def test_work_one_ends_its_job_though_the_follower_is_refused(
+    press: Press, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    """The job is not to blame, nor is who works on it; the leader tries again."""
+    batch = press.print(1)
+    with refusing(press.engine, batch.then_id, code), press.engine.begin() as connection:
+        assert isinstance(press.jobs.work_one(connection, "q"), Complete)
+    assert f"batch {batch.id}" in caplog.text
+
+    assert press.claim() == []
+    assert press.sweep().finished == [batch.id]
+
+
 # ---- two at once --------------------------------------------------------------------------------
 
 
@@ -437,6 +462,55 @@ def test_a_follower_that_is_refused_holds_up_no_other_batch(
 
     assert press.sweep().finished == [refused.id]
     assert len(press.followers()) == 2
+
+
+def test_a_unique_index_of_yours_loses_no_follower(press: Press) -> None:
+    """One that it meets is a refusal, and no job that is there already."""
+    batch = press.print(1)
+    press.settle(press.claim())
+    with press.engine.begin() as connection:
+        enqueue(connection, press.bind, "another")
+        rule = "CREATE UNIQUE INDEX of_the_user ON bgjob_job (type)"
+        connection.exec_driver_sql(rule)
+    try:
+        assert press.finish(batch) == []
+        assert press.info(batch).finished_at is None
+    finally:
+        with press.engine.begin() as connection:
+            connection.exec_driver_sql("DROP INDEX of_the_user")
+
+    assert press.finish(batch) == [batch.id]
+
+
+@pytest.mark.parametrize("code", ["UX001", "42501", "42703"])
+def test_what_a_trigger_says_holds_up_no_other_batch(press: Press, code: str) -> None:
+    """Whatever its SQLSTATE, which may be one of its own."""
+    refused, fine = press.print(1), press.print(1)
+    press.settle(press.claim())
+    with refusing(press.engine, refused.then_id, code):
+        assert press.sweep().finished == [fine.id]
+
+    assert press.sweep().finished == [refused.id]
+
+
+@contextmanager
+def refusing(engine: Engine, id: str | None, code: str) -> Iterator[None]:
+    """A trigger of the user's that does not want a job."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"CREATE FUNCTION of_the_user() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF NEW.id = '{id}' THEN RAISE 'no' USING ERRCODE = '{code}'; END IF; "
+            f"RETURN NEW; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER of_the_user BEFORE INSERT ON bgjob_job "
+            "FOR EACH ROW EXECUTE FUNCTION of_the_user()"
+        )
+    try:
+        yield
+    finally:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP FUNCTION of_the_user CASCADE")
 
 
 def test_old_batches_are_forgotten(press: Press) -> None:
