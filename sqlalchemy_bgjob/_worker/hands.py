@@ -182,6 +182,8 @@ class Hands:
         batches = batches_of(items)
         if self.counts is not None or batches:
             with self.lock:
+                if batches and not self.ended_batches:
+                    self._runtime.wake()
                 self.ended_batches |= batches
                 if self.counts is not None:
                     self.counts.add(items)

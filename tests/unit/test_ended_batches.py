@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from math import inf
 from threading import RLock
 from types import SimpleNamespace
@@ -11,8 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
+from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._worker import ended_batches
 from sqlalchemy_bgjob._worker.ended_batches import EndedBatches
+from sqlalchemy_bgjob._worker.hands import Hands
+from sqlalchemy_bgjob.settings import WorkerSettings
+from sqlalchemy_bgjob.telemetry import Events
+from support.planning import job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +33,19 @@ def looks() -> Looks:
     hands: Any = SimpleNamespace(lock=RLock(), ended_batches={"a"})
     unused: Any = SimpleNamespace(get=lambda: None)
     return EndedBatches(hands, unused, unused), hands
+
+
+def test_the_loop_is_woken_for_the_first_batch() -> None:
+    """Though the slot goes on with its next job; for further ones it need not be."""
+    woken: list[None] = []
+    runtime: Any = SimpleNamespace(wake=lambda: woken.append(None))
+    hands = Hands(runtime, Events(()), {"q": 2}, WorkerSettings())
+    for batch, count in ((None, 0), ("a", 1), ("b", 1)):
+        ended = replace(job("1"), extras=batch and [None, batch, None, None])
+        hands.note([Pending(ended, COMPLETED)])
+        assert len(woken) == count
+
+    assert hands.ended_batches == {"a", "b"}
 
 
 def raising(error: Exception) -> Callable[..., None]:
