@@ -401,30 +401,31 @@ class WorkerLoop:
         for attendant in beside:
             self._runtime.join(attendant, 5.0)
         worker_id = self._heart.worker_id
-        self._write_counts(worker_id)
+        counts, refused = self._counts, self._settling.refused
         try:
-            if self._hands.ended_batches:
-                self._ended_batches.finish()
-            if worker_id is not None:
-                workers.unregister(
-                    self._control.get(),
-                    self._statements,
-                    worker_id=worker_id,
-                    refused=self._settling.refused,
+            if counts is not None:
+                self._finally(
+                    "a minute of counts was not written",
+                    lambda: counts.write(self._control.get(), worker_id, self._hands.lock),
                 )
-        except Exception as error:  # others will find this worker silent, and clean up
-            self._events.report(error)
-            logger.info("worker not unregistered: %s", summary(error))
+            if self._hands.ended_batches:
+                self._finally("batches were not finished", self._ended_batches.finish)
+            if worker_id is not None:  # if it fails, others will find it silent, and clean up
+                self._finally(
+                    "worker not unregistered",
+                    lambda: workers.unregister(
+                        self._control.get(), self._statements, worker_id=worker_id, refused=refused
+                    ),
+                )
         finally:
             self._control.drop()
             self._runtime.block(partial(self._events.stop, 5.0))
 
-    def _write_counts(self, worker_id: int | None) -> None:
-        """Write what was counted since the rescuer's last write."""
+    def _finally(self, failure: str, action: Callable[[], None]) -> None:
+        """Do one of the last actions; if that fails, the next one is done on a new connection."""
         try:
-            if self._counts is not None:
-                self._counts.write(self._control.get(), worker_id, self._hands.lock)
+            action()
         except Exception as error:
             self._events.report(error)
-            logger.info("a minute of counts was not written: %s", summary(error))
+            logger.info("%s: %s", failure, summary(error))
             self._control.drop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import Complete, MoveToDlq, enqueue_many
 from sqlalchemy_bgjob._worker import batch_sweep, ended_batches
@@ -166,3 +167,24 @@ def test_a_look_that_fails_does_not_stop_the_worker(
     bench.run(until=lambda: ran, health_interval=0.05)
 
     assert "batches were not finished" in caplog.text
+
+
+@one_of_each
+def test_a_worker_that_can_not_look_at_its_end_unregisters(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its last jobs, and its row, would wait until it counts as silent."""
+    lost = DBAPIError("SELECT", None, Exception(), connection_invalidated=True)
+    looks: list[str] = []
+
+    def cut(*_: Any) -> None:
+        looks.append("a look")
+        raise lost
+
+    monkeypatch.setattr(ended_batches, "finish", cut)
+    page = bench.handler("page", lambda ctx: None, uses_session=False)
+    batch_of(bench, page, 3, page)
+
+    bench.run(until=lambda: looks)
+
+    assert bench.sql("SELECT id FROM bgjob_worker") == []
