@@ -78,8 +78,7 @@ def finish(connection: Connection, statements: Statements, ids: Iterable[str]) -
         part = parts.pop()
         try:
             with begin():
-                statement = statements.batches.finish(can_notify(connection))
-                finished += run(connection, statement, ids=part).scalars()
+                finished += finish_within(connection, statements, part)
         except DBAPIError as error:
             if lost_connection(error) or ran_out_of_time(error):
                 raise
@@ -95,42 +94,56 @@ def finish(connection: Connection, statements: Statements, ids: Iterable[str]) -
     return finished
 
 
+def finish_within(connection: Connection, statements: Statements, ids: list[str]) -> list[str]:
+    """Finish those batches that are over, or none; their ids. The caller commits."""
+    statement = statements.batches.finish(can_notify(connection))
+    return list(run(connection, statement, ids=ids).scalars())
+
+
 class Looked(NamedTuple):
     """What a look at some batches has come to.
 
     Attributes:
-        last: The id from which on the next one looks; None at the end of the table.
-        finished: Those that are finished now.
-        forgotten: Those that were deleted.
+        last: The id from which on the next one looks; None if there is nothing behind.
+        ids: Those that are finished now, or were deleted.
     """
 
     last: str | None
-    finished: list[str]
-    forgotten: list[str]
+    ids: list[str]
 
 
 def look_through(
-    connection: Connection, statements: Statements, *, after: str, limit: int, keep: float
+    connection: Connection, statements: Statements, *, after: str, limit: int
 ) -> Looked:
-    """Look at *limit* batches: finish those that are over, delete those that are old. Commits.
+    """Finish those of the unfinished batches that are over. Commits.
 
-    By the database's clock. A batch that somebody has locked is left to a later call.
+    A batch that somebody has locked is left to a later call.
 
     Args:
         connection: Idle, outside a transaction.
         statements: Those of the tables.
         after: The id from which on it looks, without it.
         limit: How many it looks at.
-        keep: Seconds after which a finished batch is old; 0 for never.
+    """
+    with connection.begin():
+        statement = statements.batches.unfinished
+        ids = list(run(connection, statement, after=after, limit=limit).scalars())
+    finished = finish(connection, statements, ids) if ids else []
+    return Looked(ids[-1] if len(ids) == limit else None, finished)
+
+
+def forget(
+    connection: Connection, statements: Statements, *, after: str, limit: int, keep: float
+) -> Looked:
+    """Delete batches that were finished more than *keep* seconds ago. Commits.
+
+    By the database's clock. It reads from the one that was made first up to those that are younger
+    than that; see :func:`look_through`.
     """
     its = statements.batches
     with connection.begin():
-        rows: Any = run(connection, its.look, after=after, limit=limit, keep=keep).all()
-    unfinished = [id for id, is_unfinished, _ in rows if is_unfinished]
-    old = [id for id, _, is_old in rows if is_old]
-    finished = finish(connection, statements, unfinished) if unfinished else []
-    forgotten: list[str] = []
-    if old:
-        with connection.begin():
-            forgotten = list(run(connection, its.forget, ids=old).scalars())
-    return Looked(rows[-1][0] if len(rows) == limit else None, finished, forgotten)
+        rows: Any = run(connection, its.oldest, after=after, limit=limit, keep=keep).all()
+        old = [id for id, _, is_old in rows if is_old]
+        forgotten = list(run(connection, its.forget, ids=old).scalars()) if old else []
+    goes_on = len(rows) == limit and rows[-1][1]
+    return Looked(rows[-1][0] if goes_on else None, forgotten)

@@ -143,16 +143,29 @@ class BatchStatements:
         return and_(not_(any_of(self._job)), or_(goes_on, not_(any_of(self._dead))))
 
     @cached_property
-    def look(self) -> Executable:
-        """Some batches in the order of their ids: id, whether it is unfinished, whether it is old.
+    def unfinished(self) -> Executable:
+        """The ids of some batches that are not finished, in their order, by an index of these.
 
-        Old ones were finished longer ago than they are kept. Locks nothing. Parameters: after (the
-        id from which on it looks, without it), limit, keep (seconds; 0 is for ever).
+        Parameters: after (the id from which on it looks, without it), limit.
         """
-        batch, keep = self._batch, cast(parameter("keep", Float(53)), Float(53))
-        is_old = and_(keep > 0, batch.c.finished_at < func.now() - keep * SECOND)
+        return self._behind(self._batch.c.id).where(self._batch.c.finished_at.is_(None))
+
+    @cached_property
+    def oldest(self) -> Executable:
+        """Some batches in the order of their ids, which is that in which they were made.
+
+        Returns the id, whether it was made before what is kept, and whether it was finished before
+        that. Locks nothing. Parameters: after, limit, keep (seconds).
+        """
+        batch = self._batch
+        since = func.now() - cast(parameter("keep", Float(53)), Float(53)) * SECOND
+        is_old = func.coalesce(batch.c.finished_at < since, literal_column("false"))
+        return self._behind(batch.c.id, batch.c.created_at < since, is_old)
+
+    def _behind(self, *columns: ColumnElement[Any]) -> Select[Any]:
+        batch = self._batch
         return (
-            select(batch.c.id, batch.c.finished_at.is_(None), func.coalesce(is_old, False))
+            select(*columns)
             .with_hint(batch, ONLY)
             .where(batch.c.id > parameter("after", Text))
             .order_by(batch.c.id)

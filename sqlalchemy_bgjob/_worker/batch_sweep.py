@@ -1,19 +1,24 @@
 """Looks through the batches, for as long as this worker leads.
 
-It finishes those that are over and that nobody has looked at, and deletes those that are old. The
-leader's regular sample of health shows whether there may be any; where there are none, no statement
-is sent. Two who do it at once do no harm.
+It finishes those that are over and that nobody has looked at, and deletes those that are old. Of
+those that are finished and kept it reads next to none. The leader's regular sample of health shows
+whether there may be any; where there are none, no statement is sent. Two who do it at once do no
+harm.
 """
 
 import time
+from functools import partial
 from math import inf
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection
 
-from .._lifecycle.batches import look_through
+from .._lifecycle.batches import Looked, forget, look_through
 from .._sql import Statements
 from ..settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIMIT: Final = 500
 """Batches that are looked at together."""
@@ -31,13 +36,18 @@ class BatchSweep:
     """
 
     def __init__(self, statements: Statements, settings: WorkerSettings) -> None:
-        self._statements, self._keep = statements, settings.batch_keep
+        self._looks: list[Callable[..., Looked]] = [look_through]
+        if keep := settings.batch_keep:
+            self._looks.append(partial(forget, keep=keep))
+        self._statements = statements
+        self._left: list[Callable[..., Looked]] = []
         self.due_at = inf
         self._after = ""
 
     def begin(self) -> None:
-        """There may be some: look through them, from where the last turn stopped."""
-        self.due_at = min(self.due_at, time.monotonic())
+        """There may be some: look through them, or go on with that."""
+        self._left = self._left or [*self._looks]
+        self.due_at = time.monotonic()
 
     def turn(self, connection: Connection) -> None:
         """Look at some of them. Commits what each look has come to.
@@ -48,13 +58,12 @@ class BatchSweep:
         """
         begun = time.monotonic()
         self.due_at = inf
-        while True:
-            looked = look_through(
-                connection, self._statements, after=self._after, limit=LIMIT, keep=self._keep
-            )
-            self._after = looked.last or ""
-            if looked.last is None:
+        while self._left:
+            look, after, self._after = self._left.pop(0), self._after, ""
+            looked = look(connection, self._statements, after=after, limit=LIMIT)
+            if looked.last is not None:
+                self._left.insert(0, look)
+                self._after = looked.last
+            if self._left and time.monotonic() >= begun + LASTS:
+                self.due_at = time.monotonic() + GO_ON_AFTER
                 return
-            if time.monotonic() >= begun + LASTS:
-                break
-        self.due_at = time.monotonic() + GO_ON_AFTER

@@ -32,7 +32,7 @@ from sqlalchemy_bgjob._handlers.outcomes import (
 )
 from sqlalchemy_bgjob._inspect.batches import batches as listed
 from sqlalchemy_bgjob._lifecycle import run, settle
-from sqlalchemy_bgjob._lifecycle.batches import Looked, batches_of, finish, look_through
+from sqlalchemy_bgjob._lifecycle.batches import Looked, batches_of, finish, forget, look_through
 from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._sql import statements_of
 from support.producers import UNITS, Producer, produce
@@ -97,9 +97,14 @@ class Press:
             return finish(connection, self.statements, [batch.id for batch in batches])
 
     def sweep(self, **options: Any) -> Looked:
-        options = {"after": "", "limit": 100, "keep": 0.0} | options
+        options = {"after": "", "limit": 100} | options
         with self.engine.connect() as connection:
             return look_through(connection, self.statements, **options)
+
+    def forget(self, keep: float, **options: Any) -> Looked:
+        options = {"after": "", "limit": 100} | options
+        with self.engine.connect() as connection:
+            return forget(connection, self.statements, keep=keep, **options)
 
     def followers(self) -> list[tuple[str, bytes]]:
         """Id and arg of each job that follows a batch."""
@@ -223,7 +228,7 @@ def test_a_block_that_raises_leaves_no_batch(press: Press) -> None:
             enqueue(connection, press.page, 1, batch=batch)
 
     assert press.info(batch) is None
-    assert press.sweep() == Looked(None, [], [])
+    assert press.sweep() == Looked(None, [])
 
 
 def test_headers_of_the_application_go_with_the_follower(press: Press) -> None:
@@ -330,7 +335,7 @@ def test_a_batch_that_stops_waits_for_its_dead_jobs(press: Press) -> None:
 
     with press.engine.begin() as connection:
         connection.execute(press.jobs.models.dead_job.delete())
-    assert press.sweep().finished == [batch.id]
+    assert press.sweep().ids == [batch.id]
     assert press.followers() == [(batch.then_id, b'"Faust"')]
 
 
@@ -366,7 +371,7 @@ def test_cancelled_jobs_end_too(press: Press) -> None:
     batch = press.print(2)
     assert press.jobs.cancel_where(press.engine, press.jobs.Job.batch_id == batch.id).cancelled == 2
 
-    assert press.sweep().finished == [batch.id]
+    assert press.sweep().ids == [batch.id]
 
 
 def test_work_one_finishes_in_the_callers_transaction(press: Press) -> None:
@@ -392,7 +397,7 @@ def test_work_one_ends_its_job_though_the_follower_is_refused(
     assert f"batch {batch.id}" in caplog.text
 
     assert press.claim() == []
-    assert press.sweep().finished == [batch.id]
+    assert press.sweep().ids == [batch.id]
 
 
 # ---- two at once --------------------------------------------------------------------------------
@@ -421,9 +426,9 @@ def test_a_batch_that_somebody_has_locked_is_left_to_the_sweep(press: Press) -> 
     with press.engine.connect() as user:
         user.execute(select(press.jobs.models.batch).with_for_update())
         assert press.finish(batch) == []
-        assert press.sweep().finished == []
+        assert press.sweep().ids == []
 
-    assert press.sweep().finished == [batch.id]
+    assert press.sweep().ids == [batch.id]
 
 
 # ---- the sweep ----------------------------------------------------------------------------------
@@ -436,10 +441,11 @@ def test_the_sweep_goes_on_behind_where_it_stopped(press: Press) -> None:
     press.settle([job for job in press.claim() if job.batch != waits.id])
     ids = sorted(batch.id for batch in batches)
 
-    assert press.sweep(limit=2) == Looked(ids[1], ids[:2], [])
-    assert press.sweep(after=ids[1], limit=2) == Looked(waits.id, ids[2:], [])
-    assert press.sweep(after=waits.id, limit=2) == Looked(None, [], [])
-    assert press.sweep(after=ids[1], limit=3) == Looked(None, [], [])
+    assert press.sweep(limit=2) == Looked(ids[1], ids[:2])
+    assert press.sweep(after=ids[1], limit=2) == Looked(waits.id, ids[2:])
+    assert press.sweep(limit=1) == Looked(waits.id, [])
+    assert press.sweep(after=waits.id, limit=1) == Looked(None, [])
+    assert press.sweep(after=ids[1], limit=3) == Looked(None, [])
     assert len(press.followers()) == 3
 
 
@@ -453,14 +459,14 @@ def test_a_follower_that_is_refused_holds_up_no_other_batch(
         rule = f"CONSTRAINT of_the_user CHECK (id <> '{refused.then_id}')"
         connection.exec_driver_sql(f"ALTER TABLE bgjob_job ADD {rule}")
     try:
-        assert press.sweep().finished == [fine.id]
+        assert press.sweep().ids == [fine.id]
         assert press.finish(refused) == []
         assert f"batch {refused.id} is over, and what follows is refused" in caplog.text
     finally:
         with press.engine.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE bgjob_job DROP CONSTRAINT of_the_user")
 
-    assert press.sweep().finished == [refused.id]
+    assert press.sweep().ids == [refused.id]
     assert len(press.followers()) == 2
 
 
@@ -488,9 +494,9 @@ def test_what_a_trigger_says_holds_up_no_other_batch(press: Press, code: str) ->
     refused, fine = press.print(1), press.print(1)
     press.settle(press.claim())
     with refusing(press.engine, refused.then_id, code):
-        assert press.sweep().finished == [fine.id]
+        assert press.sweep().ids == [fine.id]
 
-    assert press.sweep().finished == [refused.id]
+    assert press.sweep().ids == [refused.id]
 
 
 @contextmanager
@@ -522,11 +528,12 @@ def test_old_batches_are_forgotten(press: Press) -> None:
         connection.execute(table.update().where(table.c.id == old.id).values(finished_at=before))
         connection.execute(table.update().values(created_at=before))
 
-    assert press.sweep(keep=0.0).forgotten == []
-    assert press.sweep(keep=1_800.0).forgotten == [old.id]
+    assert press.forget(1_800.0, limit=1) == Looked(old.id, [old.id])
+    assert press.forget(1_800.0, after=old.id, limit=1) == Looked(new.id, [])
+    assert press.forget(1_800.0, limit=1) == Looked(new.id, [])
     with press.engine.connect() as connection:
-        forget = press.statements.batches.forget
-        assert run(connection, forget, ids=[unfinished.id]).all() == []
+        statement = press.statements.batches.forget
+        assert run(connection, statement, ids=[unfinished.id]).all() == []
         found = listed(connection, None, "bgjob_", limit=9)
         left = listed(connection, None, "bgjob_", limit=9, unfinished=True)
         behind = listed(connection, None, "bgjob_", limit=9, before=found[0].id)
@@ -551,6 +558,23 @@ def test_a_look_at_a_batch_reads_by_its_index(press: Press) -> None:
 
     assert not any("Seq Scan on bgjob_job" in line for line in plan), "\n".join(plan)
     assert any("Index Cond: (batch_id = " in line for line in plan), "\n".join(plan)
+
+
+def test_the_sweep_reads_what_is_unfinished_by_its_index(press: Press) -> None:
+    """However many finished ones are kept."""
+    press.print(1)
+    with press.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO bgjob_batch (id, finished_at) "
+                "SELECT '0' || n, now() FROM generate_series(1, 5000) AS n"
+            )
+        )
+        connection.execute(text("ANALYZE bgjob_batch"))
+        plan = _plan(connection, press.statements.batches.unfinished, after="", limit=500)
+        connection.rollback()
+
+    assert any("bgjob_batch_unfinished_idx" in line for line in plan), "\n".join(plan)
 
 
 def _plan(connection: Connection, statement: Any, **given: Any) -> list[str]:

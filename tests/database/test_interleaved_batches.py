@@ -88,7 +88,7 @@ class BatchStage(Stage):
             return self.jobs.prune(connection, 1800)
 
     def sweep(self, connection: Connection) -> Any:
-        batches.look_through(connection, self.statements, after="", limit=10, keep=0.0)
+        batches.look_through(connection, self.statements, after="", limit=10)
 
     def settle_down(self, name: str, answer: Any) -> Any:
         fates = [fate for _, fate in answer] if name in LOOKS[:3] else []

@@ -843,8 +843,7 @@ class Machine(RuleBasedStateMachine):
         every = list(self.model.batches)
         with self.engine.connect() as connection:
             if sweeps:
-                options: Any = {"after": "", "limit": 100, "keep": 0.0}
-                found = look_through(connection, self.statements, **options).finished
+                found = look_through(connection, self.statements, after="", limit=100).ids
             else:
                 found = finish(connection, self.statements, every)
         assert sorted(found) == sorted(self.model.over())

@@ -142,11 +142,17 @@ def test_the_leader_finishes_what_nobody_has_looked_at(bench: Workbench, tune: T
     for _ in range(5):
         batch_of(bench, page, 1, follower)
     bench.sql("DELETE FROM bgjob_job")
-    bench.sql("INSERT INTO bgjob_batch (id, finished_at) VALUES ('old', now() - interval '1 hour')")
+    bench.sql(
+        "INSERT INTO bgjob_batch (id, created_at, finished_at) "
+        "SELECT '00' || n, at, at FROM generate_series(1, 5) AS n, "
+        "(SELECT now() - interval '1 hour') AS _ (at)"
+    )
 
-    bench.run(until=lambda: len(ran) == 5, health_interval=0.05, batch_keep=60.0)
-
-    assert finished(bench) == [True] * 5
+    bench.run(
+        until=lambda: len(ran) == 5 and finished(bench) == [True] * 5,
+        health_interval=0.05,
+        batch_keep=60.0,
+    )
 
 
 @one
