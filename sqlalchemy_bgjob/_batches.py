@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from ._db.targets import SyncTarget, Unit, is_async_engine, is_autocommit, run_in
 from ._drafts import validation
-from ._drafts.batch import OnDead, OpenBatch
+from ._drafts.batch import OnDead, OpenBatch, refuse_other_transaction
 from ._drafts.draft import Draft
 from ._handlers.made import made_of
 from ._inspect.batches import BatchInfo, batch
@@ -73,8 +73,8 @@ class HasBatches:
         Raises:
             TypeError: The target is an engine, or *then* was not made by ``handler.job(...)``.
             ValueError: *then* has options that a batch does not keep, or the connection commits
-                each statement by itself. At the end of the block: the jobs made for the batch are
-                in another transaction.
+                each statement by itself. At the end of the block: the transaction in which it began
+                is over.
         """
         if isinstance(target, Engine) or is_async_engine(target):
             raise TypeError(
@@ -140,15 +140,18 @@ class _Block:
         self._models, self._target, self._batch = models, target, batch
 
     def _begin(self, unit: Unit) -> OpenBatch:
-        if is_autocommit(unit.connection):
+        connection = unit.connection
+        if is_autocommit(connection):
             raise ValueError(
                 "a batch needs a transaction, and this connection is in AUTOCOMMIT; "
                 "use execution_options(isolation_level='READ COMMITTED')"
             )
-        self._batch.is_open = True
+        # As its first statement would.
+        self._batch.transaction = connection.get_transaction() or connection.begin()
         return self._batch
 
     def _close(self, unit: Unit) -> None:
+        refuse_other_transaction(self._batch, unit.connection.get_transaction())
         close(unit, statements_of(self._models), self._batch)
 
     def _do(self, work: Callable[[Unit], Any]) -> Any:
@@ -166,19 +169,23 @@ class _Block:
         return batch
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._batch.is_open = False
-        if kind is None:
-            self._do_now(self._close)
+        try:
+            if kind is None:
+                self._do_now(self._close)
+        finally:
+            self._batch.transaction = None
 
     async def __aenter__(self) -> OpenBatch:
         begun = self._do(self._begin)
         if not iscoroutine(begun):
-            self._batch.is_open = False
+            self._batch.transaction = None
             raise TypeError("this target is synchronous: write `with jobs.batch(...)`")
         batch: OpenBatch = await begun
         return batch
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._batch.is_open = False
-        if kind is None:
-            await self._do(self._close)
+        try:
+            if kind is None:
+                await self._do(self._close)
+        finally:
+            self._batch.transaction = None

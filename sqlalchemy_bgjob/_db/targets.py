@@ -91,6 +91,11 @@ class Unit:
             self._flush(self.target)  # before it: a rollback must not undo the user's rows
         return self.connection.begin_nested()
 
+    def flush(self) -> None:
+        """Flush the session, whether it does that by itself or not."""
+        if isinstance(self.target, Session) and not self.target._flushing:  # noqa: SLF001 - as below
+            self.target.flush()
+
     def _flush(self, session: Session) -> None:
         # SQLAlchemy 2.0 flushes before some statements only; a job may refer to a new row. Hooks
         # and mapper events that run inside a flush must not flush again.

@@ -21,11 +21,10 @@ class OpenBatch:
         tables: The models of its BGJob.
         on_dead: What becomes of the batch while one of its jobs is dead.
         then: The job that follows it.
-        drafted: How many jobs were made for it here that must be in its transaction.
-        is_open: Whether jobs can be added.
+        transaction: In which its jobs are enqueued; None while none can be added.
     """
 
-    __slots__ = ("drafted", "id", "is_open", "on_dead", "tables", "then")
+    __slots__ = ("id", "on_dead", "tables", "then", "transaction")
 
     def __init__(self, tables: object, then: "Draft | None", on_dead: OnDead) -> None:
         if on_dead not in get_args(OnDead):
@@ -34,8 +33,7 @@ class OpenBatch:
         self.tables: Final = tables
         self.on_dead: Final[OnDead] = on_dead
         self.then: Final = then
-        self.drafted: int = 0
-        self.is_open: bool = False
+        self.transaction: object = None
 
     def __repr__(self) -> str:
         return f"<batch {self.id!r}>"
@@ -56,7 +54,7 @@ def batch_id(options: Mapping[str, Any]) -> str | None:
             f"batch= takes what `with jobs.batch(session) as batch` gives, "
             f"not {type(batch).__name__}"
         )
-    if not batch.is_open:
+    if batch.transaction is None:
         raise ValueError(
             f"{batch!r} takes no jobs now; add them within `with jobs.batch(session) as batch:`"
         )
@@ -68,17 +66,17 @@ def batch_id(options: Mapping[str, Any]) -> str | None:
     return batch.id
 
 
-def joined(options: Mapping[str, Any], tables: object, count: int = 1) -> None:
-    """Note that *count* jobs of these tables were made for the batch that options name.
-
-    Not of those that are left out if they are there already: perhaps none of them is inserted.
-
-    Raises:
-        ValueError: The batch is of other tables.
-    """
+def refuse_other_tables(options: Mapping[str, Any], tables: object) -> None:
+    """Refuse jobs of other tables than those of the batch that options name."""
     batch: object = options.get("batch")
-    if isinstance(batch, OpenBatch):
-        if batch.tables is not tables:
-            raise ValueError(f"{batch!r} is of another BGJob() than the handler")
-        if options.get("on_conflict") != "ignore":
-            batch.drafted += count
+    if isinstance(batch, OpenBatch) and batch.tables is not tables:
+        raise ValueError(f"{batch!r} is of another BGJob() than the handler")
+
+
+def refuse_other_transaction(batch: OpenBatch | None, transaction: object) -> None:
+    """Refuse what would be committed without its batch, or before it, or after its end."""
+    if batch is not None and batch.transaction is not transaction:
+        raise ValueError(
+            f"{batch!r} was begun in another transaction; add its jobs within its block, to the "
+            f"session or connection that it was begun with, and commit after the block"
+        )

@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeEngine
 from .._db.errors import sqlstate
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import codec
-from .._drafts.batch import joined
+from .._drafts.batch import refuse_other_tables, refuse_other_transaction
 from .._drafts.options import Common, QueryOptions
 from .._drafts.unique import Unique
 from .._handlers.registry import JobType
@@ -85,7 +85,8 @@ def enqueue_from(
     on_conflict = on_conflict_of(options)
     models = registered(handler).models
     labels = _check_labels(handler, select)
-    joined(options, models, 0)  # it may have no row
+    refuse_other_tables(options, models)
+    batch = options.get("batch")
     options = handler.additions.with_headers(handler.type, handler.queue, options, None)
     values = Common.of(handler.type, handler.queue, options).with_headers(options)._asdict()
     for label, argument in (("delay", values["delay"]), ("priority", values["priority"] or None)):
@@ -106,6 +107,7 @@ def enqueue_from(
         return run_in(target, models, insert_unique, call="enqueue_from")
 
     def insert(unit: Unit) -> int:
+        refuse_other_transaction(batch, unit.connection.get_transaction())
         ignore = on_conflict == "ignore" or "id" not in labels
         statement = statements_of(models).enqueue.from_query(
             select, notify=unit.can_notify, ignore_duplicates=ignore

@@ -14,6 +14,7 @@ from sqlalchemy import inspect
 
 from .._db.targets import Savepoint, SyncTarget, Unit, run_in
 from .._drafts import validation
+from .._drafts.batch import OpenBatch, refuse_other_transaction
 from .._drafts.draft import Draft, in_chunks, with_ids
 from .._drafts.options import NOTHING, BulkOptions, OnConflict
 from .._handlers.made import made_of, was_sent
@@ -132,6 +133,8 @@ class _Jobs:
     """Whether some ids may be taken; newly made ones are not."""
     keyed: bool
     """Whether some have unique keys."""
+    batches: set[OpenBatch | None]
+    """To which they belong."""
 
     def all_at_once(self) -> bool:
         """Whether all are encoded already, so that none can be refused later."""
@@ -167,6 +170,7 @@ def _of_handler(handler: JobType[Any], args: object, options: BulkOptions) -> _J
         count=len(given),
         may_exist=own is not None,
         keyed=unique_of is not None,
+        batches={options.get("batch")},
     )
 
 
@@ -185,6 +189,7 @@ def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
     drafts: list[Draft] = []
     models: Models | None = None
     may_exist = False
+    batches = set[OpenBatch | None]()
     for job in jobs:
         made = made_of(job) if isinstance(job, JobMixin) else None
         if made is None:
@@ -206,6 +211,7 @@ def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
             )
         models = made.models
         drafts.append(made.draft)
+        batches.add(made.batch)
         may_exist |= was_sent(job)  # also if it is here twice
     return _Jobs(
         models=models,
@@ -214,6 +220,7 @@ def _of_objects(jobs: object, args: object, options: BulkOptions) -> _Jobs:
         count=len(drafts),
         may_exist=may_exist,
         keyed=any(draft.unique is not None for draft in drafts),
+        batches=batches,
     )
 
 
@@ -221,6 +228,8 @@ def _insert_many(unit: Unit, jobs: _Jobs, on_conflict: OnConflict) -> BulkResult
     models = jobs.models
     if models is None or not jobs.count:
         return BulkResult(0, ())
+    for batch in jobs.batches:
+        refuse_other_transaction(batch, unit.connection.get_transaction())
     if jobs.keyed:
         return _insert_keyed(unit, models, list(jobs), on_conflict, own_ids=jobs.may_exist)
     if not jobs.may_exist:

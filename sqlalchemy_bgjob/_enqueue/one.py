@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 from .._db.targets import SyncTarget, Unit, run_in
-from .._drafts.batch import joined
+from .._drafts.batch import refuse_other_tables, refuse_other_transaction
 from .._drafts.draft import UNTYPED, Draft, draft
 from .._drafts.options import MORE, Common, EnqueueOptions
 from .._handlers.additions import Additions
@@ -127,8 +127,8 @@ def enqueue_type(
     """As :func:`enqueue`, for a producer that knows only the type's name."""
     codec, queue = (UNTYPED, "") if handler is None else (handler.codec, handler.queue)
     options = additions.with_headers(type, queue, options)
+    refuse_other_tables(options, models)
     job = draft(codec, type, queue, arg, options.get("id"), options)
-    joined(options, models)
     return _enqueue(target, models, job, options, call="BGJob.enqueue")
 
 
@@ -140,6 +140,8 @@ def _enqueue(target: Any, models: Models, job: Draft, options: EnqueueOptions, c
             return _insert_unique(unit, models, job, options)
         common = job.common
         more = common.is_more
+        if more:
+            refuse_other_transaction(options.get("batch"), unit.connection.get_transaction())
         # The plain statement has no place for the last ones.
         given = common if more else common[: -len(MORE)]
         values = dict(zip(_PARAMETERS, (job.id, job.arg, *given), strict=False))

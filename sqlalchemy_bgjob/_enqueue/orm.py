@@ -7,6 +7,7 @@ from sqlalchemy import Connection, FromClause, event
 from sqlalchemy.orm import Mapper, SessionTransaction, object_session
 
 from .._db.targets import can_notify
+from .._drafts.batch import refuse_other_transaction
 from .._handlers.made import made_of
 from .._sql.words import parameters, wake_up
 from ..models import JobMixin
@@ -16,8 +17,10 @@ _woken: WeakKeyDictionary[SessionTransaction, set[tuple[FromClause, str]]] = Wea
 
 @event.listens_for(JobMixin, "before_insert", propagate=True)
 def _refuse_what_it_cannot_keep(mapper: Mapper[Any], connection: Connection, job: JobMixin) -> None:
-    """The ORM's INSERT is a plain one: it skips and changes nothing."""
+    """The ORM's INSERT is a plain one: it skips and changes nothing. And a batch may be closed."""
     made = made_of(job)
+    if made is not None:
+        refuse_other_transaction(made.batch, connection.get_transaction())
     unique = None if made is None else made.draft.unique
     if unique is not None and (unique.scope == "period" or unique.on_conflict != "raise"):
         raise TypeError(

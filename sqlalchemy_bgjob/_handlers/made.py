@@ -4,6 +4,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy.orm.attributes import instance_state
 
+from .._drafts.batch import OpenBatch
 from .._drafts.draft import Draft
 from ..models import Models
 
@@ -12,11 +13,12 @@ _SENT: Final = "bgjob.sent"
 
 
 class Made(NamedTuple):
-    """A job's draft, and the values of its columns."""
+    """A job's draft, the values of its columns, and its batch."""
 
     draft: Draft
     models: Models
     values: dict[str, Any]
+    batch: OpenBatch | None
 
     def changed(self, job: Any) -> list[str]:
         """The columns that were assigned since then."""
@@ -24,10 +26,10 @@ class Made(NamedTuple):
         return sorted(name for name in now if self.values.get(name) is not now[name])
 
 
-def remember(job: Any, draft: Draft, models: Models) -> None:
-    """Keep a job's draft and present values in SQLAlchemy's state of the object."""
+def remember(job: Any, draft: Draft, models: Models, batch: OpenBatch | None) -> None:
+    """Keep a job's draft, present values and batch in SQLAlchemy's state of the object."""
     # No WeakKeyDictionary: a column's value may hold the job, which would then live forever.
-    instance_state(job).info[_KEY] = Made(draft, models, _values(job))
+    instance_state(job).info[_KEY] = Made(draft, models, _values(job), batch)
 
 
 def made_of(job: Any) -> Made | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack, overload
 from sqlalchemy import func
 
 from .._drafts import validation
-from .._drafts.batch import joined
+from .._drafts.batch import refuse_other_tables
 from .._drafts.codec import Codec, Encoded
 from .._drafts.draft import Draft, draft, drafts
 from .._drafts.options import COLUMNS, JobOptions, OneJobOptions
@@ -171,7 +171,7 @@ class JobType(Generic[A]):
         job.batch_id = common.batch_id
         if new.unique is not None and new.unique.scope != "period":
             job.unique_key = new.unique.stored
-        remember(job, new, self.models)
+        remember(job, new, self.models, options.get("batch"))
         return job
 
     def draft(
@@ -185,9 +185,8 @@ class JobType(Generic[A]):
             )
         if is_enqueued:
             options = self.additions.with_headers(self.type, self.queue, options)
-        made = draft(self.codec, self.type, self.queue, arg, id, options)
-        joined(options, self.models)
-        return made
+        refuse_other_tables(options, self.models)
+        return draft(self.codec, self.type, self.queue, arg, id, options)
 
     def drafts(
         self,
@@ -203,7 +202,7 @@ class JobType(Generic[A]):
                 f"parameter is the context, so write f(ctx, arg)"
             )
         options = self.additions.with_headers(self.type, self.queue, options, len(args))
-        joined(options, self.models, len(args))
+        refuse_other_tables(options, self.models)
         return drafts(self.codec, self.type, self.queue, args, ids, options, unique_of)
 
 

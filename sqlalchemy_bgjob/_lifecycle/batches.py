@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from .._db.errors import doubts_session, lost_connection, ran_out_of_time, summary
 from .._db.targets import Unit, can_notify
@@ -26,13 +25,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 def close(unit: Unit, statements: Statements, batch: OpenBatch) -> None:
-    """Insert the row of a batch, beside its jobs; the caller commits.
-
-    Raises:
-        ValueError: Its jobs are in another transaction, or nowhere.
-    """
-    if isinstance(unit.target, Session):
-        unit.target.flush()  # whether it does that by itself or not: its jobs are counted
+    """Insert the row of a batch, beside its jobs; the caller commits."""
+    unit.flush()
     then = batch.then
     given: dict[str, Any] = {
         "id": batch.id,
@@ -42,13 +36,7 @@ def close(unit: Unit, statements: Statements, batch: OpenBatch) -> None:
         "then_arg": then and then.arg,
         "then_headers": then and then.common.headers,
     }
-    row: Any = unit.execute(statements.batches.close(unit.can_notify), parameters(**given)).one()
-    total = row[0]
-    if batch.drafted and not total:
-        raise ValueError(
-            f"none of the {batch.drafted} jobs made for {batch!r} is in this transaction; enqueue "
-            f"them by the session that the batch was begun with, and add those of handler.job(...)"
-        )
+    unit.execute(statements.batches.close(unit.can_notify), parameters(**given))
 
 
 def batches_of(items: Iterable[Pending]) -> set[str]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, false, func, literal, select, text
+from sqlalchemy import Engine, create_engine, event, false, func, literal, select, text
 from sqlalchemy import values as rows_of
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import column
@@ -17,6 +17,7 @@ from sqlalchemy_bgjob import (
     Complete,
     Context,
     InvalidArg,
+    JobAlreadyExists,
     Unique,
     enqueue,
     enqueue_from,
@@ -97,12 +98,12 @@ class Press:
             return finish(connection, self.statements, [batch.id for batch in batches])
 
     def sweep(self, **options: Any) -> Looked:
-        options = {"after": "", "limit": 100} | options
+        options = dict[str, Any](after="", limit=100) | options
         with self.engine.connect() as connection:
             return look_through(connection, self.statements, **options)
 
     def forget(self, keep: float, **options: Any) -> Looked:
-        options = {"after": "", "limit": 100} | options
+        options = dict[str, Any](after="", limit=100) | options
         with self.engine.connect() as connection:
             return forget(connection, self.statements, keep=keep, **options)
 
@@ -203,12 +204,33 @@ def of_duplicates(press: Press, connection: Connection, batch: OpenBatch) -> Non
     enqueue_many(connection, press.page, [1], ids=["there"], on_conflict="ignore", batch=batch)
 
 
+def of_a_duplicate_that_is_told(press: Press, connection: Connection, batch: OpenBatch) -> None:
+    enqueue(connection, press.page, 1, id="there")
+    with pytest.raises(JobAlreadyExists):
+        enqueue(connection, press.page, 1, id="there", batch=batch)
+
+
+def of_what_is_undone(press: Press, connection: Connection, batch: OpenBatch) -> None:
+    savepoint = connection.begin_nested()
+    enqueue(connection, press.page, 1, batch=batch)
+    savepoint.rollback()
+
+
 def of_what_is_refused(press: Press, connection: Connection, batch: OpenBatch) -> None:
     with pytest.raises(InvalidArg):
         enqueue(connection, press.page, object(), batch=batch)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("add", [without_a_row, of_duplicates, of_what_is_refused])
+@pytest.mark.parametrize(
+    "add",
+    [
+        without_a_row,
+        of_duplicates,
+        of_a_duplicate_that_is_told,
+        of_what_is_undone,
+        of_what_is_refused,
+    ],
+)
 def test_jobs_that_are_not_inserted_are_not_missed(press: Press, add: Any) -> None:
     """No batch waits for them, and its block ends as one without jobs."""
     with press.engine.begin() as connection, press.jobs.batch(connection) as batch:
@@ -287,12 +309,57 @@ def test_a_batch_belongs_to_a_transaction(press: Press) -> None:
         press.jobs.batch(connection).__enter__()
     alone.dispose()
     with press.engine.connect() as connection, press.engine.connect() as another:
-        with (
-            pytest.raises(ValueError, match="none of the 1 jobs made for"),
-            press.jobs.batch(connection) as batch,
-        ):
-            enqueue(another, press.page, 1, batch=batch)
-        another.rollback()
+        with press.jobs.batch(connection) as batch:
+            for target in (another, press.engine):
+                for add in (
+                    lambda to: enqueue(to, press.page, 1, batch=batch),
+                    lambda to: enqueue_many(to, press.page, [1], batch=batch),
+                    lambda to: enqueue_many(to, [press.page.job(1, batch=batch)]),
+                    lambda to: without_a_row(press, to, batch),
+                ):
+                    with pytest.raises(ValueError, match="begun in another transaction"):
+                        add(target)
+        connection.commit()
+
+    assert press.info(batch).total == 0
+    assert press.claim() == []
+
+
+def test_a_job_that_is_added_after_the_block_is_refused(press: Press) -> None:
+    """Its batch is closed, and may be finished already."""
+    with Session(press.engine) as session, press.jobs.batch(session) as batch:
+        late = press.page.job(1, batch=batch)
+    with Session(press.engine) as session:
+        session.add(late)
+        with pytest.raises(ValueError, match="begun in another transaction"):
+            session.commit()
+
+
+def test_a_commit_within_the_block_is_refused(press: Press) -> None:
+    with Session(press.engine) as session:
+        block = press.jobs.batch(session)
+        batch = block.__enter__()
+        enqueue(session, press.page, 1, batch=batch)
+        session.commit()
+        with pytest.raises(ValueError, match="commit after the block"):
+            block.__exit__(None, None, None)
+
+
+def test_a_hook_that_runs_in_a_flush_may_make_a_batch(press: Press) -> None:
+    batches: list[OpenBatch] = []
+    with Session(press.engine) as session:
+
+        @event.listens_for(session, "before_flush")
+        def add(session: Session, *_: Any) -> None:
+            if not batches:
+                with press.jobs.batch(session) as batch:
+                    batches.append(batch)
+                    enqueue(session, press.page, 1, batch=batch)
+
+        session.add(press.page.job(2))
+        session.commit()
+
+    assert press.info(batches[0]).total == 1
 
 
 # ---- the end ------------------------------------------------------------------------------------
