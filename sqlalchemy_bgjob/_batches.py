@@ -16,6 +16,7 @@ from ._handlers.made import made_of
 from ._inspect.batches import BatchInfo, batch
 from ._lifecycle.batches import close
 from ._sql import statements_of
+from ._sql.batches import INSERTED
 from .models import BatchMixin, JobMixin, Models
 
 if TYPE_CHECKING:
@@ -92,12 +93,18 @@ class HasBatches:
             )
         if made.models is not self.models:
             raise ValueError("then= is a job of another BGJob()")
+        if changed := made.changed(then):
+            raise ValueError(
+                f"{', '.join(changed)} of then= was set after handler.job(...), and a batch does "
+                f"not keep it; let its handler enqueue such a job"
+            )
         draft, common = made.draft, made.draft.common
         given = {
             "delay=": common.delay,
             "run_at=": common.run_at,
             "priority=": common.priority or None,
-            "expires=, or batch=": common.is_more or None,
+            "expires=": common.expires_in or common.expires_at,
+            "batch=": common.batch_id,
             "unique=": draft.unique,
         }
         extra = [name for name, value in given.items() if value is not None]
@@ -105,6 +112,18 @@ class HasBatches:
             raise ValueError(
                 f"then= is a job of an arg, a queue and headers, and this one has "
                 f"{', '.join(extra)}; let its handler enqueue such a job"
+            )
+        lacking = [
+            column.name
+            for column in self.models.job.c
+            if not (column.nullable or column.default or column.server_default)
+            and column.name not in INSERTED
+        ]
+        if lacking:
+            raise ValueError(
+                f"the table of jobs has a column of yours that must have a value, "
+                f"{', '.join(lacking)}, and what follows a batch is inserted without it; give it a "
+                f"server_default or a default, or let it be null"
             )
         return draft
 

@@ -39,9 +39,15 @@ class OpenBatch:
         return f"<batch {self.id!r}>"
 
     @property
-    def then_id(self) -> str | None:
-        """The id of the job that follows; None if there is none."""
-        return None if self.then is None else f"{self.id}{FOLLOWER}"
+    def then_id(self) -> str:
+        """The id of the job that follows, for which ``jobs.wait`` can wait after the commit.
+
+        Raises:
+            ValueError: None follows, as the batch was begun without ``then=``.
+        """
+        if self.then is None:
+            raise ValueError(f"nothing follows {self!r}; give then= to jobs.batch(...)")
+        return f"{self.id}{FOLLOWER}"
 
 
 def batch_id(options: Mapping[str, Any]) -> str | None:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _FOLLOWS: Final = ("id", "then_queue", "then_type", "then_arg", "then_headers")
 """The columns of a batch of which the job that follows is made."""
+INSERTED: Final = ("id", "queue", "type", "arg", "headers", "next_run_at")
+"""The columns of that job."""
 
 
 class BatchStatements:
@@ -122,7 +124,7 @@ class BatchStatements:
             *(ended.c[name] for name in _FOLLOWS[1:]),
             func.now(),
         ).where(ended.c.then_type.is_not(None), *conditions)
-        names = ["id", "queue", "type", "arg", "headers", "next_run_at"]
+        names = list(INSERTED)
         # Of a unique index of the user's a conflict is an error, or what follows would be lost.
         inserted = pg_insert(job).from_select(names, rows)
         follows = inserted.on_conflict_do_nothing(index_elements=[*job.primary_key])

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, create_engine, event, false, func, literal, select, text
 from sqlalchemy import values as rows_of
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql import column
 from sqlalchemy.types import Integer
 
 from sqlalchemy_bgjob import (
+    BGJob,
     Complete,
     Context,
     InvalidArg,
@@ -36,6 +37,7 @@ from sqlalchemy_bgjob._lifecycle import run, settle
 from sqlalchemy_bgjob._lifecycle.batches import Looked, batches_of, finish, forget, look_through
 from sqlalchemy_bgjob._lifecycle.settle import Pending
 from sqlalchemy_bgjob._sql import statements_of
+from sqlalchemy_bgjob.models import DeadJobMixin, JobMixin
 from support.producers import UNITS, Producer, produce
 from support.rows import claim
 from support.tables import new_queue
@@ -283,6 +285,12 @@ def test_what_a_batch_can_not_keep_is_refused(press: Press) -> None:
         ):
             with pytest.raises(ValueError, match=words):
                 jobs.batch(connection, then=then)
+        changed = press.bind.job("x")
+        changed.priority = 5
+        with pytest.raises(ValueError, match="priority of then= was set after"):
+            jobs.batch(connection, then=changed)
+        with jobs.batch(connection) as batch, pytest.raises(ValueError, match="nothing follows"):
+            _ = batch.then_id
         with pytest.raises(TypeError, match=r"made by handler\.job"):
             jobs.batch(connection, then=press.bind)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match="neither 'continue' nor 'stop'"):
@@ -298,6 +306,26 @@ def test_what_a_batch_can_not_keep_is_refused(press: Press) -> None:
             enqueue(connection, press.page, 1, batch=batch)
             with pytest.raises(ValueError, match="or batch="):
                 jobs.batch(connection, then=press.bind.job("x", batch=batch))
+
+
+def test_a_column_of_yours_that_no_follower_has_is_told() -> None:
+    """At the block, and not when the last job has ended, months later perhaps."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Job(JobMixin, Base):
+        __tablename__ = "bgjob_job"
+        tenant: Mapped[int] = mapped_column()
+        note: Mapped[str] = mapped_column(default="none")
+
+    class DeadJob(DeadJobMixin, Base):
+        __tablename__ = "bgjob_dead_job"
+
+    jobs = BGJob(models=(Job, DeadJob))
+    follower = jobs.handler("t")(lambda ctx: None)
+    with pytest.raises(ValueError, match="must have a value, tenant, and"):
+        jobs.batch(Session(), then=follower.job())
 
 
 def test_a_batch_belongs_to_a_transaction(press: Press) -> None:

@@ -199,7 +199,7 @@ def batches(
         session.add(send_receipt.job(Receipt(1), batch=batch))
     with jobs.batch(scoped), jobs.batch(connection):
         pass
-    assert_type(batch.then_id, str | None)
+    assert_type(batch.then_id, str)
     assert_type(jobs.batch_info(engine, batch.id), BatchInfo | None)
     jobs.cancel_where(session, jobs.Job.batch_id == batch.id)
     session.execute(delete(jobs.Batch).where(jobs.Batch.id == batch.id))
