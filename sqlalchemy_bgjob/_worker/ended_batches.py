@@ -19,6 +19,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 SHARE: Final = 20
 """A look comes at the earliest N times as long after the last one as that took: beside an open
 transaction it reads what is left of all jobs of a batch."""
+MOST: Final = 5.0
+"""Seconds that it waits at most: a single look may have waited for a slow machine or network."""
 AFTER_FAILURE: Final = 10.0
 """Seconds from a look that failed to the next: without a privilege all of them fail."""
 
@@ -54,4 +56,4 @@ class EndedBatches:
             logger.warning("batches were not finished, others will look again: %s", summary(error))
             least = AFTER_FAILURE
         now = time.monotonic()
-        self._rests_until = now + max(SHARE * (now - begun), least)
+        self._rests_until = now + max(min(SHARE * (now - begun), MOST), least)

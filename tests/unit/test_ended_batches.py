@@ -35,6 +35,20 @@ def looks() -> Looks:
     return EndedBatches(hands, unused, unused), hands
 
 
+def test_one_slow_look_does_not_put_off_the_next_for_long(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have waited for a machine that was busy, or for a new connection."""
+    its, hands = looks
+    monkeypatch.setattr(ended_batches, "SHARE", 1e9)
+    monkeypatch.setattr(ended_batches, "finish", lambda *_: time.sleep(0.001))
+
+    its.finish()
+
+    hands.ended_batches.add("b")
+    assert its.due_at <= time.monotonic() + ended_batches.MOST
+
+
 def test_the_loop_is_woken_for_the_first_batch() -> None:
     """Though the slot goes on with its next job; for further ones it need not be."""
     woken: list[None] = []
