@@ -134,6 +134,16 @@ def test_each_page_opens_without_javascript(browser: Browser, addresses: dict[st
             assert page.locator("h1").count() == 1
 
 
+def test_a_narrow_screen_shows_which_page_it_is(
+    browser: Browser, addresses: dict[str, str]
+) -> None:
+    """Where not all names of pages fit; and what a batch is doing stands beside its id."""
+    with opened(browser, viewport=NARROW) as page:
+        page.goto(f"{addresses['/']}batches")
+        expect(page.locator(".top [aria-current]")).to_be_in_viewport(ratio=1)
+        expect(page.locator("tbody .pill").first).to_be_in_viewport(ratio=1)
+
+
 def test_jobs_are_found_selected_and_cancelled(
     browser: Browser, addresses: dict[str, str], shop: Engine, jobs: BGJob
 ) -> None:

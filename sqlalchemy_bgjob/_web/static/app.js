@@ -119,6 +119,8 @@
   button.addEventListener("click", () => { on = !on; last = 0; listens(); });
   document.addEventListener("visibilitychange", listens);
   document.addEventListener("toggle", show, true);
+  // On a narrow screen the pages' names are a row that scrolls.
+  document.querySelector(".top [aria-current]")?.scrollIntoView({ block: "nearest" });
   setInterval(tick, 1000);
   count();
   listens();
