@@ -1,5 +1,6 @@
 """The workers in full: what each serves and runs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -49,6 +50,14 @@ class WorkerInfo:
         return not self.lost and self.silent_for < self.lease_timeout
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Where a worker runs."""
+
+    hostname: str
+    pid: int
+
+
 def workers(connection: Connection, schema: str | None, table_prefix: str) -> list[WorkerInfo]:
     """All workers, by host and process."""
     rows = ask(connection, _WORKERS, schema, table_prefix, many=MANY)
@@ -62,11 +71,33 @@ def _queues(value: Any) -> dict[str, int]:
     return {str(name): slots for name, slots in value.items() if isinstance(slots, int)}
 
 
+def serving(
+    connection: Connection, schema: str | None, table_prefix: str, queues: Iterable[str]
+) -> dict[str, list[Process]]:
+    """The processes of workers that beat and serve these queues, by queue; then by host and pid."""
+    found: dict[str, list[Process]] = {}
+    for queue, *process in ask(connection, _SERVING, schema, table_prefix, queues=[*queues]):
+        found.setdefault(queue, []).append(Process(*process))
+    return found
+
+
+_SERVING: Final = """
+    SELECT own.queue, worker.hostname, worker.pid
+    FROM ONLY {worker} AS worker
+    CROSS JOIN LATERAL jsonb_object_keys(CAST(worker.queues AS jsonb)) AS own (queue)
+    WHERE own.queue = ANY(CAST(:queues AS text[])) AND worker.lost_at IS NULL
+      AND clock_timestamp() - worker.beat_at < worker.lease_timeout * interval '1 second'
+    ORDER BY worker.hostname, worker.pid
+"""
 _WORKERS: Final = (
     LANES  # noqa: S608 - two constants
     + """
-    , held AS (
-      SELECT claimed_by AS worker_id, count(*) AS running FROM lanes, LATERAL (
+    , served AS (
+      SELECT DISTINCT own.queue FROM ONLY {worker} AS worker
+      CROSS JOIN LATERAL jsonb_object_keys(CAST(worker.queues AS jsonb)) AS own (queue)
+    ), held AS (
+      SELECT claimed_by AS worker_id, count(*) AS running
+      FROM lanes JOIN served USING (queue), LATERAL (
         SELECT claimed_by FROM ONLY {job} AS one
         WHERE one.queue = lanes.queue AND one.priority = lanes.priority
           AND one.priority >= -32768 AND one.next_run_at <= statement_timestamp()

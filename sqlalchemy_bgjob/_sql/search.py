@@ -37,7 +37,7 @@ from .words import ONLY, SECOND, Tables, array_parameter, in_order_of_claims, pa
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FEW: Final = 10
+FEW: Final = 3
 """How far each lane is read at least, so that many lanes together get on."""
 MOST_DEATHS: Final = 20
 """How many times that one job has died are read."""
@@ -76,16 +76,11 @@ class SearchStatements:
         before stopped, if this goes *onward*: time and id.
         """
         page, scan = parameter("page", Integer), parameter("scan", Integer)
-        lanes = self._lanes()
-        wanted = (
-            select(lanes.c.queue, lanes.c.priority).where(lanes_with(lanes, search)).cte("wanted")
-        )
-        head = self._of_lane("head", wanted, search, onward=onward)
-        head_of = head.limit(literal_column("1")).lateral("head")
-        by_head = func.row_number().over(order_by=(head_of.c.next_run_at, head_of.c.id))
+        wanted = self._wanted(search, onward=onward)
+        by_head = func.row_number().over(order_by=(wanted.c.next_run_at, wanted.c.id))
         ranked = (
-            select(wanted, by_head.label("rank"), func.count().over().label("number"))
-            .select_from(wanted.join(head_of, true()))
+            select(wanted.c.queue, wanted.c.priority, by_head.label("rank"))
+            .add_columns(func.count().over().label("number"))
             .cte("ranked")
         )
         most: ColumnElement[int]
@@ -108,6 +103,20 @@ class SearchStatements:
         )
         order = seen.c.next_run_at, seen.c.id
         return select(seen).where(or_(seen.c.fits, seen.c.is_last)).order_by(*order).limit(page)
+
+    def _wanted(self, search: Search, *, onward: bool) -> CTE:
+        """The lanes in which what fits can be, each with the job that a reading begins with."""
+        lanes = self._lanes()
+        wanted = select(lanes.c.queue, lanes.c.priority).where(lanes_with(lanes, search))
+        states = search.only("state")
+        if onward or states == ("scheduled",):  # it begins behind the head of the lane
+            named = wanted.cte("named")
+            head = self._of_lane("head", named, search, onward=onward)
+            one = head.limit(literal_column("1")).lateral("head")
+            of_head = select(named, one.c.next_run_at, one.c.id)
+            return of_head.select_from(named.join(one, true())).cte("wanted")
+        begun = wanted.add_columns(lanes.c.next_run_at, lanes.c.id)
+        return begun.where(*times_of(lanes, search)).cte("wanted")
 
     def _of_lane(self, name: str, lane: CTE, search: Search, *, onward: bool) -> Select[Any]:
         """The jobs of a lane, the earliest first: next_run_at, id, fits."""
@@ -156,35 +165,33 @@ class SearchStatements:
         return self._rows(self._job, self._job.c.id, with_arg=True)
 
     def _lanes(self) -> CTE:
-        """Each queue and priority that has jobs, by one probe of the index."""
+        """Each queue and priority that has jobs, and its first job, by one probe of the index."""
         job, following = self._job.alias("first_job"), self._job.alias("following_job")
+        order = job.c.queue, job.c.priority, job.c.next_run_at, job.c.id
         first = (
-            select(job.c.queue, job.c.priority)
+            select(*order)
             .with_hint(job, ONLY)
             .where(job.c.queue >= literal_column("''"), in_order_of_claims(job))
-            .order_by(job.c.queue, job.c.priority)
+            .order_by(*order)
             .limit(1)
             .subquery("first")
         )
-        lanes = select(first.c.queue, first.c.priority).cte("lanes", recursive=True)
+        lanes = select(first).cte("lanes", recursive=True)
         lane = following.c.queue, following.c.priority
+        its_order = *lane, following.c.next_run_at, following.c.id
         next_lane = (
-            select(*lane)
+            select(*its_order)
             .with_hint(following, ONLY)
             .where(
                 following.c.queue >= lanes.c.queue,
                 in_order_of_claims(following),
                 tuple_(*lane) > tuple_(lanes.c.queue, lanes.c.priority),
             )
-            .order_by(*lane)
+            .order_by(*its_order)
             .limit(1)
             .lateral("next_lane")
         )
-        return lanes.union_all(
-            select(next_lane.c.queue, next_lane.c.priority).select_from(
-                lanes.join(next_lane, true())
-            )
-        )
+        return lanes.union_all(select(next_lane).select_from(lanes.join(next_lane, true())))
 
     # ---- dead jobs --------------------------------------------------------------------------
 

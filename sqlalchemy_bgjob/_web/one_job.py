@@ -10,9 +10,9 @@ from .._drafts.unique import split
 from .._drafts.validation import CONTENT_TYPE
 from .._inspect import jobs as reads
 from .._inspect import records
-from .._inspect.fleet import workers
 from .._inspect.paging import Position
 from .._inspect.reading import can_read_args, readable
+from .._inspect.registered import registered
 from .._lifecycle.edit import OF_THE_LIBRARY
 from .redaction import loaded, pretty
 from .visit import View, Visit
@@ -33,7 +33,7 @@ async def one_job(visit: Visit) -> View:
         # The page shows that of the first one.
         found = reads.all_of(connection, site.statements, id, args="first" if args else False)
         holder = found[0].claimed_by if found else None
-        working = workers(connection, *site.where) if holder is not None else []
+        working = registered(connection, *site.where) if holder is not None else []
         return {
             "all": found,
             "args": args,

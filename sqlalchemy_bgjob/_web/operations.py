@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from .._handlers.description import arg_schema, described
 from .._handlers.timetable import timetable
 from .._inspect.doctor import Finding, examine
-from .._inspect.fleet import WorkerInfo, workers
+from .._inspect.fleet import serving, workers
 from .._inspect.schedules import ScheduleInfo, schedules
 from .._inspect.sizes import table_sizes
 from ..schema import LATEST, db_version
@@ -30,17 +30,11 @@ async def all_queues_page(visit: Visit) -> View:
     site = visit.site
 
     def work(connection: Connection) -> dict[str, Any]:
-        return {
-            **queues_of(visit, connection),
-            "workers": workers(connection, *site.where),
-        }
+        found = queues_of(visit, connection)
+        shown = (queue.queue for queue in found["queues"])
+        return {**found, "serving": serving(connection, *site.where, shown)}
 
-    data = await visit.read(work)
-    serving: dict[str, list[WorkerInfo]] = {}
-    for worker in data.pop("workers"):
-        for queue in worker.queues if worker.alive else ():
-            serving.setdefault(queue, []).append(worker)
-    return View("queues.html", data | {"serving": serving})
+    return View("queues.html", await visit.read(work))
 
 
 async def all_workers(visit: Visit) -> View:

@@ -184,7 +184,7 @@ def test_a_page_of_many_jobs_looks_at_few(queue: Queue) -> None:
 @pytest.mark.parametrize("search", ["", "type:t", "type:nothing", "state:scheduled"])
 def test_a_page_of_many_lanes_looks_at_few_of_each(queue: Queue, search: str) -> None:
     """The price does not grow by a page for each queue."""
-    lanes, each, page, scan = 150, 40, 30, 1_000
+    lanes, each, page, scan = 150, 40, 30, 400
     with queue.engine.begin() as connection:
         for n in range(lanes):
             fill(connection, each, queue=f"q{n}", due_in=900.0 + n, prefix=f"{n:03}-")
@@ -202,7 +202,8 @@ def test_a_page_of_many_lanes_looks_at_few_of_each(queue: Queue, search: str) ->
         for plan in plans
     ]
     looked_at = scan + FEW * lanes if search else each * (page + 1)
-    assert max(rows) <= found_lanes + looked_at + page
+    rounded = lanes / 2  # before PostgreSQL 18 the rows of each lane are told as a whole number
+    assert max(rows) <= found_lanes + looked_at + page + rounded
     assert [job.id for job in found.rows] == (
         [] if search == "type:nothing" else [f"000-{n:09}" for n in range(1, page + 1)]
     )
