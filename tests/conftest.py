@@ -73,7 +73,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What is there before the first test stays: no search for garbage goes through it again."""
+    _let_bounds_come_first(session)
     gc.freeze()
+
+
+def _let_bounds_come_first(session: pytest.Session) -> None:
+    """Where faulthandler ends the process of a test that takes long, its bound is less."""
+    end = float(session.config.getini("faulthandler_timeout") or "inf")
+    for item in session.items:
+        bound = item.get_closest_marker("timeout")
+        if bound is not None and bound.args[0] > end - 20:
+            item.add_marker(pytest.mark.timeout(end - 20), append=False)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
