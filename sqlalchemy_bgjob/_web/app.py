@@ -283,9 +283,11 @@ class _Dashboard:
             visit=visit,
             access=visit.access,
             may=visit.may,
+            first=visit.first(path),
             token=made,
             done=_unquoted(request.cookies.get("bgjob_done", "")),
             **view.data,
+            **view.around,
         )
         if token is None:
             response.set_cookie(COOKIE, made, **_cookie(request))

@@ -40,14 +40,11 @@ async def audit(visit: Visit) -> View:
     data: dict[str, Any] = {
         "state": state,
         # The command line does not know which words hide a value here.
-        "rows": [replace(row, given=site.redaction.shown(row.given)) for row in part.rows],
+        "actions": [replace(row, given=site.redaction.shown(row.given)) for row in part.rows],
         "stopped": part.stopped,
         "scan": SCAN,
         "who": who,
         "verb": verb,
-        "verbs": list(ACTIONS),
-        "first": visit.url("audit", who=who, verb=verb),
-        "is_first": after is None,
         "following": visit.following("audit", part.following, who=who, verb=verb),
     }
-    return View("audit.html", data)
+    return View("audit.html", data, around={"verbs": list(ACTIONS)})

@@ -30,19 +30,17 @@ async def all_batches(visit: Visit) -> View:
         return {"state": "on", "batches": rows, "more": len(found) > PAGE}
 
     data = await visit.read(work)
-    query = {"state": UNFINISHED if unfinished else None}
+    only = UNFINISHED if unfinished else None
     last = data["batches"][-1]["id"] if data.pop("more") else None
-    data |= {
-        "only": UNFINISHED if unfinished else "all",
+    data["following"] = last and visit.url("batches", state=only, after=last)
+    around = {
+        "only": only or "all",
         "tabs": [
             ("all", visit.url("batches")),
             (UNFINISHED, visit.url("batches", state=UNFINISHED)),
         ],
-        "first": visit.url("batches", **query),
-        "following": last and visit.url("batches", **query, after=last),
-        "is_first": before is None,
     }
-    return View("batches.html", data)
+    return View("batches.html", data, around=around)
 
 
 async def one_batch(visit: Visit) -> View:

@@ -133,10 +133,5 @@ async def history(visit: Visit) -> View:
         ended_at = page[-1].ended_at
         assert ended_at is not None
         last = Position(ended_at, page[-1].id)
-    data |= {
-        "type": type,
-        "types": site.types,
-        "following": visit.following("history", last, type=type),
-        "is_first": after is None,
-    }
-    return View("history.html", data)
+    data |= {"type": type, "following": visit.following("history", last, type=type)}
+    return View("history.html", data, around={"types": site.types})

@@ -95,25 +95,25 @@ async def live_jobs(visit: Visit) -> View | RedirectResponse:
         page: Part[reads.JobInfo] = Part([])
         if problem is None:
             page = reads.live_page(connection, site.statements, search, size=PAGE, after=after)
-        shown = queues_of(visit, connection, COUNTED_LANES)
-        return {**shown, "page": page, "queues": [one.queue for one in shown["queues"]]}
+        return {"page": page, **queues_of(visit, connection, COUNTED_LANES)}
 
     data = await visit.read(work)
     if "found" in data:
         return RedirectResponse(visit.url("job", id=data["found"]), 303)
-    states = search.only("state")
+    states = search.only("state") or ()
     rest = search.without("state")
-    data |= {
-        "q": text,
-        "problem": problem,
-        "state": states[0] if states and len(states) == 1 else None,
-        "tabs": [("all", visit.url("jobs", q=str(rest)))]
-        + [(tab, visit.url("jobs", q=f"state:{tab} {rest}".strip())) for tab in _TABS],
-        "following": visit.following("jobs", data["page"].following, q=text),
-        "is_first": after is None,
-        "counts": not rest.terms,
+    around = {
+        "only": states[0] if len(states) == 1 else "all",
+        "tabs": [
+            ("all", visit.url("jobs", q=str(rest))),
+            *((tab, visit.url("jobs", q=f"state:{tab} {rest}".strip())) for tab in _TABS),
+            ("dead", visit.url("dead")),
+        ],
+        "counts": {} if rest.terms else data["totals"],
+        **_completion(visit, [one.queue for one in data["queues"]]),
     }
-    return View("jobs.html", data | _completion(visit), 400 if problem else 200)
+    told = _listed(visit, "jobs", data["page"], text, problem) | {"totals": data["totals"]}
+    return View("jobs.html", told, 400 if problem else 200, around)
 
 
 async def dead_jobs(visit: Visit) -> View:
@@ -132,20 +132,29 @@ async def dead_jobs(visit: Visit) -> View:
         }
 
     data = await visit.read(work)
-    data |= {
+    told = _listed(visit, "dead", data["page"], text, problem)
+    told |= {"groups": data["groups"], "groups_of": reads.SCAN}
+    return View("dead.html", told, 400 if problem else 200, _completion(visit, []))
+
+
+def _listed(
+    visit: Visit, path: str, page: Part[reads.JobInfo], text: str, problem: str | None
+) -> dict[str, Any]:
+    """What a search has found, as both pages of jobs tell it."""
+    following = visit.following(path, page.following, q=text)
+    return {
         "q": text,
         "problem": problem,
-        "following": visit.following("dead", data["page"].following, q=text),
-        "is_first": after is None,
-        "scan": reads.SCAN,
-        "queues": [],
+        "jobs": page.rows,
+        "stopped": page.stopped,
+        "following": following,
     }
-    return View("dead.html", data | _completion(visit), 400 if problem else 200)
 
 
-def _completion(visit: Visit) -> dict[str, Any]:
+def _completion(visit: Visit, queues: list[str]) -> dict[str, Any]:
     """What the search box can complete."""
-    return {"fields": FIELDS, "states": STATES, "types": visit.site.types}
+    types = visit.site.types
+    return {"fields": FIELDS, "states": STATES, "types": types, "queue_names": queues}
 
 
 # ---- what an action would do --------------------------------------------------------------------
@@ -185,9 +194,10 @@ async def confirm(visit: Visit) -> View:
         "q": text,
         "ids": ids,
         "most": MOST_AT_ONCE,
-        "back": visit.asked("back") or ("jobs" if kind == "live" else "dead"),
     }
-    return View("confirm.html", data)
+    list_of_all = "jobs" if kind == "live" else "dead"
+    around = {"back": visit.asked("back") or list_of_all, "keep": visit.back(list_of_all)}
+    return View("confirm.html", data, around=around)
 
 
 def chosen(visit: Visit, kind: str, ids: list[str], search: Search) -> Any:

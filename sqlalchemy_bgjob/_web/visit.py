@@ -155,6 +155,13 @@ class Visit:
             return None
         return self.url(path, **query, after=f"{iso(position.time)} {position.id}")
 
+    def first(self, path: str) -> str | None:
+        """Where the first page of this list is; None if this is it."""
+        query = self.request.query_params
+        if "after" not in query:
+            return None
+        return self.url(path, **{name: value for name, value in query.items() if name != "after"})
+
     def url(self, path: str, **query: Any) -> str:
         """The path of a page here, with its query."""
         given = {name: value for name, value in query.items() if value not in (None, "")}
@@ -179,11 +186,19 @@ class Visit:
 
 @dataclass
 class View:
-    """What a page shows: its template, and the data, which is also its JSON twin."""
+    """What a page shows.
+
+    Attributes:
+        template: How it is drawn.
+        data: What it tells, which is also its JSON twin.
+        status: That of the answer.
+        around: What only the drawn page has, such as its tabs.
+    """
 
     template: str
     data: dict[str, Any]
     status: int = 200
+    around: dict[str, Any] = field(default_factory=dict)
 
 
 def base_of(request: Request) -> str:

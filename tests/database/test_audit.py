@@ -237,7 +237,7 @@ def test_an_operator_can_neither_change_nor_forge_rows(
     try:
         client = visit(jobs, operator)
         assert post(client, "pause", queue="mail").status_code == 200
-        assert client.get("audit", headers=JSON).json()["rows"][0]["who"] == "ada"
+        assert client.get("audit", headers=JSON).json()["actions"][0]["who"] == "ada"
         forged = (
             "INSERT INTO bgjob_audit (at, id, origin, verb, changed, details)"
             " VALUES (now() - interval '1 day', 'x', 'dashboard', 'pause', 1, '{}')"
@@ -369,8 +369,8 @@ def test_the_page_goes_back_in_time(visit: Any, shop: Engine, jobs: BGJob) -> No
         found: list[int] = []
         while path:
             page = client.get(path, headers=JSON).json()
-            assert len(page["rows"]) <= 50
-            found += [row["changed"] for row in page["rows"]]
+            assert len(page["actions"]) <= 50
+            found += [row["changed"] for row in page["actions"]]
             path = (page["following"] or "").removeprefix("/jobs/")
         return found
 
@@ -400,7 +400,7 @@ def test_a_search_looks_at_a_part_and_goes_on(
     path, seen = "audit?who=ada", []
     while path:
         page = client.get(path, headers=JSON).json()
-        seen.append(([row["changed"] for row in page["rows"]], page["stopped"]))
+        seen.append(([row["changed"] for row in page["actions"]], page["stopped"]))
         path = (page["following"] or "").removeprefix("/jobs/")
 
     assert seen == [([], True), ([], True), ([25], False)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import pytest
 from sqlalchemy import Engine, create_engine, insert, text
@@ -108,16 +109,19 @@ def test_the_record_of_what_followed_is_linked(visit: Any, engine: Engine, jobs:
 def test_a_job_leads_to_its_batch(visit: Any) -> None:
     """A live one, and a dead one, whose batch can be redriven as a whole."""
     client = visit()
-    live = client.get(f"jobs?q=batch:{BATCHES['running']}", headers=JSON).json()["page"]["rows"]
+    live = client.get(f"jobs?q=batch:{BATCHES['running']}", headers=JSON).json()["jobs"]
     assert len(live) == 50
     for id, batch in ((live[0]["id"], "running"), ("order-4", "stopped")):
         assert f'href="/jobs/batch?id={BATCHES[batch]}"' in client.get(f"job?id={id}").text
-    dead = client.get(f"dead?q=batch:{BATCHES['stopped']}", headers=JSON).json()["page"]["rows"]
+    dead = client.get(f"dead?q=batch:{BATCHES['stopped']}", headers=JSON).json()["jobs"]
     assert [job["id"] for job in dead] == ["order-4", "order-8"]
     page = client.get(f"batch?id={BATCHES['stopped']}").text
     assert "Waits for its dead jobs" in page
     question = f"confirm?action=redrive&whole=1&q=batch:{BATCHES['stopped']}"
     assert client.get(question, headers=JSON).json()["count"] == 2
+    here = f"batch?id={BATCHES['stopped']}"
+    asked = client.get(f"{question}&back={quote(here)}").text
+    assert f'href="/jobs/{here}">Keep' in asked
 
 
 def test_batches_go_from_page_to_page(visit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import re
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -47,6 +48,12 @@ PATHS += [
     "confirm?action=cancel&whole=1",
 ]
 JSON = {"accept": "application/json"}
+LISTS = [("jobs", "jobs", True), ("dead", "jobs", True), ("history", "records", True)]
+LISTS += [("batches", "batches", True), ("audit", "actions", True), ("", "queues", False)]
+LISTS += [(name, name, False) for name in ("queues", "workers", "schedules", "handlers")]
+LISTS += [("system", "findings", False)]
+"""Pages, what their lists are called in JSON, and whether these have a next page."""
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "guides" / "dashboard.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +116,18 @@ def test_each_page_is_shown_and_has_its_json_twin(visit: Any, path: str) -> None
     assert "'unsafe" not in page.headers["content-security-policy"]
     assert not re.search(r"<[^>]+ (?:style|on\w+)=", page.text)
     assert page.text.count("<h1") == 1
+
+
+@pytest.mark.parametrize(("path", "name", "is_paged"), LISTS)
+def test_twins_of_lists_have_the_same_names(
+    visit: Any, path: str, name: str, is_paged: bool
+) -> None:
+    """And nothing of what only the drawn page has."""
+    twin = visit().get(path, headers=JSON).json()
+    assert [type(row) for row in twin[name]] == [dict] * len(twin[name]) != []
+    assert ("following" in twin) is is_paged
+    assert not {"page", "rows", "tabs", "types", "fields", "first", "only"} & set(twin)
+    assert f"`{name}`" in DOCUMENTED
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg", "psycopg2"])
@@ -690,7 +709,7 @@ def own(visit: Any, engine: Engine, jobs: BGJob) -> Client:
 
 
 def test_selected_jobs_are_cancelled(own: Client, engine: Engine, jobs: BGJob) -> None:
-    page = own.get("jobs?q=queue:images", headers=JSON).json()["page"]["rows"]
+    page = own.get("jobs?q=queue:images", headers=JSON).json()["jobs"]
     ids = [job["id"] for job in page[:3]]
     question = own.get("confirm", params={"action": "cancel", "id": ids}).text
     assert "Cancel 3 jobs?" in question
@@ -700,7 +719,7 @@ def test_selected_jobs_are_cancelled(own: Client, engine: Engine, jobs: BGJob) -
     assert done.headers["location"] == "/admin/jobs/jobs?q=queue:images"
     assert "Cancelled 3 jobs." in own.get("jobs").text
     assert "Cancelled 3 jobs." not in own.get("jobs").text
-    assert len(own.get("jobs?q=queue:images", headers=JSON).json()["page"]["rows"]) == 7
+    assert len(own.get("jobs?q=queue:images", headers=JSON).json()["jobs"]) == 7
 
 
 def test_all_that_fit_are_changed_and_counted_first(
@@ -714,7 +733,7 @@ def test_all_that_fit_are_changed_and_counted_first(
     assert done.json() == {"done": "Redrove 16 jobs.", "redriven": 16, "left": 0}
     assert count(engine, jobs.models.dead_job) == 48
     found = own.get("jobs?q=state:scheduled type:send_receipt", headers=JSON).json()
-    assert len(found["page"]["rows"]) == 15
+    assert len(found["jobs"]) == 15
     done = post(own, "delete", SAME | JSON, whole="1", q="error:TimeoutError")
     assert done.json()["deleted"] == 16
     assert count(engine, jobs.models.dead_job) == 32
