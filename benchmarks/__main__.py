@@ -13,6 +13,7 @@ from benchmarks.compare import run_compare
 from benchmarks.dashboard import run_dashboard
 from benchmarks.designs import run_designs
 from benchmarks.features import run_features
+from benchmarks.open_page import run_open_page
 from benchmarks.peers import PEERS
 from benchmarks.plot import draw
 from benchmarks.records import VARIANTS, run_records
@@ -160,6 +161,18 @@ def dashboard(jobs: int, queues: int, dead: int, records: int, times: int) -> No
     """Tell how long each page of the dashboard takes, over so many jobs and records."""
     for line in run_dashboard(jobs, queues, dead, records, times):
         click.echo(line)
+
+
+@cli.command(name="open-page")
+@jobs_option(60_000, "are drained at a time")
+@rounds_option(12)
+@work_folder_option
+def open_page(jobs: int, rounds: int, work_folder: Path) -> None:
+    """Drain jobs while a page of the dashboard is open, and while nobody looks."""
+    try:
+        run_open_page(jobs=jobs, rounds=rounds, work_folder=work_folder, say=click.echo)
+    except CommandError as error:
+        raise click.ClickException(str(error)) from None
 
 
 @cli.command()
