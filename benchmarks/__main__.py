@@ -164,8 +164,8 @@ def dashboard(jobs: int, queues: int, dead: int, records: int, times: int) -> No
 
 
 @cli.command(name="open-page")
-@jobs_option(60_000, "are drained at a time")
-@rounds_option(12)
+@jobs_option(150_000, "are drained at a time")
+@rounds_option(6)
 @work_folder_option
 def open_page(jobs: int, rounds: int, work_folder: Path) -> None:
     """Drain jobs while a page of the dashboard is open, and while nobody looks."""

@@ -2,8 +2,8 @@
 
 The same jobs are drained by one AsyncWorker, in turns while nobody looks and while the overview is
 open. A process of its own serves that, and does as the script of the page does: it hears of
-changes, and loads the page again, once in two seconds at most. CPU is that of the worker's process
-and of the server, which the page asks too.
+changes, and loads the page again, but not too often. CPU is that of the worker's process and of the
+server, which the page asks too.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from benchmarks.records import Variant
 from benchmarks.server import new_database, running_server
 from sqlalchemy_bgjob.web import dashboard
 
-AGAIN: Final = 2.0
-"""Seconds between two loads, as in the page's script."""
+SOONEST, RESTS, AT_LATEST = 2.0, 30, 15.0
+"""As in the page's script: seconds between two loads, and how many times as long as one took."""
 LOADED: Final = "loaded\n"
 KEEPS: Final = "counts"
 """What the queue keeps, see :data:`benchmarks.records.VARIANTS`."""
@@ -105,7 +105,8 @@ async def _load(client: httpx.AsyncClient) -> None:
     answer.raise_for_status()
     sys.stdout.write(LOADED)
     sys.stdout.flush()
-    await asyncio.sleep(max(AGAIN - (time.monotonic() - began), 0))
+    took = time.monotonic() - began
+    await asyncio.sleep(min(max(SOONEST, RESTS * took), AT_LATEST) - took)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
   const button = document.getElementById("live");
   const { base, stream } = document.body.dataset;
   const main = () => document.getElementById("main");
-  const SOONEST = 2000, AT_LATEST = 15000, POLL = 5000;
+  // What the database takes long for is asked less often: an answer rests for so many times as long.
+  const SOONEST = 2000, AT_LATEST = 15000, POLL = 5000, RESTS = 30;
   let on = true, last = Date.now(), wanted = false, busy = false, polling = stream !== "yes";
-  let source = null, failed = false;
+  let source = null, failed = false, took = 0;
 
   const holdsStill = () =>
     document.hidden ||
@@ -32,7 +33,9 @@
     last = Date.now();
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-      const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const text = await answer.text();
+      took = Date.now() - last;
+      const page = new DOMParser().parseFromString(text, "text/html");
       const fresh = page.body.dataset.base === base && page.getElementById("main");
       // What is gone is told by a page of ours; a login, a proxy or an outage answers otherwise.
       failed = !fresh || answer.redirected || !(answer.ok || answer.status === 404);
@@ -52,7 +55,7 @@
     const age = Date.now() - last;
     if (!on || busy || holdsStill()) return;
     const due = wanted ? SOONEST : polling || failed ? POLL : AT_LATEST;
-    if (age >= due) refresh();
+    if (age >= Math.min(Math.max(due, RESTS * took), AT_LATEST)) refresh();
   };
 
   const listen = () => {
