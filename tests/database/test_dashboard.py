@@ -236,6 +236,18 @@ def test_what_there_is_is_shown(visit: Any) -> None:
     assert [past["attempt"] for past in job["job"]["history"]] == [1, 2]
 
 
+def test_who_serves_a_queue_and_runs_a_job_is_told(visit: Any) -> None:
+    client = visit()
+    assert client.get("queues").text.count("Served by web-1:4211") == 2
+    serving = client.get("queues", headers=JSON).json()["serving"]
+    assert serving["images"] == [{"hostname": "web-2", "pid": 977}]
+    workers = client.get("workers", headers=JSON).json()["workers"]
+    assert [(one["pid"], one["running"]) for one in workers] == [(4_211, 8), (977, 0)]
+    running = client.get("jobs?q=worker:1001", headers=JSON).json()["jobs"]
+    assert len(running) == 8
+    assert "by process 4211 on web-1" in client.get(f"job?id={running[0]['id']}").text
+
+
 def test_counts_are_drawn_and_told_in_numbers(visit: Any) -> None:
     """Throughput by outcome, waits and run times, and each type."""
     client = visit()
