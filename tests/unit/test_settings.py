@@ -18,7 +18,7 @@ def test_the_order_of_a_queue_is_one_of_two() -> None:
 
 
 FIELDS = dataclasses.fields(WorkerSettings)
-LONG = ["dead_keep", "counts_keep", "audit_keep", "max_lifetime"]
+LONG = ["dead_keep", "batch_keep", "counts_keep", "audit_keep", "max_lifetime"]
 DURATIONS = [
     field.name for field in FIELDS if field.metadata["unit"] == "seconds" and field.name not in LONG
 ]
@@ -40,6 +40,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         "listen": True,
         "max_stuck": 0.5,
         "dead_keep": 0.0,
+        "batch_keep": 604_800.0,
         "counts_keep": 604_800.0,
         "audit_keep": 31_536_000.0,
         "until_idle": False,
