@@ -304,7 +304,7 @@ def test_what_a_batch_can_not_keep_is_refused(press: Press) -> None:
             with pytest.raises(TypeError, match="takes what"):
                 enqueue(connection, press.page, 1, batch=batch.id)  # type: ignore[call-overload]
             enqueue(connection, press.page, 1, batch=batch)
-            with pytest.raises(ValueError, match="or batch="):
+            with pytest.raises(ValueError, match="has batch="):
                 jobs.batch(connection, then=press.bind.job("x", batch=batch))
 
 

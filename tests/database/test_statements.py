@@ -730,7 +730,8 @@ BATCH = {"id", "on_dead", "then_queue", "then_type", "then_arg", "then_headers"}
         ("unique.in_period", (False, True), JOB | MORE | {"unique_key", "period"}),
         ("batches.close", (False, True), BATCH),
         ("batches.finish", (False, True), {"ids"}),
-        ("batches.look", None, {"after", "limit", "keep"}),
+        ("batches.unfinished", None, {"after", "limit"}),
+        ("batches.oldest", None, {"after", "limit", "keep"}),
         ("batches.forget", None, {"ids"}),
     ],
 )

@@ -449,7 +449,7 @@ def test_missing_privileges_are_named(go: Engine, database_url: str) -> None:
     assert told[0] == ['USAGE ON SCHEMA "ours"']
     assert [grant.rpartition(" ON ")[2] for grant in told[1]] == [
         f'"ours"."bgjob_{kind}"'
-        for kind in ("job", "dead_job", "worker", "schedule", "control", "unique_period")
+        for kind in ("job", "dead_job", "worker", "schedule", "control", "unique_period", "batch")
     ]
     assert told[2][1] == 'SELECT, UPDATE, DELETE ON "public"."bgjob_job", "public"."bgjob_dead_job"'
 
