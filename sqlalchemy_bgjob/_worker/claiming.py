@@ -303,7 +303,8 @@ class Claiming:
                     planner.settle(Pending(job, HAND_BACK), now)
                 else:
                     runnable.append(job)
-            planner.claimed(queue, runnable, now)
+            if runnable:
+                planner.claimed(queue, runnable, now)
             if found.priorities is not None:
                 planner.head_scanned(queue, found.priorities, found.seconds, now)
             planner.polled(
