@@ -44,7 +44,9 @@ def build(source: Path, out: Path) -> None:
 def unpacked(out: Path, folder: Path) -> Path:
     (sdist,) = out.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
+        # Debian's Python 3.11.2 has no filters yet.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+        archive.extractall(folder)
     for path in folder.rglob("*"):
         os.utime(path, (LONG_AGO, LONG_AGO))
     (source,) = folder.iterdir()
