@@ -89,21 +89,10 @@ class BatchStatements:
         Returns the id of each. A batch that somebody has locked is passed by. Parameter: list ids.
         """
         batch, held = self._batch, self._batch.alias("held")
-        locked: Select[Any] = (
-            select(literal_column("held.ctid"))
-            .select_from(held)
-            .with_hint(held, ONLY)
-            .where(
-                held.c.id == any_(array_parameter("ids", Text())),
-                held.c.finished_at.is_(None),
-                self._is_over(held),
-            )
-            .with_for_update(of=held, skip_locked=True)
-        )
         finished = (
             update(batch)
             .with_hint(ONLY)
-            .where(at(locked))
+            .where(self._at_held(held, held.c.finished_at.is_(None), self._is_over(held)))
             .values(finished_at=func.clock_timestamp())
             .returning(*(batch.c[name] for name in _FOLLOWS))
             .cte("finished")
@@ -181,13 +170,17 @@ class BatchStatements:
         Returns the id of each that is gone.
         """
         batch, held = self._batch, self._batch.alias("held")
-        locked: Select[Any] = (
+        locked = self._at_held(held, held.c.finished_at.is_not(None))
+        return delete(batch).with_hint(ONLY).where(locked).returning(batch.c.id)
+
+    def _at_held(self, held: Any, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
+        """The rows of the given batches that are so; locked, but for those somebody else has."""
+        given = held.c.id == any_(array_parameter("ids", Text()))
+        rows: Select[Any] = (
             select(literal_column("held.ctid"))
             .select_from(held)
             .with_hint(held, ONLY)
-            .where(
-                held.c.id == any_(array_parameter("ids", Text())), held.c.finished_at.is_not(None)
-            )
-            .with_for_update(skip_locked=True)
+            .where(given, *conditions)
+            .with_for_update(of=held, skip_locked=True)
         )
-        return delete(batch).with_hint(ONLY).where(at(locked)).returning(batch.c.id)
+        return at(rows)
