@@ -193,15 +193,14 @@ def _fence(items: list[Pending]) -> dict[str, Any]:
     # Ids sorted, so that two workers never lock the same rows in opposite orders.
     items.sort(key=_by_id)
     first = items[0].job
-    given: dict[str, Any] = {"queue": first.queue}
-    if _are_of_queues(items):
-        given = {"queues": [item.job.queue for item in items]}
-    return {
-        **given,
+    given: dict[str, Any] = {
         "worker": first.worker_id,
         "ids": [item.job.id for item in items],
         "leases": [item.job.lease for item in items],
     }
+    if _are_of_queues(items):
+        return {"queues": [item.job.queue for item in items], **given}
+    return {"queue": first.queue, **given}
 
 
 _by_id: Final = attrgetter("job.id")
@@ -291,11 +290,8 @@ def _settle_group(
             _keep_xid(items, held, xid)
             raise
         if len(items) > 1:
-            return [
-                fate
-                for part in _by_queue(items) or [[item] for item in items]
-                for fate in _settle_group(connection, statements, part)
-            ]
+            parts = _by_queue(items) if _are_of_queues(items) else [[item] for item in items]
+            return [fate for part in parts for fate in _settle_group(connection, statements, part)]
         return [(items[0], _refused(connection, statements, items[0], error))]
     _keep_xid(items, held, xid)
     back = [item for item in items if item.settlement.kind is Kind.HANDED_BACK]
@@ -306,18 +302,17 @@ def _settle_group(
         tell_given_back(connection, statements, queues, everybody=everybody)
     fates = [(item, Fate.SETTLED) for item in items if item.job.id in held]
     missing = [item for item in items if item.job.id not in held]
-    if missing:
-        for part in _by_queue(missing) or [missing]:
-            fates += _explain(connection, statements, part)
+    for part in _by_queue(missing):
+        fates += _explain(connection, statements, part)
     return fates
 
 
-def _by_queue(items: Iterable[Pending]) -> list[list[Pending]] | None:
-    """The items of each queue; None if they are all of one."""
+def _by_queue(items: Iterable[Pending]) -> list[list[Pending]]:
+    """The items of each queue."""
     parts: dict[str, list[Pending]] = {}
     for item in items:
         parts.setdefault(item.job.queue, []).append(item)
-    return [*parts.values()] if len(parts) > 1 else None
+    return [*parts.values()]
 
 
 def _keep_xid(items: Iterable[Pending], held: set[str], xid: str | None) -> None:
