@@ -47,6 +47,15 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def bgjob(
+    tables: Engine, in_process: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command on this test's database."""
+    monkeypatch.setenv("BGJOB_DATABASE_URL", tables.url.render_as_string(hide_password=False))
+    return run
+
+
+@pytest.fixture
 def parsed(
     monkeypatch: pytest.MonkeyPatch, in_process: None
 ) -> Callable[..., runners.WorkerOptions]:

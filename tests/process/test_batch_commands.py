@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy_bgjob import enqueue_many
 from sqlalchemy_bgjob._inspect import batches as reads
 from support import cli_app as app
-from support.cli import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
     Run = Callable[..., tuple[int, str, str]]
 
 pytestmark = pytest.mark.keeps_tables
-
-
-@pytest.fixture
-def bgjob(tables: Engine, in_process: None, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command on this test's database."""
-    monkeypatch.setenv("BGJOB_DATABASE_URL", tables.url.render_as_string(hide_password=False))
-    return run
 
 
 def make(engine: Engine, count: int, *, on_dead: OnDead = "continue", then: bool = True) -> str:

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from support import cli_app as app
-from support.cli import add, run
+from support.cli import add
 from support.commands import TESTS
 
 if TYPE_CHECKING:
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
     Run = Callable[..., tuple[int, str, str]]
 
 pytestmark = pytest.mark.keeps_tables
-
-
-@pytest.fixture
-def bgjob(tables: Engine, in_process: None, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command on this test's database."""
-    monkeypatch.setenv("BGJOB_DATABASE_URL", tables.url.render_as_string(hide_password=False))
-    return run
 
 
 def ids(engine: Engine) -> list[str]:

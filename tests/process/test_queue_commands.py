@@ -12,7 +12,7 @@ from sqlalchemy import Engine, select
 
 from sqlalchemy_bgjob import Worker
 from support import cli_app as app
-from support.cli import add, run
+from support.cli import add
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.keeps_tables
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "queue_control.md"
-
-
-@pytest.fixture
-def bgjob(
-    tables: Engine, in_process: None, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[int, str, str]]:
-    """Run a command on this test's database."""
-    monkeypatch.setenv("BGJOB_DATABASE_URL", tables.url.render_as_string(hide_password=False))
-    return run
 
 
 def rows(engine: Engine) -> list[Any]:
