@@ -33,14 +33,20 @@ def test_a_fork_ends_and_speaks_like_an_interpreter(tmp_path: Path, words: tuple
     assert ends[0][0] != 0
 
 
-def test_a_fork_that_is_killed_tells_the_signal(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGKILL, ""), (signal.SIGTERM, ""), (signal.SIGINT, "Traceback")]
+)
+def test_a_fork_that_is_signalled_at_once_ends_by_it(
+    tmp_path: Path, number: signal.Signals, said: str
+) -> None:
     file = tmp_path / "output"
     fork = Fork(signal.pause, cwd=tmp_path, env=os.environ, output=(file, file))
     assert fork.poll() is None
 
-    fork.kill()
+    fork.send_signal(number)
 
-    assert fork.wait(60) == -signal.SIGKILL
+    assert fork.wait(60) == -number
+    assert file.read_text()[:9] == said
 
 
 def test_what_an_interpreter_reads_at_its_start_needs_one() -> None:

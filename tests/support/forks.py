@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,7 @@ from sqlalchemy_bgjob._worker import preflight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from multiprocessing.connection import Connection
 
 IMPORTED: Final = (
     "asyncpg",
@@ -74,10 +76,12 @@ class Fork:
     ) -> None:
         for file in output:  # it may be read before the fork has begun
             file.touch()
-        become = (run, arguments, cwd, dict(env), output, new_session, _path())
+        self._begun, begin = _CONTEXT.Pipe(duplex=False)
+        become = (run, arguments, cwd, dict(env), output, new_session, _path(), begin)
         # As a daemon: pytest would wait at its end for one that a test has forgotten.
         self._process = _CONTEXT.Process(target=_become, args=become, daemon=True)
         self._process.start()
+        begin.close()
         assert self._process.pid is not None
         self.pid = self._process.pid
 
@@ -91,6 +95,8 @@ class Fork:
         return self._process.exitcode
 
     def send_signal(self, number: signal.Signals) -> None:
+        """Signal it once it has begun: before, multiprocessing's own start would answer."""
+        assert self._begun.poll(60), "the fork has not begun"
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):  # it ends at this moment
                 os.kill(self.pid, number)
@@ -161,6 +167,7 @@ def _become(
     output: tuple[Path, Path],
     new_session: bool,
     path: list[str],
+    begin: Connection,
 ) -> None:
     gc.freeze()  # no search for garbage goes through what was imported, which the parent shares
     if new_session:
@@ -174,8 +181,16 @@ def _become(
     for number, file in enumerate(output, start=1):
         with file.open("ab") as opened:
             os.dup2(opened.fileno(), number)
+    interrupted = False
     try:
+        begin.close()
         run(*arguments)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        interrupted = True
     finally:
         # A process of multiprocessing would leave them out.
         atexit._run_exitfuncs()
+    if interrupted:  # as an interpreter ends; multiprocessing would exit with 1
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
