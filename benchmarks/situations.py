@@ -20,6 +20,8 @@ OUTAGE: Final = 8.0
 """Seconds: long enough for backoffs to have grown."""
 COUNTED_LATE: Final = 11.0
 """Seconds until the server's counters have all that a session did before it fell idle."""
+IDLE: Final = 20.0
+"""Seconds of an idle worker that are measured: of what it does, much comes every five or six."""
 _TRANSACTIONS: Final = (
     "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
 )
@@ -71,7 +73,7 @@ def w13(arena: Arena) -> Iterator[Measurement]:
         options = {"queues": queues, "concurrency": 2, "latency": True}
         with line.far.start("work", **options) as worker:
             worker.wait_until_ready()
-            idle = cost(arena, worker, seconds)
+            idle = cost(arena, worker, lasting(arena, IDLE))
             # The producer is near: its own round trips are not meant.
             found = pulsed(arena, [worker], jobs, 1 / queues, queues=queues)
     yield arena.measured("W13", jobs, "", **found, **idle)
@@ -84,7 +86,7 @@ def w14(arena: Arena) -> Iterator[Measurement]:
     others = int(arena.scalar(_SESSIONS))
     with arena.program.start("work", latency=True) as worker:
         worker.wait_until_ready()
-        idle = cost(arena, worker, lasting(arena, 30))
+        idle = cost(arena, worker, lasting(arena, IDLE))
         sessions = int(arena.scalar(_SESSIONS)) - others
         worker.stop()
     yield arena.measured("W14", 0, "", sessions=float(sessions), **idle)

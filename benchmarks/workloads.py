@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from benchmarks.arena import PeerArena
 from benchmarks.server_cpu import server_cpu
-from benchmarks.situations import cost, lasting, pulsed, w13, w14, w15, w16, w17, w18, w19
+from benchmarks.situations import IDLE, cost, lasting, pulsed, w13, w14, w15, w16, w17, w18, w19
 from sqlalchemy_bgjob._bench.arena import FULL_DRAIN, Arena, Measurement
 from sqlalchemy_bgjob._bench.program import Answer, BenchError
 from sqlalchemy_bgjob._bench.times import cpu_share, percentile, rate, reached, tenths, waits
@@ -308,7 +308,7 @@ def w12(arena: Arena, variants: Variants = KINDS) -> Iterator[Measurement]:
         given = {"queues": queues, "concurrency": 2, "latency": True, **options}
         with arena.program.start("work", **given) as worker:
             worker.wait_until_ready()
-            idle = cost(arena, worker, seconds)
+            idle = cost(arena, worker, lasting(arena, IDLE))
             jobs = round(queues * seconds)
             found = pulsed(arena, [worker], jobs, 1 / queues, queues=queues)
         yield arena.measured("W12", jobs, variant, **found, **idle)

@@ -23,6 +23,9 @@ Behind some poolers it never listens."""
 SETTLE_EACH: Final = 0.01
 """Seconds that it has for each of its queues, in addition."""
 TICK: Final = 0.02
+"""Seconds from one look for the file that stops a worker to the next."""
+QUIET_TICK: Final = 0.5
+"""The same where pick-up or an idle worker is measured: the harness is to cost nothing there."""
 SAMPLE_EVERY: Final = 0.1
 
 
@@ -46,8 +49,8 @@ def _work_threads(app: App, concurrency: int) -> None:
     try:
         with Worker(app.jobs, engine, queues=dict.fromkeys(app.queues, concurrency)):
             _settle(app)
-            for _ in _ticks(app):
-                time.sleep(TICK)
+            for pause in _ticks(app):
+                time.sleep(pause)
     finally:
         engine.dispose()
 
@@ -58,8 +61,8 @@ async def _work_async(app: App, concurrency: int) -> None:
     try:
         async with AsyncWorker(app.jobs, engine, queues=dict.fromkeys(app.queues, concurrency)):
             await asyncio.to_thread(_settle, app)
-            for _ in _ticks(app):
-                await asyncio.sleep(TICK)
+            for pause in _ticks(app):
+                await asyncio.sleep(pause)
     finally:
         await engine.dispose()
 
@@ -80,17 +83,17 @@ def _settle(app: App) -> None:
             time.sleep(TICK)
 
 
-def _ticks(app: App) -> Iterator[None]:
-    """Yield once for each TICK until the worker must stop; samples the processor time."""
+def _ticks(app: App) -> Iterator[float]:
+    """Yield the seconds to pause until the worker must stop; samples the processor time."""
     parent = os.getppid()
     enough = app.options.get("enough")
     Path(app.options["ready_file"]).touch()
-    sample_at = 0.0
+    sample_at, pause = 0.0, QUIET_TICK if app.options.get("latency") else TICK
     while not os.path.exists(app.options["stop_file"]):  # noqa: PTH110 - fifty times a second
         if os.getppid() != parent or (enough is not None and app.recorder.count >= enough):
             return
         if time.monotonic() >= sample_at:
             app.recorder.sample()
             sample_at = time.monotonic() + SAMPLE_EVERY
-        yield
+        yield pause
     app.recorder.sample()
