@@ -19,7 +19,7 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 
 SLOW: Final = 0.005
-"""Seconds of a statement after which its plan may have been made for a smaller table."""
+"""Seconds beyond the network's after which the plan may have been made for a smaller table."""
 SLOW_FOR_A_JOB: Final = 0.0001
 """The same for each of its jobs, in addition."""
 RENEWED_AFTER: Final = (1.0, 60.0)
@@ -51,7 +51,7 @@ class ControlConnection:
         self._connection: Connection | None = None
         self._connected_at = 0.0
         self._direct: dict[Executable, DirectStatement] = {}
-        self._was_slow = False
+        self._quickest, self._was_slow = float("inf"), False
         self._renew_at, self._renewed_after = 0.0, RENEWED_AFTER[0]
         self.rests = False
         """Whether each statement commits by itself now."""
@@ -72,11 +72,13 @@ class ControlConnection:
         return connection
 
     def took(self, seconds: float, jobs: int) -> None:
-        """A statement about N jobs and queues took that long. If it was slow, plans are renewed.
+        """Statements about N jobs and queues took that long. If it was slow, plans are renewed.
 
-        If it is slow again, the cause is another one: the network, or a busy machine.
+        The quickest of the session is what the network takes. If it is slow again, the cause is
+        another one, such as a busy machine.
         """
-        if seconds > SLOW + SLOW_FOR_A_JOB * jobs:
+        self._quickest = min(self._quickest, seconds)
+        if seconds - self._quickest > SLOW + SLOW_FOR_A_JOB * jobs:
             self._was_slow = True
         elif time.monotonic() >= self._renew_at:
             self._renewed_after = RENEWED_AFTER[0]
@@ -102,6 +104,7 @@ class ControlConnection:
                 _end(connection)
                 raise
             self._connected_at, self.rests = time.monotonic(), False
+            self._quickest = float("inf")
             self._connection, self._direct = connection, direct
         return self._connection
 
