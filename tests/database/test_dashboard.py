@@ -809,6 +809,7 @@ def test_a_queued_job_is_changed_as_it_was_shown(own: Client, engine: Engine, jo
     wrong = form | {"lease": str(row.lease), "shown": ""}
     for values in ({"arg": "{"}, {"arg": '{"order": 1}'}, {"headers": "[]"}, {"run_at": "noon"}):
         assert post(own, "change", **wrong | values).status_code == 400
+    assert "headers is not JSON" in post(own, "change", **wrong | {"headers": "{"}).text
     assert row_of(engine, jobs, "later") == row
 
 
