@@ -111,7 +111,8 @@ class OwnEnd:
         may_have_claimed = self._unknown.due_at != inf
         if now < self._ask_idle_at or self._drain.deadline is not None or may_have_claimed:
             return
-        if self._scheduler.due_at <= now or not self._queue_control.is_known:
+        schedules_wait = self._scheduler.is_asked or self._scheduler.due_at <= now
+        if schedules_wait or not self._queue_control.is_known:
             return
         with self._hands.lock:
             if self._hands.planner.busy or self._hands.ended_batches:

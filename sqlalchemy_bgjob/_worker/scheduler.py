@@ -32,6 +32,9 @@ BEATEN: Final = 1.0
 """Seconds until a schedule is looked at again that another worker has fired, or somebody locks."""
 REFUSED: Final = 30.0
 """Seconds until a schedule is tried again that could not be fired."""
+ASKED_AGAIN: Final = 0.1
+"""The least seconds between two looks that were asked for: any role that can connect can notify,
+however often."""
 _NEVER: Final = float("inf")
 
 
@@ -57,6 +60,7 @@ class Scheduler:
         self._registry, self._queues = registry, list(queues)
         self._runtime, self._statements, self._events = runtime, statements, events
         self._asked = threading.Event()
+        self._looked_at = -_NEVER
         self._due_at: float | None = None
         self._keep_at = 0.0
         self._is_starting = True
@@ -67,11 +71,16 @@ class Scheduler:
     @property
     def due_at(self) -> float:
         """The monotonic time of the next look; in the past if there is reason for one now."""
-        if self._asked.is_set():
-            return 0.0
         if self._due_at is None:  # all handlers are registered when a worker starts
             self._due_at = 0.0 if self._registry.schedules else _NEVER
+        if self._asked.is_set():
+            return min(self._due_at, self._looked_at + ASKED_AGAIN)
         return self._due_at
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody has told of a change since the last look."""
+        return self._asked.is_set()
 
     def look_soon(self) -> None:
         """Schedules have changed, or one is due. From any thread."""
@@ -108,6 +117,8 @@ class Scheduler:
             self._events.report(error)
             logger.warning("schedules: %s; looking again in %g s", summary(error), REFUSED)
             self._due_at = time.monotonic() + REFUSED
+        finally:  # however long it took, jobs have their time before the next one
+            self._looked_at = time.monotonic()
 
     def _look_again_at(self) -> float:
         return min([self._keep_at if self._registry.schedules else _NEVER, *self._refused.values()])
