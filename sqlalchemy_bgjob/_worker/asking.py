@@ -6,12 +6,14 @@ the loop looks at the rows, also while it drains,
 * when it was notified: at all its jobs;
 * at every beat: at those that have run for longer than a beat. Where notifications don't arrive,
   that is how a cancel is found. Short jobs and idle workers send no statement.
+
+Between two looks the loop has time for jobs, however often it is notified.
 """
 
 import logging
 import time
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from .._db.errors import lost_connection, summary
 from .._lifecycle.cancel import find_asked
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
+ASKED_AGAIN: Final = 0.1
+"""The least seconds between two looks: any role that can connect can notify, however often."""
+
 
 class Asking:
     """The looks of one worker's loop."""
@@ -39,14 +44,26 @@ class Asking:
     ) -> None:
         self._hands, self._control, self._statements = hands, control, statements
         self._every = settings.heartbeat_interval
+        self._rests_until = 0.0
+
+    @property
+    def due_at(self) -> float:
+        """The monotonic time of the next look; infinite if there is nothing to look at."""
+        return max(self._hands.asks_at, self._rests_until)
 
     def look(self, worker_id: int) -> None:
         """Ask the runs whose jobs are to be cancelled, and cancel such jobs that have not started.
 
         Raises:
             DBAPIError: The connection was lost. The next look is at the next beat, or if a
-                notification asked for this one, at the next turn.
+                notification asked for this one, soon.
         """
+        try:
+            self._look(worker_id)
+        finally:
+            self._rests_until = time.monotonic() + ASKED_AGAIN
+
+    def _look(self, worker_id: int) -> None:
         hands = self._hands
         with hands.lock:
             now = time.monotonic()

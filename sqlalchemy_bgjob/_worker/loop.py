@@ -294,7 +294,7 @@ class WorkerLoop:
 
     def _attend_to_runs(self, worker_id: int, now: float) -> bool:
         """Ask runs to end, write their progress, or finish batches; False if nothing is due."""
-        if self._hands.asks_at <= now:
+        if self._asking.due_at <= now:
             self._guarded(lambda: self._asking.look(worker_id), (), mended=False)
         elif self._hands.progress_at <= now:
             self._guarded(lambda: self._progress.write(worker_id), (), mended=False)
@@ -352,7 +352,7 @@ class WorkerLoop:
             self._unknown.due_at,
             self._own_end.look_at,
             self._look_at_queues_at,
-            self._hands.asks_at,
+            self._asking.due_at,
             self._hands.progress_at,
             self._ended_batches.due_at,
             self._scheduler.due_at,
