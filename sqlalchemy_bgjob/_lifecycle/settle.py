@@ -246,22 +246,23 @@ def _new_headers(item: Pending) -> str | None:
 def settle(
     connection: Connection, statements: Statements, items: Iterable[Pending]
 ) -> list[tuple[Pending, Fate]]:
-    """Settle jobs: one transaction for each worker. Commits.
+    """Settle jobs: one transaction for each worker, and one for what it could not write before.
 
-    Each item keeps the id of the transaction that has written it. So if the connection is lost, the
-    next call can ask what became of that transaction.
+    Commits. Each item keeps the id of the transaction that has written it. So if the connection is
+    lost, the next call can ask what became of that transaction.
 
     Raises:
         DBAPIError: The connection was lost; call again with the same items on a new one.
     """
     items = list(items)
-    groups: dict[tuple[int, int], list[Pending]] = {}
+    groups: dict[tuple[int, bool, int], list[Pending]] = {}
     times: Counter[str] = Counter()
     twice = len({item.job.id for item in items}) < len(items)
     for item in items:
         job = item.job
-        # Two leases of one job are two groups, or the late one would pass for the settled one.
-        key = job.worker_id, times[job.id] if twice else 0
+        # What may be refused again must not take the others' transaction apart each time. And two
+        # leases of one job are two groups, or the late one would pass for the settled one.
+        key = job.worker_id, item.tries > 0, times[job.id] if twice else 0
         group = groups.get(key)
         if group is None:
             group = groups[key] = []

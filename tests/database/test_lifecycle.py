@@ -259,6 +259,20 @@ def test_a_row_that_refuses_harms_neither_its_queue_nor_others(queue: Queue) -> 
     assert set(rows(queue.connection)) == {"a2"}
 
 
+def test_what_was_refused_takes_no_others_apart(queue: Queue) -> None:
+    """With a thousand such rows, each tried once a minute, no batch of others would stay whole."""
+    (refused,) = pending(queue.claim("a", queue="a"), COMPLETED)
+    queue.execute("INSERT INTO receipt VALUES ('a')")
+    assert queue.settle([refused]) == {"a": Fate.FAILED}
+    refused.tries = 1
+    others = pending(queue.claim("b", queue="b") + queue.claim("c", queue="c"), COMPLETED)
+
+    fates = queue.settle([*others, refused])
+
+    assert fates == {"a": Fate.FAILED, "b": Fate.SETTLED, "c": Fate.SETTLED}
+    assert others[0].xid == others[1].xid
+
+
 def test_of_many_queues_each_fence_is_its_own(queue: Queue) -> None:
     """Another lease, another queue under the same id, a lock: each concerns one row alone."""
     jobs = [queue.claim(name, queue=f"of-{name}")[0] for name in ("a", "b", "c", "d")]
