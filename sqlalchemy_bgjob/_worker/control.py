@@ -22,6 +22,8 @@ SLOW: Final = 0.005
 """Seconds beyond the network's after which the plan may have been made for a smaller table."""
 SLOW_FOR_A_JOB: Final = 0.0001
 """The same for each of its jobs, in addition."""
+ROUND_TRIPS: Final = 6
+"""How often a transaction waits for the network, as a rule at most; a claim by itself does once."""
 RENEWED_AFTER: Final = (1.0, 60.0)
 """Seconds until plans may be discarded again; they double as long as that has not helped."""
 DOUBTED_AFTER: Final = 1.0
@@ -74,11 +76,11 @@ class ControlConnection:
     def took(self, seconds: float, jobs: int) -> None:
         """Statements about N jobs and queues took that long. If it was slow, plans are renewed.
 
-        The quickest of the session is what the network takes. If it is slow again, the cause is
-        another one, such as a busy machine.
+        The quickest of the session is what one round trip takes, or a little more. If it is slow
+        again, the cause is another one, such as a busy machine.
         """
         self._quickest = min(self._quickest, seconds)
-        if seconds - self._quickest > SLOW + SLOW_FOR_A_JOB * jobs:
+        if seconds - self._quickest * ROUND_TRIPS > SLOW + SLOW_FOR_A_JOB * jobs:
             self._was_slow = True
         elif time.monotonic() >= self._renew_at:
             self._renewed_after = RENEWED_AFTER[0]
