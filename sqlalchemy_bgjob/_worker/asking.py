@@ -24,6 +24,8 @@ from .hands import Hands
 from .run import Run
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from .._lifecycle.claim import ClaimedJob
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -55,7 +57,7 @@ class Asking:
         """Ask the runs whose jobs are to be cancelled, and cancel such jobs that have not started.
 
         Raises:
-            DBAPIError: The connection was lost. The next look is at the next beat, or if a
+            DBAPIError: There is no connection. The next look is at the next beat, or if a
                 notification asked for this one, soon.
         """
         try:
@@ -85,12 +87,13 @@ class Asking:
         if not runs and not ready:
             return
         jobs: list[ClaimedJob] = [*runs, *ready]
+        connection: Connection | None = None
         try:
-            asked = find_asked(
-                self._control.get(), self._statements, worker_id=worker_id, jobs=jobs
-            )
+            connection = self._control.get()
+            asked = find_asked(connection, self._statements, worker_id=worker_id, jobs=jobs)
         except Exception as error:
-            if not lost_connection(error):  # a claim may work all the same
+            if connection is not None and not lost_connection(error):
+                # A claim may work all the same.
                 logger.warning("not looked whether jobs are cancelled: %s", summary(error))
                 return
             if everything:

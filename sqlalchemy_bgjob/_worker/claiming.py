@@ -111,12 +111,12 @@ class Claiming:
 
         A notification is a hint: one that the server refuses is logged, and polling finds the job.
         """
+        connection: Connection | None = None
         try:
-            workers.pass_on(
-                self._control.get(), self._statements, worker_id=worker_id, queues=step.queues
-            )
+            connection = self._control.get()
+            workers.pass_on(connection, self._statements, worker_id=worker_id, queues=step.queues)
         except Exception as error:
-            if not lost_connection(error):
+            if connection is not None and not lost_connection(error):
                 logger.warning("no other worker was woken: %s", summary(error))
                 return
             now = time.monotonic()
@@ -129,9 +129,13 @@ class Claiming:
         """Claim jobs and take them into hands. Commits.
 
         Raises:
-            DBAPIError: The connection was lost; jobs that this claim took will be returned.
+            DBAPIError: There is no connection; jobs that this claim took will be returned.
         """
-        self._control.for_claim()
+        try:
+            self._control.for_claim()
+        except BaseException:
+            self._look_again(step)
+            raise
         begun, self._found = time.monotonic(), 0
         try:
             for looks in _by_order(step.looks):
@@ -139,14 +143,19 @@ class Claiming:
                     self._claim_alone(look, worker_id)
         except BaseException:
             self._unknown.expect(worker_id)
-            with self._hands.lock:  # the jobs that it looked for are still to be found
-                for look in step.looks:
-                    self._hands.planner.wake(look.queue, time.monotonic())
+            self._look_again(step)
             raise
         self.has_claimed = True
         took = time.monotonic() - begun
         self._slowest = max(self._slowest or 0.0, took)
         self._control.took(took, self._found + len(step.looks))
+
+    def _look_again(self, step: Claim) -> None:
+        """Keep in mind that there may be jobs which this claim, that failed, was to find."""
+        now = time.monotonic()
+        with self._hands.lock:
+            for look in step.looks:
+                self._hands.planner.wake(look.queue, now)
 
     def _claim_together(
         self, connection: Connection, looks: tuple[Look, ...], worker_id: int

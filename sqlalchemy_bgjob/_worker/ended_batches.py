@@ -41,13 +41,14 @@ class EndedBatches:
         """Finish those that are over. Commits.
 
         Raises:
-            DBAPIError: The connection was lost; the same batches are looked at again.
+            DBAPIError: There is no connection; the same batches are looked at again.
         """
         hands, begun, least = self._hands, time.monotonic(), 0.0
+        connection = self._control.get()  # if there is none, they stay to be looked at
         with hands.lock:
             ids, hands.ended_batches = hands.ended_batches, set()
         try:
-            finish(self._control.get(), self._statements, ids)
+            finish(connection, self._statements, ids)
         except Exception as error:
             if lost_connection(error):
                 with hands.lock:

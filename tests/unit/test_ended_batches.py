@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from sqlalchemy_bgjob._handlers.outcomes import COMPLETED
 from sqlalchemy_bgjob._lifecycle.settle import Pending
@@ -112,4 +112,18 @@ def test_what_a_lost_connection_has_left_is_looked_at_again(
         its.finish()
 
     assert hands.ended_batches == {"a", "b"}
+    assert its.due_at <= time.monotonic()
+
+
+def test_without_a_connection_they_stay_to_be_looked_at(looks: Looks) -> None:
+    """The error of connecting need not look like that of a lost connection."""
+    _, hands = looks
+    refused = OperationalError(None, None, Exception("connection refused"))
+    control: Any = SimpleNamespace(get=raising(refused))
+    its = EndedBatches(hands, control, control)
+
+    with pytest.raises(OperationalError):
+        its.finish()
+
+    assert hands.ended_batches == {"a"}
     assert its.due_at <= time.monotonic()
