@@ -37,6 +37,8 @@ logger = logging.getLogger("sqlalchemy_bgjob")
 
 SELF_TEST_TIMEOUT: Final = 3.0
 AFTER_FAILED_TEST: Final = 300.0
+MOST_OTHERS: Final = 1_000_000
+"""How many waiting workers a notification may tell of: it may be forged."""
 REFUSALS: Final = 4
 """Refusals in a row after which LISTEN is tried again as rarely as after a failed test."""
 _STOP_WITHIN: Final = 0.25
@@ -228,7 +230,7 @@ def _parsed(payload: str) -> tuple[str, int, str]:
     of, _, rest = payload.partition(" ")
     others, _, queue = rest.partition(" ")
     try:
-        return of, max(int(others), 0), queue
+        return of, min(max(int(others), 0), MOST_OTHERS), queue
     except ValueError:
         return of, 0, queue
 
