@@ -71,7 +71,7 @@ class UnknownClaims:
     def return_due(self, connection: Connection) -> None:
         """Return those whose time has come; the connection is outside a transaction.
 
-        A failure delays only the next try: the worker works on.
+        A failure delays only these returns: the worker works on.
         """
         entry, begun = self._times[0], time.monotonic()
         worker_id = entry[1]
@@ -79,7 +79,8 @@ class UnknownClaims:
             count = self.return_now(connection, worker_id)
         except Exception as error:
             pause = LOST_AGAIN if lost_connection(error) else REFUSED_AGAIN
-            self.expect(worker_id, after=(max(pause, (time.monotonic() - begun) * 10),))
+            pause = max(pause, (time.monotonic() - begun) * 10)
+            self.expect(worker_id, after=[pause + later for later in RETURN_AFTER])
             raise
         with self._hands.lock:
             if entry in self._times:

@@ -15,6 +15,11 @@ from sqlalchemy_bgjob._worker.asking import Asking
 from sqlalchemy_bgjob._worker.claiming import Claiming
 from sqlalchemy_bgjob._worker.hands import Hands
 from sqlalchemy_bgjob._worker.plan.steps import Claim, PassOn, Wait
+from sqlalchemy_bgjob._worker.unknown_claims import (
+    REFUSED_AGAIN,
+    RETURN_AFTER,
+    UnknownClaims,
+)
 from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.telemetry import Events
 from support.planning import NOW, caught_up, claim_all, job, jobs, start_all, step
@@ -101,3 +106,23 @@ def test_cancels_are_looked_for_again(hands: Hands) -> None:
         Asking(hands, CONTROL, UNUSED, WorkerSettings()).look(claimed.worker_id)
 
     assert hands.asks_all
+
+
+def test_unknown_claims_are_looked_for_as_often_after_a_failure(
+    hands: Hands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may take a while to commit a claim, and longer than the first look."""
+    runtime: Any = SimpleNamespace(wake=lambda: None)
+    unknown = UnknownClaims(hands, runtime, UNUSED)
+    monkeypatch.setattr(unknown, "return_now", lambda *_: refuse())
+    unknown.expect(7)
+
+    with pytest.raises(OperationalError):
+        unknown.return_due(UNUSED)
+
+    times = []
+    monkeypatch.setattr(unknown, "return_now", lambda *_: 0)
+    while unknown.due_at < float("inf"):
+        times.append(unknown.due_at)
+        unknown.return_due(UNUSED)
+    assert times == [NOW + REFUSED_AGAIN + pause for pause in RETURN_AFTER]
