@@ -87,6 +87,29 @@ def test_queues_beyond_a_claim_come_next() -> None:
     assert [name for looks in found for name in looks] == [*names, *names]
 
 
+def test_paused_queues_are_not_due_until_they_are_resumed() -> None:
+    """Nothing looks at them: they would stay due, and each step would walk through them."""
+    queues = [Queue(f"q{n}", 1, Polling(1.0)) for n in range(3)]
+    first, second, third = queues
+    due = DueQueues(queues)
+    assert due.at(NOW) == queues
+    for q in (second, third):
+        q.control(1, paused=True)
+        due.changed(q)
+    assert due.at(NOW) == [first]
+
+    for q in queues:
+        q.polling.wake(NOW)
+        due.changed(q)
+    assert due.at(NOW) == [first]
+    assert due.next_at() == inf
+
+    second.control(1, paused=False)
+    due.changed(second)
+    assert due.at(NOW) == [first, second]
+    assert due.next_at() == inf
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_those_are_found_that_are_due(seed: int) -> None:
     rng = random.Random(seed)

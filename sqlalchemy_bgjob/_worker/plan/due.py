@@ -1,11 +1,11 @@
 """Which queues are to be looked at: those that are due, first come first. Pure.
 
 What a step costs depends on the queues that are due, not on how many there are: the times of the
-others stand in a heap, which is asked for the earliest.
+others stand in a heap, which is asked for the earliest. A paused queue is never due.
 """
 
 from collections.abc import Iterable
-from heapq import heappop, heappush, heapreplace
+from heapq import heappop, heappush
 from itertools import count
 from math import inf
 
@@ -15,8 +15,9 @@ from .queue import Queue
 class DueQueues:
     """The queues of a worker, by when they are to be polled.
 
-    Each queue is either among those that are due or has one valid entry in the heap, whose time is
-    no later than that of its poll. An entry that a later one has replaced stays until its time.
+    Each queue is among those that are due, or has one valid entry in the heap, whose time is no
+    later than that of its poll, or is paused. An entry that a later one has replaced stays until
+    its time.
 
     Args:
         queues: All of them.
@@ -30,7 +31,7 @@ class DueQueues:
 
     def changed(self, q: Queue) -> None:
         """The time of its next poll has changed; a later one is seen when the earlier one comes."""
-        at = q.polling.due_at
+        at = _due_at(q)
         if at < self._entry_at[q.name]:
             self._enter(q, at)
 
@@ -41,9 +42,9 @@ class DueQueues:
             if at == self._entry_at[q.name]:
                 self._due[q.name] = q
                 self._entry_at[q.name] = -inf
-        for q in [q for q in self._due.values() if not q.polling.is_due(now)]:
+        for q in [q for q in self._due.values() if q.paused or not q.polling.is_due(now)]:
             del self._due[q.name]
-            self._enter(q, q.polling.due_at)
+            self._enter(q, _due_at(q))
         return [*self._due.values()]
 
     def give_way(self, queues: Iterable[Queue]) -> None:
@@ -55,16 +56,21 @@ class DueQueues:
     def next_at(self) -> float:
         """When the next of those will be due that are not yet."""
         while self._heap:
-            at, number, q = self._heap[0]
+            at, _, q = self._heap[0]
             if at != self._entry_at[q.name]:
                 heappop(self._heap)
-            elif (due_at := q.polling.due_at) > at:
-                heapreplace(self._heap, (due_at, number, q))
-                self._entry_at[q.name] = due_at
+            elif (due_at := _due_at(q)) > at:
+                heappop(self._heap)
+                self._enter(q, due_at)
             else:
                 return at
         return inf
 
     def _enter(self, q: Queue, at: float) -> None:
         self._entry_at[q.name] = at
-        heappush(self._heap, (at, next(self._count), q))
+        if at < inf:
+            heappush(self._heap, (at, next(self._count), q))
+
+
+def _due_at(q: Queue) -> float:
+    return inf if q.paused else q.polling.due_at
