@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Executable
 
 from .._db.errors import lost_connection, ran_out_of_time, summary
+from .._db.printable import printable
 from .._points import NOTIFYING
 from .._sql import Statements
 from .._sql.rescue import GiveBack
@@ -45,7 +46,7 @@ def _give_back(connection: Connection, again: Executable, queue: str, rows: list
             raise
         savepoint.rollback()
         if len(rows) == 1:
-            logger.warning("job %s can't be given back: %s", ids[0], summary(error))
+            logger.warning("job %s can't be given back: %s", printable(ids[0]), summary(error))
             return 0
     return sum(_give_back(connection, again, queue, [row]) for row in rows)
 

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Executable
 
 from .._db.encodings import storable
 from .._db.errors import describe, lost_connection, sqlstate, summary
+from .._db.printable import printable
 from .._drafts.ids import new_id
 from .._drafts.validation import CONTENT_TYPE
 from .._handlers.outcomes import ENDED, GONE, Kind, Settlement
@@ -414,5 +415,7 @@ def _record_failure(
     except Exception as second:
         if lost_connection(second):
             raise
-        logger.warning("job %s: its error could not be noted: %s", item.job.id, summary(second))
+        logger.warning(
+            "job %s: its error could not be noted: %s", printable(item.job.id), summary(second)
+        )
     return Fate.FAILED

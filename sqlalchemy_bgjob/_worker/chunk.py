@@ -154,4 +154,4 @@ class ChunkRun(Run):
 
     def __str__(self) -> str:
         more = len(self.jobs) - 1
-        return f"job {self.job.id}" + (f" (and {more} more, in one call)" if more else "")
+        return super().__str__() + (f" (and {more} more, in one call)" if more else "")

@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Final
 
+from .._db.printable import printable
 from .._handlers.outcomes import interruptions
 from .._lifecycle.claim import ClaimedJob
 from .._points import DRAIN_INTERRUPTED
@@ -50,12 +51,12 @@ class Drain:
                 DRAIN_INTERRUPTED.reached(self._interruptions)
             is_over = not self._hands.planner.busy
         for job in left:
-            logger.warning("job %s: left unsettled at shutdown", job.id)
+            logger.warning("job %s: left unsettled at shutdown", printable(job.id))
         for job, times in often:
             logger.warning(
                 "job %s of type %r was interrupted by shutdown %d times in a row: it takes longer "
                 "than a worker may drain; raise shutdown_timeout, or let it do less at a time",
-                job.id,
+                printable(job.id),
                 job.type,
                 times,
             )

@@ -27,6 +27,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from .._db.errors import sqlstate, summary
 from .._db.forks import Forked
 from .._db.last_words import LastWords, complete, last_words
+from .._db.printable import printable
 from .._lifecycle.settle import Fate, Pending
 from .._lifecycle.settle_within import settle_within
 from .._points import SETTLE
@@ -340,7 +341,9 @@ class HandlerSession:
                 session.commit()
             except BaseException as error:  # a hook's own failure; the job is settled
                 logger.error(
-                    "job %s: after the commit: %s", items[0].job.id, summary(error, place=True)
+                    "job %s: after the commit: %s",
+                    printable(items[0].job.id),
+                    summary(error, place=True),
                 )
         self._release()
         return Fate.SETTLED

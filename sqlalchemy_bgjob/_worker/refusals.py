@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from .._db.connections import Backoff
 from .._db.errors import doubts_session, lost_connection, refuses_a_row, summary
+from .._db.printable import printable
 from .._lifecycle import claim_one_by_one
 from .._lifecycle.claim import ClaimedJob, Look
 from .._sql import Statements
@@ -84,7 +85,9 @@ class Refusals:
         for id, reason in refused.items():
             self._rows[look.queue, id] = until
             self._events.report(reason)
-            logger.warning("job %s can't be claimed, its neighbours are: %s", id, summary(reason))
+            logger.warning(
+                "job %s can't be claimed, its neighbours are: %s", printable(id), summary(reason)
+            )
         return jobs
 
     def _leave_alone(self, queue: str, error: Exception) -> None:

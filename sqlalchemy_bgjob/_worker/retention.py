@@ -20,6 +20,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from .._db.errors import doubts_session, lost_connection, ran_out_of_time, summary
+from .._db.printable import printable
 from .._lifecycle import audit
 from .._lifecycle.dead_jobs import delete_old, delete_one_by_one
 from .._lifecycle.records import delete_old_counts, delete_old_records
@@ -154,7 +155,7 @@ class Retention:
             logger.warning(
                 "%d dead jobs can't be deleted, such as that of id %s: %s; trying again in %g s",
                 len(refused),
-                id,
+                printable(id),
                 summary(error),
                 REFUSED_AGAIN,
             )

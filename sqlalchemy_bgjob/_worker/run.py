@@ -6,6 +6,7 @@ from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
+from .._db.printable import printable
 from .._drafts import validation
 from .._handlers.outcomes import Complete, Outcome, as_outcome
 from .._handlers.registry import JobType
@@ -170,7 +171,7 @@ class Run:
         return (self.info,)
 
     def __str__(self) -> str:
-        return f"job {self.job.id}"
+        return f"job {printable(self.job.id)}"
 
 
 class Context(Generic[S]):

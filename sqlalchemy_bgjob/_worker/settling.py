@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 from .._db.errors import doubts_session, summary
+from .._db.printable import printable
 from .._handlers.outcomes import COMPLETED
 from .._lifecycle import settle
 from .._lifecycle.claim import ClaimedJob
@@ -86,5 +87,7 @@ class Settling:
         if item.tries == 1 and error is not None:
             self._events.report(error, job_info(job))
             logger.warning(
-                "job %s can't be settled, it will be tried again: %s", job.id, summary(error)
+                "job %s can't be settled, it will be tried again: %s",
+                printable(job.id),
+                summary(error),
             )

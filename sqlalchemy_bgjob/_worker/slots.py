@@ -10,6 +10,7 @@ from typing import Any
 
 from .._db.connections import Backoff
 from .._db.errors import summary
+from .._db.printable import printable
 from .._handlers.outcomes import CANCELLED, HAND_BACK
 from .._handlers.registry import JobType
 from .._lifecycle.settle import Fate, Pending
@@ -55,7 +56,7 @@ class Slots:
             self._runtime.start(run, self)
         except Exception as error:  # no thread can be made
             self._events.report(error, run.info)
-            logger.warning("job %s can't be started: %s", run.job.id, summary(error))
+            logger.warning("job %s can't be started: %s", printable(run.job.id), summary(error))
             now = time.monotonic()
             with self._hands.lock:
                 self.closed_until = now + self._backoff.pause()

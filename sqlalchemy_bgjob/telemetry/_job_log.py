@@ -148,7 +148,7 @@ def log_policy_problem(handler: JobType[Any], problem: str) -> None:
 def _name(job: Any, handler: JobType[Any] | None) -> str:
     limit = None if handler is None else handler.options.max_attempts
     attempt = f"{job.attempt}" if limit is None else f"{job.attempt} of {limit}"
-    return f"job {job.id} ({job.type}, attempt {attempt})"
+    return f"job {printable(job.id)} ({printable(job.type)}, attempt {attempt})"
 
 
 def _headline(error: str) -> tuple[str, str | None]:

@@ -170,6 +170,19 @@ def test_lines_name_jobs_and_stay_lines(caplog: pytest.LogCaptureFixture) -> Non
     assert (fields[2]["attempt"], fields[2]["max_attempts"]) == (2, 5)
 
 
+def test_no_id_and_no_type_makes_a_line_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    """Ids are made of what people type, and SQL may have written any type."""
+    now = datetime.now(UTC)
+    job = JobInfo("7\nforged", "mail", "se\x1b[2Jnd", 2, 1, 0, 0, None, {}, now, now, now)
+
+    LogObserver(Registry()).job_lease_lost(job)
+
+    (record,) = caplog.records
+    name = "job 7\\x0aforged (se\\x1b[2Jnd, attempt 2)"
+    assert record.getMessage() == f"{name} lost its lease, it runs elsewhere"
+    assert (vars(record)["job_id"], vars(record)["job_type"]) == (job.id, job.type)
+
+
 class Refused(Exception):
     """A driver's error, whose message holds what a row holds."""
 
