@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NoReturn
 
 from ..exceptions import BGJobError
@@ -61,5 +62,6 @@ def exit_now(exit_code: int) -> NoReturn:
     for handler in logging.getLogger().handlers:
         # Not logging.shutdown(): it would wait for a lock that a stuck thread may hold.
         if handler.lock is None or handler.lock.acquire(timeout=0.2):
-            handler.flush()
+            with suppress(Exception):  # nobody may read the log any more
+                handler.flush()
     os._exit(exit_code)

@@ -152,6 +152,25 @@ def test_threads_of_the_application_do_not_hold_up_the_exit() -> None:
     assert done.returncode == 3
 
 
+def test_a_log_that_nobody_reads_does_not_hold_up_the_exit() -> None:
+    """What could not be written is still there at the end, and can't be written then either."""
+    code = """
+        import os, threading
+        from sqlalchemy_bgjob._process import logs
+        from sqlalchemy_bgjob._process.exits import leave
+        logs.configure("text", "info")
+        reader, writer = os.pipe()
+        os.dup2(writer, 2)
+        os.close(writer)
+        os.close(reader)
+        logs.logger.info("nobody reads this")
+        threading.Thread(target=threading.Event().wait).start()
+        leave(3, within=0.1)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=False, timeout=60)
+    assert done.returncode == 3
+
+
 def test_one_process_is_replaced_at_its_limit(
     tables: Engine, database_url: str, start: Callable[..., Command]
 ) -> None:
