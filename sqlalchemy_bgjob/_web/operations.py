@@ -14,6 +14,7 @@ from .._inspect.doctor import Finding, examine
 from .._inspect.fleet import serving, workers
 from .._inspect.schedules import ScheduleInfo, schedules
 from .._inspect.sizes import table_sizes
+from ..exceptions import SchemaOutOfDate
 from ..schema import LATEST, db_version
 from .pages import queues_of
 from .visit import View, Visit
@@ -102,7 +103,7 @@ async def system(visit: Visit) -> View:
 
     def work(connection: Connection) -> dict[str, Any]:
         return {
-            "version": db_version(connection, schema=schema, table_prefix=prefix),
+            "version": _version(connection, schema, prefix),
             "tables": list(islice(table_sizes(connection, schema, prefix), 50)),
         }
 
@@ -115,3 +116,11 @@ async def system(visit: Visit) -> View:
         lambda: visit.read(check), anew=bool(visit.asked("anew"))
     )
     return View("system.html", data | {"findings": findings, "age": age, "latest": LATEST})
+
+
+def _version(connection: Connection, schema: str | None, prefix: str) -> int | None:
+    """The version of the tables; None if nothing tells it, of which the doctor says more."""
+    try:
+        return db_version(connection, schema=schema, table_prefix=prefix)
+    except SchemaOutOfDate:
+        return None

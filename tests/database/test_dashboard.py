@@ -974,6 +974,20 @@ def test_a_broken_arg_breaks_no_page(visit: Any, engine: Engine, jobs: BGJob) ->
     assert (refused.status_code, "not JSON" in refused.text) == (400, True)
 
 
+def test_tables_of_an_unknown_version_break_no_page(
+    visit: Any, engine: Engine, jobs: BGJob
+) -> None:
+    """A dump may have lost the comment that tells it; the doctor says how to put it back."""
+    jobs.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("COMMENT ON TABLE bgjob_job IS NULL")
+    client = visit(engine)
+    page = client.get("system")
+    assert (page.status_code, "COMMENT ON TABLE" in page.text) == (200, True)
+    assert "The version of the tables is not known" in page.text
+    assert client.get("system", headers=JSON).json()["version"] is None
+
+
 def test_pages_and_navigation_agree() -> None:
     assert set(NAVIGATION) <= set(PAGES)
     assert {needed for needed, _ in ACTIONS.values()} == PERMISSIONS
