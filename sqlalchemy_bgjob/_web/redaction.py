@@ -109,5 +109,9 @@ def loaded(arg: bytes) -> Any:
 
 
 def pretty(value: Any) -> str:
-    """A JSON value for people; numbers keep all their digits."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """A JSON value for people; numbers keep all their digits.
+
+    Half of a surrogate pair, which no page can hold, is written as the escape that it was.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()

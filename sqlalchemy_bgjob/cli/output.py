@@ -90,7 +90,7 @@ def arg_of(content: bytes | None) -> Any:
         return None
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):  # SQL may have written any bytes
         return f"{len(content)} bytes"
 
 

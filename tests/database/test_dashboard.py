@@ -988,6 +988,17 @@ def test_tables_of_an_unknown_version_break_no_page(
     assert client.get("system", headers=JSON).json()["version"] is None
 
 
+def test_half_a_character_in_an_arg_breaks_no_page(visit: Any, engine: Engine, jobs: BGJob) -> None:
+    """JSON can write it, and no page can hold it; so it is shown as it is written."""
+    jobs.metadata.create_all(engine)
+    fill(jobs, engine, many=5)
+    half = rb'{"order_id": 5, "to": "\ud800"}'
+    with engine.begin() as connection:
+        connection.execute(update(jobs.models.dead_job).values(arg=half))
+    page = visit(engine).get("job?id=order-5")
+    assert (page.status_code, r"\ud800" in page.text) == (200, True)
+
+
 def test_pages_and_navigation_agree() -> None:
     assert set(NAVIGATION) <= set(PAGES)
     assert {needed for needed, _ in ACTIONS.values()} == PERMISSIONS

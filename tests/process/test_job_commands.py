@@ -122,6 +122,20 @@ def test_show_has_arg_headers_and_errors(some: None, bgjob: Run) -> None:
     assert "there is no job with the id" in err
 
 
+@pytest.mark.parametrize("arg", [b"\xff", b"[" * 200_000 + b"]" * 200_000], ids=["odd", "nested"])
+def test_what_is_no_json_is_shown_by_its_size(tables: Engine, bgjob: Run, arg: bytes) -> None:
+    """SQL may have written any bytes, also what is nested too deeply for any parser."""
+    add(tables, app.note, "x", id="n1")
+    job = app.functions.models.job
+    with tables.begin() as connection:
+        connection.execute(job.update().where(job.c.id == "n1").values(arg=arg))
+
+    code, out, _ = bgjob("jobs", "show", "n1")
+
+    assert code == 0
+    assert f"arg:            {len(arg)} bytes\n" in out
+
+
 def test_many_are_cancelled_after_a_yes(some: None, bgjob: Run, tables: Engine) -> None:
     code, out, err = bgjob("jobs", "cancel", "queue:default")
     assert (code, out) == (2, "the search finds 3 jobs\n")
