@@ -20,6 +20,7 @@ NEEDED: Final[dict[str, Mapping[str, str]]] = {
     "control": {"r": "SELECT"},
     "schedule": {"r": "SELECT", "a": "INSERT", "w": "UPDATE"},
     "unique_period": _ALL,
+    "batch": _ALL,
 }
 """The commands that a worker runs on each table, by the letters of ``pg_policy``."""
 OF_RECORDS: Final[dict[str, Mapping[str, str]]] = {
@@ -28,7 +29,7 @@ OF_RECORDS: Final[dict[str, Mapping[str, str]]] = {
     "audit": {"r": "SELECT", "w": "UPDATE", "d": "DELETE"},
 }
 """The same, where there are tables of records."""
-_BESIDE: Final = ("unique_period", "minute", "audit")
+_BESIDE: Final = ("unique_period", "batch", "minute", "audit")
 """Tables without which jobs are run all the same."""
 
 
@@ -88,6 +89,7 @@ _CONSEQUENCE: Final = "a row that a policy hides is no row to a worker"
 _CONSEQUENCES: Final = {
     "job": "a job that a policy hides is never run",
     "record": "a job whose record a policy refuses never ends",
+    "batch": "no job follows a batch that a policy hides",
 }
 
 

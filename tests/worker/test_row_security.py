@@ -94,7 +94,7 @@ def test_a_worker_that_sees_nothing_is_refused(
     assert [one.level for one in found(engine)] == ["ok"], "the owner sees all"
 
 
-@pytest.mark.parametrize("table", ["bgjob_minute", "bgjob_unique_period"])
+@pytest.mark.parametrize("table", ["bgjob_minute", "bgjob_unique_period", "bgjob_batch"])
 def test_what_few_jobs_need_is_told_and_keeps_none_waiting(
     engine: Engine,
     jobs: BGJob[Any, Any],
@@ -102,7 +102,7 @@ def test_what_few_jobs_need_is_told_and_keeps_none_waiting(
     table: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Counts would be lost, and handlers could not enqueue with keys that hold for a period."""
+    """Counts would be lost, keys that hold for a period refused, and nothing follow a batch."""
     run(engine, f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
     jobs.handler("t")(lambda ctx: None)
 
