@@ -81,7 +81,8 @@ def refuse_other_tables(options: Mapping[str, Any], tables: object) -> None:
 
 def refuse_other_transaction(batch: OpenBatch | None, transaction: object) -> None:
     """Refuse what would be committed without its batch, or before it, or after its end."""
-    if batch is not None and batch.transaction is not transaction:
+    # None is no transaction: an idle connection, and a batch that is closed.
+    if batch is not None and (transaction is None or batch.transaction is not transaction):
         raise ValueError(
             f"{batch!r} was begun in another transaction; add its jobs within its block, to the "
             f"session or connection that it was begun with, and commit after the block"

@@ -363,6 +363,19 @@ def test_a_job_that_is_added_after_the_block_is_refused(press: Press) -> None:
             session.commit()
 
 
+def test_a_closed_batch_takes_no_job_on_an_idle_connection(press: Press) -> None:
+    """That has no transaction, and neither has the batch any more."""
+    with press.engine.connect() as connection:
+        with press.jobs.batch(connection) as batch:
+            late = press.page.job(1, batch=batch)
+        connection.commit()
+        with pytest.raises(ValueError, match="begun in another transaction"):
+            enqueue_many(connection, [late])
+
+    assert press.info(batch).total == 0
+    assert press.claim() == []
+
+
 def test_a_commit_within_the_block_is_refused(press: Press) -> None:
     with Session(press.engine) as session:
         block = press.jobs.batch(session)
