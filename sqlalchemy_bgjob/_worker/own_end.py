@@ -2,15 +2,21 @@
 
 import logging
 import random
+import time
 from collections.abc import Callable
 from math import ceil, inf
 from typing import Final
 
+from sqlalchemy import Connection
+
+from .._db.errors import lost_connection, summary
+from .._lifecycle.batches import look_through
 from .._lifecycle.claim import any_due
 from .._sql import Statements
 from ..exceptions import WorkerStuck
 from ..settings import WorkerSettings
 from ..telemetry import Events
+from .batch_sweep import LASTS, LIMIT
 from .control import ControlConnection
 from .drain import Drain
 from .hands import Hands
@@ -58,6 +64,7 @@ class OwnEnd:
         self.limit_reached: str | None = None
         self.stuck: WorkerStuck | None = None
         self._over_at, self._measure_at, self._ask_idle_at = inf, inf, 0.0
+        self._look_from: str | None = ""  # through the batches; None when that is done
 
     @property
     def look_at(self) -> float:
@@ -122,6 +129,29 @@ class OwnEnd:
         with connection.begin():
             queues = self._queue_control.not_paused()
             is_due = any_due(connection, self._statements, queues=queues)
-        if not is_due:
-            logger.info("nothing is due, and this worker runs nothing: stopping")
-            self._drain.begin(self._settings.shutdown_timeout)
+        if is_due or self._batches_go_on(connection):
+            return
+        logger.info("nothing is due, and this worker runs nothing: stopping")
+        self._drain.begin(self._settings.shutdown_timeout)
+
+    def _batches_go_on(self, connection: Connection) -> bool:
+        """Finish batches that nobody has looked at; False once all were looked at.
+
+        The leader does it now and then. But where each worker ends when it is idle, as under cron,
+        none may live for that long.
+        """
+        until = time.monotonic() + LASTS
+        try:
+            while self._look_from is not None and time.monotonic() < until:
+                looked = look_through(
+                    connection, self._statements, after=self._look_from, limit=LIMIT
+                )
+                self._look_from = looked.last
+                if looked.ids:
+                    return True  # what follows may be due
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            logger.warning("batches were not looked through: %s", summary(error))
+            self._look_from = None
+        return self._look_from is not None

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_bgjob import Complete, MoveToDlq, enqueue_many
-from sqlalchemy_bgjob._worker import batch_sweep, ended_batches
+from sqlalchemy_bgjob._worker import batch_sweep, ended_batches, own_end
 from sqlalchemy_bgjob.testing.points import at
 from support.running import FLAVORS, Workbench, one_of_each
 
@@ -116,6 +116,38 @@ def test_a_worker_until_idle_does_what_follows(bench: Workbench) -> None:
     bench.run(until=lambda: "bind" in ran, until_idle=True)
 
     assert ran == ["bind"]
+
+
+@one_of_each
+def test_a_worker_until_idle_looks_for_what_others_have_left(bench: Workbench, tune: Tune) -> None:
+    """Before it ends: where cron starts all of them, none may live for long enough to lead."""
+    tune(own_end, LIMIT=2, ASK_IDLE_EVERY=0.01)
+    ran: list[str] = []
+    follower = bench.handler("bind", lambda ctx: ran.append("bind"), uses_session=False)
+    page = bench.handler("page", lambda ctx: None, uses_session=False)
+    for _ in range(5):
+        batch_of(bench, page, 1, follower)
+    bench.sql("DELETE FROM bgjob_job")
+
+    bench.run(until=lambda: len(ran) == 5, until_idle=True)
+
+    assert finished(bench) == [True] * 5
+
+
+@one
+def test_a_worker_until_idle_ends_though_it_may_not_look(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise LookupError("no right")
+
+    monkeypatch.setattr(own_end, "look_through", refused)
+    caplog.set_level("INFO")
+    bench.handler("page", lambda ctx: None, uses_session=False)
+
+    bench.run(until=lambda: "runs nothing: stopping" in caplog.text, until_idle=True)
+
+    assert "batches were not looked through: LookupError: no right" in caplog.text
 
 
 @one
