@@ -6,7 +6,8 @@ different rows, and one that is gone holds nothing up. Without ``dead_keep`` and
 statement is sent.
 
 If a dead job refuses, as by a trigger or a foreign key of the application's, the others of its
-batch are deleted one by one, and it is passed over for an hour.
+batch are deleted one by one, and it is passed over for an hour. If a role may not delete from one
+table, the old rows of the others go all the same.
 """
 
 import logging
@@ -94,21 +95,35 @@ class Retention:
         """Delete what is too old. Commits each batch.
 
         Raises:
-            DBAPIError: The role may not, or the connection was lost; the next turn tries again.
+            DBAPIError: The role may not, or the connection was lost; the next turn tries again. If
+                only some could not be deleted, the others are.
         """
         begun = time.monotonic()
-        self.due_at = begun + INTERVAL * min(self._fleet(), MOST_WORKERS) * random.uniform(0.9, 1.1)
+        pause = INTERVAL * min(self._fleet(), MOST_WORKERS) * random.uniform(0.9, 1.1)
+        self.due_at = begun + pause
         self._refused = {id: at for id, at in self._refused.items() if at > begun}
+        failure: Exception | None = None
         for what, batch in self._batches.items():
-            deleted, more = 0, True
-            while more:
-                last, more = batch(connection, begun + LASTS)
-                deleted += last
-                if more and (now := time.monotonic()) >= begun + LASTS:
-                    self.due_at = now + GO_ON_AFTER
-                    break
-            if deleted:
-                logger.info("deleted %d %s", deleted, what)
+            try:
+                self._delete(connection, what, batch, begun + LASTS)
+            except Exception as error:
+                if lost_connection(error):
+                    raise
+                failure = failure or error
+        if failure is not None:
+            self.due_at = begun + pause  # not sooner, though there may be more of the others
+            raise failure
+
+    def _delete(self, connection: Connection, what: str, batch: _Batch, until: float) -> None:
+        deleted, more = 0, True
+        while more:
+            last, more = batch(connection, until)
+            deleted += last
+            if more and (now := time.monotonic()) >= until:
+                self.due_at = now + GO_ON_AFTER
+                break
+        if deleted:
+            logger.info("deleted %d %s", deleted, what)
 
     def _records(self, connection: Connection, until: float) -> tuple[int, bool]:
         deleted = delete_old_records(connection, self._statements, limit=BATCH)

@@ -11,6 +11,7 @@ import pytest
 from psycopg.errors import ForeignKeyViolation
 from sqlalchemy.exc import IntegrityError
 
+from sqlalchemy_bgjob._lifecycle import audit
 from sqlalchemy_bgjob._worker import retention
 from sqlalchemy_bgjob._worker.retention import Retention
 from sqlalchemy_bgjob.settings import WorkerSettings
@@ -18,6 +19,8 @@ from sqlalchemy_bgjob.testing.points import at
 from support.running import Recorder, Workbench, one_of_each
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection
 
     from support.tuning import Tune
@@ -258,6 +261,37 @@ def test_a_failed_turn_waits_for_the_next(clock: Clock, monkeypatch: pytest.Monk
     turns = Retention(NO_RECORDS, WorkerSettings(dead_keep=DAY), lambda: 1, report)
     with pytest.raises(RuntimeError):
         turns.turn(None)  # type: ignore[arg-type]
+    assert turns.due_at > clock.now + 50
+
+
+def test_dead_jobs_that_may_not_be_deleted_keep_no_record(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor counts, nor the audit; and the turn has failed, though there is more of these."""
+    deleted: list[str] = []
+
+    def fail(*args: Any, **options: Any) -> int:
+        raise RuntimeError
+
+    def deletes(what: str) -> Callable[..., int]:
+        def delete(*args: Any, **options: Any) -> int:
+            clock.now += 1.0
+            deleted.append(what)
+            return 1_000
+
+        return delete
+
+    monkeypatch.setattr(retention, "delete_old", fail)
+    monkeypatch.setattr(retention, "delete_old_records", deletes("records"))
+    monkeypatch.setattr(retention, "delete_old_counts", deletes("counts"))
+    monkeypatch.setattr(audit, "delete_old", deletes("audit"))
+    with_records: Any = SimpleNamespace(records="some")
+    turns = Retention(with_records, WorkerSettings(dead_keep=DAY), lambda: 1, report)
+
+    with pytest.raises(RuntimeError):
+        turns.turn(None)  # type: ignore[arg-type]
+
+    assert deleted == ["records", "counts", "audit"]
     assert turns.due_at > clock.now + 50
 
 
