@@ -89,10 +89,11 @@ class BatchStatements:
         Returns the id of each. A batch that somebody has locked is passed by. Parameter: list ids.
         """
         batch, held = self._batch, self._batch.alias("held")
+        unfinished = held.c.finished_at.is_(None)
         finished = (
             update(batch)
             .with_hint(ONLY)
-            .where(self._at_held(held, held.c.finished_at.is_(None), self._is_over(held)))
+            .where(self._at_held(held, unfinished, self._is_over(held), keeps_key=True))
             .values(finished_at=func.clock_timestamp())
             .returning(*(batch.c[name] for name in _FOLLOWS))
             .cte("finished")
@@ -173,14 +174,19 @@ class BatchStatements:
         locked = self._at_held(held, held.c.finished_at.is_not(None))
         return delete(batch).with_hint(ONLY).where(locked).returning(batch.c.id)
 
-    def _at_held(self, held: Any, *conditions: ColumnElement[bool]) -> ColumnElement[bool]:
-        """The rows of the given batches that are so; locked, but for those somebody else has."""
+    def _at_held(
+        self, held: Any, *conditions: ColumnElement[bool], keeps_key: bool = False
+    ) -> ColumnElement[bool]:
+        """The rows of the given batches that are so; locked, but for those somebody else has.
+
+        With *keeps_key* the rows stay, so a foreign key that points at one is not in the way.
+        """
         given = held.c.id == any_(array_parameter("ids", Text()))
         rows: Select[Any] = (
             select(literal_column("held.ctid"))
             .select_from(held)
             .with_hint(held, ONLY)
             .where(given, *conditions)
-            .with_for_update(of=held, skip_locked=True)
+            .with_for_update(of=held, skip_locked=True, key_share=keeps_key)
         )
         return at(rows)

@@ -539,6 +539,20 @@ def test_a_batch_that_somebody_has_locked_is_left_to_the_sweep(press: Press) -> 
     assert press.sweep().ids == [batch.id]
 
 
+def test_a_row_that_refers_to_a_batch_does_not_put_it_off(press: Press) -> None:
+    """A foreign key of the user's locks the batch's key until that transaction has ended."""
+    batch = press.print(1)
+    press.settle(press.claim())
+    refers = select(press.jobs.models.batch).with_for_update(read=True, key_share=True)
+    with press.engine.connect() as user:
+        user.execute(refers)
+        assert press.finish(batch) == [batch.id]
+        assert press.forget(0.0).ids == []
+
+    assert len(press.followers()) == 1
+    assert press.forget(0.0).ids == [batch.id]
+
+
 # ---- the sweep ----------------------------------------------------------------------------------
 
 
