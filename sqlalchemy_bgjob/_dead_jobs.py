@@ -86,7 +86,8 @@ class DeadJobVerbs:
             where: Which dead jobs, for example ``jobs.DeadJob.type == "send_receipt"``.
             delay: Seconds, or a timedelta, until they are due, by the database's clock from the
                 start of the transaction; by default 0.
-            limit: The most to bring back, those that died first; by default all.
+            limit: How many dead jobs are taken at most, those that died first; by default all.
+                Of a job that died several times, the last one of those taken comes back.
             per_second: How many of them fall due in a second, from 0.001 to a million. Those that
                 died first come first. By default all fall due at once.
             dry_run: True changes nothing, and returns how many would come back now.

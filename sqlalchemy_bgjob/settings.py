@@ -84,8 +84,9 @@ def _range(declared: Field[Any]) -> str:
 class WorkerSettings:
     """How a worker behaves. Durations are seconds, as int or float, and finite.
 
-    ``lease_timeout``, ``unknown_type_grace``, ``dead_keep``, ``counts_keep`` and ``audit_keep`` are
-    measured by the database's clock, all other durations by that of the worker's process.
+    ``lease_timeout``, ``unknown_type_grace``, ``dead_keep``, ``batch_keep``, ``counts_keep`` and
+    ``audit_keep`` are measured by the database's clock, all other durations by that of the worker's
+    process.
 
     Raises:
         ValueError: A value is out of its range, which the message names; or ``lease_timeout`` is

@@ -318,7 +318,7 @@ class HasSchedules:
                 for all of them. ``"none"`` is no job for what is more than a minute late. ``"all"``
                 is one for each, of the latest 100; it needs ``overlap="allow"``.
             overlap: ``"skip"``, the default, leaves out a time while the job of an earlier one is
-                queued; ``"allow"`` does not.
+                queued, and no worker has taken that up yet; ``"allow"`` does not.
             queue: Another queue than the handler's.
             priority: As for ``enqueue``.
             headers: As for ``enqueue``. ``bgjob-schedule`` and ``bgjob-fire-time`` are added.

@@ -12,14 +12,16 @@ from sqlalchemy import Engine, MetaData, create_engine, select, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, Context
+from sqlalchemy_bgjob._handlers.outcomes import Kind, Settlement
 from sqlalchemy_bgjob._handlers.timetable import due, timetable
 from sqlalchemy_bgjob._inspect.schedules import schedules
 from sqlalchemy_bgjob._lifecycle import fire as firing
+from sqlalchemy_bgjob._lifecycle import settle
 from sqlalchemy_bgjob._lifecycle.fire import Serves, fire, keep_code, look_at_schedules
 from sqlalchemy_bgjob._sql import statements_of
 from sqlalchemy_bgjob._sql.fire import any_due
 from support.producers import FEW_UNITS, producer
-from support.rows import claim, waiting
+from support.rows import claim, pending, waiting
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -527,6 +529,22 @@ def test_one_runs_while_one_waits(book: Book) -> None:
                 assert len(claim(connection, book.statements, queue=book.enqueued()[0].queue)) == 1
 
     assert len(book.enqueued()) == 2
+
+
+def test_a_job_that_waits_for_its_retry_keeps_no_time_away(book: Book) -> None:
+    """Its key was free when it was claimed, and no retry takes one back."""
+    book.put()
+    book.make_due()
+    book.fire_all()
+    with book.engine.connect() as connection:
+        held = claim(connection, book.statements)
+        retried = Settlement(Kind.RETRY, delay=60.0, error="failed")
+        settle.settle(connection, book.statements, pending(held, retried))
+
+    book.make_due()
+    book.fire_all()
+
+    assert [job.attempt for job in book.enqueued()] == [1, 0]
 
 
 # ---- a clock that had been ahead -----------------------------------------------------------------
