@@ -35,8 +35,13 @@ def can_write(connection: Connection) -> bool:
 
 
 def can_read_args(connection: Connection, models: Models) -> bool:
-    """Whether this role may read the args of jobs; see ``grants --dashboard``."""
-    return _can_read(connection, models, "job", "arg")
+    """Whether this role may read the args of jobs, live and dead; see ``grants --dashboard``."""
+    return can_read_dead_args(connection, models) and _can_read(connection, models, "job", "arg")
+
+
+def can_read_dead_args(connection: Connection, models: Models) -> bool:
+    """Whether this role may read those of dead jobs."""
+    return _can_read(connection, models, "dead_job", "arg")
 
 
 def can_read_batches(connection: Connection, models: Models) -> bool:

@@ -193,22 +193,25 @@ def summary(
 def show(ctx: click.Context, /, id: str, as_json: bool, **options: Any) -> int:
     """Show all of a dead job: its arg, headers and errors. ID is the job's, or the dead row's.
 
-    One job id may have died more than once: each time is shown, the last one first. The exit code
-    is 1 if there is none.
+    One job id may have died more than once: each time is shown, the last one first. Without the
+    privilege to read args they are left out. The exit code is 1 if there is none.
     """
     from sqlalchemy import or_
 
     from ..models import parsed_errors
 
     def look(connection: "Connection", tables: _Tables) -> list[Any]:
+        from .._inspect.reading import can_read_dead_args
+
         dead = tables.models.dead_job.c
         which = or_(dead.job_id == id, dead.id == id)
-        page = tables.statements.dead_jobs.page(which, None, with_arg=True)
+        with_arg = can_read_dead_args(connection, tables.models)
+        page = tables.statements.dead_jobs.page(which, None, with_arg=with_arg)
         return list(connection.execute(page))
 
     found = _run(ctx, options, look)
     for row in found:
-        facts = {**_facts(row), "arg": arg_of(row.arg), "headers": row.headers}
+        facts = {**_facts(row), "arg": arg_of(getattr(row, "arg", None)), "headers": row.headers}
         if as_json:
             print_json(facts | {"errors": row.errors})
         else:

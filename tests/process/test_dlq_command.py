@@ -9,6 +9,7 @@ import click
 import pytest
 from sqlalchemy import text
 
+from sqlalchemy_bgjob.schema._grants import grants
 from support.cli import run
 
 if TYPE_CHECKING:
@@ -131,6 +132,31 @@ def test_show_has_all_of_a_job(url: str) -> None:
     assert (facts["attempt"], facts["errors"][0]["worker"]) == (3, 7)
     assert odd["arg"] == "1 bytes"
     assert dlq(url, "show", "none")[::2] == (1, "no dead job has the id 'none'\n")
+
+
+def test_a_role_that_may_read_no_arg_sees_the_rest(url: str, tables: Engine) -> None:
+    """With what ``grants --dashboard`` gives, or with the right to the args of live jobs alone."""
+    role = f"reader_{tables.url.database}"
+    with tables.begin() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'test'")
+        sql = grants([("dashboard", role)], schema=None, table_prefix="bgjob_")
+        connection.exec_driver_sql(sql)
+    reader = tables.url.set(username=role, password="test").render_as_string(hide_password=False)
+    try:
+        (facts,) = objects(reader, "show", "charge-1")
+        code, out, _ = dlq(reader, "show", "charge-1")
+        with tables.begin() as connection:
+            connection.exec_driver_sql(f'GRANT SELECT (arg) ON bgjob_job TO "{role}"')
+        same = run("jobs", "show", "charge-1", "--database-url", reader)
+    finally:
+        with tables.begin() as connection:
+            connection.exec_driver_sql(f'DROP OWNED BY "{role}"')
+            connection.exec_driver_sql(f'DROP ROLE "{role}"')
+
+    assert (facts["arg"], facts["headers"]) == (None, {"trace": "x"})
+    assert (code, "order_id" in out) == (0, False)
+    assert "last_error:\nConnectionError: refused\n" in out
+    assert (same[0], "order_id" in same[1]) == (0, False), same[2]
 
 
 def test_redrive_says_which_jobs_it_brought_back(url: str, tables: Engine) -> None:
