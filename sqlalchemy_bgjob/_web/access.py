@@ -130,9 +130,17 @@ def forged(request: Request, given: str) -> str | None:
             return f"it comes from another site (Sec-Fetch-Site: {site[:20]})"
     elif origin is not None:
         host = request.headers.get("host", "")
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if _host_of(origin) != host.lower():
             return "it comes from another site (Origin)"
     token = token_of(request)
     if token is None or not hmac.compare_digest(token.encode(), given.encode()):
         return "its token is missing or too old: reload the page, and try again"
     return None
+
+
+def _host_of(origin: str) -> str | None:
+    """The host and port of an origin; None if it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as "http://["
+        return None

@@ -383,8 +383,11 @@ def _quoted(words: str) -> str:
 
 
 def _unquoted(cookie: str) -> str:
+    """What such a cookie says; nothing, if it was not written here."""
     try:
         words = json.loads(bytes.fromhex(cookie[:4_000]))
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
-    return words[:300] if isinstance(words, str) else ""
+    if not isinstance(words, str):
+        return ""
+    return words[:300].encode(errors="replace").decode()  # no page can hold half a character

@@ -505,6 +505,7 @@ def test_a_read_only_database_is_a_read_only_dashboard(visit: Any, shop: Engine)
         ({"origin": "http://shop.example"}, True),
         ({"origin": "http://evil.example"}, False),
         ({"origin": "null"}, False),
+        ({"origin": "http://["}, False),
         ({"origin": "http://evil.example", "host": "shop.example"}, False),
         ({"sec-fetch-site": "cross-site", "origin": "http://shop.example"}, False),
         ({}, True),
@@ -552,6 +553,17 @@ def test_a_forged_host_changes_nothing(visit: Any) -> None:
     assert page.status_code == 200
     assert "evil.example" not in page.text
     assert "evil.example" not in str(page.headers)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["5b" * 2_000, "no hex", "5b5d", b'"\\ud800"'.hex()],
+    ids=["nested", "odd", "list", "half"],
+)
+def test_a_cookie_that_was_not_written_here_says_nothing(visit: Any, words: str) -> None:
+    """Such as too many brackets for a parser, a list, or half of a character."""
+    page = visit().get("queues", headers={"cookie": f"bgjob_done={words}"})
+    assert page.status_code == 200
 
 
 # ---- what others have written --------------------------------------------------------------------
