@@ -53,6 +53,14 @@ def test_links_lead_to_files_and_headings() -> None:
         assert not heading or heading in headings(target), f"{page.name}: {file}#{heading}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_headings_and_tables_stand_apart(page: Path) -> None:
+    """Not every Markdown lets them end a paragraph."""
+    prose = re.sub(r"^```.*?^```", "```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+    assert re.findall(r"^(?!```|[|#])[^\n]+\n((?:#+ |\|)[^\n]*)", prose, re.MULTILINE) == []
+
+
 @pytest.mark.parametrize(
     ("page", "folder"),
     [
