@@ -76,6 +76,7 @@ def _where(models: "Models", options: Mapping[str, Any]) -> "ColumnElement[bool]
     """The condition that a command's filters make together."""
     from sqlalchemy import and_, func, true
 
+    from .._drafts.validation import seconds
     from ..models import error_type_of
 
     dead = models.dead_job.c
@@ -85,8 +86,9 @@ def _where(models: "Models", options: Mapping[str, Any]) -> "ColumnElement[bool]
     if options["ids"]:
         conditions.append(dead.job_id.in_(options["ids"]))
     if (since := options["since"]) is not None:
-        moment = since if isinstance(since, datetime) else func.now() - timedelta(seconds=since)
-        conditions.append(dead.moved_at >= moment)
+        if not isinstance(since, datetime):
+            since = func.now() - timedelta(seconds=seconds("since", since))
+        conditions.append(dead.moved_at >= since)
     return and_(true(), *conditions)
 
 
@@ -108,14 +110,17 @@ def _run(
     """Connect, check the tables, and do *action* in a transaction; see :func:`.on_tables.act`."""
     from .._sql import statements_of
 
-    return act(
-        ctx,
-        options,
-        lambda connection, jobs: action(
-            connection, _Tables(jobs.models, statements_of(jobs.models))
-        ),
-        audit=audit,
-    )
+    try:
+        return act(
+            ctx,
+            options,
+            lambda connection, jobs: action(
+                connection, _Tables(jobs.models, statements_of(jobs.models))
+            ),
+            audit=audit,
+        )
+    except ValueError as error:  # a duration or a rate out of its range
+        raise CommandError(USAGE, str(error)) from None
 
 
 @dlq.command("list")
@@ -316,10 +321,7 @@ def redrive(
         of = _told(options, delay=delay or None, per_second=per_second, limit=limit)
         return Acted("redrive", len(done.ids), of)
 
-    try:
-        done = _run(ctx, options, act, None if dry_run else told)
-    except ValueError as error:  # a rate or a delay out of its range
-        raise CommandError(USAGE, str(error)) from None
+    done = _run(ctx, options, act, None if dry_run else told)
     if dry_run:
         counts = ", ".join(f"{shown(type)} {count:,}" for type, count in done.items())
         _say(

@@ -164,11 +164,15 @@ def json_arg(text: str, what: str = "arg is") -> Any:
         what: How an error names it.
 
     Raises:
-        CommandError: It is not JSON.
+        CommandError: It is not JSON, or stdin is no text.
     """
-    content = sys.stdin.read() if text == "-" else text
     try:
-        return json.loads(content)
+        return json.loads(sys.stdin.read() if text == "-" else text)
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            USAGE,
+            f"the {what} not JSON: byte {error.start} of stdin is not {error.encoding}; convert it",
+        ) from None
     except (ValueError, RecursionError) as error:
         raise CommandError(
             USAGE, f"the {what} not JSON: {error}; a text needs its own quotes: '\"words\"'"

@@ -249,6 +249,10 @@ def test_what_is_not_meant_is_refused_with_2(url: str, tables: Engine) -> None:
         ("list", "--since", "2026-01-02"): "has no time zone",
         ("redrive", "--all", "--per-second", "0"): "per_second=0.0 is not between",
         ("prune",): "--older-than",
+        ("prune", "--older-than", "-1d"): "older_than=-86400.0 s is not between 0 and",
+        ("prune", "--older-than", "40000d", "--yes"): "is not between 0 and",
+        ("list", "--since", "-1h"): "since=-3600.0 s is not between 0 and",
+        ("summary", "--since", "1e15"): "since=1000000000000000.0 s is not between 0 and",
         ("list", "--limit", "0"): "0 is not in the range",
     }
     for words, told in refused.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,8 @@ import click
 import pytest
 from sqlalchemy import select
 
+from sqlalchemy_bgjob._process.exits import CommandError
+from sqlalchemy_bgjob.cli.on_tables import json_arg
 from support import cli_app as app
 from support.cli import add
 from support.commands import TESTS
@@ -108,6 +111,13 @@ def test_a_mistake_is_told(some: None, bgjob: Run, arguments: list[str], words: 
     assert code == 2
     assert words in err
     assert "Traceback" not in err
+
+
+def test_json_from_stdin_that_is_no_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'"caf\xe9"'), "utf-8"))
+    with pytest.raises(CommandError, match="byte 4 of stdin is not utf-8; convert it") as caught:
+        json_arg("-")
+    assert caught.value.exit_code == 2
 
 
 def test_show_has_arg_headers_and_errors(some: None, bgjob: Run) -> None:
