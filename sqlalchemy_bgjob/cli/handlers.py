@@ -16,7 +16,7 @@ from .on_tables import (
     usage_errors,
 )
 from .options import app_dir_option, import_option, source_of
-from .output import print_json, print_table
+from .output import print_json, print_table, shown
 from .param_types import Seconds
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def enqueue(
     if as_json:
         print_json({"id": ref.id, "inserted": ref.inserted})
         return OK
-    click.echo(ref.id)
+    click.echo(shown(ref.id))
     if not ref.inserted:
         click.echo("nothing was added: a live job has this unique key", err=True)
     return OK

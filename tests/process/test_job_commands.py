@@ -239,6 +239,9 @@ def test_enqueue_keeps_a_unique_key(bgjob: Run, tables: Engine) -> None:
     (first,), (second,) = objects(bgjob(*words)[1]), objects(bgjob(*words)[1])
     assert first["inserted"]
     assert second == {"id": first["id"], "inserted": False}
+    odd = ("enqueue", "sync", "[7]", "--queue", "other", "--unique", "shop-8")
+    for more in (("--id", "odd\x1b[31m"), ()):  # the other has the id of the first
+        assert bgjob(*odd, *more)[:2] == (0, "odd\\x1b[31m\n"), "nothing moves the cursor"
 
 
 def test_handlers_tell_the_schema_of_their_arg(bgjob: Run) -> None:
