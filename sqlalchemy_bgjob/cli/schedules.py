@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from .._process.exits import FAILED, OK
+from .._process.exits import FAILED, OK, CommandError
 from .on_tables import Acted, act, app_option, json_option, read, tables_options, usage_errors
 from .output import moment, print_json, print_table
 from .queues import user
@@ -144,12 +144,15 @@ def resume(ctx: click.Context, /, name: str, **where: Any) -> int:
 def run_now(ctx: click.Context, /, name: str, app: str | None, **where: Any) -> int:
     """Enqueue the job of the schedule NAME now, whether it is paused or not; prints the job's id.
 
-    With --app, a schedule of the code needs no row yet.
+    With --app, a schedule of the code needs no row yet. The exit code is 1 if there is none.
     """
 
     def do(connection: "Connection", jobs: "BGJob[Any, Any]") -> str:
         with usage_errors():
-            return jobs.schedules.run_now(connection, name)
+            try:
+                return jobs.schedules.run_now(connection, name)
+            except LookupError as error:
+                raise CommandError(FAILED, str(error)) from None
 
     def told(id: str) -> Acted:
         return Acted("schedule-run", 1, {"id": id, "name": name})

@@ -86,7 +86,7 @@ RUNS: list[tuple[str, list[str], int, str | dict[str, Any] | None]] = [
     ("schedules resume", ["night"], 0, r".*it fires next at .*\n"),
     ("schedules resume", ["night"], 1, None),
     ("schedules run-now", ["night"], 0, r"\S+\n"),
-    ("schedules run-now", ["none"], 2, None),
+    ("schedules run-now", ["none"], 1, None),
     ("handlers", [APP], 0, r"(?s)type +queue .*\nnote +default .*"),
     ("handlers", [APP, "--type", "note", "--json"], 0, {"arg_schema": {"type": "string"}}),
     ("handlers", [APP, "--type", "none"], 2, None),

@@ -100,7 +100,6 @@ def test_jobs_are_a_table(some: None, bgjob: Run) -> None:
         (["enqueue", "note", "3", "--app", "support.cli_app:functions"], "str"),
         (["enqueue", "note", "--app", "support.cli_app:metadata"], "not BGJob"),
         (["handlers", "support.cli_app:functions", "--type", "no"], "known: block"),
-        (["schedules", "run-now", "no"], "no"),
     ],
 )
 def test_a_mistake_is_told(some: None, bgjob: Run, arguments: list[str], words: str) -> None:
@@ -272,6 +271,8 @@ def test_schedules_pause_resume_and_run_now(bgjob: Run, tables: Engine) -> None:
 
     assert bgjob("schedules", "resume", "night")[0] == 1
     assert bgjob("schedules", "pause", "none such")[0] == 1
+    code, _, err = bgjob("schedules", "run-now", "none such")
+    assert (code, "no schedule is called 'none such'" in err) == (1, True)
 
 
 def test_workers_and_stats_tell_who_works(some: None, bgjob: Run, tables: Engine) -> None:
