@@ -177,7 +177,8 @@ class Window:
 
         found = [added_up(open_since, None)]
         parts = self._parts(first, open_since)
-        over = self._over = {part: self._over[part] for part in parts if part in self._over}
+        known = self._over  # another thread may let go of it meanwhile
+        over = self._over = {part: known[part] for part in parts if part in known}
         gets_on = False
         for part in parts:
             if part not in over:

@@ -283,6 +283,21 @@ def test_a_further_look_reads_what_is_not_over(jobs: BGJob, connection: Connecti
     assert look(connection, width=timedelta(hours=1), periods=24).all.n == 33
 
 
+def test_another_look_may_end_a_period_meanwhile(jobs: BGJob, connection: Connection) -> None:
+    """Pages are shown from several threads, and each lets go of what is too old."""
+    add_minute(connection, jobs, at=NOW - timedelta(hours=3), n=1)
+    window = counts.Window(HOUR, 24)
+    assert window.look(connection, None, "bgjob_").all.n == 1
+
+    class Over(dict[Any, Any]):
+        def __contains__(self, part: object) -> bool:
+            window._over = {}
+            return super().__contains__(part)
+
+    window._over = Over(window._over)
+    assert window.look(connection, None, "bgjob_").all.n == 1
+
+
 def test_a_period_that_ends_lets_little_be_read_anew(
     jobs: BGJob, connection: Connection, tune: Tune
 ) -> None:
