@@ -56,9 +56,12 @@ class Redaction:
     def restored(self, edited: Any, original: Any) -> Any:
         """An edited value with the secrets of the original back where they were hidden.
 
+        An element of a list has nothing but its place to tell whose secret it had. So all but one
+        must be as they were, and that one like none of the others: then none was moved.
+
         Raises:
-            ValueError: It is not known whose secret a hidden one is: a list with hidden values has
-                another length, or the original had none there.
+            ValueError: It is not known whose secret a hidden one is: a list with hidden values may
+                be in another order, or the original had none there.
         """
         match edited, original:
             case dict(), dict():
@@ -69,16 +72,27 @@ class Redaction:
                     for key, one in edited.items()
                 }
             case list(), list() if len(edited) == len(original):
-                return [
+                restored = [
                     self.restored(one, before) for one, before in zip(edited, original, strict=True)
                 ]
+                if not _may_have_moved(edited, restored, original):
+                    return restored
             case _:
-                if _has_hidden(edited):
-                    raise ValueError(
-                        f"whose value is the {HIDDEN} here? Write the value itself; a list with "
-                        f"hidden values keeps its length"
-                    )
-                return edited
+                if not _has_hidden(edited):
+                    return edited
+        raise ValueError(
+            f"whose value is the {HIDDEN} here? Write the value itself; a list with hidden values "
+            f"keeps its length and its order, and one of its elements is edited at a time"
+        )
+
+
+def _may_have_moved(edited: list[Any], restored: list[Any], original: list[Any]) -> bool:
+    """Whether an element with a hidden value may be one that stood elsewhere in the list."""
+    places = zip(edited, restored, original, strict=True)
+    changed = [one for one, now, before in places if now != before]
+    if len(changed) > 1:
+        return _has_hidden(edited)
+    return any(_has_hidden(one) and edited.count(one) > 1 for one in changed)
 
 
 def _has_hidden(value: Any) -> bool:

@@ -31,6 +31,11 @@ def test_an_edit_keeps_what_was_hidden() -> None:
     "edited",
     [
         [{"name": "b", "password": HIDDEN}],
+        [{"name": "b", "password": HIDDEN}, {"name": "a", "password": HIDDEN}],
+        [{"name": "b", "password": HIDDEN}, {"name": "b", "password": HIDDEN}],
+        [{"name": "c", "password": HIDDEN}, {"name": "d", "password": HIDDEN}],
+        [{"name": "c", "password": "C"}, {"name": "a", "password": HIDDEN}],
+        [{"name": "B", "password": HIDDEN}, {"name": "c", "password": "C"}],
         {"password": HIDDEN},
         HIDDEN,
     ],
@@ -40,3 +45,12 @@ def test_no_secret_is_put_where_it_was_not(edited: object) -> None:
 
     with pytest.raises(ValueError, match="whose value"):
         REDACTION.restored(edited, original)
+
+
+def test_of_what_is_not_hidden_a_list_may_be_edited_at_will() -> None:
+    original = [{"name": "a", "password": "A"}, 1, 2]
+    swapped = [2, {"name": "c", "password": "C"}, 2]
+
+    assert REDACTION.restored(swapped, original) == swapped
+    beside = REDACTION.restored([{"name": "a", "password": HIDDEN}, 2, 2], original)
+    assert beside == [{"name": "a", "password": "A"}, 2, 2]
