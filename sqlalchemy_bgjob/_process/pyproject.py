@@ -4,6 +4,7 @@ A key is an option's long name without its dashes, or ``app``. The command line 
 the environment, then this file. A key that no command knows is an error, as it is a mistake.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,8 @@ OF_THEIR_OWN_DATABASE: Final = ("demo", "bench")
 """Commands that must not meet the application's database by themselves: they take nothing from the
 table, nor from what a hosting platform sets."""
 _MISSPELT: Final = TABLE.replace("-", "_")
+_NAMED: Final = re.compile(rf"""tool["']?\s*\.\s*["']?(?:{TABLE}|{_MISSPELT})""".encode())
+"""The table's name, which TOML may have in quotes; a file without it is about something else."""
 _WHERE: Final = f"[tool.{TABLE}] of pyproject.toml"
 
 
@@ -77,8 +80,8 @@ def _table(file: Path) -> dict[str, Any]:
         content = file.read_bytes()
     except OSError:
         return {}
-    if not any(name.encode() in content for name in (f"tool.{TABLE}", f"tool.{_MISSPELT}")):
-        return {}  # it is about something else, and may be as it likes
+    if _NAMED.search(content) is None:
+        return {}  # it may be as it likes
     import tomllib  # noqa: PLC0415 - most commands have no use of it
 
     try:

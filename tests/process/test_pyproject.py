@@ -63,6 +63,15 @@ def test_a_worker_takes_its_options_from_the_table(
     assert options.settings.listen is False
 
 
+@pytest.mark.parametrize("head", ['[tool."sqlalchemy-bgjob"]', "[ 'tool' . 'sqlalchemy-bgjob' ]"])
+def test_the_tables_name_may_stand_in_quotes(
+    parsed: Parsed, write: Callable[[str], Path], head: str
+) -> None:
+    write(ALL.replace("[tool.sqlalchemy-bgjob]", head))
+
+    assert parsed().app == "shop.db:jobs"
+
+
 def test_flags_come_first_then_the_environment_then_the_table(
     parsed: Parsed, write: Callable[[str], Path]
 ) -> None:
