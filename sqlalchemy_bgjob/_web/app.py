@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -217,7 +218,7 @@ class _Dashboard:
         done = await perform(visit, name)
         if _wants_json(request):
             return _json({"done": done.words, **done.facts})
-        response = RedirectResponse(visit.back(done.to), 303, headers=HEADERS)
+        response = RedirectResponse(visit.back(_as_url(done.to)), 303, headers=HEADERS)
         # For the next page alone; what a URL says anybody could have written.
         response.set_cookie("bgjob_done", _quoted(done.words), max_age=20, **_cookie(request))
         return response
@@ -375,6 +376,12 @@ def _cookie(request: Request) -> dict[str, Any]:
         "samesite": "strict",
         "secure": request.url.scheme == "https",
     }
+
+
+def _as_url(to: str) -> str:
+    """Where an action leads, such as ``job?id=a&b``, with the id as a URL has it."""
+    page, has_id, id = to.partition("?id=")
+    return f"{page}{has_id}{quote(id, safe='')}"
 
 
 def _quoted(words: str) -> str:

@@ -849,6 +849,19 @@ def row_of(engine: Engine, jobs: BGJob, id: str) -> Any:
         return connection.execute(select(jobs.models.job).where(jobs.models.job.c.id == id)).one()
 
 
+def test_an_action_leads_to_its_job_whatever_the_id(
+    own: Client, engine: Engine, jobs: BGJob
+) -> None:
+    """Which may be any text, also what has a meaning in a URL."""
+    for id in ("a&id=b", "50% + 1", "x?id=%26", "é/#", "a"):
+        jobs.enqueue(engine, "sync", {"shop": 1}, id=id, delay=60)
+    for id in ("a&id=b", "50% + 1", "x?id=%26", "é/#"):
+        shown = own.get("job", params={"id": id}, headers=JSON).json()["job"]
+        done = post(own, "change", id=id, lease=shown["lease"], priority="5")
+        page = own.get(f"http://shop.example{done.headers['location']}", headers=JSON)
+        assert page.json()["job"]["id"] == shown["id"] == id
+
+
 def test_jobs_run_now_and_are_copied(own: Client, engine: Engine, jobs: BGJob) -> None:
     done = post(own, "run", SAME | JSON, whole="1", q="queue:images")
     assert done.json()["due"] == 10
