@@ -97,11 +97,11 @@ def pause(
     ctx: click.Context, /, name: str, by: str | None, reason: str | None, **where: Any
 ) -> int:
     """Let the schedule NAME fire no more. The exit code is 1 if there is none."""
+    by = user() if by is None else by
 
     def do(connection: "Connection", jobs: "BGJob[Any, Any]") -> bool:
         with usage_errors():
-            by_whom = user() if by is None else by
-            return jobs.schedules.pause(connection, name, by=by_whom, reason=reason)
+            return jobs.schedules.pause(connection, name, by=by, reason=reason)
 
     told = {"name": name, "by": by, "reason": reason}
     if not act(ctx, where, do, audit=lambda found: Acted("schedule-pause", found, told)):

@@ -91,7 +91,7 @@ def test_each_command_that_acts_leaves_its_row(
         ("pause", 1, {"queue": "mail", "by": "ada", "reason": "down", "until": 1800.0}, None),
         ("slots", 1, {"queue": "mail", "slots": 3}, None),
         ("resume", 1, {"queue": "mail"}, None),
-        ("schedule-pause", 1, {"name": "nightly"}, None),
+        ("schedule-pause", 1, {"name": "nightly", "by": "somebody"}, None),
         ("schedule-resume", 1, {"name": "nightly"}, None),
         ("schedule-run", 1, {"name": "nightly", "id": made}, None),
         ("change", 1, {"id": "n0", "priority": 7}, {"arg": {"token": "[hidden]"}}),
