@@ -1,5 +1,8 @@
 """Secrets of args and headers in the dashboard: hidden, and put back where they were."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from sqlalchemy_bgjob._web.redaction import HIDDEN, SECRETS, Redaction
@@ -54,3 +57,9 @@ def test_of_what_is_not_hidden_a_list_may_be_edited_at_will() -> None:
     assert REDACTION.restored(swapped, original) == swapped
     beside = REDACTION.restored([{"name": "a", "password": HIDDEN}, 2, 2], original)
     assert beside == [{"name": "a", "password": "A"}, 2, 2]
+
+
+def test_the_guide_names_each_word_that_hides() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "dashboard.md").read_text()
+    named = {word.replace("_", "") for word in re.findall(r"`(\w+)`", guide)}
+    assert {word.replace("_", "") for word in SECRETS} <= named
