@@ -15,7 +15,7 @@ from ._names import qualified, translated
 _ALL: Final = {"r": "SELECT", "a": "INSERT", "w": "UPDATE", "d": "DELETE"}
 NEEDED: Final[dict[str, Mapping[str, str]]] = {
     "job": {"r": "SELECT", "w": "UPDATE", "d": "DELETE"},
-    "dead_job": {"a": "INSERT"},
+    "dead_job": {"r": "SELECT", "a": "INSERT"},
     "worker": _ALL,
     "control": {"r": "SELECT"},
     "schedule": {"r": "SELECT", "a": "INSERT", "w": "UPDATE"},
