@@ -1,7 +1,7 @@
 """SQL that looks at dead jobs, and what deletes those whose time is over."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
@@ -23,6 +23,12 @@ from sqlalchemy import (
 from ..models import error_type_of
 from .words import ONLY, Tables, array_parameter, at, parameter
 
+_SHOWN: Final = (
+    *("id", "job_id", "type", "queue", "priority", "attempt", "crashes", "moved_at"),
+    *("job_created_at", "last_error", "errors", "headers"),
+)
+"""The columns of a list: none of the application's own, of which ``grants`` knows nothing."""
+
 
 class DeadJobStatements:
     """Lists, sums and counts of dead jobs; and their retention."""
@@ -33,11 +39,11 @@ class DeadJobStatements:
     def page(
         self, where: ColumnElement[bool], limit: int | None, *, with_arg: bool = False
     ) -> Executable:
-        """Dead jobs, the one that died last first; without *with_arg* all columns but the arg."""
+        """Dead jobs, the one that died last first."""
         dead = self._dead
         newest_first = dead.c.moved_at.desc(), dead.c.id.desc()
-        columns = [column for column in dead.c if with_arg or column is not dead.c.arg]
-        found = select(*columns).with_hint(dead, ONLY).where(where)
+        names = (*_SHOWN, "arg") if with_arg else _SHOWN
+        found = select(*(dead.c[name] for name in names)).with_hint(dead, ONLY).where(where)
         return found.order_by(*newest_first).limit(limit)
 
     def summary(self, where: ColumnElement[bool], limit: int | None) -> Executable:
