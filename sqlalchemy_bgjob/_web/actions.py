@@ -189,6 +189,8 @@ async def perform(visit: Visit, name: str) -> Done:
         done = await visit.act(work)
     except (InvalidArg, JobAlreadyExists, LookupError, ValueError, TypeError) as error:
         raise HTTPException(400, str(error)) from None
+    except RecursionError:  # what json.loads has read may still be too deep to look through
+        raise HTTPException(400, "This JSON is nested too deeply.") from None
     by = visit.access.user or "unknown"
     # No arg is in it, nor a search, which may name values of args. And it is one line.
     log.info(

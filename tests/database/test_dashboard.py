@@ -789,6 +789,14 @@ def test_an_arg_is_edited_and_its_secrets_stay(own: Client, engine: Engine, jobs
     assert post(own, "edit", row="gone", arg="{}").status_code == 404
 
 
+@pytest.mark.parametrize("depth", [400, 700, 900, 40_000])
+def test_json_that_is_nested_too_deeply_is_refused(own: Client, depth: int) -> None:
+    """A parser takes more than what then looks through it."""
+    deep = "[" * depth + "]" * depth
+    assert post(own, "edit", row="dead-5", arg=deep).status_code == 400
+    assert post(own, "enqueue", type="send_receipt", arg=deep).status_code == 400
+
+
 def test_a_queued_job_is_changed_as_it_was_shown(own: Client, engine: Engine, jobs: BGJob) -> None:
     """What differs from what it has, and its secrets stay."""
     secret = {"order_id": 1, "to": "x", "api_token": "s3cret"}
