@@ -98,7 +98,14 @@ class ScheduledJobs:
     def _insert(self, rows: Select[Any]) -> Any:
         job = self._job
         names = ["id", "queue", "type", "arg", "priority", "headers", "next_run_at", "unique_key"]
-        inserted = pg_insert(job).from_select(names, rows).on_conflict_do_nothing()
+        # Of a unique index of the user's a conflict is an error, or a fire time would be lost.
+        inserted = (
+            pg_insert(job)
+            .from_select(names, rows)
+            .on_conflict_do_nothing(
+                index_elements=[job.c.unique_key], index_where=job.c.unique_key.is_not(None)
+            )
+        )
         return inserted.returning(job.c.queue)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Engine, MetaData, create_engine, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, Context
@@ -361,6 +362,29 @@ def test_a_job_that_somebody_is_deleting_is_not_waited_for(book: Book) -> None:
             connection.commit()
             (seen,) = book.look(connection)
             assert book.fire(connection, seen) is True
+
+
+@pytest.mark.parametrize("overlap", ["skip", "allow"])
+def test_a_unique_index_of_yours_loses_no_fire_time(book: Book, overlap: str) -> None:
+    """What it refuses is an error, and comes once it may; so with run_now."""
+    book.put(overlap=overlap)
+    missed = book.make_due()
+    other = text("INSERT INTO bgjob_job (id, queue, type) VALUES ('another', 'q', 'mail')")
+    with book.engine.begin() as connection:
+        connection.execute(other)
+        connection.execute(text("CREATE UNIQUE INDEX of_the_user ON bgjob_job (type)"))
+    try:
+        with pytest.raises(IntegrityError, match="of_the_user"):
+            book.fire_all()
+        with pytest.raises(IntegrityError, match="of_the_user"):
+            book.its.run_now(book.engine, "s")
+        assert book.row().next_at == missed
+    finally:
+        with book.engine.begin() as connection:
+            connection.execute(text("DROP INDEX of_the_user"))
+
+    assert book.fire_all() == 1
+    assert len(book.enqueued()) == 2
 
 
 def test_only_who_knows_the_type_and_serves_the_queue_fires_a_row(book: Book) -> None:
