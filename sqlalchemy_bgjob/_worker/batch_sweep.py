@@ -46,7 +46,8 @@ class BatchSweep:
 
     def begin(self) -> None:
         """There may be some: look through them, or go on with that."""
-        self._left = self._left or [*self._looks]
+        if self.due_at == inf:  # it is done, or has failed
+            self._left = [*self._looks]
         self.due_at = time.monotonic()
 
     def turn(self, connection: Connection) -> None:
