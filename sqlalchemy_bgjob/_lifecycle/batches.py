@@ -56,8 +56,8 @@ def finish(connection: Connection, statements: Statements, ids: Iterable[str]) -
     transaction each statement is within a savepoint.
 
     Raises:
-        DBAPIError: It is not due to one of them: the connection was lost, time ran out, or all were
-            refused, as the role may not.
+        DBAPIError: It may not be due to one of them: the connection was lost, time ran out, or all
+            were refused, as the role may not; the log names the first one.
     """
     ids, finished = sorted(ids), list[str]()
     begin = connection.begin_nested if connection.in_transaction() else connection.begin
@@ -76,6 +76,9 @@ def finish(connection: Connection, statements: Statements, ids: Iterable[str]) -
                 refused[part[0]] = error
     for id, why in refused.items():
         if doubts_session(why) and len(refused) == len(ids):
+            # A trigger may raise what a missing privilege does.
+            words = "batch %s, or what follows it, is refused: %s; others will look again"
+            logger.warning(words, id, summary(why))
             raise why
         words = "batch %s is over, and what follows is refused: %s; when that is mended, it follows"
         logger.warning(words, id, summary(why))

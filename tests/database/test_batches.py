@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import Engine, create_engine, event, false, func, literal, select, text
 from sqlalchemy import values as rows_of
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.sql import column
 from sqlalchemy.types import Integer
@@ -619,6 +620,21 @@ def test_what_a_trigger_says_holds_up_no_other_batch(press: Press, code: str) ->
         assert press.sweep().ids == [fine.id]
 
     assert press.sweep().ids == [refused.id]
+
+
+@pytest.mark.parametrize("code", ["UX001", "42501", "42703"])
+def test_the_only_batch_that_is_over_is_named_too(
+    press: Press, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    """Though its error is raised: it may be the role's, or the session's."""
+    refused = press.print(1)
+    press.settle(press.claim())
+    with refusing(press.engine, refused.then_id, code), pytest.raises(DBAPIError):
+        press.finish(refused)
+
+    assert f"batch {refused.id}, or what follows it, is refused" in caplog.text
+    assert press.followers() == []
+    assert press.finish(refused) == [refused.id]
 
 
 @contextmanager
