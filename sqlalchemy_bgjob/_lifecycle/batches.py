@@ -6,7 +6,10 @@ last job, the leader finds; see :mod:`.._worker.batch_sweep`.
 """
 
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Collection, Iterable, Mapping
+from math import inf
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
@@ -19,6 +22,7 @@ from .._handlers.outcomes import ENDED
 from .._sql import Statements
 from .._sql.words import parameters
 from . import run
+from .dead_jobs import DOUBTFUL
 from .settle import Pending
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -97,10 +101,12 @@ class Looked(NamedTuple):
     Attributes:
         last: The id from which on the next one looks; None if there is nothing behind.
         ids: Those that are finished now, or were deleted.
+        refused: Why others could not be deleted, by their ids.
     """
 
     last: str | None
     ids: list[str]
+    refused: Mapping[str, Exception] = MappingProxyType({})
 
 
 def look_through(
@@ -124,17 +130,61 @@ def look_through(
 
 
 def forget(
-    connection: Connection, statements: Statements, *, after: str, limit: int, keep: float
+    connection: Connection,
+    statements: Statements,
+    *,
+    after: str,
+    limit: int,
+    keep: float,
+    skip: Collection[str] = (),
+    until: float = inf,
 ) -> Looked:
     """Delete batches that were finished more than *keep* seconds ago. Commits.
 
     By the database's clock. It reads from the one that was made first up to those that are younger
-    than that; see :func:`look_through`.
+    than that; see :func:`look_through`. If one of them refuses to go, each is deleted by itself,
+    until the monotonic time *until*, or as long as not all may refuse.
+
+    Args:
+        connection: Idle, outside a transaction.
+        statements: Those of the tables.
+        after: The id from which on it looks, without it.
+        limit: How many it looks at.
+        keep: For how long they are kept.
+        skip: The ids of those that are left alone.
+        until: When it stops, if it deletes them one by one.
+
+    Raises:
+        DBAPIError: It is not due to one of them: the connection was lost, time ran out, or the role
+            may not.
     """
     its = statements.batches
     with connection.begin():
         rows: Any = run(connection, its.oldest, after=after, limit=limit, keep=keep).all()
-        old = [id for id, _, is_old in rows if is_old]
-        forgotten = list(run(connection, its.forget, ids=old).scalars()) if old else []
-    goes_on = len(rows) == limit and rows[-1][1]
-    return Looked(rows[-1][0] if goes_on else None, forgotten)
+    old = [id for id, _, is_old in rows if is_old and id not in skip]
+    last = rows[-1][0] if len(rows) == limit and rows[-1][1] else None
+    if not old:
+        return Looked(last, [])
+    try:
+        with connection.begin():
+            forgotten = list(run(connection, its.forget, ids=old).scalars())
+    except Exception as error:
+        # What is not due to a row: it would be no better one by one.
+        if lost_connection(error) or ran_out_of_time(error) or doubts_session(error):
+            raise
+    else:
+        return Looked(last, forgotten)
+    forgotten, refused = [], dict[str, Exception]()
+    for id in old:
+        try:
+            with connection.begin():
+                gone = list(run(connection, its.forget, ids=[id]).scalars())
+            forgotten += gone
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            refused[id] = error
+        if time.monotonic() > until or (not forgotten and len(refused) >= DOUBTFUL):
+            last = id
+            break
+    return Looked(last, forgotten, refused)

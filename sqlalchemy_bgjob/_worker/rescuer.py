@@ -115,7 +115,7 @@ class Rescuer(SideLoop):
         self._hands = hands
         self._retention = Retention(statements, settings, self._fleet, events.report)
         self._periods = UniquePeriods(statements)
-        self._batches = BatchSweep(statements, settings)
+        self._batches = BatchSweep(statements, settings, events.report)
         self._chores: dict[str, _Chore] = {
             "retention": self._retention,
             "periods": self._periods,

@@ -13,20 +13,20 @@ table, the old rows of the others go all the same.
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from math import inf
 from typing import Final
 
 from sqlalchemy import Connection
 
-from .._db.errors import doubts_session, lost_connection, ran_out_of_time, summary
-from .._db.printable import printable
+from .._db.errors import doubts_session, lost_connection, ran_out_of_time
 from .._lifecycle import audit
 from .._lifecycle.dead_jobs import delete_old, delete_one_by_one
 from .._lifecycle.records import delete_old_counts, delete_old_records
 from .._sql import Statements
 from ..settings import WorkerSettings
+from .passed_over import PassedOver
 
 logger = logging.getLogger("sqlalchemy_bgjob")
 
@@ -40,10 +40,6 @@ LASTS: Final = 0.5
 """Seconds after which a turn deletes no further batch: lost workers must be found meanwhile."""
 GO_ON_AFTER: Final = 1.0
 """Seconds until the next turn, if there was more to delete."""
-REFUSED_AGAIN: Final = 3_600.0
-"""Seconds until a row that refused is tried again."""
-MOST_REFUSED: Final = 10_000
-"""Rows that are passed over at most; with more of them nothing is deleted until some are tried."""
 
 
 _Batch = Callable[[Connection, float], tuple[int, bool]]
@@ -69,10 +65,9 @@ class Retention:
 
         And what counts workers, and what is told of errors.
         """
-        self._statements, self._fleet, self._report = statements, fleet, report
+        self._statements, self._fleet = statements, fleet
         self._keep = kept = settings.dead_keep
-        self._refused: dict[str, float] = {}
-        """When to try again, by the id of the dead job; ascending."""
+        self._passed_over = PassedOver("dead jobs", report)
         self._batches: dict[str, _Batch] = {}
         if kept:
             self._batches[f"dead jobs that were older than {kept:g} s"] = self._dead_jobs
@@ -101,7 +96,7 @@ class Retention:
         begun = time.monotonic()
         pause = INTERVAL * min(self._fleet(), MOST_WORKERS) * random.uniform(0.9, 1.1)
         self.due_at = begun + pause
-        self._refused = {id: at for id, at in self._refused.items() if at > begun}
+        self._passed_over.begin()
         failure: Exception | None = None
         for what, batch in self._batches.items():
             try:
@@ -138,11 +133,12 @@ class Retention:
         return deleted, deleted == BATCH
 
     def _dead_jobs(self, connection: Connection, until: float) -> tuple[int, bool]:
-        if len(self._refused) >= MOST_REFUSED:
+        passed_over = self._passed_over
+        if passed_over.is_full:
             return 0, False
         try:
             deleted = delete_old(
-                connection, self._statements, keep=self._keep, limit=BATCH, skip=self._refused
+                connection, self._statements, keep=self._keep, limit=BATCH, skip=passed_over.ids
             )
         except Exception as error:
             # What is not due to a row: it would be no better row by row.
@@ -155,22 +151,8 @@ class Retention:
             self._statements,
             keep=self._keep,
             limit=BATCH,
-            skip=self._refused,
+            skip=passed_over.ids,
             until=until,
         )
-        self._pass_over(refused)
-        return deleted, bool(refused) and len(self._refused) < MOST_REFUSED
-
-    def _pass_over(self, refused: Mapping[str, Exception]) -> None:
-        again = time.monotonic() + REFUSED_AGAIN
-        self._refused |= dict.fromkeys(refused, again)
-        if refused:
-            id, error = next(iter(refused.items()))
-            self._report(error)
-            logger.warning(
-                "%d dead jobs can't be deleted, such as that of id %s: %s; trying again in %g s",
-                len(refused),
-                printable(id),
-                summary(error),
-                REFUSED_AGAIN,
-            )
+        passed_over.add(refused)
+        return deleted, bool(refused) and not passed_over.is_full

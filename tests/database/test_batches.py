@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -678,6 +679,44 @@ def test_old_batches_are_forgotten(press: Press) -> None:
     assert [one.id for one in found] == [unfinished.id, new.id]
     assert [one.id for one in left] == [unfinished.id]
     assert [one.id for one in behind] == [new.id]
+
+
+def test_an_old_batch_that_refuses_to_go_keeps_no_other(press: Press) -> None:
+    """As by a foreign key of the user's, though it is the oldest; it is told and passed over."""
+    batches = [press.print(0).id for _ in range(4)]
+    kept, *others = sorted(batches)
+    with referring(press.engine, kept):
+        looked = press.forget(0.0)
+        assert (looked.last, looked.ids, [*looked.refused]) == (None, others, [kept])
+        new = press.print(0)
+        assert press.forget(0.0, skip=[kept]) == Looked(None, [new.id])
+
+    assert press.forget(0.0) == Looked(None, [kept])
+
+
+def test_where_all_old_batches_may_refuse_few_are_asked(press: Press) -> None:
+    """And where time runs out, one; the next look goes on behind it."""
+    ids = sorted(press.print(0).id for _ in range(12))
+    with referring(press.engine, *ids):
+        for until, asked in ((inf, 10), (-inf, 1)):
+            looked = press.forget(0.0, until=until)
+            assert (looked.last, looked.ids) == (ids[asked - 1], [])
+            assert [*looked.refused] == ids[:asked]
+        assert [*press.forget(0.0, after=ids[9]).refused] == ids[10:]
+
+
+@contextmanager
+def referring(engine: Engine, *ids: str) -> Iterator[None]:
+    """Rows of the user's that refer to batches, by a key that is looked at when one is deleted."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE invoice (batch_id text REFERENCES bgjob_batch)"))
+        rows = [{"id": id} for id in ids]
+        connection.execute(text("INSERT INTO invoice VALUES (:id)"), rows)
+    try:
+        yield
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("DROP TABLE invoice"))
 
 
 def test_a_look_at_a_batch_reads_by_its_index(press: Press) -> None:

@@ -19,6 +19,9 @@ NONE: Any = None
 """A connection and statements that nobody uses."""
 
 
+def report(error: Exception) -> None: ...
+
+
 class Looks:
     """What is looked for, and from where on, in place of the real looks."""
 
@@ -46,7 +49,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
 
 def test_a_turn_that_has_failed_begins_anew(looks: Looks) -> None:
     """And does not go on with what is behind: the batches are to be finished first."""
-    sweep = BatchSweep(NONE, WorkerSettings(batch_keep=60.0))
+    sweep = BatchSweep(NONE, WorkerSettings(batch_keep=60.0), report)
     sweep.begin()
     looks.fails = True
     with pytest.raises(LookupError):
@@ -67,7 +70,7 @@ def test_a_sample_in_between_does_not_begin_anew(
     """The leader's next sample of health may come before the end of the table is reached."""
     monkeypatch.setattr(batch_sweep, "LASTS", 0.0)
     looks.last = "b"
-    sweep = BatchSweep(NONE, WorkerSettings(batch_keep=60.0))
+    sweep = BatchSweep(NONE, WorkerSettings(batch_keep=60.0), report)
     sweep.begin()
     sweep.turn(NONE)
 

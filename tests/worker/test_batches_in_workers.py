@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy_bgjob import Complete, MoveToDlq, enqueue_many
 from sqlalchemy_bgjob._worker import batch_sweep, ended_batches, own_end
 from sqlalchemy_bgjob.testing.points import at
-from support.running import FLAVORS, Workbench, one_of_each
+from support.running import FLAVORS, Recorder, Workbench, one_of_each
 
 if TYPE_CHECKING:
     from sqlalchemy_bgjob import JobType
@@ -185,6 +185,38 @@ def test_the_leader_finishes_what_nobody_has_looked_at(bench: Workbench, tune: T
         health_interval=0.05,
         batch_keep=60.0,
     )
+
+
+@one
+def test_an_old_batch_that_refuses_to_go_is_told_once(
+    bench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a foreign key of the application's: the others go, and it is passed over for an hour."""
+    bench.handler("page", lambda ctx: None, uses_session=False)
+    bench.sql("TRUNCATE bgjob_batch")
+    bench.sql(
+        "INSERT INTO bgjob_batch (id, created_at, finished_at) "
+        "SELECT '00' || n, at, at FROM generate_series(1, 3) AS n, "
+        "(SELECT now() - interval '1 hour') AS _ (at)"
+    )
+    bench.sql("CREATE TABLE invoice (batch_id text REFERENCES bgjob_batch)")
+    bench.sql("INSERT INTO invoice VALUES ('001')")
+    recorder, sweeps = Recorder(), list[str]()
+
+    try:
+        with at("sweeping", sweeps.append):
+            bench.run(
+                until=lambda: sweeps.count("batches") > 3,
+                observers=(recorder,),
+                health_interval=0.05,
+                batch_keep=60.0,
+            )
+        assert bench.sql("SELECT id FROM bgjob_batch") == [("001",)]
+    finally:
+        bench.sql("DROP TABLE invoice")
+
+    assert "1 batches can't be deleted, such as that of id 001: " in caplog.text
+    assert len([event for event in recorder.events if event.name == "worker_error"]) == 1
 
 
 @one

@@ -12,7 +12,7 @@ from psycopg.errors import ForeignKeyViolation
 from sqlalchemy.exc import IntegrityError
 
 from sqlalchemy_bgjob._lifecycle import audit
-from sqlalchemy_bgjob._worker import retention
+from sqlalchemy_bgjob._worker import passed_over, retention
 from sqlalchemy_bgjob._worker.retention import Retention
 from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.testing.points import at
@@ -107,7 +107,8 @@ def test_a_row_that_refuses_keeps_no_other_from_going(
 def test_a_trigger_that_refuses_all_is_not_asked_for_each(
     bench: Workbench, tune: Tune, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tune(retention, INTERVAL=0.01, MOST_REFUSED=20)
+    tune(retention, INTERVAL=0.01)
+    tune(passed_over, MOST_REFUSED=20)
     bench.handler("t", lambda ctx: None, uses_session=False)
     bury(bench, 100, days=2, prefix="old-")
     bench.sql("CREATE SEQUENCE asked")
@@ -136,7 +137,8 @@ def test_a_trigger_that_refuses_all_is_not_asked_for_each(
 @one_of_each
 def test_a_role_that_may_not_delete_goes_on_working(bench: Workbench, tune: Tune) -> None:
     """The turn fails, is told, and comes again at its next time; jobs run meanwhile."""
-    tune(retention, INTERVAL=0.01, REFUSED_AGAIN=0.01)
+    tune(retention, INTERVAL=0.01)
+    tune(passed_over, REFUSED_AGAIN=0.01)
     handler = bench.handler("t", lambda ctx: None, uses_session=False)
     bench.sql(
         "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql"
@@ -181,6 +183,7 @@ def report(error: Exception) -> None: ...
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(retention, "time", clock)
+    monkeypatch.setattr(passed_over, "time", clock)
     return clock
 
 
