@@ -194,7 +194,7 @@ def _tables(
     missing = [f"a storage parameter is not as designed; run: {sql}" for sql in storage]
     yield from _told("storage", missing, "as designed")
     keys = foreign_key_problems(connection, schema=name, table_prefix=prefix)
-    yield from _told("foreign keys", [*map(str, keys)], "none is in the way of a job's end")
+    yield from _told("foreign keys", [*map(str, keys)], "none is in the way of what ends")
     if as_worker:
         yield from _told("privileges", lacking, "those of a worker")
     unseen = hidden(connection, schema=name, table_prefix=prefix, records=bool(recorded))

@@ -798,6 +798,7 @@ def test_foreign_keys_that_block_or_slow_settlements_are_named(connection: Conne
     other = referring("slow partial", "SET NULL")
     Index("other_idx", other.c.job_id, postgresql_where=other.c.note == "x")
     referring("dead", None, "bgjob_dead_job.id")
+    referring("batch", None, "bgjob_batch.id")
     metadata.create_all(connection)
 
     problems = foreign_key_problems(connection, schema=None, table_prefix="bgjob_")
@@ -805,6 +806,7 @@ def test_foreign_keys_that_block_or_slow_settlements_are_named(connection: Conne
     found = {problem.name: (problem.blocks, problem.unindexed) for problem in problems}
     assert found == {
         "Both_fk": (True, True),
+        "batch_fk": (True, True),
         "blocking_fk": (True, False),
         "dead_fk": (True, True),
         "slow partial_fk": (False, True),
@@ -819,4 +821,9 @@ def test_foreign_keys_that_block_or_slow_settlements_are_named(connection: Conne
     assert told["blocking_fk"] == (
         "foreign key 'blocking_fk' of blocking (job_id): a job that it refers to cannot end; "
         "make it ON DELETE SET NULL or ON DELETE CASCADE"
+    )
+    assert told["batch_fk"] == (
+        "foreign key 'batch_fk' of batch (job_id): no batch that it refers to is ever deleted; "
+        "make it ON DELETE SET NULL or ON DELETE CASCADE; and every old batch's deletion reads "
+        "the whole table; create an index on (job_id)"
     )
