@@ -88,7 +88,7 @@ class Wanted:
         exact: dict[str, Any] = {name: rest.pop(name) for name in _EXACT if name in rest}
         if isinstance(batch := exact.get("batch"), OpenBatch):
             exact["batch"] = batch.id
-        headers, count = rest.pop("headers", {}), rest.pop("count", None)
+        headers, count = rest.pop("headers", None) or {}, rest.pop("count", None)
         delay: float | timedelta | None = rest.pop("delay", None)
         if count is not None and count < 1:
             raise ValueError(f"count={count!r}: where no job may fit, use refute_enqueued")

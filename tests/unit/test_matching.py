@@ -55,6 +55,7 @@ def test_what_fits_has_no_difference() -> None:
     assert differs({"order_id": 7, "to": {"city": "London"}}) == []
     assert differs(order_id=7, queue="mail", id="1", priority=0, run_at=AT) == []
     assert differs(headers={"a": 1}, delay=timedelta(minutes=1)) == []
+    assert differs(headers=None, delay=None) == []
     assert differs(unique="k") == differs(unique=Unique("k", "queued")) == []
     assert differs(batch="b") == []
 
