@@ -19,10 +19,10 @@ from sqlalchemy import (
     case,
     cast,
     delete,
-    false,
     func,
     literal,
     not_,
+    null,
     or_,
     select,
     true,
@@ -228,17 +228,21 @@ class OperateStatements:
 
     @cached_property
     def not_done(self) -> Executable:
-        """Live and dead jobs. Parameters: list ids, or every (whether they are all asked for)."""
+        """Live and dead jobs; dead_id is null for those that live.
+
+        Parameters: list ids, or every (whether they are all asked for).
+        """
         job, dead = self._job, self._dead
         ids, every = array_parameter("ids", Text()), parameter("every", Boolean)
         columns = ("type", "attempt", "last_error")
+        dead_id = cast(null(), Text).label("dead_id")
         live = (
-            select(job.c.id, *(job.c[name] for name in columns), false().label("dead"))
+            select(job.c.id, *(job.c[name] for name in columns), dead_id)
             .with_hint(job, ONLY)
             .where(or_(every, job.c.id == any_(ids)))
         )
         ended = (
-            select(dead.c.job_id, *(dead.c[name] for name in columns), true())
+            select(dead.c.job_id, *(dead.c[name] for name in columns), dead.c.id)
             .with_hint(dead, ONLY)
             .where(or_(every, dead.c.job_id == any_(ids)))
         )

@@ -38,7 +38,8 @@ class Waiting(OnTarget):
         Args:
             engine: An Engine, or an AsyncEngine: then await the result. Each look is a transaction
                 of its own, so commit the jobs first.
-            *jobs: What ``enqueue`` has returned, or ids; without any, all live jobs.
+            *jobs: What ``enqueue`` has returned, or ids; without any, all live jobs. Where a live
+                job has the id of one that was dead before, the live one is waited for.
             timeout: Seconds, or a timedelta, by this process's clock.
 
         Raises:
@@ -50,33 +51,45 @@ class Waiting(OnTarget):
                 "wait_for looks in transactions of its own: give it an Engine or an AsyncEngine"
             )
         ids = [job.id if isinstance(job, JobRef) else job for job in jobs]
-        limit = validation.seconds("timeout", timeout)
-        deadline = time.monotonic() + limit
+        looks = _Looks(validation.seconds("timeout", timeout))
         given = parameters(ids=ids, every=not ids)
 
         def left(unit: Unit) -> list[Any]:
             return list(unit.execute(self._statements.operate.not_done, given))
 
-        def is_over(waiting: list[Any]) -> bool:
-            for row in waiting:
-                if row.dead:
-                    raise AssertionError(f"job {row.id} ({row.type}) is dead: {row.last_error}")
-            if waiting and time.monotonic() >= deadline:
-                raise AssertionError(_late(waiting, limit))
-            return not waiting
-
         def ask() -> Any:
             return self._in(engine, left, "wait_for")
 
         async def wait() -> None:
-            while not is_over(await ask()):  # noqa: ASYNC110 - nobody tells when a job is done
+            while not looks.are_over(await ask()):  # noqa: ASYNC110 - nobody tells when a job is done
                 await asyncio.sleep(_ASK_EVERY)
 
         if not isinstance(engine, Engine):
             return self._kept("wait_for", wait())
-        while not is_over(ask()):
+        while not looks.are_over(ask()):
             time.sleep(_ASK_EVERY)
         return None
+
+
+class _Looks:
+    """What the looks of one wait find."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit, self._deadline = limit, time.monotonic() + limit
+        self._before: set[str] | None = None
+        """The dead jobs whose ids belonged to live ones at the first look."""
+
+    def are_over(self, found: list[Any]) -> bool:
+        if self._before is None:
+            live = {row.id for row in found if row.dead_id is None}
+            self._before = {row.dead_id for row in found if row.dead_id and row.id in live}
+        waiting = [row for row in found if row.dead_id not in self._before]
+        for row in waiting:
+            if row.dead_id is not None:
+                raise AssertionError(f"job {row.id} ({row.type}) is dead: {row.last_error}")
+        if waiting and time.monotonic() >= self._deadline:
+            raise AssertionError(_late(waiting, self._limit))
+        return not waiting
 
 
 def _late(waiting: list[Any], limit: float) -> str:

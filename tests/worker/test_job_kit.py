@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,12 +26,14 @@ from sqlalchemy_bgjob import (
     enqueue,
     enqueue_many,
 )
-from sqlalchemy_bgjob.testing import JobKit, working
+from sqlalchemy_bgjob.testing import JobKit, waiting, working
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sqlalchemy import Engine
+
+    from sqlalchemy_bgjob import Outcome
 
 pytestmark = pytest.mark.keeps_tables
 
@@ -386,3 +390,28 @@ def test_a_dead_job_and_a_late_one_fail_the_wait(session: Session, engine: Engin
         jobs.work_one(connection, "failures", lambda ctx: MoveToDlq("hopeless"))
     with pytest.raises(AssertionError, match=rf"^job {ref.id} \(fail\) is dead: hopeless$"):
         bgjob.wait_for(engine, ref.id)
+
+
+def test_who_was_dead_before_under_an_id_does_not_fail_the_wait(
+    session: Session, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job that has the id now is waited for; and if that is dead too, it is told."""
+
+    def work(outcome: Outcome) -> None:
+        with engine.begin() as connection:
+            jobs.work_one(connection, "chains", lambda ctx: outcome)
+
+    def work_between_two_looks(outcome: Outcome) -> None:
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: work(outcome))
+        monkeypatch.setattr(waiting, "time", clock)
+
+    enqueue(engine, chain, 0, id="x")
+    work(MoveToDlq("hopeless"))
+    enqueue(engine, chain, 0, id="x")
+    work_between_two_looks(Complete())
+    bgjob.wait_for(engine, "x")
+
+    enqueue(engine, chain, 0, id="x")
+    work_between_two_looks(MoveToDlq("again"))
+    with pytest.raises(AssertionError, match=r"^job x \(chain\) is dead: again$"):
+        bgjob.wait_for(engine, "x")
