@@ -49,6 +49,7 @@ class Inline:
         self._kit, self._target, self._session_factory = kit, target, session_factory
         self._raise_errors = raise_errors
         self._errors: list[BaseException] = []
+        self._too_many: RuntimeError | None = None
         self._is_ours = _whose(target, kit)
         self._is_working = False
 
@@ -99,13 +100,16 @@ class Inline:
 
     def _end(self, error: BaseException | None) -> None:
         event.remove(Session, "before_commit", self._before_commit)
-        if not (self._raise_errors and self._errors):
+        failed = self._errors if self._raise_errors else []
+        if self._too_many is not None:
+            failed = [self._too_many, *failed]
+        if not failed:
             return
-        first, *others = self._errors
         if error is not None:
-            for each in self._errors:
+            for each in failed:
                 error.add_note(f"A job has failed before: {type(each).__name__}: {each}")
             return
+        first, *others = failed
         for each in others:
             first.add_note(f"Another job has failed too: {type(each).__name__}: {each}")
         raise first
@@ -119,9 +123,11 @@ class Inline:
         self._work(Unit(session, self._kit.jobs.models))
 
     def _work(self, unit: Unit) -> None:
+        if self._too_many is not None:
+            return
         self._is_working = True
         try:
-            self._kit._work_all(  # noqa: SLF001
+            self._too_many = self._kit._work_all(  # noqa: SLF001
                 unit, (), self.outcomes, self._errors, session_factory=self._session_factory
             )
         finally:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import (
 )
 
 from sqlalchemy_bgjob import BGJob, Complete, Context, Retry, enqueue
-from sqlalchemy_bgjob.testing import JobKit
+from sqlalchemy_bgjob.testing import JobKit, working
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +54,11 @@ def welcome(ctx: Context[Session], user_id: int) -> None:
 @jobs.handler("twice")
 def twice(ctx: Context[Session], user_id: int) -> None:
     enqueue(ctx.session, welcome, user_id)
+
+
+@jobs.handler("again")
+def again(ctx: Context[Session]) -> None:
+    enqueue(ctx.session, again)
 
 
 @jobs.handler("outer")
@@ -205,6 +210,28 @@ def test_failures_may_be_left_to_the_outcomes(session: Session) -> None:
         sign_up(session, email="")
 
     assert isinstance(ran.outcomes[0], Retry)
+
+
+def test_jobs_without_end_fail_the_block_and_no_commit(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the code under test. It is told whatever becomes of the errors of jobs."""
+    monkeypatch.setattr(working, "MOST", 3)
+    commits = 0
+    with (  # noqa: PT012
+        pytest.raises(RuntimeError, match="3 jobs have run, and there are more: do they"),
+        bgjob.inline(session, raise_errors=False) as ran,
+    ):
+        enqueue(session, again)
+        for _ in range(2):
+            session.commit()
+            commits += 1
+    assert (commits, len(ran.outcomes)) == (2, 3)
+
+    with pytest.raises(LookupError) as failure, bgjob.inline(session):  # noqa: PT012
+        session.commit()
+        raise LookupError
+    assert "3 jobs have run" in failure.value.__notes__[0]
 
 
 def test_all_sessions_of_a_connection_count(
