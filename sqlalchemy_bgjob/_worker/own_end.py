@@ -16,13 +16,15 @@ from .._sql import Statements
 from ..exceptions import WorkerStuck
 from ..settings import WorkerSettings
 from ..telemetry import Events
-from .batch_sweep import LASTS, LIMIT
+from .batch_sweep import LASTS, LIMIT, BatchSweep
 from .control import ControlConnection
 from .drain import Drain
 from .hands import Hands
 from .memory import resident
 from .queue_control import QueueControl
+from .retention import Retention
 from .scheduler import Scheduler
+from .unique_periods import UniquePeriods
 from .unknown_claims import UnknownClaims
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -65,6 +67,7 @@ class OwnEnd:
         self.stuck: WorkerStuck | None = None
         self._over_at, self._measure_at, self._ask_idle_at = inf, inf, 0.0
         self._look_from: str | None = ""  # through the batches; None when that is done
+        self._is_tidy = False
 
     @property
     def look_at(self) -> float:
@@ -126,13 +129,20 @@ class OwnEnd:
                 return
         self._ask_idle_at = now + ASK_IDLE_EVERY
         connection = self._control.get()
-        with connection.begin():
-            queues = self._queue_control.not_paused()
-            is_due = any_due(connection, self._statements, queues=queues)
-        if is_due or self._batches_go_on(connection):
+        if self._any_due(connection) or self._batches_go_on(connection):
             return
+        if not self._is_tidy:
+            self._tidy_up(connection)
+            self._is_tidy = True
+            if self._any_due(connection):
+                return
         logger.info("nothing is due, and this worker runs nothing: stopping")
         self._drain.begin(self._settings.shutdown_timeout)
+
+    def _any_due(self, connection: Connection) -> bool:
+        with connection.begin():
+            queues = self._queue_control.not_paused()
+            return any_due(connection, self._statements, queues=queues)
 
     def _batches_go_on(self, connection: Connection) -> bool:
         """Finish batches that nobody has looked at; False once all were looked at.
@@ -155,3 +165,25 @@ class OwnEnd:
             logger.warning("batches were not looked through: %s", summary(error))
             self._look_from = None
         return self._look_from is not None
+
+    def _tidy_up(self, connection: Connection) -> None:
+        """Delete what is too old, by one turn of each who does it, which ends in half a second.
+
+        Their turns come within a minute, and none of these workers may live for that long.
+        """
+        settings, statements, report = self._settings, self._statements, self._events.report
+        batches = BatchSweep(statements, settings, report)
+        batches.begin()
+        chores: list[Retention | UniquePeriods | BatchSweep] = [
+            Retention(statements, settings, lambda: 1, report),
+            UniquePeriods(statements),
+            batches,
+        ]
+        for chore in chores:
+            try:
+                chore.turn(connection)
+            except Exception as error:
+                if lost_connection(error):
+                    raise
+                report(error)
+                logger.warning("old rows were not deleted: %s", summary(error))

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy_bgjob._lifecycle import audit
 from sqlalchemy_bgjob._worker import passed_over, retention
 from sqlalchemy_bgjob._worker.retention import Retention
+from sqlalchemy_bgjob._worker.unique_periods import UniquePeriods
 from sqlalchemy_bgjob.settings import WorkerSettings
 from sqlalchemy_bgjob.testing.points import at
 from support.running import Recorder, Workbench, one_of_each
@@ -161,6 +162,47 @@ def test_a_role_that_may_not_delete_goes_on_working(bench: Workbench, tune: Tune
         assert left(bench) == ["old-1"]
     finally:
         bench.sql("DROP FUNCTION refuse CASCADE")
+
+
+@one_of_each
+def test_a_worker_until_idle_deletes_before_it_ends(bench: Workbench) -> None:
+    """Dead jobs, periods and batches: where cron starts all of them, none lives until its turn."""
+    bench.handler("t", lambda ctx: None, uses_session=False)
+    bury(bench, 3, days=31, prefix="old-")
+    bury(bench, 1, days=29, prefix="new-")
+    bench.sql("TRUNCATE bgjob_unique_period, bgjob_batch")
+    bench.sql(
+        "INSERT INTO bgjob_unique_period (key, job_id, until)"
+        " VALUES ('old', 'x', now() - interval '2 h'), ('new', 'x', now())"
+    )
+    bench.sql(
+        "INSERT INTO bgjob_batch (id, created_at, finished_at) SELECT id, at, at"
+        " FROM (VALUES ('old', now() - interval '8 days'), ('new', now())) AS given (id, at)"
+    )
+
+    def kept() -> list[Any]:
+        ids = "SELECT key FROM bgjob_unique_period UNION ALL SELECT id FROM bgjob_batch"
+        return [*left(bench), *(row[0] for row in bench.sql(ids))]
+
+    bench.run(until=lambda: kept() == ["new-1", "new", "new"], until_idle=True, dead_keep=30 * DAY)
+
+
+@one_of_each
+def test_a_worker_until_idle_ends_though_it_may_not_delete(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(*_: Any) -> None:
+        raise LookupError("no right")
+
+    monkeypatch.setattr(UniquePeriods, "turn", refused)
+    caplog.set_level("INFO")
+    bench.handler("t", lambda ctx: None, uses_session=False)
+    bury(bench, 1, days=2, prefix="old-")
+
+    bench.run(until=lambda: "runs nothing: stopping" in caplog.text, until_idle=True, dead_keep=DAY)
+
+    assert "old rows were not deleted: LookupError: no right" in caplog.text
+    assert left(bench) == []
 
 
 # ---- turns ---------------------------------------------------------------------------------------
