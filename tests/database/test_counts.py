@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.core, pytest.mark.keeps_tables]
 
 HOUR = timedelta(hours=1)
-NOW = datetime.now(UTC)
+
+
+def now() -> datetime:
+    """The time of the test, which may be in another hour than that of its import."""
+    return datetime.now(UTC)
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def connection(jobs: BGJob, engine: Engine) -> Iterator[Connection]:
 
 def add_minute(connection: Connection, jobs: BGJob, **values: Any) -> None:
     row = {
-        "at": NOW,
+        "at": now(),
         "worker": 1,
         "queue": "q",
         "type": "t",
@@ -64,10 +68,10 @@ def add_record(connection: Connection, jobs: BGJob, id: str, **values: Any) -> N
         "state": "completed",
         "attempt": 1,
         "lease": 1,
-        "enqueued_at": NOW,
-        "due_at": NOW,
-        "ended_at": NOW,
-        "keep_until": NOW + HOUR,
+        "enqueued_at": now(),
+        "due_at": now(),
+        "ended_at": now(),
+        "keep_until": now() + HOUR,
     }
     connection.execute(insert(jobs.Record).values(row | values))
 
@@ -83,7 +87,7 @@ def test_rows_of_all_workers_are_added_up(jobs: BGJob, connection: Connection) -
     add_minute(connection, jobs, worker=2, n=2, waits=[0, 0, 2], runs=[2], waited=1.0, ran=1.0)
     add_minute(connection, jobs, outcome="dead", n=1, waits=[1], runs=[1])
     add_minute(connection, jobs, queue="other", n=7, waits=[0, 0, 0, 0, 1])
-    add_minute(connection, jobs, worker=3, at=NOW - 2 * HOUR, n=100)
+    add_minute(connection, jobs, worker=3, at=now() - 2 * HOUR, n=100)
 
     found = look(connection)
 
@@ -141,7 +145,7 @@ def test_no_period_is_lost_when_the_clock_goes_back(
 def test_durations_can_be_those_of_some_minutes(jobs: BGJob, connection: Connection) -> None:
     """And the number of runs is that of all."""
     for ago in range(20):
-        at = NOW - timedelta(minutes=ago)
+        at = now() - timedelta(minutes=ago)
         add_minute(connection, jobs, at=at, n=1, runs=[0] * ago + [1], ran=1.0)
 
     found = look(connection, width=2 * HOUR, periods=2, sample=10).all
@@ -269,13 +273,13 @@ A_DAY = text(
 def test_a_further_look_reads_what_is_not_over(jobs: BGJob, connection: Connection) -> None:
     """A row that comes into a period that was over is seen when the next one is."""
     window = counts.Window(timedelta(hours=1), 24)
-    add_minute(connection, jobs, at=NOW - timedelta(hours=3), n=1)
-    add_minute(connection, jobs, at=NOW, n=2)
+    add_minute(connection, jobs, at=now() - timedelta(hours=3), n=1)
+    add_minute(connection, jobs, at=now(), n=2)
     first = window.look(connection, None, "bgjob_")
     assert first.all.n == 3
 
-    add_minute(connection, jobs, at=NOW - timedelta(hours=4), n=10)
-    add_minute(connection, jobs, at=NOW, worker=2, n=20)
+    add_minute(connection, jobs, at=now() - timedelta(hours=4), n=10)
+    add_minute(connection, jobs, at=now(), worker=2, n=20)
 
     further = window.look(connection, None, "bgjob_")
     same = list(further.periods)[-1] == list(first.periods)[-1]  # no hour has ended meanwhile
@@ -285,7 +289,7 @@ def test_a_further_look_reads_what_is_not_over(jobs: BGJob, connection: Connecti
 
 def test_another_look_may_end_a_period_meanwhile(jobs: BGJob, connection: Connection) -> None:
     """Pages are shown from several threads, and each lets go of what is too old."""
-    add_minute(connection, jobs, at=NOW - timedelta(hours=3), n=1)
+    add_minute(connection, jobs, at=now() - timedelta(hours=3), n=1)
     window = counts.Window(HOUR, 24)
     assert window.look(connection, None, "bgjob_").all.n == 1
 
@@ -337,7 +341,7 @@ def test_a_period_that_ends_lets_little_be_read_anew(
 def test_what_takes_long_is_left_to_the_next_look(jobs: BGJob, connection: Connection) -> None:
     """The latest is read first, and each look gets on."""
     for hours in range(24):
-        add_minute(connection, jobs, at=NOW - hours * HOUR, n=1)
+        add_minute(connection, jobs, at=now() - hours * HOUR, n=1)
     window = counts.Window(HOUR, 24, longest=0.0)
 
     looks = [window.look(connection, None, "bgjob_") for _ in range(6)]
@@ -376,7 +380,7 @@ def test_several_durations_are_one() -> None:
 
 def test_pages_go_back_in_time_over_all_types(jobs: BGJob, connection: Connection) -> None:
     for number in range(7):
-        ended_at = NOW - timedelta(minutes=number)
+        ended_at = now() - timedelta(minutes=number)
         add_record(connection, jobs, f"{number}", type=f"t{number % 3}", ended_at=ended_at)
     add_record(connection, jobs, "live", state="live", ended_at=None, progress={"done": 1, "of": 4})
 
