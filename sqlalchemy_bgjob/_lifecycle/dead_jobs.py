@@ -107,7 +107,8 @@ def delete_one_by_one(
         try:
             with connection.begin():
                 gone = run(connection, statements.dead_jobs.delete_one, age=age, id=id)
-                deleted += gone.scalar_one()
+                count = gone.scalar_one()
+            deleted += count  # once it is committed: a deferred foreign key may refuse it there
         except Exception as error:
             if lost_connection(error):
                 raise

@@ -312,6 +312,31 @@ def test_one_by_one_the_same_rows_are_deleted(jobs: BGJob, engine: Engine) -> No
     assert dead(jobs, engine) == ["locked", "new"]
 
 
+def test_what_is_refused_at_the_commit_is_not_deleted(jobs: BGJob, engine: Engine) -> None:
+    """As by a deferred foreign key of the application's."""
+    bury(engine, "kept", ago=200.0)
+    bury(engine, "old", ago=100.0)
+    given: dict[str, Any] = {"keep": 50.0, "until": inf, "skip": [], "limit": 9}
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TABLE note (of text REFERENCES bgjob_dead_job (id)"
+                " DEFERRABLE INITIALLY DEFERRED)"
+            )
+        )
+        connection.execute(
+            text("INSERT INTO note SELECT id FROM bgjob_dead_job WHERE job_id = 'kept'")
+        )
+
+    with engine.connect() as connection:
+        deleted, refused = delete_one_by_one(connection, statements_of(jobs.models), **given)
+
+    assert (deleted, len(refused)) == (1, 1)
+    assert dead(jobs, engine) == ["kept"]
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE note"))
+
+
 @pytest.mark.parametrize("name", ["delete_old", "delete_old_but", "old_ids"])
 def test_retention_walks_the_index_of_the_time(name: str, jobs: BGJob, engine: Engine) -> None:
     """A look that finds nothing reads nothing, however many dead jobs there are."""
