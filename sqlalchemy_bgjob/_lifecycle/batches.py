@@ -6,7 +6,6 @@ last job, the leader finds; see :mod:`.._worker.batch_sweep`.
 """
 
 import logging
-import time
 from collections.abc import Collection, Iterable, Mapping
 from math import inf
 from types import MappingProxyType
@@ -22,7 +21,7 @@ from .._handlers.outcomes import ENDED
 from .._sql import Statements
 from .._sql.words import parameters
 from . import run
-from .dead_jobs import DOUBTFUL
+from .delete_one_by_one import delete_one_by_one
 from .settle import Pending
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -174,17 +173,9 @@ def forget(
             raise
     else:
         return Looked(last, forgotten)
-    forgotten, refused = [], dict[str, Exception]()
-    for id in old:
-        try:
-            with connection.begin():
-                gone = list(run(connection, its.forget, ids=[id]).scalars())
-            forgotten += gone
-        except Exception as error:
-            if lost_connection(error):
-                raise
-            refused[id] = error
-        if time.monotonic() > until or (not forgotten and len(refused) >= DOUBTFUL):
-            last = id
-            break
-    return Looked(last, forgotten, refused)
+
+    def forget_one(id: str) -> bool:
+        return bool(run(connection, its.forget, ids=[id]).scalars().all())
+
+    tried = delete_one_by_one(connection, old, forget_one, until=until)
+    return Looked(tried.stopped_at or last, tried.deleted, tried.refused)

@@ -3,23 +3,19 @@
 What users ask runs in the caller's own transaction, and changes nothing.
 """
 
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, true
 
-from .._db.errors import lost_connection
 from .._db.targets import Unit, run_in
 from .._drafts import validation
 from .._sql import Statements
 from ..models import Models
 from . import run
-
-DOUBTFUL: Final = 10
-"""How many rows may refuse to be deleted while none was: all may, as by a trigger."""
+from .delete_one_by_one import delete_one_by_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +78,7 @@ def delete_old(
         return int(run(connection, statement, **given).scalar_one())
 
 
-def delete_one_by_one(
+def delete_old_one_by_one(
     connection: Connection,
     statements: Statements,
     *,
@@ -98,21 +94,13 @@ def delete_one_by_one(
     Raises:
         DBAPIError: The connection was lost, or the rows could not even be read.
     """
-    age = timedelta(seconds=keep)
+    age, its = timedelta(seconds=keep), statements.dead_jobs
     with connection.begin():
         given = {"age": age, "limit": limit, "skip": list(skip)}
-        ids = run(connection, statements.dead_jobs.old_ids, **given).scalars().all()
-    deleted, refused = 0, dict[str, Exception]()
-    for id in ids:
-        try:
-            with connection.begin():
-                gone = run(connection, statements.dead_jobs.delete_one, age=age, id=id)
-                count = gone.scalar_one()
-            deleted += count  # once it is committed: a deferred foreign key may refuse it there
-        except Exception as error:
-            if lost_connection(error):
-                raise
-            refused[id] = error
-        if time.monotonic() > until or (not deleted and len(refused) >= DOUBTFUL):
-            break
-    return deleted, refused
+        ids = run(connection, its.old_ids, **given).scalars().all()
+
+    def delete(id: str) -> bool:
+        return bool(run(connection, its.delete_one, age=age, id=id).scalar_one())
+
+    tried = delete_one_by_one(connection, ids, delete, until=until)
+    return len(tried.deleted), tried.refused

@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 
 from .._db.errors import doubts_session, lost_connection, ran_out_of_time
 from .._lifecycle import audit
-from .._lifecycle.dead_jobs import delete_old, delete_one_by_one
+from .._lifecycle.dead_jobs import delete_old, delete_old_one_by_one
 from .._lifecycle.records import delete_old_counts, delete_old_records
 from .._sql import Statements
 from ..settings import WorkerSettings
@@ -146,7 +146,7 @@ class Retention:
                 raise
         else:
             return deleted, deleted == BATCH
-        deleted, refused = delete_one_by_one(
+        deleted, refused = delete_old_one_by_one(
             connection,
             self._statements,
             keep=self._keep,

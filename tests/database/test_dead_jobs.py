@@ -16,7 +16,7 @@ from sqlalchemy import Engine, create_engine, func, select, text, true, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_bgjob import BGJob, InvalidArg, enqueue
-from sqlalchemy_bgjob._lifecycle.dead_jobs import delete_old, delete_one_by_one
+from sqlalchemy_bgjob._lifecycle.dead_jobs import delete_old, delete_old_one_by_one
 from sqlalchemy_bgjob._sql import statements_of
 from support import wait_until
 from support.producers import producer
@@ -306,9 +306,9 @@ def test_one_by_one_the_same_rows_are_deleted(jobs: BGJob, engine: Engine) -> No
 
     with engine.connect() as operator, engine.connect() as connection:
         operator.execute(text("SELECT FROM bgjob_dead_job WHERE job_id = 'locked' FOR UPDATE"))
-        assert delete_one_by_one(connection, statements, limit=1, **given) == (1, {})
+        assert delete_old_one_by_one(connection, statements, limit=1, **given) == (1, {})
         assert dead(jobs, engine) == ["old", "locked", "new"]
-        assert delete_one_by_one(connection, statements, limit=9, **given) == (1, {})
+        assert delete_old_one_by_one(connection, statements, limit=9, **given) == (1, {})
     assert dead(jobs, engine) == ["locked", "new"]
 
 
@@ -329,7 +329,7 @@ def test_what_is_refused_at_the_commit_is_not_deleted(jobs: BGJob, engine: Engin
         )
 
     with engine.connect() as connection:
-        deleted, refused = delete_one_by_one(connection, statements_of(jobs.models), **given)
+        deleted, refused = delete_old_one_by_one(connection, statements_of(jobs.models), **given)
 
     assert (deleted, len(refused)) == (1, 1)
     assert dead(jobs, engine) == ["kept"]

@@ -284,7 +284,7 @@ def test_what_refused_is_passed_over_for_an_hour(
 
     monkeypatch.setattr(retention, "delete_old", delete)
     monkeypatch.setattr(
-        retention, "delete_one_by_one", lambda *args, **options: (0, {"x": REFUSAL})
+        retention, "delete_old_one_by_one", lambda *args, **options: (0, {"x": REFUSAL})
     )
     reported: list[Exception] = []
     turns = Retention(NO_RECORDS, WorkerSettings(dead_keep=DAY), lambda: 1, reported.append)

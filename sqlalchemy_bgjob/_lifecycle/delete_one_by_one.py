@@ -1,0 +1,58 @@
+"""Deletes rows one by one, where some row refuses to go: by a trigger or a foreign key, say."""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection
+
+from .._db.errors import lost_connection
+
+DOUBTFUL: Final = 10
+"""How many rows may refuse to be deleted while none was: all may, as by a trigger."""
+
+
+class Tried(NamedTuple):
+    """What has become of the rows.
+
+    Attributes:
+        deleted: The ids of those that are gone.
+        refused: Why others are not, by their ids.
+        stopped_at: The id of the last one that was tried, if not all were to be.
+    """
+
+    deleted: list[str]
+    refused: dict[str, Exception]
+    stopped_at: str | None
+
+
+def delete_one_by_one(
+    connection: Connection, ids: Iterable[str], delete: Callable[[str], bool], *, until: float
+) -> Tried:
+    """Delete rows, each in its own transaction. Commits each.
+
+    It goes on until the monotonic time *until*, or as long as not all may refuse.
+
+    Args:
+        connection: Idle, outside a transaction.
+        ids: The rows'.
+        delete: Deletes one; False if it is not there, or locked.
+        until: When it stops.
+
+    Raises:
+        DBAPIError: The connection was lost.
+    """
+    deleted, refused = list[str](), dict[str, Exception]()
+    for id in ids:
+        try:
+            with connection.begin():
+                is_gone = delete(id)
+        except Exception as error:
+            if lost_connection(error):
+                raise
+            refused[id] = error
+        else:  # it is committed: a deferred foreign key refuses at the COMMIT
+            deleted += [id] if is_gone else []
+        if time.monotonic() > until or (not deleted and len(refused) >= DOUBTFUL):
+            return Tried(deleted, refused, id)
+    return Tried(deleted, refused, None)
