@@ -21,7 +21,7 @@ from .._handlers.outcomes import ENDED
 from .._sql import Statements
 from .._sql.words import parameters
 from . import run
-from .delete_one_by_one import delete_one_by_one
+from .delete_one_by_one import delete_one_by_one, is_due_to_a_row
 from .settle import Pending
 
 logger = logging.getLogger("sqlalchemy_bgjob")
@@ -154,8 +154,8 @@ def forget(
         until: When it stops, if it deletes them one by one.
 
     Raises:
-        DBAPIError: It is not due to one of them: the connection was lost, time ran out, or the role
-            may not.
+        DBAPIError: It may not be due to one of them: the connection was lost, time ran out, or all
+            that were tried have refused, as the role may not; the log names the first one.
     """
     its = statements.batches
     with connection.begin():
@@ -168,8 +168,7 @@ def forget(
         with connection.begin():
             forgotten = list(run(connection, its.forget, ids=old).scalars())
     except Exception as error:
-        # What is not due to a row: it would be no better one by one.
-        if lost_connection(error) or ran_out_of_time(error) or doubts_session(error):
+        if not is_due_to_a_row(error):
             raise
     else:
         return Looked(last, forgotten)
@@ -177,5 +176,5 @@ def forget(
     def forget_one(id: str) -> bool:
         return bool(run(connection, its.forget, ids=[id]).scalars().all())
 
-    tried = delete_one_by_one(connection, old, forget_one, until=until)
+    tried = delete_one_by_one(connection, "batch", old, forget_one, until=until)
     return Looked(tried.stopped_at or last, tried.deleted, tried.refused)

@@ -92,7 +92,8 @@ def delete_old_one_by_one(
     Commits each. It goes on until the monotonic time *until*, or as long as not all may refuse.
 
     Raises:
-        DBAPIError: The connection was lost, or the rows could not even be read.
+        DBAPIError: The connection was lost, or the rows could not even be read, or all that were
+            tried have refused, as the role may not; the log names the first one.
     """
     age, its = timedelta(seconds=keep), statements.dead_jobs
     with connection.begin():
@@ -102,5 +103,5 @@ def delete_old_one_by_one(
     def delete(id: str) -> bool:
         return bool(run(connection, its.delete_one, age=age, id=id).scalar_one())
 
-    tried = delete_one_by_one(connection, ids, delete, until=until)
+    tried = delete_one_by_one(connection, "dead job of id", ids, delete, until=until)
     return len(tried.deleted), tried.refused

@@ -20,9 +20,10 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from .._db.errors import doubts_session, lost_connection, ran_out_of_time
+from .._db.errors import lost_connection
 from .._lifecycle import audit
 from .._lifecycle.dead_jobs import delete_old, delete_old_one_by_one
+from .._lifecycle.delete_one_by_one import is_due_to_a_row
 from .._lifecycle.records import delete_old_counts, delete_old_records
 from .._sql import Statements
 from ..settings import WorkerSettings
@@ -141,8 +142,7 @@ class Retention:
                 connection, self._statements, keep=self._keep, limit=BATCH, skip=passed_over.ids
             )
         except Exception as error:
-            # What is not due to a row: it would be no better row by row.
-            if lost_connection(error) or ran_out_of_time(error) or doubts_session(error):
+            if not is_due_to_a_row(error):
                 raise
         else:
             return deleted, deleted == BATCH

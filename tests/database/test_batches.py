@@ -639,17 +639,19 @@ def test_the_only_batch_that_is_over_is_named_too(
 
 
 @contextmanager
-def refusing(engine: Engine, id: str | None, code: str) -> Iterator[None]:
-    """A trigger of the user's that does not want a job."""
+def refusing(
+    engine: Engine, id: str | None, code: str, *, on: str = "INSERT ON bgjob_job"
+) -> Iterator[None]:
+    """A trigger of the user's that does not want a job, or what is done to another row."""
+    row = "OLD" if on.startswith("DELETE") else "NEW"
     with engine.begin() as connection:
         connection.exec_driver_sql(
             f"CREATE FUNCTION of_the_user() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            f"IF NEW.id = '{id}' THEN RAISE 'no' USING ERRCODE = '{code}'; END IF; "
-            f"RETURN NEW; END $$"
+            f"IF {row}.id = '{id}' THEN RAISE 'no' USING ERRCODE = '{code}'; END IF; "
+            f"RETURN {row}; END $$"
         )
         connection.exec_driver_sql(
-            "CREATE TRIGGER of_the_user BEFORE INSERT ON bgjob_job "
-            "FOR EACH ROW EXECUTE FUNCTION of_the_user()"
+            f"CREATE TRIGGER of_the_user BEFORE {on} FOR EACH ROW EXECUTE FUNCTION of_the_user()"
         )
     try:
         yield
@@ -703,6 +705,22 @@ def test_where_all_old_batches_may_refuse_few_are_asked(press: Press) -> None:
             assert (looked.last, looked.ids) == (ids[asked - 1], [])
             assert [*looked.refused] == ids[:asked]
         assert [*press.forget(0.0, after=ids[9]).refused] == ids[10:]
+
+
+@pytest.mark.parametrize("code", ["UX001", "42501"])
+def test_an_old_batch_that_a_trigger_keeps_keeps_no_other(
+    press: Press, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    """Whatever SQLSTATE it raises. Where all refuse, it may be the role that may not."""
+    kept, other = sorted(press.print(0).id for _ in range(2))
+    with refusing(press.engine, kept, code, on="DELETE ON bgjob_batch"):
+        looked = press.forget(0.0)
+        assert (looked.ids, [*looked.refused]) == ([other], [kept])
+        with pytest.raises(DBAPIError):
+            press.forget(0.0)
+        assert f"batch {kept} can't be deleted: " in caplog.text
+
+    assert press.forget(0.0).ids == [kept]
 
 
 @contextmanager

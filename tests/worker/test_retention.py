@@ -105,6 +105,28 @@ def test_a_row_that_refuses_keeps_no_other_from_going(
 
 
 @one_of_each
+def test_whatever_a_trigger_raises_it_keeps_no_other_row(bench: Workbench, tune: Tune) -> None:
+    """Its SQLSTATE may look like the role's fault, or the session's."""
+    tune(retention, INTERVAL=0.01)
+    bench.handler("t", lambda ctx: None, uses_session=False)
+    bury(bench, 1, days=3, prefix="kept-")
+    bury(bench, 3, days=2, prefix="old-")
+    bench.sql(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF OLD.id = 'kept-1' THEN RAISE 'no' USING ERRCODE = 'UX001'; END IF; RETURN OLD; END $$"
+    )
+    bench.sql(
+        "CREATE TRIGGER refuse BEFORE DELETE ON bgjob_dead_job"
+        " FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+
+    try:
+        bench.run(until=lambda: left(bench) == ["kept-1"], dead_keep=DAY)
+    finally:
+        bench.sql("DROP FUNCTION refuse CASCADE")
+
+
+@one_of_each
 def test_a_trigger_that_refuses_all_is_not_asked_for_each(
     bench: Workbench, tune: Tune, caplog: pytest.LogCaptureFixture
 ) -> None:
