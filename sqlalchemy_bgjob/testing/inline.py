@@ -107,7 +107,8 @@ class Inline:
             return
         if error is not None:
             for each in failed:
-                error.add_note(f"A job has failed before: {type(each).__name__}: {each}")
+                words = "In this block" if each is self._too_many else "A job has failed before"
+                error.add_note(f"{words}: {type(each).__name__}: {each}")
             return
         first, *others = failed
         for each in others:

@@ -231,7 +231,7 @@ def test_jobs_without_end_fail_the_block_and_no_commit(
     with pytest.raises(LookupError) as failure, bgjob.inline(session):  # noqa: PT012
         session.commit()
         raise LookupError
-    assert "3 jobs have run" in failure.value.__notes__[0]
+    assert failure.value.__notes__[0].startswith("In this block: RuntimeError: 3 jobs have run")
 
 
 def test_all_sessions_of_a_connection_count(
