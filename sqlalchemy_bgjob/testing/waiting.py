@@ -39,7 +39,9 @@ class Waiting(OnTarget):
             engine: An Engine, or an AsyncEngine: then await the result. Each look is a transaction
                 of its own, so commit the jobs first.
             *jobs: What ``enqueue`` has returned, or ids; without any, all live jobs. Where a live
-                job has the id of one that was dead before, the live one is waited for.
+                job has the id of one that was dead before, the live one is waited for. If it is
+                done before the first look, the dead one fails the wait: prune that before
+                the job is enqueued.
             timeout: Seconds, or a timedelta, by this process's clock.
 
         Raises:
