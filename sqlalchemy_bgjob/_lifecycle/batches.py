@@ -164,17 +164,17 @@ def forget(
     last = rows[-1][0] if len(rows) == limit and rows[-1][1] else None
     if not old:
         return Looked(last, [])
+
+    def delete(*ids: str) -> list[str]:
+        return list(run(connection, its.forget, ids=list(ids)).scalars())
+
     try:
         with connection.begin():
-            forgotten = list(run(connection, its.forget, ids=old).scalars())
+            forgotten = delete(*old)
     except Exception as error:
         if not is_due_to_a_row(error):
             raise
     else:
         return Looked(last, forgotten)
-
-    def forget_one(id: str) -> bool:
-        return bool(run(connection, its.forget, ids=[id]).scalars().all())
-
-    tried = delete_one_by_one(connection, "batch", old, forget_one, until=until)
+    tried = delete_one_by_one(connection, "batch", old, lambda one: bool(delete(one)), until=until)
     return Looked(tried.stopped_at or last, tried.deleted, tried.refused)

@@ -106,6 +106,17 @@ def test_all_that_ends_a_job_ends_its_batch(bench: Workbench) -> None:
     assert ran == ["bind"]
 
 
+def five_that_nobody_has_looked_at(bench: Workbench) -> list[str]:
+    """Batches that are over; returns the list to which each follower's run is added."""
+    ran: list[str] = []
+    follower = bench.handler("bind", lambda ctx: ran.append("bind"), uses_session=False)
+    page = bench.handler("page", lambda ctx: None, uses_session=False)
+    for _ in range(5):
+        batch_of(bench, page, 1, follower)
+    bench.sql("DELETE FROM bgjob_job")
+    return ran
+
+
 @one_of_each
 def test_a_worker_until_idle_does_what_follows(bench: Workbench) -> None:
     ran: list[str] = []
@@ -122,12 +133,7 @@ def test_a_worker_until_idle_does_what_follows(bench: Workbench) -> None:
 def test_a_worker_until_idle_looks_for_what_others_have_left(bench: Workbench, tune: Tune) -> None:
     """Before it ends: where cron starts all of them, none may live for long enough to lead."""
     tune(own_end, LIMIT=2, ASK_IDLE_EVERY=0.01)
-    ran: list[str] = []
-    follower = bench.handler("bind", lambda ctx: ran.append("bind"), uses_session=False)
-    page = bench.handler("page", lambda ctx: None, uses_session=False)
-    for _ in range(5):
-        batch_of(bench, page, 1, follower)
-    bench.sql("DELETE FROM bgjob_job")
+    ran = five_that_nobody_has_looked_at(bench)
 
     bench.run(until=lambda: len(ran) == 5, until_idle=True)
 
@@ -168,12 +174,7 @@ def test_without_batches_nothing_is_sent(bench: Workbench, monkeypatch: pytest.M
 def test_the_leader_finishes_what_nobody_has_looked_at(bench: Workbench, tune: Tune) -> None:
     """In several looks; and what is old goes."""
     tune(batch_sweep, LIMIT=2, LASTS=0.0, GO_ON_AFTER=0.01)
-    ran: list[str] = []
-    follower = bench.handler("bind", lambda ctx: ran.append("bind"), uses_session=False)
-    page = bench.handler("page", lambda ctx: None, uses_session=False)
-    for _ in range(5):
-        batch_of(bench, page, 1, follower)
-    bench.sql("DELETE FROM bgjob_job")
+    ran = five_that_nobody_has_looked_at(bench)
     bench.sql(
         "INSERT INTO bgjob_batch (id, created_at, finished_at) "
         "SELECT '00' || n, at, at FROM generate_series(1, 5) AS n, "
