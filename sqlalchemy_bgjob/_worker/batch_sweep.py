@@ -59,10 +59,13 @@ class BatchSweep:
         self.due_at = inf
         self._after, self._until = "", 0.0
 
-    def begin(self) -> None:
-        """There may be some: look through them, or go on with that."""
+    def begin(self, *, finishes: bool = True) -> None:
+        """There may be some: look through them, or go on with that.
+
+        Without *finishes*, only delete: somebody has just looked which of them are over.
+        """
         if self.due_at == inf:  # it is done, or has failed
-            self._left = [*self._looks]
+            self._left = self._looks[0 if finishes else 1 :]
         self.due_at = time.monotonic()
 
     def turn(self, connection: Connection) -> None:

@@ -173,7 +173,7 @@ class OwnEnd:
         """
         settings, statements, report = self._settings, self._statements, self._events.report
         batches = BatchSweep(statements, settings, report)
-        batches.begin()
+        batches.begin(finishes=False)  # see _batches_go_on
         chores: list[Retention | UniquePeriods | BatchSweep] = [
             Retention(statements, settings, lambda: 1, report),
             UniquePeriods(statements),
