@@ -64,6 +64,16 @@ def test_a_turn_that_has_failed_begins_anew(looks: Looks) -> None:
     assert sweep.due_at == inf
 
 
+def test_what_was_just_looked_through_is_only_deleted(looks: Looks) -> None:
+    """By a worker that ends idle: it has finished what was over."""
+    for settings in (WorkerSettings(batch_keep=60.0), WorkerSettings(batch_keep=0.0)):
+        sweep = BatchSweep(NONE, settings, report)
+        sweep.begin(finishes=False)
+        sweep.turn(NONE)
+
+    assert looks.asked == [("forget", "")]
+
+
 def test_a_sample_in_between_does_not_begin_anew(
     looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
